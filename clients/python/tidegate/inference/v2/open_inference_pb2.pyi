@@ -273,7 +273,7 @@ class ModelMetadataResponse(_message.Message):
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMetadataResponse.TensorMetadata]:
-        """The inputs. A request gives one of them: the model's tensor, or images to be preprocessed."""
+        """The inputs."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMetadataResponse.TensorMetadata]:
@@ -562,7 +562,9 @@ class ModelInferRequest(_message.Message):
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferRequest.InferInputTensor]:
-        """The inputs."""
+        """The model's input tensor. In its place there may be one input "image" of type BYTES, each
+        element a JPEG, PNG or WebP file, which the server decodes and preprocesses.
+        """
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferRequest.InferRequestedOutputTensor]:

@@ -1,0 +1,33 @@
+"""A unary call that is awaited, with the client's deadline, metadata and errors."""
+
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from tidegate.client._shared.calls import CallContext
+
+__all__ = ["call_unary"]
+
+_Request = TypeVar("_Request", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
+
+
+async def call_unary(
+    context: CallContext,
+    rpc: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]",
+    request: _Request,
+    timeout_s: float | None,
+) -> _Response:
+    """Calls and awaits the answer.
+
+    Raises:
+        InvalidInputError: the request is too large to send.
+        TidegateRpcError: the call failed.
+    """
+    context.checked(request)
+    deadline_s = context.unary_deadline_s(timeout_s)
+    try:
+        return await rpc(request, timeout=deadline_s, metadata=context.metadata())
+    except grpc.RpcError as error:
+        raise context.error(error, deadline_s) from error

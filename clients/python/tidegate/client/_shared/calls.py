@@ -1,0 +1,75 @@
+"""What each call is sent with, and how its failure is told: deadline, metadata, size, error."""
+
+import math
+import sys
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.message import Message
+
+from tidegate.client._shared.channel import ClientOptions
+from tidegate.client._shared.errors import (
+    InvalidInputError,
+    TidegateRpcError,
+    error_of,
+    failure_of_call,
+)
+
+__all__ = ["CallContext"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """A client's address and options, as its calls need them.
+
+    Attributes:
+        target: the address, for error messages.
+        options: the client's options.
+    """
+
+    target: str
+    options: ClientOptions
+
+    def unary_deadline_s(self, timeout_s: float | None) -> float | None:
+        """The deadline of a unary call, in seconds; ``None`` for no deadline."""
+        return _finite(self.options.timeout_s if timeout_s is None else timeout_s)
+
+    def stream_deadline_s(self, timeout_s: float | None) -> float | None:
+        """The deadline of a whole stream, in seconds; ``None`` for no deadline."""
+        return _finite(self.options.stream_timeout_s if timeout_s is None else timeout_s)
+
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """The client's metadata, and the trace context of the running span if there is one."""
+        metadata = self.options.metadata
+        # A program that traces has imported OpenTelemetry; one that has not is spared its cost.
+        if "opentelemetry.context" in sys.modules:
+            from opentelemetry import propagate
+
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier)
+            metadata += tuple((key.lower(), value) for key, value in carrier.items())
+        return metadata
+
+    def checked(self, request: Message) -> None:
+        """Makes sure that a request is not too large to send.
+
+        Raises:
+            InvalidInputError: it is; gRPC would try it again as if the server were busy.
+        """
+        size = request.ByteSize()
+        limit = self.options.max_message_bytes
+        if size > limit:
+            raise InvalidInputError(
+                f"the request has {size:,} bytes and max_message_bytes is {limit:,}; send fewer or "
+                "smaller images, or raise the limit on client and server"
+            )
+
+    def error(self, error: grpc.RpcError, timeout_s: float | None) -> TidegateRpcError:
+        """The exception to raise for what a stub raised."""
+        return error_of(failure_of_call(error, self.target, timeout_s))
+
+
+def _finite(timeout_s: float) -> float | None:
+    if not timeout_s > 0:
+        raise InvalidInputError(f"timeout_s is {timeout_s}; it must be above 0")
+    return None if math.isinf(timeout_s) else timeout_s

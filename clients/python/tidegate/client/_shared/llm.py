@@ -1,0 +1,279 @@
+"""Text generation: requests from arguments, and messages as frozen values."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from tidegate.client._shared.errors import InvalidInputError
+from tidegate.client._shared.llm_types import (
+    Completion,
+    Delta,
+    Embeddings,
+    Finish,
+    FinishReason,
+    GenerateOptions,
+    LlmModel,
+    LlmTimings,
+    Message,
+    ModelKind,
+    PositionLogprobs,
+    Role,
+    Tokenization,
+    TokenLogprob,
+    Usage,
+)
+from tidegate.client._shared.vision import duration_s, timestamp
+from tidegate.llm.v1 import llm_pb2
+
+__all__ = [
+    "MessageInput",
+    "PromptInput",
+    "chat_request",
+    "complete_request",
+    "completion",
+    "delta",
+    "embed_request",
+    "embeddings",
+    "generate_request",
+    "llm_model",
+    "tokenization",
+    "tokenize_request",
+]
+
+MessageInput = Message | Mapping[str, str]
+"""A message: a :class:`Message`, or a mapping with the keys ``role`` and ``content``."""
+
+PromptInput = str | Sequence[int]
+"""A prompt: a text, or token ids."""
+
+_ROLES = {role: llm_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
+_FORMS = ("json_schema", "regex", "choice")
+_OPTIONS = ("model", "version", "lora_adapter", "priority")
+
+
+def generate_request(prompt: PromptInput, options: GenerateOptions) -> llm_pb2.GenerateRequest:
+    """The request to continue a prompt.
+
+    Raises:
+        InvalidInputError: an argument cannot be sent.
+    """
+    return llm_pb2.GenerateRequest(prompt=_prompt(prompt), options=_generation_options(options))
+
+
+def chat_request(
+    messages: str | Iterable[MessageInput],
+    options: GenerateOptions,
+    *,
+    continue_last_message: bool = False,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> llm_pb2.ChatRequest:
+    """The request to answer a conversation, or a single text of the user's.
+
+    Raises:
+        InvalidInputError: an argument cannot be sent.
+    """
+    request = llm_pb2.ChatRequest(
+        messages=_messages(messages),
+        options=_generation_options(options),
+        continue_last_message=continue_last_message,
+    )
+    if template_arguments is not None:
+        try:
+            request.template_arguments.update(dict(template_arguments))
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"template_arguments must be JSON values: {error}") from error
+    return request
+
+
+def complete_request(
+    prompt_or_messages: PromptInput | Sequence[MessageInput], options: GenerateOptions
+) -> llm_pb2.CompleteRequest:
+    """The request to complete a prompt (a text or token ids) or a conversation (messages).
+
+    Raises:
+        InvalidInputError: an argument cannot be sent.
+    """
+    if _is_conversation(prompt_or_messages):
+        messages = cast("Sequence[MessageInput]", prompt_or_messages)
+        return llm_pb2.CompleteRequest(chat=chat_request(messages, options))
+    prompt = cast("PromptInput", prompt_or_messages)
+    return llm_pb2.CompleteRequest(generate=generate_request(prompt, options))
+
+
+def tokenize_request(
+    text_or_messages: str | Sequence[MessageInput], *, model: str, omit_special_tokens: bool
+) -> llm_pb2.TokenizeRequest:
+    """The request for the tokens of a text or of a conversation."""
+    request = llm_pb2.TokenizeRequest(model=model, omit_special_tokens=omit_special_tokens)
+    if isinstance(text_or_messages, str):
+        request.text = text_or_messages
+    else:
+        request.conversation.messages.extend(_messages(text_or_messages))
+    return request
+
+
+def embed_request(inputs: Sequence[PromptInput] | str, *, model: str) -> llm_pb2.EmbedRequest:
+    """The request for the vectors of texts, or of one."""
+    texts: Sequence[PromptInput] = (inputs,) if isinstance(inputs, str) else inputs
+    return llm_pb2.EmbedRequest(model=model, inputs=[_prompt(text) for text in texts])
+
+
+def delta(response: llm_pb2.GenerateResponse | llm_pb2.ChatResponse) -> Delta:
+    """A piece of an answer as a value."""
+    return Delta(
+        text=response.delta.text,
+        token_ids=tuple(response.delta.token_ids),
+        logprobs=_logprobs(response.delta.logprobs),
+        finish=_finish(response.finish) if response.HasField("finish") else None,
+    )
+
+
+def completion(response: llm_pb2.CompleteResponse) -> Completion:
+    """A whole answer as a value."""
+    return Completion(
+        text=response.output.text,
+        token_ids=tuple(response.output.token_ids),
+        logprobs=_logprobs(response.output.logprobs),
+        finish=_finish(response.finish),
+    )
+
+
+def tokenization(response: llm_pb2.TokenizeResponse) -> Tokenization:
+    """Tokens as a value."""
+    return Tokenization(
+        tuple(response.token_ids), tuple(response.tokens), response.max_context_tokens
+    )
+
+
+def embeddings(response: llm_pb2.EmbedResponse) -> Embeddings:
+    """Vectors as a value."""
+    return Embeddings(
+        tuple(tuple(item.values) for item in response.embeddings), _usage(response.usage)
+    )
+
+
+def llm_model(model: llm_pb2.Model) -> LlmModel:
+    """A model's description as a value."""
+    kind = llm_pb2.ModelKind.Name(model.kind).removeprefix("MODEL_KIND_").lower()
+    return LlmModel(
+        name=model.name,
+        version=model.version,
+        ready=model.ready,
+        kind=ModelKind(kind),
+        engine=model.engine,
+        precision=model.precision,
+        max_context_tokens=model.max_context_tokens,
+        vocabulary_size=model.vocabulary_size,
+        lora_adapters=tuple(model.lora_adapters),
+        description=model.description,
+        loaded_at=timestamp(model.loaded_at) if model.HasField("loaded_at") else None,
+    )
+
+
+def _prompt(prompt: PromptInput) -> llm_pb2.Prompt:
+    if isinstance(prompt, str):
+        return llm_pb2.Prompt(text=prompt)
+    try:
+        return llm_pb2.Prompt(token_ids=llm_pb2.TokenIds(ids=prompt))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"a prompt is a text or a list of token ids: {error}") from error
+
+
+def _messages(messages: str | Iterable[MessageInput]) -> list[llm_pb2.Message]:
+    if isinstance(messages, str):
+        return [llm_pb2.Message(role=llm_pb2.ROLE_USER, content=messages)]
+    return [_message(index, message) for index, message in enumerate(messages)]
+
+
+def _message(index: int, message: MessageInput) -> llm_pb2.Message:
+    if isinstance(message, Message):
+        return llm_pb2.Message(role=_ROLES[message.role], content=message.content)
+    try:
+        return llm_pb2.Message(role=_ROLES[Role(message["role"])], content=message["content"])
+    except (KeyError, TypeError, ValueError) as error:
+        roles = ", ".join(Role)
+        raise InvalidInputError(
+            f"messages[{index}] must have 'role' (one of {roles}) and 'content' (text)"
+        ) from error
+
+
+def _is_conversation(value: PromptInput | Sequence[MessageInput]) -> bool:
+    return not isinstance(value, str) and len(value) > 0 and isinstance(value[0], Message | Mapping)
+
+
+def _generation_options(options: GenerateOptions) -> llm_pb2.GenerationOptions:
+    unknown = options.keys() - GenerateOptions.__annotations__.keys()
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise TypeError(f"unknown option {names}; see tidegate.client.GenerateOptions")
+    # A dict with known keys only here, where keyword arguments become the fields of a message.
+    fields = dict(options)
+    own = {name: fields.pop(name) for name in _OPTIONS if name in fields}
+    forms = {name: fields.pop(name) for name in _FORMS if name in fields}
+    if isinstance(fields.get("stop"), str):
+        fields["stop"] = [fields["stop"]]
+    try:
+        sampling = llm_pb2.SamplingParameters(**fields)  # type: ignore[arg-type]
+        if forms:
+            sampling.constraint.CopyFrom(_constraint(forms))
+        return llm_pb2.GenerationOptions(sampling=sampling, **own)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"an option has the wrong type or range: {error}") from error
+
+
+def _constraint(forms: Mapping[str, object]) -> llm_pb2.Constraint:
+    if len(forms) > 1:
+        raise InvalidInputError(f"{' and '.join(forms)} exclude each other; pass one of them")
+    (name, form), *_ = forms.items()
+    if name == "regex":
+        return llm_pb2.Constraint(regex=cast("str", form))
+    if name == "choice":
+        options = cast("Sequence[str]", form)
+        return llm_pb2.Constraint(choice=llm_pb2.Choices(options=options))
+    if isinstance(form, type):
+        if not hasattr(form, "model_json_schema"):
+            raise InvalidInputError(f"json_schema: {form.__name__} is not a pydantic model")
+        form = form.model_json_schema()
+    text = form if isinstance(form, str) else json.dumps(form)
+    return llm_pb2.Constraint(json_schema=text)
+
+
+def _finish(finish: llm_pb2.Finish) -> Finish:
+    timings = finish.timings
+    reason = llm_pb2.FinishReason.Name(finish.reason).removeprefix("FINISH_REASON_").lower()
+    return Finish(
+        reason=FinishReason(reason),
+        stop_string=finish.stop_string,
+        stop_token_id=finish.stop_token_id if finish.HasField("stop_token_id") else None,
+        usage=_usage(finish.usage),
+        timings=LlmTimings(
+            queue_s=duration_s(timings.queue),
+            time_to_first_token_s=duration_s(timings.time_to_first_token),
+            mean_inter_token_s=(
+                duration_s(timings.mean_inter_token)
+                if timings.HasField("mean_inter_token")
+                else None
+            ),
+            max_inter_message_s=(
+                duration_s(timings.max_inter_message)
+                if timings.HasField("max_inter_message")
+                else None
+            ),
+            total_s=duration_s(timings.total),
+        ),
+    )
+
+
+def _usage(usage: llm_pb2.Usage) -> Usage:
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
+
+
+def _logprobs(values: Iterable[llm_pb2.Logprobs]) -> tuple[PositionLogprobs, ...]:
+    return tuple(
+        PositionLogprobs(_token(value.chosen), tuple(_token(token) for token in value.top))
+        for value in values
+    )
+
+
+def _token(token: llm_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(token.token_id, token.token, token.logprob, token.rank)

@@ -1,0 +1,90 @@
+"""The client that waits."""
+
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from tidegate.client._shared.calls import CallContext
+from tidegate.client._shared.channel import (
+    ClientOptions,
+    channel_arguments,
+    checked_target,
+    credentials,
+)
+from tidegate.client._shared.errors import NotFoundError
+from tidegate.client._shared.health import CHECK, HealthStatus, health_status
+from tidegate.client._sync_calls import call_unary
+from tidegate.client._sync_llm import LlmClient
+from tidegate.client._sync_vision import VisionClient
+
+__all__ = ["Client"]
+
+
+class Client:
+    """Calls Tidegate's servers, or the mesh in front of them, and waits for the answers.
+
+        with Client("127.0.0.1:8500") as client:
+            print(client.vision.classify(Path("cat.jpg")).top.label)
+
+    It connects at the first call, may be shared by threads, and is closed at the end of its
+    ``with`` block.
+
+    Args:
+        target: an address such as ``127.0.0.1:8500`` or ``dns:///vision:8500``, whose addresses
+            are all used in turn; several by hand are ``ipv4:10.0.0.1:8500,10.0.0.2:8500``.
+        options: everything else; :class:`ClientOptions` has the defaults.
+
+    Attributes:
+        vision: image classification.
+        llm: text generation.
+
+    Raises:
+        InvalidInputError: the address is a URL, or a TLS file cannot be read.
+    """
+
+    def __init__(self, target: str, options: ClientOptions | None = None) -> None:
+        options = options or ClientOptions()
+        self._context = CallContext(checked_target(target), options)
+        arguments = channel_arguments(options)
+        self._channel = (
+            grpc.insecure_channel(target, arguments)
+            if options.tls is None
+            else grpc.secure_channel(target, credentials(options.tls), arguments)
+        )
+        self._check = self._channel.unary_unary(
+            CHECK,
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        self.vision = VisionClient(self._channel, self._context)
+        self.llm = LlmClient(self._channel, self._context)
+
+    def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
+        """What the server says of itself, or of one of its services by full name.
+
+        Raises:
+            TidegateRpcError: the call failed; it is never tried again.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            response = call_unary(self._context, self._check, request, timeout_s)
+        except NotFoundError:
+            return HealthStatus.SERVICE_UNKNOWN
+        return health_status(response)
+
+    def close(self) -> None:
+        """Ends the connections; calls that are running are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

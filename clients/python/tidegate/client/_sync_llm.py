@@ -1,0 +1,264 @@
+"""Text generation, waiting for each answer or piece of it."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self, Unpack
+
+import grpc
+
+from tidegate.client._shared.answer import PartialAnswer
+from tidegate.client._shared.calls import CallContext
+from tidegate.client._shared.llm import (
+    MessageInput,
+    PromptInput,
+    chat_request,
+    complete_request,
+    completion,
+    delta,
+    embed_request,
+    embeddings,
+    generate_request,
+    llm_model,
+    tokenization,
+    tokenize_request,
+)
+from tidegate.client._shared.llm_types import (
+    Completion,
+    Delta,
+    Embeddings,
+    Finish,
+    GenerateOptions,
+    LlmModel,
+    Tokenization,
+)
+from tidegate.client._sync_calls import call_unary
+from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
+
+__all__ = ["GenerationStream", "LlmClient"]
+
+
+class _Call(Protocol):
+    def __iter__(self) -> Iterator[llm_pb2.GenerateResponse | llm_pb2.ChatResponse]: ...
+
+    def __next__(self) -> llm_pb2.GenerateResponse | llm_pb2.ChatResponse: ...
+
+    def cancel(self) -> bool: ...
+
+
+class GenerationStream:
+    """An answer as it comes: iterate it for the deltas, or :meth:`read` it whole.
+
+        with client.llm.chat("Tell me a story.") as stream:
+            for delta in stream:
+                print(delta.text, end="", flush=True)
+        print(stream.finish)
+
+    Leaving the ``with`` block, or closing the stream, before its end stops the model.
+    """
+
+    def __init__(
+        self,
+        call: _Call,
+        context: CallContext,
+        deadline_s: float | None,
+    ) -> None:
+        self._call = call
+        self._context = context
+        self._deadline_s = deadline_s
+        self._answer = PartialAnswer(context.target)
+
+    @property
+    def text(self) -> str:
+        """The text that has come so far."""
+        return self._answer.text
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the answer ended; ``None`` while it has not."""
+        return self._answer.finish
+
+    def read(self) -> Completion:
+        """Waits for the rest and returns the whole answer.
+
+        Raises:
+            TidegateRpcError: the call failed.
+        """
+        for _ in self:
+            pass
+        return self._answer.whole()
+
+    def close(self) -> None:
+        """Stops the call, and with it the model; does nothing after the end."""
+        self._call.cancel()
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        try:
+            piece = delta(next(self._call))
+        except StopIteration:
+            if self._answer.finish is None:
+                raise self._answer.cut_short() from None
+            raise
+        except grpc.RpcError as error:
+            raise self._context.error(error, self._deadline_s) from error
+        self._answer.add(piece)
+        return piece
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LlmClient:
+    """Calls a ``tidegate.llm.v1.LlmService``; found at :attr:`Client.llm`."""
+
+    def __init__(self, channel: grpc.Channel, context: CallContext) -> None:
+        self._stub = llm_pb2_grpc.LlmServiceStub(channel)
+        self._context = context
+
+    def chat(
+        self,
+        messages: str | Iterable[MessageInput],
+        *,
+        continue_last_message: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerationStream:
+        """Answers a conversation, as a stream.
+
+        Args:
+            messages: the conversation so far, oldest first; a text is one message of the user's.
+            continue_last_message: go on with the last message, which is the assistant's.
+            template_arguments: further variables of the model's chat template.
+            timeout_s: the deadline of the whole stream in seconds; the client's unless given.
+            **options: model and sampling; see :class:`GenerateOptions`.
+
+        Raises:
+            InvalidInputError: an argument cannot be sent.
+        """
+        request = chat_request(
+            messages,
+            options,
+            continue_last_message=continue_last_message,
+            template_arguments=template_arguments,
+        )
+        self._context.checked(request)
+        deadline_s = self._context.stream_deadline_s(timeout_s)
+        call = self._stub.Chat(request, timeout=deadline_s, metadata=self._context.metadata())
+        return GenerationStream(call, self._context, deadline_s)
+
+    def generate(
+        self,
+        prompt: PromptInput,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerationStream:
+        """Continues a prompt, as a stream.
+
+        Args:
+            prompt: a text, or token ids.
+            timeout_s: the deadline of the whole stream in seconds; the client's unless given.
+            **options: model and sampling; see :class:`GenerateOptions`.
+
+        Raises:
+            InvalidInputError: an argument cannot be sent.
+        """
+        request = generate_request(prompt, options)
+        self._context.checked(request)
+        deadline_s = self._context.stream_deadline_s(timeout_s)
+        call = self._stub.Generate(request, timeout=deadline_s, metadata=self._context.metadata())
+        return GenerationStream(call, self._context, deadline_s)
+
+    def complete(
+        self,
+        prompt_or_messages: PromptInput | Sequence[MessageInput],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Continues a prompt (a text or token ids), or answers messages, in one piece.
+
+        Args:
+            prompt_or_messages: the prompt, or the conversation so far.
+            timeout_s: the deadline in seconds; the client's for unary calls unless given.
+            **options: model and sampling; see :class:`GenerateOptions`.
+
+        Raises:
+            InvalidInputError: an argument cannot be sent.
+            TidegateRpcError: the call failed.
+        """
+        request = complete_request(prompt_or_messages, options)
+        return completion(call_unary(self._context, self._stub.Complete, request, timeout_s))
+
+    def tokenize(
+        self,
+        text_or_messages: str | Sequence[MessageInput],
+        *,
+        model: str = "",
+        omit_special_tokens: bool = False,
+        timeout_s: float | None = None,
+    ) -> Tokenization:
+        """Turns a text, or a conversation through the chat template, into tokens.
+
+        Raises:
+            TidegateRpcError: the call failed.
+        """
+        request = tokenize_request(
+            text_or_messages, model=model, omit_special_tokens=omit_special_tokens
+        )
+        return tokenization(call_unary(self._context, self._stub.Tokenize, request, timeout_s))
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        model: str = "",
+        skip_special_tokens: bool = False,
+        timeout_s: float | None = None,
+    ) -> str:
+        """Turns token ids into text.
+
+        Raises:
+            TidegateRpcError: the call failed.
+        """
+        request = llm_pb2.DetokenizeRequest(
+            model=model, token_ids=token_ids, skip_special_tokens=skip_special_tokens
+        )
+        return call_unary(self._context, self._stub.Detokenize, request, timeout_s).text
+
+    def embed(
+        self,
+        inputs: str | Sequence[PromptInput],
+        *,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Embeddings:
+        """Turns texts, or token ids, into vectors of length 1.
+
+        Raises:
+            UnsupportedError: the server's model generates text instead.
+            TidegateRpcError: the call failed.
+        """
+        request = embed_request(inputs, model=model)
+        return embeddings(call_unary(self._context, self._stub.Embed, request, timeout_s))
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[LlmModel, ...]:
+        """What the server serves.
+
+        Raises:
+            TidegateRpcError: the call failed.
+        """
+        request = llm_pb2.ListModelsRequest()
+        response = call_unary(self._context, self._stub.ListModels, request, timeout_s)
+        return tuple(llm_model(model) for model in response.models)

@@ -1,0 +1,136 @@
+"""Image classification, waiting for each answer."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import grpc
+
+from tidegate.client._shared.calls import CallContext
+from tidegate.client._shared.images import ImageInput
+from tidegate.client._shared.vision import (
+    ClassifyResult,
+    StreamAnswer,
+    VisionModel,
+    classify_request,
+    classify_result,
+    stream_answer,
+    vision_model,
+)
+from tidegate.client._sync_calls import call_unary
+from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
+
+__all__ = ["VisionClient"]
+
+
+class VisionClient:
+    """Calls a ``tidegate.vision.v1.VisionService``; found at :attr:`Client.vision`."""
+
+    def __init__(self, channel: grpc.Channel, context: CallContext) -> None:
+        self._stub = vision_pb2_grpc.VisionServiceStub(channel)
+        self._context = context
+
+    def classify(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        model: str = "",
+        version: str = "",
+        top_k: int = 5,
+        include_logits: bool = False,
+        timeout_s: float | None = None,
+    ) -> ClassifyResult:
+        """Classifies one image or several.
+
+        Args:
+            images: the image or images; see :data:`tidegate.client.ImageInput`.
+            model: the model's name; the server's default unless given.
+            version: its version; the server's default unless given.
+            top_k: how many labels to return for each image.
+            include_logits: also return the model's raw output.
+            timeout_s: the deadline in seconds; the client's unless given.
+
+        Raises:
+            InvalidInputError: an image cannot be sent.
+            TidegateRpcError: the call failed.
+        """
+        request = classify_request(
+            images, model=model, version=version, top_k=top_k, include_logits=include_logits
+        )
+        return classify_result(call_unary(self._context, self._stub.Classify, request, timeout_s))
+
+    def classify_stream(
+        self,
+        requests: Iterable[ImageInput | Sequence[ImageInput]],
+        *,
+        model: str = "",
+        version: str = "",
+        top_k: int = 5,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamAnswer]:
+        """Classifies many requests over one stream, and yields the answers in their order.
+
+        The requests are read in another thread, only as fast as the server takes them. A request
+        that fails has its error in its answer, and the stream goes on.
+
+        Args:
+            requests: an image, or several, for each request.
+            model: the model's name; the server's default unless given.
+            version: its version; the server's default unless given.
+            top_k: how many labels to return for each image.
+            timeout_s: the deadline of the whole stream in seconds; the client's unless given.
+
+        Raises:
+            InvalidInputError: an image cannot be sent.
+            TidegateRpcError: the stream broke.
+        """
+        context = self._context
+        raised: list[Exception] = []
+
+        def messages() -> Iterator[vision_pb2.ClassifyStreamRequest]:
+            try:
+                for index, images in enumerate(requests):
+                    request = classify_request(
+                        images, model=model, version=version, top_k=top_k, include_logits=False
+                    )
+                    context.checked(request)
+                    yield vision_pb2.ClassifyStreamRequest(request_id=str(index), request=request)
+            except Exception as error:
+                # gRPC only logs what the iterable raises; it belongs to who passed the iterable.
+                raised.append(error)
+                raise
+
+        deadline_s = context.stream_deadline_s(timeout_s)
+        call = self._stub.ClassifyStream(
+            messages(), timeout=deadline_s, metadata=context.metadata()
+        )
+        try:
+            for index, response in enumerate(call):
+                yield stream_answer(index, response, context.target)
+        except grpc.RpcError as error:
+            if raised:
+                raise raised[0] from None
+            raise context.error(error, deadline_s) from error
+        finally:
+            call.cancel()
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[VisionModel, ...]:
+        """Every model version that the server knows, loaded or not.
+
+        Raises:
+            TidegateRpcError: the call failed.
+        """
+        request = vision_pb2.ListModelsRequest()
+        response = call_unary(self._context, self._stub.ListModels, request, timeout_s)
+        return tuple(vision_model(model) for model in response.models)
+
+    def model(
+        self, model: str = "", version: str = "", *, timeout_s: float | None = None
+    ) -> VisionModel:
+        """One model version with its labels; the server's default unless named.
+
+        Raises:
+            NotFoundError: the server has no such model or version.
+            TidegateRpcError: the call failed.
+        """
+        request = vision_pb2.GetModelRequest(model=model, version=version)
+        response = call_unary(self._context, self._stub.GetModel, request, timeout_s)
+        return vision_model(response.model, response.labels)

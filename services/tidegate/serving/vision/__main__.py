@@ -1,0 +1,106 @@
+"""``python -m tidegate.serving.vision``: the vision server."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from tidegate.chassis.server import run
+from tidegate.inference.v2 import open_inference_pb2_grpc
+from tidegate.serving.repository import Entry, Repository
+from tidegate.serving.vision import open_inference, service
+from tidegate.serving.vision.image_requests import Limits
+from tidegate.serving.vision.inference import Inference
+from tidegate.serving.vision.lane import Bounds
+from tidegate.serving.vision.models import Models
+from tidegate.serving.vision.openvino_engine import PRECISIONS, OpenVinoEngine
+from tidegate.serving.vision.settings import VisionSettings
+from tidegate.serving.vision.worker_pool import WorkerPool
+from tidegate.vision.v1 import vision_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc
+
+    from tidegate.chassis.health import Health
+
+__all__ = ["VisionApplication", "main"]
+
+
+class VisionApplication:
+    """The vision server's services over one pool of workers.
+
+    Args:
+        settings: how to serve.
+    """
+
+    service_names = (service.SERVICE_NAME, open_inference.SERVICE_NAME)
+
+    def __init__(self, settings: VisionSettings) -> None:
+        self._settings = settings
+        self._pool = WorkerPool(settings.workers)
+        self._models = Models(
+            Repository(settings.models),
+            self._pool,
+            self._load_engine,
+            precisions=PRECISIONS,
+            bounds=Bounds(settings.queue_images, settings.queue_mib << 20),
+            max_pixels=settings.max_pixels,
+            default_model=settings.default_model,
+            verify=settings.verify_checksums,
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds VisionService and GRPCInferenceService."""
+        settings = self._settings
+        limits = Limits(settings.max_images_per_request, settings.max_pixels)
+        inference = Inference(
+            self._pool,
+            client_header=settings.client_header,
+            default_deadline_s=settings.default_deadline_s,
+        )
+        vision_pb2_grpc.add_VisionServiceServicer_to_server(
+            service.VisionServicer(
+                self._models, inference, limits, stream_window=settings.stream_window
+            ),
+            server,
+        )
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            open_inference.OpenInferenceServicer(
+                self._models,
+                inference,
+                limits,
+                version=settings.service_version,
+                model_control=settings.model_control,
+                stream_window=settings.stream_window,
+            ),
+            server,
+        )
+
+    @asynccontextmanager
+    async def run(self, health: Health) -> AsyncIterator[None]:
+        """Loads the models, serves, and unloads them."""
+        with self._pool:
+            await self._models.load_all(self._settings.load)
+            health.set_all(True)
+            try:
+                yield
+            finally:
+                await self._models.close()
+
+    def _load_engine(self, entry: Entry) -> OpenVinoEngine:
+        return OpenVinoEngine(
+            entry, cores=self._settings.workers, batch_sizes=self._settings.batch_sizes
+        )
+
+
+def main() -> int:
+    """Serves until it is told to stop; returns the exit status."""
+    settings = VisionSettings.from_command_line()
+    return run(VisionApplication, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The way of a request from a handler to the workers and back, whichever protocol it came by."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+
+from tidegate.chassis.calls import ServicerContext, client_identity, deadline_of
+from tidegate.chassis.tracing import current_context, record_span
+from tidegate.serving.vision.tickets import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tidegate.serving.vision.models import Serving
+    from tidegate.serving.vision.tickets import Image, Outcome
+    from tidegate.serving.vision.worker_pool import WorkerPool
+
+__all__ = ["Inference"]
+
+
+class Inference:
+    """Runs images for handlers.
+
+    Args:
+        pool: the workers.
+        client_header: request metadata that tells clients apart.
+        default_deadline_s: for requests that have no deadline.
+    """
+
+    def __init__(self, pool: WorkerPool, *, client_header: str, default_deadline_s: float) -> None:
+        self._pool = pool
+        self._client_header = client_header
+        self._default_deadline_s = default_deadline_s
+
+    async def run(
+        self, serving: Serving, images: Sequence[Image], context: ServicerContext
+    ) -> Outcome:
+        """Runs a request's images. When the caller is cancelled, what waits of them is given up.
+
+        Raises:
+            ServiceError: the request was not accepted, expired, or its run failed.
+            RejectedImageError: one of the images cannot be used.
+        """
+        now_s = time.monotonic()
+        ticket = Ticket(
+            images,
+            client=client_identity(context, self._client_header),
+            deadline_s=deadline_of(context) or now_s + self._default_deadline_s,
+            accepted_s=now_s,
+            loop=asyncio.get_running_loop(),
+        )
+        self._pool.submit(serving.lane, ticket)
+        try:
+            outcome = await ticket.future
+        except asyncio.CancelledError:
+            self._pool.cancel(serving.lane, ticket)
+            raise
+        if trace.get_current_span().is_recording():
+            _record_stages(outcome, serving)
+        return outcome
+
+
+def _record_stages(outcome: Outcome, serving: Serving) -> None:
+    """Records the stages of the request's first image as spans."""
+    stages = outcome.stages[0]
+    to_wall_ns = time.time_ns() - time.monotonic_ns()
+    parent = current_context()
+    attributes: dict[str, str | int] = {
+        "tidegate.model": serving.entry.name,
+        "tidegate.model.version": serving.entry.version,
+        "tidegate.images": len(outcome.stages),
+        "tidegate.batch_size": outcome.batch_size,
+    }
+    for name, start_s, end_s in (
+        ("queue", stages.accepted_s, stages.prepare_start_s),
+        ("decode", stages.prepare_start_s, stages.prepare_end_s),
+        ("batch", stages.prepare_end_s, stages.run_start_s),
+        ("inference", stages.run_start_s, stages.run_end_s),
+    ):
+        record_span(
+            name,
+            int(start_s * 1e9) + to_wall_ns,
+            int(end_s * 1e9) + to_wall_ns,
+            parent,
+            attributes,
+        )

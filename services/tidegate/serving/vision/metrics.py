@@ -1,0 +1,72 @@
+"""What the vision server tells Prometheus beyond what every server does."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+__all__ = ["LaneMetrics"]
+
+_LABELS = ("model", "version")
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+_prepare = Histogram(
+    "tidegate_vision_prepare_seconds",
+    "Decoding, resizing and cropping one image.",
+    _LABELS,
+    buckets=_SECONDS,
+)
+_queue = Histogram(
+    "tidegate_vision_queue_seconds",
+    "Waiting of one image, before it was decoded and before its batch was run.",
+    _LABELS,
+    buckets=_SECONDS,
+)
+_run = Histogram(
+    "tidegate_vision_run_seconds", "The engine's run of one batch.", _LABELS, buckets=_SECONDS
+)
+_batch = Histogram(
+    "tidegate_vision_batch_images",
+    "Images in one batch.",
+    _LABELS,
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+)
+_images = Counter("tidegate_vision_images", "Images classified.", _LABELS)
+_held = Gauge(
+    "tidegate_vision_held_images", "Images of requests that are not yet answered.", _LABELS
+)
+
+
+class LaneMetrics:
+    """The metrics of one model version, with the labels looked up once.
+
+    Args:
+        model: the model's name.
+        version: its version.
+    """
+
+    __slots__ = ("_batch", "_images", "_labels", "_prepare", "_queue", "_run", "held")
+
+    def __init__(self, model: str, version: str) -> None:
+        self._labels = (model, version)
+        self._prepare = _prepare.labels(*self._labels)
+        self._queue = _queue.labels(*self._labels)
+        self._run = _run.labels(*self._labels)
+        self._batch = _batch.labels(*self._labels)
+        self._images = _images.labels(*self._labels)
+        self.held = _held.labels(*self._labels)
+
+    def prepared(self, seconds: float) -> None:
+        """Records the decoding of an image."""
+        self._prepare.observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """Records the waiting of an image."""
+        self._queue.observe(seconds)
+
+    def ran(self, images: int, seconds: float) -> None:
+        """Records the run of a batch."""
+        self._run.observe(seconds)
+        self._batch.observe(images)
+        self._images.inc(images)
+
+    def forget(self) -> None:
+        """Stops to report the held images of a model that was unloaded."""
+        _held.remove(*self._labels)

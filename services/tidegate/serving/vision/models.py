@@ -1,0 +1,404 @@
+"""The models of one server: loading, warming up, choosing, replacing and unloading them.
+
+A model version is loaded beside what serves already, and takes requests only when it is compiled,
+warmed up and measured. Replacing one is make before break: the new one serves before the old one,
+having finished what it accepted, is freed. Loading goes on in a thread; requests are served all the
+while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+
+from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from tidegate.errors import TidegateError
+from tidegate.serving.repository import Entry, ModelKind, Precision, RepositoryError
+from tidegate.serving.repository.versions import version_order
+from tidegate.serving.vision.decode import Geometry, decode, fit
+from tidegate.serving.vision.engine import Engine, InputForm
+from tidegate.serving.vision.lane import Bounds, Lane
+from tidegate.serving.vision.metrics import LaneMetrics
+from tidegate.serving.vision.planning import BatchPlan, Pace
+from tidegate.serving.vision.tickets import Encoded, Image, Pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    import numpy.typing as npt
+
+    from tidegate.serving.repository import Repository
+    from tidegate.serving.vision.worker_pool import WorkerPool
+
+__all__ = ["ModelState", "Models", "Serving", "Version", "build_lane"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+# Each batch size is run so often at warm-up; the quickest run counts.
+_WARM_UP_RUNS = 4
+# Until images were decoded, this is assumed of one; any photograph of a usual size is near it.
+_FIRST_PREPARE_S = 0.001
+
+
+class ModelState(Enum):
+    """Where a model version is in its life."""
+
+    UNLOADED = "unloaded"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A model version that takes requests.
+
+    Attributes:
+        entry: what the repository says of it.
+        geometry: how images are brought to its size.
+        lane: where its requests wait and are run.
+        loaded_at_s: wall-clock time, in seconds since 1970.
+        stamp: its files when they were read; another value means that they have changed.
+    """
+
+    entry: Entry
+    geometry: Geometry
+    lane: Lane
+    loaded_at_s: float
+    stamp: tuple[int, ...]
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it."""
+        return self.lane.engine
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A model version that the server knows.
+
+    Attributes:
+        name: the model.
+        version: the version.
+        state: where it is in its life.
+        reason: why loading failed; empty otherwise.
+        serving: what serves it, when it is ready.
+    """
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str = ""
+    serving: Serving | None = None
+
+
+class Models:
+    """Every model version that a server knows. Use it from the event loop.
+
+    Args:
+        repository: where models are read from.
+        pool: the workers that run them.
+        load_engine: opens an entry's engine; called in a thread.
+        precisions: what the engine can compute in.
+        bounds: how much each model holds.
+        max_pixels: pixels that one image may have.
+        default_model: the model that an empty name means.
+        verify: whether checksums are verified at load.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        pool: WorkerPool,
+        load_engine: Callable[[Entry], Engine],
+        *,
+        precisions: Collection[Precision],
+        bounds: Bounds,
+        max_pixels: int,
+        default_model: str | None = None,
+        verify: bool = True,
+    ) -> None:
+        self._repository = repository
+        self._pool = pool
+        self._load_engine = load_engine
+        self._precisions = precisions
+        self._bounds = bounds
+        self._max_pixels = max_pixels
+        self._default_model = default_model
+        self._verify = verify
+        self._versions: dict[tuple[str, str], Version] = {}
+        self._changing = asyncio.Lock()
+
+    def versions(self) -> list[Version]:
+        """Every version known, in order, with the classifiers of the repository not loaded yet."""
+        known = dict(self._versions)
+        for place in self._repository.locations():
+            key = (place.name, place.version)
+            if key in known:
+                continue
+            try:
+                kind, reason = Entry.open(place.path, verify=False).kind, ""
+            except RepositoryError as error:
+                kind, reason = ModelKind.IMAGE_CLASSIFIER, str(error)
+            if kind is ModelKind.IMAGE_CLASSIFIER:
+                known[key] = Version(*key, ModelState.UNLOADED, reason)
+        return sorted(known.values(), key=lambda each: (each.name, version_order(each.version)))
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether there is a model and none is being loaded or failed to."""
+        states = {each.state for each in self._versions.values()}
+        return ModelState.READY in states and not states & {ModelState.LOADING, ModelState.FAILED}
+
+    def ready(self, name: str) -> list[str]:
+        """The versions of a model that serve, oldest first."""
+        found = [
+            version
+            for (model, version), each in self._versions.items()
+            if model == name and each.state is ModelState.READY
+        ]
+        return sorted(found, key=version_order)
+
+    def default_version(self, name: str) -> str | None:
+        """The version that an empty one means: the repository's default, or the latest to serve."""
+        ready = self.ready(name)
+        try:
+            default = self._repository.default_version(name)
+        except TidegateError:
+            default = None
+        if default in ready:
+            return default
+        return ready[-1] if ready else None
+
+    def default_model(self) -> str | None:
+        """The model that an empty name means; ``None`` when that is not clear."""
+        if self._default_model is not None:
+            return self._default_model
+        names = {
+            name for (name, _), each in self._versions.items() if each.state is ModelState.READY
+        }
+        return names.pop() if len(names) == 1 else None
+
+    def find(self, name: str, version: str) -> Serving:
+        """What serves a model.
+
+        Args:
+            name: the model; empty means the default one.
+            version: the version; empty means the default one.
+
+        Raises:
+            InvalidArgument: no name was given and there is no default.
+            NotFound: there is no such model or version.
+            Unavailable: it is not ready.
+        """
+        if not name:
+            name = self.default_model() or ""
+            if not name:
+                served = ", ".join(sorted({each for each, _ in self._versions})) or "none yet"
+                raise InvalidArgument.of(
+                    "model", f"is empty and the server has no default model; it serves: {served}"
+                )
+        wanted = version or self.default_version(name)
+        if wanted is not None:
+            known = self._versions.get((name, wanted))
+            if known is not None and known.serving is not None:
+                return known.serving
+        raise self._missing(name, wanted)
+
+    async def load_all(self, wanted: list[str]) -> None:
+        """Loads models at start.
+
+        Args:
+            wanted: each ``NAME`` or ``NAME/VERSION``; empty means every image classifier that the
+                engine can run.
+
+        Raises:
+            TidegateError: one of them cannot be loaded.
+        """
+        chosen: list[tuple[str, str]] = []
+        for each in wanted:
+            name, _, version = each.partition("/")
+            versions = [version] if version else list(self._repository.versions(name))
+            if not versions:
+                self._repository.locate(name)
+            chosen.extend((name, version) for version in versions)
+        if not wanted:
+            chosen = await asyncio.to_thread(self._runnable)
+        for name, version in chosen:
+            await self.load(name, version)
+
+    async def load(self, name: str, version: str) -> None:
+        """Loads a version, or loads it anew when its files have changed. Idempotent.
+
+        Raises:
+            TidegateError: it cannot be loaded; what served before goes on.
+        """
+        async with self._changing:
+            key = (name, version)
+            before = self._versions.get(key)
+            serving = before.serving if before is not None else None
+            if serving is None:
+                self._versions[key] = Version(*key, ModelState.LOADING)
+            try:
+                fresh = await asyncio.to_thread(self._open, name, version, serving)
+            except BaseException as error:
+                if serving is None:
+                    self._versions[key] = Version(*key, ModelState.FAILED, str(error))
+                raise
+            if fresh is None:
+                return
+            self._pool.add(fresh.lane)
+            self._versions[key] = Version(*key, ModelState.READY, serving=fresh)
+            if serving is not None:
+                await self._retire(serving)
+
+    async def unload(self, name: str, version: str) -> None:
+        """Takes a version out of service: it finishes what it accepted and is freed.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        async with self._changing:
+            key = (name, version)
+            known = self._versions.get(key)
+            if known is None or known.serving is None:
+                raise NotFound(f"model {name!r} has no version {version!r} loaded")
+            self._versions[key] = replace(known, state=ModelState.UNLOADING, serving=None)
+            await self._retire(known.serving)
+            del self._versions[key]
+
+    async def close(self) -> None:
+        """Unloads everything."""
+        for each in list(self._versions.values()):
+            if each.serving is not None:
+                await self.unload(each.name, each.version)
+
+    async def _retire(self, serving: Serving) -> None:
+        loop, idle = asyncio.get_running_loop(), asyncio.Event()
+
+        def became_idle() -> None:
+            loop.call_soon_threadsafe(idle.set)
+
+        self._pool.close(serving.lane, became_idle)
+        await idle.wait()
+        self._pool.remove(serving.lane)
+        serving.lane.metrics.forget()
+        await asyncio.to_thread(serving.engine.close)
+        _log.info("model unloaded", model=serving.lane.name)
+
+    def _runnable(self) -> list[tuple[str, str]]:
+        """Every image classifier of the repository whose precision the engine can compute in."""
+        found = []
+        for entry in self._repository.entries():
+            if entry.kind is not ModelKind.IMAGE_CLASSIFIER:
+                continue
+            if entry.metadata.precision.compute in self._precisions:
+                found.append((entry.name, entry.version))
+            else:
+                precision = entry.metadata.precision.compute.value
+                _log.info("left out", model=f"{entry.name} {entry.version}", precision=precision)
+        return found
+
+    def _open(self, name: str, version: str, serving: Serving | None) -> Serving | None:
+        """Reads, compiles, warms up and measures; ``None`` when what serves is up to date."""
+        location = self._repository.locate(name, version)
+        files = sorted(path for path in location.path.rglob("*") if path.is_file())
+        stamp = tuple(
+            number for path in files for number in (path.stat().st_mtime_ns, path.stat().st_size)
+        )
+        if serving is not None and serving.stamp == stamp:
+            return None
+        started = time.monotonic()
+        entry = Entry.open(location.path, verify=self._verify)
+        if entry.kind is not ModelKind.IMAGE_CLASSIFIER:
+            raise FailedPrecondition(f"{name} {version} is a {entry.kind}, not an image classifier")
+        geometry = Geometry.of(entry.image_classifier(), self._max_pixels)
+        engine = self._load_engine(entry)
+        lane = build_lane(
+            f"{name} {version}", engine, geometry, self._bounds, LaneMetrics(name, version)
+        )
+        _log.info(
+            "model ready",
+            model=lane.name,
+            engine=engine.traits.name,
+            precision=str(engine.traits.precision),
+            batch=lane.plan.target,
+            image_ms=round(lane.pace.run_s * 1000, 3),
+            seconds=round(time.monotonic() - started, 1),
+        )
+        return Serving(entry, geometry, lane, time.time(), stamp)
+
+    def _missing(self, name: str, version: str | None) -> Exception:
+        known = self._versions.get((name, version)) if version is not None else None
+        versions = [each for model, each in self._versions if model == name]
+        if known is not None or (version is None and versions):
+            state = known.state.value if known is not None else "not ready"
+            return Unavailable(
+                f"model {name!r} {version or ''} is {state}; try again or ask for another version",
+                reason="MODEL_NOT_READY",
+                retry_after_s=1.0,
+            )
+        if versions:
+            served = ", ".join(sorted(versions, key=version_order))
+            return NotFound(
+                f"model {name!r} has no version {version!r}; it has {served}",
+                reason="VERSION_NOT_FOUND",
+            )
+        served = ", ".join(sorted({each for each, _ in self._versions})) or "none yet"
+        return NotFound(f"no model {name!r}; the server has {served}", reason="MODEL_NOT_FOUND")
+
+
+def build_lane(
+    name: str, engine: Engine, geometry: Geometry, bounds: Bounds, metrics: LaneMetrics
+) -> Lane:
+    """Warms an engine up, measures it at each batch size, and makes its lane.
+
+    Args:
+        name: the model and version, for messages.
+        engine: a loaded engine, not in use.
+        geometry: how images are brought to its size.
+        bounds: how much the lane holds.
+        metrics: where its stages are recorded.
+
+    Raises:
+        EngineError: a run failed.
+    """
+    run_s = _measure(engine, geometry)
+    plan = BatchPlan.measured(run_s)
+    pace = Pace(prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target)
+    return Lane(name, engine, partial(_prepare, geometry), plan, pace, bounds, metrics)
+
+
+def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:
+    """Seconds of one run at each batch size: the quickest of a few, the first of them left out."""
+    pixels = np.zeros((geometry.height, geometry.width, 3), dtype=np.uint8)
+    tensor = np.zeros(engine.tensors.input_shape, dtype=np.float32)
+    engine.run(InputForm.TENSOR, [tensor])
+    engine.run(InputForm.PIXELS, [pixels], alone=True)
+    run_s: dict[int, float] = {}
+    for size in engine.traits.batch_sizes:
+        images = [pixels] * size
+        engine.run(InputForm.PIXELS, images)
+        times = []
+        for _ in range(_WARM_UP_RUNS):
+            start = time.perf_counter()
+            engine.run(InputForm.PIXELS, images)
+            times.append(time.perf_counter() - start)
+        run_s[size] = min(times)
+    return run_s
+
+
+def _prepare(geometry: Geometry, image: Image) -> npt.NDArray[np.generic]:
+    if isinstance(image, Encoded):
+        return decode(image.data, geometry)
+    if isinstance(image, Pixels):
+        return fit(image.array, geometry)
+    return image.array

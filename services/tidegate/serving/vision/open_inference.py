@@ -1,0 +1,334 @@
+"""``inference.GRPCInferenceService``: the Open Inference Protocol for Triton and KServe clients."""
+
+from __future__ import annotations
+
+import struct
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from tidegate.chassis.calls import ServicerContext, set_trailers
+from tidegate.chassis.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ServiceError,
+    Unimplemented,
+)
+from tidegate.errors import TidegateError
+from tidegate.inference.v2 import open_inference_pb2 as oip
+from tidegate.inference.v2 import open_inference_pb2_grpc
+from tidegate.serving.repository import EntryNotFoundError
+from tidegate.serving.vision.classification import top
+from tidegate.serving.vision.errors import RejectedImageError
+from tidegate.serving.vision.models import ModelState
+from tidegate.serving.vision.ordered import answer_in_order
+from tidegate.serving.vision.service import version_trailers
+from tidegate.serving.vision.tensor_requests import InferCall, check_infer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Mapping
+
+    from tidegate.serving.vision.image_requests import Limits
+    from tidegate.serving.vision.inference import Inference
+    from tidegate.serving.vision.lane import Totals
+    from tidegate.serving.vision.models import Models, Serving
+    from tidegate.serving.vision.tickets import Outcome
+
+__all__ = ["SERVICE_NAME", "OpenInferenceServicer"]
+
+SERVICE_NAME: Final = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+_EXTENSIONS: Final = ("classification", "model_repository", "statistics")
+_STATES: Final = {
+    ModelState.UNLOADED: "UNAVAILABLE",
+    ModelState.LOADING: "LOADING",
+    ModelState.READY: "READY",
+    ModelState.UNLOADING: "UNLOADING",
+    ModelState.FAILED: "UNAVAILABLE",
+}
+# With this header, Triton's clients ask for errors of a stream as its status.
+_ERROR_AS_STATUS: Final = ("triton_grpc_error", "true")
+
+
+class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers GRPCInferenceService.
+
+    Args:
+        models: the models of the server.
+        inference: runs images.
+        limits: what one request may ask for.
+        version: the server's version.
+        model_control: whether clients may load and unload models.
+        stream_window: requests read ahead of the answers on one stream.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        inference: Inference,
+        limits: Limits,
+        *,
+        version: str,
+        model_control: bool,
+        stream_window: int,
+    ) -> None:
+        self._models = models
+        self._inference = inference
+        self._limits = limits
+        self._version = version
+        self._model_control = model_control
+        self._stream_window = stream_window
+
+    async def ServerLive(  # noqa: N802 - the proto's name
+        self, request: oip.ServerLiveRequest, context: ServicerContext
+    ) -> oip.ServerLiveResponse:
+        """Whether the server can answer."""
+        del request, context
+        return oip.ServerLiveResponse(live=True)
+
+    async def ServerReady(  # noqa: N802 - the proto's name
+        self, request: oip.ServerReadyRequest, context: ServicerContext
+    ) -> oip.ServerReadyResponse:
+        """Whether every model that should serve does."""
+        del request, context
+        return oip.ServerReadyResponse(ready=self._models.all_ready)
+
+    async def ModelReady(  # noqa: N802 - the proto's name
+        self, request: oip.ModelReadyRequest, context: ServicerContext
+    ) -> oip.ModelReadyResponse:
+        """Whether one model version serves; one that is not known does not."""
+        del context
+        ready = self._models.ready(request.name)
+        wanted = request.version or self._models.default_version(request.name)
+        return oip.ModelReadyResponse(ready=wanted in ready)
+
+    async def ServerMetadata(  # noqa: N802 - the proto's name
+        self, request: oip.ServerMetadataRequest, context: ServicerContext
+    ) -> oip.ServerMetadataResponse:
+        """The server's name, version and extensions."""
+        del request, context
+        return oip.ServerMetadataResponse(
+            name="tidegate", version=self._version, extensions=_EXTENSIONS
+        )
+
+    async def ModelMetadata(  # noqa: N802 - the proto's name
+        self, request: oip.ModelMetadataRequest, context: ServicerContext
+    ) -> oip.ModelMetadataResponse:
+        """A model's versions, input and output."""
+        del context
+        serving = self._models.find(request.name, request.version)
+        tensors = serving.engine.tensors
+        described = oip.ModelMetadataResponse.TensorMetadata
+        return oip.ModelMetadataResponse(
+            name=serving.entry.name,
+            versions=self._models.ready(serving.entry.name),
+            platform=serving.engine.traits.platform,
+            inputs=[
+                described(
+                    name=tensors.input_name, datatype="FP32", shape=[-1, *tensors.input_shape]
+                )
+            ],
+            outputs=[
+                described(name=tensors.output_name, datatype="FP32", shape=[-1, tensors.classes])
+            ],
+        )
+
+    async def ModelInfer(  # noqa: N802 - the proto's name
+        self, request: oip.ModelInferRequest, context: ServicerContext
+    ) -> oip.ModelInferResponse:
+        """Runs a model on one set of inputs."""
+        serving = self._models.find(request.model_name, request.model_version)
+        set_trailers(context, version_trailers(serving))
+        return await self._infer(serving, request, context)
+
+    async def ModelStreamInfer(  # noqa: N802 - the proto's name
+        self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext
+    ) -> AsyncIterator[oip.ModelStreamInferResponse]:
+        """Runs a model on each request of a stream; answers come in the order of the requests."""
+        as_status = _ERROR_AS_STATUS in (context.invocation_metadata() or ())
+
+        async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+            try:
+                serving = self._models.find(request.model_name, request.model_version)
+                response = await self._infer(serving, request, context)
+            except ServiceError as error:
+                if as_status:
+                    raise
+                return oip.ModelStreamInferResponse(
+                    error_message=str(error), infer_response=oip.ModelInferResponse(id=request.id)
+                )
+            return oip.ModelStreamInferResponse(infer_response=response)
+
+        async with aclosing(answer_in_order(requests, answer, self._stream_window)) as answers:
+            async for each in answers:
+                yield each
+
+    async def ModelStatistics(  # noqa: N802 - the proto's name
+        self, request: oip.ModelStatisticsRequest, context: ServicerContext
+    ) -> oip.ModelStatisticsResponse:
+        """Counts and durations since models were loaded."""
+        del context
+        if request.name:
+            self._models.find(request.name, request.version)
+        return oip.ModelStatisticsResponse(
+            model_stats=[
+                _statistics(known.name, known.version, known.serving.lane.totals)
+                for known in self._models.versions()
+                if known.serving is not None
+                and request.name in {"", known.name}
+                and request.version in {"", known.version}
+            ]
+        )
+
+    async def RepositoryIndex(  # noqa: N802 - the proto's name
+        self, request: oip.RepositoryIndexRequest, context: ServicerContext
+    ) -> oip.RepositoryIndexResponse:
+        """The models of the repository and their states."""
+        del context
+        _refuse_repository(request.repository_name)
+        index = oip.RepositoryIndexResponse.ModelIndex
+        return oip.RepositoryIndexResponse(
+            models=[
+                index(
+                    name=known.name,
+                    version=known.version,
+                    state=_STATES[known.state],
+                    reason=known.reason,
+                )
+                for known in self._models.versions()
+                if known.state is ModelState.READY or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(  # noqa: N802 - the proto's name
+        self, request: oip.RepositoryModelLoadRequest, context: ServicerContext
+    ) -> oip.RepositoryModelLoadResponse:
+        """Loads a model, beside what serves already."""
+        del context
+        self._refuse_control(request.repository_name)
+        version = _version_parameter(request.parameters, allowed=("version",))
+        wanted = f"{request.model_name}/{version}" if version else request.model_name
+        if not request.model_name:
+            raise InvalidArgument.of("model_name", "is empty; name the model to load")
+        try:
+            await self._models.load_all([wanted])
+        except ServiceError:
+            raise
+        except EntryNotFoundError as error:
+            raise NotFound(str(error), reason="MODEL_NOT_FOUND") from error
+        except TidegateError as error:
+            raise FailedPrecondition(str(error), reason="MODEL_NOT_LOADABLE") from error
+        return oip.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(  # noqa: N802 - the proto's name
+        self, request: oip.RepositoryModelUnloadRequest, context: ServicerContext
+    ) -> oip.RepositoryModelUnloadResponse:
+        """Unloads a model when what it accepted is finished."""
+        del context
+        self._refuse_control(request.repository_name)
+        version = _version_parameter(request.parameters, allowed=("version", "unload_dependents"))
+        versions = [version] if version else self._models.ready(request.model_name)
+        if not versions:
+            raise NotFound(f"model {request.model_name!r} is not loaded", reason="MODEL_NOT_FOUND")
+        for each in versions:
+            await self._models.unload(request.model_name, each)
+        return oip.RepositoryModelUnloadResponse()
+
+    def _refuse_control(self, repository_name: str) -> None:
+        _refuse_repository(repository_name)
+        if not self._model_control:
+            raise Unimplemented(
+                "this server does not let clients load and unload models; it was started with "
+                "--model-control=false",
+                reason="MODEL_CONTROL_DISABLED",
+            )
+
+    async def _infer(
+        self, serving: Serving, request: oip.ModelInferRequest, context: ServicerContext
+    ) -> oip.ModelInferResponse:
+        call = check_infer(request, serving.engine.tensors, self._limits)
+        try:
+            outcome = await self._inference.run(serving, call.images, context)
+        except RejectedImageError as error:
+            raise InvalidArgument.of(
+                f"inputs[0] element {error.index}", error.problem, reason="BAD_IMAGE"
+            ) from error
+        return _respond(serving, request.id, call, outcome)
+
+
+def _respond(
+    serving: Serving, request_id: str, call: InferCall, outcome: Outcome
+) -> oip.ModelInferResponse:
+    tensor = oip.ModelInferResponse.InferOutputTensor(
+        name=serving.engine.tensors.output_name, datatype="FP32", shape=outcome.output.shape
+    )
+    if call.top_k:
+        tensor.datatype = "BYTES"
+        tensor.shape[1] = call.top_k
+        content = _best_as_texts(outcome, call.top_k, serving.entry.labels)
+    else:
+        content = outcome.output.astype("<f4", copy=False).tobytes()
+    return oip.ModelInferResponse(
+        model_name=serving.entry.name,
+        model_version=serving.entry.version,
+        id=request_id,
+        outputs=[tensor],
+        raw_output_contents=[content],
+    )
+
+
+def _best_as_texts(outcome: Outcome, count: int, labels: tuple[str, ...]) -> bytes:
+    """The best classes of each image as Triton writes them, ``value:class:label``."""
+    classes, values = top(outcome.output, count)
+    texts = (
+        f"{value:f}:{number}:{labels[number]}" if labels else f"{value:f}:{number}"
+        for row, row_values in zip(classes.tolist(), values.tolist(), strict=True)
+        for number, value in zip(row, row_values, strict=True)
+    )
+    encoded = (text.encode() for text in texts)
+    return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
+
+
+def _statistics(name: str, version: str, totals: Totals) -> oip.ModelStatistics:
+    def duration(count: int, seconds: float) -> oip.StatisticDuration:
+        return oip.StatisticDuration(count=count, ns=round(seconds * 1e9))
+
+    runs = dict(totals.runs)
+    return oip.ModelStatistics(
+        name=name,
+        version=version,
+        last_inference=totals.last_run_at_ms,
+        inference_count=totals.images,
+        execution_count=sum(count for count, _ in runs.values()),
+        inference_stats=oip.InferStatistics(
+            success=duration(totals.succeeded, totals.succeeded_s),
+            fail=duration(totals.failed, totals.failed_s),
+            queue=duration(totals.images, totals.queue_s),
+            compute_input=duration(totals.images, totals.prepare_s),
+            compute_infer=duration(
+                totals.images, sum(seconds * size for size, (_, seconds) in runs.items())
+            ),
+        ),
+        batch_stats=[
+            oip.InferBatchStatistics(batch_size=size, compute_infer=duration(count, seconds))
+            for size, (count, seconds) in sorted(runs.items())
+        ],
+    )
+
+
+def _refuse_repository(name: str) -> None:
+    if name:
+        raise InvalidArgument.of(
+            "repository_name", f"is {name!r}; there is one repository, leave it empty"
+        )
+
+
+def _version_parameter(
+    parameters: Mapping[str, oip.ModelRepositoryParameter], allowed: tuple[str, ...]
+) -> str:
+    for key in parameters:
+        if key not in allowed:
+            raise InvalidArgument.of(
+                f"parameters[{key!r}]", f"is not supported; use {' or '.join(allowed)}"
+            )
+    return parameters["version"].string_param if "version" in parameters else ""

@@ -1,0 +1,205 @@
+"""``tidegate.vision.v1.VisionService``: images in, labels out."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tidegate.chassis.calls import ServicerContext, report_load, set_trailers
+from tidegate.chassis.errors import InvalidArgument, ServiceError, to_status
+from tidegate.chassis.orca import LoadReport
+from tidegate.serving.repository import Precision
+from tidegate.serving.vision.classification import probabilities, top
+from tidegate.serving.vision.errors import RejectedImageError
+from tidegate.serving.vision.image_requests import Limits, check_classify
+from tidegate.serving.vision.models import ModelState, Version
+from tidegate.serving.vision.ordered import answer_in_order
+from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+
+    from tidegate.serving.vision.inference import Inference
+    from tidegate.serving.vision.models import Models, Serving
+    from tidegate.serving.vision.tickets import Outcome
+
+__all__ = ["SERVICE_NAME", "VisionServicer", "version_trailers"]
+
+SERVICE_NAME: Final = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
+
+_PRECISIONS: Final = {
+    precision: vision_pb2.Precision.Value(f"PRECISION_{precision.name}") for precision in Precision
+}
+_STATES: Final = {
+    state: vision_pb2.ModelState.Value(f"MODEL_STATE_{state.name}") for state in ModelState
+}
+
+
+class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
+    """Answers VisionService.
+
+    Args:
+        models: the models of the server.
+        inference: runs images.
+        limits: what one request may ask for.
+        stream_window: requests read ahead of the answers on one stream.
+    """
+
+    def __init__(
+        self, models: Models, inference: Inference, limits: Limits, *, stream_window: int
+    ) -> None:
+        self._models = models
+        self._inference = inference
+        self._limits = limits
+        self._stream_window = stream_window
+
+    async def Classify(  # noqa: N802 - the proto's name
+        self, request: vision_pb2.ClassifyRequest, context: ServicerContext
+    ) -> vision_pb2.ClassifyResponse:
+        """Classifies the images of one request."""
+        serving, response, outcome = await self._classify(request, context)
+        trailers = version_trailers(serving)
+        best = response.results[0].classifications
+        if best:
+            trailers["tidegate-top1"] = str(best[0].class_id)
+        set_trailers(context, trailers)
+        lane = serving.lane
+        report_load(
+            context,
+            LoadReport(
+                application_utilization=lane.held_images / lane.bounds.images,
+                named_metrics={"queue_images": lane.held_images},
+                request_cost={"images": len(outcome.stages)},
+            ),
+        )
+        return response
+
+    async def ClassifyStream(  # noqa: N802 - the proto's name
+        self,
+        requests: AsyncIterable[vision_pb2.ClassifyStreamRequest],
+        context: ServicerContext,
+    ) -> AsyncIterator[vision_pb2.ClassifyStreamResponse]:
+        """Classifies the requests of a stream and answers in their order."""
+
+        async def answer(
+            request: vision_pb2.ClassifyStreamRequest,
+        ) -> vision_pb2.ClassifyStreamResponse:
+            try:
+                _, response, _ = await self._classify(request.request, context)
+            except ServiceError as error:
+                return vision_pb2.ClassifyStreamResponse(
+                    request_id=request.request_id, error=to_status(error)
+                )
+            return vision_pb2.ClassifyStreamResponse(
+                request_id=request.request_id, response=response
+            )
+
+        async with aclosing(answer_in_order(requests, answer, self._stream_window)) as answers:
+            async for each in answers:
+                yield each
+
+    async def GetModel(  # noqa: N802 - the proto's name
+        self, request: vision_pb2.GetModelRequest, context: ServicerContext
+    ) -> vision_pb2.GetModelResponse:
+        """Describes one model version."""
+        del context
+        serving = self._models.find(request.model, request.version)
+        name, version = serving.entry.name, serving.entry.version
+        known = Version(name, version, ModelState.READY, serving=serving)
+        return vision_pb2.GetModelResponse(model=self._describe(known), labels=serving.entry.labels)
+
+    async def ListModels(  # noqa: N802 - the proto's name
+        self, request: vision_pb2.ListModelsRequest, context: ServicerContext
+    ) -> vision_pb2.ListModelsResponse:
+        """Describes every model version that the server knows."""
+        del request, context
+        versions = await asyncio.to_thread(self._models.versions)
+        return vision_pb2.ListModelsResponse(models=map(self._describe, versions))
+
+    async def _classify(
+        self, request: vision_pb2.ClassifyRequest, context: ServicerContext
+    ) -> tuple[Serving, vision_pb2.ClassifyResponse, Outcome]:
+        serving = self._models.find(request.model, request.version)
+        images, top_k = check_classify(request, serving.engine.tensors, self._limits)
+        try:
+            outcome = await self._inference.run(serving, images, context)
+        except RejectedImageError as error:
+            raise InvalidArgument.of(
+                f"images[{error.index}].encoded", error.problem, reason="BAD_IMAGE"
+            ) from error
+        response = _respond(serving, outcome, top_k, include_logits=request.include_logits)
+        return serving, response, outcome
+
+    def _describe(self, known: Version) -> vision_pb2.Model:
+        model = vision_pb2.Model(
+            name=known.name, version=known.version, state=_STATES[known.state], reason=known.reason
+        )
+        if known.serving is not None:
+            serving = known.serving
+            traits, tensors = serving.engine.traits, serving.engine.tensors
+            model.precision = _PRECISIONS[traits.precision]
+            model.engine = traits.name
+            model.description = serving.entry.metadata.description
+            model.num_classes = tensors.classes
+            model.input_shape.extend(tensors.input_shape)
+            model.batch_sizes.extend(traits.batch_sizes)
+            model.loaded_at.CopyFrom(_timestamp(serving.loaded_at_s))
+            model.is_default = self._models.default_version(known.name) == known.version
+        return model
+
+
+def version_trailers(serving: Serving) -> dict[str, str | bytes]:
+    """The trailers that tell a proxy's access log which model answered."""
+    return {
+        "tidegate-model": serving.entry.name,
+        "tidegate-model-version": serving.entry.version,
+    }
+
+
+def _respond(
+    serving: Serving, outcome: Outcome, top_k: int, *, include_logits: bool
+) -> vision_pb2.ClassifyResponse:
+    entry = serving.entry
+    scores = probabilities(outcome.output, entry.image_classifier().output.kind)
+    classes, values = top(scores, top_k)
+    labels = entry.labels
+    response = vision_pb2.ClassifyResponse(
+        model=entry.name,
+        version=entry.version,
+        precision=_PRECISIONS[serving.engine.traits.precision],
+    )
+    for index, (ids, best) in enumerate(zip(classes.tolist(), values.tolist(), strict=True)):
+        result = response.results.add()
+        for class_id, score in zip(ids, best, strict=True):
+            result.classifications.add(
+                class_id=class_id,
+                label=labels[class_id] if labels else str(class_id),
+                score=score,
+            )
+        if include_logits:
+            result.logits.extend(outcome.output[index])
+    timings = response.timings
+    stages = outcome.stages
+    timings.decode.CopyFrom(
+        _duration(max(each.prepare_end_s - each.prepare_start_s for each in stages))
+    )
+    timings.queue.CopyFrom(_duration(max(each.queue_s for each in stages)))
+    timings.inference.CopyFrom(_duration(max(each.run_end_s - each.run_start_s for each in stages)))
+    timings.total.CopyFrom(_duration(max(each.run_end_s for each in stages) - stages[0].accepted_s))
+    timings.batch_size = outcome.batch_size
+    return response
+
+
+def _duration(seconds: float) -> Duration:
+    nanoseconds = max(0, round(seconds * 1e9))
+    return Duration(seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000)
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp

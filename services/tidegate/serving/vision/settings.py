@@ -1,0 +1,82 @@
+"""What the vision server can be told."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from tidegate.chassis.settings import ChassisSettings
+
+__all__ = ["VisionSettings"]
+
+
+class VisionSettings(ChassisSettings):
+    """Settings of the vision server, beyond those of every server."""
+
+    service_name: str = Field(
+        "tidegate-vision", min_length=1, description="Name in traces and logs (service.name)."
+    )
+    models: Path = Field(
+        Path("models"),
+        description="The model repository: a folder of <model>/<version>/model.json.",
+    )
+    load: list[str] = Field(
+        default_factory=list,
+        description="Models to load at start, each NAME or NAME/VERSION; without any, every image "
+        "classifier of the repository.",
+    )
+    default_model: str | None = Field(
+        None,
+        description="The model that a request without a name means; without it, the only one that "
+        "is loaded.",
+    )
+    model_control: bool = Field(
+        True, description="Whether clients may load and unload models (RepositoryModelLoad)."
+    )
+    verify_checksums: bool = Field(
+        True, description="Whether every file with a recorded SHA-256 is read and compared at load."
+    )
+    workers: int = Field(
+        default_factory=lambda: len(os.sched_getaffinity(0)),
+        ge=1,
+        le=256,
+        description="Threads that decode images and run batches; by default one for each core.",
+    )
+    batch_sizes: list[int] = Field(
+        default_factory=lambda: [1, 2, 4],
+        min_length=1,
+        max_length=16,
+        description="Batches to compile for, ascending. Which is used follows from their run times, as "
+        "measured at load; on a CPU, batches beyond a few images fall out of its caches.",
+    )
+    queue_images: int = Field(
+        512, ge=1, le=1_000_000, description="Images of unfinished requests that a model holds."
+    )
+    queue_mib: int = Field(
+        256, ge=1, le=65536, description="MiB of images of unfinished requests that a model holds."
+    )
+    max_images_per_request: int = Field(
+        64, ge=1, le=4096, description="Images that one request may have."
+    )
+    max_pixels: int = Field(
+        64_000_000, ge=1, le=1_000_000_000, description="Pixels that one image may have."
+    )
+    default_deadline_s: float = Field(
+        30.0, gt=0, le=3600, description="Deadline of a request that has none of its own."
+    )
+    client_header: str = Field(
+        "x-tidegate-client",
+        pattern=r"^[a-z0-9_.-]+$",
+        description="Request metadata that tells clients apart for fairness; without it, their "
+        "certificate or address does.",
+    )
+    stream_window: int = Field(
+        32, ge=1, le=4096, description="Requests that are read ahead of the answers on one stream."
+    )
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _ascending(cls, sizes: list[int]) -> list[int]:
+        if sizes != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] > 1024:
+            raise ValueError("must be different sizes from 1 to 1024, ascending, as in [1,2,4]")
+        return sizes

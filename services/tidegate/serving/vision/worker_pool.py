@@ -1,0 +1,282 @@
+"""The threads that decode images and run batches, for all models of a server.
+
+Each worker asks for the next step (:mod:`~tidegate.serving.vision.planning` decides), does it
+without the lock, reports it, and asks again in the same breath; it sleeps only when there is
+nothing that it could do. A single request on an idle server therefore is decoded and run by one
+thread, and the event loop hears of it once. Models take turns, so that a busy one cannot starve
+another.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+from tidegate.chassis.errors import Internal
+from tidegate.serving.vision.errors import InvalidImageError, RejectedImageError
+from tidegate.serving.vision.planning import Step, next_step
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from tidegate.serving.vision.lane import Lane
+    from tidegate.serving.vision.tickets import Image, Task, Ticket
+
+    Array = npt.NDArray[np.generic]
+
+__all__ = ["WorkerPool"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepare:
+    """A worker decodes one image."""
+
+    lane: Lane
+    task: Task
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A worker runs one batch."""
+
+    lane: Lane
+    batch: list[Task]
+    arrays: list[Array]
+    alone: bool
+
+
+_Job = _Prepare | _Run
+
+
+class WorkerPool:
+    """Worker threads and the lanes that they serve. Use as a context manager.
+
+    Args:
+        workers: how many threads; on a CPU engine, as many as there are cores.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self.workers = workers
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._lanes: list[Lane] = []
+        self._turn = 0
+        self._idle = 0
+        self._stopping = False
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"vision-worker-{index}", daemon=True)
+            for index in range(self.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._stopping = True
+            self._work.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def add(self, lane: Lane) -> None:
+        """Starts to serve a lane."""
+        with self._lock:
+            self._lanes.append(lane)
+
+    def close(self, lane: Lane, on_idle: Callable[[], None]) -> None:
+        """Lets a lane take no more requests, and says when its last one is over.
+
+        Args:
+            lane: the lane.
+            on_idle: called once or more, from any thread, when it holds nothing any more.
+        """
+        with self._lock:
+            lane.closing = True
+            lane.on_idle = on_idle
+            lane.notify_if_idle()
+
+    def remove(self, lane: Lane) -> None:
+        """Stops to serve a lane, which must be idle."""
+        with self._lock:
+            self._lanes.remove(lane)
+
+    def submit(self, lane: Lane, ticket: Ticket) -> None:
+        """Accepts a request; its future is resolved on its event loop.
+
+        Raises:
+            ServiceError: it cannot be accepted; see :meth:`Lane.admit`.
+        """
+        with self._lock:
+            lane.admit(ticket, self._clock(), self.workers)
+            if self._idle:
+                self._work.notify(min(len(ticket.tasks), self._idle))
+
+    def cancel(self, lane: Lane, ticket: Ticket) -> None:
+        """Gives up a request whose client has gone. What of it is not running yet never will be."""
+        with self._lock:
+            if ticket.cancel():
+                lane.settled(ticket, self._clock(), succeeded=False)
+                lane.notify_if_idle()
+
+    def _serve(self) -> None:
+        with self._lock:
+            while not self._stopping:
+                job = self._claim()
+                if job is None:
+                    self._idle += 1
+                    self._work.wait()
+                    self._idle -= 1
+                    continue
+                self._lock.release()
+                try:
+                    report = _do(job)
+                finally:
+                    self._lock.acquire()
+                _deliver(report(self._clock()))
+                job.lane.notify_if_idle()
+
+    def _claim(self) -> _Job | None:
+        """The next job, lanes taking turns; wakes another worker if there is one for it too."""
+        for offset in range(len(self._lanes)):
+            lane = self._lanes[(self._turn + offset) % len(self._lanes)]
+            job = self._claim_of(lane)
+            if job is not None:
+                self._turn += offset + 1
+                if self._idle and any(
+                    next_step(each.load()) is not Step.NOTHING for each in self._lanes
+                ):
+                    self._work.notify()
+                return job
+        return None
+
+    def _claim_of(self, lane: Lane) -> _Job | None:
+        while True:
+            step = next_step(lane.load())
+            now_s = self._clock()
+            if step is Step.PREPARE:
+                task, expired = lane.next_to_prepare(now_s)
+                _deliver(expired)
+                if task is not None and task.image is not None:
+                    return _Prepare(lane, task, task.image)
+            elif step is Step.RUN:
+                batch, expired = lane.next_batch(now_s)
+                _deliver(expired)
+                if batch:
+                    alone = len(batch) == 1 and all(
+                        each.held_images == (1 if each is lane else 0) for each in self._lanes
+                    )
+                    arrays = [task.prepared for task in batch if task.prepared is not None]
+                    return _Run(lane, batch, arrays, alone)
+            else:
+                return None
+
+
+def _do(job: _Job) -> Callable[[float], list[Ticket]]:
+    """Does a job without the lock; gives what reports it, to be called with the lock held."""
+    if isinstance(job, _Prepare):
+        return partial(_report_prepared, job, _prepare(job))
+    return partial(_report_run, job, _run(job))
+
+
+def _prepare(job: _Prepare) -> Array | Exception:
+    """Decodes an image, or says what is to be told to its client."""
+    try:
+        return job.lane.prepare(job.image)
+    except InvalidImageError as problem:
+        return RejectedImageError(job.task.index, str(problem))
+    except Exception:  # noqa: BLE001 - a worker outlives whatever an image provokes, and reports it
+        _log.exception("preparing an image failed", extra={"model": job.lane.name})
+        return Internal("preparing the image failed; the server's log says why")
+
+
+def _run(job: _Run) -> npt.NDArray[np.float32] | Exception:
+    """Runs a batch, or says what is to be told to its clients."""
+    try:
+        return job.lane.engine.run(job.batch[0].form, job.arrays, alone=job.alone)
+    except Exception:  # noqa: BLE001 - a worker outlives whatever an engine raises, and reports it
+        _log.exception("running a batch failed", extra={"model": job.lane.name})
+        return Internal(
+            f"{job.lane.name} failed to run the batch; the server's log says why",
+            reason="ENGINE_FAILED",
+        )
+
+
+def _report_prepared(job: _Prepare, result: Array | Exception, now_s: float) -> list[Ticket]:
+    """Hands a decoded image to its lane; gives the requests that this settled."""
+    lane, task = job.lane, job.task
+    if not isinstance(result, Exception):
+        lane.prepared(task, result, now_s)
+        lane.metrics.prepared(now_s - task.stages.prepare_start_s)
+        return []
+    lane.preparing -= 1
+    return _fail(lane, [task], result, now_s)
+
+
+def _report_run(
+    job: _Run, result: npt.NDArray[np.float32] | Exception, now_s: float
+) -> list[Ticket]:
+    """Hands the results of a batch to their requests; gives those that this settled."""
+    lane, batch = job.lane, job.batch
+    lane.ran(batch, now_s)
+    if isinstance(result, Exception):
+        return _fail(lane, batch, result, now_s)
+    lane.totals.last_run_at_ms = time.time_ns() // 1_000_000
+    lane.metrics.ran(len(batch), now_s - batch[0].stages.run_start_s)
+    settled = []
+    for task, row in zip(batch, result, strict=True):
+        lane.metrics.waited(task.stages.queue_s)
+        if task.ticket.finish_task(task, row, len(batch)):
+            lane.settled(task.ticket, now_s, succeeded=True)
+            settled.append(task.ticket)
+    return settled
+
+
+def _fail(lane: Lane, tasks: Iterable[Task], error: Exception, now_s: float) -> list[Ticket]:
+    settled = []
+    for task in tasks:
+        if task.ticket.fail(error):
+            lane.settled(task.ticket, now_s, succeeded=False)
+            settled.append(task.ticket)
+    return settled
+
+
+def _deliver(tickets: Iterable[Ticket]) -> None:
+    """Resolves the futures of settled requests, with one call to each event loop concerned."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
+    for ticket in tickets:
+        by_loop.setdefault(ticket.loop, []).append(ticket)
+    for loop, mine in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, mine)
+        except RuntimeError:
+            # The loop is closed, so nobody waits for these any more; the worker lives on.
+            _log.debug("an event loop closed before its requests were answered")
+
+
+def _resolve(tickets: list[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.deliver()
