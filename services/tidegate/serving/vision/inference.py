@@ -15,7 +15,7 @@ from tidegate.serving.vision.tickets import Ticket
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidegate.serving.vision.models import Serving
+    from tidegate.serving.vision.loading import Serving
     from tidegate.serving.vision.tickets import Image, Outcome
     from tidegate.serving.vision.worker_pool import WorkerPool
 

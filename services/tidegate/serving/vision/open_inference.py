@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from tidegate.serving.vision.image_requests import Limits
     from tidegate.serving.vision.inference import Inference
     from tidegate.serving.vision.lane import Totals
-    from tidegate.serving.vision.models import Models, Serving
+    from tidegate.serving.vision.loading import Serving
+    from tidegate.serving.vision.models import Models
     from tidegate.serving.vision.tickets import Outcome
 
 __all__ = ["SERVICE_NAME", "OpenInferenceServicer"]

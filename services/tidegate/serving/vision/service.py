@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
 
     from tidegate.serving.vision.inference import Inference
-    from tidegate.serving.vision.models import Models, Serving
+    from tidegate.serving.vision.loading import Serving
+    from tidegate.serving.vision.models import Models
     from tidegate.serving.vision.tickets import Outcome
 
 __all__ = ["SERVICE_NAME", "VisionServicer", "version_trailers"]

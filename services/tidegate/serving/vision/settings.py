@@ -46,7 +46,7 @@ class VisionSettings(ChassisSettings):
         default_factory=lambda: [1, 2, 4],
         min_length=1,
         max_length=16,
-        description="Batches to compile for, ascending. Which is used follows from their run times, as "
+        description="Batches to compile for, ascending. Which is used follows from run times "
         "measured at load; on a CPU, batches beyond a few images fall out of its caches.",
     )
     queue_images: int = Field(

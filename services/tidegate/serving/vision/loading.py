@@ -1,0 +1,103 @@
+"""From an entry of the repository to a lane that takes requests: warmed up and measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tidegate.serving.vision.decode import Geometry, decode, fit
+from tidegate.serving.vision.engine import Engine, InputForm
+from tidegate.serving.vision.lane import Bounds, Lane
+from tidegate.serving.vision.planning import BatchPlan, Pace
+from tidegate.serving.vision.tickets import Encoded, Image, Pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from tidegate.serving.repository import Entry
+    from tidegate.serving.vision.metrics import LaneMetrics
+
+__all__ = ["Serving", "build_lane"]
+
+# Each batch size is run so often at warm-up; the quickest run counts.
+_WARM_UP_RUNS = 4
+# Until images were decoded, this is assumed of one; any photograph of a usual size is near it.
+_FIRST_PREPARE_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A model version that takes requests.
+
+    Attributes:
+        entry: what the repository says of it.
+        geometry: how images are brought to its size.
+        lane: where its requests wait and are run.
+        loaded_at_s: wall-clock time, in seconds since 1970.
+        stamp: its files when they were read; another value means that they have changed.
+    """
+
+    entry: Entry
+    geometry: Geometry
+    lane: Lane
+    loaded_at_s: float
+    stamp: tuple[int, ...]
+
+    @property
+    def engine(self) -> Engine:
+        """What runs it."""
+        return self.lane.engine
+
+
+def build_lane(
+    name: str, engine: Engine, geometry: Geometry, bounds: Bounds, metrics: LaneMetrics
+) -> Lane:
+    """Warms an engine up, measures it at each batch size, and makes its lane.
+
+    Args:
+        name: the model and version, for messages.
+        engine: a loaded engine, not in use.
+        geometry: how images are brought to its size.
+        bounds: how much the lane holds.
+        metrics: where its stages are recorded.
+
+    Raises:
+        EngineError: a run failed.
+    """
+    run_s = _measure(engine, geometry)
+    plan = BatchPlan.measured(run_s)
+    pace = Pace(prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target)
+    return Lane(name, engine, partial(_prepare, geometry), plan, pace, bounds, metrics)
+
+
+def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:
+    """Seconds of one run at each batch size: the quickest of a few, the first of them left out."""
+    pixels = np.zeros((geometry.height, geometry.width, 3), dtype=np.uint8)
+    tensor = np.zeros(engine.tensors.input_shape, dtype=np.float32)
+    engine.run(InputForm.TENSOR, [tensor])
+    engine.run(InputForm.PIXELS, [pixels], alone=True)
+    run_s: dict[int, float] = {}
+    for size in engine.traits.batch_sizes:
+        images = [pixels] * size
+        engine.run(InputForm.PIXELS, images)
+        times = []
+        for _ in range(_WARM_UP_RUNS):
+            start = time.perf_counter()
+            engine.run(InputForm.PIXELS, images)
+            times.append(time.perf_counter() - start)
+        run_s[size] = min(times)
+    return run_s
+
+
+def _prepare(geometry: Geometry, image: Image) -> npt.NDArray[np.generic]:
+    if isinstance(image, Encoded):
+        return decode(image.data, geometry)
+    if isinstance(image, Pixels):
+        return fit(image.array, geometry)
+    return image.array
