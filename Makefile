@@ -1,0 +1,100 @@
+# Each target creates what it needs first and is quick the second time. `make help` lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# Where pip looks for PyTorch's CPU build beside the usual index; see "Set-up" in the README.
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+SOURCES := clients/python services router mesh/local tests benchmarks tools
+RUN_READY := $(VENV)/.run-ready
+DEV_READY := $(VENV)/.dev-ready
+MODELS_READY := models/.ready
+PEERS_READY := .venv-peers/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help up models test check format bench bench-vision bench-llm protos lock clean
+.DELETE_ON_ERROR:
+
+help: ## List what there is.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: $(RUN_READY) $(MODELS_READY) ## Build the models and serve them: the CNN and the LLM, until Ctrl-C.
+	@$(BIN)/tidegate up
+
+models: $(MODELS_READY) ## Build the models that `make up` serves.
+
+test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
+	@echo '── test: pytest'
+	@$(BIN)/python -m pytest
+
+check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generated code.
+	@echo '── check: ruff'
+	@$(BIN)/ruff format --check --quiet $(SOURCES) || { echo 'run `make format`'; exit 1; }
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@echo '── check: mypy'
+	@$(BIN)/mypy --no-error-summary
+	@echo '── check: layers'
+	@$(BIN)/lint-imports --no-cache > $(VENV)/layers.txt || { cat $(VENV)/layers.txt; exit 1; }
+	@echo '── check: protos'
+	@cd protos && ../$(BIN)/buf lint
+	@cd protos && ../$(BIN)/buf format --diff --exit-code
+	@cd protos && ../$(BIN)/buf breaking --against released.binpb
+	@$(BIN)/python tools/generate_protos.py --check
+	@echo '── check: clean'
+
+format: $(DEV_READY) ## Format the code and the protos.
+	@$(BIN)/ruff format --quiet $(SOURCES)
+	@$(BIN)/ruff check --quiet --fix $(SOURCES)
+	@cd protos && ../$(BIN)/buf format --write
+
+bench: bench-vision bench-llm ## Run every benchmark.
+
+bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its bare engine and its peers.
+	@$(BIN)/python benchmarks/vision/run.py
+
+bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's own server.
+	@$(BIN)/python benchmarks/llm.py
+
+protos: $(DEV_READY) ## Make the Python stubs from the protos.
+	@$(BIN)/python tools/generate_protos.py
+
+lock: $(DEV_READY) ## Pin every package anew.
+	@$(BIN)/python tools/lock_requirements.py
+
+clean: ## Remove what was built: environments, models, results, caches.
+	rm -rf .venv .venv-peers models bench-results .tidegate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo 'The pinned packages are for Python 3.11; name one with PYTHON=/path/to/python3.11.'; exit 1; }
+	@echo '── set-up: virtual environment in $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(RUN_READY): requirements/run.txt pyproject.toml | $(VENV)/bin/python
+	@echo '── set-up: packages of requirements/run.txt (a few minutes the first time)'
+	@$(PIP) install --quiet --progress-bar on --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/run.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python tools/check_torch.py
+	@touch $@
+
+$(DEV_READY): requirements/dev.txt $(RUN_READY)
+	@echo '── set-up: packages of requirements/dev.txt'
+	@$(PIP) install --quiet --progress-bar on --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/dev.txt
+	@touch $@
+
+$(MODELS_READY): $(RUN_READY)
+	@echo '── models: EfficientNet-Lite0 at three precisions, and SmolLM2'
+	@for precision in fp32 bf16 int8; do \
+	  $(BIN)/tidegate model build efficientnet-lite0 --precision $$precision || exit 1; done
+	@$(BIN)/tidegate model build smollm2
+	@touch $@
+
+$(PEERS_READY): requirements/peers.txt
+	@command -v h2load > /dev/null || { echo 'h2load is missing: install the package nghttp2-client'; exit 1; }
+	@echo '── set-up: the peers, in .venv-peers'
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements/peers.txt
+	@touch $@

