@@ -5,8 +5,15 @@ VENV ?= .venv
 # Where pip looks for PyTorch's CPU build beside the usual index; see "Set-up" in the README.
 TORCH_INDEX ?=
 
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# pip says a line for each package that it takes up; one line that counts them is enough.
+COUNT := awk '/^(Collecting|Processing)/ { printf "\r   %d packages taken up", ++n; fflush() } \
+  /^Installing collected/ { printf "\n   installing them\n"; fflush() } /^ERROR/ { print }'
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP_INSTALL := python -m pip --disable-pip-version-check --no-input install --no-deps
 SOURCES := clients/python services router mesh/local tests benchmarks tools
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
@@ -75,14 +82,14 @@ $(VENV)/bin/python:
 
 $(RUN_READY): requirements/run.txt pyproject.toml | $(VENV)/bin/python
 	@echo '── set-up: packages of requirements/run.txt (a few minutes the first time)'
-	@$(PIP) install --quiet --progress-bar on --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/run.txt
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/$(PIP_INSTALL) $(INDEX) -r requirements/run.txt | $(COUNT)
+	@$(BIN)/$(PIP_INSTALL) --quiet --no-build-isolation --editable .
 	@$(BIN)/python tools/check_torch.py
 	@touch $@
 
 $(DEV_READY): requirements/dev.txt $(RUN_READY)
 	@echo '── set-up: packages of requirements/dev.txt'
-	@$(PIP) install --quiet --progress-bar on --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements/dev.txt
+	@$(BIN)/$(PIP_INSTALL) $(INDEX) -r requirements/dev.txt | $(COUNT)
 	@touch $@
 
 $(MODELS_READY): $(RUN_READY)
@@ -96,5 +103,5 @@ $(PEERS_READY): requirements/peers.txt
 	@command -v h2load > /dev/null || { echo 'h2load is missing: install the package nghttp2-client'; exit 1; }
 	@echo '── set-up: the peers, in .venv-peers'
 	@$(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements/peers.txt
+	@.venv-peers/bin/$(PIP_INSTALL) -r requirements/peers.txt | $(COUNT)
 	@touch $@

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidegate.serving.repository.document import METADATA_FILE
 from tidegate.serving.repository.entry import Entry
 from tidegate.serving.repository.errors import EntryNotFoundError, RepositoryError
-from tidegate.serving.repository.metadata import METADATA_FILE
 from tidegate.serving.repository.versions import is_identifier, version_order
 
 __all__ = ["DEFAULT_FILE", "Location", "Repository"]

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Self
 
 from tidegate.serving.repository.digests import check_digest, check_onnx_is_whole
+from tidegate.serving.repository.document import METADATA_FILE, parse_metadata
 from tidegate.serving.repository.errors import CorruptFileError, MetadataError, WrongKindError
 from tidegate.serving.repository.metadata import (
-    METADATA_FILE,
     ImageClassifier,
     LanguageModel,
     Metadata,
     ModelKind,
-    parse_metadata,
 )
 from tidegate.serving.repository.versions import is_identifier
 

@@ -13,10 +13,9 @@ the ONNX graph; checksums are verified where they are given. What is written is 
 an unknown field is an error, because a misspelt ``mean`` must not pass for a default one.
 """
 
-import json
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -24,16 +23,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
-from tidegate.serving.repository.errors import MetadataError
 from tidegate.serving.repository.versions import Identifier
 
 __all__ = [
-    "METADATA_FILE",
     "ChannelOrder",
     "ClassifierOutput",
     "FileDigest",
@@ -51,11 +46,7 @@ __all__ = [
     "Quantization",
     "RelativePath",
     "Source",
-    "parse_metadata",
-    "render_metadata",
 ]
-
-METADATA_FILE = "model.json"
 
 
 class ModelKind(StrEnum):
@@ -311,65 +302,3 @@ class LanguageModel(_Described):
 
 Metadata = ImageClassifier | LanguageModel
 """What a ``model.json`` holds; ``kind`` says which."""
-
-_ADAPTER: TypeAdapter[Metadata] = TypeAdapter(Annotated[Metadata, Field(discriminator="kind")])
-
-
-def parse_metadata(path: Path) -> Metadata:
-    """Reads and checks a metadata file.
-
-    Args:
-        path: the ``model.json``.
-
-    Returns:
-        What it says, with defaults filled in.
-
-    Raises:
-        MetadataError: it is missing, is not JSON, or a field is missing, unknown or out of range;
-            the message lists every such field.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MetadataError(
-            path, 'is missing; write it, at least {"kind": "image-classifier"}'
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise MetadataError(path, f"cannot be read as UTF-8 text: {error}") from error
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise MetadataError(path, f"is not JSON ({where}: {error.msg})") from error
-    try:
-        return _ADAPTER.validate_python(document)
-    except ValidationError as error:
-        raise MetadataError(path, _explain(error)) from error
-
-
-def render_metadata(metadata: Metadata) -> str:
-    """The text of a metadata file, which :func:`parse_metadata` reads back unchanged."""
-    return metadata.model_dump_json(indent=2) + "\n"
-
-
-def _explain(error: ValidationError) -> str:
-    problems: list[str] = []
-    for found in error.errors(include_url=False):
-        # The union's tag is the first part of every location; people know the field without it.
-        path = [str(part) for part in found["loc"] if part not in list(ModelKind)]
-        field = ".".join(path)
-        match found["type"]:
-            case "extra_forbidden":
-                problem = (
-                    f"'{field}' is not a field of this format; correct its spelling or remove it"
-                )
-            case "missing":
-                problem = f"'{field}' is missing; add it"
-            case "union_tag_not_found":
-                problem = f"'kind' is missing; add one of {', '.join(ModelKind)}"
-            case "union_tag_invalid":
-                problem = f"'kind' must be one of {', '.join(ModelKind)}"
-            case _:
-                problem = f"{field!r}: {found['msg']}" if field else found["msg"]
-        problems.append(problem.replace("Value error, ", ""))
-    return "; ".join(problems)
