@@ -30,6 +30,8 @@ _INTERPOLATION = {
     Interpolation.AREA: cv2.INTER_AREA,
 }
 _FORMATS = ("PNG", "WEBP", "JPEG")
+# The limit is a server's own (`Geometry.max_pixels`), and is checked before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
 # Images are spread over the workers; a pool inside OpenCV would only fight with them for cores.
 cv2.setNumThreads(1)
 
@@ -148,9 +150,7 @@ def _other(data: bytes, geometry: Geometry) -> Pixels:
     """Decodes through Pillow: PNG, WebP and CMYK JPEG, of any depth and palette."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        if isinstance(error, Image.DecompressionBombError):
-            raise InvalidImageError(_too_large("it", geometry)) from error
+    except UnidentifiedImageError as error:
         raise InvalidImageError("is not a JPEG, PNG or WebP file; convert it to one") from error
     with image:
         _refuse_large(image.height, image.width, geometry)
@@ -190,8 +190,6 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 def _refuse_large(rows: int, columns: int, geometry: Geometry) -> None:
     if rows * columns > geometry.max_pixels:
-        raise InvalidImageError(_too_large(f"{columns}×{rows}", geometry))
-
-
-def _too_large(what: str, geometry: Geometry) -> str:
-    return f"is too large: {what} exceeds {geometry.max_pixels} pixels; scale it down"
+        raise InvalidImageError(
+            f"is too large: {columns}×{rows} exceeds {geometry.max_pixels} pixels; scale it down"
+        )

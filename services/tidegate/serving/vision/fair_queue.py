@@ -2,8 +2,8 @@
 
 Each client has a line of its own and the lines take turns, one image a turn (round robin), so a
 client that sends a thousand images waits for its own images and not the others for it. What has
-expired or was cancelled is never handed out. The queue is plain data: it has no lock, no clock and
-no thread, and is given the time.
+expired or was cancelled is never handed out and costs its client no turn. The queue is plain data:
+it has no lock, no clock and no thread, and is given the time.
 """
 
 from collections import OrderedDict, deque
@@ -68,30 +68,41 @@ class FairQueue(Generic[Item]):
         expired: list[Item] = []
         while self._lines:
             client, line = next(iter(self._lines.items()))
-            item = line.popleft()
-            self._length -= 1
+            item = self._next_of(line, now_s, expired)
             if line:
                 self._lines.move_to_end(client)
             else:
                 del self._lines[client]
-            if item.abandoned:
-                continue
-            if item.deadline_s <= now_s:
-                expired.append(item)
-                continue
-            return item, expired
+            if item is not None:
+                return item, expired
         return None, expired
 
     def ahead_of(self, client: str, count: int) -> int:
         """How many items leave the queue before ``count`` new ones of a client have all left.
 
-        Later arrivals of other clients are not foreseen. The new ones themselves are counted.
+        Later arrivals of other clients are not foreseen. The new ones themselves are counted, and
+        so are abandoned ones that have not been dropped yet.
 
         Args:
             client: who would push.
             count: how many.
         """
-        own = self._lines.get(client)
-        last_turn = (len(own) if own else 0) + count
-        others = (min(len(line), last_turn) for name, line in self._lines.items() if name != client)
-        return last_turn + sum(others)
+        turns = leaving = len(self._lines.get(client, ())) + count
+        for name, line in self._lines.items():
+            if name == client:
+                # The lines behind have had one turn less when its last one leaves.
+                turns -= 1
+            else:
+                leaving += min(len(line), turns)
+        return leaving
+
+    def _next_of(self, line: deque[Item], now_s: float, expired: list[Item]) -> Item | None:
+        while line:
+            item = line.popleft()
+            self._length -= 1
+            if item.abandoned:
+                continue
+            if item.deadline_s > now_s:
+                return item
+            expired.append(item)
+        return None

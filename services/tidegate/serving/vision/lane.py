@@ -156,7 +156,8 @@ class Lane:
                 reason="QUEUE_FULL",
                 retry_after_s=max(0.01, self.held_images * image_s / 2),
             )
-        ahead = self._waiting.ahead_of(ticket.client, count) + self.ready + self.running_images
+        ahead = self._waiting.ahead_of(ticket.client, count)
+        ahead += self.preparing + self.ready + self.running_images
         wait_s = expected_wait_s(ahead, self.plan.target, self.pace, image_s)
         # An empty lane takes any request: were the measured pace too pessimistic, it could not
         # otherwise be corrected.
@@ -169,6 +170,7 @@ class Lane:
             )
         self.held_images += count
         self.held_bytes += ticket.size_bytes
+        self.metrics.held.inc(count)
         for task in ticket.tasks:
             self._waiting.push(task)
 
@@ -233,6 +235,7 @@ class Lane:
         """Makes room: a request of this lane is over."""
         self.held_images -= len(ticket.tasks)
         self.held_bytes -= ticket.size_bytes
+        self.metrics.held.dec(len(ticket.tasks))
         elapsed_s = now_s - ticket.accepted_s
         if succeeded:
             self.totals.succeeded += 1

@@ -11,12 +11,13 @@ import numpy as np
 
 from tidegate.serving.vision.decode import Geometry, decode, fit
 from tidegate.serving.vision.engine import Engine, InputForm
+from tidegate.serving.vision.errors import EngineError
 from tidegate.serving.vision.lane import Bounds, Lane
 from tidegate.serving.vision.planning import BatchPlan, Pace
 from tidegate.serving.vision.tickets import Encoded, Image, Pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -68,7 +69,7 @@ def build_lane(
         metrics: where its stages are recorded.
 
     Raises:
-        EngineError: a run failed.
+        EngineError: a run failed, or gave something other than images × classes.
     """
     run_s = _measure(engine, geometry)
     plan = BatchPlan.measured(run_s)
@@ -80,12 +81,12 @@ def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:
     """Seconds of one run at each batch size: the quickest of a few, the first of them left out."""
     pixels = np.zeros((geometry.height, geometry.width, 3), dtype=np.uint8)
     tensor = np.zeros(engine.tensors.input_shape, dtype=np.float32)
-    engine.run(InputForm.TENSOR, [tensor])
-    engine.run(InputForm.PIXELS, [pixels], alone=True)
+    _try_out(engine, InputForm.TENSOR, [tensor])
+    _try_out(engine, InputForm.PIXELS, [pixels], alone=True)
     run_s: dict[int, float] = {}
     for size in engine.traits.batch_sizes:
         images = [pixels] * size
-        engine.run(InputForm.PIXELS, images)
+        _try_out(engine, InputForm.PIXELS, images)
         times = []
         for _ in range(_WARM_UP_RUNS):
             start = time.perf_counter()
@@ -93,6 +94,19 @@ def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:
             times.append(time.perf_counter() - start)
         run_s[size] = min(times)
     return run_s
+
+
+def _try_out(
+    engine: Engine,
+    form: InputForm,
+    images: Sequence[npt.NDArray[np.generic]],
+    *,
+    alone: bool = False,
+) -> None:
+    shape = engine.run(form, images, alone=alone).shape
+    expected = (len(images), engine.tensors.classes)
+    if shape != expected:
+        raise EngineError(f"the model's output is {shape} where images × classes is {expected}")
 
 
 def _prepare(geometry: Geometry, image: Image) -> npt.NDArray[np.generic]:

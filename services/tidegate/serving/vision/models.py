@@ -3,7 +3,7 @@
 A model version is loaded beside what serves already, and takes requests only when it is compiled,
 warmed up and measured. Replacing one is make before break: the new one serves before the old one,
 having finished what it accepted, is freed. Loading goes on in a thread; requests are served all the
-while.
+while. A change that was begun is finished even if who asked for it goes away.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from tidegate.errors import TidegateError
-from tidegate.serving.repository import Entry, ModelKind, Precision, RepositoryError
+from tidegate.serving.repository import (
+    Entry,
+    EntryNotFoundError,
+    ModelKind,
+    Precision,
+    RepositoryError,
+)
 from tidegate.serving.repository.versions import version_order
 from tidegate.serving.vision.decode import Geometry
+from tidegate.serving.vision.errors import EngineError
 from tidegate.serving.vision.loading import Serving, build_lane
 from tidegate.serving.vision.metrics import LaneMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Coroutine
 
     from tidegate.serving.repository import Repository
     from tidegate.serving.vision.engine import Engine
@@ -101,7 +107,9 @@ class Models:
         self._default_model = default_model
         self._verify = verify
         self._versions: dict[tuple[str, str], Version] = {}
+        self._defaults: dict[str, str | None] = {}
         self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
 
     def versions(self) -> list[Version]:
         """Every version known, in order, with the classifiers of the repository not loaded yet."""
@@ -134,12 +142,13 @@ class Models:
         return sorted(found, key=version_order)
 
     def default_version(self, name: str) -> str | None:
-        """The version that an empty one means: the repository's default, or the latest to serve."""
+        """The version that an empty one means: the repository's default, or the latest to serve.
+
+        The repository's was read when a version of the model was last loaded, unloaded, or asked to
+        be: requests do not touch the disk.
+        """
         ready = self.ready(name)
-        try:
-            default = self._repository.default_version(name)
-        except TidegateError:
-            default = None
+        default = self._defaults.get(name)
         if default in ready:
             return default
         return ready[-1] if ready else None
@@ -183,21 +192,22 @@ class Models:
         """Loads models at start.
 
         Args:
-            wanted: each ``NAME`` or ``NAME/VERSION``; empty means every image classifier that the
-                engine can run.
+            wanted: each ``NAME/VERSION``, or ``NAME`` for every version of it that the engine can
+                run; empty means every image classifier that it can run.
 
         Raises:
             TidegateError: one of them cannot be loaded.
         """
         chosen: list[tuple[str, str]] = []
-        for each in wanted:
+        for each in wanted or self._repository.names():
             name, _, version = each.partition("/")
-            versions = [version] if version else list(self._repository.versions(name))
-            if not versions:
-                self._repository.locate(name)
+            versions = [version] if version else await asyncio.to_thread(self._runnable, name)
+            if wanted and not versions:
+                raise FailedPrecondition(
+                    f"model {name!r} has no version that this engine can run; build one with a "
+                    f"precision of {', '.join(sorted(self._precisions))}"
+                )
             chosen.extend((name, version) for version in versions)
-        if not wanted:
-            chosen = await asyncio.to_thread(self._runnable)
         for name, version in chosen:
             await self.load(name, version)
 
@@ -207,6 +217,32 @@ class Models:
         Raises:
             TidegateError: it cannot be loaded; what served before goes on.
         """
+        await self._finish(self._load(name, version))
+
+    async def unload(self, name: str, version: str) -> None:
+        """Takes a version out of service: it finishes what it accepted and is freed.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        await self._finish(self._unload(name, version))
+
+    async def close(self) -> None:
+        """Unloads everything."""
+        if self._changes:
+            await asyncio.wait(self._changes)
+        for each in list(self._versions.values()):
+            if each.serving is not None:
+                await self.unload(each.name, each.version)
+
+    async def _finish(self, change: Coroutine[Any, Any, None]) -> None:
+        """Makes a change to its end, though its caller may be cancelled in the middle."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+
+    async def _load(self, name: str, version: str) -> None:
         async with self._changing:
             key = (name, version)
             before = self._versions.get(key)
@@ -214,8 +250,14 @@ class Models:
             if serving is None:
                 self._versions[key] = Version(*key, ModelState.LOADING)
             try:
+                self._defaults[name] = await asyncio.to_thread(self._read_default, name)
                 fresh = await asyncio.to_thread(self._open, name, version, serving)
-            except BaseException as error:
+            except (EntryNotFoundError, FailedPrecondition, asyncio.CancelledError):
+                # There is nothing of the kind, or nobody was told how it ended: no state to keep.
+                if serving is None:
+                    del self._versions[key]
+                raise
+            except Exception as error:
                 if serving is None:
                     self._versions[key] = Version(*key, ModelState.FAILED, str(error))
                 raise
@@ -226,12 +268,7 @@ class Models:
             if serving is not None:
                 await self._retire(serving)
 
-    async def unload(self, name: str, version: str) -> None:
-        """Takes a version out of service: it finishes what it accepted and is freed.
-
-        Raises:
-            NotFound: it is not loaded.
-        """
+    async def _unload(self, name: str, version: str) -> None:
         async with self._changing:
             key = (name, version)
             known = self._versions.get(key)
@@ -239,13 +276,9 @@ class Models:
                 raise NotFound(f"model {name!r} has no version {version!r} loaded")
             self._versions[key] = replace(known, state=ModelState.UNLOADING, serving=None)
             await self._retire(known.serving)
+            known.serving.lane.metrics.forget()
             del self._versions[key]
-
-    async def close(self) -> None:
-        """Unloads everything."""
-        for each in list(self._versions.values()):
-            if each.serving is not None:
-                await self.unload(each.name, each.version)
+            self._defaults[name] = await asyncio.to_thread(self._read_default, name)
 
     async def _retire(self, serving: Serving) -> None:
         loop, idle = asyncio.get_running_loop(), asyncio.Event()
@@ -256,21 +289,31 @@ class Models:
         self._pool.close(serving.lane, became_idle)
         await idle.wait()
         self._pool.remove(serving.lane)
-        serving.lane.metrics.forget()
         await asyncio.to_thread(serving.engine.close)
         _log.info("model unloaded", model=serving.lane.name)
 
-    def _runnable(self) -> list[tuple[str, str]]:
-        """Every image classifier of the repository whose precision the engine can compute in."""
+    def _read_default(self, name: str) -> str | None:
+        try:
+            return self._repository.default_version(name)
+        except RepositoryError:
+            return None
+
+    def _runnable(self, name: str) -> list[str]:
+        """The versions of a model that are image classifiers of a precision the engine has.
+
+        Raises:
+            RepositoryError: there is no such model, or one of its versions is unsound.
+        """
         found = []
-        for entry in self._repository.entries():
+        for version in self._repository.versions(name) or [self._repository.default_version(name)]:
+            entry = self._repository.find(name, version, verify=False)
+            precision = entry.metadata.precision.compute
             if entry.kind is not ModelKind.IMAGE_CLASSIFIER:
                 continue
-            if entry.metadata.precision.compute in self._precisions:
-                found.append((entry.name, entry.version))
+            if precision in self._precisions:
+                found.append(version)
             else:
-                precision = entry.metadata.precision.compute.value
-                _log.info("left out", model=f"{entry.name} {entry.version}", precision=precision)
+                _log.info("left out", model=f"{name} {version}", precision=str(precision))
         return found
 
     def _open(self, name: str, version: str, serving: Serving | None) -> Serving | None:
@@ -288,6 +331,11 @@ class Models:
             raise FailedPrecondition(f"{name} {version} is a {entry.kind}, not an image classifier")
         geometry = Geometry.of(entry.image_classifier(), self._max_pixels)
         engine = self._load_engine(entry)
+        if entry.labels and len(entry.labels) != engine.tensors.classes:
+            raise EngineError(
+                f"{location.path} has {len(entry.labels)} labels, but its network has "
+                f"{engine.tensors.classes} classes; correct the labels"
+            )
         lane = build_lane(
             f"{name} {version}", engine, geometry, self._bounds, LaneMetrics(name, version)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
@@ -171,10 +172,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         del context
         if request.name:
             self._models.find(request.name, request.version)
+        versions = await asyncio.to_thread(self._models.versions)
         return oip.ModelStatisticsResponse(
             model_stats=[
                 _statistics(known.name, known.version, known.serving.lane.totals)
-                for known in self._models.versions()
+                for known in versions
                 if known.serving is not None
                 and request.name in {"", known.name}
                 and request.version in {"", known.version}
@@ -188,6 +190,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         del context
         _refuse_repository(request.repository_name)
         index = oip.RepositoryIndexResponse.ModelIndex
+        versions = await asyncio.to_thread(self._models.versions)
         return oip.RepositoryIndexResponse(
             models=[
                 index(
@@ -196,7 +199,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                     state=_STATES[known.state],
                     reason=known.reason,
                 )
-                for known in self._models.versions()
+                for known in versions
                 if known.state is ModelState.READY or not request.ready
             ]
         )

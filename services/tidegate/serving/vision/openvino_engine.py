@@ -144,9 +144,9 @@ class _Compiled:
         request = self._requests.get()
         try:
             if self._size is None:
-                request.set_input_tensor(ov.Tensor(np.stack(images), shared_memory=True))
-            elif self._size == 1:
-                request.set_input_tensor(ov.Tensor(images[0][np.newaxis], shared_memory=True))
+                # The request does not keep the array alive; this frame does.
+                batch = np.stack(images)
+                request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
             else:
                 # What padding holds does not matter: it is computed and thrown away.
                 target = request.get_input_tensor().data

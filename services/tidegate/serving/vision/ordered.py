@@ -1,8 +1,8 @@
 """Answers the requests of a stream at once, but in their order."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
+from typing import Any, TypeVar
 
 __all__ = ["answer_in_order"]
 
@@ -12,33 +12,49 @@ Response = TypeVar("Response")
 
 async def answer_in_order(
     requests: AsyncIterable[Request],
-    answer: Callable[[Request], Awaitable[Response]],
+    answer: Callable[[Request], Coroutine[Any, Any, Response]],
     window: int,
 ) -> AsyncGenerator[Response, None]:
     """Yields the answer to each request, in the order of the requests.
 
-    While the oldest answer is awaited, requests are read ahead up to ``window``; what is not read
-    stays with the client, whom flow control then slows.
+    While the oldest answer is awaited or taken, requests are read ahead up to ``window``; what is
+    not read stays with the client, whom flow control then slows. Closing the generator gives up
+    what is still being answered. (A task group would not do: it cancels the task that it was opened
+    in, which between two answers is at work outside of this generator.)
 
     Args:
         requests: the stream.
-        answer: answers one request; an error of it ends the stream.
-        window: how many requests are read ahead.
+        answer: answers one request; an error of it ends the stream, after the answers before it.
+        window: how many requests may be read and not yet have their answer taken.
+
+    Raises:
+        Exception: what ``answer`` or the stream raised.
     """
-    answers: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue(window)
+    room = asyncio.Semaphore(window)
+    answers: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()
+    begun: set[asyncio.Task[Any]] = set()
 
-    async def one(request: Request) -> Response:
-        return await answer(request)
-
-    async def read(group: asyncio.TaskGroup) -> None:
-        async for request in requests:
-            await answers.put(group.create_task(one(request)))
-        await answers.put(None)
-
-    async with asyncio.TaskGroup() as group:
-        reader = group.create_task(read(group))
+    async def read() -> None:
         try:
-            while (next_answer := await answers.get()) is not None:
-                yield await next_answer
+            await room.acquire()
+            async for request in requests:
+                task = asyncio.create_task(answer(request))
+                begun.add(task)
+                answers.put_nowait(task)
+                await room.acquire()
         finally:
-            reader.cancel()
+            answers.put_nowait(None)
+
+    reader = asyncio.create_task(read())
+    begun.add(reader)
+    try:
+        while (oldest := await answers.get()) is not None:
+            response = await oldest
+            begun.discard(oldest)
+            yield response
+            room.release()
+        await reader
+    finally:
+        for task in begun:
+            task.cancel()
+        await asyncio.gather(*begun, return_exceptions=True)

@@ -56,15 +56,16 @@ def next_step(load: Load) -> Step:
     """What a free worker should do for a model.
 
     On a device of its own the engine is the scarce part: whenever it is free it takes what is
-    ready, and workers decode ahead by no more than two full batches. Where the engine runs on the
-    workers' own cores, no core is ever idle while there is work, so a run is started when enough is
-    ready for it to be efficient, and before that only when nothing is left to decode.
+    ready, and while it is busy workers decode ahead by no more than two full batches. Where the
+    engine runs on the workers' own cores, no core is ever idle while there is work, so a run is
+    started when enough is ready for it to be efficient, and before that only when nothing is left
+    to decode.
     """
     slot_free = load.running < load.slots
     enough = load.target if load.shares_host else 1
     if slot_free and load.ready >= enough:
         return Step.RUN
-    if load.waiting and load.ready + load.preparing < 2 * load.largest:
+    if load.waiting and (slot_free or load.ready + load.preparing < 2 * load.largest):
         return Step.PREPARE
     if slot_free and load.ready:
         return Step.RUN

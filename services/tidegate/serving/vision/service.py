@@ -62,12 +62,12 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         self, request: vision_pb2.ClassifyRequest, context: ServicerContext
     ) -> vision_pb2.ClassifyResponse:
         """Classifies the images of one request."""
-        serving, response, outcome = await self._classify(request, context)
-        trailers = version_trailers(serving)
+        serving = self._models.find(request.model, request.version)
+        set_trailers(context, version_trailers(serving))
+        response, outcome = await self._classify(serving, request, context)
         best = response.results[0].classifications
         if best:
-            trailers["tidegate-top1"] = str(best[0].class_id)
-        set_trailers(context, trailers)
+            set_trailers(context, {"tidegate-top1": str(best[0].class_id)})
         lane = serving.lane
         report_load(
             context,
@@ -89,8 +89,10 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         async def answer(
             request: vision_pb2.ClassifyStreamRequest,
         ) -> vision_pb2.ClassifyStreamResponse:
+            asked = request.request
             try:
-                _, response, _ = await self._classify(request.request, context)
+                serving = self._models.find(asked.model, asked.version)
+                response, _ = await self._classify(serving, asked, context)
             except ServiceError as error:
                 return vision_pb2.ClassifyStreamResponse(
                     request_id=request.request_id, error=to_status(error)
@@ -122,9 +124,8 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         return vision_pb2.ListModelsResponse(models=map(self._describe, versions))
 
     async def _classify(
-        self, request: vision_pb2.ClassifyRequest, context: ServicerContext
-    ) -> tuple[Serving, vision_pb2.ClassifyResponse, Outcome]:
-        serving = self._models.find(request.model, request.version)
+        self, serving: Serving, request: vision_pb2.ClassifyRequest, context: ServicerContext
+    ) -> tuple[vision_pb2.ClassifyResponse, Outcome]:
         images, top_k = check_classify(request, serving.engine.tensors, self._limits)
         try:
             outcome = await self._inference.run(serving, images, context)
@@ -133,7 +134,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
                 f"images[{error.index}].encoded", error.problem, reason="BAD_IMAGE"
             ) from error
         response = _respond(serving, outcome, top_k, include_logits=request.include_logits)
-        return serving, response, outcome
+        return response, outcome
 
     def _describe(self, known: Version) -> vision_pb2.Model:
         model = vision_pb2.Model(

@@ -2,8 +2,9 @@
 
 import os
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tidegate.chassis.settings import ChassisSettings
 
@@ -80,3 +81,17 @@ class VisionSettings(ChassisSettings):
         if sizes != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] > 1024:
             raise ValueError("must be different sizes from 1 to 1024, ascending, as in [1,2,4]")
         return sizes
+
+    @model_validator(mode="after")
+    def _any_request_fits(self) -> Self:
+        if self.queue_images < self.max_images_per_request:
+            raise ValueError(
+                "queue_images must be at least max_images_per_request, or its largest requests "
+                "would always find the queue full"
+            )
+        if self.queue_mib << 20 < self.max_message_bytes:
+            raise ValueError(
+                "queue_mib must be at least max_message_bytes, or the largest requests would "
+                "always find the queue full"
+            )
+        return self

@@ -179,12 +179,12 @@ class WorkerPool:
             now_s = self._clock()
             if step is Step.PREPARE:
                 task, expired = lane.next_to_prepare(now_s)
-                _deliver(expired)
+                _give_up(lane, expired)
                 if task is not None and task.image is not None:
                     return _Prepare(lane, task, task.image)
             elif step is Step.RUN:
                 batch, expired = lane.next_batch(now_s)
-                _deliver(expired)
+                _give_up(lane, expired)
                 if batch:
                     alone = len(batch) == 1 and all(
                         each.held_images == (1 if each is lane else 0) for each in self._lanes
@@ -262,6 +262,13 @@ def _fail(lane: Lane, tasks: Iterable[Task], error: Exception, now_s: float) -> 
             lane.settled(task.ticket, now_s, succeeded=False)
             settled.append(task.ticket)
     return settled
+
+
+def _give_up(lane: Lane, expired: list[Ticket]) -> None:
+    """Tells of requests that expired; with the last of them the lane may have become idle."""
+    if expired:
+        _deliver(expired)
+        lane.notify_if_idle()
 
 
 def _deliver(tickets: Iterable[Ticket]) -> None:
