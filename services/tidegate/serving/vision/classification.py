@@ -1,48 +1,52 @@
-"""From a model's output to labels."""
+"""From a row of a model's output to labels.
+
+This is done for every image on the event loop, so it looks at a few numbers only: the best classes
+are found without sorting the rest, and the softmax is taken of them alone.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 from tidegate.serving.repository import OutputKind
 
-__all__ = ["probabilities", "top"]
+__all__ = ["best_classes", "probabilities"]
+
+Row = npt.NDArray[np.float32]
 
 
-def probabilities(output: npt.NDArray[np.float32], kind: OutputKind) -> npt.NDArray[np.float32]:
-    """The probability of each class.
-
-    Args:
-        output: images × classes.
-        kind: what the numbers are.
-
-    Returns:
-        images × classes, each row summing to 1 (softmax of logits; probabilities as they are).
-    """
-    if kind is OutputKind.PROBABILITIES:
-        return output
-    shifted = np.exp(output - output.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
-def top(
-    scores: npt.NDArray[np.float32], count: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """The best classes of each image.
+def best_classes(row: Row, count: int) -> npt.NDArray[np.intp]:
+    """The classes with the highest scores.
 
     Args:
-        scores: images × classes.
+        row: the model's output for one image, one number a class.
         count: from 1 to the number of classes.
 
     Returns:
-        Class numbers and scores, both images × count, best first; equal scores in class order.
+        ``count`` class numbers, best first; of equal scores the lower class number first.
     """
-    classes = scores.shape[1]
-    if count < classes:
-        best = np.sort(
-            np.argpartition(scores, classes - count, axis=1)[:, classes - count :], axis=1
-        )
-    else:
-        best = np.broadcast_to(np.arange(classes), scores.shape)
-    values = np.take_along_axis(scores, best, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return np.take_along_axis(best, order, axis=1), np.take_along_axis(values, order, axis=1)
+    classes = row.shape[0]
+    best = (
+        np.arange(classes) if count >= classes else np.argpartition(row, classes - count)[-count:]
+    )
+    ordered: npt.NDArray[np.intp] = best[np.lexsort((best, -row[best]))]
+    return ordered
+
+
+def probabilities(row: Row, classes: npt.NDArray[np.intp], kind: OutputKind) -> list[float]:
+    """The probabilities of some classes.
+
+    Args:
+        row: the model's output for one image, one number a class.
+        classes: the classes wanted.
+        kind: what the numbers are; of logits, the softmax over all classes is taken.
+
+    Returns:
+        One number from 0 to 1 for each class wanted.
+    """
+    if kind is OutputKind.PROBABILITIES:
+        chosen: list[float] = row[classes].tolist()
+        return chosen
+    largest = row.max()
+    total = np.exp(row - largest).sum()
+    softmax: list[float] = (np.exp(row[classes] - largest) / total).tolist()
+    return softmax

@@ -8,6 +8,7 @@ for its size alone. All heavy calls release the GIL.
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import cv2
@@ -17,6 +18,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from tidegate.serving.repository import ImageClassifier, Interpolation
+from tidegate.serving.vision import exif
 from tidegate.serving.vision.errors import InvalidImageError
 
 __all__ = ["Geometry", "decode", "fit"]
@@ -32,11 +34,12 @@ _INTERPOLATION = {
 _FORMATS = ("PNG", "WEBP", "JPEG")
 # The limit is a server's own (`Geometry.max_pixels`), and is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of what is odd in a file, with texts out of the file; Python keeps each for good.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Images are spread over the workers; a pool inside OpenCV would only fight with them for cores.
 cv2.setNumThreads(1)
 
 _SOI = b"\xff\xd8\xff"
-_ORIENTATION_TAG = 0x0112
 # The APP1 segment that holds EXIF data begins within the first few segments of the file.
 _EXIF_WINDOW_BYTES = 65536
 
@@ -139,11 +142,10 @@ def _jpeg(data: bytes, geometry: Geometry) -> Pixels | None:
     pixels: Pixels = simplejpeg.decode_jpeg(
         data, "RGB", min_height=-(-rows // reduction), min_width=-(-columns // reduction)
     )
-    if data.find(b"Exif\0\0", 0, _EXIF_WINDOW_BYTES) >= 0:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-        pixels = _upright(pixels, orientation)
-    return pixels
+    start = data.find(exif.HEADER, 0, _EXIF_WINDOW_BYTES)
+    if start < 0:
+        return pixels
+    return _upright(pixels, exif.orientation(data[start : start + _EXIF_WINDOW_BYTES]))
 
 
 def _other(data: bytes, geometry: Geometry) -> Pixels:
@@ -154,7 +156,6 @@ def _other(data: bytes, geometry: Geometry) -> Pixels:
         raise InvalidImageError("is not a JPEG, PNG or WebP file; convert it to one") from error
     with image:
         _refuse_large(image.height, image.width, geometry)
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
         if image.mode in {"I", "I;16", "I;16B", "I;16L"}:
             # Pillow clips 16-bit grey to 255 instead of scaling it.
             grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
@@ -163,6 +164,8 @@ def _other(data: bytes, geometry: Geometry) -> Pixels:
             pixels = np.asarray(image.convert("RGBA").convert("RGB"))
         else:
             pixels = np.asarray(image.convert("RGB"))
+        # In a PNG it may come after the pixels.
+        orientation = exif.orientation(image.info.get("exif", b""))
     return _upright(pixels, orientation)
 
 

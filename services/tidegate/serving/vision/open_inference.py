@@ -19,7 +19,7 @@ from tidegate.errors import TidegateError
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.serving.repository import EntryNotFoundError
-from tidegate.serving.vision.classification import top
+from tidegate.serving.vision.classification import best_classes
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
@@ -283,11 +283,10 @@ def _respond(
 
 def _best_as_texts(outcome: Outcome, count: int, labels: tuple[str, ...]) -> bytes:
     """The best classes of each image as Triton writes them, ``value:class:label``."""
-    classes, values = top(outcome.output, count)
     texts = (
-        f"{value:f}:{number}:{labels[number]}" if labels else f"{value:f}:{number}"
-        for row, row_values in zip(classes.tolist(), values.tolist(), strict=True)
-        for number, value in zip(row, row_values, strict=True)
+        f"{row[number]:f}:{number}:{labels[number]}" if labels else f"{row[number]:f}:{number}"
+        for row in outcome.output
+        for number in best_classes(row, count).tolist()
     )
     encoded = (text.encode() for text in texts)
     return b"".join(struct.pack("<I", len(each)) + each for each in encoded)

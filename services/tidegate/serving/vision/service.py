@@ -13,7 +13,7 @@ from tidegate.chassis.calls import ServicerContext, report_load, set_trailers
 from tidegate.chassis.errors import InvalidArgument, ServiceError, to_status
 from tidegate.chassis.orca import LoadReport
 from tidegate.serving.repository import Precision
-from tidegate.serving.vision.classification import probabilities, top
+from tidegate.serving.vision.classification import best_classes, probabilities
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.image_requests import Limits, check_classify
 from tidegate.serving.vision.models import ModelState, Version
@@ -64,18 +64,14 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         """Classifies the images of one request."""
         serving = self._models.find(request.model, request.version)
         set_trailers(context, version_trailers(serving))
-        response, outcome = await self._classify(serving, request, context)
+        response = await self._classify(serving, request, context)
         best = response.results[0].classifications
         if best:
             set_trailers(context, {"tidegate-top1": str(best[0].class_id)})
         lane = serving.lane
         report_load(
             context,
-            LoadReport(
-                application_utilization=lane.held_images / lane.bounds.images,
-                named_metrics={"queue_images": lane.held_images},
-                request_cost={"images": len(outcome.stages)},
-            ),
+            LoadReport(application_utilization=lane.held_images / lane.bounds.images),
         )
         return response
 
@@ -92,7 +88,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             asked = request.request
             try:
                 serving = self._models.find(asked.model, asked.version)
-                response, _ = await self._classify(serving, asked, context)
+                response = await self._classify(serving, asked, context)
             except ServiceError as error:
                 return vision_pb2.ClassifyStreamResponse(
                     request_id=request.request_id, error=to_status(error)
@@ -125,7 +121,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
 
     async def _classify(
         self, serving: Serving, request: vision_pb2.ClassifyRequest, context: ServicerContext
-    ) -> tuple[vision_pb2.ClassifyResponse, Outcome]:
+    ) -> vision_pb2.ClassifyResponse:
         images, top_k = check_classify(request, serving.engine.tensors, self._limits)
         try:
             outcome = await self._inference.run(serving, images, context)
@@ -133,8 +129,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             raise InvalidArgument.of(
                 f"images[{error.index}].encoded", error.problem, reason="BAD_IMAGE"
             ) from error
-        response = _respond(serving, outcome, top_k, include_logits=request.include_logits)
-        return response, outcome
+        return _respond(serving, outcome, top_k, include_logits=request.include_logits)
 
     def _describe(self, known: Version) -> vision_pb2.Model:
         model = vision_pb2.Model(
@@ -166,24 +161,22 @@ def _respond(
     serving: Serving, outcome: Outcome, top_k: int, *, include_logits: bool
 ) -> vision_pb2.ClassifyResponse:
     entry = serving.entry
-    scores = probabilities(outcome.output, entry.image_classifier().output.kind)
-    classes, values = top(scores, top_k)
+    kind = entry.image_classifier().output.kind
     labels = entry.labels
     response = vision_pb2.ClassifyResponse(
         model=entry.name,
         version=entry.version,
         precision=_PRECISIONS[serving.engine.traits.precision],
     )
-    for index, (ids, best) in enumerate(zip(classes.tolist(), values.tolist(), strict=True)):
-        result = response.results.add()
-        for class_id, score in zip(ids, best, strict=True):
-            result.classifications.add(
-                class_id=class_id,
-                label=labels[class_id] if labels else str(class_id),
-                score=score,
-            )
+    for row in outcome.output:
+        classes = best_classes(row, top_k)
+        scores = probabilities(row, classes, kind)
+        add = (result := response.results.add()).classifications.add
+        for class_id, score in zip(classes.tolist(), scores, strict=True):
+            label = labels[class_id] if labels else str(class_id)
+            add(class_id=class_id, label=label, score=score)
         if include_logits:
-            result.logits.extend(outcome.output[index])
+            result.logits.extend(row)
     timings = response.timings
     stages = outcome.stages
     timings.decode.CopyFrom(
