@@ -1,0 +1,230 @@
+"""What surrounds one call, from its begin to the status it ends with."""
+
+import asyncio
+import logging
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, NoReturn, Self, cast
+
+import grpc
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from tidegate.chassis import tracing
+from tidegate.chassis.calls import ServicerContext, current_method, set_trailers
+from tidegate.chassis.errors import (
+    Internal,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+    status_code,
+    to_status,
+)
+from tidegate.chassis.in_flight import Call, InFlight
+from tidegate.chassis.metrics import MethodMetrics
+
+__all__ = ["Answering", "Method", "details_of_call"]
+
+_log = structlog.stdlib.get_logger(__name__)
+_stdlib_log = logging.getLogger(__name__)
+
+details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
+"""Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own, and
+asking the context for the metadata a second time would convert it a second time."""
+
+# These are the server's fault: logged as warnings, and marked as errors on the server's span
+# (OpenTelemetry semantic conventions for gRPC). Other codes are the client's.
+_SERVER_FAULTS: Final = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+_RETRY_AFTER_LIMIT_S: Final = 0.1
+_DETAILS_TRAILER: Final = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is known of a method before it is called.
+
+    Attributes:
+        path: ``/service/method``, or ``other``.
+        is_application: Whether the application, and not the chassis, answers it.
+        limit: Calls of the application run at once before more are refused; None for no limit.
+        metrics: Its collectors.
+        attributes: Of its spans.
+    """
+
+    path: str
+    is_application: bool
+    limit: int | None
+    metrics: MethodMetrics
+    attributes: dict[str, str]
+
+
+class Answering(Call):
+    """Context in which a handler runs; leaving it by an error ends the call with a rich status.
+
+    Args:
+        method: That is called.
+        context: gRPC's context of the call.
+        in_flight: Where running calls are kept.
+    """
+
+    __slots__ = ("_began_s", "_context", "_in_flight", "_method", "_span")
+
+    def __init__(self, method: Method, context: ServicerContext, in_flight: InFlight) -> None:
+        # The call lives as long as the task that gRPC made for it, and so do the context variables.
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - handlers are coroutines
+        super().__init__(method.path, is_application=method.is_application, task=task)
+        self._method = method
+        self._context = context
+        self._in_flight = in_flight
+        self._span: trace.Span | None = None
+        self._began_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        try:
+            await self._admit()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        del kind, traceback
+        try:
+            if self._in_flight.held is not None and not self.is_cut:
+                await self._in_flight.held.wait()
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        if error is None:
+            self._end(_code_set_by_handler(self._context))
+            return
+        if isinstance(error, grpc.aio.AbortError):
+            self._end(self._context.code())
+            return
+        if isinstance(error, asyncio.CancelledError) and not self.is_cut:
+            self._end(_code_of_cancellation(self._context))
+            raise error
+        await self._abort(self._as_service_error(error))
+
+    async def _admit(self) -> None:
+        if self._in_flight.held is not None:
+            await self._in_flight.held.wait()
+        if self._in_flight.is_closing and not self.is_application:
+            raise _draining()
+        limit = self._method.limit
+        if limit is not None and self._in_flight.application_calls > limit:
+            raise ResourceExhausted(
+                f"{limit} calls run already, the most this server takes at once",
+                reason="TOO_MANY_RPCS",
+                retry_after_s=_RETRY_AFTER_LIMIT_S,
+            )
+
+    def _begin(self) -> None:
+        method = self._method
+        self._began_s = time.perf_counter()
+        method.metrics.started.inc()
+        method.metrics.in_flight.inc()
+        self._in_flight.begin(self)
+        current_method.set(method.path)
+        parent = tracing.extract(details_of_call.get().invocation_metadata)
+        self._span = tracing.server_span(method.path.removeprefix("/"), method.attributes, parent)
+        if self._span is not None:
+            otel_context.attach(trace.set_span_in_context(self._span, parent))
+        elif parent is not None:
+            otel_context.attach(parent)
+
+    def _end(self, code: grpc.StatusCode, error: ServiceError | None = None) -> None:
+        seconds = time.perf_counter() - self._began_s
+        self._in_flight.end(self)
+        self._method.metrics.handled(code, seconds)
+        fault = code in _SERVER_FAULTS
+        if code is not grpc.StatusCode.OK:
+            log = _log.warning if fault else _log.info
+            log(
+                "rpc failed",
+                code=code.name,
+                reason=error.reason if error else None,
+                message=str(error) if error else self._context.details() or None,
+                seconds=round(seconds, 6),
+                peer=self._context.peer(),
+            )
+        elif _stdlib_log.isEnabledFor(logging.DEBUG):
+            _log.debug("rpc answered", seconds=round(seconds, 6), peer=self._context.peer())
+        if self._span is not None:
+            self._span.set_attribute("rpc.grpc.status_code", code.value[0])
+            if fault:
+                self._span.set_status(trace.StatusCode.ERROR, str(error) if error else code.name)
+            self._span.end()
+
+    def _as_service_error(self, error: BaseException) -> ServiceError:
+        if isinstance(error, asyncio.CancelledError):
+            # The drain cancelled the task, not the client; the task goes on to send the status.
+            self.task.uncancel()
+            return _draining()
+        if known := _service_error_in(error):
+            return known
+        error_id = uuid.uuid4().hex
+        _log.error("handler failed unexpectedly", error_id=error_id, exc_info=error)
+        return Internal(
+            f"internal error {error_id}; the server's log has the cause",
+            metadata={"error_id": error_id},
+        )
+
+    async def _abort(self, error: ServiceError) -> NoReturn:
+        status = to_status(error)
+        code = status_code(error)
+        self._end(code, error)
+        set_trailers(self._context, {_DETAILS_TRAILER: status.SerializeToString()})
+        try:
+            await self._context.abort(
+                code, status.message, tuple(self._context.trailing_metadata())
+            )
+        except grpc.aio.InternalError:
+            # The client has gone in the meantime: there is nobody to tell, and gRPC frees what it
+            # keeps of a call that was cancelled only when the handler ends as cancelled.
+            raise asyncio.CancelledError from error
+
+
+def _code_set_by_handler(context: ServicerContext) -> grpc.StatusCode:
+    return cast("grpc.StatusCode | None", context.code()) or grpc.StatusCode.OK
+
+
+def _code_of_cancellation(context: ServicerContext) -> grpc.StatusCode:
+    """Tells a client whose deadline passed from one that left: gRPC cancels the task for both."""
+    remaining_s = context.time_remaining()
+    if remaining_s is not None and remaining_s <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
+
+
+def _draining() -> Unavailable:
+    return Unavailable("the server is going away", reason="SERVER_DRAINING")
+
+
+def _service_error_in(error: BaseException) -> ServiceError | None:
+    """Finds what a handler meant: task groups wrap what their tasks raise."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = [_service_error_in(each) for each in error.exceptions]
+        return found[0] if all(found) else None
+    return None

@@ -1,0 +1,78 @@
+"""What a handler may ask and tell about the call it answers.
+
+When it must be done (`deadline_of`), who calls (`client_identity`), and what goes into the trailers
+(`set_trailers`), which reach the client and the mesh's access log even when the call fails.
+"""
+
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, Final, TypeAlias
+from urllib.parse import unquote
+
+import grpc
+
+from tidegate.chassis.orca import LoadReport
+
+__all__ = [
+    "ServicerContext",
+    "client_identity",
+    "current_method",
+    "deadline_of",
+    "report_load",
+    "set_trailers",
+]
+
+ServicerContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+ORCA_TRAILER: Final = "endpoint-load-metrics-bin"
+
+current_method: Final[ContextVar[str | None]] = ContextVar("tidegate_rpc_method", default=None)
+"""Path of the RPC that the current task answers, such as ``/grpc.health.v1.Health/Check``."""
+
+
+def deadline_of(context: ServicerContext) -> float | None:
+    """Tells when the caller stops waiting, in seconds of `time.monotonic`; None when never."""
+    remaining_s = context.time_remaining()
+    return None if remaining_s is None else time.monotonic() + remaining_s
+
+
+def client_identity(context: ServicerContext, header: str) -> str:
+    """Names the caller, for fairness between callers and for logs, not for access control.
+
+    The header wins, since behind a proxy it is what tells callers apart; then the name in the
+    client's TLS certificate; then the peer's address without its port.
+
+    Args:
+        context: Of the call.
+        header: Name of a metadata key that may carry an identity, such as ``tidegate-client``.
+    """
+    key = header.lower()
+    for name, value in context.invocation_metadata() or ():
+        if name == key and value:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    for identity in context.peer_identities() or ():
+        return bytes(identity).decode("utf-8", "replace")
+    address = unquote(context.peer())
+    return address.rpartition(":")[0] if address.startswith(("ipv4:", "ipv6:")) else address
+
+
+def set_trailers(context: ServicerContext, trailers: Mapping[str, str | bytes]) -> None:
+    """Adds trailing metadata, replacing keys that are set already.
+
+    Args:
+        context: Of the call.
+        trailers: Lower-case keys; those that end in ``-bin`` have bytes for values.
+    """
+    kept = [pair for pair in context.trailing_metadata() or () if pair[0] not in trailers]
+    context.set_trailing_metadata((*kept, *trailers.items()))
+
+
+def report_load(context: ServicerContext, load: LoadReport) -> None:
+    """Puts an ORCA load report into the trailers, for balancers that weigh replicas by load.
+
+    Args:
+        context: Of the call.
+        load: How busy this replica is.
+    """
+    set_trailers(context, {ORCA_TRAILER: load.to_bytes()})

@@ -1,0 +1,126 @@
+"""Who is serving: the state behind ``grpc.health.v1``.
+
+Each gRPC service of an application has a flag that the application flips when its engine is
+loaded or lost; the empty name stands for the whole server and serves when all of them do.
+``Check`` answers the state at once, ``Watch`` first the state and then every change.
+
+The servicer of `grpcio-health-checking` is not used: when one of two watchers of a service
+leaves, it forgets the condition that the other waits on, which then hears of no further change.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from tidegate.chassis.errors import NotFound
+
+__all__ = ["OVERALL", "Health", "HealthServicer"]
+
+OVERALL = ""
+
+_Status = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """The serving state of every service of one server. Use it from the event loop only.
+
+    Args:
+        services: Full names of the gRPC services; all start as not serving.
+    """
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._serving = dict.fromkeys(services, False)
+        self._shut_down = False
+        self._changed = asyncio.Event()
+
+    def set(self, service: str, serving: bool) -> None:
+        """Says whether a service serves. After the drain has begun this has no effect.
+
+        Args:
+            service: Full name, such as ``tidegate.vision.v1.VisionService``.
+            serving: Whether requests to it would be answered.
+
+        Raises:
+            ValueError: The application does not have this service.
+        """
+        if service not in self._serving:
+            known = ", ".join(self._serving) or "none"
+            raise ValueError(f"no service {service!r} in this application; it has: {known}")
+        if self._shut_down or self._serving[service] == serving:
+            return
+        self._serving[service] = serving
+        self._announce()
+
+    def set_all(self, serving: bool) -> None:
+        """Says of every service at once whether it serves."""
+        for service in self._serving:
+            self.set(service, serving)
+
+    def is_serving(self, service: str = OVERALL) -> bool | None:
+        """Tells whether a service serves; None for a service that is not known."""
+        if service == OVERALL:
+            return not self._shut_down and all(self._serving.values())
+        return self._serving.get(service)
+
+    def shut_down(self) -> None:
+        """Turns every service to not serving, for good."""
+        if self._shut_down:
+            return
+        self._shut_down = True
+        self._serving = dict.fromkeys(self._serving, False)
+        self._announce()
+
+    async def watch(self, service: str) -> AsyncIterator[bool | None]:
+        """Yields the state now and then each change, until the caller stops asking."""
+        last: tuple[bool | None] | None = None
+        while True:
+            changed, state = self._changed, self.is_serving(service)
+            if last != (state,):
+                last = (state,)
+                yield state
+            await changed.wait()
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+class HealthServicer:
+    """Answers ``grpc.health.v1.Health`` from a `Health`."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def Check(  # noqa: N802 - the name is the protocol's
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.aio.ServicerContext[
+            health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
+        ],
+    ) -> health_pb2.HealthCheckResponse:
+        """Answers the state of one service now."""
+        del context
+        serving = self._health.is_serving(request.service)
+        if serving is None:
+            raise NotFound(f"unknown service {request.service!r}", reason="SERVICE_UNKNOWN")
+        return _Status(status=_to_wire(serving))
+
+    async def Watch(  # noqa: N802 - the name is the protocol's
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.aio.ServicerContext[
+            health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
+        ],
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Streams the state of one service; SERVICE_UNKNOWN when there is no such service."""
+        del context
+        async for serving in self._health.watch(request.service):
+            yield _Status(status=_to_wire(serving))
+
+
+def _to_wire(serving: bool | None) -> health_pb2.HealthCheckResponse.ServingStatus:
+    if serving is None:
+        return _Status.SERVICE_UNKNOWN
+    return _Status.SERVING if serving else _Status.NOT_SERVING

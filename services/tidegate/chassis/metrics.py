@@ -1,0 +1,112 @@
+"""What every server counts about its RPCs, for Prometheus.
+
+Names, labels and codes are those of the gRPC ecosystem (go-grpc-middleware's ``grpc_server_*``,
+codes written as in Go: ``OK``, ``ResourceExhausted``), so that existing dashboards and alerts
+fit. Labels are bounded: a method that no service registered counts as ``other``. The collectors
+live in the default registry, beside those of engines such as vLLM, which stay as they are.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from prometheus_client import Counter, Gauge, Histogram
+
+__all__ = [
+    "TLS_EXPIRY",
+    "TLS_RELOADS",
+    "MethodMetrics",
+    "code_label",
+    "method_metrics",
+]
+
+# From a cache hit to a long generation.
+_BUCKETS_S: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
+_METHOD: Final = ("grpc_type", "grpc_service", "grpc_method")
+
+_STARTED = Counter("grpc_server_started_total", "RPCs begun.", _METHOD)
+_HANDLED = Counter("grpc_server_handled_total", "RPCs ended, by code.", (*_METHOD, "grpc_code"))
+_SECONDS = Histogram(
+    "grpc_server_handling_seconds", "Time from begin to end of RPCs.", _METHOD, buckets=_BUCKETS_S
+)
+_RECEIVED = Counter("grpc_server_msg_received_total", "Messages received on streams.", _METHOD)
+_SENT = Counter("grpc_server_msg_sent_total", "Messages sent on streams.", _METHOD)
+_IN_FLIGHT = Gauge("grpc_server_in_flight_rpcs", "RPCs running now.", _METHOD)
+
+TLS_RELOADS = Counter(
+    "tidegate_tls_reloads_total", "Rotations of the TLS files, taken or refused.", ("result",)
+)
+TLS_EXPIRY = Gauge(
+    "tidegate_tls_certificate_expiry_timestamp_seconds",
+    "When the certificate in use expires, seconds since the epoch.",
+)
+
+_CODE_LABELS: Final = {
+    code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")
+    for code in grpc.StatusCode
+} | {grpc.StatusCode.CANCELLED: "Canceled"}
+
+
+def code_label(code: grpc.StatusCode) -> str:
+    """Writes a status code as Go does: ``OK``, ``NotFound``, ``Canceled``."""
+    return _CODE_LABELS[code]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodMetrics:
+    """The collectors of one method with their labels bound, so that a call looks none up.
+
+    Attributes:
+        started: RPCs begun.
+        in_flight: RPCs running now.
+        seconds: Durations of RPCs, in seconds.
+        received: Messages received, counted for client streams.
+        sent: Messages sent, counted for server streams.
+        ok: RPCs ended with OK.
+        labels: grpc_type, grpc_service and grpc_method.
+    """
+
+    started: Counter
+    in_flight: Gauge
+    seconds: Histogram
+    received: Counter
+    sent: Counter
+    ok: Counter
+    labels: tuple[str, str, str]
+
+    def handled(self, code: grpc.StatusCode, seconds: float) -> None:
+        """Counts the end of an RPC.
+
+        Args:
+            code: How it ended.
+            seconds: How long it took.
+        """
+        if code is grpc.StatusCode.OK:
+            self.ok.inc()
+        else:
+            _HANDLED.labels(*self.labels, code_label(code)).inc()
+        self.seconds.observe(seconds)
+        self.in_flight.dec()
+
+
+def method_metrics(kind: str, service: str, method: str) -> MethodMetrics:
+    """Binds the collectors of one method.
+
+    Args:
+        kind: ``unary``, ``client_stream``, ``server_stream`` or ``bidi_stream``.
+        service: Full name of the service, or ``other``.
+        method: Name of the method, or ``other``.
+    """
+    labels = (kind, service, method)
+    return MethodMetrics(
+        started=_STARTED.labels(*labels),
+        in_flight=_IN_FLIGHT.labels(*labels),
+        seconds=_SECONDS.labels(*labels),
+        received=_RECEIVED.labels(*labels),
+        sent=_SENT.labels(*labels),
+        ok=_HANDLED.labels(*labels, "OK"),
+        labels=labels,
+    )

@@ -1,0 +1,233 @@
+"""Spans: one for each RPC, and one for each stage inside it.
+
+`start` turns tracing on for the process when a collector is configured; without one every
+function here costs a comparison. A caller's W3C ``traceparent`` is followed either way, so log
+lines carry its trace id. Inside a request:
+
+    @traced("decode")
+    def decode(data: bytes) -> Image: ...
+
+    with span("batch", size=8): ...
+
+Stages that run on worker threads are recorded after the fact, with their own times, by
+`record_span`. The interceptor of `opentelemetry-instrumentation-grpc` is not used: for each call
+it wraps the context in a proxy, keeps a server stream inside an asynchronous generator whose span
+leaks when the client leaves between two messages, and marks refusals such as NOT_FOUND by their
+exception.
+"""
+
+import functools
+import inspect
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.util.types import AttributeValue
+
+    from tidegate.chassis.settings import ChassisSettings
+
+__all__ = [
+    "current_context",
+    "extract",
+    "install",
+    "record_span",
+    "server_span",
+    "span",
+    "start",
+    "stop",
+    "traced",
+]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
+_BAGGAGE: Final = W3CBaggagePropagator()
+_CARRIED: Final = frozenset({"traceparent", "tracestate", "baggage"})
+_NO_SPAN: Final[AbstractContextManager[Span]] = nullcontext(INVALID_SPAN)
+
+_tracer: Tracer | None = None
+
+
+def start(settings: "ChassisSettings") -> TracerProvider | None:
+    """Begins to record and export spans, when the settings name a collector.
+
+    Args:
+        settings: Where to, what share, and the resource attributes.
+
+    Returns:
+        The provider to hand to `stop`, or None when no collector is configured.
+    """
+    if settings.otlp_endpoint is None:
+        return None
+    resource = Resource.create(
+        {
+            "service.name": settings.service_name,
+            "service.version": settings.service_version,
+            "service.instance.id": str(uuid.uuid4()),
+            "deployment.environment.name": settings.deployment_environment,
+        }
+    )
+    provider = TracerProvider(
+        resource=resource,
+        sampler=ParentBasedTraceIdRatio(settings.trace_sample_ratio),
+        shutdown_on_exit=False,
+    )
+    exporter = OTLPSpanExporter(
+        endpoint=settings.otlp_endpoint,
+        insecure=settings.otlp_endpoint.startswith("http://"),
+    )
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    install(provider)
+    return provider
+
+
+def install(provider: TracerProvider | None) -> None:
+    """Makes a provider the one that this module records with; None turns recording off."""
+    global _tracer
+    _tracer = None if provider is None else provider.get_tracer("tidegate.chassis")
+
+
+def stop(provider: TracerProvider, timeout_s: float) -> bool:
+    """Exports what is recorded and turns tracing off. Blocks; call it off the event loop.
+
+    Args:
+        provider: What `start` returned.
+        timeout_s: How long a slow or absent collector is waited for.
+
+    Returns:
+        Whether everything was handed to the collector in time.
+    """
+    install(None)
+    # Shutting down exports what is left and retries beyond any timeout; a daemon thread bounds it.
+    closing = threading.Thread(target=provider.shutdown, name="tracing-stop", daemon=True)
+    closing.start()
+    closing.join(timeout_s)
+    return not closing.is_alive()
+
+
+def extract(metadata: Iterable[tuple[str, str | bytes]]) -> "Context | None":
+    """Reads the caller's W3C trace context and baggage from RPC metadata; None without any."""
+    carrier = {key: value for key, value in metadata if key in _CARRIED and isinstance(value, str)}
+    if not carrier:
+        return None
+    context = _TRACE_CONTEXT.extract(carrier, otel_context.Context())
+    return _BAGGAGE.extract(carrier, context) if "baggage" in carrier else context
+
+
+def server_span(
+    name: str, attributes: Mapping[str, "AttributeValue"], parent: "Context | None"
+) -> Span | None:
+    """Starts the span of an RPC, or returns None when nothing is recorded."""
+    if _tracer is None:
+        return None
+    return _tracer.start_span(
+        name,
+        context=parent or otel_context.Context(),
+        kind=SpanKind.SERVER,
+        attributes=attributes,
+    )
+
+
+def current_context() -> "Context":
+    """Gives the current context, to parent spans that are recorded later or on other threads."""
+    return otel_context.get_current()
+
+
+def span(name: str, **attributes: "AttributeValue") -> AbstractContextManager[Span]:
+    """Opens a span around a block; an exception marks it as failed.
+
+    Args:
+        name: What is done, such as ``decode``.
+        attributes: What to know about it.
+    """
+    if _tracer is None or _is_unsampled(trace.get_current_span()):
+        return _NO_SPAN
+    return _tracer.start_as_current_span(name, attributes=attributes)
+
+
+def traced(
+    name: str, **attributes: "AttributeValue"
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Opens a span around every call of a function, plain or ``async``.
+
+    Args:
+        name: Name of the spans.
+        attributes: Attributes that every span has.
+
+    Raises:
+        TypeError: The function is a generator, whose body runs after the call has returned.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function.__qualname__} is a generator; use span() inside it")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def traced_async(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+                if _tracer is None:
+                    return await function(*args, **kwargs)
+                with span(name, **attributes):
+                    return await function(*args, **kwargs)
+
+            return cast("Callable[_P, _R]", traced_async)
+
+        @functools.wraps(function)
+        def traced_sync(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if _tracer is None:
+                return function(*args, **kwargs)
+            with span(name, **attributes):
+                return function(*args, **kwargs)
+
+        return traced_sync
+
+    return decorate
+
+
+def record_span(
+    name: str,
+    start_ns: int,
+    end_ns: int,
+    parent_context: "Context | None" = None,
+    attributes: Mapping[str, "AttributeValue"] | None = None,
+) -> None:
+    """Records a stage that is over, from any thread.
+
+    Args:
+        name: What was done.
+        start_ns: When it began, as `time.time_ns` tells.
+        end_ns: When it ended, as `time.time_ns` tells.
+        parent_context: Context of the request, from `current_context`; this one unless given.
+        attributes: What to know about it.
+    """
+    if _tracer is None:
+        return
+    parent = otel_context.get_current() if parent_context is None else parent_context
+    if _is_unsampled(trace.get_current_span(parent)):
+        return
+    _tracer.start_span(name, context=parent, attributes=attributes, start_time=start_ns).end(end_ns)
+
+
+def _is_unsampled(parent: Span) -> bool:
+    context = parent.get_span_context()
+    return context.is_valid and not context.trace_flags.sampled

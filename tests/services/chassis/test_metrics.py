@@ -1,0 +1,133 @@
+"""Metrics and probes over HTTP, as Prometheus and a kubelet read them."""
+
+import asyncio
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.parser import text_string_to_metric_families
+
+from tidegate.chassis.monitoring import monitoring
+
+SERVICE = "tidegate.test.EchoService"
+
+
+async def get(port, path):
+    """Asks over HTTP; gives status and text."""
+
+    def ask():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(ask)
+
+
+async def samples(server):
+    """Gives the value of every sample."""
+    status, text = await get(server.metrics_port, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def named(name, kind, method, service=SERVICE, **labels):
+    """Names a sample of a method."""
+    labels |= {"grpc_type": kind, "grpc_service": service, "grpc_method": method}
+    return (name, *sorted(labels.items()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "grpc_type", "method", "received", "sent"),
+    [
+        ("echo", "unary", "Echo", 0, 0),
+        ("repeat", "server_stream", "Repeat", 0, 3),
+        ("collect", "client_stream", "Collect", 1, 0),
+        ("chat", "bidi_stream", "Chat", 1, 1),
+    ],
+)
+async def test_calls_are_counted_and_timed(serving, kind, grpc_type, method, received, sent):
+    async with serving() as (_, server, client):
+        before = await samples(server)
+        await client.call(kind, "ok")
+        await client.failure(kind, "exhausted")
+        after = await samples(server)
+
+    def gained(name, **labels):
+        key = named(name, grpc_type, method, **labels)
+        return after.get(key, 0) - before.get(key, 0)
+
+    assert gained("grpc_server_started_total") == 2
+    assert gained("grpc_server_handled_total", grpc_code="OK") == 1
+    assert gained("grpc_server_handled_total", grpc_code="ResourceExhausted") == 1
+    assert gained("grpc_server_handling_seconds_count") == 2
+    assert gained("grpc_server_in_flight_rpcs") == 0
+    # The refused stream was refused at its first message.
+    assert gained("grpc_server_msg_received_total") == 2 * received
+    assert gained("grpc_server_msg_sent_total") == sent + (kind == "repeat")
+
+
+async def test_running_calls_are_in_flight(serving):
+    name = named("grpc_server_in_flight_rpcs", "unary", "Echo")
+    async with serving() as (application, server, client):
+        call = client.echo("wait")
+        await application.waiting.acquire()
+        assert (await samples(server))[name] == 1
+        call.cancel()
+        await application.closed.acquire()
+        while (await samples(server))[name]:
+            pass
+
+
+async def test_client_that_leaves_and_deadline_that_passes_are_told_apart(serving):
+    async with serving() as (application, server, client):
+        before = await samples(server)
+        call = client.echo("wait")
+        await application.waiting.acquire()
+        call.cancel()
+        await application.closed.acquire()
+        await client.failure("echo", "wait", timeout=0.05)
+        await application.closed.acquire()
+        after = await samples(server)
+    for code in ("Canceled", "DeadlineExceeded"):
+        key = named("grpc_server_handled_total", "unary", "Echo", grpc_code=code)
+        assert after[key] - before.get(key, 0) == 1
+
+
+async def test_methods_that_do_not_exist_share_one_label(serving):
+    async with serving() as (_, server, client):
+        for name in ("Nonsense", "MoreNonsense"):
+            call = client.channel.unary_unary(f"/{SERVICE}/{name}")
+            with pytest.raises(Exception, match="no method"):
+                await call(b"")
+        text = (await get(server.metrics_port, "/metrics"))[1]
+    assert "Nonsense" not in text
+    assert 'grpc_method="other",grpc_service="other"' in text
+
+
+async def test_probes_follow_health(serving, echo):
+    async with serving() as (_, server, _):
+        assert (await get(server.metrics_port, "/healthz"))[0] == 200
+        assert (await get(server.metrics_port, "/readyz"))[0] == 200
+        server.health.set(echo.SERVICE, False)
+        assert (await get(server.metrics_port, "/healthz"))[0] == 200
+        assert (await get(server.metrics_port, "/readyz"))[0] == 503
+
+
+async def test_other_paths_are_not_found(serving):
+    async with serving() as (_, server, _):
+        assert (await get(server.metrics_port, "/secrets"))[0] == 404
+
+
+async def test_metrics_of_others_are_served_as_they_are():
+    registry = CollectorRegistry()
+    Gauge("vllm:num_requests_running", "Running.", registry=registry).set(3)
+    with monitoring("127.0.0.1", 0, lambda: True, registry) as port:
+        assert "vllm:num_requests_running 3.0" in (await get(port, "/metrics"))[1]

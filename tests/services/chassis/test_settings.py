@@ -1,0 +1,179 @@
+"""Configuration by flags and environment, and what it says when it is wrong."""
+
+import os
+
+import pytest
+import yaml
+from pydantic import Field, SecretStr, ValidationError
+
+from tidegate.chassis import ChassisSettings
+from tidegate.chassis.listening import channel_options
+
+
+class ModelSettings(ChassisSettings):
+    """Settings of a server with a model."""
+
+    batch_delay_ms: float = Field(2.0, ge=0, le=1000, description="How long a batch may wait.")
+    warm_up: bool = Field(True, description="Run once before serving.")
+    token: SecretStr = Field(SecretStr("hush"), description="Of the registry.")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """Takes away what the environment of the tests may say."""
+    for name in os.environ:
+        if name.startswith(("TIDEGATE_", "OTEL_")):
+            monkeypatch.delenv(name)
+
+
+def refused(capsys, *flags, model=ModelSettings):
+    """Gives the message with which flags are refused."""
+    with pytest.raises(SystemExit) as caught:
+        model.from_command_line(flags)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def printed(capsys, *flags):
+    """Gives what is printed before a successful exit."""
+    with pytest.raises(SystemExit) as caught:
+        ModelSettings.from_command_line(flags)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_flag_beats_environment_beats_default(monkeypatch):
+    assert ModelSettings.from_command_line([]).batch_delay_ms == 2.0
+    monkeypatch.setenv("TIDEGATE_BATCH_DELAY_MS", "3")
+    assert ModelSettings.from_command_line([]).batch_delay_ms == 3.0
+    assert ModelSettings.from_command_line(["--batch-delay-ms=4"]).batch_delay_ms == 4.0
+
+
+def test_booleans_are_switched_on_and_off(monkeypatch):
+    assert ModelSettings.from_command_line(["--no-warm-up"]).warm_up is False
+    monkeypatch.setenv("TIDEGATE_WARM_UP", "false")
+    assert ModelSettings.from_command_line(["--warm-up"]).warm_up is True
+
+
+def test_help_lists_every_field_with_its_variable(capsys):
+    text = " ".join(printed(capsys, "--help").split())
+    for name in ModelSettings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"TIDEGATE_{name.upper()}" in text
+    assert "How long a batch may wait. Range: at least 0, at most 1000. Default: 2.0." in text
+
+
+def test_every_field_says_what_it_is():
+    assert [
+        name for name, field in ModelSettings.model_fields.items() if not field.description
+    ] == []
+
+
+def test_printed_configuration_is_yaml_with_the_source_of_each_value(capsys, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_HOST", "0.0.0.0")
+    text = printed(capsys, "--grpc-port=7", "--print-config")
+    values = yaml.safe_load(text)
+    assert values.keys() == ModelSettings.model_fields.keys()
+    assert (values["grpc_port"], values["host"], values["warm_up"]) == (7, "0.0.0.0", True)
+    assert "grpc_port: 7  # flag --grpc-port\n" in text
+    assert "host: 0.0.0.0  # env TIDEGATE_HOST\n" in text
+    assert "warm_up: true  # default\n" in text
+
+
+def test_printed_configuration_can_be_read_back(capsys, monkeypatch):
+    values = yaml.safe_load(printed(capsys, "--trace-sample-ratio=0.25", "--print-config"))
+    for name, value in values.items():
+        if value is not None:
+            monkeypatch.setenv(f"TIDEGATE_{name.upper()}", str(value))
+    again = ModelSettings.from_command_line([])
+    assert again.trace_sample_ratio == 0.25
+
+
+def test_secrets_are_not_printed(capsys):
+    assert "hush" not in printed(capsys, "--print-config")
+    assert "hush" not in printed(capsys, "--help")
+    assert "xyz" not in printed(capsys, "--token=xyz", "--print-config")
+
+
+def test_value_out_of_range_is_named_with_its_range(capsys):
+    message = refused(capsys, "--grpc-port=70000")
+    assert "--grpc-port (TIDEGATE_GRPC_PORT): got '70000'" in message
+    assert "range: at least 0, at most 65535" in message
+
+
+def test_wrong_variable_of_the_environment_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_LOG_LEVEL", "loud")
+    message = refused(capsys)
+    assert "TIDEGATE_LOG_LEVEL" in message
+    assert "debug, info, warning, error" in message
+
+
+def test_all_problems_are_told_at_once(capsys):
+    message = refused(capsys, "--grpc-port=x", "--drain-deadline-s=-1")
+    assert "--grpc-port" in message
+    assert "--drain-deadline-s" in message
+
+
+def test_unknown_and_shortened_flags_are_refused(capsys):
+    assert "--nonsense" in refused(capsys, "--nonsense=1")
+    assert "--grpc-por" in refused(capsys, "--grpc-por=1")
+
+
+def test_file_that_is_not_there_is_named(capsys):
+    message = refused(capsys, "--tls-cert-file=/nowhere.pem", "--tls-key-file=/nowhere.pem")
+    assert "--tls-cert-file" in message
+    assert "no such file: /nowhere.pem" in message
+
+
+def test_certificate_without_key_is_refused(capsys, tmp_path):
+    file = tmp_path / "cert.pem"
+    file.touch()
+    assert "tls_key_file" in refused(capsys, f"--tls-cert-file={file}")
+    assert "tls_client_ca_file needs" in refused(capsys, f"--tls-client-ca-file={file}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "field", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", "http://collector:4317"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp_endpoint", "https://collector:4317"),
+        ("OTEL_SERVICE_NAME", "service_name", "vision"),
+    ],
+)
+def test_standard_variables_of_opentelemetry_count(monkeypatch, variable, field, value):
+    monkeypatch.setenv(variable, value)
+    assert getattr(ModelSettings.from_command_line([]), field) == value
+    flag = f"--{field.replace('_', '-')}"
+    assert getattr(ModelSettings.from_command_line([flag, "http://other:1"]), field) == (
+        "http://other:1"
+    )
+
+
+def test_collector_without_scheme_is_refused(capsys):
+    assert "--otlp-endpoint" in refused(capsys, "--otlp-endpoint=collector:4317")
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        ChassisSettings().grpc_port = 1
+
+
+def test_options_carry_the_units_that_grpc_wants():
+    options = dict(
+        channel_options(
+            ChassisSettings(
+                max_message_bytes=5000,
+                keepalive_time_s=1.5,
+                min_ping_interval_s=0.25,
+                max_connection_age_s=60,
+            )
+        )
+    )
+    assert options["grpc.max_receive_message_length"] == 5000
+    assert options["grpc.max_send_message_length"] == 5000
+    assert options["grpc.keepalive_time_ms"] == 1500
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 250
+    assert options["grpc.max_connection_age_ms"] == 60_000
+    assert "grpc.max_connection_age_ms" not in dict(
+        channel_options(ChassisSettings(max_connection_age_s=0))
+    )

@@ -1,0 +1,202 @@
+"""Spans, as a collector receives them."""
+
+import asyncio
+import threading
+import time
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
+
+from tidegate.chassis import record_span, span, traced, tracing
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+PARENT_ID = "b7ad6b7169203331"
+SAMPLED = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("baggage", "tenant=a")]
+UNSAMPLED = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-00")]
+
+
+@pytest.fixture
+def recorded():
+    """Turns tracing on; gives a function that gives the finished spans by name."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.install(provider)
+    yield lambda: {each.name: each for each in exporter.get_finished_spans()}
+    tracing.install(None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("echo", "Echo"), ("repeat", "Repeat"), ("collect", "Collect"), ("chat", "Chat")],
+)
+async def test_every_call_has_a_server_span_in_the_callers_trace(serving, recorded, kind, method):
+    async with serving() as (_, _, client):
+        await client.call(kind, "stage", metadata=SAMPLED)
+    spans = recorded()
+    rpc = spans[f"tidegate.test.EchoService/{method}"]
+    assert f"{rpc.context.trace_id:032x}" == TRACE_ID
+    assert f"{rpc.parent.span_id:016x}" == PARENT_ID
+    assert rpc.kind.name == "SERVER"
+    assert dict(rpc.attributes) == {
+        "rpc.system": "grpc",
+        "rpc.service": "tidegate.test.EchoService",
+        "rpc.method": method,
+        "rpc.grpc.status_code": 0,
+    }
+    assert spans["decode"].parent.span_id == rpc.context.span_id
+    assert spans["infer"].parent.span_id == rpc.context.span_id
+    assert spans["decode"].attributes["codec"] == "jpeg"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "failed"),
+    [("not-found", 5, False), ("crash", 13, True), ("unavailable", 14, True)],
+)
+async def test_span_is_marked_only_for_the_servers_faults(serving, recorded, text, code, failed):
+    async with serving() as (_, _, client):
+        await client.failure("echo", text)
+    rpc = recorded()["tidegate.test.EchoService/Echo"]
+    assert rpc.attributes["rpc.grpc.status_code"] == code
+    assert (rpc.status.status_code.name == "ERROR") is failed
+
+
+async def test_span_of_a_client_that_leaves_is_ended(serving, recorded):
+    async with serving() as (application, _, client):
+        call = client.repeat("wait")
+        await application.waiting.acquire()
+        call.cancel()
+        await application.closed.acquire()
+    rpc = recorded()["tidegate.test.EchoService/Repeat"]
+    assert rpc.attributes["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
+
+
+async def test_call_that_its_caller_does_not_sample_records_nothing(serving, recorded):
+    async with serving() as (_, _, client):
+        await client.call("echo", "stage", metadata=UNSAMPLED)
+    assert recorded() == {}
+
+
+async def test_calls_after_one_another_do_not_inherit_the_trace(serving, recorded):
+    async with serving() as (_, _, client):
+        await client.call("echo", "ok", metadata=SAMPLED)
+        await client.call("collect", "ok")
+    spans = recorded()
+    assert spans["tidegate.test.EchoService/Collect"].parent is None
+
+
+def test_failure_inside_a_stage_is_on_its_span(recorded):
+    @traced("stage")
+    def fail():
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert recorded()["stage"].status.status_code.name == "ERROR"
+
+
+def test_stage_of_another_thread_is_recorded_with_its_own_times(recorded):
+    start_ns = time.time_ns()
+    with span("request") as request:
+        parent = tracing.current_context()
+        attributes = {"batch": 8}
+        thread = threading.Thread(
+            target=record_span,
+            args=("inference", start_ns, start_ns + 1000, parent, attributes),
+        )
+        thread.start()
+        thread.join()
+    inference = recorded()["inference"]
+    assert (inference.start_time, inference.end_time) == (start_ns, start_ns + 1000)
+    assert inference.parent.span_id == request.get_span_context().span_id
+    assert dict(inference.attributes) == attributes
+
+
+def test_stages_of_an_unsampled_request_are_not_recorded():
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.install(provider)
+    try:
+        with span("request"), span("stage"):
+            record_span("inference", 1, 2)
+    finally:
+        tracing.install(None)
+    assert exporter.get_finished_spans() == ()
+
+
+def test_without_a_collector_nothing_is_recorded_and_everything_works():
+    @traced("stage")
+    def add(one, other):
+        return one + other
+
+    with span("request") as request:
+        assert add(1, 2) == 3
+    record_span("inference", 1, 2)
+    assert not request.is_recording()
+
+
+def test_generators_cannot_be_traced():
+    def numbers():
+        yield 1
+
+    with pytest.raises(TypeError, match="numbers is a generator"):
+        traced("numbers")(numbers)
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Receives spans over OTLP."""
+
+    def __init__(self):
+        self.received = asyncio.Queue()
+
+    async def Export(self, request, context):  # noqa: N802 - the name is the protocol's
+        await self.received.put(request)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+async def test_spans_are_exported_before_the_process_ends(start_process, echo_client):
+    collector = Collector()
+    sink = grpc.aio.server()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, sink)
+    port = sink.add_insecure_port("127.0.0.1:0")
+    await sink.start()
+    process, ports = await start_process(
+        f"--otlp-endpoint=http://127.0.0.1:{port}",
+        "--service-name=echo",
+        "--service-version=1.2",
+        "--deployment-environment=test",
+    )
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+        await echo_client(channel).failure("echo", "internal", metadata=SAMPLED)
+    process.terminate()
+    await process.communicate()
+    assert process.returncode == 0
+    (exported,) = collector.received.get_nowait().resource_spans
+    await sink.stop(None)
+
+    resource = {each.key: each.value.string_value for each in exported.resource.attributes}
+    assert resource["service.name"] == "echo"
+    assert resource["service.version"] == "1.2"
+    assert resource["deployment.environment.name"] == "test"
+    assert resource["service.instance.id"]
+    (rpc,) = exported.scope_spans[0].spans
+    assert rpc.trace_id.hex() == TRACE_ID
+    assert rpc.kind == Span.SPAN_KIND_SERVER
+    assert rpc.status.code == Status.STATUS_CODE_ERROR
+
+
+async def test_absent_collector_does_not_keep_the_process(start_process, echo_client):
+    process, ports = await start_process("--otlp-endpoint=http://127.0.0.1:9")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+        await echo_client(channel).call("echo", "ok", metadata=SAMPLED)
+    process.terminate()
+    async with asyncio.timeout(60):
+        await process.communicate()
+    assert process.returncode == 0
