@@ -42,6 +42,7 @@ from tidegate.chassis.listening import add_common_services, channel_options, ope
 from tidegate.chassis.monitoring import monitoring
 from tidegate.chassis.settings import ChassisSettings
 from tidegate.chassis.tls import RotatingCertificate
+from tidegate.errors import TidegateError
 
 __all__ = ["Application", "RunningServer", "run", "running", "serve"]
 
@@ -230,6 +231,10 @@ def run(application_factory: Callable[[_Settings], Application], settings: _Sett
             runner.run(main())
     except StartupError as error:
         _log.error("cannot start", error=str(error))
+        return 1
+    except TidegateError as error:
+        # Our own errors say what, where and what to do; a traceback would only hide it.
+        _log.error("the server failed", error=str(error))
         return 1
     except Exception:  # noqa: BLE001 - the edge of the process, which reports it
         _log.exception("the server failed")

@@ -196,7 +196,7 @@ class Models:
                 run; empty means every image classifier that it can run.
 
         Raises:
-            TidegateError: one of them cannot be loaded.
+            TidegateError: one of them cannot be loaded, or there is none.
         """
         chosen: list[tuple[str, str]] = []
         for each in wanted or self._repository.names():
@@ -208,6 +208,11 @@ class Models:
                     f"precision of {', '.join(sorted(self._precisions))}"
                 )
             chosen.extend((name, version) for version in versions)
+        if not chosen:
+            raise EntryNotFoundError(
+                f"{self._repository.root} holds no image classifier that this engine can run; "
+                "build one, as in `tidegate model build efficientnet-lite0`"
+            )
         for name, version in chosen:
             await self.load(name, version)
 

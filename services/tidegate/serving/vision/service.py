@@ -68,10 +68,10 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         best = response.results[0].classifications
         if best:
             set_trailers(context, {"tidegate-top1": str(best[0].class_id)})
-        lane = serving.lane
+        # Its own images are counted: balancers take no notice of a replica that reports no load.
+        held = serving.lane.held_images + len(request.images)
         report_load(
-            context,
-            LoadReport(application_utilization=lane.held_images / lane.bounds.images),
+            context, LoadReport(application_utilization=held / serving.lane.bounds.images)
         )
         return response
 
