@@ -41,8 +41,8 @@ class Retry:
 
     Attributes:
         attempts: most tries in all, from 1 (never again) to 5 (gRPC's limit).
-        initial_backoff_s: the wait before the second try, in seconds; gRPC varies it by a fifth, and
-            0.01 is the least that it keeps.
+        initial_backoff_s: the wait before the second try, in seconds; gRPC varies it by a fifth
+            and keeps 0.01 at the least.
         max_backoff_s: the longest wait between two tries, in seconds.
         backoff_multiplier: how much longer each wait is than the one before it.
     """

@@ -223,6 +223,8 @@ def classify_request(
         try:
             messages.append(image_message(image))
         except InvalidInputError as error:
+            if not isinstance(images, list | tuple):
+                raise
             raise InvalidInputError(f"images[{index}]: {error}") from error
     if not messages:
         raise InvalidInputError("images is empty; pass at least one image")

@@ -7,7 +7,8 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each field
   NOT_FOUND            no such model, version or LoRA adapter
   RESOURCE_EXHAUSTED   too many requests wait; google.rpc.RetryInfo says when to try again
-  DEADLINE_EXCEEDED    the deadline passed; what ran for the request was stopped
+  DEADLINE_EXCEEDED    the deadline passed, or the client left a message unread for too long; what
+                       ran for the request was stopped
   UNAVAILABLE          the model is loading, its engine died, or the server is draining
   UNIMPLEMENTED        the model that is served cannot do this (Embed on a generating model)
 
@@ -246,7 +247,7 @@ class SamplingParameters(_message.Message):
     """Most tokens to generate; from 1. Default: as many as the context leaves room for."""
     min_tokens: _builtins.int
     """Fewest tokens to generate before the end or a stop string may come. Default 0; at most
-    max_tokens.
+    max_tokens. A constraint that is complete ends the answer before.
     """
     temperature: _builtins.float
     """0 always takes the likeliest token; up to 2 makes the choice more even. Default 1."""
@@ -275,7 +276,7 @@ class SamplingParameters(_message.Message):
     include_stop_string: _builtins.bool
     """Keep the stop string at the end of the answer."""
     ignore_end_of_text: _builtins.bool
-    """Go on past the model's end-of-text token."""
+    """Go on past the model's end-of-text token. Not together with a constraint."""
     logprobs: _builtins.int
     """Return the log probability of each chosen token, and of this many likeliest ones at its place;
     from 0 to 20. Default: none are returned.
@@ -372,7 +373,9 @@ Global___SamplingParameters: _TypeAlias = SamplingParameters  # noqa: Y015
 
 @_typing.final
 class Constraint(_message.Message):
-    """A form that the answer is made to take, token by token."""
+    """A form that the answer is made to take, token by token. At most 64 KiB of text. An answer that
+    reaches max_tokens first is cut off, and then only begins as the form does.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -380,9 +383,13 @@ class Constraint(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON Schema, as JSON text; the answer is a JSON value that it allows."""
+    """A JSON Schema, an object as JSON text; the answer is a JSON value that it allows, without
+    white space between its parts. Keywords that the server cannot enforce are an error.
+    """
     regex: _builtins.str
-    """A regular expression that the whole answer matches."""
+    """A regular expression that the whole answer matches; without anchors, look-around or
+    references.
+    """
     @_builtins.property
     def choice(self) -> Global___Choices:
         """The answer is one of these texts."""

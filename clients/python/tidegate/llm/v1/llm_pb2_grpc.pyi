@@ -7,7 +7,8 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each field
   NOT_FOUND            no such model, version or LoRA adapter
   RESOURCE_EXHAUSTED   too many requests wait; google.rpc.RetryInfo says when to try again
-  DEADLINE_EXCEEDED    the deadline passed; what ran for the request was stopped
+  DEADLINE_EXCEEDED    the deadline passed, or the client left a message unread for too long; what
+                       ran for the request was stopped
   UNAVAILABLE          the model is loading, its engine died, or the server is draining
   UNIMPLEMENTED        the model that is served cannot do this (Embed on a generating model)
 

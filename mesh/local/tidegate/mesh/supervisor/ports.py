@@ -1,0 +1,41 @@
+"""Whether the ports of a file are free, asked before anything is started."""
+
+import errno
+import socket
+
+from tidegate.mesh.supervisor.config import ServersFile
+from tidegate.mesh.supervisor.errors import PortInUseError
+
+__all__ = ["check_ports"]
+
+
+def check_ports(config: ServersFile) -> None:
+    """Makes sure that each port can be listened on.
+
+    Raises:
+        PortInUseError: some cannot; the message names all of them.
+    """
+    problems = []
+    for name, server in config.servers.items():
+        host = str(server.settings.get("host", "127.0.0.1"))
+        for field in ("grpc_port", "metrics_port"):
+            port = getattr(server, field)
+            if port and (problem := _problem(host, port)):
+                problems.append(f"servers.{name}.{field}: port {port} of {host} {problem}")
+    if problems:
+        raise PortInUseError("\n".join(problems))
+
+
+def _problem(host: str, port: int) -> str | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Without this, connections of a server that has just ended would count as in use.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return "is in use by another program; stop that, or choose another port (0: any)"
+            return f"cannot be listened on: {error.strerror}"
+    return None

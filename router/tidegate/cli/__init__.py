@@ -1,0 +1,1 @@
+"""The command line, ``tidegate``: calls the servers, starts them, and finds further commands."""

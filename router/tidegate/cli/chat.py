@@ -1,0 +1,164 @@
+"""``tidegate chat``: one question from the command line, or a conversation."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.addresses import Service, address_of
+from tidegate.cli.console import JsonOption, LlmOption, errors, print_json, readable
+from tidegate.client import (
+    Client,
+    ClientOptions,
+    Finish,
+    GenerateOptions,
+    GenerationStream,
+    Message,
+    Role,
+    TidegateRpcError,
+)
+
+__all__ = ["chat"]
+
+
+def chat(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="The question. Without it: a conversation on a terminal, else standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instructions to the model.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer.", show_default="the context's rest")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=2, help="0 always takes the likeliest token.", show_default="the model's"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same answer.", show_default=False)
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text that ends the answer; may be repeated.", show_default=False),
+    ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(help="File with a JSON Schema that the answer obeys.", show_default=False),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Expression that the answer matches.", show_default=False)
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="One of the answers allowed; repeat it.", show_default=False),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model.", show_default="the server's")] = None,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline of an answer.")] = 600.0,
+    as_json: JsonOption = False,
+    llm: LlmOption = None,
+) -> None:
+    """Talk to a language model.
+
+    In a conversation, Ctrl-C stops an answer and Ctrl-D ends it all.
+    """
+    if sum(form is not None for form in (json_schema, regex, choice or None)) > 1:
+        raise typer.BadParameter("--json-schema, --regex and --choice exclude each other")
+    options: GenerateOptions = {}
+    if model is not None:
+        options["model"] = model
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if temperature is not None:
+        options["temperature"] = temperature
+    if seed is not None:
+        options["seed"] = seed
+    if stop:
+        options["stop"] = stop
+    if json_schema is not None:
+        options["json_schema"] = readable(json_schema)
+    if regex is not None:
+        options["regex"] = regex
+    if choice:
+        options["choice"] = choice
+    history = [] if system is None else [Message(Role.SYSTEM, system)]
+    client_options = ClientOptions(stream_timeout_s=timeout_s)
+    with Client(address_of(Service.LLM, llm), client_options) as client:
+        if prompt is None and sys.stdin.isatty():
+            _converse(client, history, options, as_json=as_json)
+            return
+        question = sys.stdin.read() if prompt in (None, "-") else prompt
+        if not question or not question.strip():
+            raise typer.BadParameter("the prompt is empty; pass it, or pipe it in")
+        history.append(Message(Role.USER, question))
+        with client.llm.chat(history, **options) as stream:
+            _answer(stream, as_json=as_json)
+
+
+def _converse(
+    client: Client, history: list[Message], options: GenerateOptions, *, as_json: bool
+) -> None:
+    """Takes turns until the person ends it."""
+    # Importing it is what gives input() its line editing and history.
+    import readline  # noqa: F401
+
+    console = errors()
+    console.print("Ctrl-C stops an answer, Ctrl-D ends the conversation.", style="dim")
+    while True:
+        try:
+            question = input("> ")
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            console.print()
+            continue
+        if not question.strip():
+            continue
+        asked = Message(Role.USER, question)
+        stream = client.llm.chat([*history, asked], **options)
+        try:
+            with stream:
+                _answer(stream, as_json=as_json)
+        except KeyboardInterrupt:
+            console.print("\nstopped", style="dim")
+        except TidegateRpcError as error:
+            # The question is not kept: the next one is asked as if this had not been.
+            console.print(str(error), style="red")
+            continue
+        history += [asked, Message(Role.ASSISTANT, stream.text)]
+
+
+def _answer(stream: GenerationStream, *, as_json: bool) -> None:
+    """Writes an answer as it comes, and how it went to standard error."""
+    if as_json:
+        answer = stream.read()
+        print_json({"text": answer.text, **asdict(answer.finish)})
+        return
+    for delta in stream:
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if stream.finish is not None and sys.stderr.isatty():
+        errors().print(_statistics(stream.finish), style="dim")
+
+
+def _statistics(finish: Finish) -> str:
+    usage, timings = finish.usage, finish.timings
+    parts = [
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens",
+        f"first after {timings.time_to_first_token_s * 1000:.0f} ms",
+    ]
+    if timings.mean_inter_token_s:
+        parts.append(f"then {1 / timings.mean_inter_token_s:.0f} tokens/s")
+    parts.append({"stop": "complete", "length": "cut at its limit"}.get(finish.reason, "aborted"))
+    return ", ".join(parts)

@@ -1,0 +1,82 @@
+"""``tidegate``: the entry point, and the only place where an error becomes a message and a status.
+
+Results go to standard output and everything else to standard error, so that output can be piped.
+The exit status says what happened:
+
+====  ==============================================================
+0     all of it worked
+1     it failed, or part of it did; standard error says what and why
+2     the command line is wrong
+3     no server answers
+130   it was interrupted
+====  ==============================================================
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from tidegate.cli.groups import LazyGroup
+from tidegate.errors import TidegateError
+
+__all__ = ["main"]
+
+EXIT_FAILED = 1
+EXIT_UNREACHABLE = 3
+
+app = typer.Typer(
+    cls=LazyGroup,
+    help="Serve vision and language models over gRPC, and call them.",
+    epilog=(
+        "Exit status: 0 all worked, 1 something failed, 2 wrong command line, "
+        "3 no server answers, 130 interrupted."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"tidegate {version_of('tidegate')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line and exits."""
+    # gRPC's own log lines would stand between a person and the message below.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        app()
+    except TidegateError as error:
+        sys.exit(_report(error))
+    except BrokenPipeError:
+        # Who read the output has gone; nothing is left to be said, nor to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+
+
+def _report(error: TidegateError) -> int:
+    unreachable = bool(getattr(error, "unreachable", False))
+    typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False, color=_colour())
+    typer.echo(str(error), err=True)
+    if unreachable:
+        typer.echo(
+            "Start the servers with `tidegate up`, or say where they are with --vision or --llm.",
+            err=True,
+        )
+    return EXIT_UNREACHABLE if unreachable else EXIT_FAILED
+
+
+def _colour() -> bool | None:
+    return False if os.environ.get("NO_COLOR") else None

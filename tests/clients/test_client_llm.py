@@ -1,0 +1,184 @@
+"""Generating text: streams, options, and the unary calls."""
+
+import threading
+
+import pytest
+from double_server import double_server, status
+from grpc import StatusCode
+
+from tidegate.client import (
+    AsyncClient,
+    Client,
+    FinishReason,
+    InvalidInputError,
+    Message,
+    Role,
+    ServerFaultError,
+    UnavailableError,
+)
+from tidegate.llm.v1 import llm_pb2
+
+
+@pytest.fixture
+def server():
+    with double_server() as double:
+        yield double
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.address) as client:
+        yield client
+
+
+def test_chat_streams_deltas_and_ends_with_a_finish(client):
+    stream = client.llm.chat("What is the capital of France?")
+    deltas = list(stream)
+    assert [delta.text for delta in deltas] == ["Par", "is", ".", ""]
+    assert [delta.finish is not None for delta in deltas] == [False, False, False, True]
+    assert stream.text == "Paris."
+    assert stream.finish.reason is FinishReason.STOP
+    assert stream.finish.usage.completion_tokens == 3
+    assert stream.finish.timings.time_to_first_token_s == pytest.approx(0.05)
+    assert stream.finish.timings.max_inter_message_s is None
+
+
+def test_stream_can_be_read_whole(client):
+    answer = client.llm.generate("The capital of France is").read()
+    assert (answer.text, answer.token_ids) == ("Paris.", (0, 1, 2))
+
+
+def test_deltas_arrive_while_the_answer_is_still_made(client, server):
+    go_on = threading.Event()
+    server.script.deltas = ("first", go_on, "last")
+    stream = client.llm.chat("hello")
+    assert next(stream).text == "first"
+    assert stream.finish is None
+    go_on.set()
+    assert stream.read().text == "firstlast"
+
+
+def test_leaving_a_stream_stops_the_answer(client, server):
+    never = threading.Event()
+    server.script.deltas = ("first", never, "last")
+    with client.llm.chat("hello") as stream:
+        assert next(stream).text == "first"
+    assert server.script.cancelled.wait(timeout=10)
+    never.set()
+
+
+def test_answer_without_a_finish_is_an_error(client, server):
+    server.script.finishes = False
+    with pytest.raises(ServerFaultError, match="may be cut short"):
+        client.llm.chat("hello").read()
+
+
+def test_stream_that_breaks_keeps_what_came_and_is_not_tried_again(client, server):
+    server.script.deltas = ("half", status(StatusCode.UNAVAILABLE, "the engine died"))
+    stream = client.llm.chat("hello")
+    with pytest.raises(UnavailableError, match="the engine died"):
+        stream.read()
+    assert stream.text == "half"
+    assert len(server.script.requests) == 1
+
+
+def test_options_reach_the_request(client, server):
+    client.llm.chat(
+        [Message(Role.SYSTEM, "be brief"), {"role": "user", "content": "hello"}],
+        model="m",
+        version="2",
+        max_tokens=5,
+        temperature=0.0,
+        stop="END",
+        logit_bias={7: -1.0},
+        choice=["yes", "no"],
+        template_arguments={"tools": ["a"]},
+    ).read()
+    request = server.script.requests[0]
+    assert [(m.role, m.content) for m in request.messages] == [
+        (llm_pb2.ROLE_SYSTEM, "be brief"),
+        (llm_pb2.ROLE_USER, "hello"),
+    ]
+    sampling = request.options.sampling
+    assert (request.options.model, request.options.version) == ("m", "2")
+    assert (sampling.max_tokens, list(sampling.stop)) == (5, ["END"])
+    assert sampling.HasField("temperature")
+    assert not sampling.HasField("top_p")
+    assert list(sampling.constraint.choice.options) == ["yes", "no"]
+    assert list(request.template_arguments["tools"]) == ["a"]
+
+
+def test_schema_may_be_a_mapping(client, server):
+    client.llm.complete("x", json_schema={"type": "object"})
+    request = server.script.requests[0].generate
+    assert request.options.sampling.constraint.json_schema == '{"type": "object"}'
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regex": "a", "choice": ["b"]}, "exclude each other"),
+        ({"max_tokens": -1}, "wrong type or range"),
+        ({"temperature": "hot"}, "wrong type or range"),
+        ({"json_schema": int}, "int is not a pydantic model"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_sent(client, server, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        client.llm.chat("hello", **options)
+    assert not server.script.requests
+
+
+def test_unknown_option_is_a_type_error(client):
+    with pytest.raises(TypeError, match="max_token"):
+        client.llm.chat("hello", max_token=1)
+
+
+def test_wrong_message_names_its_place(client):
+    with pytest.raises(InvalidInputError, match=r"messages\[1\] must have 'role' \(one of system"):
+        client.llm.chat([Message(Role.USER, "a"), {"role": "king"}])
+
+
+def test_complete_tells_prompts_from_conversations(client, server):
+    assert client.llm.complete("The capital").text == "Paris."
+    client.llm.complete([5, 6])
+    client.llm.complete([{"role": "user", "content": "hello"}])
+    text, ids, chat = server.script.requests
+    assert text.generate.prompt.text == "The capital"
+    assert list(ids.generate.prompt.token_ids.ids) == [5, 6]
+    assert chat.chat.messages[0].content == "hello"
+
+
+def test_unary_calls(client):
+    tokens = client.llm.tokenize("two words")
+    assert (tokens.token_ids, tokens.tokens, len(tokens)) == ((0, 1), ("two", "words"), 2)
+    assert client.llm.detokenize([3, 4]) == "3 4"
+    vectors = client.llm.embed(["a", "b"])
+    assert vectors.vectors[1] == pytest.approx((0.6, 0.8))
+    assert [model.name for model in client.llm.models()] == ["smol"]
+
+
+async def test_async_chat_streams(server):
+    async with AsyncClient(server.address) as client:
+        stream = client.llm.chat("hello")
+        assert [delta.text async for delta in stream] == ["Par", "is", ".", ""]
+        assert stream.finish.usage.prompt_tokens == 11
+        assert (await client.llm.generate([1, 2]).read()).text == "Paris."
+
+
+async def test_async_leaving_a_stream_stops_the_answer(server):
+    never = threading.Event()
+    server.script.deltas = ("first", never)
+    async with AsyncClient(server.address) as client, client.llm.chat("hello") as stream:
+        assert (await anext(stream)).text == "first"
+    assert server.script.cancelled.wait(timeout=10)
+    never.set()
+
+
+async def test_async_unary_calls(server):
+    async with AsyncClient(server.address) as client:
+        assert (await client.llm.complete("x")).text == "Paris."
+        assert len(await client.llm.tokenize("two words")) == 2
+        assert await client.llm.detokenize([3]) == "3"
+        assert len((await client.llm.embed("a")).vectors) == 1
+        assert [model.name for model in await client.llm.models()] == ["smol"]

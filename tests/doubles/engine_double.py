@@ -1,0 +1,112 @@
+"""A test double of the engine: it runs when a test lets it, and remembers what it ran.
+
+An image is known by its mark, the first of its numbers, which comes back as the score of class 0.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.serving.repository import Precision
+from tidegate.serving.vision.engine import EngineTraits, InputForm, ModelTensors
+from tidegate.serving.vision.errors import EngineError
+
+CLASSES = 3
+_PATIENCE_S = 30
+
+
+class EngineDouble:
+    """Implements :class:`~tidegate.serving.vision.engine.Engine`.
+
+    Args:
+        slots: runs at once.
+        batch_sizes: what it says it was compiled for.
+        shares_host: whether it says it runs on the workers' cores.
+        shape: rows and columns of an image.
+        classes: width of the output that it gives; as it says unless given.
+    """
+
+    def __init__(
+        self,
+        *,
+        slots: int = 1,
+        batch_sizes: Sequence[int] = (1, 2, 4),
+        shares_host: bool = False,
+        shape: tuple[int, int] = (2, 2),
+        classes: int = CLASSES,
+    ) -> None:
+        self.traits = EngineTraits(
+            name="double 1",
+            platform="double",
+            precision=Precision.FP32,
+            batch_sizes=tuple(batch_sizes),
+            slots=slots,
+            shares_host=shares_host,
+        )
+        self.tensors = ModelTensors("input", (3, *shape), "logits", CLASSES)
+        self.closed = False
+        self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
+        self.most_at_once = 0
+        self.fails_on: set[int] = set()
+        self._classes = classes
+        self._at_once = 0
+        self._lock = threading.Lock()
+        self._entered = threading.Semaphore(0)
+        self._allowed = threading.Semaphore(0)
+        self._gated = False
+
+    @property
+    def ran(self) -> list[int]:
+        """The marks of all images that were run, in their order."""
+        with self._lock:
+            return [mark for batch in self.batches for mark in batch]
+
+    def hold(self) -> None:
+        """Makes every run from now on wait for :meth:`allow`."""
+        self._gated = True
+
+    def allow(self, runs: int = 1) -> None:
+        """Lets so many runs end, those that have not begun included."""
+        self._allowed.release(runs)
+
+    def release(self) -> None:
+        """Lets every run end from now on."""
+        self._gated = False
+        self._allowed.release(1_000)
+
+    def wait_for_run(self) -> None:
+        """Blocks until one more run has begun than was waited for."""
+        assert self._entered.acquire(timeout=_PATIENCE_S), "no run began"
+
+    def run(
+        self, form: InputForm, images: Sequence[npt.NDArray[np.generic]], *, alone: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Runs a batch when it may."""
+        marks = [int(image.flat[0]) for image in images]
+        with self._lock:
+            assert not self.closed, "a run after close"
+            self.batches.append(marks)
+            self.alone.append(alone)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        self._entered.release()
+        try:
+            if self._gated:
+                assert self._allowed.acquire(timeout=_PATIENCE_S), "nobody let the run end"
+            if self.fails_on.intersection(marks):
+                raise EngineError("out of memory")
+            output = np.zeros((len(images), self._classes), dtype=np.float32)
+            output[:, 0] = marks
+            return output
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    def close(self) -> None:
+        """Frees the engine."""
+        with self._lock:
+            assert not self._at_once, "closed during a run"
+            self.closed = True

@@ -1,0 +1,122 @@
+"""The file of servers: what is refused, and what the error says."""
+
+from pathlib import Path
+
+import pytest
+
+from tidegate.mesh.supervisor.config import find_config, load_config
+from tidegate.mesh.supervisor.errors import ConfigError, PortInUseError
+from tidegate.mesh.supervisor.ports import check_ports
+
+ROOT = Path(__file__).parents[3]
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "tidegate.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("servers: {}", "servers: .*at least 1"),
+        ("", "must be a mapping with the key 'servers'"),
+        ("- a", "must be a mapping with the key 'servers'"),
+        ("servers: {a: {kind: vision}}\nserver: 1", "server: unknown key; did you mean 'servers'"),
+        (
+            "servers: {a: {kind: vision, grpc_prot: 1}}",
+            "servers.a.grpc_prot: unknown key; did you mean 'grpc_port'",
+        ),
+        (
+            "servers: {a: {kind: vision, zzz: 1}}",
+            "servers.a.zzz: unknown key; known keys: kind, command",
+        ),
+        ("servers: {a: {grpc_port: 1}}", "servers.a.kind: is missing; add it"),
+        (
+            "servers: {a: {kind: cnn}}",
+            r"servers.a.kind: .*'vision', 'llm' or 'program' \(got",
+        ),
+        (
+            "servers: {a: {kind: vision, grpc_port: 70000}}",
+            r"servers.a.grpc_port: .*65535 \(got 70",
+        ),
+        ("servers: {a: {kind: program}}", "servers.a: kind 'program' needs 'command'"),
+        ("servers: {a: {kind: llm, command: [x]}}", "remove 'command'"),
+        (
+            "servers: {a: {kind: llm, settings: {grpc-port: 1}}}",
+            "'grpc-port' is set by the sup",
+        ),
+        ("servers: {A_b: {kind: llm}}", "'A_b' cannot be a name; use 1-32 lower-case"),
+        (
+            "servers:\n  a: {kind: llm, grpc_port: 9}\n  b: {kind: llm, metrics_port: 9}",
+            "a.grpc_port and b.metrics_port are both 9; change one",
+        ),
+        (
+            "servers:\n  a: {kind: llm}\n  a: {kind: vision}",
+            "line 3, column 3: the key 'a' is",
+        ),
+        ("servers: {a: [", "line 1, column"),
+    ],
+)
+def test_wrong_file_is_refused_with_place_and_fix(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    path = write(tmp_path, "servers: {a: {kind: x, grpc_port: -1}, b: {}}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert len(caught.value.problems) == 3
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_settings_become_flags(tmp_path):
+    path = write(
+        tmp_path,
+        "servers: {v: {kind: vision, grpc_port: 8500, settings: "
+        "{max_batch_size: 8, preload: true, models: m, ratio: 0.5, only: [a, b]}}}",
+    )
+    server = load_config(path).servers["v"]
+    assert server.arguments("python", Path("p.json")) == [
+        *("python", "-m", "tidegate.serving.vision"),
+        *("--grpc-port=8500", "--metrics-port=0", "--port-file=p.json", "--max-batch-size=8"),
+        *("--preload=true", "--models=m", "--ratio=0.5", '--only=["a", "b"]'),
+    ]
+
+
+def test_packaged_file_is_used_where_there_is_none(tmp_path):
+    packaged = find_config(None, tmp_path)
+    assert packaged.name == "default.yaml"
+    assert set(load_config(packaged).servers) == {"vision", "llm"}
+    own = write(tmp_path, "")
+    assert find_config(None, tmp_path) == own
+    assert find_config(Path("other.yaml"), tmp_path) == Path("other.yaml")
+
+
+def test_documented_example_is_right():
+    assert set(load_config(ROOT / "tidegate.yaml").servers) == {"vision", "llm"}
+
+
+def test_ports_in_use_are_all_named_before_anything_starts(tmp_path, free_listener):
+    port = free_listener.getsockname()[1]
+    path = write(tmp_path, f"servers: {{v: {{kind: vision, grpc_port: {port}}}}}")
+    with pytest.raises(PortInUseError, match=rf"servers.v.grpc_port: port {port} of 127.0.0.1 is"):
+        check_ports(load_config(path))
+
+
+@pytest.fixture
+def free_listener():
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener

@@ -1,0 +1,104 @@
+"""Logs that rotate, and a state file that is whole or not there."""
+
+import pytest
+
+from tidegate.mesh.supervisor.display import duration_text, last_words
+from tidegate.mesh.supervisor.errors import SupervisorError
+from tidegate.mesh.supervisor.logs import ServerLog
+from tidegate.mesh.supervisor.machine import Phase
+from tidegate.mesh.supervisor.state import ServerSnapshot, Snapshot, StateDirectory
+
+
+def snapshot_of(**changes: object) -> Snapshot:
+    server = {
+        "name": "llm",
+        "kind": "llm",
+        "phase": Phase.SERVING,
+        "since": 1.0,
+        "serving_since": 1.0,
+        "restarts": 0,
+        "reason": "",
+        "pid": 7,
+        "grpc_address": "127.0.0.1:1",
+        "metrics_address": "127.0.0.1:2",
+        "log": "x.log",
+        "last_lines": ("a", "b"),
+    }
+    return Snapshot(
+        pid=1,
+        started_at=2.0,
+        config="c.yaml",
+        drain_deadline_s=3.0,
+        servers=(ServerSnapshot(**(server | changes)),),
+    )
+
+
+def test_log_rotates_between_lines_and_keeps_a_few(tmp_path):
+    writes = (b"first line is long\n", b"second line, in", b" two\n", b"third line!!\n", b"4\n")
+    with ServerLog(tmp_path / "a.log", max_bytes=10, backups=2) as log:
+        for write in writes:
+            log.write(write)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a.log": "4\n",
+        "a.log.1": "third line!!\n",
+        "a.log.2": "second line, in two\n",
+    }
+
+
+def test_log_has_its_last_lines(tmp_path):
+    with ServerLog(tmp_path / "a.log") as log:
+        log.write(b"1\n2\n\n3\n4\n5\n6\npar")
+        assert log.last_lines() == ("3", "4", "5", "6", "par")
+
+
+def test_log_goes_on_where_it_was(tmp_path):
+    for text in (b"one\n", b"two\n"):
+        with ServerLog(tmp_path / "a.log") as log:
+            log.write(text)
+    assert (tmp_path / "a.log").read_bytes() == b"one\ntwo\n"
+
+
+def test_state_is_read_as_it_was_written(tmp_path):
+    directory = StateDirectory(tmp_path / "state")
+    assert directory.read() is None
+    assert directory.running() is None
+    with directory.lock():
+        directory.write(snapshot_of())
+        assert directory.running() == snapshot_of()
+        assert directory.held()
+    assert directory.read() is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "pid": 1}'])
+def test_state_of_another_kind_is_refused_by_name(tmp_path, text):
+    directory = StateDirectory(tmp_path)
+    directory.state_file.write_text(text)
+    with pytest.raises(SupervisorError, match=r"state.json cannot be used: .*delete it"):
+        directory.read()
+
+
+def test_address_is_of_a_server_that_runs():
+    assert snapshot_of().address_of("llm") == "127.0.0.1:1"
+    assert snapshot_of().address_of("vision") is None
+    assert snapshot_of(phase=Phase.FAILED).address_of("llm") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("plain", "plain"),
+        (
+            '{"event": "cannot start", "error": "no models", "level": "error"}',
+            "cannot start: no models",
+        ),
+        ("[1]", "[1]"),
+        ('{"level": "error"}', '{"level": "error"}'),
+    ],
+)
+def test_last_words_are_for_people(line, words):
+    assert last_words(snapshot_of(last_lines=("x", line)).servers[0]) == words
+
+
+def test_durations_have_two_units():
+    texts = [duration_text(seconds) for seconds in (-1, 59.9, 61, 3_700, 90_000)]
+    assert texts == ["0s", "59s", "1m 1s", "1h 1m", "1d 1h"]
