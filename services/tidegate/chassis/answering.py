@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from contextvars import ContextVar
@@ -50,6 +51,7 @@ _SERVER_FAULTS: Final = frozenset(
 )
 _RETRY_AFTER_LIMIT_S: Final = 0.1
 _DETAILS_TRAILER: Final = "grpc-status-details-bin"
+_PUSHBACK_TRAILER: Final = "grpc-retry-pushback-ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,9 @@ class Answering(Call):
         self._in_flight.end(self)
         self._method.metrics.handled(code, seconds)
         fault = code in _SERVER_FAULTS
-        if code is not grpc.StatusCode.OK:
+        # An overloaded server has no time to log each refusal; the metric counts them.
+        quiet = code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        if not quiet or (error and _logs_debug()):
             log = _log.warning if fault else _log.info
             log(
                 "rpc failed",
@@ -167,7 +171,7 @@ class Answering(Call):
                 seconds=round(seconds, 6),
                 peer=self._context.peer(),
             )
-        elif _stdlib_log.isEnabledFor(logging.DEBUG):
+        elif _logs_debug():
             _log.debug("rpc answered", seconds=round(seconds, 6), peer=self._context.peer())
         if self._span is not None:
             self._span.set_attribute("rpc.grpc.status_code", code.value[0])
@@ -193,7 +197,11 @@ class Answering(Call):
         status = to_status(error)
         code = status_code(error)
         self._end(code, error)
-        set_trailers(self._context, {_DETAILS_TRAILER: status.SerializeToString()})
+        trailers: dict[str, str | bytes] = {_DETAILS_TRAILER: status.SerializeToString()}
+        if isinstance(error, ResourceExhausted | Unavailable) and error.retry_after_s is not None:
+            # RetryInfo is for programs; this is what gRPC's own retries wait for (gRFC A6).
+            trailers[_PUSHBACK_TRAILER] = str(math.ceil(error.retry_after_s * 1000))
+        set_trailers(self._context, trailers)
         try:
             await self._context.abort(
                 code, status.message, tuple(self._context.trailing_metadata())
@@ -202,6 +210,10 @@ class Answering(Call):
             # The client has gone in the meantime: there is nobody to tell, and gRPC frees what it
             # keeps of a call that was cancelled only when the handler ends as cancelled.
             raise asyncio.CancelledError from error
+
+
+def _logs_debug() -> bool:
+    return _stdlib_log.isEnabledFor(logging.DEBUG)
 
 
 def _code_set_by_handler(context: ServicerContext) -> grpc.StatusCode:

@@ -55,13 +55,14 @@ async def test_raised_errors_become_rich_statuses(serving, kind, text, code, rea
 async def test_field_violations_and_retry_delay_reach_the_client(serving):
     async with serving() as (_, _, client):
         invalid = details_of(await client.failure("echo", "invalid"))["BadRequest"]
-        exhausted = details_of(await client.failure("echo", "exhausted"))["RetryInfo"]
+        refusal = await client.failure("echo", "exhausted")
         not_found = details_of(await client.failure("echo", "not-found"))["ErrorInfo"]
     assert [(each.field, each.description) for each in invalid.field_violations] == [
         ("value", "is wrong"),
         ("other", "is missing"),
     ]
-    assert exhausted.retry_delay.ToMilliseconds() == 1250
+    assert details_of(refusal)["RetryInfo"].retry_delay.ToMilliseconds() == 1250
+    assert dict(refusal.trailing_metadata())["grpc-retry-pushback-ms"] == "1250"
     assert dict(not_found.metadata) == {"model": "x"}
 
 
