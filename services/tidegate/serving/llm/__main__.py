@@ -1,0 +1,17 @@
+"""``python -m tidegate.serving.llm``: the LLM server as a process."""
+
+import sys
+
+from tidegate.chassis import run
+from tidegate.serving.llm.application import LlmApplication
+from tidegate.serving.llm.settings import LlmSettings
+
+
+def main() -> int:
+    """Reads the configuration, serves, and gives the exit code."""
+    return run(LlmApplication, LlmSettings.from_command_line())
+
+
+# The engine's process is spawned and imports this module under another name.
+if __name__ == "__main__":
+    sys.exit(main())

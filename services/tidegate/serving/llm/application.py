@@ -1,0 +1,161 @@
+"""The LLM server as the chassis sees it: what it serves, how it loads, how it ends."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+
+from tidegate.chassis.errors import ServiceError, StartupError
+from tidegate.chassis.health import Health
+from tidegate.chassis.logging import adopt_library_loggers
+from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
+from tidegate.serving.llm.admission import Admission
+from tidegate.serving.llm.engine import Engine, EngineDiedError, loaded_engine
+from tidegate.serving.llm.generation import Serving
+from tidegate.serving.llm.grammar import grammar_gate
+from tidegate.serving.llm.prompts import Prompts
+from tidegate.serving.llm.requests import ChatPrompt, Options
+from tidegate.serving.llm.sampling import Sampling
+from tidegate.serving.llm.service import LlmServicer, ModelCard
+from tidegate.serving.llm.settings import LlmSettings, Runner
+from tidegate.serving.repository import Repository, RepositoryError
+
+__all__ = ["LlmApplication"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
+
+
+class LlmApplication:
+    """Serves one language model.
+
+    Args:
+        settings: Which, and how.
+
+    Raises:
+        StartupError: There is no such model.
+    """
+
+    def __init__(self, settings: LlmSettings) -> None:
+        self._settings = settings
+        self._path, card = _find(settings)
+        self._card = card
+        self._servicer = LlmServicer(card)
+
+    @property
+    def service_names(self) -> tuple[str, ...]:
+        """The one service."""
+        return (_SERVICE,)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the servicer."""
+        llm_pb2_grpc.add_LlmServiceServicer_to_server(self._servicer, server)
+
+    @asynccontextmanager
+    async def run(self, health: Health) -> AsyncIterator[None]:
+        """Loads the engine and serves; see `tidegate.chassis.server.Application`.
+
+        Raises:
+            StartupError: The model is unsound or cannot be loaded.
+            EngineDiedError: The engine ended by itself. It is not restarted in place: a new process
+                is as quick, frees all that the old one held, and is what a supervisor does anyway.
+        """
+        settings, card = self._settings, self._card
+        if settings.model_path is None:
+            await asyncio.to_thread(_verify, settings, card)
+        async with loaded_engine(settings, self._path, card.name, card.version) as engine:
+            adopt_library_loggers()
+            facts = engine.facts
+            async with grammar_gate(
+                self._path / "tokenizer.json",
+                facts.vocabulary_size,
+                settings.grammar_limit_s,
+                settings.grammar_memory_mib,
+            ) as gate:
+                serving = Serving(
+                    engine=engine,
+                    prompts=Prompts(engine.renderer, facts),
+                    gate=gate,
+                    admission=Admission(engine.max_running, settings.max_waiting_requests),
+                    stalled_write_limit_s=settings.stalled_write_limit_s,
+                    loaded_at_s=time.time(),
+                )
+                await _warm_up(serving)
+                self._servicer.serving = serving
+                health.set_all(True)
+                async with _failing_with(engine, health):
+                    try:
+                        yield
+                    finally:
+                        self._servicer.serving = None
+
+
+async def _warm_up(serving: Serving) -> None:
+    """Answers once, since vLLM imports part of what it needs only when it is first asked."""
+    engine, prompts = serving.engine, serving.prompts
+    prompt = ChatPrompt([{"role": "user", "content": "Hi"}], {}, False, "messages")
+    with suppress(ServiceError):
+        # A model may have no template, or one that wants more than this.
+        await prompts.encode_chat(prompt)
+    ids = await prompts.encode("Hi")
+    if engine.embeds:
+        await engine.embed(ids)
+        return
+    options = Options(Sampling(max_tokens=2), "", 0, "options")
+    async with aclosing(engine.generate(ids, options, time.time(), streams=True)) as outputs:
+        async for _ in outputs:
+            pass
+
+
+@asynccontextmanager
+async def _failing_with(engine: Engine, health: Health) -> AsyncIterator[None]:
+    """Ends the block when the engine dies, as `asyncio.timeout` ends one when time is up."""
+    owner = asyncio.current_task()
+    has_died = False
+
+    async def watch() -> None:
+        nonlocal has_died
+        await engine.died()
+        has_died = True
+        _log.error("engine died", model=engine.facts.name, version=engine.facts.version)
+        health.set_all(False)
+        if owner is not None:
+            owner.cancel()
+
+    watching = asyncio.create_task(watch(), name="engine-watch")
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if has_died and owner is not None and owner.uncancel() == 0:
+            raise EngineDiedError("the engine's process ended by itself; see its log") from error
+        raise
+    finally:
+        watching.cancel()
+
+
+def _find(settings: LlmSettings) -> tuple[Path, ModelCard]:
+    embeds = settings.runner is Runner.POOLING
+    name = settings.model_name
+    if settings.model_path is not None:
+        version = settings.model_version or "1"
+        return settings.model_path, ModelCard(name, version, embeds, str(settings.model_path))
+    repository = Repository(settings.model_repository)
+    try:
+        entry = repository.find(name, settings.model_version, verify=False)
+        description = entry.language_model().description
+    except RepositoryError as error:
+        raise StartupError(f"model_repository, model_name: {error}") from error
+    return entry.model_path, ModelCard(name, entry.version, embeds, description)
+
+
+def _verify(settings: LlmSettings, card: ModelCard) -> None:
+    try:
+        Repository(settings.model_repository).find(card.name, card.version, verify=True)
+    except RepositoryError as error:
+        raise StartupError(f"model_repository, model_name: {error}") from error

@@ -1,0 +1,199 @@
+"""Runs a generating call from its prompt to its last token, however it ends.
+
+A call holds a slot, turns its prompt into token ids, runs on the engine and writes what comes. It
+writes with `context.write` rather than yielding, since only the writer can tell a client that does
+not read from an engine that has nothing to say: a message that stays unread past the limit ends the
+call. What the engine makes meanwhile is merged into the next message, at most a context long, so
+that memory stays bounded.
+
+Whatever ends a call (its last token, the client, the deadline, the engine's death), leaving the
+loop closes the engine's iterator, which frees the sequence before any status is sent.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tidegate.chassis.calls import ServicerContext, deadline_of, report_load, set_trailers
+from tidegate.chassis.errors import DeadlineExceeded, Internal, Unavailable
+from tidegate.llm.v1 import llm_pb2
+from tidegate.serving.llm import telemetry
+from tidegate.serving.llm.admission import Admission
+from tidegate.serving.llm.answer import Answer
+from tidegate.serving.llm.engine import Engine
+from tidegate.serving.llm.grammar import GrammarGate
+from tidegate.serving.llm.prompts import Prompts
+from tidegate.serving.llm.requests import ChatPrompt, Options, TextPrompt, TokenPrompt
+from tidegate.serving.llm.telemetry import CancelCause
+
+__all__ = ["Prompt", "Serving", "complete", "stream"]
+
+Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What answers need while the engine runs.
+
+    Attributes:
+        engine: The loaded model.
+        prompts: Its tokenizer.
+        gate: Where constraints are tried out.
+        admission: How many requests are held.
+        stalled_write_limit_s: How long a client may leave a message unread.
+        loaded_at_s: When it became ready, as `time.time` tells.
+    """
+
+    engine: Engine
+    prompts: Prompts
+    gate: GrammarGate
+    admission: Admission
+    stalled_write_limit_s: float
+    loaded_at_s: float
+
+
+async def stream(
+    serving: Serving,
+    context: ServicerContext,
+    prompt: Prompt,
+    options: Options,
+    received_s: float,
+    response: type[llm_pb2.GenerateResponse] | type[llm_pb2.ChatResponse],
+) -> None:
+    """Answers piece by piece.
+
+    Args:
+        serving: The engine and what belongs to it.
+        context: Of the call.
+        prompt: Checked prompt.
+        options: Checked options.
+        received_s: When the call came, in seconds of `time.monotonic`.
+        response: Type of the pieces.
+
+    Raises:
+        DeadlineExceeded: The deadline passed, or the client did not read.
+        ResourceExhausted: There is no room.
+        InvalidArgument: The prompt is too long, or the constraint cannot be used.
+        Unavailable: The engine died.
+    """
+    deadline_s, limit_s = deadline_of(context), serving.stalled_write_limit_s
+    now = asyncio.get_running_loop().time
+    with _cut_at(deadline_s, limit_s):
+        async with asyncio.timeout_at(deadline_s) as timer:
+            _name_model(serving, context)
+            with serving.admission.slot():
+                ids = await _token_ids(serving, prompt, options)
+                answer = Answer(received_s, len(ids), options.sampling.logprobs)
+                with _accounted(serving, context, answer, timer):
+                    outputs = serving.engine.generate(
+                        ids, options, _wall_clock_s(received_s), streams=True
+                    )
+                    async with aclosing(outputs):
+                        async for output in outputs:
+                            message = response()
+                            answer.take(output, message.delta, message.finish)
+                            stalled_s = now() + limit_s
+                            if deadline_s is None or stalled_s < deadline_s:
+                                timer.reschedule(stalled_s)
+                            await context.write(message)
+                            timer.reschedule(deadline_s)
+
+
+async def complete(
+    serving: Serving,
+    context: ServicerContext,
+    prompt: Prompt,
+    options: Options,
+    received_s: float,
+) -> llm_pb2.CompleteResponse:
+    """Answers in one message; see `stream`."""
+    deadline_s = deadline_of(context)
+    with _cut_at(deadline_s, serving.stalled_write_limit_s):
+        async with asyncio.timeout_at(deadline_s) as timer:
+            _name_model(serving, context)
+            with serving.admission.slot():
+                ids = await _token_ids(serving, prompt, options)
+                answer = Answer(received_s, len(ids), options.sampling.logprobs)
+                with _accounted(serving, context, answer, timer):
+                    outputs = serving.engine.generate(
+                        ids, options, _wall_clock_s(received_s), streams=False
+                    )
+                    async with aclosing(outputs):
+                        async for output in outputs:
+                            message = llm_pb2.CompleteResponse()
+                            if answer.take(output, message.output, message.finish):
+                                return message
+    raise Internal("the engine gave no answer")
+
+
+def _name_model(serving: Serving, context: ServicerContext) -> None:
+    """Says which version answers, so that refusals count for it as well."""
+    facts = serving.engine.facts
+    trailers = {"tidegate-model": facts.name, "tidegate-model-version": facts.version}
+    set_trailers(context, trailers)
+
+
+async def _token_ids(serving: Serving, prompt: Prompt, options: Options) -> list[int]:
+    constraint = options.sampling.constraint
+    if constraint is not None:
+        await serving.gate.check(constraint, f"{options.at}.sampling.constraint")
+    return await serving.prompts.token_ids(prompt, options)
+
+
+@contextmanager
+def _cut_at(deadline_s: float | None, limit_s: float) -> Iterator[None]:
+    """Says which of the two clocks ended a call."""
+    try:
+        yield
+    except TimeoutError as error:
+        if deadline_s is not None and time.monotonic() >= deadline_s:
+            raise DeadlineExceeded("the deadline passed; what ran for it was stopped") from error
+        raise DeadlineExceeded(
+            f"the client left a message unread for {limit_s:g} s", reason="CLIENT_DOES_NOT_READ"
+        ) from error
+
+
+@contextmanager
+def _accounted(
+    serving: Serving, context: ServicerContext, answer: Answer, timer: asyncio.Timeout
+) -> Iterator[None]:
+    """Counts an answer when it ends, whichever way, and says so in the trailers."""
+    try:
+        yield
+    except BaseException as error:
+        telemetry.CANCELLED.labels(_cause(error, context, timer)).inc()
+        raise
+    else:
+        telemetry.FINISHED.labels(answer.finish_reason).inc()
+    finally:
+        telemetry.TOKENS.labels("prompt").inc(answer.prompt_tokens)
+        telemetry.TOKENS.labels("completion").inc(answer.completion_tokens)
+        telemetry.trace_response(
+            answer.prompt_tokens,
+            answer.completion_tokens,
+            finish_reason=answer.finish_reason,
+            time_to_first_token_s=answer.time_to_first_token_s,
+        )
+        set_trailers(context, answer.trailers())
+        report_load(context, serving.admission.load())
+
+
+def _cause(error: BaseException, context: ServicerContext, timer: asyncio.Timeout) -> CancelCause:
+    match error:
+        case asyncio.CancelledError():
+            # A timeout is still a cancellation here.
+            remaining_s = context.time_remaining()
+            if remaining_s is not None and remaining_s <= 0:
+                return CancelCause.DEADLINE
+            return CancelCause.STALLED if timer.expired() else CancelCause.CLIENT
+        case Unavailable():
+            return CancelCause.ENGINE
+        case _:
+            return CancelCause.ERROR
+
+
+def _wall_clock_s(monotonic_s: float) -> float:
+    return time.time() - (time.monotonic() - monotonic_s)

@@ -1,0 +1,138 @@
+"""What the server counts and traces about answers, beside vLLM's own ``vllm:*`` metrics.
+
+Attributes of spans are those of OpenTelemetry's semantic conventions for generative AI, set on the
+span of the RPC when it is recorded.
+"""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import trace
+from prometheus_client import Counter, Gauge, Histogram
+
+from tidegate.serving.llm.requests import ModelFacts
+from tidegate.serving.llm.sampling import Sampling
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
+
+__all__ = [
+    "CANCELLED",
+    "FINISHED",
+    "INTER_TOKEN",
+    "IN_FLIGHT",
+    "QUEUE",
+    "REFUSED",
+    "TIME_TO_FIRST_TOKEN",
+    "TOKENS",
+    "CancelCause",
+    "trace_request",
+    "trace_response",
+]
+
+# Those of gen_ai.server.time_to_first_token, and what a long queue adds.
+_FIRST_TOKEN_BUCKETS_S: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),
+    *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0),
+)
+# Those of gen_ai.server.time_per_output_token.
+_INTER_TOKEN_BUCKETS_S: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+)
+
+TIME_TO_FIRST_TOKEN: Final = Histogram(
+    "tidegate_llm_time_to_first_token_seconds",
+    "From the receipt of a request to its first token.",
+    buckets=_FIRST_TOKEN_BUCKETS_S,
+)
+INTER_TOKEN: Final = Histogram(
+    "tidegate_llm_inter_token_seconds",
+    "Mean time between the tokens of an answer, observed once an answer.",
+    buckets=_INTER_TOKEN_BUCKETS_S,
+)
+QUEUE: Final = Histogram(
+    "tidegate_llm_queue_seconds",
+    "Waiting in the engine before the first token was worked on.",
+    buckets=_FIRST_TOKEN_BUCKETS_S,
+)
+TOKENS: Final = Counter("tidegate_llm_tokens_total", "Tokens, prompt and completion.", ("kind",))
+IN_FLIGHT: Final = Gauge("tidegate_llm_in_flight_requests", "Requests held, running or waiting.")
+REFUSED: Final = Counter("tidegate_llm_refused_total", "Requests refused for a full queue.")
+FINISHED: Final = Counter(
+    "tidegate_llm_finished_total", "Answers that ended, by reason.", ("reason",)
+)
+CANCELLED: Final = Counter(
+    "tidegate_llm_cancelled_total", "Answers cut off before their end, by cause.", ("cause",)
+)
+
+
+class CancelCause(StrEnum):
+    """Why an answer was cut off."""
+
+    CLIENT = "client"
+    DEADLINE = "deadline"
+    STALLED = "stalled"
+    ENGINE = "engine"
+    ERROR = "error"
+
+
+def trace_request(facts: ModelFacts, operation: str, sampling: Sampling | None = None) -> None:
+    """Says on the current span what was asked for.
+
+    Args:
+        facts: Of the model.
+        operation: ``chat``, ``text_completion`` or ``embeddings``.
+        sampling: How tokens are chosen, for those that generate.
+    """
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": "vllm",
+        "gen_ai.request.model": facts.name,
+        "gen_ai.response.model": f"{facts.name}:{facts.version}",
+    }
+    if sampling is not None:
+        attributes |= {
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_p": sampling.top_p,
+            "gen_ai.request.top_k": sampling.top_k,
+            "gen_ai.request.presence_penalty": sampling.presence_penalty,
+            "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+            "gen_ai.request.stop_sequences": sampling.stop,
+        }
+        if sampling.max_tokens is not None:
+            attributes["gen_ai.request.max_tokens"] = sampling.max_tokens
+        if sampling.seed is not None:
+            attributes["gen_ai.request.seed"] = sampling.seed
+    span.set_attributes(attributes)
+
+
+def trace_response(
+    input_tokens: int,
+    output_tokens: int,
+    *,
+    finish_reason: str | None = None,
+    time_to_first_token_s: float | None = None,
+) -> None:
+    """Says on the current span what came of it.
+
+    Args:
+        input_tokens: Of the prompt.
+        output_tokens: Of the answer.
+        finish_reason: Why the answer ended.
+        time_to_first_token_s: From receipt to the first token.
+    """
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.usage.input_tokens": input_tokens,
+        "gen_ai.usage.output_tokens": output_tokens,
+    }
+    if finish_reason is not None:
+        attributes["gen_ai.response.finish_reasons"] = (finish_reason,)
+    if time_to_first_token_s is not None:
+        attributes["gen_ai.server.time_to_first_token"] = time_to_first_token_s
+    span.set_attributes(attributes)

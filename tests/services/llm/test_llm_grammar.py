@@ -1,0 +1,94 @@
+"""Constraints are tried out where they can do no harm."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("llguidance", reason="needs vLLM's grammar library: install the extra llm")
+
+from tidegate.chassis.errors import InvalidArgument
+from tidegate.serving.llm.grammar import grammar_gate
+from tidegate.serving.llm.sampling import Constraint, ConstraintKind
+
+JSON_SCHEMA, REGEX, CHOICE = ConstraintKind
+
+
+@pytest.fixture
+async def gate():
+    # No such file: bytes stand for tokens, which is enough to compile for.
+    async with grammar_gate(Path("tokenizer.json"), 256, limit_s=20, memory_mib=512) as gate:
+        yield gate
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts"),
+    [
+        (JSON_SCHEMA, ('{"type": "object", "properties": {"a": {"type": "integer"}}}',)),
+        (JSON_SCHEMA, ("{}",)),
+        (REGEX, ("[0-9]{3}-[a-z]+",)),
+        (REGEX, ("(a|b)*",)),
+        (REGEX, ("é🙂+",)),
+        (CHOICE, ("yes", "no")),
+        (CHOICE, ('quote " backslash \\ line\nend', "🙂")),
+    ],
+)
+async def test_sound_constraints_pass(gate, kind, texts):
+    await gate.check(Constraint(kind, texts), "constraint")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        (REGEX, "(", "unclosed"),
+        (REGEX, "(?=a)b", "look-around"),
+        (REGEX, r"(a)\1", "backreference"),
+        (REGEX, r"[^\s\S]", "never"),
+        (JSON_SCHEMA, "{", "malformed"),
+        (JSON_SCHEMA, "5", "object"),
+        (JSON_SCHEMA, "true", "object"),
+        (JSON_SCHEMA, '{"type": "banana"}', "banana"),
+        (JSON_SCHEMA, '{"type": "array", "uniqueItems": true}', "uniqueItems"),
+        (JSON_SCHEMA, '{"$ref": "#"}', "never"),
+        (JSON_SCHEMA, '{"$ref": "http://localhost/x.json"}', "not supported"),
+        (JSON_SCHEMA, '{"type": "integer", "minimum": 5, "maximum": 3}', "greater"),
+        (JSON_SCHEMA, '{"type":"array","items":' * 3000 + "{}" + "}" * 3000, "nested"),
+    ],
+)
+async def test_unsound_constraints_are_refused_and_say_why(gate, kind, text, says):
+    with pytest.raises(InvalidArgument) as caught:
+        await gate.check(Constraint(kind, (text,)), "constraint")
+    (violation,) = caught.value.violations
+    assert violation.field == f"constraint.{kind}"
+    assert says in violation.description
+
+
+async def test_a_constraint_that_kills_its_compiler_is_refused_and_the_next_one_is_served(gate):
+    schema = {"type": "array", "minItems": 1_000_000_000, "items": {"type": "integer"}}
+    bomb = Constraint(JSON_SCHEMA, (json.dumps(schema),))
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match="too complex"):
+            await gate.check(bomb, "constraint")
+    await gate.check(Constraint(REGEX, ("a",)), "constraint")
+
+
+async def test_a_constraint_that_takes_too_long_is_refused_and_the_next_one_is_served():
+    async with grammar_gate(Path("tokenizer.json"), 256, limit_s=0.02, memory_mib=512) as gate:
+        slow = Constraint(REGEX, ("((a{1000}){1000}){1000}(b{1000}c{1000}){1000}",))
+        with pytest.raises(InvalidArgument, match="too complex"):
+            await gate.check(slow, "constraint")
+        gate.limit_s = 20
+        await gate.check(Constraint(REGEX, ("a",)), "constraint")
+
+
+async def test_a_client_that_leaves_does_not_shift_the_answers_to_others(gate):
+    slow = Constraint(CHOICE, tuple(f"{'x' * 200}{number}" for number in range(256)))
+    asking = asyncio.create_task(gate.check(slow, "constraint"))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    with pytest.raises(InvalidArgument, match="unclosed"):
+        await gate.check(Constraint(REGEX, ("(",)), "constraint")
+    await gate.check(Constraint(REGEX, ("a",)), "constraint")

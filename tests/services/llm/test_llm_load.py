@@ -1,0 +1,115 @@
+"""Clients that leave, do not read, or are too many; vLLM's own gauge tells what still runs."""
+
+import asyncio
+import sys
+import textwrap
+
+import grpc
+import pytest
+from llm_server import MAX_RUNNING, MAX_WAITING, chat, details_of, refusal
+
+from tidegate.llm.v1 import llm_pb2
+
+pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]
+
+ENDLESS = {"ignore_end_of_text": True, "max_tokens": 900}
+
+
+async def read_to_the_end(call):
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_cancelled_stream_frees_its_sequence(server, client):
+    before = await server.metric("tidegate_llm_cancelled_total", cause="client")
+    call = client.stub.Chat(chat("Count.", **ENDLESS))
+    await anext(aiter(call))
+    await server.until_metric("vllm:num_requests_running", 1)
+    call.cancel()
+    await server.until_idle()
+    await server.until_metric("tidegate_llm_cancelled_total", before + 1, cause="client")
+
+
+async def test_a_cancelled_unary_call_frees_its_sequence(server, client):
+    call = client.answer("Count.", **ENDLESS)
+    asking = asyncio.create_task(call)
+    await server.until_metric("vllm:num_requests_running", 1)
+    asking.cancel()
+    await server.until_idle()
+
+
+@pytest.mark.parametrize("method", ["Chat", "Complete"])
+async def test_a_deadline_that_passes_frees_its_sequence(server, client, method):
+    request = chat("Count.", **ENDLESS)
+    if method == "Complete":
+        request = llm_pb2.CompleteRequest(chat=request)
+    code, _ = await refusal(getattr(client.stub, method)(request, timeout=0.5))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await server.until_idle()
+
+
+async def test_a_client_that_is_killed_frees_its_sequences(server):
+    program = f"""
+        import grpc
+        from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
+        stub = llm_pb2_grpc.LlmServiceStub(grpc.insecure_channel("127.0.0.1:{server.port}"))
+        request = llm_pb2.ChatRequest(
+            messages=[llm_pb2.Message(role=llm_pb2.ROLE_USER, content="Count.")])
+        request.options.sampling.max_tokens = 900
+        request.options.sampling.ignore_end_of_text = True
+        calls = [stub.Chat(request) for _ in range(3)]
+        for call in calls:
+            next(call)
+        print("streaming", flush=True)
+        for call in calls:
+            list(call)
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", textwrap.dedent(program)), stdout=asyncio.subprocess.PIPE
+    )
+    assert await process.stdout.readline() == b"streaming\n"
+    await server.until_metric("vllm:num_requests_running", 3)
+    process.kill()
+    await process.wait()
+    await server.until_idle()
+
+
+async def test_a_client_that_does_not_read_is_ended_and_frees_its_sequence(server):
+    # The smallest window that HTTP/2 lets a client have, so that it fills at once.
+    small = {"grpc.http2.lookahead_bytes": 1, "grpc.http2.bdp_probe": 0}
+    async with server.client(**small) as client:
+        call = client.stub.Chat(chat("Count.", logprobs=20, **ENDLESS))
+        assert (await call.read()).delta.token_ids
+        await server.until_metric("vllm:num_requests_running", 1)
+        await server.until_idle()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_to_the_end(call)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "unread" in caught.value.details()
+
+
+async def test_ten_times_too_many_are_refused_at_once_and_the_others_answered(server, client):
+    capacity = MAX_RUNNING + MAX_WAITING
+    refused = []
+
+    async def ask(number):
+        request = llm_pb2.CompleteRequest(
+            chat=chat(f"Count from {number}.", max_tokens=24, ignore_end_of_text=True)
+        )
+        try:
+            answer = await client.stub.Complete(request, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            refused.append(error)
+            return 0
+        return answer.finish.usage.completion_tokens
+
+    tokens = await asyncio.gather(*(ask(number) for number in range(10 * capacity)))
+    assert sorted(tokens, reverse=True)[:capacity] == [24] * capacity
+    assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    for error in refused:
+        details = details_of(error)
+        assert details["ErrorInfo"].reason == "QUEUE_FULL"
+        assert details["RetryInfo"].retry_delay.ToNanoseconds() > 0
+    await server.until_idle()
+    assert await server.metric("tidegate_llm_in_flight_requests") == 0
+    assert await client.answer("Hi", max_tokens=1)
