@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Bounds", "Lane", "Totals"]
 
+# A wait is foreseen as it will be on the average. Under overload the queue is always as long as it
+# may be, so without some room every other request that is taken in would be late.
+_CAUTION = 1.25
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -161,12 +165,12 @@ class Lane:
         wait_s = expected_wait_s(ahead, self.plan.target, self.pace, image_s)
         # An empty lane takes any request: were the measured pace too pessimistic, it could not
         # otherwise be corrected.
-        if wait_s > remaining_s and self.held_images:
+        if wait_s * _CAUTION > remaining_s and self.held_images:
             raise ResourceExhausted(
                 f"{self.name} would answer in about {wait_s * 1000:.0f} ms, but the deadline is in "
                 f"{remaining_s * 1000:.0f} ms",
                 reason="DEADLINE_WOULD_PASS",
-                retry_after_s=max(0.01, wait_s - remaining_s),
+                retry_after_s=max(0.01, wait_s * _CAUTION - remaining_s),
             )
         self.held_images += count
         self.held_bytes += ticket.size_bytes

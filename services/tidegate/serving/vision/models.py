@@ -172,10 +172,14 @@ class Models:
         Raises:
             InvalidArgument: no name was given and there is no default.
             NotFound: there is no such model or version.
-            Unavailable: it is not ready.
+            Unavailable: it is not ready, or no name was given and no model is.
         """
         if not name:
             name = self.default_model() or ""
+            if not name and not any(each.serving for each in self._versions.values()):
+                raise Unavailable(
+                    "no model is ready yet; try again", reason="MODEL_NOT_READY", retry_after_s=1.0
+                )
             if not name:
                 served = ", ".join(sorted({each for each, _ in self._versions})) or "none yet"
                 raise InvalidArgument.of(

@@ -13,7 +13,9 @@ __all__ = ["BatchPlan", "Load", "Pace", "Step", "expected_wait_s", "next_step"]
 
 # A larger batch must gain this share of throughput to be worth the wait of the images in it.
 _WORTHWHILE_GAIN = 0.03
-_SMOOTHING = 0.1
+# What one image or run adds to the pace. Under overload requests are let in at the most hopeful
+# moment, so a pace that follows every quick run promises too much.
+_SMOOTHING = 0.02
 
 
 class Step(Enum):

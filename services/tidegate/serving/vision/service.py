@@ -70,9 +70,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             set_trailers(context, {"tidegate-top1": str(best[0].class_id)})
         # Its own images are counted: balancers take no notice of a replica that reports no load.
         held = serving.lane.held_images + len(request.images)
-        report_load(
-            context, LoadReport(application_utilization=held / serving.lane.bounds.images)
-        )
+        report_load(context, LoadReport(application_utilization=held / serving.lane.bounds.images))
         return response
 
     async def ClassifyStream(  # noqa: N802 - the proto's name

@@ -1,0 +1,361 @@
+"""Loading, replacing and unloading models, with engines that run when the test lets them."""
+
+import asyncio
+import json
+import os
+
+import pytest
+from engine_double import EngineDouble
+
+from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from tidegate.serving.repository import CorruptFileError, EntryNotFoundError, Precision, Repository
+from tidegate.serving.vision.errors import EngineError
+from tidegate.serving.vision.lane import Bounds
+from tidegate.serving.vision.models import Models, ModelState
+from tidegate.serving.vision.tickets import Encoded, Ticket
+from tidegate.serving.vision.worker_pool import WorkerPool
+
+
+class Depot:
+    """Models over a repository of the test's own, and the engines that were opened for them."""
+
+    def __init__(self, root, pool, **how):
+        self.engines = []
+        self.failure = None
+        self.classes = 3
+        self.may_open = None
+        self.pool = pool
+        self.models = Models(
+            Repository(root),
+            pool,
+            self._open,
+            precisions={Precision.FP32, Precision.INT8},
+            bounds=Bounds(100, 1 << 20),
+            max_pixels=10_000,
+            **how,
+        )
+
+    def _open(self, entry):
+        if self.may_open is not None:
+            assert self.may_open.wait(20)
+        if self.failure is not None:
+            raise self.failure
+        self.engines.append(EngineDouble(classes=self.classes))
+        return self.engines[-1]
+
+    def states(self):
+        return {f"{each.name}/{each.version}": each.state for each in self.models.versions()}
+
+    def submit(self, encode, picture, name="net", version=""):
+        serving = self.models.find(name, version)
+        ticket = Ticket(
+            [Encoded(encode(picture(8, 8), "PNG"))],
+            client="a",
+            deadline_s=1e12,
+            accepted_s=0.0,
+            loop=asyncio.get_running_loop(),
+        )
+        self.pool.submit(serving.lane, ticket)
+        return ticket
+
+
+@pytest.fixture
+def depot(tmp_path):
+    """Makes depots; closes them at the end."""
+    made = []
+
+    def make(**how):
+        pool = WorkerPool(2)
+        pool.__enter__()
+        made.append(Depot(tmp_path / "models", pool, **how))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for engine in each.engines:
+            engine.release()
+        each.pool.__exit__(None, None, None)
+
+
+def touch(folder):
+    """Changes a model's files as a new build would."""
+    path = folder / "model.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"description": "built anew"}))
+    os.utime(path, ns=(1, 1))
+
+
+async def test_loading_makes_a_version_ready(depot, write_model):
+    write_model("net", "1")
+    depot = depot()
+    assert depot.states() == {"net/1": ModelState.UNLOADED}
+    with pytest.raises(NotFound):
+        depot.models.find("net", "1")
+    await depot.models.load("net", "1")
+    assert depot.states() == {"net/1": ModelState.READY}
+    assert depot.models.find("net", "1").entry.labels == ("cat", "dog", "owl")
+    assert depot.models.all_ready
+
+
+async def test_loading_again_changes_nothing_while_the_files_are_the_same(depot, write_model):
+    write_model()
+    depot = depot()
+    await depot.models.load("net", "1")
+    serving = depot.models.find("net", "1")
+    await depot.models.load("net", "1")
+    assert depot.models.find("net", "1") is serving
+    assert len(depot.engines) == 1
+
+
+async def test_a_changed_model_is_replaced_before_the_old_one_goes(
+    depot, write_model, picture, encode, eventually
+):
+    folder = write_model()
+    depot = depot()
+    await depot.models.load("net", "1")
+    old = depot.engines[0]
+    old.hold()
+    in_flight = depot.submit(encode, picture)
+    touch(folder)
+    reload = asyncio.create_task(depot.models.load("net", "1"))
+    await eventually(lambda: depot.models.find("net", "1").engine is not old)
+    # The new one answers while the old one still has a request.
+    await depot.submit(encode, picture).future
+    assert (in_flight.future.done(), old.closed, reload.done()) == (False, False, False)
+    old.release()
+    await reload
+    await in_flight.future
+    assert old.closed
+    assert depot.models.find("net", "1").entry.metadata.description == "built anew"
+
+
+async def test_the_gauge_of_a_replaced_model_stays(depot, write_model):
+    from prometheus_client import REGISTRY
+
+    labels = {"model": "gauged-net", "version": "1"}
+
+    def gauge():
+        return REGISTRY.get_sample_value("tidegate_vision_held_images", labels)
+
+    folder = write_model("gauged-net", "1")
+    depot = depot()
+    await depot.models.load("gauged-net", "1")
+    touch(folder)
+    await depot.models.load("gauged-net", "1")
+    assert gauge() == 0
+    await depot.models.unload("gauged-net", "1")
+    assert gauge() is None
+
+
+async def test_what_served_goes_on_when_its_replacement_fails(depot, write_model, picture, encode):
+    folder = write_model()
+    depot = depot()
+    await depot.models.load("net", "1")
+    touch(folder)
+    depot.failure = EngineError("cannot be compiled")
+    with pytest.raises(EngineError):
+        await depot.models.load("net", "1")
+    assert depot.states() == {"net/1": ModelState.READY}
+    await depot.submit(encode, picture).future
+    (folder / "labels.txt").unlink()
+    with pytest.raises(CorruptFileError):
+        await depot.models.load("net", "1")
+    await depot.submit(encode, picture).future
+
+
+async def test_unloading_waits_for_what_was_accepted(
+    depot, write_model, picture, encode, eventually
+):
+    write_model()
+    depot = depot()
+    await depot.models.load("net", "1")
+    (engine,) = depot.engines
+    engine.hold()
+    accepted = [depot.submit(encode, picture) for _ in range(3)]
+    unload = asyncio.create_task(depot.models.unload("net", "1"))
+    await eventually(lambda: depot.states() == {"net/1": ModelState.UNLOADING})
+    with pytest.raises(Unavailable) as refused:
+        depot.models.find("net", "1")
+    assert refused.value.reason == "MODEL_NOT_READY"
+    assert (unload.done(), engine.closed) == (False, False)
+    engine.release()
+    await unload
+    assert all(ticket.future.done() for ticket in accepted)
+    assert engine.closed
+    assert depot.states() == {"net/1": ModelState.UNLOADED}
+    await depot.models.load("net", "1")
+    assert len(depot.engines) == 2
+
+
+@pytest.mark.parametrize("change", ["load", "unload"])
+async def test_a_change_is_finished_when_who_asked_for_it_goes_away(
+    depot, write_model, picture, encode, eventually, change
+):
+    import threading
+
+    write_model()
+    depot = depot()
+    if change == "load":
+        depot.may_open = threading.Event()
+        asked = asyncio.create_task(depot.models.load("net", "1"))
+        await eventually(lambda: depot.states() == {"net/1": ModelState.LOADING})
+    else:
+        await depot.models.load("net", "1")
+        depot.engines[0].hold()
+        depot.submit(encode, picture)
+        asked = asyncio.create_task(depot.models.unload("net", "1"))
+        await eventually(lambda: depot.states() == {"net/1": ModelState.UNLOADING})
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    if change == "load":
+        depot.may_open.set()
+        await eventually(lambda: depot.states() == {"net/1": ModelState.READY})
+    else:
+        depot.engines[0].release()
+        await eventually(lambda: depot.states() == {"net/1": ModelState.UNLOADED})
+        assert depot.engines[0].closed
+
+
+async def test_a_version_that_cannot_be_loaded_says_why_until_it_can(depot, write_model):
+    folder = write_model()
+    depot = depot()
+    depot.failure = EngineError("out of memory")
+    with pytest.raises(EngineError):
+        await depot.models.load("net", "1")
+    (version,) = depot.models.versions()
+    assert (version.state, version.reason) == (ModelState.FAILED, "out of memory")
+    assert not depot.models.all_ready
+    with pytest.raises(Unavailable, match="failed"):
+        depot.models.find("net", "1")
+    depot.failure = None
+    touch(folder)
+    await depot.models.load("net", "1")
+    assert depot.models.all_ready
+
+
+async def test_asking_for_what_there_is_not_leaves_no_trace(depot, write_model):
+    write_model()
+    depot = depot()
+    await depot.models.load("net", "1")
+    for name, version in (("net", "9"), ("nothing", "1"), ("../net", "1"), ("", "")):
+        with pytest.raises(EntryNotFoundError):
+            await depot.models.load(name, version)
+    with pytest.raises(EntryNotFoundError):
+        await depot.models.load_all(["nothing"])
+    assert depot.states() == {"net/1": ModelState.READY}
+    assert depot.models.all_ready
+
+
+async def test_only_what_the_engine_can_compute_is_loaded(depot, write_model):
+    write_model("net", "1-fp32")
+    write_model("net", "1-fp16", precision={"compute": "fp16"})
+    write_model("half", "1", precision={"compute": "fp16"})
+    depot = depot()
+    await depot.models.load_all([])
+    ready = {place for place, state in depot.states().items() if state is ModelState.READY}
+    assert ready == {"net/1-fp32"}
+    await depot.models.load_all(["net"])
+    assert depot.models.all_ready
+    with pytest.raises(FailedPrecondition, match="'half' has no version that this engine can run"):
+        await depot.models.load_all(["half"])
+
+
+async def test_only_image_classifiers_are_loaded_and_listed(depot, write_model, tmp_path):
+    write_model()
+    folder = tmp_path / "models" / "writer" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.json").write_text('{"kind": "language-model"}')
+    (folder / "config.json").write_text("{}")
+    depot = depot()
+    await depot.models.load_all([])
+    with pytest.raises(FailedPrecondition, match="language-model"):
+        await depot.models.load("writer", "1")
+    assert depot.states() == {"net/1": ModelState.READY}
+
+
+async def test_an_entry_that_is_unsound_is_listed_with_its_reason(depot, write_model):
+    folder = write_model()
+    (folder / "labels.txt").unlink()
+    (version,) = depot().models.versions()
+    assert version.state is ModelState.UNLOADED
+    assert "labels.txt" in version.reason
+
+
+async def test_a_network_that_disagrees_with_its_labels_is_not_loaded(depot, write_model):
+    write_model(labels=("cat", "dog"))
+    depot = depot()
+    with pytest.raises(EngineError, match="2 labels, but its network has 3 classes"):
+        await depot.models.load("net", "1")
+
+
+async def test_a_network_whose_output_is_no_row_of_scores_is_not_loaded(depot, write_model):
+    write_model()
+    depot = depot()
+    depot.classes = 5
+    with pytest.raises(EngineError, match=r"\(1, 5\)"):
+        await depot.models.load("net", "1")
+
+
+async def test_the_default_version_is_the_repositorys_if_it_serves_or_the_latest(
+    depot, write_model, tmp_path
+):
+    for version in ("9", "10", "11"):
+        write_model("net", version)
+    marker = tmp_path / "models" / "net" / "default"
+    depot = depot()
+    assert depot.models.default_version("net") is None
+    await depot.models.load("net", "9")
+    await depot.models.load("net", "10")
+    assert depot.models.default_version("net") == "10"
+    marker.write_text("9\n")
+    await depot.models.load("net", "10")
+    assert depot.models.default_version("net") == "9"
+    assert depot.models.find("net", "").entry.version == "9"
+    marker.write_text("11")
+    await depot.models.load("net", "9")
+    assert depot.models.default_version("net") == "10"
+    marker.write_text("nonsense")
+    await depot.models.unload("net", "10")
+    assert depot.models.default_version("net") == "9"
+    assert depot.models.default_version("unknown") is None
+
+
+async def test_an_empty_name_means_the_only_model_or_the_configured_one(depot, write_model):
+    for name in ("one", "two"):
+        write_model(name, "1")
+    plain, configured = depot(), depot(default_model="two")
+    with pytest.raises(Unavailable, match="no model is ready yet"):
+        plain.models.find("", "")
+    await plain.models.load("one", "1")
+    assert plain.models.find("", "").entry.name == "one"
+    await plain.models.load("two", "1")
+    with pytest.raises(InvalidArgument, match="it serves: one, two"):
+        plain.models.find("", "")
+    await configured.models.load_all([])
+    assert configured.models.find("", "").entry.name == "two"
+
+
+async def test_what_is_not_there_is_told_with_what_is(depot, write_model):
+    write_model("net", "1")
+    depot = depot()
+    with pytest.raises(NotFound, match="no model 'net'; the server has none yet"):
+        depot.models.find("net", "")
+    await depot.models.load("net", "1")
+    with pytest.raises(NotFound, match="no version '2'; it has 1") as version:
+        depot.models.find("net", "2")
+    with pytest.raises(NotFound, match="no model 'other'; the server has net") as model:
+        depot.models.find("other", "")
+    assert (version.value.reason, model.value.reason) == ("VERSION_NOT_FOUND", "MODEL_NOT_FOUND")
+    with pytest.raises(NotFound):
+        await depot.models.unload("net", "2")
+
+
+async def test_closing_unloads_everything(depot, write_model):
+    for version in ("1", "2"):
+        write_model("net", version)
+    depot = depot()
+    await depot.models.load_all(["net"])
+    await depot.models.close()
+    assert all(engine.closed for engine in depot.engines)
+    assert set(depot.states().values()) == {ModelState.UNLOADED}

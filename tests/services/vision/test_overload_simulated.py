@@ -1,0 +1,139 @@
+"""Ten times more than can be done, on a simulated clock: what is accepted is answered in time.
+
+The lane, its queue, its admission and its plan are the real ones; the workers are simulated, with
+runs whose times vary as on a busy machine.
+"""
+
+import asyncio
+import heapq
+from collections import Counter
+from itertools import count
+
+import numpy as np
+import pytest
+from engine_double import EngineDouble
+
+from tidegate.chassis.errors import ResourceExhausted
+from tidegate.serving.vision.lane import Bounds, Lane
+from tidegate.serving.vision.metrics import LaneMetrics
+from tidegate.serving.vision.planning import BatchPlan, Pace, Step, next_step
+from tidegate.serving.vision.tickets import Pixels, Ticket
+
+WORKERS = 2
+PREPARE_S = 0.001
+RUN_S = {1: 0.006, 2: 0.011, 4: 0.020}
+CAPACITY = WORKERS / (PREPARE_S + RUN_S[4] / 4)  # images a second
+
+
+class Simulation:
+    """Clients that send at ten times the capacity for some seconds."""
+
+    def __init__(self, *, clients, images, deadline_s, spread, bounds, seed=1):
+        self.random = np.random.default_rng(seed)
+        engine = EngineDouble(slots=WORKERS, batch_sizes=tuple(RUN_S), shares_host=True)
+        plan = BatchPlan.measured(RUN_S)
+        pace = Pace(prepare_s=PREPARE_S, run_s=RUN_S[4] / 4)
+        metrics = LaneMetrics("simulated", "1")
+        self.lane = Lane("simulated 1", engine, None, plan, pace, Bounds(bounds, 1 << 30), metrics)
+        self.clients, self.images, self.deadline_s = clients, images, deadline_s
+        self.spread = spread
+        self.loop = asyncio.new_event_loop()
+        self.outcomes = Counter()
+        self.most_held = 0
+        self.now_s = 0.0
+        self.free = WORKERS
+        self.order = count()
+        self.events = []
+
+    def at(self, seconds, what, *arguments):
+        heapq.heappush(self.events, (seconds, next(self.order), what, arguments))
+
+    def vary(self, seconds):
+        return seconds * self.random.lognormal(-(self.spread**2) / 2, self.spread)
+
+    def run(self, seconds):
+        rate = 10 * CAPACITY / self.images
+        for number in range(int(rate * seconds)):
+            self.at(number / rate, self.arrive, number % self.clients)
+        while self.events:
+            self.now_s, _, what, arguments = heapq.heappop(self.events)
+            what(*arguments)
+            self.work()
+        self.loop.close()
+        return self.outcomes
+
+    def arrive(self, client):
+        ticket = Ticket(
+            [Pixels(np.zeros((1, 1, 3), dtype=np.uint8))] * self.images,
+            client=str(client),
+            deadline_s=self.now_s + self.deadline_s,
+            accepted_s=self.now_s,
+            loop=self.loop,
+        )
+        try:
+            self.lane.admit(ticket, self.now_s, WORKERS)
+        except ResourceExhausted as refused:
+            self.outcomes[refused.reason] += 1
+            return
+        self.most_held = max(self.most_held, self.lane.held_images)
+        # At its deadline a client goes away, and its request is cancelled.
+        self.at(ticket.deadline_s, self.leave, ticket)
+
+    def leave(self, ticket):
+        if ticket.cancel():
+            self.lane.settled(ticket, self.now_s, succeeded=False)
+            self.outcomes["late"] += 1
+
+    def work(self):
+        while self.free:
+            match next_step(self.lane.load()):
+                case Step.PREPARE:
+                    task, _ = self.lane.next_to_prepare(self.now_s)
+                    if task is None:
+                        continue
+                    done = (self.prepared, task)
+                    self.at(self.now_s + self.vary(PREPARE_S), *done)
+                case Step.RUN:
+                    batch, _ = self.lane.next_batch(self.now_s)
+                    if not batch:
+                        continue
+                    size = next(size for size in RUN_S if size >= len(batch))
+                    self.at(self.now_s + self.vary(RUN_S[size]), self.ran, batch)
+                case Step.NOTHING:
+                    return
+            self.free -= 1
+
+    def prepared(self, task):
+        self.free += 1
+        self.lane.prepared(task, task.ticket.tasks[0].image, self.now_s)
+
+    def ran(self, batch):
+        self.free += 1
+        self.lane.ran(batch, self.now_s)
+        for task in batch:
+            if task.ticket.finish_task(task, np.zeros(3, dtype=np.float32), len(batch)):
+                self.lane.settled(task.ticket, self.now_s, succeeded=True)
+                self.outcomes["answered"] += 1
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.8])
+@pytest.mark.parametrize("clients", [1, 5])
+@pytest.mark.parametrize(("images", "deadline_s"), [(2, 0.3), (16, 1.5)])
+def test_what_is_accepted_is_answered_in_time(clients, images, deadline_s, spread):
+    simulation = Simulation(
+        clients=clients, images=images, deadline_s=deadline_s, spread=spread, bounds=2000
+    )
+    outcomes = simulation.run(seconds=3)
+    accepted = outcomes["answered"] + outcomes["late"]
+    assert outcomes["late"] <= 0.12 * accepted
+    assert outcomes["answered"] * images >= 0.85 * 3 * CAPACITY
+    assert outcomes["DEADLINE_WOULD_PASS"] > accepted
+
+
+def test_the_bound_holds_and_the_server_works_on():
+    simulation = Simulation(clients=3, images=4, deadline_s=60, spread=0.3, bounds=64)
+    outcomes = simulation.run(seconds=3)
+    assert simulation.most_held <= 64
+    assert outcomes["late"] == 0
+    assert outcomes["answered"] * 4 >= 0.9 * 3 * CAPACITY
+    assert outcomes["QUEUE_FULL"] > outcomes["answered"]
