@@ -1,7 +1,7 @@
-"""Makes the Python stubs from the protos; with ``--check``, says whether the committed ones are stale.
+"""Makes the Python stubs from the protos; with ``--check``, says whether they are stale.
 
-It needs nothing but the pinned ``grpcio-tools`` and ``mypy-protobuf`` packages: no remote plugin and
-no download. Everything under the generated folders is replaced, so nothing there is edited by hand.
+It needs nothing but the pinned ``grpcio-tools`` and ``mypy-protobuf`` packages: no remote plugin
+and no download. Everything under the generated folders is replaced; nothing there is edited.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def stale_files(fresh: Path) -> list[Path]:
     for folder in generated_folders():
         new = {p.name for p in (fresh / folder).iterdir() if p.is_file()}
         old_folder = STUBS / folder
-        old = {p.name for p in old_folder.iterdir() if p.is_file()} if old_folder.is_dir() else set()
+        old = (
+            {p.name for p in old_folder.iterdir() if p.is_file()} if old_folder.is_dir() else set()
+        )
         same, _, _ = filecmp.cmpfiles(fresh / folder, old_folder, new & old, shallow=False)
         stale.extend(folder / name for name in sorted((new | old) - set(same)))
     return stale

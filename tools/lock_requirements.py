@@ -1,8 +1,8 @@
-"""Pins every package that set-up installs, in ``requirements/run.txt`` and ``requirements/dev.txt``.
+"""Pins every package that set-up installs, in ``requirements/{run,dev}.txt``.
 
 pip resolves the extras of ``pyproject.toml`` once, for the Python that runs this, and the result is
-walked from the roots without the packages that must not be installed. Set-up then installs the files
-with ``--no-deps``, so nothing comes in that is not named in them.
+walked from the roots without the packages that must not be installed. Set-up then installs the
+files with ``--no-deps``, so nothing comes in that is not named in them.
 
     .venv/bin/python tools/lock_requirements.py
 """
@@ -73,11 +73,12 @@ def closure(roots: list[Requirement], packages: dict[str, Package]) -> set[str]:
         if name in LEFT_OUT or name not in packages or (name, extras) in seen:
             continue
         seen.add((name, extras))
-        for need in packages[name].requires:
-            if need.marker is None or any(
-                need.marker.evaluate({"extra": extra}) for extra in (*extras, "")
-            ):
-                queue.append(need)
+        queue += [
+            need
+            for need in packages[name].requires
+            if need.marker is None
+            or any(need.marker.evaluate({"extra": extra}) for extra in (*extras, ""))
+        ]
     return {name for name, _ in seen}
 
 
@@ -112,7 +113,9 @@ def main() -> None:
     for_run = closure([Requirement(text) for text in run], packages)
     for_dev = closure([Requirement(text) for text in dev], packages) - for_run
     write(ROOT / "requirements/run.txt", for_run, packages, "What `make up` needs.")
-    write(ROOT / "requirements/dev.txt", for_dev, packages, "What `make test` and `make check` add.")
+    write(
+        ROOT / "requirements/dev.txt", for_dev, packages, "What `make test` and `make check` add."
+    )
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def parse(model: type[_Settings], argv: Sequence[str] | None) -> _Settings:
 
 def _parser(model: type[BaseSettings]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog=_program(),
         description=(model.__doc__ or "").strip().partition("\n")[0],
         epilog="A flag beats the environment variable in brackets, which beats the default.",
         argument_default=argparse.SUPPRESS,
@@ -72,6 +73,12 @@ def _parser(model: type[BaseSettings]) -> argparse.ArgumentParser:
         else:
             parser.add_argument(flag, metavar=name.rpartition("_")[2].upper(), help=text)
     return parser
+
+
+def _program() -> str | None:
+    """How this was called; by itself argparse calls every package that is run ``__main__.py``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.parent}" if spec and spec.name.endswith(".__main__") else None
 
 
 def _flag(name: str) -> str:

@@ -15,9 +15,9 @@ honoured where they mean the same. Nothing else in a server reads the environmen
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Self, get_origin
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tidegate.chassis import _command_line
@@ -47,6 +47,8 @@ class ChassisSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="TIDEGATE_",
         env_ignore_empty=True,
+        # Lists are written with commas, by flag and by variable alike; see `_split_lists`.
+        enable_decoding=False,
         extra="forbid",
         frozen=True,
         validate_by_name=True,
@@ -196,6 +198,14 @@ class ChassisSettings(BaseSettings):
                 after a message that names the field, the problem and the range.
         """
         return _command_line.parse(cls, argv)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _split_lists(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, str) and get_origin(field.annotation) is list:
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
 
     @field_validator("tls_cert_file", "tls_key_file", "tls_client_ca_file")
     @classmethod

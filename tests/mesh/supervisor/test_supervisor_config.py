@@ -82,13 +82,13 @@ def test_settings_become_flags(tmp_path):
     path = write(
         tmp_path,
         "servers: {v: {kind: vision, grpc_port: 8500, settings: "
-        "{max_batch_size: 8, preload: true, models: m, ratio: 0.5, only: [a, b]}}}",
+        "{max_batch_size: 8, preload: true, audit: false, root: m, ratio: 0.5, only: [a, b]}}}",
     )
     server = load_config(path).servers["v"]
     assert server.arguments("python", Path("p.json")) == [
         *("python", "-m", "tidegate.serving.vision"),
         *("--grpc-port=8500", "--metrics-port=0", "--port-file=p.json", "--max-batch-size=8"),
-        *("--preload=true", "--models=m", "--ratio=0.5", '--only=["a", "b"]'),
+        *("--preload", "--no-audit", "--root=m", "--ratio=0.5", "--only=a,b"),
     ]
 
 

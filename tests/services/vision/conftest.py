@@ -193,7 +193,7 @@ async def serving(models_root, **values):
             "grpc_port": 0,
             "metrics_port": 0,
             "drain_hold_s": 0.0,
-            "models": models_root,
+            "model_repository": models_root,
             "workers": 2,
             "verify_checksums": False,
             **values,
@@ -224,13 +224,13 @@ async def vision_process(models_root, tmp_path):
         with log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "tidegate.serving.vision", f"--models={models_root}"),
+                *("-m", "tidegate.serving.vision", f"--model-repository={models_root}"),
                 *("--workers=2", "--no-verify-checksums", f"--port-file={ports}"),
                 *("--grpc-port=0", "--metrics-port=0", *flags),
                 env={
                     **os.environ,
-                    "TIDEGATE_LOAD": f'["{NETWORK}/1-int8"]',
-                    "TIDEGATE_BATCH_SIZES": "[1,4]",
+                    "TIDEGATE_LOAD": f"{NETWORK}/1-int8",
+                    "TIDEGATE_BATCH_SIZES": "1,4",
                 },
                 stderr=log,
             )

@@ -30,7 +30,7 @@ def test_a_small_queue_goes_with_small_requests():
 
 
 def test_the_environment_is_read(monkeypatch):
-    monkeypatch.setenv("TIDEGATE_BATCH_SIZES", "[1,8]")
-    monkeypatch.setenv("TIDEGATE_LOAD", '["net/1"]')
+    monkeypatch.setenv("TIDEGATE_BATCH_SIZES", "1,8")
+    monkeypatch.setenv("TIDEGATE_LOAD", "net/1")
     settings = VisionSettings()
     assert (settings.batch_sizes, settings.load) == ([1, 8], ["net/1"])

@@ -42,7 +42,7 @@ class VisionApplication:
         self._settings = settings
         self._pool = WorkerPool(settings.workers)
         self._models = Models(
-            Repository(settings.models),
+            Repository(settings.model_repository),
             self._pool,
             self._load_engine,
             precisions=PRECISIONS,

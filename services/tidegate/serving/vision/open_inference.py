@@ -243,7 +243,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         if not self._model_control:
             raise Unimplemented(
                 "this server does not let clients load and unload models; it was started with "
-                "--model-control=false",
+                "--no-model-control",
                 reason="MODEL_CONTROL_DISABLED",
             )
 

@@ -17,14 +17,13 @@ class VisionSettings(ChassisSettings):
     service_name: str = Field(
         "tidegate-vision", min_length=1, description="Name in traces and logs (service.name)."
     )
-    models: Path = Field(
-        Path("models"),
-        description="The model repository: a folder of <model>/<version>/model.json.",
+    model_repository: Path = Field(
+        Path("models"), description="Folder of models, <name>/<version>/model.json."
     )
     load: list[str] = Field(
         default_factory=list,
-        description="Models to load at start, each NAME or NAME/VERSION; without any, every image "
-        "classifier of the repository.",
+        description="Models to load at start, NAME or NAME/VERSION, separated by commas; without any, "
+        "every image classifier of the repository that the engine can run.",
     )
     default_model: str | None = Field(
         None,
@@ -79,7 +78,7 @@ class VisionSettings(ChassisSettings):
     @classmethod
     def _ascending(cls, sizes: list[int]) -> list[int]:
         if sizes != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] > 1024:
-            raise ValueError("must be different sizes from 1 to 1024, ascending, as in [1,2,4]")
+            raise ValueError("must be different sizes from 1 to 1024, ascending, as in 1,2,4")
         return sizes
 
     @model_validator(mode="after")

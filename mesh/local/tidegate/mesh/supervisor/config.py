@@ -5,7 +5,7 @@
         kind: vision
         grpc_port: 8500
         metrics_port: 9500
-        settings: {models: models}
+        settings: {model_repository: models}
 
 ``settings`` become flags of the server (``max_batch_size: 8`` is ``--max-batch-size=8``), which
 checks them itself; everything else is checked here, and each error says where, what is wrong, and
@@ -15,7 +15,6 @@ what would be right.
 import difflib
 import enum
 import importlib.resources
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,7 +121,7 @@ class ServerConfig(_Model):
             "port_file": str(port_file),
             **self.settings,
         }
-        return command + [f"--{name.replace('_', '-')}={_flag(flags[name])}" for name in flags]
+        return command + [_flag(name, value) for name, value in flags.items()]
 
     def policy(self) -> RestartPolicy:
         """How patient to be with it."""
@@ -240,7 +239,15 @@ def _problem(detail: ErrorDetails) -> str:
             return f"{place}: {detail['msg'].removeprefix('Value error, ')}{got}"
 
 
-def _flag(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value)
+def _flag(name: str, value: object) -> str:
+    """A setting as the chassis reads it: switches by name, lists with commas."""
+    flag = name.replace("_", "-")
+    match value:
+        case True:
+            return f"--{flag}"
+        case False:
+            return f"--no-{flag}"
+        case list():
+            return f"--{flag}={','.join(map(str, value))}"
+        case _:
+            return f"--{flag}={value}"
