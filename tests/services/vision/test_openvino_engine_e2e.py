@@ -1,5 +1,8 @@
 """The OpenVINO engine by itself, on the real model."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -74,3 +77,13 @@ def test_a_precision_that_the_cpu_does_not_have_is_refused(models_root, write_mo
     entry = Repository(write_model("shell", "1").parents[1]).find("shell", "1")
     with pytest.raises(EngineError, match="cannot be loaded"):
         OpenVinoEngine(entry, cores=1, batch_sizes=[1])
+
+
+def test_openvino_does_not_call_home(tmp_path):
+    package = tmp_path / "openvino_telemetry"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('telemetry was imported')")
+    code = "import tidegate.serving.vision.openvino_engine"
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True
+    )

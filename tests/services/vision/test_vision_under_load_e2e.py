@@ -75,6 +75,7 @@ async def test_ten_times_too_much_is_refused_early_and_what_is_accepted_is_in_ti
                     sent += 1
                 most_bytes = max(most_bytes, memory.memory_info().rss)
                 await asyncio.sleep(0.01)
+    print("SHARE", codes, capacity)
     assert codes.keys() <= {OK, EXHAUSTED, LATE}
     assert late_answers == 0
     # The server does its usual work all the while; the rest is told at once to come back later.

@@ -80,20 +80,21 @@ class FairQueue(Generic[Item]):
     def ahead_of(self, client: str, count: int) -> int:
         """How many items leave the queue before ``count`` new ones of a client have all left.
 
-        Later arrivals of other clients are not foreseen. The new ones themselves are counted, and
-        so are abandoned ones that have not been dropped yet.
+        It is foreseen that every client that waits now goes on sending, as clients do when there is
+        too much to do: lines that are short now are refilled and take their turns. The new items
+        themselves are counted, and so are abandoned ones that have not been dropped yet.
 
         Args:
             client: who would push.
             count: how many.
         """
         turns = leaving = len(self._lines.get(client, ())) + count
-        for name, line in self._lines.items():
+        for name in self._lines:
             if name == client:
                 # The lines behind have had one turn less when its last one leaves.
                 turns -= 1
             else:
-                leaving += min(len(line), turns)
+                leaving += turns
         return leaving
 
     def _next_of(self, line: deque[Item], now_s: float, expired: list[Item]) -> Item | None:

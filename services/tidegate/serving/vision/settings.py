@@ -22,7 +22,7 @@ class VisionSettings(ChassisSettings):
     )
     load: list[str] = Field(
         default_factory=list,
-        description="Models to load at start, NAME or NAME/VERSION, separated by commas; without any, "
+        description="Models to load at start, NAME or NAME/VERSION, with commas; without any, "
         "every image classifier of the repository that the engine can run.",
     )
     default_model: str | None = Field(
