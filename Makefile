@@ -47,7 +47,8 @@ check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generat
 	@echo '── check: protos'
 	@cd protos && ../$(BIN)/buf lint
 	@cd protos && ../$(BIN)/buf format --diff --exit-code
-	@cd protos && ../$(BIN)/buf breaking --against released.binpb
+	@cd protos && ../$(BIN)/buf build -o ../$(VENV)/protos.binpb
+	@cd protos && ../$(BIN)/buf breaking ../$(VENV)/protos.binpb --against released.binpb
 	@$(BIN)/python tools/generate_protos.py --check
 	@echo '── check: clean'
 

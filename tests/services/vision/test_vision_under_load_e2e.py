@@ -75,13 +75,12 @@ async def test_ten_times_too_much_is_refused_early_and_what_is_accepted_is_in_ti
                     sent += 1
                 most_bytes = max(most_bytes, memory.memory_info().rss)
                 await asyncio.sleep(0.01)
-    print("SHARE", codes, capacity)
     assert codes.keys() <= {OK, EXHAUSTED, LATE}
     assert late_answers == 0
     # The server does its usual work all the while; the rest is told at once to come back later.
     assert codes[OK] > capacity
     # How many are late is measured on a simulated clock; here the client competes for the cores.
-    assert codes[LATE] <= 0.4 * (codes[OK] + codes[LATE])
+    assert codes[LATE] <= 0.1 * (codes[OK] + codes[LATE])
     assert codes[EXHAUSTED] > sent / 2
     for error in refusals:
         details = details_of(error)
