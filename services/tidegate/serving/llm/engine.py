@@ -348,3 +348,9 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
 
 def _shut_down(llm: "AsyncLLM") -> None:
     llm.shutdown(timeout=_SHUTDOWN_S)
+    # Its destructor does it again, when the interpreter has already taken vLLM's modules apart.
+    llm.shutdown = _nothing  # type: ignore[method-assign]
+
+
+def _nothing(timeout: float | None = None) -> None:
+    del timeout

@@ -86,6 +86,12 @@ class OpenVinoEngine:
             shares_host=True,
         )
 
+        # The bindings set up statics at their first use, and two threads that get there at once
+        # wait for each other for ever, one with the GIL and one with the static: so it is used here.
+        side = model.input
+        self.run(InputForm.PIXELS, [np.zeros((side.height, side.width, 3), dtype=np.uint8)])
+        self.run(InputForm.TENSOR, [np.zeros(self._tensors.input_shape, dtype=np.float32)])
+
     @property
     def traits(self) -> EngineTraits:
         """What there is to know about it."""
