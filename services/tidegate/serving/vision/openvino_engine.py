@@ -87,7 +87,7 @@ class OpenVinoEngine:
         )
 
         # The bindings set up statics at their first use, and two threads that get there at once
-        # wait for each other for ever, one with the GIL, one with the static; so they are used here.
+        # wait for each other for ever, one with the GIL, one with the static. Hence these runs.
         side = model.input
         self.run(InputForm.PIXELS, [np.zeros((side.height, side.width, 3), dtype=np.uint8)])
         self.run(InputForm.TENSOR, [np.zeros(self._tensors.input_shape, dtype=np.float32)])
