@@ -1,7 +1,7 @@
 """From a row of a model's output to labels.
 
-This is done for every image on the event loop, so it looks at a few numbers only: the best classes
-are found without sorting the rest, and the softmax is taken of them alone.
+This is done for every image on the event loop while others wait, so it is done with as few calls of
+NumPy as will do: the best classes are found without sorting the rest.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ __all__ = ["best_classes", "probabilities"]
 Row = npt.NDArray[np.float32]
 
 
-def best_classes(row: Row, count: int) -> npt.NDArray[np.intp]:
+def best_classes(row: Row, count: int) -> list[int]:
     """The classes with the highest scores.
 
     Args:
@@ -26,13 +26,13 @@ def best_classes(row: Row, count: int) -> npt.NDArray[np.intp]:
     """
     classes = row.shape[0]
     best = (
-        np.arange(classes) if count >= classes else np.argpartition(row, classes - count)[-count:]
+        row.argpartition(classes - count)[classes - count :] if count < classes else row.argsort()
     )
-    ordered: npt.NDArray[np.intp] = best[np.lexsort((best, -row[best]))]
-    return ordered
+    pairs = zip(row[best].tolist(), best.tolist(), strict=True)
+    return [number for _, number in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))]
 
 
-def probabilities(row: Row, classes: npt.NDArray[np.intp], kind: OutputKind) -> list[float]:
+def probabilities(row: Row, classes: list[int], kind: OutputKind) -> list[float]:
     """The probabilities of some classes.
 
     Args:
@@ -44,9 +44,7 @@ def probabilities(row: Row, classes: npt.NDArray[np.intp], kind: OutputKind) -> 
         One number from 0 to 1 for each class wanted.
     """
     if kind is OutputKind.PROBABILITIES:
-        chosen: list[float] = row[classes].tolist()
-        return chosen
-    largest = row.max()
-    total = np.exp(row - largest).sum()
-    softmax: list[float] = (np.exp(row[classes] - largest) / total).tolist()
-    return softmax
+        return [float(row[number]) for number in classes]
+    powers = np.exp(row - np.maximum.reduce(row))
+    total = float(np.add.reduce(powers))
+    return [float(powers[number]) / total for number in classes]

@@ -286,7 +286,7 @@ def _best_as_texts(outcome: Outcome, count: int, labels: tuple[str, ...]) -> byt
     texts = (
         f"{row[number]:f}:{number}:{labels[number]}" if labels else f"{row[number]:f}:{number}"
         for row in outcome.output
-        for number in best_classes(row, count).tolist()
+        for number in best_classes(row, count)
     )
     encoded = (text.encode() for text in texts)
     return b"".join(struct.pack("<I", len(each)) + each for each in encoded)

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.chassis.calls import ServicerContext, report_load, set_trailers
@@ -22,6 +21,8 @@ from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
+
+    from google.protobuf.duration_pb2 import Duration
 
     from tidegate.serving.vision.inference import Inference
     from tidegate.serving.vision.loading import Serving
@@ -170,26 +171,23 @@ def _respond(
         classes = best_classes(row, top_k)
         scores = probabilities(row, classes, kind)
         add = (result := response.results.add()).classifications.add
-        for class_id, score in zip(classes.tolist(), scores, strict=True):
+        for class_id, score in zip(classes, scores, strict=True):
             label = labels[class_id] if labels else str(class_id)
             add(class_id=class_id, label=label, score=score)
         if include_logits:
             result.logits.extend(row)
     timings = response.timings
     stages = outcome.stages
-    timings.decode.CopyFrom(
-        _duration(max(each.prepare_end_s - each.prepare_start_s for each in stages))
-    )
-    timings.queue.CopyFrom(_duration(max(each.queue_s for each in stages)))
-    timings.inference.CopyFrom(_duration(max(each.run_end_s - each.run_start_s for each in stages)))
-    timings.total.CopyFrom(_duration(max(each.run_end_s for each in stages) - stages[0].accepted_s))
+    _set(timings.decode, max(each.prepare_end_s - each.prepare_start_s for each in stages))
+    _set(timings.queue, max(each.queue_s for each in stages))
+    _set(timings.inference, max(each.run_end_s - each.run_start_s for each in stages))
+    _set(timings.total, max(each.run_end_s for each in stages) - stages[0].accepted_s)
     timings.batch_size = outcome.batch_size
     return response
 
 
-def _duration(seconds: float) -> Duration:
-    nanoseconds = max(0, round(seconds * 1e9))
-    return Duration(seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000)
+def _set(duration: Duration, seconds: float) -> None:
+    duration.seconds, duration.nanos = divmod(max(0, round(seconds * 1e9)), 1_000_000_000)
 
 
 def _timestamp(seconds: float) -> Timestamp:

@@ -157,6 +157,8 @@ class WorkerPool:
                 finally:
                     self._lock.acquire()
                 _deliver(report(self._clock()))
+                # The answers are on their way; what nobody waits for comes after them.
+                _record(job)
                 job.lane.notify_if_idle()
 
     def _claim(self) -> _Job | None:
@@ -230,7 +232,6 @@ def _report_prepared(job: _Prepare, result: Array | Exception, now_s: float) -> 
     lane, task = job.lane, job.task
     if not isinstance(result, Exception):
         lane.prepared(task, result, now_s)
-        lane.metrics.prepared(now_s - task.stages.prepare_start_s)
         return []
     lane.preparing -= 1
     return _fail(lane, [task], result, now_s)
@@ -244,15 +245,27 @@ def _report_run(
     lane.ran(batch, now_s)
     if isinstance(result, Exception):
         return _fail(lane, batch, result, now_s)
-    lane.totals.last_run_at_ms = time.time_ns() // 1_000_000
-    lane.metrics.ran(len(batch), now_s - batch[0].stages.run_start_s)
     settled = []
     for task, row in zip(batch, result, strict=True):
-        lane.metrics.waited(task.stages.queue_s)
         if task.ticket.finish_task(task, row, len(batch)):
             lane.settled(task.ticket, now_s, succeeded=True)
             settled.append(task.ticket)
     return settled
+
+
+def _record(job: _Job) -> None:
+    """Tells the metrics of a job that is reported."""
+    metrics = job.lane.metrics
+    if isinstance(job, _Prepare):
+        if job.task.prepared is not None:
+            stages = job.task.stages
+            metrics.prepared(stages.prepare_end_s - stages.prepare_start_s)
+    else:
+        job.lane.totals.last_run_at_ms = time.time_ns() // 1_000_000
+        stages = job.batch[0].stages
+        metrics.ran(len(job.batch), stages.run_end_s - stages.run_start_s)
+        for task in job.batch:
+            metrics.waited(task.stages.queue_s)
 
 
 def _fail(lane: Lane, tasks: Iterable[Task], error: Exception, now_s: float) -> list[Ticket]:
