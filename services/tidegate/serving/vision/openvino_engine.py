@@ -66,7 +66,9 @@ class OpenVinoEngine:
             graph = core.read_model(entry.model_path)
             self._tensors = _tensors(graph, model, entry.model_path)
             pixels = _normalising(graph, model, self._tensors)
-            shared = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+            # Every process would pin its first stream to the same core; the scheduler knows better
+            # where several servers, or decoding beside inference, share a machine.
+            shared = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "ENABLE_CPU_PINNING": False}
             streams = {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores, **shared}
             whole = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": cores, **shared}
             self._pixels = {

@@ -1,0 +1,215 @@
+"""What was measured, the bounds that it is held against, and the table, file and plot of it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["BARE", "OURS", "Bound", "Environment", "Results", "Sample", "bounds", "plot", "table"]
+
+BARE = "bare loop"
+OURS = "Tidegate"
+SHARE_OF_BARE = 0.90
+OVER_BARE_MS = 1.0
+# Load by others, in cores, beyond which a measurement means little.
+QUIET_CORES = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One contestant in one round.
+
+    Attributes:
+        images_per_s: with many requests in flight.
+        loaded_p50_ms: the median time of those requests; None for the bare loop.
+        loaded_p99_ms: the time that one in a hundred of them exceeds; None for the bare loop.
+        p50_ms: the median time of a request alone.
+        other_cores: cores that were busy with something else just before.
+    """
+
+    images_per_s: float
+    loaded_p50_ms: float | None
+    loaded_p99_ms: float | None
+    p50_ms: float
+    other_cores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where it was measured.
+
+    Attributes:
+        cpu: the processor's name.
+        cores: how many of them could be used.
+        photo: the photograph.
+        in_flight: requests in flight.
+        seconds: length of each measurement.
+        rounds: how often everyone had a turn.
+        versions: of everything that matters.
+    """
+
+    cpu: str
+    cores: int
+    photo: str
+    in_flight: int
+    seconds: int
+    rounds: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Everything.
+
+    Attributes:
+        environment: where.
+        settings: the bare loop's best setting by precision.
+        samples: by precision and contestant, one a round.
+        failures: contestants that failed, and why.
+    """
+
+    environment: Environment
+    settings: Mapping[str, str]
+    samples: Mapping[str, Mapping[str, Sequence[Sample]]]
+    failures: Sequence[str]
+
+    def write(self, path: Path) -> None:
+        """Writes it, with what was concluded, as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        document = asdict(self) | {"bounds": [asdict(each) for each in bounds(self)]}
+        path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Something that is to hold.
+
+    Attributes:
+        says: what, with the number that was measured.
+        met: whether it holds.
+    """
+
+    says: str
+    met: bool
+
+
+def rate(samples: Sequence[Sample]) -> float:
+    """Images a second, the median of the rounds."""
+    return statistics.median(each.images_per_s for each in samples)
+
+
+def p50_ms(samples: Sequence[Sample]) -> float:
+    """Milliseconds of a request alone, the median of the rounds."""
+    return statistics.median(each.p50_ms for each in samples)
+
+
+def share(samples: Sequence[Sample], bare: Sequence[Sample]) -> float:
+    """Images a second as a share of the bare loop's in the same round, the median of the rounds."""
+    return statistics.median(
+        mine.images_per_s / its.images_per_s for mine, its in zip(samples, bare, strict=False)
+    )
+
+
+def over_ms(samples: Sequence[Sample], bare: Sequence[Sample]) -> float:
+    """Milliseconds beyond the bare loop's in the same round, the median of the rounds."""
+    return statistics.median(
+        mine.p50_ms - its.p50_ms for mine, its in zip(samples, bare, strict=False)
+    )
+
+
+def bounds(results: Results) -> list[Bound]:
+    """Holds the results against the bounds."""
+    found = []
+    for precision, samples in results.samples.items():
+        bare, ours = samples.get(BARE, ()), samples.get(OURS, ())
+        if not bare or not ours:
+            continue
+        part, over = share(ours, bare), over_ms(ours, bare)
+        found.append(
+            Bound(
+                f"{precision}: {part:.2f} of the bare loop (at least {SHARE_OF_BARE:.2f})",
+                part >= SHARE_OF_BARE,
+            )
+        )
+        found.append(
+            Bound(
+                f"{precision}: p50 of one at a time {over:+.2f} ms against the bare loop "
+                f"(at most +{OVER_BARE_MS:.1f} ms)",
+                over <= OVER_BARE_MS,
+            )
+        )
+        for name, theirs in samples.items():
+            if name in {BARE, OURS} or not theirs:
+                continue
+            times = rate(ours) / rate(theirs)
+            found.append(Bound(f"{precision}: {times:.2f} times {name} (ahead)", times > 1))
+    return found
+
+
+def table(results: Results) -> Table:
+    """Everything in one table, medians over the rounds."""
+    drawn = Table(title="EfficientNet-Lite0, JPEG bytes in, five classes out")
+    drawn.add_column("precision")
+    drawn.add_column("contestant", no_wrap=True)
+    for name in ("images/s", "of bare", "p50 loaded, ms", "p99, ms", "p50 alone, ms", "over bare"):
+        drawn.add_column(name, justify="right")
+    for precision, samples in results.samples.items():
+        bare = samples.get(BARE, ())
+        for name, each in samples.items():
+            if not each:
+                continue
+            drawn.add_row(
+                precision,
+                name,
+                f"{rate(each):.0f}",
+                f"{share(each, bare):.2f}" if bare else "",
+                _median_text(each, "loaded_p50_ms"),
+                _median_text(each, "loaded_p99_ms"),
+                f"{p50_ms(each):.2f}",
+                f"{over_ms(each, bare):+.2f}" if bare else "",
+            )
+        drawn.add_section()
+    return drawn
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draws images a second, and the time of one at a time, as bars by precision."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    precisions = list(results.samples)
+    names = list(dict.fromkeys(name for each in results.samples.values() for name in each))
+    figure, (fast, quick) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        present = [i for i, p in enumerate(precisions) if results.samples[p].get(name)]
+        at = [i + (index - (len(names) - 1) / 2) * width for i in present]
+        mine = [results.samples[precisions[i]][name] for i in present]
+        fast.bar(at, [rate(each) for each in mine], width, label=name)
+        quick.bar(at, [p50_ms(each) for each in mine], width, label=name)
+    for axes in (fast, quick):
+        axes.set_xticks(range(len(precisions)), precisions)
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_axisbelow(True)
+    in_flight = results.environment.in_flight
+    fast.set_title(f"images/s, {in_flight} in flight (more is better)")
+    quick.set_title("p50 of one request at a time, ms (less is better)")
+    fast.legend(fontsize="small")
+    figure.suptitle(f"{results.environment.cpu}, {results.environment.cores} cores")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _median_text(samples: Sequence[Sample], field: str) -> str:
+    values = [value for each in samples if (value := getattr(each, field)) is not None]
+    return f"{statistics.median(values):.1f}" if values else ""
