@@ -21,7 +21,7 @@ MODELS_READY := models/.ready
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models test check format bench bench-vision bench-llm protos lock clean
+.PHONY: help up models test check format bench bench-vision bench-llm soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what there is.
@@ -64,6 +64,9 @@ bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN ser
 
 bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's own server.
 	@$(BIN)/python benchmarks/llm.py
+
+soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes: is memory flat, is every error accounted for?
+	@$(BIN)/python benchmarks/soak.py
 
 protos: $(DEV_READY) ## Make the Python stubs from the protos.
 	@$(BIN)/python tools/generate_protos.py

@@ -1,0 +1,23 @@
+"""What the packaging rests on, and breaks without a word when it is forgotten."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PORTIONS = [ROOT / each / "tidegate" for each in ("clients/python", "services", "router")]
+PORTIONS.append(ROOT / "mesh/local/tidegate")
+
+
+@pytest.mark.parametrize("portion", PORTIONS, ids=lambda path: path.parent.name)
+def test_the_namespace_has_no_init(portion):
+    assert portion.is_dir()
+    assert not (portion / "__init__.py").exists()
+
+
+def test_every_package_is_typed():
+    packages = [path.parent for portion in PORTIONS for path in portion.rglob("*.py")]
+    for package in sorted(set(packages)):
+        parents = [package, *package.parents]
+        inside = parents[: parents.index(next(p for p in parents if p in PORTIONS))]
+        assert any((folder / "py.typed").exists() for folder in inside), package
