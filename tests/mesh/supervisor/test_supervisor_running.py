@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -78,11 +77,11 @@ def phase_is(phase: Phase) -> Callable[[Snapshot], bool]:
 
 def exists(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno != errno.ESRCH
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
     # A zombie has ended, whoever is to collect it.
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return state != "Z"
 
 
 async def gone(pid: int) -> None:

@@ -345,8 +345,8 @@ def plugin(tmp_path: Path, body: str) -> dict[str, str]:
     info = site / "extra_commands-1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-commands\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[tidegate.commands]\nmodel = extra_commands:app\n")
-    (site / "extra_commands.py").write_text(f'"""Build models.\n\nMore.\n"""\n{body}')
+    (info / "entry_points.txt").write_text("[tidegate.commands]\nextra = extra_commands:app\n")
+    (site / "extra_commands.py").write_text(f'"""Build extras.\n\nMore.\n"""\n{body}')
     return {"PYTHONPATH": str(site)}
 
 
@@ -357,8 +357,8 @@ def test_commands_of_other_parts_are_found_and_run(tidegate, tmp_path):
         "@app.command()\ndef build(name: str):\n    print(name)\n",
     )
     listed = tidegate("--help", env=env).stdout.decode()
-    assert "Build models." in listed
-    assert tidegate("model", "build", "smol", env=env).stdout == b"smol\n"
+    assert "Build extras." in listed
+    assert tidegate("extra", "build", "smol", env=env).stdout == b"smol\n"
 
 
 @pytest.mark.parametrize(
@@ -370,8 +370,8 @@ def test_commands_of_other_parts_are_found_and_run(tidegate, tmp_path):
 )
 def test_missing_extra_is_named(tidegate, tmp_path, missing, advice):
     env = plugin(tmp_path, f"raise ModuleNotFoundError('x', name='{missing}.part')\n")
-    assert b"Build models." in tidegate("--help", env=env).stdout
-    done = tidegate("model", "build", env=env)
+    assert b"Build extras." in tidegate("--help", env=env).stdout
+    done = tidegate("extra", "build", env=env)
     assert done.returncode == 1
     assert advice in done.stderr
     assert b"Traceback" not in done.stderr

@@ -93,7 +93,8 @@ async def refuses(port):
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
+            # Reset: it was in the queue of the socket that was closed.
             return
         writer.close()
         await writer.wait_closed()
