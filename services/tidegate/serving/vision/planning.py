@@ -59,7 +59,7 @@ def next_step(load: Load) -> Step:
 
     On a device of its own the engine is the scarce part: whenever it is free it takes what is
     ready, and while it is busy workers decode ahead by no more than two full batches. Where the
-    engine runs on the workers' own cores, no core is ever idle while there is work, so a run is
+    engine runs on the workers' own cores, no worker sleeps while there is work, so a run is
     started when enough is ready for it to be efficient, and before that only when nothing is left
     to decode.
     """

@@ -47,7 +47,7 @@ class VisionSettings(ChassisSettings):
         min_length=1,
         max_length=16,
         description="Batches to compile for, ascending. Which is used follows from run times "
-        "measured at load; on a CPU, batches beyond a few images fall out of its caches.",
+        "measured at load; on a CPU, larger ones gain little and are waited for.",
     )
     queue_images: int = Field(
         512, ge=1, le=1_000_000, description="Images of unfinished requests that a model holds."

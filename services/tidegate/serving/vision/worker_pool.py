@@ -2,8 +2,8 @@
 
 Each worker asks for the next step (:mod:`~tidegate.serving.vision.planning` decides), does it
 without the lock, reports it, and asks again in the same breath; it sleeps only when there is
-nothing that it could do. A single request on an idle server therefore is decoded and run by one
-thread, and the event loop hears of it once. Models take turns, so that a busy one cannot starve
+nothing that it could do. A single request on an idle server is decoded and given to the engine by
+one thread, and the event loop hears of it once. Models take turns, so that a busy one cannot starve
 another.
 """
 
