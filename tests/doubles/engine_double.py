@@ -43,6 +43,7 @@ class EngineDouble:
             precision=Precision.FP32,
             batch_sizes=tuple(batch_sizes),
             slots=slots,
+            parallel=slots,
             shares_host=shares_host,
         )
         self.tensors = ModelTensors("input", (3, *shape), "logits", CLASSES)

@@ -19,6 +19,7 @@ A second signal cuts at once.
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -51,6 +52,8 @@ _log = structlog.stdlib.get_logger(__name__)
 _Settings = TypeVar("_Settings", bound=ChassisSettings)
 
 # After calls are cut, their statuses need a moment on the wire; after it gRPC cancels what is left.
+# Ten thousand new objects that may form cycles, instead of 700, before the youngest are looked at.
+_GC_YOUNG_OBJECTS: Final = 10_000
 _CUT_GRACE_S: Final = 1.0
 _TRACE_EXPORT_S: Final = 5.0
 _FIRST: Final = asyncio.FIRST_COMPLETED
@@ -180,6 +183,7 @@ async def serve(application: Application, settings: ChassisSettings) -> None:
             _opened(application, settings, stop) as server,
             _alive(application, server, stop) as lifetime,
         ):
+            _settle_garbage_collection()
             asked = asyncio.create_task(stop.asked.wait(), name="wait-for-stop")
             await asyncio.wait({asked, lifetime}, return_when=_FIRST)
             asked.cancel()
@@ -316,6 +320,17 @@ async def _alive(
         stop.asked.set()
         with contextlib.suppress(asyncio.CancelledError):
             await lifetime
+
+
+def _settle_garbage_collection() -> None:
+    """Keeps the collector away from what was loaded, which stays, and lets it look less often.
+
+    A full collection walks every object of the imported libraries, for tens of milliseconds and
+    with the GIL held; a server makes few cycles, so it is nearly always for nothing.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_YOUNG_OBJECTS)
 
 
 @contextlib.contextmanager

@@ -194,7 +194,7 @@ async def serving(models_root, **values):
             "metrics_port": 0,
             "drain_hold_s": 0.0,
             "model_repository": models_root,
-            "workers": 2,
+            "cores": 2,
             "verify_checksums": False,
             **values,
         }
@@ -225,7 +225,7 @@ async def vision_process(models_root, tmp_path):
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "tidegate.serving.vision", f"--model-repository={models_root}"),
-                *("--workers=2", "--no-verify-checksums", f"--port-file={ports}"),
+                *("--cores=2", "--no-verify-checksums", f"--port-file={ports}"),
                 *("--grpc-port=0", "--metrics-port=0", *flags),
                 env={
                     **os.environ,

@@ -79,9 +79,9 @@ async def test_another_clients_line_does_not_make_a_request_late(lane):
 async def test_images_in_every_stage_count_as_ahead(lane):
     shop, lane = lane()
     admitted(shop, lane, *range(20))
-    decoding = [lane.next_to_prepare(shop.clock())[0] for _ in range(20)]
+    decoding, _ = lane.next_to_prepare(shop.clock(), 20)
     for task in decoding[:12]:
-        lane.prepared(task, task.image.array, shop.clock())
+        lane.prepared(task, task.image.array)
     lane.next_batch(shop.clock())
     assert (lane.preparing, lane.ready + lane.running_images) == (8, 12)
     lane.pace.prepare_s = 0.001
@@ -131,8 +131,9 @@ async def test_pixels_and_tensors_are_never_run_together(lane):
         task.form = InputForm.TENSOR
     for _ in range(4):
         shop.clock.now_s += 1
-        task, _ = lane.next_to_prepare(shop.clock())
-        lane.prepared(task, task.image.array, shop.clock())
+        (task,), _ = lane.next_to_prepare(shop.clock(), 1)
+        task.stages.prepare_end_s = shop.clock()
+        lane.prepared(task, task.image.array)
     batches = [lane.next_batch(shop.clock())[0] for _ in range(2)]
     assert [[task.index for task in batch] for batch in batches] == [[0, 2], [1, 3]]
     await asyncio.sleep(0)

@@ -16,12 +16,13 @@ from engine_double import EngineDouble
 from tidegate.chassis.errors import ResourceExhausted
 from tidegate.serving.vision.lane import Bounds, Lane
 from tidegate.serving.vision.metrics import LaneMetrics
-from tidegate.serving.vision.planning import BatchPlan, Pace, Step, next_step
+from tidegate.serving.vision.planning import BatchPlan, Pace, Step, images_to_prepare, next_step
 from tidegate.serving.vision.tickets import Pixels, Ticket
 
 WORKERS = 2
 PREPARE_S = 0.001
 RUN_S = {1: 0.006, 2: 0.011, 4: 0.020}
+PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
 CAPACITY = WORKERS / (PREPARE_S + RUN_S[4] / 4)  # images a second
 
 
@@ -88,11 +89,15 @@ class Simulation:
         while self.free:
             match next_step(self.lane.load()):
                 case Step.PREPARE:
-                    task, _ = self.lane.next_to_prepare(self.now_s)
-                    if task is None:
+                    count = images_to_prepare(self.lane.load(), WORKERS)
+                    tasks, _ = self.lane.next_to_prepare(self.now_s, count)
+                    if not tasks:
                         continue
-                    done = (self.prepared, task)
-                    self.at(self.now_s + self.vary(PREPARE_S), *done)
+                    end_s = self.now_s
+                    for task in tasks:
+                        task.stages.prepare_start_s = end_s
+                        end_s = task.stages.prepare_end_s = end_s + self.vary(PREPARE_S)
+                    self.at(end_s, self.prepared, tasks)
                 case Step.RUN:
                     batch, _ = self.lane.next_batch(self.now_s)
                     if not batch:
@@ -103,9 +108,10 @@ class Simulation:
                     return
             self.free -= 1
 
-    def prepared(self, task):
+    def prepared(self, tasks):
         self.free += 1
-        self.lane.prepared(task, task.ticket.tasks[0].image, self.now_s)
+        for task in tasks:
+            self.lane.prepared(task, PIXELS)
 
     def ran(self, batch):
         self.free += 1

@@ -12,6 +12,7 @@ from tidegate.serving.vision.planning import (
     Pace,
     Step,
     expected_wait_s,
+    images_to_prepare,
     next_step,
 )
 
@@ -45,6 +46,21 @@ def test_a_run_needs_a_free_slot_and_an_image_that_is_ready(load):
 def test_only_what_waits_is_decoded(load):
     if next_step(load) is Step.PREPARE:
         assert load.waiting
+
+
+@given(loads(), st.integers(1, 8))
+def test_a_worker_decodes_no_more_than_a_batch_and_leaves_each_other_as_many(load, workers):
+    count = images_to_prepare(load, workers)
+    assert count >= 1
+    if count > 1:
+        assert load.shares_host
+        assert load.ready + count <= load.target
+        assert count * workers <= load.waiting
+
+
+def test_a_deep_queue_is_decoded_by_the_batch():
+    load = Load(20, 0, 1, 0, slots=4, target=4, largest=4, shares_host=True)
+    assert images_to_prepare(load, 4) == 3
 
 
 @given(loads())

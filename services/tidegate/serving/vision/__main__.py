@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["VisionApplication", "main"]
 
+# While one waits for the interpreter, which the event loop holds now and then, another has work for
+# the core; with one alone a tenth of the machine stood idle.
+_WORKERS_PER_CORE = 2
+
 
 class VisionApplication:
     """The vision server's services over one pool of workers.
@@ -40,7 +44,7 @@ class VisionApplication:
 
     def __init__(self, settings: VisionSettings) -> None:
         self._settings = settings
-        self._pool = WorkerPool(settings.workers)
+        self._pool = WorkerPool(_WORKERS_PER_CORE * settings.cores)
         self._models = Models(
             Repository(settings.model_repository),
             self._pool,
@@ -92,7 +96,7 @@ class VisionApplication:
 
     def _load_engine(self, entry: Entry) -> OpenVinoEngine:
         return OpenVinoEngine(
-            entry, cores=self._settings.workers, batch_sizes=self._settings.batch_sizes
+            entry, cores=self._settings.cores, batch_sizes=self._settings.batch_sizes
         )
 
 

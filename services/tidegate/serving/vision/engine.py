@@ -39,6 +39,7 @@ class EngineTraits:
         precision: what the heavy layers compute in.
         batch_sizes: the batches it was prepared for, ascending; smaller ones are padded.
         slots: runs that may be under way at once.
+        parallel: how many of these compute at once; the others are queued inside the engine.
         shares_host: whether a run occupies the cores that decode images too. Where it does, a
             worker that runs a batch is a worker that does not decode.
     """
@@ -48,6 +49,7 @@ class EngineTraits:
     precision: Precision
     batch_sizes: tuple[int, ...]
     slots: int
+    parallel: int
     shares_host: bool
 
 

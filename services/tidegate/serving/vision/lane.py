@@ -178,21 +178,27 @@ class Lane:
         for task in ticket.tasks:
             self._waiting.push(task)
 
-    def next_to_prepare(self, now_s: float) -> tuple[Task | None, list[Ticket]]:
-        """Takes an image to decode; also gives the requests that this found to be expired."""
-        task, expired = self._waiting.pop(now_s)
-        if task is not None:
-            task.stages.prepare_start_s = now_s
-            self.preparing += 1
-        return task, self._expire(expired, now_s)
+    def next_to_prepare(self, now_s: float, count: int) -> tuple[list[Task], list[Ticket]]:
+        """Takes up to ``count`` images to decode, and the requests that this found expired."""
+        tasks: list[Task] = []
+        expired: list[Task] = []
+        while len(tasks) < count:
+            task, passed_over = self._waiting.pop(now_s)
+            expired += passed_over
+            if task is None:
+                break
+            tasks.append(task)
+        self.preparing += len(tasks)
+        return tasks, self._expire(expired, now_s)
 
-    def prepared(self, task: Task, array: npt.NDArray[np.generic], now_s: float) -> None:
-        """Takes back an image that was decoded."""
+    def prepared(self, task: Task, array: npt.NDArray[np.generic] | None) -> None:
+        """Takes back an image that was decoded, or was not since nobody waits for it any more."""
         self.preparing -= 1
-        task.stages.prepare_end_s = now_s
         task.image = None
+        if array is None:
+            return
         if task.form is InputForm.PIXELS:
-            self.pace.prepared(now_s - task.stages.prepare_start_s)
+            self.pace.prepared(task.stages.prepare_end_s - task.stages.prepare_start_s)
         if not task.abandoned:
             task.prepared = array
             self._ready[task.form].append(task)

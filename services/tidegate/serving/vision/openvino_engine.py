@@ -1,6 +1,6 @@
 """Runs ONNX classifiers on the CPU through OpenVINO.
 
-A run occupies one core: as many runs go on at once as there are cores, each on a stream with one
+A run occupies one core: as many runs compute at once as there are cores, each on a stream with one
 thread, which for small networks gives more images a second than one run over all cores. A single
 image on an idle machine is the other case, and has a compiled model of its own that uses every core
 for it. Normalisation is compiled into the graph, so pixels enter as the bytes they are.
@@ -32,6 +32,10 @@ __all__ = ["PRECISIONS", "OpenVinoEngine"]
 PRECISIONS = frozenset({Precision.FP32, Precision.BF16, Precision.INT8})
 """What OpenVINO computes in on a CPU."""
 
+# Of two runs a core, one computes and one is queued behind it inside OpenVINO, so that a stream
+# takes the next batch without waiting for Python to hand it over.
+_RUNS_PER_CORE = 2
+
 _HINTS = {
     Precision.FP32: ov.Type.f32,
     Precision.BF16: ov.Type.bf16,
@@ -45,7 +49,7 @@ class OpenVinoEngine:
 
     Args:
         entry: the model; its precision must be fp32, bf16 or int8.
-        cores: cores to use, and so runs at once.
+        cores: cores to use, and so runs that compute at once.
         batch_sizes: batches to compile for, ascending.
 
     Raises:
@@ -71,12 +75,13 @@ class OpenVinoEngine:
             shared = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "ENABLE_CPU_PINNING": False}
             streams = {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores, **shared}
             whole = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": cores, **shared}
+            slots = _RUNS_PER_CORE * cores
             self._pixels = {
-                size: _Compiled(core, pixels, self._tensors, size, streams, cores)
+                size: _Compiled(core, pixels, self._tensors, size, streams, slots)
                 for size in batch_sizes
             }
             self._single = _Compiled(core, pixels, self._tensors, 1, whole, 1)
-            self._tensor = _Compiled(core, graph, self._tensors, None, streams, cores)
+            self._tensor = _Compiled(core, graph, self._tensors, None, streams, slots)
         except RuntimeError as error:
             raise EngineError(f"{entry.model_path} cannot be loaded: {error}") from error
         self._traits = EngineTraits(
@@ -84,7 +89,8 @@ class OpenVinoEngine:
             platform="onnx_openvino",
             precision=precision,
             batch_sizes=tuple(batch_sizes),
-            slots=cores,
+            slots=slots,
+            parallel=cores,
             shares_host=True,
         )
 

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["BatchPlan", "Load", "Pace", "Step", "expected_wait_s", "next_step"]
+__all__ = [
+    "BatchPlan",
+    "Load",
+    "Pace",
+    "Step",
+    "expected_wait_s",
+    "images_to_prepare",
+    "next_step",
+]
 
 # A larger batch must gain this share of throughput to be worth the wait of the images in it.
 _WORTHWHILE_GAIN = 0.03
@@ -72,6 +80,22 @@ def next_step(load: Load) -> Step:
     if slot_free and load.ready:
         return Step.RUN
     return Step.NOTHING
+
+
+def images_to_prepare(load: Load, workers: int) -> int:
+    """How many images a worker decodes before it looks again.
+
+    Where the engine shares the host, a whole batch while as many wait for every worker, since each
+    look costs the lock and the interpreter; one at a time when few wait, so that they are spread
+    over the cores, and for an engine of its own, which takes what is ready when it is free.
+
+    Args:
+        load: where the model's images are.
+        workers: how many workers there are.
+    """
+    if not load.shares_host:
+        return 1
+    return max(1, min(load.waiting // workers, load.target - load.ready))
 
 
 @dataclass(frozen=True, slots=True)

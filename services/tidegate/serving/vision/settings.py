@@ -36,11 +36,11 @@ class VisionSettings(ChassisSettings):
     verify_checksums: bool = Field(
         True, description="Whether every file with a recorded SHA-256 is read and compared at load."
     )
-    workers: int = Field(
+    cores: int = Field(
         default_factory=lambda: len(os.sched_getaffinity(0)),
         ge=1,
         le=256,
-        description="Threads that decode images and run batches; by default one for each core.",
+        description="Cores to compute on; by default all that the process may use.",
     )
     batch_sizes: list[int] = Field(
         default_factory=lambda: [1, 2, 4],

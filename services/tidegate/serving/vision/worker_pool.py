@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from tidegate.chassis.errors import Internal
 from tidegate.serving.vision.errors import InvalidImageError, RejectedImageError
-from tidegate.serving.vision.planning import Step, next_step
+from tidegate.serving.vision.planning import Step, images_to_prepare, next_step
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tidegate.serving.vision.lane import Lane
-    from tidegate.serving.vision.tickets import Image, Task, Ticket
+    from tidegate.serving.vision.tickets import Task, Ticket
 
     Array = npt.NDArray[np.generic]
 
@@ -40,11 +40,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Prepare:
-    """A worker decodes one image."""
+    """A worker decodes some images."""
 
     lane: Lane
-    task: Task
-    image: Image
+    tasks: list[Task]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ class WorkerPool:
                     continue
                 self._lock.release()
                 try:
-                    report = _do(job)
+                    report = _do(job, self._clock)
                 finally:
                     self._lock.acquire()
                 _deliver(report(self._clock()))
@@ -177,13 +176,14 @@ class WorkerPool:
 
     def _claim_of(self, lane: Lane) -> _Job | None:
         while True:
-            step = next_step(lane.load())
+            load = lane.load()
+            step = next_step(load)
             now_s = self._clock()
             if step is Step.PREPARE:
-                task, expired = lane.next_to_prepare(now_s)
+                tasks, expired = lane.next_to_prepare(now_s, images_to_prepare(load, self.workers))
                 _give_up(lane, expired)
-                if task is not None and task.image is not None:
-                    return _Prepare(lane, task, task.image)
+                if tasks:
+                    return _Prepare(lane, tasks)
             elif step is Step.RUN:
                 batch, expired = lane.next_batch(now_s)
                 _give_up(lane, expired)
@@ -197,22 +197,30 @@ class WorkerPool:
                 return None
 
 
-def _do(job: _Job) -> Callable[[float], list[Ticket]]:
+def _do(job: _Job, clock: Callable[[], float]) -> Callable[[float], list[Ticket]]:
     """Does a job without the lock; gives what reports it, to be called with the lock held."""
     if isinstance(job, _Prepare):
-        return partial(_report_prepared, job, _prepare(job))
+        return partial(
+            _report_prepared, job, [_prepare(job.lane, each, clock) for each in job.tasks]
+        )
     return partial(_report_run, job, _run(job))
 
 
-def _prepare(job: _Prepare) -> Array | Exception:
-    """Decodes an image, or says what is to be told to its client."""
+def _prepare(lane: Lane, task: Task, clock: Callable[[], float]) -> Array | Exception | None:
+    """Decodes an image, or says what is to be told to its client; None if nobody waits for it."""
+    image = task.image
+    if image is None:
+        return None
+    task.stages.prepare_start_s = clock()
     try:
-        return job.lane.prepare(job.image)
+        return lane.prepare(image)
     except InvalidImageError as problem:
-        return RejectedImageError(job.task.index, str(problem))
+        return RejectedImageError(task.index, str(problem))
     except Exception:  # noqa: BLE001 - a worker outlives whatever an image provokes, and reports it
-        _log.exception("preparing an image failed", extra={"model": job.lane.name})
+        _log.exception("preparing an image failed", extra={"model": lane.name})
         return Internal("preparing the image failed; the server's log says why")
+    finally:
+        task.stages.prepare_end_s = clock()
 
 
 def _run(job: _Run) -> npt.NDArray[np.float32] | Exception:
@@ -227,14 +235,19 @@ def _run(job: _Run) -> npt.NDArray[np.float32] | Exception:
         )
 
 
-def _report_prepared(job: _Prepare, result: Array | Exception, now_s: float) -> list[Ticket]:
-    """Hands a decoded image to its lane; gives the requests that this settled."""
-    lane, task = job.lane, job.task
-    if not isinstance(result, Exception):
-        lane.prepared(task, result, now_s)
-        return []
-    lane.preparing -= 1
-    return _fail(lane, [task], result, now_s)
+def _report_prepared(
+    job: _Prepare, results: list[Array | Exception | None], now_s: float
+) -> list[Ticket]:
+    """Hands decoded images to their lane; gives the requests that this settled."""
+    lane = job.lane
+    settled = []
+    for task, result in zip(job.tasks, results, strict=True):
+        if isinstance(result, Exception):
+            lane.preparing -= 1
+            settled += _fail(lane, [task], result, now_s)
+        else:
+            lane.prepared(task, result)
+    return settled
 
 
 def _report_run(
@@ -257,9 +270,9 @@ def _record(job: _Job) -> None:
     """Tells the metrics of a job that is reported."""
     metrics = job.lane.metrics
     if isinstance(job, _Prepare):
-        if job.task.prepared is not None:
-            stages = job.task.stages
-            metrics.prepared(stages.prepare_end_s - stages.prepare_start_s)
+        for task in job.tasks:
+            if task.prepared is not None:
+                metrics.prepared(task.stages.prepare_end_s - task.stages.prepare_start_s)
     else:
         job.lane.totals.last_run_at_ms = time.time_ns() // 1_000_000
         stages = job.batch[0].stages
