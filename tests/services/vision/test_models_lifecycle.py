@@ -247,6 +247,39 @@ async def test_asking_for_what_there_is_not_leaves_no_trace(depot, write_model):
     assert depot.models.all_ready
 
 
+async def test_models_that_are_still_to_come_are_not_unknown(depot, write_model, eventually):
+    import threading
+
+    write_model("net", "1")
+    write_model("net", "2")
+    depot = depot()
+    depot.may_open = threading.Event()
+    loading = asyncio.create_task(depot.models.load_all([]))
+    await eventually(lambda: set(depot.states().values()) == {ModelState.LOADING})
+    for version in ("1", "2", ""):
+        with pytest.raises(Unavailable, match=r"loading|not ready"):
+            depot.models.find("net", version)
+    assert not depot.models.all_ready
+    depot.may_open.set()
+    await loading
+    assert depot.models.find("net", "2").entry.version == "2"
+
+
+async def test_models_after_one_that_cannot_be_loaded_are_forgotten(depot, write_model):
+    write_model("net", "1")
+    write_model("net", "2")
+    write_model("net", "3")
+    depot = depot()
+    depot.failure = EngineError("it is broken")
+    with pytest.raises(EngineError, match="broken"):
+        await depot.models.load_all([])
+    assert depot.states() == {
+        "net/1": ModelState.FAILED,
+        "net/2": ModelState.UNLOADED,
+        "net/3": ModelState.UNLOADED,
+    }
+
+
 async def test_only_what_the_engine_can_compute_is_loaded(depot, write_model):
     write_model("net", "1-fp32")
     write_model("net", "1-fp16", precision={"compute": "fp16"})

@@ -225,7 +225,10 @@ async def test_both_protocols_give_the_same(server, photographs):
         pb.ClassifyRequest(images=[pb.Image(encoded=image)], include_logits=True)
     )
     assert logits == pytest.approx(np.array(response.results[0].logits), abs=1e-2)
-    assert dict(await call.trailing_metadata())["tidegate-model-version"] == VERSION
+    trailers = dict(await call.trailing_metadata())
+    assert trailers["tidegate-model-version"] == VERSION
+    assert trailers["tidegate-top1"] == str(logits.argmax())
+    assert trailers["endpoint-load-metrics-bin"]
 
 
 async def test_control_of_models_can_be_refused(models_root, serving):

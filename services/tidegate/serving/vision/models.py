@@ -217,8 +217,16 @@ class Models:
                 f"{self._repository.root} holds no image classifier that this engine can run; "
                 "build one, as in `tidegate model build efficientnet-lite0`"
             )
-        for name, version in chosen:
-            await self.load(name, version)
+        # Requests for those that are still to come are told to wait, not that there are none.
+        to_come = {key for key in chosen if key not in self._versions}
+        self._versions.update({key: Version(*key, ModelState.LOADING) for key in to_come})
+        try:
+            for key in chosen:
+                to_come.discard(key)
+                await self.load(*key)
+        finally:
+            for key in to_come:
+                del self._versions[key]
 
     async def load(self, name: str, version: str) -> None:
         """Loads a version, or loads it anew when its files have changed. Idempotent.

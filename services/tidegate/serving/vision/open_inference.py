@@ -7,7 +7,6 @@ import struct
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
-from tidegate.chassis.calls import ServicerContext, set_trailers
 from tidegate.chassis.errors import (
     FailedPrecondition,
     InvalidArgument,
@@ -23,12 +22,13 @@ from tidegate.serving.vision.classification import best_classes
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
-from tidegate.serving.vision.service import version_trailers
 from tidegate.serving.vision.tensor_requests import InferCall, check_infer
+from tidegate.serving.vision.trailers import tell_answer, tell_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Mapping
 
+    from tidegate.chassis.calls import ServicerContext
     from tidegate.serving.vision.image_requests import Limits
     from tidegate.serving.vision.inference import Inference
     from tidegate.serving.vision.lane import Totals
@@ -140,8 +140,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> oip.ModelInferResponse:
         """Runs a model on one set of inputs."""
         serving = self._models.find(request.model_name, request.model_version)
-        set_trailers(context, version_trailers(serving))
-        return await self._infer(serving, request, context)
+        tell_version(context, serving)
+        return await self._infer(serving, request, context, is_whole_call=True)
 
     async def ModelStreamInfer(  # noqa: N802 - the proto's name
         self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext
@@ -248,7 +248,12 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             )
 
     async def _infer(
-        self, serving: Serving, request: oip.ModelInferRequest, context: ServicerContext
+        self,
+        serving: Serving,
+        request: oip.ModelInferRequest,
+        context: ServicerContext,
+        *,
+        is_whole_call: bool = False,
     ) -> oip.ModelInferResponse:
         call = check_infer(request, serving.engine.tensors, self._limits)
         try:
@@ -257,6 +262,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             raise InvalidArgument.of(
                 f"inputs[0] element {error.index}", error.problem, reason="BAD_IMAGE"
             ) from error
+        if is_whole_call:
+            tell_answer(context, serving, outcome)
         return _respond(serving, request.id, call, outcome)
 
 

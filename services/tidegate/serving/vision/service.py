@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidegate.chassis.calls import ServicerContext, report_load, set_trailers
 from tidegate.chassis.errors import InvalidArgument, ServiceError, to_status
-from tidegate.chassis.orca import LoadReport
 from tidegate.serving.repository import Precision
 from tidegate.serving.vision.classification import best_classes, probabilities
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.image_requests import Limits, check_classify
 from tidegate.serving.vision.models import ModelState, Version
 from tidegate.serving.vision.ordered import answer_in_order
+from tidegate.serving.vision.trailers import tell_answer, tell_version
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 if TYPE_CHECKING:
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
 
     from google.protobuf.duration_pb2 import Duration
 
+    from tidegate.chassis.calls import ServicerContext
     from tidegate.serving.vision.inference import Inference
     from tidegate.serving.vision.loading import Serving
     from tidegate.serving.vision.models import Models
     from tidegate.serving.vision.tickets import Outcome
 
-__all__ = ["SERVICE_NAME", "VisionServicer", "version_trailers"]
+__all__ = ["SERVICE_NAME", "VisionServicer"]
 
 SERVICE_NAME: Final = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 
@@ -64,15 +64,8 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> vision_pb2.ClassifyResponse:
         """Classifies the images of one request."""
         serving = self._models.find(request.model, request.version)
-        set_trailers(context, version_trailers(serving))
-        response = await self._classify(serving, request, context)
-        best = response.results[0].classifications
-        if best:
-            set_trailers(context, {"tidegate-top1": str(best[0].class_id)})
-        # Its own images are counted: balancers take no notice of a replica that reports no load.
-        held = serving.lane.held_images + len(request.images)
-        report_load(context, LoadReport(application_utilization=held / serving.lane.bounds.images))
-        return response
+        tell_version(context, serving)
+        return await self._classify(serving, request, context, is_whole_call=True)
 
     async def ClassifyStream(  # noqa: N802 - the proto's name
         self,
@@ -119,7 +112,12 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         return vision_pb2.ListModelsResponse(models=map(self._describe, versions))
 
     async def _classify(
-        self, serving: Serving, request: vision_pb2.ClassifyRequest, context: ServicerContext
+        self,
+        serving: Serving,
+        request: vision_pb2.ClassifyRequest,
+        context: ServicerContext,
+        *,
+        is_whole_call: bool = False,
     ) -> vision_pb2.ClassifyResponse:
         images, top_k = check_classify(request, serving.engine.tensors, self._limits)
         try:
@@ -128,6 +126,8 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             raise InvalidArgument.of(
                 f"images[{error.index}].encoded", error.problem, reason="BAD_IMAGE"
             ) from error
+        if is_whole_call:
+            tell_answer(context, serving, outcome)
         return _respond(serving, outcome, top_k, include_logits=request.include_logits)
 
     def _describe(self, known: Version) -> vision_pb2.Model:
@@ -146,14 +146,6 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             model.loaded_at.CopyFrom(_timestamp(serving.loaded_at_s))
             model.is_default = self._models.default_version(known.name) == known.version
         return model
-
-
-def version_trailers(serving: Serving) -> dict[str, str | bytes]:
-    """The trailers that tell a proxy's access log which model answered."""
-    return {
-        "tidegate-model": serving.entry.name,
-        "tidegate-model-version": serving.entry.version,
-    }
 
 
 def _respond(

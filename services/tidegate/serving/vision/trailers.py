@@ -1,0 +1,31 @@
+"""What the trailers of an answer tell a proxy: which model gave it, what it was, and the load.
+
+Analysis of a rollout reads these from the proxy's access log, whichever protocol the call came by,
+and balancers weigh replicas by the load.
+"""
+
+from tidegate.chassis.calls import ServicerContext, report_load, set_trailers
+from tidegate.chassis.orca import LoadReport
+from tidegate.serving.vision.loading import Serving
+from tidegate.serving.vision.tickets import Outcome
+
+__all__ = ["tell_answer", "tell_version"]
+
+
+def tell_version(context: ServicerContext, serving: Serving) -> None:
+    """Says which model version answers; to be called first, so that failures say it too."""
+    set_trailers(
+        context,
+        {
+            "tidegate-model": serving.entry.name,
+            "tidegate-model-version": serving.entry.version,
+        },
+    )
+
+
+def tell_answer(context: ServicerContext, serving: Serving, outcome: Outcome) -> None:
+    """Says the best class of the first image, and how full the model's queue was with it."""
+    set_trailers(context, {"tidegate-top1": str(int(outcome.output[0].argmax()))})
+    # Its own images are counted: balancers take no notice of a replica that reports no load.
+    held = serving.lane.held_images + len(outcome.stages)
+    report_load(context, LoadReport(application_utilization=held / serving.lane.bounds.images))
