@@ -27,7 +27,7 @@ PEERS_READY := .venv-peers/.ready
 help: ## List what there is.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-up: $(RUN_READY) $(MODELS_READY) ## Build the models and serve them: the CNN and the LLM, until Ctrl-C.
+up: $(RUN_READY) $(MODELS_READY) ## Build the models and serve them behind Envoy, until Ctrl-C.
 	@$(BIN)/tidegate up
 
 models: $(MODELS_READY) ## Build the models that `make up` serves.
@@ -88,6 +88,7 @@ $(RUN_READY): requirements/run.txt pyproject.toml | $(VENV)/bin/python
 	@echo '── set-up: packages of requirements/run.txt (a few minutes the first time)'
 	@$(BIN)/$(PIP_INSTALL) $(INDEX) -r requirements/run.txt | $(COUNT)
 	@$(BIN)/$(PIP_INSTALL) --quiet --no-build-isolation --editable .
+	@$(BIN)/python tools/restore_packages.py
 	@$(BIN)/python tools/check_torch.py
 	@touch $@
 

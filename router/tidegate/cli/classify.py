@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tidegate.cli import classify_output as output
 from tidegate.cli.addresses import Service, address_of
 from tidegate.cli.console import JsonOption, VisionOption, errors, print_json, results
-from tidegate.cli.images import NamedImage, named_images
-from tidegate.cli.latency import summarise
+from tidegate.cli.images import NamedImage, built_in_image, named_images
 from tidegate.cli.outcomes import Outcome
+from tidegate.cli.repeats import summarise_repeats
+from tidegate.cli.tracing import TraceOption, exported_spans
 from tidegate.client import AsyncClient, ClassifyResult, ClientOptions, UnavailableError
 from tidegate.errors import TidegateError
 
@@ -32,49 +33,55 @@ class _Question:
 
 def classify(
     images: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="JPEG, PNG or WebP files, folders to search for them, or - for standard input.",
-            show_default=False,
+            show_default="a built-in photograph",
         ),
-    ],
+    ] = None,
     model: Annotated[str, typer.Option(help="Model.", show_default="the server's")] = "",
     model_version: Annotated[
         str, typer.Option(help="Its version.", show_default="the server's")
     ] = "",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels for an image.")] = 5,
     repeat: Annotated[
-        int, typer.Option(min=1, help="Classify each image so often, and report the latencies.")
+        int,
+        typer.Option(
+            min=1, help="Classify each image so often; report versions, errors and latencies."
+        ),
     ] = 1,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Calls at a time.")] = 4,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline of a call.")] = 30.0,
     as_json: JsonOption = False,
     vision: VisionOption = None,
+    trace: TraceOption = None,
 ) -> None:
     """Say what images show.
 
     An image that fails does not stop the others; the exit status is then 1.
     """
-    found = list(named_images(images))
+    found = list(named_images(images)) if images else [built_in_image()]
     if not found:
-        raise typer.BadParameter(f"there are no JPEG, PNG or WebP files in {', '.join(images)}")
+        raise typer.BadParameter(
+            f"there are no JPEG, PNG or WebP files in {', '.join(images or ())}"
+        )
     question = _Question(model, model_version, top_k, repeat)
     address = address_of(Service.VISION, vision)
     options = ClientOptions(timeout_s=timeout_s)
-    started = time.perf_counter()
-    outcomes = asyncio.run(_all(found, question, address, options, concurrency, as_json=as_json))
-    seconds = time.perf_counter() - started
+    with exported_spans(trace):
+        started = time.perf_counter()
+        asking = _all(found, question, address, options, concurrency, as_json=as_json)
+        outcomes = asyncio.run(asking)
+        seconds = time.perf_counter() - started
     if not as_json:
         output.print_results(results(), outcomes)
-    latencies = [latency for outcome in outcomes for latency in outcome.latencies_s]
-    failed = sum(len(outcome.errors) for outcome in outcomes)
-    if repeat > 1 and latencies:
-        summary = summarise(latencies, failed=failed, seconds=seconds)
+    if repeat > 1:
+        report = summarise_repeats(outcomes, seconds)
         if as_json:
-            print_json({"latency": asdict(summary)})
+            print_json(report.as_object())
         else:
-            output.print_latency(results(), summary, concurrency)
-    if failed:
+            output.print_repeats(results(), report, concurrency)
+    if any(outcome.errors for outcome in outcomes):
         raise typer.Exit(1)
 
 

@@ -9,9 +9,10 @@ from rich.text import Text
 
 from tidegate.cli.latency import LatencySummary
 from tidegate.cli.outcomes import Outcome
+from tidegate.cli.repeats import RepeatReport
 from tidegate.client import ClassifyResult, TidegateRpcError
 
-__all__ = ["as_object", "print_failure", "print_latency", "print_results"]
+__all__ = ["as_object", "print_failure", "print_repeats", "print_results"]
 
 _IN_FULL = 3
 _BAR_WIDTH = 20
@@ -35,17 +36,37 @@ def print_failure(console: Console, outcome: Outcome) -> None:
     console.print(Text.assemble((f"{outcome.name}: ", "bold red"), str(outcome.error)))
 
 
-def print_latency(console: Console, summary: LatencySummary, concurrency: int) -> None:
-    """Prints what the calls took."""
+def print_repeats(console: Console, report: RepeatReport, concurrency: int) -> None:
+    """Prints which versions answered the calls, why others failed, and what they took."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("CALLS", "FAILED", "PER SECOND", "MIN", "P50", "P90", "P99", "MAX"):
+    for title in ("MODEL", "VERSION"):
+        table.add_column(title)
+    for title in ("CALLS", "SHARE"):
         table.add_column(title, justify="right")
-    times = (summary.min_ms, summary.p50_ms, summary.p90_ms, summary.p99_ms, summary.max_ms)
+    table.add_column()
+    for version in report.versions:
+        table.add_row(
+            *(version.model, version.version, str(version.count), f"{version.share:.1%}"),
+            Text(_bar(version.share), "green"),
+        )
+    for status, count in report.errors.items():
+        table.add_row("", status, str(count), style="red")
+    console.print()
+    console.print(table)
+    if report.latency is not None:
+        _print_latency(console, report.latency, concurrency)
+
+
+def _print_latency(console: Console, summary: LatencySummary, concurrency: int) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("CALLS", "FAILED", "PER SECOND", "MIN", "P50", "P90", "P95", "P99", "MAX"):
+        table.add_column(title, justify="right")
+    times = (summary.min_ms, summary.p50_ms, summary.p90_ms, summary.p95_ms)
     table.add_row(
         str(summary.count),
         str(summary.failed),
         f"{summary.per_second:.1f}",
-        *(f"{time_ms:.1f} ms" for time_ms in times),
+        *(f"{time_ms:.1f} ms" for time_ms in (*times, summary.p99_ms, summary.max_ms)),
     )
     console.print()
     console.print(table)

@@ -55,6 +55,7 @@ _OWN = {
     "up": _Source("tidegate.mesh.supervisor.commands", "up", "Start the servers here."),
     "down": _Source("tidegate.mesh.supervisor.commands", "down", "Stop them."),
     "status": _Source("tidegate.mesh.supervisor.commands", "status", "Show how they are."),
+    "restart": _Source("tidegate.mesh.supervisor.commands", "restart", "Restart one of them."),
 }
 
 

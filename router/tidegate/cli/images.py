@@ -1,11 +1,12 @@
-"""What ``tidegate classify`` is given: files, folders of them, and standard input."""
+"""What ``tidegate classify`` is given: files, folders of them, standard input, or nothing."""
 
+import importlib.resources
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NamedImage", "named_images"]
+__all__ = ["NamedImage", "built_in_image", "named_images"]
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 STDIN = "-"
@@ -40,3 +41,9 @@ def named_images(paths: Iterable[str]) -> Iterator[NamedImage]:
         for file in sorted(place.rglob("*")):
             if file.suffix.lower() in _SUFFIXES and file.is_file():
                 yield NamedImage(str(file), file)
+
+
+def built_in_image() -> NamedImage:
+    """A photograph to try a server with: the cat Chelsea, by Stéfan van der Walt (CC0)."""
+    file = importlib.resources.files("tidegate.cli") / "cat.jpg"
+    return NamedImage("a cat", file.read_bytes())

@@ -18,6 +18,7 @@ class LatencySummary:
         min_ms: the fastest.
         p50_ms: half were at most this slow.
         p90_ms: nine in ten were at most this slow.
+        p95_ms: nineteen in twenty were at most this slow.
         p99_ms: ninety-nine in a hundred were at most this slow.
         max_ms: the slowest.
     """
@@ -29,6 +30,7 @@ class LatencySummary:
     min_ms: float
     p50_ms: float
     p90_ms: float
+    p95_ms: float
     p99_ms: float
     max_ms: float
 
@@ -54,6 +56,7 @@ def summarise(latencies_s: Sequence[float], *, failed: int, seconds: float) -> L
         min_ms=ordered[0] * 1000,
         p50_ms=at(50),
         p90_ms=at(90),
+        p95_ms=at(95),
         p99_ms=at(99),
         max_ms=ordered[-1] * 1000,
     )

@@ -26,6 +26,8 @@ __all__ = ["main"]
 EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
 
+_ADVICE = "Start the servers with `tidegate up`, or say where they are with --vision or --llm."
+
 app = typer.Typer(
     cls=LazyGroup,
     help="Serve vision and language models over gRPC, and call them.",
@@ -71,10 +73,7 @@ def _report(error: TidegateError) -> int:
     typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False, color=_colour())
     typer.echo(str(error), err=True)
     if unreachable:
-        typer.echo(
-            "Start the servers with `tidegate up`, or say where they are with --vision or --llm.",
-            err=True,
-        )
+        typer.echo(getattr(error, "advice", _ADVICE), err=True)
     return EXIT_UNREACHABLE if unreachable else EXIT_FAILED
 
 

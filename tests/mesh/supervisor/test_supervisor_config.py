@@ -9,6 +9,7 @@ from tidegate.mesh.supervisor.errors import ConfigError, PortInUseError
 from tidegate.mesh.supervisor.ports import check_ports
 
 ROOT = Path(__file__).parents[3]
+MESH = "mesh: {objects: [mesh/istio], ingress: {vision: 8500}}"
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -50,13 +51,49 @@ def write(tmp_path: Path, text: str) -> Path:
         ("servers: {A_b: {kind: llm}}", "'A_b' cannot be a name; use 1-32 lower-case"),
         (
             "servers:\n  a: {kind: llm, grpc_port: 9}\n  b: {kind: llm, metrics_port: 9}",
-            "a.grpc_port and b.metrics_port are both 9; change one",
+            "yaml: servers.a.grpc_port and servers.b.metrics_port are both 9; change one",
         ),
         (
             "servers:\n  a: {kind: llm}\n  a: {kind: vision}",
             "line 3, column 3: the key 'a' is",
         ),
         ("servers: {a: [", "line 1, column"),
+        (
+            "servers: {a: {kind: vision, labels: {app: a}}}",
+            "servers.a.labels mean nothing without 'mesh'; add that",
+        ),
+        (
+            "servers: {a: {kind: vision, labels: {app: a}, metrics_port: 1}}\n" + MESH,
+            "servers.a: with 'labels' .* remove 'grpc_port' and 'metrics_port'",
+        ),
+        ("servers: {a: {kind: llm, labels: {app: a b}}}\n" + MESH, "servers.a.labels.app: String"),
+        (
+            "servers: {envoy: {kind: llm}}\n" + MESH,
+            "servers.envoy: the mesh has a process of that name; rename it",
+        ),
+        (
+            "servers: {a: {kind: llm, grpc_port: 15010}}\n" + MESH,
+            "servers.a.grpc_port and mesh.controller.grpc_port are both 15010",
+        ),
+        (
+            "servers: {a: {kind: llm}}\nmesh: {objects: [], ingress: {}}",
+            "mesh.objects: .*at least 1",
+        ),
+        (
+            "servers: {a: {kind: llm}}\nmesh: {objects: [x], ingres: {}}",
+            "mesh.ingres: unknown key; did you mean 'ingress'",
+        ),
+        (
+            (
+                "servers: {a: {kind: llm}}\n"
+                "mesh: {objects: [x], ingress: {v: 1}, controller: {grpc_prot: 1}}"
+            ),
+            "mesh.controller.grpc_prot: unknown key; did you mean 'grpc_port'",
+        ),
+        (
+            "servers: {a: {kind: llm}}\nmesh: {objects: [x], ingress: {v: 1}, envoy: {threads: 1}}",
+            "mesh.envoy.threads: unknown key; known keys: admin_port, concurrency",
+        ),
     ],
 )
 def test_wrong_file_is_refused_with_place_and_fix(tmp_path, text, message):
@@ -102,13 +139,26 @@ def test_packaged_file_is_used_where_there_is_none(tmp_path):
 
 
 def test_documented_example_is_right():
-    assert set(load_config(ROOT / "tidegate.yaml").servers) == {"vision", "llm"}
+    config = load_config(ROOT / "tidegate.yaml")
+    assert set(config.servers) == {"vision-v1", "vision-v2", "llm"}
+    assert config.mesh is not None
+    assert config.mesh.ingress == {"vision": 8500, "llm": 8600}
+    for path in config.mesh.objects:
+        assert (ROOT / path).exists()
 
 
 def test_ports_in_use_are_all_named_before_anything_starts(tmp_path, free_listener):
     port = free_listener.getsockname()[1]
     path = write(tmp_path, f"servers: {{v: {{kind: vision, grpc_port: {port}}}}}")
     with pytest.raises(PortInUseError, match=rf"servers.v.grpc_port: port {port} of 127.0.0.1 is"):
+        check_ports(load_config(path))
+
+
+def test_ports_of_the_mesh_are_asked_for_too(tmp_path, free_listener):
+    port = free_listener.getsockname()[1]
+    mesh = f"mesh: {{objects: [x], ingress: {{vision: {port}}}, envoy: {{admin_port: 0}}}}"
+    path = write(tmp_path, "servers: {v: {kind: vision}}\n" + mesh)
+    with pytest.raises(PortInUseError, match=rf"mesh.ingress.vision: port {port} of 127.0.0.1 is"):
         check_ports(load_config(path))
 
 

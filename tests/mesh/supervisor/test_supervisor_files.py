@@ -1,12 +1,26 @@
 """Logs that rotate, and a state file that is whole or not there."""
 
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 
-from tidegate.mesh.supervisor.display import duration_text, last_words
-from tidegate.mesh.supervisor.errors import SupervisorError
+from tidegate.mesh.supervisor.display import duration_text, last_words, mesh_lines
+from tidegate.mesh.supervisor.errors import NotRunningError, SupervisorError
 from tidegate.mesh.supervisor.logs import ServerLog
 from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.state import ServerSnapshot, Snapshot, StateDirectory
+from tidegate.mesh.supervisor.orders import ORDER_SIGNAL, give_order, take_orders
+from tidegate.mesh.supervisor.state import (
+    IngressSnapshot,
+    RestartSnapshot,
+    RestartStage,
+    ServerSnapshot,
+    Snapshot,
+    StateDirectory,
+)
 
 
 def snapshot_of(**changes: object) -> Snapshot:
@@ -69,7 +83,7 @@ def test_state_is_read_as_it_was_written(tmp_path):
     assert directory.read() is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "pid": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 2, "pid": 1}'])
 def test_state_of_another_kind_is_refused_by_name(tmp_path, text):
     directory = StateDirectory(tmp_path)
     directory.state_file.write_text(text)
@@ -81,6 +95,73 @@ def test_address_is_of_a_server_that_runs():
     assert snapshot_of().address_of("llm") == "127.0.0.1:1"
     assert snapshot_of().address_of("vision") is None
     assert snapshot_of(phase=Phase.FAILED).address_of("llm") is None
+
+
+def test_address_behind_envoy_is_envoys():
+    ingress = IngressSnapshot(name="llm", address="127.0.0.1:8600", listening=False)
+    snapshot = replace(snapshot_of(), ingress=(ingress,))
+    assert snapshot.address_of("llm") == "127.0.0.1:8600"
+
+
+def test_state_of_a_mesh_is_read_as_it_was_written():
+    snapshot = replace(
+        snapshot_of(routed=False),
+        ingress=(IngressSnapshot(name="llm", address="127.0.0.1:8600", listening=True),),
+        traces_address="127.0.0.1:16686",
+        restarts=(RestartSnapshot(order="x", name="llm", stage=RestartStage.JOINING),),
+    )
+    assert Snapshot.from_json(snapshot.to_json()) == snapshot
+
+
+def test_people_are_told_where_to_call_and_what_is_not_reached():
+    snapshot = replace(
+        snapshot_of(routed=False, since=100.0),
+        ingress=(
+            IngressSnapshot(name="vision", address="127.0.0.1:8500", listening=True),
+            IngressSnapshot(name="llm", address="127.0.0.1:8600", listening=False),
+        ),
+        traces_address="127.0.0.1:16686",
+    )
+    places = "call vision 127.0.0.1:8500, llm 127.0.0.1:8600 (not listening yet)"
+    assert mesh_lines(snapshot, 101.0) == (places, "traces http://127.0.0.1:16686")
+    *_, warning = mesh_lines(snapshot, 120.0)
+    assert warning.startswith("llm serves but Envoy sends it nothing")
+    assert mesh_lines(snapshot_of(), 120.0) == ()
+
+
+def test_what_a_dead_supervisor_left_is_cleared(tmp_path):
+    directory = StateDirectory(tmp_path)
+    with directory.lock():
+        directory.workload_file("llm").write_text("address: gone")
+        (directory.orders / "old.json").write_text("{}")
+    with directory.lock():
+        assert list(directory.workloads.iterdir()) == []
+        assert list(directory.orders.iterdir()) == []
+
+
+def test_an_order_is_taken_once_and_what_is_none_is_dropped(tmp_path):
+    directory = StateDirectory(tmp_path)
+    came = []
+    before = signal.signal(ORDER_SIGNAL, lambda number, _: came.append(number))
+    try:
+        with directory.lock():
+            order = give_order(directory, os.getpid(), "llm")
+            (directory.orders / "x.json").write_text('{"no": "order"}')
+            assert take_orders(directory) == (order,)
+            assert take_orders(directory) == ()
+    finally:
+        signal.signal(ORDER_SIGNAL, before)
+    assert came == [ORDER_SIGNAL]
+
+
+def test_an_order_to_nobody_is_an_error_and_leaves_nothing(tmp_path):
+    directory = StateDirectory(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    with directory.lock():
+        with pytest.raises(NotRunningError):
+            give_order(directory, gone.pid, "llm")
+        assert list(directory.orders.iterdir()) == []
 
 
 @pytest.mark.parametrize(

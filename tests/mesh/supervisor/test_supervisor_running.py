@@ -15,7 +15,8 @@ import pytest
 from tidegate.mesh.supervisor.config import ServersFile
 from tidegate.mesh.supervisor.errors import AlreadyRunningError
 from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.state import Snapshot, StateDirectory
+from tidegate.mesh.supervisor.orders import give_order
+from tidegate.mesh.supervisor.state import RestartStage, Snapshot, StateDirectory
 from tidegate.mesh.supervisor.supervisor import Supervisor
 
 CHILD = Path(__file__).parents[2] / "doubles" / "child_server.py"
@@ -204,6 +205,66 @@ async def test_two_supervisors_do_not_share_a_directory(tmp_path):
         with pytest.raises(AlreadyRunningError, match="tidegate down"):
             await Running(tmp_path, one=child()).supervisor.run()
         assert running.directory.running() is not None
+
+
+async def restarted(running: Running, name: str) -> tuple[Snapshot, list[RestartStage]]:
+    """Orders a restart and waits until it is over; returns the last state and the stages."""
+    order = give_order(running.directory, os.getpid(), name)
+    stages: list[RestartStage] = []
+
+    def over(snapshot: Snapshot) -> bool:
+        restart = snapshot.restart(order.id)
+        if restart is not None and restart.stage not in stages:
+            stages.append(restart.stage)
+        return restart is not None and restart.stage.over
+
+    return await running.until(over), stages
+
+
+async def test_a_server_with_a_port_of_its_own_is_stopped_and_started(tmp_path):
+    running = Running(tmp_path, one=child(), two=child())
+    async with running.run():
+        before = await running.until(phase_is(Phase.SERVING))
+        after, stages = await restarted(running, "one")
+        assert stages == [RestartStage.STARTING, RestartStage.DRAINING, RestartStage.DONE]
+        assert [server.phase for server in after.servers] == [Phase.SERVING] * 2
+        assert after.servers[0].pid != before.servers[0].pid
+        assert after.servers[1].pid == before.servers[1].pid
+        assert not exists(before.servers[0].pid)
+
+
+async def test_a_server_that_was_given_up_can_be_restarted(tmp_path):
+    memory = str(tmp_path / "memory")
+    bad = child("dies-once", settings={"memory": memory}, crash_limit=1)
+    running = Running(tmp_path, bad=bad, good=child())
+    async with running.run():
+        await running.until(lambda snapshot: snapshot.settled)
+        after, stages = await restarted(running, "bad")
+    assert stages[-1] is RestartStage.DONE
+    assert after.servers[0].phase is Phase.SERVING
+
+
+async def test_a_restart_that_fails_says_why(tmp_path):
+    memory = tmp_path / "memory"
+    memory.touch()
+    one = child("dies-once", settings={"memory": str(memory)}, crash_limit=1)
+    running = Running(tmp_path, one=one, two=child())
+    async with running.run():
+        await running.until(phase_is(Phase.SERVING))
+        memory.unlink()
+        after, stages = await restarted(running, "one")
+    assert stages[-1] is RestartStage.FAILED
+    (restart,) = after.restarts
+    assert "the new process exited with status 3: no model at models/none" in restart.reason
+
+
+async def test_a_restart_of_nobody_names_those_there_are(tmp_path):
+    running = Running(tmp_path, one=child(), two=child())
+    async with running.run():
+        await running.until(phase_is(Phase.SERVING))
+        after, stages = await restarted(running, "three")
+    assert stages == [RestartStage.FAILED]
+    assert after.restarts[0].reason == "there is no such server; there are one, two"
 
 
 async def _detached(tmp_path: Path, **servers: dict[str, object]):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from double_server import double_server, overloaded, unavailable
+from double_server import double_server, overloaded, refused_field, unavailable
 
 CHILD = Path(__file__).parents[2] / "doubles" / "child_server.py"
 PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
@@ -121,8 +121,29 @@ def test_repeats_are_counted_and_summed_up(tidegate, server):
     header, figures = done.stdout.decode().splitlines()[-3:-1]
     assert header.split()[:4] == ["CALLS", "FAILED", "PER", "SECOND"]
     assert figures.split()[:2] == ["7", "0"]
+    assert done.stdout.decode().splitlines()[-5].split()[:4] == ["double", "1", "7", "100.0%"]
     done = tidegate(*arguments, "--json", stdin=b"jpeg")
-    assert json.loads(done.stdout.splitlines()[-1])["latency"]["count"] == 7
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["latency"]["count"] == 7
+    assert report["versions"] == [{"model": "double", "version": "1", "count": 7, "share": 1.0}]
+
+
+def test_failed_repeats_are_counted_by_status(tidegate, server):
+    server.script.failures.extend([refused_field("images[0]", "is no image")] * 2)
+    arguments = ("classify", "--repeat", "5", "--concurrency", "1", "--vision", server.address)
+    done = tidegate(*arguments, "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["errors"] == {"INVALID_ARGUMENT": 2}
+    assert report["latency"]["failed"] == 2
+    server.script.failures.extend([refused_field("images[0]", "is no image")] * 2)
+    assert b"INVALID_ARGUMENT" in tidegate(*arguments).stdout
+
+
+def test_without_an_image_a_photograph_that_comes_along_is_sent(tidegate, server):
+    assert tidegate("classify", "--vision", server.address).returncode == 0
+    (image,) = server.script.requests[0].images
+    assert image.encoded.startswith(b"\xff\xd8\xff")
 
 
 def test_nothing_to_classify_is_a_usage_error(tidegate, tmp_path):
@@ -310,6 +331,23 @@ def test_up_status_and_down(tidegate, tmp_path):
     assert (down.returncode, down.stderr) == (0, b"stopped one\n")
     assert tidegate("status").returncode == 1
     assert b"nothing runs here" in tidegate("down").stderr
+
+
+def test_restart_tells_each_stage_and_fails_for_nobody(tidegate, tmp_path):
+    write_servers(tmp_path)
+    assert tidegate("up", "--detach").returncode == 0
+    try:
+        before = json.loads(tidegate("status", "--json").stdout)["servers"][0]["pid"]
+        done = tidegate("restart", "one")
+        assert done.returncode == 0
+        assert done.stderr.decode().splitlines()[-1] == "one: done"
+        assert json.loads(tidegate("status", "--json").stdout)["servers"][0]["pid"] != before
+        done = tidegate("restart", "two")
+        assert done.returncode == 1
+        assert b"two: failed: there is no such server; there are one" in done.stderr
+    finally:
+        tidegate("down")
+    assert b"nothing runs here" in tidegate("restart", "one").stderr
 
 
 def test_up_tells_a_failed_server_by_its_last_words(tidegate, tmp_path):

@@ -1,4 +1,4 @@
-"""`tidegate up`, `down` and `status`."""
+"""`tidegate up`, `down`, `status` and `restart`."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from tidegate.mesh.supervisor.config import ServersFile, find_config, load_config
-from tidegate.mesh.supervisor.display import server_line, server_table
+from tidegate.mesh.supervisor.display import ROUTED_S, mesh_lines, server_line, server_table
 from tidegate.mesh.supervisor.errors import (
     AlreadyRunningError,
     NotRunningError,
@@ -25,11 +25,18 @@ from tidegate.mesh.supervisor.errors import (
     SupervisorError,
 )
 from tidegate.mesh.supervisor.machine import Phase
+from tidegate.mesh.supervisor.orders import give_order
 from tidegate.mesh.supervisor.ports import check_ports
-from tidegate.mesh.supervisor.state import DIRECTORY, Snapshot, StateDirectory
+from tidegate.mesh.supervisor.state import (
+    DIRECTORY,
+    RestartSnapshot,
+    RestartStage,
+    Snapshot,
+    StateDirectory,
+)
 from tidegate.mesh.supervisor.supervisor import Supervisor
 
-__all__ = ["down", "status", "up"]
+__all__ = ["down", "restart", "status", "up"]
 
 _POLL_S = 0.1
 # How much longer than its slowest server a supervisor may take to stop.
@@ -109,6 +116,31 @@ def status(
         raise typer.Exit(1)
 
 
+def restart(
+    name: Annotated[str, typer.Argument(help="The server.", show_default=False)],
+    directory: _Directory = DIRECTORY,
+) -> None:
+    """Restart one server; behind the mesh, without losing a request.
+
+    There the new process is started beside the old one and takes over once Envoy sends it requests.
+    Everything else is stopped and started. Exits with 1 when the restart fails.
+    """
+    state = StateDirectory(directory)
+    snapshot = _running(state)
+    console = Console(stderr=True, highlight=False)
+    order = give_order(state, snapshot.pid, name)
+    seen: RestartSnapshot | None = None
+    with console.status(f"restarting {name}"):
+        while seen is None or not seen.stage.over:
+            current = _running(state).restart(order.id)
+            if current is not None and current != seen:
+                seen = current
+                console.print(f"{name}: {f'{seen.stage}: {seen.reason}'.removesuffix(': ')}")
+            time.sleep(_POLL_S)
+    if seen.stage is RestartStage.FAILED:
+        raise typer.Exit(1)
+
+
 class _Progress:
     """Shows each state: redrawn on a terminal, a line for each change elsewhere."""
 
@@ -116,6 +148,7 @@ class _Progress:
         self._console = console
         self._snapshot: Snapshot | None = None
         self._phases: dict[str, Phase] = {}
+        self._lines: tuple[str, ...] = ()
         self._live = (
             Live(console=console, get_renderable=self._table, refresh_per_second=8)
             if console.is_terminal
@@ -134,11 +167,18 @@ class _Progress:
     def show(self, snapshot: Snapshot) -> None:
         """Takes the next state."""
         self._snapshot = snapshot
+        if self._live is not None:
+            return
         for server in snapshot.servers:
-            if self._phases.get(server.name) is not server.phase:
-                self._phases[server.name] = server.phase
-                if self._live is None:
-                    self._console.print(server_line(server), soft_wrap=True)
+            # Two processes of one server have a log each.
+            if self._phases.get(server.log) is not server.phase:
+                self._phases[server.log] = server.phase
+                self._console.print(server_line(server), soft_wrap=True)
+        serving = any(server.phase is Phase.SERVING for server in snapshot.servers)
+        lines = mesh_lines(snapshot, time.time()) if serving and snapshot.settled else ()
+        if lines and lines != self._lines:
+            self._lines = lines
+            self._console.print("\n".join(lines), soft_wrap=True)
 
     def _table(self) -> RenderableType:
         if self._snapshot is None:
@@ -165,12 +205,15 @@ def _detach(state: StateDirectory, config: ServersFile, path: Path, console: Con
             stderr=output,
             start_new_session=True,
         )
+    settled_at: float | None = None
     with _Progress(console) as progress:
         while True:
             snapshot = state.running()
             if snapshot is not None and snapshot.pid == child.pid:
                 progress.show(snapshot)
-                if snapshot.settled:
+                settled_at = (settled_at or time.monotonic()) if snapshot.settled else None
+                waited = settled_at is not None and time.monotonic() - settled_at > ROUTED_S
+                if snapshot.settled and (waited or not snapshot.unrouted):
                     break
             if child.poll() is not None:
                 words = log.read_text(errors="replace").strip()

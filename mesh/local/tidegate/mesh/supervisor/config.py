@@ -9,14 +9,15 @@
 
 ``settings`` become flags of the server (``max_batch_size: 8`` is ``--max-batch-size=8``), which
 checks them itself; everything else is checked here, and each error says where, what is wrong, and
-what would be right.
+what would be right. With ``mesh`` (see `mesh_config`), servers that have ``labels`` stand behind an
+Envoy.
 """
 
 import difflib
 import enum
 import importlib.resources
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,20 +27,30 @@ from pydantic_core import ErrorDetails
 
 from tidegate.mesh.supervisor.errors import ConfigError
 from tidegate.mesh.supervisor.machine import RestartPolicy
+from tidegate.mesh.supervisor.mesh_config import ControllerConfig, EnvoyConfig, MeshConfig
 
 __all__ = [
+    "CONTROLLER_NAME",
     "DEFAULT_FILE",
+    "ENVOY_NAME",
     "ServerConfig",
     "ServerKind",
     "ServersFile",
     "find_config",
+    "flag",
     "load_config",
 ]
 
 DEFAULT_FILE = "tidegate.yaml"
 
+CONTROLLER_NAME, ENVOY_NAME = "controller", "envoy"
+
+_MESH_NAMES = frozenset({CONTROLLER_NAME, ENVOY_NAME})
 _OWN_FLAGS = frozenset({"grpc_port", "metrics_port", "port_file"})
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+# As Kubernetes has them; a prefix of the key that names a domain is left out.
+_LabelKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?$")]
+_LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?$")]
 
 
 class ServerKind(enum.StrEnum):
@@ -62,6 +73,7 @@ class ServerConfig(_Model):
         command: the program and its first arguments; only for a ``program``.
         grpc_port: port for gRPC; 0 takes a free one.
         metrics_port: port for metrics over HTTP; 0 takes a free one.
+        labels: what the mesh knows it by, such as its app and version; none: not in the mesh.
         settings: flags of the server by name.
         env: environment variables, added to the supervisor's own.
         startup_timeout_s: from being started to serving, in seconds.
@@ -77,6 +89,7 @@ class ServerConfig(_Model):
     command: tuple[str, ...] = ()
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 0
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    labels: Mapping[_LabelKey, _LabelValue] = Field(default_factory=dict)
     settings: Mapping[str, Any] = Field(default_factory=dict)
     env: Mapping[str, str] = Field(default_factory=dict)
     startup_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
@@ -103,6 +116,15 @@ class ServerConfig(_Model):
             raise ValueError(f"kind '{self.kind}' has its own command; remove 'command'")
         return self
 
+    @model_validator(mode="after")
+    def _mesh_gives_the_ports(self) -> "ServerConfig":
+        if self.labels and (self.grpc_port or self.metrics_port):
+            raise ValueError(
+                "with 'labels' it stands behind the mesh, where a second process takes over in a "
+                "restart: remove 'grpc_port' and 'metrics_port', each process takes free ones"
+            )
+        return self
+
     def arguments(self, python: str, port_file: Path) -> list[str]:
         """The command line.
 
@@ -121,7 +143,7 @@ class ServerConfig(_Model):
             "port_file": str(port_file),
             **self.settings,
         }
-        return command + [_flag(name, value) for name, value in flags.items()]
+        return command + [flag(name, value) for name, value in flags.items()]
 
     def policy(self) -> RestartPolicy:
         """How patient to be with it."""
@@ -148,27 +170,44 @@ class ServersFile(_Model):
 
     Attributes:
         servers: the servers by name.
+        mesh: what stands before them; ``None`` when they are reached directly.
     """
 
     servers: Annotated[dict[str, ServerConfig], Field(min_length=1)]
+    mesh: MeshConfig | None = None
 
     @field_validator("servers")
     @classmethod
-    def _names_and_ports_are_their_own(
-        cls, servers: dict[str, ServerConfig]
-    ) -> dict[str, ServerConfig]:
-        taken: dict[int, str] = {}
-        for name, server in servers.items():
+    def _names_can_be_used(cls, servers: dict[str, ServerConfig]) -> dict[str, ServerConfig]:
+        for name in servers:
             if not _NAME.fullmatch(name):
                 raise ValueError(
                     f"'{name}' cannot be a name; use 1-32 lower-case letters, digits and '-'"
                 )
-            for field in ("grpc_port", "metrics_port"):
-                port = getattr(server, field)
-                place = f"{name}.{field}"
-                if port and taken.setdefault(port, place) != place:
-                    raise ValueError(f"{taken[port]} and {place} are both {port}; change one")
         return servers
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ServersFile":
+        taken: dict[int, str] = {}
+        for place, _, port in self.ports():
+            if port and taken.setdefault(port, place) != place:
+                raise ValueError(f"{taken[port]} and {place} are both {port}; change one")
+        for name, server in self.servers.items():
+            if self.mesh is None and server.labels:
+                raise ValueError(f"servers.{name}.labels mean nothing without 'mesh'; add that")
+            if self.mesh is not None and name in _MESH_NAMES:
+                raise ValueError(f"servers.{name}: the mesh has a process of that name; rename it")
+        return self
+
+    def ports(self) -> Iterator[tuple[str, str, int]]:
+        """Every port that is asked for: its place in the file, its host, and the port, or 0."""
+        for name, server in self.servers.items():
+            host = str(server.settings.get("host", "127.0.0.1"))
+            yield f"servers.{name}.grpc_port", host, server.grpc_port
+            yield f"servers.{name}.metrics_port", host, server.metrics_port
+        if self.mesh is not None:
+            for place, port in self.mesh.ports():
+                yield place, "127.0.0.1", port
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -222,11 +261,10 @@ def load_config(path: Path) -> ServersFile:
 
 
 def _problem(detail: ErrorDetails) -> str:
-    place = ".".join(str(part) for part in detail["loc"]) or "the file"
+    place = ".".join(str(part) for part in detail["loc"])
     match detail["type"]:
         case "extra_forbidden":
-            known = ServerConfig if len(detail["loc"]) > 1 else ServersFile
-            names = list(known.model_fields)
+            names = list(_model_at(detail["loc"]).model_fields)
             key = str(detail["loc"][-1])
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(names)}"
@@ -236,10 +274,26 @@ def _problem(detail: ErrorDetails) -> str:
         case _:
             shown = detail["input"]
             got = f" (got {shown!r})" if isinstance(shown, str | int | float | bool) else ""
-            return f"{place}: {detail['msg'].removeprefix('Value error, ')}{got}"
+            where = f"{place}: " if place else ""
+            return f"{where}{detail['msg'].removeprefix('Value error, ')}{got}"
 
 
-def _flag(name: str, value: object) -> str:
+def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model whose keys stand at a place."""
+    match place:
+        case ("servers", _, _, *_):
+            return ServerConfig
+        case ("mesh", "controller", _):
+            return ControllerConfig
+        case ("mesh", "envoy", _):
+            return EnvoyConfig
+        case ("mesh", _):
+            return MeshConfig
+        case _:
+            return ServersFile
+
+
+def flag(name: str, value: object) -> str:
     """A setting as the chassis reads it: switches by name, lists with commas."""
     flag = name.replace("_", "-")
     match value:

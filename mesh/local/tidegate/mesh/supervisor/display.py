@@ -11,7 +11,7 @@ from rich.text import Text
 from tidegate.mesh.supervisor.machine import Phase
 from tidegate.mesh.supervisor.state import ServerSnapshot, Snapshot
 
-__all__ = ["duration_text", "last_words", "server_line", "server_table"]
+__all__ = ["ROUTED_S", "duration_text", "last_words", "mesh_lines", "server_line", "server_table"]
 
 _STYLES = {
     Phase.STOPPED: "dim",
@@ -24,6 +24,8 @@ _STYLES = {
 }
 _MOVING = frozenset({Phase.STARTING, Phase.BACKING_OFF, Phase.STOPPING})
 _MAX_WORDS = 160
+# From serving to being sent requests by Envoy takes a second; longer means that nothing fits.
+ROUTED_S = 10.0
 
 
 def server_table(snapshot: Snapshot, now: float, *, live: bool = False) -> RenderableType:
@@ -52,14 +54,38 @@ def server_table(snapshot: Snapshot, now: float, *, live: bool = False) -> Rende
     logs = ", ".join(_shortened(server.log) for server in snapshot.servers)
     troubles = (_trouble(server) for server in snapshot.servers if _troubled(server))
     hint = "; Ctrl-C stops all" if live else ""
-    return Group(table, Text(f"logs: {logs}{hint}", style="dim"), *troubles)
+    return Group(
+        table,
+        *(Text(line) for line in mesh_lines(snapshot, now)),
+        Text(f"logs: {logs}{hint}", style="dim"),
+        *troubles,
+    )
+
+
+def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
+    """Where to call what stands behind Envoy, and what keeps a call from arriving; or nothing."""
+    if not snapshot.ingress:
+        return ()
+    places = (
+        f"{ingress.name} {ingress.address}{'' if ingress.listening else ' (not listening yet)'}"
+        for ingress in snapshot.ingress
+    )
+    lines = [f"call {', '.join(places)}", f"traces http://{snapshot.traces_address}"]
+    lines += [
+        f"{server.name} serves but Envoy sends it nothing: `tidegate mesh status` says what is in "
+        "force; do its labels fit a ServiceEntry's workloadSelector?"
+        for server in snapshot.unrouted
+        if now - server.since > ROUTED_S
+    ]
+    return tuple(lines)
 
 
 def server_line(server: ServerSnapshot) -> str:
     """One server's state as a line, for logs and pipes."""
     text = f"{server.name}: {server.phase}"
-    if server.phase is Phase.SERVING and server.grpc_address:
-        return f"{text} on {server.grpc_address} (pid {server.pid})"
+    if server.phase is Phase.SERVING:
+        place = server.grpc_address or server.metrics_address
+        return f"{text} on {place} (pid {server.pid})"
     if server.phase in (Phase.BACKING_OFF, Phase.FAILED):
         words = last_words(server)
         tail = f": {words}" if words else ""

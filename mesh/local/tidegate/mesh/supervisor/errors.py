@@ -9,6 +9,7 @@ __all__ = [
     "ConfigError",
     "NotRunningError",
     "PortInUseError",
+    "RestartError",
     "StillRunningError",
     "SupervisorError",
 ]
@@ -46,3 +47,7 @@ class NotRunningError(SupervisorError):
 
 class StillRunningError(SupervisorError):
     """A supervisor was told to stop and has not."""
+
+
+class RestartError(SupervisorError):
+    """A server could not be restarted."""

@@ -16,12 +16,9 @@ def check_ports(config: ServersFile) -> None:
         PortInUseError: some cannot; the message names all of them.
     """
     problems = []
-    for name, server in config.servers.items():
-        host = str(server.settings.get("host", "127.0.0.1"))
-        for field in ("grpc_port", "metrics_port"):
-            port = getattr(server, field)
-            if port and (problem := _problem(host, port)):
-                problems.append(f"servers.{name}.{field}: port {port} of {host} {problem}")
+    for place, host, port in config.ports():
+        if port and (problem := _problem(host, port)):
+            problems.append(f"{place}: port {port} of {host} {problem}")
     if problems:
         raise PortInUseError("\n".join(problems))
 
@@ -36,6 +33,6 @@ def _problem(host: str, port: int) -> str | None:
             probe.listen(1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return "is in use by another program; stop that, or choose another port (0: any)"
+                return "is in use by another program; stop that, or choose another port"
             return f"cannot be listened on: {error.strerror}"
     return None

@@ -1,12 +1,12 @@
 """One supervised server: does what the state machine says, and tells it what happens.
 
-The process runs under a guard (see `guard`). While it runs, three tasks watch it: one keeps its
-log, one waits for its end, and one reads the ports that it wrote and asks after its health.
+The process runs under a guard (see `guard`). While it runs, tasks watch it: one keeps its log, one
+waits for its end, one asks after its health (see `probes`), and one tells the mesh of it once it
+serves, and waits until Envoy sends it requests.
 """
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tidegate.client import AsyncClient, ClientOptions, HealthStatus, Retry, TidegateRpcError
-from tidegate.mesh.supervisor.config import ServerConfig
 from tidegate.mesh.supervisor.logs import ServerLog
 from tidegate.mesh.supervisor.machine import (
     Action,
@@ -24,57 +22,73 @@ from tidegate.mesh.supervisor.machine import (
     HealthSeen,
     Kill,
     Phase,
+    RestartPolicy,
     Start,
     State,
     Stop,
     Tick,
     advance,
 )
+from tidegate.mesh.supervisor.probes import Listening
+from tidegate.mesh.supervisor.programs import Program
 from tidegate.mesh.supervisor.state import ServerSnapshot, StateDirectory
+from tidegate.mesh.supervisor.workloads import Routing, Workload
 
 __all__ = ["ServerProcess"]
 
 _GUARD = Path(__file__).with_name("guard.py")
-_PROBE_STARTING_S, _PROBE_SERVING_S, _PROBE_TIMEOUT_S = 0.25, 2.0, 5.0
 _LOG_END_S = 2.0
-# A probe is its own retry.
-_PROBE_OPTIONS = ClientOptions(timeout_s=_PROBE_TIMEOUT_S, retry=Retry(attempts=1))
+_ROUTING_POLL_S = 0.25
 
 
 class ServerProcess:
     """One server.
 
     Args:
-        name: its name.
-        config: what to run and how patiently.
-        directory: where its log and its port file go.
+        program: what to run, and how patiently.
+        directory: where its log goes.
+        routing: what Envoy says; needed only by a program that is in the mesh.
         on_change: called after each step.
     """
 
     def __init__(
         self,
-        name: str,
-        config: ServerConfig,
+        program: Program,
         directory: StateDirectory,
+        routing: Routing | None,
         on_change: Callable[[], None],
     ) -> None:
-        self.name = name
-        self._config = config
-        self._policy = config.policy()
-        self._directory = directory
+        self.name = program.name
+        self.instance = program.instance
+        self._program = program
+        self._log_file = directory.log_file(program.instance)
+        self._routing = routing
         self._on_change = on_change
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._events.put_nowait(Start())
         self._state = State()
         self._guard: asyncio.subprocess.Process | None = None
         self._pid: int | None = None
-        self._addresses: tuple[str, str] | None = None
+        self._listening = Listening()
+        self._routed = False
         self._log: ServerLog | None = None
+        self._changed = asyncio.Event()
+        self._over = False
 
     @property
     def state(self) -> State:
         """Where it is in its life."""
         return self._state
+
+    @property
+    def listening(self) -> Listening:
+        """Where it listens, as far as it has said."""
+        return self._listening if self._state.phase.has_process else Listening()
+
+    @property
+    def policy(self) -> RestartPolicy:
+        """How patient it is."""
+        return self._program.policy
 
     def stop(self) -> None:
         """Asks it to stop."""
@@ -84,38 +98,51 @@ class ServerProcess:
         """Ends it without waiting."""
         self._events.put_nowait(Kill())
 
+    async def until(self, condition: Callable[[], bool]) -> bool:
+        """Waits until something is so of it; returns whether it is, or it was stopped before."""
+        while not condition():
+            if self._over:
+                return False
+            await self._changed.wait()
+        return True
+
     async def run(self) -> None:
         """Runs the server, again and again, until it is asked to stop."""
-        with ServerLog(self._directory.log_file(self.name)) as log:
-            self._log = log
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    event = await self._next_event()
-                    self._state, actions = advance(self._policy, self._state, event, _now())
-                    for action in actions:
-                        await self._do(action, tasks, log)
-                    self._on_change()
-                    if self._state.phase is Phase.STOPPED:
-                        return
+        try:
+            with ServerLog(self._log_file) as log:
+                self._log = log
+                async with asyncio.TaskGroup() as tasks:
+                    while True:
+                        event = await self._next_event()
+                        self._state, actions = advance(self.policy, self._state, event, _now())
+                        for action in actions:
+                            await self._do(action, tasks, log)
+                        self._announce()
+                        if self._state.phase is Phase.STOPPED:
+                            return
+        finally:
+            self._over = True
+            self._announce()
 
     def snapshot(self) -> ServerSnapshot:
         """How it is, for the state file."""
         state = self._state
         to_wall = time.time() - _now()
         alive = state.phase.has_process
-        grpc, metrics = self._addresses if alive and self._addresses else (None, None)
+        listening = self.listening
         return ServerSnapshot(
             name=self.name,
-            kind=self._config.kind,
+            kind=self._program.kind,
             phase=state.phase,
             since=state.since + to_wall,
             serving_since=None if state.serving_since is None else state.serving_since + to_wall,
             restarts=state.restarts,
             reason=state.reason,
             pid=self._pid if alive else None,
-            grpc_address=grpc,
-            metrics_address=metrics,
-            log=str(self._directory.log_file(self.name)),
+            grpc_address=listening.grpc,
+            metrics_address=listening.metrics,
+            routed=alive and self._routed if self._program.workload else None,
+            log=str(self._log_file),
             last_lines=self._log.last_lines() if self._log else (),
         )
 
@@ -146,17 +173,16 @@ class ServerProcess:
             await self._guard.stdin.drain()
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        port_file = self._directory.port_file(self.name).resolve()
-        port_file.unlink(missing_ok=True)
-        self._addresses = self._pid = None
-        arguments = self._config.arguments(sys.executable, port_file)
-        drain_s = str(self._config.drain_deadline_s)
+        program = self._program
+        program.port_file.unlink(missing_ok=True)
+        self._pid, self._listening, self._routed = None, Listening(), False
+        drain_s = str(program.policy.drain_deadline_s)
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(_GUARD), drain_s, *arguments),
+            *(sys.executable, "-I", "-S", str(_GUARD), drain_s, *program.command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **self._config.env},
+            env={**os.environ, **program.env},
             start_new_session=True,
         )
 
@@ -168,10 +194,15 @@ class ServerProcess:
             keeping = tasks.create_task(_keep(guard.stderr, log))
             with contextlib.suppress(ValueError):
                 self._pid = int(await guard.stdout.readline())
-            probing = tasks.create_task(self._probe())
-            self._on_change()
+            watching = [tasks.create_task(self._probe())]
+            if self._program.workload is not None:
+                watching.append(tasks.create_task(self._join(self._program.workload)))
+            self._announce()
             status = await guard.wait()
-            probing.cancel()
+            for task in watching:
+                task.cancel()
+            if self._program.workload is not None:
+                self._program.workload.leave()
             # What the server started may have left its group and still hold the log open.
             await asyncio.wait({keeping}, timeout=_LOG_END_S)
             keeping.cancel()
@@ -179,20 +210,28 @@ class ServerProcess:
         self._events.put_nowait(Exited(_reason(status)))
 
     async def _probe(self) -> None:
-        """Reads the ports once they are written, then asks after the health for ever."""
-        port_file = self._directory.port_file(self.name)
-        while (addresses := _addresses(port_file, self._config.client_host)) is None:  # noqa: ASYNC110  # files wake nobody
-            await asyncio.sleep(_PROBE_STARTING_S)
-        self._addresses = addresses
+        """Follows where it listens and whether it serves."""
+        async with contextlib.aclosing(self._program.probe.sightings()) as sightings:
+            async for seen in sightings:
+                self._listening = seen.listening
+                self._events.put_nowait(HealthSeen(seen.serving))
+
+    async def _join(self, workload: Workload) -> None:
+        """Enters it in the mesh once it serves, and waits until it is sent requests."""
+        await self.until(lambda: self._state.phase is Phase.SERVING)
+        address, routing = self._listening.grpc, self._routing
+        if address is None or routing is None:
+            return
+        workload.enter(address)
+        while not await routing.clusters_of(address):  # noqa: ASYNC110  # Envoy tells only who asks
+            await asyncio.sleep(_ROUTING_POLL_S)
+        self._routed = True
+        self._announce()
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
         self._on_change()
-        async with AsyncClient(addresses[0], _PROBE_OPTIONS) as client:
-            while True:
-                try:
-                    serving = await client.health() is HealthStatus.SERVING
-                except TidegateRpcError:
-                    serving = False
-                self._events.put_nowait(HealthSeen(serving))
-                await asyncio.sleep(_PROBE_SERVING_S if serving else _PROBE_STARTING_S)
 
 
 def _now() -> float:
@@ -203,15 +242,6 @@ def _now() -> float:
 async def _keep(stream: asyncio.StreamReader, log: ServerLog) -> None:
     while data := await stream.read(65_536):
         log.write(data)
-
-
-def _addresses(port_file: Path, host: str) -> tuple[str, str] | None:
-    try:
-        ports = json.loads(port_file.read_text(encoding="utf-8"))
-        return f"{host}:{int(ports['grpc'])}", f"{host}:{int(ports['metrics'])}"
-    except (OSError, ValueError, KeyError, TypeError):
-        # Not there yet, or not whole.
-        return None
 
 
 def _reason(status: int) -> str:

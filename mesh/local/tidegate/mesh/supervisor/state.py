@@ -6,6 +6,7 @@ reads it believes it only while the lock is held: otherwise a supervisor that wa
 """
 
 import contextlib
+import enum
 import fcntl
 import json
 import os
@@ -17,10 +18,18 @@ from pathlib import Path
 from tidegate.mesh.supervisor.errors import AlreadyRunningError, SupervisorError
 from tidegate.mesh.supervisor.machine import Phase
 
-__all__ = ["DIRECTORY", "ServerSnapshot", "Snapshot", "StateDirectory"]
+__all__ = [
+    "DIRECTORY",
+    "IngressSnapshot",
+    "RestartSnapshot",
+    "RestartStage",
+    "ServerSnapshot",
+    "Snapshot",
+    "StateDirectory",
+]
 
 DIRECTORY = Path(".tidegate")
-_FORMAT = 1
+_FORMAT = 2
 # Who only asks whether the lock is held has it for a moment; who takes it waits that out.
 _LOCK_TRIES, _LOCK_WAIT_S = 10, 0.05
 
@@ -41,6 +50,7 @@ class ServerSnapshot:
         grpc_address: where it answers gRPC; ``None`` until it has said so.
         metrics_address: where it has its metrics; ``None`` until it has said so.
         log: its log file.
+        routed: whether Envoy sends it requests; ``None`` when it is not in the mesh.
         last_lines: the end of its log.
     """
 
@@ -55,7 +65,55 @@ class ServerSnapshot:
     grpc_address: str | None
     metrics_address: str | None
     log: str
+    routed: bool | None = None
     last_lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngressSnapshot:
+    """A port at which clients find a kind of server behind Envoy.
+
+    Attributes:
+        name: the kind, or what else the file calls it.
+        address: ``HOST:PORT``.
+        listening: whether Envoy listens there.
+    """
+
+    name: str
+    address: str
+    listening: bool
+
+
+class RestartStage(enum.StrEnum):
+    """How far a restart is."""
+
+    STARTING = "starting a new process"
+    JOINING = "waiting until Envoy sends it requests"
+    DRAINING = "waiting until the old process has finished"
+    DONE = "done"
+    FAILED = "failed"
+
+    @property
+    def over(self) -> bool:
+        """Whether it is over, well or badly."""
+        return self in (RestartStage.DONE, RestartStage.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartSnapshot:
+    """The last restart of a server that somebody asked for.
+
+    Attributes:
+        order: which order it follows.
+        name: the server.
+        stage: how far it is.
+        reason: why it failed; empty unless it has.
+    """
+
+    order: str
+    name: str
+    stage: RestartStage
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +125,11 @@ class Snapshot:
         started_at: when it started, in seconds since 1970.
         config: the file that it was started with.
         drain_deadline_s: the longest that any of its servers may take to stop.
-        servers: its servers.
+        servers: its servers, and what the mesh has of its own; of a server that is being restarted,
+            both processes.
+        ingress: where clients find what stands behind Envoy.
+        traces_address: where traces are asked for over HTTP; ``None`` without a mesh.
+        restarts: the last restart of each server that was asked for.
     """
 
     pid: int
@@ -75,14 +137,33 @@ class Snapshot:
     config: str
     drain_deadline_s: float
     servers: tuple[ServerSnapshot, ...]
+    ingress: tuple[IngressSnapshot, ...] = ()
+    traces_address: str | None = None
+    restarts: tuple[RestartSnapshot, ...] = ()
 
     @property
     def settled(self) -> bool:
         """Whether each server serves or has failed."""
         return all(server.phase.settled for server in self.servers)
 
+    @property
+    def unrouted(self) -> tuple[ServerSnapshot, ...]:
+        """The servers that serve behind Envoy and get no requests from it."""
+        return tuple(
+            server
+            for server in self.servers
+            if server.phase is Phase.SERVING and server.routed is False
+        )
+
+    def restart(self, order: str) -> RestartSnapshot | None:
+        """How far the restart of an order is, once it was taken up."""
+        return next((each for each in self.restarts if each.order == order), None)
+
     def address_of(self, kind: str) -> str | None:
-        """Where the first server of a kind answers gRPC, if one does."""
+        """Where clients find a kind of server: Envoy's port for it, or the first that runs."""
+        for ingress in self.ingress:
+            if ingress.name == kind:
+                return ingress.address
         for server in self.servers:
             if server.kind == kind and server.grpc_address and server.phase.has_process:
                 return server.grpc_address
@@ -113,7 +194,12 @@ class Snapshot:
                 )
                 for server in data.pop("servers")
             )
-            return Snapshot(servers=servers, **data)
+            ingress = tuple(IngressSnapshot(**each) for each in data.pop("ingress"))
+            restarts = tuple(
+                RestartSnapshot(**{**each, "stage": RestartStage(each["stage"])})
+                for each in data.pop("restarts")
+            )
+            return Snapshot(servers=servers, ingress=ingress, restarts=restarts, **data)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"it lacks or adds something: {error}") from error
 
@@ -131,6 +217,8 @@ class StateDirectory:
         self.lock_file = root / "lock"
         self.logs = root / "logs"
         self.run = root / "run"
+        self.workloads = root / "workloads"
+        self.orders = root / "orders"
 
     def log_file(self, name: str) -> Path:
         """The log of a server."""
@@ -139,6 +227,10 @@ class StateDirectory:
     def port_file(self, name: str) -> Path:
         """Where a server writes its ports."""
         return self.run / f"{name}.json"
+
+    def workload_file(self, name: str) -> Path:
+        """Where the mesh is told of a server."""
+        return self.workloads / f"{name}.yaml"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -149,7 +241,7 @@ class StateDirectory:
             SupervisorError: the folder cannot be written.
         """
         try:
-            for folder in (self.root, self.logs, self.run):
+            for folder in (self.root, self.logs, self.run, self.workloads, self.orders):
                 folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -161,6 +253,8 @@ class StateDirectory:
                     "see `tidegate status`, or stop it with `tidegate down`"
                 )
             self.state_file.unlink(missing_ok=True)
+            for left in (*self.workloads.iterdir(), *self.orders.iterdir()):
+                left.unlink()
             yield
             self.state_file.unlink(missing_ok=True)
         finally:

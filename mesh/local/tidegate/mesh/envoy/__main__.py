@@ -1,0 +1,90 @@
+"""``python -m tidegate.mesh.envoy``: becomes an Envoy that asks a controller for everything."""
+
+import argparse
+import os
+import ssl
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from google.protobuf import json_format
+
+from tidegate.mesh.envoy.addresses import Address, Collector
+from tidegate.mesh.envoy.binary import find_envoy
+from tidegate.mesh.envoy.bootstrap import EnvoySettings, bootstrap
+from tidegate.mesh.envoy.errors import EnvoyError
+
+__all__ = ["main"]
+
+# Keys as in the logs of Tidegate's servers.
+_LOG_FORMAT = (
+    '{"event": "%j", "level": "%l", "logger": "envoy.%n", "timestamp": "%Y-%m-%dT%H:%M:%S.%fZ"}'
+)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Writes the bootstrap and becomes Envoy.
+
+    Args:
+        argv: arguments without the program's name; those of the process unless given.
+
+    Raises:
+        SystemExit: with 1, after a message, when there is no Envoy to become.
+    """
+    flags = _parser().parse_args(argv)
+    settings = EnvoySettings(
+        node_id=flags.node_id,
+        controller=flags.controller,
+        traces=flags.traces or Collector(flags.controller, tls=False),
+        ca_file=ssl.get_default_verify_paths().cafile or "",
+        admin_port=flags.admin_port,
+        max_connections=flags.max_connections,
+    )
+    try:
+        binary = find_envoy()
+    except EnvoyError as error:
+        sys.exit(str(error))
+    flags.bootstrap_file.write_text(
+        json_format.MessageToJson(bootstrap(settings)) + "\n", encoding="utf-8"
+    )
+    command = [
+        *(str(binary), "--config-path", str(flags.bootstrap_file)),
+        *("--admin-address-path", str(flags.admin_file)),
+        *("--concurrency", str(flags.concurrency)),
+        *("--log-format", _LOG_FORMAT),
+        # Two Envoys of one machine would otherwise meet in shared memory.
+        "--disable-hot-restart",
+    ]
+    # It takes the place of this process, so that signals reach it.
+    os.execv(binary, command)  # noqa: S606
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tidegate.mesh.envoy", description=__doc__, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--controller", type=Address.parse, required=True, metavar="HOST:PORT", help="Its gRPC.")
+    add(
+        "--traces",
+        type=Collector.parse,
+        metavar="URL",
+        help="Where spans go, http://HOST:PORT for OTLP over gRPC; the controller unless given.",
+    )
+    add("--node-id", default="ingress", help="Its name among proxies (default: %(default)s).")
+    add("--admin-port", type=int, default=0, help="Of 127.0.0.1; 0 takes a free one (default).")
+    add("--concurrency", type=int, default=2, help="Threads for requests (default: %(default)s).")
+    add(
+        "--max-connections",
+        type=int,
+        default=10_000,
+        help="Of clients, open at once (default: %(default)s).",
+    )
+    add("--bootstrap-file", type=Path, required=True, help="File to write what it starts with.")
+    add("--admin-file", type=Path, required=True, help="File to write the admin address to.")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

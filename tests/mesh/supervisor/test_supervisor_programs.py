@@ -1,0 +1,121 @@
+"""What is run for each part of a file, and what the mesh is told of a server."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tidegate.mesh.supervisor.config import ServersFile
+from tidegate.mesh.supervisor.programs import (
+    Program,
+    controller_program,
+    envoy_program,
+    server_program,
+)
+from tidegate.mesh.supervisor.state import StateDirectory
+from tidegate.mesh.supervisor.workloads import Routing, Workload
+
+MESH = {
+    "objects": ["mesh/istio", "more.yaml"],
+    "ingress": {"vision": 8500},
+    "controller": {"grpc_port": 1},
+}
+
+
+def file_of(**server: object) -> ServersFile:
+    server = {"kind": "vision", "labels": {"app": "vision"}, **server}
+    return ServersFile.model_validate({"servers": {"a": server}, "mesh": MESH})
+
+
+def server_of(config: ServersFile, directory: StateDirectory, **environment: str) -> Program:
+    return server_program("a", "a.2", config.servers["a"], directory, config.mesh, environment)
+
+
+def test_a_server_in_the_mesh_announces_its_end_and_sends_its_spans_to_the_controller(tmp_path):
+    program = server_of(file_of(), StateDirectory(tmp_path))
+    assert program.env == {
+        "TIDEGATE_DRAIN_DELAY_S": "2",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+    }
+    assert program.workload == Workload(
+        name="a.2",
+        namespace="models",
+        labels={"app": "vision"},
+        file=tmp_path / "workloads" / "a.2.yaml",
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TIDEGATE_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    ],
+)
+def test_the_users_own_collector_is_kept(tmp_path, name):
+    directory = StateDirectory(tmp_path)
+    url = "http://jaeger:4317"
+    config = file_of()
+    assert "http://127.0.0.1:1" not in server_of(config, directory, **{name: url}).env.values()
+    assert server_of(file_of(env={name: url}), directory).env[name] == url
+    assert f"--traces={url}" in envoy_program(config.mesh, directory, {name: url}).command
+
+
+def test_what_the_user_says_of_the_drain_counts(tmp_path):
+    config = file_of(env={"TIDEGATE_DRAIN_DELAY_S": "0"})
+    assert server_of(config, StateDirectory(tmp_path)).env["TIDEGATE_DRAIN_DELAY_S"] == "0"
+
+
+def test_a_server_without_labels_is_not_in_the_mesh(tmp_path):
+    program = server_of(file_of(labels={}), StateDirectory(tmp_path))
+    assert program.workload is None
+    assert "TIDEGATE_DRAIN_DELAY_S" not in program.env
+
+
+def test_without_a_mesh_nothing_is_added(tmp_path):
+    config = ServersFile.model_validate({"servers": {"a": {"kind": "vision"}}})
+    program = server_of(config, StateDirectory(tmp_path))
+    assert (program.env, program.workload) == ({}, None)
+
+
+def test_the_controllers_flags_are_ones_that_it_has(tmp_path):
+    settings = pytest.importorskip("tidegate.mesh.control.settings").ControlSettings
+    directory = StateDirectory(tmp_path)
+    program = controller_program(file_of().mesh, directory)
+    read = settings.from_command_line(program.command[3:])
+    assert read.grpc_port == 1
+    assert read.objects == [Path("mesh/istio"), Path("more.yaml"), directory.workloads]
+    assert read.port_file == program.port_file
+
+
+def test_envoy_is_told_where_its_controller_is(tmp_path):
+    program = envoy_program(file_of().mesh, StateDirectory(tmp_path), {})
+    assert "--controller=127.0.0.1:1" in program.command
+    assert "--traces=http://127.0.0.1:1" in program.command
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [("127.0.0.1:41", "127.0.0.1", 41), ("[::1]:42", "::1", 42)],
+)
+def test_a_workload_is_an_istio_object_while_it_is_there(tmp_path, address, host, port):
+    file = tmp_path / "deep" / "a.yaml"
+    workload = Workload(name="a", namespace="models", labels={"app": "vision"}, file=file)
+    workload.enter(address)
+    assert yaml.safe_load(file.read_text()) == {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": {"name": "a", "namespace": "models"},
+        "spec": {"address": host, "ports": {"grpc": port}, "labels": {"app": "vision"}},
+    }
+    workload.leave()
+    assert list(file.parent.iterdir()) == []
+    workload.leave()
+
+
+async def test_an_envoy_that_is_not_there_routes_nothing(tmp_path):
+    file = tmp_path / "admin"
+    assert await Routing(file).clusters_of("127.0.0.1:1") == frozenset()
+    file.write_text("127.0.0.1:1")
+    assert await Routing(file).clusters_of("127.0.0.1:1") == frozenset()

@@ -1,0 +1,141 @@
+"""``--trace``: the spans of a command's calls, at a collector."""
+
+import asyncio
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from double_server import double_server
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+PROGRAM = "from tidegate.cli.main import main; main()"
+WITHOUT_SDK = (
+    "import sys; sys.modules['opentelemetry.sdk.resources'] = None\n"
+    "from tidegate.cli.main import main; main()"
+)
+NOTHING_IMPORTED = (
+    "import sys\nfrom tidegate.cli.main import main\n"
+    "try: main()\nfinally: assert 'opentelemetry' not in sys.modules"
+)
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans that it is sent, by name."""
+
+    def __init__(self):
+        self.spans = []
+        self.services = set()
+
+    async def Export(self, request, context):  # noqa: N802  # the protocol's name
+        for resource in request.resource_spans:
+            self.services |= {
+                each.value.string_value
+                for each in resource.resource.attributes
+                if each.key == "service.name"
+            }
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@asynccontextmanager
+async def collecting():
+    collector = Collector()
+    sink = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, sink)
+    port = sink.add_insecure_port("127.0.0.1:0")
+    await sink.start()
+    try:
+        yield collector, f"http://127.0.0.1:{port}"
+    finally:
+        await sink.stop(None)
+
+
+@pytest.fixture
+def server():
+    with double_server() as double:
+        yield double
+
+
+@pytest.fixture
+def tidegate(tmp_path):
+    """Runs the command line in a thread, since the collector is in this process."""
+
+    def run(*arguments, program=PROGRAM, stdin=b"", env=None):
+        return subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            input=stdin,
+            capture_output=True,
+            cwd=tmp_path,
+            env=env,
+            timeout=60,
+            check=False,
+        )
+
+    return lambda *arguments, **options: asyncio.to_thread(run, *arguments, **options)
+
+
+async def test_each_call_of_classify_is_a_trace_of_its_own(tidegate, server):
+    async with collecting() as (collector, url):
+        arguments = ("classify", "-", "--repeat", "3", "--vision", server.address, "--trace", url)
+        done = await tidegate(*arguments, stdin=b"jpeg")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [span.name for span in collector.spans] == [
+        "tidegate.vision.v1.VisionService/Classify"
+    ] * 3
+    assert len({span.trace_id for span in collector.spans}) == 3
+    assert collector.services == {"tidegate-cli"}
+    sent = {each["traceparent"].split("-")[1] for each in server.script.metadata}
+    assert sent == {span.trace_id.hex() for span in collector.spans}
+
+
+async def test_chat_has_a_span_and_the_collector_may_come_from_the_environment(tidegate, server):
+    async with collecting() as (collector, url):
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_SERVICE_NAME": "notebook"}
+        done = await tidegate("chat", "hello", "--llm", server.address, env=env)
+    assert (done.returncode, done.stdout) == (0, b"Paris.\n")
+    assert [span.name for span in collector.spans] == ["tidegate.llm.v1.LlmService/Chat"]
+    assert collector.services == {"notebook"}
+
+
+async def test_failed_call_is_sent_too(tidegate, server):
+    async with collecting() as (collector, url):
+        arguments = ("classify", "-", "--vision", server.address, "--trace", url)
+        done = await tidegate(*arguments, stdin=b"not an image")
+    assert done.returncode == 1
+    (span,) = collector.spans
+    assert span.status.code == 2
+
+
+async def test_absent_collector_is_told_and_the_work_is_done(tidegate, server):
+    url = "http://127.0.0.1:9"
+    arguments = ("classify", "-", "--vision", server.address, "--trace", url)
+    done = await tidegate(*arguments, stdin=b"jpeg")
+    assert done.returncode == 0
+    assert b"tabby" in done.stdout
+    assert done.stderr.decode() == f"spans not sent to {url}: 1\n"
+
+
+async def test_light_install_does_the_work_and_says_what_it_lacks(tidegate, server):
+    arguments = ("classify", "-", "--vision", server.address, "--trace", "http://127.0.0.1:9")
+    done = await tidegate(*arguments, program=WITHOUT_SDK, stdin=b"jpeg")
+    assert done.returncode == 0
+    assert b"tabby" in done.stdout
+    assert b"pip install 'tidegate[server]'" in done.stderr
+    assert "traceparent" not in server.script.metadata[0]
+
+
+async def test_collector_that_is_no_url_is_refused(tidegate, server):
+    arguments = ("classify", "-", "--vision", server.address, "--trace", "127.0.0.1:4317")
+    done = await tidegate(*arguments, stdin=b"jpeg")
+    assert done.returncode == 2
+    assert b"is no URL" in done.stderr
+
+
+async def test_without_a_collector_nothing_is_imported_or_sent(tidegate, server):
+    arguments = ("classify", "-", "--vision", server.address)
+    done = await tidegate(*arguments, program=NOTHING_IMPORTED, stdin=b"jpeg")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "traceparent" not in server.script.metadata[0]
