@@ -1,0 +1,91 @@
+"""The access log service (ALS): where Envoys tell of requests.
+
+Each message of a stream is read only when the request log has taken the one before. An Envoy that
+comes back opens a new stream; what it tried to send while nobody listened it has lost, and counts
+as written.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+import grpc
+import structlog
+from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage, StreamAccessLogsResponse
+from google.protobuf.message import DecodeError
+from prometheus_client import Counter, Gauge
+
+from tidegate.chassis.calls import ServicerContext
+from tidegate.mesh.telemetry import lenient
+from tidegate.mesh.telemetry.record import RequestRecord, parse_entry, proxy_name
+from tidegate.mesh.telemetry.request_log import RequestLog
+
+__all__ = ["SERVICE_NAME", "AccessLogServicer"]
+
+SERVICE_NAME: Final = "envoy.service.accesslog.v3.AccessLogService"
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_RECORDS: Final = Counter(
+    "tidegate_mesh_request_records_total", "Requests that Envoys have told of."
+)
+_PASSED_OVER: Final = Counter(
+    "tidegate_mesh_access_log_entries_passed_over_total",
+    "What came as access log and tells of no finished request, by what it is instead.",
+    ("kind",),
+)
+_STREAMS: Final = Gauge("tidegate_mesh_access_log_streams", "Envoys that are sending access logs.")
+
+
+class AccessLogServicer:
+    """``envoy.service.accesslog.v3.AccessLogService``: publishes what Envoys log.
+
+    Args:
+        log: where to.
+    """
+
+    def __init__(self, log: RequestLog) -> None:
+        self._log = log
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server."""
+        # Bytes are parsed by the handler: a message that cannot be would end the stream.
+        method: grpc.RpcMethodHandler[bytes, StreamAccessLogsResponse] = (
+            grpc.stream_unary_rpc_method_handler(
+                self._stream, response_serializer=StreamAccessLogsResponse.SerializeToString
+            )
+        )
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamAccessLogs": method})]
+        )
+
+    async def _stream(
+        self, messages: AsyncIterator[bytes], context: ServicerContext
+    ) -> StreamAccessLogsResponse:
+        proxy, role = "", ""
+        with _STREAMS.track_inprogress():
+            async for data in messages:
+                try:
+                    message = lenient.parse(StreamAccessLogsMessage, data)
+                except DecodeError as error:
+                    _PASSED_OVER.labels("malformed").inc()
+                    _log.warning("malformed access log", peer=context.peer(), error=str(error))
+                    continue
+                # Only the first message has to say who sends.
+                if message.HasField("identifier"):
+                    proxy, role = proxy_name(message.identifier.node)
+                    _log.info("access log", proxy=proxy, role=role, peer=context.peer())
+                if records := _records(message, proxy, role):
+                    _RECORDS.inc(len(records))
+                    await self._log.publish(records)
+        return StreamAccessLogsResponse()
+
+
+def _records(message: StreamAccessLogsMessage, proxy: str, role: str) -> list[RequestRecord]:
+    entries = message.http_logs.log_entry
+    parsed = (parse_entry(entry, proxy, role) for entry in entries)
+    records = [record for record in parsed if record is not None]
+    if len(records) < len(entries):
+        _PASSED_OVER.labels("intermediate").inc(len(entries) - len(records))
+    if message.tcp_logs.log_entry:
+        _PASSED_OVER.labels("tcp").inc(len(message.tcp_logs.log_entry))
+    return records

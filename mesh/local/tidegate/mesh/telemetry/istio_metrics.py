@@ -1,0 +1,253 @@
+"""Istio's standard metrics from the request log, so that dashboards made for Istio fit.
+
+Names, labels and buckets are those of Istio's proxies (https://istio.io/latest/docs/reference/config/metrics/),
+with ``reporter="source"``, as a gateway reports. Where Istio knows nothing it writes ``unknown``,
+and so does this.
+
+Labels are bounded. They come from the mesh's own objects and from the endpoint's workload, never
+from what a client says: who calls an authority that no route knows counts for ``unknown``. A
+method counts by its name once a server has answered for it with something other than
+UNIMPLEMENTED, else as ``other``. Should somebody feed invented clusters into the access log, what
+exceeds `MAX_LABEL_SETS` counts for ``unknown`` in every label.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+import grpc
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+
+from tidegate.mesh.telemetry.record import RequestRecord
+from tidegate.mesh.telemetry.request_log import RequestLog
+
+__all__ = ["MAX_LABEL_SETS", "IstioMetrics", "Workload", "WorkloadLookup"]
+
+MAX_LABEL_SETS: Final = 2_000
+"""How many combinations of labels are kept apart."""
+
+_UNKNOWN: Final = "unknown"
+_OTHER: Final = "other"
+_LABELS: Final = (
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "request_protocol",
+    "response_code",
+    "grpc_response_status",
+    "response_flags",
+    "connection_security_policy",
+)
+# Envoy's default buckets, which Istio's proxies use for times and for sizes alike.
+_BUCKETS: Final = (
+    *(0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000),
+    *(30_000, 60_000, 300_000, 600_000, 1_800_000, 3_600_000),
+)
+_FIRST_BYTE_BUCKETS_S: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_CANONICAL_NAME: Final = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+_CANONICAL_REVISION: Final = (
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+)
+# istiod's name for the only cluster that there is.
+_CLUSTER: Final = "Kubernetes"
+_READ_AHEAD: Final = 50_000
+_PATIENCE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What runs behind an endpoint, in Istio's words.
+
+    Attributes:
+        name: the workload, such as a deployment.
+        namespace: its namespace.
+        app: its label ``app``.
+        version: its label ``version``.
+        canonical_service: its name in Kiali's graph.
+        canonical_revision: its version in Kiali's graph.
+    """
+
+    name: str = _UNKNOWN
+    namespace: str = _UNKNOWN
+    app: str = _UNKNOWN
+    version: str = _UNKNOWN
+    canonical_service: str = _UNKNOWN
+    canonical_revision: str = _UNKNOWN
+
+    @classmethod
+    def from_labels(cls, name: str, namespace: str, labels: Mapping[str, str]) -> Self:
+        """Names a workload as Istio does, by the most telling of its labels.
+
+        Args:
+            name: the workload.
+            namespace: its namespace.
+            labels: its labels.
+        """
+        return cls(
+            name=name,
+            namespace=namespace,
+            app=labels.get("app", _UNKNOWN),
+            version=labels.get("version", _UNKNOWN),
+            canonical_service=_first(labels, _CANONICAL_NAME, name),
+            canonical_revision=_first(labels, _CANONICAL_REVISION, "latest"),
+        )
+
+
+WorkloadLookup = Callable[[str], Workload | None]
+"""Gives the workload at an ``address:port``, None for an address that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The collectors; with one set of labels bound, a request looks none up."""
+
+    requests: Counter
+    duration_ms: Histogram
+    request_bytes: Histogram
+    response_bytes: Histogram
+    request_messages: Counter
+    response_messages: Counter
+
+    def bound(self, labels: tuple[str, ...]) -> "_Series":
+        return _Series(
+            self.requests.labels(*labels),
+            self.duration_ms.labels(*labels),
+            self.request_bytes.labels(*labels),
+            self.response_bytes.labels(*labels),
+            self.request_messages.labels(*labels),
+            self.response_messages.labels(*labels),
+        )
+
+    def observe(self, record: RequestRecord) -> None:
+        self.requests.inc()
+        self.duration_ms.observe(record.duration_s * 1000)
+        self.request_bytes.observe(record.request_bytes)
+        self.response_bytes.observe(record.response_bytes)
+        if record.is_grpc:
+            self.request_messages.inc(record.request_messages or 0)
+            self.response_messages.inc(record.response_messages or 0)
+
+
+class IstioMetrics:
+    """Counts requests as an Istio gateway would.
+
+    Args:
+        workload_at: tells what runs at an endpoint.
+        registry: where the collectors live; the default registry, beside those of the chassis.
+    """
+
+    def __init__(self, workload_at: WorkloadLookup, registry: CollectorRegistry = REGISTRY) -> None:
+        self._workload_at = workload_at
+        self._series: dict[tuple[str, ...], _Series] = {}
+        self._methods: dict[tuple[str, str, str], Histogram] = {}
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, _LABELS, registry=registry)
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(name, text, _LABELS, registry=registry, buckets=_BUCKETS)
+
+        self._unbound = _Series(
+            requests=counter("istio_requests_total", "Requests that have ended."),
+            duration_ms=histogram("istio_request_duration_milliseconds", "Duration of requests."),
+            request_bytes=histogram("istio_request_bytes", "Sizes of requests' bodies."),
+            response_bytes=histogram("istio_response_bytes", "Sizes of responses' bodies."),
+            request_messages=counter(
+                "istio_request_messages_total", "gRPC messages sent by clients."
+            ),
+            response_messages=counter(
+                "istio_response_messages_total", "gRPC messages sent by servers."
+            ),
+        )
+        self._first_byte = Histogram(
+            "tidegate_mesh_time_to_first_byte_seconds",
+            "Time from a request's arrival to the first byte of the endpoint's answer.",
+            ("host", "subset", "method"),
+            registry=registry,
+            buckets=_FIRST_BYTE_BUCKETS_S,
+        )
+
+    async def follow(self, log: RequestLog) -> None:
+        """Counts every request of a log, until cancelled."""
+        with log.subscribe("metrics", capacity=_READ_AHEAD, patience_s=_PATIENCE_S) as records:
+            async for record in records:
+                self.observe(record)
+
+    def observe(self, record: RequestRecord) -> None:
+        """Counts one request."""
+        self._bound(self._label_values(record)).observe(record)
+        if record.time_to_first_byte_s is not None:
+            self._first_byte_of(record).observe(record.time_to_first_byte_s)
+
+    def _bound(self, labels: tuple[str, ...]) -> _Series:
+        series = self._series.get(labels)
+        if series is None:
+            if len(self._series) >= MAX_LABEL_SETS:
+                labels = (_UNKNOWN,) * len(_LABELS)
+            series = self._series[labels] = self._unbound.bound(labels)
+        return series
+
+    def _first_byte_of(self, record: RequestRecord) -> Histogram:
+        known = bool(record.method) and record.grpc_status is not grpc.StatusCode.UNIMPLEMENTED
+        method = f"{record.service}/{record.method}" if known else _OTHER
+        labels = (record.host or _UNKNOWN, record.subset, method)
+        bound = self._methods.get(labels)
+        if bound is None:
+            if len(self._methods) >= MAX_LABEL_SETS:
+                labels = (_UNKNOWN, "", _OTHER)
+            bound = self._methods[labels] = self._first_byte.labels(*labels)
+        return bound
+
+    def _label_values(self, record: RequestRecord) -> tuple[str, ...]:
+        proxy = record.proxy_role or _UNKNOWN
+        found = self._workload_at(record.upstream_address) if record.upstream_address else None
+        workload = Workload() if found is None else found
+        service_name, namespace = _service_of(record.host)
+        status = "" if record.grpc_status is None else str(record.grpc_status.value[0])
+        return (
+            "source",
+            *(proxy, _UNKNOWN, _UNKNOWN, proxy, _UNKNOWN, _CLUSTER, proxy, "latest"),
+            *(workload.name, workload.namespace, _UNKNOWN, workload.app, workload.version),
+            *(_CLUSTER, workload.canonical_service, workload.canonical_revision),
+            *(record.host or _UNKNOWN, service_name, namespace),
+            "grpc" if record.is_grpc else "http",
+            str(record.http_status),
+            status,
+            ",".join(record.response_flags) or "-",
+            # A proxy on the client's side does not know (Istio's rule).
+            _UNKNOWN,
+        )
+
+
+def _service_of(host: str) -> tuple[str, str]:
+    """Name and namespace of a service, from its host as Kubernetes forms it."""
+    parts = host.split(".")
+    if len(parts) >= 3 and parts[2] == "svc":
+        return parts[0], parts[1]
+    return host or _UNKNOWN, _UNKNOWN
+
+
+def _first(labels: Mapping[str, str], names: tuple[str, ...], default: str) -> str:
+    return next((labels[name] for name in names if name in labels), default)

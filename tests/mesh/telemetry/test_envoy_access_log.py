@@ -1,0 +1,195 @@
+"""What the controller knows of a request after a real Envoy has told it."""
+
+import asyncio
+import time
+
+import grpc
+import pytest
+
+HOST = "echo.models.svc.cluster.local"
+SERVICE = "tidegate.test.v1.Echo"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def user(name):
+    return ("x-user-id", name)
+
+
+async def failure(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def test_unary_call_is_told_in_full(mesh, record_of):
+    began_s = time.time()
+    await mesh.call("Unary", "v1", user("ann"), ("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"))
+    record = await record_of("ann")
+    assert (record.proxy, record.proxy_role) == ("ingress-1", "ingress")
+    assert (record.service, record.method, record.path) == (SERVICE, "Unary", f"/{SERVICE}/Unary")
+    assert record.is_grpc
+    assert (record.route, record.cluster) == ("to-v1", f"outbound|50051|v1|{HOST}")
+    assert (record.host, record.port, record.subset) == (HOST, 50051, "v1")
+    assert record.upstream_address == mesh.v1.address
+    assert record.listener_address == record.authority == f"127.0.0.1:{mesh.port}"
+    assert (record.grpc_status, record.http_status) == (grpc.StatusCode.OK, 200)
+    assert (record.response_flags, record.response_details) == ((), "via_upstream")
+    assert (record.request_messages, record.response_messages) == (1, 1)
+    # Five bytes of "hello" and five of gRPC's frame.
+    assert (record.request_bytes, record.response_bytes) == (10, 10)
+    assert record.trailers == {"tidegate-model": "echo", "tidegate-model-version": "1-fp32"}
+    assert (record.model, record.model_version) == ("echo", "1-fp32")
+    assert (record.trace_id, record.attempts) == (TRACE, 1)
+    assert began_s <= record.start_time_s <= time.time()
+    assert 0 < record.time_to_first_byte_s <= record.duration_s
+
+
+async def test_call_without_a_trace_gets_the_one_that_envoy_began(mesh, record_of):
+    await mesh.call("Unary", "v1", user("bob"))
+    record = await record_of("bob")
+    version, trace_id, _, _ = mesh.v1.metadata[-1]["traceparent"].split("-")
+    assert (version, record.trace_id) == ("00", trace_id)
+
+
+async def test_failed_call_has_status_and_trailers_though_it_has_no_trailers_of_its_own(
+    mesh, record_of
+):
+    await failure(mesh.call("Fail", "v1", user("cid")))
+    record = await record_of("cid")
+    assert (record.grpc_status, record.grpc_message) == (
+        grpc.StatusCode.NOT_FOUND,
+        "no such thing",
+    )
+    assert record.model_version == "1-fp32"
+    assert (record.http_status, record.response_flags) == (200, ())
+    assert (record.request_messages, record.response_messages) == (1, 0)
+
+
+async def test_first_byte_of_a_stream_is_its_first_message(mesh, record_of):
+    mesh.v1.go_on.clear()
+    began_s = time.monotonic()
+    call = mesh.call("Stream", "v1", user("dan"), kind="unary_stream")
+    assert await call.read() == b"1"
+    first_s = time.monotonic() - began_s
+    mesh.v1.go_on.set()
+    assert [await call.read(), await call.read(), await call.read()] == [b"2", b"3", grpc.aio.EOF]
+    record = await record_of("dan")
+    assert 0 < record.time_to_first_byte_s < record.duration_s
+    assert record.time_to_first_byte_s <= first_s
+    assert (record.request_messages, record.response_messages) == (1, 3)
+    assert record.trailers["tidegate-tokens-out"] == "3"
+    assert record.trailers["tidegate-finish"] == "stop"
+
+
+async def test_messages_of_both_directions_are_counted(mesh, record_of):
+    async def three():
+        for each in (b"a", b"b", b"c"):
+            yield each
+
+    call = mesh.call("Twice", "v1", user("eva"), kind="stream_stream", request=three())
+    assert len([each async for each in call]) == 6
+    record = await record_of("eva")
+    assert (record.request_messages, record.response_messages) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("to", "flag", "status", "subset"),
+    [
+        ("empty", "UH", grpc.StatusCode.UNAVAILABLE, "empty"),
+        ("refused", "UF", grpc.StatusCode.UNAVAILABLE, "refused"),
+        # No cluster of this name: nobody can say which one the route meant.
+        ("missing", "NC", grpc.StatusCode.UNAVAILABLE, ""),
+        ("nowhere", "NR", grpc.StatusCode.UNIMPLEMENTED, ""),
+    ],
+)
+async def test_what_the_mesh_does_wrong_has_its_flag(mesh, record_of, to, flag, status, subset):
+    error = await failure(mesh.call("Unary", to, user(to)))
+    record = await record_of(to)
+    assert record.response_flags == (flag,)
+    assert record.grpc_status is status is error.code()
+    assert (record.subset, record.host) == (subset, HOST if subset else "")
+    assert record.time_to_first_byte_s is None
+    assert record.upstream_address == (mesh.refusing if to == "refused" else "")
+
+
+async def test_stream_that_its_client_leaves_is_cancelled_and_no_failure(mesh, record_of):
+    mesh.v1.go_on.clear()
+    call = mesh.call("Stream", "v1", user("fay"), kind="unary_stream")
+    await call.read()
+    call.cancel()
+    record = await record_of("fay")
+    mesh.v1.go_on.set()
+    assert record.response_flags == ("DR",)
+    assert record.grpc_status is grpc.StatusCode.CANCELLED
+    assert record.response_messages == 1
+
+
+async def test_stream_whose_client_closes_its_connection_is_cancelled(mesh, record_of):
+    mesh.v1.go_on.clear()
+    reader, writer = await asyncio.open_connection("127.0.0.1", mesh.port)
+    head = f"POST /{SERVICE}/Stream HTTP/1.1\r\nhost: a\r\nx-to: v1\r\nx-user-id: gus\r\n"
+    writer.write(f"{head}te: trailers\r\ncontent-type: application/grpc\r\n".encode())
+    writer.write(b"content-length: 5\r\n\r\n" + bytes(5))
+    assert b"200" in await reader.readline()
+    writer.close()
+    record = await record_of("gus")
+    mesh.v1.go_on.set()
+    assert record.response_flags == ("DC",)
+    assert record.grpc_status is grpc.StatusCode.CANCELLED
+
+
+async def test_stream_that_envoy_cuts_is_unknown(mesh, record_of):
+    mesh.v1.go_on.clear()
+    call = mesh.call("Stream", "impatient", user("hal"), kind="unary_stream")
+    await failure(_read_all(call))
+    record = await record_of("hal")
+    mesh.v1.go_on.set()
+    assert record.response_flags == ("UT",)
+    # The headers said 200; no status followed them.
+    assert (record.http_status, record.grpc_status) == (200, grpc.StatusCode.UNKNOWN)
+
+
+async def _read_all(call):
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_rewritten_path_is_told_as_the_client_wrote_it(mesh, record_of):
+    await mesh.call("Alias", "rewritten", user("ian"))
+    record = await record_of("ian")
+    assert (record.method, record.grpc_status) == ("Alias", grpc.StatusCode.OK)
+
+
+async def test_plain_http_is_no_call(mesh, record_of):
+    await _http(mesh, b"GET /a/b?c HTTP/1.1\r\nhost: a\r\nx-user-id: jo\r\n\r\n")
+    record = await record_of("jo")
+    assert not record.is_grpc
+    assert record.grpc_status is None
+    assert (record.http_status, record.response_flags) == (404, ("NR",))
+
+
+async def test_bytes_that_are_no_text_cost_neither_the_record_nor_the_stream(mesh, record_of):
+    streams = await mesh.stat("cluster.tidegate-access-log.upstream_rq_total")
+    odd = b"user-agent: \xff\xfe\r\nx-request-id: \xff\r\ntraceparent: 00-\xff\r\n"
+    for user_id in ("lea", "leo", "lia"):
+        head = f"GET / HTTP/1.1\r\nhost: a\r\nx-user-id: {user_id}\r\n".encode()
+        await _http(mesh, head + odd + b"\r\n")
+        assert (await record_of(user_id)).http_status == 404
+    # Each of Envoy's two workers opens a stream with its first entry, and none again.
+    assert await mesh.stat("cluster.tidegate-access-log.upstream_rq_total") - streams <= 1
+
+
+async def _http(mesh, request):
+    reader, writer = await asyncio.open_connection("127.0.0.1", mesh.port)
+    writer.write(request)
+    await reader.readline()
+    writer.close()
+
+
+async def test_envoy_has_written_all_it_was_told_and_dropped_nothing(mesh, record_of):
+    await mesh.call("Unary", "v1", user("kim"))
+    await record_of("kim")
+    assert await mesh.stat("access_logs.grpc_access_log.logs_written") > 0
+    assert await mesh.stat("access_logs.grpc_access_log.logs_dropped") == 0

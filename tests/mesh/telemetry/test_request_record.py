@@ -1,0 +1,310 @@
+"""What an access log entry says, also when nobody meant it to make sense."""
+
+import contextlib
+import math
+
+import grpc
+import pytest
+from envoy.config.core.v3.address_pb2 import Address
+from envoy.data.accesslog.v3.accesslog_pb2 import (
+    AccessLogType,
+    HTTPAccessLogEntry,
+    ResponseFlags,
+)
+from envoy.extensions.filters.http.grpc_stats.v3.config_pb2 import FilterObject
+from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import StringValue
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.mesh.telemetry import lenient
+from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, TRACE_TAG
+from tidegate.mesh.telemetry.record import ClusterName, address_text, parse_entry
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def call(http=200, headers=None, trailers=None, **common):
+    entry = HTTPAccessLogEntry()
+    entry.request.path = "/pkg.v1.Service/Method"
+    entry.request.request_headers["content-type"] = "application/grpc+proto"
+    entry.response.response_code.value = http
+    entry.response.response_headers.update(headers or {})
+    entry.response.response_trailers.update(trailers or {})
+    for name, value in common.items():
+        setattr(entry.common_properties, name, value)
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("outbound|80|v2|a.b.svc", ClusterName("a.b.svc", 80, "v2")),
+        ("outbound|80||a.b.svc", ClusterName("a.b.svc", 80)),
+        ("outbound|80|v2|", ClusterName("outbound|80|v2|")),
+        ("outbound|080000|v2|a", ClusterName("outbound|080000|v2|a")),
+        ("outbound|٨٠|v2|a", ClusterName("outbound|٨٠|v2|a")),
+        ("outbound|80|v2|a|b", ClusterName("outbound|80|v2|a|b")),
+        ("inbound|80||a", ClusterName("inbound|80||a")),
+        ("BlackHoleCluster", ClusterName("BlackHoleCluster")),
+        ("", ClusterName("")),
+    ],
+)
+def test_cluster_name_is_istiods_or_the_host(name, parsed):
+    assert ClusterName.parse(name) == parsed
+
+
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        (call(trailers={"grpc-status": "0"}), grpc.StatusCode.OK),
+        (call(headers={"grpc-status": "5"}), grpc.StatusCode.NOT_FOUND),
+        (
+            call(headers={"grpc-status": "0"}, trailers={"grpc-status": "13"}),
+            grpc.StatusCode.INTERNAL,
+        ),
+        (call(trailers={"grpc-status": "17"}), grpc.StatusCode.UNKNOWN),
+        (call(trailers={"grpc-status": "٣"}), grpc.StatusCode.UNKNOWN),
+        (call(trailers={"grpc-status": ""}), grpc.StatusCode.UNKNOWN),
+        (call(http=200), grpc.StatusCode.UNKNOWN),
+        (call(http=0), grpc.StatusCode.UNKNOWN),
+        (call(http=400), grpc.StatusCode.INTERNAL),
+        (call(http=401), grpc.StatusCode.UNAUTHENTICATED),
+        (call(http=403), grpc.StatusCode.PERMISSION_DENIED),
+        (call(http=404), grpc.StatusCode.UNIMPLEMENTED),
+        (call(http=429), grpc.StatusCode.UNAVAILABLE),
+        (call(http=502), grpc.StatusCode.UNAVAILABLE),
+        (call(http=503), grpc.StatusCode.UNAVAILABLE),
+        (call(http=504), grpc.StatusCode.UNAVAILABLE),
+        (call(http=500), grpc.StatusCode.UNKNOWN),
+    ],
+)
+def test_status_is_what_a_grpc_client_would_see(entry, status):
+    assert parse_entry(entry).grpc_status is status
+
+
+def test_client_that_left_after_the_status_was_sent_changes_nothing():
+    entry = call(trailers={"grpc-status": "0"})
+    entry.common_properties.response_flags.downstream_remote_reset = True
+    assert parse_entry(entry).grpc_status is grpc.StatusCode.OK
+
+
+def test_every_flag_of_the_message_has_envoys_short_name():
+    entry = call()
+    for field in ResponseFlags.DESCRIPTOR.fields:
+        if field.message_type is None:
+            setattr(entry.common_properties.response_flags, field.name, True)
+    entry.common_properties.response_flags.unauthorized_details.reason = 1
+    flags = parse_entry(entry).response_flags
+    assert len(set(flags)) == len(ResponseFlags.DESCRIPTOR.fields)
+    assert {"UH", "UF", "NR", "NC", "UC", "UR", "URX", "DC", "DR", "UO", "UAEX"} <= set(flags)
+
+
+def test_flags_that_the_message_has_no_field_for_come_by_the_tag():
+    entry = call()
+    entry.common_properties.response_flags.no_healthy_upstream = True
+    entry.common_properties.custom_tags[FLAGS_TAG] = "UH,DO"
+    assert parse_entry(entry).response_flags == ("UH", "DO")
+
+
+def test_tags_that_say_nothing_are_nothing():
+    entry = call(upstream_cluster="outbound|1|s|h")
+    entry.common_properties.custom_tags.update({CLUSTER_TAG: "-", FLAGS_TAG: "-", TRACE_TAG: "-"})
+    record = parse_entry(entry)
+    assert (record.cluster, record.response_flags, record.trace_id) == ("outbound|1|s|h", (), "")
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "trace"),
+    [
+        (f"00-{TRACE}-b7ad6b7169203331-01", TRACE),
+        (f"cc-{TRACE}-b7ad6b7169203331-01-what-will-be", TRACE),
+        (f"00-{TRACE}", ""),
+        ("00-x-b7ad6b7169203331-01", ""),
+        ("", ""),
+    ],
+)
+def test_trace_comes_from_traceparent_where_there_is_no_tag(traceparent, trace):
+    entry = call()
+    entry.request.request_headers["traceparent"] = traceparent
+    assert parse_entry(entry).trace_id == trace
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/a.B/C", ("a.B", "C")),
+        ("/a.B/C?d=/e", ("a.B", "C")),
+        ("/a.B/", ("", "")),
+        ("//C", ("", "")),
+        ("/a/b/c", ("", "")),
+        ("a.B/C", ("", "")),
+        ("*", ("", "")),
+        ("", ("", "")),
+    ],
+)
+def test_method_is_read_from_a_path_of_two_parts(path, names):
+    entry = call()
+    entry.request.path = path
+    record = parse_entry(entry)
+    assert (record.service, record.method) == names
+
+
+def test_log_that_names_no_content_type_is_told_by_the_status():
+    entry = call(trailers={"grpc-status": "0"})
+    entry.request.request_headers.clear()
+    assert parse_entry(entry).is_grpc
+    entry.response.response_trailers.clear()
+    assert not parse_entry(entry).is_grpc
+
+
+def test_only_the_end_of_a_request_is_a_record():
+    assert parse_entry(call(access_log_type=AccessLogType.DownstreamEnd)) is not None
+    assert parse_entry(call(access_log_type=AccessLogType.DownstreamPeriodic)) is None
+    assert parse_entry(call(intermediate_log_entry=True)) is None
+
+
+def test_state_of_another_kind_is_no_count():
+    entry = call()
+    packed = entry.common_properties.filter_state_objects["envoy.filters.http.grpc_stats"]
+    packed.Pack(FilterObject(request_message_count=2))
+    assert parse_entry(entry).request_messages == 2
+    packed.value = b"\xff"
+    assert parse_entry(entry).request_messages is None
+    packed.Pack(StringValue(value="a"))
+    assert parse_entry(entry).request_messages is None
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ({"socket_address": {"address": "10.0.0.1", "port_value": 1}}, "10.0.0.1:1"),
+        ({"socket_address": {"address": "::1", "port_value": 1}}, "[::1]:1"),
+        ({"pipe": {"path": "/a"}}, "unix:/a"),
+        ({"envoy_internal_address": {"server_listener_name": "a"}}, ""),
+        ({}, ""),
+    ],
+)
+def test_address_is_written_as_one_dials_it(address, text):
+    assert address_text(Address(**address)) == text
+
+
+def messages(kind, depth=4):
+    """Any message of a type, a few levels deep."""
+    fields = {}
+    for field in kind.DESCRIPTOR.fields:
+        value = _values(field, depth)
+        if value is not None:
+            fields[field.name] = value
+
+    def build(chosen):
+        message = kind()
+        for name, value in chosen.items():
+            field = kind.DESCRIPTOR.fields_by_name[name]
+            target = getattr(message, name)
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                for key, each in value.items():
+                    if isinstance(each, str):
+                        target[key] = each
+                    else:
+                        target[key].CopyFrom(each)
+            elif field.is_repeated:
+                target.extend(value)
+            elif field.message_type is not None:
+                target.CopyFrom(value)
+            else:
+                setattr(message, name, value)
+        return message
+
+    return st.fixed_dictionaries({}, optional=fields).map(build)
+
+
+_TEXT = st.text(max_size=20) | st.sampled_from(
+    ["outbound|1|a|b", "/a.B/C", "-", "grpc-status", "14", "application/grpc", "traceparent", "DC"]
+)
+_SCALARS = {
+    FieldDescriptor.TYPE_STRING: _TEXT,
+    FieldDescriptor.TYPE_BYTES: st.binary(max_size=20),
+    FieldDescriptor.TYPE_BOOL: st.booleans(),
+    FieldDescriptor.TYPE_DOUBLE: st.floats(),
+    FieldDescriptor.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_UINT32: st.integers(0, 2**32 - 1),
+    FieldDescriptor.TYPE_UINT64: st.integers(0, 2**64 - 1),
+    FieldDescriptor.TYPE_ENUM: st.integers(-(2**31), 2**31 - 1),
+}
+
+
+def _values(field, depth):
+    if field.message_type is None:
+        value = _SCALARS[field.type]
+        return st.lists(value, max_size=2) if field.is_repeated else value
+    if depth == 0 or field.message_type.full_name == Struct.DESCRIPTOR.full_name:
+        return None
+    if field.message_type.GetOptions().map_entry:
+        of = field.message_type.fields_by_name["value"]
+        value = _TEXT if of.message_type is None else messages(of.message_type._concrete_class, 1)
+        return st.dictionaries(_TEXT, value, max_size=3)
+    value = messages(field.message_type._concrete_class, depth - 1)
+    return st.lists(value, max_size=2) if field.is_repeated else value
+
+
+_ENTRIES = messages(HTTPAccessLogEntry)
+
+
+@given(_ENTRIES)
+def test_no_entry_is_too_odd(entry):
+    record = parse_entry(entry, "p")
+    if record is None:
+        assert entry.common_properties.intermediate_log_entry or (
+            entry.common_properties.access_log_type != AccessLogType.NotSet
+        )
+        return
+    assert math.isfinite(record.duration_s)
+    assert record.duration_s >= 0
+    assert record.is_grpc == (record.grpc_status is not None)
+    assert record.port is None or 0 <= record.port <= 99_999
+    hash(record.response_flags)
+
+
+@given(_ENTRIES, st.binary(max_size=8), st.data())
+def test_bytes_that_are_no_text_spoil_nothing_but_themselves(entry, spoilt, data):
+    marker = "0123456789abcdef"
+    entry.common_properties.stream_id = marker
+    entry.request.request_id = "mine"
+    message = StreamAccessLogsMessage()
+    message.http_logs.log_entry.extend([entry, entry])
+    wire = message.SerializeToString()
+    odd = spoilt.ljust(len(marker), b"\xff")
+    read = lenient.parse(StreamAccessLogsMessage, wire.replace(marker.encode(), odd))
+    for each in read.http_logs.log_entry:
+        assert each.common_properties.stream_id == odd.decode(errors="replace")
+        each.common_properties.stream_id = marker
+    assert read == message
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_message_is_refused_and_nothing_else_happens(data):
+    with contextlib.suppress(DecodeError):
+        lenient.parse(StreamAccessLogsMessage, data)
+
+
+def test_bottomless_message_is_refused():
+    data = b""
+    for _ in range(2_000):
+        # A Struct has a field whose value is a Struct.
+        data = _nested(1, _nested(2, _nested(5, data)))
+    with pytest.raises(DecodeError):
+        lenient.parse(Struct, data)
+
+
+def _nested(number, content):
+    length, encoded = len(content), bytearray()
+    while length >= 0x80:
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
+    return bytes([number << 3 | 2]) + bytes(encoded) + content
