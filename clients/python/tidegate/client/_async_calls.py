@@ -27,7 +27,8 @@ async def call_unary(
     """
     context.checked(request)
     deadline_s = context.unary_deadline_s(timeout_s)
-    try:
-        return await rpc(request, timeout=deadline_s, metadata=context.metadata())
-    except grpc.RpcError as error:
-        raise context.error(error, deadline_s) from error
+    with context.span(type(request)) as span:
+        try:
+            return await rpc(request, timeout=deadline_s, metadata=context.metadata(span))
+        except grpc.RpcError as error:
+            raise context.error(error, deadline_s) from error

@@ -9,6 +9,7 @@ import grpc
 from tidegate.client._async_calls import call_unary
 from tidegate.client._shared.answer import PartialAnswer
 from tidegate.client._shared.calls import CallContext
+from tidegate.client._shared.errors import TidegateRpcError
 from tidegate.client._shared.llm import (
     MessageInput,
     PromptInput,
@@ -32,6 +33,7 @@ from tidegate.client._shared.llm_types import (
     LlmModel,
     Tokenization,
 )
+from tidegate.client._shared.spans import CallSpan
 from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
 
 if TYPE_CHECKING:
@@ -60,11 +62,13 @@ class AsyncGenerationStream:
         call: "_Call",
         context: CallContext,
         deadline_s: float | None,
+        span: CallSpan,
     ) -> None:
         self._call = call
         self._responses: AsyncIterator[_Response] = aiter(call)
         self._context = context
         self._deadline_s = deadline_s
+        self._span = span
         self._answer = PartialAnswer(context.target)
 
     @property
@@ -90,6 +94,11 @@ class AsyncGenerationStream:
     def close(self) -> None:
         """Stops the call, and with it the model; does nothing after the end."""
         self._call.cancel()
+        # Who has the finish has everything, though the stream was not read to its end.
+        if self.finish is None:
+            self._span.abandon()
+        else:
+            self._span.end()
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -99,10 +108,11 @@ class AsyncGenerationStream:
             piece = delta(await anext(self._responses))
         except StopAsyncIteration:
             if self._answer.finish is None:
-                raise self._answer.cut_short() from None
+                raise self._failed(self._answer.cut_short()) from None
+            self._span.end()
             raise
         except grpc.RpcError as error:
-            raise self._context.error(error, self._deadline_s) from error
+            raise self._failed(self._context.error(error, self._deadline_s)) from error
         self._answer.add(piece)
         return piece
 
@@ -116,6 +126,10 @@ class AsyncGenerationStream:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _failed(self, error: TidegateRpcError) -> TidegateRpcError:
+        self._span.end(error)
+        return error
 
 
 class AsyncLlmClient:
@@ -154,8 +168,10 @@ class AsyncLlmClient:
         )
         self._context.checked(request)
         deadline_s = self._context.stream_deadline_s(timeout_s)
-        call = self._stub.Chat(request, timeout=deadline_s, metadata=self._context.metadata())
-        return AsyncGenerationStream(call, self._context, deadline_s)
+        span = self._context.span(type(request))
+        metadata = self._context.metadata(span)
+        call = self._stub.Chat(request, timeout=deadline_s, metadata=metadata)
+        return AsyncGenerationStream(call, self._context, deadline_s, span)
 
     def generate(
         self,
@@ -177,8 +193,10 @@ class AsyncLlmClient:
         request = generate_request(prompt, options)
         self._context.checked(request)
         deadline_s = self._context.stream_deadline_s(timeout_s)
-        call = self._stub.Generate(request, timeout=deadline_s, metadata=self._context.metadata())
-        return AsyncGenerationStream(call, self._context, deadline_s)
+        span = self._context.span(type(request))
+        metadata = self._context.metadata(span)
+        call = self._stub.Generate(request, timeout=deadline_s, metadata=metadata)
+        return AsyncGenerationStream(call, self._context, deadline_s, span)
 
     async def complete(
         self,

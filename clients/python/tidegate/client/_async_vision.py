@@ -107,24 +107,25 @@ class AsyncVisionClient:
                 raise
 
         deadline_s = context.stream_deadline_s(timeout_s)
-        call = self._stub.ClassifyStream(
-            messages(), timeout=deadline_s, metadata=context.metadata()
-        )
-        try:
-            index = 0
-            async for response in call:
-                yield stream_answer(index, response, context.target)
-                index += 1
-        except grpc.RpcError as error:
-            if raised:
-                raise raised[0] from None
-            raise context.error(error, deadline_s) from error
-        except asyncio.CancelledError:
-            if raised:
-                raise raised[0] from None
-            raise
-        finally:
-            call.cancel()
+        with context.span(vision_pb2.ClassifyStreamRequest) as span:
+            call = self._stub.ClassifyStream(
+                messages(), timeout=deadline_s, metadata=context.metadata(span)
+            )
+            try:
+                index = 0
+                async for response in call:
+                    yield stream_answer(index, response, context.target)
+                    index += 1
+            except grpc.RpcError as error:
+                if raised:
+                    raise raised[0] from None
+                raise context.error(error, deadline_s) from error
+            except asyncio.CancelledError:
+                if raised:
+                    raise raised[0] from None
+                raise
+            finally:
+                call.cancel()
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[VisionModel, ...]:
         """Every model version that the server knows, loaded or not.

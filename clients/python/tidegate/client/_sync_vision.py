@@ -99,18 +99,19 @@ class VisionClient:
                 raise
 
         deadline_s = context.stream_deadline_s(timeout_s)
-        call = self._stub.ClassifyStream(
-            messages(), timeout=deadline_s, metadata=context.metadata()
-        )
-        try:
-            for index, response in enumerate(call):
-                yield stream_answer(index, response, context.target)
-        except grpc.RpcError as error:
-            if raised:
-                raise raised[0] from None
-            raise context.error(error, deadline_s) from error
-        finally:
-            call.cancel()
+        with context.span(vision_pb2.ClassifyStreamRequest) as span:
+            call = self._stub.ClassifyStream(
+                messages(), timeout=deadline_s, metadata=context.metadata(span)
+            )
+            try:
+                for index, response in enumerate(call):
+                    yield stream_answer(index, response, context.target)
+            except grpc.RpcError as error:
+                if raised:
+                    raise raised[0] from None
+                raise context.error(error, deadline_s) from error
+            finally:
+                call.cancel()
 
     def models(self, *, timeout_s: float | None = None) -> tuple[VisionModel, ...]:
         """Every model version that the server knows, loaded or not.

@@ -14,6 +14,7 @@ from tidegate.client._shared.errors import (
     error_of,
     failure_of_call,
 )
+from tidegate.client._shared.spans import CallSpan, call_span
 
 __all__ = ["CallContext"]
 
@@ -38,15 +39,27 @@ class CallContext:
         """The deadline of a whole stream, in seconds; ``None`` for no deadline."""
         return _finite(self.options.stream_timeout_s if timeout_s is None else timeout_s)
 
-    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """The client's metadata, and the trace context of the running span if there is one."""
+    def span(self, request: type[Message]) -> CallSpan:
+        """Begins the span of a call, in a program that traces.
+
+        Args:
+            request: the type of the message that the call sends.
+        """
+        return call_span(request, self.target)
+
+    def metadata(self, span: CallSpan) -> tuple[tuple[str, str | bytes], ...]:
+        """The client's metadata, and the trace context of the call's span or of the running one.
+
+        Args:
+            span: of the call.
+        """
         metadata = self.options.metadata
         # A program that traces has imported OpenTelemetry; one that has not is spared its cost.
         if "opentelemetry.context" in sys.modules:
             from opentelemetry import propagate
 
             carrier: dict[str, str] = {}
-            propagate.inject(carrier)
+            propagate.inject(carrier, span.context)
             metadata += tuple((key.lower(), value) for key, value in carrier.items())
         return metadata
 

@@ -61,8 +61,12 @@ _CONNECT_TIMEOUT = timedelta(seconds=1)
 # Longer than the 10 s that a Tidegate server asks of those who ping it.
 _PING_INTERVAL, _PING_TIMEOUT = timedelta(seconds=15), timedelta(seconds=5)
 
-# Spans go to the collector this often; Envoy would wait five seconds, and a person looks sooner.
-_RUNTIME: Final = {"tracing.opentelemetry.flush_interval_ms": 200}
+# Envoy would send five spans at once, which costs the collector more than the spans do, and what is
+# left after five seconds, when whoever asks for the last trace has looked already.
+_RUNTIME: Final = {
+    "tracing.opentelemetry.flush_interval_ms": 500,
+    "tracing.opentelemetry.min_flush_spans": 512,
+}
 
 # Each cluster would bring some hundred statistics. These are what a person looks at; what the
 # controller needs comes by access log and load report.

@@ -1,0 +1,210 @@
+"""The parameters of Jaeger's query API, read into values.
+
+Two generations are in use. Grafana and Jaeger's UI before 2026 ask ``/api/traces?service=…`` with
+times in microseconds; later ones ask ``/api/v3/trace-summaries?query.serviceName=…`` with times as
+RFC 3339 writes them. Both ask for durations as Go does, such as ``1.5ms``.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+from tidegate.mesh.traces.errors import BadQueryError
+from tidegate.mesh.traces.query import TraceQuery
+
+__all__ = ["Parameters", "dependency_period_ns", "search_query", "summary_query", "trace_id"]
+
+_LATEST_NS: Final = 2**63 - 1
+_DEFAULT_LIMIT: Final = 100
+_MOST_TRACES: Final = 1_500
+_DEPENDENCY_LOOKBACK_MS: Final = 24 * 3600 * 1000
+_UNITS_NS: Final = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,  # the micro sign
+    "μs": 1_000,  # the Greek letter
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+    "d": 86_400_000_000_000,
+}
+_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(ns|us|µs|μs|ms|s|m|h|d)")
+_FRACTION: Final = re.compile(r"\.(\d{1,9})(?=Z|[+-]|$)")
+
+
+Parameters: TypeAlias = Mapping[str, Sequence[str]]
+"""The parameters of a request, each with all its values."""
+
+
+def search_query(parameters: Parameters, now_ns: int) -> TraceQuery:
+    """Reads the parameters of ``/api/traces``.
+
+    Without ``start``, the time begins ``lookback`` before its end, or with the oldest trace.
+
+    Args:
+        parameters: of the request.
+        now_ns: the time, in nanoseconds since 1970.
+
+    Raises:
+        BadQueryError: one of them cannot be understood.
+    """
+    end_ns = _integer(parameters, "end", now_ns // 1000) * 1000
+    lookback = _first(parameters, "lookback")
+    # "custom" is how the UI says that start and end tell it.
+    earliest_ns = (
+        end_ns - _duration_ns("lookback", lookback) if lookback not in ("", "custom") else 0
+    )
+    tags: dict[str, str] = {}
+    for text in parameters.get("tag", ()):
+        key, colon, value = text.partition(":")
+        if not colon:
+            raise BadQueryError(f"malformed 'tag' parameter, expecting key:value: {text}")
+        tags[key] = value
+    for text in parameters.get("tags", ()):
+        tags |= _tags("tags", text)
+    return _query(
+        service=_first(parameters, "service"),
+        operation=_first(parameters, "operation"),
+        tags=tags,
+        start_min_ns=_integer(parameters, "start", earliest_ns // 1000) * 1000,
+        start_max_ns=end_ns,
+        durations=("minDuration", "maxDuration"),
+        limit="limit",
+        parameters=parameters,
+    )
+
+
+def summary_query(parameters: Parameters) -> TraceQuery:
+    """Reads the parameters of ``/api/v3/trace-summaries``.
+
+    Args:
+        parameters: of the request.
+
+    Raises:
+        BadQueryError: one of them cannot be understood, or the time is not given.
+    """
+    start, end = (_first(parameters, f"query.startTime{which}") for which in ("Min", "Max"))
+    if not start or not end:
+        raise BadQueryError("query.startTimeMin and query.startTimeMax are required")
+    attributes = _first(parameters, "query.attributes")
+    return _query(
+        service=_first(parameters, "query.serviceName"),
+        operation=_first(parameters, "query.operationName"),
+        tags=_tags("query.attributes", attributes) if attributes else {},
+        start_min_ns=_instant_ns("query.startTimeMin", start),
+        start_max_ns=_instant_ns("query.startTimeMax", end),
+        durations=("query.durationMin", "query.durationMax"),
+        limit="query.searchDepth",
+        parameters=parameters,
+    )
+
+
+def dependency_period_ns(parameters: Parameters, now_ns: int) -> tuple[int, int]:
+    """Reads the parameters of ``/api/dependencies``: begin and end, in nanoseconds since 1970.
+
+    Args:
+        parameters: of the request.
+        now_ns: the time, in nanoseconds since 1970.
+
+    Raises:
+        BadQueryError: one of them cannot be understood.
+    """
+    end_ms = _integer(parameters, "endTs", now_ns // 1_000_000)
+    start_ms = end_ms - _integer(parameters, "lookback", _DEPENDENCY_LOOKBACK_MS)
+    return _clamped(start_ms * 1_000_000), _clamped(end_ms * 1_000_000)
+
+
+def trace_id(text: str) -> bytes:
+    """Reads a trace id; leading zeros may be left out.
+
+    Raises:
+        BadQueryError: it is not 1 to 32 hexadecimal digits.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{1,32}", text):
+        raise BadQueryError(f"a trace id has 1 to 32 hexadecimal digits: {text[:80]!r}")
+    return bytes.fromhex(text.zfill(32))
+
+
+def _query(
+    *,
+    service: str,
+    operation: str,
+    tags: Mapping[str, str],
+    start_min_ns: int,
+    start_max_ns: int,
+    durations: tuple[str, str],
+    limit: str,
+    parameters: Parameters,
+) -> TraceQuery:
+    shortest, longest = (_first(parameters, name) for name in durations)
+    duration_min_ns = _duration_ns(durations[0], shortest) if shortest else 0
+    duration_max_ns = _duration_ns(durations[1], longest) if longest else _LATEST_NS
+    if duration_max_ns < duration_min_ns:
+        raise BadQueryError(f"'{durations[1]}' should be greater than '{durations[0]}'")
+    return TraceQuery(
+        service=service,
+        operation=operation,
+        tags=tags,
+        start_min_ns=_clamped(start_min_ns),
+        start_max_ns=_clamped(start_max_ns),
+        duration_min_ns=duration_min_ns,
+        duration_max_ns=duration_max_ns,
+        limit=min(max(0, _integer(parameters, limit, _DEFAULT_LIMIT)), _MOST_TRACES),
+    )
+
+
+def _first(parameters: Parameters, name: str) -> str:
+    values = parameters.get(name, ())
+    return values[0] if values else ""
+
+
+def _integer(parameters: Parameters, name: str, default: int) -> int:
+    text = _first(parameters, name)
+    if not text:
+        return default
+    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+        raise BadQueryError(f"unable to parse param '{name}': not an integer: {text[:80]!r}")
+    return int(text)
+
+
+def _duration_ns(name: str, text: str) -> int:
+    position, total_ns = 0, 0.0
+    while part := _PART.match(text, position):
+        total_ns += float(part[1]) * _UNITS_NS[part[2]]
+        position = part.end()
+    if not text or position != len(text):
+        raise BadQueryError(
+            f"unable to parse param '{name}': not a duration such as 1.5ms or 2h: {text[:80]!r}"
+        )
+    return min(round(total_ns), _LATEST_NS)
+
+
+def _instant_ns(name: str, text: str) -> int:
+    # Python knows microseconds, and three or six digits of them.
+    fraction = _FRACTION.search(text)
+    nanoseconds = int(fraction[1].ljust(9, "0")) if fraction else 0
+    try:
+        instant = datetime.fromisoformat(_FRACTION.sub("", text, count=1))
+    except ValueError as error:
+        raise BadQueryError(f"malformed parameter {name}: {error}") from error
+    if instant.tzinfo is None:
+        raise BadQueryError(f"malformed parameter {name}: it names no time zone: {text[:80]!r}")
+    since = instant - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + nanoseconds
+
+
+def _tags(name: str, text: str) -> dict[str, str]:
+    try:
+        tags = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadQueryError(f"malformed '{name}' parameter, cannot read its JSON") from error
+    if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
+        raise BadQueryError(f"malformed '{name}' parameter, expecting an object of strings")
+    return tags
+
+
+def _clamped(time_ns: int) -> int:
+    return min(max(0, time_ns), _LATEST_NS)

@@ -1,0 +1,19 @@
+"""What the store of traces tells Prometheus."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge
+
+__all__ = ["DUPLICATES", "EVICTED", "KEPT_BYTES", "KEPT_SPANS", "KEPT_TRACES", "REFUSED", "TAKEN"]
+
+TAKEN: Final = Counter("tidegate_traces_spans_taken", "Spans that were kept.")
+DUPLICATES: Final = Counter(
+    "tidegate_traces_spans_duplicate", "Spans that were there already, since they were sent again."
+)
+REFUSED: Final = Counter(
+    "tidegate_traces_spans_refused", "Spans that were not kept, by reason.", ("reason",)
+)
+EVICTED: Final = Counter("tidegate_traces_evicted", "Traces that went to make room for newer ones.")
+KEPT_TRACES: Final = Gauge("tidegate_traces_kept", "Traces that are kept.")
+KEPT_SPANS: Final = Gauge("tidegate_traces_kept_spans", "Spans that are kept.")
+KEPT_BYTES: Final = Gauge("tidegate_traces_kept_bytes", "Bytes of spans that are kept.")

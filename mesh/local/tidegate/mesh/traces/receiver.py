@@ -1,0 +1,62 @@
+"""Takes spans over OTLP/gRPC, as any OpenTelemetry exporter and Envoy's tracer send them.
+
+A span that cannot be kept is refused by itself and told in ``partial_success``; the rest is kept.
+A request that the store has no room for is refused whole, with when to come again.
+"""
+
+from typing import Final
+
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+from tidegate.chassis import ServicerContext, get_logger
+from tidegate.chassis.errors import ResourceExhausted, Unavailable
+from tidegate.mesh.traces.errors import StoreBusyError, StoreError
+from tidegate.mesh.traces.store import TraceStore
+
+__all__ = ["SERVICE_NAME", "OtlpTraceServicer"]
+
+SERVICE_NAME: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
+
+_log = get_logger(__name__)
+
+_RETRY_AFTER_S: Final = 1.0
+
+
+class OtlpTraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
+    """OTLP's ``TraceService`` in front of a store; for a server on the chassis.
+
+    Args:
+        store: where spans go.
+    """
+
+    def __init__(self, store: TraceStore) -> None:
+        self._store = store
+
+    async def Export(  # noqa: N802  # the protocol's name
+        self, request: otlp.ExportTraceServiceRequest, context: ServicerContext
+    ) -> otlp.ExportTraceServiceResponse:
+        """Keeps what can be kept of a request.
+
+        Raises:
+            ResourceExhausted: too much waits; exporters try again.
+            Unavailable: the file of traces cannot be written; exporters try again.
+        """
+        del context
+        try:
+            refused = await self._store.add(request)
+        except StoreBusyError as error:
+            raise ResourceExhausted(
+                str(error), reason="TRACES_BUSY", retry_after_s=_RETRY_AFTER_S
+            ) from error
+        except StoreError as error:
+            _log.warning("spans not kept", error=str(error))
+            raise Unavailable(
+                str(error), reason="TRACES_UNAVAILABLE", retry_after_s=_RETRY_AFTER_S
+            ) from error
+        response = otlp.ExportTraceServiceResponse()
+        if refused:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(refused.items()))
+            response.partial_success.rejected_spans = sum(refused.values())
+            response.partial_success.error_message = f"spans not kept: {reasons}"
+        return response
