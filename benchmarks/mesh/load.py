@@ -1,0 +1,338 @@
+"""Steady load through the ingress: each call has to be answered, and by a version that may.
+
+Calls start by the clock, not when others end, so that the rate holds while servers come and go.
+Some classify a photograph; the others, so that there are enough, ask the server which version of
+the model it has (``ModelMetadata``), and so every answer names who gave it. Nothing is tried again:
+gRPC's own retries are off. Beside them, chats stream from the language model, each to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from laptop import MODEL
+
+from tidegate.inference.v2 import open_inference_pb2 as oip
+from tidegate.llm.v1 import llm_pb2
+from tidegate.vision.v1 import vision_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from ledger import Ledger
+
+__all__ = ["Failure", "Load", "LoadPlan", "Misrouted"]
+
+_CLASSIFY: Final = "/tidegate.vision.v1.VisionService/Classify"
+_METADATA: Final = "/inference.GRPCInferenceService/ModelMetadata"
+_CHAT: Final = "/tidegate.llm.v1.LlmService/Chat"
+_CHANNELS: Final = 4
+_OPTIONS: Final = (
+    ("grpc.enable_retries", 0),
+    # A connection for each channel; they would share one otherwise.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_TIMEOUT_S: Final = 30.0
+_TICK_S: Final = 0.002
+# Calls that wait for their answer when they are counted are not yet among the answered.
+_AHEAD: Final = 1.03
+# Beyond this the rate cannot be held, and more calls would only wait in more places.
+_MOST_IN_FLIGHT: Final = 512
+_LULL_S: Final = 5
+
+if TYPE_CHECKING:
+    _Stub = Callable[..., grpc.aio.UnaryUnaryCall[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What load to make.
+
+    Attributes:
+        calls_per_s: calls of the vision servers, photographs included.
+        photographs_per_s: how many of them classify a photograph.
+        streams: chats that run at any time.
+        tokens: length of each chat's answer.
+    """
+
+    calls_per_s: float
+    photographs_per_s: float
+    streams: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A call that was not answered as it should have been.
+
+    Attributes:
+        at_s: when it ended, in seconds since the load began.
+        during: what was going on.
+        method: what was called.
+        lasted_s: for how long it ran.
+        status: how it ended.
+        details: what that said.
+        metadata: what came with it, initial metadata and trailers.
+    """
+
+    at_s: float
+    during: str
+    method: str
+    lasted_s: float
+    status: str
+    details: str
+    metadata: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Misrouted:
+    """A call that was answered by a version without weight.
+
+    Attributes:
+        at_s: when it ended, in seconds since the load began.
+        during: what was going on.
+        method: what was called.
+        lasted_s: for how long it ran.
+        after_s: how long after the last acknowledgement it began.
+        version: who answered.
+        allowed: who might have.
+    """
+
+    at_s: float
+    during: str
+    method: str
+    lasted_s: float
+    after_s: float
+    version: str
+    allowed: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Totals:
+    """What was counted so far.
+
+    Attributes:
+        calls: calls of vision servers that were answered.
+        photographs: how many of them classified a photograph.
+        decided: how many of them only one version might answer.
+        streams: chats that came to their end.
+        tokens: tokens that they brought.
+    """
+
+    calls: int = 0
+    photographs: int = 0
+    decided: int = 0
+    streams: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Calls that ended, by the second."""
+
+    begun_s: float = field(default_factory=time.perf_counter)
+    ended: Counter[int] = field(default_factory=Counter)
+
+    def now_s(self) -> float:
+        return time.perf_counter() - self.begun_s
+
+    def count(self) -> None:
+        self.ended[int(self.now_s())] += 1
+
+
+class Load:
+    """The load, and what came of it.
+
+    Args:
+        plan: what load.
+        ledger: knows who may answer.
+        photograph: a JPEG.
+
+    Attributes:
+        during: what is going on, for the failures.
+        totals: what was counted.
+        failures: calls that failed.
+        misrouted: calls that the wrong version answered.
+        versions: how many calls each version answered.
+    """
+
+    def __init__(self, plan: LoadPlan, ledger: Ledger, photograph: bytes) -> None:
+        self.plan = plan
+        self.during = "the beginning"
+        self.totals = Totals()
+        self.failures: list[Failure] = []
+        self.misrouted: list[Misrouted] = []
+        self.versions: Counter[str] = Counter()
+        self._ledger = ledger
+        self._clock = _Clock()
+        self._stopping = asyncio.Event()
+        self._classify = vision_pb2.ClassifyRequest(
+            model=MODEL, images=[vision_pb2.Image(encoded=photograph)], top_k=1
+        ).SerializeToString()
+        self._metadata = oip.ModelMetadataRequest(name=MODEL).SerializeToString()
+
+    @asynccontextmanager
+    async def running(self, vision: str, llm: str) -> AsyncIterator[None]:
+        """Makes the load until the context ends, and then waits for what still runs.
+
+        Args:
+            vision: the ingress for vision.
+            llm: the ingress for the language model.
+        """
+        channels = [grpc.aio.insecure_channel(vision, _OPTIONS) for _ in range(_CHANNELS)]
+        talks = grpc.aio.insecure_channel(llm, _OPTIONS)
+        self._clock = _Clock()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._call_by_the_clock(channels))
+                for number in range(self.plan.streams):
+                    tasks.create_task(self._talk(talks, number))
+                try:
+                    yield
+                finally:
+                    self.during = "the end"
+                    self._stopping.set()
+        finally:
+            for channel in (*channels, talks):
+                await channel.close()
+
+    def now_s(self) -> float:
+        """Seconds since the load began."""
+        return self._clock.now_s()
+
+    def lull(self, from_s: float, to_s: float) -> float:
+        """Answered calls a second, in the five seconds between two moments that had fewest."""
+        each = [self._clock.ended[second] for second in range(int(from_s) + 1, int(to_s))]
+        lulls = [each[start : start + _LULL_S] for start in range(len(each) - _LULL_S + 1)]
+        return min(statistics.mean(lull) for lull in lulls or [each or [0]])
+
+    async def answered_by(self, version: str, limit_s: float) -> None:
+        """Waits until one more call is answered by a version.
+
+        Raises:
+            TimeoutError: none is in time.
+        """
+        before = self.versions[version]
+        async with asyncio.timeout(limit_s):
+            while self.versions[version] == before:  # noqa: ASYNC110 - a look is cheaper than a call
+                await asyncio.sleep(_TICK_S)
+
+    async def _call_by_the_clock(self, channels: list[grpc.aio.Channel]) -> None:
+        room = asyncio.Semaphore(_MOST_IN_FLIGHT)
+        classify: list[_Stub] = [each.unary_unary(_CLASSIFY) for each in channels]
+        metadata: list[_Stub] = [each.unary_unary(_METADATA) for each in channels]
+        share = self.plan.photographs_per_s / self.plan.calls_per_s
+        begun_s, made, photographs = self.now_s(), 0, 0
+        async with asyncio.TaskGroup() as calls:
+            while not self._stopping.is_set():
+                due = int((self.now_s() - begun_s) * self.plan.calls_per_s * _AHEAD)
+                while made < due and not self._stopping.is_set():
+                    await room.acquire()
+                    made += 1
+                    if photographs < made * share:
+                        photographs += 1
+                        call = self._call(classify[made % _CHANNELS], _CLASSIFY, self._classify)
+                    else:
+                        call = self._call(metadata[made % _CHANNELS], _METADATA, self._metadata)
+                    calls.create_task(call).add_done_callback(lambda _: room.release())
+                await asyncio.sleep(_TICK_S)
+
+    async def _call(self, stub: _Stub, method: str, request: bytes) -> None:
+        began_s = time.perf_counter()
+        try:
+            answer = await stub(request, timeout=_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            self._fail(method, began_s, error)
+            return
+        ended_s = time.perf_counter()
+        is_photograph = method == _CLASSIFY
+        version = _classified_by(answer) if is_photograph else _served_version(answer)
+        allowed = self._ledger.allowed(began_s, ended_s)
+        self._clock.count()
+        self.versions[version] += 1
+        self.totals.calls += 1
+        self.totals.photographs += is_photograph
+        self.totals.decided += len(allowed) == 1
+        if version not in allowed:
+            found = Misrouted(
+                at_s=self.now_s(),
+                during=self.during,
+                method=method,
+                lasted_s=ended_s - began_s,
+                after_s=self._ledger.since_acknowledged_s(began_s),
+                version=version,
+                allowed=tuple(sorted(allowed)),
+            )
+            self.misrouted.append(found)
+
+    async def _talk(self, channel: grpc.aio.Channel, number: int) -> None:
+        """One chat after the other; the last one comes to its end, too."""
+        stub = channel.unary_stream(
+            _CHAT, llm_pb2.ChatRequest.SerializeToString, llm_pb2.ChatResponse.FromString
+        )
+        for turn in itertools.count():
+            if self._stopping.is_set():
+                return
+            began_s = time.perf_counter()
+            tokens, finish = 0, None
+            try:
+                async for piece in stub(self._question(number, turn)):
+                    tokens += len(piece.delta.token_ids)
+                    finish = piece.finish if piece.HasField("finish") else None
+            except grpc.aio.AioRpcError as error:
+                self._fail(f"{_CHAT}, after {tokens} tokens", began_s, error)
+                # Who cannot chat at all would ask without end.
+                await asyncio.sleep(1)
+                continue
+            if finish is None or tokens != self.plan.tokens:
+                words = f"ended after {tokens} of {self.plan.tokens} tokens, finish: {finish}"
+                self._note(_CHAT, began_s, "cut", words, ())
+                continue
+            self.totals.streams += 1
+            self.totals.tokens += tokens
+
+    def _question(self, number: int, turn: int) -> llm_pb2.ChatRequest:
+        sampling = llm_pb2.SamplingParameters(max_tokens=self.plan.tokens, ignore_end_of_text=True)
+        words = f"Tell the story of harbour {number}, chapter {turn}."
+        return llm_pb2.ChatRequest(
+            messages=[llm_pb2.Message(role=llm_pb2.ROLE_USER, content=words)],
+            options=llm_pb2.GenerationOptions(sampling=sampling),
+        )
+
+    def _fail(self, method: str, began_s: float, error: grpc.aio.AioRpcError) -> None:
+        metadata = [*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())]
+        self._note(
+            *(method, began_s, error.code().name, error.details() or ""),
+            tuple(f"{key}: {value!r}" for key, value in metadata),
+        )
+
+    def _note(
+        self, method: str, began_s: float, status: str, details: str, metadata: tuple[str, ...]
+    ) -> None:
+        failure = Failure(
+            at_s=self.now_s(),
+            during=self.during,
+            method=method,
+            lasted_s=time.perf_counter() - began_s,
+            status=status,
+            details=details,
+            metadata=metadata,
+        )
+        self.failures.append(failure)
+
+
+def _classified_by(answer: bytes) -> str:
+    return vision_pb2.ClassifyResponse.FromString(answer).version
+
+
+def _served_version(answer: bytes) -> str:
+    """The version of a server that has one."""
+    return ",".join(oip.ModelMetadataResponse.FromString(answer).versions)

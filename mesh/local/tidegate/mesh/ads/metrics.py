@@ -1,0 +1,59 @@
+"""What the discovery service tells Prometheus."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from tidegate.mesh.ads.status import Protocol
+from tidegate.mesh.resources import Audience, ResourceType
+
+__all__ = ["IGNORED_REQUESTS", "REFUSED_STREAMS", "StreamMetrics"]
+
+# From a proxy on the same machine to one that warms a thousand clusters.
+_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60)
+
+_proxies = Gauge(
+    "tidegate_xds_proxies", "Streams of proxies that are open.", ("audience", "protocol")
+)
+_pushes = Counter("tidegate_xds_pushes", "Responses sent to proxies.", ("audience", "type"))
+_push_bytes = Counter(
+    "tidegate_xds_push_bytes", "Size of the responses sent to proxies.", ("audience", "type")
+)
+_nacks = Counter("tidegate_xds_nacks", "Responses that proxies refused.", ("audience", "type"))
+_ack_seconds = Histogram(
+    "tidegate_xds_ack_seconds",
+    "From the writing of a response to the proxy's answer.",
+    ("audience", "type"),
+    buckets=_BUCKETS_S,
+)
+
+IGNORED_REQUESTS = Counter(
+    "tidegate_xds_ignored_requests", "Requests for a type that is not served here."
+)
+REFUSED_STREAMS = Counter(
+    "tidegate_xds_refused_streams", "Streams that were ended for what they asked.", ("reason",)
+)
+
+
+class StreamMetrics:
+    """The metrics of one stream.
+
+    Args:
+        audience: which resources are made for the proxy.
+        protocol: how it asks.
+    """
+
+    def __init__(self, audience: Audience, protocol: Protocol) -> None:
+        self._audience = audience.value
+        self.proxies = _proxies.labels(audience.value, protocol.name.lower())
+
+    def pushed(self, type_: ResourceType, size_bytes: int) -> None:
+        """Counts a response."""
+        labels = (self._audience, type_.name.lower())
+        _pushes.labels(*labels).inc()
+        _push_bytes.labels(*labels).inc(size_bytes)
+
+    def answered(self, type_: ResourceType, seconds: float, *, accepted: bool) -> None:
+        """Counts the answer to a response."""
+        labels = (self._audience, type_.name.lower())
+        _ack_seconds.labels(*labels).observe(seconds)
+        if not accepted:
+            _nacks.labels(*labels).inc()

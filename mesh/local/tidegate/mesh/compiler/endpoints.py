@@ -1,0 +1,98 @@
+"""Endpoints: the `ClusterLoadAssignment` of a cluster, with what is known of their health.
+
+An endpoint that must get no new requests stays in the assignment and is marked, so that its running
+streams end by themselves. Labels go along: under ``envoy.lb`` as they are, and under ``istio`` as
+``workload;namespace;canonical name;canonical revision;cluster``, which is what telemetry reads.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from envoy.config.core.v3 import base_pb2, health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.wrappers_pb2 import UInt32Value
+
+from tidegate.mesh.compiler.naming import cluster_name
+from tidegate.mesh.compiler.protobuf import socket_address
+from tidegate.mesh.compiler.services import Endpoint, Port
+from tidegate.mesh.compiler.settings import EndpointState, EndpointStates
+from tidegate.mesh.compiler.targets import Target
+from tidegate.mesh.istio.service_entry import Resolution
+from tidegate.mesh.istio.shapes import SubsetName
+
+__all__ = ["assignment"]
+
+_HEALTH: Final[Mapping[EndpointState, int]] = {
+    EndpointState.HEALTHY: health_check_pb2.HEALTHY,
+    EndpointState.UNHEALTHY: health_check_pb2.UNHEALTHY,
+    EndpointState.DRAINING: health_check_pb2.DRAINING,
+}
+_UNKNOWN: Final[int] = health_check_pb2.UNKNOWN
+_CANONICAL_NAME: Final = (
+    "service.istio.io/canonical-name",
+    "app.kubernetes.io/name",
+    "app",
+)
+_CANONICAL_REVISION: Final = (
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+)
+
+
+def assignment(
+    target: Target, port: Port, subset: SubsetName | None, states: EndpointStates
+) -> endpoint_pb2.ClusterLoadAssignment:
+    """The endpoints of one cluster."""
+    endpoints = target.endpoints(port, subset)
+    result = endpoint_pb2.ClusterLoadAssignment(
+        cluster_name=cluster_name(target.service.host, port.number, subset)
+    )
+    if endpoints:
+        # gRPC clients want a locality with a weight, and take no endpoints without.
+        group = result.endpoints.add(
+            locality=base_pb2.Locality(),
+            load_balancing_weight=UInt32Value(value=sum(each.weight for each in endpoints)),
+        )
+        group.lb_endpoints.extend(
+            _endpoint(each, _health(target, each, states)) for each in endpoints
+        )
+    return result
+
+
+def _health(target: Target, endpoint: Endpoint, states: EndpointStates) -> int:
+    if target.service.resolution is Resolution.DNS:
+        return _UNKNOWN
+    unseen = EndpointState.HEALTHY if target.service.external else EndpointState.UNHEALTHY
+    return _HEALTH[states.get(endpoint.key, unseen)]
+
+
+def _endpoint(endpoint: Endpoint, health: int) -> endpoint_components_pb2.LbEndpoint:
+    return endpoint_components_pb2.LbEndpoint(
+        endpoint=endpoint_components_pb2.Endpoint(
+            address=socket_address(endpoint.address, endpoint.port)
+        ),
+        health_status=health,
+        load_balancing_weight=UInt32Value(value=endpoint.weight),
+        metadata=base_pb2.Metadata(
+            filter_metadata={
+                "envoy.lb": _struct(endpoint.labels),
+                "istio": _struct({"workload": _workload(endpoint)}),
+            }
+        ),
+    )
+
+
+def _workload(endpoint: Endpoint) -> str:
+    name = _first(endpoint.labels, _CANONICAL_NAME) or endpoint.workload
+    revision = _first(endpoint.labels, _CANONICAL_REVISION)
+    return f"{endpoint.workload};{endpoint.namespace};{name};{revision};Kubernetes"
+
+
+def _first(labels: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((labels[name] for name in names if labels.get(name)), "")
+
+
+def _struct(values: Mapping[str, str]) -> Struct:
+    return Struct(fields={name: Value(string_value=value) for name, value in values.items()})

@@ -1,0 +1,202 @@
+"""Entrances: where traffic enters through gateways, and which VirtualService is for what of it.
+
+An entrance is a route configuration. All HTTP servers of a port, of whatever gateway, are one,
+``http.PORT``; each HTTPS server is its own, as its certificate decides for whom it is. A
+VirtualService is bound to an entrance under every domain that both it and a server of the gateway
+name, and under the narrower name of the two where one has a ``*``.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from tidegate.mesh.compiler.errors import CompileError
+from tidegate.mesh.compiler.naming import narrower
+from tidegate.mesh.compiler.settings import OWN_NAMESPACE
+from tidegate.mesh.istio.gateway import Gateway, GatewayProtocol, Server
+from tidegate.mesh.istio.names import MESH
+from tidegate.mesh.istio.shapes import GatewayName
+from tidegate.mesh.istio.virtual_service import VirtualService
+
+__all__ = ["Door", "Entrance", "Entrances", "bind"]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A server of a gateway.
+
+    Attributes:
+        gateway: the gateway.
+        server: the server.
+    """
+
+    gateway: Gateway
+    server: Server
+
+    @property
+    def name(self) -> GatewayName:
+        """What VirtualServices call the gateway."""
+        return GatewayName(f"{self.gateway.name.namespace}/{self.gateway.name.name}")
+
+    @property
+    def redirects(self) -> bool:
+        """Whether plain HTTP is sent to HTTPS."""
+        return bool(self.server.tls and self.server.tls.https_redirect)
+
+    def domains(self) -> Iterator[tuple[str | None, str]]:
+        """The domains taken here, each with the only namespace that may route it, if any."""
+        for host in self.server.hosts:
+            namespace, slash, domain = host.rpartition("/")
+            if namespace == ".":
+                namespace = self.gateway.name.namespace
+            yield (namespace if slash and namespace != "*" else None), domain.lower()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entrance:
+    """A route configuration of gateways.
+
+    Attributes:
+        name: what it is called.
+        port: where it is listened.
+        tls: whether connections are secured.
+        doors: the servers that it serves.
+    """
+
+    name: str
+    port: int
+    tls: bool
+    doors: tuple[Door, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entrances:
+    """All entrances.
+
+    Attributes:
+        by_name: them by name.
+        by_gateway: those of a gateway.
+        errors: what keeps servers from sharing a port.
+    """
+
+    by_name: Mapping[str, Entrance]
+    by_gateway: Mapping[GatewayName, tuple[Entrance, ...]]
+    errors: tuple[CompileError, ...]
+
+    def updated(self, gateways: Iterable[Gateway]) -> "Entrances":
+        """The entrances of all gateways; those that are as before are the same values."""
+        doors: dict[str, list[Door]] = defaultdict(list)
+        by_port: dict[int, list[Door]] = defaultdict(list)
+        for gateway in sorted(gateways, key=lambda each: (each.name.namespace, each.name.name)):
+            for server in gateway.servers:
+                door = Door(gateway, server)
+                doors[_name(door)].append(door)
+                by_port[server.port.number].append(door)
+        by_name = {name: self._entrance(name, tuple(group)) for name, group in doors.items()}
+        by_gateway: dict[GatewayName, list[Entrance]] = defaultdict(list)
+        for entrance in by_name.values():
+            for gateway_name in dict.fromkeys(door.name for door in entrance.doors):
+                by_gateway[gateway_name].append(entrance)
+        return Entrances(
+            by_name,
+            {name: tuple(group) for name, group in by_gateway.items()},
+            tuple(error for group in by_port.values() for error in _conflicts(group)),
+        )
+
+    def _entrance(self, name: str, doors: tuple[Door, ...]) -> Entrance:
+        known = self.by_name.get(name)
+        if known is not None and known.doors == doors:
+            return known
+        return Entrance(name, doors[0].server.port.number, _secured(doors[0]), doors)
+
+
+def bind(
+    service: VirtualService, entrances: Entrances
+) -> tuple[Mapping[tuple[str, str], frozenset[GatewayName]], tuple[CompileError, ...]]:
+    """Where a VirtualService counts.
+
+    Returns:
+        By entrance and domain, the gateways through which it came there; and the gateways that it
+        names and that are not there.
+    """
+    bound: dict[tuple[str, str], set[GatewayName]] = defaultdict(set)
+    errors = []
+    for index, gateway in enumerate(service.gateways):
+        if gateway == MESH:
+            continue
+        found = entrances.by_gateway.get(gateway)
+        if found is None:
+            errors.append(_unknown(service, index, entrances))
+            continue
+        for entrance in found:
+            for door in entrance.doors:
+                if door.name == gateway:
+                    for domain in _common(service, door):
+                        bound[entrance.name, domain].add(gateway)
+    return {key: frozenset(names) for key, names in bound.items()}, tuple(errors)
+
+
+def _common(service: VirtualService, door: Door) -> Iterator[str]:
+    namespace = service.name.namespace
+    if service.export_to == OWN_NAMESPACE and namespace != door.gateway.name.namespace:
+        return
+    for only_from, domain in door.domains():
+        if only_from in (None, namespace):
+            for host in service.hosts:
+                common = narrower(domain, host.lower())
+                if common is not None:
+                    yield common
+
+
+def _secured(door: Door) -> bool:
+    return door.server.port.protocol is GatewayProtocol.HTTPS
+
+
+def _name(door: Door) -> str:
+    port = door.server.port
+    if not _secured(door):
+        return f"http.{port.number}"
+    gateway = door.gateway.name
+    return f"https.{port.number}.{port.name}.{gateway.name}.{gateway.namespace}"
+
+
+def _conflicts(doors: list[Door]) -> Iterator[CompileError]:
+    first = doors[0]
+    for door in doors[1:]:
+        index = door.gateway.servers.index(door.server)
+        path = f"spec.servers[{index}].port"
+        number = door.server.port.number
+        if _secured(door) != _secured(first):
+            yield CompileError(
+                door.gateway.name,
+                path,
+                f"port {number} is {first.server.port.protocol.value} in {first.gateway.name}",
+                "give HTTP and HTTPS different ports",
+            )
+        elif _secured(door):
+            others = doors[: doors.index(door)]
+            if any(_name(door) == _name(other) for other in others):
+                yield CompileError(
+                    door.gateway.name,
+                    f"{path}.name",
+                    f"another server of port {number} is called {door.server.port.name} too",
+                    "give each HTTPS server of a gateway its own port name",
+                )
+            taken = {domain for other in others for _, domain in other.domains()}
+            for domain in sorted(taken & {domain for _, domain in door.domains()}):
+                yield CompileError(
+                    door.gateway.name,
+                    f"spec.servers[{index}].hosts",
+                    f"another HTTPS server of port {number} takes {domain} too",
+                    "name each domain once: it decides which certificate is shown",
+                )
+
+
+def _unknown(service: VirtualService, index: int, entrances: Entrances) -> CompileError:
+    known = ", ".join(sorted(entrances.by_gateway)) or "none: there are none"
+    return CompileError(
+        service.name,
+        f"spec.gateways[{index}]",
+        f"there is no Gateway {service.gateways[index]}",
+        f"define it, or name one of {known}",
+    )

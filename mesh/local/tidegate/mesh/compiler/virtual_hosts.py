@@ -1,0 +1,78 @@
+"""Virtual hosts: what an entrance does with the requests for a domain.
+
+Several VirtualServices may speak of one domain at a gateway, as in Istio. Their routes follow each
+other in the order of the objects' names, and the catch-alls of all come last. An entrance for which
+nobody speaks has one virtual host without routes, which answers 404 (``UNIMPLEMENTED`` to gRPC):
+Envoy waits for a first virtual host before it listens.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from envoy.config.route.v3 import route_components_pb2
+
+from tidegate.mesh.compiler.destinations import Scope
+from tidegate.mesh.compiler.entrances import Entrance
+from tidegate.mesh.compiler.errors import CompileError
+from tidegate.mesh.compiler.matches import is_catch_all
+from tidegate.mesh.compiler.naming import virtual_host_name
+from tidegate.mesh.compiler.routes import routes_of
+from tidegate.mesh.compiler.targets import Target
+from tidegate.mesh.istio.shapes import GatewayName, HostName
+from tidegate.mesh.istio.virtual_service import VirtualService
+from tidegate.mesh.resources import Resource, ResourceType
+
+__all__ = ["Bound", "virtual_host"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A VirtualService at an entrance.
+
+    Attributes:
+        service: the object.
+        gateways: the gateways through which it came there.
+    """
+
+    service: VirtualService
+    gateways: frozenset[GatewayName]
+
+
+def virtual_host(
+    entrance: Entrance,
+    domain: str,
+    bound: Iterable[Bound],
+    targets: Mapping[HostName, Target],
+    errors: list[CompileError],
+) -> Resource:
+    """What an entrance does with a domain.
+
+    Args:
+        entrance: where requests come in.
+        domain: what they ask for.
+        bound: the VirtualServices for it.
+        targets: all hosts.
+        errors: takes what is found wrong.
+    """
+    name = virtual_host_name(entrance.name, domain)
+    routes = [
+        route
+        for each in sorted(bound, key=lambda each: _order(each.service))
+        for route in routes_of(
+            each.service, Scope(each.gateways, entrance.port, entrance.tls, targets, errors)
+        )
+    ]
+    host = route_components_pb2.VirtualHost(
+        # Envoy removes a virtual host by the name inside, which must be that outside.
+        name=name,
+        domains=[domain],
+        routes=sorted(routes, key=lambda route: is_catch_all(route.match)),
+        include_request_attempt_count=True,
+    )
+    if any(door.redirects for door in entrance.doors):
+        host.require_tls = route_components_pb2.VirtualHost.ALL
+    return Resource.of(ResourceType.VIRTUAL_HOST, name, host)
+
+
+def _order(service: VirtualService) -> tuple[str, str]:
+    return service.name.namespace, service.name.name

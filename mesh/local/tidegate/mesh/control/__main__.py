@@ -1,0 +1,132 @@
+"""``python -m tidegate.mesh.control``: the mesh's controller."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+from tidegate.chassis import get_logger
+from tidegate.chassis.server import run
+from tidegate.mesh.ads import Distribution
+from tidegate.mesh.ads.servicer import AdsServicer
+from tidegate.mesh.compiler import Compiler, MeshSettings
+from tidegate.mesh.control.controller import Controller
+from tidegate.mesh.control.journal import Journal
+from tidegate.mesh.control.loads import Loads
+from tidegate.mesh.control.service import SERVICE_NAME, MeshServicer
+from tidegate.mesh.control.settings import ControlSettings
+from tidegate.mesh.control.topology import Topology
+from tidegate.mesh.telemetry import (
+    AccessLogServicer,
+    IstioMetrics,
+    LoadReportingServicer,
+    LoadReports,
+    RequestLog,
+    access_log_config,
+    tracing_config,
+)
+from tidegate.mesh.traces.jaeger_api import jaeger_api
+from tidegate.mesh.traces.limits import TraceLimits
+from tidegate.mesh.traces.receiver import OtlpTraceServicer
+from tidegate.mesh.traces.store import TraceStore
+from tidegate.mesh.v1 import mesh_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc
+
+    from tidegate.chassis.health import Health
+
+__all__ = ["ControlApplication", "main"]
+
+_log = get_logger(__name__)
+
+
+class ControlApplication:
+    """Everything that the controller serves, over one set of objects.
+
+    Streams of proxies have no end of their own. They are no services of the application, so that a
+    drain does not wait for them: proxies go on with what they have.
+
+    Args:
+        settings: what it is told.
+    """
+
+    service_names = (SERVICE_NAME,)
+
+    def __init__(self, settings: ControlSettings) -> None:
+        self._settings = settings
+        self._distribution = Distribution()
+        self._requests = RequestLog()
+        self._reports = LoadReports()
+        self._loads = Loads(self._reports, self._distribution)
+        self._journal = Journal(settings.state_file)
+        self._traces = TraceStore(settings.traces_file, TraceLimits(max_traces=settings.max_traces))
+        mesh = MeshSettings(
+            listen_address=settings.listen_address,
+            access_log=access_log_config(),
+            tracing=tracing_config(),
+        )
+        self._topology = Topology(mesh)
+        self._controller = Controller(
+            settings, self._distribution, Compiler(mesh), self._loads, self._journal
+        )
+        self._metrics = IstioMetrics(
+            lambda address: self._topology.workload_at(self._controller.serving.objects, address)
+        )
+        self._mesh = MeshServicer(
+            self._controller, self._distribution, self._topology, self._loads, self._requests
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds discovery, access logs, load reports, spans and MeshService."""
+        AdsServicer(self._distribution).register(server)
+        AccessLogServicer(self._requests).register(server)
+        LoadReportingServicer(self._reports).register(server)
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            OtlpTraceServicer(self._traces), server
+        )
+        mesh_pb2_grpc.add_MeshServiceServicer_to_server(self._mesh, server)
+
+    @asynccontextmanager
+    async def run(self, health: Health) -> AsyncIterator[None]:
+        """Serves the mesh, until the server drains."""
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._journal)
+            self._controller.load()
+            await stack.enter_async_context(self._traces)
+            port = await stack.enter_async_context(
+                jaeger_api(self._traces, self._settings.host, self._settings.traces_port)
+            )
+            _log.info("traces", host=self._settings.host, port=port)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            following = tasks.create_task(self._metrics.follow(self._requests))
+            stack.callback(following.cancel)
+            await stack.enter_async_context(self._controller.running())
+            health.set_all(True)
+            leaving = tasks.create_task(self._leave(health))
+            stack.callback(leaving.cancel)
+            yield
+
+    async def _leave(self, health: Health) -> None:
+        """Stops making changes when a drain begins: proxies that go then must not count as gone."""
+        async for serving in health.watch(SERVICE_NAME):
+            if not serving:
+                self._controller.interrupt()
+                self._mesh.shut_down()
+                return
+
+
+def main() -> int:
+    """Serves until it is told to stop; returns the exit status."""
+    settings = ControlSettings.from_command_line()
+    return run(ControlApplication, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

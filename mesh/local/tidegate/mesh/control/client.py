@@ -1,0 +1,55 @@
+"""Calls the controller from a command: where it is, and its errors as the client has them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final
+
+import grpc
+import typer
+
+from tidegate.client._shared.errors import error_of, failure_of_call
+from tidegate.mesh.supervisor import StateDirectory, SupervisorError
+from tidegate.mesh.v1 import mesh_pb2_grpc
+
+__all__ = ["AddressOption", "mesh_service"]
+
+_USUAL: Final = "127.0.0.1:15010"
+_KIND: Final = "controller"
+
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help=f"Address of the controller. Default: that of `tidegate up`, or {_USUAL}.",
+        show_default=False,
+        metavar="HOST:PORT",
+    ),
+]
+
+
+@contextmanager
+def mesh_service(address: str | None) -> Iterator[mesh_pb2_grpc.MeshServiceStub]:
+    """The controller's MeshService while the context is open.
+
+    Args:
+        address: where it is; found out unless given.
+
+    Raises:
+        TidegateRpcError: a call inside the context failed.
+    """
+    target = address or _running() or _USUAL
+    # A controller that was just started is found at once, not after gRPC's first second.
+    with grpc.insecure_channel(target, [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
+        try:
+            yield mesh_pb2_grpc.MeshServiceStub(channel)
+        except grpc.RpcError as error:
+            raise error_of(failure_of_call(error, target, None)) from error
+
+
+def _running() -> str | None:
+    try:
+        snapshot = StateDirectory().running()
+    except SupervisorError:
+        # A state that cannot be read is the business of `tidegate status`.
+        return None
+    return snapshot.address_of(_KIND) if snapshot else None

@@ -1,0 +1,127 @@
+"""What people write in files, and servers that enter themselves, taken as it comes.
+
+A file that cannot be read as objects keeps all edits back, since an edit of two files is half done
+while one of them is broken. An edit that could not be made is not tried again until one of its
+files is saved again. Workloads are taken one by one, at once.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from tidegate.errors import TidegateError
+from tidegate.mesh.control.effective import Differences, Effective
+from tidegate.mesh.control.endpoint_states import Endpoints
+from tidegate.mesh.control.files import Files
+from tidegate.mesh.control.journal import TextChange
+from tidegate.mesh.control.problems import Problems
+
+__all__ = ["FileEdits"]
+
+_EDITS: Final = "edited files"
+_FILES: Final = "files"
+
+
+class FileEdits:
+    """Follows the files of objects.
+
+    Args:
+        paths: files and folders.
+        effective: what is in effect.
+        endpoints: takes workloads.
+        problems: told what is wrong.
+        begin: begins a change of the edits that are there; tells whether it could.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        effective: Effective,
+        endpoints: Endpoints,
+        problems: Problems,
+        begin: Callable[[], bool],
+    ) -> None:
+        self._files = Files(paths)
+        self._effective = effective
+        self._endpoints = endpoints
+        self._problems = problems
+        self._begin = begin
+        self._looking = asyncio.Lock()
+        self._is_stale = True
+        self._broken: frozenset[str] = frozenset()
+        self._refused: frozenset[TextChange] = frozenset()
+
+    def differences(self) -> Differences:
+        """Looks at the files, before anything runs."""
+        self._files.look()
+        return self._effective.differences(self._files.texts)
+
+    async def look_now(self) -> Differences:
+        """Looks at the files again."""
+        async with self._looking:
+            await asyncio.to_thread(self._files.look)
+        return self._effective.differences(self._files.texts)
+
+    def compare_again(self) -> None:
+        """Says that something else is in effect."""
+        self._is_stale = True
+
+    def refuse(self, files: Sequence[TextChange], words: str) -> None:
+        """Says that an edit could not be made."""
+        self._refused = frozenset(files)
+        self._problems.put(_EDITS, words)
+
+    async def follow(self, interval_s: float) -> None:
+        """Takes what changes, for ever.
+
+        Args:
+            interval_s: how often the files are looked at.
+        """
+        while True:
+            try:
+                async with self._looking:
+                    saved = await asyncio.to_thread(self._files.look)
+                self._problems.clear(_FILES)
+            except (OSError, UnicodeDecodeError) as error:
+                saved = frozenset()
+                self._problems.put(_FILES, f"cannot be read: {error}")
+            if any(each.path in saved for each in self._refused):
+                self._refused = frozenset()
+            if saved or self._is_stale:
+                self._is_stale = self._compare()
+            await asyncio.sleep(interval_s)
+
+    def take_workloads(self, changes: Sequence[TextChange]) -> None:
+        """Takes one file after the other, so that a wrong one keeps none of the others away."""
+        for each in changes:
+            source = f"workload {each.path}"
+            try:
+                self._endpoints.change(self._effective.edit([each]))
+            except TidegateError as error:
+                self._problems.put(source, f"is refused: {error}")
+            else:
+                self._effective.take([each])
+                self._problems.clear(source)
+
+    def _compare(self) -> bool:
+        """Takes what is in files and not in effect.
+
+        Returns:
+            Whether that has to be done again soon.
+        """
+        found = self._effective.differences(self._files.texts)
+        broken = {str(path): words for path, words in found.broken.items()}
+        for source in self._broken - broken.keys():
+            self._problems.clear(source)
+        self._broken = frozenset(broken)
+        for source, words in broken.items():
+            self._problems.put(source, f"is refused: {words}")
+        self.take_workloads(found.workloads)
+        if not found.config:
+            self._refused = frozenset()
+            self._problems.clear(_EDITS)
+            return False
+        if broken or frozenset(found.config) == self._refused:
+            return False
+        return not self._begin()

@@ -1,0 +1,90 @@
+"""What the controller can be told."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from tidegate.chassis.settings import ChassisSettings
+
+__all__ = ["ControlSettings"]
+
+
+class ControlSettings(ChassisSettings):
+    """Settings of the controller, beyond those of every server."""
+
+    service_name: str = Field(
+        "tidegate-control", min_length=1, description="Name in traces and logs (service.name)."
+    )
+    grpc_port: int = Field(
+        15010,
+        ge=0,
+        le=65535,
+        description="Port for discovery, access logs, load reports, spans and MeshService; 0 takes"
+        " a free one (see port_file).",
+    )
+    metrics_port: int = Field(
+        15014,
+        ge=0,
+        le=65535,
+        description="Port for HTTP /metrics, /healthz and /readyz; 0 takes a free one.",
+    )
+    max_connection_age_s: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="Age at which a connection is asked to go; 0 never asks, since proxies keep"
+        " their streams for as long as the controller is there.",
+    )
+    objects: list[Path] = Field(
+        default_factory=list,
+        description="Files and folders of Istio objects, with commas. A file that holds nothing but"
+        " WorkloadEntries says which servers run, and counts at once.",
+    )
+    state_file: Path = Field(
+        Path(".tidegate/mesh.sqlite"),
+        description="SQLite file of the objects in effect and of the change that is being made.",
+    )
+    file_interval_s: float = Field(
+        0.3, ge=0.02, le=60, description="How often the files are looked at."
+    )
+    listen_address: str = Field(
+        "127.0.0.1", min_length=1, description="Address that the proxies listen on for gateways."
+    )
+    stage_deadline_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="How long a stage of a change may take before the change is taken back.",
+    )
+    leave_deadline_s: float = Field(
+        30.0,
+        ge=0,
+        le=86400,
+        description="How long requests on clusters and endpoints that go may take to finish.",
+    )
+    settle_s: float = Field(
+        2.0,
+        ge=0,
+        le=60,
+        description="How long, at start, endpoints may take to tell their health before proxies are"
+        " answered, and the proxies of an interrupted change to come back before it goes on.",
+    )
+    health_watches: int = Field(
+        256,
+        ge=0,
+        le=10_000,
+        description="Endpoints whose health is watched, each by a stream; those beyond are taken to"
+        " serve and left to the proxies' outlier detection.",
+    )
+    traces_port: int = Field(
+        16686,
+        ge=0,
+        le=65535,
+        description="Port for Jaeger's query HTTP API; 0 takes a free one (it is logged).",
+    )
+    traces_file: Path = Field(
+        Path(".tidegate/traces.sqlite"), description="SQLite file of the last traces."
+    )
+    max_traces: int = Field(
+        1000, ge=1, le=1_000_000, description="Traces that are kept; older ones go."
+    )

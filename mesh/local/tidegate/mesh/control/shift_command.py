@@ -1,0 +1,139 @@
+"""Moves traffic between versions of a host, and shows how it goes."""
+
+import json
+import sys
+from typing import Annotated, Final
+
+import typer
+from google.protobuf import json_format
+from rich.console import Console
+
+from tidegate.client import TidegateRpcError
+from tidegate.mesh.control.client import AddressOption, mesh_service
+from tidegate.mesh.control.shift_view import ShiftView
+from tidegate.mesh.istio import EditError
+from tidegate.mesh.istio.edits import header_condition, sticky_source
+from tidegate.mesh.istio.scalars import parse_duration
+from tidegate.mesh.istio.shapes import StringMatchKind
+from tidegate.mesh.v1 import mesh_pb2
+
+__all__ = ["shift"]
+
+_ROLLED_BACK: Final = "TRANSITION_ROLLED_BACK"
+
+
+def shift(
+    host: Annotated[str, typer.Argument(help="The host: its full name, or the first part of it.")],
+    weights: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="SUBSET=WEIGHT. Subsets that are not named share what is left to 100.",
+            metavar="SUBSET=WEIGHT...",
+        ),
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--match",
+            help="Only requests with this header; more than once for several.",
+            metavar="header:NAME=VALUE",
+            show_default=False,
+        ),
+    ] = None,
+    sticky: Annotated[
+        str,
+        typer.Option(
+            "--sticky",
+            help="Keep those with the same value of this header on one version.",
+            metavar="header:NAME",
+            show_default=False,
+        ),
+    ] = "",
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mirror",
+            help="Copy a share of the requests to a subset; 0 ends it.",
+            metavar="SUBSET=PERCENT",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
+    ] = False,
+    deadline: Annotated[
+        str,
+        typer.Option(
+            "--deadline",
+            help="How long each stage may take before all is taken back: 500ms, 30s, 2m.",
+            show_default="that of the controller, 30s",
+        ),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one event a line.")] = False,
+    address: AddressOption = None,
+) -> None:
+    """Move traffic between versions of a host; returns when every proxy has acknowledged it.
+
+    Exits with 1 when it cannot be made; everything is then as it was before.
+    """
+    request = _request(host, weights or [], match or [], sticky, mirror or [], deadline)
+    request.dry_run = dry_run
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    try:
+        with mesh_service(address) as mesh, ShiftView(console) as view:
+            for message in mesh.Shift(request):
+                if as_json:
+                    found = json_format.MessageToDict(message, preserving_proto_field_name=True)
+                    sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
+                    sys.stdout.flush()
+                elif message.HasField("preview"):
+                    view.preview(message.preview)
+                else:
+                    view.show(message.event)
+    except TidegateRpcError as error:
+        if error.reason != _ROLLED_BACK or as_json:
+            raise
+        # The view has said what happened and why.
+        raise typer.Exit(1) from error
+
+
+def _request(
+    host: str, weights: list[str], match: list[str], sticky: str, mirror: list[str], deadline: str
+) -> mesh_pb2.ShiftRequest:
+    request = mesh_pb2.ShiftRequest(host=host)
+    for text in weights:
+        name, number = _pair(text, "SUBSET=WEIGHT")
+        if not number.isdecimal():
+            raise typer.BadParameter(f"{text!r}: the weight is a whole number, as in v2=10")
+        request.weights.add(subset=name, weight=int(number))
+    for text in mirror:
+        name, number = _pair(text, "--mirror")
+        try:
+            request.mirrors.add(subset=name, percent=float(number.removesuffix("%")))
+        except ValueError as error:
+            raise typer.BadParameter(f"{text!r}: the share is a number, as in v3=5") from error
+    try:
+        for text in match:
+            header, condition = header_condition(text)
+            added = request.matches.add(name=header)
+            if condition.kind is StringMatchKind.EXACT:
+                added.value = condition.value
+        if sticky:
+            request.sticky_header = sticky_source(sticky).header
+    except EditError as error:
+        raise typer.BadParameter(str(error)) from error
+    if deadline:
+        length = parse_duration(deadline)
+        if length is None:
+            raise typer.BadParameter(f"--deadline {deadline!r} is no duration; write 500ms or 30s")
+        request.deadline.FromTimedelta(length)
+    if not (request.weights or request.mirrors or request.sticky_header):
+        raise typer.BadParameter("nothing to change: give SUBSET=WEIGHT, --mirror or --sticky")
+    return request
+
+
+def _pair(text: str, what: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise typer.BadParameter(f"{what}: {text!r} is not like v2=10")
+    return name, value

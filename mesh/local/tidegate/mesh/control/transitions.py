@@ -1,0 +1,247 @@
+"""Changes of objects, one at a time: written down, performed, and remembered.
+
+A change that has begun belongs to nobody: whoever asked for it may leave, and it goes on. Only the
+controller's own end interrupts it, and then it goes on at the next start.
+"""
+
+import asyncio
+import enum
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+from prometheus_client import Counter, Histogram
+
+from tidegate.chassis import get_logger
+from tidegate.mesh.ads import Distribution
+from tidegate.mesh.control.errors import RolledBackError
+from tidegate.mesh.control.events import EventKind, Events, TransitionEvent
+from tidegate.mesh.control.files import text_of
+from tidegate.mesh.control.journal import Begun, Journal, TextChange
+from tidegate.mesh.control.performing import Performer
+from tidegate.mesh.control.serving import Proposal, Serving
+from tidegate.mesh.control.transition import StageKind
+from tidegate.mesh.istio import apply_changes
+
+__all__ = ["TransitionState", "TransitionStatus", "Transitions"]
+
+_log = get_logger(__name__)
+
+_TRANSITIONS = Counter(
+    "tidegate_mesh_transitions_total", "Changes of the mesh that have ended, by how.", ("state",)
+)
+_SECONDS = Histogram(
+    "tidegate_mesh_transition_seconds",
+    "From a change's begin to its end.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+
+
+class TransitionState(enum.Enum):
+    """How a change is."""
+
+    RUNNING = "running"
+    ROLLING_BACK = "rolling back"
+    DONE = "done"
+    ROLLED_BACK = "rolled back"
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionStatus:
+    """A change, as the status shows it.
+
+    Attributes:
+        id: its id.
+        description: what it does.
+        state: how it is.
+        stage: where it is; ``None`` before its first stage and when it has ended.
+        started_at: when it began, in seconds since 1970.
+        ended_at: when it ended; ``None`` until then.
+        reason: why it was taken back; empty otherwise.
+    """
+
+    id: str
+    description: str
+    state: TransitionState
+    stage: StageKind | None
+    started_at: float
+    ended_at: float | None = None
+    reason: str = ""
+
+
+class Transitions:
+    """Makes changes.
+
+    Args:
+        distribution: knows the proxies.
+        serving: serves the change.
+        journal: remembers it.
+        performer: performs it.
+
+    Attributes:
+        current: the change that is being made.
+        last: the change that ended last.
+        waiting: how many changes wait for it.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        serving: Serving,
+        journal: Journal,
+        performer: Performer,
+    ) -> None:
+        self._distribution = distribution
+        self._serving = serving
+        self._journal = journal
+        self._performer = performer
+        self._turn = asyncio.Lock()
+        self.current: TransitionStatus | None = None
+        self.last: TransitionStatus | None = None
+        self.waiting = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a change is being made or prepared."""
+        return self._turn.locked()
+
+    @asynccontextmanager
+    async def turn(self, events: Events) -> AsyncIterator[str]:
+        """Waits until no other change is being made; none is while the context is open.
+
+        Args:
+            events: told that the change waits.
+
+        Yields:
+            The id for the change.
+        """
+        id_ = uuid.uuid4().hex[:8]
+        self.waiting += 1
+        try:
+            if self._turn.locked():
+                events.say(TransitionEvent(transition=id_, kind=EventKind.QUEUED))
+            await self._turn.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield id_
+        finally:
+            self._turn.release()
+
+    async def make(
+        self,
+        id_: str,
+        description: str,
+        files: Sequence[TextChange],
+        proposal: Proposal,
+        events: Events,
+        *,
+        writes_files: bool,
+        deadline_s: float,
+    ) -> None:
+        """Makes a change, in one's turn.
+
+        Args:
+            id_: the id of the turn.
+            description: what it does.
+            files: the files that change.
+            proposal: the objects with it.
+            events: told what happens.
+            writes_files: whether the files are still to be written.
+            deadline_s: how long each stage may take.
+
+        Raises:
+            RolledBackError: it could not be completed and was taken back.
+        """
+        begun = Begun(
+            id=id_,
+            description=description,
+            files=tuple(files),
+            writes_files=writes_files,
+            deadline_s=deadline_s,
+            proxies=frozenset(each.proxy.node for each in self._distribution.proxies()),
+        )
+        self._journal.begin(begun)
+        self._serving.enter(proposal)
+        await self.go_on(begun, proposal, events)
+
+    async def go_on(self, begun: Begun, proposal: Proposal, events: Events) -> None:
+        """Makes a change that was begun, from where it was. See `make`."""
+        self.current = TransitionStatus(
+            begun.id, begun.description, TransitionState.RUNNING, begun.reached, time.time()
+        )
+        _log.info(
+            "change begins",
+            transition=begun.id,
+            description=begun.description,
+            reached=begun.reached,
+            stages=[each.kind.value for each in proposal.stages],
+        )
+
+        def say(event: TransitionEvent) -> None:
+            self._note(event)
+            events.say(event)
+
+        if begun.writes_files and not begun.going_back:
+            _write_after(begun.files)
+        try:
+            await self._performer.perform(begun, proposal, say)
+        except RolledBackError as error:
+            if begun.writes_files:
+                _write_before(begun.files)
+            self._journal.end(begun.files, made=False)
+            say(
+                TransitionEvent(
+                    transition=begun.id, kind=EventKind.ROLLED_BACK, message=error.reason
+                )
+            )
+            raise
+        self._journal.end(begun.files, made=True)
+        attached = any(self._distribution.proxies())
+        message = "" if attached else "no proxy is attached; those that come get it"
+        say(TransitionEvent(transition=begun.id, kind=EventKind.COMPLETED, message=message))
+
+    def _note(self, event: TransitionEvent) -> None:
+        log = _log.warning if event.kind in _TROUBLE else _log.info
+        log(
+            "change",
+            transition=event.transition,
+            what=event.kind.value,
+            stage=event.stage and event.stage.value,
+            proxy=event.proxy or None,
+            subject=event.subject or None,
+            message=event.message or None,
+        )
+        assert self.current is not None  # noqa: S101 - events are of the current change
+        status = replace(self.current, stage=event.stage or self.current.stage)
+        match event.kind:
+            case EventKind.ROLLING_BACK:
+                status = replace(status, state=TransitionState.ROLLING_BACK, reason=event.message)
+            case EventKind.ROLLED_BACK | EventKind.COMPLETED:
+                done = event.kind is EventKind.COMPLETED
+                self.last = replace(
+                    status,
+                    state=TransitionState.DONE if done else TransitionState.ROLLED_BACK,
+                    stage=None,
+                    ended_at=event.at,
+                    reason="" if done else event.message,
+                )
+                self.current = None
+                _TRANSITIONS.labels(self.last.state.value).inc()
+                _SECONDS.observe(event.at - status.started_at)
+                return
+        self.current = status
+
+
+_TROUBLE = frozenset({EventKind.STRANDED, EventKind.ROLLING_BACK, EventKind.ROLLED_BACK})
+
+
+def _write_after(files: Sequence[TextChange]) -> None:
+    """Writes what is not written yet; what a person has changed meanwhile is theirs."""
+    apply_changes([each.written() for each in files if text_of(each.path) == each.before])
+
+
+def _write_before(files: Sequence[TextChange]) -> None:
+    apply_changes([each.written().reversed() for each in files if text_of(each.path) == each.after])

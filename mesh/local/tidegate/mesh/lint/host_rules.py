@@ -1,0 +1,190 @@
+"""Mistakes in hosts, endpoints and subsets."""
+
+import itertools
+from collections.abc import Iterator
+
+from tidegate.mesh.istio.service_entry import PortProtocol, ServiceEntry
+from tidegate.mesh.lint.findings import Finding, Severity, rule
+from tidegate.mesh.lint.view import MeshView
+
+__all__: list[str] = []
+
+
+@rule("host-defined-twice", Severity.ERROR, "two ServiceEntries define one host")
+def host_defined_twice(view: MeshView) -> Iterator[Finding]:
+    """Hosts whose ports and endpoints come from several objects."""
+    first: dict[str, ServiceEntry] = {}
+    for entry in view.objects.service_entries.values():
+        for index, host in enumerate(entry.hosts):
+            other = first.setdefault(host, entry)
+            if other is not entry:
+                yield Finding(
+                    entry.name,
+                    f"spec.hosts[{index}]",
+                    f"{other.name} defines {host} too: which ports and endpoints count is open",
+                    "define it once, with all its endpoints",
+                )
+
+
+@rule("empty-subset", Severity.WARNING, "the labels of a subset select no endpoint")
+def empty_subset(view: MeshView) -> Iterator[Finding]:
+    """Subsets without endpoints."""
+    for each in view.objects.destination_rules.values():
+        for index, subset in enumerate(each.subsets):
+            if view.endpoints(each.host, subset.name) == ():
+                labels = ", ".join(f"{key}={value}" for key, value in subset.labels.items())
+                yield Finding(
+                    each.name,
+                    f"spec.subsets[{index}].labels",
+                    f"no endpoint of {each.host} has {labels}: a route to {subset.name} gets 503",
+                    "mend the labels, or start an endpoint that has them",
+                )
+
+
+@rule("overlapping-subsets", Severity.WARNING, "an endpoint belongs to two subsets")
+def overlapping_subsets(view: MeshView) -> Iterator[Finding]:
+    """Subsets that share endpoints, so that weights are not shares of versions."""
+    for each in view.objects.destination_rules.values():
+        for (_, one), (index, other) in itertools.combinations(enumerate(each.subsets), 2):
+            first = view.endpoints(each.host, one.name) or ()
+            second = view.endpoints(each.host, other.name) or ()
+            both = [endpoint.address for endpoint in first if endpoint in second]
+            if both:
+                yield Finding(
+                    each.name,
+                    f"spec.subsets[{index}].labels",
+                    f"{both[0]} is in {one.name} and in {other.name}: it gets the shares of both, "
+                    "and their metrics cannot be told apart",
+                    "give each version a label of its own",
+                )
+
+
+@rule(
+    "endpoint-without-subset",
+    Severity.WARNING,
+    "every route to a host names a subset, and an endpoint is in none of them",
+)
+def endpoint_without_subset(view: MeshView) -> Iterator[Finding]:
+    """Endpoints that get no requests."""
+    for host in view.hosts.values():
+        sent = view.sent_to.get(host.name, ())
+        named = {destination.subset for _, destination, share in sent if share > 0}
+        if not named or None in named or host.entry is None or host.endpoints is None:
+            continue
+        used = [one for name in named if name for one in view.endpoints(host.name, name) or ()]
+        idle = [each for each in host.endpoints if each not in used]
+        if idle:
+            yield Finding(
+                host.entry.name,
+                "",
+                f"{idle[0].address} {dict(idle[0].labels)} is in no subset that a route names: it "
+                "gets no requests",
+                "label it, or give its subset a weight",
+            )
+
+
+@rule(
+    "undeclared-protocol",
+    Severity.ERROR,
+    "a port that routes use does not say that it speaks gRPC or HTTP",
+)
+def undeclared_protocol(view: MeshView) -> Iterator[Finding]:
+    """Ports at which only connections are seen, though routes are for requests."""
+    for host in view.hosts.values():
+        ports = {destination.port for _, destination, _ in view.sent_to.get(host.name, ())}
+        for index, port in enumerate(host.ports):
+            used = port.number in ports or (None in ports and len(host.ports) == 1)
+            declared = port.protocol is not None and port.protocol.routed
+            if host.entry is not None and used and not declared:
+                says = port.protocol.value if port.protocol else "nothing"
+                yield Finding(
+                    host.entry.name,
+                    f"spec.ports[{index}].protocol",
+                    f"the port says {says}: requests are not seen, all requests of a connection "
+                    "go to one endpoint, and weights and retries do not count",
+                    f"write 'protocol: {PortProtocol.GRPC.value}'",
+                )
+
+
+@rule("unselected-workload", Severity.WARNING, "no ServiceEntry selects a WorkloadEntry")
+def unselected_workload(view: MeshView) -> Iterator[Finding]:
+    """WorkloadEntries that are endpoints of nothing."""
+    selectors = [
+        (entry.name.namespace, entry.workload_selector.items())
+        for entry in view.objects.service_entries.values()
+        if entry.workload_selector
+    ]
+    for each in view.objects.workload_entries.values():
+        labels = each.labels.items()
+        if not any(
+            namespace == each.name.namespace and wanted <= labels for namespace, wanted in selectors
+        ):
+            yield Finding(
+                each.name,
+                "spec.labels",
+                "it is an endpoint of no host and gets no requests",
+                "give it the labels of a ServiceEntry's workloadSelector in its namespace",
+            )
+
+
+@rule("rule-for-unknown-host", Severity.WARNING, "a DestinationRule is for a host nothing defines")
+def rule_for_unknown_host(view: MeshView) -> Iterator[Finding]:
+    """DestinationRules without a host."""
+    for each in view.objects.destination_rules.values():
+        if each.host not in view.hosts:
+            yield Finding(
+                each.name,
+                "spec.host",
+                f"{each.host} is unknown: the rule holds for nothing",
+                "define the host in a ServiceEntry, or mend its name",
+            )
+
+
+@rule("two-rules", Severity.WARNING, "two DestinationRules are for one host in one namespace")
+def two_rules(view: MeshView) -> Iterator[Finding]:
+    """Hosts whose policies come from several objects."""
+    for host, rules in view.rules_of.items():
+        for one, other in itertools.combinations(rules, 2):
+            if one.name.namespace == other.name.namespace:
+                yield Finding(
+                    other.name,
+                    "spec.host",
+                    f"{one.name} is for {host} too: subsets are taken together, and of two "
+                    "policies istiod takes the older object's",
+                    "put both into one object",
+                )
+
+
+@rule("gateway-without-routes", Severity.WARNING, "no VirtualService is for a gateway")
+def gateway_without_routes(view: MeshView) -> Iterator[Finding]:
+    """Gateways that answer every request with 404."""
+    used = {
+        gateway
+        for service in view.objects.virtual_services.values()
+        for gateway in service.gateways
+    }
+    for name in view.objects.gateways:
+        if f"{name.namespace}/{name.name}" not in used:
+            yield Finding(
+                name,
+                "",
+                "every request there gets 404 (UNIMPLEMENTED)",
+                f"name it in the 'gateways' of a VirtualService: {name.namespace}/{name.name}",
+            )
+
+
+@rule(
+    "gateway-api-route",
+    Severity.WARNING,
+    "routes of the Gateway API stand beside objects of Istio",
+)
+def gateway_api_route(view: MeshView) -> Iterator[Finding]:
+    """Routes that are not compiled here."""
+    for each in view.ignored:
+        if each.kind in ("GRPCRoute", "HTTPRoute"):
+            yield Finding(
+                each,
+                "",
+                "it is not followed here; on a cluster its mix with VirtualServices is undefined",
+                "write its rules into a VirtualService",
+            )

@@ -1,0 +1,325 @@
+"""The delta dialect, as proxies on real channels hear it."""
+
+from ads_double import (
+    CLUSTER,
+    ENDPOINT,
+    ROUTE,
+    VIRTUAL_HOST,
+    cluster,
+    endpoints,
+    key,
+    listener,
+    route,
+    vhds_route,
+    virtual_host,
+)
+
+from tidegate.mesh.resources import Audience, Change
+
+ENVOY = Audience.ENVOY
+
+
+def served(distribution, *resources):
+    distribution.apply(ENVOY, Change(put=resources))
+
+
+def removed(distribution, *resources):
+    distribution.apply(ENVOY, Change(delete=tuple(map(key, resources))))
+
+
+async def test_an_unnamed_first_request_asks_for_everything(distribution, delta):
+    served(distribution, cluster("a"), cluster("b"))
+    await delta.send(CLUSTER)
+    assert (await delta.take()).names == ["a", "b"]
+
+
+async def test_a_wildcard_may_be_named(distribution, delta):
+    served(distribution, cluster("a"), listener("l", "r"))
+    await delta.send(CLUSTER, "*")
+    assert (await delta.take()).names == ["a"]
+
+
+async def test_an_empty_world_is_answered(distribution, delta):
+    served(distribution)
+    await delta.send(CLUSTER)
+    response = await delta.take()
+    assert (response.names, response.removed) == ([], [])
+
+
+async def test_nothing_is_served_before_it_is_known_what(distribution, delta):
+    await delta.send(CLUSTER)
+    served(distribution, cluster("a"))
+    assert (await delta.take()).names == ["a"]
+
+
+async def test_only_what_changed_is_sent(distribution, delta):
+    served(distribution, cluster("a"), cluster("b"))
+    await delta.send(CLUSTER)
+    await delta.take()
+    served(distribution, cluster("a"), cluster("b", timeout_s=2))
+    assert (await delta.take()).names == ["b"]
+    served(distribution, cluster("a"), cluster("b", timeout_s=2))
+    assert await delta.is_quiet()
+
+
+async def test_versions_are_those_of_the_content(distribution, delta):
+    served(distribution, cluster("a"))
+    await delta.send(CLUSTER)
+    assert (await delta.take()).versions == {"a": cluster("a").version}
+
+
+async def test_what_goes_is_named(distribution, delta):
+    served(distribution, cluster("a"), cluster("b"))
+    await delta.send(CLUSTER)
+    await delta.take()
+    removed(distribution, cluster("a"))
+    response = await delta.take()
+    assert (response.names, response.removed) == ([], ["a"])
+
+
+async def test_a_name_that_does_not_exist_is_told_absent_and_sent_when_it_appears(
+    distribution, delta
+):
+    served(distribution)
+    await delta.send(ENDPOINT, "a")
+    assert (await delta.take()).removed == ["a"]
+    served(distribution, endpoints("a", 1))
+    assert (await delta.take()).names == ["a"]
+
+
+async def test_a_name_asked_for_again_is_sent_again(distribution, delta):
+    served(distribution, endpoints("a", 1))
+    for _ in range(2):
+        await delta.send(ENDPOINT, "a")
+        assert (await delta.take()).names == ["a"]
+
+
+async def test_an_unsubscribed_name_is_not_sent_any_more(distribution, delta):
+    served(distribution, endpoints("a", 1), endpoints("b", 1))
+    await delta.send(ENDPOINT, "a", "b")
+    await delta.take()
+    await delta.send(ENDPOINT, unsubscribe=["a", "never-asked-for"])
+    assert await delta.is_quiet()
+    served(distribution, endpoints("a", 2), endpoints("b", 2))
+    assert (await delta.take()).names == ["b"]
+
+
+async def test_after_names_an_empty_request_is_no_wildcard(distribution, delta):
+    served(distribution, cluster("a"), cluster("b"))
+    await delta.send(CLUSTER, "a")
+    await delta.take()
+    await delta.send(CLUSTER, unsubscribe=["a"])
+    await delta.send(CLUSTER)
+    assert await delta.is_quiet()
+
+
+async def test_a_name_dropped_under_a_wildcard_is_told_of(distribution, delta):
+    served(distribution, cluster("a"))
+    await delta.send(CLUSTER, "*", "a", "b")
+    assert (await delta.take()).removed == ["b"]
+    await delta.send(CLUSTER, unsubscribe=["a", "b"])
+    response = await delta.take()
+    assert (response.names, response.removed) == (["a"], ["b"])
+
+
+async def test_a_dropped_wildcard_leaves_the_names(distribution, delta):
+    served(distribution, cluster("a"), cluster("b"))
+    await delta.send(CLUSTER, "*", "a")
+    await delta.take()
+    await delta.send(CLUSTER, unsubscribe=["*"])
+    assert await delta.is_quiet()
+    served(distribution, cluster("a", timeout_s=2), cluster("b", timeout_s=2))
+    assert (await delta.take()).names == ["a"]
+
+
+async def test_a_stale_nonce_still_changes_the_subscription(distribution, delta):
+    served(distribution, endpoints("a", 1), endpoints("b", 1))
+    await delta.send(ENDPOINT, "a")
+    response = await delta.read()
+    await delta.send(ENDPOINT, "b", nonce="long ago")
+    await delta.ack(response)
+    assert (await delta.take()).names == ["b"]
+
+
+async def test_one_response_is_in_flight_and_the_next_has_the_newest(distribution, delta):
+    served(distribution, cluster("a"))
+    await delta.send(CLUSTER)
+    response = await delta.read()
+    for timeout_s in range(2, 50):
+        served(distribution, cluster("a", timeout_s))
+    await delta.ack(response)
+    assert (await delta.take()).versions == {"a": cluster("a", 49).version}
+    assert await delta.is_quiet()
+
+
+async def test_a_refused_version_is_not_sent_again_and_shown(distribution, delta):
+    served(distribution, cluster("a"))
+    await delta.send(CLUSTER)
+    await delta.take()
+    served(distribution, cluster("a", 2), listener("l", "r"))
+    await delta.nack(await delta.read(), "bad timeout")
+    assert await delta.is_quiet()
+    (proxy,) = distribution.proxies()
+    (rejection,) = proxy.rejections
+    assert rejection.versions == {key(cluster("a")): cluster("a", 2).version}
+    assert rejection.message == "bad timeout"
+
+
+async def test_a_later_version_is_sent_after_a_refusal_and_clears_it(distribution, delta):
+    served(distribution, cluster("a"))
+    await delta.send(CLUSTER)
+    await delta.nack(await delta.read())
+    served(distribution, cluster("a", 2))
+    assert (await delta.take()).versions == {"a": cluster("a", 2).version}
+    assert await delta.is_quiet()
+    assert distribution.proxies()[0].rejections == ()
+
+
+async def test_what_was_refused_with_it_is_sent_with_its_correction(distribution, delta):
+    served(distribution, cluster("good"), cluster("bad"))
+    await delta.send(CLUSTER)
+    await delta.nack(await delta.read())
+    served(distribution, cluster("bad", 2))
+    assert (await delta.take()).names == ["bad", "good"]
+
+
+async def test_what_was_refused_with_it_is_sent_when_it_is_withdrawn(distribution, delta):
+    served(distribution, cluster("good"), cluster("bad"))
+    await delta.send(CLUSTER)
+    await delta.nack(await delta.read())
+    removed(distribution, cluster("bad"))
+    response = await delta.take()
+    assert (response.names, response.removed) == (["good"], [])
+
+
+async def test_endpoints_come_again_after_their_cluster(distribution, delta):
+    served(distribution, cluster("a"), endpoints("a", 1), cluster("b"), endpoints("b", 1))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(ENDPOINT, "a", "b")
+    await delta.take()
+    served(distribution, cluster("a", 2))
+    # As Envoy does, the cluster is not acknowledged before its endpoints have come.
+    clusters, warming = await delta.read(), await delta.read()
+    assert (clusters.names, warming.names) == (["a"], ["a"])
+    assert warming.type is ENDPOINT
+
+
+async def test_virtual_hosts_follow_their_route_configuration(distribution, delta):
+    served(distribution, virtual_host("r/a", c=1), virtual_host("s/a", c=1))
+    await delta.send(VIRTUAL_HOST)
+    assert (await delta.take()).names == []
+    await delta.send(ROUTE, "r")
+    assert (await delta.take()).removed == ["r"]
+    served(distribution, vhds_route("r"))
+    routes = await delta.take()
+    hosts = await delta.take()
+    assert (routes.names, hosts.names) == (["r"], ["r/a"])
+
+
+async def test_virtual_hosts_come_again_when_their_route_is_asked_for_again(distribution, delta):
+    served(distribution, vhds_route("r"), virtual_host("r/a", c=1))
+    await delta.send(ROUTE, "r")
+    await delta.take()
+    await delta.send(VIRTUAL_HOST)
+    assert (await delta.take()).names == ["r/a"]
+    await delta.send(ROUTE, unsubscribe=["r"])
+    await delta.send(ROUTE, "r")
+    assert (await delta.take()).names == ["r"]
+    assert (await delta.take()).names == ["r/a"]
+
+
+async def test_one_weight_sends_one_virtual_host(distribution, delta):
+    hosts = [virtual_host(f"r/{number}", c=1) for number in range(50)]
+    served(distribution, vhds_route("r"), *hosts)
+    await delta.send(ROUTE, "r")
+    await delta.take()
+    await delta.send(VIRTUAL_HOST)
+    await delta.take()
+    served(distribution, virtual_host("r/7", c=2))
+    response = await delta.take()
+    assert (response.type, response.names) == (VIRTUAL_HOST, ["r/7"])
+    assert response.bodies["r/7"] == virtual_host("r/7", c=2).body
+
+
+async def test_who_comes_back_is_sent_only_what_it_has_not(distribution, delta):
+    served(distribution, cluster("same"), cluster("changed", 2), cluster("new"))
+    known = {"same": cluster("same").version, "changed": cluster("changed").version}
+    await delta.send(CLUSTER, known=known)
+    assert (await delta.take()).names == ["changed", "new"]
+
+
+async def test_who_comes_back_up_to_date_is_sent_nothing(distribution, delta):
+    resources = [cluster("a"), endpoints("a", 1)]
+    served(distribution, *resources)
+    await delta.send(CLUSTER, known={"a": resources[0].version})
+    warm = f"{resources[0].version}.{resources[1].version}"
+    await delta.send(ENDPOINT, "a", known={"a": warm})
+    assert await delta.is_quiet()
+
+
+async def test_who_comes_back_in_the_middle_is_sent_the_endpoints_that_warm(distribution, delta):
+    before, after = cluster("a"), cluster("a", 2)
+    served(distribution, after, endpoints("a", 1))
+    await delta.send(CLUSTER, known={"a": after.version})
+    warm_before = f"{before.version}.{endpoints('a', 1).version}"
+    await delta.send(ENDPOINT, "a", known={"a": warm_before})
+    response = await delta.take()
+    assert (response.type, response.names) == (ENDPOINT, ["a"])
+
+
+async def test_who_comes_back_with_virtual_hosts_first_is_sent_what_changed(distribution, delta):
+    before = virtual_host("r/changed", c=1)
+    served(distribution, vhds_route("r"), virtual_host("r/changed", c=2), virtual_host("r/same"))
+    known = {"r/changed": before.version, "r/same": virtual_host("r/same").version}
+    await delta.send(VIRTUAL_HOST, known=known)
+    assert await delta.is_quiet()
+    await delta.send(ROUTE, "r", known={"r": vhds_route("r").version})
+    assert (await delta.take()).names == ["r/changed"]
+
+
+async def until_removed(proxy):
+    """Takes responses until one removes something; gives the names that came before, and it."""
+    names = []
+    while not (response := await proxy.take()).removed:
+        names += response.names
+    return names, response
+
+
+async def test_who_comes_back_loses_what_is_gone_only_after_it_has_what_is_new(distribution, delta):
+    served(distribution, cluster("new"), route("r", new=1))
+    await delta.send(CLUSTER, known={"old": "1"})
+    await delta.send(ROUTE, "r", known={"r": "names old"})
+    names, last = await until_removed(delta)
+    assert names == ["new", "r"]
+    assert (last.type, last.names, last.removed) == (CLUSTER, [], ["old"])
+
+
+async def test_nothing_leaves_before_who_comes_back_has_asked_for_all(distribution, delta):
+    served(distribution, route("r", new=1))
+    await delta.send(CLUSTER, known={"old": "1"})
+    # Nothing is owed yet, but no answer has shown that the proxy has said all.
+    first = await delta.read()
+    assert (first.type, first.names, first.removed) == (CLUSTER, [], [])
+    await delta.send(ROUTE, "r", known={"r": "names old"})
+    await delta.ack(first)
+    names, last = await until_removed(delta)
+    assert (names, last.removed) == (["r"], ["old"])
+
+
+async def test_a_fleeting_change_is_not_sent(distribution, delta):
+    served(distribution, cluster("a"), cluster("b"))
+    await delta.send(CLUSTER)
+    response = await delta.read()
+    removed(distribution, cluster("a"))
+    served(distribution, cluster("a"), cluster("b", 2))
+    served(distribution, cluster("b"))
+    await delta.ack(response)
+    assert await delta.is_quiet()
+
+
+async def test_an_unknown_type_is_left_unanswered(distribution, delta):
+    served(distribution, cluster("a"))
+    await delta.send("type.googleapis.com/envoy.service.runtime.v3.Runtime", "x")
+    await delta.send(CLUSTER)
+    assert (await delta.take()).names == ["a"]

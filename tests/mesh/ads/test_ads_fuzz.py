@@ -1,0 +1,489 @@
+"""The protocol under fire: anything may be asked, answered, delayed, repeated or made up.
+
+The server is the real one without its sockets: messages go through the dialects' own reading and
+writing. Each proxy is modelled by what it holds and what it has answered, and lines between the two
+deliver in order, but as late as they like. Then it must hold that
+
+- one response of a type is in flight at a time, and none is repeated after it was refused;
+- a route is never sent before the clusters in it were acknowledged;
+- what leaves is sent when nothing else is, routes before clusters;
+- endpoints follow their cluster, and virtual hosts their route configuration;
+- who is said to have acknowledged holds what is served, and in the end all hold all of it.
+"""
+
+from collections import deque
+from functools import cache
+
+import hypothesis.strategies as st
+from ads_double import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    VIRTUAL_HOST,
+    Response,
+    cluster,
+    endpoints,
+    listener,
+    vhds_route,
+    virtual_host,
+)
+from envoy.config.route.v3 import route_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from google.rpc import status_pb2
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tidegate.mesh.ads import AckOutcome, Distribution, NodeId, Protocol
+from tidegate.mesh.ads.delta import Delta, read_delta
+from tidegate.mesh.ads.identity import Identity
+from tidegate.mesh.ads.sotw import StateOfTheWorld, read_sotw
+from tidegate.mesh.resources import Audience, Change, ResourceKey, ResourceType
+
+ENVOY = Audience.ENVOY
+CLUSTERS = ("one", "two", "three")
+ROUTES = ("r1", "r2")
+HOSTS = tuple(f"{route}/{domain}" for route in ROUTES for domain in "xy")
+LISTENERS = ("l1", "l2")
+NAMES = {
+    CLUSTER: CLUSTERS,
+    ENDPOINT: CLUSTERS,
+    LISTENER: LISTENERS,
+    ROUTE: ROUTES,
+    VIRTUAL_HOST: HOSTS,
+}
+KEYS = tuple(ResourceKey(type_, name) for type_, names in NAMES.items() for name in names)
+WILD = (CLUSTER, LISTENER, VIRTUAL_HOST)
+WHOLE = (CLUSTER, LISTENER)
+
+
+@cache
+def made(key, number):
+    """A version of a resource; routes name the cluster of that number."""
+    target = CLUSTERS[number % len(CLUSTERS)]
+    match key.type:
+        case ResourceType.CLUSTER:
+            return cluster(key.name, number + 1)
+        case ResourceType.ENDPOINT:
+            return endpoints(key.name, number + 1)
+        case ResourceType.LISTENER:
+            return listener(key.name, ROUTES[LISTENERS.index(key.name)], number)
+        case ResourceType.ROUTE:
+            return vhds_route(key.name)
+    return virtual_host(key.name, **{target: number + 1})
+
+
+class Proxy:
+    """What one proxy holds, and the line between it and the server.
+
+    Attributes:
+        to_server: messages on their way there.
+        to_proxy: responses on their way here.
+        holds: by type and name, the bodies that it has accepted.
+        answered: as `holds`, but as far as the server has heard of it.
+    """
+
+    def __init__(self, distribution, *, delta, careful, holds=None, versions=None):
+        self.delta, self.careful = delta, careful
+        self._distribution = distribution
+        protocol = Protocol.DELTA if delta else Protocol.SOTW
+        self.dialect = Delta() if delta else StateOfTheWorld()
+        identity = Identity(NodeId("proxy"), ENVOY, protocol, "envoy", "here")
+        self._context = distribution.connected(identity, self.dialect)
+        self.connection = self._context.__enter__()
+        self.stream = self.connection.stream
+        self.to_server, self.to_proxy = deque(), deque()
+        self.names = {each: set() for each in ResourceType}
+        self.wildcard = dict.fromkeys(ResourceType, False)
+        self.begun = set()
+        self.nonces = dict.fromkeys(ResourceType, "")
+        self.holds = holds or {each: {} for each in ResourceType}
+        self.versions = versions or {each: {} for each in ResourceType}
+        self.answered = {each: dict(self.holds[each]) for each in ResourceType}
+        self.in_flight = {}
+        self.refused = {each: [] for each in ResourceType}
+        self.refusals = set()
+        self.cold = set()
+        self.withheld = None
+        self.history = []
+
+    def close(self):
+        self._context.__exit__(None, None, None)
+
+    # What the proxy says.
+
+    def ask(self, type_, names=(), drop=(), *, nonce="", error="", effect=None):
+        known = {}
+        if self.delta:
+            self.names[type_] |= set(names) - {"*"}
+            self.names[type_] -= set(drop)
+            if type_ not in self.begun:
+                known = dict(self.versions[type_])
+        else:
+            self.names[type_] = set(names) - {"*"}
+        if type_ in WILD and type_ not in self.begun and not names and not drop:
+            self.wildcard[type_] = True
+        self.begun.add(type_)
+        common = {"type_url": type_.url, "response_nonce": nonce}
+        if error:
+            common["error_detail"] = status_pb2.Status(message=error)
+        if self.delta:
+            message = discovery_pb2.DeltaDiscoveryRequest(
+                resource_names_subscribe=sorted(names),
+                resource_names_unsubscribe=sorted(drop),
+                initial_resource_versions=known,
+                **common,
+            )
+        else:
+            message = discovery_pb2.DiscoveryRequest(resource_names=sorted(names), **common)
+        self.to_server.append((message, effect))
+
+    def repeat(self, type_, *, nonce):
+        """All that is asked for of a type; or in delta, nothing further."""
+        return {"names": () if self.delta else self.names[type_], "nonce": nonce}
+
+    def learn(self, type_):
+        """Asks for what a real Envoy asks for once it knows of it."""
+        wanted = {
+            ENDPOINT: set(self.holds[CLUSTER]),
+            ROUTE: {ROUTES[LISTENERS.index(each)] for each in self.holds[LISTENER]},
+        }
+        if type_ not in wanted or wanted[type_] == self.names[type_]:
+            return
+        if self.delta:
+            fresh, gone = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
+            for name in gone:
+                self.holds[type_].pop(name, None)
+                self.versions[type_].pop(name, None)
+            self.ask(type_, fresh, gone)
+        else:
+            self.ask(type_, wanted[type_], nonce=self.nonces[type_])
+
+    # The line.
+
+    def server_reads(self):
+        message, effect = self.to_server.popleft()
+        self.history.append(message)
+        read = read_delta if self.delta else read_sotw
+        request = read(message, self._distribution.limits)
+        if request is None:
+            return
+        stale = not self.delta and bool(self.stream.exchanges[request.type].nonce)
+        stale = stale and request.nonce != self.stream.exchanges[request.type].nonce
+        self._distribution.receive(self.connection, request)
+        if effect is not None:
+            effect()
+        if not stale and (request.subscribe or request.unsubscribe):
+            self.refused[request.type].clear()
+
+    def server_writes(self):
+        push = self.stream.next_push()
+        if push is None:
+            return False
+        response = Response(self.dialect.encode(push), delta=self.delta)
+        self.check(response)
+        self.in_flight[response.type] = response
+        self.to_proxy.append(response)
+        return True
+
+    def proxy_reads(self, *, refuse):
+        response = self.to_proxy.popleft()
+        type_ = response.type
+        self.nonces[type_] = response.nonce
+        if refuse:
+            self.answer(response, refuse=True)
+            return
+        self.take(response)
+        if self.careful:
+            for each in (ENDPOINT, ROUTE):
+                self.learn(each)
+            if type_ is ROUTE and self.delta and VIRTUAL_HOST not in self.begun:
+                self.ask(VIRTUAL_HOST)
+            if type_ is CLUSTER:
+                self.withheld = response
+                self.warm()
+                return
+        self.answer(response)
+        self.warm()
+
+    def take(self, response):
+        holds, versions = self.holds[response.type], self.versions[response.type]
+        changed = {name for name, body in response.bodies.items() if holds.get(name) != body}
+        if response.type in WHOLE and not self.delta:
+            holds.clear()
+        holds |= response.bodies
+        if self.delta:
+            versions |= response.versions
+        for name in response.removed:
+            holds.pop(name, None)
+            versions.pop(name, None)
+        if response.type is CLUSTER:
+            self.cold = (self.cold | changed) & holds.keys()
+        elif response.type is ENDPOINT:
+            self.cold -= set(response.bodies)
+
+    def warm(self):
+        """As Envoy does, answers for clusters when all that can be warm are."""
+        served = {key.name for key in self._distribution.served(ENVOY) if key.type is ENDPOINT}
+        if self.withheld is not None and not self.cold & served:
+            response, self.withheld = self.withheld, None
+            self.answer(response)
+
+    def answer(self, response, *, refuse=False):
+        type_ = response.type
+
+        def heard():
+            if self.in_flight.get(type_) is not response:
+                return
+            del self.in_flight[type_]
+            if refuse:
+                self.refused[type_].append((response.bodies, response.removed))
+                return
+            if type_ in WHOLE and not self.delta:
+                self.answered[type_].clear()
+            self.answered[type_] |= response.bodies
+            for name in response.removed:
+                self.answered[type_].pop(name, None)
+
+        error = "no good" if refuse else ""
+        self.ask(type_, **self.repeat(type_, nonce=response.nonce), error=error, effect=heard)
+
+    # What must hold.
+
+    def check(self, response):
+        type_ = response.type
+        assert type_ not in self.in_flight, "a second response is in flight"
+        said = (response.bodies, response.removed)
+        assert not response.bodies or said not in self.refused[type_], "sent again after a NACK"
+        served = self._distribution.served(ENVOY)
+        asked = self.stream.exchanges[CLUSTER].subscription
+        if type_ in {ROUTE, VIRTUAL_HOST}:
+            for each in CLUSTERS:
+                named = any(each.encode() in body.value for body in response.bodies.values())
+                if named and asked.covers(each) and ResourceKey(CLUSTER, each) in served:
+                    assert each in self.answered[CLUSTER], "a route before its cluster"
+        if type_ is VIRTUAL_HOST and self.careful:
+            for name in response.names:
+                assert name.split("/")[0] in self.answered[ROUTE], "a host before its route"
+        lost = [name for name in response.removed if name in self.answered[type_]]
+        if lost:
+            for each, exchange in self.stream.exchanges.items():
+                assert not self.in_flight.get(each), "something leaves while something is put"
+                assert not exchange.due, "something leaves before something is put"
+            later = list(ResourceType)[list(ResourceType).index(type_) + 1 :]
+            for each in later:
+                assert not self.stream.exchanges[each].leaving, "something leaves too early"
+
+    def check_acknowledged(self):
+        served = self._distribution.served(ENVOY)
+        for key in KEYS:
+            outcome, _ = self.stream.outcome(key)
+            if not self.delta and key.type is VIRTUAL_HOST:
+                continue
+            if outcome is AckOutcome.DONE and self.asks(key) and key in served:
+                body = expected(served, key, self.delta)
+                assert self.answered[key.type].get(key.name) == body
+                if key.type in WILD or key.name in self.names[key.type]:
+                    assert self.holds[key.type].get(key.name) == body
+
+    def asks(self, key):
+        exchange = self.stream.exchanges[key.type]
+        if key.type is VIRTUAL_HOST and key.name not in exchange.subscription.names:
+            route = self.stream.exchanges[ROUTE].subscription
+            return exchange.subscription.wildcard and route.covers(key.name.split("/")[0])
+        return exchange.subscription.covers(key.name)
+
+
+def expected(served, key, delta):
+    """The body that a proxy should hold."""
+    if delta or key.type is not ROUTE:
+        return served[key].body
+    route = route_pb2.RouteConfiguration(name=key.name)
+    for each in sorted(HOSTS):
+        host = served.get(ResourceKey(VIRTUAL_HOST, each))
+        if host is not None and each.startswith(f"{key.name}/"):
+            route.virtual_hosts.add().ParseFromString(host.body.value)
+    body = type(served[key].body)()
+    body.Pack(route, deterministic=True)
+    return body
+
+
+def usable(served, key):
+    """Whether a virtual host has the route configuration without which it is of no use."""
+    route = ResourceKey(ROUTE, key.name.split("/")[0])
+    return key.type is not VIRTUAL_HOST or route in served
+
+
+keys = st.sampled_from(KEYS)
+versions = st.integers(0, 3)
+types = st.sampled_from(ResourceType)
+some_names = st.sets(st.sampled_from([*CLUSTERS, *ROUTES, *HOSTS, *LISTENERS, "*", "nobody"]))
+
+
+class Discovery(RuleBasedStateMachine):
+    """A control plane, and proxies of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.distribution = Distribution()
+        self.proxies = []
+
+    @initialize(content=st.dictionaries(keys, versions))
+    def load(self, content):
+        put = tuple(made(key, number) for key, number in content.items())
+        self.distribution.apply(ENVOY, Change(put=put))
+
+    def teardown(self):
+        for proxy in self.proxies:
+            proxy.close()
+        assert self.distribution.proxies() == ()
+
+    def pick(self, data, condition=lambda proxy: True):
+        found = [each for each in self.proxies if condition(each)]
+        return data.draw(st.sampled_from(found)) if found else None
+
+    @rule(put=st.dictionaries(keys, versions, max_size=4), delete=st.sets(keys, max_size=3))
+    def change(self, put, delete):
+        resources = tuple(made(key, number) for key, number in put.items())
+        self.distribution.apply(ENVOY, Change(put=resources, delete=tuple(delete - put.keys())))
+        for proxy in self.proxies:
+            for refused in proxy.refused.values():
+                refused.clear()
+            proxy.warm()
+
+    @precondition(lambda self: len(self.proxies) < 3)
+    @rule(delta=st.booleans(), careful=st.booleans())
+    def connect(self, delta, careful):
+        proxy = Proxy(self.distribution, delta=delta, careful=careful)
+        self.proxies.append(proxy)
+        if careful:
+            proxy.ask(CLUSTER)
+            proxy.ask(LISTENER)
+
+    @rule(data=st.data())
+    def come_back(self, data):
+        proxy = self.pick(data, lambda each: each.careful)
+        if proxy is None:
+            return
+        proxy.close()
+        self.proxies.remove(proxy)
+        held = (proxy.holds, proxy.versions) if proxy.delta else (None, None)
+        again = Proxy(
+            self.distribution, delta=proxy.delta, careful=True, holds=held[0], versions=held[1]
+        )
+        again.cold = proxy.cold if proxy.delta else set()
+        self.proxies.append(again)
+        again.ask(CLUSTER)
+        if proxy.delta and proxy.names[ENDPOINT]:
+            again.ask(ENDPOINT, proxy.names[ENDPOINT])
+        again.ask(LISTENER)
+        if proxy.delta and proxy.names[ROUTE]:
+            again.ask(ROUTE, proxy.names[ROUTE])
+        if proxy.delta and VIRTUAL_HOST in proxy.begun:
+            again.ask(VIRTUAL_HOST)
+
+    @rule(data=st.data(), type_=types, names=some_names, drop=some_names)
+    def ask(self, data, type_, names, drop):
+        proxy = self.pick(data, lambda each: not each.careful)
+        if proxy is None:
+            return
+        if proxy.delta:
+            proxy.ask(type_, names, drop - names)
+        else:
+            proxy.ask(type_, names, nonce=proxy.nonces[type_])
+
+    @rule(data=st.data(), type_=types, names=some_names, nonce=st.text("0123456789", max_size=2))
+    def ask_out_of_turn(self, data, type_, names, nonce):
+        proxy = self.pick(data, lambda each: not each.careful)
+        flying = proxy and proxy.in_flight.get(type_)
+        if flying is None or flying.nonce == nonce:
+            return
+        if proxy.delta:
+            proxy.ask(type_, names, nonce=nonce, error="made up")
+        else:
+            message = discovery_pb2.DiscoveryRequest(
+                type_url=type_.url, resource_names=names, response_nonce=f"stale {nonce}"
+            )
+            proxy.to_server.append((message, None))
+
+    @rule(data=st.data())
+    def repeat_an_old_request(self, data):
+        proxy = self.pick(data, lambda each: not each.careful and not each.delta and each.history)
+        if proxy is not None:
+            message = data.draw(st.sampled_from(proxy.history))
+            if message.response_nonce and not message.HasField("error_detail"):
+                proxy.to_server.append((message, None))
+
+    @rule(data=st.data(), url=st.text(max_size=5))
+    def ask_for_an_unknown_type(self, data, url):
+        proxy = self.pick(data)
+        if proxy is not None and proxy.delta:
+            proxy.to_server.append((discovery_pb2.DeltaDiscoveryRequest(type_url=url), None))
+
+    @rule(data=st.data(), refuse=st.booleans())
+    def deliver_response(self, data, refuse):
+        proxy = self.pick(data, lambda each: each.to_proxy)
+        if proxy is not None:
+            proxy.proxy_reads(refuse=refuse and not proxy.careful)
+
+    @rule(data=st.data())
+    def deliver_request(self, data):
+        proxy = self.pick(data, lambda each: each.to_server)
+        if proxy is not None:
+            proxy.server_reads()
+
+    @rule(data=st.data())
+    def send(self, data):
+        proxy = self.pick(data)
+        if proxy is not None:
+            proxy.server_writes()
+
+    @rule()
+    def settle(self):
+        """Everything is delivered and accepted: careful proxies hold what is served."""
+        for proxy in self.proxies:
+            for _ in range(1000):
+                if proxy.to_server:
+                    proxy.server_reads()
+                elif proxy.to_proxy:
+                    proxy.proxy_reads(refuse=False)
+                elif not proxy.server_writes():
+                    break
+            else:
+                raise AssertionError("it does not come to rest")
+            if proxy.careful:
+                self.check_converged(proxy)
+
+    def check_converged(self, proxy):
+        served = self.distribution.served(ENVOY)
+        assert not proxy.in_flight
+        assert proxy.withheld is None
+        for type_ in proxy.begun:
+            wanted = {
+                key.name: expected(served, key, proxy.delta)
+                for key in served
+                if key.type is type_ and proxy.asks(key) and usable(served, key)
+            }
+            if proxy.delta or type_ in WHOLE:
+                held = proxy.holds[type_]
+            else:
+                held = {name: proxy.holds[type_].get(name) for name in wanted}
+            if type_ is VIRTUAL_HOST:
+                # Those of a listener that has gone are of no use to the proxy, which forgets them.
+                held = {name: body for name, body in held.items() if name in wanted}
+            assert held == wanted
+        warmable = {key.name for key in served if key.type is ENDPOINT}
+        assert not proxy.cold & warmable, "a cluster is not warm"
+        for key in KEYS:
+            if usable(served, key):
+                assert proxy.stream.outcome(key)[0] is AckOutcome.DONE
+
+    @invariant()
+    def nobody_is_said_to_have_what_he_has_not(self):
+        for proxy in self.proxies:
+            if proxy.careful:
+                proxy.check_acknowledged()
+
+
+TestDiscovery = Discovery.TestCase
+TestDiscovery.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

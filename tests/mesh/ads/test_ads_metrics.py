@@ -1,0 +1,43 @@
+"""What the discovery service tells Prometheus, read as a scraper reads it."""
+
+import re
+
+import aiohttp
+from ads_double import CLUSTER, cluster
+
+from tidegate.mesh.resources import Audience, Change
+
+
+async def scrape(port):
+    """The samples of the discovery service."""
+    url = f"http://127.0.0.1:{port}/metrics"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        text = await answer.text()
+    found = re.findall(r"^(tidegate_xds_\S+) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delta):
+    _, metrics_port = ports
+    distribution.apply(Audience.ENVOY, Change(put=(cluster("a"),)))
+    before = await scrape(metrics_port)
+    await delta.send(CLUSTER)
+    response = await delta.take()
+    distribution.apply(Audience.ENVOY, Change(put=(cluster("a", 2),)))
+    await delta.nack(await delta.read())
+    await delta.send("type.googleapis.com/unknown")
+    assert await delta.is_quiet()
+    after = await scrape(metrics_port)
+
+    def grown(name):
+        return after[name] - before.get(name, 0)
+
+    labels = '{audience="envoy",type="cluster"}'
+    # Two of the cluster, and the answer to the last question.
+    assert grown(f"tidegate_xds_pushes_total{labels}") == 3
+    size = response.message.ByteSize()
+    assert grown(f"tidegate_xds_push_bytes_total{labels}") > 2 * size
+    assert grown(f"tidegate_xds_nacks_total{labels}") == 1
+    assert grown(f"tidegate_xds_ack_seconds_count{labels}") >= 2
+    assert grown("tidegate_xds_ignored_requests_total") == 1
+    assert grown('tidegate_xds_proxies{audience="envoy",protocol="delta"}') == 1

@@ -1,0 +1,171 @@
+"""Make before break, whatever the order in which things are asked for and answered."""
+
+import pytest
+from ads_double import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    VIRTUAL_HOST,
+    cluster,
+    endpoints,
+    key,
+    listener,
+    route,
+    vhds_route,
+    virtual_host,
+)
+
+from tidegate.mesh.resources import Audience, Change
+
+ENVOY = Audience.ENVOY
+MESH = (
+    cluster("c"),
+    endpoints("c", 1),
+    listener("l", "r"),
+    vhds_route("r"),
+    virtual_host("r/h", c=1),
+)
+
+
+def served(distribution, *resources):
+    distribution.apply(ENVOY, Change(put=resources))
+
+
+async def follow(proxy):
+    """Takes the whole mesh of the tests as an Envoy does, which names what it has learned of."""
+    await proxy.send(CLUSTER)
+    await proxy.take()
+    await proxy.send(ENDPOINT, "c")
+    await proxy.take()
+    await proxy.send(LISTENER)
+    await proxy.take()
+    await proxy.send(ROUTE, "r")
+    await proxy.take()
+    await proxy.send(VIRTUAL_HOST)
+    assert (await proxy.take()).names == ["r/h"]
+
+
+async def test_additions_come_in_order_and_removals_last_in_reverse(distribution, delta):
+    served(distribution, *MESH)
+    await follow(delta)
+    await delta.send(ENDPOINT, "new")
+    await delta.take()
+    await delta.send(ROUTE, "new")
+    await delta.take()
+    put = (
+        virtual_host("r/new", new=1),
+        vhds_route("new"),
+        listener("new", "new"),
+        endpoints("new", 1),
+        cluster("new"),
+    )
+    distribution.apply(ENVOY, Change(put=put, delete=tuple(map(key, MESH))))
+    responses = [await delta.take() for _ in range(10)]
+    assert [(each.type, each.names, each.removed) for each in responses] == [
+        (CLUSTER, ["new"], []),
+        (ENDPOINT, ["new"], []),
+        (LISTENER, ["new"], []),
+        (ROUTE, ["new"], []),
+        (VIRTUAL_HOST, ["r/new"], []),
+        (VIRTUAL_HOST, [], ["r/h"]),
+        (ROUTE, [], ["r"]),
+        (LISTENER, [], ["l"]),
+        (ENDPOINT, [], ["c"]),
+        (CLUSTER, [], ["c"]),
+    ]
+
+
+@pytest.mark.parametrize("delta", [True, False])
+async def test_a_route_waits_for_its_cluster_to_be_acknowledged(distribution, connect, delta):
+    proxy = connect(delta=delta)
+    served(distribution, route("r"))
+    await proxy.send(CLUSTER)
+    await proxy.take()
+    await proxy.send(ROUTE, "r")
+    await proxy.take()
+    served(distribution, route("r", new=1), cluster("new"))
+    clusters = await proxy.read()
+    assert clusters.type is CLUSTER
+    # Whatever else is asked for meanwhile is answered, the route is not.
+    await proxy.send(ENDPOINT, "new")
+    served(distribution, endpoints("new", 1))
+    warming = await proxy.read()
+    assert warming.type is ENDPOINT
+    await proxy.ack(warming)
+    await proxy.ack(clusters)
+    while (response := await proxy.take()).type is not ROUTE:
+        assert response.type is ENDPOINT
+    assert response.names == ["r"]
+
+
+async def test_endpoints_do_not_wait_for_a_cluster_that_waits_for_them(distribution, delta):
+    served(distribution, cluster("c"), endpoints("c", 1))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(ENDPOINT, "c")
+    await delta.take()
+    served(distribution, endpoints("c", 2))
+    earlier = await delta.read()
+    served(distribution, cluster("c", 2))
+    second = await delta.read()
+    served(distribution, cluster("c", 3))
+    # An Envoy answers for the second cluster when its endpoints have come; a third one follows.
+    await delta.ack(earlier)
+    warming = await delta.read()
+    assert (warming.type, warming.names) == (ENDPOINT, ["c"])
+    # They count for the cluster that has come, and must come again after the one that follows.
+    await delta.ack(second)
+    assert (await delta.take()).type is CLUSTER
+    await delta.ack(warming)
+    again = await delta.take()
+    assert (again.type, again.names) == (ENDPOINT, ["c"])
+
+
+async def test_a_route_that_names_a_refused_cluster_is_held_back(distribution, delta):
+    served(distribution, route("r", old=1), cluster("old"))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(ROUTE, "r", "other")
+    await delta.take()
+    put = (cluster("broken"), route("r", broken=1), route("other", old=1))
+    distribution.apply(ENVOY, Change(put=put))
+    await delta.nack(await delta.read())
+    assert (await delta.take()).names == ["other"]
+    assert await delta.is_quiet()
+    served(distribution, cluster("broken", 2))
+    assert (await delta.take()).names == ["broken"]
+    assert (await delta.take()).names == ["r"]
+
+
+async def test_a_route_that_was_held_back_is_sent_when_the_cluster_is_withdrawn(
+    distribution, delta
+):
+    served(distribution, cluster("old"))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(ROUTE, "r")
+    await delta.take()
+    served(distribution, cluster("broken"), route("r", broken=1))
+    await delta.nack(await delta.read())
+    change = Change(put=(route("r", old=1),), delete=(key(cluster("broken")),))
+    distribution.apply(ENVOY, change)
+    assert (await delta.take()).names == ["r"]
+
+
+async def test_a_slow_reader_costs_no_queue(distribution, connect):
+    slow, quick = connect(delta=True, node="slow"), connect(delta=True, node="quick")
+    served(distribution, *MESH)
+    await follow(slow)
+    await follow(quick)
+    for weight in range(1, 200):
+        served(distribution, virtual_host("r/h", c=weight, d=1000))
+        await quick.take()
+    last = virtual_host("r/h", c=199, d=1000)
+    first = await slow.take()
+    assert first.versions == {"r/h": virtual_host("r/h", c=1, d=1000).version}
+    served(distribution, last)
+    assert (await slow.take()).versions in (
+        {"r/h": virtual_host("r/h", c=199, d=1000).version},
+        {"r/h": last.version},
+    )

@@ -1,0 +1,423 @@
+"""Real proxies: Envoy in both dialects and gRPC clients without one, attached at the same time."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import Counter
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import grpc
+import proxyless_client
+import pytest
+from ads_double import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    VIRTUAL_HOST,
+    api_listener,
+    cluster,
+    endpoints,
+    key,
+    listener,
+    route,
+    vhds_route,
+    virtual_host,
+)
+
+from tidegate.mesh.ads import Distribution, Protocol
+from tidegate.mesh.envoy.binary import find_envoy
+from tidegate.mesh.resources import Audience, Change
+
+ENVOY, GRPC = Audience.ENVOY, Audience.GRPC
+PATIENCE_S = 20
+HOST = "vision:80"
+_PROXYLESS = Path(proxyless_client.__file__)
+
+
+def bootstrap(ads_port, protocol):
+    """Of an Envoy; its admin port is written to a file."""
+    http2 = {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": ads_port}}
+    over_ads = {"ads": {}, "resource_api_version": "V3"}
+    backoff = {"base_interval": "0.01s", "max_interval": "0.05s"}
+    service = {"envoy_grpc": {"cluster_name": "ads", "retry_policy": {"retry_back_off": backoff}}}
+    return {
+        "node": {"id": f"envoy-{protocol.name.lower()}", "cluster": "ingress"},
+        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC" if protocol is Protocol.DELTA else "GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [service],
+            },
+            "cds_config": over_ads,
+            "lds_config": over_ads,
+        },
+        "static_resources": {
+            "clusters": [
+                {
+                    "name": "ads",
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "typed_extension_protocol_options": {
+                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http2
+                    },
+                    "load_assignment": {
+                        "cluster_name": "ads",
+                        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+                    },
+                }
+            ]
+        },
+    }
+
+
+class Envoy:
+    """A running Envoy."""
+
+    def __init__(self, process, admin):
+        self.process = process
+        self._admin = f"http://{admin}"
+
+    async def admin(self, path):
+        async with aiohttp.ClientSession() as session, session.get(self._admin + path) as answer:
+            return await answer.text()
+
+    async def until(self, path, condition):
+        """Asks the admin interface until what it says is right."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition(text := await self.admin(path)):
+                await asyncio.sleep(0.02)
+        return text
+
+    async def listening(self, name="ingress"):
+        """The port of a listener, once it is open."""
+        path = "/listeners?format=json"
+        text = await self.until(path, lambda text: f'"{name}"' in text)
+        found = {each["name"]: each for each in json.loads(text)["listener_statuses"]}
+        return found[name]["local_address"]["socket_address"]["port_value"]
+
+
+@pytest.fixture
+async def start_envoy(tmp_path):
+    """Starts an Envoy."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(ads_port, protocol):
+            folder = tmp_path / protocol.name
+            folder.mkdir()
+            (folder / "envoy.json").write_text(json.dumps(bootstrap(ads_port, protocol)))
+            log = stack.enter_context((folder / "log").open("wb"))
+            process = await asyncio.create_subprocess_exec(
+                *(find_envoy(), "--config-path", folder / "envoy.json"),
+                *("--concurrency", "1", "--use-dynamic-base-id", "--log-level", "info"),
+                *("--admin-address-path", folder / "admin"),
+                stdout=log,
+                stderr=log,
+            )
+
+            async def stop():
+                process.kill()
+                await process.wait()
+
+            stack.push_async_callback(stop)
+            async with asyncio.timeout(PATIENCE_S):
+                while not (folder / "admin").exists() or not (folder / "admin").read_text():
+                    await asyncio.sleep(0.02)
+            return Envoy(process, (folder / "admin").read_text().strip())
+
+        yield start
+
+
+@pytest.fixture
+async def backends():
+    """Two servers that answer with their names; gives their ports by name."""
+    servers, ports = [], {}
+    for name in ("v1", "v2"):
+
+        async def who(request, context, name=name):
+            return name.encode()
+
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        handler = grpc.method_handlers_generic_handler(
+            "test.Echo", {"Who": grpc.unary_unary_rpc_method_handler(who)}
+        )
+        server.add_generic_rpc_handlers((handler,))
+        ports[name] = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        servers.append(server)
+    yield ports
+    for server in servers:
+        await server.stop(None)
+
+
+class Load:
+    """Steady calls through an ingress."""
+
+    def __init__(self, port):
+        self._port = port
+        self.answers = Counter()
+        self._tasks = []
+
+    async def __aenter__(self):
+        self._channel = grpc.aio.insecure_channel(
+            f"127.0.0.1:{self._port}",
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.min_reconnect_backoff_ms", 50),
+            ],
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            await self._channel.channel_ready()
+        call = self._channel.unary_unary("/test.Echo/Who")
+
+        async def keep_calling():
+            while True:
+                try:
+                    who = (await call(b"", timeout=10, wait_for_ready=False)).decode()
+                except grpc.aio.AioRpcError as error:
+                    who = f"failed: {error.code().name} {error.details()}"
+                self.answers[who] += 1
+
+        self._tasks = [asyncio.create_task(keep_calling()) for _ in range(2)]
+        return self
+
+    async def __aexit__(self, *_):
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._channel.close()
+
+    async def more(self, count=50):
+        """Lets calls be made, and gives who answered them."""
+        self.answers.clear()
+        async with asyncio.timeout(PATIENCE_S):
+            while self.answers.total() < count:
+                await asyncio.sleep(0.01)
+        return Counter(self.answers)
+
+
+class Client:
+    """A gRPC client that takes its configuration from the control plane itself."""
+
+    def __init__(self, process):
+        self._process = process
+
+    async def more(self):
+        """Lets calls be made, and gives who answered them."""
+        await self._report()
+        answers = Counter()
+        while answers.total() < 50:
+            answers += await self._report()
+        return answers
+
+    async def _report(self):
+        self._process.stdin.write(b"\n")
+        async with asyncio.timeout(PATIENCE_S):
+            return Counter(json.loads(await self._process.stdout.readline()))
+
+
+@asynccontextmanager
+async def proxyless(ads_port, node):
+    config = {
+        "xds_servers": [
+            {
+                "server_uri": f"127.0.0.1:{ads_port}",
+                "channel_creds": [{"type": "insecure"}],
+                "server_features": ["xds_v3"],
+            }
+        ],
+        "node": {"id": node},
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, _PROXYLESS, f"xds:///{HOST}"),
+        env={"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(config)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            assert await process.stdout.readline() == b"ready\n"
+        yield Client(process)
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+def subset(name, port):
+    return cluster(name), endpoints(name, port)
+
+
+def weights(**weights):
+    """One weight change, for every audience."""
+    return {
+        ENVOY: Change(put=(virtual_host("http.80/*", **weights),)),
+        GRPC: Change(put=(route("vision", **weights),)),
+    }
+
+
+def mesh(ports, names, **shares):
+    subsets = [each for name in names for each in subset(name, ports[name])]
+    ingress = (listener("ingress", "http.80"), vhds_route("http.80"))
+    return {
+        ENVOY: Change(put=(*subsets, *ingress, virtual_host("http.80/*", **shares))),
+        GRPC: Change(put=(*subsets, api_listener(HOST, "vision"), route("vision", **shares))),
+    }
+
+
+async def roll_out(distribution, changes):
+    """Serves changes and waits until all have acknowledged."""
+    for audience, change in changes.items():
+        distribution.apply(audience, change)
+    keys = {
+        audience: [each.key for each in change.put] + list(change.delete)
+        for audience, change in changes.items()
+    }
+    report = await distribution.acknowledged(keys, PATIENCE_S)
+    assert report.done, report
+    return report
+
+
+async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
+    distribution, port, start_envoy, backends
+):
+    for audience, change in mesh(backends, ["v1"], v1=100).items():
+        distribution.apply(audience, change)
+    async with contextlib.AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(proxyless(port, "client"))]
+        for envoy in await asyncio.gather(*(start_envoy(port, each) for each in Protocol)):
+            callers.append(await stack.enter_async_context(Load(await envoy.listening())))
+        assert {each.proxy.node for each in distribution.proxies()} == {
+            "client",
+            "envoy-delta",
+            "envoy-sotw",
+        }
+        for caller in callers:
+            assert (await caller.more()).keys() == {"v1"}
+        # The subset and the route that names it, in one change: the order is kept for each proxy.
+        await roll_out(distribution, mesh(backends, ["v1", "v2"], v2=50, v1=50))
+        for caller in callers:
+            assert (await caller.more()).keys() == {"v1", "v2"}
+        for share in (*range(0, 101, 5), 100):
+            await roll_out(distribution, weights(v2=share, v1=100 - share))
+        for caller in callers:
+            answers = await caller.more()
+            # Calls that were routed before the last change may be answered after it.
+            answers["v1"] = 0
+            assert (+answers).keys() == {"v2"}
+            assert (await caller.more()).keys() == {"v2"}
+        gone = Change(delete=tuple(key(each) for each in subset("v1", 0)))
+        await roll_out(distribution, {ENVOY: gone, GRPC: gone})
+        for caller in callers:
+            assert (await caller.more()).keys() == {"v2"}
+
+
+async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cleanly(
+    distribution, control_plane, start_envoy, backends
+):
+    changes = mesh(backends, ["v1", "v2"], v2=0, v1=100)
+    async with contextlib.AsyncExitStack() as stack:
+        async with control_plane(distribution) as (port, _):
+            distribution.apply(ENVOY, changes[ENVOY])
+            envoy = await start_envoy(port, Protocol.DELTA)
+            load = await stack.enter_async_context(Load(await envoy.listening()))
+            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        assert (await load.more()).keys() == {"v1"}
+        # Another control plane, which knows the same and something new, and has lost something.
+        successor = Distribution()
+        lost = [key(each) for each in subset("v1", 0)]
+        resources = {each.key: each for each in changes[ENVOY].put}
+        resources |= {each.key: each for each in weights(v2=100)[ENVOY].put}
+        for each in lost:
+            del resources[each]
+        updates = await envoy.admin("/stats?filter=(cds|eds|lds|rds|vhds).*update_success")
+        successor.apply(ENVOY, Change(put=tuple(resources.values())))
+        async with control_plane(successor, port):
+            async with asyncio.timeout(PATIENCE_S):
+                while not successor.proxies():
+                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(PATIENCE_S):
+                while "v1::" in await envoy.admin("/clusters"):
+                    await asyncio.sleep(0.01)
+            report = await successor.acknowledged({ENVOY: [*resources, *lost]}, PATIENCE_S)
+            assert report.done
+            assert (await load.more()).keys() == {"v2"}
+            # What it had was not sent again.
+            after = await envoy.admin("/stats?filter=(cds|eds|lds|rds|vhds).*update_success")
+            assert {
+                line
+                for line in set(after.splitlines()) - set(updates.splitlines())
+                if "lds" in line or "http.rds" in line
+            } == set()
+        assert not [each for each in load.answers if each.startswith("failed")]
+
+
+async def test_a_listener_that_comes_later_gets_its_virtual_hosts(
+    distribution, port, start_envoy, backends
+):
+    distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
+    envoy = await start_envoy(port, Protocol.DELTA)
+    await envoy.listening()
+    later = (
+        listener("later", "http.90"),
+        vhds_route("http.90"),
+        virtual_host("http.90/*", v1=100),
+    )
+    distribution.apply(ENVOY, Change(put=later))
+    async with Load(await envoy.listening("later")) as load:
+        assert (await load.more()).keys() == {"v1"}
+    distribution.apply(ENVOY, Change(delete=tuple(map(key, later))))
+    await envoy.until("/listeners", lambda text: "later" not in text)
+    # The old listener drains and keeps its route configuration, by now without virtual hosts: the
+    # new one opens with that, and gets the virtual hosts a moment later.
+    distribution.apply(ENVOY, Change(put=later))
+    async with Load(await envoy.listening("later")) as load, asyncio.timeout(PATIENCE_S):
+        while (await load.more()).keys() != {"v1"}:
+            pass
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_a_refusal_by_an_envoy_is_shown_and_what_it_had_is_kept(
+    distribution, port, start_envoy, backends, protocol
+):
+    distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
+    envoy = await start_envoy(port, protocol)
+    async with Load(await envoy.listening()) as load:
+        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        broken = cluster("v1", timeout_s=-1)
+        distribution.apply(ENVOY, Change(put=(broken,)))
+        report = await distribution.acknowledged({ENVOY: [broken.key]}, PATIENCE_S)
+        (proxy,) = report.proxies
+        assert "Expected positive duration" in proxy.rejections[0].message
+        assert (await load.more()).keys() == {"v1"}
+        mended = cluster("v1", timeout_s=2)
+        await roll_out(distribution, {ENVOY: Change(put=(mended,))})
+        assert distribution.proxies()[0].rejections == ()
+        assert (await load.more()).keys() == {"v1"}
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_a_changed_cluster_is_warm_at_once_and_loses_no_call(
+    distribution, port, start_envoy, backends, protocol
+):
+    distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
+    envoy = await start_envoy(port, protocol)
+    async with Load(await envoy.listening()) as load:
+        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        for timeout_s in range(2, 12):
+            await roll_out(distribution, {ENVOY: Change(put=(cluster("v1", timeout_s),))})
+        stats = await envoy.admin("/stats?filter=cluster_manager.warming_clusters")
+        assert stats.strip() == "cluster_manager.warming_clusters: 0"
+        assert (await load.more()).keys() == {"v1"}
+        (proxy,) = distribution.proxies()
+        asked = {CLUSTER, ENDPOINT, LISTENER, ROUTE}
+        asked |= {VIRTUAL_HOST} if protocol is Protocol.DELTA else set()
+        assert proxy.types.keys() == asked

@@ -1,0 +1,229 @@
+"""The state-of-the-world dialect, as proxies on real channels hear it."""
+
+import pytest
+from ads_double import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    api_listener,
+    cluster,
+    endpoints,
+    key,
+    listener,
+    route,
+    vhds_route,
+    virtual_host,
+)
+from envoy.config.route.v3 import route_pb2
+
+from tidegate.mesh.resources import Audience, Change
+
+ENVOY, GRPC = Audience.ENVOY, Audience.GRPC
+
+
+def served(distribution, *resources, audience=ENVOY):
+    distribution.apply(audience, Change(put=resources))
+
+
+def removed(distribution, *resources):
+    distribution.apply(ENVOY, Change(delete=tuple(map(key, resources))))
+
+
+async def is_quiet(proxy, distribution):
+    """Whether nothing was sent before the answer to a question that is asked now."""
+    name = f"probe-{len(proxy.names[LISTENER])}"
+    served(distribution, listener(name, "r"))
+    await proxy.send(LISTENER, *proxy.names[LISTENER], name, nonce=proxy.nonces[LISTENER])
+    response = await proxy.take()
+    return response.type is LISTENER and name in response.names
+
+
+async def test_clusters_come_as_the_whole_world(distribution, sotw):
+    served(distribution, cluster("a"), cluster("b"))
+    await sotw.send(CLUSTER)
+    assert (await sotw.take()).names == ["a", "b"]
+    served(distribution, cluster("b", 2))
+    assert (await sotw.take()).names == ["a", "b"]
+    removed(distribution, cluster("a"))
+    assert (await sotw.take()).names == ["b"]
+
+
+async def test_an_empty_world_is_answered(distribution, sotw):
+    served(distribution)
+    await sotw.send(CLUSTER)
+    assert (await sotw.take()).names == []
+
+
+async def test_the_version_is_of_the_content(distribution, sotw):
+    served(distribution, cluster("a"))
+    await sotw.send(CLUSTER)
+    first = await sotw.take()
+    served(distribution, cluster("a", 2))
+    second = await sotw.take()
+    served(distribution, cluster("a"))
+    third = await sotw.take()
+    assert first.message.version_info == third.message.version_info
+    assert first.message.version_info != second.message.version_info
+    assert first.nonce != third.nonce
+
+
+async def test_endpoints_come_as_what_has_changed(distribution, sotw):
+    served(distribution, endpoints("a", 1), endpoints("b", 1))
+    await sotw.send(ENDPOINT, "a", "b", "none")
+    assert (await sotw.take()).names == ["a", "b"]
+    served(distribution, endpoints("b", 2))
+    assert (await sotw.take()).names == ["b"]
+    served(distribution, endpoints("none", 2))
+    assert (await sotw.take()).names == ["none"]
+
+
+async def test_endpoints_that_go_are_not_spoken_of(distribution, sotw):
+    served(distribution, endpoints("a", 1), endpoints("b", 1))
+    await sotw.send(ENDPOINT, "a", "b")
+    await sotw.take()
+    removed(distribution, endpoints("a"))
+    served(distribution, endpoints("b", 2))
+    assert (await sotw.take()).names == ["b"]
+
+
+async def test_newly_asked_names_are_sent_even_if_they_were_sent_before(distribution, sotw):
+    served(distribution, endpoints("a", 1), endpoints("b", 1))
+    await sotw.send(ENDPOINT, "a")
+    response = await sotw.take()
+    await sotw.send(ENDPOINT, "b", nonce=response.nonce)
+    response = await sotw.take()
+    assert response.names == ["b"]
+    await sotw.send(ENDPOINT, "a", "b", nonce=response.nonce)
+    assert (await sotw.take()).names == ["a"]
+
+
+async def test_a_stale_request_is_ignored(distribution, sotw):
+    served(distribution, endpoints("a", 1), endpoints("b", 1))
+    await sotw.send(ENDPOINT, "a")
+    response = await sotw.take()
+    served(distribution, endpoints("a", 2))
+    await sotw.take()
+    await sotw.send(ENDPOINT, "a", "b", nonce=response.nonce)
+    await sotw.send(ENDPOINT, "a", "b", nonce="garbage")
+    await sotw.send(ENDPOINT, "a", "b")
+    assert await is_quiet(sotw, distribution)
+    served(distribution, endpoints("a", 3), endpoints("b", 3))
+    assert (await sotw.take()).names == ["a"]
+
+
+async def test_a_first_request_may_bear_the_nonce_of_an_earlier_stream(distribution, sotw):
+    served(distribution, cluster("a"))
+    await sotw.send(CLUSTER, nonce="17", version_info="before")
+    assert (await sotw.take()).names == ["a"]
+
+
+async def test_after_names_an_empty_request_is_no_wildcard(distribution, sotw):
+    served(distribution, cluster("a"), cluster("b"))
+    await sotw.send(CLUSTER, "a")
+    response = await sotw.take()
+    assert response.names == ["a"]
+    await sotw.send(CLUSTER, nonce=response.nonce)
+    assert await is_quiet(sotw, distribution)
+    served(distribution, cluster("a", 2))
+    assert await is_quiet(sotw, distribution)
+
+
+async def test_a_wildcard_beside_a_name_may_be_dropped(distribution, sotw):
+    served(distribution, cluster("a"), cluster("b"))
+    await sotw.send(CLUSTER)
+    response = await sotw.take()
+    await sotw.send(CLUSTER, "*", "a", nonce=response.nonce)
+    response = await sotw.take()
+    assert response.names == ["a", "b"]
+    await sotw.send(CLUSTER, "a", nonce=response.nonce)
+    assert await is_quiet(sotw, distribution)
+    served(distribution, cluster("b", 2))
+    served(distribution, cluster("a", 2))
+    assert (await sotw.take()).names == ["a"]
+
+
+async def test_endpoints_have_no_wildcard(distribution, sotw):
+    served(distribution, endpoints("a", 1))
+    await sotw.send(ENDPOINT)
+    await sotw.send(ENDPOINT, "*")
+    assert await is_quiet(sotw, distribution)
+
+
+async def test_a_refused_world_is_sent_again_only_when_it_has_changed(distribution, sotw):
+    served(distribution, cluster("a"), cluster("b"))
+    await sotw.send(CLUSTER)
+    await sotw.take()
+    served(distribution, cluster("b", 2))
+    await sotw.nack(await sotw.read())
+    assert await is_quiet(sotw, distribution)
+    (rejection,) = distribution.proxies()[0].rejections
+    assert rejection.versions == {key(cluster("b")): cluster("b", 2).version}
+    served(distribution, cluster("b", 3))
+    response = await sotw.take()
+    assert response.bodies["b"] == cluster("b", 3).body
+
+
+async def test_a_refused_removal_is_not_repeated(distribution, sotw):
+    served(distribution, cluster("a"))
+    await sotw.send(CLUSTER)
+    await sotw.take()
+    removed(distribution, cluster("a"))
+    await sotw.nack(await sotw.read())
+    assert await is_quiet(sotw, distribution)
+
+
+async def test_a_world_keeps_what_leaves_until_its_routes_have_left(distribution, sotw):
+    served(distribution, cluster("old"), route("r", old=1))
+    await sotw.send(CLUSTER)
+    await sotw.take()
+    await sotw.send(ROUTE, "r")
+    await sotw.take()
+    change = Change(put=(cluster("new"), route("r", new=1)), delete=(key(cluster("old")),))
+    distribution.apply(ENVOY, change)
+    responses = [await sotw.take() for _ in range(3)]
+    assert [each.names for each in responses] == [["new", "old"], ["r"], ["new"]]
+
+
+async def test_endpoints_come_again_after_their_cluster(distribution, sotw):
+    served(distribution, cluster("a"), endpoints("a", 1), cluster("b"), endpoints("b", 1))
+    await sotw.send(CLUSTER)
+    await sotw.take()
+    await sotw.send(ENDPOINT, "a", "b")
+    await sotw.take()
+    served(distribution, cluster("a", 2))
+    clusters, warming = await sotw.read(), await sotw.read()
+    assert (clusters.names, warming.names) == (["a", "b"], ["a"])
+
+
+async def test_an_envoy_gets_virtual_hosts_inside_their_route_configuration(distribution, sotw):
+    served(distribution, vhds_route("r"), virtual_host("r/a", c=1), virtual_host("r/b", c=1))
+    await sotw.send(ROUTE, "r")
+    await sotw.take()
+    served(distribution, virtual_host("r/b", c=2))
+    removed(distribution, virtual_host("r/a"))
+    await sotw.take()
+    served(distribution, virtual_host("r/c", c=3), virtual_host("other/a", c=3))
+    response = await sotw.take()
+    message = route_pb2.RouteConfiguration.FromString(response.bodies["r"].value)
+    assert not message.HasField("vhds")
+    assert [each.name for each in message.virtual_hosts] == ["r/b", "r/c"]
+
+
+async def test_a_grpc_client_is_served_what_is_made_for_it(distribution, connect):
+    served(distribution, listener("l", "r"))
+    served(distribution, api_listener("host:80", "r"), audience=GRPC)
+    client = connect(delta=False, agent="gRPC C-core linux")
+    await client.send(LISTENER, "host:80", "l")
+    assert (await client.take()).names == ["host:80"]
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "gone")])
+async def test_a_grpc_client_is_sent_the_clusters_it_names(distribution, connect, names):
+    served(distribution, cluster("a"), cluster("b"), audience=GRPC)
+    client = connect(delta=False, agent="gRPC C-core linux")
+    await client.send(CLUSTER, *names)
+    response = await client.take()
+    assert response.names == ["a"]
+    await client.send(CLUSTER, "a", "b", nonce=response.nonce)
+    assert (await client.take()).names == ["a", "b"]

@@ -1,0 +1,294 @@
+"""Gateways: listeners, the domains that are taken there, and what is guarded at the edge.
+
+Names and defaults are istiod's for gateways: ``0.0.0.0_PORT``, ``http.PORT``,
+``https.PORT.NAME.GATEWAY.NAMESPACE``, the connection's address as the client's, no idle timeout of
+streams. Virtual hosts come one by one, as Envoy's page "Virtual Host Discovery Service" has it.
+"""
+
+import subprocess
+
+import aiohttp
+import grpc
+import pytest
+from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (  # noqa: E501
+    HttpConnectionManager,
+)
+from envoy_harness import METHOD
+from mesh_objects import DOMAIN, body, entry, gateway, names, rule, text, to, virtual
+
+from tidegate.mesh.compiler import Compiler, MeshSettings
+from tidegate.mesh.istio.parsing import parse
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def manager(compiled, port, chain=0):
+    listener = body(compiled, "LISTENER", f"0.0.0.0_{port}")
+    return listener["filter_chains"][chain]["filters"][0]["typed_config"]
+
+
+async def test_a_listener_knows_no_hosts_and_its_routes_come_one_by_one(mesh, vision):
+    await mesh.apply(vision(virtual({"route": [to("v1")]})))
+    listener = body(mesh.compiled, "LISTENER", f"0.0.0.0_{mesh.port}")
+    address = listener["address"]["socket_address"]
+    assert address == {"address": "127.0.0.1", "port_value": mesh.port}
+    ads = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
+    made = manager(mesh.compiled, mesh.port)
+    assert made["rds"] == {"config_source": ads, "route_config_name": f"http.{mesh.port}"}
+    assert [each["name"].rpartition(".")[2] for each in made["http_filters"]] == [
+        "grpc_web",
+        "grpc_stats",
+        "fault",
+        "cors",
+        "router",
+    ]
+    assert made["http_filters"][1]["typed_config"] == {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
+        "emit_filter_state": True,
+        "stats_for_all_methods": False,
+    }
+    assert made["stream_idle_timeout"] == "0s"
+    routes = body(mesh.compiled, "ROUTE", f"http.{mesh.port}")
+    assert routes.pop("@type").endswith("RouteConfiguration")
+    assert routes == {
+        "name": f"http.{mesh.port}",
+        "vhds": {"config_source": ads},
+        "ignore_port_in_host_matching": True,
+        "max_direct_response_body_size_bytes": 1048576,
+    }
+    host = body(mesh.compiled, "VIRTUAL_HOST", f"http.{mesh.port}/{DOMAIN}")
+    assert host["name"] == f"http.{mesh.port}/{DOMAIN}"
+    assert host["domains"] == [DOMAIN]
+    assert host["include_request_attempt_count"]
+    assert (await mesh.call(f"{DOMAIN}:{mesh.port}")).headers["x-envoy-attempt-count"] == "1"
+
+
+async def test_a_weight_changes_its_virtual_host_and_nothing_else(mesh, vision):
+    def split(weight, *others):
+        return vision(virtual({"route": [to("v2", weight), to("v1", 100 - weight)]}), *others)
+
+    other = virtual({"route": [to("v3")]}, hosts=["other.example.com"], name="other")
+    await mesh.apply(split(1, other))
+    change = await mesh.apply(split(99, other))
+    assert [str(each.key) for each in change.put] == [f"virtual_host http.{mesh.port}/{DOMAIN}"]
+    assert change.delete == ()
+    taken = await mesh.share(DOMAIN, 100)
+    assert taken["v2"] > 80
+
+
+async def test_domains_are_those_that_both_the_gateway_and_the_object_name(mesh, vision):
+    hosts = ["*.example.com", "./own.test", "models/mine.test", "elsewhere/not.test"]
+    services = virtual(
+        {"route": [to("v1")]},
+        hosts=["a.example.com", "OWN.test", "mine.test", "not.test", "foreign.org"],
+    )
+    wildcard = virtual({"route": [to("v2")]}, hosts=["*.b.example.com"], name="wild")
+    everything = virtual({"route": [to("v3")]}, hosts=["*"], name="zz-all")
+    objects = vision(services, wildcard, everything)
+    plain = text(gateway(mesh.port))
+    await mesh.apply(objects.replace(plain, text(gateway(mesh.port, hosts))))
+    assert names(mesh.compiled, "VIRTUAL_HOST") == {
+        f"http.{mesh.port}/{domain}"
+        for domain in (
+            "a.example.com",
+            "own.test",
+            "mine.test",
+            "*.b.example.com",
+            "*.example.com",
+        )
+    }
+    for domain, backend in (
+        ("a.example.com", "v1"),
+        ("own.test", "v1"),
+        ("mine.test", "v1"),
+        ("x.b.example.com", "v2"),
+        ("c.example.com", "v3"),
+    ):
+        answer = await mesh.call(domain)
+        assert answer.backend == backend
+    for domain in ("not.test", "foreign.org"):
+        assert (await mesh.call(domain)).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_gateway_for_which_nobody_speaks_listens_and_answers_unimplemented(mesh):
+    await mesh.apply(text(gateway(mesh.ports[1])))
+    host = body(mesh.compiled, "VIRTUAL_HOST", f"http.{mesh.ports[1]}/*")
+    assert host["domains"] == ["*"]
+    assert "routes" not in host
+    answer = await mesh.call(DOMAIN, port=mesh.ports[1])
+    assert answer.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_gateways_come_and_go_while_others_serve(mesh, vision):
+    plain = virtual({"route": [to("v1")]}, gateways=("in",))
+    await mesh.apply(vision(plain))
+    for _ in range(2):
+        both = virtual({"route": [to("v1")]}, gateways=("in", "more"))
+        await mesh.apply(vision(gateway(mesh.ports[2], name="more"), both))
+        assert (await mesh.call(DOMAIN, port=mesh.ports[2])).backend == "v1"
+        change = await mesh.apply(vision(plain))
+        assert {str(key) for key in change.delete} == {
+            f"listener 0.0.0.0_{mesh.ports[2]}",
+            f"route http.{mesh.ports[2]}",
+            f"virtual_host http.{mesh.ports[2]}/{DOMAIN}",
+        }
+        assert change.put == ()
+        assert (await mesh.call(DOMAIN)).backend == "v1"
+
+
+async def test_servers_of_several_gateways_share_a_port(mesh, vision):
+    other = gateway(mesh.port, hosts=["only.other.test"], name="other")
+    one = virtual({"route": [to("v1")]})
+    two = virtual({"route": [to("v2")]}, hosts=["*"], gateways=("other",), name="two")
+    await mesh.apply(vision(other, one, two))
+    assert names(mesh.compiled, "LISTENER") == {f"0.0.0.0_{mesh.port}"}
+    assert (await mesh.call(DOMAIN)).backend == "v1"
+    assert (await mesh.call("only.other.test")).backend == "v2"
+    assert (await mesh.call("others.test")).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_objects_that_are_not_exported_hold_in_their_namespace_only(mesh, vision):
+    private = virtual({"route": [to("v1")]}, namespace="team", gateways=("models/in",))
+    private["spec"]["exportTo"] = ["."]
+    private["spec"]["http"][0]["route"][0]["destination"]["host"] = (
+        "vision.models.svc.cluster.local"
+    )
+    await mesh.apply(vision(private))
+    assert (await mesh.call(DOMAIN)).code is grpc.StatusCode.UNIMPLEMENTED
+    private["spec"]["exportTo"] = ["*"]
+    await mesh.apply(vision(private))
+    assert (await mesh.call(DOMAIN)).backend == "v1"
+
+
+async def test_headers_are_guarded_at_the_edge(mesh, vision):
+    await mesh.apply(vision(virtual({"route": [to("v1")]})))
+    forged = [
+        ("x-forwarded-client-cert", "By=spiffe://forged"),
+        ("x-envoy-original-path", "/forged"),
+        ("x-request-id", "forged"),
+    ]
+    answer = await mesh.call(DOMAIN, *forged)
+    assert "x-forwarded-client-cert" not in answer.headers
+    assert answer.headers.get("x-envoy-original-path") is None
+    assert answer.headers["x-request-id"] != "forged"
+    dotted = await mesh.call(DOMAIN, method="/a/../b.C/D")
+    assert dotted.path == "/b.C/D"
+
+
+async def test_logs_and_spans_go_where_the_settings_say(mesh, vision):
+    settings = MeshSettings(
+        listen_address="0.0.0.0",
+        access_log=AccessLog(name="to-the-controller"),
+        tracing=HttpConnectionManager.Tracing(spawn_upstream_span={"value": True}),
+    )
+    objects = parse(vision(virtual({"route": [to("v1")]})), "test")
+    compiled = Compiler(settings).compile(objects, {})
+    made = manager(compiled, mesh.port)
+    assert made["access_log"] == [{"name": "to-the-controller"}]
+    assert made["tracing"] == {"spawn_upstream_span": True}
+    address = body(compiled, "LISTENER", f"0.0.0.0_{mesh.port}")["address"]["socket_address"]
+    assert address["address"] == "0.0.0.0"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A certificate for each of two domains, each its own authority."""
+    folder = tmp_path_factory.mktemp("tls")
+    for domain in (DOMAIN, "other.example.com"):
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-nodes", "-newkey", "ec"),
+                *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2", "-subj", "/CN=x"),
+                *("-addext", f"subjectAltName=DNS:{domain}"),
+                *("-keyout", folder / f"{domain}.key", "-out", folder / f"{domain}.pem"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+    return folder
+
+
+def secured(port, certificates, domain, name, **more):
+    tls = {
+        "mode": "SIMPLE",
+        "serverCertificate": str(certificates / f"{domain}.pem"),
+        "privateKey": str(certificates / f"{domain}.key"),
+    } | more
+    made = gateway(port, hosts=[domain], protocol="HTTPS", name=name, tls=tls)
+    made["spec"]["servers"][0]["port"]["name"] = "https"
+    return made
+
+
+async def test_tls_ends_at_the_gateway_and_the_name_decides_on_the_certificate(
+    mesh, vision, certificates
+):
+    port = mesh.ports[3]
+    other = "other.example.com"
+    objects = vision(
+        secured(port, certificates, DOMAIN, "one"),
+        secured(
+            port,
+            certificates,
+            other,
+            "two",
+            mode="MUTUAL",
+            caCertificates=str(certificates / f"{other}.pem"),
+            subjectAltNames=[other],
+            minProtocolVersion="TLSV1_3",
+        ),
+        virtual({"route": [to("v1")]}, gateways=("one",)),
+        virtual({"route": [to("v2")]}, hosts=[other], gateways=("two",), name="two"),
+    )
+    await mesh.apply(objects)
+    assert names(mesh.compiled, "ROUTE") == {
+        f"http.{mesh.port}",
+        f"https.{port}.https.one.models",
+        f"https.{port}.https.two.models",
+    }
+
+    async def call(domain, *identity):
+        root = (certificates / f"{domain}.pem").read_bytes()
+        credentials = grpc.ssl_channel_credentials(root, *identity)
+        options = [
+            ("grpc.ssl_target_name_override", domain),
+            ("grpc.default_authority", domain),
+        ]
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+            call = channel.unary_unary(METHOD)(b"", timeout=10)
+            try:
+                return dict(await call.initial_metadata())["x-backend"]
+            except (grpc.aio.AioRpcError, KeyError):
+                return await call.code()
+
+    assert await call(DOMAIN) == "v1"
+    assert await call(other) is grpc.StatusCode.UNAVAILABLE
+    key, chain = (certificates / f"{other}.{each}" for each in ("key", "pem"))
+    assert await call(other, key.read_bytes(), chain.read_bytes()) == "v2"
+
+
+async def test_plain_http_is_redirected(mesh, vision):
+    tls = {"httpsRedirect": True}
+    redirecting = gateway(mesh.ports[1], hosts=[DOMAIN, "b.test"], name="plain", tls=tls)
+    await mesh.apply(vision(redirecting, virtual({"route": [to("v1")]}, gateways=("plain",))))
+    async with aiohttp.ClientSession() as session:
+        for domain in (DOMAIN, "b.test"):
+            url = f"http://127.0.0.1:{mesh.ports[1]}/x"
+            async with session.get(url, headers={"host": domain}, allow_redirects=False) as answer:
+                assert answer.status == 301
+                assert answer.headers["location"] == f"https://{domain}/x"
+
+
+async def test_a_rule_of_http_1_serves_beside_grpc(mesh):
+    rest = entry({"v1": mesh.http.port}, host="rest.models.svc.cluster.local", protocol="HTTP")
+    grpc_entry = entry({"v1": mesh.backends["v1"].port})
+    both = virtual(
+        {"match": [{"uri": {"prefix": "/rest/"}}], "route": [to(host="rest")]}, {"route": [to()]}
+    )
+    state = {f"127.0.0.1:{mesh.http.port}": next(iter(mesh.states.values()))}
+    await mesh.apply(text(gateway(mesh.port), rest, grpc_entry, rule(subsets=()), both), state)
+    assert (await mesh.call(DOMAIN)).backend == "v1"
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{mesh.port}/rest/a"
+        async with session.get(url, headers={"host": DOMAIN}) as answer:
+            assert (await answer.json())["path"] == "/rest/a"

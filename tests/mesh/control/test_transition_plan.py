@@ -1,0 +1,233 @@
+"""The order of a change: whatever the change, no proxy ever sees a route to a missing cluster."""
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,
+)
+from google.protobuf.wrappers_pb2 import UInt32Value
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.mesh.control.endpoints import addresses, has_healthy, health_of, leaving, with_leaving
+from tidegate.mesh.control.references import ROUTING, clusters_named, clusters_with_traffic
+from tidegate.mesh.control.transition import Gate, StageKind, keys_of, plan, step
+from tidegate.mesh.resources import (
+    Audience,
+    Change,
+    Resource,
+    ResourceKey,
+    ResourceType,
+    difference,
+)
+
+CLUSTERS = [f"outbound|80|v{number}|vision" for number in range(4)]
+HEALTHY, DRAINING = health_check_pb2.HEALTHY, health_check_pb2.DRAINING
+
+
+def cluster(name, settings=0):
+    message = cluster_pb2.Cluster(name=name, alt_stat_name=str(settings))
+    return Resource.of(ResourceType.CLUSTER, name, message)
+
+
+def assignment(name, endpoints):
+    message = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+    group = message.endpoints.add()
+    for address, health in endpoints.items():
+        endpoint = group.lb_endpoints.add(health_status=health)
+        host, _, port = address.rpartition(":")
+        endpoint.endpoint.address.socket_address.address = host
+        endpoint.endpoint.address.socket_address.port_value = int(port)
+    return Resource.of(ResourceType.ENDPOINT, name, message)
+
+
+def virtual_host(name, weights, mirrors=()):
+    message = route_components_pb2.VirtualHost(name=name, domains=[name])
+    action = message.routes.add().route
+    for destination, weight in weights.items():
+        action.weighted_clusters.clusters.add(name=destination, weight=UInt32Value(value=weight))
+    for destination in mirrors:
+        action.request_mirror_policies.add(cluster=destination)
+    return message
+
+
+def host_resource(name, weights, mirrors=()):
+    message = virtual_host(name, weights, mirrors)
+    return Resource.of(ResourceType.VIRTUAL_HOST, name, message)
+
+
+def route_resource(name, weights, mirrors=()):
+    message = route_pb2.RouteConfiguration(name=name)
+    message.virtual_hosts.append(virtual_host("all", weights, mirrors))
+    return Resource.of(ResourceType.ROUTE, name, message)
+
+
+def listener_resource(name, weights, mirrors=()):
+    manager = http_connection_manager_pb2.HttpConnectionManager(stat_prefix=name)
+    manager.route_config.virtual_hosts.append(virtual_host("all", weights, mirrors))
+    message = listener_pb2.Listener(name=name)
+    message.api_listener.api_listener.Pack(manager)
+    return Resource.of(ResourceType.LISTENER, name, message)
+
+
+def resources(*each):
+    return {resource.key: resource for resource in each}
+
+
+@st.composite
+def meshes(draw):
+    """What one audience could be served: routes of every kind over the clusters that there are."""
+    there = draw(st.lists(st.sampled_from(CLUSTERS), unique=True))
+    made = [cluster(name, draw(st.integers(0, 1))) for name in there]
+    made += [assignment(name, {"10.0.0.1:80": draw(st.sampled_from([1, 2]))}) for name in there]
+    if there:
+        weights = st.dictionaries(st.sampled_from(there), st.integers(0, 2))
+        mirrors = st.lists(st.sampled_from(there), max_size=1)
+        for make in (host_resource, route_resource, listener_resource):
+            names = draw(st.lists(st.sampled_from("ab"), unique=True))
+            made += [make(name, draw(weights), draw(mirrors)) for name in names]
+    return resources(*made)
+
+
+@st.composite
+def changes(draw):
+    before = {audience: draw(meshes()) for audience in Audience}
+    after = {audience: draw(meshes()) for audience in Audience}
+    steps = {
+        audience: difference(
+            before[audience], after[audience], {**before[audience], **after[audience]}
+        )
+        for audience in Audience
+    }
+    return before, {audience: step for audience, step in steps.items() if step}, after
+
+
+def applied(served, step):
+    result = dict(served)
+    for audience, change in step.items():
+        there = dict(result[audience])
+        there.update((each.key, each) for each in change.put)
+        for key in change.delete:
+            del there[key]
+        result[audience] = there
+    return result
+
+
+def dangling(served):
+    """Clusters that routes name and that are not there."""
+    return {
+        name
+        for there in served.values()
+        for key, resource in there.items()
+        if key.type in ROUTING
+        for name in clusters_named(resource)
+        if ResourceKey(ResourceType.CLUSTER, name) not in there
+    }
+
+
+@given(changes())
+def test_no_route_names_a_missing_cluster_at_any_time(change):
+    before, change, after = change
+    served = before
+    history = []
+    for stage in plan(before, change):
+        history.append((stage.kind, served))
+        served = applied(served, stage.changes)
+        assert not dangling(served)
+        if stage.kind is StageKind.DRAIN:
+            assert stage.gate.drained == {
+                key.name
+                for each in change.values()
+                for key in each.delete
+                if key.type is ResourceType.CLUSTER
+            }
+            # Nothing can begin on what is drained: no route of its audience names it any more.
+            without = {
+                audience: Change(delete=each.only(ResourceType.CLUSTER).delete)
+                for audience, each in change.items()
+            }
+            assert not dangling(applied(served, without))
+    assert served == after
+    for kind, earlier in reversed(history):
+        back = {
+            audience: step(
+                kind.before, served[audience], before[audience], after[audience], keys_of(each)
+            )
+            for audience, each in change.items()
+        }
+        served = applied(served, back)
+        assert not dangling(served)
+        assert served == earlier
+    assert served == before
+
+
+@given(changes())
+def test_every_change_of_a_stage_is_waited_for(change):
+    before, change, _ = change
+    for stage in plan(before, change):
+        changed = {
+            audience: {each.key for each in change.put} | set(change.delete)
+            for audience, change in stage.changes.items()
+        }
+        assert stage.gate.acknowledged == changed
+        assert changed or stage.gate.healthy or stage.gate.drained
+
+
+def test_nothing_changes_in_no_stages():
+    assert plan({Audience.ENVOY: {}}, {}) == ()
+
+
+def test_cluster_that_gets_its_first_traffic_must_be_healthy_though_it_was_there():
+    before = resources(
+        *(cluster(name) for name in CLUSTERS[:3]),
+        host_resource("vision", {CLUSTERS[0]: 100, CLUSTERS[1]: 0}),
+    )
+    shifted = host_resource("vision", {CLUSTERS[0]: 90, CLUSTERS[1]: 10}, mirrors=[CLUSTERS[2]])
+    after = {**before, shifted.key: shifted}
+    change = {Audience.ENVOY: difference(before, after, after)}
+    stages = plan({Audience.ENVOY: before}, change)
+    assert [each.kind for each in stages] == [StageKind.CLUSTERS, StageKind.ROUTES]
+    assert stages[0].changes == {}
+    assert stages[0].gate == Gate(healthy=frozenset(CLUSTERS[1:3]))
+    assert stages[1].changes == change
+
+
+def test_a_weight_alone_is_one_stage():
+    before = resources(
+        *(cluster(name) for name in CLUSTERS[:2]),
+        host_resource("vision", {CLUSTERS[0]: 90, CLUSTERS[1]: 10}),
+    )
+    shifted = host_resource("vision", {CLUSTERS[0]: 50, CLUSTERS[1]: 50})
+    change = {Audience.ENVOY: difference(before, {shifted.key: shifted}, [shifted.key])}
+    assert [each.kind for each in plan({Audience.ENVOY: before}, change)] == [StageKind.ROUTES]
+
+
+def test_traffic_is_a_weight_above_zero_or_a_mirror():
+    for make in (host_resource, route_resource, listener_resource):
+        resource = make("vision", {CLUSTERS[0]: 1, CLUSTERS[1]: 0}, mirrors=[CLUSTERS[2]])
+        assert clusters_named(resource) == frozenset(CLUSTERS[:3])
+        assert clusters_with_traffic(resource) == {CLUSTERS[0], CLUSTERS[2]}
+
+
+def test_endpoint_that_leaves_stays_as_draining():
+    before = assignment("c", {"10.0.0.1:80": HEALTHY, "10.0.0.2:80": HEALTHY})
+    after = assignment("c", {"10.0.0.1:80": HEALTHY, "10.0.0.3:80": HEALTHY})
+    gone = leaving(before, after)
+    assert gone == {"10.0.0.2:80"}
+    merged = with_leaving(before, after, gone)
+    assert health_of(merged) == {
+        "10.0.0.1:80": HEALTHY,
+        "10.0.0.2:80": DRAINING,
+        "10.0.0.3:80": HEALTHY,
+    }
+    assert addresses(with_leaving(merged, after, frozenset())) == addresses(after)
+    assert with_leaving(merged, after, frozenset()) == after
+
+
+def test_endpoint_that_drains_takes_no_requests():
+    assert not has_healthy(assignment("c", {"10.0.0.2:80": DRAINING}))
+    assert not has_healthy(assignment("c", {}))
+    assert has_healthy(assignment("c", {"10.0.0.1:80": HEALTHY, "10.0.0.2:80": DRAINING}))
