@@ -64,6 +64,7 @@ class Laptop:
     Attributes:
         folder: where it runs.
         objects: the folder of its Istio objects.
+        workloads: the folder of its WorkloadEntries.
         vision: Envoy's address for vision.
         llm: Envoy's address for the language model.
         controller: the controller's address for gRPC.
@@ -82,6 +83,7 @@ class Laptop:
         self.folder = folder
         self.objects = folder / "istio"
         self._state = StateDirectory(folder / ".tidegate")
+        self.workloads = self._state.workloads
         ports = free_ports(6)
         vision, llm, controller, metrics, traces, admin = ports
         self.vision, self.llm = f"127.0.0.1:{vision}", f"127.0.0.1:{llm}"

@@ -2,7 +2,8 @@
 
 Three accounts: the records that Envoy's access log brings to the controller, watched as they come;
 the controller's metric ``istio_requests_total``, which it makes of the same log and which a killed
-controller takes with it, so that it is read before each kill; and Envoy's own statistics.
+controller takes with it, so that it is read before each kill; and Envoy's own statistics. No
+controller is told of a request that ended while none was there; its client and Envoy were.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _STATISTICS: Final = {
     "no_cluster": "requests to a cluster that is not there (NC)",
     "upstream_cx_none_healthy": "requests without a healthy endpoint (UH)",
     "upstream_rq_retry": "requests that it sent a second time",
-    "logs_dropped": "requests that it could not tell the controller of",
+    "logs_written": "requests that it wrote to its access log",
 }
 _BAD_STATISTICS: Final = frozenset({"no_route", "no_cluster", "upstream_cx_none_healthy"})
 

@@ -270,7 +270,13 @@ async def test_tls_ends_at_the_gateway_and_the_name_decides_on_the_certificate(
 async def test_plain_http_is_redirected(mesh, vision):
     tls = {"httpsRedirect": True}
     redirecting = gateway(mesh.ports[1], hosts=[DOMAIN, "b.test"], name="plain", tls=tls)
-    await mesh.apply(vision(redirecting, virtual({"route": [to("v1")]}, gateways=("plain",))))
+    beside = gateway(mesh.ports[1], hosts=["open.test"], name="beside")
+    services = (
+        virtual({"route": [to("v1")]}, gateways=("plain",)),
+        virtual({"route": [to("v2")]}, hosts=["*"], gateways=("beside",), name="open"),
+    )
+    await mesh.apply(vision(redirecting, beside, *services))
+    assert (await mesh.call("open.test", port=mesh.ports[1])).backend == "v2"
     async with aiohttp.ClientSession() as session:
         for domain in (DOMAIN, "b.test"):
             url = f"http://127.0.0.1:{mesh.ports[1]}/x"

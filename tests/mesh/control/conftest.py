@@ -362,12 +362,22 @@ class Load:
         self.failures = Counter()
 
     async def only(self, *names):
-        """Waits until calls that begin now are answered by these, and counts anew."""
+        """Calls that begin from now on are answered by these and nobody else."""
         self.answers.clear()
         await self.some(20)
         self.answers.clear()
         await self.some(100)
         assert set(self.answers) == set(names)
+
+    async def comes_to(self, *names):
+        """Waits until these answer and nobody else."""
+
+        async def are_alone():
+            self.answers.clear()
+            await self.some(100)
+            return set(self.answers) == set(names)
+
+        await until(are_alone)
 
     async def some(self, count=50):
         """Waits until so many more calls were answered."""

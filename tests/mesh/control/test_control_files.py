@@ -79,14 +79,14 @@ async def test_a_server_that_leaves_finishes_its_streams(mesh):
     await mesh.controller.start()
     async with mesh.envoy() as admin, mesh.load() as load, mesh.channel() as channel:
         mesh.admin = admin
-        await load.only("v1", "v1-b")
+        await load.comes_to("v1", "v1-b")
         flows = [mesh.flow(channel) for _ in range(8)]
         for flow in flows:
             await flow.read()
         assert first.flows
         (mesh.workloads / "v1.yaml").unlink()
         await mesh.envoy_has(first, healthy=False)
-        await load.only("v1-b")
+        await load.comes_to("v1-b")
         assert first.address in await mesh.clusters("v1")
         first.go_on.set()
         other.go_on.set()
@@ -137,7 +137,7 @@ async def test_an_endpoint_is_drained_and_taken_in_again(mesh):
         answer = await stub.DrainEndpoint(request)
         assert (answer.drained, answer.stranded_requests) == (False, 1)
         assert answer.reason == "requests still run there"
-        await load.only("v1-b")
+        await load.comes_to("v1-b")
         status = await mesh.controller.status(count=True)
         told = {each.address: each for each in status.endpoints}
         assert told[first.address].state == DRAINING
@@ -148,7 +148,7 @@ async def test_an_endpoint_is_drained_and_taken_in_again(mesh):
         assert answer.drained
         undrain = mesh_pb2.UndrainEndpointRequest(address=first.address)
         assert (await stub.UndrainEndpoint(undrain)).state == mesh_pb2.ENDPOINT_STATE_HEALTHY
-        await load.only("v1", "v1-b")
+        await load.comes_to("v1", "v1-b")
     assert not load.failures
 
 
@@ -159,18 +159,18 @@ async def test_a_server_that_stops_serving_or_dies_gets_nothing_more(mesh):
     mesh.workload(other, "v1")
     await mesh.controller.start()
     async with mesh.envoy(), mesh.load() as load:
-        await load.only("v1", "v1-b")
+        await load.comes_to("v1", "v1-b")
         other.health.set_all(False)
         await mesh.endpoint_is(other, mesh_pb2.ENDPOINT_STATE_UNHEALTHY)
-        await load.only("v1")
+        await load.comes_to("v1")
         other.health.set_all(True)
-        await load.only("v1", "v1-b")
+        await load.comes_to("v1", "v1-b")
         other.health.set_all(False)
-        await load.only("v1")
+        await load.comes_to("v1")
         await other.server.stop(None)
         status = await mesh.status_is(
             lambda status: any("stream broke" in each.reason for each in status.endpoints)
         )
         assert len(status.endpoints) == 2
-        await load.only("v1")
+        await load.comes_to("v1")
     assert not load.failures

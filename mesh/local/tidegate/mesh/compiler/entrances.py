@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.naming import narrower
+from tidegate.mesh.compiler.naming import covers, narrower
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE
 from tidegate.mesh.istio.gateway import Gateway, GatewayProtocol, Server
 from tidegate.mesh.istio.names import MESH
@@ -67,6 +67,15 @@ class Entrance:
     port: int
     tls: bool
     doors: tuple[Door, ...]
+
+    def redirects(self, domain: str) -> bool:
+        """Whether a server that sends plain HTTP to HTTPS takes a domain."""
+        return any(
+            covers(taken, domain)
+            for door in self.doors
+            if door.redirects
+            for _, taken in door.domains()
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -69,7 +69,7 @@ def virtual_host(
         routes=sorted(routes, key=lambda route: is_catch_all(route.match)),
         include_request_attempt_count=True,
     )
-    if any(door.redirects for door in entrance.doors):
+    if entrance.redirects(domain):
         host.require_tls = route_components_pb2.VirtualHost.ALL
     return Resource.of(ResourceType.VIRTUAL_HOST, name, host)
 

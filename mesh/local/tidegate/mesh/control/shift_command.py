@@ -1,4 +1,8 @@
-"""Moves traffic between versions of a host, and shows how it goes."""
+"""``tidegate shift``: move traffic between versions of a host, and see how it goes.
+
+The controller does it; this asks for it, shows each stage as it comes to pass, and returns when
+every live proxy has acknowledged it.
+"""
 
 import json
 import sys

