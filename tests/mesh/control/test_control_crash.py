@@ -41,7 +41,7 @@ async def test_a_change_that_a_kill_interrupted_is_made_at_the_next_start(servin
 async def test_a_change_that_cannot_be_made_after_a_kill_is_taken_back(serving):
     before = (serving.objects / "mesh.yaml").read_text()
     async with serving.load() as load:
-        await killed_in_the_middle(serving, deadline_s=1.5)
+        await killed_in_the_middle(serving, deadline_s=1)
         await serving.controller.start()
         # The one that did not answer has come back, and still does not.
         proxy = await serving.attach("mute", answers=False)
@@ -60,7 +60,7 @@ async def test_restarts_under_load_lose_nothing(serving, end):
         await serving.controller.shift({"v2": 50})
         flow = serving.flow(channel)
         answerer = (await flow.read()).decode()
-        for _ in range(3):
+        for _ in range(2):
             await getattr(serving.controller, end)()
             await load.some(100)
             await serving.controller.start()

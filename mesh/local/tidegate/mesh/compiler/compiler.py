@@ -78,15 +78,14 @@ class Compiler:
             self._compile_hosts(targets, states)
         changed = _changed(self._objects.virtual_services, services)
         touched_hosts = self._mesh.update(services, changed)
-        if objects.gateways is not self._objects.gateways:
+        other_gateways = objects.gateways is not self._objects.gateways
+        if other_gateways:
             self._compile_ports(objects)
             changed.update(services)
         touched = self._gateways.update(services, changed, self._entrances)
-        self._compile_virtual_hosts(
-            touched.union(self._gateways.places()) if everywhere else touched,
-            services,
-            targets.by_host,
-        )
+        if everywhere or other_gateways:
+            touched = touched.union(self._gateways.places())
+        self._compile_virtual_hosts(touched, services, targets.by_host)
         if everywhere:
             self._units.keep(UnitKind.CLIENT, targets.by_host)
         self._compile_clients(
