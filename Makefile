@@ -21,7 +21,7 @@ MODELS_READY := models/.ready
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models test check format bench bench-vision bench-llm soak protos lock clean
+.PHONY: help up models test check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what there is.
@@ -57,7 +57,7 @@ format: $(DEV_READY) ## Format the code and the protos.
 	@$(BIN)/ruff check --quiet --fix $(SOURCES)
 	@cd protos && ../$(BIN)/buf format --write
 
-bench: bench-vision bench-llm ## Run every benchmark.
+bench: bench-vision bench-llm bench-hop bench-shifts ## Run every benchmark.
 
 bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its bare engine and its peers.
 	@$(BIN)/python benchmarks/vision/run.py

@@ -26,7 +26,10 @@ __all__ = ["main"]
 EXIT_FAILED = 1
 EXIT_UNREACHABLE = 3
 
-_ADVICE = "Start the servers with `tidegate up`, or say where they are with --vision or --llm."
+_ADVICE = (
+    "Start the servers with `tidegate up`, or say where they are: --vision, --llm, or --address for"
+    " the controller."
+)
 
 app = typer.Typer(
     cls=LazyGroup,

@@ -83,7 +83,6 @@ class Transitions:
     Attributes:
         current: the change that is being made.
         last: the change that ended last.
-        waiting: how many changes wait for it.
     """
 
     def __init__(
@@ -100,7 +99,12 @@ class Transitions:
         self._turn = asyncio.Lock()
         self.current: TransitionStatus | None = None
         self.last: TransitionStatus | None = None
-        self.waiting = 0
+        self._queued = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many changes are to be made and are not begun, one that was interrupted included."""
+        return self._queued + (self._turn.locked() and self.current is None)
 
     @property
     def busy(self) -> bool:
@@ -118,13 +122,13 @@ class Transitions:
             The id for the change.
         """
         id_ = uuid.uuid4().hex[:8]
-        self.waiting += 1
+        self._queued += 1
         try:
             if self._turn.locked():
                 events.say(TransitionEvent(transition=id_, kind=EventKind.QUEUED))
             await self._turn.acquire()
         finally:
-            self.waiting -= 1
+            self._queued -= 1
         try:
             yield id_
         finally:
