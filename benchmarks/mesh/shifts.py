@@ -148,6 +148,8 @@ def main() -> int:
             asyncio.run(_until_told(_run(Path(folder), given.models.resolve(), counts, results)))
         except* LaptopError as errors:
             results.problems += _words_of(errors)
+        except* asyncio.CancelledError:
+            results.problems.append("it was stopped before its end")
     _report(results)
     results.write(given.output)
     console.print(f"Written: {given.output}")
