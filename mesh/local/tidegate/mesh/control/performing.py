@@ -103,7 +103,7 @@ def in_force_after_s(acknowledged_s: float) -> float:
     Envoy's main thread acknowledges when it has handed the new routes to its workers. One that
     waits for a core then may take a request, which is there already, before them: on a machine
     with all cores busy, calls that began up to 200 ms later still went the old way. How long the
-    acknowledgement took tells how busy the machine is.
+    acknowledgement took tells how busy the machine is; it is an estimate and no proof.
 
     Args:
         acknowledged_s: how long the last proxy took to acknowledge, in seconds.
