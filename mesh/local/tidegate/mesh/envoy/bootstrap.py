@@ -88,6 +88,7 @@ _STAT_SUFFIXES: Final = (
     ".outlier_detection.ejections_active",
     ".upstream_cx_active",
     ".upstream_cx_connect_fail",
+    ".upstream_cx_none_healthy",
     ".upstream_cx_overflow",
     ".upstream_cx_total",
     ".upstream_rq_active",
