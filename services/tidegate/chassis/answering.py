@@ -148,7 +148,11 @@ class Answering(Call):
         self._in_flight.begin(self)
         current_method.set(method.path)
         parent = tracing.extract(details_of_call.get().invocation_metadata)
-        self._span = tracing.server_span(method.path.removeprefix("/"), method.attributes, parent)
+        # Supervisors and balancers ask after the health all the time: such a call joins a trace
+        # that somebody has begun, and begins none.
+        if method.is_application or parent is not None:
+            name = method.path.removeprefix("/")
+            self._span = tracing.server_span(name, method.attributes, parent)
         if self._span is not None:
             otel_context.attach(trace.set_span_in_context(self._span, parent))
         elif parent is not None:

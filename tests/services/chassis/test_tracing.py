@@ -6,6 +6,7 @@ import time
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace import TracerProvider
@@ -53,6 +54,16 @@ async def test_every_call_has_a_server_span_in_the_callers_trace(serving, record
     assert spans["decode"].parent.span_id == rpc.context.span_id
     assert spans["infer"].parent.span_id == rpc.context.span_id
     assert spans["decode"].attributes["codec"] == "jpeg"
+
+
+async def test_a_health_check_joins_a_trace_and_begins_none(serving, recorded):
+    async with serving() as (_, _, client):
+        health = health_pb2_grpc.HealthStub(client.channel)
+        await health.Check(health_pb2.HealthCheckRequest())
+        assert not recorded()
+        await health.Check(health_pb2.HealthCheckRequest(), metadata=SAMPLED)
+    (check,) = recorded().values()
+    assert f"{check.context.trace_id:032x}" == TRACE_ID
 
 
 @pytest.mark.parametrize(
