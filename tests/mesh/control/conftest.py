@@ -117,6 +117,7 @@ class Controller:
             "file_interval_s": 0.05,
             "settle_s": 1,
             "drain_hold_s": 0,
+            "envoy_admin_files": self.folder / "ingress.admin",
             **self.settings,
         }
         with (self.folder / "controller.log").open("ab") as log:
@@ -201,6 +202,7 @@ class Mesh:
         self.backends = {}
         self.controller = None
         self.admin = None
+        self.envoy_pid = None
         self._envoys = contextlib.AsyncExitStack()
         self._channels = {}
 
@@ -257,6 +259,7 @@ class Mesh:
         try:
             await until(lambda: admin_file.exists() and admin_file.read_text())
             admin = Admin(admin_file.read_text())
+            self.envoy_pid = process.pid
             await until(admin.is_live)
             yield admin
         finally:

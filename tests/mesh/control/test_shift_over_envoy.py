@@ -5,6 +5,7 @@ import asyncio
 import grpc
 import pytest
 from mesh_objects import to
+from stopped_threads import stopped
 
 from tidegate.mesh.v1 import mesh_pb2
 
@@ -48,6 +49,20 @@ async def test_a_hundred_shifts_under_load_lose_nothing(shared):
         for number in range(100):
             await shared.controller.shift({"v1": number % 2, "v2": 1 + number % 3})
         await load.some()
+    assert not load.failures
+
+
+async def test_a_shift_waits_for_the_workers_of_envoy_and_not_for_its_word_alone(shared):
+    with stopped(shared.envoy_pid, "wrk:worker_0"):
+        error, told = await shared.controller.refused({"v2": 100}, deadline_s=1)
+    assert "ingress acknowledged, but not all of its threads have taken over within 1 s" in str(
+        error.details()
+    )
+    # Envoy's main thread said yes at once, and that was not taken for the answer.
+    assert kinds(told)[-3:] == ["proxy_acknowledged", "rolling_back", "rolled_back"]
+    await shared.controller.shift({"v2": 100})
+    async with shared.load() as load:
+        await load.only("v2")
     assert not load.failures
 
 

@@ -16,10 +16,12 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import json_format
+from stopped_threads import stopped
 
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
 from tidegate.mesh.envoy import Admin, AdminError, Host
+from tidegate.mesh.envoy.bootstrap import NODE_METADATA
 from tidegate.mesh.resources import Audience, Change, Resource, ResourceType
 
 CLUSTER = "outbound|1||echo"
@@ -94,7 +96,9 @@ async def envoy(folder: Path, controller_port: int):
             while not (admin_file.exists() and admin_file.read_text()):
                 assert process.poll() is None, (folder / "envoy.log").read_text()
                 await asyncio.sleep(0.05)
-        yield Admin(admin_file.read_text())
+        admin = Admin(admin_file.read_text())
+        admin.pid = process.pid
+        yield admin
     finally:
         process.terminate()
         assert process.wait(timeout=30) == 0
@@ -143,6 +147,23 @@ async def test_it_goes_on_without_its_controller_and_finds_the_next_one(tmp_path
             assert len(await admin.listeners()) == 1
 
 
+async def test_it_says_when_its_workers_have_caught_up_and_not_before(tmp_path):
+    ads_port, port = free_port(), free_port()
+    async with envoy(tmp_path, ads_port) as admin:
+        # Nothing runs that could be behind.
+        await admin.workers_caught_up()
+        async with controller(ads_port, cluster(), endpoints(p7001=1), listener(port)):
+            await until(admin.is_live)
+            assert await admin.node_id() == "ingress"
+            await asyncio.gather(*(admin.workers_caught_up() for _ in range(3)))
+            with stopped(admin.pid, "wrk:worker_0"):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(admin.workers_caught_up(), 0.5)
+                # The main thread goes on: that it answers and acknowledges proves nothing.
+                assert await admin.is_live()
+            await admin.workers_caught_up()
+
+
 async def test_its_log_is_json_with_the_keys_of_the_servers(tmp_path):
     async with envoy(tmp_path, free_port()):
         pass
@@ -153,7 +174,8 @@ async def test_its_log_is_json_with_the_keys_of_the_servers(tmp_path):
 async def test_its_bootstrap_is_left_for_people_to_read(tmp_path):
     async with envoy(tmp_path, free_port()):
         text = (tmp_path / "bootstrap.json").read_text()
-    assert json_format.Parse(text, bootstrap_pb2.Bootstrap()).node.id == "ingress"
+    node = json_format.Parse(text, bootstrap_pb2.Bootstrap()).node
+    assert (node.id, dict(node.metadata)) == ("ingress", NODE_METADATA)
 
 
 async def test_an_admin_interface_that_is_not_there_is_an_error_of_ours():

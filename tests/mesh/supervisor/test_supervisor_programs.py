@@ -87,6 +87,8 @@ def test_the_controllers_flags_are_ones_that_it_has(tmp_path):
     assert read.grpc_port == 1
     assert read.objects == [Path("mesh/istio"), Path("more.yaml"), directory.workloads]
     assert read.port_file == program.port_file
+    envoy = envoy_program(file_of().mesh, directory, {})
+    assert read.envoy_admin_files == [envoy.port_file]
 
 
 def test_envoy_is_told_where_its_controller_is(tmp_path):

@@ -37,6 +37,7 @@ from tidegate.mesh.control.preview import Preview, preview
 from tidegate.mesh.control.problems import Problems
 from tidegate.mesh.control.serving import Serving
 from tidegate.mesh.control.settings import ControlSettings
+from tidegate.mesh.control.taking_over import TakingOver
 from tidegate.mesh.control.transitions import Transitions
 from tidegate.mesh.istio import IstioObjects
 from tidegate.mesh.istio.edits import Shift, shift
@@ -95,6 +96,10 @@ class Controller:
             self.serving,
             journal,
             loads,
+            TakingOver(
+                settings.envoy_admin_files,
+                lambda: {each.proxy.node for each in distribution.proxies()},
+            ),
             leave_deadline_s=settings.leave_deadline_s,
             why_unhealthy=self._why_unhealthy,
         )

@@ -17,6 +17,7 @@ from tidegate.mesh.control.events import EventKind, TransitionEvent
 from tidegate.mesh.control.journal import Begun, Journal
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.serving import Proposal, Serving
+from tidegate.mesh.control.taking_over import TakingOver
 from tidegate.mesh.control.transition import Reached, Stage, StageKind, keys_of, wanted
 from tidegate.mesh.resources import Audience, ResourceKey, ResourceType
 
@@ -31,9 +32,6 @@ _LOAD_LOOK_S: Final = 0.1
 
 # A change is taken back because some proxy does not answer; it is not waited for once more as long.
 _PATIENCE_S: Final = 5.0
-
-_IN_FORCE_S: Final = 0.02
-_IN_FORCE_LONGEST_S: Final = 1.0
 
 Say = Callable[[TransitionEvent], None]
 """Takes the events of a change."""
@@ -51,6 +49,7 @@ class Performer:
         serving: serves the stages.
         journal: remembers how far a change is.
         loads: tells what runs on a cluster that goes.
+        taking_over: tells when proxies act on what they have acknowledged.
         leave_deadline_s: how long requests on clusters that go may take to finish.
         why_unhealthy: says in words why no endpoint of a cluster takes requests.
     """
@@ -61,6 +60,7 @@ class Performer:
         serving: Serving,
         journal: Journal,
         loads: Loads,
+        taking_over: TakingOver,
         *,
         leave_deadline_s: float,
         why_unhealthy: Callable[[str], str],
@@ -69,6 +69,7 @@ class Performer:
         self._serving = serving
         self._journal = journal
         self._loads = loads
+        self._taking_over = taking_over
         self._leave_deadline_s = leave_deadline_s
         self._why_unhealthy = why_unhealthy
 
@@ -95,23 +96,6 @@ class Performer:
         await run.back()
         self._serving.leave(made=False)
         raise RolledBackError(failed, reason)
-
-
-def in_force_after_s(acknowledged_s: float) -> float:
-    """How long after its acknowledgement a route is taken to be in force in the whole proxy.
-
-    Envoy's main thread acknowledges when it has handed the new routes to its workers. One that
-    waits for a core then may take a request, which is there already, before them: on a machine
-    with all cores busy, calls that began up to 200 ms later still went the old way. How long the
-    acknowledgement took tells how busy the machine is; it is an estimate and no proof.
-
-    Args:
-        acknowledged_s: how long the last proxy took to acknowledge, in seconds.
-
-    Returns:
-        Seconds to wait.
-    """
-    return min(_IN_FORCE_LONGEST_S, max(_IN_FORCE_S, 2 * acknowledged_s))
 
 
 class _Run:
@@ -154,9 +138,15 @@ class _Run:
                 await self._drain(self._new_clusters(), None)
             keys = self._different_keys(self._reached, self._reached.before)
             self._reach(self._reached.before)
+            began = time.monotonic()
             report = await self._of._distribution.acknowledged(keys, patience_s)
             if not report.done:
                 _log.warning("taken back without", proxies=_unfinished(report))
+                continue
+            try:
+                await self._taken_over(time.monotonic() - began, time.monotonic() + patience_s)
+            except _StageFailedError as failure:
+                _log.warning("taken back without", proxies=str(failure))
 
     def _different_keys(
         self, one: Reached, other: Reached
@@ -183,7 +173,7 @@ class _Run:
         if stage.gate.acknowledged:
             await self._acknowledged(stage.kind, stage.gate.acknowledged, deadline)
             if stage.kind is StageKind.ROUTES:
-                await asyncio.sleep(in_force_after_s(time.monotonic() - began))
+                await self._taken_over(time.monotonic() - began, deadline)
         await self._healthy(stage.gate.healthy, deadline)
         await self._drain(stage.gate.drained, stage.kind)
 
@@ -215,6 +205,15 @@ class _Run:
                 raise _StageFailedError(
                     f"no answer within {self._begun.deadline_s:g} s: {_unfinished(report)}"
                 )
+
+    async def _taken_over(self, acknowledged_s: float, deadline: float) -> None:
+        """Waits until routes that were acknowledged decide about every new request."""
+        late = await self._of._taking_over.done(acknowledged_s, deadline - time.monotonic())
+        if late:
+            raise _StageFailedError(
+                f"{', '.join(late)} acknowledged, but not all of its threads have taken over within"
+                f" {self._begun.deadline_s:g} s"
+            )
 
     async def _healthy(self, clusters: frozenset[str], deadline: float) -> None:
         left = clusters

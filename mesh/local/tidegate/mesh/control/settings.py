@@ -76,6 +76,11 @@ class ControlSettings(ChassisSettings):
         description="Endpoints whose health is watched, each by a stream; those beyond are taken to"
         " serve and left to the proxies' outlier detection.",
     )
+    envoy_admin_files: list[Path] = Field(
+        default_factory=list,
+        description="Files, with commas, in which Envoys of this host write where their admin"
+        " interface is; there it is seen when all of their threads have taken a change over.",
+    )
     traces_port: int = Field(
         16686,
         ge=0,

@@ -12,6 +12,8 @@ from tidegate.mesh.envoy.errors import EnvoyError
 __all__ = ["Admin", "AdminError", "Host"]
 
 _TIMEOUT_S = 5.0
+_DROPPED_FLUSHES = "server.dropped_stat_flushes"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 
 
 class AdminError(EnvoyError):
@@ -76,6 +78,50 @@ class Admin:
             )
             for cluster in found.get("cluster_statuses", ())
         }
+
+    async def node_id(self) -> str:
+        """What it calls itself to its controller.
+
+        Raises:
+            AdminError: it does not answer.
+        """
+        found = await self._json("/server_info")
+        return str(found.get("node", {}).get("id", ""))
+
+    async def workers_caught_up(self) -> None:
+        """Waits until every worker has done all that the main thread had given it before the call.
+
+        Envoy's main thread hands configuration to its workers, acknowledges it, and goes on; a
+        worker that waits for a core still routes by what it had. Each worker takes what it is
+        given in order, and a flush of statistics is done only when all of them have taken part in
+        it (``ThreadLocalStoreImpl::mergeHistograms``). With ``stats_flush_on_admin`` a look at
+        the statistics begins one, or counts itself in ``server.dropped_stat_flushes`` while one
+        is being done. So the first look that is not counted begins a flush, and the next that is
+        not counted says that this flush is done.
+
+        Raises:
+            AdminError: it does not answer, or does not flush when it is asked.
+        """
+        begun = False
+        dropped = await self._dropped_flushes()
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            before, dropped = dropped, await self._dropped_flushes()
+            if dropped == before:
+                if begun:
+                    return
+                begun = True
+                continue
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _dropped_flushes(self) -> int:
+        """Looks at the statistics: how many looks came while a flush was being done."""
+        found = await self._json(f"/stats?format=json&filter=^{_DROPPED_FLUSHES}$")
+        for each in found.get("stats", ()):
+            if each.get("name") == _DROPPED_FLUSHES:
+                return int(each["value"])
+        raise AdminError(f"Envoy at {self.address} does not keep {_DROPPED_FLUSHES}")
 
     async def _json(self, path: str) -> Any:
         status, body = await asyncio.to_thread(self._get, path)

@@ -153,6 +153,9 @@ def bootstrap(settings: EnvoySettings) -> bootstrap_pb2.Bootstrap:
             resource_monitors=[_connection_limit(settings.max_connections)]
         ),
         stats_config=stats_pb2.StatsConfig(stats_matcher=_kept_stats()),
+        # Nobody is sent statistics; a look at them is what finds out how far the workers are
+        # (`Admin.workers_caught_up`), and a flush by the clock would be in its way.
+        stats_flush_on_admin=True,
         layered_runtime=bootstrap_pb2.LayeredRuntime(layers=[_runtime()]),
         # A mesh has many clusters that one Envoy never calls.
         deferred_stat_options=bootstrap_pb2.Bootstrap.DeferredStatOptions(

@@ -124,6 +124,7 @@ def controller_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
         "objects": [*mesh.objects, directory.workloads],
         "state_file": directory.root / "mesh.sqlite",
         "traces_file": directory.root / "traces.sqlite",
+        "envoy_admin_files": [directory.port_file(ENVOY_NAME).resolve()],
     }
     return Program(
         name=CONTROLLER_NAME,

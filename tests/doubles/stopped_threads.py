@@ -1,0 +1,46 @@
+"""Stops one thread of a child process, as if it got no core, while the others go on.
+
+With ``ptrace``, which on Linux may trace a descendant, and from the one thread that began it.
+"""
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_SEIZE, _INTERRUPT, _DETACH = 0x4206, 0x4207, 17
+_WALL = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def stopped(process: int, thread: str) -> Iterator[None]:
+    """Stops the first thread of that name for as long as the context is open.
+
+    Args:
+        process: its process, a descendant of this one.
+        thread: what the thread calls itself.
+
+    Raises:
+        OSError: it may not be traced.
+    """
+    number = next(
+        int(each.name)
+        for each in sorted(Path(f"/proc/{process}/task").iterdir())
+        if (each / "comm").read_text().strip() == thread
+    )
+    _ptrace(_SEIZE, number)
+    try:
+        _ptrace(_INTERRUPT, number)
+        os.waitpid(number, _WALL)
+        yield
+    finally:
+        _ptrace(_DETACH, number)
+
+
+def _ptrace(request: int, thread: int) -> None:
+    if _libc.ptrace(ctypes.c_long(request), ctypes.c_long(thread), None, None) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
