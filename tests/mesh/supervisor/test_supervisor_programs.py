@@ -1,10 +1,14 @@
 """What is run for each part of a file, and what the mesh is told of a server."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tidegate.mesh.supervisor import guard
 from tidegate.mesh.supervisor.config import ServersFile
 from tidegate.mesh.supervisor.programs import (
     Program,
@@ -77,6 +81,31 @@ def test_without_a_mesh_nothing_is_added(tmp_path):
     config = ServersFile.model_validate({"servers": {"a": {"kind": "vision"}}})
     program = server_of(config, StateDirectory(tmp_path))
     assert (program.env, program.workload) == ({}, None)
+
+
+def test_servers_behind_the_mesh_let_envoy_and_the_controller_go_first(tmp_path):
+    directory, mesh = StateDirectory(tmp_path), file_of().mesh
+    assert server_of(file_of(), directory).nice == 10
+    assert envoy_program(mesh, directory, {}).nice == 0
+    assert controller_program(mesh, directory).nice == 0
+    alone = ServersFile.model_validate({"servers": {"a": {"kind": "vision"}}})
+    assert server_of(alone, directory).nice == 0
+
+
+@pytest.mark.parametrize("nice", [0, 7])
+def test_a_program_runs_with_the_priority_that_it_is_given(nice):
+    command = [sys.executable, "-c", "import os; print('nice', os.nice(0))"]
+    # While the guard's input is open it lets the program run.
+    with subprocess.Popen(
+        [sys.executable, guard.__file__, "5", str(nice), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as watched:
+        assert watched.stderr.read() == f"nice {min(19, os.nice(0) + nice)}\n"
+        assert watched.wait(30) == 0
 
 
 def test_the_controllers_flags_are_ones_that_it_has(tmp_path):

@@ -11,7 +11,7 @@ macOS too, lets the server drain, and leaves none of the server's own children (
 behind. On Linux the server has that death signal as well, in case the guard itself is killed. Only
 the standard library is used, and no thread, so that forking is safe.
 
-Usage: guard.py DRAIN_DEADLINE_S PROGRAM [ARGUMENT ...]
+Usage: guard.py DRAIN_DEADLINE_S NICE PROGRAM [ARGUMENT ...]
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def main() -> int:
     Returns:
         Its exit status, or 128 and the number of the signal that ended it.
     """
-    drain_s, command = float(sys.argv[1]), sys.argv[2:]
+    drain_s, nice, command = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
@@ -42,7 +42,7 @@ def main() -> int:
     guard = os.getpid()
     server = os.fork()
     if server == 0:
-        _become_server(command, guard)
+        _become_server(command, guard, nice)
     # The server does it too: whichever comes first, the group is there before it is needed.
     with contextlib.suppress(OSError):
         os.setpgid(server, server)
@@ -84,10 +84,11 @@ def _kill_group(server: int) -> None:
         os.killpg(server, signal.SIGKILL)
 
 
-def _become_server(command: list[str], guard: int) -> None:
+def _become_server(command: list[str], guard: int, nice: int) -> None:
     """Turns this process into the server; never returns."""
     try:
         os.setpgid(0, 0)
+        _let_others_go_first(nice)
         for changed in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(changed, signal.SIG_DFL)
         if sys.platform == "linux":
@@ -103,6 +104,17 @@ def _become_server(command: list[str], guard: int) -> None:
     except OSError as error:
         os.write(2, f"cannot run {command[0]}: {error.strerror}\n".encode())
     os._exit(_NOT_FOUND)
+
+
+def _let_others_go_first(nice: int) -> None:
+    """Lowers the priority of this process and its session."""
+    if not nice:
+        return
+    os.nice(nice)
+    # Where Linux shares the cores among sessions (sched_autogroup), a process's own value counts
+    # only within its session, which is the guard's.
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as session:
+        session.write(str(nice))
 
 
 if __name__ == "__main__":

@@ -176,9 +176,9 @@ class ServerProcess:
         program = self._program
         program.port_file.unlink(missing_ok=True)
         self._pid, self._listening, self._routed = None, Listening(), False
-        drain_s = str(program.policy.drain_deadline_s)
+        orders = (str(program.policy.drain_deadline_s), str(program.nice))
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(_GUARD), drain_s, *program.command),
+            *(sys.executable, "-I", "-S", str(_GUARD), *orders, *program.command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

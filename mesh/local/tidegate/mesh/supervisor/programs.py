@@ -29,6 +29,9 @@ _DRAIN_DELAY_VARIABLE = "TIDEGATE_DRAIN_DELAY_S"
 # From a server's NOT_SERVING to every proxy's knowledge of it takes milliseconds, and longer where
 # all cores are busy.
 _DRAIN_DELAY_S = 2.0
+# What decides about traffic and carries it goes before the models, which take every core that they
+# get: a proxy that waits for one keeps a change of traffic waiting.
+_BEHIND_THE_MESH_NICE = 10
 # Both start in about a second; more often they wait for each other, or for a busy machine.
 _MESH_POLICY = RestartPolicy(
     startup_timeout_s=120.0,
@@ -54,6 +57,7 @@ class Program:
         port_file: where it writes where it listens.
         probe: how to ask after it.
         workload: what the mesh is told of it; ``None`` when it is not in the mesh.
+        nice: by how much it lets other processes go first, 0 to 19 as in ``nice(1)``.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Program:
     port_file: Path
     probe: Probe
     workload: Workload | None = None
+    nice: int = 0
 
 
 def server_program(
@@ -109,6 +114,7 @@ def server_program(
         port_file=port_file,
         probe=GrpcProbe(port_file, config.client_host),
         workload=workload,
+        nice=0 if mesh is None else _BEHIND_THE_MESH_NICE,
     )
 
 
