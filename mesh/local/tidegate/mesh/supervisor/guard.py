@@ -20,6 +20,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _NOT_FOUND = 127
@@ -113,7 +114,7 @@ def _let_others_go_first(nice: int) -> None:
     os.nice(nice)
     # Where Linux shares the cores among sessions (sched_autogroup), a process's own value counts
     # only within its session, which is the guard's.
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as session:
+    with contextlib.suppress(OSError), Path("/proc/self/autogroup").open("w") as session:
         session.write(str(nice))
 
 
