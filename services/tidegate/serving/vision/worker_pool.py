@@ -73,10 +73,10 @@ class WorkerPool:
         self.workers = workers
         self._clock = clock
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
         self._lanes: list[Lane] = []
         self._turn = 0
-        self._idle = 0
+        # Locks on which idle workers wait, the one that became idle last at the end.
+        self._idle: list[threading.Lock] = []
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
@@ -97,7 +97,7 @@ class WorkerPool:
     ) -> None:
         with self._lock:
             self._stopping = True
-            self._work.notify_all()
+            self._wake(len(self._idle))
         for thread in self._threads:
             thread.join()
 
@@ -131,8 +131,7 @@ class WorkerPool:
         """
         with self._lock:
             lane.admit(ticket, self._clock(), self.workers)
-            if self._idle:
-                self._work.notify(min(len(ticket.tasks), self._idle))
+            self._wake(len(ticket.tasks))
 
     def cancel(self, lane: Lane, ticket: Ticket) -> None:
         """Gives up a request whose client has gone. What of it is not running yet never will be."""
@@ -141,14 +140,22 @@ class WorkerPool:
                 lane.settled(ticket, self._clock(), succeeded=False)
                 lane.notify_if_idle()
 
+    def _wake(self, workers: int) -> None:
+        """Wakes up to so many idle workers, those first that became idle last: they are warm."""
+        for _ in range(min(workers, len(self._idle))):
+            self._idle.pop().release()
+
     def _serve(self) -> None:
+        woken = threading.Lock()
+        woken.acquire()
         with self._lock:
             while not self._stopping:
                 job = self._claim()
                 if job is None:
-                    self._idle += 1
-                    self._work.wait()
-                    self._idle -= 1
+                    self._idle.append(woken)
+                    self._lock.release()
+                    woken.acquire()
+                    self._lock.acquire()
                     continue
                 self._lock.release()
                 try:
@@ -170,7 +177,7 @@ class WorkerPool:
                 if self._idle and any(
                     next_step(each.load()) is not Step.NOTHING for each in self._lanes
                 ):
-                    self._work.notify()
+                    self._wake(1)
                 return job
         return None
 
