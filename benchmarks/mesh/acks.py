@@ -50,7 +50,7 @@ from tidegate.mesh.ads import AckReport, AdsServicer, Distribution
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.resources import Audience, Change, Resource, ResourceKey, ResourceType
 
-CLUSTER, ENDPOINT, LISTENER, ROUTE, VIRTUAL_HOST = ResourceType
+CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, ROUTE, VIRTUAL_HOST = ResourceType
 ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
 )

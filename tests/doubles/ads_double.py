@@ -8,7 +8,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2, config_source_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import api_listener_pb2, listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
@@ -20,7 +20,7 @@ from google.rpc import status_pb2
 
 from tidegate.mesh.resources import Resource, ResourceKey, ResourceType
 
-CLUSTER, ENDPOINT, LISTENER, ROUTE, VIRTUAL_HOST = ResourceType
+CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, ROUTE, VIRTUAL_HOST = ResourceType
 
 _ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
@@ -78,6 +78,26 @@ def listener(name, route, port=0):
     return Resource.of(LISTENER, name, message)
 
 
+def scoped_listener(name, port=0):
+    """A listener of an Envoy that looks the scope up by the authority, its port left out."""
+    builder = hcm_pb2.ScopedRoutes.ScopeKeyBuilder()
+    extractor = builder.fragments.add().header_value_extractor
+    extractor.name, extractor.element_separator, extractor.index = ":authority", ":", 0
+    http = _http("")
+    http.scoped_routes.CopyFrom(
+        hcm_pb2.ScopedRoutes(
+            name="scopes",
+            scope_key_builder=builder,
+            scoped_rds=hcm_pb2.ScopedRds(scoped_rds_config_source=_ADS),
+        )
+    )
+    message = listener_pb2.Listener(name=name)
+    address = message.address.socket_address
+    address.address, address.port_value = "127.0.0.1", port
+    message.filter_chains.add().filters.add(name="http", typed_config=packed(http))
+    return Resource.of(LISTENER, name, message)
+
+
 def api_listener(name, route):
     """What a gRPC client dials."""
     message = listener_pb2.Listener(
@@ -111,6 +131,14 @@ def virtual_host(name, **weights):
     """The virtual host ``ROUTE/DOMAIN``."""
     domain = name.rpartition("/")[2]
     return Resource.of(VIRTUAL_HOST, name, _host(name, [domain], weights))
+
+
+def scope(name, **weights):
+    """The scope of one key, which is its name, with a route configuration inside."""
+    routes = route_pb2.RouteConfiguration(name=name, virtual_hosts=[_host("all", ["*"], weights)])
+    message = scoped_route_pb2.ScopedRouteConfiguration(name=name, route_configuration=routes)
+    message.key.fragments.add(string_key=name)
+    return Resource.of(SCOPED_ROUTE, name, message)
 
 
 def key(resource):
@@ -214,6 +242,7 @@ class Response:
 _MESSAGES = {
     CLUSTER: cluster_pb2.Cluster,
     ENDPOINT: endpoint_pb2.ClusterLoadAssignment,
+    SCOPED_ROUTE: scoped_route_pb2.ScopedRouteConfiguration,
     LISTENER: listener_pb2.Listener,
     ROUTE: route_pb2.RouteConfiguration,
     VIRTUAL_HOST: route_components_pb2.VirtualHost,

@@ -4,12 +4,14 @@ from ads_double import (
     CLUSTER,
     ENDPOINT,
     ROUTE,
+    SCOPED_ROUTE,
     VIRTUAL_HOST,
     cluster,
     endpoints,
     key,
     listener,
     route,
+    scope,
     vhds_route,
     virtual_host,
 )
@@ -227,6 +229,26 @@ async def test_virtual_hosts_come_again_when_their_route_is_asked_for_again(dist
     await delta.send(ROUTE, "r")
     assert (await delta.take()).names == ["r"]
     assert (await delta.take()).names == ["r/a"]
+
+
+async def test_who_asks_for_everything_anew_is_answered_even_with_nothing(distribution, delta):
+    served(distribution, cluster("a"))
+    for _ in range(2):
+        await delta.send(SCOPED_ROUTE, "*")
+        response = await delta.take()
+        assert (response.type, response.names, response.removed) == (SCOPED_ROUTE, [], [])
+        # As an Envoy does when the last listener with scopes has gone.
+        await delta.send(SCOPED_ROUTE, unsubscribe=["*"])
+
+
+async def test_one_weight_sends_one_scope(distribution, delta):
+    served(distribution, *(scope(str(number), c=1) for number in range(50)))
+    await delta.send(SCOPED_ROUTE)
+    await delta.take()
+    served(distribution, scope("7", c=2))
+    response = await delta.take()
+    assert (response.type, response.names) == (SCOPED_ROUTE, ["7"])
+    assert response.bodies["7"] == scope("7", c=2).body
 
 
 async def test_one_weight_sends_one_virtual_host(distribution, delta):

@@ -20,11 +20,13 @@ from ads_double import (
     ENDPOINT,
     LISTENER,
     ROUTE,
+    SCOPED_ROUTE,
     VIRTUAL_HOST,
     Response,
     cluster,
     endpoints,
     listener,
+    scope,
     vhds_route,
     virtual_host,
 )
@@ -45,16 +47,18 @@ CLUSTERS = ("one", "two", "three")
 ROUTES = ("r1", "r2")
 HOSTS = tuple(f"{route}/{domain}" for route in ROUTES for domain in "xy")
 LISTENERS = ("l1", "l2")
+SCOPES = ("s1", "s2")
 NAMES = {
     CLUSTER: CLUSTERS,
     ENDPOINT: CLUSTERS,
+    SCOPED_ROUTE: SCOPES,
     LISTENER: LISTENERS,
     ROUTE: ROUTES,
     VIRTUAL_HOST: HOSTS,
 }
 KEYS = tuple(ResourceKey(type_, name) for type_, names in NAMES.items() for name in names)
-WILD = (CLUSTER, LISTENER, VIRTUAL_HOST)
-WHOLE = (CLUSTER, LISTENER)
+WILD = (CLUSTER, SCOPED_ROUTE, LISTENER, VIRTUAL_HOST)
+WHOLE = (CLUSTER, SCOPED_ROUTE, LISTENER)
 
 
 @cache
@@ -66,6 +70,8 @@ def made(key, number):
             return cluster(key.name, number + 1)
         case ResourceType.ENDPOINT:
             return endpoints(key.name, number + 1)
+        case ResourceType.SCOPED_ROUTE:
+            return scope(key.name, **{target: number + 1})
         case ResourceType.LISTENER:
             return listener(key.name, ROUTES[LISTENERS.index(key.name)], number)
         case ResourceType.ROUTE:
@@ -199,6 +205,8 @@ class Proxy:
                 self.learn(each)
             if type_ is ROUTE and self.delta and VIRTUAL_HOST not in self.begun:
                 self.ask(VIRTUAL_HOST)
+            if type_ is LISTENER and SCOPED_ROUTE not in self.begun:
+                self.ask(SCOPED_ROUTE)
             if type_ is CLUSTER:
                 self.withheld = response
                 self.warm()
@@ -257,7 +265,7 @@ class Proxy:
         assert not response.bodies or said not in self.refused[type_], "sent again after a NACK"
         served = self._distribution.served(ENVOY)
         asked = self.stream.exchanges[CLUSTER].subscription
-        if type_ in {ROUTE, VIRTUAL_HOST}:
+        if type_ in {SCOPED_ROUTE, ROUTE, VIRTUAL_HOST}:
             for each in CLUSTERS:
                 named = any(each.encode() in body.value for body in response.bodies.values())
                 if named and asked.covers(each) and ResourceKey(CLUSTER, each) in served:
@@ -317,7 +325,9 @@ def usable(served, key):
 keys = st.sampled_from(KEYS)
 versions = st.integers(0, 3)
 types = st.sampled_from(ResourceType)
-some_names = st.sets(st.sampled_from([*CLUSTERS, *ROUTES, *HOSTS, *LISTENERS, "*", "nobody"]))
+some_names = st.sets(
+    st.sampled_from([*CLUSTERS, *ROUTES, *HOSTS, *LISTENERS, *SCOPES, "*", "nobody"])
+)
 
 
 class Discovery(RuleBasedStateMachine):
@@ -379,6 +389,8 @@ class Discovery(RuleBasedStateMachine):
         again.ask(LISTENER)
         if proxy.delta and proxy.names[ROUTE]:
             again.ask(ROUTE, proxy.names[ROUTE])
+        if SCOPED_ROUTE in proxy.begun:
+            again.ask(SCOPED_ROUTE)
         if proxy.delta and VIRTUAL_HOST in proxy.begun:
             again.ask(VIRTUAL_HOST)
 

@@ -6,12 +6,15 @@ from ads_double import (
     ENDPOINT,
     LISTENER,
     ROUTE,
+    SCOPED_ROUTE,
     VIRTUAL_HOST,
     cluster,
     endpoints,
     key,
     listener,
     route,
+    scope,
+    scoped_listener,
     vhds_route,
     virtual_host,
 )
@@ -74,6 +77,46 @@ async def test_additions_come_in_order_and_removals_last_in_reverse(distribution
         (ENDPOINT, [], ["c"]),
         (CLUSTER, [], ["c"]),
     ]
+
+
+async def test_scopes_are_there_before_a_listener_opens_and_until_it_is_gone(distribution, delta):
+    served(distribution, cluster("c"), scoped_listener("first"))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(LISTENER)
+    await delta.take()
+    await delta.send(SCOPED_ROUTE)
+    assert (await delta.take()).names == []
+    served(distribution, scoped_listener("later"), scope("s", new=1), cluster("new"))
+    assert [repr(await delta.take()) for _ in range(3)] == [
+        "CLUSTER ['new'] removed []",
+        "SCOPED_ROUTE ['s'] removed []",
+        "LISTENER ['later'] removed []",
+    ]
+    gone = (scoped_listener("later"), scope("s"), cluster("new"))
+    distribution.apply(ENVOY, Change(delete=tuple(map(key, gone))))
+    assert [repr(await delta.take()) for _ in range(3)] == [
+        "LISTENER [] removed ['later']",
+        "SCOPED_ROUTE [] removed ['s']",
+        "CLUSTER [] removed ['new']",
+    ]
+
+
+@pytest.mark.parametrize("make", [route, scope])
+async def test_what_routes_waits_for_a_refused_cluster(distribution, delta, make):
+    served(distribution, cluster("broken"), make("r", broken=1))
+    await delta.send(CLUSTER)
+    await delta.nack(await delta.read())
+    if make is scope:
+        await delta.send(SCOPED_ROUTE)
+        # Nothing else is there, and whoever asks for everything waits for an answer.
+        assert (await delta.take()).names == []
+    else:
+        await delta.send(ROUTE, "r")
+    assert await delta.is_quiet()
+    served(distribution, cluster("broken", 2))
+    assert (await delta.take()).names == ["broken"]
+    assert (await delta.take()).names == ["r"]
 
 
 @pytest.mark.parametrize("delta", [True, False])

@@ -24,6 +24,8 @@ from ads_double import (
     key,
     listener,
     route,
+    scope,
+    scoped_listener,
     vhds_route,
     virtual_host,
 )
@@ -318,6 +320,36 @@ async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
         await roll_out(distribution, {ENVOY: gone, GRPC: gone})
         for caller in callers:
             assert (await caller.more()).keys() == {"v2"}
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_scopes_come_change_and_go_without_a_failed_call(
+    distribution, port, start_envoy, backends, protocol
+):
+    subsets = [each for name in ("v1", "v2") for each in subset(name, backends[name])]
+    # Of whom nobody speaks, an Envoy listens all the same.
+    distribution.apply(ENVOY, Change(put=(*subsets, scoped_listener("ingress"))))
+    envoy = await start_envoy(port, protocol)
+    async with Load(await envoy.listening()) as load:
+        assert {each.partition(" ")[2].split()[0] for each in await load.more()} == {
+            "UNIMPLEMENTED"
+        }
+        await roll_out(distribution, {ENVOY: Change(put=(scope("127.0.0.1", v1=1),))})
+        await load.more()
+        assert (await load.more()).keys() == {"v1"}
+        for share in range(0, 101, 5):
+            put = (scope("127.0.0.1", v2=share, v1=100 - share), scope(f"other-{share}", v1=1))
+            await roll_out(distribution, {ENVOY: Change(put=put)})
+        await load.more()
+        assert (await load.more()).keys() == {"v2"}
+        # One that comes later has all scopes from its first request on.
+        distribution.apply(ENVOY, Change(put=(scoped_listener("later"),)))
+        async with Load(await envoy.listening("later")) as later:
+            assert (await later.more()).keys() == {"v2"}
+        gone = tuple(key(scope(f"other-{share}")) for share in range(0, 101, 5))
+        await roll_out(distribution, {ENVOY: Change(delete=gone)})
+        await roll_out(distribution, {ENVOY: Change(delete=tuple(map(key, subset("v1", 0))))})
+        assert (await load.more()).keys() == {"v2"}
 
 
 async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cleanly(

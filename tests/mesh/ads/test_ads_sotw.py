@@ -6,12 +6,14 @@ from ads_double import (
     ENDPOINT,
     LISTENER,
     ROUTE,
+    SCOPED_ROUTE,
     api_listener,
     cluster,
     endpoints,
     key,
     listener,
     route,
+    scope,
     vhds_route,
     virtual_host,
 )
@@ -46,6 +48,14 @@ async def test_clusters_come_as_the_whole_world(distribution, sotw):
     served(distribution, cluster("b", 2))
     assert (await sotw.take()).names == ["a", "b"]
     removed(distribution, cluster("a"))
+    assert (await sotw.take()).names == ["b"]
+
+
+async def test_scopes_come_as_the_whole_world(distribution, sotw):
+    served(distribution, scope("a", c=1), scope("b", c=1))
+    await sotw.send(SCOPED_ROUTE)
+    assert (await sotw.take()).names == ["a", "b"]
+    removed(distribution, scope("a"))
     assert (await sotw.take()).names == ["b"]
 
 

@@ -4,7 +4,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
@@ -65,6 +65,12 @@ def route_resource(name, weights, mirrors=()):
     return Resource.of(ResourceType.ROUTE, name, message)
 
 
+def scope_resource(name, weights, mirrors=()):
+    message = scoped_route_pb2.ScopedRouteConfiguration(name=name)
+    message.route_configuration.virtual_hosts.append(virtual_host("all", weights, mirrors))
+    return Resource.of(ResourceType.SCOPED_ROUTE, name, message)
+
+
 def listener_resource(name, weights, mirrors=()):
     manager = http_connection_manager_pb2.HttpConnectionManager(stat_prefix=name)
     manager.route_config.virtual_hosts.append(virtual_host("all", weights, mirrors))
@@ -86,7 +92,7 @@ def meshes(draw):
     if there:
         weights = st.dictionaries(st.sampled_from(there), st.integers(0, 2))
         mirrors = st.lists(st.sampled_from(there), max_size=1)
-        for make in (host_resource, route_resource, listener_resource):
+        for make in (host_resource, route_resource, scope_resource, listener_resource):
             names = draw(st.lists(st.sampled_from("ab"), unique=True))
             made += [make(name, draw(weights), draw(mirrors)) for name in names]
     return resources(*made)

@@ -4,9 +4,9 @@ A resource is named by its type and its name. Its version is a digest of its con
 content is the same version whoever made it and whenever: nothing is sent again because a control
 plane came back, and a proxy that reconnects with what it holds is understood.
 
-Proxies differ in what they understand, so resources come in audiences. An Envoy gets its virtual
-hosts one by one (VHDS), so that a weight costs one host and not the mesh; a gRPC client gets a
-route configuration for each host that it dials.
+Proxies differ in what they understand, so resources come in audiences. An Envoy gets what it does
+with a domain as a resource of its own (a scope, or a virtual host by VHDS), so that a weight costs
+one host and not the mesh; a gRPC client gets a route configuration for each host that it dials.
 """
 
 import enum
@@ -37,11 +37,14 @@ class ResourceType(enum.Enum):
     """The types that are served, in the order in which an addition must reach a proxy.
 
     Clusters come before the endpoints in them and both before the routes that name them
-    (Envoy's "eventual consistency considerations"); removals go the other way.
+    (Envoy's "eventual consistency considerations"); removals go the other way. Scopes come before
+    listeners: all listeners share them, so one that comes later opens with what is there, and one
+    that goes is gone before its scopes are.
     """
 
     CLUSTER = "envoy.config.cluster.v3.Cluster"
     ENDPOINT = "envoy.config.endpoint.v3.ClusterLoadAssignment"
+    SCOPED_ROUTE = "envoy.config.route.v3.ScopedRouteConfiguration"
     LISTENER = "envoy.config.listener.v3.Listener"
     ROUTE = "envoy.config.route.v3.RouteConfiguration"
     VIRTUAL_HOST = "envoy.config.route.v3.VirtualHost"

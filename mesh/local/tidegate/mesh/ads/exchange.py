@@ -172,9 +172,10 @@ class Exchange:
                 self.review(name)
         for name in (*interest.asked, *known):
             self.review(name)
-        if first and not known:
-            # A proxy that starts up waits for the answer, even to an empty world.
-            self._owes_answer = self._habits.whole_world or interest.wildcard_asked
+        if not known and (interest.wildcard_asked or (first and self._habits.whole_world)):
+            # A proxy that starts up waits for the answer, even to an empty world; and so does one
+            # that asks anew, as an Envoy does for scopes after its last listener with them went.
+            self._owes_answer = True
 
     def review(self, name: str) -> None:
         """Looks at one name again: is something to be sent for it?"""

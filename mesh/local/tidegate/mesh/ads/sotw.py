@@ -1,9 +1,9 @@
 """The state-of-the-world dialect: every request names all that is asked for.
 
-Responses of clusters and listeners hold all that is asked for, and what they lack is gone. Of the
-other types they hold what has changed, and nothing says that something is gone. A request that a
-response has overtaken (its nonce is not the newest) is ignored: the proxy will send another when it
-has read the response.
+Responses of clusters, scopes and listeners hold all that is asked for, and what they lack is gone.
+Of the other types they hold what has changed, and nothing says that something is gone. A request
+that a response has overtaken (its nonce is not the newest) is ignored: the proxy will send another
+when it has read the response.
 """
 
 import hashlib
@@ -21,7 +21,9 @@ from tidegate.mesh.resources import ResourceType
 
 __all__ = ["StateOfTheWorld", "read_sotw"]
 
-_WHOLE_WORLD: Final = frozenset({ResourceType.CLUSTER, ResourceType.LISTENER})
+_WHOLE_WORLD: Final = frozenset(
+    {ResourceType.CLUSTER, ResourceType.SCOPED_ROUTE, ResourceType.LISTENER}
+)
 _CONTROL_PLANE: Final = base_pb2.ControlPlane(identifier="tidegate")
 
 

@@ -1,9 +1,9 @@
 """One proxy's stream: in which order its types are served. A state machine without I/O.
 
 Make before break, as Envoy's "eventual consistency considerations" ask: clusters, endpoints,
-listeners, route configurations and virtual hosts, in this order, each type only when the proxy has
-answered for those before it; and only when it has answered for all of them, what leaves, in the
-opposite order. Four things are not as simple:
+scopes, listeners, route configurations and virtual hosts, in this order, each type only when the
+proxy has answered for those before it; and only when it has answered for all of them, what leaves,
+in the opposite order. Four things are not as simple:
 
 - Envoy answers for a cluster only when it is warm, for which it needs the endpoints: so these go as
   soon as their clusters are on their way, and go again whenever their cluster is sent.
@@ -31,8 +31,10 @@ __all__ = ["ProxyStream"]
 
 _CLUSTER: Final = ResourceType.CLUSTER
 _ENDPOINT: Final = ResourceType.ENDPOINT
+_SCOPED_ROUTE: Final = ResourceType.SCOPED_ROUTE
 _ROUTE: Final = ResourceType.ROUTE
 _VIRTUAL_HOST: Final = ResourceType.VIRTUAL_HOST
+_NAMES_CLUSTERS: Final = (_SCOPED_ROUTE, _ROUTE, _VIRTUAL_HOST)
 
 
 class ProxyStream:
@@ -179,7 +181,7 @@ class ProxyStream:
         key = resource.key
         if key.type is _VIRTUAL_HOST and not self._has_route_of(key.name):
             return False
-        if key.type in {_ROUTE, _VIRTUAL_HOST} and self._names_refused_cluster(resource):
+        if key.type in _NAMES_CLUSTERS and self._names_refused_cluster(resource):
             self._held.add(key)
             return False
         return True
@@ -210,7 +212,7 @@ class ProxyStream:
         for key in held:
             self.exchanges[key.type].review(key.name)
         if self.exchanges[_CLUSTER].refused:
-            for type_ in (_ROUTE, _VIRTUAL_HOST):
+            for type_ in _NAMES_CLUSTERS:
                 for name in tuple(self.exchanges[type_].due):
                     self.exchanges[type_].review(name)
 

@@ -1,9 +1,9 @@
 """What a proxy asks for of one type, and how each dialect says so.
 
 The rules are those of Envoy's "xDS REST and gRPC protocol" ("How the client specifies what
-resources to return", "Subscribing" and "Unsubscribing from resources"). Clusters, listeners and
-virtual hosts may be asked for as a whole, with the name ``*`` or by never having named any; once a
-name was given, naming none means none.
+resources to return", "Subscribing" and "Unsubscribing from resources"). Clusters, scopes,
+listeners and virtual hosts may be asked for as a whole, with the name ``*`` or by never having
+named any; once a name was given, naming none means none.
 """
 
 from collections.abc import Collection
@@ -17,7 +17,12 @@ __all__ = ["WILDCARD", "Interest", "Subscription"]
 WILDCARD: Final = "*"
 
 _WILDCARD_TYPES: Final = frozenset(
-    {ResourceType.CLUSTER, ResourceType.LISTENER, ResourceType.VIRTUAL_HOST}
+    {
+        ResourceType.CLUSTER,
+        ResourceType.SCOPED_ROUTE,
+        ResourceType.LISTENER,
+        ResourceType.VIRTUAL_HOST,
+    }
 )
 
 

@@ -150,7 +150,7 @@ def _unit_of(key: ResourceKey, audience: Audience) -> UnitKey:
     match key.type:
         case ResourceType.CLUSTER | ResourceType.ENDPOINT:
             return UnitKind.HOST, key.name.rpartition("|")[2]
-        case ResourceType.VIRTUAL_HOST:
+        case ResourceType.SCOPED_ROUTE | ResourceType.VIRTUAL_HOST:
             return UnitKind.VIRTUAL_HOST, key.name
         case ResourceType.LISTENER if audience is Audience.ENVOY:
             return UnitKind.PORT, key.name.rpartition("_")[2]

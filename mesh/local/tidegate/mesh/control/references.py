@@ -1,14 +1,14 @@
 """What routing resources name: the clusters, and how much traffic each of them is to get.
 
 A proxy does not warm routes: one that names a cluster which is not there fails its requests. So
-the planner reads out of every listener, route configuration and virtual host what it names.
+the planner reads out of every scope, listener, route configuration and virtual host what it names.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,
 )
@@ -17,7 +17,12 @@ from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = ["ROUTING", "clusters_named", "clusters_with_traffic"]
 
-ROUTING: Final = (ResourceType.LISTENER, ResourceType.ROUTE, ResourceType.VIRTUAL_HOST)
+ROUTING: Final = (
+    ResourceType.SCOPED_ROUTE,
+    ResourceType.LISTENER,
+    ResourceType.ROUTE,
+    ResourceType.VIRTUAL_HOST,
+)
 """The types that name clusters; the others are what is named."""
 
 
@@ -36,6 +41,9 @@ def _destinations(resource: Resource) -> Iterator[tuple[str, bool]]:
         case ResourceType.VIRTUAL_HOST:
             host = route_components_pb2.VirtualHost.FromString(resource.body.value)
             yield from _of_virtual_host(host)
+        case ResourceType.SCOPED_ROUTE:
+            scope = scoped_route_pb2.ScopedRouteConfiguration.FromString(resource.body.value)
+            yield from _of_routes(scope.route_configuration)
         case ResourceType.ROUTE:
             yield from _of_routes(route_pb2.RouteConfiguration.FromString(resource.body.value))
         case ResourceType.LISTENER:

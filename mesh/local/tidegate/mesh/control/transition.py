@@ -2,8 +2,8 @@
 
 1. ``clusters``: what is new or different of clusters and endpoints is sent. Every proxy must have
    it, and what routes will send requests to must have a healthy endpoint.
-2. ``routes``: listeners, route configurations and virtual hosts, those that go included. Every
-   proxy must have them.
+2. ``routes``: scopes, listeners, route configurations and virtual hosts, those that go included.
+   Every proxy must have them.
 3. ``drain``: no request may still run on a cluster that goes. No proxy can begin one there any
    more, because the routes were acknowledged without it.
 4. ``remove``: the clusters that nothing names and nothing uses go.
