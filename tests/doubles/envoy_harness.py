@@ -188,7 +188,7 @@ class EnvoyHarness:
         self.states = {}
         self.backends = {}
         self.http = HttpBackend()
-        self.ports = [free_port() for _ in range(4)]
+        self.ports = [free_port() for _ in range(7)]
         self.admin = None
         self._channels = {}
         self._versions = {}

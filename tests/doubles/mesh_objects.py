@@ -16,6 +16,7 @@ for _module in (
     "filters.http.router.v3.router",
     "filters.listener.tls_inspector.v3.tls_inspector",
     "filters.network.http_connection_manager.v3.http_connection_manager",
+    "http.early_header_mutation.header_mutation.v3.header_mutation",
     "load_balancing_policies.client_side_weighted_round_robin.v3.client_side_weighted_round_robin",
     "load_balancing_policies.least_request.v3.least_request",
     "load_balancing_policies.round_robin.v3.round_robin",

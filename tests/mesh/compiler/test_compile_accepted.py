@@ -240,12 +240,13 @@ async def test_nothing_is_refused(mesh, client, rules, policy, subset, option, s
     subsets = ["v1", "v2", third]
     objects = text(
         gateway(mesh.port),
+        gateway(mesh.ports[1], hosts=[DOMAIN], name="exact"),
         entry({name: backend.port for name, backend in mesh.backends.items()}),
         rule(policy, subsets, annotations=option and {"load-balancer": option}),
         virtual(
             *rules,
             hosts=[DOMAIN, VISION],
-            gateways=["in", "mesh"],
+            gateways=["in", "exact", "mesh"],
             annotations={"sticky": "header:x-a"} if sticky else None,
         ),
     )

@@ -2,7 +2,8 @@
 
 Names and defaults are istiod's for gateways: ``0.0.0.0_PORT``, ``http.PORT``,
 ``https.PORT.NAME.GATEWAY.NAMESPACE``, the connection's address as the client's, no idle timeout of
-streams. Virtual hosts come one by one, as Envoy's page "Virtual Host Discovery Service" has it.
+streams. Domains come one by one: as scopes where gateways name them in full (SRDS), else as Envoy's
+page "Virtual Host Discovery Service" has it.
 """
 
 import subprocess
@@ -137,6 +138,154 @@ async def test_gateways_come_and_go_while_others_serve(mesh, vision):
         assert (await mesh.call(DOMAIN)).backend == "v1"
 
 
+async def test_a_gateway_that_names_its_domains_in_full_has_a_scope_for_each(mesh, vision):
+    exact = gateway(mesh.ports[4], hosts=[DOMAIN, "./b.test"], name="exact")
+    await mesh.apply(vision(exact, virtual({"route": [to("v1")]}, gateways=("exact",))))
+    entrance = f"http.{mesh.ports[4]}"
+    ads = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
+    made = manager(mesh.compiled, mesh.ports[4])
+    assert "rds" not in made
+    assert made["scoped_routes"] == {
+        "name": "gateways",
+        "scope_key_builder": {
+            "fragments": [
+                {"header_value_extractor": {"name": "x-tidegate-entrance", "index": 0}},
+                {
+                    "header_value_extractor": {
+                        "name": ":authority",
+                        "element_separator": ":",
+                        "index": 0,
+                    }
+                },
+            ]
+        },
+        "scoped_rds": {"scoped_rds_config_source": ads},
+    }
+    (early,) = made["early_header_mutation_extensions"]
+    assert early["typed_config"]["mutations"] == [
+        {
+            "append": {
+                "header": {"key": "x-tidegate-entrance", "value": entrance},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        }
+    ]
+    assert names(mesh.compiled, "SCOPED_ROUTE") == {f"{entrance}/{DOMAIN}"}
+    scope = body(mesh.compiled, "SCOPED_ROUTE", f"{entrance}/{DOMAIN}")
+    assert scope["key"]["fragments"] == [{"string_key": entrance}, {"string_key": DOMAIN}]
+    routes = scope["route_configuration"]
+    (host,) = routes.pop("virtual_hosts")
+    assert host["name"] == f"{entrance}/{DOMAIN}"
+    assert host["domains"] == [DOMAIN]
+    assert routes == {
+        "name": f"{entrance}/{DOMAIN}",
+        "ignore_port_in_host_matching": True,
+        "max_direct_response_body_size_bytes": 1048576,
+        "request_headers_to_remove": ["x-tidegate-entrance"],
+        "validate_clusters": False,
+    }
+    for authority in (DOMAIN, f"{DOMAIN}:{mesh.ports[4]}"):
+        answer = await mesh.call(authority, ("x-tidegate-entrance", "http.1"), port=mesh.ports[4])
+        assert answer.backend == "v1"
+        assert "x-tidegate-entrance" not in answer.headers
+    for domain in ("b.test", "c.test"):
+        answer = await mesh.call(domain, port=mesh.ports[4])
+        assert answer.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_two_gateways_have_scopes_of_their_own_for_one_domain(mesh, vision):
+    gateways = [
+        gateway(mesh.ports[number], hosts=[DOMAIN], name=f"exact-{number}") for number in (4, 5)
+    ]
+
+    def services(first):
+        return [
+            virtual({"route": [to(first)]}, gateways=("exact-4",), name="one"),
+            virtual({"route": [to("v2")]}, gateways=("exact-5",), name="two"),
+        ]
+
+    await mesh.apply(vision(*gateways, *services("v1")))
+    assert (await mesh.call(DOMAIN, port=mesh.ports[4])).backend == "v1"
+    assert (await mesh.call(DOMAIN, port=mesh.ports[5])).backend == "v2"
+    change = await mesh.apply(vision(*gateways, *services("v3")))
+    assert [str(each.key) for each in change.put] == [
+        f"scoped_route http.{mesh.ports[4]}/{DOMAIN}",
+        f"virtual_host http.{mesh.ports[4]}/{DOMAIN}",
+    ]
+    assert change.delete == ()
+    assert (await mesh.call(DOMAIN, port=mesh.ports[4])).backend == "v3"
+    assert (await mesh.call(DOMAIN, port=mesh.ports[5])).backend == "v2"
+
+
+async def test_scopes_come_and_go_while_others_serve(mesh, vision):
+    exact = gateway(mesh.ports[4], hosts=[DOMAIN, "b.test"], name="exact")
+    first = virtual({"route": [to("v1")]}, gateways=("exact",))
+    second = virtual({"route": [to("v2")]}, hosts=["b.test"], gateways=("exact",), name="b")
+    await mesh.apply(vision(exact, first))
+    for _ in range(2):
+        change = await mesh.apply(vision(exact, first, second))
+        assert {str(each.key) for each in change.put} == {
+            f"scoped_route http.{mesh.ports[4]}/b.test",
+            f"virtual_host http.{mesh.ports[4]}/b.test",
+        }
+        assert (await mesh.call("b.test", port=mesh.ports[4])).backend == "v2"
+        change = await mesh.apply(vision(exact, first))
+        assert {str(key) for key in change.delete} == {
+            f"scoped_route http.{mesh.ports[4]}/b.test",
+            f"virtual_host http.{mesh.ports[4]}/b.test",
+        }
+        assert change.put == ()
+        answer = await mesh.call("b.test", port=mesh.ports[4])
+        assert answer.code is grpc.StatusCode.UNIMPLEMENTED
+        assert (await mesh.call(DOMAIN, port=mesh.ports[4])).backend == "v1"
+
+
+async def test_a_gateway_of_full_names_for_which_nobody_speaks_listens(mesh):
+    await mesh.apply(text(gateway(mesh.ports[5], hosts=[DOMAIN])))
+    assert names(mesh.compiled, "LISTENER") == {f"0.0.0.0_{mesh.ports[5]}"}
+    assert names(mesh.compiled, "VIRTUAL_HOST") == names(mesh.compiled, "SCOPED_ROUTE") == set()
+    answer = await mesh.call(DOMAIN, port=mesh.ports[5])
+    assert answer.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_open_connections_are_served_on_when_a_gateway_comes_to_name_all_in_full(
+    mesh, vision
+):
+    port = mesh.ports[6]
+
+    def objects(hosts, backend):
+        named = gateway(port, hosts=hosts, name="named")
+        return vision(named, virtual({"route": [to(backend)]}, gateways=("named",)))
+
+    await mesh.apply(objects(["*"], "v1"))
+    assert (await mesh.call(DOMAIN, port=port)).backend == "v1"
+    change = await mesh.apply(objects([DOMAIN], "v1"))
+    assert {str(each.key) for each in change.put} == {
+        f"listener 0.0.0.0_{port}",
+        f"scoped_route http.{port}/{DOMAIN}",
+    }
+    assert change.delete == ()
+    await mesh.apply(objects([DOMAIN], "v2"))
+    # The connection of before, and a new one.
+    for authority in (DOMAIN, f"{DOMAIN}:{port}"):
+        assert (await mesh.call(authority, port=port)).backend == "v2"
+
+
+@pytest.mark.parametrize("host", ["*", "*.example.com"])
+async def test_one_name_that_is_no_key_keeps_all_of_a_port_without_scopes(mesh, host):
+    exact = gateway(mesh.port, hosts=[DOMAIN])
+    other = gateway(mesh.port, hosts=[host], name="other")
+    elsewhere = gateway(mesh.ports[1], hosts=["c.test"], name="elsewhere")
+    service = virtual(
+        {"directResponse": {"status": 200}},
+        hosts=[DOMAIN, "c.test"],
+        gateways=("in", "elsewhere"),
+    )
+    compiled = mesh.compile(text(exact, other, elsewhere, service))
+    assert f"http.{mesh.port}/{DOMAIN}" in names(compiled, "VIRTUAL_HOST")
+    assert names(compiled, "SCOPED_ROUTE") == {f"http.{mesh.ports[1]}/c.test"}
+
+
 async def test_servers_of_several_gateways_share_a_port(mesh, vision):
     other = gateway(mesh.port, hosts=["only.other.test"], name="other")
     one = virtual({"route": [to("v1")]})
@@ -241,10 +390,9 @@ async def test_tls_ends_at_the_gateway_and_the_name_decides_on_the_certificate(
         virtual({"route": [to("v2")]}, hosts=[other], gateways=("two",), name="two"),
     )
     await mesh.apply(objects)
-    assert names(mesh.compiled, "ROUTE") == {
-        f"http.{mesh.port}",
-        f"https.{port}.https.one.models",
-        f"https.{port}.https.two.models",
+    assert names(mesh.compiled, "SCOPED_ROUTE") == {
+        f"https.{port}.https.one.models/{DOMAIN}",
+        f"https.{port}.https.two.models/{other}",
     }
 
     async def call(domain, *identity):
@@ -269,17 +417,17 @@ async def test_tls_ends_at_the_gateway_and_the_name_decides_on_the_certificate(
 
 async def test_plain_http_is_redirected(mesh, vision):
     tls = {"httpsRedirect": True}
-    redirecting = gateway(mesh.ports[1], hosts=[DOMAIN, "b.test"], name="plain", tls=tls)
-    beside = gateway(mesh.ports[1], hosts=["open.test"], name="beside")
+    redirecting = gateway(mesh.ports[4], hosts=[DOMAIN, "b.test"], name="plain", tls=tls)
+    beside = gateway(mesh.ports[4], hosts=["open.test"], name="beside")
     services = (
         virtual({"route": [to("v1")]}, gateways=("plain",)),
         virtual({"route": [to("v2")]}, hosts=["*"], gateways=("beside",), name="open"),
     )
     await mesh.apply(vision(redirecting, beside, *services))
-    assert (await mesh.call("open.test", port=mesh.ports[1])).backend == "v2"
+    assert (await mesh.call("open.test", port=mesh.ports[4])).backend == "v2"
     async with aiohttp.ClientSession() as session:
         for domain in (DOMAIN, "b.test"):
-            url = f"http://127.0.0.1:{mesh.ports[1]}/x"
+            url = f"http://127.0.0.1:{mesh.ports[4]}/x"
             async with session.get(url, headers={"host": domain}, allow_redirects=False) as answer:
                 assert answer.status == 301
                 assert answer.headers["location"] == f"https://{domain}/x"

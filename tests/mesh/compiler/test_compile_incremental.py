@@ -68,7 +68,7 @@ STEPS = st.one_of(
         lambda name, port, hosts, tls: gateway(port, hosts, name=name, tls=tls),
         st.sampled_from(["in", "other"]),
         st.sampled_from([80, 81]),
-        st.sampled_from([("*",), ("*.test", DOMAIN)]),
+        st.sampled_from([("*",), ("*.test", DOMAIN), ("x.test", DOMAIN)]),
         st.sampled_from([None, {"httpsRedirect": True}]),
     ),
     st.builds(

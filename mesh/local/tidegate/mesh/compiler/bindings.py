@@ -103,13 +103,17 @@ class GatewayBindings:
         return places
 
     def _silent_places(self, entrances: Entrances) -> Iterator[Place]:
-        """Virtual hosts without routes: those that redirect, or the only one of an entrance."""
+        """Virtual hosts without routes: those that redirect, or the only one of an entrance.
+
+        With scopes an entrance needs none to listen.
+        """
         for name, entrance in entrances.by_name.items():
             redirected = {
                 domain for door in entrance.doors if door.redirects for _, domain in door.domains()
             }
             spoken = self._domains.get(name, set())
-            for domain in redirected - spoken or (() if spoken else ("*",)):
+            needs_one = not (spoken or entrance.scoped)
+            for domain in redirected - spoken or (("*",) if needs_one else ()):
                 yield Place(name, domain)
 
 

@@ -183,7 +183,7 @@ def _virtual_host(
     targets: _Targets,
     errors: list[CompileError],
 ) -> _Made:
-    return {Audience.ENVOY: (virtual_host(entrance, domain, bound, targets, errors),)}
+    return {Audience.ENVOY: virtual_host(entrance, domain, bound, targets, errors)}
 
 
 def _client(

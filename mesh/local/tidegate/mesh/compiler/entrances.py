@@ -1,7 +1,7 @@
 """Entrances: where traffic enters through gateways, and which VirtualService is for what of it.
 
-An entrance is a route configuration. All HTTP servers of a port, of whatever gateway, are one,
-``http.PORT``; each HTTPS server is its own, as its certificate decides for whom it is. A
+An entrance is where a domain is looked up. All HTTP servers of a port, of whatever gateway, are
+one, ``http.PORT``; each HTTPS server is its own, as its certificate decides for whom it is. A
 VirtualService is bound to an entrance under every domain that both it and a server of the gateway
 name, and under the narrower name of the two where one has a ``*``.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.naming import covers, narrower
+from tidegate.mesh.compiler.naming import covers, is_wildcard, narrower
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE
 from tidegate.mesh.istio.gateway import Gateway, GatewayProtocol, Server
 from tidegate.mesh.istio.names import MESH
@@ -54,19 +54,22 @@ class Door:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entrance:
-    """A route configuration of gateways.
+    """Where servers of gateways look up what they do with a domain.
 
     Attributes:
         name: what it is called.
         port: where it is listened.
         tls: whether connections are secured.
         doors: the servers that it serves.
+        scoped: whether each domain is a scope. The gateways alone decide it, so that no
+            VirtualService ever changes a listener.
     """
 
     name: str
     port: int
     tls: bool
     doors: tuple[Door, ...]
+    scoped: bool
 
     def redirects(self, domain: str) -> bool:
         """Whether a server that sends plain HTTP to HTTPS takes a domain."""
@@ -116,7 +119,9 @@ class Entrances:
         known = self.by_name.get(name)
         if known is not None and known.doors == doors:
             return known
-        return Entrance(name, doors[0].server.port.number, _secured(doors[0]), doors)
+        # The key of a scope stands for nothing but itself.
+        scoped = not any(is_wildcard(domain) for door in doors for _, domain in door.domains())
+        return Entrance(name, doors[0].server.port.number, _secured(doors[0]), doors, scoped)
 
 
 def bind(

@@ -1,7 +1,7 @@
 """Listeners of gateways, and the route configurations behind them.
 
-A listener says nothing of hosts, and its route configuration has no virtual hosts of its own: each
-comes by itself (VHDS). So a changed weight sends one virtual host, and a new host changes
+A listener says nothing of hosts, and neither does a route configuration: what is done with a domain
+comes by itself (see `route_tables`). So a changed weight sends one domain, and a new host changes
 no listener, which would cost every connection of it.
 
 Streams of models are long and may be silent for long; nothing here ends one for that. Headers are
@@ -14,28 +14,26 @@ from typing import Final
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
-from envoy.config.route.v3 import route_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (  # noqa: E501 - a generated name
     HttpConnectionManager,
-    Rds,
 )
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+from google.protobuf.wrappers_pb2 import BoolValue
 
 from tidegate.mesh.compiler.entrances import Entrance
 from tidegate.mesh.compiler.filters import envoy_filters
 from tidegate.mesh.compiler.naming import listener_name
-from tidegate.mesh.compiler.protobuf import ADS, packed, socket_address
+from tidegate.mesh.compiler.protobuf import packed, socket_address
+from tidegate.mesh.compiler.route_tables import look_up, route_configuration
 from tidegate.mesh.compiler.settings import MeshSettings
 from tidegate.mesh.istio.gateway import ServerTls, ServerTlsMode, TlsVersion
 from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = ["listener_resources"]
 
-_BODY_BYTES: Final = 1024 * 1024
 _TLS_VERSIONS: Final = {
     TlsVersion.TLSV1_2: common_pb2.TlsParameters.TLSv1_2,
     TlsVersion.TLSV1_3: common_pb2.TlsParameters.TLSv1_3,
@@ -65,20 +63,7 @@ def listener_resources(
         )
     return (
         Resource.of(ResourceType.LISTENER, listener.name, listener),
-        *(
-            Resource.of(ResourceType.ROUTE, each.name, _route_configuration(each))
-            for each in entrances
-        ),
-    )
-
-
-def _route_configuration(entrance: Entrance) -> route_pb2.RouteConfiguration:
-    return route_pb2.RouteConfiguration(
-        name=entrance.name,
-        vhds=route_pb2.Vhds(config_source=ADS),
-        # gRPC clients put the port into the authority.
-        ignore_port_in_host_matching=True,
-        max_direct_response_body_size_bytes=UInt32Value(value=_BODY_BYTES),
+        *map(route_configuration, entrances),
     )
 
 
@@ -110,7 +95,6 @@ def _connection_manager(entrance: Entrance, settings: MeshSettings) -> HttpConne
     manager = HttpConnectionManager(
         codec_type=HttpConnectionManager.AUTO,
         stat_prefix=f"outbound_{listener_name(entrance.port)}",
-        rds=Rds(route_config_name=entrance.name, config_source=ADS),
         http_filters=envoy_filters(),
         use_remote_address=BoolValue(value=True),
         generate_request_id=BoolValue(value=True),
@@ -121,6 +105,7 @@ def _connection_manager(entrance: Entrance, settings: MeshSettings) -> HttpConne
         stream_idle_timeout=Duration(),
         upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
     )
+    look_up(manager, entrance)
     if settings.access_log is not None:
         manager.access_log.append(settings.access_log)
     if settings.tracing is not None:

@@ -2,8 +2,8 @@
 
 Several VirtualServices may speak of one domain at a gateway, as in Istio. Their routes follow each
 other in the order of the objects' names, and the catch-alls of all come last. An entrance for which
-nobody speaks has one virtual host without routes, which answers 404 (``UNIMPLEMENTED`` to gRPC):
-Envoy waits for a first virtual host before it listens.
+nobody speaks answers 404 (``UNIMPLEMENTED`` to gRPC). One without scopes has a virtual host without
+routes for that: Envoy waits for a first virtual host before it listens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,12 @@ from tidegate.mesh.compiler.destinations import Scope
 from tidegate.mesh.compiler.entrances import Entrance
 from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.compiler.matches import is_catch_all
-from tidegate.mesh.compiler.naming import virtual_host_name
+from tidegate.mesh.compiler.route_tables import domain_resources
 from tidegate.mesh.compiler.routes import routes_of
 from tidegate.mesh.compiler.targets import Target
 from tidegate.mesh.istio.shapes import GatewayName, HostName
 from tidegate.mesh.istio.virtual_service import VirtualService
-from tidegate.mesh.resources import Resource, ResourceType
+from tidegate.mesh.resources import Resource
 
 __all__ = ["Bound", "virtual_host"]
 
@@ -44,7 +44,7 @@ def virtual_host(
     bound: Iterable[Bound],
     targets: Mapping[HostName, Target],
     errors: list[CompileError],
-) -> Resource:
+) -> tuple[Resource, ...]:
     """What an entrance does with a domain.
 
     Args:
@@ -54,7 +54,6 @@ def virtual_host(
         targets: all hosts.
         errors: takes what is found wrong.
     """
-    name = virtual_host_name(entrance.name, domain)
     routes = [
         route
         for each in sorted(bound, key=lambda each: _order(each.service))
@@ -63,15 +62,13 @@ def virtual_host(
         )
     ]
     host = route_components_pb2.VirtualHost(
-        # Envoy removes a virtual host by the name inside, which must be that outside.
-        name=name,
         domains=[domain],
         routes=sorted(routes, key=lambda route: is_catch_all(route.match)),
         include_request_attempt_count=True,
     )
     if entrance.redirects(domain):
         host.require_tls = route_components_pb2.VirtualHost.ALL
-    return Resource.of(ResourceType.VIRTUAL_HOST, name, host)
+    return domain_resources(entrance, domain, host)
 
 
 def _order(service: VirtualService) -> tuple[str, str]:
