@@ -6,6 +6,10 @@ the time from `apply` until all have acknowledged, the processor time of the con
 bytes it sent, with 10 hosts and with 1,000 hosts of 10 endpoints each. The control plane, the
 clients and Envoy are processes of their own.
 
+Listener and routes are what the compiler makes of a Gateway that names every host in full: a scope
+for each host, and a virtual host beside it that nobody asks for. One pair of lines is of a Gateway
+with a ``*``, for which Envoy gets virtual hosts (VHDS) and builds the table of all at each change.
+
     python benchmarks/mesh/acks.py [--changes 100] [--rounds 3] [--output FILE]
 """
 
@@ -35,7 +39,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import base_pb2, config_source_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
@@ -47,14 +51,17 @@ from prometheus_client import REGISTRY
 
 from tidegate.chassis import ChassisSettings, Health, running
 from tidegate.mesh.ads import AckReport, AdsServicer, Distribution
+from tidegate.mesh.compiler.entrances import Entrance
+from tidegate.mesh.compiler.route_tables import domain_resources, look_up, route_configuration
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.resources import Audience, Change, Resource, ResourceKey, ResourceType
 
-CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, ROUTE, VIRTUAL_HOST = ResourceType
+CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, _, VIRTUAL_HOST = ResourceType
 ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
 )
-ROUTE_NAME = "http.80"
+ENTRANCE = Entrance("http.80", 80, tls=False, doors=(), scoped=True)
+WITHOUT_SCOPES = Entrance("http.80", 80, tls=False, doors=(), scoped=False)
 PATIENCE_S, PAUSE_S = 60.0, 0.03
 RESULTS = Path("bench-results/mesh-acks.json")
 
@@ -68,12 +75,19 @@ class Scenario:
         hosts: In the mesh, of ten endpoints each.
         proxies: How many.
         envoy: Whether they are Envoys, or else clients.
+        scoped: Whether the gateway names every host in full.
     """
 
     name: str
     hosts: int
     proxies: int
     envoy: bool
+    scoped: bool
+
+    @property
+    def entrance(self) -> Entrance:
+        """Where requests for the hosts come in."""
+        return ENTRANCE if self.scoped else WITHOUT_SCOPES
 
 
 @dataclass(frozen=True)
@@ -100,8 +114,12 @@ class Result:
 
 
 SCENARIOS = tuple(
-    Scenario(f"{name}, {hosts:,} hosts × 10", hosts, proxies, envoy)
-    for name, proxies, envoy in (("1 Envoy", 1, True), ("100 clients", 100, False))
+    Scenario(f"{name}, {hosts:,} hosts × 10", hosts, proxies, envoy, scoped)
+    for name, proxies, envoy, scoped in (
+        ("1 Envoy", 1, True, True),
+        ("1 Envoy, a *", 1, True, False),
+        ("100 clients", 100, False, True),
+    )
     for hosts in (10, 1000)
 )
 
@@ -123,18 +141,17 @@ def cluster_of(number: int) -> str:
     return f"outbound|80||{host_name(number)}"
 
 
-def virtual_host(number: int, weight: int) -> Resource:
-    """Makes the virtual host of a host, with a weight that differs."""
-    name = f"{ROUTE_NAME}/{host_name(number)}"
-    message = route_components_pb2.VirtualHost(name=name, domains=[host_name(number)])
+def domain(entrance: Entrance, number: int, weight: int) -> tuple[Resource, ...]:
+    """Makes what an entrance does with a host, with a weight that differs."""
+    message = route_components_pb2.VirtualHost(domains=[host_name(number)])
     route = message.routes.add(match=route_components_pb2.RouteMatch(prefix="/"))
     other = cluster_of(number + 1 if number == 0 else number - 1)
     for target, share in ((cluster_of(number), weight), (other, 1_000_000 - weight)):
         route.route.weighted_clusters.clusters.add(name=target).weight.value = share
-    return Resource.of(VIRTUAL_HOST, name, message)
+    return domain_resources(entrance, host_name(number), message)
 
 
-def host(number: int) -> Iterator[Resource]:
+def host(entrance: Entrance, number: int) -> Iterator[Resource]:
     """Makes the resources of a host."""
     name = cluster_of(number)
     eds = cluster_pb2.Cluster.EdsClusterConfig(eds_config=ADS)
@@ -148,25 +165,25 @@ def host(number: int) -> Iterator[Resource]:
         address.address = f"10.{number // 250}.{number % 250}.{each + 1}"
         address.port_value = 8500
     yield Resource.of(ENDPOINT, name, endpoints)
-    yield virtual_host(number, 0)
+    yield from domain(entrance, number, 0)
 
 
-def mesh(hosts: int) -> tuple[Resource, ...]:
+def mesh(scenario: Scenario) -> tuple[Resource, ...]:
     """Makes a whole mesh."""
+    entrance = scenario.entrance
     http = hcm_pb2.HttpConnectionManager(
         stat_prefix="ingress",
-        rds=hcm_pb2.Rds(config_source=ADS, route_config_name=ROUTE_NAME),
         http_filters=[hcm_pb2.HttpFilter(name="router", typed_config=packed(router_pb2.Router()))],
     )
+    look_up(http, entrance)
     listener = listener_pb2.Listener(name="ingress")
     listener.address.socket_address.address = "127.0.0.1"
     listener.address.socket_address.port_value = 0
     listener.filter_chains.add().filters.add(name="http", typed_config=packed(http))
-    route = route_pb2.RouteConfiguration(name=ROUTE_NAME, vhds=route_pb2.Vhds(config_source=ADS))
     return (
         Resource.of(LISTENER, "ingress", listener),
-        Resource.of(ROUTE, ROUTE_NAME, route),
-        *itertools.chain.from_iterable(map(host, range(hosts))),
+        route_configuration(entrance),
+        *(each for number in range(scenario.hosts) for each in host(entrance, number)),
     )
 
 
@@ -214,7 +231,7 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
     # Standard output is for the results.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     distribution = Distribution()
-    resources = mesh(scenario.hosts)
+    resources = mesh(scenario)
     distribution.apply(Audience.ENVOY, Change(put=resources))
     settings = ChassisSettings(grpc_port=0, metrics_port=0, drain_hold_s=0, drain_deadline_s=0.1)
     async with running(ControlPlane(distribution), settings) as server:
@@ -227,7 +244,9 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
         await acknowledged(distribution, *(each.key for each in resources))
         first_s = time.perf_counter() - began
         weights = itertools.count(1)
-        samples = [await measure(distribution, changes, weights) for _ in range(rounds)]
+        samples = [
+            await measure(distribution, scenario.entrance, changes, weights) for _ in range(rounds)
+        ]
         memory = psutil.Process().memory_info().rss / 2**20
     medians = [statistics.median(column) for column in zip(*samples, strict=True)]
     return Result(scenario, *medians, memory_mib=memory, first_s=first_s)
@@ -236,14 +255,15 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
 def is_complete(distribution: Distribution, scenario: Scenario) -> bool:
     """Tells whether all proxies ask for everything."""
     statuses = distribution.proxies()
+    type_ = SCOPED_ROUTE if scenario.scoped else VIRTUAL_HOST
     return len(statuses) == scenario.proxies and all(
-        VIRTUAL_HOST in each.types and each.types[VIRTUAL_HOST].acknowledged == scenario.hosts
+        type_ in each.types and each.types[type_].acknowledged == scenario.hosts
         for each in statuses
     )
 
 
 async def measure(
-    distribution: Distribution, changes: int, weights: Iterator[int]
+    distribution: Distribution, entrance: Entrance, changes: int, weights: Iterator[int]
 ) -> tuple[float, float, float, float]:
     """Changes one weight again and again; gives the costs of one change."""
     times_ms = []
@@ -251,10 +271,10 @@ async def measure(
     for _ in range(changes):
         # Otherwise the mesh that is slower to answer would find the caches colder.
         await asyncio.sleep(PAUSE_S)
-        changed = virtual_host(5, next(weights))
+        changed = domain(entrance, 5, next(weights))
         began = time.perf_counter()
-        distribution.apply(Audience.ENVOY, Change(put=(changed,)))
-        await acknowledged(distribution, changed.key)
+        distribution.apply(Audience.ENVOY, Change(put=changed))
+        await acknowledged(distribution, *(each.key for each in changed))
         times_ms.append((time.perf_counter() - began) * 1e3)
     cpu_ms = (time.process_time() - cpu_s) * 1e3 / changes
     sent = (bytes_sent() - sent) / changes
@@ -288,9 +308,7 @@ async def be_client(port: int, number: int) -> None:
                 await ask(ENDPOINT.url, resource_names_subscribe=names)
                 await ask(LISTENER.url)
             elif response.type_url == LISTENER.url:
-                await ask(ROUTE.url, resource_names_subscribe=[ROUTE_NAME])
-            elif response.type_url == ROUTE.url:
-                await ask(VIRTUAL_HOST.url)
+                await ask(SCOPED_ROUTE.url)
             await ask(response.type_url, response_nonce=response.nonce)
 
 
@@ -375,16 +393,16 @@ def environment() -> dict[str, str]:
 def table(results: list[Result]) -> Iterator[str]:
     """Writes a line for each scenario, and one for each ratio of the large mesh to the small."""
     yield (
-        f"{'':<28}{'p50 ms':>9}{'p95 ms':>9}{'CPU ms':>9}{'bytes':>9}{'RSS MiB':>9}{'first s':>9}"
+        f"{'':<31}{'p50 ms':>9}{'p95 ms':>9}{'CPU ms':>9}{'bytes':>9}{'RSS MiB':>9}{'first s':>9}"
     )
     for each in results:
         yield (
-            f"{each.scenario.name:<28}{each.p50_ms:>9.2f}{each.p95_ms:>9.2f}{each.cpu_ms:>9.2f}"
+            f"{each.scenario.name:<31}{each.p50_ms:>9.2f}{each.p95_ms:>9.2f}{each.cpu_ms:>9.2f}"
             f"{each.sent_bytes:>9.0f}{each.memory_mib:>9.0f}{each.first_s:>9.1f}"
         )
     for small, large in zip(results[::2], results[1::2], strict=True):
         yield (
-            f"{'  ratio':<28}{large.p50_ms / small.p50_ms:>9.2f}"
+            f"{'  ratio':<31}{large.p50_ms / small.p50_ms:>9.2f}"
             f"{large.p95_ms / small.p95_ms:>9.2f}{large.cpu_ms / small.cpu_ms:>9.2f}"
             f"{large.sent_bytes / small.sent_bytes:>9.2f}"
         )
