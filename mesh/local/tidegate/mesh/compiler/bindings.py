@@ -109,7 +109,7 @@ class GatewayBindings:
         """
         for name, entrance in entrances.by_name.items():
             redirected = {
-                domain for door in entrance.doors if door.redirects for _, domain in door.domains()
+                domain for door in entrance.doors if door.redirects for _, domain in door.domains
             }
             spoken = self._domains.get(name, set())
             needs_one = not (spoken or entrance.scoped)

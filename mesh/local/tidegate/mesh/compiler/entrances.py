@@ -8,7 +8,8 @@ name, and under the narrower name of the two where one has a ``*``.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.compiler.naming import covers, is_wildcard, narrower
@@ -18,7 +19,19 @@ from tidegate.mesh.istio.names import MESH
 from tidegate.mesh.istio.shapes import GatewayName
 from tidegate.mesh.istio.virtual_service import VirtualService
 
-__all__ = ["Door", "Entrance", "Entrances", "bind"]
+__all__ = ["Domain", "Door", "Entrance", "Entrances", "bind"]
+
+
+class Domain(NamedTuple):
+    """A domain that is taken at a server.
+
+    Attributes:
+        only_from: the only namespace that may route it, if it is not any.
+        name: the domain, in small letters.
+    """
+
+    only_from: str | None
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +41,27 @@ class Door:
     Attributes:
         gateway: the gateway.
         server: the server.
+        domains: the domains taken here, each with the only namespace that may route it, if any.
+        by_name: those that are named in full.
+        wildcards: the others.
     """
 
     gateway: Gateway
     server: Server
+    domains: tuple[Domain, ...] = field(repr=False, compare=False)
+    by_name: Mapping[str, tuple[Domain, ...]] = field(repr=False, compare=False)
+    wildcards: tuple[Domain, ...] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, gateway: Gateway, server: Server) -> Self:
+        """Sorts the domains of a server."""
+        domains = tuple(_taken(gateway, server))
+        by_name: dict[str, tuple[Domain, ...]] = {}
+        for each in domains:
+            if not is_wildcard(each.name):
+                by_name[each.name] = (*by_name.get(each.name, ()), each)
+        wildcards = tuple(each for each in domains if is_wildcard(each.name))
+        return cls(gateway, server, domains, by_name, wildcards)
 
     @property
     def name(self) -> GatewayName:
@@ -43,13 +73,14 @@ class Door:
         """Whether plain HTTP is sent to HTTPS."""
         return bool(self.server.tls and self.server.tls.https_redirect)
 
-    def domains(self) -> Iterator[tuple[str | None, str]]:
-        """The domains taken here, each with the only namespace that may route it, if any."""
-        for host in self.server.hosts:
-            namespace, slash, domain = host.rpartition("/")
-            if namespace == ".":
-                namespace = self.gateway.name.namespace
-            yield (namespace if slash and namespace != "*" else None), domain.lower()
+    def may_meet(self, host: str) -> Iterable[Domain]:
+        """The domains that can have a name in common with a host.
+
+        A server may name a thousand domains, and a host that is named in full is at most one.
+        """
+        if is_wildcard(host):
+            return self.domains
+        return (*self.by_name.get(host, ()), *self.wildcards)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +108,7 @@ class Entrance:
             covers(taken, domain)
             for door in self.doors
             if door.redirects
-            for _, taken in door.domains()
+            for _, taken in door.domains
         )
 
 
@@ -101,7 +132,7 @@ class Entrances:
         by_port: dict[int, list[Door]] = defaultdict(list)
         for gateway in sorted(gateways, key=lambda each: (each.name.namespace, each.name.name)):
             for server in gateway.servers:
-                door = Door(gateway, server)
+                door = Door.of(gateway, server)
                 doors[_name(door)].append(door)
                 by_port[server.port.number].append(door)
         by_name = {name: self._entrance(name, tuple(group)) for name, group in doors.items()}
@@ -120,7 +151,7 @@ class Entrances:
         if known is not None and known.doors == doors:
             return known
         # The key of a scope stands for nothing but itself.
-        scoped = not any(is_wildcard(domain) for door in doors for _, domain in door.domains())
+        scoped = not any(is_wildcard(domain) for door in doors for _, domain in door.domains)
         return Entrance(name, doors[0].server.port.number, _secured(doors[0]), doors, scoped)
 
 
@@ -154,12 +185,20 @@ def _common(service: VirtualService, door: Door) -> Iterator[str]:
     namespace = service.name.namespace
     if service.export_to == OWN_NAMESPACE and namespace != door.gateway.name.namespace:
         return
-    for only_from, domain in door.domains():
-        if only_from in (None, namespace):
-            for host in service.hosts:
-                common = narrower(domain, host.lower())
+    for host in map(str.lower, service.hosts):
+        for only_from, domain in door.may_meet(host):
+            if only_from in (None, namespace):
+                common = narrower(domain, host)
                 if common is not None:
                     yield common
+
+
+def _taken(gateway: Gateway, server: Server) -> Iterator[Domain]:
+    for host in server.hosts:
+        namespace, slash, domain = host.rpartition("/")
+        if namespace == ".":
+            namespace = gateway.name.namespace
+        yield Domain(namespace if slash and namespace != "*" else None, domain.lower())
 
 
 def _secured(door: Door) -> bool:
@@ -196,8 +235,8 @@ def _conflicts(doors: list[Door]) -> Iterator[CompileError]:
                     f"another server of port {number} is called {door.server.port.name} too",
                     "give each HTTPS server of a gateway its own port name",
                 )
-            taken = {domain for other in others for _, domain in other.domains()}
-            for domain in sorted(taken & {domain for _, domain in door.domains()}):
+            taken = {domain for other in others for _, domain in other.domains}
+            for domain in sorted(taken & {domain for _, domain in door.domains}):
                 yield CompileError(
                     door.gateway.name,
                     f"spec.servers[{index}].hosts",

@@ -79,7 +79,7 @@ def _filter_chain(
         ]
     )
     if entrance.tls:
-        domains = [domain for door in entrance.doors for _, domain in door.domains()]
+        domains = [domain for door in entrance.doors for _, domain in door.domains]
         if "*" not in domains:
             chain.filter_chain_match.server_names.extend(domains)
         tls = next(door.server.tls for door in entrance.doors if door.server.tls)
