@@ -392,6 +392,37 @@ async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cl
         assert not [each for each in load.answers if each.startswith("failed")]
 
 
+async def test_an_envoy_with_scopes_is_taken_over_cleanly(
+    distribution, control_plane, start_envoy, backends
+):
+    subsets = [each for name in ("v1", "v2") for each in subset(name, backends[name])]
+    first = (*subsets, scoped_listener("ingress"), scope("127.0.0.1", v1=1), scope("old", v1=1))
+    async with contextlib.AsyncExitStack() as stack:
+        async with control_plane(distribution) as (port, _):
+            distribution.apply(ENVOY, Change(put=first))
+            envoy = await start_envoy(port, Protocol.DELTA)
+            load = await stack.enter_async_context(Load(await envoy.listening()))
+            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        assert (await load.more()).keys() == {"v1"}
+        # Another control plane, with another weight, and without a scope and its cluster.
+        successor = Distribution()
+        lost = [key(scope("old")), *(key(each) for each in subset("v1", 0))]
+        kept = [each for each in first if each.key not in lost]
+        successor.apply(ENVOY, Change(put=(*kept[:-1], scope("127.0.0.1", v2=1))))
+        async with control_plane(successor, port):
+            async with asyncio.timeout(PATIENCE_S):
+                while "v1::" in await envoy.admin("/clusters"):
+                    await asyncio.sleep(0.01)
+            keys = [*successor.served(ENVOY), *lost]
+            assert (await successor.acknowledged({ENVOY: keys}, PATIENCE_S)).done
+            await load.more()
+            assert (await load.more()).keys() == {"v2"}
+            scopes = await envoy.admin("/config_dump?resource=dynamic_scoped_route_configs")
+            assert '"old"' not in scopes
+            assert '"127.0.0.1"' in scopes
+        assert not [each for each in load.answers if each.startswith("failed")]
+
+
 async def test_a_listener_that_comes_later_gets_its_virtual_hosts(
     distribution, port, start_envoy, backends
 ):

@@ -232,11 +232,13 @@ class Mesh:
         draft.write_text(text(entry))
         draft.replace(self.workloads / f"{backend.name}.yaml")
 
-    def vision(self, *http, subsets=("v1", "v2"), backends=("v1", "v2"), annotations=None):
+    def vision(
+        self, *http, subsets=("v1", "v2"), backends=("v1", "v2"), annotations=None, hosts=("*",)
+    ):
         """Objects of a host with subsets, and of one route, through the ingress."""
         ports = {name: self.backends[name].port for name in backends}
         return (
-            gateway(self.port),
+            gateway(self.port, hosts),
             entry(ports),
             rule(subsets=subsets),
             virtual(*http, annotations=annotations),
