@@ -6,9 +6,9 @@ the time from `apply` until all have acknowledged, the processor time of the con
 bytes it sent, with 10 hosts and with 1,000 hosts of 10 endpoints each. The control plane, the
 clients and Envoy are processes of their own.
 
-Listener and routes are what the compiler makes of a Gateway that names every host in full: a scope
-for each host, and a virtual host beside it that nobody asks for. One pair of lines is of a Gateway
-with a ``*``, for which Envoy gets virtual hosts (VHDS) and builds the table of all at each change.
+Listener and routes are what the compiler makes of a Gateway that names every host in full: proxies
+ask for a scope for each host, and nobody for the virtual host beside it. One pair of lines is of a
+Gateway with a ``*``, where an Envoy asks for the virtual hosts (VHDS), and for none of the scopes.
 
     python benchmarks/mesh/acks.py [--changes 100] [--rounds 3] [--output FILE]
 """

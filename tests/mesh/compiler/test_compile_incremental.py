@@ -160,7 +160,7 @@ def keys(change):
     return [(each.key.type, each.key.name) for each in change.put]
 
 
-def test_a_weight_costs_one_virtual_host_of_each_domain_and_one_route_of_clients():
+def test_a_weight_costs_one_scope_and_virtual_host_of_each_domain_and_one_route_of_clients():
     compiler, objects = Compiler(MeshSettings()), mesh()
     before = compiler.compile(objects, {})
     service = objects[ObjectName(Kind.VIRTUAL_SERVICE, "models", "h7")]
@@ -170,6 +170,8 @@ def test_a_weight_costs_one_virtual_host_of_each_domain_and_one_route_of_clients
     after = compiler.compile(objects.with_(changed), {})
     changes = after.changed_from(before)
     assert keys(changes[Audience.ENVOY]) == [
+        (ResourceType.SCOPED_ROUTE, "http.80/h7.models.svc.cluster.local"),
+        (ResourceType.SCOPED_ROUTE, "http.80/h7.test"),
         (ResourceType.VIRTUAL_HOST, "http.80/h7.models.svc.cluster.local"),
         (ResourceType.VIRTUAL_HOST, "http.80/h7.test"),
     ]

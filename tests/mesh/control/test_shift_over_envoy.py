@@ -167,6 +167,8 @@ async def test_nonsense_is_refused_and_dry_runs_change_nothing(shared):
     (message,) = await shared.controller.shift({"v2": 25}, dry_run=True)
     assert "weight: 25" in message.preview.objects_diff
     assert "weighted_clusters" in message.preview.resources_diff
+    # The scope that says the same is not told once more.
+    assert "scoped_route" not in message.preview.resources_diff
     assert (shared.objects / "mesh.yaml").read_text() == before
     assert (await shared.controller.status()).last_transition.id == last.id
 

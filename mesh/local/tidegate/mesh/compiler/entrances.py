@@ -92,8 +92,8 @@ class Entrance:
         port: where it is listened.
         tls: whether connections are secured.
         doors: the servers that it serves.
-        scoped: whether each domain is a scope. The gateways alone decide it, so that no
-            VirtualService ever changes a listener.
+        scoped: whether domains are looked up among scopes. The gateways alone decide it, so that
+            no VirtualService ever changes a listener.
     """
 
     name: str

@@ -7,9 +7,9 @@ ten. Scopes are exact, so an entrance that takes a name with a ``*`` has one rou
 that virtual hosts complete one by one (VHDS): a weight is one message there too, but Envoy
 builds the table of all domains anew.
 
-An entrance with scopes has virtual hosts too. No listener asks for them, so they are not sent, but
-to an Envoy whose listener was without scopes until its gateway named all domains in full: its open
-connections are served by the old listener until they end, and go on following every change.
+A domain is made both ways wherever it can be. A listener asks for the way in which it looks domains
+up, so the other is sent to nobody, but to an Envoy whose listener was another before its gateway
+was edited: open connections are served by the old one until they end, and follow every change.
 
 All listeners of an Envoy share one subscription to scopes, because none of them can ask for its
 own. So the key begins with the entrance. Keys are made of headers alone: the entrance tells its
@@ -31,7 +31,7 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3 import heade
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from tidegate.mesh.compiler.entrances import Entrance
-from tidegate.mesh.compiler.naming import virtual_host_name
+from tidegate.mesh.compiler.naming import is_wildcard, virtual_host_name
 from tidegate.mesh.compiler.protobuf import ADS, packed
 from tidegate.mesh.resources import Resource, ResourceType
 
@@ -82,7 +82,7 @@ def route_configuration(entrance: Entrance) -> Resource:
 def domain_resources(
     entrance: Entrance, domain: str, host: route_components_pb2.VirtualHost
 ) -> tuple[Resource, ...]:
-    """What an entrance finds under a domain: a virtual host, and maybe a scope of the same name.
+    """What is found under a domain: a virtual host, and a scope of the same name if it is a key.
 
     Args:
         entrance: where requests come in.
@@ -93,7 +93,7 @@ def domain_resources(
     # Envoy removes a virtual host by the name inside, which must be that outside.
     host.name = name
     alone = Resource.of(ResourceType.VIRTUAL_HOST, name, host)
-    if not entrance.scoped:
+    if is_wildcard(domain):
         return (alone,)
     routes = _route_configuration(name)
     routes.virtual_hosts.append(host)

@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from tidegate.mesh.control.journal import TextChange
 from tidegate.mesh.control.serving import Proposal
 from tidegate.mesh.control.transition import keys_of
-from tidegate.mesh.resources import Audience, Resource, Resources
+from tidegate.mesh.resources import Audience, Resource, ResourceKey, Resources, ResourceType
 
 __all__ = ["Preview", "preview"]
 
@@ -45,9 +45,17 @@ def preview(
             _text(proposal.compiled.resources[audience].get(key)),
         )
         for audience, change in proposal.changes.items()
-        for key in keys_of(change)
+        for key in _told(tuple(keys_of(change)))
     )
     return Preview("".join(objects), "".join(resources))
+
+
+def _told(keys: Sequence[ResourceKey]) -> Iterable[ResourceKey]:
+    """Leaves out scopes whose virtual host is among the names: they say the same once more."""
+    hosts = {key.name for key in keys if key.type is ResourceType.VIRTUAL_HOST}
+    return (
+        key for key in keys if key.type is not ResourceType.SCOPED_ROUTE or key.name not in hosts
+    )
 
 
 def _diff(name: str, before: str, after: str) -> str:
