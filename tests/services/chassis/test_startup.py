@@ -1,6 +1,9 @@
 """What cannot start says which field is wrong, what is wrong with it, and what to do."""
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -44,3 +47,30 @@ async def test_failure_to_start_is_one_log_line_and_exit_code_1(run_to_end, take
     assert code == 1
     assert [line["event"] for line in lines] == ["cannot start"]
     assert "grpc_port" in lines[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "-event_engine_listener,-event_engine_client"), ({"GRPC_EXPERIMENTS": ""}, "")],
+)
+@pytest.mark.parametrize("server", ["vision", "llm"])
+def test_a_model_server_tells_grpcs_core_how_to_read_before_it_is_loaded(server, given, expected):
+    program = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, path, target=None):
+        if name == "grpc":
+            print("at import:", os.environ.get("GRPC_EXPERIMENTS"))
+sys.meta_path.insert(0, Watch())
+import tidegate.serving.{server}.__main__
+"""
+    own = {name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**own, **given},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == f"at import: {expected}\n"
