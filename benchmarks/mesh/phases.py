@@ -39,7 +39,7 @@ _SEEN_WITHIN_S: Final = 30.0
 _LONGEST_PAUSE_S: Final = 0.25
 _SELDOM_S: Final = 0.5
 # The supervisor gives a program up that ends ten times in two minutes.
-_BETWEEN_KILLS_S: Final = 13.0
+_BETWEEN_KILLS_S: Final = 14.0
 # Each fourth restart, the first included, is a plain SIGTERM to a server that is not alone.
 _SIGTERM_EVERY: Final = 4
 
