@@ -14,7 +14,7 @@ loses nothing:
     sys.exit(run(VisionApplication, VisionSettings.from_command_line()))
 """
 
-from tidegate.chassis import _core  # noqa: F401 - for what it sets, before anything imports grpc
+from tidegate.chassis import _grpc_core  # noqa: F401 - for what it sets, before anything imports grpc
 from tidegate.chassis.calls import (
     ServicerContext,
     client_identity,

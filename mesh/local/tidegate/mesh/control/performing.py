@@ -136,17 +136,18 @@ class _Run:
         while self._reached is not None:
             if self._reached is StageKind.CLUSTERS:
                 await self._drain(self._new_clusters(), None)
-            keys = self._different_keys(self._reached, self._reached.before)
-            self._reach(self._reached.before)
+            undone = self._reached
+            keys = self._different_keys(undone, undone.before)
+            self._reach(undone.before)
             began = time.monotonic()
             report = await self._of._distribution.acknowledged(keys, patience_s)
             if not report.done:
                 _log.warning("taken back without", proxies=_unfinished(report))
-                continue
-            try:
-                await self._taken_over(time.monotonic() - began, time.monotonic() + patience_s)
-            except _StageFailedError as failure:
-                _log.warning("taken back without", proxies=str(failure))
+            elif undone is StageKind.ROUTES:
+                acknowledged_s = time.monotonic() - began
+                late = await self._of._taking_over.done(acknowledged_s, patience_s)
+                if late:
+                    _log.warning("taken back, but not yet taken over", proxies=late)
 
     def _different_keys(
         self, one: Reached, other: Reached

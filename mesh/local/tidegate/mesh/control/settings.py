@@ -78,8 +78,9 @@ class ControlSettings(ChassisSettings):
     )
     envoy_admin_files: list[Path] = Field(
         default_factory=list,
-        description="Files, with commas, in which Envoys of this host write where their admin"
-        " interface is; there it is seen when all of their threads have taken a change over.",
+        description="Files, with commas, in which Envoys that tidegate.mesh.envoy started write"
+        " where their admin interface is; there it is seen when all of their threads have taken a"
+        " change over.",
     )
     traces_port: int = Field(
         16686,

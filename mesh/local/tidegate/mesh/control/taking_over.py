@@ -48,15 +48,18 @@ class TakingOver:
         connected = set(self._proxies())
         found = await asyncio.gather(*map(_envoy, self._admin_files))
         known = {node: admin for node, admin in filter(None, found) if node in connected}
-        estimated = asyncio.sleep(
-            min(estimated_s(acknowledged_s), max(0.0, deadline_s))
-            if connected - known.keys()
-            else 0
+        answers = dict(
+            zip(
+                known,
+                await asyncio.gather(*(_caught_up(*each, deadline_s) for each in known.items())),
+                strict=True,
+            )
         )
-        *late, _ = await asyncio.gather(
-            *(_caught_up(node, admin, deadline_s) for node, admin in known.items()), estimated
-        )
-        return tuple(sorted(filter(None, late)))
+        # Who goes away is not waited for; who does not tell and stays is estimated.
+        told = {node for node, answer in answers.items() if answer is not None}
+        if connected.intersection(self._proxies()) - told:
+            await asyncio.sleep(estimated_s(acknowledged_s))
+        return tuple(sorted(node for node, answer in answers.items() if answer is False))
 
 
 def estimated_s(acknowledged_s: float) -> float:
@@ -82,16 +85,16 @@ async def _envoy(admin_file: Path) -> tuple[str, Admin] | None:
         return None
 
 
-async def _caught_up(node: str, admin: Admin, deadline_s: float) -> str | None:
-    """Waits for one Envoy; gives its name if it is late."""
+async def _caught_up(node: str, admin: Admin, deadline_s: float) -> bool | None:
+    """Whether all workers of an Envoy have caught up in time; None if it does not tell."""
     try:
         async with asyncio.timeout(deadline_s):
             await admin.workers_caught_up()
     except TimeoutError:
-        return node
+        return False
     except AdminError as error:
-        # It is ending: who goes away is not waited for.
         _log.warning(
             "an Envoy does not tell whether it has taken over", proxy=node, error=str(error)
         )
-    return None
+        return None
+    return True

@@ -99,8 +99,11 @@ class Admin:
         is being done. So the first look that is not counted begins a flush, and the next that is
         not counted says that this flush is done.
 
+        It proves nothing of an Envoy whose bootstrap lacks ``stats_flush_on_admin``: there no look
+        is ever counted.
+
         Raises:
-            AdminError: it does not answer, or does not flush when it is asked.
+            AdminError: it does not answer, or does not keep that counter.
         """
         begun = False
         dropped = await self._dropped_flushes()
