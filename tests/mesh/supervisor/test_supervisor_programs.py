@@ -40,6 +40,7 @@ def test_a_server_in_the_mesh_announces_its_end_and_sends_its_spans_to_the_contr
     assert program.env == {
         "TIDEGATE_DRAIN_DELAY_S": "2",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
     }
     assert program.workload == Workload(
         name="a.2",

@@ -25,6 +25,9 @@ _OTLP_VARIABLES = (
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 )
+# As soon as Envoy sends its own, in milliseconds; after OpenTelemetry's five seconds whoever asks for
+# the last trace has looked already.
+_SPANS_SOON = ("OTEL_BSP_SCHEDULE_DELAY", "500")
 _DRAIN_DELAY_VARIABLE = "TIDEGATE_DRAIN_DELAY_S"
 # From a server's NOT_SERVING to every proxy's knowledge of it takes milliseconds, and longer where
 # all cores are busy.
@@ -104,6 +107,7 @@ def server_program(
             )
         if _collector({**environment, **env}) is None:
             env[_OTLP_VARIABLES[-1]] = _controller_url(mesh)
+            env.setdefault(*_SPANS_SOON)
     return Program(
         name=name,
         instance=instance,
