@@ -25,8 +25,8 @@ _OTLP_VARIABLES = (
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 )
-# As soon as Envoy sends its own, in milliseconds; after OpenTelemetry's five seconds whoever asks for
-# the last trace has looked already.
+# As soon as Envoy sends its own, in milliseconds; after OpenTelemetry's five seconds whoever asks
+# for the last trace has looked already.
 _SPANS_SOON = ("OTEL_BSP_SCHEDULE_DELAY", "500")
 _DRAIN_DELAY_VARIABLE = "TIDEGATE_DRAIN_DELAY_S"
 # From a server's NOT_SERVING to every proxy's knowledge of it takes milliseconds, and longer where
