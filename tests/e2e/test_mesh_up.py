@@ -52,6 +52,8 @@ class Mesh:
             text = (ROOT / "mesh" / "istio" / name).read_text()
             if name == "gateway.yaml":
                 text = text.replace("8500", str(ports[0])).replace("8600", str(ports[1]))
+            else:
+                text = _weighted(text, v1=90, v2=10)
             (objects / name).write_text(text)
         shutil.copy(ROOT / "mesh" / "local" / "services.yaml", objects)
         controller = dict(zip(("grpc_port", "metrics_port", "traces_port"), ports[2:], strict=True))
@@ -120,6 +122,16 @@ def mesh(tmp_path_factory) -> Iterator[Mesh]:
         down = mesh.tidegate("down")
         assert "stopped controller, envoy, vision-v1, vision-v2" in down
         assert list((mesh.folder / ".tidegate" / "workloads").iterdir()) == []
+
+
+def _weighted(text: str, **weights: int) -> str:
+    """The objects with the weights of the repository, which `tidegate shift` may have moved."""
+    objects = list(yaml.safe_load_all(text))
+    for each in objects:
+        if each["kind"] == "VirtualService":
+            for destination in each["spec"]["http"][0]["route"]:
+                destination["weight"] = weights[destination["destination"]["subset"]]
+    return yaml.safe_dump_all(objects, sort_keys=False)
 
 
 def free_ports(count: int) -> list[int]:
