@@ -65,7 +65,7 @@ bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN ser
 bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's own server.
 	@$(BIN)/python benchmarks/llm.py
 
-bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load: is a request ever lost? Half an hour.
+bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load: is a request ever lost? Twenty minutes.
 	@$(BIN)/python benchmarks/mesh/shifts.py
 
 bench-hop: $(DEV_READY) $(MODELS_READY) ## Measure what the hop through Envoy adds to a call.
