@@ -1,6 +1,6 @@
 """Shows that no request is ever lost by a change of traffic.
 
-    python benchmarks/mesh/shifts.py            # about half an hour
+    python benchmarks/mesh/shifts.py            # about twenty minutes
     python benchmarks/mesh/shifts.py --quick    # a tenth of everything
 
 Runs the real ``tidegate up`` in a temporary folder: two versions of the image classifier, a third
