@@ -5,7 +5,6 @@ import logging
 import math
 import time
 import uuid
-from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, NoReturn, Self, cast
@@ -16,7 +15,12 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from tidegate.chassis import tracing
-from tidegate.chassis.calls import ServicerContext, current_method, set_trailers
+from tidegate.chassis.calls import (
+    ServicerContext,
+    current_method,
+    details_of_call,
+    set_trailers,
+)
 from tidegate.chassis.errors import (
     Internal,
     ResourceExhausted,
@@ -28,14 +32,10 @@ from tidegate.chassis.errors import (
 from tidegate.chassis.in_flight import Call, InFlight
 from tidegate.chassis.metrics import MethodMetrics
 
-__all__ = ["Answering", "Method", "details_of_call"]
+__all__ = ["Answering", "Method"]
 
 _log = structlog.stdlib.get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
-
-details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
-"""Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own, and
-asking the context for the metadata a second time would convert it a second time."""
 
 # These are the server's fault: logged as warnings, and marked as errors on the server's span
 # (OpenTelemetry semantic conventions for gRPC). Other codes are the client's.

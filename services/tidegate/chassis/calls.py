@@ -15,10 +15,12 @@ import grpc
 from tidegate.chassis.orca import LoadReport
 
 __all__ = [
+    "ORCA_TRAILER",
     "ServicerContext",
     "client_identity",
     "current_method",
     "deadline_of",
+    "details_of_call",
     "report_load",
     "set_trailers",
 ]
@@ -26,6 +28,10 @@ __all__ = [
 ServicerContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 ORCA_TRAILER: Final = "endpoint-load-metrics-bin"
+"""Trailing metadata that carries a `LoadReport`; `report_load` sets it."""
+
+details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
+"""Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own."""
 
 current_method: Final[ContextVar[str | None]] = ContextVar("tidegate_rpc_method", default=None)
 """Path of the RPC that the current task answers, such as ``/grpc.health.v1.Health/Check``."""
@@ -48,7 +54,10 @@ def client_identity(context: ServicerContext, header: str) -> str:
         header: Name of a metadata key that may carry an identity, such as ``tidegate-client``.
     """
     key = header.lower()
-    for name, value in context.invocation_metadata() or ():
+    details = details_of_call.get(None)
+    # Asking the context for the metadata converts it a second time.
+    metadata = context.invocation_metadata() if details is None else details.invocation_metadata
+    for name, value in metadata or ():
         if name == key and value:
             return value if isinstance(value, str) else value.decode("latin-1")
     for identity in context.peer_identities() or ():

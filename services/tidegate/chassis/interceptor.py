@@ -18,8 +18,8 @@ from typing import Any, Final, Self, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from tidegate.chassis.answering import Answering, Method, details_of_call
-from tidegate.chassis.calls import ServicerContext
+from tidegate.chassis.answering import Answering, Method
+from tidegate.chassis.calls import ServicerContext, details_of_call
 from tidegate.chassis.errors import InvalidArgument, Unimplemented
 from tidegate.chassis.in_flight import InFlight
 from tidegate.chassis.metrics import MethodMetrics, method_metrics

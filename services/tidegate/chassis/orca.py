@@ -38,26 +38,18 @@ class LoadReport:
 
     def to_bytes(self) -> bytes:
         """Encodes the report as `xds.data.orca.v3.OrcaLoadReport`."""
-        return b"".join(
-            (
-                _double(1, self.cpu_utilization),
-                _double(2, self.mem_utilization),
-                _doubles(4, self.request_cost),
-                _doubles(5, self.utilization),
-                _double(6, self.rps_fractional),
-                _double(7, self.eps),
-                _doubles(8, self.named_metrics),
-                _double(9, self.application_utilization),
-            )
+        numbers = (
+            (1, self.cpu_utilization),
+            (2, self.mem_utilization),
+            (6, self.rps_fractional),
+            (7, self.eps),
+            (9, self.application_utilization),
         )
-
-
-def _double(number: int, value: float) -> bytes:
-    return struct.pack("<Bd", number << 3 | 1, value) if value else b""
-
-
-def _doubles(number: int, values: Mapping[str, float]) -> bytes:
-    return b"".join(_entry(number, name.encode(), value) for name, value in values.items())
+        maps = ((4, self.request_cost), (5, self.utilization), (8, self.named_metrics))
+        fields = [struct.pack("<Bd", number << 3 | 1, value) for number, value in numbers if value]
+        for number, values in maps:
+            fields += [_entry(number, name.encode(), value) for name, value in values.items()]
+        return b"".join(fields)
 
 
 def _entry(number: int, name: bytes, value: float) -> bytes:

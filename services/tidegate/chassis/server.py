@@ -39,7 +39,12 @@ from tidegate.chassis.errors import StartupError
 from tidegate.chassis.health import Health
 from tidegate.chassis.in_flight import InFlight
 from tidegate.chassis.interceptor import ChassisInterceptor
-from tidegate.chassis.listening import add_common_services, channel_options, open_port
+from tidegate.chassis.listening import (
+    add_common_services,
+    channel_options,
+    find_methods_by_name,
+    open_port,
+)
 from tidegate.chassis.monitoring import monitoring
 from tidegate.chassis.settings import ChassisSettings
 from tidegate.chassis.tls import RotatingCertificate
@@ -260,6 +265,7 @@ async def _opened(
         frozenset(application.service_names), in_flight, settings.max_concurrent_rpcs
     )
     grpc_server = grpc.aio.server(interceptors=[interceptor], options=channel_options(settings))
+    find_methods_by_name(grpc_server)
     application.register(grpc_server)
     add_common_services(grpc_server, health, application.service_names)
     async with AsyncExitStack() as stack:

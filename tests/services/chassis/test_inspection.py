@@ -57,3 +57,16 @@ async def test_channelz_counts_calls_of_the_server(serving):
         stub = channelz_pb2_grpc.ChannelzStub(client.channel)
         shown = await stub.GetServers(channelz_pb2.GetServersRequest())
     assert any(each.data.calls_started >= 1 for each in shown.server)
+
+
+async def test_a_call_does_not_pay_for_every_method_of_the_server(serving):
+    def waiting():
+        return [
+            task
+            for task in asyncio.all_tasks()
+            if "_request_registered_call" in task.get_coro().__qualname__
+        ]
+
+    async with serving() as (_, _, client):
+        assert (await client.echo("a")).value == "a"
+        assert not waiting()
