@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from PIL import Image
 
 from tidegate.chassis.server import running
+from tidegate.serving.repository import OutputKind
 from tidegate.serving.vision.lane import Bounds, Lane
 from tidegate.serving.vision.metrics import LaneMetrics
 from tidegate.serving.vision.planning import BatchPlan, Pace
@@ -65,13 +66,15 @@ class Workshop:
             Pace(prepare_s=0.001, run_s=0.001),
             bounds or Bounds(1000, 1 << 20),
             LaneMetrics(name, "1"),
+            OutputKind.LOGITS,
         )
         self.pool.add(lane)
         return lane
 
-    def ticket(self, *marks, client="a", deadline_s=FAR):
+    def ticket(self, *marks, top_k=1, client="a", deadline_s=FAR):
         return Ticket(
             [marked(mark) for mark in marks],
+            top_k=top_k,
             client=client,
             deadline_s=deadline_s,
             accepted_s=self.clock(),

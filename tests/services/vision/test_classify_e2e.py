@@ -246,7 +246,7 @@ async def test_models_are_described(vision):
     described = (await vision.vision.GetModel(pb.GetModelRequest())).model
     assert described in ready
     assert list(described.input_shape) == [3, 224, 224]
-    assert (described.num_classes, list(described.batch_sizes)) == (1000, [1, 2, 4])
+    assert (described.num_classes, list(described.batch_sizes)) == (1000, [1, 2, 4, 8])
     assert described.engine.startswith("openvino 20")
     assert described.loaded_at.seconds > 0
     error = await failure(vision.vision.GetModel(pb.GetModelRequest(version="9")))

@@ -50,6 +50,7 @@ class Depot:
         serving = self.models.find(name, version)
         ticket = Ticket(
             [Encoded(encode(picture(8, 8), "PNG"))],
+            top_k=1,
             client="a",
             deadline_s=1e12,
             accepted_s=0.0,
@@ -348,9 +349,11 @@ async def test_the_default_version_is_the_repositorys_if_it_serves_or_the_latest
     marker.write_text("11")
     await depot.models.load("net", "9")
     assert depot.models.default_version("net") == "10"
+    assert depot.models.find("net", "").entry.version == "10"
     marker.write_text("nonsense")
     await depot.models.unload("net", "10")
     assert depot.models.default_version("net") == "9"
+    assert depot.models.find("net", "").entry.version == "9"
     assert depot.models.default_version("unknown") is None
 
 

@@ -14,6 +14,8 @@ import pytest
 from engine_double import EngineDouble
 
 from tidegate.chassis.errors import ResourceExhausted
+from tidegate.serving.repository import OutputKind
+from tidegate.serving.vision.classification import Best
 from tidegate.serving.vision.lane import Bounds, Lane
 from tidegate.serving.vision.metrics import LaneMetrics
 from tidegate.serving.vision.planning import BatchPlan, Pace, Step, images_to_prepare, next_step
@@ -22,6 +24,7 @@ from tidegate.serving.vision.tickets import Pixels, Ticket
 WORKERS = 2
 PREPARE_S = 0.001
 RUN_S = {1: 0.006, 2: 0.011, 4: 0.020}
+SCORES = np.zeros(3, dtype=np.float32)
 PIXELS = np.zeros((1, 1, 3), dtype=np.uint8)
 CAPACITY = WORKERS / (PREPARE_S + RUN_S[4] / 4)  # images a second
 
@@ -35,7 +38,8 @@ class Simulation:
         plan = BatchPlan.measured(RUN_S)
         pace = Pace(prepare_s=PREPARE_S, run_s=RUN_S[4] / 4)
         metrics = LaneMetrics("simulated", "1")
-        self.lane = Lane("simulated 1", engine, None, plan, pace, Bounds(bounds, 1 << 30), metrics)
+        room = Bounds(bounds, 1 << 30)
+        self.lane = Lane("simulated 1", engine, None, plan, pace, room, metrics, OutputKind.LOGITS)
         self.clients, self.images, self.deadline_s = clients, images, deadline_s
         self.spread = spread
         self.loop = asyncio.new_event_loop()
@@ -66,6 +70,7 @@ class Simulation:
     def arrive(self, client):
         ticket = Ticket(
             [Pixels(np.zeros((1, 1, 3), dtype=np.uint8))] * self.images,
+            top_k=1,
             client=str(client),
             deadline_s=self.now_s + self.deadline_s,
             accepted_s=self.now_s,
@@ -117,7 +122,7 @@ class Simulation:
         self.free += 1
         self.lane.ran(batch, self.now_s)
         for task in batch:
-            if task.ticket.finish_task(task, np.zeros(3, dtype=np.float32), len(batch)):
+            if task.ticket.finish_task(task, SCORES, Best([0], [1.0]), len(batch)):
                 self.lane.settled(task.ticket, self.now_s, succeeded=True)
                 self.outcomes["answered"] += 1
 

@@ -29,6 +29,7 @@ def loads(draw):
         ready=draw(COUNTS),
         running=draw(st.integers(0, slots)),
         slots=slots,
+        parallel=draw(st.integers(1, slots)),
         target=draw(st.integers(1, largest)),
         largest=largest,
         shares_host=draw(st.booleans()),
@@ -59,14 +60,20 @@ def test_a_worker_decodes_no_more_than_a_batch_and_leaves_each_other_as_many(loa
 
 
 def test_a_deep_queue_is_decoded_by_the_batch():
-    load = Load(20, 0, 1, 0, slots=4, target=4, largest=4, shares_host=True)
+    load = Load(20, 0, 1, 0, slots=4, parallel=2, target=4, largest=4, shares_host=True)
     assert images_to_prepare(load, 4) == 3
 
 
 @given(loads())
-def test_no_worker_idles_while_the_engine_could_take_work(load):
-    if load.running < load.slots and (load.waiting or load.ready):
+def test_no_worker_idles_while_the_engine_could_compute(load):
+    if load.running < load.parallel and (load.waiting or load.ready):
         assert next_step(load) is not Step.NOTHING
+
+
+@given(loads())
+def test_what_would_only_wait_behind_other_runs_waits_for_a_full_batch(load):
+    if load.shares_host and load.running >= load.parallel and load.ready < load.target:
+        assert next_step(load) is not Step.RUN
 
 
 @given(loads())

@@ -7,16 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.serving.vision.classification import Best
 from tidegate.serving.vision.engine import InputForm
 from tidegate.serving.vision.tickets import Encoded, Pixels, Stages, Tensor, Ticket
 
 
 def new_ticket(images, loop):
-    return Ticket(images, client="a", deadline_s=1e9, accepted_s=5.0, loop=loop)
+    return Ticket(images, top_k=1, client="a", deadline_s=1e9, accepted_s=5.0, loop=loop)
 
 
 def row(number):
     return np.array([number, number + 0.5], dtype=np.float32)
+
+
+def best(number):
+    return Best([number, 1], [0.75, 0.25])
 
 
 @pytest.fixture
@@ -31,12 +36,14 @@ def test_results_are_rejoined_in_the_order_of_the_request(order):
     loop = asyncio.new_event_loop()
     ticket = new_ticket([Encoded(b"x")] * 7, loop)
     settled = [
-        ticket.finish_task(ticket.tasks[index], row(index), batch_size=index + 1) for index in order
+        ticket.finish_task(ticket.tasks[index], row(index), best(index), batch_size=index + 1)
+        for index in order
     ]
     assert settled == [False] * 6 + [True]
     ticket.deliver()
     outcome = ticket.future.result()
     assert outcome.output.tolist() == [row(index).tolist() for index in range(7)]
+    assert outcome.best == tuple(([index], [0.75]) for index in range(7))
     assert outcome.batch_size == 7
     assert outcome.stages == tuple(task.stages for task in ticket.tasks)
     loop.close()
@@ -50,8 +57,8 @@ def test_a_ticket_is_settled_exactly_once(order):
     loop = asyncio.new_event_loop()
     ticket = new_ticket([Encoded(b"x")] * 2, loop)
     steps = {
-        "finish 0": lambda: ticket.finish_task(ticket.tasks[0], row(0), 1),
-        "finish 1": lambda: ticket.finish_task(ticket.tasks[1], row(1), 1),
+        "finish 0": lambda: ticket.finish_task(ticket.tasks[0], row(0), best(0), 1),
+        "finish 1": lambda: ticket.finish_task(ticket.tasks[1], row(1), best(1), 1),
         "fail": lambda: ticket.fail(RuntimeError("first")),
         "cancel": ticket.cancel,
     }

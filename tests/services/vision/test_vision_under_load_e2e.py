@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import time
 from collections import Counter
@@ -123,3 +124,16 @@ async def test_sigterm_under_load_loses_no_accepted_request(vision_process, chan
     assert [line["cut"] for line in lines if line["event"] == "drained"] == [0]
     assert [line["event"] for line in lines if line.get("level") == "error"] == []
     assert "model unloaded" in {line["event"] for line in lines}
+
+
+@pytest.mark.parametrize(
+    ("flag", "policy"),
+    [("--batch-scheduling", os.SCHED_BATCH), ("--no-batch-scheduling", os.SCHED_OTHER)],
+)
+async def test_no_thread_interrupts_another_unless_asked_to(vision_process, flag, policy):
+    process, address, _ = await vision_process(flag)
+    async with grpc.aio.insecure_channel(address) as channel:
+        await vision_pb2_grpc.VisionServiceStub(channel).Classify(request())
+    threads = [thread.id for thread in psutil.Process(process.pid).threads()]
+    assert len(threads) > 4
+    assert {os.sched_getscheduler(each) for each in threads} == {policy}

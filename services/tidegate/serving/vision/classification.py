@@ -1,50 +1,67 @@
-"""From a row of a model's output to labels.
+"""From a model's output to its best classes.
 
-This is done for every image on the event loop while others wait, so it is done with as few calls of
-NumPy as will do: the best classes are found without sorting the rest.
+This is done for a whole batch at once, by the worker that ran it, since a call of NumPy costs more
+than its work on one row, and the event loop has better to do.
 """
+
+import math
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tidegate.serving.repository import OutputKind
 
-__all__ = ["best_classes", "probabilities"]
+__all__ = ["Best", "best_classes"]
 
-Row = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float32]
 
 
-def best_classes(row: Row, count: int) -> list[int]:
-    """The classes with the highest scores.
+class Best(NamedTuple):
+    """The best classes of one image.
 
-    Args:
-        row: the model's output for one image, one number a class.
-        count: from 1 to the number of classes.
-
-    Returns:
-        ``count`` class numbers, best first; of equal scores the lower class number first.
+    Attributes:
+        classes: class numbers, best first; of equal ones the lower number first.
+        scores: the probability of each, from 0 to 1.
     """
-    classes = row.shape[0]
-    best = (
-        row.argpartition(classes - count)[classes - count :] if count < classes else row.argsort()
-    )
-    pairs = zip(row[best].tolist(), best.tolist(), strict=True)
-    return [number for _, number in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))]
+
+    classes: list[int]
+    scores: list[float]
 
 
-def probabilities(row: Row, classes: list[int], kind: OutputKind) -> list[float]:
-    """The probabilities of some classes.
+def best_classes(output: Rows, count: int, kind: OutputKind) -> list[Best]:
+    """Finds the best classes of each image without sorting the rest.
 
     Args:
-        row: the model's output for one image, one number a class.
-        classes: the classes wanted.
+        output: the model's output, images × classes.
+        count: how many are wanted, from 1 to the number of classes.
         kind: what the numbers are; of logits, the softmax over all classes is taken.
 
     Returns:
-        One number from 0 to 1 for each class wanted.
+        ``count`` classes for each image.
     """
-    if kind is OutputKind.PROBABILITIES:
-        return [float(row[number]) for number in classes]
-    powers = np.exp(row - np.maximum.reduce(row))
-    total = float(np.add.reduce(powers))
-    return [float(powers[number]) / total for number in classes]
+    classes = output.shape[1]
+    if count < classes:
+        chosen = output.argpartition(classes - count, axis=1)[:, classes - count :]
+    else:
+        chosen = np.broadcast_to(np.arange(classes), output.shape)
+    norms = _softmax_norms(output) if kind is OutputKind.LOGITS else [None] * len(output)
+    found = []
+    for row, numbers, norm in zip(output, chosen, norms, strict=True):
+        pairs = sorted(
+            zip(row[numbers].tolist(), numbers.tolist(), strict=True),
+            key=lambda pair: (-pair[0], pair[1]),
+        )
+        values = [value for value, _ in pairs]
+        if norm is not None:
+            largest, total = norm
+            values = [math.exp(value - largest) / total for value in values]
+        found.append(Best([number for _, number in pairs], values))
+    return found
+
+
+def _softmax_norms(output: Rows) -> list[tuple[float, float]]:
+    """The largest logit of each image, and the sum of the powers of e over it."""
+    largest = np.maximum.reduce(output, axis=1, keepdims=True)
+    totals = np.add.reduce(np.exp(output - largest), axis=1)
+    return list(zip(largest[:, 0].tolist(), totals.tolist(), strict=True))

@@ -75,13 +75,15 @@ def check_classify(
 def _read(
     image: vision_pb2.Image, field: str, tensors: ModelTensors, limits: Limits
 ) -> Image | FieldViolation:
+    # Each look at a field of bytes makes a copy of it.
     match image.WhichOneof("content"):
         case "encoded":
-            if not image.encoded:
+            data = image.encoded
+            if not data:
                 return FieldViolation(
                     f"{field}.encoded", "is empty; send the bytes of a JPEG, PNG or WebP file"
                 )
-            return Encoded(image.encoded)
+            return Encoded(data)
         case "raw":
             return _read_raw(image.raw, f"{field}.raw", limits)
         case "tensor":
@@ -101,12 +103,13 @@ def _read_raw(raw: vision_pb2.RawImage, field: str, limits: Limits) -> Image | F
             field, f"has {width}×{height} pixels; the limit is {limits.pixels}, scale it down"
         )
     expected = height * width * 3
-    if len(raw.data) != expected:
+    data = raw.data
+    if len(data) != expected:
         return FieldViolation(
             f"{field}.data",
-            f"has {len(raw.data)} bytes; {height}×{width}×3 uint8 RGB needs {expected}",
+            f"has {len(data)} bytes; {height}×{width}×3 uint8 RGB needs {expected}",
         )
-    return Pixels(np.frombuffer(raw.data, dtype=np.uint8).reshape(height, width, 3))
+    return Pixels(np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3))
 
 
 def _read_tensor(
@@ -117,12 +120,13 @@ def _read_tensor(
             f"{field}.shape", f"is {list(tensor.shape)}; the model takes {list(shape)}"
         )
     expected = math.prod(shape) * 4
-    if len(tensor.data) != expected:
+    data = tensor.data
+    if len(data) != expected:
         return FieldViolation(
             f"{field}.data",
-            f"has {len(tensor.data)} bytes; float32 of {list(shape)} needs {expected}",
+            f"has {len(data)} bytes; float32 of {list(shape)} needs {expected}",
         )
-    array = np.frombuffer(tensor.data, dtype="<f4").reshape(shape)
+    array = np.frombuffer(data, dtype="<f4").reshape(shape)
     if not np.isfinite(array).all():
         return FieldViolation(f"{field}.data", "has a value that is not finite")
     return Tensor(array)

@@ -37,9 +37,15 @@ class Inference:
         self._default_deadline_s = default_deadline_s
 
     async def run(
-        self, serving: Serving, images: Sequence[Image], context: ServicerContext
+        self, serving: Serving, images: Sequence[Image], top_k: int, context: ServicerContext
     ) -> Outcome:
         """Runs a request's images. When the caller is cancelled, what waits of them is given up.
+
+        Args:
+            serving: the model version.
+            images: at least one.
+            top_k: classes wanted of each image, at least one.
+            context: of the call.
 
         Raises:
             ServiceError: the request was not accepted, expired, or its run failed.
@@ -48,6 +54,7 @@ class Inference:
         now_s = time.monotonic()
         ticket = Ticket(
             images,
+            top_k=top_k,
             client=client_identity(context, self._client_header),
             deadline_s=deadline_of(context) or now_s + self._default_deadline_s,
             accepted_s=now_s,

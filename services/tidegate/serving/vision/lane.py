@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tidegate.serving.repository import OutputKind
     from tidegate.serving.vision.engine import Engine
     from tidegate.serving.vision.metrics import LaneMetrics
     from tidegate.serving.vision.tickets import Image, Task, Ticket
@@ -83,6 +84,7 @@ class Lane:
         pace: the measured times to begin with.
         bounds: how much is held at most.
         metrics: where stages are recorded.
+        output_kind: what the numbers of the engine's output are.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Lane:
         pace: Pace,
         bounds: Bounds,
         metrics: LaneMetrics,
+        output_kind: OutputKind,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -102,6 +105,7 @@ class Lane:
         self.pace = pace
         self.bounds = bounds
         self.metrics = metrics
+        self.output_kind = output_kind
         self.totals = Totals()
         self.closing = False
         self.held_images = 0
@@ -127,6 +131,7 @@ class Lane:
             ready=self.ready,
             running=self.running,
             slots=traits.slots,
+            parallel=traits.parallel,
             target=self.plan.target,
             largest=self.plan.largest,
             shares_host=traits.shares_host,

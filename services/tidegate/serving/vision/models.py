@@ -108,6 +108,8 @@ class Models:
         self._verify = verify
         self._versions: dict[tuple[str, str], Version] = {}
         self._defaults: dict[str, str | None] = {}
+        # What `find` found, by the name and version asked for; empty after every change.
+        self._found: dict[tuple[str, str], Serving] = {}
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
 
@@ -174,6 +176,12 @@ class Models:
             NotFound: there is no such model or version.
             Unavailable: it is not ready, or no name was given and no model is.
         """
+        serving = self._found.get((name, version))
+        if serving is None:
+            serving = self._found[name, version] = self._look_up(name, version)
+        return serving
+
+    def _look_up(self, name: str, version: str) -> Serving:
         if not name:
             name = self.default_model() or ""
             if not name and not any(each.serving for each in self._versions.values()):
@@ -219,14 +227,15 @@ class Models:
             )
         # Requests for those that are still to come are told to wait, not that there are none.
         to_come = {key for key in chosen if key not in self._versions}
-        self._versions.update({key: Version(*key, ModelState.LOADING) for key in to_come})
+        for key in to_come:
+            self._note(Version(*key, ModelState.LOADING))
         try:
             for key in chosen:
                 to_come.discard(key)
                 await self.load(*key)
         finally:
             for key in to_come:
-                del self._versions[key]
+                self._forget(*key)
 
     async def load(self, name: str, version: str) -> None:
         """Loads a version, or loads it anew when its files have changed. Idempotent.
@@ -265,23 +274,23 @@ class Models:
             before = self._versions.get(key)
             serving = before.serving if before is not None else None
             if serving is None:
-                self._versions[key] = Version(*key, ModelState.LOADING)
+                self._note(Version(*key, ModelState.LOADING))
             try:
-                self._defaults[name] = await asyncio.to_thread(self._read_default, name)
+                await self._refresh_default(name)
                 fresh = await asyncio.to_thread(self._open, name, version, serving)
             except (EntryNotFoundError, FailedPrecondition, asyncio.CancelledError):
                 # There is nothing of the kind, or nobody was told how it ended: no state to keep.
                 if serving is None:
-                    del self._versions[key]
+                    self._forget(*key)
                 raise
             except Exception as error:
                 if serving is None:
-                    self._versions[key] = Version(*key, ModelState.FAILED, str(error))
+                    self._note(Version(*key, ModelState.FAILED, str(error)))
                 raise
             if fresh is None:
                 return
             self._pool.add(fresh.lane)
-            self._versions[key] = Version(*key, ModelState.READY, serving=fresh)
+            self._note(Version(*key, ModelState.READY, serving=fresh))
             if serving is not None:
                 await self._retire(serving)
 
@@ -291,11 +300,11 @@ class Models:
             known = self._versions.get(key)
             if known is None or known.serving is None:
                 raise NotFound(f"model {name!r} has no version {version!r} loaded")
-            self._versions[key] = replace(known, state=ModelState.UNLOADING, serving=None)
+            self._note(replace(known, state=ModelState.UNLOADING, serving=None))
             await self._retire(known.serving)
             known.serving.lane.metrics.forget()
-            del self._versions[key]
-            self._defaults[name] = await asyncio.to_thread(self._read_default, name)
+            self._forget(*key)
+            await self._refresh_default(name)
 
     async def _retire(self, serving: Serving) -> None:
         loop, idle = asyncio.get_running_loop(), asyncio.Event()
@@ -308,6 +317,18 @@ class Models:
         self._pool.remove(serving.lane)
         await asyncio.to_thread(serving.engine.close)
         _log.info("model unloaded", model=serving.lane.name)
+
+    def _note(self, known: Version) -> None:
+        self._versions[known.name, known.version] = known
+        self._found.clear()
+
+    def _forget(self, name: str, version: str) -> None:
+        del self._versions[name, version]
+        self._found.clear()
+
+    async def _refresh_default(self, name: str) -> None:
+        self._defaults[name] = await asyncio.to_thread(self._read_default, name)
+        self._found.clear()
 
     def _read_default(self, name: str) -> str | None:
         try:
@@ -354,7 +375,12 @@ class Models:
                 f"{engine.tensors.classes} classes; correct the labels"
             )
         lane = build_lane(
-            f"{name} {version}", engine, geometry, self._bounds, LaneMetrics(name, version)
+            f"{name} {version}",
+            engine,
+            geometry,
+            self._bounds,
+            LaneMetrics(name, version),
+            entry.image_classifier().output.kind,
         )
         _log.info(
             "model ready",

@@ -18,7 +18,6 @@ from tidegate.errors import TidegateError
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.serving.repository import EntryNotFoundError
-from tidegate.serving.vision.classification import best_classes
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
@@ -257,7 +256,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> oip.ModelInferResponse:
         call = check_infer(request, serving.engine.tensors, self._limits)
         try:
-            outcome = await self._inference.run(serving, call.images, context)
+            outcome = await self._inference.run(serving, call.images, max(1, call.top_k), context)
         except RejectedImageError as error:
             raise InvalidArgument.of(
                 f"inputs[0] element {error.index}", error.problem, reason="BAD_IMAGE"
@@ -276,7 +275,7 @@ def _respond(
     if call.top_k:
         tensor.datatype = "BYTES"
         tensor.shape[1] = call.top_k
-        content = _best_as_texts(outcome, call.top_k, serving.entry.labels)
+        content = _best_as_texts(outcome, serving.entry.labels)
     else:
         content = outcome.output.astype("<f4", copy=False).tobytes()
     return oip.ModelInferResponse(
@@ -288,12 +287,12 @@ def _respond(
     )
 
 
-def _best_as_texts(outcome: Outcome, count: int, labels: tuple[str, ...]) -> bytes:
+def _best_as_texts(outcome: Outcome, labels: tuple[str, ...]) -> bytes:
     """The best classes of each image as Triton writes them, ``value:class:label``."""
     texts = (
         f"{row[number]:f}:{number}:{labels[number]}" if labels else f"{row[number]:f}:{number}"
-        for row in outcome.output
-        for number in best_classes(row, count)
+        for row, best in zip(outcome.output, outcome.best, strict=True)
+        for number in best.classes
     )
     encoded = (text.encode() for text in texts)
     return b"".join(struct.pack("<I", len(each)) + each for each in encoded)

@@ -47,6 +47,7 @@ class Load:
         ready: decoded, waiting for a run.
         running: runs under way.
         slots: runs that the engine allows at once.
+        parallel: how many of these compute at once; the others wait behind them.
         target: images that make a run efficient.
         largest: images that one run can take.
         shares_host: whether a run occupies a core that could decode.
@@ -57,6 +58,7 @@ class Load:
     ready: int
     running: int
     slots: int
+    parallel: int
     target: int
     largest: int
     shares_host: bool
@@ -69,7 +71,8 @@ def next_step(load: Load) -> Step:
     ready, and while it is busy workers decode ahead by no more than two full batches. Where the
     engine runs on the workers' own cores, no worker sleeps while there is work, so a run is
     started when enough is ready for it to be efficient, and before that only when nothing is left
-    to decode.
+    to decode and a core is free: behind other runs it would not begin sooner than the images that
+    come meanwhile could join it.
     """
     slot_free = load.running < load.slots
     enough = load.target if load.shares_host else 1
@@ -77,7 +80,7 @@ def next_step(load: Load) -> Step:
         return Step.RUN
     if load.waiting and (slot_free or load.ready + load.preparing < 2 * load.largest):
         return Step.PREPARE
-    if slot_free and load.ready:
+    if load.ready and load.running < load.parallel:
         return Step.RUN
     return Step.NOTHING
 

@@ -10,7 +10,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.chassis.errors import InvalidArgument, ServiceError, to_status
 from tidegate.serving.repository import Precision
-from tidegate.serving.vision.classification import best_classes, probabilities
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.image_requests import Limits, check_classify
 from tidegate.serving.vision.models import ModelState, Version
@@ -121,14 +120,14 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> vision_pb2.ClassifyResponse:
         images, top_k = check_classify(request, serving.engine.tensors, self._limits)
         try:
-            outcome = await self._inference.run(serving, images, context)
+            outcome = await self._inference.run(serving, images, top_k, context)
         except RejectedImageError as error:
             raise InvalidArgument.of(
                 f"images[{error.index}].encoded", error.problem, reason="BAD_IMAGE"
             ) from error
         if is_whole_call:
             tell_answer(context, serving, outcome)
-        return _respond(serving, outcome, top_k, include_logits=request.include_logits)
+        return _respond(serving, outcome, include_logits=request.include_logits)
 
     def _describe(self, known: Version) -> vision_pb2.Model:
         model = vision_pb2.Model(
@@ -149,21 +148,18 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
 
 
 def _respond(
-    serving: Serving, outcome: Outcome, top_k: int, *, include_logits: bool
+    serving: Serving, outcome: Outcome, *, include_logits: bool
 ) -> vision_pb2.ClassifyResponse:
     entry = serving.entry
-    kind = entry.image_classifier().output.kind
     labels = entry.labels
     response = vision_pb2.ClassifyResponse(
         model=entry.name,
         version=entry.version,
         precision=_PRECISIONS[serving.engine.traits.precision],
     )
-    for row in outcome.output:
-        classes = best_classes(row, top_k)
-        scores = probabilities(row, classes, kind)
+    for row, best in zip(outcome.output, outcome.best, strict=True):
         add = (result := response.results.add()).classifications.add
-        for class_id, score in zip(classes, scores, strict=True):
+        for class_id, score in zip(best.classes, best.scores, strict=True):
             label = labels[class_id] if labels else str(class_id)
             add(class_id=class_id, label=label, score=score)
         if include_logits:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tidegate.serving.vision.classification import Best
 from tidegate.serving.vision.engine import InputForm
 
 if TYPE_CHECKING:
@@ -70,11 +71,13 @@ class Outcome:
 
     Attributes:
         output: the model's own output, images × classes.
+        best: the best classes of each image, as many as were wanted.
         stages: when each image passed each stage.
         batch_size: images in the largest batch that served the request.
     """
 
     output: npt.NDArray[np.float32]
+    best: tuple[Best, ...]
     stages: tuple[Stages, ...]
     batch_size: int
 
@@ -115,6 +118,7 @@ class Ticket:
 
     Args:
         images: its images, at least one.
+        top_k: classes wanted of each image, from 1 to as many as the model has.
         client: whose it is, for fairness.
         deadline_s: monotonic time after which nothing of it may be run.
         accepted_s: monotonic time of its arrival.
@@ -122,19 +126,21 @@ class Ticket:
     """
 
     __slots__ = (
-        "_batch_size", "_error", "_output", "_unfinished", "accepted_s", "client", "deadline_s",
-        "future", "loop", "settled", "size_bytes", "tasks",
+        "_batch_size", "_best", "_error", "_output", "_unfinished", "accepted_s", "client",
+        "deadline_s", "future", "loop", "settled", "size_bytes", "tasks", "top_k",
     )  # fmt: skip
 
     def __init__(
         self,
         images: Sequence[Image],
         *,
+        top_k: int,
         client: str,
         deadline_s: float,
         accepted_s: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self.top_k = top_k
         self.client = client
         self.deadline_s = deadline_s
         self.accepted_s = accepted_s
@@ -145,16 +151,27 @@ class Ticket:
         self.size_bytes = sum(_size_bytes(image) for image in images)
         self._unfinished = len(self.tasks)
         self._output: npt.NDArray[np.float32] | None = None
+        self._best: dict[int, Best] = {}
         self._batch_size = 0
         self._error: Exception | None = None
 
-    def finish_task(self, task: Task, row: npt.NDArray[np.float32], batch_size: int) -> bool:
-        """Takes the result of one image; returns whether this settled the ticket."""
+    def finish_task(
+        self, task: Task, row: npt.NDArray[np.float32], best: Best, batch_size: int
+    ) -> bool:
+        """Takes the result of one image; returns whether this settled the ticket.
+
+        Args:
+            task: the image.
+            row: the model's own output for it.
+            best: its best classes, at least as many as are wanted.
+            batch_size: images that were run with it, itself included.
+        """
         if self.settled:
             return False
         if self._output is None:
             self._output = np.empty((len(self.tasks), row.shape[0]), dtype=np.float32)
         self._output[task.index] = row
+        self._best[task.index] = best
         self._batch_size = max(self._batch_size, batch_size)
         self._unfinished -= 1
         if self._unfinished == 0:
@@ -183,8 +200,13 @@ class Ticket:
         if self._error is not None:
             self.future.set_exception(self._error)
         elif self._output is not None:
+            count = self.top_k
+            best = tuple(
+                Best(each.classes[:count], each.scores[:count])
+                for each in (self._best[task.index] for task in self.tasks)
+            )
             stages = tuple(task.stages for task in self.tasks)
-            self.future.set_result(Outcome(self._output, stages, self._batch_size))
+            self.future.set_result(Outcome(self._output, best, stages, self._batch_size))
 
     def _release(self) -> None:
         """Lets go of the images at once: tasks that still wait hold no memory."""

@@ -4,7 +4,7 @@ Analysis of a rollout reads these from the proxy's access log, whichever protoco
 and balancers weigh replicas by the load.
 """
 
-from tidegate.chassis.calls import ServicerContext, report_load, set_trailers
+from tidegate.chassis.calls import ORCA_TRAILER, ServicerContext, set_trailers
 from tidegate.chassis.orca import LoadReport
 from tidegate.serving.vision.loading import Serving
 from tidegate.serving.vision.tickets import Outcome
@@ -25,7 +25,10 @@ def tell_version(context: ServicerContext, serving: Serving) -> None:
 
 def tell_answer(context: ServicerContext, serving: Serving, outcome: Outcome) -> None:
     """Says the best class of the first image, and how full the model's queue was with it."""
-    set_trailers(context, {"tidegate-top1": str(int(outcome.output[0].argmax()))})
     # Its own images are counted: balancers take no notice of a replica that reports no load.
     held = serving.lane.held_images + len(outcome.stages)
-    report_load(context, LoadReport(application_utilization=held / serving.lane.bounds.images))
+    load = LoadReport(application_utilization=held / serving.lane.bounds.images)
+    set_trailers(
+        context,
+        {"tidegate-top1": str(outcome.best[0].classes[0]), ORCA_TRAILER: load.to_bytes()},
+    )

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from tidegate.chassis.errors import Internal
+from tidegate.serving.vision.classification import best_classes
 from tidegate.serving.vision.errors import InvalidImageError, RejectedImageError
 from tidegate.serving.vision.planning import Step, images_to_prepare, next_step
 
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from tidegate.serving.vision.classification import Best
     from tidegate.serving.vision.lane import Lane
     from tidegate.serving.vision.tickets import Task, Ticket
 
     Array = npt.NDArray[np.generic]
+    Result = tuple[npt.NDArray[np.float32], list[Best]]
 
 __all__ = ["WorkerPool"]
 
@@ -230,10 +233,12 @@ def _prepare(lane: Lane, task: Task, clock: Callable[[], float]) -> Array | Exce
         task.stages.prepare_end_s = clock()
 
 
-def _run(job: _Run) -> npt.NDArray[np.float32] | Exception:
-    """Runs a batch, or says what is to be told to its clients."""
+def _run(job: _Run) -> Result | Exception:
+    """Runs a batch and reads its output, or says what is to be told to its clients."""
+    wanted = max(task.ticket.top_k for task in job.batch)
     try:
-        return job.lane.engine.run(job.batch[0].form, job.arrays, alone=job.alone)
+        output = job.lane.engine.run(job.batch[0].form, job.arrays, alone=job.alone)
+        return output, best_classes(output, wanted, job.lane.output_kind)
     except Exception:  # noqa: BLE001 - a worker outlives whatever an engine raises, and reports it
         _log.exception("running a batch failed", extra={"model": job.lane.name})
         return Internal(
@@ -257,17 +262,15 @@ def _report_prepared(
     return settled
 
 
-def _report_run(
-    job: _Run, result: npt.NDArray[np.float32] | Exception, now_s: float
-) -> list[Ticket]:
+def _report_run(job: _Run, result: Result | Exception, now_s: float) -> list[Ticket]:
     """Hands the results of a batch to their requests; gives those that this settled."""
     lane, batch = job.lane, job.batch
     lane.ran(batch, now_s)
     if isinstance(result, Exception):
         return _fail(lane, batch, result, now_s)
     settled = []
-    for task, row in zip(batch, result, strict=True):
-        if task.ticket.finish_task(task, row, len(batch)):
+    for task, row, best in zip(batch, *result, strict=True):
+        if task.ticket.finish_task(task, row, best, len(batch)):
             lane.settled(task.ticket, now_s, succeeded=True)
             settled.append(task.ticket)
     return settled
