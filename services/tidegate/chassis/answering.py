@@ -161,7 +161,8 @@ class Answering(Call):
     def _end(self, code: grpc.StatusCode, error: ServiceError | None = None) -> None:
         seconds = time.perf_counter() - self._began_s
         self._in_flight.end(self)
-        self._method.metrics.handled(code, seconds)
+        # The answer goes first: nobody waits for the metrics.
+        self.task.get_loop().call_soon(self._method.metrics.handled, code, seconds)
         fault = code in _SERVER_FAULTS
         # An overloaded server has no time to log each refusal; the metric counts them.
         quiet = code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}

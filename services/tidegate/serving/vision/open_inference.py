@@ -139,8 +139,12 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> oip.ModelInferResponse:
         """Runs a model on one set of inputs."""
         serving = self._models.find(request.model_name, request.model_version)
-        tell_version(context, serving)
-        return await self._infer(serving, request, context, is_whole_call=True)
+        try:
+            return await self._infer(serving, request, context, is_whole_call=True)
+        except BaseException:
+            # A call that is cut by the drain says it, too.
+            tell_version(context, serving)
+            raise
 
     async def ModelStreamInfer(  # noqa: N802 - the proto's name
         self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext

@@ -63,8 +63,12 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> vision_pb2.ClassifyResponse:
         """Classifies the images of one request."""
         serving = self._models.find(request.model, request.version)
-        tell_version(context, serving)
-        return await self._classify(serving, request, context, is_whole_call=True)
+        try:
+            return await self._classify(serving, request, context, is_whole_call=True)
+        except BaseException:
+            # A call that is cut by the drain says it, too.
+            tell_version(context, serving)
+            raise
 
     async def ClassifyStream(  # noqa: N802 - the proto's name
         self,

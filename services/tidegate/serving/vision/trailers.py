@@ -13,22 +13,27 @@ __all__ = ["tell_answer", "tell_version"]
 
 
 def tell_version(context: ServicerContext, serving: Serving) -> None:
-    """Says which model version answers; to be called first, so that failures say it too."""
-    set_trailers(
-        context,
-        {
-            "tidegate-model": serving.entry.name,
-            "tidegate-model-version": serving.entry.version,
-        },
-    )
+    """Says which model version failed."""
+    set_trailers(context, _version(serving))
 
 
 def tell_answer(context: ServicerContext, serving: Serving, outcome: Outcome) -> None:
-    """Says the best class of the first image, and how full the model's queue was with it."""
+    """Says which model version answers, the best class of the first image, and the queue's load."""
     # Its own images are counted: balancers take no notice of a replica that reports no load.
     held = serving.lane.held_images + len(outcome.stages)
     load = LoadReport(application_utilization=held / serving.lane.bounds.images)
     set_trailers(
         context,
-        {"tidegate-top1": str(outcome.best[0].classes[0]), ORCA_TRAILER: load.to_bytes()},
+        {
+            **_version(serving),
+            "tidegate-top1": str(outcome.best[0].classes[0]),
+            ORCA_TRAILER: load.to_bytes(),
+        },
     )
+
+
+def _version(serving: Serving) -> dict[str, str | bytes]:
+    return {
+        "tidegate-model": serving.entry.name,
+        "tidegate-model-version": serving.entry.version,
+    }
