@@ -322,3 +322,16 @@ async def test_many_clients_that_come_and_go_leave_nothing_behind(workshop, even
 def test_a_pool_without_workers_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         WorkerPool(0)
+
+
+async def test_each_request_of_a_batch_is_told_as_many_classes_as_it_wants(workshop, eventually):
+    shop = workshop(workers=2)
+    lane = shop.lane()
+    running = await shop.occupy(lane, 1)
+    one, three = shop.submit(lane, 5), shop.submit(lane, 6, 7, top_k=3)
+    await eventually(lambda: lane.ready == 3)
+    lane.engine.release()
+    _, first, second = await answered(running, one, three)
+    assert lane.engine.batches[-1] == [5, 6, 7]
+    assert [len(each.classes) for each in (*first.best, *second.best)] == [1, 3, 3]
+    assert [each.classes[0] for each in (*first.best, *second.best)] == [0, 0, 0]

@@ -163,7 +163,7 @@ class Ticket:
         Args:
             task: the image.
             row: the model's own output for it.
-            best: its best classes, at least as many as are wanted.
+            best: its best classes, as many as are wanted.
             batch_size: images that were run with it, itself included.
         """
         if self.settled:
@@ -200,11 +200,7 @@ class Ticket:
         if self._error is not None:
             self.future.set_exception(self._error)
         elif self._output is not None:
-            count = self.top_k
-            best = tuple(
-                Best(each.classes[:count], each.scores[:count])
-                for each in (self._best[task.index] for task in self.tasks)
-            )
+            best = tuple(self._best[task.index] for task in self.tasks)
             stages = tuple(task.stages for task in self.tasks)
             self.future.set_result(Outcome(self._output, best, stages, self._batch_size))
 

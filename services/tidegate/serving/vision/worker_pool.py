@@ -235,10 +235,15 @@ def _prepare(lane: Lane, task: Task, clock: Callable[[], float]) -> Array | Exce
 
 def _run(job: _Run) -> Result | Exception:
     """Runs a batch and reads its output, or says what is to be told to its clients."""
-    wanted = max(task.ticket.top_k for task in job.batch)
+    kind = job.lane.output_kind
+    wanted = [task.ticket.top_k for task in job.batch]
     try:
         output = job.lane.engine.run(job.batch[0].form, job.arrays, alone=job.alone)
-        return output, best_classes(output, wanted, job.lane.output_kind)
+        if len(set(wanted)) == 1:
+            return output, best_classes(output, wanted[0], kind)
+        # One client that wants every class must not have those of the others sorted, too.
+        rows = zip(output, wanted, strict=True)
+        return output, [best_classes(row[None], count, kind)[0] for row, count in rows]
     except Exception:  # noqa: BLE001 - a worker outlives whatever an engine raises, and reports it
         _log.exception("running a batch failed", extra={"model": job.lane.name})
         return Internal(
