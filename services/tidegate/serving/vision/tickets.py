@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tidegate.serving.vision.classification import Best
 from tidegate.serving.vision.engine import InputForm
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+
+    from tidegate.serving.vision.classification import Best
 
 __all__ = ["Encoded", "Image", "Outcome", "Pixels", "Stages", "Task", "Tensor", "Ticket"]
 
