@@ -107,10 +107,14 @@ class VisionApplication:
 
 def main() -> int:
     """Serves until it is told to stop; returns the exit status."""
-    settings = VisionSettings.from_command_line()
+    return run(_application, VisionSettings.from_command_line())
+
+
+def _application(settings: VisionSettings) -> VisionApplication:
+    """The application in a process of its own, whose threads may be scheduled as it wants."""
     if settings.batch_scheduling:
         _schedule_in_batches()
-    return run(VisionApplication, settings)
+    return VisionApplication(settings)
 
 
 def _schedule_in_batches() -> None:
@@ -121,7 +125,7 @@ def _schedule_in_batches() -> None:
     finds more to do in each. See sched(7), SCHED_BATCH.
     """
     try:
-        # Libraries have begun threads when they were imported.
+        # Logs and traces are set up, and libraries have begun threads when they were imported.
         for thread in Path("/proc/self/task").iterdir():
             os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
     except OSError as error:

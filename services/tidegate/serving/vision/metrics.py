@@ -20,7 +20,10 @@ _queue = Histogram(
     buckets=_SECONDS,
 )
 _run = Histogram(
-    "tidegate_vision_run_seconds", "The engine's run of one batch.", _LABELS, buckets=_SECONDS
+    "tidegate_vision_run_seconds",
+    "The engine's run of one batch, and the finding of its best classes.",
+    _LABELS,
+    buckets=_SECONDS,
 )
 _batch = Histogram(
     "tidegate_vision_batch_images",
