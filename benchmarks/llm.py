@@ -227,6 +227,10 @@ def generator(kind: str, target: str, log: Path) -> Iterator[tuple[Ask, int]]:
 
         read(child, "ready")
         yield ask, child.pid
+        assert child.stdin is not None
+        # It ends by itself, and shuts down the engine that it may have.
+        child.stdin.close()
+        child.wait(30)
 
 
 def read(child: subprocess.Popen[str], start: str) -> str:

@@ -1,8 +1,9 @@
-"""Ends of a server: asked to go, and its engine killed. Each ends the server that it is given."""
+"""Ends of a server: asked to go, killed, its engine killed. Each ends the server it is given."""
 
 import asyncio
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from llm_server import SERVICE, chat
@@ -51,3 +52,14 @@ async def test_streams_end_as_unavailable_when_the_engine_is_killed(server, clie
     assert "engine died" in server.log.read_text()
     for child in children:
         await asyncio.to_thread(child.wait)
+
+
+async def test_nothing_outlives_a_server_that_is_killed(server, client):
+    calls, _ = await streaming(client, 1, max_tokens=900)
+    children = server.process.children(recursive=True)
+    assert server.engine_process() in children
+    server.process.kill()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await tokens_left(calls[0])
+    _, alive = await asyncio.to_thread(psutil.wait_procs, children, timeout=20)
+    assert not alive

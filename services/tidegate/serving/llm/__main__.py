@@ -12,6 +12,5 @@ def main() -> int:
     return run(LlmApplication, LlmSettings.from_command_line())
 
 
-# The engine's process is spawned and imports this module under another name.
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,6 +27,7 @@ from tidegate.chassis.errors import (
     Unavailable,
 )
 from tidegate.errors import TidegateError
+from tidegate.serving.llm.engine_process import ENDS_WITH_SERVER
 from tidegate.serving.llm.requests import ModelFacts, Options
 from tidegate.serving.llm.sampling import Constraint, ConstraintKind, Sampling, SamplingDefaults
 from tidegate.serving.llm.settings import LlmSettings, Runner, SchedulingPolicy
@@ -257,6 +258,7 @@ def _prepare_environment(settings: LlmSettings) -> None:
         "VLLM_CONFIGURE_LOGGING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        ENDS_WITH_SERVER: "1",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
