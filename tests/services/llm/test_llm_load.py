@@ -1,10 +1,12 @@
 """Clients that leave, do not read, or are too many; vLLM's own gauge tells what still runs."""
 
 import asyncio
+import os
 import sys
 import textwrap
 
 import grpc
+import psutil
 import pytest
 from llm_server import MAX_RUNNING, MAX_WAITING, chat, details_of, refusal
 
@@ -18,6 +20,16 @@ ENDLESS = {"ignore_end_of_text": True, "max_tokens": 900}
 async def read_to_the_end(call):
     while await call.read() is not grpc.aio.EOF:
         pass
+
+
+async def test_the_servers_threads_do_not_interrupt_the_engine(server, client):
+    await client.answer("Count.")
+    engine = server.engine_process()
+    policies = [
+        {os.sched_getscheduler(thread.id) for thread in each.threads()}
+        for each in (psutil.Process(server.process.pid), engine)
+    ]
+    assert policies == [{os.SCHED_BATCH}, {os.SCHED_OTHER}]
 
 
 async def test_a_cancelled_stream_frees_its_sequence(server, client):

@@ -13,6 +13,7 @@ import structlog
 from tidegate.chassis.errors import ServiceError, StartupError
 from tidegate.chassis.health import Health
 from tidegate.chassis.logging import adopt_library_loggers
+from tidegate.chassis.scheduling import schedule_in_batches
 from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
 from tidegate.serving.llm.admission import Admission
 from tidegate.serving.llm.engine import Engine, EngineDiedError, loaded_engine
@@ -71,6 +72,9 @@ class LlmApplication:
             await asyncio.to_thread(_verify, settings, card)
         async with loaded_engine(settings, self._path, card.name, card.version) as engine:
             adopt_library_loggers()
+            if settings.batch_scheduling:
+                # Now that the engine's processes are there, which are not to inherit it.
+                schedule_in_batches()
             facts = engine.facts
             async with grammar_gate(
                 self._path / "tokenizer.json",

@@ -99,6 +99,12 @@ class LlmSettings(ChassisSettings):
         description="Which waiting request runs next: the oldest, or the one"
         " with the smallest priority number.",
     )
+    batch_scheduling: bool = Field(
+        True,
+        description="Whether a thread of the server that becomes ready waits until the engine, a"
+        " process of its own, leaves a core or has had its turn (SCHED_BATCH), instead of"
+        " interrupting it: more tokens a second, and no wait where a core is free.",
+    )
     stalled_write_limit_s: float = Field(
         30.0,
         gt=0,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tidegate.chassis.scheduling import schedule_in_batches
 from tidegate.chassis.server import run
 from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.serving.repository import Entry, Repository
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from tidegate.chassis.health import Health
 
 __all__ = ["VisionApplication", "main"]
-
-_log = logging.getLogger(__name__)
 
 # While one waits for the interpreter, which the event loop holds now and then, another has work for
 # the core; with one alone a tenth of the machine stood idle.
@@ -113,24 +109,9 @@ def main() -> int:
 def _application(settings: VisionSettings) -> VisionApplication:
     """The application in a process of its own, whose threads may be scheduled as it wants."""
     if settings.batch_scheduling:
-        _schedule_in_batches()
-    return VisionApplication(settings)
-
-
-def _schedule_in_batches() -> None:
-    """Lets no thread of this process interrupt another: those that are made later inherit it.
-
-    A call wakes the event loop several times. On a busy machine each time would take a core from a
-    run of the engine, whose data is in that core's caches; so the loop gets its turns later and
-    finds more to do in each. See sched(7), SCHED_BATCH.
-    """
-    try:
         # Logs and traces are set up, and libraries have begun threads when they were imported.
-        for thread in Path("/proc/self/task").iterdir():
-            os.sched_setscheduler(int(thread.name), os.SCHED_BATCH, os.sched_param(0))
-    except OSError as error:
-        # A sandbox may forbid it; the server is right without, only not as quick.
-        _log.warning("batch_scheduling has no effect here: %s", error)
+        schedule_in_batches()
+    return VisionApplication(settings)
 
 
 if __name__ == "__main__":
