@@ -267,6 +267,7 @@ def _prepare_environment(settings: LlmSettings) -> None:
 def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.envs import enable_envs_cache
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -296,7 +297,11 @@ def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
     )
     if settings.max_context_tokens is not None:
         arguments.max_model_len = settings.max_context_tokens
-    return AsyncLLM.from_engine_args(arguments)
+    llm = AsyncLLM.from_engine_args(arguments)
+    # vLLM asks after its settings for each token, and the environment each time unless it may keep
+    # what it found; in the engine's process it does so by itself.
+    enable_envs_cache()
+    return llm
 
 
 def _lora_rank(rank: int) -> Any:
