@@ -18,9 +18,11 @@ import json
 import os
 import queue
 import statistics
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -155,6 +157,10 @@ class Bare:
         self._entry, self._jpeg, self._cores = entry, jpeg, cores
         self._geometry = Geometry.of(entry.image_classifier(), _MAX_PIXELS)
 
+    @cached_property
+    def _single(self) -> Streams:
+        return Streams(self._entry, 1, self._cores)
+
     def runner(self, setting: Setting) -> Runner:
         """Compiles for a setting."""
         kind = Streams if setting.arrangement == "streams" else Whole
@@ -197,7 +203,7 @@ class Bare:
         Args:
             seconds: how long to measure.
         """
-        runner = Streams(self._entry, 1, self._cores)
+        runner = self._single
         taken: list[float] = []
         begin = time.perf_counter()
         while (start := time.perf_counter()) < begin + _WARM_UP_S + seconds:
@@ -235,6 +241,12 @@ def main() -> None:
     parser.add_argument("--photo", type=Path, required=True, help="a JPEG")
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--sweep", action="store_true", help="compare all settings instead")
+    parser.add_argument(
+        "--answer",
+        action="store_true",
+        help="print 'ready', then images/s for each line 'loaded' on standard input, and the p50 "
+        "of one image at a time, in ms, for each line 'alone'",
+    )
     parser.add_argument("--arrangement", choices=ARRANGEMENTS, default="streams")
     parser.add_argument("--batch", type=int, default=2)
     given = parser.parse_args()
@@ -247,9 +259,18 @@ def main() -> None:
         print(json.dumps([asdict(setting) | {"images_per_s": rates[setting]} for setting in rates]))
         return
     setting = Setting(given.arrangement, given.batch)
-    rate = bare.images_per_s(bare.runner(setting), setting.batch, given.seconds)
-    p50_ms = statistics.median(bare.latencies_ms(given.seconds))
-    print(json.dumps({"images_per_s": rate, "p50_ms": p50_ms}))
+    runner = bare.runner(setting)
+    if not given.answer:
+        rate = bare.images_per_s(runner, setting.batch, given.seconds)
+        p50_ms = statistics.median(bare.latencies_ms(given.seconds))
+        print(json.dumps({"images_per_s": rate, "p50_ms": p50_ms}))
+        return
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "loaded":
+            print(bare.images_per_s(runner, setting.batch, given.seconds), flush=True)
+        else:
+            print(statistics.median(bare.latencies_ms(given.seconds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import grpc
 from h2load import LoadError, Target
 from processes import free_port, running
+from results import LEAST
 
 from tidegate.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
@@ -31,6 +32,7 @@ __all__ = [
     "Contestant",
     "ContestantError",
     "HttpPeer",
+    "Least",
     "OpenInferencePeer",
     "Photo",
     "Tidegate",
@@ -40,7 +42,8 @@ __all__ = [
 ]
 
 MODEL = "efficientnet-lite0"
-PEERS_FOLDER = Path(__file__).resolve().parent / "peers"
+_FOLDER = Path(__file__).resolve().parent
+PEERS_FOLDER = _FOLDER / "peers"
 _START_S = 90.0
 _ASK_S = 10.0
 _TAIL_CHARACTERS = 2000
@@ -140,6 +143,17 @@ class Tidegate:
 
 
 @dataclass(frozen=True, slots=True)
+class Least(Tidegate):
+    """The same call of the least server that grpc.aio allows; see ``least.py``."""
+
+    name: str = LEAST
+
+    def command(self, models: Path, version: str, port: int) -> list[str]:
+        """Its script."""
+        return _script(self.python, _FOLDER / "least.py", models, version, port)
+
+
+@dataclass(frozen=True, slots=True)
 class HttpPeer:
     """A peer that takes the JPEG as the body of a POST, and answers JSON.
 
@@ -159,7 +173,7 @@ class HttpPeer:
 
     def command(self, models: Path, version: str, port: int) -> list[str]:
         """Its script, in the peers' environment."""
-        return _peer_command(self.python, self.script, models, version, port)
+        return _script(self.python, PEERS_FOLDER / self.script, models, version, port)
 
     def ask(self, port: int, version: str, photo: Photo) -> Top:
         """Posts the photograph."""
@@ -199,7 +213,7 @@ class OpenInferencePeer:
 
     def command(self, models: Path, version: str, port: int) -> list[str]:
         """Its script, in the peers' environment."""
-        return _peer_command(self.python, self.script, models, version, port)
+        return _script(self.python, PEERS_FOLDER / self.script, models, version, port)
 
     def ask(self, port: int, version: str, photo: Photo) -> Top:
         """Calls ModelInfer."""
@@ -301,9 +315,9 @@ def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-_TAIL_CHARACTERS:]
 
 
-def _peer_command(python: str, script: str, models: Path, version: str, port: int) -> list[str]:
+def _script(python: str, script: Path, models: Path, version: str, port: int) -> list[str]:
     options = ["--models", str(models), "--version", version, "--port", str(port)]
-    return [python, str(PEERS_FOLDER / script), *options]
+    return [python, str(script), *options]
 
 
 def _classify_request(version: str, photo: Photo) -> vision_pb2.ClassifyRequest:

@@ -1,13 +1,19 @@
 """Measures the vision server against the bare loop and against its peers, on this machine.
 
-    python benchmarks/vision/run.py            # about twenty minutes
-    python benchmarks/vision/run.py --quick    # about five minutes
+    python benchmarks/vision/run.py            # about half an hour
+    python benchmarks/vision/run.py --quick    # about seven minutes
+    python benchmarks/vision/run.py --no-peers --rounds 5
 
 JPEG bytes go in, the five best classes come out; 32 requests are in flight, then one at a time.
 Everyone serves the same model with the same decoding and engine. Contestants take turns, one alive
-at a time, for some rounds, and each is compared with the bare loop of its own round, so that a
-drift of the machine hits all alike. It prints a table and whether the bounds are met, writes
-``bench-results/vision.json`` and a plot beside it, and fails only when a contestant does.
+at a time, for some rounds; while one is, it and the bare loop are measured in short turns, and each
+measurement is compared with the bare loop's just before it, so that a drift of the machine, which
+may be larger than what is to be seen, hits both alike. It prints a table and whether the bounds are
+met, writes ``bench-results/vision.json`` and a plot beside it, and fails only when a contestant
+does.
+
+Beside them stands the least server that grpc.aio allows (``least.py``), for how much of the time of
+one request at a time is gRPC's own.
 
 It needs ``h2load`` (Debian: nghttp2-client), the models that ``make models`` builds, and the peers
 in an environment of their own: ``python -m venv .venv-peers``, then
@@ -24,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +42,7 @@ from contestants import (
     Contestant,
     ContestantError,
     HttpPeer,
+    Least,
     OpenInferencePeer,
     Photo,
     Tidegate,
@@ -47,7 +55,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 PRECISIONS = ("fp32", "bf16", "int8")
 _BARE = Path(__file__).resolve().parent / "bare.py"
@@ -72,7 +80,8 @@ class Plan:
         photo: what everyone classifies.
         scratch: a folder for logs and bodies of requests.
         in_flight: requests in flight.
-        rounds: turns that everyone has at each precision.
+        rounds: how often everyone is started at each precision.
+        turns: measurements of each kind in a round, each after one of the bare loop.
         seconds: length of a measurement, under load and one at a time alike.
     """
 
@@ -81,6 +90,7 @@ class Plan:
     scratch: Path
     in_flight: int
     rounds: int
+    turns: int
     seconds: int
 
 
@@ -89,7 +99,7 @@ def main() -> int:
     given = _arguments()
     # Leave in the ordinary way, so that the server of the moment is stopped too.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    rivals = peers(str(given.peers_python))
+    rivals = () if given.no_peers else peers(str(given.peers_python))
     with tempfile.TemporaryDirectory(prefix="bench-vision-") as folder:
         scratch = Path(folder)
         plan = Plan(
@@ -98,10 +108,12 @@ def main() -> int:
             scratch=scratch,
             in_flight=32,
             rounds=1 if given.quick else given.rounds,
-            seconds=2 if given.quick else given.seconds,
+            turns=1 if given.quick else given.turns,
+            seconds=given.seconds,
         )
         environment = _environment(plan, given.peers_python, rivals)
-        found = measure_all(plan, environment, (Tidegate(sys.executable), *rivals))
+        own = (Tidegate(sys.executable), Least(sys.executable))
+        found = measure_all(plan, environment, (*own, *rivals))
     _report(found, given.output)
     return 1 if found.failures else 0
 
@@ -122,9 +134,10 @@ def measure_all(plan: Plan, environment: Environment, who: Sequence[Contestant])
         try:
             setting = _best_setting(plan, f"1-{precision}")
             settings[precision] = f"{setting['arrangement']}, batch {setting['batch']}"
-            for turn in range(plan.rounds):
-                console.print(f"[dim]{precision}, round {turn + 1} of {plan.rounds}[/dim]")
-                failures += _round(plan, f"1-{precision}", setting, who, samples[precision])
+            with _bare_loop(plan, f"1-{precision}", setting) as bare:
+                for turn in range(plan.rounds):
+                    console.print(f"[dim]{precision}, round {turn + 1} of {plan.rounds}[/dim]")
+                    failures += _round(plan, f"1-{precision}", bare, who, samples[precision])
         except ContestantError as error:
             failures.append(f"{precision}: {error}")
             console.print(f"[red]{escape(failures[-1])}[/red]")
@@ -134,76 +147,106 @@ def measure_all(plan: Plan, environment: Environment, who: Sequence[Contestant])
 def _round(
     plan: Plan,
     version: str,
-    setting: dict[str, Any],
+    bare: Callable[[str], float],
     who: Sequence[Contestant],
     samples: dict[str, list[Sample]],
 ) -> list[str]:
     """Gives everyone a turn; one that missed a turn has no more. Returns the failures."""
     failures = []
-    before = len(samples[BARE])
-    samples[BARE].append(_measure_bare(plan, version, setting))
+    rounds_before = max(len(samples[each.name]) for each in who)
     for each in who:
-        if len(samples[each.name]) < before:
+        if len(samples[each.name]) < rounds_before:
             continue
         try:
-            sample = _measure(plan, each, version)
+            measured = _measure(plan, each, version, bare)
         except ContestantError as error:
             failures.append(f"{version}: {error}")
             console.print(f"[red]{escape(failures[-1])}[/red]")
             continue
-        samples[each.name].append(sample)
-        console.print(
-            f"  {each.name}: {sample.images_per_s:.0f} images/s, {sample.p50_ms:.2f} ms alone"
-        )
+        samples[each.name] += measured
+        samples[BARE] += [each.of_bare() for each in measured]
+        rates = ", ".join(f"{one.images_per_s:.0f}/{one.bare_images_per_s:.0f}" for one in measured)
+        times = ", ".join(f"{one.p50_ms:.2f}/{one.bare_p50_ms:.2f}" for one in measured)
+        console.print(f"  {each.name}/{BARE}: {rates} images/s; {times} ms alone")
     return failures
 
 
-def _measure(plan: Plan, contestant: Contestant, version: str) -> Sample:
-    """Starts a contestant, loads it, and stops it."""
+def _measure(
+    plan: Plan, contestant: Contestant, version: str, bare: Callable[[str], float]
+) -> list[Sample]:
+    """Starts a contestant, loads it in turns with the bare loop, and stops it."""
     other_cores = _busy_cores()
     with serving(contestant, plan.models, version, plan.photo, plan.scratch) as target:
         # In this order: requests that are cut off at the end of the load may still be worked on.
-        alone = h2load.measure(target, in_flight=1, seconds=plan.seconds)
-        loaded = h2load.measure(target, in_flight=plan.in_flight, seconds=plan.seconds)
-    return Sample(
-        images_per_s=loaded.requests_per_s,
-        loaded_p50_ms=loaded.p50_ms,
-        loaded_p99_ms=loaded.p99_ms,
-        p50_ms=alone.p50_ms,
-        other_cores=other_cores,
-    )
+        alone = [
+            (bare("alone"), h2load.measure(target, in_flight=1, seconds=plan.seconds))
+            for _ in range(plan.turns)
+        ]
+        loaded = [
+            (bare("loaded"), h2load.measure(target, in_flight=plan.in_flight, seconds=plan.seconds))
+            for _ in range(plan.turns)
+        ]
+    return [
+        Sample(
+            images_per_s=under_load.requests_per_s,
+            loaded_p50_ms=under_load.p50_ms,
+            loaded_p99_ms=under_load.p99_ms,
+            p50_ms=one.p50_ms,
+            bare_images_per_s=bare_images_per_s,
+            bare_p50_ms=bare_p50_ms,
+            other_cores=other_cores,
+        )
+        for (bare_p50_ms, one), (bare_images_per_s, under_load) in zip(alone, loaded, strict=True)
+    ]
 
 
-def _measure_bare(plan: Plan, version: str, setting: dict[str, Any]) -> Sample:
-    other_cores = _busy_cores()
-    answer = _bare(
-        plan,
-        version,
-        plan.seconds,
-        *("--arrangement", setting["arrangement"], "--batch", str(setting["batch"])),
+@contextmanager
+def _bare_loop(
+    plan: Plan, version: str, setting: dict[str, Any]
+) -> Iterator[Callable[[str], float]]:
+    """The bare loop in a process of its own, asleep until it is asked for a measurement."""
+    options = ["--arrangement", setting["arrangement"], "--batch", str(setting["batch"])]
+    process = subprocess.Popen(
+        [*_bare_command(plan, version, plan.seconds), *options, "--answer"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    rate, p50_ms = answer["images_per_s"], answer["p50_ms"]
-    console.print(f"  {BARE}: {rate:.0f} images/s, {p50_ms:.2f} ms alone")
-    return Sample(rate, None, None, p50_ms, other_cores)
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+
+        def measure(kind: str) -> float:
+            print(kind, file=asked, flush=True)
+            if not (line := answers.readline()):
+                raise ContestantError("the bare loop ended")
+            return float(line)
+
+        if answers.readline().strip() != "ready":
+            raise ContestantError("the bare loop did not start")
+        try:
+            yield measure
+        finally:
+            asked.close()
 
 
 def _best_setting(plan: Plan, version: str) -> dict[str, Any]:
     """The bare loop's best arrangement and batch."""
-    settings: list[dict[str, Any]] = _bare(plan, version, _SWEEP_S, "--sweep")
-    return max(settings, key=lambda setting: float(setting["images_per_s"]))
-
-
-def _bare(plan: Plan, version: str, seconds: float, *options: str) -> Any:
-    """Runs the bare loop in a process of its own."""
-    command = [sys.executable, str(_BARE), "--models", str(plan.models), "--version", version]
-    command += ["--photo", str(plan.photo.path), "--seconds", str(seconds), *options]
+    command = [*_bare_command(plan, version, _SWEEP_S), "--sweep"]
     try:
         run = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=True, timeout=_BARE_TIMEOUT_S
         )
     except subprocess.SubprocessError as error:
         raise ContestantError(f"the bare loop failed: {error}") from error
-    return json.loads(run.stdout)
+    settings: list[dict[str, Any]] = json.loads(run.stdout)
+    return max(settings, key=lambda setting: float(setting["images_per_s"]))
+
+
+def _bare_command(plan: Plan, version: str, seconds: float) -> list[str]:
+    command = [sys.executable, str(_BARE), "--models", str(plan.models), "--version", version]
+    return [*command, "--photo", str(plan.photo.path), "--seconds", str(seconds)]
 
 
 def _busy_cores() -> float:
@@ -229,7 +272,8 @@ def _report(found: Results, output: Path) -> None:
     environment = found.environment
     console.print(
         f"{environment.cpu}, {environment.cores} cores; {environment.photo}; "
-        f"{environment.rounds} rounds of {environment.seconds} s, {environment.in_flight} in flight"
+        f"{environment.rounds} rounds of {environment.turns} × {environment.seconds} s, "
+        f"{environment.in_flight} in flight"
     )
     console.print(", ".join(f"{name} {each}" for name, each in environment.versions.items()))
     others = [s.other_cores for p in found.samples.values() for each in p.values() for s in each]
@@ -243,16 +287,18 @@ def _report(found: Results, output: Path) -> None:
 def _environment(
     plan: Plan, peers_python: Path, rivals: Sequence[HttpPeer | OpenInferencePeer]
 ) -> Environment:
-    names = [each.package for each in rivals]
-    code = (
-        "import importlib.metadata as m, json, sys; "
-        "print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
-    )
-    answer = subprocess.run(
-        [str(peers_python), "-c", code, *names], capture_output=True, text=True, check=True
-    )
-    own = {name: metadata.version(name) for name in _OWN_PACKAGES}
-    versions = own | json.loads(answer.stdout) | {"nghttp2": h2load.version()}
+    versions = {name: metadata.version(name) for name in _OWN_PACKAGES}
+    if rivals:
+        names = [each.package for each in rivals]
+        code = (
+            "import importlib.metadata as m, json, sys; "
+            "print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+        )
+        answer = subprocess.run(
+            [str(peers_python), "-c", code, *names], capture_output=True, text=True, check=True
+        )
+        versions |= json.loads(answer.stdout)
+    versions["nghttp2"] = h2load.version()
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     return Environment(
         cpu=next(line.split(": ", 1)[1] for line in cpus if line.startswith("model name")),
@@ -261,6 +307,7 @@ def _environment(
         in_flight=plan.in_flight,
         seconds=plan.seconds,
         rounds=plan.rounds,
+        turns=plan.turns,
         versions=versions,
     )
 
@@ -278,9 +325,11 @@ def _photo(path: Path | None, scratch: Path) -> Photo:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one round of 2 seconds")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=6)
+    parser.add_argument("--quick", action="store_true", help="one round of one turn")
+    parser.add_argument("--no-peers", action="store_true", help="without servers by others")
+    parser.add_argument("--rounds", type=int, default=2, help="starts of each contestant")
+    parser.add_argument("--turns", type=int, default=3, help="measurements in each round")
+    parser.add_argument("--seconds", type=int, default=2, help="of each measurement")
     parser.add_argument("--photo", type=Path, help="a JPEG; a photograph of a cat unless given")
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument(
@@ -288,7 +337,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "bench-results" / "vision.json")
     given = parser.parse_args()
-    if not given.peers_python.exists():
+    if not given.no_peers and not given.peers_python.exists():
         parser.error(
             f"{given.peers_python} is missing: python -m venv .venv-peers && "
             ".venv-peers/bin/pip install --no-deps -r requirements/peers.txt"
