@@ -204,7 +204,11 @@ def process(arguments: list[str], log: Path, **options: Any) -> Iterator[subproc
     try:
         yield child
     finally:
-        child.terminate()
+        if child.stdin is None:
+            child.terminate()
+        else:
+            # A generator ends when nobody can ask any more, and shuts down the engine it may have.
+            child.stdin.close()
         try:
             child.wait(30)
         except subprocess.TimeoutExpired:
@@ -227,10 +231,6 @@ def generator(kind: str, target: str, log: Path) -> Iterator[tuple[Ask, int]]:
 
         read(child, "ready")
         yield ask, child.pid
-        assert child.stdin is not None
-        # It ends by itself, and shuts down the engine that it may have.
-        child.stdin.close()
-        child.wait(30)
 
 
 def read(child: subprocess.Popen[str], start: str) -> str:

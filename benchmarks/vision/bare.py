@@ -50,7 +50,6 @@ ARRANGEMENTS = ("streams", "whole")
 _MAX_PIXELS = 64_000_000
 _SWEEP_ROUNDS = 3
 _WARM_UP_S = 0.3
-_HUNG_S = 240
 
 
 @dataclass(frozen=True, slots=True)

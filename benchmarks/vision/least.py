@@ -3,8 +3,7 @@
 `Classify` alone, for one JPEG a request: threads, one a core, decode it and run it as the bare loop
 does, and find its best classes; there is no batching, queue bound, deadline, metric, trace, health
 or error. What it loses against the bare loop with one request at a time is lost to gRPC, to the
-sockets, and to caches that the model's weights have filled meanwhile; a server that does more
-cannot lose less.
+sockets, to the answer, and to caches that the model's weights have filled meanwhile.
 
     python benchmarks/vision/least.py --models models --version 1-int8 --port 8500
 """
