@@ -77,6 +77,11 @@ class MethodMetrics:
     ok: Counter
     labels: tuple[str, str, str]
 
+    def began(self) -> None:
+        """Counts the begin of an RPC."""
+        self.started.inc()
+        self.in_flight.inc()
+
     def handled(self, code: grpc.StatusCode, seconds: float) -> None:
         """Counts the end of an RPC.
 

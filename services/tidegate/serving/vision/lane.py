@@ -116,11 +116,17 @@ class Lane:
         self.on_idle: Callable[[], None] | None = None
         self._waiting: FairQueue[Task] = FairQueue()
         self._ready: dict[InputForm, deque[Task]] = {form: deque() for form in InputForm}
+        self._ready_lines = tuple(self._ready.values())
 
     @property
     def ready(self) -> int:
         """Images decoded and waiting for a run."""
-        return sum(len(tasks) for tasks in self._ready.values())
+        return sum(map(len, self._ready_lines))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether an image waits for a worker."""
+        return len(self._waiting) > 0 or any(self._ready_lines)
 
     def load(self) -> Load:
         """Where the lane's images are."""
@@ -152,8 +158,6 @@ class Lane:
         remaining_s = ticket.deadline_s - now_s
         if remaining_s <= 0:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
-        traits = self.engine.traits
-        image_s = self.pace.image_s(workers, traits.slots, shares_host=traits.shares_host)
         count = len(ticket.tasks)
         if (
             self.held_images + count > self.bounds.images
@@ -163,25 +167,34 @@ class Lane:
                 f"the queue of {self.name} is full ({self.held_images} images wait; the limit is "
                 f"{self.bounds.images} images or {self.bounds.size_bytes} bytes)",
                 reason="QUEUE_FULL",
-                retry_after_s=max(0.01, self.held_images * image_s / 2),
+                retry_after_s=max(0.01, self.held_images * self._image_s(workers) / 2),
             )
-        ahead = self._waiting.ahead_of(ticket.client, count)
-        ahead += self.preparing + self.ready + self.running_images
-        wait_s = expected_wait_s(ahead, self.plan.target, self.pace, image_s)
         # An empty lane takes any request: were the measured pace too pessimistic, it could not
         # otherwise be corrected.
-        if wait_s * _CAUTION > remaining_s and self.held_images:
+        if self.held_images:
+            self._refuse_if_late(ticket, remaining_s, workers)
+        self.held_images += count
+        self.held_bytes += ticket.size_bytes
+        self.metrics.held.inc(count)
+        for task in ticket.tasks:
+            self._waiting.push(task)
+
+    def _image_s(self, workers: int) -> float:
+        traits = self.engine.traits
+        return self.pace.image_s(workers, traits.slots, shares_host=traits.shares_host)
+
+    def _refuse_if_late(self, ticket: Ticket, remaining_s: float, workers: int) -> None:
+        ahead = self._waiting.ahead_of(ticket.client, len(ticket.tasks))
+        ahead += self.preparing + self.ready + self.running_images
+        image_s = self._image_s(workers)
+        wait_s = expected_wait_s(ahead, self.plan.target, self.pace, image_s)
+        if wait_s * _CAUTION > remaining_s:
             raise ResourceExhausted(
                 f"{self.name} would answer in about {wait_s * 1000:.0f} ms, but the deadline is in "
                 f"{remaining_s * 1000:.0f} ms",
                 reason="DEADLINE_WOULD_PASS",
                 retry_after_s=max(0.01, wait_s * _CAUTION - remaining_s),
             )
-        self.held_images += count
-        self.held_bytes += ticket.size_bytes
-        self.metrics.held.inc(count)
-        for task in ticket.tasks:
-            self._waiting.push(task)
 
     def next_to_prepare(self, now_s: float, count: int) -> tuple[list[Task], list[Ticket]]:
         """Takes up to ``count`` images to decode, and the requests that this found expired."""
@@ -202,8 +215,6 @@ class Lane:
         task.image = None
         if array is None:
             return
-        if task.form is InputForm.PIXELS:
-            self.pace.prepared(task.stages.prepare_end_s - task.stages.prepare_start_s)
         if not task.abandoned:
             task.prepared = array
             self._ready[task.form].append(task)
@@ -214,13 +225,13 @@ class Lane:
         All are of one form: that of the image that has waited longest.
         """
         expired: list[Task] = []
-        for tasks in self._ready.values():
+        for tasks in filter(None, self._ready_lines):
             alive = [task for task in tasks if not task.abandoned]
             expired.extend(task for task in alive if task.deadline_s <= now_s)
             tasks.clear()
             tasks.extend(task for task in alive if task.deadline_s > now_s)
         tickets = self._expire(expired, now_s)
-        waiting = [tasks for tasks in self._ready.values() if tasks]
+        waiting = [tasks for tasks in self._ready_lines if tasks]
         if not waiting:
             return [], tickets
         tasks = min(waiting, key=lambda each: each[0].stages.prepare_end_s)
@@ -235,16 +246,32 @@ class Lane:
         """Notes that a run has ended, well or badly."""
         self.running -= 1
         self.running_images -= len(batch)
-        run_s = now_s - batch[0].stages.run_start_s
+        for task in batch:
+            task.stages.run_end_s = now_s
+            task.prepared = None
+
+    def learn(self, batch: list[Task], wall_ms: int) -> None:
+        """Counts a run that has ended, and learns from the times of its images.
+
+        Args:
+            batch: the images.
+            wall_ms: wall-clock time of its end, in milliseconds since 1970.
+        """
+        run_s = batch[0].stages.run_end_s - batch[0].stages.run_start_s
         self.pace.ran(run_s, len(batch))
         runs, seconds = self.totals.runs.get(len(batch), (0, 0.0))
         self.totals.runs[len(batch)] = (runs + 1, seconds + run_s)
         self.totals.images += len(batch)
+        self.totals.last_run_at_ms = wall_ms
+        self.metrics.ran(len(batch), run_s)
         for task in batch:
-            task.stages.run_end_s = now_s
-            task.prepared = None
-            self.totals.queue_s += task.stages.queue_s
-            self.totals.prepare_s += task.stages.prepare_end_s - task.stages.prepare_start_s
+            queue_s = task.stages.queue_s
+            prepare_s = task.stages.prepare_end_s - task.stages.prepare_start_s
+            self.totals.queue_s += queue_s
+            self.totals.prepare_s += prepare_s
+            self.metrics.image(queue_s, prepare_s)
+            if task.form is InputForm.PIXELS:
+                self.pace.prepared(prepare_s)
 
     def settled(self, ticket: Ticket, now_s: float, *, succeeded: bool) -> None:
         """Makes room: a request of this lane is over."""

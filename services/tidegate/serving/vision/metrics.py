@@ -56,13 +56,10 @@ class LaneMetrics:
         self._images = _images.labels(*self._labels)
         self.held = _held.labels(*self._labels)
 
-    def prepared(self, seconds: float) -> None:
-        """Records the decoding of an image."""
-        self._prepare.observe(seconds)
-
-    def waited(self, seconds: float) -> None:
-        """Records the waiting of an image."""
-        self._queue.observe(seconds)
+    def image(self, queue_s: float, prepare_s: float) -> None:
+        """Records the waiting and the decoding of an image that was run."""
+        self._queue.observe(queue_s)
+        self._prepare.observe(prepare_s)
 
     def ran(self, images: int, seconds: float) -> None:
         """Records the run of a batch."""

@@ -8,6 +8,7 @@ warmed up, so the answers rest on what this machine does and not on configuratio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 __all__ = [
     "BatchPlan",
@@ -37,8 +38,7 @@ class Step(Enum):
     """Another worker is needed for what is to be done, or nothing is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Where the images of one model are.
 
     Attributes:

@@ -161,12 +161,13 @@ def _respond(
         version=entry.version,
         precision=_PRECISIONS[serving.engine.traits.precision],
     )
-    for row, best in zip(outcome.output, outcome.best, strict=True):
-        add = (result := response.results.add()).classifications.add
+    for best in outcome.best:
+        add = response.results.add().classifications.add
         for class_id, score in zip(best.classes, best.scores, strict=True):
             label = labels[class_id] if labels else str(class_id)
             add(class_id=class_id, label=label, score=score)
-        if include_logits:
+    if include_logits:
+        for result, row in zip(response.results, outcome.output, strict=True):
             result.logits.extend(row)
     timings = response.timings
     stages = outcome.stages

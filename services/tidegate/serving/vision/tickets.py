@@ -8,7 +8,7 @@ then on its remaining tasks are abandoned, so nothing is computed for a client t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -66,8 +66,7 @@ class Stages:
         return max(0.0, waited) + max(0.0, self.run_start_s - self.prepare_end_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What the model gave for a request.
 
     Attributes:
@@ -169,9 +168,12 @@ class Ticket:
         """
         if self.settled:
             return False
-        if self._output is None:
-            self._output = np.empty((len(self.tasks), row.shape[0]), dtype=np.float32)
-        self._output[task.index] = row
+        if len(self.tasks) == 1:
+            self._output = row[None]
+        else:
+            if self._output is None:
+                self._output = np.empty((len(self.tasks), row.shape[0]), dtype=np.float32)
+            self._output[task.index] = row
         self._best[task.index] = best
         self._batch_size = max(self._batch_size, batch_size)
         self._unfinished -= 1

@@ -4,6 +4,8 @@ Analysis of a rollout reads these from the proxy's access log, whichever protoco
 and balancers weigh replicas by the load.
 """
 
+from functools import lru_cache
+
 from tidegate.chassis.calls import ORCA_TRAILER, ServicerContext, set_trailers
 from tidegate.chassis.orca import LoadReport
 from tidegate.serving.vision.loading import Serving
@@ -21,15 +23,16 @@ def tell_answer(context: ServicerContext, serving: Serving, outcome: Outcome) ->
     """Says which model version answers, the best class of the first image, and the queue's load."""
     # Its own images are counted: balancers take no notice of a replica that reports no load.
     held = serving.lane.held_images + len(outcome.stages)
-    load = LoadReport(application_utilization=held / serving.lane.bounds.images)
-    set_trailers(
-        context,
-        {
-            **_version(serving),
-            "tidegate-top1": str(outcome.best[0].classes[0]),
-            ORCA_TRAILER: load.to_bytes(),
-        },
-    )
+    trailers = _version(serving)
+    trailers["tidegate-top1"] = str(outcome.best[0].classes[0])
+    trailers[ORCA_TRAILER] = _load_report(held, serving.lane.bounds.images)
+    set_trailers(context, trailers)
+
+
+# Few lengths of the queue are seen at all.
+@lru_cache(maxsize=1024)
+def _load_report(held: int, capacity: int) -> bytes:
+    return LoadReport(application_utilization=held / capacity).to_bytes()
 
 
 def _version(serving: Serving) -> dict[str, str | bytes]:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tidegate.chassis.errors import Internal
 from tidegate.serving.vision.classification import best_classes
@@ -41,16 +40,14 @@ __all__ = ["WorkerPool"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepare:
+class _Prepare(NamedTuple):
     """A worker decodes some images."""
 
     lane: Lane
     tasks: list[Task]
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(NamedTuple):
     """A worker runs one batch."""
 
     lane: Lane
@@ -151,24 +148,55 @@ class WorkerPool:
     def _serve(self) -> None:
         woken = threading.Lock()
         woken.acquire()
+        following: _Run | None = None
         with self._lock:
             while not self._stopping:
-                job = self._claim()
+                job = following or self._claim()
+                following = None
                 if job is None:
                     self._idle.append(woken)
                     self._lock.release()
                     woken.acquire()
                     self._lock.acquire()
                     continue
-                self._lock.release()
-                try:
-                    report = _do(job, self._clock)
-                finally:
-                    self._lock.acquire()
-                _deliver(report(self._clock()))
-                # The answers are on their way; what nobody waits for comes after them.
-                _record(job)
+                if isinstance(job, _Prepare):
+                    following = self._prepare(job)
+                else:
+                    self._run(job)
                 job.lane.notify_if_idle()
+
+    def _prepare(self, job: _Prepare) -> _Run | None:
+        """Decodes images; gives the run of an image that is all there is to do."""
+        self._lock.release()
+        try:
+            results = [_prepare_image(job.lane, each, self._clock) for each in job.tasks]
+        finally:
+            self._lock.acquire()
+        now_s = self._clock()
+        settled = _report_prepared(job, results, now_s)
+        _deliver(settled)
+        return self._claim_run(job.lane, now_s) if self._holds_only_one(job.lane) else None
+
+    def _run(self, job: _Run) -> None:
+        """Runs a batch and answers with its results."""
+        self._lock.release()
+        try:
+            result = _run_batch(job)
+        finally:
+            self._lock.acquire()
+        settled = _report_run(job, result, self._clock())
+        # The answers go first: nobody waits for what is learned of them.
+        learn = partial(job.lane.learn, job.batch, time.time_ns() // 1_000_000)
+        if not _deliver(settled, then=partial(self._with_lock, learn)):
+            learn()
+
+    def _with_lock(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            action()
+
+    def _holds_only_one(self, lane: Lane) -> bool:
+        """Whether one image of this lane is all that the server holds."""
+        return all(each.held_images == (1 if each is lane else 0) for each in self._lanes)
 
     def _claim(self) -> _Job | None:
         """The next job, lanes taking turns; wakes another worker if there is one for it too."""
@@ -178,14 +206,15 @@ class WorkerPool:
             if job is not None:
                 self._turn += offset + 1
                 if self._idle and any(
-                    next_step(each.load()) is not Step.NOTHING for each in self._lanes
+                    each.has_work and next_step(each.load()) is not Step.NOTHING
+                    for each in self._lanes
                 ):
                     self._wake(1)
                 return job
         return None
 
     def _claim_of(self, lane: Lane) -> _Job | None:
-        while True:
+        while lane.has_work:
             load = lane.load()
             step = next_step(load)
             now_s = self._clock()
@@ -195,28 +224,23 @@ class WorkerPool:
                 if tasks:
                     return _Prepare(lane, tasks)
             elif step is Step.RUN:
-                batch, expired = lane.next_batch(now_s)
-                _give_up(lane, expired)
-                if batch:
-                    alone = len(batch) == 1 and all(
-                        each.held_images == (1 if each is lane else 0) for each in self._lanes
-                    )
-                    arrays = [task.prepared for task in batch if task.prepared is not None]
-                    return _Run(lane, batch, arrays, alone)
+                if run := self._claim_run(lane, now_s):
+                    return run
             else:
-                return None
+                break
+        return None
+
+    def _claim_run(self, lane: Lane, now_s: float) -> _Run | None:
+        batch, expired = lane.next_batch(now_s)
+        _give_up(lane, expired)
+        if not batch:
+            return None
+        alone = len(batch) == 1 and self._holds_only_one(lane)
+        arrays = [task.prepared for task in batch if task.prepared is not None]
+        return _Run(lane, batch, arrays, alone)
 
 
-def _do(job: _Job, clock: Callable[[], float]) -> Callable[[float], list[Ticket]]:
-    """Does a job without the lock; gives what reports it, to be called with the lock held."""
-    if isinstance(job, _Prepare):
-        return partial(
-            _report_prepared, job, [_prepare(job.lane, each, clock) for each in job.tasks]
-        )
-    return partial(_report_run, job, _run(job))
-
-
-def _prepare(lane: Lane, task: Task, clock: Callable[[], float]) -> Array | Exception | None:
+def _prepare_image(lane: Lane, task: Task, clock: Callable[[], float]) -> Array | Exception | None:
     """Decodes an image, or says what is to be told to its client; None if nobody waits for it."""
     image = task.image
     if image is None:
@@ -233,7 +257,7 @@ def _prepare(lane: Lane, task: Task, clock: Callable[[], float]) -> Array | Exce
         task.stages.prepare_end_s = clock()
 
 
-def _run(job: _Run) -> Result | Exception:
+def _run_batch(job: _Run) -> Result | Exception:
     """Runs a batch and reads its output, or says what is to be told to its clients."""
     kind = job.lane.output_kind
     wanted = [task.ticket.top_k for task in job.batch]
@@ -281,21 +305,6 @@ def _report_run(job: _Run, result: Result | Exception, now_s: float) -> list[Tic
     return settled
 
 
-def _record(job: _Job) -> None:
-    """Tells the metrics of a job that is reported."""
-    metrics = job.lane.metrics
-    if isinstance(job, _Prepare):
-        for task in job.tasks:
-            if task.prepared is not None:
-                metrics.prepared(task.stages.prepare_end_s - task.stages.prepare_start_s)
-    else:
-        job.lane.totals.last_run_at_ms = time.time_ns() // 1_000_000
-        stages = job.batch[0].stages
-        metrics.ran(len(job.batch), stages.run_end_s - stages.run_start_s)
-        for task in job.batch:
-            metrics.waited(task.stages.queue_s)
-
-
 def _fail(lane: Lane, tasks: Iterable[Task], error: Exception, now_s: float) -> list[Ticket]:
     settled = []
     for task in tasks:
@@ -312,19 +321,33 @@ def _give_up(lane: Lane, expired: list[Ticket]) -> None:
         lane.notify_if_idle()
 
 
-def _deliver(tickets: Iterable[Ticket]) -> None:
-    """Resolves the futures of settled requests, with one call to each event loop concerned."""
+def _deliver(tickets: list[Ticket], then: Callable[[], None] | None = None) -> bool:
+    """Resolves the futures of settled requests, with one call to each event loop concerned.
+
+    Args:
+        tickets: the requests.
+        then: is called by one of the event loops when who waited for them has gone on.
+
+    Returns:
+        Whether an event loop calls ``then``.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
     for ticket in tickets:
         by_loop.setdefault(ticket.loop, []).append(ticket)
+    is_passed_on = False
     for loop, mine in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_resolve, mine)
+            loop.call_soon_threadsafe(_resolve, mine, None if is_passed_on else then)
+            is_passed_on = True
         except RuntimeError:
             # The loop is closed, so nobody waits for these any more; the worker lives on.
             _log.debug("an event loop closed before its requests were answered")
+    return is_passed_on
 
 
-def _resolve(tickets: list[Ticket]) -> None:
+def _resolve(tickets: list[Ticket], then: Callable[[], None] | None) -> None:
     for ticket in tickets:
         ticket.deliver()
+    if then is not None:
+        # Behind the tasks that the futures have just woken.
+        tickets[0].loop.call_soon(then)
