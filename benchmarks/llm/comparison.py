@@ -1,0 +1,219 @@
+"""From measurements to a table, bounds and a plot: every ratio is taken within one round."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from loads import Load, Measured
+
+__all__ = [
+    "BARE",
+    "LABELS",
+    "OURS",
+    "PEER",
+    "Bound",
+    "Row",
+    "Turn",
+    "bounds",
+    "plot",
+    "rows",
+    "table",
+]
+
+BARE, OURS, PEER = "bare", "tidegate", "openai"
+LABELS = {BARE: "bare AsyncLLM", OURS: "tidegate gRPC", PEER: "vLLM OpenAI HTTP"}
+_SHARE_OF_BARE = 0.95
+_OVER_BARE_MS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One contender's measurement under one load.
+
+    Attributes:
+        round_number: measurements of one round are compared with each other.
+        kind: the contender.
+        load: what it was asked.
+        measured: what it gave.
+        front_cpu_s: processor time of the process in front of its engine.
+        client_cpu_s: processor time of its load generator; the same where that is in front.
+    """
+
+    round_number: int
+    kind: str
+    load: Load
+    measured: Measured
+    front_cpu_s: float
+    client_cpu_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second."""
+        return self.measured.tokens / self.measured.seconds
+
+    @property
+    def ttft_p50_ms(self) -> float:
+        """The median time to the first token."""
+        return 1000 * statistics.median(self.measured.ttft_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contender under one load: medians over the rounds.
+
+    Attributes:
+        load: what and how many at once.
+        kind: the contender.
+        tokens_per_s: tokens a second.
+        of_bare: that of bare AsyncLLM in the same round, as a ratio.
+        of_peer: that of vLLM's own server.
+        ttft_p50_ms: median time to the first token.
+        ttft_over_bare_ms: what it has more than bare AsyncLLM in the same round.
+        ttft_p95_ms: the time to the first token that one answer in twenty exceeds, of all rounds.
+        front_us_per_token: processor time of the front.
+        client_us_per_token: processor time of the load generator.
+    """
+
+    load: str
+    kind: str
+    tokens_per_s: float
+    of_bare: float
+    of_peer: float
+    ttft_p50_ms: float
+    ttft_over_bare_ms: float
+    ttft_p95_ms: float
+    front_us_per_token: float
+    client_us_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Something that is to hold.
+
+    Attributes:
+        says: what, with the number that was measured.
+        met: whether it holds.
+    """
+
+    says: str
+    met: bool
+
+
+def rows(turns: Sequence[Turn]) -> list[Row]:
+    """Summarises.
+
+    Args:
+        turns: as many of each contender under each load.
+    """
+    found: dict[tuple[str, int], dict[str, list[Turn]]] = {}
+    for turn in turns:
+        by_kind = found.setdefault((turn.load.kind, turn.load.streams), {})
+        by_kind.setdefault(turn.kind, []).append(turn)
+    return [
+        _row(f"{streams} {load}", by_kind, kind)
+        for (load, streams), by_kind in found.items()
+        for kind in LABELS
+    ]
+
+
+def _row(load: str, by_kind: dict[str, list[Turn]], kind: str) -> Row:
+    own, bare, peer = by_kind[kind], by_kind[BARE], by_kind[PEER]
+    median = statistics.median
+    ttft_s = sorted(each for turn in own for each in turn.measured.ttft_s)
+    return Row(
+        load=load,
+        kind=kind,
+        tokens_per_s=median(turn.tokens_per_s for turn in own),
+        of_bare=median(a.tokens_per_s / b.tokens_per_s for a, b in zip(own, bare, strict=True)),
+        of_peer=median(a.tokens_per_s / b.tokens_per_s for a, b in zip(own, peer, strict=True)),
+        ttft_p50_ms=median(turn.ttft_p50_ms for turn in own),
+        ttft_over_bare_ms=median(
+            a.ttft_p50_ms - b.ttft_p50_ms for a, b in zip(own, bare, strict=True)
+        ),
+        ttft_p95_ms=1000 * ttft_s[int(0.95 * (len(ttft_s) - 1))],
+        front_us_per_token=median(_us_per_token(turn, turn.front_cpu_s) for turn in own),
+        client_us_per_token=median(_us_per_token(turn, turn.client_cpu_s) for turn in own),
+    )
+
+
+def _us_per_token(turn: Turn, seconds: float) -> float:
+    return 1e6 * seconds / turn.measured.all_tokens
+
+
+def bounds(found: Sequence[Row]) -> list[Bound]:
+    """What is to hold of our server, and whether it does."""
+    concluded = []
+    for row in found:
+        if row.kind != OURS:
+            continue
+        if not row.load.endswith("in turn"):
+            says = f"{row.load}: {row.of_bare:.3f} of bare AsyncLLM's tokens/s, at least"
+            concluded.append(Bound(f"{says} {_SHARE_OF_BARE}", row.of_bare >= _SHARE_OF_BARE))
+            says = f"{row.load}: {row.of_peer:.3f} of the tokens/s of vLLM's own server, ahead"
+            concluded.append(Bound(says, row.of_peer > 1))
+        says = f"{row.load}: TTFT p50 {row.ttft_over_bare_ms:+.1f} ms over bare AsyncLLM, at most"
+        concluded.append(
+            Bound(f"{says} {_OVER_BARE_MS:+.1f}", row.ttft_over_bare_ms <= _OVER_BARE_MS)
+        )
+    return concluded
+
+
+def table(found: Sequence[Row]) -> Table:
+    """The summary."""
+    shown = Table("load", "", box=None)
+    for column in (
+        "tokens/s",
+        "of bare",
+        "of OpenAI",
+        "TTFT p50",
+        "over bare",
+        "p95",
+        "front",
+        "client",
+    ):
+        shown.add_column(column, justify="right")
+    for row in found:
+        speed = [f"{row.tokens_per_s:.1f}", f"{row.of_bare:.3f}", f"{row.of_peer:.3f}"]
+        shown.add_row(
+            row.load,
+            LABELS[row.kind],
+            *(["", "", ""] if row.load.endswith("in turn") else speed),
+            f"{row.ttft_p50_ms:.1f} ms",
+            f"{row.ttft_over_bare_ms:+.1f} ms",
+            f"{row.ttft_p95_ms:.1f} ms",
+            f"{row.front_us_per_token:.0f} us",
+            f"{row.client_us_per_token:.0f} us",
+        )
+    return shown
+
+
+def plot(found: Sequence[Row], path: Path) -> None:
+    """Draws the summary."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (speed, ttft) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    fast = [row for row in found if not row.load.endswith("in turn")]
+    for axes, title, some, value in (
+        (speed, "tokens/s", fast, lambda row: row.tokens_per_s),
+        (ttft, "time to first token, p50, ms", found, lambda row: row.ttft_p50_ms),
+    ):
+        loads = list(dict.fromkeys(row.load for row in some))
+        for place, kind in enumerate(LABELS):
+            heights = [value(row) for row in some if row.kind == kind]
+            places = [index + (place - 1) * 0.27 for index in range(len(loads))]
+            axes.bar(places, heights, 0.25, label=LABELS[kind])
+        axes.set_title(title)
+        axes.set_xticks(range(len(loads)), loads)
+        axes.legend()
+    figure.savefig(path)

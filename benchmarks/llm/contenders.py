@@ -1,0 +1,179 @@
+"""The contenders as processes: the servers, and the generators that ask them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from generators import CONTEXT_TOKENS, GENERATORS, MAX_RUNNING, MODEL_NAME
+from loads import Load, Measured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ROOT", "Contender", "contenders"]
+
+ROOT = Path(__file__).resolve().parents[2]
+_GENERATORS = Path(__file__).resolve().parent / "generators.py"
+_STOP_S = 30
+# Of every process here; what is set already stays.
+_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Something that can be loaded.
+
+    Attributes:
+        kind: which of ``GENERATORS`` asks it.
+        generator: the process that asks it.
+        front: the process in front of the engine; the generator itself where there is no server.
+    """
+
+    kind: str
+    generator: subprocess.Popen[str]
+    front: psutil.Process
+
+    def measure(self, load: Load) -> tuple[Measured, float, float]:
+        """Runs a load; gives what it gave, and the seconds of processor time of front and client.
+
+        Raises:
+            RuntimeError: the generator has ended.
+        """
+        client = psutil.Process(self.generator.pid)
+        front_before_s, client_before_s = _spent_s(self.front), _spent_s(client)
+        assert self.generator.stdin is not None
+        self.generator.stdin.write(json.dumps(asdict(load)) + "\n")
+        self.generator.stdin.flush()
+        measured = Measured(**json.loads(_read(self.generator, "{")))
+        front_s, client_s = _spent_s(self.front), _spent_s(client)
+        return measured, front_s - front_before_s, client_s - client_before_s
+
+
+@contextmanager
+def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
+    """Starts everyone; all stay loaded while the context is open.
+
+    Args:
+        model: the model's folder.
+        folder: for logs.
+
+    Raises:
+        RuntimeError: one of them ended before it served.
+    """
+    with ExitStack() as stack:
+        servers = {
+            "tidegate": stack.enter_context(_tidegate_server(model, folder)),
+            "openai": stack.enter_context(_openai_server(model, folder)),
+        }
+        found = []
+        for kind in GENERATORS:
+            target, server = servers.get(kind, (str(model), None))
+            command = [sys.executable, str(_GENERATORS), kind, target]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            child = stack.enter_context(_process(command, folder / f"{kind}.log", **pipes))
+            _read(child, "ready")
+            found.append(Contender(kind, child, psutil.Process(server or child.pid)))
+        yield found
+
+
+@contextmanager
+def _tidegate_server(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
+    """Our server; yields its address and process id."""
+    ports, log = folder / "ports.json", folder / "tidegate-server.log"
+    command = [sys.executable, "-m", "tidegate.serving.llm", "--model-path", str(model)]
+    command += ["--grpc-port", "0", "--metrics-port", "0", "--port-file", str(ports)]
+    command += ["--max-context-tokens", str(CONTEXT_TOKENS), "--dtype", "bfloat16"]
+    command += ["--max-running-requests", str(MAX_RUNNING)]
+    with _process(command, log) as child:
+        _wait_for(ports.exists, child, log)
+        found = json.loads(ports.read_text())
+        _wait_for(lambda: _answers(f"http://127.0.0.1:{found['metrics']}/readyz"), child, log)
+        yield f"127.0.0.1:{found['grpc']}", child.pid
+
+
+@contextmanager
+def _openai_server(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
+    """vLLM's own server; yields its address and process id."""  # noqa: D403 - its name begins small
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "openai-server.log"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "bfloat16", "--max-model-len", str(CONTEXT_TOKENS)]
+    command += ["--max-num-seqs", str(MAX_RUNNING), "--disable-uvicorn-access-log"]
+    if not Path("/dev/nvidia0").exists():
+        command.append("--enforce-eager")
+    with _process(command, log, stdout=subprocess.DEVNULL) as child:
+        _wait_for(lambda: _answers(f"http://127.0.0.1:{port}/health"), child, log)
+        yield f"127.0.0.1:{port}", child.pid
+
+
+@contextmanager
+def _process(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A child that ends with the block."""
+    environment = _ENVIRONMENT | os.environ
+    with log.open("ab") as errors:
+        child = subprocess.Popen(command, stderr=errors, cwd=ROOT, env=environment, **options)
+    try:
+        yield child
+    except RuntimeError as error:
+        error.add_note(f"the end of {log.name}: {log.read_text()[-3000:]}")
+        raise
+    finally:
+        if child.stdin is None:
+            child.terminate()
+        else:
+            # A generator ends when nobody can ask any more, and shuts down the engine it may have.
+            child.stdin.close()
+        try:
+            child.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+
+def _read(child: subprocess.Popen[str], start: str) -> str:
+    """Reads up to the line that begins with a word."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(start):
+            return line
+    raise RuntimeError("a generator ended")
+
+
+def _wait_for(condition: Callable[[], bool], child: subprocess.Popen[str], log: Path) -> None:
+    while not condition():
+        if child.poll() is not None:
+            raise RuntimeError(f"{log.stem} ended")
+        time.sleep(0.2)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _spent_s(process: psutil.Process) -> float:
+    """Processor time of a process without its children, which are the engine."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
