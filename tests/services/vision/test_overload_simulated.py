@@ -121,7 +121,7 @@ class Simulation:
     def ran(self, batch):
         self.free += 1
         self.lane.ran(batch, self.now_s)
-        self.lane.learn(batch, wall_ms=0)
+        self.lane.learn(batch, ended_ms=0)
         for task in batch:
             if task.ticket.finish_task(task, SCORES, Best([0], [1.0]), len(batch)):
                 self.lane.settled(task.ticket, self.now_s, succeeded=True)

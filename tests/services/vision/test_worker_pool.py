@@ -106,6 +106,32 @@ async def test_runs_keep_to_slots_and_to_the_largest_batch(workshop, shares_host
     assert sorted(lane.engine.ran) == list(range(40))
 
 
+async def test_a_run_whose_client_has_gone_still_takes_its_slot(workshop, eventually):
+    shop = workshop(workers=2)
+    lane = shop.lane(slots=1)
+    gone = await shop.occupy(lane, 1)
+    shop.pool.cancel(lane, gone)
+    ticket = shop.submit(lane, 2)
+    await eventually(lambda: lane.ready == 1 or lane.running > 1)
+    assert lane.running == 1
+    lane.engine.release()
+    (outcome,) = await answered(ticket)
+    assert marks_of(outcome) == [2]
+    assert lane.engine.most_at_once == 1
+
+
+async def test_a_run_whose_client_has_gone_is_company(workshop):
+    shop = workshop(workers=2)
+    lane = shop.lane(slots=2)
+    gone = await shop.occupy(lane, 1)
+    shop.pool.cancel(lane, gone)
+    ticket = shop.submit(lane, 2)
+    await asyncio.to_thread(lane.engine.wait_for_run)
+    lane.engine.release()
+    await answered(ticket)
+    assert lane.engine.alone == [True, False]
+
+
 async def test_on_its_own_cores_a_worker_decodes_an_efficient_batch_before_it_runs(workshop):
     shop = workshop(workers=1)
     lane = shop.lane(shares_host=True)

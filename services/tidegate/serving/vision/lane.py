@@ -250,19 +250,19 @@ class Lane:
             task.stages.run_end_s = now_s
             task.prepared = None
 
-    def learn(self, batch: list[Task], wall_ms: int) -> None:
+    def learn(self, batch: list[Task], ended_ms: int) -> None:
         """Counts a run that has ended, and learns from the times of its images.
 
         Args:
             batch: the images.
-            wall_ms: wall-clock time of its end, in milliseconds since 1970.
+            ended_ms: wall-clock time of its end, in milliseconds since 1970.
         """
         run_s = batch[0].stages.run_end_s - batch[0].stages.run_start_s
         self.pace.ran(run_s, len(batch))
         runs, seconds = self.totals.runs.get(len(batch), (0, 0.0))
         self.totals.runs[len(batch)] = (runs + 1, seconds + run_s)
         self.totals.images += len(batch)
-        self.totals.last_run_at_ms = wall_ms
+        self.totals.last_run_at_ms = ended_ms
         self.metrics.ran(len(batch), run_s)
         for task in batch:
             queue_s = task.stages.queue_s

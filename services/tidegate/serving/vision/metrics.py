@@ -9,7 +9,7 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 
 _prepare = Histogram(
     "tidegate_vision_prepare_seconds",
-    "Decoding, resizing and cropping one image.",
+    "Decoding, resizing and cropping one image that was run.",
     _LABELS,
     buckets=_SECONDS,
 )

@@ -168,12 +168,9 @@ class Ticket:
         """
         if self.settled:
             return False
-        if len(self.tasks) == 1:
-            self._output = row[None]
-        else:
-            if self._output is None:
-                self._output = np.empty((len(self.tasks), row.shape[0]), dtype=np.float32)
-            self._output[task.index] = row
+        if self._output is None:
+            self._output = np.empty((len(self.tasks), row.shape[0]), dtype=np.float32)
+        self._output[task.index] = row
         self._best[task.index] = best
         self._batch_size = max(self._batch_size, batch_size)
         self._unfinished -= 1

@@ -148,11 +148,9 @@ class WorkerPool:
     def _serve(self) -> None:
         woken = threading.Lock()
         woken.acquire()
-        following: _Run | None = None
         with self._lock:
             while not self._stopping:
-                job = following or self._claim()
-                following = None
+                job = self._claim()
                 if job is None:
                     self._idle.append(woken)
                     self._lock.release()
@@ -160,43 +158,36 @@ class WorkerPool:
                     self._lock.acquire()
                     continue
                 if isinstance(job, _Prepare):
-                    following = self._prepare(job)
+                    self._prepare(job)
                 else:
                     self._run(job)
                 job.lane.notify_if_idle()
 
-    def _prepare(self, job: _Prepare) -> _Run | None:
-        """Decodes images; gives the run of an image that is all there is to do."""
+    def _prepare(self, job: _Prepare) -> None:
+        """Decodes images and hands them to their lane; the lock is held, but not meanwhile."""
         self._lock.release()
         try:
             results = [_prepare_image(job.lane, each, self._clock) for each in job.tasks]
         finally:
             self._lock.acquire()
-        now_s = self._clock()
-        settled = _report_prepared(job, results, now_s)
-        _deliver(settled)
-        return self._claim_run(job.lane, now_s) if self._holds_only_one(job.lane) else None
+        _deliver(_report_prepared(job, results, self._clock()))
 
     def _run(self, job: _Run) -> None:
-        """Runs a batch and answers with its results."""
+        """Runs a batch and answers with its results; the lock is held, but not meanwhile."""
         self._lock.release()
         try:
             result = _run_batch(job)
         finally:
             self._lock.acquire()
         settled = _report_run(job, result, self._clock())
+        ended_ms = time.time_ns() // 1_000_000
         # The answers go first: nobody waits for what is learned of them.
-        learn = partial(job.lane.learn, job.batch, time.time_ns() // 1_000_000)
-        if not _deliver(settled, then=partial(self._with_lock, learn)):
-            learn()
+        if not _deliver(settled, then=partial(self._learn, job, ended_ms)):
+            job.lane.learn(job.batch, ended_ms)
 
-    def _with_lock(self, action: Callable[[], None]) -> None:
+    def _learn(self, job: _Run, ended_ms: int) -> None:
         with self._lock:
-            action()
-
-    def _holds_only_one(self, lane: Lane) -> bool:
-        """Whether one image of this lane is all that the server holds."""
-        return all(each.held_images == (1 if each is lane else 0) for each in self._lanes)
+            job.lane.learn(job.batch, ended_ms)
 
     def _claim(self) -> _Job | None:
         """The next job, lanes taking turns; wakes another worker if there is one for it too."""
@@ -235,7 +226,9 @@ class WorkerPool:
         _give_up(lane, expired)
         if not batch:
             return None
-        alone = len(batch) == 1 and self._holds_only_one(lane)
+        # A run goes on, and is company, also when nobody waits for it any more.
+        held = sum(each.held_images for each in self._lanes)
+        alone = held == sum(each.running for each in self._lanes) == 1
         arrays = [task.prepared for task in batch if task.prepared is not None]
         return _Run(lane, batch, arrays, alone)
 
