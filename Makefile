@@ -63,7 +63,7 @@ bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN ser
 	@$(BIN)/python benchmarks/vision/run.py
 
 bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's own server.
-	@$(BIN)/python benchmarks/llm/compare.py
+	@$(BIN)/python benchmarks/llm/run.py
 
 bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load: is a request ever lost? Twenty minutes.
 	@$(BIN)/python benchmarks/mesh/shifts.py

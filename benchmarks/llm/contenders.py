@@ -27,6 +27,7 @@ __all__ = ["ROOT", "Contender", "contenders"]
 ROOT = Path(__file__).resolve().parents[2]
 _GENERATORS = Path(__file__).resolve().parent / "generators.py"
 _STOP_S = 30
+_TAIL_CHARACTERS = 3000
 # Of every process here; what is set already stays.
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -135,7 +136,8 @@ def _process(command: list[str], log: Path, **options: Any) -> Iterator[subproce
     try:
         yield child
     except RuntimeError as error:
-        error.add_note(f"the end of {log.name}: {log.read_text()[-3000:]}")
+        if child.poll() is not None:
+            error.add_note(f"the end of {log.name}:\n{log.read_text()[-_TAIL_CHARACTERS:]}")
         raise
     finally:
         if child.stdin is None:
@@ -155,7 +157,7 @@ def _read(child: subprocess.Popen[str], start: str) -> str:
     for line in child.stdout:
         if line.startswith(start):
             return line
-    raise RuntimeError("a generator ended")
+    raise RuntimeError(f"a load generator ended with status {child.wait(_STOP_S)}")
 
 
 def _wait_for(condition: Callable[[], bool], child: subprocess.Popen[str], log: Path) -> None:

@@ -40,7 +40,7 @@ class Load:
         kind: one of ``LOADS``.
         streams: answers under way at once.
         tokens: of an answer; the mean where they differ.
-        seconds: length of a steady load's measurement, after as much as an answer takes to begin.
+        seconds: length of a steady load's measurement; half as long goes before, to settle.
         salt: makes the prompts others than those of any load before, so that no cache has them.
     """
 
@@ -128,6 +128,8 @@ async def _steady(stream: Stream, load: Load) -> Measured:
                 ttft_s.append(first_s)
 
     await asyncio.gather(*(answers() for _ in range(load.streams)))
+    if not ttft_s:
+        raise RuntimeError(f"no answer began within {load.seconds} s; ask for more --seconds")
     return Measured(load.seconds, counted, came, ttft_s)
 
 

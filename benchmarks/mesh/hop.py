@@ -44,8 +44,10 @@ from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.serving.build.photographs import write_samples
 from tidegate.vision.v1 import vision_pb2
 
-sys.path.append(str(ROOT / "benchmarks" / "vision"))
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "vision")]
 import h2load
+
+from common import cpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -252,9 +254,8 @@ def _table(samples: Sequence[Sample]) -> Table:
 
 
 def _environment(rounds: int, seconds: int) -> dict[str, str]:
-    cpus = Path("/proc/cpuinfo").read_text().splitlines()
     return {
-        "cpu": next(line.split(": ", 1)[1] for line in cpus if line.startswith("model name")),
+        "cpu": cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "rounds": f"{rounds} of {seconds} s",
         **{name: metadata.version(name) for name in _PACKAGES},

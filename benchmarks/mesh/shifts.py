@@ -50,6 +50,9 @@ from witness import Witness
 
 from tidegate.serving.build.photographs import write_samples
 
+sys.path.append(str(ROOT / "benchmarks"))
+from common import cpu_name
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -303,11 +306,14 @@ def _summary(times: Sequence[float]) -> tuple[int, float, float]:
 
 
 def _environment() -> dict[str, str]:
-    cpus = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.split(": ", 1)[1] for line in cpus if line.startswith("model name"))
     versions = {name: metadata.version(name) for name in _PACKAGES}
     load = f"{os.getloadavg()[0]:.1f}"
-    return {"cpu": cpu, "cores": str(len(os.sched_getaffinity(0))), **versions, "load before": load}
+    return {
+        "cpu": cpu_name(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        **versions,
+        "load before": load,
+    }
 
 
 async def _until_told(work: Any) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from common import Bound
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -17,7 +19,6 @@ __all__ = [
     "BARE",
     "LEAST",
     "OURS",
-    "Bound",
     "Environment",
     "Results",
     "Sample",
@@ -109,19 +110,6 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         document = asdict(self) | {"bounds": [asdict(each) for each in bounds(self)]}
         path.write_text(json.dumps(document, indent=2) + "\n")
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """Something that is to hold.
-
-    Attributes:
-        says: what, with the number that was measured.
-        met: whether it holds.
-    """
-
-    says: str
-    met: bool
 
 
 def rate(samples: Sequence[Sample]) -> float:

@@ -37,6 +37,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+from rich.console import Console
+from rich.markup import escape
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 import h2load
 from contestants import (
     Contestant,
@@ -51,8 +55,8 @@ from contestants import (
 )
 from processes import ROOT
 from results import BARE, QUIET_CORES, Environment, Results, Sample, bounds, plot, table
-from rich.console import Console
-from rich.markup import escape
+
+from common import cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -266,9 +270,7 @@ def _report(found: Results, output: Path) -> None:
     console.print(table(found))
     for precision, setting in found.settings.items():
         console.print(f"bare loop at {precision}: {setting}")
-    for each in bounds(found):
-        verdict = "[green]bound met[/green]    " if each.met else "[red]bound not met[/red]"
-        console.print(f"{verdict}  {escape(each.says)}")
+    print_bounds(console, bounds(found))
     environment = found.environment
     console.print(
         f"{environment.cpu}, {environment.cores} cores; {environment.photo}; "
@@ -299,9 +301,8 @@ def _environment(
         )
         versions |= json.loads(answer.stdout)
     versions["nghttp2"] = h2load.version()
-    cpus = Path("/proc/cpuinfo").read_text().splitlines()
     return Environment(
-        cpu=next(line.split(": ", 1)[1] for line in cpus if line.startswith("model name")),
+        cpu=cpu_name(),
         cores=len(os.sched_getaffinity(0)),
         photo=f"{plan.photo.path.name}, {len(plan.photo.jpeg)} bytes",
         in_flight=plan.in_flight,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from common import Bound
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -19,7 +21,6 @@ __all__ = [
     "LABELS",
     "OURS",
     "PEER",
-    "Bound",
     "Row",
     "Turn",
     "bounds",
@@ -61,7 +62,7 @@ class Turn:
 
     @property
     def ttft_p50_ms(self) -> float:
-        """The median time to the first token."""
+        """The median time to the first token, in ms."""
         return 1000 * statistics.median(self.measured.ttft_s)
 
 
@@ -93,18 +94,10 @@ class Row:
     front_us_per_token: float
     client_us_per_token: float
 
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """Something that is to hold.
-
-    Attributes:
-        says: what, with the number that was measured.
-        met: whether it holds.
-    """
-
-    says: str
-    met: bool
+    @property
+    def is_speed(self) -> bool:
+        """Whether its tokens a second are worth a look: those of answers of two tokens are not."""
+        return not self.load.endswith("in turn")
 
 
 def rows(turns: Sequence[Turn]) -> list[Row]:
@@ -154,7 +147,7 @@ def bounds(found: Sequence[Row]) -> list[Bound]:
     for row in found:
         if row.kind != OURS:
             continue
-        if not row.load.endswith("in turn"):
+        if row.is_speed:
             says = f"{row.load}: {row.of_bare:.3f} of bare AsyncLLM's tokens/s, at least"
             concluded.append(Bound(f"{says} {_SHARE_OF_BARE}", row.of_bare >= _SHARE_OF_BARE))
             says = f"{row.load}: {row.of_peer:.3f} of the tokens/s of vLLM's own server, ahead"
@@ -185,7 +178,7 @@ def table(found: Sequence[Row]) -> Table:
         shown.add_row(
             row.load,
             LABELS[row.kind],
-            *(["", "", ""] if row.load.endswith("in turn") else speed),
+            *(speed if row.is_speed else ["", "", ""]),
             f"{row.ttft_p50_ms:.1f} ms",
             f"{row.ttft_over_bare_ms:+.1f} ms",
             f"{row.ttft_p95_ms:.1f} ms",
@@ -203,7 +196,7 @@ def plot(found: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (speed, ttft) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    fast = [row for row in found if not row.load.endswith("in turn")]
+    fast = [row for row in found if row.is_speed]
     for axes, title, some, value in (
         (speed, "tokens/s", fast, lambda row: row.tokens_per_s),
         (ttft, "time to first token, p50, ms", found, lambda row: row.ttft_p50_ms),

@@ -1,7 +1,7 @@
 """What serving costs an LLM: bare AsyncLLM, our gRPC server and vLLM's OpenAI server, side by side.
 
-    python benchmarks/llm/compare.py            # about twenty minutes
-    python benchmarks/llm/compare.py --quick    # about five minutes
+    python benchmarks/llm/run.py            # about twenty minutes
+    python benchmarks/llm/run.py --quick    # about six minutes
 
 All three run the same engine with the same model and options, stay loaded, and answer the same
 prompts in short turns, in an order that changes from round to round; what counts is the ratio
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -24,10 +25,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comparison import Turn, bounds, plot, rows, table
+from rich.console import Console
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 from contenders import ROOT, Contender, contenders
 from loads import LOADS, Load
-from rich.console import Console
+from results import Turn, bounds, plot, rows, table
+
+from common import cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,9 +56,7 @@ def main() -> None:
     concluded = bounds(found)
     environment["load_after"] = os.getloadavg()[0]
     console.print(table(found))
-    for each in concluded:
-        verdict = "[green]bound met[/green]    " if each.met else "[red]bound not met[/red]"
-        console.print(f"{verdict}  {each.says}")
+    print_bounds(console, concluded)
     console.print(
         f"{given.rounds} rounds; answers of {given.tokens} tokens; {given.seconds:g} s steady"
     )
@@ -90,10 +93,8 @@ def _turns(all_of_them: list[Contender], given: argparse.Namespace) -> Iterator[
 
 
 def _environment() -> dict[str, object]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
