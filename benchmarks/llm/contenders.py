@@ -19,6 +19,8 @@ import psutil
 from generators import CONTEXT_TOKENS, GENERATORS, MAX_RUNNING, MODEL_NAME
 from loads import Load, Measured
 
+from tidegate.serving.llm.environment import engine_environment
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -35,6 +37,8 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+# Of the engines that compute as ours does: all but one that runs as vLLM comes.
+_AS_OURS = engine_environment(1, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Contender:
     """Something that can be loaded.
 
     Attributes:
-        kind: which of ``GENERATORS`` asks it.
+        kind: its name in results.
         generator: the process that asks it.
         front: the process in front of the engine; the generator itself where there is no server.
     """
@@ -68,12 +72,15 @@ class Contender:
 
 
 @contextmanager
-def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
+def contenders(
+    model: Path, folder: Path, *, as_it_comes: bool = False
+) -> Iterator[list[Contender]]:
     """Starts everyone; all stay loaded while the context is open.
 
     Args:
         model: the model's folder.
         folder: for logs.
+        as_it_comes: add vLLM's own server with the cores that vLLM takes by itself.
 
     Raises:
         RuntimeError: one of them ended before it served.
@@ -81,16 +88,21 @@ def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
     with ExitStack() as stack:
         servers = {
             "tidegate": stack.enter_context(_tidegate_server(model, folder)),
-            "openai": stack.enter_context(_openai_server(model, folder)),
+            "openai": stack.enter_context(_openai_server(model, folder / "openai.log", _AS_OURS)),
         }
+        if as_it_comes:
+            server = _openai_server(model, folder / "as-it-comes.log", {})
+            servers["as it comes"] = stack.enter_context(server)
         found = []
-        for kind in GENERATORS:
-            target, server = servers.get(kind, (str(model), None))
-            command = [sys.executable, str(_GENERATORS), kind, target]
+        for kind in ("bare", *servers):
+            target, pid = servers.get(kind, (str(model), None))
+            generator = kind if kind in GENERATORS else "openai"
+            command = [sys.executable, str(_GENERATORS), generator, target]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            child = stack.enter_context(_process(command, folder / f"{kind}.log", **pipes))
+            log = folder / f"{kind.replace(' ', '-')}-generator.log"
+            child = stack.enter_context(_process(command, log, _AS_OURS, **pipes))
             _read(child, "ready")
-            found.append(Contender(kind, child, psutil.Process(server or child.pid)))
+            found.append(Contender(kind, child, psutil.Process(pid or child.pid)))
         yield found
 
 
@@ -102,7 +114,7 @@ def _tidegate_server(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
     command += ["--grpc-port", "0", "--metrics-port", "0", "--port-file", str(ports)]
     command += ["--max-context-tokens", str(CONTEXT_TOKENS), "--dtype", "bfloat16"]
     command += ["--max-running-requests", str(MAX_RUNNING)]
-    with _process(command, log) as child:
+    with _process(command, log, {}) as child:
         _wait_for(ports.exists, child, log)
         found = json.loads(ports.read_text())
         _wait_for(lambda: _answers(f"http://127.0.0.1:{found['metrics']}/readyz"), child, log)
@@ -110,27 +122,30 @@ def _tidegate_server(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def _openai_server(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
+def _openai_server(
+    model: Path, log: Path, environment: dict[str, str]
+) -> Iterator[tuple[str, int]]:
     """vLLM's own server; yields its address and process id."""  # noqa: D403 - its name begins small
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = folder / "openai-server.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "bfloat16", "--max-model-len", str(CONTEXT_TOKENS)]
     command += ["--max-num-seqs", str(MAX_RUNNING), "--disable-uvicorn-access-log"]
     if not Path("/dev/nvidia0").exists():
         command.append("--enforce-eager")
-    with _process(command, log, stdout=subprocess.DEVNULL) as child:
+    with _process(command, log, environment, stdout=subprocess.DEVNULL) as child:
         _wait_for(lambda: _answers(f"http://127.0.0.1:{port}/health"), child, log)
         yield f"127.0.0.1:{port}", child.pid
 
 
 @contextmanager
-def _process(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def _process(
+    command: list[str], log: Path, environment: dict[str, str], **options: Any
+) -> Iterator[subprocess.Popen[str]]:
     """A child that ends with the block."""
-    environment = _ENVIRONMENT | os.environ
+    environment = _ENVIRONMENT | environment | os.environ
     with log.open("ab") as errors:
         child = subprocess.Popen(command, stderr=errors, cwd=ROOT, env=environment, **options)
     try:

@@ -30,7 +30,12 @@ __all__ = [
 ]
 
 BARE, OURS, PEER = "bare", "tidegate", "openai"
-LABELS = {BARE: "bare AsyncLLM", OURS: "tidegate gRPC", PEER: "vLLM OpenAI HTTP"}
+LABELS = {
+    BARE: "bare AsyncLLM",
+    OURS: "tidegate gRPC",
+    PEER: "vLLM OpenAI HTTP",
+    "as it comes": "the same, as it comes",
+}
 _SHARE_OF_BARE = 0.95
 _OVER_BARE_MS = 3.0
 
@@ -114,6 +119,7 @@ def rows(turns: Sequence[Turn]) -> list[Row]:
         _row(f"{streams} {load}", by_kind, kind)
         for (load, streams), by_kind in found.items()
         for kind in LABELS
+        if kind in by_kind
     ]
 
 
@@ -202,10 +208,12 @@ def plot(found: Sequence[Row], path: Path) -> None:
         (ttft, "time to first token, p50, ms", found, lambda row: row.ttft_p50_ms),
     ):
         loads = list(dict.fromkeys(row.load for row in some))
-        for place, kind in enumerate(LABELS):
+        kinds = list(dict.fromkeys(row.kind for row in some))
+        width = 0.8 / len(kinds)
+        for place, kind in enumerate(kinds):
             heights = [value(row) for row in some if row.kind == kind]
-            places = [index + (place - 1) * 0.27 for index in range(len(loads))]
-            axes.bar(places, heights, 0.25, label=LABELS[kind])
+            places = [index + (place - (len(kinds) - 1) / 2) * width for index in range(len(loads))]
+            axes.bar(places, heights, 0.9 * width, label=LABELS[kind])
         axes.set_title(title)
         axes.set_xticks(range(len(loads)), loads)
         axes.legend()

@@ -49,7 +49,8 @@ def main() -> None:
     environment = _environment()
     with tempfile.TemporaryDirectory() as name:
         started = time.monotonic()
-        with contenders(given.model.resolve(), Path(name)) as all_of_them:
+        everyone = contenders(given.model.resolve(), Path(name), as_it_comes=given.as_it_comes)
+        with everyone as all_of_them:
             console.print(f"[dim]loaded after {time.monotonic() - started:.0f} s[/dim]")
             turns = list(_turns(all_of_them, given))
     found = rows(turns)
@@ -113,6 +114,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument(
+        "--as-it-comes", action="store_true", help="also vLLM's server with vLLM's choice of cores"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="of an answer, or their mean")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each steady measurement")
     parser.add_argument("--streams", type=int, nargs="+", default=[8, 32])

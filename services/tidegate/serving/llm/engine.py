@@ -10,7 +10,6 @@ imported, so it is imported where it is loaded.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tidegate.chassis.errors import (
     Unavailable,
 )
 from tidegate.errors import TidegateError
-from tidegate.serving.llm.engine_process import ENDS_WITH_SERVER
+from tidegate.serving.llm.environment import prepare_environment
 from tidegate.serving.llm.requests import ModelFacts, Options
 from tidegate.serving.llm.sampling import Constraint, ConstraintKind, Sampling, SamplingDefaults
 from tidegate.serving.llm.settings import LlmSettings, Runner, SchedulingPolicy
@@ -170,7 +169,7 @@ async def loaded_engine(
     Raises:
         StartupError: vLLM cannot load it.
     """
-    _prepare_environment(settings)
+    prepare_environment(settings.kv_cache_gib)
     loading = asyncio.create_task(asyncio.to_thread(_load, settings, path, name))
     try:
         llm = await asyncio.shield(loading)
@@ -246,22 +245,6 @@ def _failed(options: Options) -> InvalidArgument | Internal:
 
 def _dead() -> Unavailable:
     return Unavailable("the engine died; another replica may answer", reason="ENGINE_DIED")
-
-
-def _prepare_environment(settings: LlmSettings) -> None:
-    """Sets what vLLM takes from the environment only; an operator's own values stay."""
-    defaults = {
-        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
-        # A fork would take gRPC's threads and locks along.
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        # Log lines leave through the chassis, in its form.
-        "VLLM_CONFIGURE_LOGGING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        ENDS_WITH_SERVER: "1",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":

@@ -13,7 +13,7 @@ loop closes the engine's iterator, which frees the sequence before any status is
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,6 +28,7 @@ from tidegate.serving.llm.grammar import GrammarGate
 from tidegate.serving.llm.prompts import Prompts
 from tidegate.serving.llm.requests import ChatPrompt, Options, TextPrompt, TokenPrompt
 from tidegate.serving.llm.telemetry import CancelCause
+from tidegate.serving.llm.unread import UnreadWatch
 
 __all__ = ["Prompt", "Serving", "complete", "stream"]
 
@@ -80,11 +81,10 @@ async def stream(
         Unavailable: The engine died.
     """
     deadline_s, limit_s = deadline_of(context), serving.stalled_write_limit_s
-    now = asyncio.get_running_loop().time
     with _cut_at(deadline_s, limit_s):
         async with asyncio.timeout_at(deadline_s) as timer:
             _name_model(serving, context)
-            with serving.admission.slot():
+            with serving.admission.slot(), closing(UnreadWatch(timer, limit_s)) as watch:
                 ids = await _token_ids(serving, prompt, options)
                 answer = Answer(received_s, len(ids), options.sampling.logprobs)
                 with _accounted(serving, context, answer, timer):
@@ -94,12 +94,13 @@ async def stream(
                     async with aclosing(outputs):
                         async for output in outputs:
                             message = response()
+                            if answer.completion_tokens:
+                                # A step's first tokens are written before others' next ones.
+                                await asyncio.sleep(0)
                             answer.take(output, message.delta, message.finish)
-                            stalled_s = now() + limit_s
-                            if deadline_s is None or stalled_s < deadline_s:
-                                timer.reschedule(stalled_s)
+                            watch.writing()
                             await context.write(message)
-                            timer.reschedule(deadline_s)
+                            watch.written()
 
 
 async def complete(

@@ -1,0 +1,51 @@
+"""What vLLM takes from the environment only, and what a server sets there before it is imported."""
+
+import os
+from typing import Final
+
+from tidegate.serving.llm.engine_process import ENDS_WITH_SERVER
+
+__all__ = ["engine_environment", "prepare_environment"]
+
+_FEW_CORES: Final = 4
+
+
+def prepare_environment(kv_cache_gib: int) -> None:
+    """Sets it in this process, for vLLM here and in the processes that it starts.
+
+    What is set already is an operator's and stays.
+
+    Args:
+        kv_cache_gib: Memory for keys and values on a CPU, in GiB.
+    """
+    serving = {
+        # A fork would take gRPC's threads and locks along.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # Log lines leave through the chassis, in its form.
+        "VLLM_CONFIGURE_LOGGING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        ENDS_WITH_SERVER: "1",
+    }
+    cores = len(os.sched_getaffinity(0))
+    for name, value in (serving | engine_environment(kv_cache_gib, cores)).items():
+        os.environ.setdefault(name, value)
+
+
+def engine_environment(kv_cache_gib: int, cores: int) -> dict[str, str]:
+    """Says how the engine computes on a CPU.
+
+    Args:
+        kv_cache_gib: Memory for keys and values, in GiB.
+        cores: Logical processors that this process may use.
+
+    Returns:
+        Environment variables; none of them matters on a GPU.
+    """
+    found = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
+    if cores <= _FEW_CORES:
+        # vLLM keeps one core from the computation, for its scheduler and the server. Of many cores
+        # that is little; of few it is much more than these two need, and the scheduler, which
+        # watches the computation without a pause, yields to whatever else wants to run.
+        found["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+    return found
