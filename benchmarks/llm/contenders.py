@@ -19,7 +19,7 @@ import psutil
 from generators import CONTEXT_TOKENS, GENERATORS, MAX_RUNNING, MODEL_NAME
 from loads import Load, Measured
 
-from tidegate.serving.llm.environment import engine_environment
+from tidegate.serving.llm.environment import engine_environment, engine_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +39,8 @@ _ENVIRONMENT = {
 }
 # Of the engines that compute as ours does: all but one that runs as vLLM comes.
 _AS_OURS = engine_environment(1, len(os.sched_getaffinity(0)))
+if not Path("/dev/nvidia0").exists():
+    _AS_OURS |= engine_libraries()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def contenders(
     Args:
         model: the model's folder.
         folder: for logs.
-        as_it_comes: add vLLM's own server with the cores that vLLM takes by itself.
+        as_it_comes: add vLLM's own server with the cores and libraries that it takes by itself.
 
     Raises:
         RuntimeError: one of them ended before it served.

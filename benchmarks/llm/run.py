@@ -115,7 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument(
-        "--as-it-comes", action="store_true", help="also vLLM's server with vLLM's choice of cores"
+        "--as-it-comes", action="store_true", help="also vLLM's server as it starts by itself"
     )
     parser.add_argument("--tokens", type=int, default=32, help="of an answer, or their mean")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each steady measurement")

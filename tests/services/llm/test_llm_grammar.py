@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,38 @@ import pytest
 pytest.importorskip("llguidance", reason="needs vLLM's grammar library: install the extra llm")
 
 from tidegate.chassis.errors import InvalidArgument
+from tidegate.serving.llm.environment import intel_openmp
 from tidegate.serving.llm.grammar import grammar_gate
 from tidegate.serving.llm.sampling import Constraint, ConstraintKind
 
 JSON_SCHEMA, REGEX, CHOICE = ConstraintKind
+
+BESIDE_OPENMP = """
+import asyncio
+from pathlib import Path
+
+import uvloop
+
+from tidegate.serving.llm.grammar import grammar_gate
+from tidegate.serving.llm.sampling import Constraint, ConstraintKind
+
+
+def compute():
+    import torch
+
+    torch.set_num_threads(2)
+    torch.relu(torch.rand(5_000_000))
+
+
+async def main():
+    await asyncio.to_thread(compute)
+    async with grammar_gate(Path("tokenizer.json"), 256, limit_s=20, memory_mib=512) as gate:
+        await gate.check(Constraint(ConstraintKind.REGEX, ("a+",)), "constraint")
+
+
+uvloop.run(main())
+print("passed")
+"""
 
 
 @pytest.fixture
@@ -71,6 +102,24 @@ async def test_a_constraint_that_kills_its_compiler_is_refused_and_the_next_one_
         with pytest.raises(InvalidArgument, match="too complex"):
             await gate.check(bomb, "constraint")
     await gate.check(Constraint(REGEX, ("a",)), "constraint")
+
+
+def test_constraints_are_tried_out_beside_intels_openmp():
+    # PyTorch asks for a look at OpenMP after each fork that uvloop makes. Where OpenMP has begun in
+    # another thread, the process that was forked never gets it.
+    library = intel_openmp()
+    if library is None:
+        pytest.skip("Intel's OpenMP is not installed; vLLM for x86 CPUs brings it")
+    environment = os.environ | {"LD_PRELOAD": str(library)}
+    ran = subprocess.run(
+        [sys.executable, "-c", BESIDE_OPENMP],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.stdout == "passed\n", ran.stderr
 
 
 async def test_a_constraint_that_takes_too_long_is_refused_and_the_next_one_is_served():

@@ -26,7 +26,7 @@ from tidegate.chassis.errors import (
     Unavailable,
 )
 from tidegate.errors import TidegateError
-from tidegate.serving.llm.environment import prepare_environment
+from tidegate.serving.llm.environment import engine_libraries, preloaded, prepare_environment
 from tidegate.serving.llm.requests import ModelFacts, Options
 from tidegate.serving.llm.sampling import Constraint, ConstraintKind, Sampling, SamplingDefaults
 from tidegate.serving.llm.settings import LlmSettings, Runner, SchedulingPolicy
@@ -280,7 +280,8 @@ def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
     )
     if settings.max_context_tokens is not None:
         arguments.max_model_len = settings.max_context_tokens
-    llm = AsyncLLM.from_engine_args(arguments)
+    with preloaded(engine_libraries() if current_platform.is_cpu() else {}):
+        llm = AsyncLLM.from_engine_args(arguments)
     # vLLM asks after its settings for each token, and the environment each time unless it may keep
     # what it found; in the engine's process it does so by itself.
     enable_envs_cache()

@@ -1,13 +1,25 @@
 """What vLLM takes from the environment only, and what a server sets there before it is imported."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes.util import find_library
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
 from typing import Final
 
 from tidegate.serving.llm.engine_process import ENDS_WITH_SERVER
 
-__all__ = ["engine_environment", "prepare_environment"]
+__all__ = [
+    "engine_environment",
+    "engine_libraries",
+    "intel_openmp",
+    "preloaded",
+    "prepare_environment",
+]
 
 _FEW_CORES: Final = 4
+_OPENMP: Final = "libiomp5.so"
 
 
 def prepare_environment(kv_cache_gib: int) -> None:
@@ -49,3 +61,41 @@ def engine_environment(kv_cache_gib: int, cores: int) -> dict[str, str]:
         # watches the computation without a pause, yields to whatever else wants to run.
         found["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     return found
+
+
+def engine_libraries() -> dict[str, str]:
+    """Gives the environment that loads what vLLM advises on a CPU, as far as it is installed.
+
+    These are Intel's OpenMP and tcmalloc; see
+    https://docs.vllm.ai/en/latest/getting_started/installation/cpu/.
+    """
+    found = [str(each) for each in (find_library("tcmalloc_minimal"), intel_openmp()) if each]
+    # The loader takes both for separators, and would look for the parts.
+    usable = [each for each in found if " " not in each and ":" not in each]
+    return {"LD_PRELOAD": ":".join(usable)} if usable else {}
+
+
+def intel_openmp() -> Path | None:
+    """Finds Intel's OpenMP, which vLLM for x86 CPUs brings along."""
+    try:
+        installed = files("intel-openmp") or ()
+    except PackageNotFoundError:
+        return None
+    found = (Path(str(each.locate())).resolve() for each in installed if each.name == _OPENMP)
+    return next((path for path in found if path.is_file()), None)
+
+
+@contextmanager
+def preloaded(variables: dict[str, str]) -> Iterator[None]:
+    """Has processes that are started meanwhile load libraries; an operator's choice stays.
+
+    Args:
+        variables: See `engine_libraries`.
+    """
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]

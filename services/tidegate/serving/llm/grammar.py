@@ -6,14 +6,19 @@ constraint first, with limits on time and memory, for the tokenizer that the eng
 the first step with it; the engine gets what passed. A child that dies or takes too long is
 replaced, and the client learns that its constraint is too complex. Constraints that passed or
 failed are remembered.
+
+The child is started and asked by `subprocess`, in threads. Event loops start processes too, but
+uvloop forks and then runs what libraries ask for after a fork; with Intel's OpenMP preloaded, as
+vLLM advises, PyTorch's wish among these waits for a lock for ever.
 """
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -47,7 +52,7 @@ class GrammarGate:
     vocabulary_size: int
     limit_s: float
     memory_mib: int
-    _child: asyncio.subprocess.Process | None = None
+    _child: subprocess.Popen[bytes] | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _verdicts: OrderedDict[Constraint, str] = field(default_factory=OrderedDict)
 
@@ -75,48 +80,41 @@ class GrammarGate:
         if len(self._verdicts) > _REMEMBERED:
             self._verdicts.popitem(last=False)
 
-    async def start(self) -> asyncio.subprocess.Process:
+    async def start(self) -> subprocess.Popen[bytes]:
         """Starts the child, unless it runs, and waits until it can be asked."""
-        if self._child is not None and self._child.returncode is None:
+        if self._child is not None and self._child.poll() is None:
             return self._child
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tidegate.serving.llm.grammar_child",
-            str(self.tokenizer),
-            str(self.vocabulary_size),
-            str(self.memory_mib),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
+        await self.stop()
+        command = [sys.executable, "-m", "tidegate.serving.llm.grammar_child"]
+        command += [str(self.tokenizer), str(self.vocabulary_size), str(self.memory_mib)]
+        self._child = subprocess.Popen(  # noqa: ASYNC220, S603 - quick; and the command is ours
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             # What the library prints when it aborts tells an operator nothing.
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        self._child = child
         try:
             async with asyncio.timeout(_START_LIMIT_S):
-                await _line(child)
+                await asyncio.to_thread(_line, self._child)
         except BaseException:
             await self.stop()
             raise
-        return child
+        return self._child
 
     async def stop(self) -> None:
         """Ends the child, if there is one."""
         child, self._child = self._child, None
         if child is not None:
-            if child.returncode is None:
-                child.kill()
-            await child.wait()
+            child.kill()
+            await asyncio.to_thread(_clear_away, child)
 
     async def _ask(self, constraint: Constraint) -> str:
         child = await self.start()
-        question = {"kind": constraint.kind, "texts": constraint.texts}
+        question = json.dumps({"kind": constraint.kind, "texts": constraint.texts})
         try:
             async with asyncio.timeout(self.limit_s):
-                assert child.stdin is not None  # noqa: S101 - a pipe was asked for
-                child.stdin.write(json.dumps(question).encode() + b"\n")
-                await child.stdin.drain()
-                verdict = str(json.loads(await _line(child)))
+                verdict = await asyncio.to_thread(_verdict, child, question)
                 self._remember(constraint, verdict)
                 return verdict
         except TimeoutError:
@@ -147,9 +145,22 @@ async def grammar_gate(
         await gate.stop()
 
 
-async def _line(child: asyncio.subprocess.Process) -> bytes:
+def _verdict(child: subprocess.Popen[bytes], question: str) -> str:
+    assert child.stdin is not None  # noqa: S101 - a pipe was asked for
+    child.stdin.write(question.encode() + b"\n")
+    child.stdin.flush()
+    return str(json.loads(_line(child)))
+
+
+def _line(child: subprocess.Popen[bytes]) -> bytes:
     assert child.stdout is not None  # noqa: S101 - a pipe was asked for
-    line = await child.stdout.readline()
+    line = child.stdout.readline()
     if not line.endswith(b"\n"):
         raise EOFError("the child has ended")
     return line
+
+
+def _clear_away(child: subprocess.Popen[bytes]) -> None:
+    """Waits for a child that was killed, and closes its pipes."""
+    with suppress(BrokenPipeError), child:
+        pass
