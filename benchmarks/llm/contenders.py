@@ -37,10 +37,11 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
+_ON_CPU = not Path("/dev/nvidia0").exists()
 # Of the engines that compute as ours does: all but one that runs as vLLM comes.
-_AS_OURS = engine_environment(1, len(os.sched_getaffinity(0)))
-if not Path("/dev/nvidia0").exists():
-    _AS_OURS |= engine_libraries()
+_AS_OURS = engine_environment(1, len(os.sched_getaffinity(0))) | (
+    engine_libraries() if _ON_CPU else {}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _openai_server(
     command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", "bfloat16", "--max-model-len", str(CONTEXT_TOKENS)]
     command += ["--max-num-seqs", str(MAX_RUNNING), "--disable-uvicorn-access-log"]
-    if not Path("/dev/nvidia0").exists():
+    if _ON_CPU:
         command.append("--enforce-eager")
     with _process(command, log, environment, stdout=subprocess.DEVNULL) as child:
         _wait_for(lambda: _answers(f"http://127.0.0.1:{port}/health"), child, log)

@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import platform
 import sys
 import textwrap
+from pathlib import Path
 
 import grpc
 import psutil
@@ -20,6 +22,20 @@ ENDLESS = {"ignore_end_of_text": True, "max_tokens": 900}
 async def read_to_the_end(call):
     while await call.read() is not grpc.aio.EOF:
         pass
+
+
+def libraries_of(process):
+    return {Path(each.path).name for each in process.memory_maps()}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Intel's OpenMP is for x86")
+async def test_the_engines_processes_and_no_other_have_intels_openmp(server, client):
+    await client.answer("Count.")
+    engine = server.engine_process()
+    for each in (engine, *engine.children(recursive=True)):
+        if each.name().startswith("VLLM"):
+            assert "libiomp5.so" in libraries_of(each), each
+    assert "libiomp5.so" not in libraries_of(server.process)
 
 
 async def test_the_servers_threads_do_not_interrupt_the_engine(server, client):

@@ -93,10 +93,10 @@ async def stream(
                     )
                     async with aclosing(outputs):
                         async for output in outputs:
-                            message = response()
                             if answer.completion_tokens:
                                 # A step's first tokens are written before others' next ones.
                                 await asyncio.sleep(0)
+                            message = response()
                             answer.take(output, message.delta, message.finish)
                             watch.writing()
                             await context.write(message)

@@ -7,9 +7,9 @@ the first step with it; the engine gets what passed. A child that dies or takes 
 replaced, and the client learns that its constraint is too complex. Constraints that passed or
 failed are remembered.
 
-The child is started and asked by `subprocess`, in threads. Event loops start processes too, but
-uvloop forks and then runs what libraries ask for after a fork; with Intel's OpenMP preloaded, as
-vLLM advises, PyTorch's wish among these waits for a lock for ever.
+The child is started by `subprocess` and asked in threads. The event loop starts processes too, but
+uvloop runs Python's after-fork hooks in them; with Intel's OpenMP preloaded, as vLLM advises, that
+of PyTorch waits for a lock for ever.
 """
 
 import asyncio
