@@ -11,7 +11,7 @@ from rich.table import Table
 from common import Bound
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from loads import Load, Measured
@@ -21,6 +21,7 @@ __all__ = [
     "LABELS",
     "OURS",
     "PEER",
+    "Estimate",
     "Row",
     "Turn",
     "bounds",
@@ -45,6 +46,7 @@ class Turn:
     """One contender's measurement under one load.
 
     Attributes:
+        start: which start of all contenders it belongs to.
         round_number: measurements of one round are compared with each other.
         kind: the contender.
         load: what it was asked.
@@ -53,6 +55,7 @@ class Turn:
         client_cpu_s: processor time of its load generator; the same where that is in front.
     """
 
+    start: int
     round_number: int
     kind: str
     load: Load
@@ -72,8 +75,27 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is compared: the mean over the starts of the median of each one's rounds.
+
+    Attributes:
+        value: the mean.
+        error: its standard error; None where there was one start, which tells nothing of others,
+            and of a contender beside itself.
+    """
+
+    value: float
+    error: float | None
+
+    def shown(self, form: str) -> str:
+        """Formats both."""
+        found = format(self.value, form)
+        return found if self.error is None else f"{found} ± {format(self.error, form.lstrip('+'))}"
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One contender under one load: medians over the rounds.
+    """One contender under one load: medians over the rounds, and estimates where it is compared.
 
     Attributes:
         load: what and how many at once.
@@ -91,10 +113,10 @@ class Row:
     load: str
     kind: str
     tokens_per_s: float
-    of_bare: float
-    of_peer: float
+    of_bare: Estimate
+    of_peer: Estimate
     ttft_p50_ms: float
-    ttft_over_bare_ms: float
+    ttft_over_bare_ms: Estimate
     ttft_p95_ms: float
     front_us_per_token: float
     client_us_per_token: float
@@ -131,16 +153,26 @@ def _row(load: str, by_kind: dict[str, list[Turn]], kind: str) -> Row:
         load=load,
         kind=kind,
         tokens_per_s=median(turn.tokens_per_s for turn in own),
-        of_bare=median(a.tokens_per_s / b.tokens_per_s for a, b in zip(own, bare, strict=True)),
-        of_peer=median(a.tokens_per_s / b.tokens_per_s for a, b in zip(own, peer, strict=True)),
+        of_bare=_estimate(own, bare, lambda a, b: a.tokens_per_s / b.tokens_per_s),
+        of_peer=_estimate(own, peer, lambda a, b: a.tokens_per_s / b.tokens_per_s),
         ttft_p50_ms=median(turn.ttft_p50_ms for turn in own),
-        ttft_over_bare_ms=median(
-            a.ttft_p50_ms - b.ttft_p50_ms for a, b in zip(own, bare, strict=True)
-        ),
+        ttft_over_bare_ms=_estimate(own, bare, lambda a, b: a.ttft_p50_ms - b.ttft_p50_ms),
         ttft_p95_ms=1000 * ttft_s[int(0.95 * (len(ttft_s) - 1))],
         front_us_per_token=median(_us_per_token(turn, turn.front_cpu_s) for turn in own),
         client_us_per_token=median(_us_per_token(turn, turn.client_cpu_s) for turn in own),
     )
+
+
+def _estimate(
+    own: list[Turn], other: list[Turn], compare: Callable[[Turn, Turn], float]
+) -> Estimate:
+    by_start: dict[int, list[float]] = {}
+    for a, b in zip(own, other, strict=True):
+        by_start.setdefault(a.start, []).append(compare(a, b))
+    medians = [statistics.median(each) for each in by_start.values()]
+    if len(medians) < 2 or own is other:
+        return Estimate(statistics.mean(medians), None)
+    return Estimate(statistics.mean(medians), statistics.stdev(medians) / len(medians) ** 0.5)
 
 
 def _us_per_token(turn: Turn, seconds: float) -> float:
@@ -154,14 +186,14 @@ def bounds(found: Sequence[Row]) -> list[Bound]:
         if row.kind != OURS:
             continue
         if row.is_speed:
-            says = f"{row.load}: {row.of_bare:.3f} of bare AsyncLLM's tokens/s, at least"
-            concluded.append(Bound(f"{says} {_SHARE_OF_BARE}", row.of_bare >= _SHARE_OF_BARE))
-            says = f"{row.load}: {row.of_peer:.3f} of the tokens/s of vLLM's own server, ahead"
-            concluded.append(Bound(says, row.of_peer > 1))
-        says = f"{row.load}: TTFT p50 {row.ttft_over_bare_ms:+.1f} ms over bare AsyncLLM, at most"
-        concluded.append(
-            Bound(f"{says} {_OVER_BARE_MS:+.1f}", row.ttft_over_bare_ms <= _OVER_BARE_MS)
-        )
+            of_bare, of_peer = row.of_bare.shown(".3f"), row.of_peer.shown(".3f")
+            says = f"{row.load}: {of_bare} of bare AsyncLLM's tokens/s, at least {_SHARE_OF_BARE}"
+            concluded.append(Bound(says, row.of_bare.value >= _SHARE_OF_BARE))
+            says = f"{row.load}: {of_peer} of the tokens/s of vLLM's own server, ahead"
+            concluded.append(Bound(says, row.of_peer.value > 1))
+        over = f"{row.ttft_over_bare_ms.shown('+.1f')} ms over bare AsyncLLM"
+        says = f"{row.load}: TTFT p50 {over}, at most {_OVER_BARE_MS:+.1f}"
+        concluded.append(Bound(says, row.ttft_over_bare_ms.value <= _OVER_BARE_MS))
     return concluded
 
 
@@ -180,13 +212,13 @@ def table(found: Sequence[Row]) -> Table:
     ):
         shown.add_column(column, justify="right")
     for row in found:
-        speed = [f"{row.tokens_per_s:.1f}", f"{row.of_bare:.3f}", f"{row.of_peer:.3f}"]
+        speed = [f"{row.tokens_per_s:.1f}", row.of_bare.shown(".3f"), row.of_peer.shown(".3f")]
         shown.add_row(
             row.load,
             LABELS[row.kind],
             *(speed if row.is_speed else ["", "", ""]),
             f"{row.ttft_p50_ms:.1f} ms",
-            f"{row.ttft_over_bare_ms:+.1f} ms",
+            f"{row.ttft_over_bare_ms.shown('+.1f')} ms",
             f"{row.ttft_p95_ms:.1f} ms",
             f"{row.front_us_per_token:.0f} us",
             f"{row.client_us_per_token:.0f} us",

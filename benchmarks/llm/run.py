@@ -1,11 +1,13 @@
 """What serving costs an LLM: bare AsyncLLM, our gRPC server and vLLM's OpenAI server, side by side.
 
-    python benchmarks/llm/run.py            # about twenty minutes
+    python benchmarks/llm/run.py            # about twenty-five minutes
     python benchmarks/llm/run.py --quick    # about six minutes
 
-All three run the same engine with the same model and options, stay loaded, and answer the same
-prompts in short turns, in an order that changes from round to round; what counts is the ratio
-within a round, so that a drift of the machine hits all alike. The loads are those of ``loads.py``.
+All three run the same engine with the same model and options and answer the same prompts in short
+turns, in an order that changes from round to round; what counts is the ratio within a round, so
+that a drift of the machine hits all alike. The same engine is some per cent faster or slower from
+one start to the next, so all are started afresh every few rounds, and what the starts differ by is
+told beside their mean, as its standard error. The loads are those of ``loads.py``.
 Front and client are the processor time that the process in front of the engine and the load
 generator spend on a token; with bare AsyncLLM both are one process. Prints a table and whether the
 bounds are met, and writes ``bench-results/llm.json`` and a plot beside it.
@@ -47,24 +49,21 @@ def main() -> None:
     """Runs the benchmark."""
     given = _arguments()
     environment = _environment()
-    with tempfile.TemporaryDirectory() as name:
-        started = time.monotonic()
-        everyone = contenders(given.model.resolve(), Path(name), as_it_comes=given.as_it_comes)
-        with everyone as all_of_them:
-            console.print(f"[dim]loaded after {time.monotonic() - started:.0f} s[/dim]")
-            turns = list(_turns(all_of_them, given))
+    turns = [turn for start in range(given.starts) for turn in _started(start, given)]
     found = rows(turns)
     concluded = bounds(found)
     environment["load_after"] = os.getloadavg()[0]
     console.print(table(found))
     print_bounds(console, concluded)
     console.print(
-        f"{given.rounds} rounds; answers of {given.tokens} tokens; {given.seconds:g} s steady"
+        f"{given.starts} starts, {given.rounds} rounds each; answers of {given.tokens} tokens; "
+        f"{given.seconds:g} s steady"
     )
     console.print(", ".join(f"{key} {value}" for key, value in environment.items()))
     given.out.mkdir(parents=True, exist_ok=True)
     document = {
         "environment": environment,
+        "starts": given.starts,
         "rounds": given.rounds,
         "rows": [asdict(each) for each in found],
         "bounds": [asdict(each) for each in concluded],
@@ -75,7 +74,17 @@ def main() -> None:
     console.print(f"written: {given.out / 'llm.json'} and llm.svg")
 
 
-def _turns(all_of_them: list[Contender], given: argparse.Namespace) -> Iterator[Turn]:
+def _started(start: int, given: argparse.Namespace) -> Iterator[Turn]:
+    """Starts everyone, and has them measured."""
+    with tempfile.TemporaryDirectory() as name:
+        began = time.monotonic()
+        everyone = contenders(given.model.resolve(), Path(name), as_it_comes=given.as_it_comes)
+        with everyone as all_of_them:
+            console.print(f"[dim]loaded after {time.monotonic() - began:.0f} s[/dim]")
+            yield from _turns(start, all_of_them, given)
+
+
+def _turns(start: int, all_of_them: list[Contender], given: argparse.Namespace) -> Iterator[Turn]:
     kinds = [
         (kind, streams)
         for kind in given.loads
@@ -83,14 +92,14 @@ def _turns(all_of_them: list[Contender], given: argparse.Namespace) -> Iterator[
     ]
     for each in all_of_them:
         each.measure(Load("at once", 2, 4, 0, "warm-up"))
-    for number in range(given.rounds):
+    for number in range(start * given.rounds, (start + 1) * given.rounds):
         first = number % len(all_of_them)
         for kind, streams in kinds:
             salt = f"{number}-{kind[0]}{streams}"
             load = Load(kind, streams, given.tokens, given.seconds, salt)
             for each in (*all_of_them[first:], *all_of_them[:first]):
-                yield Turn(number, each.kind, load, *each.measure(load))
-        console.print(f"[dim]round {number + 1} of {given.rounds}[/dim]")
+                yield Turn(start, number, each.kind, load, *each.measure(load))
+        console.print(f"[dim]round {number + 1} of {given.starts * given.rounds}[/dim]")
 
 
 def _environment() -> dict[str, object]:
@@ -112,8 +121,9 @@ def _version(package: str) -> str | None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="three rounds")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--quick", action="store_true", help="one start")
+    parser.add_argument("--starts", type=int, default=5, help="of everyone")
+    parser.add_argument("--rounds", type=int, default=3, help="after each start")
     parser.add_argument(
         "--as-it-comes", action="store_true", help="also vLLM's server as it starts by itself"
     )
@@ -125,7 +135,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results")
     given = parser.parse_args()
     if given.quick:
-        given.rounds = 3
+        given.starts = 1
     return given
 
 
