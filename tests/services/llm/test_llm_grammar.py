@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -108,8 +107,6 @@ async def test_a_constraint_that_kills_its_compiler_is_refused_and_the_next_one_
 def test_constraints_are_tried_out_beside_intels_openmp():
     # PyTorch asks for a look at OpenMP after each fork that uvloop makes. Where OpenMP has begun in
     # another thread, the process that was forked never gets it.
-    if platform.machine() != "x86_64":
-        pytest.skip("Intel's OpenMP is for x86")
     library = intel_openmp()
     assert library is not None, "vLLM for x86 CPUs brings it along"
     environment = os.environ | {"LD_PRELOAD": str(library)}

@@ -1,0 +1,324 @@
+"""A proxy as discovery sees it, and the little world of resources that it may be served.
+
+`Proxy` models what it holds and what it has answered, and the line between it and the server, which
+delivers in order, but as late as it likes. Whatever the server sends it checks against what must
+hold of the protocol.
+"""
+
+from collections import deque
+from functools import cache
+
+from ads_double import (
+    CLUSTER,
+    ENDPOINT,
+    LISTENER,
+    ROUTE,
+    SCOPED_ROUTE,
+    VIRTUAL_HOST,
+    Response,
+    cluster,
+    endpoints,
+    listener,
+    scope,
+    vhds_route,
+    virtual_host,
+)
+from envoy.config.route.v3 import route_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from google.rpc import status_pb2
+
+from tidegate.mesh.ads import AckOutcome, NodeId, Protocol
+from tidegate.mesh.ads.delta import Delta, read_delta
+from tidegate.mesh.ads.identity import Identity
+from tidegate.mesh.ads.sotw import StateOfTheWorld, read_sotw
+from tidegate.mesh.resources import Audience, ResourceKey, ResourceType
+
+ENVOY = Audience.ENVOY
+CLUSTERS = ("one", "two", "three")
+ROUTES = ("r1", "r2")
+HOSTS = tuple(f"{route}/{domain}" for route in ROUTES for domain in "xy")
+LISTENERS = ("l1", "l2")
+SCOPES = ("s1", "s2")
+NAMES = {
+    CLUSTER: CLUSTERS,
+    ENDPOINT: CLUSTERS,
+    SCOPED_ROUTE: SCOPES,
+    LISTENER: LISTENERS,
+    ROUTE: ROUTES,
+    VIRTUAL_HOST: HOSTS,
+}
+KEYS = tuple(ResourceKey(type_, name) for type_, names in NAMES.items() for name in names)
+WILD = (CLUSTER, SCOPED_ROUTE, LISTENER, VIRTUAL_HOST)
+WHOLE = (CLUSTER, SCOPED_ROUTE, LISTENER)
+
+
+@cache
+def made(key, number):
+    """A version of a resource; routes name the cluster of that number."""
+    target = CLUSTERS[number % len(CLUSTERS)]
+    match key.type:
+        case ResourceType.CLUSTER:
+            return cluster(key.name, number + 1)
+        case ResourceType.ENDPOINT:
+            return endpoints(key.name, number + 1)
+        case ResourceType.SCOPED_ROUTE:
+            return scope(key.name, **{target: number + 1})
+        case ResourceType.LISTENER:
+            return listener(key.name, ROUTES[LISTENERS.index(key.name)], number)
+        case ResourceType.ROUTE:
+            return vhds_route(key.name)
+    return virtual_host(key.name, **{target: number + 1})
+
+
+class Proxy:
+    """What one proxy holds, and the line between it and the server.
+
+    Attributes:
+        to_server: messages on their way there.
+        to_proxy: responses on their way here.
+        holds: by type and name, the bodies that it has accepted.
+        answered: as `holds`, but as far as the server has heard of it.
+    """
+
+    def __init__(self, distribution, *, delta, careful, holds=None, versions=None):
+        self.delta, self.careful = delta, careful
+        self._distribution = distribution
+        protocol = Protocol.DELTA if delta else Protocol.SOTW
+        self.dialect = Delta() if delta else StateOfTheWorld()
+        identity = Identity(NodeId("proxy"), ENVOY, protocol, "envoy", "here")
+        self._context = distribution.connected(identity, self.dialect)
+        self.connection = self._context.__enter__()
+        self.stream = self.connection.stream
+        self.to_server, self.to_proxy = deque(), deque()
+        self.names = {each: set() for each in ResourceType}
+        self.wildcard = dict.fromkeys(ResourceType, False)
+        self.begun = set()
+        self.nonces = dict.fromkeys(ResourceType, "")
+        self.holds = holds or {each: {} for each in ResourceType}
+        self.versions = versions or {each: {} for each in ResourceType}
+        self.answered = {each: dict(self.holds[each]) for each in ResourceType}
+        self.in_flight = {}
+        self.refused = {each: [] for each in ResourceType}
+        self.refusals = set()
+        self.cold = set()
+        self.withheld = None
+        self.history = []
+
+    def close(self):
+        self._context.__exit__(None, None, None)
+
+    # What the proxy says.
+
+    def ask(self, type_, names=(), drop=(), *, nonce="", error="", effect=None):
+        known = {}
+        if self.delta:
+            self.names[type_] |= set(names) - {"*"}
+            self.names[type_] -= set(drop)
+            if type_ not in self.begun:
+                known = dict(self.versions[type_])
+        else:
+            self.names[type_] = set(names) - {"*"}
+        if type_ in WILD and type_ not in self.begun and not names and not drop:
+            self.wildcard[type_] = True
+        self.begun.add(type_)
+        common = {"type_url": type_.url, "response_nonce": nonce}
+        if error:
+            common["error_detail"] = status_pb2.Status(message=error)
+        if self.delta:
+            message = discovery_pb2.DeltaDiscoveryRequest(
+                resource_names_subscribe=sorted(names),
+                resource_names_unsubscribe=sorted(drop),
+                initial_resource_versions=known,
+                **common,
+            )
+        else:
+            message = discovery_pb2.DiscoveryRequest(resource_names=sorted(names), **common)
+        self.to_server.append((message, effect))
+
+    def repeat(self, type_, *, nonce):
+        """All that is asked for of a type; or in delta, nothing further."""
+        return {"names": () if self.delta else self.names[type_], "nonce": nonce}
+
+    def learn(self, type_):
+        """Asks for what a real Envoy asks for once it knows of it."""
+        wanted = {
+            ENDPOINT: set(self.holds[CLUSTER]),
+            ROUTE: {ROUTES[LISTENERS.index(each)] for each in self.holds[LISTENER]},
+        }
+        if type_ not in wanted or wanted[type_] == self.names[type_]:
+            return
+        if self.delta:
+            fresh, gone = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
+            for name in gone:
+                self.holds[type_].pop(name, None)
+                self.versions[type_].pop(name, None)
+            self.ask(type_, fresh, gone)
+        else:
+            self.ask(type_, wanted[type_], nonce=self.nonces[type_])
+
+    # The line.
+
+    def server_reads(self):
+        message, effect = self.to_server.popleft()
+        self.history.append(message)
+        read = read_delta if self.delta else read_sotw
+        request = read(message, self._distribution.limits)
+        if request is None:
+            return
+        stale = not self.delta and bool(self.stream.exchanges[request.type].nonce)
+        stale = stale and request.nonce != self.stream.exchanges[request.type].nonce
+        asked = self.stream.exchanges[request.type].subscription
+        anew = set(request.subscribe) - request.known.keys()
+        anew |= asked.names & set(request.unsubscribe)
+        self._distribution.receive(self.connection, request)
+        if self.delta:
+            # What it drops it does not keep, and of what it asks for again it is told again.
+            answered = self.answered[request.type]
+            self.answered[request.type] = {
+                name: body
+                for name, body in answered.items()
+                if asked.covers(name) and name not in anew
+            }
+        if effect is not None:
+            effect()
+        if not stale and (request.subscribe or request.unsubscribe):
+            self.refused[request.type].clear()
+
+    def server_writes(self):
+        push = self.stream.next_push()
+        if push is None:
+            return False
+        response = Response(self.dialect.encode(push), delta=self.delta)
+        self.check(response)
+        self.in_flight[response.type] = response
+        self.to_proxy.append(response)
+        return True
+
+    def proxy_reads(self, *, refuse):
+        response = self.to_proxy.popleft()
+        type_ = response.type
+        self.nonces[type_] = response.nonce
+        if refuse:
+            self.answer(response, refuse=True)
+            return
+        self.take(response)
+        if self.careful:
+            for each in (ENDPOINT, ROUTE):
+                self.learn(each)
+            if type_ is ROUTE and self.delta and VIRTUAL_HOST not in self.begun:
+                self.ask(VIRTUAL_HOST)
+            if type_ is LISTENER and SCOPED_ROUTE not in self.begun:
+                self.ask(SCOPED_ROUTE)
+            if type_ is CLUSTER:
+                self.withheld = response
+                self.warm()
+                return
+        self.answer(response)
+        self.warm()
+
+    def take(self, response):
+        holds, versions = self.holds[response.type], self.versions[response.type]
+        changed = {name for name, body in response.bodies.items() if holds.get(name) != body}
+        if response.type in WHOLE and not self.delta:
+            holds.clear()
+        holds |= response.bodies
+        if self.delta:
+            versions |= response.versions
+        for name in response.removed:
+            holds.pop(name, None)
+            versions.pop(name, None)
+        if response.type is CLUSTER:
+            self.cold = (self.cold | changed) & holds.keys()
+        elif response.type is ENDPOINT:
+            self.cold -= set(response.bodies)
+
+    def warm(self):
+        """As Envoy does, answers for clusters when all that can be warm are."""
+        served = {key.name for key in self._distribution.served(ENVOY) if key.type is ENDPOINT}
+        if self.withheld is not None and not self.cold & served:
+            response, self.withheld = self.withheld, None
+            self.answer(response)
+
+    def answer(self, response, *, refuse=False):
+        type_ = response.type
+
+        def heard():
+            if self.in_flight.get(type_) is not response:
+                return
+            del self.in_flight[type_]
+            if refuse:
+                self.refused[type_].append((response.bodies, response.removed))
+                return
+            if type_ in WHOLE and not self.delta:
+                self.answered[type_].clear()
+            self.answered[type_] |= response.bodies
+            for name in response.removed:
+                self.answered[type_].pop(name, None)
+
+        error = "no good" if refuse else ""
+        self.ask(type_, **self.repeat(type_, nonce=response.nonce), error=error, effect=heard)
+
+    # What must hold.
+
+    def check(self, response):
+        type_ = response.type
+        assert type_ not in self.in_flight, "a second response is in flight"
+        said = (response.bodies, response.removed)
+        assert not response.bodies or said not in self.refused[type_], "sent again after a NACK"
+        served = self._distribution.served(ENVOY)
+        asked = self.stream.exchanges[CLUSTER].subscription
+        if type_ in {SCOPED_ROUTE, ROUTE, VIRTUAL_HOST}:
+            for each in CLUSTERS:
+                named = any(each.encode() in body.value for body in response.bodies.values())
+                if named and asked.covers(each) and ResourceKey(CLUSTER, each) in served:
+                    assert each in self.answered[CLUSTER], "a route before its cluster"
+        if type_ is VIRTUAL_HOST and self.careful:
+            for name in response.names:
+                assert name.split("/")[0] in self.answered[ROUTE], "a host before its route"
+        lost = [name for name in response.removed if name in self.answered[type_]]
+        if lost:
+            for each, exchange in self.stream.exchanges.items():
+                assert not self.in_flight.get(each), "something leaves while something is put"
+                assert not exchange.due, "something leaves before something is put"
+            later = list(ResourceType)[list(ResourceType).index(type_) + 1 :]
+            for each in later:
+                assert not self.stream.exchanges[each].leaving, "something leaves too early"
+
+    def check_acknowledged(self):
+        served = self._distribution.served(ENVOY)
+        for key in KEYS:
+            outcome, _ = self.stream.outcome(key)
+            if not self.delta and key.type is VIRTUAL_HOST:
+                continue
+            if outcome is AckOutcome.DONE and self.asks(key) and key in served:
+                body = expected(served, key, self.delta)
+                assert self.answered[key.type].get(key.name) == body
+                if key.type in WILD or key.name in self.names[key.type]:
+                    assert self.holds[key.type].get(key.name) == body
+
+    def asks(self, key):
+        exchange = self.stream.exchanges[key.type]
+        if key.type is VIRTUAL_HOST and key.name not in exchange.subscription.names:
+            route = self.stream.exchanges[ROUTE].subscription
+            return exchange.subscription.wildcard and route.covers(key.name.split("/")[0])
+        return exchange.subscription.covers(key.name)
+
+
+def expected(served, key, delta):
+    """The body that a proxy should hold."""
+    if delta or key.type is not ROUTE:
+        return served[key].body
+    route = route_pb2.RouteConfiguration(name=key.name)
+    for each in sorted(HOSTS):
+        host = served.get(ResourceKey(VIRTUAL_HOST, each))
+        if host is not None and each.startswith(f"{key.name}/"):
+            route.virtual_hosts.add().ParseFromString(host.body.value)
+    body = type(served[key].body)()
+    body.Pack(route, deterministic=True)
+    return body
+
+
+def usable(served, key):
+    """Whether a virtual host has the route configuration without which it is of no use."""
+    route = ResourceKey(ROUTE, key.name.split("/")[0])
+    return key.type is not VIRTUAL_HOST or route in served
