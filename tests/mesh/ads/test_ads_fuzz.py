@@ -11,6 +11,8 @@ deliver in order, but as late as they like. Then it must hold that
 - who is said to have acknowledged holds what is served, and in the end all hold all of it.
 """
 
+from enum import Enum, auto
+
 import hypothesis.strategies as st
 import pytest
 from ads_double import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, VIRTUAL_HOST
@@ -43,6 +45,17 @@ some_names = st.sets(
 )
 
 
+class Step(Enum):
+    """What can happen on a line."""
+
+    SERVER_READS = auto()
+    SERVER_WRITES = auto()
+    PROXY_READS = auto()
+
+
+steps = st.sampled_from(Step)
+
+
 class Discovery(RuleBasedStateMachine):
     """A control plane, and proxies of every kind."""
 
@@ -51,10 +64,11 @@ class Discovery(RuleBasedStateMachine):
         self.distribution = Distribution()
         self.proxies = []
 
-    @initialize(content=st.dictionaries(keys, versions))
-    def load(self, content):
+    @initialize(content=st.dictionaries(keys, versions, min_size=6), delta=st.booleans())
+    def load(self, content, delta):
         put = tuple(made(key, number) for key, number in content.items())
         self.distribution.apply(ENVOY, Change(put=put))
+        self.connect(delta=delta, careful=True)
 
     def teardown(self):
         for proxy in self.proxies:
@@ -145,23 +159,19 @@ class Discovery(RuleBasedStateMachine):
         if proxy is not None and proxy.delta:
             proxy.to_server.append((discovery_pb2.DeltaDiscoveryRequest(type_url=url), None))
 
-    @rule(data=st.data(), refuse=st.booleans())
-    def deliver_response(self, data, refuse):
-        proxy = self.pick(data, lambda each: each.to_proxy)
-        if proxy is not None:
-            proxy.proxy_reads(refuse=refuse and not proxy.careful)
-
-    @rule(data=st.data())
-    def deliver_request(self, data):
-        proxy = self.pick(data, lambda each: each.to_server)
-        if proxy is not None:
-            proxy.server_reads()
-
-    @rule(data=st.data())
-    def send(self, data):
+    @rule(data=st.data(), refuse=st.booleans(), steps=st.lists(steps, min_size=1, max_size=20))
+    def time_passes(self, data, refuse, steps):
+        """Some of what is under way arrives, and some of what is due is sent."""
         proxy = self.pick(data)
-        if proxy is not None:
-            proxy.server_writes()
+        for step in steps if proxy else ():
+            match step:
+                case Step.SERVER_READS if proxy.to_server:
+                    proxy.server_reads()
+                case Step.SERVER_WRITES:
+                    proxy.server_writes()
+                case Step.PROXY_READS if proxy.to_proxy:
+                    proxy.proxy_reads(refuse=refuse and not proxy.careful)
+            self.nobody_is_said_to_have_what_he_has_not()
 
     @rule()
     def settle(self):
@@ -214,7 +224,7 @@ class Discovery(RuleBasedStateMachine):
 # traces every line for hints and takes many times as long.
 TestDiscovery = pytest.mark.timeout(600)(Discovery.TestCase)
 TestDiscovery.settings = settings(
-    max_examples=200,
+    max_examples=500,
     stateful_step_count=40,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
