@@ -1,5 +1,6 @@
 """What the packaging rests on, and breaks without a word when it is forgotten."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def test_every_package_is_typed():
         parents = [package, *package.parents]
         inside = parents[: parents.index(next(p for p in parents if p in PORTIONS))]
         assert any((folder / "py.typed").exists() for folder in inside), package
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    left_out = pytestconfig.getini("norecursedirs")
+    tests = (path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
+    folders = {folder for path in tests for folder in path.parts[:-1]}
+    assert "build" in folders
+    assert not [each for each in folders if any(fnmatch(each, pattern) for pattern in left_out)]

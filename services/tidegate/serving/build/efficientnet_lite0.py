@@ -201,7 +201,8 @@ def _calibration() -> "Iterator[Planes]":
 def _quantization() -> Quantization:
     return Quantization(
         method=f"NNCF {metadata.version('nncf')} post-training quantization, Q/DQ in the graph: "
-        "weights symmetric per channel, activations symmetric per tensor, all signed",
+        "weights symmetric per channel, of half their range, activations symmetric per tensor, all "
+        "signed",
         calibration="random crops, mirrored and relit, of the photographs in "
         f"scikit-image {metadata.version('scikit-image')} (seed {_CALIBRATION_SEED})",
         samples=_CALIBRATION_SAMPLES,
