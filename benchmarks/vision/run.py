@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import openvino as ov
 from rich.console import Console
 from rich.markup import escape
 
@@ -270,6 +271,8 @@ def _report(found: Results, output: Path) -> None:
     console.print(table(found))
     for precision, setting in found.settings.items():
         console.print(f"bare loop at {precision}: {setting}")
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        console.print("[yellow]This CPU has no bf16: OpenVINO computes in fp32 there.[/yellow]")
     print_bounds(console, bounds(found))
     environment = found.environment
     console.print(

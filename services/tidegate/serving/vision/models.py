@@ -374,6 +374,11 @@ class Models:
                 f"{location.path} has {len(entry.labels)} labels, but its network has "
                 f"{engine.tensors.classes} classes; correct the labels"
             )
+        precision, computed = entry.metadata.precision.compute, engine.traits.precision
+        if computed is not precision:
+            _log.warning(
+                f"this machine computes {precision} in {computed}", model=f"{name} {version}"
+            )
         lane = build_lane(
             f"{name} {version}",
             engine,
@@ -386,7 +391,7 @@ class Models:
             "model ready",
             model=lane.name,
             engine=engine.traits.name,
-            precision=str(engine.traits.precision),
+            precision=str(computed),
             batch=lane.plan.target,
             image_ms=round(lane.pace.run_s * 1000, 3),
             seconds=round(time.monotonic() - started, 1),

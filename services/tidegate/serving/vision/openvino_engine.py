@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "OpenVinoEngine"]
 
 PRECISIONS = frozenset({Precision.FP32, Precision.BF16, Precision.INT8})
-"""What OpenVINO computes in on a CPU."""
+"""What OpenVINO computes in on a CPU; where that has no bf16, in fp32 instead."""
 
 # Of two runs a core, one computes and one is queued behind it inside OpenVINO, so that a stream
 # takes the next batch without waiting for Python to hand it over.
@@ -84,10 +84,14 @@ class OpenVinoEngine:
             self._tensor = _Compiled(core, graph, self._tensors, None, streams, slots)
         except RuntimeError as error:
             raise EngineError(f"{entry.model_path} cannot be loaded: {error}") from error
+        computed = precision
+        if precision is Precision.BF16 and self._single.precision != ov.Type.bf16:
+            # OpenVINO does so, and says so nowhere else, on a CPU that has no bf16.
+            computed = Precision.FP32
         self._traits = EngineTraits(
             name=f"openvino {ov.get_version().split('-')[0]}",
             platform="onnx_openvino",
-            precision=precision,
+            precision=computed,
             batch_sizes=tuple(batch_sizes),
             slots=slots,
             parallel=cores,
@@ -149,6 +153,7 @@ class _Compiled:
         shape[0] = ov.Dimension(-1 if size is None else size)
         graph.reshape({tensors.input_name: shape})
         model = core.compile_model(graph, "CPU", options)
+        self.precision: ov.Type = model.get_property("INFERENCE_PRECISION_HINT")
         self._size = size
         self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         for _ in range(runs):
