@@ -147,14 +147,18 @@ class Proxy:
         }
         if type_ not in wanted or wanted[type_] == self.names[type_]:
             return
+        fresh, gone = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
+        self.resubscribe(type_, fresh, gone)
+
+    def resubscribe(self, type_, fresh, gone):
+        """Asks for some names more and for some no longer."""
         if self.delta:
-            fresh, gone = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
             for name in gone:
                 self.holds[type_].pop(name, None)
                 self.versions[type_].pop(name, None)
             self.ask(type_, fresh, gone)
         else:
-            self.ask(type_, wanted[type_], nonce=self.nonces[type_])
+            self.ask(type_, self.names[type_] - gone | fresh, nonce=self.nonces[type_])
 
     # The line.
 
@@ -171,13 +175,13 @@ class Proxy:
         anew = set(request.subscribe) - request.known.keys()
         anew |= asked.names & set(request.unsubscribe)
         self._distribution.receive(self.connection, request)
-        if self.delta:
+        if not stale:
             # What it drops it does not keep, and of what it asks for again it is told again.
-            answered = self.answered[request.type]
+            again = anew if self.delta else set()
             self.answered[request.type] = {
                 name: body
-                for name, body in answered.items()
-                if asked.covers(name) and name not in anew
+                for name, body in self.answered[request.type].items()
+                if asked.covers(name) and name not in again
             }
         if effect is not None:
             effect()
@@ -293,8 +297,15 @@ class Proxy:
             if outcome is AckOutcome.DONE and self.asks(key) and key in served:
                 body = expected(served, key, self.delta)
                 assert self.answered[key.type].get(key.name) == body
-                if key.type in WILD or key.name in self.names[key.type]:
+                if key.type in WILD or (key.name in self.names[key.type] and not self.dropping(key)):
                     assert self.holds[key.type].get(key.name) == body
+
+    def dropping(self, key):
+        """Whether the server has yet to hear that the proxy let something go."""
+        return self.delta and any(
+            message.type_url == key.type.url and key.name in message.resource_names_unsubscribe
+            for message, _ in self.to_server
+        )
 
     def asks(self, key):
         exchange = self.stream.exchanges[key.type]

@@ -153,6 +153,15 @@ class Discovery(RuleBasedStateMachine):
             if message.response_nonce and not message.HasField("error_detail"):
                 proxy.to_server.append((message, None))
 
+    @rule(data=st.data(), type_=st.sampled_from([ENDPOINT, ROUTE]))
+    def ask_anew(self, data, type_):
+        """A name is let go and wanted back, as that of a listener that is replaced."""
+        proxy = self.pick(data, lambda each: each.careful and each.names[type_])
+        if proxy is not None:
+            name = data.draw(st.sampled_from(sorted(proxy.names[type_])))
+            proxy.resubscribe(type_, set(), {name})
+            proxy.resubscribe(type_, {name}, set())
+
     @rule(data=st.data(), url=st.text(max_size=5))
     def ask_for_an_unknown_type(self, data, url):
         proxy = self.pick(data)

@@ -181,6 +181,43 @@ async def test_a_route_that_names_a_refused_cluster_is_held_back(distribution, d
     assert (await delta.take()).names == ["r"]
 
 
+async def test_a_world_keeps_a_scope_as_it_was_while_its_new_cluster_is_refused(
+    distribution, sotw
+):
+    served(distribution, cluster("old"), scope("s", old=1))
+    await sotw.send(CLUSTER)
+    await sotw.take()
+    await sotw.send(SCOPED_ROUTE)
+    await sotw.take()
+    new = scope("s", broken=1)
+    served(distribution, cluster("broken"), new, scope("never", broken=1), scope("t", old=1))
+    await sotw.nack(await sotw.read())
+    world = {"s": scope("s", old=1).body, "t": scope("t", old=1).body}
+    assert (await sotw.take()).bodies == world
+    served(distribution, cluster("broken", 2))
+    assert (await sotw.take()).type is CLUSTER
+    assert (await sotw.take()).bodies == world | {
+        "s": new.body,
+        "never": scope("never", broken=1).body,
+    }
+
+
+async def test_a_host_is_not_sent_to_who_has_let_its_route_go(distribution, delta):
+    served(distribution, *MESH)
+    await follow(delta)
+    served(distribution, cluster("c", 2))
+    clusters = await delta.read()
+    # Due from here on, but not before the cluster is answered for.
+    served(distribution, virtual_host("r/h", c=2))
+    await delta.send(ROUTE, unsubscribe=["r"])
+    await delta.ack(clusters)
+    assert (await delta.take()).type is ENDPOINT
+    assert await delta.is_quiet()
+    await delta.send(ROUTE, "r")
+    assert (await delta.take()).names == ["r"]
+    assert (await delta.take()).names == ["r/h"]
+
+
 async def test_a_route_that_was_held_back_is_sent_when_the_cluster_is_withdrawn(
     distribution, delta
 ):

@@ -8,6 +8,9 @@ import sys
 import pytest
 from aiohttp import web
 from otlp_spans import request, span
+from typer.testing import CliRunner
+
+from tidegate.mesh.traces import commands
 
 PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
 
@@ -99,6 +102,27 @@ async def test_last_trace_and_one_by_the_beginning_of_its_id_are_shown(tidegate,
     assert last.stdout == begun.stdout
     assert last.stdout.decode().splitlines()[0].startswith("trace 0b000000")
     assert b"\x1b" not in last.stdout
+
+
+async def test_last_waits_for_spans_that_are_on_their_way(traces, monkeypatch):
+    loop = asyncio.get_running_loop()
+    coming = request(span(0xC << 120, 1, start_ms=60, name="latest"))
+
+    async def arrive():
+        await traces.stub.Export(coming)
+
+    def spans_arrive(seconds):
+        assert 0.5 < seconds <= 2
+        asyncio.run_coroutine_threadsafe(arrive(), loop).result(10)
+
+    async def shown(trace):
+        arguments = ["show", trace, "--url", traces.url]
+        return (await asyncio.to_thread(CliRunner().invoke, commands.app, arguments)).stdout
+
+    monkeypatch.setattr(commands, "sleep", spans_arrive)
+    assert "vision idle" in await shown("a2")
+    assert "llm late" in await shown("0b")
+    assert "vision latest" in await shown("last")
 
 
 async def test_waterfall_is_drawn_from_what_the_api_says(tidegate, traces):

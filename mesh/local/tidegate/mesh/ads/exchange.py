@@ -295,9 +295,10 @@ class Exchange:
         if self.subscription.wildcard:
             asked = {*asked, *self._view.names(self._type)}
         found = {name: self._view.find(self._type, name) for name in sorted(asked)}
-        world = {name: each for name, each in found.items() if each}
-        # What leaves later is in the world until then, as it was sent before.
-        world |= {name: self._world[name] for name in keep if name in self._world}
+        held = {name for name, each in found.items() if each and not self._admits(each)}
+        world = {name: each for name, each in found.items() if each and name not in held}
+        # What leaves later, or must not change yet, is in the world until then as it was before.
+        world |= {name: self._world[name] for name in {*keep, *held} if name in self._world}
         changed = {
             name: each.version
             for name, each in world.items()

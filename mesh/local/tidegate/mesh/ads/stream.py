@@ -104,7 +104,7 @@ class ProxyStream:
         self._came_back |= bool(known)
         exchange.ask(interest, known, first=first)
         if request.type is _ROUTE:
-            self._review_virtual_hosts(known)
+            self._review_virtual_hosts({*known, *interest.asked, *interest.dropped})
         return answer, interest
 
     def changed(self, key: ResourceKey) -> None:

@@ -7,7 +7,8 @@ import json
 import shutil
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from time import sleep
+from typing import Annotated, Final
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -23,6 +24,8 @@ app = typer.Typer(
     help="Show traces of calls, from the client through Envoy to the model.", no_args_is_help=True
 )
 
+# Envoy and the servers that `tidegate up` starts send their spans every half second.
+_SPANS_COME_WITHIN_S: Final = 1.0
 _PIPED_WIDTH = 80
 _WIDEST = 160
 
@@ -74,13 +77,19 @@ def list_traces(
 def show(
     trace: Annotated[
         str,
-        typer.Argument(help="Its id, an unambiguous beginning of it, or last.", metavar="ID|last"),
+        typer.Argument(
+            help="Its id, an unambiguous beginning of it, or last, for which spans that may be on"
+            " their way are waited for.",
+            metavar="ID|last",
+        ),
     ],
     as_json: _Json = False,
     url: _Url = DEFAULT_URL,
 ) -> None:
     """Show a trace as a waterfall."""
     client = JaegerClient(url)
+    if trace == "last":
+        sleep(_SPANS_COME_WITHIN_S)
     found = client.trace_object(trace)
     if as_json:
         _print_json(found)
