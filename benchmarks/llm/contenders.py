@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from generators import CONTEXT_TOKENS, GENERATORS, MAX_RUNNING, MODEL_NAME
+from generators import CONTEXT_TOKENS, MAX_RUNNING, MODEL_NAME
 from loads import Load, Measured
 
 from tidegate.serving.llm.environment import engine_environment, engine_libraries
+from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.settings import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["ROOT", "Contender", "contenders"]
+__all__ = ["ROOT", "Contender", "contenders", "tidegates"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _GENERATORS = Path(__file__).resolve().parent / "generators.py"
@@ -85,33 +87,69 @@ def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
     Raises:
         RuntimeError: one of them ended before it served.
     """
+    dtype = computing_type(Precision.AUTO, model).value if _ON_CPU else "auto"
+    with (
+        _tidegate(model, folder, "tidegate") as tidegate,
+        _openai_server(model, folder / "openai.log", {}, "auto") as openai,
+        _openai_server(model, folder / "tuned.log", _AS_OURS, dtype) as tuned,
+        _generator("bare", ["bare", str(model), dtype], None, folder) as bare,
+        _generator("openai", ["openai", openai[0]], openai[1], folder) as asked,
+        _generator("tuned", ["openai", tuned[0]], tuned[1], folder) as asked_tuned,
+    ):
+        yield [bare, tidegate, asked, asked_tuned]
+
+
+@contextmanager
+def tidegates(model: Path, folder: Path, dtypes: Sequence[str]) -> Iterator[list[Contender]]:
+    """Starts our server once for each type to compute in; their kinds are these types.
+
+    Args:
+        model: the model's folder.
+        folder: for logs.
+        dtypes: values of ``--dtype``.
+
+    Raises:
+        RuntimeError: one of them ended before it served.
+    """
     with ExitStack() as stack:
-        servers = {
-            "tidegate": stack.enter_context(_tidegate_server(model, folder)),
-            "openai": stack.enter_context(_openai_server(model, folder / "openai.log", {})),
-            "tuned": stack.enter_context(_openai_server(model, folder / "tuned.log", _AS_OURS)),
-        }
-        found = []
-        for kind in ("bare", *servers):
-            target, pid = servers.get(kind, (str(model), None))
-            generator = kind if kind in GENERATORS else "openai"
-            command = [sys.executable, str(_GENERATORS), generator, target]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            log = folder / f"{kind}-generator.log"
-            child = stack.enter_context(_process(command, log, _AS_OURS, **pipes))
-            _read(child, "ready")
-            found.append(Contender(kind, child, psutil.Process(pid or child.pid)))
+        yield [
+            stack.enter_context(_tidegate(model, folder, dtype, "--dtype", dtype))
+            for dtype in dtypes
+        ]
+
+
+@contextmanager
+def _tidegate(model: Path, folder: Path, kind: str, *options: str) -> Iterator[Contender]:
+    """Our server, with its defaults but for options, and who asks it."""
+    with (
+        _tidegate_server(model, folder, kind, *options) as (address, pid),
+        _generator(kind, ["tidegate", address], pid, folder) as found,
+    ):
         yield found
 
 
 @contextmanager
-def _tidegate_server(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
+def _generator(
+    kind: str, arguments: list[str], pid: int | None, folder: Path
+) -> Iterator[Contender]:
+    """Who asks the server that is process ``pid``, or an engine of its own."""
+    command = [sys.executable, str(_GENERATORS), *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with _process(command, folder / f"{kind}-generator.log", _AS_OURS, **pipes) as child:
+        _read(child, "ready")
+        yield Contender(kind, child, psutil.Process(pid or child.pid))
+
+
+@contextmanager
+def _tidegate_server(
+    model: Path, folder: Path, kind: str, *options: str
+) -> Iterator[tuple[str, int]]:
     """Our server; yields its address and process id."""
-    ports, log = folder / "ports.json", folder / "tidegate-server.log"
+    ports, log = folder / f"{kind}-ports.json", folder / f"{kind}-server.log"
     command = [sys.executable, "-m", "tidegate.serving.llm", "--model-path", str(model)]
     command += ["--grpc-port", "0", "--metrics-port", "0", "--port-file", str(ports)]
-    command += ["--max-context-tokens", str(CONTEXT_TOKENS), "--dtype", "bfloat16"]
-    command += ["--max-running-requests", str(MAX_RUNNING)]
+    command += ["--max-context-tokens", str(CONTEXT_TOKENS)]
+    command += ["--max-running-requests", str(MAX_RUNNING), *options]
     with _process(command, log, {}) as child:
         _wait_for(ports.exists, child, log)
         found = json.loads(ports.read_text())
@@ -121,7 +159,7 @@ def _tidegate_server(model: Path, folder: Path) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def _openai_server(
-    model: Path, log: Path, environment: dict[str, str]
+    model: Path, log: Path, environment: dict[str, str], dtype: str
 ) -> Iterator[tuple[str, int]]:
     """vLLM's own server; yields its address and process id."""  # noqa: D403 - its name begins small
     with socket.socket() as probe:
@@ -129,7 +167,7 @@ def _openai_server(
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "bfloat16", "--max-model-len", str(CONTEXT_TOKENS)]
+    command += ["--dtype", dtype, "--max-model-len", str(CONTEXT_TOKENS)]
     command += ["--max-num-seqs", str(MAX_RUNNING), "--disable-uvicorn-access-log"]
     if _ON_CPU:
         command.append("--enforce-eager")

@@ -1,4 +1,4 @@
-"""The load generators, each a process of its own: ``python generators.py KIND TARGET``.
+"""The load generators, each a process of its own: ``python generators.py KIND TARGET...``.
 
 All do the same work for each piece: count its tokens and take its time. Bare AsyncLLM is the
 ceiling: its load generator is a task of the engine's own process, and nothing crosses a wire. The
@@ -23,7 +23,7 @@ MAX_RUNNING = 64
 MODEL_NAME = "smollm2"
 
 
-async def _bare(model: str) -> None:
+async def _bare(model: str, dtype: str) -> None:
     """Loads the engine here and asks it directly."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs.engine import tokens_input
@@ -34,7 +34,7 @@ async def _bare(model: str) -> None:
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model=model,
-            dtype="bfloat16",
+            dtype=dtype,
             enforce_eager=current_platform.is_cpu(),
             max_model_len=CONTEXT_TOKENS,
             max_num_seqs=MAX_RUNNING,
@@ -114,10 +114,10 @@ async def _openai(address: str) -> None:
 
 
 GENERATORS = {"bare": _bare, "tidegate": _tidegate, "openai": _openai}
-"""By kind; each is given the model's folder, or the address of the server."""
+"""By kind; given the model's folder and what to compute in, or the address of the server."""
 
 
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(GENERATORS[sys.argv[1]](sys.argv[2]))
+    uvloop.run(GENERATORS[sys.argv[1]](*sys.argv[2:]))

@@ -40,7 +40,8 @@ class Load:
         kind: one of ``LOADS``.
         streams: answers under way at once.
         tokens: of an answer; the mean where they differ.
-        seconds: length of a steady load's measurement; half as long goes before, to settle.
+        seconds: how long a steady load is measured, or longer where the machine is so slow that too
+            few answers begin meanwhile.
         salt: makes the prompts others than those of any load before, so that no cache has them.
     """
 
@@ -90,7 +91,7 @@ async def _in_turn(stream: Stream, load: Load) -> Measured:
     answers = [await _answer(stream, _prompt(load.salt, number), 2) for number in range(_QUESTIONS)]
     seconds = time.perf_counter() - began_s
     tokens = 2 * _QUESTIONS
-    return Measured(seconds, tokens, tokens, [first_s for _, first_s in answers])
+    return Measured(seconds, tokens, tokens, answers)
 
 
 async def _at_once(stream: Stream, load: Load) -> Measured:
@@ -103,47 +104,79 @@ async def _at_once(stream: Stream, load: Load) -> Measured:
     )
     seconds = time.perf_counter() - began_s
     tokens = load.streams * load.tokens
-    return Measured(seconds, tokens, tokens, [first_s for _, first_s in answers])
+    return Measured(seconds, tokens, tokens, answers)
 
 
 async def _steady(stream: Stream, load: Load) -> Measured:
-    # All begin at once, so what is measured begins when the first of them have come and gone.
-    from_s = time.perf_counter() + load.seconds / 2
-    until_s = from_s + load.seconds
-    counted, came, ttft_s = 0, 0, []
+    from_s: float | None = None
+    until_s: float | None = None
+    counted, came, settled, ttft_s = 0, 0, 0, []
     numbers = itertools.count()
 
+    def first(began_s: float, first_s: float) -> None:
+        nonlocal from_s, settled
+        settled += 1
+        if settled == load.streams:
+            from_s = time.perf_counter()
+        elif from_s is not None and began_s >= from_s and until_s is None:
+            ttft_s.append(first_s)
+
     def count(new: int) -> None:
-        nonlocal counted, came
+        nonlocal counted, came, until_s
         came += new
-        if from_s <= time.perf_counter() < until_s:
-            counted += new
+        if from_s is None or until_s is not None:
+            return
+        counted += new
+        now_s = time.perf_counter()
+        if now_s >= from_s + load.seconds and len(ttft_s) >= load.streams / 2:
+            until_s = now_s
 
     async def answers() -> None:
-        while time.perf_counter() < until_s:
+        while until_s is None:
             number = next(numbers)
-            tokens = max(2, round(load.tokens * (0.5 + number * _GOLDEN % 1)))
-            began_s, first_s = await _answer(stream, _prompt(load.salt, number), tokens, count)
-            if from_s <= began_s < until_s:
-                ttft_s.append(first_s)
+            spread = number * _GOLDEN % 1
+            # All begin at once. The first answers are as long as what is left of those that are
+            # under way at some moment, and what is measured begins when each of them has.
+            share = 0.05 + spread if number < load.streams else 0.5 + spread
+            tokens = max(2, round(load.tokens * share))
+            await _answer(stream, _prompt(load.salt, number), tokens, first, count)
 
     await asyncio.gather(*(answers() for _ in range(load.streams)))
-    if not ttft_s:
-        raise RuntimeError(f"no answer began within {load.seconds} s; ask for more --seconds")
-    return Measured(load.seconds, counted, came, ttft_s)
+    assert from_s is not None
+    assert until_s is not None
+    return Measured(until_s - from_s, counted, came, ttft_s)
+
+
+def _ignore(*told: float) -> None:
+    del told
 
 
 async def _answer(
-    stream: Stream, prompt: str, tokens: int, count: Callable[[int], None] | None = None
-) -> tuple[float, float]:
-    """When an answer was asked for, and seconds to its first token."""
+    stream: Stream,
+    prompt: str,
+    tokens: int,
+    first: Callable[[float, float], None] = _ignore,
+    count: Callable[[int], None] = _ignore,
+) -> float:
+    """Seconds to an answer's first token.
+
+    Args:
+        stream: asks.
+        prompt: to answer.
+        tokens: how many the answer must have.
+        first: is told when it was asked for, and these seconds, when the first token comes.
+        count: is told of new tokens.
+
+    Raises:
+        RuntimeError: it had another number of tokens.
+    """
     began_s, first_s, came = time.perf_counter(), None, 0
     async for new in stream(prompt, tokens):
         if first_s is None and new:
             first_s = time.perf_counter() - began_s
+            first(began_s, first_s)
         came += new
-        if count is not None:
-            count(new)
+        count(new)
     if first_s is None or came != tokens:
         raise RuntimeError(f"an answer had {came} tokens instead of {tokens}")
-    return began_s, first_s
+    return first_s

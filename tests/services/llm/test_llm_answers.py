@@ -10,6 +10,8 @@ import pytest
 from llm_server import CONTEXT_TOKENS, chat, fields, refusal
 
 from tidegate.llm.v1 import llm_pb2
+from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.settings import Precision
 
 pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -303,12 +305,13 @@ async def test_a_generating_model_does_not_embed(client):
     assert details["ErrorInfo"].reason == "NOT_AN_EMBEDDING_MODEL"
 
 
-async def test_the_model_is_described(client):
+async def test_the_model_is_described(client, models):
     (model,) = (await client.stub.ListModels(llm_pb2.ListModelsRequest())).models
     assert (model.name, model.ready) == ("smollm2", True)
     assert model.kind == llm_pb2.MODEL_KIND_GENERATE
     assert model.engine.startswith("vllm ")
-    assert model.precision == "bfloat16"
+    taken = computing_type(Precision.AUTO, models / "smollm2" / "1")
+    assert model.precision == ("float32" if taken is Precision.FLOAT32 else "bfloat16")
     assert model.max_context_tokens == CONTEXT_TOKENS
     assert model.vocabulary_size == 49152
     assert list(model.lora_adapters) == ["noise"]

@@ -27,6 +27,7 @@ from tidegate.chassis.errors import (
 )
 from tidegate.errors import TidegateError
 from tidegate.serving.llm.environment import engine_libraries, preloaded, prepare_environment
+from tidegate.serving.llm.precision import computing_type
 from tidegate.serving.llm.requests import ModelFacts, Options
 from tidegate.serving.llm.sampling import Constraint, ConstraintKind, Sampling, SamplingDefaults
 from tidegate.serving.llm.settings import LlmSettings, Runner, SchedulingPolicy
@@ -254,7 +255,11 @@ def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    eager = settings.enforce_eager
+    dtype, eager = settings.dtype, settings.enforce_eager
+    if current_platform.is_cpu():
+        dtype = computing_type(dtype, path)
+    if dtype is not settings.dtype:
+        _log.info("this CPU is slow with 16 bits; --dtype says otherwise", dtype=dtype.value)
     adapters = settings.adapters
     embeds = settings.runner is Runner.POOLING
     arguments = AsyncEngineArgs(
@@ -262,7 +267,7 @@ def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
         served_model_name=name,
         runner=settings.runner.value,
         convert="embed" if embeds else "auto",
-        dtype=settings.dtype.value,
+        dtype=dtype.value,
         max_num_seqs=settings.max_running_requests,
         scheduling_policy=settings.scheduling_policy.value,
         enforce_eager=current_platform.is_cpu() if eager is None else eager,

@@ -77,7 +77,10 @@ class LlmSettings(ChassisSettings):
         Runner.GENERATE, description="generate answers prompts; pooling makes embeddings."
     )
     dtype: Precision = Field(
-        Precision.AUTO, description="Type to compute in; auto is the model's own."
+        Precision.AUTO,
+        description="Type to compute in; auto is the model's own, and float32 on an x86 CPU without"
+        " AVX-512, which is slow with numbers of 16 bits, where memory holds the weights twice as"
+        " large.",
     )
     max_context_tokens: int | None = Field(
         None,

@@ -1,0 +1,79 @@
+"""What the type costs that the LLM server computes in: bfloat16 and float32, side by side.
+
+    python benchmarks/llm/precision.py      # a few minutes
+
+Two servers with the same model, asked in turns; prints tokens a second and the time to the first
+token of each, their ratio within a round, and which of the two ``--dtype=auto`` takes here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from contenders import ROOT, tidegates
+from loads import Load
+from results import Turn
+
+from common import cpu_name
+from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.settings import Precision
+
+_DTYPES = (Precision.BFLOAT16.value, Precision.FLOAT32.value)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16, help="of an answer")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32], help="at once")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2" / "1")
+    given = parser.parse_args()
+    console = Console(width=100)
+    turns: dict[int, dict[str, list[Turn]]] = {}
+    with tempfile.TemporaryDirectory() as name, tidegates(given.model, Path(name), _DTYPES) as both:
+        for each in both:
+            each.measure(Load("at once", 2, 4, 0, "warm-up"))
+        for number in range(given.rounds):
+            for streams in given.streams:
+                load = Load("at once", streams, given.tokens, 0, f"{number}-{streams}")
+                for each in both if number % 2 else reversed(both):
+                    turn = Turn(0, number, each.kind, load, *each.measure(load))
+                    turns.setdefault(streams, {}).setdefault(each.kind, []).append(turn)
+    console.print(_table(turns))
+    taken = computing_type(Precision.AUTO, given.model)
+    console.print(f"{cpu_name()}: --dtype=auto takes {_named(taken)} here")
+
+
+def _table(turns: dict[int, dict[str, list[Turn]]]) -> Table:
+    shown = Table("at once", "", box=None)
+    for column in ("tokens/s", "of bfloat16", "TTFT p50"):
+        shown.add_column(column, justify="right")
+    for streams, by_dtype in turns.items():
+        base = by_dtype[_DTYPES[0]]
+        for dtype, own in by_dtype.items():
+            ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(own, base, strict=True)]
+            shown.add_row(
+                str(streams),
+                dtype,
+                f"{statistics.median(turn.tokens_per_s for turn in own):.1f}",
+                f"{statistics.median(ratios):.2f}",
+                f"{statistics.median(turn.ttft_p50_ms for turn in own):.0f} ms",
+            )
+    return shown
+
+
+def _named(precision: Precision) -> str:
+    return "the model's own" if precision is Precision.AUTO else precision.value
+
+
+if __name__ == "__main__":
+    main()
