@@ -297,7 +297,8 @@ class Proxy:
             if outcome is AckOutcome.DONE and self.asks(key) and key in served:
                 body = expected(served, key, self.delta)
                 assert self.answered[key.type].get(key.name) == body
-                if key.type in WILD or (key.name in self.names[key.type] and not self.dropping(key)):
+                asks = key.name in self.names[key.type] and not self.dropping(key)
+                if key.type in WILD or asks:
                     assert self.holds[key.type].get(key.name) == body
 
     def dropping(self, key):

@@ -181,9 +181,7 @@ async def test_a_route_that_names_a_refused_cluster_is_held_back(distribution, d
     assert (await delta.take()).names == ["r"]
 
 
-async def test_a_world_keeps_a_scope_as_it_was_while_its_new_cluster_is_refused(
-    distribution, sotw
-):
+async def test_a_world_keeps_a_scope_as_it_was_while_its_new_cluster_is_refused(distribution, sotw):
     served(distribution, cluster("old"), scope("s", old=1))
     await sotw.send(CLUSTER)
     await sotw.take()

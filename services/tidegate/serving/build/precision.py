@@ -8,10 +8,10 @@ engine obeys:
 - ``bf16`` and ``fp16``: the weights change type, and a cast at either end keeps input and output
   fp32. Convolution takes bf16 from opset 22 on, so the bf16 graph is lifted to it.
 - ``int8``: NNCF's post-training quantization places Q/DQ pairs: weights symmetric per channel and
-  of half their range, activations symmetric per tensor. It makes activations that are never negative unsigned, which
-  TensorRT reads as signed without an error and so cuts their range in half; they are made signed
-  here, at twice the step. That costs OpenVINO about a seventh of its int8 speed and, on
-  photographs, no accuracy that could be measured.
+  of half their range, activations symmetric per tensor. It makes activations that are never
+  negative unsigned, which TensorRT reads as signed without an error and so cuts their range in
+  half; they are made signed here, at twice the step. That costs OpenVINO about a seventh of its
+  int8 speed and, on photographs, no accuracy that could be measured.
 """
 
 from typing import TYPE_CHECKING, Any
