@@ -113,12 +113,15 @@ async def _steady(stream: Stream, load: Load) -> Measured:
     counted, came, settled, ttft_s = 0, 0, 0, []
     numbers = itertools.count()
 
-    def first(began_s: float, first_s: float) -> None:
+    def settle(began_s: float, first_s: float) -> None:
         nonlocal from_s, settled
+        del began_s, first_s
         settled += 1
         if settled == load.streams:
             from_s = time.perf_counter()
-        elif from_s is not None and began_s >= from_s and until_s is None:
+
+    def first(began_s: float, first_s: float) -> None:
+        if from_s is not None and began_s >= from_s and until_s is None:
             ttft_s.append(first_s)
 
     def count(new: int) -> None:
@@ -137,9 +140,9 @@ async def _steady(stream: Stream, load: Load) -> Measured:
             spread = number * _GOLDEN % 1
             # All begin at once. The first answers are as long as what is left of those that are
             # under way at some moment, and what is measured begins when each of them has.
-            share = 0.05 + spread if number < load.streams else 0.5 + spread
-            tokens = max(2, round(load.tokens * share))
-            await _answer(stream, _prompt(load.salt, number), tokens, first, count)
+            share, tell = (0.05, settle) if number < load.streams else (0.5, first)
+            tokens = max(2, round(load.tokens * (share + spread)))
+            await _answer(stream, _prompt(load.salt, number), tokens, tell, count)
 
     await asyncio.gather(*(answers() for _ in range(load.streams)))
     assert from_s is not None
