@@ -106,10 +106,10 @@ async def test_last_trace_and_one_by_the_beginning_of_its_id_are_shown(tidegate,
 
 async def test_last_waits_for_spans_that_are_on_their_way(traces, monkeypatch):
     loop = asyncio.get_running_loop()
-    coming = request(span(0xC << 120, 1, start_ms=60, name="latest"))
+    latest = request(span(0xC << 120, 1, start_ms=60, name="latest"))
 
     async def arrive():
-        await traces.stub.Export(coming)
+        await traces.stub.Export(latest)
 
     def spans_arrive(seconds):
         assert 0.5 < seconds <= 2

@@ -7,10 +7,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs vLLM: install the extra llm")
-
-from tidegate.serving.llm.precision import computing_type  # noqa: E402 - after the skip
-from tidegate.serving.llm.settings import Precision  # noqa: E402
+from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.settings import Precision
 
 WEIGHTS_BYTES = 1000
 
@@ -26,6 +24,7 @@ def model(tmp_path):
 @pytest.fixture
 def machine(monkeypatch):
     """Says what CPU and memory there are; at first, an old x86 with plenty."""
+    torch = pytest.importorskip("torch", reason="needs vLLM: install the extra llm")
 
     def say(capability="AVX2", kind="x86_64", free_bytes=10**9):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

@@ -259,7 +259,9 @@ def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
     if current_platform.is_cpu():
         dtype = computing_type(dtype, path)
     if dtype is not settings.dtype:
-        _log.info("this CPU is slow with 16 bits; --dtype says otherwise", dtype=dtype.value)
+        _log.info(
+            "computing in float32: this CPU is slow with 16 bits; --dtype decides if it is set"
+        )
     adapters = settings.adapters
     embeds = settings.runner is Runner.POOLING
     arguments = AsyncEngineArgs(

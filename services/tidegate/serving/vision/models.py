@@ -374,11 +374,6 @@ class Models:
                 f"{location.path} has {len(entry.labels)} labels, but its network has "
                 f"{engine.tensors.classes} classes; correct the labels"
             )
-        precision, computed = entry.metadata.precision.compute, engine.traits.precision
-        if computed is not precision:
-            _log.warning(
-                f"this machine computes {precision} in {computed}", model=f"{name} {version}"
-            )
         lane = build_lane(
             f"{name} {version}",
             engine,
@@ -387,6 +382,14 @@ class Models:
             LaneMetrics(name, version),
             entry.image_classifier().output.kind,
         )
+        wanted, computed = entry.metadata.precision.compute, engine.traits.precision
+        if computed is not wanted:
+            _log.warning(
+                "this machine computes the model in another precision",
+                model=lane.name,
+                wanted=str(wanted),
+                computed=str(computed),
+            )
         _log.info(
             "model ready",
             model=lane.name,

@@ -86,7 +86,7 @@ class OpenVinoEngine:
             raise EngineError(f"{entry.model_path} cannot be loaded: {error}") from error
         computed = precision
         if precision is Precision.BF16 and self._single.precision != ov.Type.bf16:
-            # OpenVINO does so, and says so nowhere else, on a CPU that has no bf16.
+            # What OpenVINO takes on a CPU that has no bf16, whatever it was asked for.
             computed = Precision.FP32
         self._traits = EngineTraits(
             name=f"openvino {ov.get_version().split('-')[0]}",
