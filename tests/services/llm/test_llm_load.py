@@ -12,6 +12,7 @@ import pytest
 from llm_server import MAX_RUNNING, MAX_WAITING, chat, details_of, refusal
 
 from tidegate.llm.v1 import llm_pb2
+from tidegate.serving.llm.environment import has_few_cores
 
 pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -27,15 +28,28 @@ def libraries_of(process):
     return {Path(each.path).name for each in process.memory_maps()}
 
 
+def computing(engine):
+    """The processes of the engine, itself among them."""
+    started = (engine, *engine.children(recursive=True))
+    return [each for each in started if each.name().startswith("VLLM")]
+
+
 async def test_the_engines_processes_and_no_other_have_intels_openmp(server, client):
     await client.answer("Count.")
-    engine = server.engine_process()
-    started = (engine, *engine.children(recursive=True))
-    computing = [each for each in started if each.name().startswith("VLLM")]
-    assert len(computing) > 1, "the engine computes in a process of its own"
-    for each in computing:
+    for each in computing(server.engine_process()):
         assert "libiomp5.so" in libraries_of(each), each
     assert "libiomp5.so" not in libraries_of(server.process)
+
+
+async def test_on_few_cores_the_engine_computes_itself_bound_as_vllm_binds(server, client):
+    if not has_few_cores(cores := len(os.sched_getaffinity(0))):
+        pytest.skip(f"{cores} cores are not few")
+    await client.answer("Count.")
+    engine = server.engine_process()
+    assert computing(engine) == [engine]
+    # vLLM binds each thread that computes to a core.
+    may_use = [os.sched_getaffinity(thread.id) for thread in engine.threads()]
+    assert min(map(len, may_use)) == 1
 
 
 async def test_the_servers_threads_do_not_interrupt_the_engine(server, client):

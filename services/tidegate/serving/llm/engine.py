@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -26,8 +26,8 @@ from tidegate.chassis.errors import (
     Unavailable,
 )
 from tidegate.errors import TidegateError
-from tidegate.serving.llm.environment import engine_libraries, preloaded, prepare_environment
-from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.environment import prepare_environment
+from tidegate.serving.llm.launch import launch
 from tidegate.serving.llm.requests import ModelFacts, Options
 from tidegate.serving.llm.sampling import Constraint, ConstraintKind, Sampling, SamplingDefaults
 from tidegate.serving.llm.settings import LlmSettings, Runner, SchedulingPolicy
@@ -171,7 +171,7 @@ async def loaded_engine(
         StartupError: vLLM cannot load it.
     """
     prepare_environment(settings.kv_cache_gib)
-    loading = asyncio.create_task(asyncio.to_thread(_load, settings, path, name))
+    loading = asyncio.create_task(asyncio.to_thread(launch, settings, path, name))
     try:
         llm = await asyncio.shield(loading)
     except asyncio.CancelledError:
@@ -246,60 +246,6 @@ def _failed(options: Options) -> InvalidArgument | Internal:
 
 def _dead() -> Unavailable:
     return Unavailable("the engine died; another replica may answer", reason="ENGINE_DIED")
-
-
-def _load(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
-    from vllm.config import StructuredOutputsConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.envs import enable_envs_cache
-    from vllm.platforms import current_platform
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    dtype, eager = settings.dtype, settings.enforce_eager
-    if current_platform.is_cpu():
-        dtype = computing_type(dtype, path)
-    if dtype is not settings.dtype:
-        _log.info(
-            "computing in float32: this CPU is slow with 16 bits; --dtype decides if it is set"
-        )
-    adapters = settings.adapters
-    embeds = settings.runner is Runner.POOLING
-    arguments = AsyncEngineArgs(
-        model=str(path),
-        served_model_name=name,
-        runner=settings.runner.value,
-        convert="embed" if embeds else "auto",
-        dtype=dtype.value,
-        max_num_seqs=settings.max_running_requests,
-        scheduling_policy=settings.scheduling_policy.value,
-        enforce_eager=current_platform.is_cpu() if eager is None else eager,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        enable_lora=bool(adapters),
-        max_loras=max(len(adapters), 1),
-        max_lora_rank=_lora_rank(settings.max_lora_rank),
-        # One backend and none to fall back to: with "auto", whichever request comes first decides
-        # for all, and a schema checked by one is compiled by another that ignores half of it.
-        structured_outputs_config=StructuredOutputsConfig(
-            backend="guidance", disable_any_whitespace=True
-        ),
-        enable_log_requests=False,
-    )
-    if settings.max_context_tokens is not None:
-        arguments.max_model_len = settings.max_context_tokens
-    with preloaded(engine_libraries() if current_platform.is_cpu() else {}):
-        llm = AsyncLLM.from_engine_args(arguments)
-    # vLLM asks after its settings for each token, and the environment each time unless it may keep
-    # what it found; in the engine's process it does so by itself.
-    enable_envs_cache()
-    return llm
-
-
-def _lora_rank(rank: int) -> Any:
-    """Gives the smallest rank of those that vLLM makes room for."""
-    from vllm.config.lora import MaxLoRARanks
-
-    return min(each for each in get_args(MaxLoRARanks) if each >= rank)
 
 
 async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: str) -> Engine:

@@ -13,6 +13,7 @@ from tidegate.serving.llm.engine_process import ENDS_WITH_SERVER
 __all__ = [
     "engine_environment",
     "engine_libraries",
+    "has_few_cores",
     "intel_openmp",
     "preloaded",
     "prepare_environment",
@@ -55,12 +56,16 @@ def engine_environment(kv_cache_gib: int, cores: int) -> dict[str, str]:
         Environment variables; none of them matters on a GPU.
     """
     found = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
-    if cores <= _FEW_CORES:
+    if has_few_cores(cores):
         # vLLM keeps one core from the computation, for its scheduler and the server. Of many cores
-        # that is little; of few it is much more than these two need, and the scheduler, which
-        # watches the computation without a pause, yields to whatever else wants to run.
+        # that is little; of few it is much more than these two need.
         found["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     return found
+
+
+def has_few_cores(cores: int) -> bool:
+    """Says whether all cores compute and none is kept for the engine's scheduler."""
+    return cores <= _FEW_CORES
 
 
 def engine_libraries() -> dict[str, str]:

@@ -1,0 +1,108 @@
+"""Starts vLLM's engine, with the options and in the processes that suit the machine.
+
+On a CPU, vLLM computes in a process that its engine starts, so that OpenMP finds its settings when
+that process loads it; the engine's scheduler watches that process from a core that is kept for it.
+Where no core is kept (see :mod:`~tidegate.serving.llm.environment`), the engine's own process is
+given these settings, and computes: as fast, with one process less that has to load vLLM, which
+takes many seconds and hundreds of megabytes.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import structlog
+
+from tidegate.serving.llm.environment import engine_libraries, has_few_cores, preloaded
+from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.settings import LlmSettings, Runner
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["launch"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
+    """Loads a model; the environment must have been prepared. Raises whatever vLLM does.
+
+    Args:
+        settings: How to run it.
+        path: Folder of the model.
+        name: Name that clients know it by.
+    """
+    from vllm.envs import enable_envs_cache
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    llm = _started(_arguments(settings, path, name, on_cpu=on_cpu), on_cpu=on_cpu)
+    # vLLM asks after its settings for each token, and the environment each time unless it may keep
+    # what it found; in the engine's process it does so by itself.
+    enable_envs_cache()
+    return llm
+
+
+def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) -> "AsyncEngineArgs":
+    from vllm.config import StructuredOutputsConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    dtype = computing_type(settings.dtype, path) if on_cpu else settings.dtype
+    if dtype is not settings.dtype:
+        _log.info(
+            "computing in float32: this CPU is slow with 16 bits; --dtype decides if it is set"
+        )
+    eager, adapters = settings.enforce_eager, settings.adapters
+    embeds = settings.runner is Runner.POOLING
+    arguments = AsyncEngineArgs(
+        model=str(path),
+        served_model_name=name,
+        runner=settings.runner.value,
+        convert="embed" if embeds else "auto",
+        dtype=dtype.value,
+        max_num_seqs=settings.max_running_requests,
+        scheduling_policy=settings.scheduling_policy.value,
+        enforce_eager=on_cpu if eager is None else eager,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        enable_lora=bool(adapters),
+        max_loras=max(len(adapters), 1),
+        max_lora_rank=_lora_rank(settings.max_lora_rank),
+        # One backend and none to fall back to: with "auto", whichever request comes first decides
+        # for all, and a schema checked by one is compiled by another that ignores half of it.
+        structured_outputs_config=StructuredOutputsConfig(
+            backend="guidance", disable_any_whitespace=True
+        ),
+        enable_log_requests=False,
+    )
+    if settings.max_context_tokens is not None:
+        arguments.max_model_len = settings.max_context_tokens
+    return arguments
+
+
+def _started(arguments: "AsyncEngineArgs", *, on_cpu: bool) -> "AsyncLLM":
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if not on_cpu:
+        return AsyncLLM.from_engine_args(arguments)
+    with preloaded(engine_libraries()):
+        if arguments.tensor_parallel_size > 1 or not has_few_cores(len(os.sched_getaffinity(0))):
+            return AsyncLLM.from_engine_args(arguments)
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.utils.ompmultiprocessing import OMPProcessManager
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        # By its class: on a CPU vLLM takes the name for a default, and another executor.
+        arguments.distributed_executor_backend = UniProcExecutor
+        config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
+            return AsyncLLM.from_vllm_config(config)
+
+
+def _lora_rank(rank: int) -> Any:
+    """Gives the smallest rank of those that vLLM makes room for."""
+    from vllm.config.lora import MaxLoRARanks
+
+    return min(each for each in get_args(MaxLoRARanks) if each >= rank)
