@@ -13,11 +13,16 @@ BIN := $(VENV)/bin
 COUNT := awk '/^(Collecting|Processing)/ { printf "\r   %d packages taken up", ++n; fflush() } \
   /^Installing collected/ { printf "\n   installing them\n"; fflush() } /^ERROR/ { print }'
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-PIP_INSTALL := python -m pip --disable-pip-version-check --no-input install --no-deps
+PIP_INSTALL := python -m pip --disable-pip-version-check --no-input install --no-deps --no-compile
+# pip compiles on one core. Some packages bring templates and files for other versions of Python,
+# which do not compile and need not.
+COMPILE := python -m compileall -qq -j 0
 SOURCES := clients/python services router mesh/local tests benchmarks tools
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
-MODELS_READY := models/.ready
+# int8 takes the longest: it goes first, so that the others are built beside it with `make -j 2`.
+CLASSIFIERS := $(addprefix models/.efficientnet-lite0-,int8 fp32 bf16)
+MODELS_READY := $(CLASSIFIERS) models/.smollm2
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
@@ -96,17 +101,22 @@ $(RUN_READY): requirements/run.txt pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/$(PIP_INSTALL) --quiet --no-build-isolation --editable .
 	@$(BIN)/python tools/restore_packages.py
 	@$(BIN)/python tools/check_torch.py
+	@$(BIN)/$(COMPILE) $(VENV)/lib || true
 	@touch $@
 
 $(DEV_READY): requirements/dev.txt $(RUN_READY)
 	@echo '── set-up: packages of requirements/dev.txt'
 	@$(BIN)/$(PIP_INSTALL) $(INDEX) -r requirements/dev.txt | $(COUNT)
+	@$(BIN)/$(COMPILE) $(VENV)/lib || true
 	@touch $@
 
-$(MODELS_READY): $(RUN_READY)
-	@echo '── models: EfficientNet-Lite0 at three precisions, and SmolLM2'
-	@for precision in fp32 bf16 int8; do \
-	  $(BIN)/tidegate model build efficientnet-lite0 --precision $$precision || exit 1; done
+$(CLASSIFIERS): models/.efficientnet-lite0-%: $(RUN_READY)
+	@echo '── models: EfficientNet-Lite0 in $*'
+	@$(BIN)/tidegate model build efficientnet-lite0 --precision $*
+	@touch $@
+
+models/.smollm2: $(RUN_READY)
+	@echo '── models: SmolLM2'
 	@$(BIN)/tidegate model build smollm2
 	@touch $@
 
@@ -115,4 +125,5 @@ $(PEERS_READY): requirements/peers.txt
 	@echo '── set-up: the peers, in .venv-peers'
 	@$(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/$(PIP_INSTALL) -r requirements/peers.txt | $(COUNT)
+	@.venv-peers/bin/$(COMPILE) .venv-peers/lib || true
 	@touch $@
