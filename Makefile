@@ -14,8 +14,8 @@ COUNT := awk '/^(Collecting|Processing)/ { printf "\r   %d packages taken up", +
   /^Installing collected/ { printf "\n   installing them\n"; fflush() } /^ERROR/ { print }'
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP_INSTALL := python -m pip --disable-pip-version-check --no-input install --no-deps --no-compile
-# pip compiles on one core. Some packages bring templates and files for other versions of Python,
-# which do not compile and need not.
+# pip compiles on one core, this on all. Some packages bring templates and files for other versions
+# of Python, which do not compile and need not.
 COMPILE := python -m compileall -qq -j 0
 SOURCES := clients/python services router mesh/local tests benchmarks tools
 RUN_READY := $(VENV)/.run-ready
@@ -101,12 +101,14 @@ $(RUN_READY): requirements/run.txt pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/$(PIP_INSTALL) --quiet --no-build-isolation --editable .
 	@$(BIN)/python tools/restore_packages.py
 	@$(BIN)/python tools/check_torch.py
+	@echo '   compiling them'
 	@$(BIN)/$(COMPILE) $(VENV)/lib || true
 	@touch $@
 
 $(DEV_READY): requirements/dev.txt $(RUN_READY)
 	@echo '── set-up: packages of requirements/dev.txt'
 	@$(BIN)/$(PIP_INSTALL) $(INDEX) -r requirements/dev.txt | $(COUNT)
+	@echo '   compiling them'
 	@$(BIN)/$(COMPILE) $(VENV)/lib || true
 	@touch $@
 
@@ -125,5 +127,6 @@ $(PEERS_READY): requirements/peers.txt
 	@echo '── set-up: the peers, in .venv-peers'
 	@$(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/$(PIP_INSTALL) -r requirements/peers.txt | $(COUNT)
+	@echo '   compiling them'
 	@.venv-peers/bin/$(COMPILE) .venv-peers/lib || true
 	@touch $@

@@ -6,9 +6,10 @@
 All run the same engine with the same model and options and answer the same prompts in short turns,
 in an order that changes from round to round; what counts is the ratio within a round, so that a
 drift of the machine hits all alike. vLLM's own server is there twice: as it comes, and with the
-cores and libraries that ours gives its engine, as bare AsyncLLM has them too. The same engine is
-some per cent faster or slower from one start to the next, so all are started afresh every few
-rounds, and the standard error over the starts is told. The loads are those of ``loads.py``.
+cores and libraries that ours gives its engine, as bare AsyncLLM has them too. On few cores ours
+computes in the engine's own process, the others beside it, as vLLM does. The same engine is some
+per cent faster or slower from one start to the next, so all are started afresh every few rounds,
+and the standard error over the starts is told. The loads are those of ``loads.py``.
 Front and client are the processor time that the process in front of the engine and the load
 generator spend on a token; with bare AsyncLLM both are one process. Prints a table and whether the
 bounds are met, and writes ``bench-results/llm.json`` and a plot beside it.

@@ -292,6 +292,8 @@ async def test_a_closed_lane_is_idle_when_its_last_request_ends_without_a_run(wo
     busy.engine.release()
     await answered(running)
     assert await asyncio.to_thread(idle.wait, 20)
+    if end == "expires":
+        assert isinstance((await answered(last))[0], DeadlineExceeded)
     assert closing.engine.ran == []
 
 
