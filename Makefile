@@ -17,6 +17,12 @@ PIP_INSTALL := python -m pip --disable-pip-version-check --no-input install --no
 # pip compiles on one core, this on all. Some packages bring templates and files for other versions
 # of Python, which do not compile and need not.
 COMPILE := python -m compileall -qq -j 0
+# $(call install,ENVIRONMENT,REQUIREMENTS)
+define install
+	@$(1)/bin/$(PIP_INSTALL) $(INDEX) -r $(2) | $(COUNT)
+	@echo '   compiling them'
+	@$(1)/bin/$(COMPILE) $(1)/lib || true
+endef
 SOURCES := clients/python services router mesh/local tests benchmarks tools
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
@@ -97,19 +103,15 @@ $(VENV)/bin/python:
 
 $(RUN_READY): requirements/run.txt pyproject.toml | $(VENV)/bin/python
 	@echo '── set-up: packages of requirements/run.txt (a few minutes the first time)'
-	@$(BIN)/$(PIP_INSTALL) $(INDEX) -r requirements/run.txt | $(COUNT)
+	$(call install,$(VENV),requirements/run.txt)
 	@$(BIN)/$(PIP_INSTALL) --quiet --no-build-isolation --editable .
 	@$(BIN)/python tools/restore_packages.py
 	@$(BIN)/python tools/check_torch.py
-	@echo '   compiling them'
-	@$(BIN)/$(COMPILE) $(VENV)/lib || true
 	@touch $@
 
 $(DEV_READY): requirements/dev.txt $(RUN_READY)
 	@echo '── set-up: packages of requirements/dev.txt'
-	@$(BIN)/$(PIP_INSTALL) $(INDEX) -r requirements/dev.txt | $(COUNT)
-	@echo '   compiling them'
-	@$(BIN)/$(COMPILE) $(VENV)/lib || true
+	$(call install,$(VENV),requirements/dev.txt)
 	@touch $@
 
 $(CLASSIFIERS): models/.efficientnet-lite0-%: $(RUN_READY)
@@ -126,7 +128,5 @@ $(PEERS_READY): requirements/peers.txt
 	@command -v h2load > /dev/null || { echo 'h2load is missing: install the package nghttp2-client'; exit 1; }
 	@echo '── set-up: the peers, in .venv-peers'
 	@$(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/$(PIP_INSTALL) -r requirements/peers.txt | $(COUNT)
-	@echo '   compiling them'
-	@.venv-peers/bin/$(COMPILE) .venv-peers/lib || true
+	$(call install,.venv-peers,requirements/peers.txt)
 	@touch $@

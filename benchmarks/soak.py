@@ -85,17 +85,15 @@ async def served(name: str, *flags: str) -> AsyncIterator[Server]:
                 stdout=output,
             )
         try:
-            async with AsyncExitStack() as stack:
+            async with asyncio.timeout(LOADED_WITHIN_S):
+                while not port_file.exists():
+                    if process.returncode is not None:
+                        raise SystemExit(f"{name} did not start:\n{log.read_text()}")
+                    await asyncio.sleep(0.1)
+            port = json.loads(port_file.read_text())["grpc"]
+            options = [("grpc.max_receive_message_length", 64 << 20)]
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
                 async with asyncio.timeout(LOADED_WITHIN_S):
-                    while not port_file.exists():
-                        if process.returncode is not None:
-                            raise SystemExit(f"{name} did not start:\n{log.read_text()}")
-                        await asyncio.sleep(0.1)
-                    port = json.loads(port_file.read_text())["grpc"]
-                    options = [("grpc.max_receive_message_length", 64 << 20)]
-                    channel = await stack.enter_async_context(
-                        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options)
-                    )
                     await until_serving(channel, process, log)
                 yield Server(name, psutil.Process(process.pid), channel)
         finally:
