@@ -46,6 +46,7 @@ __all__ = [
     "current_context",
     "extract",
     "install",
+    "is_recording",
     "record_span",
     "server_span",
     "span",
@@ -146,6 +147,11 @@ def server_span(
         kind=SpanKind.SERVER,
         attributes=attributes,
     )
+
+
+def is_recording() -> bool:
+    """Tells whether a span of the current request is recorded."""
+    return _tracer is not None and trace.get_current_span().is_recording()
 
 
 def current_context() -> "Context":

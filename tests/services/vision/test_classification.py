@@ -38,6 +38,14 @@ def test_logits_become_softmax(output):
         assert sum(best.scores) == pytest.approx(1, abs=1e-4)
 
 
+def test_classes_without_a_score_are_told_apart():
+    output = np.array([[-np.inf, 3.0, -np.inf, -np.inf]], dtype=np.float32)
+    (found,) = best_classes(output, 3, OutputKind.LOGITS)
+    assert found.classes[0] == 1
+    assert len(set(found.classes)) == 3
+    assert found.scores == [1.0, 0.0, 0.0]
+
+
 def test_large_logits_do_not_overflow():
     output = np.array([[1e4, -1e4, 1e4]], dtype=np.float32)
     assert best_classes(output, 3, OutputKind.LOGITS) == [([0, 2, 1], [0.5, 0.5, 0.0])]

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 
 from tidegate.serving.repository import Repository
@@ -77,6 +78,40 @@ def test_a_precision_that_the_cpu_does_not_have_is_refused(models_root, write_mo
     entry = Repository(write_model("shell", "1").parents[1]).find("shell", "1")
     with pytest.raises(EngineError, match="cannot be loaded"):
         OpenVinoEngine(entry, cores=1, batch_sizes=[1])
+
+
+def two_outputs(path):
+    """A network of two by two pixels: its features, and scores for three classes in double."""
+    make = onnx.helper.make_node
+    value = onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto
+    graph = onnx.helper.make_graph(
+        [
+            make("Flatten", ["image"], ["features"]),
+            make("MatMul", ["features", "weights"], ["logits"]),
+            make("Cast", ["logits"], ["scores"], to=kind.DOUBLE),
+        ],
+        "two",
+        [value("image", kind.FLOAT, ["n", 3, 2, 2])],
+        [value("features", kind.FLOAT, ["n", 12]), value("scores", kind.DOUBLE, ["n", 3])],
+        [onnx.numpy_helper.from_array(np.eye(12, 3, dtype=np.float32), "weights")],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
+def test_of_several_outputs_the_one_that_was_named_is_read_whatever_its_type(write_model):
+    folder = write_model("two", "1", output={"tensor": "scores"})
+    two_outputs(folder / "model.onnx")
+    entry = Repository(folder.parents[1]).find("two", "1", verify=False)
+    engine = OpenVinoEngine(entry, cores=1, batch_sizes=[1, 2])
+    tensor = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    scores = engine.run(InputForm.TENSOR, [tensor])
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [[0, 1, 2]]
+    dark = np.zeros((2, 2, 3), dtype=np.uint8)
+    for alone in (False, True):
+        assert engine.run(InputForm.PIXELS, [dark], alone=alone).shape == (1, 3)
 
 
 def test_openvino_does_not_call_home(tmp_path):

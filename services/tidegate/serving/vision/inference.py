@@ -6,10 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from opentelemetry import trace
-
 from tidegate.chassis.calls import ServicerContext, client_identity, deadline_of
-from tidegate.chassis.tracing import current_context, record_span
+from tidegate.chassis.tracing import current_context, is_recording, record_span
 from tidegate.serving.vision.tickets import Ticket
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ class Inference:
         except asyncio.CancelledError:
             self._pool.cancel(serving.lane, ticket)
             raise
-        if trace.get_current_span().is_recording():
+        if is_recording():
             _record_stages(outcome, serving)
         return outcome
 

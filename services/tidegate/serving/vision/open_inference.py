@@ -273,15 +273,16 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 def _respond(
     serving: Serving, request_id: str, call: InferCall, outcome: Outcome
 ) -> oip.ModelInferResponse:
+    classes = serving.engine.tensors.classes
     tensor = oip.ModelInferResponse.InferOutputTensor(
-        name=serving.engine.tensors.output_name, datatype="FP32", shape=outcome.output.shape
+        name=serving.engine.tensors.output_name, datatype="FP32", shape=[len(outcome.rows), classes]
     )
     if call.top_k:
         tensor.datatype = "BYTES"
         tensor.shape[1] = call.top_k
         content = _best_as_texts(outcome, serving.entry.labels)
     else:
-        content = outcome.output.astype("<f4", copy=False).tobytes()
+        content = b"".join(row.astype("<f4", copy=False).tobytes() for row in outcome.rows)
     return oip.ModelInferResponse(
         model_name=serving.entry.name,
         model_version=serving.entry.version,
@@ -295,7 +296,7 @@ def _best_as_texts(outcome: Outcome, labels: tuple[str, ...]) -> bytes:
     """The best classes of each image as Triton writes them, ``value:class:label``."""
     texts = (
         f"{row[number]:f}:{number}:{labels[number]}" if labels else f"{row[number]:f}:{number}"
-        for row, best in zip(outcome.output, outcome.best, strict=True)
+        for row, best in zip(outcome.rows, outcome.best, strict=True)
         for number in best.classes
     )
     encoded = (text.encode() for text in texts)

@@ -9,7 +9,7 @@ for it. Normalisation is compiled into the graph, so pixels enter as the bytes t
 from __future__ import annotations
 
 import queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -154,28 +154,44 @@ class _Compiled:
         graph.reshape({tensors.input_name: shape})
         model = core.compile_model(graph, "CPU", options)
         self.precision: ov.Type = model.get_property("INFERENCE_PRECISION_HINT")
-        self._size = size
-        self._requests: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
+        self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for _ in range(runs):
-            self._requests.put(model.create_infer_request())
+            request = model.create_infer_request()
+            pixels = scores = None
+            if size is not None:
+                result = model.output(tensors.output_name)
+                found = ov.Tensor(result.element_type, result.shape)
+                request.set_tensor(result, found)
+                pixels, scores = request.get_input_tensor().data, found.data
+            self._slots.put(_Slot(request, pixels, scores))
+        self._result = model.output(tensors.output_name)
 
     def run(self, images: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.float32]:
-        request = self._requests.get()
+        slot = self._slots.get()
+        request, pixels, scores = slot
         try:
-            if self._size is None:
+            if pixels is None or scores is None:
                 # The request does not keep the array alive; this frame does.
                 batch = np.stack(images)
                 request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
+                request.infer()
+                scores = request.get_tensor(self._result).data
             else:
                 # What padding holds does not matter: it is computed and thrown away.
-                target = request.get_input_tensor().data
                 for index, image in enumerate(images):
-                    target[index] = image
-            request.infer()
-            output: npt.NDArray[np.float32] = request.get_output_tensor().data
-            return np.array(output[: len(images)], dtype=np.float32)
+                    pixels[index] = image
+                request.infer()
+            return scores[: len(images)].astype(np.float32)
         finally:
-            self._requests.put(request)
+            self._slots.put(slot)
+
+
+class _Slot(NamedTuple):
+    """A request, and the arrays that it reads and fills; None where a batch may be of any size."""
+
+    request: ov.InferRequest
+    pixels: npt.NDArray[np.generic] | None
+    scores: npt.NDArray[np.generic] | None
 
 
 def _tensors(graph: ov.Model, model: ImageClassifier, path: Path) -> ModelTensors:

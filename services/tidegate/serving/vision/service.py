@@ -167,14 +167,19 @@ def _respond(
             label = labels[class_id] if labels else str(class_id)
             add(class_id=class_id, label=label, score=score)
     if include_logits:
-        for result, row in zip(response.results, outcome.output, strict=True):
+        for result, row in zip(response.results, outcome.rows, strict=True):
             result.logits.extend(row)
+    decode_s = queue_s = run_s = end_s = 0.0
+    for stages in outcome.stages:
+        decode_s = max(decode_s, stages.prepare_end_s - stages.prepare_start_s)
+        queue_s = max(queue_s, stages.queue_s)
+        run_s = max(run_s, stages.run_end_s - stages.run_start_s)
+        end_s = max(end_s, stages.run_end_s)
     timings = response.timings
-    stages = outcome.stages
-    _set(timings.decode, max(each.prepare_end_s - each.prepare_start_s for each in stages))
-    _set(timings.queue, max(each.queue_s for each in stages))
-    _set(timings.inference, max(each.run_end_s - each.run_start_s for each in stages))
-    _set(timings.total, max(each.run_end_s for each in stages) - stages[0].accepted_s)
+    _set(timings.decode, decode_s)
+    _set(timings.queue, queue_s)
+    _set(timings.inference, run_s)
+    _set(timings.total, end_s - outcome.stages[0].accepted_s)
     timings.batch_size = outcome.batch_size
     return response
 

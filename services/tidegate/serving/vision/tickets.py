@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from tidegate.serving.vision.engine import InputForm
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
+    import numpy as np
     import numpy.typing as npt
 
     from tidegate.serving.vision.classification import Best
@@ -70,13 +69,13 @@ class Outcome(NamedTuple):
     """What the model gave for a request.
 
     Attributes:
-        output: the model's own output, images × classes.
+        rows: the model's own output for each image.
         best: the best classes of each image, as many as were wanted.
         stages: when each image passed each stage.
         batch_size: images in the largest batch that served the request.
     """
 
-    output: npt.NDArray[np.float32]
+    rows: tuple[npt.NDArray[np.float32], ...]
     best: tuple[Best, ...]
     stages: tuple[Stages, ...]
     batch_size: int
@@ -126,8 +125,8 @@ class Ticket:
     """
 
     __slots__ = (
-        "_batch_size", "_best", "_error", "_output", "_unfinished", "accepted_s", "client",
-        "deadline_s", "future", "loop", "settled", "size_bytes", "tasks", "top_k",
+        "_batch_size", "_error", "_results", "accepted_s", "client", "deadline_s", "future", "loop",
+        "settled", "size_bytes", "tasks", "top_k",
     )  # fmt: skip
 
     def __init__(
@@ -149,9 +148,7 @@ class Ticket:
         self.settled = False
         self.tasks = [Task(self, index, image) for index, image in enumerate(images)]
         self.size_bytes = sum(_size_bytes(image) for image in images)
-        self._unfinished = len(self.tasks)
-        self._output: npt.NDArray[np.float32] | None = None
-        self._best: dict[int, Best] = {}
+        self._results: dict[int, tuple[npt.NDArray[np.float32], Best]] = {}
         self._batch_size = 0
         self._error: Exception | None = None
 
@@ -168,14 +165,9 @@ class Ticket:
         """
         if self.settled:
             return False
-        if self._output is None:
-            self._output = np.empty((len(self.tasks), row.shape[0]), dtype=np.float32)
-        self._output[task.index] = row
-        self._best[task.index] = best
+        self._results[task.index] = row, best
         self._batch_size = max(self._batch_size, batch_size)
-        self._unfinished -= 1
-        if self._unfinished == 0:
-            self.settled = True
+        self.settled = len(self._results) == len(self.tasks)
         return self.settled
 
     def fail(self, error: Exception) -> bool:
@@ -199,10 +191,10 @@ class Ticket:
             return
         if self._error is not None:
             self.future.set_exception(self._error)
-        elif self._output is not None:
-            best = tuple(self._best[task.index] for task in self.tasks)
+        elif self._results:
+            rows, best = zip(*map(self._results.__getitem__, range(len(self.tasks))), strict=True)
             stages = tuple(task.stages for task in self.tasks)
-            self.future.set_result(Outcome(self._output, best, stages, self._batch_size))
+            self.future.set_result(Outcome(rows, best, stages, self._batch_size))
 
     def _release(self) -> None:
         """Lets go of the images at once: tasks that still wait hold no memory."""
