@@ -29,6 +29,8 @@ DEV_READY := $(VENV)/.dev-ready
 # int8 takes the longest: it goes first, so that the others are built beside it with `make -j 2`.
 CLASSIFIERS := $(addprefix models/.efficientnet-lite0-,int8 fp32 bf16)
 MODELS_READY := $(CLASSIFIERS) models/.smollm2
+# A model is built anew only where what builds it says so; it looks when it has changed itself.
+BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
@@ -114,12 +116,12 @@ $(DEV_READY): requirements/dev.txt $(RUN_READY)
 	$(call install,$(VENV),requirements/dev.txt)
 	@touch $@
 
-$(CLASSIFIERS): models/.efficientnet-lite0-%: $(RUN_READY)
+$(CLASSIFIERS): models/.efficientnet-lite0-%: $(RUN_READY) $(BUILDERS)
 	@echo '── models: EfficientNet-Lite0 in $*'
 	@$(BIN)/tidegate model build efficientnet-lite0 --precision $*
 	@touch $@
 
-models/.smollm2: $(RUN_READY)
+models/.smollm2: $(RUN_READY) $(BUILDERS)
 	@echo '── models: SmolLM2'
 	@$(BIN)/tidegate model build smollm2
 	@touch $@

@@ -5,11 +5,12 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from tidegate.serving.build import smollm2
 from tidegate.serving.build.assembly import assemble
 from tidegate.serving.build.commands import app
 from tidegate.serving.build.errors import MissingPackageError
 from tidegate.serving.build.quiet import quietly, required
-from tidegate.serving.repository import LanguageModel
+from tidegate.serving.repository import LanguageModel, Source
 
 
 @pytest.fixture
@@ -23,12 +24,37 @@ def model(tmp_path):
     return run
 
 
-def build_by_hand(root, name="talk", version="1"):
+def writes(source=None):
     def write(folder):
         (folder / "config.json").write_text("{}")
-        return LanguageModel(kind="language-model")
+        return LanguageModel(kind="language-model", source=source)
 
-    return assemble(root, name, version, write)
+    return write
+
+
+def build_by_hand(root, name="talk", version="1", source=None):
+    return assemble(root, name, version, writes(source))
+
+
+def test_a_model_that_was_built_in_an_earlier_way_is_built_anew(model, tmp_path, monkeypatch):
+    now = Source(package="weights", recipe=smollm2.RECIPE)
+    monkeypatch.setattr(smollm2, "write_language_model", writes(now))
+    build = ("build", "smollm2", "--repository", str(tmp_path))
+    entry = build_by_hand(tmp_path, "smollm2", source=Source(package="weights"))
+    assert entry.metadata.source.recipe < smollm2.RECIPE
+    status, output = model(*build)
+    assert status == 0
+    assert "smollm2 1 was built in an earlier way, and is built anew" in output
+    assert f'"recipe": {smollm2.RECIPE}' in (entry.path / "model.json").read_text()
+    assert "already built" in model(*build)[1]
+
+
+def test_a_model_of_somebody_else_is_left_as_it_is(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "write_language_model", None)
+    build_by_hand(tmp_path, "smollm2")
+    status, output = model("build", "smollm2", "--repository", str(tmp_path))
+    assert status == 0
+    assert "already built" in output
 
 
 def test_list_shows_every_version_and_marks_the_default(model, tmp_path):

@@ -176,6 +176,7 @@ def _build_classifier(
         efficientnet_lite0.NAME,
         chosen,
         lambda folder, say: efficientnet_lite0.write_image_classifier(folder, precision, say),
+        recipe=efficientnet_lite0.RECIPE,
         force=force,
     )
     if entry.metadata.precision.compute is not precision:
@@ -192,7 +193,8 @@ def _build_language_model(root: Path, version: str | None, *, force: bool) -> No
         say("unpacking the weights and the tokenizer")
         return smollm2.write_language_model(folder)
 
-    _build(root, smollm2.NAME, version or smollm2.DEFAULT_VERSION, write, force=force)
+    chosen = version or smollm2.DEFAULT_VERSION
+    _build(root, smollm2.NAME, chosen, write, recipe=smollm2.RECIPE, force=force)
 
 
 def _build(
@@ -201,6 +203,7 @@ def _build(
     version: str,
     write: Callable[[Path, Callable[[str], None]], Metadata],
     *,
+    recipe: int,
     force: bool,
 ) -> Entry:
     if not is_identifier(version):
@@ -208,10 +211,13 @@ def _build(
             f"{version!r} cannot be a version; use 1-63 letters, digits, '.', '_' or '-'"
         )
     if not force and (entry := sound_entry(root / name / version)) is not None:
-        _output.print(
-            f"{name} {version} is already built and its checksums are right: {entry.path}"
-        )
-        return entry
+        source = entry.metadata.source
+        if source is None or source.recipe >= recipe:
+            _output.print(
+                f"{name} {version} is already built and its checksums are right: {entry.path}"
+            )
+            return entry
+        _output.print(f"{name} {version} was built in an earlier way, and is built anew")
     with _progress.status(f"{name} {version}: loading libraries") as status:
 
         def say(step: str) -> None:

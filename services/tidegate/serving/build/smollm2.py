@@ -25,10 +25,12 @@ from tidegate.serving.repository import (
     Source,
 )
 
-__all__ = ["DEFAULT_VERSION", "NAME", "find_weights", "write_language_model"]
+__all__ = ["DEFAULT_VERSION", "NAME", "RECIPE", "find_weights", "write_language_model"]
 
 NAME = "smollm2"
 DEFAULT_VERSION = "1"
+RECIPE = 2
+"""The second one samples as the model's authors do."""
 
 # What the model's authors sample with in the model card. Where a model says nothing vLLM samples at
 # temperature 1, and a model as small as this one then loses itself in other subjects and languages.
@@ -107,7 +109,12 @@ def write_language_model(folder: Path) -> LanguageModel:
     return LanguageModel(
         kind="language-model",
         description="SmolLM2 135M, instruction-tuned; small enough to answer on a CPU.",
-        source=Source(package=_PACKAGE, version=metadata.version(_PACKAGE), licence="Apache-2.0"),
+        source=Source(
+            package=_PACKAGE,
+            version=metadata.version(_PACKAGE),
+            licence="Apache-2.0",
+            recipe=RECIPE,
+        ),
         precision=PrecisionRecipe(
             compute=Precision.BF16,
             io=Precision.BF16,

@@ -119,11 +119,14 @@ class Source(_Frozen):
         package: the package, file or address they were taken from.
         version: its version.
         licence: SPDX identifier of the weights' licence, or ``unknown``.
+        recipe: number of the way in which `tidegate model build` made the model of them; it builds
+            a model anew whose number is lower than the one it knows.
     """
 
     package: str
     version: str = ""
     licence: str = "unknown"
+    recipe: int = Field(default=1, ge=1)
 
 
 class FileDigest(_Frozen):
