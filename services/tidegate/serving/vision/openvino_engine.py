@@ -154,17 +154,17 @@ class _Compiled:
         graph.reshape({tensors.input_name: shape})
         model = core.compile_model(graph, "CPU", options)
         self.precision: ov.Type = model.get_property("INFERENCE_PRECISION_HINT")
+        self._result = result = model.output(tensors.output_name)
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for _ in range(runs):
             request = model.create_infer_request()
             pixels = scores = None
+            # Found once: asking for the tensors in every run costs more than copying an image.
             if size is not None:
-                result = model.output(tensors.output_name)
                 found = ov.Tensor(result.element_type, result.shape)
                 request.set_tensor(result, found)
                 pixels, scores = request.get_input_tensor().data, found.data
             self._slots.put(_Slot(request, pixels, scores))
-        self._result = model.output(tensors.output_name)
 
     def run(self, images: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.float32]:
         slot = self._slots.get()
