@@ -7,7 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, NoReturn, Self, cast
+from typing import Final, Self, cast
 
 import grpc
 import structlog
@@ -76,6 +76,10 @@ class Method:
 class Answering(Call):
     """Context in which a handler runs; leaving it by an error ends the call with a rich status.
 
+    The error goes no further. gRPC keeps what a call was ended by, and an error keeps the frames
+    that it went through, and so the request: a cycle of megabytes that would wait for the garbage
+    collector, which counts objects and not bytes.
+
     Args:
         method: That is called.
         context: gRPC's context of the call.
@@ -97,11 +101,6 @@ class Answering(Call):
 
     async def __aenter__(self) -> Self:
         self._begin()
-        try:
-            await self._admit()
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
-            raise
         return self
 
     async def __aexit__(
@@ -109,25 +108,36 @@ class Answering(Call):
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> bool:
         del kind, traceback
         try:
             if self._in_flight.held is not None and not self.is_cut:
                 await self._in_flight.held.wait()
-        except asyncio.CancelledError as cancelled:
-            error = cancelled
+        except asyncio.CancelledError:
+            if not self.is_cut:
+                self._end(_code_of_cancellation(self._context))
+                raise
+            error = asyncio.CancelledError()
         if error is None:
             self._end(_code_set_by_handler(self._context))
-            return
+            return False
         if isinstance(error, grpc.aio.AbortError):
             self._end(self._context.code())
-            return
+            _forget_frames(error)
+            return True
         if isinstance(error, asyncio.CancelledError) and not self.is_cut:
             self._end(_code_of_cancellation(self._context))
-            raise error
+            return False
         await self._abort(self._as_service_error(error))
+        return True
 
-    async def _admit(self) -> None:
+    async def admit(self) -> None:
+        """Waits while calls are held; to be called in the context, ahead of the handler.
+
+        Raises:
+            Unavailable: The server is going away.
+            ResourceExhausted: As many calls run as may.
+        """
         if self._in_flight.held is not None:
             await self._in_flight.held.wait()
         if self._in_flight.is_closing and not self.is_application:
@@ -198,7 +208,7 @@ class Answering(Call):
             metadata={"error_id": error_id},
         )
 
-    async def _abort(self, error: ServiceError) -> NoReturn:
+    async def _abort(self, error: ServiceError) -> None:
         status = to_status(error)
         code = status_code(error)
         self._end(code, error)
@@ -211,10 +221,17 @@ class Answering(Call):
             await self._context.abort(
                 code, status.message, tuple(self._context.trailing_metadata())
             )
+        except grpc.aio.AbortError as aborted:
+            # gRPC raises it again when the handler has ended.
+            _forget_frames(aborted)
         except grpc.aio.InternalError:
             # The client has gone in the meantime: there is nobody to tell, and gRPC frees what it
             # keeps of a call that was cancelled only when the handler ends as cancelled.
             raise asyncio.CancelledError from error
+
+
+def _forget_frames(error: BaseException) -> None:
+    error.__traceback__ = error.__context__ = None
 
 
 def _logs_debug() -> bool:

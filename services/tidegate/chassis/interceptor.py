@@ -118,17 +118,17 @@ class ChassisInterceptor(grpc.aio.ServerInterceptor):
         sent = method.metrics.sent
 
         async def answer(request: Any, context: ServicerContext) -> Any:
-            async with Answering(method, context, in_flight):
+            async with Answering(method, context, in_flight) as call:
+                await call.admit()
                 return await behavior(prepare(request), context)
 
         async def answer_many(request: Any, context: ServicerContext) -> None:
-            async with (
-                Answering(method, context, in_flight),
-                aclosing(behavior(prepare(request), context)) as responses,
-            ):
-                async for response in responses:
-                    await context.write(response)
-                    sent.inc()
+            async with Answering(method, context, in_flight) as call:
+                await call.admit()
+                async with aclosing(behavior(prepare(request), context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+                        sent.inc()
 
         if inspect.isasyncgenfunction(behavior):
             return answer_many

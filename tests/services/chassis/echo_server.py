@@ -6,6 +6,7 @@ What a call does is told by its text: ``ok``, ``invalid``, ``crash``, ``abort``,
 
 import asyncio
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -100,6 +101,10 @@ class EchoSettings(ChassisSettings):
     fail_load: bool = Field(False, description="Fail to load.")
 
 
+class Held:
+    """What a handler holds while it runs."""
+
+
 class EchoApplication:
     """Answers what it is told."""
 
@@ -113,6 +118,7 @@ class EchoApplication:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.peers = set()
+        self.held = []  # a weak reference to what each ``hold`` call held
         self.entered = asyncio.Event()
         self.loaded = asyncio.Event()
         self.engine_dies = asyncio.Event()
@@ -210,6 +216,14 @@ class EchoApplication:
     async def _do_abort(self, context, argument):
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, "by hand")
 
+    async def _do_hold(self, context, argument):
+        held = Held()
+        self.held.append(weakref.ref(held))
+        await self._do(argument, context)
+
+    async def _do_refuse(self, context, argument):
+        raise NotFound("nothing is found")
+
     async def _do_wait(self, context, argument):
         self.waiting.release()
         try:
@@ -225,7 +239,7 @@ class EchoApplication:
         try:
             await self.go_on.wait()
         except asyncio.CancelledError:
-            raise ERRORS["not-found"] from None
+            raise NotFound("nobody waits for this") from None
         finally:
             self.closed.release()
 

@@ -20,6 +20,7 @@ OK, EXHAUSTED = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
 LATE, UNAVAILABLE = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE
 IMAGES = 16
 DEADLINE_S = 1.5
+LARGE_BYTES = 3_000_000
 
 
 def request(images=IMAGES):
@@ -88,6 +89,21 @@ async def test_ten_times_too_much_is_refused_early_and_what_is_accepted_is_in_ti
         assert details["ErrorInfo"].reason in {"QUEUE_FULL", "DEADLINE_WOULD_PASS"}
         assert 0 < details["RetryInfo"].retry_delay.ToMilliseconds() < 10_000
     assert most_bytes - before_bytes < 100 << 20
+
+
+async def test_large_requests_that_are_refused_are_not_kept(vision_process, channel_to):
+    process, address, _ = await vision_process()
+    memory = psutil.Process(process.pid)
+    refused = pb.ClassifyRequest(images=[pb.Image(encoded=b"no image" + bytes(LARGE_BYTES))])
+    async with channel_to(address) as channel:
+        stub = vision_pb2_grpc.VisionServiceStub(channel)
+        await stub.Classify(request())
+        before_bytes = memory.memory_info().rss
+        for _ in range(100):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Classify(refused)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert memory.memory_info().rss - before_bytes < 30 * LARGE_BYTES
 
 
 async def test_sigterm_under_load_loses_no_accepted_request(vision_process, channel_to):

@@ -64,6 +64,9 @@ class Inference:
         except asyncio.CancelledError:
             self._pool.cancel(serving.lane, ticket)
             raise
+        finally:
+            # An error knows this frame, and the ticket's future the error.
+            del ticket
         if is_recording():
             _record_stages(outcome, serving)
         return outcome
