@@ -40,13 +40,12 @@ def test_results_are_rejoined_in_the_order_of_the_request(order):
         for index in order
     ]
     assert settled == [False] * 6 + [True]
-    stages = tuple(task.stages for task in ticket.tasks)
     ticket.deliver()
     outcome = ticket.future.result()
     assert [each.tolist() for each in outcome.rows] == [row(index).tolist() for index in range(7)]
     assert outcome.best == tuple(([index], [0.75]) for index in range(7))
     assert outcome.batch_size == 7
-    assert outcome.stages == stages
+    assert outcome.stages == tuple(task.stages for task in ticket.tasks)
     loop.close()
 
 

@@ -106,6 +106,31 @@ async def test_large_requests_that_are_refused_are_not_kept(vision_process, chan
         assert memory.memory_info().rss - before_bytes < 30 * LARGE_BYTES
 
 
+async def test_large_requests_that_find_no_room_are_not_kept(vision_process, channel_to):
+    process, address, _ = await vision_process("--queue-images=64")
+    memory = psutil.Process(process.pid)
+    large = pb.ClassifyRequest(images=[pb.Image(encoded=bytes(LARGE_BYTES))])
+    codes = Counter()
+    async with channel_to(address) as channel:
+        stub = vision_pb2_grpc.VisionServiceStub(channel)
+        await stub.Classify(request(64))
+        before_bytes = memory.memory_info().rss
+
+        async def fill_the_queue():
+            while True:
+                await asyncio.gather(stub.Classify(request(64)), return_exceptions=True)
+
+        filling = asyncio.create_task(fill_the_queue())
+        for _ in range(100):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Classify(large)
+            codes[caught.value.code()] += 1
+        filling.cancel()
+        most_bytes = memory.memory_info().rss - before_bytes
+    assert codes[EXHAUSTED] >= 50
+    assert most_bytes < 30 * LARGE_BYTES
+
+
 async def test_sigterm_under_load_loses_no_accepted_request(vision_process, channel_to):
     clients = 12
     process, address, log = await vision_process("--drain-hold-s=0.3", "--log-format=json")

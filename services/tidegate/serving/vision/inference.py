@@ -58,14 +58,16 @@ class Inference:
             accepted_s=now_s,
             loop=asyncio.get_running_loop(),
         )
-        self._pool.submit(serving.lane, ticket)
         try:
+            self._pool.submit(serving.lane, ticket)
             outcome = await ticket.future
         except asyncio.CancelledError:
             self._pool.cancel(serving.lane, ticket)
             raise
         finally:
-            # An error knows this frame, and the ticket's future the error.
+            # A ticket and its tasks know each other, its future the error, and that this frame: all
+            # would wait for the garbage collector, with the images of a request that was refused.
+            ticket.tasks = []
             del ticket
         if is_recording():
             _record_stages(outcome, serving)

@@ -186,16 +186,14 @@ class Ticket:
         return True
 
     def deliver(self) -> None:
-        """Resolves the future; called on the event loop, once, after the ticket was settled."""
-        # A task knows its ticket: neither has to wait for the garbage collector.
-        tasks, self.tasks = self.tasks, []
+        """Resolves the future; called on the event loop, after the ticket was settled."""
         if self.future.done():
             return
         if self._error is not None:
             self.future.set_exception(self._error)
         elif self._results:
-            rows, best = zip(*map(self._results.__getitem__, range(len(tasks))), strict=True)
-            stages = tuple(task.stages for task in tasks)
+            rows, best = zip(*map(self._results.__getitem__, range(len(self.tasks))), strict=True)
+            stages = tuple(task.stages for task in self.tasks)
             self.future.set_result(Outcome(rows, best, stages, self._batch_size))
 
     def _release(self) -> None:

@@ -138,7 +138,6 @@ class WorkerPool:
         with self._lock:
             if ticket.cancel():
                 lane.settled(ticket, self._clock(), succeeded=False)
-                ticket.tasks = []
                 lane.notify_if_idle()
 
     def _wake(self, workers: int) -> None:
