@@ -19,12 +19,14 @@ import psutil
 from generators import CONTEXT_TOKENS, MAX_RUNNING, MODEL_NAME
 from loads import Load, Measured
 
+from tidegate.serving.llm.engine_process import HAS_KERNELS
 from tidegate.serving.llm.environment import engine_environment, engine_libraries
+from tidegate.serving.llm.kernels import PROVIDER
 from tidegate.serving.llm.precision import computing_type
 from tidegate.serving.llm.settings import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["ROOT", "Contender", "contenders", "tidegates"]
 
@@ -40,10 +42,12 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 _ON_CPU = not Path("/dev/nvidia0").exists()
-# Of the engines that compute as ours does: all but that of vLLM's server as it comes.
+# Of the engines that have the cores and libraries of ours: all but vLLM's server as it comes.
 _AS_OURS = engine_environment(1, len(os.sched_getaffinity(0))) | (
     engine_libraries() if _ON_CPU else {}
 )
+# And of those that run its kernels.
+_KERNELS = {HAS_KERNELS: "1"} if _ON_CPU else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,30 +95,33 @@ def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
     with (
         _tidegate(model, folder, "tidegate") as tidegate,
         _openai_server(model, folder / "openai.log", {}, "auto") as openai,
-        _openai_server(model, folder / "tuned.log", _AS_OURS, dtype) as tuned,
+        _openai_server(model, folder / "tuned.log", _AS_OURS | _KERNELS, dtype) as tuned,
         _generator("bare", ["bare", str(model), dtype], None, folder) as bare,
+        _generator("bare-kernels", ["bare", str(model), dtype, *_KERNELS], None, folder) as same,
         _generator("openai", ["openai", openai[0]], openai[1], folder) as asked,
         _generator("tuned", ["openai", tuned[0]], tuned[1], folder) as asked_tuned,
     ):
-        yield [bare, tidegate, asked, asked_tuned]
+        yield [bare, same, tidegate, asked, asked_tuned]
 
 
 @contextmanager
-def tidegates(model: Path, folder: Path, dtypes: Sequence[str]) -> Iterator[list[Contender]]:
-    """Starts our server once for each type to compute in; their kinds are these types.
+def tidegates(
+    model: Path, folder: Path, options: Mapping[str, Sequence[str]]
+) -> Iterator[list[Contender]]:
+    """Starts our server with options, several times.
 
     Args:
         model: the model's folder.
         folder: for logs.
-        dtypes: values of ``--dtype``.
+        options: of each server, by the name that it has as a contender.
 
     Raises:
         RuntimeError: one of them ended before it served.
     """
     with ExitStack() as stack:
         yield [
-            stack.enter_context(_tidegate(model, folder, dtype, "--dtype", dtype))
-            for dtype in dtypes
+            stack.enter_context(_tidegate(model, folder, kind, *some))
+            for kind, some in options.items()
         ]
 
 
@@ -135,7 +142,8 @@ def _generator(
     """Who asks the server that is process ``pid``, or an engine of its own."""
     command = [sys.executable, str(_GENERATORS), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with _process(command, folder / f"{kind}-generator.log", _AS_OURS, **pipes) as child:
+    environment = _AS_OURS | (_KERNELS if kind == "bare-kernels" else {})
+    with _process(command, folder / f"{kind}-generator.log", environment, **pipes) as child:
         _read(child, "ready")
         yield Contender(kind, child, psutil.Process(pid or child.pid))
 
@@ -171,6 +179,10 @@ def _openai_server(
     command += ["--max-num-seqs", str(MAX_RUNNING), "--disable-uvicorn-access-log"]
     if _ON_CPU:
         command.append("--enforce-eager")
+    if HAS_KERNELS in environment:
+        order = [PROVIDER, "native"]
+        norms = {"rms_norm": order, "fused_add_rms_norm": order}
+        command += ["--ir-op-priority", json.dumps(norms)]
     with _process(command, log, environment, stdout=subprocess.DEVNULL) as child:
         _wait_for(lambda: _answers(f"http://127.0.0.1:{port}/health"), child, log)
         yield f"127.0.0.1:{port}", child.pid

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from loads import answer_commands
 
+from tidegate.serving.llm.kernels import priorities
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -23,23 +25,24 @@ MAX_RUNNING = 64
 MODEL_NAME = "smollm2"
 
 
-async def _bare(model: str, dtype: str) -> None:
-    """Loads the engine here and asks it directly."""
+async def _bare(model: str, dtype: str, kernels: str = "") -> None:
+    """Loads the engine here and asks it directly; with the kernels that ours runs, if so named."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs.engine import tokens_input
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=model,
-            dtype=dtype,
-            enforce_eager=current_platform.is_cpu(),
-            max_model_len=CONTEXT_TOKENS,
-            max_num_seqs=MAX_RUNNING,
-        )
+    arguments = AsyncEngineArgs(
+        model=model,
+        dtype=dtype,
+        enforce_eager=current_platform.is_cpu(),
+        max_model_len=CONTEXT_TOKENS,
+        max_num_seqs=MAX_RUNNING,
     )
+    if kernels:
+        arguments.ir_op_priority = priorities()
+    engine = AsyncLLM.from_engine_args(arguments)
     tokenizer, number = engine.get_tokenizer(), iter(range(10**9))
 
     async def stream(prompt: str, tokens: int) -> AsyncIterator[int]:
@@ -114,7 +117,7 @@ async def _openai(address: str) -> None:
 
 
 GENERATORS = {"bare": _bare, "tidegate": _tidegate, "openai": _openai}
-"""By kind; given the model's folder and what to compute in, or the address of the server."""
+"""By kind; given the model's folder and how to compute, or the address of the server."""
 
 
 if __name__ == "__main__":

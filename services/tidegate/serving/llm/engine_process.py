@@ -1,8 +1,8 @@
-"""What is ours in the processes of vLLM's engine: they end soon, and with the server at the latest.
+"""What is ours in the processes of vLLM's engine: how they end, and the kernels of norms.
 
 vLLM's engine ends when its server tells it to. One whose server was killed (out of memory, say)
-would stay, and keep the memory of the model, so that the next server finds none. vLLM runs this
-module's function in each of its processes, as one of its plugins (``vllm.general_plugins``).
+would stay, and keep the memory of the model, so that the next server finds none. vLLM runs
+`prepare_process` in each of its processes, as one of its plugins (``vllm.general_plugins``).
 """
 
 import atexit
@@ -13,10 +13,25 @@ import signal
 import threading
 from typing import Final
 
-__all__ = ["ENDS_WITH_SERVER", "prepare_to_end"]
+__all__ = ["ENDS_WITH_SERVER", "HAS_KERNELS", "PLUGIN", "prepare_process", "prepare_to_end"]
+
+PLUGIN: Final = "tidegate"
+"""Name of the plugin, which an operator can leave out with ``VLLM_PLUGINS``."""
 
 ENDS_WITH_SERVER: Final = "TIDEGATE_ENGINE_ENDS_WITH_SERVER"
 """Set in the environment of engines that a Tidegate server starts, and of no other vLLM's."""
+
+HAS_KERNELS: Final = "TIDEGATE_ENGINE_HAS_KERNELS"
+"""Set beside it where the engine runs the kernels of `tidegate.serving.llm.kernels`."""
+
+
+def prepare_process() -> None:
+    """Does in a process of vLLM's what the environment asks for. May be called more than once."""
+    prepare_to_end()
+    if HAS_KERNELS in os.environ:
+        from tidegate.serving.llm.kernels import register
+
+        register()
 
 
 def prepare_to_end() -> None:

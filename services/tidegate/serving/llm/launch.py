@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
 
+from tidegate.serving.llm import kernels
+from tidegate.serving.llm.engine_process import HAS_KERNELS, PLUGIN
 from tidegate.serving.llm.environment import engine_libraries, has_few_cores, preloaded
 from tidegate.serving.llm.precision import computing_type
 from tidegate.serving.llm.settings import LlmSettings, Runner
@@ -54,7 +56,8 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
         _log.info(
             "computing in float32: this CPU is slow with 16 bits; --dtype decides if it is set"
         )
-    eager, adapters = settings.enforce_eager, settings.adapters
+    eager = on_cpu if settings.enforce_eager is None else settings.enforce_eager
+    adapters = settings.adapters
     embeds = settings.runner is Runner.POOLING
     arguments = AsyncEngineArgs(
         model=str(path),
@@ -64,7 +67,7 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
         dtype=dtype.value,
         max_num_seqs=settings.max_running_requests,
         scheduling_policy=settings.scheduling_policy.value,
-        enforce_eager=on_cpu if eager is None else eager,
+        enforce_eager=eager,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         tensor_parallel_size=settings.tensor_parallel_size,
         enable_lora=bool(adapters),
@@ -79,7 +82,19 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
     )
     if settings.max_context_tokens is not None:
         arguments.max_model_len = settings.max_context_tokens
+    if on_cpu and eager and settings.cpu_kernels:
+        _use_kernels(arguments)
     return arguments
+
+
+def _use_kernels(arguments: "AsyncEngineArgs") -> None:
+    from vllm import envs
+
+    if envs.VLLM_PLUGINS is not None and PLUGIN not in envs.VLLM_PLUGINS:
+        _log.warning("VLLM_PLUGINS leaves out tidegate, and so the kernels of --cpu-kernels")
+        return
+    os.environ[HAS_KERNELS] = "1"
+    arguments.ir_op_priority = kernels.priorities()
 
 
 def _started(arguments: "AsyncEngineArgs", *, on_cpu: bool) -> "AsyncLLM":

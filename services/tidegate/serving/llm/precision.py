@@ -23,7 +23,7 @@ def computing_type(asked: Precision, model: Path) -> Precision:
 
     An x86 CPU without AVX-512 turns each 16-bit number into a 32-bit one before it computes, time
     and again, which makes it several times slower than weights of 32 bits do
-    (``benchmarks/llm/precision.py`` measures it). So those are taken where memory holds them.
+    (``benchmarks/llm/options.py`` measures it). So those are taken where memory holds them.
 
     Args:
         asked: By the operator; anything but ``auto`` stands.

@@ -141,6 +141,11 @@ class LlmSettings(ChassisSettings):
     tensor_parallel_size: int = Field(
         1, ge=1, le=1024, description="GPUs (or NUMA nodes) that one model is split over."
     )
+    cpu_kernels: bool = Field(
+        True,
+        description="On a CPU and without compilation, compute norms with vLLM's compiled kernels"
+        " instead of with PyTorch's operations.",
+    )
     enforce_eager: bool | None = Field(
         None,
         description="Run the model without compilation; unset does so on CPU, where compiling takes"

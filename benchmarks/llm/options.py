@@ -1,9 +1,12 @@
-"""What the type costs that the LLM server computes in: bfloat16 and float32, side by side.
+"""What the options of the LLM server's engine are worth on a CPU, side by side.
 
-    python benchmarks/llm/precision.py      # a few minutes
+    python benchmarks/llm/options.py                          # some minutes
+    python benchmarks/llm/options.py --only bfloat16 float32
 
-Two servers with the same model, asked in turns; prints tokens a second and the time to the first
-token of each, their ratio within a round, and which of the two ``--dtype=auto`` takes here.
+Servers with the same model, asked in turns: as it comes in bfloat16, in float32, with norms as
+PyTorch's operations instead of as kernels, and compiled, which takes a while at the first start.
+Prints tokens a second and the time to the first token of each, their ratio to the first one within
+a round, and which type ``--dtype=auto`` takes here.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ from common import cpu_name
 from tidegate.serving.llm.precision import computing_type
 from tidegate.serving.llm.settings import Precision
 
-_DTYPES = (Precision.BFLOAT16.value, Precision.FLOAT32.value)
+_BFLOAT16 = ["--dtype", Precision.BFLOAT16.value]
+_OPTIONS = {
+    "bfloat16": _BFLOAT16,
+    "float32": ["--dtype", Precision.FLOAT32.value],
+    "no kernels": [*_BFLOAT16, "--no-cpu-kernels"],
+    "compiled": [*_BFLOAT16, "--enforce-eager", "false"],
+}
 
 
 def main() -> None:
@@ -35,17 +44,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16, help="of an answer")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32], help="at once")
+    parser.add_argument("--only", nargs="+", choices=_OPTIONS, default=list(_OPTIONS))
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2" / "1")
     given = parser.parse_args()
     console = Console(width=100)
     turns: dict[int, dict[str, list[Turn]]] = {}
-    with tempfile.TemporaryDirectory() as name, tidegates(given.model, Path(name), _DTYPES) as both:
-        for each in both:
+    options = {kind: _OPTIONS[kind] for kind in given.only}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        tidegates(given.model, Path(name), options) as found,
+    ):
+        for each in found:
             each.measure(Load("at once", 2, 4, 0, "warm-up"))
         for number in range(given.rounds):
             for streams in given.streams:
                 load = Load("at once", streams, given.tokens, 0, f"{number}-{streams}")
-                for each in both if number % 2 else reversed(both):
+                for each in found if number % 2 else reversed(found):
                     turn = Turn(0, number, each.kind, load, *each.measure(load))
                     turns.setdefault(streams, {}).setdefault(each.kind, []).append(turn)
     console.print(_table(turns))
@@ -55,15 +69,17 @@ def main() -> None:
 
 def _table(turns: dict[int, dict[str, list[Turn]]]) -> Table:
     shown = Table("at once", "", box=None)
-    for column in ("tokens/s", "of bfloat16", "TTFT p50"):
+    for column in ("tokens/s", "of the first", "TTFT p50"):
         shown.add_column(column, justify="right")
-    for streams, by_dtype in turns.items():
-        base = by_dtype[_DTYPES[0]]
-        for dtype, own in by_dtype.items():
+    for streams, by_kind in turns.items():
+        kinds = [kind for kind in _OPTIONS if kind in by_kind]
+        base = by_kind[kinds[0]]
+        for kind in kinds:
+            own = by_kind[kind]
             ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(own, base, strict=True)]
             shown.add_row(
                 str(streams),
-                dtype,
+                kind,
                 f"{statistics.median(turn.tokens_per_s for turn in own):.1f}",
                 f"{statistics.median(ratios):.2f}",
                 f"{statistics.median(turn.ttft_p50_ms for turn in own):.0f} ms",
