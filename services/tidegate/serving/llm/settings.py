@@ -149,7 +149,7 @@ class LlmSettings(ChassisSettings):
     enforce_eager: bool | None = Field(
         None,
         description="Run the model without compilation; unset does so on CPU, where compiling takes"
-        " longer than it gains for small models, and not on GPU.",
+        " more than a minute at the first start and a C++ compiler, and not on GPU.",
     )
 
     @field_validator("lora_adapters")
