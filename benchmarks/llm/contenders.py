@@ -21,7 +21,7 @@ from loads import Load, Measured
 
 from tidegate.serving.llm.engine_process import HAS_KERNELS
 from tidegate.serving.llm.environment import engine_environment, engine_libraries
-from tidegate.serving.llm.kernels import PROVIDER
+from tidegate.serving.llm.kernels import PRIORITIES
 from tidegate.serving.llm.precision import computing_type
 from tidegate.serving.llm.settings import Precision
 
@@ -92,12 +92,13 @@ def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
         RuntimeError: one of them ended before it served.
     """
     dtype = computing_type(Precision.AUTO, model).value if _ON_CPU else "auto"
+    of_bare = ["bare", str(model), dtype]
     with (
         _tidegate(model, folder, "tidegate") as tidegate,
         _openai_server(model, folder / "openai.log", {}, "auto") as openai,
         _openai_server(model, folder / "tuned.log", _AS_OURS | _KERNELS, dtype) as tuned,
-        _generator("bare", ["bare", str(model), dtype], None, folder) as bare,
-        _generator("bare-kernels", ["bare", str(model), dtype, *_KERNELS], None, folder) as same,
+        _generator("bare", of_bare, None, folder) as bare,
+        _generator("bare-kernels", of_bare, None, folder, _AS_OURS | _KERNELS) as same,
         _generator("openai", ["openai", openai[0]], openai[1], folder) as asked,
         _generator("tuned", ["openai", tuned[0]], tuned[1], folder) as asked_tuned,
     ):
@@ -137,12 +138,15 @@ def _tidegate(model: Path, folder: Path, kind: str, *options: str) -> Iterator[C
 
 @contextmanager
 def _generator(
-    kind: str, arguments: list[str], pid: int | None, folder: Path
+    kind: str,
+    arguments: list[str],
+    pid: int | None,
+    folder: Path,
+    environment: dict[str, str] = _AS_OURS,
 ) -> Iterator[Contender]:
     """Who asks the server that is process ``pid``, or an engine of its own."""
     command = [sys.executable, str(_GENERATORS), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = _AS_OURS | (_KERNELS if kind == "bare-kernels" else {})
     with _process(command, folder / f"{kind}-generator.log", environment, **pipes) as child:
         _read(child, "ready")
         yield Contender(kind, child, psutil.Process(pid or child.pid))
@@ -180,9 +184,7 @@ def _openai_server(
     if _ON_CPU:
         command.append("--enforce-eager")
     if HAS_KERNELS in environment:
-        order = [PROVIDER, "native"]
-        norms = {"rms_norm": order, "fused_add_rms_norm": order}
-        command += ["--ir-op-priority", json.dumps(norms)]
+        command += ["--ir-op-priority", json.dumps(PRIORITIES)]
     with _process(command, log, environment, stdout=subprocess.DEVNULL) as child:
         _wait_for(lambda: _answers(f"http://127.0.0.1:{port}/health"), child, log)
         yield f"127.0.0.1:{port}", child.pid

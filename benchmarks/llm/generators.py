@@ -8,11 +8,13 @@ others call a server.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from loads import answer_commands
 
+from tidegate.serving.llm.engine_process import HAS_KERNELS
 from tidegate.serving.llm.kernels import priorities
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ MAX_RUNNING = 64
 MODEL_NAME = "smollm2"
 
 
-async def _bare(model: str, dtype: str, kernels: str = "") -> None:
-    """Loads the engine here and asks it directly; with the kernels that ours runs, if so named."""
+async def _bare(model: str, dtype: str) -> None:
+    """Loads the engine here and asks it directly."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs.engine import tokens_input
     from vllm.platforms import current_platform
@@ -40,7 +42,7 @@ async def _bare(model: str, dtype: str, kernels: str = "") -> None:
         max_model_len=CONTEXT_TOKENS,
         max_num_seqs=MAX_RUNNING,
     )
-    if kernels:
+    if HAS_KERNELS in os.environ:
         arguments.ir_op_priority = priorities()
     engine = AsyncLLM.from_engine_args(arguments)
     tokenizer, number = engine.get_tokenizer(), iter(range(10**9))
@@ -117,7 +119,7 @@ async def _openai(address: str) -> None:
 
 
 GENERATORS = {"bare": _bare, "tidegate": _tidegate, "openai": _openai}
-"""By kind; given the model's folder and how to compute, or the address of the server."""
+"""By kind; given the model's folder and what to compute in, or the address of the server."""
 
 
 if __name__ == "__main__":

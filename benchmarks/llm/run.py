@@ -3,17 +3,18 @@
     python benchmarks/llm/run.py            # about half an hour
     python benchmarks/llm/run.py --quick    # about eight minutes
 
-All run the same engine with the same model and options and answer the same prompts in short turns,
-in an order that changes from round to round; what counts is the ratio within a round, so that a
-drift of the machine hits all alike. Bare AsyncLLM has the cores and libraries that ours gives its
-engine, and is there twice: without and with the kernels that ours runs, so that what they gain does
-not hide what serving costs. vLLM's own server is there twice, too: as it comes, and with all of it.
-On few cores ours computes in the engine's own process, the others beside it, as vLLM does. The same
-engine is some per cent faster or slower from one start to the next, so all are started afresh every
-few rounds, and the standard error over the starts is told. The loads are those of ``loads.py``.
-Front and client are the processor time that the process in front of the engine and the load
-generator spend on a token; with bare AsyncLLM both are one process. Prints a table and whether the
-bounds are met, and writes ``bench-results/llm.json`` and a plot beside it.
+All run the same engine with the same model, which none of them compiles, and answer the same
+prompts in short turns, in an order that changes from round to round; what counts is the ratio
+within a round, so that a drift of the machine hits all alike. Bare AsyncLLM has the cores and
+libraries that ours gives its engine, and is there twice: without and with the kernels that ours
+runs, so that what they gain does not hide what serving costs. vLLM's own server is there twice,
+too: as it comes, and with all of it. On few cores ours computes in the engine's own process, the
+others beside it, as vLLM does. The same engine is some per cent faster or slower from one start to
+the next, so all are started afresh every few rounds, and the standard error over the starts is
+told. The loads are those of ``loads.py``. Front and client are the processor time that the process
+in front of the engine and the load generator spend on a token; with bare AsyncLLM both are one
+process. Prints a table and whether the bounds are met, and writes ``bench-results/llm.json`` and a
+plot beside it.
 """
 
 from __future__ import annotations

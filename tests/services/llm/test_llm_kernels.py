@@ -7,14 +7,14 @@ import pytest
 
 from tidegate.serving.llm import launch
 from tidegate.serving.llm.engine_process import HAS_KERNELS
-from tidegate.serving.llm.kernels import PROVIDER, register
+from tidegate.serving.llm.kernels import PRIORITIES, PROVIDER, register
 from tidegate.serving.llm.settings import LlmSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
 EPSILON = 1e-5
 SHAPES = [(1, 576), (33, 576), (2, 3, 64), (5, 16), (0, 64)]
-# Both round once to the type, PyTorch's operations once more in between.
+# The kernels round once, PyTorch's operations twice.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}
 
 
@@ -71,6 +71,8 @@ def test_a_norm_is_that_of_pytorch(numbers, norm, assert_close, shape, dtype):
     before = x.clone()
     assert_close(kernel.impl_fn(x, weight, EPSILON), native(x, weight, EPSILON), dtype)
     assert x.equal(before)
+    with kernel.op.set_priority(PRIORITIES["rms_norm"]):
+        assert kernel.op.dispatch(x, weight, EPSILON) is kernel
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -81,6 +83,8 @@ def test_a_norm_with_a_residual_is_that_of_pytorch(numbers, norm, assert_close, 
     weight = numbers(shape[-1], dtype=dtype)
     expected = native(x.clone(), residual.clone(), weight, EPSILON)
     assert kernel.supports_args(x, residual, weight, EPSILON)
+    with kernel.op.set_priority(PRIORITIES["fused_add_rms_norm"]):
+        assert kernel.op.dispatch(x, residual, weight, EPSILON) is kernel
     assert_close(kernel.impl_fn(x, residual, weight, EPSILON), expected, dtype)
 
 
@@ -109,8 +113,9 @@ def test_a_norm_of_what_the_kernels_do_not_take_is_left_to_pytorch(torch, number
 
 
 @pytest.fixture
-def arguments(torch, monkeypatch, tmp_path):
+def arguments(monkeypatch, tmp_path):
     """What vLLM is given for settings."""
+    pytest.importorskip("vllm", reason="needs vLLM: install the extra llm")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.delitem(os.environ, HAS_KERNELS, raising=False)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     import torch
     from vllm.config.kernel import IrOpPriorityConfig
 
-__all__ = ["PROVIDER", "priorities", "register"]
+__all__ = ["PRIORITIES", "PROVIDER", "priorities", "register"]
 
 PROVIDER: Final = "tidegate"
 """The name of these implementations among those of vLLM's operations."""
+
+PRIORITIES: Final = {name: [PROVIDER, "native"] for name in ("rms_norm", "fused_add_rms_norm")}
+"""Which implementation comes first of each; "native" takes the tensors that the kernels do not."""
 
 # The kernels refuse rows that do not fill their vectors, which hold 8 numbers or 16.
 _VECTOR: Final = 16
@@ -36,9 +39,7 @@ def priorities() -> "IrOpPriorityConfig":
     from vllm.config.kernel import IrOpPriorityConfig
 
     register()
-    # "native" are PyTorch's operations, for tensors that the kernels do not take.
-    order = [PROVIDER, "native"]
-    return IrOpPriorityConfig(rms_norm=order, fused_add_rms_norm=order)
+    return IrOpPriorityConfig(**PRIORITIES)
 
 
 @cache
