@@ -267,12 +267,15 @@ def plot(found: Sequence[Row], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (speed, ttft) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    fast = [row for row in found if row.is_speed]
-    for axes, title, some, value in (
-        (speed, "tokens/s", fast, lambda row: row.tokens_per_s),
-        (ttft, "time to first token, p50, ms", found, lambda row: row.ttft_p50_ms),
-    ):
+    panels: list[tuple[str, Sequence[Row], Callable[[Row], float]]] = [
+        ("time to first token, p50, ms", found, lambda row: row.ttft_p50_ms)
+    ]
+    # One question after another has no speed worth a look.
+    if fast := [row for row in found if row.is_speed]:
+        panels.insert(0, ("tokens/s", fast, lambda row: row.tokens_per_s))
+    size = (5.5 * len(panels), 4)
+    figure, drawn = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axes, (title, some, value) in zip(drawn[0], panels, strict=True):
         loads = list(dict.fromkeys(row.load for row in some))
         kinds = list(dict.fromkeys(row.kind for row in some))
         width = 0.8 / len(kinds)
