@@ -11,6 +11,7 @@ from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFoun
 from tidegate.serving.repository import CorruptFileError, EntryNotFoundError, Precision, Repository
 from tidegate.serving.vision.errors import EngineError
 from tidegate.serving.vision.lane import Bounds
+from tidegate.serving.vision.loading import Loader
 from tidegate.serving.vision.models import Models, ModelState
 from tidegate.serving.vision.tickets import Encoded, Ticket
 from tidegate.serving.vision.worker_pool import WorkerPool
@@ -25,15 +26,14 @@ class Depot:
         self.classes = 3
         self.may_open = None
         self.pool = pool
-        self.models = Models(
+        loader = Loader(
             Repository(root),
-            pool,
             self._open,
             precisions={Precision.FP32, Precision.INT8},
             bounds=Bounds(100, 1 << 20),
             max_pixels=10_000,
-            **how,
         )
+        self.models = Models(loader, pool, **how)
 
     def _open(self, entry):
         if self.may_open is not None:

@@ -14,6 +14,7 @@ from tidegate.serving.vision import open_inference, service
 from tidegate.serving.vision.image_requests import Limits
 from tidegate.serving.vision.inference import Inference
 from tidegate.serving.vision.lane import Bounds
+from tidegate.serving.vision.loading import Loader
 from tidegate.serving.vision.models import Models
 from tidegate.serving.vision.openvino_engine import PRECISIONS, OpenVinoEngine
 from tidegate.serving.vision.settings import VisionSettings
@@ -46,16 +47,15 @@ class VisionApplication:
     def __init__(self, settings: VisionSettings) -> None:
         self._settings = settings
         self._pool = WorkerPool(_WORKERS_PER_CORE * settings.cores)
-        self._models = Models(
+        loader = Loader(
             Repository(settings.model_repository),
-            self._pool,
             self._load_engine,
             precisions=PRECISIONS,
             bounds=Bounds(settings.queue_images, settings.queue_mib << 20),
             max_pixels=settings.max_pixels,
-            default_model=settings.default_model,
             verify=settings.verify_checksums,
         )
+        self._models = Models(loader, self._pool, default_model=settings.default_model)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds VisionService and GRPCInferenceService."""

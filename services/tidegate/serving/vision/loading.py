@@ -1,4 +1,4 @@
-"""From an entry of the repository to a lane that takes requests: warmed up and measured."""
+"""From a repository to a lane that takes requests: read, compiled, warmed up and measured."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 
+from tidegate.chassis.errors import FailedPrecondition
+from tidegate.serving.repository import Entry, EntryNotFoundError, ModelKind, RepositoryError
 from tidegate.serving.vision.decode import Geometry, decode, fit
 from tidegate.serving.vision.engine import Engine, InputForm
 from tidegate.serving.vision.errors import EngineError
 from tidegate.serving.vision.lane import Bounds, Lane
+from tidegate.serving.vision.metrics import LaneMetrics
 from tidegate.serving.vision.planning import BatchPlan, Pace
 from tidegate.serving.vision.tickets import Encoded, Image, Pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
 
-    from tidegate.serving.repository import Entry, OutputKind
-    from tidegate.serving.vision.metrics import LaneMetrics
+    from tidegate.serving.repository import OutputKind, Precision, Repository
 
-__all__ = ["Serving", "build_lane"]
+__all__ = ["Loader", "Serving"]
+
+_log = structlog.stdlib.get_logger(__name__)
 
 # Each batch size is run so often at warm-up; the quickest run counts.
 _WARM_UP_ROUNDS = 6
@@ -60,7 +66,161 @@ class Serving:
         return self.lane.engine
 
 
-def build_lane(
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Opens the image classifiers of a repository. Reads the disk and computes: call it in threads.
+
+    Attributes:
+        repository: where models are read from.
+        load_engine: opens an entry's engine.
+        precisions: what the engine can compute in.
+        bounds: how much each model holds.
+        max_pixels: pixels that one image may have.
+        verify: whether checksums are verified at load.
+    """
+
+    repository: Repository
+    load_engine: Callable[[Entry], Engine]
+    precisions: Collection[Precision]
+    bounds: Bounds
+    max_pixels: int
+    verify: bool = True
+
+    def others(self, known: Collection[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+        """The classifiers that the repository has beside those that are known.
+
+        Args:
+            known: names and versions.
+
+        Yields:
+            Name, version, and what is wrong with the entry, if anything is.
+        """
+        for place in self.repository.locations():
+            if (place.name, place.version) in known:
+                continue
+            try:
+                kind, reason = Entry.open(place.path, verify=False).kind, ""
+            except RepositoryError as error:
+                kind, reason = ModelKind.IMAGE_CLASSIFIER, str(error)
+            if kind is ModelKind.IMAGE_CLASSIFIER:
+                yield place.name, place.version, reason
+
+    def default_version(self, name: str) -> str | None:
+        """The version of a model that the repository says is meant when none is named, if any."""
+        try:
+            return self.repository.default_version(name)
+        except RepositoryError:
+            return None
+
+    def choose(self, wanted: Sequence[str]) -> list[tuple[str, str]]:
+        """Says which versions are meant.
+
+        Args:
+            wanted: each ``NAME/VERSION``, or ``NAME`` for every version of it that the engine can
+                run; empty means every image classifier that it can run.
+
+        Returns:
+            Names and versions, at least one.
+
+        Raises:
+            FailedPrecondition: the engine can run no version of a model.
+            RepositoryError: a model is not there or unsound, or there is none.
+        """
+        chosen: list[tuple[str, str]] = []
+        for each in wanted or self.repository.names():
+            name, _, version = each.partition("/")
+            versions = [version] if version else self._runnable(name)
+            if wanted and not versions:
+                raise FailedPrecondition(
+                    f"model {name!r} has no version that this engine can run; build one with a "
+                    f"precision of {', '.join(sorted(self.precisions))}"
+                )
+            chosen.extend((name, version) for version in versions)
+        if not chosen:
+            raise EntryNotFoundError(
+                f"{self.repository.root} holds no image classifier that this engine can run; "
+                "build one, as in `tidegate model build efficientnet-lite0`"
+            )
+        return chosen
+
+    def open(self, name: str, version: str, stamp: tuple[int, ...] | None) -> Serving | None:
+        """Reads, compiles, warms up and measures a version.
+
+        Args:
+            name: the model.
+            version: the version.
+            stamp: of what serves it now; None if nothing does.
+
+        Returns:
+            What serves it; None when its files are those of the stamp.
+
+        Raises:
+            TidegateError: it cannot be served.
+        """
+        location = self.repository.locate(name, version)
+        found = _stamp(location.path)
+        if found == stamp:
+            return None
+        started = time.monotonic()
+        entry = Entry.open(location.path, verify=self.verify)
+        if entry.kind is not ModelKind.IMAGE_CLASSIFIER:
+            raise FailedPrecondition(f"{name} {version} is a {entry.kind}, not an image classifier")
+        geometry = Geometry.of(entry.image_classifier(), self.max_pixels)
+        engine = self.load_engine(entry)
+        if entry.labels and len(entry.labels) != engine.tensors.classes:
+            raise EngineError(
+                f"{location.path} has {len(entry.labels)} labels, but its network has "
+                f"{engine.tensors.classes} classes; correct the labels"
+            )
+        metrics = LaneMetrics(name, version)
+        output_kind = entry.image_classifier().output.kind
+        lane = _lane(f"{name} {version}", engine, geometry, self.bounds, metrics, output_kind)
+        wanted, computed = entry.metadata.precision.compute, engine.traits.precision
+        if computed is not wanted:
+            _log.warning(
+                "this machine computes the model in another precision",
+                model=lane.name,
+                wanted=str(wanted),
+                computed=str(computed),
+            )
+        _log.info(
+            "model ready",
+            model=lane.name,
+            engine=engine.traits.name,
+            precision=str(computed),
+            batch=lane.plan.target,
+            image_ms=round(lane.pace.run_s * 1000, 3),
+            seconds=round(time.monotonic() - started, 1),
+        )
+        return Serving(entry, geometry, lane, time.time(), found)
+
+    def _runnable(self, name: str) -> list[str]:
+        """The versions of a model that are image classifiers of a precision the engine has.
+
+        Raises:
+            RepositoryError: there is no such model, or one of its versions is unsound.
+        """
+        found = []
+        for version in self.repository.versions(name) or [self.repository.default_version(name)]:
+            entry = self.repository.find(name, version, verify=False)
+            precision = entry.metadata.precision.compute
+            if entry.kind is not ModelKind.IMAGE_CLASSIFIER:
+                continue
+            if precision in self.precisions:
+                found.append(version)
+            else:
+                _log.info("left out", model=f"{name} {version}", precision=str(precision))
+        return found
+
+
+def _stamp(folder: Path) -> tuple[int, ...]:
+    """Numbers that change with the files of a folder: their times and sizes."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [path.stat() for path in found]
+    return tuple(number for each in stats for number in (each.st_mtime_ns, each.st_size))
+
+
+def _lane(
     name: str,
     engine: Engine,
     geometry: Geometry,

@@ -9,7 +9,6 @@ while. A change that was begun is finished even if who asked for it goes away.
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -17,25 +16,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from tidegate.serving.repository import (
-    Entry,
-    EntryNotFoundError,
-    ModelKind,
-    Precision,
-    RepositoryError,
-)
+from tidegate.serving.repository import EntryNotFoundError
 from tidegate.serving.repository.versions import version_order
-from tidegate.serving.vision.decode import Geometry
-from tidegate.serving.vision.errors import EngineError
-from tidegate.serving.vision.loading import Serving, build_lane
-from tidegate.serving.vision.metrics import LaneMetrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine
+    from collections.abc import Coroutine
 
-    from tidegate.serving.repository import Repository
-    from tidegate.serving.vision.engine import Engine
-    from tidegate.serving.vision.lane import Bounds
+    from tidegate.serving.vision.loading import Loader, Serving
     from tidegate.serving.vision.worker_pool import WorkerPool
 
 __all__ = ["ModelState", "Models", "Version"]
@@ -76,36 +63,17 @@ class Models:
     """Every model version that a server knows. Use it from the event loop.
 
     Args:
-        repository: where models are read from.
+        loader: opens them; called in threads.
         pool: the workers that run them.
-        load_engine: opens an entry's engine; called in a thread.
-        precisions: what the engine can compute in.
-        bounds: how much each model holds.
-        max_pixels: pixels that one image may have.
         default_model: the model that an empty name means.
-        verify: whether checksums are verified at load.
     """
 
     def __init__(
-        self,
-        repository: Repository,
-        pool: WorkerPool,
-        load_engine: Callable[[Entry], Engine],
-        *,
-        precisions: Collection[Precision],
-        bounds: Bounds,
-        max_pixels: int,
-        default_model: str | None = None,
-        verify: bool = True,
+        self, loader: Loader, pool: WorkerPool, *, default_model: str | None = None
     ) -> None:
-        self._repository = repository
+        self._loader = loader
         self._pool = pool
-        self._load_engine = load_engine
-        self._precisions = precisions
-        self._bounds = bounds
-        self._max_pixels = max_pixels
         self._default_model = default_model
-        self._verify = verify
         self._versions: dict[tuple[str, str], Version] = {}
         self._defaults: dict[str, str | None] = {}
         # What `find` found, by the name and version asked for; empty after every change.
@@ -116,16 +84,8 @@ class Models:
     def versions(self) -> list[Version]:
         """Every version known, in order, with the classifiers of the repository not loaded yet."""
         known = dict(self._versions)
-        for place in self._repository.locations():
-            key = (place.name, place.version)
-            if key in known:
-                continue
-            try:
-                kind, reason = Entry.open(place.path, verify=False).kind, ""
-            except RepositoryError as error:
-                kind, reason = ModelKind.IMAGE_CLASSIFIER, str(error)
-            if kind is ModelKind.IMAGE_CLASSIFIER:
-                known[key] = Version(*key, ModelState.UNLOADED, reason)
+        for name, version, reason in self._loader.others(known):
+            known[name, version] = Version(name, version, ModelState.UNLOADED, reason)
         return sorted(known.values(), key=lambda each: (each.name, version_order(each.version)))
 
     @property
@@ -210,21 +170,7 @@ class Models:
         Raises:
             TidegateError: one of them cannot be loaded, or there is none.
         """
-        chosen: list[tuple[str, str]] = []
-        for each in wanted or self._repository.names():
-            name, _, version = each.partition("/")
-            versions = [version] if version else await asyncio.to_thread(self._runnable, name)
-            if wanted and not versions:
-                raise FailedPrecondition(
-                    f"model {name!r} has no version that this engine can run; build one with a "
-                    f"precision of {', '.join(sorted(self._precisions))}"
-                )
-            chosen.extend((name, version) for version in versions)
-        if not chosen:
-            raise EntryNotFoundError(
-                f"{self._repository.root} holds no image classifier that this engine can run; "
-                "build one, as in `tidegate model build efficientnet-lite0`"
-            )
+        chosen = await asyncio.to_thread(self._loader.choose, wanted)
         # Requests for those that are still to come are told to wait, not that there are none.
         to_come = {key for key in chosen if key not in self._versions}
         for key in to_come:
@@ -277,7 +223,8 @@ class Models:
                 self._note(Version(*key, ModelState.LOADING))
             try:
                 await self._refresh_default(name)
-                fresh = await asyncio.to_thread(self._open, name, version, serving)
+                stamp = serving.stamp if serving is not None else None
+                fresh = await asyncio.to_thread(self._loader.open, name, version, stamp)
             except (EntryNotFoundError, FailedPrecondition, asyncio.CancelledError):
                 # There is nothing of the kind, or nobody was told how it ended: no state to keep.
                 if serving is None:
@@ -327,79 +274,8 @@ class Models:
         self._found.clear()
 
     async def _refresh_default(self, name: str) -> None:
-        self._defaults[name] = await asyncio.to_thread(self._read_default, name)
+        self._defaults[name] = await asyncio.to_thread(self._loader.default_version, name)
         self._found.clear()
-
-    def _read_default(self, name: str) -> str | None:
-        try:
-            return self._repository.default_version(name)
-        except RepositoryError:
-            return None
-
-    def _runnable(self, name: str) -> list[str]:
-        """The versions of a model that are image classifiers of a precision the engine has.
-
-        Raises:
-            RepositoryError: there is no such model, or one of its versions is unsound.
-        """
-        found = []
-        for version in self._repository.versions(name) or [self._repository.default_version(name)]:
-            entry = self._repository.find(name, version, verify=False)
-            precision = entry.metadata.precision.compute
-            if entry.kind is not ModelKind.IMAGE_CLASSIFIER:
-                continue
-            if precision in self._precisions:
-                found.append(version)
-            else:
-                _log.info("left out", model=f"{name} {version}", precision=str(precision))
-        return found
-
-    def _open(self, name: str, version: str, serving: Serving | None) -> Serving | None:
-        """Reads, compiles, warms up and measures; ``None`` when what serves is up to date."""
-        location = self._repository.locate(name, version)
-        files = sorted(path for path in location.path.rglob("*") if path.is_file())
-        stamp = tuple(
-            number for path in files for number in (path.stat().st_mtime_ns, path.stat().st_size)
-        )
-        if serving is not None and serving.stamp == stamp:
-            return None
-        started = time.monotonic()
-        entry = Entry.open(location.path, verify=self._verify)
-        if entry.kind is not ModelKind.IMAGE_CLASSIFIER:
-            raise FailedPrecondition(f"{name} {version} is a {entry.kind}, not an image classifier")
-        geometry = Geometry.of(entry.image_classifier(), self._max_pixels)
-        engine = self._load_engine(entry)
-        if entry.labels and len(entry.labels) != engine.tensors.classes:
-            raise EngineError(
-                f"{location.path} has {len(entry.labels)} labels, but its network has "
-                f"{engine.tensors.classes} classes; correct the labels"
-            )
-        lane = build_lane(
-            f"{name} {version}",
-            engine,
-            geometry,
-            self._bounds,
-            LaneMetrics(name, version),
-            entry.image_classifier().output.kind,
-        )
-        wanted, computed = entry.metadata.precision.compute, engine.traits.precision
-        if computed is not wanted:
-            _log.warning(
-                "this machine computes the model in another precision",
-                model=lane.name,
-                wanted=str(wanted),
-                computed=str(computed),
-            )
-        _log.info(
-            "model ready",
-            model=lane.name,
-            engine=engine.traits.name,
-            precision=str(computed),
-            batch=lane.plan.target,
-            image_ms=round(lane.pace.run_s * 1000, 3),
-            seconds=round(time.monotonic() - started, 1),
-        )
-        return Serving(entry, geometry, lane, time.time(), stamp)
 
     def _missing(self, name: str, version: str | None) -> Exception:
         known = self._versions.get((name, version)) if version is not None else None
