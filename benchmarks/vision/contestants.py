@@ -253,7 +253,7 @@ _GRPC_HEADERS = ("content-type: application/grpc", "te: trailers")
 @contextmanager
 def serving(
     contestant: Contestant, models: Path, version: str, photo: Photo, scratch: Path
-) -> Iterator[Target]:
+) -> Iterator[tuple[Target, subprocess.Popen[bytes]]]:
     """Starts a contestant, waits until it classifies, and stops it.
 
     Args:
@@ -264,7 +264,7 @@ def serving(
         scratch: a folder for its log and for bodies of requests.
 
     Yields:
-        What to load it with.
+        What to load it with, and its process.
 
     Raises:
         ContestantError: it ended, did not answer in time, or answered something else at the end
@@ -278,7 +278,7 @@ def serving(
     ):
         top = _first_answer(contestant, process, port, version, photo, log)
         try:
-            yield contestant.target(port, version, photo, scratch, top)
+            yield contestant.target(port, version, photo, scratch, top), process
             last = contestant.ask(port, version, photo)
         except (LoadError, *_NO_ANSWER) as error:
             ended = process.poll()

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["ROOT", "free_port", "running"]
+__all__ = ["ROOT", "free_port", "running", "suspended"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = ("services", "clients/python")
@@ -54,6 +54,22 @@ def running(command: Sequence[str], output: IO[bytes]) -> Iterator[subprocess.Po
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@contextmanager
+def suspended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Stops a process and all that it started while the block runs.
+
+    Some servers poll while they are idle, and would take from what is measured meanwhile.
+
+    Args:
+        process: of `running`.
+    """
+    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
 
 
 def free_port() -> int:

@@ -38,7 +38,7 @@ QUIET_CORES = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measurement of a contestant, and of the bare loop just before it.
+    """One measurement of a contestant, and the mean of the bare loop's before and after it.
 
     Attributes:
         images_per_s: with many requests in flight.
@@ -123,12 +123,12 @@ def p50_ms(samples: Sequence[Sample]) -> float:
 
 
 def share(samples: Sequence[Sample]) -> float:
-    """Images a second as a share of the bare loop's just before, the median."""
+    """Images a second as a share of the bare loop's, the median."""
     return statistics.median(each.images_per_s / each.bare_images_per_s for each in samples)
 
 
 def over_ms(samples: Sequence[Sample]) -> float:
-    """Milliseconds beyond the bare loop's just before, the median."""
+    """Milliseconds beyond the bare loop's, the median."""
     return statistics.median(each.p50_ms - each.bare_p50_ms for each in samples)
 
 
@@ -156,7 +156,8 @@ def bounds(results: Results) -> list[Bound]:
         for name, theirs in samples.items():
             if name in {BARE, LEAST, OURS} or not theirs:
                 continue
-            times = rate(ours) / rate(theirs)
+            # They were measured at different times, but each beside the bare loop.
+            times = part / share(theirs)
             found.append(Bound(f"{precision}: {times:.2f} times {name} (ahead)", times > 1))
     return found
 

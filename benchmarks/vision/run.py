@@ -7,10 +7,11 @@
 JPEG bytes go in, the five best classes come out; 32 requests are in flight, then one at a time.
 Everyone serves the same model with the same decoding and engine. Contestants take turns, one alive
 at a time, for some rounds; while one is, it and the bare loop are measured in short turns, and each
-measurement is compared with the bare loop's just before it, so that a drift of the machine, which
-may be larger than what is to be seen, hits both alike. It prints a table and whether the bounds are
-met, writes ``bench-results/vision.json`` and a plot beside it, and fails only when a contestant
-does.
+measurement is compared with the mean of the bare loop's just before and just after it, so that a
+drift of the machine, which may be larger than what is to be seen, hits both alike. While the bare
+loop is measured the contestant is suspended: some poll when they are idle. It prints a table and
+whether the bounds are met, writes ``bench-results/vision.json`` and a plot beside it, and fails
+only when a contestant does.
 
 Beside them stands the least server that grpc.aio allows (``least.py``), for how much of the time of
 one request at a time is gRPC's own.
@@ -32,6 +33,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +56,7 @@ from contestants import (
     peers,
     serving,
 )
-from processes import ROOT
+from processes import ROOT, suspended
 from results import BARE, QUIET_CORES, Environment, Results, Sample, bounds, plot, table
 
 from common import cpu_name, print_bounds
@@ -86,7 +88,7 @@ class Plan:
         scratch: a folder for logs and bodies of requests.
         in_flight: requests in flight.
         rounds: how often everyone is started at each precision.
-        turns: measurements of each kind in a round, each after one of the bare loop.
+        turns: measurements of each kind in a round, each between two of the bare loop.
         seconds: length of a measurement, under load and one at a time alike.
     """
 
@@ -181,16 +183,15 @@ def _measure(
 ) -> list[Sample]:
     """Starts a contestant, loads it in turns with the bare loop, and stops it."""
     other_cores = _busy_cores()
-    with serving(contestant, plan.models, version, plan.photo, plan.scratch) as target:
+    with serving(contestant, plan.models, version, plan.photo, plan.scratch) as (target, process):
+
+        def undisturbed(kind: str) -> float:
+            with suspended(process):
+                return bare(kind)
+
         # In this order: requests that are cut off at the end of the load may still be worked on.
-        alone = [
-            (bare("alone"), h2load.measure(target, in_flight=1, seconds=plan.seconds))
-            for _ in range(plan.turns)
-        ]
-        loaded = [
-            (bare("loaded"), h2load.measure(target, in_flight=plan.in_flight, seconds=plan.seconds))
-            for _ in range(plan.turns)
-        ]
+        alone = _turns(plan, target, 1, partial(undisturbed, "alone"))
+        loaded = _turns(plan, target, plan.in_flight, partial(undisturbed, "loaded"))
     return [
         Sample(
             images_per_s=under_load.requests_per_s,
@@ -203,6 +204,19 @@ def _measure(
         )
         for (bare_p50_ms, one), (bare_images_per_s, under_load) in zip(alone, loaded, strict=True)
     ]
+
+
+def _turns(
+    plan: Plan, target: h2load.Target, in_flight: int, bare: Callable[[], float]
+) -> list[tuple[float, h2load.Load]]:
+    """Loads a server in turns with the bare loop; gives the mean of the loop's two beside each."""
+    found, before = [], bare()
+    for _ in range(plan.turns):
+        load = h2load.measure(target, in_flight=in_flight, seconds=plan.seconds)
+        after = bare()
+        found.append(((before + after) / 2, load))
+        before = after
+    return found
 
 
 @contextmanager
