@@ -28,6 +28,7 @@ for _module in (
 
 VISION = "vision.models.svc.cluster.local"
 DOMAIN = "vision.example.com"
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def text(*objects):
@@ -95,6 +96,11 @@ def virtual(*http, hosts=(DOMAIN,), gateways=("in",), name="vision", annotations
     return istio("VirtualService", name, spec, annotations=annotations, **more)
 
 
+def everywhere(**more):
+    """One route to the whole host, without retries."""
+    return virtual({"route": [to()], "retries": {"attempts": 0}, **more})
+
+
 def to(subset=None, weight=None, host="vision", **more):
     """One destination of a route."""
     destination = {"host": host} | ({"subset": subset} if subset else {})
@@ -110,3 +116,8 @@ def body(compiled, kind, name, audience=Audience.ENVOY):
 def names(compiled, kind, audience=Audience.ENVOY):
     """The names of all resources of a type."""
     return {key.name for key in compiled.resources[audience] if key.type is ResourceType[kind]}
+
+
+def cluster(mesh, subset=""):
+    """The compiled cluster of a subset, or of the whole host."""
+    return body(mesh.compiled, "CLUSTER", f"outbound|8500|{subset}|{VISION}")
