@@ -158,7 +158,8 @@ def bounds(results: Results) -> list[Bound]:
                 continue
             # They were measured at different times, but each beside the bare loop.
             times = part / share(theirs)
-            found.append(Bound(f"{precision}: {times:.2f} times {name} (ahead)", times > 1))
+            says = f"{precision}: {times:.2f} times {name}'s share of the bare loop (ahead)"
+            found.append(Bound(says, times > 1))
     return found
 
 

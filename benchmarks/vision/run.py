@@ -1,7 +1,7 @@
 """Measures the vision server against the bare loop and against its peers, on this machine.
 
     python benchmarks/vision/run.py            # about half an hour
-    python benchmarks/vision/run.py --quick    # about seven minutes
+    python benchmarks/vision/run.py --quick    # about nine minutes
     python benchmarks/vision/run.py --no-peers --rounds 5
 
 JPEG bytes go in, the five best classes come out; 32 requests are in flight, then one at a time.

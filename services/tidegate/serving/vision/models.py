@@ -84,9 +84,12 @@ class Models:
     def versions(self) -> list[Version]:
         """Every version known, in order, with the classifiers of the repository not loaded yet."""
         known = dict(self._versions)
-        for name, version, reason in self._loader.others(known):
-            known[name, version] = Version(name, version, ModelState.UNLOADED, reason)
-        return sorted(known.values(), key=lambda each: (each.name, version_order(each.version)))
+        others = [
+            Version(name, version, ModelState.UNLOADED, reason)
+            for name, version, reason in self._loader.others(known)
+        ]
+        everyone = [*known.values(), *others]
+        return sorted(everyone, key=lambda each: (each.name, version_order(each.version)))
 
     @property
     def all_ready(self) -> bool:
@@ -164,8 +167,7 @@ class Models:
         """Loads models at start.
 
         Args:
-            wanted: each ``NAME/VERSION``, or ``NAME`` for every version of it that the engine can
-                run; empty means every image classifier that it can run.
+            wanted: as in :meth:`Loader.choose`.
 
         Raises:
             TidegateError: one of them cannot be loaded, or there is none.
