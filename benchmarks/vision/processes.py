@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["ROOT", "free_port", "running", "suspended"]
 
@@ -64,12 +66,27 @@ def suspended(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
     Args:
         process: of `running`.
+
+    Raises:
+        OSError: it has ended.
     """
-    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        first = psutil.Process(process.pid)
+        # Ray's workers have groups of their own, so a signal to the group would miss them.
+        everyone = [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess as error:
+        raise ProcessLookupError(f"process {process.pid} has ended") from error
+    _each(everyone, psutil.Process.suspend)
     try:
         yield
     finally:
-        os.killpg(process.pid, signal.SIGCONT)
+        _each(everyone, psutil.Process.resume)
+
+
+def _each(processes: Sequence[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            act(process)
 
 
 def free_port() -> int:
