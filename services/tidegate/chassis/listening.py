@@ -11,9 +11,10 @@ from grpc_reflection.v1alpha import reflection
 from tidegate.chassis.channelz import add_channelz
 from tidegate.chassis.errors import StartupError
 from tidegate.chassis.health import Health, HealthServicer
+from tidegate.chassis.method_table import MethodTable
 from tidegate.chassis.settings import ChassisSettings
 
-__all__ = ["add_common_services", "channel_options", "find_methods_by_name", "open_port"]
+__all__ = ["add_common_services", "channel_options", "look_methods_up_in", "open_port"]
 
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
@@ -42,20 +43,23 @@ def channel_options(settings: ChassisSettings) -> list[tuple[str, Any]]:
     return options
 
 
-def find_methods_by_name(server: grpc.aio.Server) -> None:
-    """Has methods looked up by their name when they are called; to be called before any are added.
+def look_methods_up_in(table: MethodTable, server: grpc.aio.Server) -> None:
+    """Lets a server find its methods in a table, to which those go that are added from now on.
 
-    Generated code adds its methods twice, by name and registered with gRPC's core. `grpc.aio` keeps
-    a task waiting for the next call of each that is registered, and goes through all of them with
-    every call that comes: each call would pay for thirty methods.
+    Generated code adds its methods twice, by name and registered with gRPC's core; the second is
+    left out. `grpc.aio` keeps a task waiting for the next call of each that is registered, and goes
+    through all of them with every call that comes: each call would pay for thirty methods.
 
     Args:
+        table: Of its methods.
         server: Without methods yet.
     """
 
     def leave_out(service_name: str, method_handlers: Mapping[str, object]) -> None:
         del service_name, method_handlers
 
+    server.add_generic_rpc_handlers((table,))
+    server.add_generic_rpc_handlers = table.add  # type: ignore[method-assign]
     server.add_registered_method_handlers = leave_out  # type: ignore[method-assign]
 
 

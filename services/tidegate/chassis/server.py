@@ -38,13 +38,13 @@ from tidegate.chassis import tracing
 from tidegate.chassis.errors import StartupError
 from tidegate.chassis.health import Health
 from tidegate.chassis.in_flight import InFlight
-from tidegate.chassis.interceptor import ChassisInterceptor
 from tidegate.chassis.listening import (
     add_common_services,
     channel_options,
-    find_methods_by_name,
+    look_methods_up_in,
     open_port,
 )
+from tidegate.chassis.method_table import MethodTable
 from tidegate.chassis.monitoring import monitoring
 from tidegate.chassis.settings import ChassisSettings
 from tidegate.chassis.tls import RotatingCertificate
@@ -261,11 +261,11 @@ async def _opened(
     health = Health(application.service_names)
     in_flight = InFlight()
     certificate = RotatingCertificate.from_settings(settings)
-    interceptor = ChassisInterceptor(
+    methods = MethodTable(
         frozenset(application.service_names), in_flight, settings.max_concurrent_rpcs
     )
-    grpc_server = grpc.aio.server(interceptors=[interceptor], options=channel_options(settings))
-    find_methods_by_name(grpc_server)
+    grpc_server = grpc.aio.server(options=channel_options(settings))
+    look_methods_up_in(methods, grpc_server)
     application.register(grpc_server)
     add_common_services(grpc_server, health, application.service_names)
     async with AsyncExitStack() as stack:

@@ -1,16 +1,17 @@
-"""The one interceptor: all that happens around a handler, in one wrapper made once for each method.
+"""The methods of a server, each with all that happens around it in one wrapper made once.
 
 Around every call of every kind it counts and times, opens the span, sets what log lines carry,
 keeps the call known to the drain, refuses what is beyond the limit, parses the request, and turns
 what the handler raises into a rich status. One wrapper rather than four stacked ones, with label
-children bound and handlers cached by method, keeps it cheap beside gRPC's own work.
+children bound and handlers cached by method, keeps it cheap beside gRPC's own work. It is what gRPC
+looks methods up in and not an interceptor, for which `grpc.aio` makes two coroutines for each call.
 
 Server streams are driven here with `context.write` and not from an asynchronous generator, so that
 the handler's generator is closed, and frees what it holds, in the moment its client leaves.
 """
 
 import inspect
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, Self, TypeAlias
@@ -24,7 +25,7 @@ from tidegate.chassis.errors import InvalidArgument, Unimplemented
 from tidegate.chassis.in_flight import InFlight
 from tidegate.chassis.metrics import MethodMetrics, method_metrics
 
-__all__ = ["ChassisInterceptor"]
+__all__ = ["MethodTable"]
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Behavior: TypeAlias = Callable[[Any, ServicerContext], Any]
@@ -39,8 +40,8 @@ _KINDS: Final = {
 _OTHER: Final = "other"
 
 
-class ChassisInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler of a server.
+class MethodTable(grpc.GenericRpcHandler):
+    """Finds the wrapped handler of every call of a server.
 
     Args:
         services: Full names of the application's services; the limit and the drain are for these.
@@ -54,24 +55,25 @@ class ChassisInterceptor(grpc.aio.ServerInterceptor):
         self._services = services
         self._in_flight = in_flight
         self._limit = max_concurrent_rpcs
+        self._sources: list[grpc.GenericRpcHandler] = []
         self._handlers: dict[str, _Handler] = {}
         self._unknown = self._wrap_unknown()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        """Finds the wrapped handler of a call."""
+    def add(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Adds methods, as `grpc.aio.Server.add_generic_rpc_handlers` does."""
+        self._sources.extend(generic_rpc_handlers)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
+        """Finds the wrapped handler of a call; gRPC asks in the task that will run it."""
         details_of_call.set(handler_call_details)
         path = handler_call_details.method
-        handler = self._handlers.get(path)
-        if handler is None:
-            found = await continuation(handler_call_details)
-            if found is None:
-                return self._unknown
-            handler = self._handlers[path] = self._wrap(path, found)
-        return handler
+        return self._handlers.get(path) or self._find(path, handler_call_details)
+
+    def _find(self, path: str, details: grpc.HandlerCallDetails) -> _Handler:
+        for source in self._sources:
+            if (found := source.service(details)) is not None:
+                return self._handlers.setdefault(path, self._wrap(path, found))
+        return self._unknown
 
     def _wrap(self, path: str, handler: _Handler) -> _Handler:
         kind = _KINDS[handler.request_streaming, handler.response_streaming]
