@@ -17,8 +17,8 @@ loses nothing:
 from tidegate.chassis import _grpc_core  # noqa: F401 - for what it sets, before anything imports grpc
 from tidegate.chassis.calls import (
     ServicerContext,
-    client_identity,
     deadline_of,
+    deferred_client_identity,
     report_load,
     set_trailers,
 )
@@ -36,8 +36,8 @@ __all__ = [
     "LoadReport",
     "RunningServer",
     "ServicerContext",
-    "client_identity",
     "deadline_of",
+    "deferred_client_identity",
     "get_logger",
     "record_span",
     "report_load",

@@ -1,12 +1,14 @@
 """What a handler may ask and tell about the call it answers.
 
-When it must be done (`deadline_of`), who calls (`client_identity`), and what goes into the trailers
-(`set_trailers`), which reach the client and the mesh's access log even when the call fails.
+When it must be done (`deadline_of`), who calls (`deferred_client_identity`), and what goes into
+the trailers (`set_trailers`), which reach the client and the mesh's access log even when the call
+fails.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
@@ -17,9 +19,9 @@ from tidegate.chassis.orca import LoadReport
 __all__ = [
     "ORCA_TRAILER",
     "ServicerContext",
-    "client_identity",
     "current_method",
     "deadline_of",
+    "deferred_client_identity",
     "details_of_call",
     "report_load",
     "set_trailers",
@@ -43,21 +45,28 @@ def deadline_of(context: ServicerContext) -> float | None:
     return None if remaining_s is None else time.monotonic() + remaining_s
 
 
-def client_identity(context: ServicerContext, header: str) -> str:
-    """Names the caller, for fairness between callers and for logs, not for access control.
+def deferred_client_identity(context: ServicerContext, header: str) -> Callable[[], str]:
+    """Gives a function that names the caller, for fairness between callers, not for access control.
 
     The header wins, since behind a proxy it is what tells callers apart; then the name in the
-    client's TLS certificate; then the peer's address without its port.
+    client's TLS certificate; then the peer's address without its port. The function may be called
+    in any task while the RPC is answered, and need not be: to ask gRPC for the peer takes longer
+    than all else that a call wants to know of itself.
 
     Args:
         context: Of the call.
         header: Name of a metadata key that may carry an identity, such as ``tidegate-client``.
     """
-    key = header.lower()
     details = details_of_call.get(None)
     # Asking the context for the metadata converts it a second time.
     metadata = context.invocation_metadata() if details is None else details.invocation_metadata
-    for name, value in metadata or ():
+    return partial(_identity, context, metadata or (), header.lower())
+
+
+def _identity(
+    context: ServicerContext, metadata: Iterable[tuple[str, str | bytes]], key: str
+) -> str:
+    for name, value in metadata:
         if name == key and value:
             return value if isinstance(value, str) else value.decode("latin-1")
     for identity in context.peer_identities() or ():

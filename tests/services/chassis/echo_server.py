@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -19,8 +20,8 @@ from tidegate.chassis import (
     ChassisSettings,
     Health,
     LoadReport,
-    client_identity,
     deadline_of,
+    deferred_client_identity,
     get_logger,
     report_load,
     run,
@@ -194,7 +195,9 @@ class EchoApplication:
         self.deadline_s = deadline_of(context)
 
     async def _do_identity_of(self, context, argument):
-        self.identity = client_identity(context, "Tidegate-Client")
+        find = deferred_client_identity(context, "Tidegate-Client")
+        # Whoever wants to know may be in the task of another call.
+        self.identity = Context().run(find)
 
     async def _do_load(self, context, argument):
         report_load(context, LoadReport(cpu_utilization=0.5, named_metrics={"queue": 3}))

@@ -75,7 +75,7 @@ class Workshop:
         return Ticket(
             [marked(mark) for mark in marks],
             top_k=top_k,
-            client=client,
+            client=client if callable(client) else lambda: client,
             deadline_s=deadline_s,
             accepted_s=self.clock(),
             loop=asyncio.get_running_loop(),

@@ -26,6 +26,7 @@ def lane(workshop):
 def admitted(shop, lane, *marks, **how):
     ticket = shop.ticket(*marks, **how)
     lane.admit(ticket, shop.clock(), workers=1)
+    lane.queue(ticket)
     return ticket
 
 

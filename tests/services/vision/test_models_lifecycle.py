@@ -51,7 +51,7 @@ class Depot:
         ticket = Ticket(
             [Encoded(encode(picture(8, 8), "PNG"))],
             top_k=1,
-            client="a",
+            client=lambda: "a",
             deadline_s=1e12,
             accepted_s=0.0,
             loop=asyncio.get_running_loop(),

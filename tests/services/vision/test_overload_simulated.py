@@ -71,13 +71,14 @@ class Simulation:
         ticket = Ticket(
             [Pixels(np.zeros((1, 1, 3), dtype=np.uint8))] * self.images,
             top_k=1,
-            client=str(client),
+            client=lambda: str(client),
             deadline_s=self.now_s + self.deadline_s,
             accepted_s=self.now_s,
             loop=self.loop,
         )
         try:
             self.lane.admit(ticket, self.now_s, WORKERS)
+            self.lane.queue(ticket)
         except ResourceExhausted as refused:
             self.outcomes[refused.reason] += 1
             return

@@ -13,7 +13,7 @@ from tidegate.serving.vision.tickets import Encoded, Pixels, Stages, Tensor, Tic
 
 
 def new_ticket(images, loop):
-    return Ticket(images, top_k=1, client="a", deadline_s=1e9, accepted_s=5.0, loop=loop)
+    return Ticket(images, top_k=1, client=lambda: "a", deadline_s=1e9, accepted_s=5.0, loop=loop)
 
 
 def row(number):

@@ -76,6 +76,69 @@ async def test_single_request_does_not_wait_for_company(workshop):
     assert (outcome.batch_size, lane.engine.alone) == (1, [True])
 
 
+async def test_nobody_asks_whose_the_only_image_is(workshop):
+    shop = workshop(workers=2)
+    lane = shop.lane()
+    asked = [True]
+    async with asyncio.timeout(20):
+        # The workers may not be idle yet at first.
+        while asked:
+            asked.clear()
+            ticket = shop.ticket(1, client=lambda: asked.append(True) or "a")
+            shop.pool.submit(lane, ticket)
+            await ticket.future
+
+
+class Decoding:
+    """A way to decode that waits until the test lets it go on."""
+
+    def __init__(self):
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, image):
+        self.begun.set()
+        assert self.may_end.wait(20)
+        return image.array
+
+
+async def test_company_that_comes_while_the_only_image_is_decoded_counts(workshop):
+    shop = workshop(workers=2)
+    lane = shop.lane(prepare=(decoding := Decoding()))
+    first = shop.submit(lane, 1)
+    await asyncio.to_thread(decoding.begun.wait, 20)
+    second = shop.submit(lane, 2)
+    decoding.may_end.set()
+    await answered(first, second)
+    assert lane.engine.alone[0] is False
+    assert sorted(lane.engine.ran) == [1, 2]
+
+
+async def test_the_only_image_is_not_run_when_its_client_has_gone(workshop):
+    shop = workshop(workers=1)
+    lane = shop.lane(prepare=(decoding := Decoding()))
+    gone = shop.submit(lane, 1)
+    await asyncio.to_thread(decoding.begun.wait, 20)
+    # Now there is one image again, and it is another.
+    other = shop.submit(lane, 2)
+    shop.pool.cancel(lane, gone)
+    decoding.may_end.set()
+    await answered(other)
+    assert lane.engine.ran == [2]
+
+
+async def test_the_only_image_is_not_run_when_its_time_is_up(workshop):
+    shop = workshop(workers=1)
+    lane = shop.lane(prepare=(decoding := Decoding()))
+    late = shop.submit(lane, 1, deadline_s=shop.clock() + 5)
+    await asyncio.to_thread(decoding.begun.wait, 20)
+    shop.clock.now_s += 5
+    decoding.may_end.set()
+    (error,) = await answered(late)
+    assert isinstance(error, DeadlineExceeded)
+    assert lane.engine.ran == []
+    assert (lane.held_images, lane.preparing, lane.ready) == (0, 0, 0)
+
+
 async def test_company_is_told_to_the_engine(workshop):
     shop = workshop(workers=1)
     lane, other = shop.lane(batch_sizes=(1,)), shop.lane("other 1")

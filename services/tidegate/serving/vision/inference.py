@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from tidegate.chassis.calls import ServicerContext, client_identity, deadline_of
+from tidegate.chassis.calls import ServicerContext, deadline_of, deferred_client_identity
 from tidegate.chassis.tracing import current_context, is_recording, record_span
 from tidegate.serving.vision.tickets import Ticket
 
@@ -53,7 +53,7 @@ class Inference:
         ticket = Ticket(
             images,
             top_k=top_k,
-            client=client_identity(context, self._client_header),
+            client=deferred_client_identity(context, self._client_header),
             deadline_s=deadline_of(context) or now_s + self._default_deadline_s,
             accepted_s=now_s,
             loop=asyncio.get_running_loop(),

@@ -146,6 +146,8 @@ class Lane:
     def admit(self, ticket: Ticket, now_s: float, workers: int) -> None:
         """Takes a request in, or says why not. A request that is taken in is likely to be in time.
 
+        Its images are counted; whoever calls this hands them to a worker or queues them.
+
         Raises:
             Unavailable: the model is being unloaded.
             ResourceExhausted: no room, or the wait would outlast the request's deadline.
@@ -176,6 +178,9 @@ class Lane:
         self.held_images += count
         self.held_bytes += ticket.size_bytes
         self.metrics.held.inc(count)
+
+    def queue(self, ticket: Ticket) -> None:
+        """Lets the images of a request wait for a worker."""
         for task in ticket.tasks:
             self._waiting.push(task)
 
@@ -236,11 +241,15 @@ class Lane:
             return [], tickets
         tasks = min(waiting, key=lambda each: each[0].stages.prepare_end_s)
         batch = [tasks.popleft() for _ in range(self.plan.take(len(tasks)))]
+        self.start(batch, now_s)
+        return batch, tickets
+
+    def start(self, batch: list[Task], now_s: float) -> None:
+        """Notes that a run begins."""
         self.running += 1
         self.running_images += len(batch)
         for task in batch:
             task.stages.run_start_s = now_s
-        return batch, tickets
 
     def ran(self, batch: list[Task], now_s: float) -> None:
         """Notes that a run has ended, well or badly."""

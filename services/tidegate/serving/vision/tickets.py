@@ -14,7 +14,7 @@ from tidegate.serving.vision.engine import InputForm
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -118,15 +118,15 @@ class Ticket:
     Args:
         images: its images, at least one.
         top_k: classes wanted of each image, from 1 to as many as the model has.
-        client: whose it is, for fairness.
+        client: finds out whose it is, for fairness; asked at most once, and when other images wait.
         deadline_s: monotonic time after which nothing of it may be run.
         accepted_s: monotonic time of its arrival.
         loop: the event loop on which ``future`` is resolved.
     """
 
     __slots__ = (
-        "_batch_size", "_error", "_results", "accepted_s", "client", "deadline_s", "future", "loop",
-        "settled", "size_bytes", "tasks", "top_k",
+        "_batch_size", "_client", "_error", "_find_client", "_results", "accepted_s", "deadline_s",
+        "future", "loop", "settled", "size_bytes", "tasks", "top_k",
     )  # fmt: skip
 
     def __init__(
@@ -134,13 +134,14 @@ class Ticket:
         images: Sequence[Image],
         *,
         top_k: int,
-        client: str,
+        client: Callable[[], str],
         deadline_s: float,
         accepted_s: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.top_k = top_k
-        self.client = client
+        self._find_client = client
+        self._client: str | None = None
         self.deadline_s = deadline_s
         self.accepted_s = accepted_s
         self.loop = loop
@@ -151,6 +152,13 @@ class Ticket:
         self._results: dict[int, tuple[npt.NDArray[np.float32], Best]] = {}
         self._batch_size = 0
         self._error: Exception | None = None
+
+    @property
+    def client(self) -> str:
+        """Whose it is."""
+        if self._client is None:
+            self._client = self._find_client()
+        return self._client
 
     def finish_task(
         self, task: Task, row: npt.NDArray[np.float32], best: Best, batch_size: int

@@ -13,50 +13,47 @@ import logging
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
-from tidegate.chassis.errors import Internal
-from tidegate.serving.vision.classification import best_classes
-from tidegate.serving.vision.errors import InvalidImageError, RejectedImageError
+from tidegate.serving.vision.jobs import (
+    Job,
+    Prepare,
+    Run,
+    prepare,
+    report_prepared,
+    report_run,
+    run_batch,
+)
 from tidegate.serving.vision.planning import Step, images_to_prepare, next_step
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from types import TracebackType
 
-    import numpy as np
-    import numpy.typing as npt
-
-    from tidegate.serving.vision.classification import Best
+    from tidegate.serving.vision.jobs import Prepared
     from tidegate.serving.vision.lane import Lane
-    from tidegate.serving.vision.tickets import Task, Ticket
-
-    Array = npt.NDArray[np.generic]
-    Result = tuple[npt.NDArray[np.float32], list[Best]]
+    from tidegate.serving.vision.tickets import Ticket
 
 __all__ = ["WorkerPool"]
 
 _log = logging.getLogger(__name__)
 
 
-class _Prepare(NamedTuple):
-    """A worker decodes some images."""
+class _Worker:
+    """A thread as the others know it.
 
-    lane: Lane
-    tasks: list[Task]
+    Attributes:
+        woken: held while it has nothing to do; who releases it wakes the worker.
+        job: what it was woken for, unless it is to look for something itself.
+    """
 
+    __slots__ = ("job", "woken")
 
-class _Run(NamedTuple):
-    """A worker runs one batch."""
-
-    lane: Lane
-    batch: list[Task]
-    arrays: list[Array]
-    alone: bool
-
-
-_Job = _Prepare | _Run
+    def __init__(self) -> None:
+        self.job: Prepare | None = None
+        self.woken = threading.Lock()
+        self.woken.acquire()
 
 
 class WorkerPool:
@@ -75,8 +72,8 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
         self._turn = 0
-        # Locks on which idle workers wait, the one that became idle last at the end.
-        self._idle: list[threading.Lock] = []
+        # The one that became idle last at the end.
+        self._idle: list[_Worker] = []
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
@@ -97,7 +94,7 @@ class WorkerPool:
     ) -> None:
         with self._lock:
             self._stopping = True
-            self._wake(len(self._idle))
+            self._wake_up_to(len(self._idle))
         for thread in self._threads:
             thread.join()
 
@@ -131,7 +128,12 @@ class WorkerPool:
         """
         with self._lock:
             lane.admit(ticket, self._clock(), self.workers)
-            self._wake(len(ticket.tasks))
+            if self._idle and self._is_alone(lane, runs=0):
+                lane.preparing += 1
+                self._wake(Prepare(lane, ticket.tasks))
+            else:
+                lane.queue(ticket)
+                self._wake_up_to(len(ticket.tasks))
 
     def cancel(self, lane: Lane, ticket: Ticket) -> None:
         """Gives up a request whose client has gone. What of it is not running yet never will be."""
@@ -140,56 +142,99 @@ class WorkerPool:
                 lane.settled(ticket, self._clock(), succeeded=False)
                 lane.notify_if_idle()
 
-    def _wake(self, workers: int) -> None:
-        """Wakes up to so many idle workers, those first that became idle last: they are warm."""
+    def _wake(self, job: Prepare | None = None) -> None:
+        """Wakes the idle worker that became idle last, which is warm.
+
+        Args:
+            job: what it is to do; it looks for something itself unless it is told.
+        """
+        worker = self._idle.pop()
+        worker.job = job
+        worker.woken.release()
+
+    def _wake_up_to(self, workers: int) -> None:
         for _ in range(min(workers, len(self._idle))):
-            self._idle.pop().release()
+            self._wake()
 
     def _serve(self) -> None:
-        woken = threading.Lock()
-        woken.acquire()
+        worker = _Worker()
         with self._lock:
             while not self._stopping:
-                job = self._claim()
+                job, worker.job = worker.job or self._claim(), None
                 if job is None:
-                    self._idle.append(woken)
+                    self._idle.append(worker)
                     self._lock.release()
-                    woken.acquire()
+                    worker.woken.acquire()
                     self._lock.acquire()
                     continue
-                if isinstance(job, _Prepare):
-                    self._prepare(job)
-                else:
-                    self._run(job)
-                job.lane.notify_if_idle()
+                self._do(job)
 
-    def _prepare(self, job: _Prepare) -> None:
-        """Decodes images and hands them to their lane; the lock is held, but not meanwhile."""
+    def _do(self, job: Job) -> None:
+        run = self._prepare(job) if isinstance(job, Prepare) else job
+        if run is not None:
+            self._run(run)
+        job.lane.notify_if_idle()
+
+    def _prepare(self, job: Prepare) -> Run | None:
+        """Decodes images and hands them to their lane; the lock is held, but not meanwhile.
+
+        Returns:
+            The run of the only image there is, which need not be looked for; else ``None``.
+        """
         self._lock.release()
         try:
-            results = [_prepare_image(job.lane, each, self._clock) for each in job.tasks]
+            results = prepare(job, self._clock)
         finally:
             self._lock.acquire()
-        _deliver(_report_prepared(job, results, self._clock()))
+        now_s = self._clock()
+        if run := self._run_at_once(job, results, now_s):
+            return run
+        if settled := report_prepared(job, results, now_s):
+            _deliver(settled)
+        return None
 
-    def _run(self, job: _Run) -> None:
+    def _run_at_once(self, job: Prepare, results: list[Prepared], now_s: float) -> Run | None:
+        """The run of an image that was decoded and is the only one; there is nothing to plan."""
+        lane, task, array = job.lane, job.tasks[0], results[0]
+        if array is None or isinstance(array, Exception) or not self._is_alone(lane, runs=0):
+            return None
+        if len(job.tasks) > 1 or task.abandoned or task.deadline_s <= now_s:
+            return None
+        lane.preparing -= 1
+        task.image = None
+        lane.start([task], now_s)
+        return Run(lane, [task], [array], alone=True)
+
+    def _is_alone(self, lane: Lane, runs: int) -> bool:
+        """Whether one image of this lane is all that is held, and so many runs are under way.
+
+        A run goes on, and is company, also when nobody waits for it any more.
+        """
+        if lane.held_images != 1 or lane.running != runs:
+            return False
+        for each in self._lanes:
+            if each is not lane and (each.held_images or each.running):
+                return False
+        return True
+
+    def _run(self, job: Run) -> None:
         """Runs a batch and answers with its results; the lock is held, but not meanwhile."""
         self._lock.release()
         try:
-            result = _run_batch(job)
+            result = run_batch(job)
         finally:
             self._lock.acquire()
-        settled = _report_run(job, result, self._clock())
+        settled = report_run(job, result, self._clock())
         ended_ms = time.time_ns() // 1_000_000
         # The answers go first: nobody waits for what is learned of them.
         if not _deliver(settled, then=partial(self._learn, job, ended_ms)):
             job.lane.learn(job.batch, ended_ms)
 
-    def _learn(self, job: _Run, ended_ms: int) -> None:
+    def _learn(self, job: Run, ended_ms: int) -> None:
         with self._lock:
             job.lane.learn(job.batch, ended_ms)
 
-    def _claim(self) -> _Job | None:
+    def _claim(self) -> Job | None:
         """The next job, lanes taking turns; wakes another worker if there is one for it too."""
         for offset in range(len(self._lanes)):
             lane = self._lanes[(self._turn + offset) % len(self._lanes)]
@@ -200,11 +245,11 @@ class WorkerPool:
                     each.has_work and next_step(each.load()) is not Step.NOTHING
                     for each in self._lanes
                 ):
-                    self._wake(1)
+                    self._wake()
                 return job
         return None
 
-    def _claim_of(self, lane: Lane) -> _Job | None:
+    def _claim_of(self, lane: Lane) -> Job | None:
         while lane.has_work:
             load = lane.load()
             step = next_step(load)
@@ -213,7 +258,7 @@ class WorkerPool:
                 tasks, expired = lane.next_to_prepare(now_s, images_to_prepare(load, self.workers))
                 _give_up(lane, expired)
                 if tasks:
-                    return _Prepare(lane, tasks)
+                    return Prepare(lane, tasks)
             elif step is Step.RUN:
                 if run := self._claim_run(lane, now_s):
                     return run
@@ -221,90 +266,13 @@ class WorkerPool:
                 break
         return None
 
-    def _claim_run(self, lane: Lane, now_s: float) -> _Run | None:
+    def _claim_run(self, lane: Lane, now_s: float) -> Run | None:
         batch, expired = lane.next_batch(now_s)
         _give_up(lane, expired)
         if not batch:
             return None
-        # A run goes on, and is company, also when nobody waits for it any more.
-        held = sum(each.held_images for each in self._lanes)
-        alone = held == sum(each.running for each in self._lanes) == 1
         arrays = [task.prepared for task in batch if task.prepared is not None]
-        return _Run(lane, batch, arrays, alone)
-
-
-def _prepare_image(lane: Lane, task: Task, clock: Callable[[], float]) -> Array | Exception | None:
-    """Decodes an image, or says what is to be told to its client; None if nobody waits for it."""
-    image = task.image
-    if image is None:
-        return None
-    task.stages.prepare_start_s = clock()
-    try:
-        return lane.prepare(image)
-    except InvalidImageError as problem:
-        return RejectedImageError(task.index, str(problem))
-    except Exception:  # noqa: BLE001 - a worker outlives whatever an image provokes, and reports it
-        _log.exception("preparing an image failed", extra={"model": lane.name})
-        return Internal("preparing the image failed; the server's log says why")
-    finally:
-        task.stages.prepare_end_s = clock()
-
-
-def _run_batch(job: _Run) -> Result | Exception:
-    """Runs a batch and reads its output, or says what is to be told to its clients."""
-    kind = job.lane.output_kind
-    wanted = [task.ticket.top_k for task in job.batch]
-    try:
-        output = job.lane.engine.run(job.batch[0].form, job.arrays, alone=job.alone)
-        if len(set(wanted)) == 1:
-            return output, best_classes(output, wanted[0], kind)
-        # One client that wants every class must not have those of the others sorted, too.
-        rows = zip(output, wanted, strict=True)
-        return output, [best_classes(row[None], count, kind)[0] for row, count in rows]
-    except Exception:  # noqa: BLE001 - a worker outlives whatever an engine raises, and reports it
-        _log.exception("running a batch failed", extra={"model": job.lane.name})
-        return Internal(
-            f"{job.lane.name} failed to run the batch; the server's log says why",
-            reason="ENGINE_FAILED",
-        )
-
-
-def _report_prepared(
-    job: _Prepare, results: list[Array | Exception | None], now_s: float
-) -> list[Ticket]:
-    """Hands decoded images to their lane; gives the requests that this settled."""
-    lane = job.lane
-    settled = []
-    for task, result in zip(job.tasks, results, strict=True):
-        if isinstance(result, Exception):
-            lane.preparing -= 1
-            settled += _fail(lane, [task], result, now_s)
-        else:
-            lane.prepared(task, result)
-    return settled
-
-
-def _report_run(job: _Run, result: Result | Exception, now_s: float) -> list[Ticket]:
-    """Hands the results of a batch to their requests; gives those that this settled."""
-    lane, batch = job.lane, job.batch
-    lane.ran(batch, now_s)
-    if isinstance(result, Exception):
-        return _fail(lane, batch, result, now_s)
-    settled = []
-    for task, row, best in zip(batch, *result, strict=True):
-        if task.ticket.finish_task(task, row, best, len(batch)):
-            lane.settled(task.ticket, now_s, succeeded=True)
-            settled.append(task.ticket)
-    return settled
-
-
-def _fail(lane: Lane, tasks: Iterable[Task], error: Exception, now_s: float) -> list[Ticket]:
-    settled = []
-    for task in tasks:
-        if task.ticket.fail(error):
-            lane.settled(task.ticket, now_s, succeeded=False)
-            settled.append(task.ticket)
-    return settled
+        return Run(lane, batch, arrays, alone=self._is_alone(lane, runs=1))
 
 
 def _give_up(lane: Lane, expired: list[Ticket]) -> None:
