@@ -16,6 +16,7 @@ loses nothing:
 
 from tidegate.chassis import _grpc_core  # noqa: F401 - for what it sets, before anything imports grpc
 from tidegate.chassis.calls import (
+    ResponseWriter,
     ServicerContext,
     deadline_of,
     deferred_client_identity,
@@ -34,6 +35,7 @@ __all__ = [
     "ChassisSettings",
     "Health",
     "LoadReport",
+    "ResponseWriter",
     "RunningServer",
     "ServicerContext",
     "deadline_of",

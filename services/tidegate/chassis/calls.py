@@ -5,6 +5,7 @@ the trailers (`set_trailers`), which reach the client and the mesh's access log 
 fails.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from tidegate.chassis.orca import LoadReport
 
 __all__ = [
     "ORCA_TRAILER",
+    "ResponseWriter",
     "ServicerContext",
     "current_method",
     "deadline_of",
@@ -31,6 +33,8 @@ ServicerContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 ORCA_TRAILER: Final = "endpoint-load-metrics-bin"
 """Trailing metadata that carries a `LoadReport`; `report_load` sets it."""
+
+_FIRST_WRITE_S: Final = 0.5
 
 details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
 """Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own."""
@@ -73,6 +77,39 @@ def _identity(
         return bytes(identity).decode("utf-8", "replace")
     address = unquote(context.peer())
     return address.rpartition(":")[0] if address.startswith(("ipv4:", "ipv6:")) else address
+
+
+class ResponseWriter:
+    """Writes the messages of a stream, so that the call can end with a status whenever it is cut.
+
+    `grpc.aio` takes note that the headers have gone out only when the first write returns. If that
+    is cancelled meanwhile, the status is sent with headers again, gRPC's core refuses both, and the
+    client never hears that the call has ended. So a cancellation waits for the first write.
+
+    Args:
+        context: Of the call.
+    """
+
+    __slots__ = ("_context", "_is_first")
+
+    def __init__(self, context: ServicerContext) -> None:
+        self._context = context
+        self._is_first = True
+
+    async def write(self, response: Any) -> None:
+        """Sends a message."""
+        if not self._is_first:
+            await self._context.write(response)
+            return
+        self._is_first = False
+        writing = asyncio.ensure_future(self._context.write(response))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # Only a client that grants no room at all keeps it waiting.
+            await asyncio.wait({writing}, timeout=_FIRST_WRITE_S)
+            writing.cancel()
+            raise
 
 
 def set_trailers(context: ServicerContext, trailers: Mapping[str, str | bytes]) -> None:

@@ -6,7 +6,7 @@ what the handler raises into a rich status. One wrapper rather than four stacked
 children bound and handlers cached by method, keeps it cheap beside gRPC's own work. It is what gRPC
 looks methods up in and not an interceptor, for which `grpc.aio` makes two coroutines for each call.
 
-Server streams are driven here with `context.write` and not from an asynchronous generator, so that
+Server streams are driven here with a `ResponseWriter` and not by gRPC from the generator, so that
 the handler's generator is closed, and frees what it holds, in the moment its client leaves.
 """
 
@@ -20,7 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from tidegate.chassis.answering import Answering, Method
-from tidegate.chassis.calls import ServicerContext, details_of_call
+from tidegate.chassis.calls import ResponseWriter, ServicerContext, details_of_call
 from tidegate.chassis.errors import InvalidArgument, Unimplemented
 from tidegate.chassis.in_flight import InFlight
 from tidegate.chassis.metrics import MethodMetrics, method_metrics
@@ -127,9 +127,10 @@ class MethodTable(grpc.GenericRpcHandler):
         async def answer_many(request: Any, context: ServicerContext) -> None:
             async with Answering(method, context, in_flight) as call:
                 await call.admit()
+                writer = ResponseWriter(context)
                 async with aclosing(behavior(prepare(request), context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        await writer.write(response)
                         sent.inc()
 
         if inspect.isasyncgenfunction(behavior):

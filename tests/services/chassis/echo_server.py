@@ -20,6 +20,7 @@ from tidegate.chassis import (
     ChassisSettings,
     Health,
     LoadReport,
+    ResponseWriter,
     deadline_of,
     deferred_client_identity,
     get_logger,
@@ -198,6 +199,13 @@ class EchoApplication:
         find = deferred_client_identity(context, "Tidegate-Client")
         # Whoever wants to know may be in the task of another call.
         self.identity = Context().run(find)
+
+    async def _do_fail_while_first_write(self, context, argument):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ResponseWriter(context).write(StringValue(value="half")))
+            await asyncio.sleep(0)
+            # The write has begun, and cannot have ended: its end comes by another thread.
+            raise ERRORS["not-found"]
 
     async def _do_load(self, context, argument):
         report_load(context, LoadReport(cpu_utilization=0.5, named_metrics={"queue": 3}))

@@ -8,6 +8,7 @@ import shutil
 import struct
 import time
 
+import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.wrappers_pb2 import StringValue
@@ -32,6 +33,12 @@ async def test_client_is_known_by_its_header_then_by_its_address(serving):
         assert application.identity == "team-a"
         await client.call("echo", "identity-of")
         assert application.identity == "ipv4:127.0.0.1"
+
+
+async def test_a_stream_that_fails_while_it_first_writes_ends_with_its_status(serving):
+    async with serving() as (_, _, client), asyncio.timeout(20):
+        error = await client.failure("chat", "fail-while-first-write")
+    assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
 @pytest.mark.skipif(NGHTTP is None, reason="needs nghttp (Debian: nghttp2-client)")

@@ -17,7 +17,13 @@ from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tidegate.chassis.calls import ServicerContext, deadline_of, report_load, set_trailers
+from tidegate.chassis.calls import (
+    ResponseWriter,
+    ServicerContext,
+    deadline_of,
+    report_load,
+    set_trailers,
+)
 from tidegate.chassis.errors import DeadlineExceeded, Internal, Unavailable
 from tidegate.llm.v1 import llm_pb2
 from tidegate.serving.llm import telemetry
@@ -91,6 +97,7 @@ async def stream(
                     outputs = serving.engine.generate(
                         ids, options, _wall_clock_s(received_s), streams=True
                     )
+                    writer = ResponseWriter(context)
                     async with aclosing(outputs):
                         async for output in outputs:
                             if answer.completion_tokens:
@@ -99,7 +106,7 @@ async def stream(
                             message = response()
                             answer.take(output, message.delta, message.finish)
                             watch.writing()
-                            await context.write(message)
+                            await writer.write(message)
                             watch.written()
 
 

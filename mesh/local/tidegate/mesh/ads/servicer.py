@@ -15,7 +15,7 @@ import grpc
 import structlog
 from envoy.service.discovery.v3 import ads_pb2, ads_pb2_grpc
 
-from tidegate.chassis import ServicerContext
+from tidegate.chassis import ResponseWriter, ServicerContext
 from tidegate.chassis.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -173,14 +173,14 @@ class _Conversation:
 
     async def write(self, context: ServicerContext) -> NoReturn:
         """Sends whatever may be sent, for as long as the stream lasts."""
-        connection = self._connection
+        connection, writer = self._connection, ResponseWriter(context)
         while True:
             connection.stirred.clear()
             while (push := connection.stream.next_push()) is not None:
                 message = self._dialect.encode(push)
                 self._sent_at[push.type] = time.monotonic()
                 self.metrics.pushed(push.type, message.ByteSize())
-                await context.write(message)
+                await writer.write(message)
             await connection.stirred.wait()
 
     async def take(self, message: Any) -> None:

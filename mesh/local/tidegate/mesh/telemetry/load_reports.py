@@ -31,7 +31,7 @@ from envoy.service.load_stats.v3.lrs_pb2 import LoadStatsRequest, LoadStatsRespo
 from envoy.service.load_stats.v3.lrs_pb2_grpc import add_LoadReportingServiceServicer_to_server
 from prometheus_client import Gauge
 
-from tidegate.chassis.calls import ServicerContext
+from tidegate.chassis.calls import ResponseWriter, ServicerContext
 from tidegate.mesh.telemetry.record import address_text
 
 __all__ = ["InProgress", "LoadReportingServicer", "LoadReports"]
@@ -214,11 +214,12 @@ class LoadReportingServicer:
                 await asyncio.gather(asking, return_exceptions=True)
 
     async def _ask(self, proxy: _Proxy, context: ServicerContext) -> None:
+        writer = ResponseWriter(context)
         while True:
             await proxy.ask.wait()
             proxy.ask.clear()
             clusters = self._reports.watched
-            await context.write(_question(clusters))
+            await writer.write(_question(clusters))
             # What now comes may have been under way before the question arrived; what answers it
             # is made an interval later. The wait is in steps because a stalled event loop makes
             # only one of them short, and in the others what was under way is read.
