@@ -28,6 +28,16 @@ _ADS = config_source_pb2.ConfigSource(
 PATIENCE_S = 10
 
 
+def xds_bootstrap(ads_port, node):
+    """What tells a proxyless gRPC client where its control plane is."""
+    server = {
+        "server_uri": f"127.0.0.1:{ads_port}",
+        "channel_creds": [{"type": "insecure"}],
+        "server_features": ["xds_v3"],
+    }
+    return {"xds_servers": [server], "node": {"id": node}}
+
+
 def packed(message):
     box = any_pb2.Any()
     box.Pack(message)

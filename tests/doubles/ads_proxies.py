@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import grpc
 import proxyless_client
+from ads_double import xds_bootstrap
 
 from tidegate.mesh.ads import Protocol
 
@@ -155,19 +156,9 @@ class Client:
 @asynccontextmanager
 async def proxyless(ads_port, node):
     """A gRPC client in a process of its own, attached to a control plane."""
-    config = {
-        "xds_servers": [
-            {
-                "server_uri": f"127.0.0.1:{ads_port}",
-                "channel_creds": [{"type": "insecure"}],
-                "server_features": ["xds_v3"],
-            }
-        ],
-        "node": {"id": node},
-    }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, _PROXYLESS, f"xds:///{HOST}"),
-        env={"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(config)},
+        env={"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(xds_bootstrap(ads_port, node))},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+from ads_double import xds_bootstrap
 from aiohttp import web
 
 from tidegate.mesh.ads import AdsServicer, Distribution
@@ -116,18 +117,9 @@ class XdsClient:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, ads_port):
-        bootstrap = {
-            "xds_servers": [
-                {
-                    "server_uri": f"127.0.0.1:{ads_port}",
-                    "channel_creds": [{"type": "insecure"}],
-                    "server_features": ["xds_v3"],
-                }
-            ],
-            "node": {"id": "client"},
-        }
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, Path(__file__).with_name("xds_client.py"), json.dumps(bootstrap)),
+            *(sys.executable, Path(__file__).with_name("xds_client.py")),
+            json.dumps(xds_bootstrap(ads_port, "client")),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -173,8 +173,6 @@ class Answering(Call):
         self._in_flight.end(self)
         # The answer goes first: nobody waits for the metrics.
         self.task.get_loop().call_soon(self._method.metrics.handled, code, seconds)
-        if code is grpc.StatusCode.OK and self._span is None and not _logs_debug():
-            return
         fault = code in _SERVER_FAULTS
         # An overloaded server has no time to log each refusal; the metric counts them.
         quiet = code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from ads_double import xds_bootstrap
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
@@ -268,17 +269,8 @@ def _grpc_resources(port):
 
 @contextlib.asynccontextmanager
 async def grpc_client(control_port, method, streams):
-    config = {
-        "xds_servers": [
-            {
-                "server_uri": f"127.0.0.1:{control_port}",
-                "channel_creds": [{"type": "insecure"}],
-                "server_features": ["xds_v3"],
-            }
-        ],
-        "node": {"id": "client-1"},
-    }
-    environment = os.environ | {"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(config)}
+    bootstrap = json.dumps(xds_bootstrap(control_port, "client-1"))
+    environment = os.environ | {"GRPC_XDS_BOOTSTRAP_CONFIG": bootstrap}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(DOUBLES / "xds_echo_client.py"), "xds:///echo", method, str(streams)),
         env=environment,

@@ -20,6 +20,21 @@ def marks_of(outcome):
     return [int(row[0]) for row in outcome.rows]
 
 
+class Decoding:
+    """A way to decode that waits until the test lets it go on."""
+
+    def __init__(self):
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, image):
+        self.begun.set()
+        assert self.may_end.wait(20)
+        return image.array
+
+    async def has_begun(self):
+        assert await asyncio.to_thread(self.begun.wait, 20)
+
+
 async def test_expired_request_is_never_run(workshop):
     shop = workshop(workers=1)
     lane = shop.lane()
@@ -89,23 +104,11 @@ async def test_nobody_asks_whose_the_only_image_is(workshop):
             await ticket.future
 
 
-class Decoding:
-    """A way to decode that waits until the test lets it go on."""
-
-    def __init__(self):
-        self.begun, self.may_end = threading.Event(), threading.Event()
-
-    def __call__(self, image):
-        self.begun.set()
-        assert self.may_end.wait(20)
-        return image.array
-
-
 async def test_company_that_comes_while_the_only_image_is_decoded_counts(workshop):
     shop = workshop(workers=2)
     lane = shop.lane(prepare=(decoding := Decoding()))
     first = shop.submit(lane, 1)
-    await asyncio.to_thread(decoding.begun.wait, 20)
+    await decoding.has_begun()
     second = shop.submit(lane, 2)
     decoding.may_end.set()
     await answered(first, second)
@@ -117,7 +120,7 @@ async def test_the_only_image_is_not_run_when_its_client_has_gone(workshop):
     shop = workshop(workers=1)
     lane = shop.lane(prepare=(decoding := Decoding()))
     gone = shop.submit(lane, 1)
-    await asyncio.to_thread(decoding.begun.wait, 20)
+    await decoding.has_begun()
     # Now there is one image again, and it is another.
     other = shop.submit(lane, 2)
     shop.pool.cancel(lane, gone)
@@ -130,7 +133,7 @@ async def test_the_only_image_is_not_run_when_its_time_is_up(workshop):
     shop = workshop(workers=1)
     lane = shop.lane(prepare=(decoding := Decoding()))
     late = shop.submit(lane, 1, deadline_s=shop.clock() + 5)
-    await asyncio.to_thread(decoding.begun.wait, 20)
+    await decoding.has_begun()
     shop.clock.now_s += 5
     decoding.may_end.set()
     (error,) = await answered(late)

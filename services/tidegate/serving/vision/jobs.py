@@ -107,7 +107,7 @@ def report_prepared(job: Prepare, results: list[Prepared], now_s: float) -> list
     settled = []
     for task, result in zip(job.tasks, results, strict=True):
         if isinstance(result, Exception):
-            lane.preparing -= 1
+            lane.decoded(task)
             settled += _fail(lane, [task], result, now_s)
         else:
             lane.prepared(task, result)

@@ -214,13 +214,15 @@ class Lane:
         self.preparing += len(tasks)
         return tasks, self._expire(expired, now_s)
 
-    def prepared(self, task: Task, array: npt.NDArray[np.generic] | None) -> None:
-        """Takes back an image that was decoded, or was not since nobody waits for it any more."""
+    def decoded(self, task: Task) -> None:
+        """Notes that a worker is done with the bytes of an image, well or badly."""
         self.preparing -= 1
         task.image = None
-        if array is None:
-            return
-        if not task.abandoned:
+
+    def prepared(self, task: Task, array: npt.NDArray[np.generic] | None) -> None:
+        """Takes back an image that was decoded, or was not since nobody waits for it any more."""
+        self.decoded(task)
+        if array is not None and not task.abandoned:
             task.prepared = array
             self._ready[task.form].append(task)
 

@@ -200,8 +200,7 @@ class WorkerPool:
             return None
         if len(job.tasks) > 1 or task.abandoned or task.deadline_s <= now_s:
             return None
-        lane.preparing -= 1
-        task.image = None
+        lane.decoded(task)
         lane.start([task], now_s)
         return Run(lane, [task], [array], alone=True)
 
