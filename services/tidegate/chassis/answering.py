@@ -50,6 +50,7 @@ _SERVER_FAULTS: Final = frozenset(
     }
 )
 _RETRY_AFTER_LIMIT_S: Final = 0.1
+_TRANSIT_S: Final = 0.005
 _DETAILS_TRAILER: Final = "grpc-status-details-bin"
 _PUSHBACK_TRAILER: Final = "grpc-retry-pushback-ms"
 
@@ -245,7 +246,9 @@ def _code_set_by_handler(context: ServicerContext) -> grpc.StatusCode:
 def _code_of_cancellation(context: ServicerContext) -> grpc.StatusCode:
     """Tells a client whose deadline passed from one that left: gRPC cancels the task for both."""
     remaining_s = context.time_remaining()
-    if remaining_s is not None and remaining_s <= 0:
+    # The client's clock has run since it sent the call, ours since the call came: a client whose
+    # deadline passed may leave a little before ours has.
+    if remaining_s is not None and remaining_s <= _TRANSIT_S:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 
