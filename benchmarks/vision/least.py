@@ -50,7 +50,7 @@ class Least(grpc.GenericRpcHandler):
     def __init__(self, models: Path, version: str, cores: int) -> None:
         entry = Repository(models).find(MODEL, version)
         classifier = entry.image_classifier()
-        self._labels, self._kind = entry.labels, classifier.output.kind
+        self._labels = entry.labels
         self._geometry = Geometry.of(classifier, _MAX_PIXELS)
         self._engine = OpenVinoEngine(entry, cores=cores, batch_sizes=(1,))
         self._in_flight = 0
@@ -88,7 +88,7 @@ class Least(grpc.GenericRpcHandler):
             jpeg, answer, loop = line.get()
             image = decode(jpeg, self._geometry)
             output = self._engine.run(InputForm.PIXELS, [image], alone=self._in_flight == 1)
-            best = best_classes(output, 5, self._kind)[0]
+            best = best_classes(output, 5)[0]
             response = vision_pb2.ClassifyResponse()
             add = response.results.add().classifications.add
             for number, score in zip(best.classes, best.scores, strict=True):

@@ -18,7 +18,6 @@ from grpc_status import rpc_status
 from PIL import Image
 
 from tidegate.chassis.server import running
-from tidegate.serving.repository import OutputKind
 from tidegate.serving.vision.lane import Bounds, Lane
 from tidegate.serving.vision.metrics import LaneMetrics
 from tidegate.serving.vision.planning import BatchPlan, Pace
@@ -66,7 +65,6 @@ class Workshop:
             Pace(prepare_s=0.001, run_s=0.001),
             bounds or Bounds(1000, 1 << 20),
             LaneMetrics(name, "1"),
-            OutputKind.LOGITS,
         )
         self.pool.add(lane)
         return lane

@@ -42,19 +42,42 @@ def normalised(image):
 
 def test_padding_company_and_form_do_not_change_a_result(engine):
     three = images(3)
-    together = engine.run(InputForm.PIXELS, three)
+    together = engine.run(InputForm.PIXELS, three).rows
     assert together.shape == (3, 1000)
     for image, row in zip(three, together, strict=True):
-        assert engine.run(InputForm.PIXELS, [image])[0] == pytest.approx(row, abs=2e-3)
-        assert engine.run(InputForm.PIXELS, [image], alone=True)[0] == pytest.approx(row, abs=2e-3)
-    tensors = engine.run(InputForm.TENSOR, [normalised(image) for image in three])
+        for alone in (False, True):
+            (found,) = engine.run(InputForm.PIXELS, [image], alone=alone).rows
+            assert found == pytest.approx(row, abs=2e-3)
+    tensors = engine.run(InputForm.TENSOR, [normalised(image) for image in three]).rows
     assert tensors == pytest.approx(together, abs=2e-3)
+
+
+def softmax(rows):
+    powers = np.exp(rows.astype(np.float64) - rows.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_probabilities_are_the_softmax_of_logits_whatever_the_network_computes_in(
+    models_root, precision
+):
+    entry = Repository(models_root).find(NETWORK, f"1-{precision}", verify=False)
+    engine = OpenVinoEngine(entry, cores=2, batch_sizes=[4])
+    three = images(3)
+    outputs = [
+        engine.run(InputForm.PIXELS, three),
+        engine.run(InputForm.PIXELS, three[:1], alone=True),
+        engine.run(InputForm.TENSOR, [normalised(image) for image in three]),
+    ]
+    engine.close()
+    for output in outputs:
+        assert output.probabilities == pytest.approx(softmax(output.rows), rel=1e-5, abs=1e-9)
 
 
 def test_runs_at_once_do_not_disturb_each_other(engine):
     ten = images(10)
-    alone = [engine.run(InputForm.PIXELS, [image])[0] for image in ten]
-    kept = [row.copy() for row in alone]
+    alone = [engine.run(InputForm.PIXELS, [image]) for image in ten]
+    kept = [tuple(array.copy() for array in output) for output in alone]
     with ThreadPoolExecutor(engine.traits.slots) as threads:
         forms = [InputForm.PIXELS, InputForm.TENSOR]
         runs = [
@@ -65,9 +88,10 @@ def test_runs_at_once_do_not_disturb_each_other(engine):
             for form in forms
         ]
     for index, run in enumerate(runs):
-        assert run.result()[0] == pytest.approx(alone[index // 2], abs=2e-3)
+        assert run.result().rows == pytest.approx(alone[index // 2].rows, abs=2e-3)
     # What was given is the caller's own, and not memory that the next run writes to.
-    assert all((row == copy).all() for row, copy in zip(alone, kept, strict=True))
+    for output, copies in zip(alone, kept, strict=True):
+        assert all((array == copy).all() for array, copy in zip(output, copies, strict=True))
 
 
 def test_a_precision_that_the_cpu_does_not_have_is_refused(models_root, write_model):
@@ -106,12 +130,23 @@ def test_of_several_outputs_the_one_that_was_named_is_read_whatever_its_type(wri
     entry = Repository(folder.parents[1]).find("two", "1", verify=False)
     engine = OpenVinoEngine(entry, cores=1, batch_sizes=[1, 2])
     tensor = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
-    scores = engine.run(InputForm.TENSOR, [tensor])
-    assert scores.dtype == np.float32
-    assert scores.tolist() == [[0, 1, 2]]
+    output = engine.run(InputForm.TENSOR, [tensor])
+    assert [each.dtype for each in output] == [np.float32, np.float32]
+    assert output.rows.tolist() == [[0, 1, 2]]
+    assert output.probabilities == pytest.approx(softmax(output.rows))
     dark = np.zeros((2, 2, 3), dtype=np.uint8)
     for alone in (False, True):
-        assert engine.run(InputForm.PIXELS, [dark], alone=alone).shape == (1, 3)
+        assert engine.run(InputForm.PIXELS, [dark], alone=alone).rows.shape == (1, 3)
+
+
+def test_an_output_of_probabilities_is_given_as_it_is(write_model):
+    folder = write_model("two", "1", output={"tensor": "scores", "kind": "probabilities"})
+    two_outputs(folder / "model.onnx")
+    entry = Repository(folder.parents[1]).find("two", "1", verify=False)
+    engine = OpenVinoEngine(entry, cores=1, batch_sizes=[1])
+    tensor = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    output = engine.run(InputForm.TENSOR, [tensor])
+    assert output.probabilities.tolist() == output.rows.tolist() == [[0, 1, 2]]
 
 
 def test_openvino_does_not_call_home(tmp_path):

@@ -14,7 +14,6 @@ import pytest
 from engine_double import EngineDouble
 
 from tidegate.chassis.errors import ResourceExhausted
-from tidegate.serving.repository import OutputKind
 from tidegate.serving.vision.classification import Best
 from tidegate.serving.vision.lane import Bounds, Lane
 from tidegate.serving.vision.metrics import LaneMetrics
@@ -39,7 +38,7 @@ class Simulation:
         pace = Pace(prepare_s=PREPARE_S, run_s=RUN_S[4] / 4)
         metrics = LaneMetrics("simulated", "1")
         room = Bounds(bounds, 1 << 30)
-        self.lane = Lane("simulated 1", engine, None, plan, pace, room, metrics, OutputKind.LOGITS)
+        self.lane = Lane("simulated 1", engine, None, plan, pace, room, metrics)
         self.clients, self.images, self.deadline_s = clients, images, deadline_s
         self.spread = spread
         self.loop = asyncio.new_event_loop()

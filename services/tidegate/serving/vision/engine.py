@@ -9,14 +9,14 @@ GIL; an engine with several ``slots`` (streams, execution contexts) allows as ma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tidegate.serving.repository import Precision
 
-__all__ = ["Engine", "EngineTraits", "InputForm", "ModelTensors"]
+__all__ = ["Engine", "EngineTraits", "InputForm", "ModelTensors", "Output"]
 
 
 class InputForm(Enum):
@@ -70,6 +70,20 @@ class ModelTensors:
     classes: int
 
 
+class Output(NamedTuple):
+    """What a run gives, in arrays of the caller's own.
+
+    Attributes:
+        rows: the model's own output, images × classes.
+        probabilities: of each class, images × classes: the rows, or their softmax if they are
+            logits. The engine computes it behind the network, where its code is at hand; a few
+            calls of NumPy afterwards take longer than it.
+    """
+
+    rows: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+
+
 class Engine(Protocol):
     """A compiled model. Thread-safe up to ``traits.slots`` runs at once."""
 
@@ -85,16 +99,13 @@ class Engine(Protocol):
 
     def run(
         self, form: InputForm, images: Sequence[npt.NDArray[np.generic]], *, alone: bool = False
-    ) -> npt.NDArray[np.float32]:
+    ) -> Output:
         """Runs one batch and blocks until it is done.
 
         Args:
             form: the form of every image.
             images: from one to the largest batch size.
             alone: nothing else wants the machine now, so the engine may use all of it for this run.
-
-        Returns:
-            The model's output, images × classes, in an array of the caller's own.
 
         Raises:
             EngineError: the run failed; the engine may be used again.

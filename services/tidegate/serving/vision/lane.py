@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from tidegate.serving.repository import OutputKind
     from tidegate.serving.vision.engine import Engine
     from tidegate.serving.vision.metrics import LaneMetrics
     from tidegate.serving.vision.tickets import Image, Task, Ticket
@@ -84,7 +83,6 @@ class Lane:
         pace: the measured times to begin with.
         bounds: how much is held at most.
         metrics: where stages are recorded.
-        output_kind: what the numbers of the engine's output are.
     """
 
     def __init__(
@@ -96,7 +94,6 @@ class Lane:
         pace: Pace,
         bounds: Bounds,
         metrics: LaneMetrics,
-        output_kind: OutputKind,
     ) -> None:
         self.name = name
         self.engine = engine
@@ -105,7 +102,6 @@ class Lane:
         self.pace = pace
         self.bounds = bounds
         self.metrics = metrics
-        self.output_kind = output_kind
         self.totals = Totals()
         self.closing = False
         self.held_images = 0
@@ -177,7 +173,6 @@ class Lane:
             self._refuse_if_late(ticket, remaining_s, workers)
         self.held_images += count
         self.held_bytes += ticket.size_bytes
-        self.metrics.held.inc(count)
 
     def queue(self, ticket: Ticket) -> None:
         """Lets the images of a request wait for a worker."""
@@ -288,7 +283,6 @@ class Lane:
         """Makes room: a request of this lane is over."""
         self.held_images -= len(ticket.tasks)
         self.held_bytes -= ticket.size_bytes
-        self.metrics.held.dec(len(ticket.tasks))
         elapsed_s = now_s - ticket.accepted_s
         if succeeded:
             self.totals.succeeded += 1

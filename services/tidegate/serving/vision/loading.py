@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from tidegate.serving.repository import OutputKind, Precision, Repository
+    from tidegate.serving.repository import Precision, Repository
 
 __all__ = ["Loader", "Serving"]
 
@@ -173,8 +173,7 @@ class Loader:
                 f"{engine.tensors.classes} classes; correct the labels"
             )
         metrics = LaneMetrics(name, version)
-        output_kind = entry.image_classifier().output.kind
-        lane = _lane(f"{name} {version}", engine, geometry, self.bounds, metrics, output_kind)
+        lane = _lane(f"{name} {version}", engine, geometry, self.bounds, metrics)
         wanted, computed = entry.metadata.precision.compute, engine.traits.precision
         if computed is not wanted:
             _log.warning(
@@ -226,7 +225,6 @@ def _lane(
     geometry: Geometry,
     bounds: Bounds,
     metrics: LaneMetrics,
-    output_kind: OutputKind,
 ) -> Lane:
     """Warms an engine up, measures it at each batch size, and makes its lane.
 
@@ -236,7 +234,6 @@ def _lane(
         geometry: how images are brought to its size.
         bounds: how much the lane holds.
         metrics: where its stages are recorded.
-        output_kind: what the numbers of the engine's output are.
 
     Raises:
         EngineError: a run failed, or gave something other than images × classes.
@@ -247,7 +244,7 @@ def _lane(
     crowd = engine.traits.slots / engine.traits.parallel
     pace = Pace(prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target * crowd)
     prepare = partial(_prepare, geometry)
-    return Lane(name, engine, prepare, plan, pace, bounds, metrics, output_kind)
+    return Lane(name, engine, prepare, plan, pace, bounds, metrics)
 
 
 def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:
@@ -296,7 +293,7 @@ def _try_out(
     *,
     alone: bool = False,
 ) -> None:
-    shape = engine.run(form, images, alone=alone).shape
+    shape = engine.run(form, images, alone=alone).rows.shape
     expected = (len(images), engine.tensors.classes)
     if shape != expected:
         raise EngineError(f"the model's output is {shape} where images × classes is {expected}")

@@ -3,7 +3,8 @@
 A run occupies one core: as many runs compute at once as there are cores, each on a stream with one
 thread, which for small networks gives more images a second than one run over all cores. A single
 image on an idle machine is the other case, and has a compiled model of its own that uses every core
-for it. Normalisation is compiled into the graph, so pixels enter as the bytes they are.
+for it. Normalisation is compiled into the graph, so pixels enter as the bytes they are, and so is
+the softmax of logits.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import openvino as ov
+from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
-from tidegate.serving.repository import ChannelOrder, Layout, Precision
-from tidegate.serving.vision.engine import EngineTraits, InputForm, ModelTensors
+from tidegate.serving.repository import ChannelOrder, Layout, OutputKind, Precision
+from tidegate.serving.vision.engine import EngineTraits, InputForm, ModelTensors, Output
 from tidegate.serving.vision.errors import EngineError
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ PRECISIONS = frozenset({Precision.FP32, Precision.BF16, Precision.INT8})
 # Of two runs a core, one computes and one is queued behind it inside OpenVINO, so that a stream
 # takes the next batch without waiting for Python to hand it over.
 _RUNS_PER_CORE = 2
+
+_PROBABILITIES = "tidegate.probabilities"
 
 _HINTS = {
     Precision.FP32: ov.Type.f32,
@@ -69,6 +73,7 @@ class OpenVinoEngine:
             core = ov.Core()
             graph = core.read_model(entry.model_path)
             self._tensors = _tensors(graph, model, entry.model_path)
+            outputs = _outputs(graph, model, self._tensors)
             pixels = _normalising(graph, model, self._tensors)
             # Every process would pin its first stream to the same core; the scheduler knows better
             # where several servers, or decoding beside inference, share a machine.
@@ -76,12 +81,13 @@ class OpenVinoEngine:
             streams = {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores, **shared}
             whole = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": cores, **shared}
             slots = _RUNS_PER_CORE * cores
+            source = self._tensors.input_name
             self._pixels = {
-                size: _Compiled(core, pixels, self._tensors, size, streams, slots)
+                size: _Compiled(core, pixels, source, outputs, size, streams, slots)
                 for size in batch_sizes
             }
-            self._single = _Compiled(core, pixels, self._tensors, 1, whole, 1)
-            self._tensor = _Compiled(core, graph, self._tensors, None, streams, slots)
+            self._single = _Compiled(core, pixels, source, outputs, 1, whole, 1)
+            self._tensor = _Compiled(core, graph, source, outputs, None, streams, slots)
         except RuntimeError as error:
             raise EngineError(f"{entry.model_path} cannot be loaded: {error}") from error
         computed = precision
@@ -116,7 +122,7 @@ class OpenVinoEngine:
 
     def run(
         self, form: InputForm, images: Sequence[npt.NDArray[np.generic]], *, alone: bool = False
-    ) -> npt.NDArray[np.float32]:
+    ) -> Output:
         """Runs one batch; see :class:`~tidegate.serving.vision.engine.Engine`."""
         if form is InputForm.TENSOR:
             compiled = self._tensor
@@ -143,47 +149,56 @@ class _Compiled:
         self,
         core: ov.Core,
         graph: ov.Model,
-        tensors: ModelTensors,
+        source: str,
+        outputs: tuple[str, str],
         size: int | None,
         options: dict[str, Any],
         runs: int,
     ) -> None:
         graph = graph.clone()
-        shape = graph.input(tensors.input_name).partial_shape
+        shape = graph.input(source).partial_shape
         shape[0] = ov.Dimension(-1 if size is None else size)
-        graph.reshape({tensors.input_name: shape})
+        graph.reshape({source: shape})
         model = core.compile_model(graph, "CPU", options)
         self.precision: ov.Type = model.get_property("INFERENCE_PRECISION_HINT")
-        self._result = result = model.output(tensors.output_name)
+        self._results = results = [model.output(name) for name in outputs]
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for _ in range(runs):
             request = model.create_infer_request()
-            pixels = scores = None
+            pixels = found = None
             # Found once: asking for the tensors in every run costs more than copying an image.
             if size is not None:
-                found = ov.Tensor(result.element_type, result.shape)
-                request.set_tensor(result, found)
-                pixels, scores = request.get_input_tensor().data, found.data
-            self._slots.put(_Slot(request, pixels, scores))
+                for result in results:
+                    request.set_tensor(result, ov.Tensor(result.element_type, result.shape))
+                pixels, found = request.get_input_tensor().data, self._found(request)
+            self._slots.put(_Slot(request, pixels, found))
 
-    def run(self, images: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.float32]:
+    def run(self, images: Sequence[npt.NDArray[np.generic]]) -> Output:
         slot = self._slots.get()
-        request, pixels, scores = slot
+        request, pixels, found = slot
         try:
-            if pixels is None or scores is None:
+            if pixels is None or found is None:
                 # The request does not keep the array alive; this frame does.
                 batch = np.stack(images)
                 request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
                 request.infer()
-                scores = request.get_tensor(self._result).data
+                found = self._found(request)
             else:
                 # What padding holds does not matter: it is computed and thrown away.
                 for index, image in enumerate(images):
                     pixels[index] = image
                 request.infer()
-            return scores[: len(images)].astype(np.float32)
+            count = len(images)
+            return Output(
+                found.rows[:count].astype(np.float32),
+                found.probabilities[:count].astype(np.float32),
+            )
         finally:
             self._slots.put(slot)
+
+    def _found(self, request: ov.InferRequest) -> Output:
+        """What a request fills, in its own memory and of the network's own type."""
+        return Output(*(request.get_tensor(result).data for result in self._results))
 
 
 class _Slot(NamedTuple):
@@ -191,7 +206,7 @@ class _Slot(NamedTuple):
 
     request: ov.InferRequest
     pixels: npt.NDArray[np.generic] | None
-    scores: npt.NDArray[np.generic] | None
+    found: Output | None
 
 
 def _tensors(graph: ov.Model, model: ImageClassifier, path: Path) -> ModelTensors:
@@ -221,6 +236,18 @@ def _tensors(graph: ov.Model, model: ImageClassifier, path: Path) -> ModelTensor
             "write output.classes into model.json"
         )
     return ModelTensors(source.any_name, expected, result.any_name, number)
+
+
+def _outputs(graph: ov.Model, model: ImageClassifier, tensors: ModelTensors) -> tuple[str, str]:
+    """The names of the model's own output and of the probabilities, which are added to logits."""
+    own = tensors.output_name
+    if model.output.kind is OutputKind.PROBABILITIES:
+        return own, own
+    logits = graph.output(own).get_node().input_value(0)
+    softmax = ops.softmax(ops.convert(logits, "f32"), axis=-1)
+    softmax.output(0).set_names({_PROBABILITIES})
+    graph.add_results([ops.result(softmax)])
+    return own, _PROBABILITIES
 
 
 def _port(ports: Sequence[Any], name: str | None, path: Path, kind: str) -> Any:

@@ -185,7 +185,8 @@ def _respond(
 
 
 def _set(duration: Duration, seconds: float) -> None:
-    duration.seconds, duration.nanos = divmod(max(0, round(seconds * 1e9)), 1_000_000_000)
+    whole = int(seconds)
+    duration.seconds, duration.nanos = whole, int((seconds - whole) * 1e9)
 
 
 def _timestamp(seconds: float) -> Timestamp:

@@ -99,9 +99,10 @@ class WorkerPool:
             thread.join()
 
     def add(self, lane: Lane) -> None:
-        """Starts to serve a lane."""
+        """Starts to serve a lane, and to report what it holds."""
         with self._lock:
             self._lanes.append(lane)
+        lane.metrics.held.set_function(lambda: lane.held_images)
 
     def close(self, lane: Lane, on_idle: Callable[[], None]) -> None:
         """Lets a lane take no more requests, and says when its last one is over.
@@ -249,7 +250,8 @@ class WorkerPool:
         return None
 
     def _claim_of(self, lane: Lane) -> Job | None:
-        while lane.has_work:
+        # What clients have given up may still stand in the lines of a lane that holds nothing.
+        while lane.held_images and lane.has_work:
             load = lane.load()
             step = next_step(load)
             now_s = self._clock()
