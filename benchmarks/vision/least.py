@@ -88,7 +88,7 @@ class Least(grpc.GenericRpcHandler):
             jpeg, answer, loop = line.get()
             image = decode(jpeg, self._geometry)
             output = self._engine.run(InputForm.PIXELS, [image], alone=self._in_flight == 1)
-            best = best_classes(output, 5)[0]
+            best = best_classes(output, [5])[0]
             response = vision_pb2.ClassifyResponse()
             add = response.results.add().classifications.add
             for number, score in zip(best.classes, best.scores, strict=True):

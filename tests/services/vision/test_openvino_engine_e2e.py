@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from tidegate.serving.repository import Repository
+from tidegate.serving.vision.classification import best_classes
 from tidegate.serving.vision.engine import InputForm
 from tidegate.serving.vision.errors import EngineError
 from tidegate.serving.vision.openvino_engine import OpenVinoEngine
@@ -137,6 +138,46 @@ def test_of_several_outputs_the_one_that_was_named_is_read_whatever_its_type(wri
     dark = np.zeros((2, 2, 3), dtype=np.uint8)
     for alone in (False, True):
         assert engine.run(InputForm.PIXELS, [dark], alone=alone).rows.shape == (1, 3)
+
+
+@pytest.fixture
+def logits_of_tensor(write_model):
+    """A network whose logits are the twelve numbers of its input."""
+    folder = write_model("flat", "1")
+    value, kind = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Flatten", ["image"], ["logits"])],
+        "flat",
+        [value("image", kind.FLOAT, ["n", 3, 2, 2])],
+        [value("logits", kind.FLOAT, ["n", 12])],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    entry = Repository(folder.parents[1]).find("flat", "1", verify=False)
+    engine = OpenVinoEngine(entry, cores=1, batch_sizes=[1])
+    yield lambda numbers: engine.run(
+        InputForm.TENSOR, [np.array(numbers, dtype=np.float32).reshape(3, 2, 2)]
+    )
+    engine.close()
+
+
+def test_logits_become_softmax_however_large_they_are(logits_of_tensor):
+    random = np.random.default_rng(5)
+    for _ in range(100):
+        output = logits_of_tensor(random.uniform(-80, 80, 12))
+        exact = np.exp(output.rows.astype(np.float64))
+        assert output.probabilities == pytest.approx(exact / exact.sum(), rel=1e-4, abs=1e-7)
+        assert output.probabilities.sum() == pytest.approx(1, abs=1e-4)
+    huge = logits_of_tensor([1e4, -1e4, 1e4] + [-1e4] * 9)
+    assert huge.probabilities.tolist() == [[0.5, 0.0, 0.5] + [0.0] * 9]
+    assert best_classes(huge, [3]) == [([0, 2, 1], [0.5, 0.5, 0.0])]
+
+
+def test_classes_without_a_score_have_no_probability(logits_of_tensor):
+    (found,) = best_classes(logits_of_tensor([-np.inf, 3.0] + [-np.inf] * 10), [3])
+    assert found.classes[0] == 1
+    assert found.scores == [1.0, 0.0, 0.0]
 
 
 def test_an_output_of_probabilities_is_given_as_it_is(write_model):

@@ -6,6 +6,7 @@ of NumPy that takes a microsecond takes ten then.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,19 +35,17 @@ class Best(NamedTuple):
     scores: list[float]
 
 
-def best_classes(output: Output, count: int) -> list[Best]:
+def best_classes(output: Output, counts: Sequence[int]) -> list[Best]:
     """Finds the best classes of each image without sorting the rest.
 
     Args:
         output: of a run.
-        count: how many are wanted, from 1 to the number of classes.
-
-    Returns:
-        ``count`` classes for each image.
+        counts: how many are wanted of each image, from 1 to the number of classes. One client that
+            wants every class does not have those of the others sorted, too.
     """
     found = []
     # The order is that of the model's own output: of small probabilities many are equal, or zero.
-    for row, probabilities in zip(*output, strict=True):
+    for row, probabilities, count in zip(*output, counts, strict=True):
         classes = _few(row, count) if count <= _FEW else _many(row, count)
         found.append(Best(classes, [probabilities.item(number) for number in classes]))
     return found

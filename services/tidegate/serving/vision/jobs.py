@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.chassis.errors import Internal
 from tidegate.serving.vision.classification import best_classes
-from tidegate.serving.vision.engine import Output
 from tidegate.serving.vision.errors import InvalidImageError, RejectedImageError
 
 if TYPE_CHECKING:
@@ -85,17 +84,9 @@ def _prepare_image(lane: Lane, task: Task, clock: Callable[[], float]) -> Prepar
 
 def run_batch(job: Run) -> Result | Exception:
     """Runs a batch and reads its output, or says what is to be told to its clients."""
-    wanted = [task.ticket.top_k for task in job.batch]
     try:
         output = job.lane.engine.run(job.batch[0].form, job.arrays, alone=job.alone)
-        if len(set(wanted)) == 1:
-            return output.rows, best_classes(output, wanted[0])
-        # One client that wants every class must not have those of the others sorted, too.
-        each = zip(*output, wanted, strict=True)
-        return output.rows, [
-            best_classes(Output(row[None], probabilities[None]), count)[0]
-            for row, probabilities, count in each
-        ]
+        return output.rows, best_classes(output, [task.ticket.top_k for task in job.batch])
     except Exception:  # noqa: BLE001 - a worker outlives whatever an engine raises, and reports it
         _log.exception("running a batch failed", extra={"model": job.lane.name})
         return Internal(
