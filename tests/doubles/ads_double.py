@@ -208,14 +208,18 @@ class Proxy:
         await self.ack(response)
         return response
 
-    async def is_quiet(self):
-        """Whether nothing was sent before the answer to a question that is asked now (delta)."""
+    async def is_quiet(self, type_=CLUSTER):
+        """Whether nothing was sent before the answer to a question that is asked now (delta).
+
+        Args:
+            type_: of the question; it must be open while other types are in flight.
+        """
         self._probes += 1
         name = f"probe-{self._probes}"
-        await self.send(CLUSTER, name)
+        await self.send(type_, name)
         response = await self.read()
         await self.ack(response)
-        return response.type is CLUSTER and response.removed == [name] and not response.names
+        return response.type is type_ and response.removed == [name] and not response.names
 
     async def failure(self):
         """How the stream ends."""

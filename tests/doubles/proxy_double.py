@@ -221,13 +221,19 @@ class Proxy:
         self.warm()
 
     def take(self, response):
+        if self.careful and response.type not in WILD:
+            # What it has let go while the response was under way is of no use to it.
+            asked = self.names[response.type]
+            response.bodies = {
+                name: response.bodies[name] for name in response.names if name in asked
+            }
         holds, versions = self.holds[response.type], self.versions[response.type]
         changed = {name for name, body in response.bodies.items() if holds.get(name) != body}
         if response.type in WHOLE and not self.delta:
             holds.clear()
         holds |= response.bodies
         if self.delta:
-            versions |= response.versions
+            versions |= {name: response.versions[name] for name in response.bodies}
         for name in response.removed:
             holds.pop(name, None)
             versions.pop(name, None)

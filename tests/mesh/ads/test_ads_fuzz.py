@@ -45,6 +45,10 @@ some_names = st.sets(
 )
 
 
+# What a careful proxy asks for by name.
+FOLLOWED = (ENDPOINT, ROUTE)
+
+
 class Step(Enum):
     """What can happen on a line."""
 
@@ -54,6 +58,31 @@ class Step(Enum):
 
 
 steps = st.sampled_from(Step)
+
+
+def careful(proxy):
+    return proxy.careful
+
+
+def careless(proxy):
+    return not proxy.careful
+
+
+def repetitive(proxy):
+    return careless(proxy) and not proxy.delta and bool(proxy.history)
+
+
+def speaks_delta(proxy):
+    return proxy.delta
+
+
+def follows(proxy):
+    return careful(proxy) and any(proxy.names[each] for each in FOLLOWED)
+
+
+def if_any(condition):
+    """A rule for proxies of a kind, of which there must be one: steps are few."""
+    return precondition(lambda self: any(map(condition, self.proxies)))
 
 
 class Discovery(RuleBasedStateMachine):
@@ -76,13 +105,22 @@ class Discovery(RuleBasedStateMachine):
         assert self.distribution.proxies() == ()
 
     def pick(self, data, condition=lambda proxy: True):
-        found = [each for each in self.proxies if condition(each)]
-        return data.draw(st.sampled_from(found)) if found else None
+        return data.draw(st.sampled_from([each for each in self.proxies if condition(each)]))
 
     @rule(put=st.dictionaries(keys, versions, max_size=4), delete=st.sets(keys, max_size=3))
     def change(self, put, delete):
         resources = tuple(made(key, number) for key, number in put.items())
-        self.distribution.apply(ENVOY, Change(put=resources, delete=tuple(delete - put.keys())))
+        self.apply(Change(put=resources, delete=tuple(delete - put.keys())))
+
+    @rule(data=st.data())
+    def withdraw(self, data):
+        """Something that is there goes."""
+        served = [key for key in KEYS if key in self.distribution.served(ENVOY)]
+        if served:
+            self.apply(Change(delete=(data.draw(st.sampled_from(served)),)))
+
+    def apply(self, change):
+        self.distribution.apply(ENVOY, change)
         for proxy in self.proxies:
             for refused in proxy.refused.values():
                 refused.clear()
@@ -97,11 +135,10 @@ class Discovery(RuleBasedStateMachine):
             proxy.ask(CLUSTER)
             proxy.ask(LISTENER)
 
+    @if_any(careful)
     @rule(data=st.data())
     def come_back(self, data):
-        proxy = self.pick(data, lambda each: each.careful)
-        if proxy is None:
-            return
+        proxy = self.pick(data, careful)
         proxy.close()
         self.proxies.remove(proxy)
         held = (proxy.holds, proxy.versions) if proxy.delta else (None, None)
@@ -121,20 +158,20 @@ class Discovery(RuleBasedStateMachine):
         if proxy.delta and VIRTUAL_HOST in proxy.begun:
             again.ask(VIRTUAL_HOST)
 
+    @if_any(careless)
     @rule(data=st.data(), type_=types, names=some_names, drop=some_names)
     def ask(self, data, type_, names, drop):
-        proxy = self.pick(data, lambda each: not each.careful)
-        if proxy is None:
-            return
+        proxy = self.pick(data, careless)
         if proxy.delta:
             proxy.ask(type_, names, drop - names)
         else:
             proxy.ask(type_, names, nonce=proxy.nonces[type_])
 
+    @if_any(careless)
     @rule(data=st.data(), type_=types, names=some_names, nonce=st.text("0123456789", max_size=2))
     def ask_out_of_turn(self, data, type_, names, nonce):
-        proxy = self.pick(data, lambda each: not each.careful)
-        flying = proxy and proxy.in_flight.get(type_)
+        proxy = self.pick(data, careless)
+        flying = proxy.in_flight.get(type_)
         if flying is None or flying.nonce == nonce:
             return
         if proxy.delta:
@@ -145,34 +182,35 @@ class Discovery(RuleBasedStateMachine):
             )
             proxy.to_server.append((message, None))
 
+    @if_any(repetitive)
     @rule(data=st.data())
     def repeat_an_old_request(self, data):
-        proxy = self.pick(data, lambda each: not each.careful and not each.delta and each.history)
-        if proxy is not None:
-            message = data.draw(st.sampled_from(proxy.history))
-            if message.response_nonce and not message.HasField("error_detail"):
-                proxy.to_server.append((message, None))
+        proxy = self.pick(data, repetitive)
+        message = data.draw(st.sampled_from(proxy.history))
+        if message.response_nonce and not message.HasField("error_detail"):
+            proxy.to_server.append((message, None))
 
-    @rule(data=st.data(), type_=st.sampled_from([ENDPOINT, ROUTE]))
-    def ask_anew(self, data, type_):
+    @if_any(follows)
+    @rule(data=st.data())
+    def ask_anew(self, data):
         """A name is let go and wanted back, as that of a listener that is replaced."""
-        proxy = self.pick(data, lambda each: each.careful and each.names[type_])
-        if proxy is not None:
-            name = data.draw(st.sampled_from(sorted(proxy.names[type_])))
-            proxy.resubscribe(type_, set(), {name})
-            proxy.resubscribe(type_, {name}, set())
+        proxy = self.pick(data, follows)
+        asked = [(each, name) for each in FOLLOWED for name in sorted(proxy.names[each])]
+        type_, name = data.draw(st.sampled_from(asked))
+        proxy.resubscribe(type_, set(), {name})
+        proxy.resubscribe(type_, {name}, set())
 
+    @if_any(speaks_delta)
     @rule(data=st.data(), url=st.text(max_size=5))
     def ask_for_an_unknown_type(self, data, url):
-        proxy = self.pick(data)
-        if proxy is not None and proxy.delta:
-            proxy.to_server.append((discovery_pb2.DeltaDiscoveryRequest(type_url=url), None))
+        proxy = self.pick(data, speaks_delta)
+        proxy.to_server.append((discovery_pb2.DeltaDiscoveryRequest(type_url=url), None))
 
-    @rule(data=st.data(), refuse=st.booleans(), steps=st.lists(steps, min_size=1, max_size=20))
+    @rule(data=st.data(), refuse=st.booleans(), steps=st.lists(steps, min_size=1, max_size=8))
     def time_passes(self, data, refuse, steps):
         """Some of what is under way arrives, and some of what is due is sent."""
         proxy = self.pick(data)
-        for step in steps if proxy else ():
+        for step in steps:
             match step:
                 case Step.SERVER_READS if proxy.to_server:
                     proxy.server_reads()
@@ -234,7 +272,7 @@ class Discovery(RuleBasedStateMachine):
 TestDiscovery = pytest.mark.timeout(600)(Discovery.TestCase)
 TestDiscovery.settings = settings(
     max_examples=500,
-    stateful_step_count=40,
+    stateful_step_count=80,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
 )

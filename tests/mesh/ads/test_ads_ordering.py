@@ -165,6 +165,63 @@ async def test_endpoints_do_not_wait_for_a_cluster_that_waits_for_them(distribut
     assert (again.type, again.names) == (ENDPOINT, ["c"])
 
 
+async def test_endpoints_that_go_while_they_are_to_come_again_are_taken_away(distribution, delta):
+    served(distribution, cluster("c"), endpoints("c", 1))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(ENDPOINT, "c")
+    await delta.take()
+    served(distribution, endpoints("c", 2))
+    earlier = await delta.read()
+    served(distribution, cluster("c", 2))
+    clusters = await delta.read()
+    distribution.apply(ENVOY, Change(delete=(key(endpoints("c")),)))
+    await delta.ack(earlier)
+    assert await delta.is_quiet(ENDPOINT)
+    await delta.ack(clusters)
+    response = await delta.take()
+    assert (response.type, response.removed) == (ENDPOINT, ["c"])
+
+
+async def test_what_was_asked_for_anew_while_it_came_leaves_as_late_as_any(distribution, delta):
+    served(distribution, cluster("c"), endpoints("c", 1))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(ENDPOINT, "c")
+    flying = await delta.read()
+    await delta.send(ENDPOINT, unsubscribe=["c"])
+    await delta.send(ENDPOINT, "c")
+    # The proxy has wanted it back by the time that it reads the response, and keeps it.
+    served(distribution, cluster("new"))
+    clusters = await delta.read()
+    distribution.apply(ENVOY, Change(delete=(key(endpoints("c")),)))
+    await delta.ack(flying)
+    assert await delta.is_quiet(ENDPOINT)
+    await delta.ack(clusters)
+    response = await delta.take()
+    assert (response.type, response.removed) == (ENDPOINT, ["c"])
+
+
+async def test_what_was_asked_for_anew_after_it_had_come_is_told_absent_at_once(
+    distribution, delta
+):
+    served(distribution, cluster("c"), endpoints("c", 1))
+    await delta.send(CLUSTER)
+    await delta.take()
+    await delta.send(ENDPOINT, "c")
+    await delta.take()
+    served(distribution, cluster("c", 2))
+    clusters, warming = await delta.read(), await delta.read()
+    await delta.ack(warming)
+    distribution.apply(ENVOY, Change(delete=(key(endpoints("c")),)))
+    await delta.send(ENDPOINT, unsubscribe=["c"])
+    await delta.send(ENDPOINT, "c")
+    # The proxy has let it go, and may not answer for its cluster before it knows.
+    assert (await delta.take()).removed == ["c"]
+    await delta.ack(clusters)
+    assert await delta.is_quiet()
+
+
 async def test_a_route_that_names_a_refused_cluster_is_held_back(distribution, delta):
     served(distribution, route("r", old=1), cluster("old"))
     await delta.send(CLUSTER)
@@ -212,6 +269,20 @@ async def test_a_host_is_not_sent_to_who_has_let_its_route_go(distribution, delt
     assert (await delta.take()).type is ENDPOINT
     assert await delta.is_quiet()
     await delta.send(ROUTE, "r")
+    assert (await delta.take()).names == ["r"]
+    assert (await delta.take()).names == ["r/h"]
+
+
+async def test_a_host_does_not_follow_a_route_that_is_going(distribution, delta):
+    served(distribution, *MESH)
+    await follow(delta)
+    distribution.apply(ENVOY, Change(delete=(key(vhds_route("r")),)))
+    going = await delta.read()
+    assert (going.type, going.removed) == (ROUTE, ["r"])
+    served(distribution, virtual_host("r/h", c=2))
+    await delta.ack(going)
+    assert await delta.is_quiet()
+    served(distribution, vhds_route("r"))
     assert (await delta.take()).names == ["r"]
     assert (await delta.take()).names == ["r/h"]
 

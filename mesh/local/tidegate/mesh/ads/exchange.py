@@ -8,6 +8,9 @@ A state machine without I/O. `ask` and `review` say what has become different, `
 - What a proxy has refused is not sent again until some of it has changed; then all of it is, since
   a proxy refuses a response as a whole. What it had before stays what it has.
 - What leaves is kept apart from what is put, because it is sent last (see `stream`).
+
+A proxy sends its answer to a response before whatever else it asks for afterwards. So one that lets
+a name go and wants it back while a response with that name is on its way has it in the end.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -64,12 +67,14 @@ class Answer:
     Attributes:
         type: of the response.
         accepted: whether it was an ACK.
-        gained: names that the proxy has now and had not before.
+        gained: names that the proxy has now, and had not before or had asked for anew.
+        lost: names that the proxy has no longer.
     """
 
     type: ResourceType
     accepted: bool
     gained: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Exchange:
@@ -96,8 +101,10 @@ class Exchange:
         "_count",
         "_error",
         "_habits",
+        "_overtaken",
         "_owes_answer",
         "_rejected",
+        "_repeated",
         "_type",
         "_view",
         "_world",
@@ -122,7 +129,11 @@ class Exchange:
         self._admits = admits
         self._count = 0
         self._owes_answer = False
+        # To be sent even if the proxy has it; which of these are in flight; and what was in the
+        # response in flight when the proxy let it go.
         self._again: set[str] = set()
+        self._repeated: set[str] = set()
+        self._overtaken: dict[str, Version] = {}
         self._rejected: dict[str, Version] = {}
         self._error = ("", 0.0)
         self._world: dict[str, Resource] = {}
@@ -158,19 +169,17 @@ class Exchange:
             if self._habits.tells_absence and self.subscription.wildcard:
                 self._again.add(name)
             self.review(name)
-        for name in interest.asked - known.keys():
-            self._forget(name)
-            if self._habits.tells_absence:
-                self._again.add(name)
         if interest.wildcard_dropped:
             for name in (*self.accepted, *self.due, *self._rejected, *(self.in_flight or ())):
                 self.review(name)
+        asked = set(interest.asked)
         if interest.wildcard_asked:
-            for name in self._view.names(self._type):
-                if name not in known:
-                    self._forget(name)
-                self.review(name)
-        for name in (*interest.asked, *known):
+            asked.update(self._view.names(self._type))
+        for name in asked - known.keys():
+            self._forget(name)
+            if self._habits.tells_absence:
+                self._again.add(name)
+        for name in (*asked, *known):
             self.review(name)
         if not known and (interest.wildcard_asked or (first and self._habits.whole_world)):
             # A proxy that starts up waits for the answer, even to an empty world; and so does one
@@ -190,9 +199,10 @@ class Exchange:
             self._try_refused_again()
         if resource and not self._admits(resource):
             return
-        if name in self._again:
+        held = self._held(name)
+        if name in self._again and (resource or (held == ABSENT and self._habits.tells_absence)):
             self.due.add(name)
-        elif version not in {self._held(name), self._rejected.get(name)}:
+        elif version not in {held, self._rejected.get(name)}:
             if resource:
                 self.due.add(name)
             elif self._habits.whole_world or self._habits.tells_absence:
@@ -203,7 +213,8 @@ class Exchange:
     def renew(self, name: str) -> None:
         """Has one name sent once more if the proxy asks for it and it exists."""
         if self.subscription.covers(name) and self._view.find(self._type, name):
-            self._forget(name)
+            self._rejected.pop(name, None)
+            self._again.add(name)
             self.review(name)
 
     def push_due(self) -> Push:
@@ -244,7 +255,8 @@ class Exchange:
         if self.in_flight is None or nonce != self.nonce:
             return None
         sent, self.in_flight = self.in_flight, None
-        gained = []
+        overtaken, self._overtaken = self._overtaken, {}
+        gained, lost = [], []
         if error is not None:
             self._rejected |= sent
             self._error = (error[:_MAX_MESSAGE_CHARACTERS], at)
@@ -253,13 +265,16 @@ class Exchange:
                 self._rejected.pop(name, None)
                 if version == ABSENT:
                     self.accepted.pop(name, None)
+                    lost.append(name)
                 else:
-                    if name not in self.accepted:
+                    if name not in self.accepted or name in self._repeated:
                         gained.append(name)
                     self.accepted[name] = version
-        for name in sent:
+            self.accepted |= overtaken
+        for name in (*sent, *overtaken):
             self.review(name)
-        return Answer(self._type, accepted=error is None, gained=tuple(gained))
+        accepted = error is None
+        return Answer(self._type, accepted=accepted, gained=tuple(gained), lost=tuple(lost))
 
     def has(self, name: str) -> bool:
         """Whether the proxy has what is served now under a name, or nothing if nothing is."""
@@ -319,7 +334,8 @@ class Exchange:
     ) -> Push:
         self._count += 1
         self._owes_answer = False
-        self._again -= versions.keys()
+        self._repeated = self._again & versions.keys()
+        self._again -= self._repeated
         self.nonce = str(self._count)
         self.in_flight = versions
         return Push(self._type, self.nonce, tuple(resources), tuple(removed))
@@ -334,8 +350,8 @@ class Exchange:
         self.accepted.pop(name, None)
         self._rejected.pop(name, None)
         self._again.discard(name)
-        if self.in_flight:
-            self.in_flight.pop(name, None)
+        if self.in_flight and (version := self.in_flight.pop(name, ABSENT)) != ABSENT:
+            self._overtaken[name] = version
 
     def _try_refused_again(self) -> None:
         names = tuple(self._rejected)

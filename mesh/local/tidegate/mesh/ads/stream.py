@@ -176,6 +176,7 @@ class ProxyStream:
             for route in answer.gained:
                 for host in self._view.virtual_hosts(route):
                     self.exchanges[_VIRTUAL_HOST].renew(host)
+            self._review_virtual_hosts(answer.lost)
 
     def _admits(self, resource: Resource) -> bool:
         key = resource.key
