@@ -290,6 +290,23 @@ async def test_who_comes_back_in_the_middle_is_sent_the_endpoints_that_warm(dist
     assert (response.type, response.names) == (ENDPOINT, ["a"])
 
 
+async def test_who_comes_back_with_endpoints_of_a_cluster_that_is_back_warms_what_came_between(
+    distribution, delta
+):
+    usual, between = cluster("a"), cluster("a", 2)
+    served(distribution, between, endpoints("a", 1))
+    await delta.send(CLUSTER, known={"a": usual.version})
+    clusters = await delta.read()
+    served(distribution, usual)
+    # An Envoy does not answer for the cluster between before it has endpoints for it.
+    warm = f"{usual.version}.{endpoints('a', 1).version}"
+    await delta.send(ENDPOINT, "a", known={"a": warm})
+    response = await delta.take()
+    assert (response.type, response.names) == (ENDPOINT, ["a"])
+    await delta.ack(clusters)
+    assert (await delta.take()).versions == {"a": usual.version}
+
+
 async def test_who_comes_back_with_virtual_hosts_first_is_sent_what_changed(distribution, delta):
     before = virtual_host("r/changed", c=1)
     served(distribution, vhds_route("r"), virtual_host("r/changed", c=2), virtual_host("r/same"))

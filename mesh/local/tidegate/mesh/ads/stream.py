@@ -103,6 +103,9 @@ class ProxyStream:
         known = request.known if first else {}
         self._came_back |= bool(known)
         exchange.ask(interest, known, first=first)
+        if request.type is _ENDPOINT and known:
+            # It has had a cluster since that these do not warm, whatever their version.
+            self._renew_endpoints()
         if request.type is _ROUTE:
             self._review_virtual_hosts({*known, *interest.asked, *interest.dropped})
         return answer, interest
@@ -164,9 +167,13 @@ class ProxyStream:
 
     def _pushed(self, push: Push) -> None:
         if push.type is _CLUSTER:
-            for name, version in (self.exchanges[_CLUSTER].in_flight or {}).items():
-                if version != ABSENT:
-                    self.exchanges[_ENDPOINT].renew(name)
+            self._renew_endpoints()
+
+    def _renew_endpoints(self) -> None:
+        """Has the endpoints of the clusters in flight sent again."""
+        for name, version in (self.exchanges[_CLUSTER].in_flight or {}).items():
+            if version != ABSENT:
+                self.exchanges[_ENDPOINT].renew(name)
 
     def _answered(self, answer: Answer) -> None:
         self._has_answered = True
