@@ -212,7 +212,7 @@ class Proxy:
         """Whether nothing was sent before the answer to a question that is asked now (delta).
 
         Args:
-            type_: of the question; it must be open while other types are in flight.
+            type_: of the question, of which none may be in flight, nor of one that it waits for.
         """
         self._probes += 1
         name = f"probe-{self._probes}"

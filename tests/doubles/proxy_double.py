@@ -50,6 +50,8 @@ NAMES = {
 KEYS = tuple(ResourceKey(type_, name) for type_, names in NAMES.items() for name in names)
 WILD = (CLUSTER, SCOPED_ROUTE, LISTENER, VIRTUAL_HOST)
 WHOLE = (CLUSTER, SCOPED_ROUTE, LISTENER)
+FOLLOWED = (ENDPOINT, ROUTE)
+"""What a careful proxy asks for by name."""
 
 
 @cache
@@ -207,7 +209,7 @@ class Proxy:
             return
         self.take(response)
         if self.careful:
-            for each in (ENDPOINT, ROUTE):
+            for each in FOLLOWED:
                 self.learn(each)
             if type_ is ROUTE and self.delta and VIRTUAL_HOST not in self.begun:
                 self.ask(VIRTUAL_HOST)
@@ -221,7 +223,7 @@ class Proxy:
         self.warm()
 
     def take(self, response):
-        if self.careful and response.type not in WILD:
+        if self.careful and response.type in FOLLOWED:
             # What it has let go while the response was under way is of no use to it.
             asked = self.names[response.type]
             response.bodies = {

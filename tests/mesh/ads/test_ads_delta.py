@@ -219,6 +219,15 @@ async def test_virtual_hosts_follow_their_route_configuration(distribution, delt
     assert (routes.names, hosts.names) == (["r"], ["r/a"])
 
 
+async def test_what_went_before_it_could_be_sent_is_not_told_absent(distribution, delta):
+    served(distribution, virtual_host("r/a", c=1))
+    await delta.send(VIRTUAL_HOST)
+    # It waits for its route configuration.
+    assert (await delta.take()).names == []
+    removed(distribution, virtual_host("r/a"))
+    assert await delta.is_quiet()
+
+
 async def test_virtual_hosts_come_again_when_their_route_is_asked_for_again(distribution, delta):
     served(distribution, vhds_route("r"), virtual_host("r/a", c=1))
     await delta.send(ROUTE, "r")

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from proxy_double import (
     CLUSTERS,
     ENVOY,
+    FOLLOWED,
     HOSTS,
     KEYS,
     LISTENERS,
@@ -43,10 +44,6 @@ types = st.sampled_from(ResourceType)
 some_names = st.sets(
     st.sampled_from([*CLUSTERS, *ROUTES, *HOSTS, *LISTENERS, *SCOPES, "*", "nobody"])
 )
-
-
-# What a careful proxy asks for by name.
-FOLLOWED = (ENDPOINT, ROUTE)
 
 
 class Step(Enum):

@@ -35,6 +35,19 @@ def served(distribution, *resources):
     distribution.apply(ENVOY, Change(put=resources))
 
 
+def removed(distribution, *resources):
+    distribution.apply(ENVOY, Change(delete=tuple(map(key, resources))))
+
+
+async def warm(distribution, proxy):
+    """Has a proxy take a cluster and its endpoints."""
+    served(distribution, cluster("c"), endpoints("c", 1))
+    await proxy.send(CLUSTER)
+    await proxy.take()
+    await proxy.send(ENDPOINT, "c")
+    await proxy.take()
+
+
 async def follow(proxy):
     """Takes the whole mesh of the tests as an Envoy does, which names what it has learned of."""
     await proxy.send(CLUSTER)
@@ -93,8 +106,7 @@ async def test_scopes_are_there_before_a_listener_opens_and_until_it_is_gone(dis
         "SCOPED_ROUTE ['s'] removed []",
         "LISTENER ['later'] removed []",
     ]
-    gone = (scoped_listener("later"), scope("s"), cluster("new"))
-    distribution.apply(ENVOY, Change(delete=tuple(map(key, gone))))
+    removed(distribution, scoped_listener("later"), scope("s"), cluster("new"))
     assert [repr(await delta.take()) for _ in range(3)] == [
         "LISTENER [] removed ['later']",
         "SCOPED_ROUTE [] removed ['s']",
@@ -143,11 +155,7 @@ async def test_a_route_waits_for_its_cluster_to_be_acknowledged(distribution, co
 
 
 async def test_endpoints_do_not_wait_for_a_cluster_that_waits_for_them(distribution, delta):
-    served(distribution, cluster("c"), endpoints("c", 1))
-    await delta.send(CLUSTER)
-    await delta.take()
-    await delta.send(ENDPOINT, "c")
-    await delta.take()
+    await warm(distribution, delta)
     served(distribution, endpoints("c", 2))
     earlier = await delta.read()
     served(distribution, cluster("c", 2))
@@ -166,16 +174,12 @@ async def test_endpoints_do_not_wait_for_a_cluster_that_waits_for_them(distribut
 
 
 async def test_endpoints_that_go_while_they_are_to_come_again_are_taken_away(distribution, delta):
-    served(distribution, cluster("c"), endpoints("c", 1))
-    await delta.send(CLUSTER)
-    await delta.take()
-    await delta.send(ENDPOINT, "c")
-    await delta.take()
+    await warm(distribution, delta)
     served(distribution, endpoints("c", 2))
     earlier = await delta.read()
     served(distribution, cluster("c", 2))
     clusters = await delta.read()
-    distribution.apply(ENVOY, Change(delete=(key(endpoints("c")),)))
+    removed(distribution, endpoints("c"))
     await delta.ack(earlier)
     assert await delta.is_quiet(ENDPOINT)
     await delta.ack(clusters)
@@ -194,7 +198,7 @@ async def test_what_was_asked_for_anew_while_it_came_leaves_as_late_as_any(distr
     # The proxy has wanted it back by the time that it reads the response, and keeps it.
     served(distribution, cluster("new"))
     clusters = await delta.read()
-    distribution.apply(ENVOY, Change(delete=(key(endpoints("c")),)))
+    removed(distribution, endpoints("c"))
     await delta.ack(flying)
     assert await delta.is_quiet(ENDPOINT)
     await delta.ack(clusters)
@@ -205,15 +209,11 @@ async def test_what_was_asked_for_anew_while_it_came_leaves_as_late_as_any(distr
 async def test_what_was_asked_for_anew_after_it_had_come_is_told_absent_at_once(
     distribution, delta
 ):
-    served(distribution, cluster("c"), endpoints("c", 1))
-    await delta.send(CLUSTER)
-    await delta.take()
-    await delta.send(ENDPOINT, "c")
-    await delta.take()
+    await warm(distribution, delta)
     served(distribution, cluster("c", 2))
     clusters, warming = await delta.read(), await delta.read()
     await delta.ack(warming)
-    distribution.apply(ENVOY, Change(delete=(key(endpoints("c")),)))
+    removed(distribution, endpoints("c"))
     await delta.send(ENDPOINT, unsubscribe=["c"])
     await delta.send(ENDPOINT, "c")
     # The proxy has let it go, and may not answer for its cluster before it knows.
@@ -276,7 +276,7 @@ async def test_a_host_is_not_sent_to_who_has_let_its_route_go(distribution, delt
 async def test_a_host_does_not_follow_a_route_that_is_going(distribution, delta):
     served(distribution, *MESH)
     await follow(delta)
-    distribution.apply(ENVOY, Change(delete=(key(vhds_route("r")),)))
+    removed(distribution, vhds_route("r"))
     going = await delta.read()
     assert (going.type, going.removed) == (ROUTE, ["r"])
     served(distribution, virtual_host("r/h", c=2))

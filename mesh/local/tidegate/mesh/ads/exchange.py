@@ -68,7 +68,7 @@ class Answer:
         type: of the response.
         accepted: whether it was an ACK.
         gained: names that the proxy has now, and had not before or had asked for anew.
-        lost: names that the proxy has no longer.
+        lost: names that the proxy has not, or no longer.
     """
 
     type: ResourceType
@@ -177,9 +177,11 @@ class Exchange:
             asked.update(self._view.names(self._type))
         for name in asked - known.keys():
             self._forget(name)
-            if self._habits.tells_absence:
+            # What is only asked for with all the rest is not told absent if it goes before it came.
+            needed = name in interest.asked or name in self._overtaken
+            if needed and self._habits.tells_absence:
                 self._again.add(name)
-        for name in (*asked, *known):
+        for name in {*asked, *known}:
             self.review(name)
         if not known and (interest.wildcard_asked or (first and self._habits.whole_world)):
             # A proxy that starts up waits for the answer, even to an empty world; and so does one
@@ -209,6 +211,7 @@ class Exchange:
                 self.leaving.add(name)
             else:
                 self.accepted.pop(name, None)
+                self._again.discard(name)
 
     def renew(self, name: str) -> None:
         """Has one name sent once more if the proxy asks for it and it exists."""
@@ -278,7 +281,9 @@ class Exchange:
 
     def has(self, name: str) -> bool:
         """Whether the proxy has what is served now under a name, or nothing if nothing is."""
-        if name in self.due or name in self.leaving or name in (self.in_flight or ()):
+        if name in self._again or name in self.due or name in self.leaving:
+            return False
+        if self.in_flight and name in self.in_flight:
             return False
         resource = self._view.find(self._type, name)
         return self.accepted.get(name, ABSENT) == (resource.version if resource else ABSENT)

@@ -104,7 +104,8 @@ class ProxyStream:
         self._came_back |= bool(known)
         exchange.ask(interest, known, first=first)
         if request.type is _ENDPOINT and known:
-            # It has had a cluster since that these do not warm, whatever their version.
+            # The clusters in flight came after these endpoints, and are not warm by them, even if
+            # their versions fit those that are served by now.
             self._renew_endpoints()
         if request.type is _ROUTE:
             self._review_virtual_hosts({*known, *interest.asked, *interest.dropped})
