@@ -2,27 +2,16 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-# Where pip looks for PyTorch's CPU build beside the usual index; see "Set-up" in the README.
+# A further index in which pip looks for PyTorch's CPU build; see "Set-up" in the README.
 TORCH_INDEX ?=
+# Further options of `make test`, for pytest.
+PYTEST_OPTIONS ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 BIN := $(VENV)/bin
-# pip says a line for each package that it takes up; one line that counts them is enough.
-COUNT := awk '/^(Collecting|Processing)/ { printf "\r   %d packages taken up", ++n; fflush() } \
-  /^Installing collected/ { printf "\n   installing them\n"; fflush() } /^ERROR/ { print }'
-INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-PIP_INSTALL := python -m pip --disable-pip-version-check --no-input install --no-deps --no-compile
-# pip compiles on one core, this on all. Some packages bring templates and files for other versions
-# of Python, which do not compile and need not.
-COMPILE := python -m compileall -qq -j 0
-# $(call install,ENVIRONMENT,REQUIREMENTS)
-define install
-	@$(1)/bin/$(PIP_INSTALL) $(INDEX) -r $(2) | $(COUNT)
-	@echo '   compiling them'
-	@$(1)/bin/$(COMPILE) $(1)/lib || true
-endef
+INSTALL := tools/install_packages.py
 SOURCES := clients/python services router mesh/local tests benchmarks tools
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
@@ -47,7 +36,7 @@ models: $(MODELS_READY) ## Build the models that `make up` serves.
 
 test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
 	@echo '── test: pytest'
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generated code.
 	@echo '── check: ruff'
@@ -58,17 +47,17 @@ check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generat
 	@echo '── check: layers'
 	@$(BIN)/lint-imports --no-cache > $(VENV)/layers.txt || { cat $(VENV)/layers.txt; exit 1; }
 	@echo '── check: protos'
-	@cd protos && ../$(BIN)/buf lint
-	@cd protos && ../$(BIN)/buf format --diff --exit-code
-	@cd protos && ../$(BIN)/buf build -o ../$(VENV)/protos.binpb
-	@cd protos && ../$(BIN)/buf breaking ../$(VENV)/protos.binpb --against released.binpb
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
+	@$(BIN)/buf build -o $(VENV)/protos.binpb
+	@$(BIN)/buf breaking $(VENV)/protos.binpb --against protos/released.binpb
 	@$(BIN)/python tools/generate_protos.py --check
 	@echo '── check: clean'
 
 format: $(DEV_READY) ## Format the code and the protos.
 	@$(BIN)/ruff format --quiet $(SOURCES)
 	@$(BIN)/ruff check --quiet --fix $(SOURCES)
-	@cd protos && ../$(BIN)/buf format --write
+	@$(BIN)/buf format --write
 
 bench: bench-vision bench-llm bench-hop bench-shifts ## Run every benchmark.
 
@@ -103,17 +92,16 @@ $(VENV)/bin/python:
 	@echo '── set-up: virtual environment in $(VENV)'
 	@$(PYTHON) -m venv $(VENV)
 
-$(RUN_READY): requirements/run.txt pyproject.toml | $(VENV)/bin/python
+$(RUN_READY): requirements/run.txt requirements/torch-cpu.txt requirements/torch-cuda.txt \
+    pyproject.toml | $(VENV)/bin/python
 	@echo '── set-up: packages of requirements/run.txt (a few minutes the first time)'
-	$(call install,$(VENV),requirements/run.txt)
-	@$(BIN)/$(PIP_INSTALL) --quiet --no-build-isolation --editable .
+	@$(BIN)/python $(INSTALL) requirements/run.txt --tidegate --torch-index='$(TORCH_INDEX)'
 	@$(BIN)/python tools/restore_packages.py
-	@$(BIN)/python tools/check_torch.py
 	@touch $@
 
 $(DEV_READY): requirements/dev.txt $(RUN_READY)
 	@echo '── set-up: packages of requirements/dev.txt'
-	$(call install,$(VENV),requirements/dev.txt)
+	@$(BIN)/python $(INSTALL) requirements/dev.txt
 	@touch $@
 
 $(CLASSIFIERS): models/.efficientnet-lite0-%: $(RUN_READY) $(BUILDERS)
@@ -130,5 +118,5 @@ $(PEERS_READY): requirements/peers.txt
 	@command -v h2load > /dev/null || { echo 'h2load is missing: install the package nghttp2-client'; exit 1; }
 	@echo '── set-up: the peers, in .venv-peers'
 	@$(PYTHON) -m venv .venv-peers
-	$(call install,.venv-peers,requirements/peers.txt)
+	@.venv-peers/bin/python $(INSTALL) requirements/peers.txt
 	@touch $@
