@@ -110,7 +110,12 @@ class Operator:
         asked = self.ask(weights) if weights else None
         began_s = time.perf_counter()
         loaded = read_files([self.laptop.objects])
-        apply_changes(plan_changes(loaded, change(loaded.objects)))
+        if changes := plan_changes(loaded, change(loaded.objects)):
+            apply_changes(changes)
+        else:
+            # The files say it already, and shifts have said otherwise since.
+            async for _ in self.mesh.Reset(mesh_pb2.ResetRequest()):
+                pass
         status = await self._until(
             lambda status: _has_ended(status, before.last_transition.id),
             "an edit is not in effect",

@@ -178,6 +178,10 @@ class Controller:
         """Shifts and gives what the controller said; raises what it ends with."""
         return [each async for each in self.shifting(weights, **fields)]
 
+    async def reset(self, **fields):
+        """Takes every shift back and gives what the controller said."""
+        return [each async for each in self.stub.Reset(mesh_pb2.ResetRequest(**fields))]
+
     async def refused(self, weights=None, **fields):
         """A shift that fails: the error and what was said before it."""
         told = []
@@ -444,6 +448,8 @@ async def shared(running):
     for backend in running.backends.values():
         backend.health.set_all(True)
     running.write(*running.vision({"route": [to("v1", 100)]}))
+    await running.status_is(lambda status: not status.problems and not status.transition.id)
+    await running.controller.reset()
     await running.status_is(_is_at_first)
     return running
 
@@ -454,6 +460,7 @@ def _is_at_first(status):
         and [(each.subset, each.share) for each in status.routes[0].destinations] == [("v1", 1.0)]
         and not status.transition.id
         and not status.problems
+        and not status.shifted_files
         and [each.node_id for each in status.proxies] == ["ingress"]
         and all(each.state == mesh_pb2.ENDPOINT_STATE_HEALTHY for each in status.endpoints)
     )

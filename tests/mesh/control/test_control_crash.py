@@ -37,7 +37,9 @@ async def test_a_change_that_a_kill_interrupted_is_made_at_the_next_start(servin
         assert status.last_transition.description == "shift vision: v2=100"
         await load.only("v2")
     assert not load.failures
-    assert "subset: v2}, weight: 100" in (serving.objects / "mesh.yaml").read_text()
+    assert [*(await serving.controller.status()).shifted_files] == [
+        str(serving.objects / "mesh.yaml")
+    ]
     # Nothing is left to be done at the start after that.
     await serving.controller.kill()
     await serving.controller.start()
@@ -58,6 +60,7 @@ async def test_a_change_that_cannot_be_made_after_a_kill_is_taken_back(serving):
         await load.only("v1")
     assert not load.failures
     assert (serving.objects / "mesh.yaml").read_text() == before
+    assert not (await serving.controller.status()).shifted_files
     proxy.call.cancel()
 
 
@@ -77,7 +80,7 @@ async def test_restarts_under_load_lose_nothing(serving, end):
             await load.some(100)
         # What changed while nobody looked is made afterwards, like any edit.
         await serving.controller.stop()
-        serving.write(*serving.vision({"route": [to("v1", 100)]}))
+        serving.write(*serving.vision({"route": [to("v1", 99)]}))
         await serving.controller.start()
         await serving.status_is(lambda status: status.last_transition.id)
         await load.only("v1")

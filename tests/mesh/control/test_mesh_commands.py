@@ -62,7 +62,16 @@ async def test_shift_for_some_requests_with_a_mirror_and_stickiness(shared):
     assert [each["subset"] for each in beta["mirrors"]] == ["v1"]
     assert beta["mirrors"][0]["share"] == 0.5
     assert everyone["destinations"] == [{"host": VISION, "subset": "v1", "share": 1.0}]
-    assert "tidegate.dev/sticky" in (shared.objects / "mesh.yaml").read_text()
+    code, output, _ = await run(shared, "mesh", "reset", "--dry-run")
+    assert code == 0
+    removed = [line for line in output.splitlines() if line.startswith("-")]
+    assert any("tidegate.dev/sticky" in line for line in removed)
+    code, output, _ = await run(shared, "mesh", "reset")
+    assert code == 0
+    async with shared.channel() as channel:
+        assert await shared.say(channel, ("x-user-tier", "beta")) == "v1"
+    code, output, _ = await run(shared, "mesh", "reset")
+    assert (code, output) == (0, "nothing is shifted\n")
 
 
 async def test_shift_that_is_taken_back_says_why_and_fails(shared):

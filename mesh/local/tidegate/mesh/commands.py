@@ -1,8 +1,9 @@
-"""``tidegate mesh``: check the mesh's Istio objects, explain them, show how the mesh is.
+"""``tidegate mesh``: check the mesh's Istio objects, explain them, show how the mesh is, reset it.
 
     tidegate mesh lint mesh/istio
     tidegate mesh explain vision
     tidegate mesh status
+    tidegate mesh reset
 
 Where no paths are given, the objects are those of `tidegate.yaml`, with the endpoints of the
 servers that run here.
@@ -19,6 +20,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tidegate.mesh.control.journal import Journal
+from tidegate.mesh.control.shift_command import reset
 from tidegate.mesh.control.status_command import status
 from tidegate.mesh.istio import EditError, IstioError, IstioObjectErrors, Loaded, read_files
 from tidegate.mesh.istio.edits import find_host
@@ -33,6 +36,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Check and explain the mesh's Istio objects.", no_args_is_help=True)
 app.command("status")(status)
+app.command("reset")(reset)
 
 _Paths = Annotated[
     list[Path] | None,
@@ -91,6 +95,8 @@ def explain_command(
     loaded = read_files([given] if given.exists() else paths or _default_paths())
     host = None if given.exists() else find_host(loaded.objects, target)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if not given.exists() and not paths:
+        _tell_shifted()
     view = MeshView(loaded.objects, loaded.ignored)
     for line in explain(view, host):
         console.print(Text(line))
@@ -131,6 +137,17 @@ def _default_paths() -> list[Path]:
         raise IstioError("tidegate.yaml has no mesh; name files or folders of Istio objects")
     workloads = StateDirectory().workloads
     return [*mesh.objects, *([workloads] if workloads.is_dir() else [])]
+
+
+def _tell_shifted() -> None:
+    """Says which files ``tidegate shift`` has changed the meaning of: here they are as written."""
+    state = StateDirectory().root / "mesh.sqlite"
+    if not state.exists():
+        return
+    with Journal(state) as journal:
+        for path in journal.shifted():
+            note = f"{path} is shifted: `tidegate mesh status` shows what is in effect"
+            Console(stderr=True, highlight=False, soft_wrap=True).print(Text(note, style="yellow"))
 
 
 def _limits(loaded: Loaded, given: list[str]) -> dict[HostName, dt.timedelta]:

@@ -181,6 +181,7 @@ class GetStatusResponse(_message.Message):
     WAITING_TRANSITIONS_FIELD_NUMBER: _builtins.int
     LAST_TRANSITION_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    SHIFTED_FILES_FIELD_NUMBER: _builtins.int
     waiting_transitions: _builtins.int
     """How many changes wait for it to end."""
     @_builtins.property
@@ -211,6 +212,12 @@ class GetStatusResponse(_message.Message):
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
         """What is wrong now and was not made effective, such as a file with errors."""
 
+    @_builtins.property
+    def shifted_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The files of objects that mean something else than they hold, since they were shifted; Reset
+        ends that, and its dry run tells the difference.
+        """
+
     def __init__(
         self,
         *,
@@ -222,10 +229,11 @@ class GetStatusResponse(_message.Message):
         waiting_transitions: _builtins.int = ...,
         last_transition: Global___Transition | None = ...,
         problems: _abc.Iterable[Global___Problem] | None = ...,
+        shifted_files: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_transition", b"_last_transition", "_transition", b"_transition", "last_transition", b"last_transition", "transition", b"transition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_transition", b"_last_transition", "_transition", b"_transition", "endpoints", b"endpoints", "hosts", b"hosts", "last_transition", b"last_transition", "problems", b"problems", "proxies", b"proxies", "routes", b"routes", "transition", b"transition", "waiting_transitions", b"waiting_transitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_transition", b"_last_transition", "_transition", b"_transition", "endpoints", b"endpoints", "hosts", b"hosts", "last_transition", b"last_transition", "problems", b"problems", "proxies", b"proxies", "routes", b"routes", "shifted_files", b"shifted_files", "transition", b"transition", "waiting_transitions", b"waiting_transitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_transition: _TypeAlias = _typing.Literal["last_transition"]  # noqa: Y015
     _WhichOneofArgType__last_transition: _TypeAlias = _typing.Literal["_last_transition", b"_last_transition"]  # noqa: Y015
@@ -814,6 +822,70 @@ class ShiftResponse(_message.Message):
 Global___ShiftResponse: _TypeAlias = ShiftResponse  # noqa: Y015
 
 @_typing.final
+class ResetRequest(_message.Message):
+    """A request to take every shift back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Changes nothing, and tells in a Preview what would change."""
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """How long each stage may take before the reset is taken back. Absent means the controller's
+        setting, 30 s by default. From 0.1 s to 1 h.
+        """
+
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
+    _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline) -> _WhichOneofReturnType__deadline | None: ...
+
+Global___ResetRequest: _TypeAlias = ResetRequest  # noqa: Y015
+
+@_typing.final
+class ResetResponse(_message.Message):
+    """What happens during a reset, or would happen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIEW_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def preview(self) -> Global___Preview:
+        """What would change; the only message of a dry run."""
+
+    @_builtins.property
+    def event(self) -> Global___TransitionEvent:
+        """Something that happened; never in a dry run."""
+
+    def __init__(
+        self,
+        *,
+        preview: Global___Preview | None = ...,
+        event: Global___TransitionEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "event", b"event", "preview", b"preview"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "event", b"event", "preview", b"preview"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["preview", "event"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___ResetResponse: _TypeAlias = ResetResponse  # noqa: Y015
+
+@_typing.final
 class Preview(_message.Message):
     """What a change consists of."""
 
@@ -822,7 +894,7 @@ class Preview(_message.Message):
     OBJECTS_DIFF_FIELD_NUMBER: _builtins.int
     RESOURCES_DIFF_FIELD_NUMBER: _builtins.int
     objects_diff: _builtins.str
-    """The files of objects, as a unified diff; empty when nothing changes."""
+    """What the files of objects mean, as a unified diff; empty when nothing changes."""
     resources_diff: _builtins.str
     """The xDS resources as text, as a unified diff; empty when nothing changes."""
     def __init__(

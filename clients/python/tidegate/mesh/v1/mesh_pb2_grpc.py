@@ -45,6 +45,11 @@ class MeshServiceStub:
                 request_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ShiftRequest.SerializeToString,
                 response_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ShiftResponse.FromString,
                 _registered_method=True)
+        self.Reset = channel.unary_stream(
+                '/tidegate.mesh.v1.MeshService/Reset',
+                request_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetRequest.SerializeToString,
+                response_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetResponse.FromString,
+                _registered_method=True)
         self.DrainEndpoint = channel.unary_unary(
                 '/tidegate.mesh.v1.MeshService/DrainEndpoint',
                 request_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.DrainEndpointRequest.SerializeToString,
@@ -74,11 +79,19 @@ class MeshServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Shift(self, request, context):
-        """Changes the weights of a host's subsets: edits its VirtualService in its file, then brings the
-        change to the proxies stage by stage. The events are sent as they happen. The stream ends with
+        """Changes the weights of a host's subsets: edits its VirtualService, apart from the file that it
+        comes from, and brings the change to the proxies stage by stage. The events are sent as they happen. The stream ends with
         OK when every live proxy has acknowledged the change, and with FAILED_PRECONDITION when the
         change was rolled back; the error names the proxy, the resource and the cause. A client that
         leaves does not stop a change that has begun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reset(self, request, context):
+        """Takes every shift back, so that each file of objects means what it holds. The events and the
+        end of the stream are as of Shift; no event comes where nothing is shifted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +133,11 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     servicer.Shift,
                     request_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ShiftRequest.FromString,
                     response_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ShiftResponse.SerializeToString,
+            ),
+            'Reset': grpc.unary_stream_rpc_method_handler(
+                    servicer.Reset,
+                    request_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetRequest.FromString,
+                    response_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetResponse.SerializeToString,
             ),
             'DrainEndpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainEndpoint,
@@ -192,6 +210,33 @@ class MeshService:
             '/tidegate.mesh.v1.MeshService/Shift',
             tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ShiftRequest.SerializeToString,
             tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ShiftResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tidegate.mesh.v1.MeshService/Reset',
+            tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetRequest.SerializeToString,
+            tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,11 +44,15 @@ class MeshServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.GetStatusRequest, _mesh_pb2.GetStatusResponse]
     """Tells how the mesh is: proxies, hosts, endpoints, routes, and what is being changed."""
     Shift: _grpc.UnaryStreamMultiCallable[_mesh_pb2.ShiftRequest, _mesh_pb2.ShiftResponse]
-    """Changes the weights of a host's subsets: edits its VirtualService in its file, then brings the
-    change to the proxies stage by stage. The events are sent as they happen. The stream ends with
+    """Changes the weights of a host's subsets: edits its VirtualService, apart from the file that it
+    comes from, and brings the change to the proxies stage by stage. The events are sent as they happen. The stream ends with
     OK when every live proxy has acknowledged the change, and with FAILED_PRECONDITION when the
     change was rolled back; the error names the proxy, the resource and the cause. A client that
     leaves does not stop a change that has begun.
+    """
+    Reset: _grpc.UnaryStreamMultiCallable[_mesh_pb2.ResetRequest, _mesh_pb2.ResetResponse]
+    """Takes every shift back, so that each file of objects means what it holds. The events and the
+    end of the stream are as of Shift; no event comes where nothing is shifted.
     """
     DrainEndpoint: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]
     """Takes an endpoint out of use: new requests go elsewhere and running ones finish. Answers when
@@ -70,11 +74,15 @@ class MeshServiceAsyncStub(MeshServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetStatusRequest, _mesh_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Tells how the mesh is: proxies, hosts, endpoints, routes, and what is being changed."""
     Shift: _aio.UnaryStreamMultiCallable[_mesh_pb2.ShiftRequest, _mesh_pb2.ShiftResponse]  # type: ignore[assignment]
-    """Changes the weights of a host's subsets: edits its VirtualService in its file, then brings the
-    change to the proxies stage by stage. The events are sent as they happen. The stream ends with
+    """Changes the weights of a host's subsets: edits its VirtualService, apart from the file that it
+    comes from, and brings the change to the proxies stage by stage. The events are sent as they happen. The stream ends with
     OK when every live proxy has acknowledged the change, and with FAILED_PRECONDITION when the
     change was rolled back; the error names the proxy, the resource and the cause. A client that
     leaves does not stop a change that has begun.
+    """
+    Reset: _aio.UnaryStreamMultiCallable[_mesh_pb2.ResetRequest, _mesh_pb2.ResetResponse]  # type: ignore[assignment]
+    """Takes every shift back, so that each file of objects means what it holds. The events and the
+    end of the stream are as of Shift; no event comes where nothing is shifted.
     """
     DrainEndpoint: _aio.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]  # type: ignore[assignment]
     """Takes an endpoint out of use: new requests go elsewhere and running ones finish. Answers when
@@ -105,11 +113,21 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _mesh_pb2.ShiftRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.ShiftResponse], _abc.AsyncIterator[_mesh_pb2.ShiftResponse]]:
-        """Changes the weights of a host's subsets: edits its VirtualService in its file, then brings the
-        change to the proxies stage by stage. The events are sent as they happen. The stream ends with
+        """Changes the weights of a host's subsets: edits its VirtualService, apart from the file that it
+        comes from, and brings the change to the proxies stage by stage. The events are sent as they happen. The stream ends with
         OK when every live proxy has acknowledged the change, and with FAILED_PRECONDITION when the
         change was rolled back; the error names the proxy, the resource and the cause. A client that
         leaves does not stop a change that has begun.
+        """
+
+    @_abc_1.abstractmethod
+    def Reset(
+        self,
+        request: _mesh_pb2.ResetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_mesh_pb2.ResetResponse], _abc.AsyncIterator[_mesh_pb2.ResetResponse]]:
+        """Takes every shift back, so that each file of objects means what it holds. The events and the
+        end of the stream are as of Shift; no event comes where nothing is shifted.
         """
 
     @_abc_1.abstractmethod

@@ -6,7 +6,7 @@ middle of a change too.
 
 A person's edit that has errors, or that could not be made, is refused: the objects stay as they
 were, the file stays as the person left it, and the status says what is wrong, until the file is
-another one. A command's edit that could not be made is taken back in its file too.
+another one. No command changes a file: what it shifts is kept apart (see `ShiftedFiles`).
 
 At its start the controller finds in its journal which objects are in effect and which change was
 interrupted. Proxies get no answer until the endpoints have said how they are: an answer without
@@ -14,6 +14,7 @@ that would take every endpoint out of use.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,7 +26,7 @@ from tidegate.mesh.compiler import Compiler
 from tidegate.mesh.control.departures import Departures
 from tidegate.mesh.control.draining import Drained, drained
 from tidegate.mesh.control.edits import FileEdits
-from tidegate.mesh.control.effective import Effective
+from tidegate.mesh.control.effective import Differences, Effective
 from tidegate.mesh.control.endpoint_states import Endpoints
 from tidegate.mesh.control.errors import InterruptedTransitionError, ObjectsError
 from tidegate.mesh.control.events import Events
@@ -35,8 +36,9 @@ from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.performing import Performer
 from tidegate.mesh.control.preview import Preview, preview
 from tidegate.mesh.control.problems import Problems
-from tidegate.mesh.control.serving import Serving
+from tidegate.mesh.control.serving import Proposal, Serving
 from tidegate.mesh.control.settings import ControlSettings
+from tidegate.mesh.control.shifted import ShiftedFiles
 from tidegate.mesh.control.taking_over import TakingOver
 from tidegate.mesh.control.transitions import Transitions
 from tidegate.mesh.istio import IstioObjects
@@ -64,6 +66,7 @@ class Controller:
         endpoints: the endpoints' states.
         transitions: the changes.
         problems: what is wrong and not in effect.
+        shifted: the files that commands changed.
     """
 
     def __init__(
@@ -104,8 +107,14 @@ class Controller:
             why_unhealthy=self._why_unhealthy,
         )
         self.transitions = Transitions(distribution, self.serving, journal, performer)
+        self.shifted = ShiftedFiles(journal)
         self._edits = FileEdits(
-            settings.objects, self._effective, self.endpoints, self.problems, self._begin_edits
+            settings.objects,
+            self._effective,
+            self.endpoints,
+            self.shifted,
+            self.problems,
+            self._begin_edits,
         )
 
     @property
@@ -169,14 +178,26 @@ class Controller:
         async def make(events: Events) -> None:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
-                files = self._files_of(change)
-                proposal = self.serving.propose(self._objects_with(files))
-                await self.transitions.make(
-                    *(id_, description, files, proposal, events),
-                    writes_files=True,
-                    deadline_s=deadline_s or self._settings.stage_deadline_s,
-                )
-                self._effective.take(files)
+                await self._make(id_, description, self._files_of(change), events, deadline_s)
+
+        return self._change(make)
+
+    def reset(self, deadline_s: float | None = None) -> Events:
+        """Begins to take every shift back: each file means again what it holds now.
+
+        Args:
+            deadline_s: how long each stage may take; that of the settings unless given.
+
+        Returns:
+            What happens, as of `shift`; nothing where nothing is shifted.
+        """
+
+        async def make(events: Events) -> None:
+            async with self.transitions.turn(events) as id_:
+                await self._settled.wait()
+                await self._edits.look_now()
+                if files := self._files_unshifted():
+                    await self._make(id_, f"reset of {_names(files)}", files, events, deadline_s)
 
         return self._change(make)
 
@@ -184,13 +205,13 @@ class Controller:
         """The objects in effect that are about a host, by its full or short name; else all."""
         return self._effective.about(host, self.serving.objects)
 
-    def preview(self, change: Shift) -> Preview:
-        """Tells what a shift would change.
+    def preview(self, change: Shift | None) -> Preview:
+        """Tells what a shift would change, or without one what a reset would.
 
         Raises:
             TidegateError: it cannot be made.
         """
-        files = self._files_of(change)
+        files = self._files_unshifted() if change is None else self._files_of(change)
         proposal = self.serving.propose(self._objects_with(files))
         return preview(files, self.serving.compiled.resources, proposal)
 
@@ -234,7 +255,8 @@ class Controller:
         Returns:
             What goes on with the interrupted change.
         """
-        known = [TextChange(path, None, text) for path, text in self._journal.effective().items()]
+        texts = self._journal.effective()
+        known = [TextChange(path, None, text, None) for path, text in texts.items()]
         self.serving.start(self._effective.edit(known)(IstioObjects()))
         self._effective.take(known)
         self._edits.take_workloads(self._edits.differences().workloads)
@@ -292,18 +314,69 @@ class Controller:
     def _objects_with(self, files: Sequence[TextChange]) -> IstioObjects:
         return self._effective.edit(files)(self.serving.objects)
 
+    async def _make(
+        self,
+        id_: str,
+        description: str,
+        files: Sequence[TextChange],
+        events: Events,
+        deadline_s: float | None = None,
+    ) -> None:
+        proposal = self.serving.propose(self._objects_with(files))
+        await self._perform(id_, description, files, proposal, events, deadline_s)
+
+    async def _perform(
+        self,
+        id_: str,
+        description: str,
+        files: Sequence[TextChange],
+        proposal: Proposal,
+        events: Events,
+        deadline_s: float | None = None,
+    ) -> None:
+        await self.transitions.make(
+            *(id_, description, files, proposal, events),
+            deadline_s=deadline_s or self._settings.stage_deadline_s,
+        )
+        self._effective.take(files)
+
     def _files_of(self, change: Shift) -> tuple[TextChange, ...]:
         before = self.objects_about(change.host)
-        files = self._effective.rewritten(before, shift(before, change))
-        for each in files:
-            if text_of(each.path) != each.before:
+        changes = self._effective.rewritten(before, shift(before, change))
+        files = []
+        for each in changes:
+            file, text = text_of(each.path), each.before.decode()
+            if self.shifted.text(each.path, file) != text:
                 raise FailedPrecondition(
-                    f"{each.path} holds changes that are not in effect; see `tidegate mesh status`,"
-                    " mend or undo them first",
+                    f"{each.path} holds changes that are not in effect; see `tidegate mesh"
+                    " status`, mend or undo them first",
                     reason="FILE_NOT_IN_EFFECT",
                     metadata={"file": str(each.path)},
                 )
-        return files
+            files.append(TextChange(each.path, text, each.after.decode(), file))
+        return tuple(files)
+
+    def _files_unshifted(self) -> tuple[TextChange, ...]:
+        found = self._edits.without_shifts(self.shifted.paths)
+        if found.broken:
+            raise ObjectsError("\n".join(found.broken.values()))
+        return found.config
+
+    def _proposed_edits(self, found: Differences) -> tuple[Sequence[TextChange], Proposal]:
+        """What people have written as a change; a shift that contradicts it is given up.
+
+        Raises:
+            TidegateError: it cannot be made, with or without what is shifted.
+        """
+        try:
+            return found.config, self.serving.propose(self._objects_with(found.config))
+        except TidegateError:
+            shifted = self.shifted.paths
+            for given_up in [*([path] for path in shifted), *([shifted] * bool(shifted))]:
+                files = self._edits.without_shifts(given_up).config
+                with contextlib.suppress(TidegateError):
+                    return files, self.serving.propose(self._objects_with(files))
+            raise
 
     async def _take_edits(self, events: Events) -> None:
         """Makes a change of what people have written in files."""
@@ -314,18 +387,15 @@ class Controller:
             files = found.config
             if found.broken or not files:
                 return
-            names = ", ".join(each.path.name for each in files)
+            names = _names(files)
             try:
-                proposal = self.serving.propose(self._objects_with(files))
-                await self.transitions.make(
-                    *(id_, f"edit of {names}", files, proposal, events),
-                    writes_files=False,
-                    deadline_s=self._settings.stage_deadline_s,
-                )
+                files, proposal = self._proposed_edits(found)
+                names = _names(files)
+                lost = ", in place of what was shifted" * self.shifted.lost_in(files)
+                await self._perform(id_, f"edit of {names}{lost}", files, proposal, events)
             except TidegateError as error:
-                self._edits.refuse(files, f"the edit of {names} is not in effect: {error}")
+                self._edits.refuse(found.config, f"the edit of {names} is not in effect: {error}")
                 raise
-            self._effective.take(files)
 
     def _begin_edits(self) -> bool:
         """Begins a change of what people have written, unless another is being made."""
@@ -350,3 +420,7 @@ class Controller:
             for address in sorted(self.serving.addresses(cluster))
         ]
         return ", ".join(reasons) or "no server has its labels"
+
+
+def _names(files: Sequence[TextChange]) -> str:
+    return ", ".join(each.path.name for each in files)

@@ -6,7 +6,7 @@ files is saved again. Workloads are taken one by one, at once.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from tidegate.mesh.control.endpoint_states import Endpoints
 from tidegate.mesh.control.files import Files
 from tidegate.mesh.control.journal import TextChange
 from tidegate.mesh.control.problems import Problems
+from tidegate.mesh.control.shifted import ShiftedFiles
 
 __all__ = ["FileEdits"]
 
@@ -30,6 +31,7 @@ class FileEdits:
         paths: files and folders.
         effective: what is in effect.
         endpoints: takes workloads.
+        shifted: knows what files mean that a command changed.
         problems: told what is wrong.
         begin: begins a change of the edits that are there; tells whether it could.
     """
@@ -39,12 +41,14 @@ class FileEdits:
         paths: Sequence[Path],
         effective: Effective,
         endpoints: Endpoints,
+        shifted: ShiftedFiles,
         problems: Problems,
         begin: Callable[[], bool],
     ) -> None:
         self._files = Files(paths)
         self._effective = effective
         self._endpoints = endpoints
+        self._shifted = shifted
         self._problems = problems
         self._begin = begin
         self._looking = asyncio.Lock()
@@ -55,13 +59,17 @@ class FileEdits:
     def differences(self) -> Differences:
         """Looks at the files, before anything runs."""
         self._files.look()
-        return self._effective.differences(self._files.texts)
+        return self._differences()
 
     async def look_now(self) -> Differences:
         """Looks at the files again."""
         async with self._looking:
             await asyncio.to_thread(self._files.look)
-        return self._effective.differences(self._files.texts)
+        return self._differences()
+
+    def without_shifts(self, paths: Collection[Path]) -> Differences:
+        """What the files as last looked at would change if some of them were not shifted."""
+        return self._differences(paths)
 
     def compare_again(self) -> None:
         """Says that something else is in effect."""
@@ -104,13 +112,18 @@ class FileEdits:
                 self._effective.take([each])
                 self._problems.clear(source)
 
+    def _differences(self, without: Collection[Path] = ()) -> Differences:
+        files = self._files.texts
+        return self._effective.differences(self._shifted.texts(files, without), files)
+
     def _compare(self) -> bool:
         """Takes what is in files and not in effect.
 
         Returns:
             Whether that has to be done again soon.
         """
-        found = self._effective.differences(self._files.texts)
+        found = self._differences()
+        self._shifted.settle(self._files.texts, self._effective.texts)
         broken = {str(path): words for path, words in found.broken.items()}
         for source in self._broken - broken.keys():
             self._problems.clear(source)

@@ -13,6 +13,7 @@ from tidegate.mesh.control.about import HostIndex
 from tidegate.mesh.control.errors import ObjectsError
 from tidegate.mesh.control.journal import TextChange
 from tidegate.mesh.istio import (
+    FileChange,
     IstioObject,
     IstioObjectErrors,
     IstioObjects,
@@ -58,15 +59,21 @@ class Effective:
         self._read: dict[Path, dict[str, ObjectFile]] = {}
 
     @property
+    def texts(self) -> Mapping[Path, str]:
+        """The texts in effect, of workloads too."""
+        return self._texts
+
+    @property
     def config(self) -> Mapping[Path, str]:
         """The texts in effect that go through transitions."""
         return {path: text for path, text in self._texts.items() if path not in self._workloads}
 
-    def differences(self, texts: Mapping[Path, str]) -> Differences:
+    def differences(self, texts: Mapping[Path, str], files: Mapping[Path, str]) -> Differences:
         """Compares files with what is in effect.
 
         Args:
-            texts: what the files hold.
+            texts: what the files mean.
+            files: what the files hold.
         """
         config: list[TextChange] = []
         workloads: list[TextChange] = []
@@ -82,7 +89,7 @@ class Effective:
                 broken[path] = str(error)
                 continue
             changes = workloads if was_live and is_live else config
-            changes.append(TextChange(path, before, after))
+            changes.append(TextChange(path, before, after, files.get(path)))
         return Differences(tuple(config), tuple(workloads), broken)
 
     def edit(self, changes: Sequence[TextChange]) -> Edit:
@@ -121,8 +128,8 @@ class Effective:
         """Those of the objects in effect that are about a host; see `HostIndex`."""
         return self._hosts.about(host, objects)
 
-    def rewritten(self, before: IstioObjects, after: IstioObjects) -> tuple[TextChange, ...]:
-        """How the files in effect have to change for objects to have other values.
+    def rewritten(self, before: IstioObjects, after: IstioObjects) -> tuple[FileChange, ...]:
+        """How the texts in effect have to change for objects to have other values.
 
         Args:
             before: some of the objects in effect.
@@ -133,10 +140,7 @@ class Effective:
         """
         paths = {self._path_of[name] for name in after.changed_from(before)}
         files = {path: self._file(path, self._texts[path]) for path in paths}
-        return tuple(
-            TextChange(each.path, each.before.decode(), each.after.decode())
-            for each in plan_changes(Loaded(tuple(files), files, before), after)
-        )
+        return plan_changes(Loaded(tuple(files), files, before), after)
 
     def _file(self, path: Path, text: str) -> ObjectFile:
         known = self._read.setdefault(path, {})

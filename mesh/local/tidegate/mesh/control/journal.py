@@ -1,9 +1,10 @@
-"""What the controller must not forget: the objects in effect, and the change that is being made.
+"""What the controller must not forget: the objects in effect, shifts, and the change being made.
 
 It is written before it is acted on, in one transaction each time, so that a controller which is
 killed at any moment finds at its next start where it was: which texts of which files are in effect,
 and of a change that was begun, both texts of each file, how far it was, and which proxies took
-part. What is written is in proportion to the change, not to the mesh.
+part. The texts that commands shifted are kept here too, apart from the files (see
+`tidegate.mesh.control.shifted`). What is written is in proportion to the change, not to the mesh.
 """
 
 import contextlib
@@ -16,17 +17,21 @@ from typing import Final, Self
 
 from tidegate.mesh.control.errors import StateError
 from tidegate.mesh.control.transition import Reached, StageKind
-from tidegate.mesh.istio import FileChange
 
-__all__ = ["Begun", "Journal", "TextChange"]
+__all__ = ["Begun", "Journal", "Shifted", "TextChange"]
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS effective (path TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS changed (path TEXT PRIMARY KEY, before TEXT, after TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS shifted (
+  path TEXT PRIMARY KEY, file TEXT NOT NULL, text TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS changed (
+  path TEXT PRIMARY KEY, before TEXT, after TEXT, file TEXT
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS begun (
   one INTEGER PRIMARY KEY CHECK (one = 1),
-  id TEXT NOT NULL, description TEXT NOT NULL, writes_files INTEGER NOT NULL, deadline_s REAL,
+  id TEXT NOT NULL, description TEXT NOT NULL, deadline_s REAL,
   reached TEXT, going_back INTEGER NOT NULL, reason TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS proxies (node_id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -34,22 +39,40 @@ CREATE TABLE IF NOT EXISTS proxies (node_id TEXT PRIMARY KEY) WITHOUT ROWID;
 
 
 @dataclass(frozen=True, slots=True)
+class Shifted:
+    """What a file means in place of what it holds, because a command changed it.
+
+    Attributes:
+        file: what the file held when the command changed it.
+        text: what it means.
+    """
+
+    file: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TextChange:
-    """A file of objects that changes.
+    """The text in effect of a file of objects, as it changes.
 
     Attributes:
         path: the file.
         before: its text without the change; ``None`` when it is not there.
         after: its text with the change; ``None`` when it is not there.
+        file: what the file itself holds; ``after`` is another text where a command changes it.
     """
 
     path: Path
     before: str | None
     after: str | None
+    file: str | None
 
-    def written(self) -> FileChange:
-        """The change as it is made in the file; of a file that is there before and after."""
-        return FileChange(self.path, (self.before or "").encode(), (self.after or "").encode())
+    @property
+    def shifted(self) -> Shifted | None:
+        """What the file means once the change is made, where that is not what it holds."""
+        if self.after is None or self.file is None or self.after == self.file:
+            return None
+        return Shifted(self.file, self.after)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +82,7 @@ class Begun:
     Attributes:
         id: its id.
         description: what it does.
-        files: the files that it changes.
-        writes_files: whether the controller writes them, rather than a person who already has.
+        files: the files whose text it changes.
         deadline_s: how long each of its stages may take.
         reached: the stage whose resources are served.
         going_back: whether it is being taken back.
@@ -71,7 +93,6 @@ class Begun:
     id: str
     description: str
     files: tuple[TextChange, ...]
-    writes_files: bool
     deadline_s: float
     reached: Reached = None
     going_back: bool = False
@@ -121,25 +142,34 @@ class Journal:
         rows = self._database.execute("SELECT path, text FROM effective ORDER BY path")
         return {Path(path): text for path, text in rows}
 
+    def shifted(self) -> dict[Path, Shifted]:
+        """The texts that commands shifted, by file."""
+        rows = self._database.execute("SELECT path, file, text FROM shifted ORDER BY path")
+        return {Path(path): Shifted(file, text) for path, file, text in rows}
+
+    def keep(self, path: Path, shifted: Shifted | None) -> None:
+        """Says what a file means in place of what it holds; ``None``: it means what it holds."""
+        _keep(self._database, path, shifted)
+
     def begun(self) -> Begun | None:
         """The change that was begun and has not ended, if there is one."""
         row = self._database.execute(
-            "SELECT id, description, writes_files, deadline_s, reached, going_back, reason"
-            " FROM begun"
+            "SELECT id, description, deadline_s, reached, going_back, reason FROM begun"
         ).fetchone()
         if row is None:
             return None
-        files = self._database.execute("SELECT path, before, after FROM changed ORDER BY path")
+        files = self._database.execute(
+            "SELECT path, before, after, file FROM changed ORDER BY path"
+        )
         proxies = self._database.execute("SELECT node_id FROM proxies")
         return Begun(
             id=row[0],
             description=row[1],
-            writes_files=bool(row[2]),
-            deadline_s=row[3],
-            reached=StageKind(row[4]) if row[4] else None,
-            going_back=bool(row[5]),
-            reason=row[6],
-            files=tuple(TextChange(Path(path), old, new) for path, old, new in files),
+            deadline_s=row[2],
+            reached=StageKind(row[3]) if row[3] else None,
+            going_back=bool(row[4]),
+            reason=row[5],
+            files=tuple(TextChange(Path(path), *texts) for path, *texts in files),
             proxies=frozenset(node_id for (node_id,) in proxies),
         )
 
@@ -155,15 +185,15 @@ class Journal:
         """Says that a change begins."""
         with self._transaction() as database:
             database.execute(
-                "INSERT INTO begun VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO begun VALUES (1, ?, ?, ?, ?, ?, ?)",
                 (
-                    *(begun.id, begun.description, begun.writes_files, begun.deadline_s),
+                    *(begun.id, begun.description, begun.deadline_s),
                     *(begun.reached, begun.going_back, begun.reason),
                 ),
             )
             database.executemany(
-                "INSERT INTO changed VALUES (?, ?, ?)",
-                [(str(each.path), each.before, each.after) for each in begun.files],
+                "INSERT INTO changed VALUES (?, ?, ?, ?)",
+                [(str(each.path), each.before, each.after, each.file) for each in begun.files],
             )
             database.executemany(
                 "INSERT INTO proxies VALUES (?)", [(each,) for each in sorted(begun.proxies)]
@@ -186,6 +216,7 @@ class Journal:
         """
         with self._transaction() as database:
             for each in files if made else ():
+                _keep(database, each.path, each.shifted)
                 if each.after is None:
                     database.execute("DELETE FROM effective WHERE path = ?", (str(each.path),))
                 else:
@@ -205,3 +236,13 @@ class Journal:
             self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
+
+
+def _keep(database: sqlite3.Connection, path: Path, shifted: Shifted | None) -> None:
+    if shifted is None:
+        database.execute("DELETE FROM shifted WHERE path = ?", (str(path),))
+    else:
+        database.execute(
+            "INSERT OR REPLACE INTO shifted VALUES (?, ?, ?)",
+            (str(path), shifted.file, shifted.text),
+        )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tidegate.mesh.control.controller import Controller
     from tidegate.mesh.control.events import TransitionEvent
     from tidegate.mesh.control.loads import Loads
+    from tidegate.mesh.control.preview import Preview
     from tidegate.mesh.control.topology import Topology
     from tidegate.mesh.telemetry import RequestLog
 
@@ -92,22 +93,31 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         del context
         self._check_running()
         shift = read_shift(request)
-        deadline_s = None
-        if request.HasField("deadline"):
-            deadline_s = seconds_of(request.deadline, "deadline", *_DEADLINE_RANGE_S)
+        deadline_s = _stage_deadline_s(request)
         self._check_host(shift)
         try:
             if request.dry_run:
-                shown = self._controller.preview(shift)
-                yield mesh_pb2.ShiftResponse(
-                    preview=mesh_pb2.Preview(
-                        objects_diff=shown.objects_diff, resources_diff=shown.resources_diff
-                    )
-                )
+                yield mesh_pb2.ShiftResponse(preview=_preview(self._controller.preview(shift)))
                 return
             events = self._controller.shift(shift, description_of(shift), deadline_s)
             async for event in events:
                 yield mesh_pb2.ShiftResponse(event=_event(event))
+        except TidegateError as error:
+            raise _as_service_error(error) from error
+
+    async def Reset(  # noqa: N802 - the proto's name
+        self, request: mesh_pb2.ResetRequest, context: ServicerContext
+    ) -> AsyncIterator[mesh_pb2.ResetResponse]:
+        """Takes every shift back and tells what happens."""
+        del context
+        self._check_running()
+        deadline_s = _stage_deadline_s(request)
+        try:
+            if request.dry_run:
+                yield mesh_pb2.ResetResponse(preview=_preview(self._controller.preview(None)))
+                return
+            async for event in self._controller.reset(deadline_s):
+                yield mesh_pb2.ResetResponse(event=_event(event))
         except TidegateError as error:
             raise _as_service_error(error) from error
 
@@ -170,6 +180,18 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             edits.find_host(self._controller.objects_about(shift.host), shift.host)
         except EditError as error:
             raise NotFound(str(error), reason="HOST_UNKNOWN") from error
+
+
+def _stage_deadline_s(request: mesh_pb2.ShiftRequest | mesh_pb2.ResetRequest) -> float | None:
+    if not request.HasField("deadline"):
+        return None
+    return seconds_of(request.deadline, "deadline", *_DEADLINE_RANGE_S)
+
+
+def _preview(preview: Preview) -> mesh_pb2.Preview:
+    return mesh_pb2.Preview(
+        objects_diff=preview.objects_diff, resources_diff=preview.resources_diff
+    )
 
 
 def _event(event: TransitionEvent) -> mesh_pb2.TransitionEvent:

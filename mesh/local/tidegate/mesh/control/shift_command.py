@@ -1,4 +1,4 @@
-"""``tidegate shift``: move traffic between versions of a host, and see how it goes.
+"""``tidegate shift`` and ``tidegate mesh reset``: move traffic between versions, and back again.
 
 The controller does it; this asks for it, shows each stage as it comes to pass, and returns when
 every live proxy has acknowledged it.
@@ -6,6 +6,7 @@ every live proxy has acknowledged it.
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from typing import Annotated, Final
 
 import typer
@@ -19,11 +20,25 @@ from tidegate.mesh.istio import EditError
 from tidegate.mesh.istio.edits import header_condition, sticky_source
 from tidegate.mesh.istio.scalars import parse_duration
 from tidegate.mesh.istio.shapes import StringMatchKind
-from tidegate.mesh.v1 import mesh_pb2
+from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
-__all__ = ["shift"]
+__all__ = ["reset", "shift"]
 
 _ROLLED_BACK: Final = "TRANSITION_ROLLED_BACK"
+
+_Messages = Iterable[mesh_pb2.ShiftResponse] | Iterable[mesh_pb2.ResetResponse]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
+]
+_Deadline = Annotated[
+    str,
+    typer.Option(
+        "--deadline",
+        help="How long each stage may take before all is taken back: 500ms, 30s, 2m.",
+        show_default="that of the controller, 30s",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, one event a line.")]
 
 
 def shift(
@@ -62,30 +77,53 @@ def shift(
             show_default=False,
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
-    ] = False,
-    deadline: Annotated[
-        str,
-        typer.Option(
-            "--deadline",
-            help="How long each stage may take before all is taken back: 500ms, 30s, 2m.",
-            show_default="that of the controller, 30s",
-        ),
-    ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one event a line.")] = False,
+    dry_run: _DryRun = False,
+    deadline: _Deadline = "",
+    as_json: _Json = False,
     address: AddressOption = None,
 ) -> None:
     """Move traffic between versions of a host; returns when every proxy has acknowledged it.
 
+    The files of objects stay as they are: what is shifted is kept apart from them, over restarts
+    too, until `tidegate mesh reset` or an edit of the same lines.
+
     Exits with 1 when it cannot be made; everything is then as it was before.
     """
-    request = _request(host, weights or [], match or [], sticky, mirror or [], deadline)
+    request = _request(host, weights or [], match or [], sticky, mirror or [])
     request.dry_run = dry_run
+    _set_deadline(request, deadline)
+    _follow(lambda mesh: mesh.Shift(request), address, as_json=as_json)
+
+
+def reset(
+    dry_run: _DryRun = False,
+    deadline: _Deadline = "",
+    as_json: _Json = False,
+    address: AddressOption = None,
+) -> None:
+    """Take every shift back: traffic goes again as the files of objects say.
+
+    Exits with 1 when it cannot be made; everything is then as it was before.
+    """
+    request = mesh_pb2.ResetRequest(dry_run=dry_run)
+    _set_deadline(request, deadline)
+    if not _follow(lambda mesh: mesh.Reset(request), address, as_json=as_json) and not as_json:
+        sys.stdout.write("nothing is shifted\n")
+
+
+def _follow(
+    call: Callable[[mesh_pb2_grpc.MeshServiceStub], _Messages],
+    address: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Shows what the controller says of a change; gives how many messages came."""
+    count = 0
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     try:
         with mesh_service(address) as mesh, ShiftView(console) as view:
-            for message in mesh.Shift(request):
+            for message in call(mesh):
+                count += 1
                 if as_json:
                     found = json_format.MessageToDict(message, preserving_proto_field_name=True)
                     sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
@@ -99,10 +137,11 @@ def shift(
             raise
         # The view has said what happened and why.
         raise typer.Exit(1) from error
+    return count
 
 
 def _request(
-    host: str, weights: list[str], match: list[str], sticky: str, mirror: list[str], deadline: str
+    host: str, weights: list[str], match: list[str], sticky: str, mirror: list[str]
 ) -> mesh_pb2.ShiftRequest:
     request = mesh_pb2.ShiftRequest(host=host)
     for text in weights:
@@ -126,14 +165,18 @@ def _request(
             request.sticky_header = sticky_source(sticky).header
     except EditError as error:
         raise typer.BadParameter(str(error)) from error
-    if deadline:
-        length = parse_duration(deadline)
-        if length is None:
-            raise typer.BadParameter(f"--deadline {deadline!r} is no duration; write 500ms or 30s")
-        request.deadline.FromTimedelta(length)
     if not (request.weights or request.mirrors or request.sticky_header):
         raise typer.BadParameter("nothing to change: give SUBSET=WEIGHT, --mirror or --sticky")
     return request
+
+
+def _set_deadline(request: mesh_pb2.ShiftRequest | mesh_pb2.ResetRequest, deadline: str) -> None:
+    if not deadline:
+        return
+    length = parse_duration(deadline)
+    if length is None:
+        raise typer.BadParameter(f"--deadline {deadline!r} is no duration; write 500ms or 30s")
+    request.deadline.FromTimedelta(length)
 
 
 def _pair(text: str, what: str) -> tuple[str, str]:

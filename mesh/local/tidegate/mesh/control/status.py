@@ -75,6 +75,7 @@ def status_of(
             mesh_pb2.Problem(source=each.source, message=each.message, time=timestamp(each.since))
             for each in controller.problems
         ),
+        shifted_files=map(str, controller.shifted.paths),
     )
     running: dict[str, int] = {}
     for service, subsets in topology.hosts(objects):

@@ -120,6 +120,8 @@ def _lines(found: mesh_pb2.GetStatusResponse) -> Iterable[Text]:
             yield Text.assemble(
                 (f"{name}: ", "dim"), transition.description, ": ", (words + reason, style)
             )
+    for file in found.shifted_files:
+        yield Text.assemble(("shifted: ", "dim"), file, " says otherwise; `tidegate mesh reset`")
     for problem in found.problems:
         yield Text.assemble((f"{problem.source}: ", "bold"), (problem.message, "red"))
 

@@ -18,12 +18,10 @@ from tidegate.chassis import get_logger
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.control.errors import RolledBackError
 from tidegate.mesh.control.events import EventKind, Events, TransitionEvent
-from tidegate.mesh.control.files import text_of
 from tidegate.mesh.control.journal import Begun, Journal, TextChange
 from tidegate.mesh.control.performing import Performer
 from tidegate.mesh.control.serving import Proposal, Serving
 from tidegate.mesh.control.transition import StageKind
-from tidegate.mesh.istio import apply_changes
 
 __all__ = ["TransitionState", "TransitionStatus", "Transitions"]
 
@@ -142,7 +140,6 @@ class Transitions:
         proposal: Proposal,
         events: Events,
         *,
-        writes_files: bool,
         deadline_s: float,
     ) -> None:
         """Makes a change, in one's turn.
@@ -150,10 +147,9 @@ class Transitions:
         Args:
             id_: the id of the turn.
             description: what it does.
-            files: the files that change.
+            files: the files whose text in effect changes.
             proposal: the objects with it.
             events: told what happens.
-            writes_files: whether the files are still to be written.
             deadline_s: how long each stage may take.
 
         Raises:
@@ -163,7 +159,6 @@ class Transitions:
             id=id_,
             description=description,
             files=tuple(files),
-            writes_files=writes_files,
             deadline_s=deadline_s,
             proxies=frozenset(each.proxy.node for each in self._distribution.proxies()),
         )
@@ -188,13 +183,9 @@ class Transitions:
             self._note(event)
             events.say(event)
 
-        if begun.writes_files and not begun.going_back:
-            _write_after(begun.files)
         try:
             await self._performer.perform(begun, proposal, say)
         except RolledBackError as error:
-            if begun.writes_files:
-                _write_before(begun.files)
             self._journal.end(begun.files, made=False)
             say(
                 TransitionEvent(
@@ -240,12 +231,3 @@ class Transitions:
 
 
 _TROUBLE = frozenset({EventKind.STRANDED, EventKind.ROLLING_BACK, EventKind.ROLLED_BACK})
-
-
-def _write_after(files: Sequence[TextChange]) -> None:
-    """Writes what is not written yet; what a person has changed meanwhile is theirs."""
-    apply_changes([each.written() for each in files if text_of(each.path) == each.before])
-
-
-def _write_before(files: Sequence[TextChange]) -> None:
-    apply_changes([each.written().reversed() for each in files if text_of(each.path) == each.after])
