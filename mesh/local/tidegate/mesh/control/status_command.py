@@ -121,7 +121,7 @@ def _lines(found: mesh_pb2.GetStatusResponse) -> Iterable[Text]:
                 (f"{name}: ", "dim"), transition.description, ": ", (words + reason, style)
             )
     for file in found.shifted_files:
-        yield Text.assemble(("shifted: ", "dim"), file, " says otherwise; `tidegate mesh reset`")
+        yield Text.assemble(("shifted: ", "dim"), f"{file}; `tidegate mesh reset` returns to it")
     for problem in found.problems:
         yield Text.assemble((f"{problem.source}: ", "bold"), (problem.message, "red"))
 
