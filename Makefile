@@ -23,7 +23,7 @@ BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models test check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
+.PHONY: help up models test fuzz check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what there is.
@@ -37,6 +37,12 @@ models: $(MODELS_READY) ## Build the models that `make up` serves.
 test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
 	@echo '── test: pytest'
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+fuzz: $(DEV_READY) ## Try fresh examples of every property: FUZZ=PATH for some, SEED=N to repeat a run.
+	@seed=$(or $(SEED),$$RANDOM$$RANDOM); again="make fuzz SEED=$$seed$(if $(FUZZ), FUZZ=$(FUZZ))"; \
+	echo "── fuzz: seed $$seed; \`$$again\` repeats this run"; \
+	$(BIN)/python -m pytest $(FUZZ) -m hypothesis --hypothesis-profile=fuzz --hypothesis-seed=$$seed \
+	  -o timeout=3600 || { echo "── fuzz: failed; \`$$again\` repeats this run"; exit 1; }
 
 check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generated code.
 	@echo '── check: ruff'

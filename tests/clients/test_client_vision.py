@@ -1,21 +1,25 @@
 """Classifying images: what is sent, what comes back, streams."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
-from double_server import double_server
+from double_server import double_server, overloaded
 
 from tidegate.client import (
     AsyncClient,
     Classification,
     Client,
     ClientOptions,
+    DeadlineExceededError,
     InvalidInputError,
     InvalidRequestError,
     ModelState,
     NotFoundError,
+    OverloadedError,
     Precision,
+    Retry,
 )
 
 
@@ -162,3 +166,35 @@ async def test_async_stream_raises_what_its_requests_raise(server):
     async with AsyncClient(server.address) as client:
         with pytest.raises(LookupError, match="the camera is gone"):
             _ = [answer async for answer in client.vision.classify_stream(images())]
+
+
+async def test_async_stream_is_told_why_it_ended_though_it_was_being_written(server):
+    async def endless():
+        while True:
+            yield b"jpeg"
+            await asyncio.sleep(0)
+
+    refusals = 60
+    server.script.failures.extend(overloaded(1250) for _ in range(refusals))
+    async with AsyncClient(server.address, ClientOptions(retry=Retry(attempts=1))) as client:
+        for _ in range(refusals):
+            answers = client.vision.classify_stream(endless())
+            with pytest.raises(OverloadedError) as caught:
+                await anext(answers)
+            assert (caught.value.reason, caught.value.retry_after_s) == ("QUEUE_FULL", 1.25)
+
+
+async def test_async_stream_whose_deadline_passes_is_late_though_it_was_being_written(server):
+    async def endless():
+        while True:
+            yield b"jpeg"
+            await asyncio.sleep(0.001)
+
+    async def stream(within_s):
+        with pytest.raises(DeadlineExceededError):
+            async for _ in client.vision.classify_stream(endless(), timeout_s=within_s):
+                pass
+
+    async with AsyncClient(server.address) as client:
+        for number in range(30):
+            await stream(0.02 + number / 1000)

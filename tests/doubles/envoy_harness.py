@@ -131,7 +131,13 @@ class XdsClient:
 
     async def calls(self, target, count, *metadata, within_s=WAIT_S):
         """How often each backend, or each status, was the answer."""
-        request = {"target": target, "count": count, "metadata": metadata, "within_s": within_s}
+        return await self._ask(target=target, count=count, metadata=metadata, within_s=within_s)
+
+    async def ends(self, target, count, *, stream, within_s):
+        """How often calls of a server that never ends one ended with each status."""
+        return await self._ask(target=target, count=count, stream=stream, within_s=within_s)
+
+    async def _ask(self, **request):
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         await self.process.stdin.drain()
         async with asyncio.timeout(3 * WAIT_S):

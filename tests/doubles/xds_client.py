@@ -6,6 +6,7 @@ A process of its own, because gRPC reads its bootstrap once and keeps its xDS cl
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,26 @@ os.environ["GRPC_XDS_BOOTSTRAP_CONFIG"] = sys.argv[1]
 import grpc
 
 METHOD = "/tidegate.test.v1.Echo/Say"
+# Of the server that never ends a call.
+ENDLESS = {
+    False: "/tidegate.llm.v1.LlmService/Complete",
+    True: "/tidegate.llm.v1.LlmService/Chat",
+}
+# A ChatRequest with one message.
+QUESTION = b"\x0a\x04\x12\x02hi"
+
+
+async def end(channel, stream, within_s):
+    if not stream:
+        call = channel.unary_unary(ENDLESS[stream])(b"", timeout=within_s, wait_for_ready=True)
+    else:
+        call = channel.unary_stream(ENDLESS[stream])(
+            QUESTION, timeout=within_s, wait_for_ready=True
+        )
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for _ in call:
+                pass
+    return (await call.code()).name
 
 
 async def call(channel, metadata, within_s):
@@ -35,10 +56,14 @@ async def main():
         target = told["target"]
         if target not in channels:
             channels[target] = grpc.aio.insecure_channel(f"xds:///{target}")
-        metadata = [tuple(pair) for pair in told["metadata"]]
-        answers = Counter()
-        for _ in range(told["count"]):
-            answers[await call(channels[target], metadata, told["within_s"])] += 1
+        channel, within_s, answers = channels[target], told["within_s"], Counter()
+        if "stream" in told:
+            calls = (end(channel, told["stream"], within_s) for _ in range(told["count"]))
+            answers.update(await asyncio.gather(*calls))
+        else:
+            metadata = [tuple(pair) for pair in told["metadata"]]
+            for _ in range(told["count"]):
+                answers[await call(channel, metadata, within_s)] += 1
         print(json.dumps(answers), flush=True)
     for channel in channels.values():
         await channel.close()

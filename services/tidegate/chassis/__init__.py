@@ -18,6 +18,7 @@ from tidegate.chassis import _grpc_core  # noqa: F401 - for what it sets, before
 from tidegate.chassis.calls import (
     ResponseWriter,
     ServicerContext,
+    code_of_cancellation,
     deadline_of,
     deferred_client_identity,
     report_load,
@@ -38,6 +39,7 @@ __all__ = [
     "ResponseWriter",
     "RunningServer",
     "ServicerContext",
+    "code_of_cancellation",
     "deadline_of",
     "deferred_client_identity",
     "get_logger",

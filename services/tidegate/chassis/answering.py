@@ -17,7 +17,9 @@ from opentelemetry import trace
 from tidegate.chassis import tracing
 from tidegate.chassis.calls import (
     ServicerContext,
+    current_call,
     current_method,
+    deadline_has_passed,
     details_of_call,
     set_trailers,
 )
@@ -50,7 +52,6 @@ _SERVER_FAULTS: Final = frozenset(
     }
 )
 _RETRY_AFTER_LIMIT_S: Final = 0.1
-_TRANSIT_S: Final = 0.005
 _DETAILS_TRAILER: Final = "grpc-status-details-bin"
 _PUSHBACK_TRAILER: Final = "grpc-retry-pushback-ms"
 
@@ -87,7 +88,7 @@ class Answering(Call):
         in_flight: Where running calls are kept.
     """
 
-    __slots__ = ("_began_s", "_context", "_in_flight", "_method", "_span")
+    __slots__ = ("_began_s", "_cancelled_as", "_context", "_in_flight", "_method", "_span")
 
     def __init__(self, method: Method, context: ServicerContext, in_flight: InFlight) -> None:
         # The call lives as long as the task that gRPC made for it, and so do the context variables.
@@ -99,6 +100,7 @@ class Answering(Call):
         self._in_flight = in_flight
         self._span: trace.Span | None = None
         self._began_s = 0.0
+        self._cancelled_as: grpc.StatusCode | None = None
 
     async def __aenter__(self) -> Self:
         self._begin()
@@ -116,7 +118,7 @@ class Answering(Call):
                 await self._in_flight.held.wait()
         except asyncio.CancelledError:
             if not self.is_cut:
-                self._end(_code_of_cancellation(self._context))
+                self._end(self.code_of_cancellation())
                 raise
             error = asyncio.CancelledError()
         if error is None:
@@ -127,7 +129,7 @@ class Answering(Call):
             _forget_frames(error)
             return True
         if isinstance(error, asyncio.CancelledError) and not self.is_cut:
-            self._end(_code_of_cancellation(self._context))
+            self._end(self.code_of_cancellation())
             return False
         await self._abort(self._as_service_error(error))
         return True
@@ -151,12 +153,34 @@ class Answering(Call):
                 retry_after_s=_RETRY_AFTER_LIMIT_S,
             )
 
+    def message_sent(self) -> None:
+        """See `CurrentCall`."""
+        self._method.metrics.sent.inc()
+
+    def code_of_cancellation(self) -> grpc.StatusCode:
+        """See `CurrentCall`; whoever asks is told the same."""
+        if self.is_cut:
+            return grpc.StatusCode.UNAVAILABLE
+        if self._cancelled_as is None:
+            self._cancelled_as = self._why_cancelled()
+        return self._cancelled_as
+
+    def _why_cancelled(self) -> grpc.StatusCode:
+        """Tells a client whose deadline passed from one that left: gRPC cancels for both."""
+        remaining_s = self._context.time_remaining()
+        if remaining_s is not None:
+            elapsed_s = time.perf_counter() - self._began_s
+            if deadline_has_passed(remaining_s + elapsed_s, elapsed_s):
+                return grpc.StatusCode.DEADLINE_EXCEEDED
+        return grpc.StatusCode.CANCELLED
+
     def _begin(self) -> None:
         method = self._method
         self._began_s = time.perf_counter()
         # The call goes first, as its answer does below: nobody waits for the metrics.
         self.task.get_loop().call_soon(method.metrics.began)
         self._in_flight.begin(self)
+        current_call.set(self)
         current_method.set(method.path)
         parent = tracing.extract(details_of_call.get().invocation_metadata)
         # Supervisors and balancers ask after the health all the time: such a call joins a trace
@@ -172,6 +196,8 @@ class Answering(Call):
     def _end(self, code: grpc.StatusCode, error: ServiceError | None = None) -> None:
         seconds = time.perf_counter() - self._began_s
         self._in_flight.end(self)
+        # The task holds its context, and this call holds the task: no cycle is to outlive the call.
+        current_call.set(None)
         # The answer goes first: nobody waits for the metrics.
         self.task.get_loop().call_soon(self._method.metrics.handled, code, seconds)
         fault = code in _SERVER_FAULTS
@@ -241,16 +267,6 @@ def _logs_debug() -> bool:
 
 def _code_set_by_handler(context: ServicerContext) -> grpc.StatusCode:
     return cast("grpc.StatusCode | None", context.code()) or grpc.StatusCode.OK
-
-
-def _code_of_cancellation(context: ServicerContext) -> grpc.StatusCode:
-    """Tells a client whose deadline passed from one that left: gRPC cancels the task for both."""
-    remaining_s = context.time_remaining()
-    # The client's clock has run since it sent the call, ours since the call came: a client whose
-    # deadline passed may leave a little before ours has.
-    if remaining_s is not None and remaining_s <= _TRANSIT_S:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-    return grpc.StatusCode.CANCELLED
 
 
 def _draining() -> Unavailable:

@@ -1,16 +1,17 @@
 """What a handler may ask and tell about the call it answers.
 
-When it must be done (`deadline_of`), who calls (`deferred_client_identity`), and what goes into
-the trailers (`set_trailers`), which reach the client and the mesh's access log even when the call
-fails.
+When it must be done (`deadline_of`), who calls (`deferred_client_identity`), why it was cancelled
+(`code_of_cancellation`), and what goes into the trailers (`set_trailers`), which reach the client
+and the mesh's access log even when the call fails.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import unquote
 
 import grpc
@@ -19,9 +20,13 @@ from tidegate.chassis.orca import LoadReport
 
 __all__ = [
     "ORCA_TRAILER",
+    "CurrentCall",
     "ResponseWriter",
     "ServicerContext",
+    "code_of_cancellation",
+    "current_call",
     "current_method",
+    "deadline_has_passed",
     "deadline_of",
     "deferred_client_identity",
     "details_of_call",
@@ -35,6 +40,23 @@ ORCA_TRAILER: Final = "endpoint-load-metrics-bin"
 """Trailing metadata that carries a `LoadReport`; `report_load` sets it."""
 
 _FIRST_WRITE_S: Final = 0.5
+_TRANSIT_S: Final = 0.005
+
+
+class CurrentCall(Protocol):
+    """What the chassis knows of the call that the current task answers."""
+
+    def message_sent(self) -> None:
+        """Counts a message that went out."""
+        ...
+
+    def code_of_cancellation(self) -> grpc.StatusCode:
+        """See the function of this name."""
+        ...
+
+
+current_call: Final[ContextVar[CurrentCall | None]] = ContextVar("tidegate_call", default=None)
+"""The call that the current task answers, or that started it; None outside of the chassis."""
 
 details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
 """Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own."""
@@ -47,6 +69,32 @@ def deadline_of(context: ServicerContext) -> float | None:
     """Tells when the caller stops waiting, in seconds of `time.monotonic`; None when never."""
     remaining_s = context.time_remaining()
     return None if remaining_s is None else time.monotonic() + remaining_s
+
+
+def deadline_has_passed(given_s: float, elapsed_s: float) -> bool:
+    """Tells whether a call that its client ended has ended at its deadline.
+
+    gRPC rounds the time that it sends up to three digits: a second may come as 1.01 s. And the
+    client's clock has run since it sent the call, ours since the call came. So a client whose
+    deadline has passed may leave a little before the deadline that came with the call.
+
+    Args:
+        given_s: The time that came with the call, in seconds (``grpc-timeout``).
+        elapsed_s: How long the call took, in seconds.
+    """
+    rounded_s = 10.0 ** (math.floor(math.log10(max(given_s, 0.1))) - 2)
+    return elapsed_s >= given_s - rounded_s - _TRANSIT_S
+
+
+def code_of_cancellation() -> grpc.StatusCode:
+    """Tells a handler that is being cancelled why: the status that the call is counted with.
+
+    Returns:
+        ``DEADLINE_EXCEEDED`` when the deadline passed, ``CANCELLED`` when the client left before
+        it, ``UNAVAILABLE`` when the server cuts the call because it goes away.
+    """
+    call = current_call.get()
+    return grpc.StatusCode.CANCELLED if call is None else call.code_of_cancellation()
 
 
 def deferred_client_identity(context: ServicerContext, header: str) -> Callable[[], str]:
@@ -80,7 +128,7 @@ def _identity(
 
 
 class ResponseWriter:
-    """Writes the messages of a stream, so that the call can end with a status whenever it is cut.
+    """Writes the messages of a stream and counts them; the call can be cut at any time.
 
     `grpc.aio` takes note that the headers have gone out only when the first write returns. If that
     is cancelled meanwhile, the status is sent with headers again, gRPC's core refuses both, and the
@@ -90,26 +138,37 @@ class ResponseWriter:
         context: Of the call.
     """
 
-    __slots__ = ("_context", "_is_first")
+    __slots__ = ("_call", "_context", "_is_first")
 
     def __init__(self, context: ServicerContext) -> None:
         self._context = context
+        self._call = current_call.get()
         self._is_first = True
 
     async def write(self, response: Any) -> None:
         """Sends a message."""
-        if not self._is_first:
+        if self._is_first:
+            self._is_first = False
+            await self._write_first(response)
+        else:
             await self._context.write(response)
-            return
-        self._is_first = False
+        self._count()
+
+    async def _write_first(self, response: Any) -> None:
         writing = asyncio.ensure_future(self._context.write(response))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             # Only a client that grants no room at all keeps it waiting.
-            await asyncio.wait({writing}, timeout=_FIRST_WRITE_S)
+            written, _ = await asyncio.wait({writing}, timeout=_FIRST_WRITE_S)
+            if written and not writing.cancelled() and writing.exception() is None:
+                self._count()
             writing.cancel()
             raise
+
+    def _count(self) -> None:
+        if self._call is not None:
+            self._call.message_sent()
 
 
 def set_trailers(context: ServicerContext, trailers: Mapping[str, str | bytes]) -> None:

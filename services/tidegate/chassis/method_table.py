@@ -117,7 +117,6 @@ class MethodTable(grpc.GenericRpcHandler):
 
     def _answer(self, method: Method, behavior: _Behavior, prepare: _Prepare) -> _Behavior:
         in_flight = self._in_flight
-        sent = method.metrics.sent
 
         async def answer(request: Any, context: ServicerContext) -> Any:
             async with Answering(method, context, in_flight) as call:
@@ -131,7 +130,6 @@ class MethodTable(grpc.GenericRpcHandler):
                 async with aclosing(behavior(prepare(request), context)) as responses:
                     async for response in responses:
                         await writer.write(response)
-                        sent.inc()
 
         if inspect.isasyncgenfunction(behavior):
             return answer_many

@@ -17,6 +17,7 @@ import hypothesis.strategies as st
 import pytest
 from ads_double import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, VIRTUAL_HOST
 from envoy.service.discovery.v3 import discovery_pb2
+from examples import FUZZING, examples
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from proxy_double import (
@@ -266,9 +267,9 @@ class Discovery(RuleBasedStateMachine):
 
 # What fails is made small, which takes Hypothesis minutes; without its "explain" phase, which
 # traces every line for hints and takes many times as long.
-TestDiscovery = pytest.mark.timeout(600)(Discovery.TestCase)
+TestDiscovery = pytest.mark.timeout(3600 if FUZZING else 600)(Discovery.TestCase)
 TestDiscovery.settings = settings(
-    max_examples=500,
+    max_examples=examples(500),
     stateful_step_count=80,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

@@ -13,7 +13,7 @@ async def scrape(port):
     url = f"http://127.0.0.1:{port}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         text = await answer.text()
-    found = re.findall(r"^(tidegate_xds_\S+) (\S+)$", text, re.MULTILINE)
+    found = re.findall(r"^((?:tidegate_xds|grpc_server_msg)_\S+) (\S+)$", text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 
@@ -39,5 +39,11 @@ async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delt
     assert grown(f"tidegate_xds_push_bytes_total{labels}") > 2 * size
     assert grown(f"tidegate_xds_nacks_total{labels}") == 1
     assert grown(f"tidegate_xds_ack_seconds_count{labels}") >= 2
+    method = (
+        'grpc_method="DeltaAggregatedResources",'
+        'grpc_service="envoy.service.discovery.v3.AggregatedDiscoveryService",'
+        'grpc_type="bidi_stream"'
+    )
+    assert grown(f"grpc_server_msg_sent_total{{{method}}}") == 3
     assert grown("tidegate_xds_ignored_requests_total") == 1
     assert grown('tidegate_xds_proxies{audience="envoy",protocol="delta"}') == 1

@@ -6,6 +6,7 @@ rules, and a refusal is a NACK).
 """
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mesh_objects import DOMAIN, VISION, entry, gateway, rule, text, to, virtual
@@ -217,7 +218,7 @@ POLICY = any_of(
 
 
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

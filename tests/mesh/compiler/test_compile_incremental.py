@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mesh_objects import DOMAIN, VISION, entry, gateway, istio, names, rule, text, to, virtual
@@ -106,7 +107,7 @@ def applied(before, changes):
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=14))
 def test_any_history_gives_what_the_last_objects_give(steps):
     compiler = Compiler(MeshSettings())

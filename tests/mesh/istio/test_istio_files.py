@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from examples import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -332,7 +333,7 @@ def mutated(item, chance):
 
 
 @pytest.mark.parametrize("style", ["block", "flow", "indented", "mixed"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_any_change_of_an_object_reads_back_as_it_was_meant(style, seed):
     text = {

@@ -220,6 +220,7 @@ def bootstrap(folder, control_port):
     routes = [
         *(_route(to, cluster_name(to)) for to in ("v1", "v2", "empty", "refused", "missing")),
         _route("impatient", cluster_name("v1"), timeout="0.05s"),
+        _route("limited", cluster_name("v1"), max_stream_duration={"max_stream_duration": "0.05s"}),
         _route("rewritten", cluster_name("v1"), regex_rewrite=rewrite),
     ]
     manager = {

@@ -92,6 +92,48 @@ def test_client_that_left_after_the_status_was_sent_changes_nothing():
     assert parse_entry(entry).grpc_status is grpc.StatusCode.OK
 
 
+def cut(flag=None, details="", timeout=None, seconds=0.0, **more):
+    """A stream that has begun and got no status."""
+    entry = call(**more)
+    if flag:
+        entry.common_properties.custom_tags[FLAGS_TAG] = flag
+    entry.response.response_code_details = details
+    if timeout:
+        entry.request.request_headers["grpc-timeout"] = timeout
+    entry.common_properties.duration.FromMilliseconds(int(seconds * 1000))
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("entry", "status"),
+    [
+        # Envoy's own clocks.
+        (cut(details="max_duration_timeout"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut(details="response_timeout"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut("DT"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut("UT"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut("UMSDR"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut("SI", "stream_idle_timeout"), grpc.StatusCode.UNKNOWN),
+        # A status that came counts.
+        (cut("UT", headers={"grpc-status": "14"}), grpc.StatusCode.UNAVAILABLE),
+        # A client that leaves at its deadline, which gRPC rounds up, and one that leaves before.
+        (cut("DR", timeout="1010m", seconds=1.0), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut("DC", timeout="5S", seconds=5.2), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut("DR", timeout="50000u", seconds=0.05), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (cut("DR", timeout="1010m", seconds=0.9), grpc.StatusCode.CANCELLED),
+        (cut("DR", timeout="1H", seconds=3000), grpc.StatusCode.CANCELLED),
+        (cut("DR", seconds=3000), grpc.StatusCode.CANCELLED),
+        # Anything may be written there.
+        (cut("DR", timeout="٣S", seconds=5), grpc.StatusCode.CANCELLED),
+        (cut("DR", timeout="123456789S", seconds=5), grpc.StatusCode.CANCELLED),
+        (cut("DR", timeout="-1S", seconds=5), grpc.StatusCode.CANCELLED),
+        (cut("DR", timeout="5", seconds=5), grpc.StatusCode.CANCELLED),
+    ],
+)
+def test_a_call_that_a_clock_ended_is_deadline_exceeded(entry, status):
+    assert parse_entry(entry).grpc_status is status
+
+
 def test_every_flag_of_the_message_has_envoys_short_name():
     entry = call()
     for field in ResponseFlags.DESCRIPTOR.fields:

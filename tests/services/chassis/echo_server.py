@@ -21,6 +21,7 @@ from tidegate.chassis import (
     Health,
     LoadReport,
     ResponseWriter,
+    code_of_cancellation,
     deadline_of,
     deferred_client_identity,
     get_logger,
@@ -206,6 +207,19 @@ class EchoApplication:
             await asyncio.sleep(0)
             # The write has begun, and cannot have ended: its end comes by another thread.
             raise ERRORS["not-found"]
+
+    async def _do_write(self, context, count):
+        writer = ResponseWriter(context)
+        for _ in range(int(count)):
+            await writer.write(StringValue(value="written"))
+
+    async def _do_code_of_cancellation(self, context, argument):
+        self.waiting.release()
+        try:
+            await self.go_on.wait()
+        finally:
+            self.told = code_of_cancellation()
+            self.closed.release()
 
     async def _do_load(self, context, argument):
         report_load(context, LoadReport(cpu_utilization=0.5, named_metrics={"queue": 3}))

@@ -4,10 +4,12 @@ import asyncio
 import urllib.error
 import urllib.request
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
+from tidegate.chassis.calls import deadline_has_passed
 from tidegate.chassis.monitoring import monitoring
 
 SERVICE = "tidegate.test.EchoService"
@@ -107,6 +109,64 @@ async def test_client_that_leaves_and_deadline_that_passes_are_told_apart(servin
                 if sum(counted) == 2:
                     break
     assert counted == [1, 1]
+
+
+async def test_messages_that_a_handler_writes_itself_are_counted(serving):
+    name = named("grpc_server_msg_sent_total", "server_stream", "Repeat")
+    async with serving() as (_, server, client):
+        before = await samples(server)
+        assert await client.call("repeat", "write 4") == [
+            *("write 4", "written", "written", "written", "written"),
+            *("write 4", "write 4"),
+        ]
+        assert (await samples(server))[name] - before[name] == 7
+
+
+@pytest.mark.parametrize("deadline_s", [0.05, 0.251, 1.0025])
+async def test_handler_and_metric_agree_on_a_deadline_that_passed(serving, deadline_s):
+    # A second and a little travels as 1.01 s: gRPC rounds up.
+    name = named("grpc_server_handled_total", "unary", "Echo", grpc_code="DeadlineExceeded")
+    async with serving() as (application, server, client):
+        before = (await samples(server)).get(name, 0)
+        await client.failure("echo", "code-of-cancellation", timeout=deadline_s)
+        await application.closed.acquire()
+        assert application.told is grpc.StatusCode.DEADLINE_EXCEEDED
+        async with asyncio.timeout(20):
+            while (await samples(server)).get(name, 0) == before:
+                pass
+
+
+async def test_handler_is_told_of_a_client_that_leaves_and_of_a_server_that_goes_away(serving):
+    async with serving(drain_deadline_s=0.05) as (application, server, client):
+        call = client.echo("code-of-cancellation", timeout=60)
+        await application.waiting.acquire()
+        call.cancel()
+        await application.closed.acquire()
+        assert application.told is grpc.StatusCode.CANCELLED
+        call = client.echo("code-of-cancellation", timeout=60)
+        await application.waiting.acquire()
+        await server.drain()
+        await application.closed.acquire()
+        assert application.told is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("given_s", "elapsed_s", "passed"),
+    [
+        (0.05, 0.046, True),
+        (0.05, 0.04, False),
+        (1.01, 1.0, True),
+        (1.01, 0.99, False),
+        (10.1, 10.001, True),
+        (10.1, 9.9, False),
+        (101, 100.001, True),
+        (101, 99, False),
+        (600, 600, True),
+        (0, 0, True),
+    ],
+)
+def test_a_deadline_has_passed_though_grpc_rounded_it_up(given_s, elapsed_s, passed):
+    assert deadline_has_passed(given_s, elapsed_s) is passed
 
 
 async def test_methods_that_do_not_exist_share_one_label(serving):

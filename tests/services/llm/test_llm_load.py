@@ -1,6 +1,7 @@
 """Clients that leave, do not read, or are too many; vLLM's own gauge tells what still runs."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import textwrap
@@ -89,6 +90,52 @@ async def test_a_deadline_that_passes_frees_its_sequence(server, client, method)
     code, _ = await refusal(getattr(client.stub, method)(request, timeout=0.5))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     await server.until_idle()
+
+
+async def test_every_metric_agrees_on_deadlines_and_counts_what_was_sent_before(server, client):
+    # A second and a little travels as 1.01 s: gRPC rounds up.
+    deadlines_s = [0.6, 0.751, 1.0025, 1.0025, 1.1004]
+    cut = ("tidegate_llm_cancelled_total", {"cause": "deadline"})
+    late = ("grpc_server_handled_total", {"grpc_method": "Chat", "grpc_code": "DeadlineExceeded"})
+    sent = ("grpc_server_msg_sent_total", {"grpc_method": "Chat"})
+    first = ("tidegate_llm_time_to_first_token_seconds_count", {})
+    between = ("tidegate_llm_inter_token_seconds_count", {})
+    names = (cut, late, sent, first, between)
+
+    async def counts():
+        return [await server.metric(name, **labels) for name, labels in names]
+
+    async def ask(deadline_s):
+        pieces = 0
+        call = client.stub.Chat(chat("Count.", **ENDLESS), timeout=deadline_s)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for _ in call:
+                pieces += 1
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return pieces
+
+    before = await counts()
+    pieces = [await ask(deadline_s) for deadline_s in deadlines_s]
+    await server.until_idle()
+    await server.until_metric(late[0], before[1] + len(deadlines_s), **late[1])
+    grown = [after - then for after, then in zip(await counts(), before, strict=True)]
+    assert grown[:2] == [len(deadlines_s)] * 2
+    # Each call may have been cut while a message went out, which then is not counted.
+    assert grown[2] >= sum(pieces) - len(pieces) > 0
+    assert grown[3] >= sum(each > 0 for each in pieces)
+    assert grown[4] >= sum(each > 1 for each in pieces) > 0
+
+
+async def test_an_answer_that_ends_counts_its_first_token_once(server, client):
+    names = (
+        "tidegate_llm_time_to_first_token_seconds_count",
+        "tidegate_llm_inter_token_seconds_count",
+    )
+    before = [await server.metric(name) for name in names]
+    await client.stream("Count.", max_tokens=8, ignore_end_of_text=True)
+    await client.answer("Count.", max_tokens=8, ignore_end_of_text=True)
+    after = [await server.metric(name) for name in names]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [2, 2]
 
 
 async def test_a_client_that_is_killed_frees_its_sequences(server):

@@ -10,6 +10,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -272,7 +273,7 @@ def decodes_or_refuses(data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     changes=st.lists(
         st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
@@ -287,7 +288,7 @@ def test_a_damaged_file_is_decoded_or_refused(files, kind, changes, keep):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(where=st.integers(0, 160), value=st.integers(0, 255), more=st.integers(0, 255))
 def test_a_damaged_header_is_decoded_or_refused(files, kind, where, value, more):
     data = bytearray(files[kind])
@@ -296,7 +297,7 @@ def test_a_damaged_header_is_decoded_or_refused(files, kind, where, value, more)
     decodes_or_refuses(bytes(data))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.binary(max_size=400), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF"])
 )
@@ -306,7 +307,7 @@ def test_random_bytes_are_refused(data, magic):
         decode(magic + data, SMALL)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     exif=st.binary(max_size=80),
     prefix=st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"]),

@@ -1,16 +1,29 @@
-"""A unary call that is awaited, with the client's deadline, metadata and errors."""
+"""What calls on an event loop share: a unary call that is awaited, and the status of a stream.
 
-from typing import TypeVar
+`FinalStatus` works around gRPC: where a stream's request is written at the moment when the call
+ends, gRPC's asyncio client replaces the status of the call by ``INTERNAL``, "Internal error from
+Core". One stream in ten whose deadline passes while it sends would look like a fault of the server.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from tidegate.client._shared.calls import CallContext
 
-__all__ = ["call_unary"]
+__all__ = ["FinalStatus", "call_unary"]
+
+_LOST: Final = "Internal error from Core"
+# The status that gRPC is about to replace it with comes in the next turns of the event loop.
+_LOOKS: Final = 100
+_LOOK_S: Final = 0.001
 
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
+_T = TypeVar("_T")
 
 
 async def call_unary(
@@ -32,3 +45,63 @@ async def call_unary(
             return await rpc(request, timeout=deadline_s, metadata=context.metadata(span))
         except grpc.RpcError as error:
             raise context.error(error, deadline_s) from error
+
+
+class FinalStatus:
+    """The status that ended a call which sends a stream of requests.
+
+    Args:
+        call: that has just begun.
+    """
+
+    def __init__(self, call: "grpc.aio.StreamStreamCall[Any, Any]") -> None:
+        self._call = call
+        self._first: grpc.aio.AioRpcError | None = None
+        # gRPC calls back in the moment when the status is there, and has not replaced it yet.
+        call.add_done_callback(self._take)
+
+    async def of(self, error: grpc.RpcError) -> grpc.RpcError:
+        """The error with the status that ended the call.
+
+        Args:
+            error: what gRPC raised where the answers were read.
+
+        Returns:
+            The same, unless gRPC put its own in the status's place.
+        """
+        if not _is_lost(error):
+            return error
+        for _ in range(_LOOKS):
+            if self._first is not None and not _is_lost(self._first):
+                return self._first
+            self._take(self._call)
+            await asyncio.sleep(_LOOK_S)
+        return error
+
+    def _take(self, call: "grpc.aio.StreamStreamCall[Any, Any]") -> None:
+        code = _at_once(call.code())
+        if code is not None:
+            self._first = grpc.aio.AioRpcError(
+                code,
+                _at_once(call.initial_metadata()) or grpc.aio.Metadata(),
+                _at_once(call.trailing_metadata()) or grpc.aio.Metadata(),
+                _at_once(call.details()),
+            )
+
+
+def _is_lost(error: grpc.RpcError) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and (error.code(), error.details()) == (
+        grpc.StatusCode.INTERNAL,
+        _LOST,
+    )
+
+
+def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T | None:
+    """What a coroutine returns that need not wait; None where it must."""
+    try:
+        coroutine.send(None)
+    except StopIteration as returned:
+        value: _T = returned.value
+        return value
+    coroutine.close()
+    return None

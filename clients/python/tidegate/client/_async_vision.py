@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 
 import grpc
 
-from tidegate.client._async_calls import call_unary
+from tidegate.client._async_calls import FinalStatus, call_unary
 from tidegate.client._shared.calls import CallContext
 from tidegate.client._shared.images import ImageInput
 from tidegate.client._shared.vision import (
@@ -111,6 +111,7 @@ class AsyncVisionClient:
             call = self._stub.ClassifyStream(
                 messages(), timeout=deadline_s, metadata=context.metadata(span)
             )
+            final = FinalStatus(call)
             try:
                 index = 0
                 async for response in call:
@@ -119,7 +120,8 @@ class AsyncVisionClient:
             except grpc.RpcError as error:
                 if raised:
                     raise raised[0] from None
-                raise context.error(error, deadline_s) from error
+                ended_by = await final.of(error)
+                raise context.error(ended_by, deadline_s) from error
             except asyncio.CancelledError:
                 if raised:
                     raise raised[0] from None

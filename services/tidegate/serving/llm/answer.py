@@ -45,6 +45,8 @@ class Answer:
     completion_tokens: int = 0
     finish_reason: str = "abort"
     _first_token_s: float | None = None
+    _first_tokens: int = 0
+    _first_message_s: float | None = None
     _last_message_s: float | None = None
     _longest_gap_s: float | None = None
     _queue_s: float | None = None
@@ -69,13 +71,15 @@ class Answer:
         """
         completion = output.outputs[0]
         now_s = time.monotonic()
+        is_first = bool(completion.token_ids) and self._first_token_s is None
         if self._last_message_s is not None:
             gap_s = now_s - self._last_message_s
             self._longest_gap_s = max(self._longest_gap_s or 0.0, gap_s)
         self._last_message_s = now_s
         if completion.token_ids:
-            if self._first_token_s is None:
+            if is_first:
                 self._first_token_s = now_s - self.received_s
+                self._first_message_s, self._first_tokens = now_s, len(completion.token_ids)
             self.completion_tokens += len(completion.token_ids)
             delta.token_ids.extend(completion.token_ids)
         if completion.text:
@@ -84,12 +88,22 @@ class Answer:
             for token_id, place in zip(completion.token_ids, completion.logprobs, strict=True):
                 if place is not None:
                     _fill_logprobs(delta.logprobs.add(), token_id, place, self.top_logprobs)
-        if not output.finished:
-            return False
-        self.finish_reason = completion.finish_reason or "abort"
-        if finish is not None:
-            self._fill_finish(output, finish, now_s)
-        return True
+        if output.finished:
+            self.finish_reason = completion.finish_reason or "abort"
+            if finish is not None:
+                self._fill_finish(output, finish, now_s)
+        if is_first and self._first_token_s is not None:
+            telemetry.TIME_TO_FIRST_TOKEN.observe(self._first_token_s)
+        return bool(output.finished)
+
+    def cut(self) -> None:
+        """Counts what has come of an answer that is cut off before its end."""
+        later_tokens = self.completion_tokens - self._first_tokens
+        if self.finish_reason != "abort" or not later_tokens:
+            return
+        if self._first_message_s is not None and self._last_message_s is not None:
+            spent_s = self._last_message_s - self._first_message_s
+            telemetry.INTER_TOKEN.observe(spent_s / later_tokens)
 
     def trailers(self) -> dict[str, str]:
         """What the mesh's access log wants to know."""
@@ -131,7 +145,6 @@ class Answer:
                 telemetry.INTER_TOKEN.observe(mean_s)
         if self._first_token_s is not None:
             _set(timings.time_to_first_token, self._first_token_s)
-            telemetry.TIME_TO_FIRST_TOKEN.observe(self._first_token_s)
         if self._longest_gap_s is not None:
             _set(timings.max_inter_message, self._longest_gap_s)
 

@@ -15,11 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+import grpc
 
 from tidegate.chassis.calls import (
     ResponseWriter,
     ServicerContext,
+    code_of_cancellation,
     deadline_of,
     report_load,
     set_trailers,
@@ -39,6 +42,11 @@ from tidegate.serving.llm.unread import UnreadWatch
 __all__ = ["Prompt", "Serving", "complete", "stream"]
 
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
+
+_CAUSES: Final = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: CancelCause.DEADLINE,
+    grpc.StatusCode.UNAVAILABLE: CancelCause.DRAIN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +94,15 @@ async def stream(
         InvalidArgument: The prompt is too long, or the constraint cannot be used.
         Unavailable: The engine died.
     """
-    deadline_s, limit_s = deadline_of(context), serving.stalled_write_limit_s
-    with _cut_at(deadline_s, limit_s):
-        async with asyncio.timeout_at(deadline_s) as timer:
+    limit_s = serving.stalled_write_limit_s
+    clock = _Clock(deadline_of(context), limit_s)
+    with clock.telling():
+        async with clock.timer as timer:
             _name_model(serving, context)
             with serving.admission.slot(), closing(UnreadWatch(timer, limit_s)) as watch:
                 ids = await _token_ids(serving, prompt, options)
                 answer = Answer(received_s, len(ids), options.sampling.logprobs)
-                with _accounted(serving, context, answer, timer):
+                with _accounted(serving, context, answer, clock):
                     outputs = serving.engine.generate(
                         ids, options, _wall_clock_s(received_s), streams=True
                     )
@@ -118,14 +127,14 @@ async def complete(
     received_s: float,
 ) -> llm_pb2.CompleteResponse:
     """Answers in one message; see `stream`."""
-    deadline_s = deadline_of(context)
-    with _cut_at(deadline_s, serving.stalled_write_limit_s):
-        async with asyncio.timeout_at(deadline_s) as timer:
+    clock = _Clock(deadline_of(context), serving.stalled_write_limit_s)
+    with clock.telling():
+        async with clock.timer:
             _name_model(serving, context)
             with serving.admission.slot():
                 ids = await _token_ids(serving, prompt, options)
                 answer = Answer(received_s, len(ids), options.sampling.logprobs)
-                with _accounted(serving, context, answer, timer):
+                with _accounted(serving, context, answer, clock):
                     outputs = serving.engine.generate(
                         ids, options, _wall_clock_s(received_s), streams=False
                     )
@@ -151,28 +160,53 @@ async def _token_ids(serving: Serving, prompt: Prompt, options: Options) -> list
     return await serving.prompts.token_ids(prompt, options)
 
 
-@contextmanager
-def _cut_at(deadline_s: float | None, limit_s: float) -> Iterator[None]:
-    """Says which of the two clocks ended a call."""
-    try:
-        yield
-    except TimeoutError as error:
-        if deadline_s is not None and time.monotonic() >= deadline_s:
-            raise DeadlineExceeded("the deadline passed; what ran for it was stopped") from error
-        raise DeadlineExceeded(
-            f"the client left a message unread for {limit_s:g} s", reason="CLIENT_DOES_NOT_READ"
-        ) from error
+class _Clock:
+    """What ends a call in time: its deadline, or the watch for a client that does not read.
+
+    Args:
+        deadline_s: Of the call, in seconds of `time.monotonic`; None for none.
+        limit_s: How long a client may leave a message unread.
+
+    Attributes:
+        timer: Around the call; the watch reschedules it to end the call.
+    """
+
+    def __init__(self, deadline_s: float | None, limit_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._limit_s = limit_s
+        self.timer = asyncio.timeout_at(deadline_s)
+
+    @property
+    def cause(self) -> CancelCause:
+        """Why it ended the call, once it has."""
+        at_deadline = self.timer.when() == self._deadline_s
+        return CancelCause.DEADLINE if at_deadline else CancelCause.STALLED
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tells the client why it ended the call."""
+        try:
+            yield
+        except TimeoutError as error:
+            if self.cause is CancelCause.DEADLINE:
+                words = "the deadline passed; what ran for it was stopped"
+                raise DeadlineExceeded(words) from error
+            raise DeadlineExceeded(
+                f"the client left a message unread for {self._limit_s:g} s",
+                reason="CLIENT_DOES_NOT_READ",
+            ) from error
 
 
 @contextmanager
 def _accounted(
-    serving: Serving, context: ServicerContext, answer: Answer, timer: asyncio.Timeout
+    serving: Serving, context: ServicerContext, answer: Answer, clock: _Clock
 ) -> Iterator[None]:
     """Counts an answer when it ends, whichever way, and says so in the trailers."""
     try:
         yield
     except BaseException as error:
-        telemetry.CANCELLED.labels(_cause(error, context, timer)).inc()
+        answer.cut()
+        telemetry.CANCELLED.labels(_cause(error, clock)).inc()
         raise
     else:
         telemetry.FINISHED.labels(answer.finish_reason).inc()
@@ -189,14 +223,13 @@ def _accounted(
         report_load(context, serving.admission.load())
 
 
-def _cause(error: BaseException, context: ServicerContext, timer: asyncio.Timeout) -> CancelCause:
+def _cause(error: BaseException, clock: _Clock) -> CancelCause:
     match error:
         case asyncio.CancelledError():
             # A timeout is still a cancellation here.
-            remaining_s = context.time_remaining()
-            if remaining_s is not None and remaining_s <= 0:
-                return CancelCause.DEADLINE
-            return CancelCause.STALLED if timer.expired() else CancelCause.CLIENT
+            if clock.timer.expired():
+                return clock.cause
+            return _CAUSES.get(code_of_cancellation(), CancelCause.CLIENT)
         case Unavailable():
             return CancelCause.ENGINE
         case _:

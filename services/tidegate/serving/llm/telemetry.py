@@ -42,12 +42,12 @@ _INTER_TOKEN_BUCKETS_S: Final = (
 
 TIME_TO_FIRST_TOKEN: Final = Histogram(
     "tidegate_llm_time_to_first_token_seconds",
-    "From the receipt of a request to its first token.",
+    "From the receipt of a request to its first token, observed when that is there.",
     buckets=_FIRST_TOKEN_BUCKETS_S,
 )
 INTER_TOKEN: Final = Histogram(
     "tidegate_llm_inter_token_seconds",
-    "Mean time between the tokens of an answer, observed once an answer.",
+    "Mean time between the tokens of an answer, cut or not, observed once an answer.",
     buckets=_INTER_TOKEN_BUCKETS_S,
 )
 QUEUE: Final = Histogram(
@@ -72,6 +72,7 @@ class CancelCause(StrEnum):
     CLIENT = "client"
     DEADLINE = "deadline"
     STALLED = "stalled"
+    DRAIN = "drain"
     ENGINE = "engine"
     ERROR = "error"
 

@@ -3,10 +3,11 @@
 Each ``match`` of a rule becomes a route of its own, in order, and the first route that matches
 takes the request. What follows the first catch-all can never be reached and is left out.
 
-Timeouts: a rule without one has none, and then only the client's own ``grpc-timeout`` holds. The
-``timeout`` of a rule is the longest time of a whole stream and caps the client's. istiod asks Envoy
-in an older way, which tells a gRPC client ``UNAVAILABLE`` where its time is over, so that it tries
-again; this way it is told ``DEADLINE_EXCEEDED``.
+Timeouts: Envoy enforces the ``timeout`` of a rule and nothing else. It does not enforce a client's
+deadline. A proxy cannot send a status after the response has begun: it resets the stream, and the
+client gets ``INTERNAL``. The server and the client's own gRPC library end the call with
+``DEADLINE_EXCEEDED``. Envoy sends them the client's ``grpc-timeout`` unchanged. Do not set
+``grpc_timeout_header_max`` here: any value, 0 too, makes Envoy enforce the client's deadline.
 """
 
 import datetime as dt
@@ -120,7 +121,6 @@ def _forward(
     timeout = duration(rule.timeout or dt.timedelta())
     action.timeout.CopyFrom(timeout)
     action.max_stream_duration.max_stream_duration.CopyFrom(timeout)
-    action.max_stream_duration.grpc_timeout_header_max.CopyFrom(timeout)
     authority = authority_of(rule.headers)
     if rule.rewrite:
         _rewrite(action, rule.rewrite)

@@ -59,7 +59,10 @@ _FLUSH_INTERVAL: Final = timedelta(milliseconds=100)
 # nothing: some thousand requests. It stays under what gRPC takes in one message (4 MiB).
 _BUFFER_BYTES: Final = 1 << 20
 
-_REQUEST_HEADERS: Final = ("content-type", "traceparent", "x-user-id", "x-user-tier")
+_REQUEST_HEADERS: Final = (
+    *("content-type", "grpc-timeout", "traceparent"),
+    *("x-user-id", "x-user-tier"),
+)
 _GRPC_STATUS: Final = ("grpc-status", "grpc-message")
 _TRAILERS: Final = (
     *_GRPC_STATUS,

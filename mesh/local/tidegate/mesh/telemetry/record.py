@@ -5,7 +5,8 @@ headers, a server its trailers, and the port of the access log may be talked to 
 machine; so nothing in an entry makes the parser fail, and what is missing is None or empty.
 
 The status of a call is, in this order: what its trailers say; its headers, where it ended with
-them; CANCELLED where the client went away first; and else what gRPC makes of the HTTP status
+them; DEADLINE_EXCEEDED where a clock ended it, Envoy's or that of a client which went away at its
+deadline; CANCELLED where the client went away before; and else what gRPC makes of the HTTP status
 (gRPC's "HTTP to gRPC Status Code Mapping"), so that a stream cut in the middle is UNKNOWN.
 """
 
@@ -27,6 +28,7 @@ from envoy.extensions.filters.http.grpc_stats.v3.config_pb2 import FilterObject
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 
+from tidegate.chassis.calls import deadline_has_passed
 from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, GRPC_STATS, TRACE_TAG
 
 __all__ = ["ClusterName", "RequestRecord", "address_text", "parse_entry", "proxy_name"]
@@ -81,6 +83,12 @@ _FLAG_NAMES: Final = {
     "downstream_remote_reset": "DR",
 }
 _CLIENT_LEFT: Final = frozenset({"DC", "DR"})
+# Envoy's clocks for a whole call: those of a route, of the proxy, and of the cluster.
+_OVER_TIME: Final = frozenset({"UT", "DT", "UMSDR"})
+_OVER_TIME_DETAILS: Final = frozenset({"max_duration_timeout", "response_timeout"})
+# gRPC over HTTP2, "Timeout".
+_GRPC_TIMEOUT: Final = re.compile(r"(?P<value>[0-9]{1,8})(?P<unit>[HMSmun])", re.ASCII)
+_UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _STATUS_KEYS: Final = frozenset({"grpc-status", "grpc-message"})
 # What Envoy writes where it knows nothing.
 _NOTHING: Final = "-"
@@ -221,7 +229,8 @@ def parse_entry(
     headers = dict(request.request_headers)
     is_grpc = _is_grpc(headers.get("content-type"), response)
     flags = _flags(common)
-    code, message = _status(response, flags)
+    duration_s = _duration_s(common)
+    code, message = _status(response, flags, _grpc_timeout_s(headers), duration_s)
     counts = _message_counts(common)
     told = dict(response.response_headers) | dict(response.response_trailers)
     return RequestRecord(
@@ -251,11 +260,7 @@ def parse_entry(
             if common.HasField("time_to_first_upstream_rx_byte")
             else None
         ),
-        duration_s=_seconds(
-            common.duration
-            if common.HasField("duration")
-            else common.time_to_last_downstream_tx_byte
-        ),
+        duration_s=duration_s,
         request_bytes=request.request_body_bytes,
         response_bytes=response.response_body_bytes,
         request_messages=None if counts is None else counts.request_message_count,
@@ -299,15 +304,33 @@ def _flags(common: AccessLogCommon) -> tuple[str, ...]:
 
 
 def _status(
-    response: HTTPResponseProperties, flags: tuple[str, ...]
+    response: HTTPResponseProperties,
+    flags: tuple[str, ...],
+    given_s: float | None,
+    duration_s: float,
 ) -> tuple[grpc.StatusCode, str]:
     for told in (response.response_trailers, response.response_headers):
         if "grpc-status" in told:
             code = _CODES.get(told["grpc-status"].strip(), grpc.StatusCode.UNKNOWN)
             return code, told.get("grpc-message", "")
+    details = response.response_code_details
+    if details in _OVER_TIME_DETAILS or not _OVER_TIME.isdisjoint(flags):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, ""
     if not _CLIENT_LEFT.isdisjoint(flags):
-        return grpc.StatusCode.CANCELLED, ""
+        late = given_s is not None and deadline_has_passed(given_s, duration_s)
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, ""
     return _CODE_OF_HTTP.get(response.response_code.value, grpc.StatusCode.UNKNOWN), ""
+
+
+def _grpc_timeout_s(headers: Mapping[str, str]) -> float | None:
+    match = _GRPC_TIMEOUT.fullmatch(headers.get("grpc-timeout", ""))
+    return None if match is None else int(match["value"]) * _UNITS_S[match["unit"]]
+
+
+def _duration_s(common: AccessLogCommon) -> float:
+    if common.HasField("duration"):
+        return _seconds(common.duration)
+    return _seconds(common.time_to_last_downstream_tx_byte)
 
 
 def _message_counts(common: AccessLogCommon) -> FilterObject | None:
