@@ -31,6 +31,7 @@ from tidegate.mesh.ads import AckOutcome, NodeId, Protocol
 from tidegate.mesh.ads.delta import Delta, read_delta
 from tidegate.mesh.ads.identity import Identity
 from tidegate.mesh.ads.sotw import StateOfTheWorld, read_sotw
+from tidegate.mesh.ads.world import route_of
 from tidegate.mesh.resources import Audience, ResourceKey, ResourceType
 
 ENVOY = Audience.ENVOY
@@ -196,6 +197,9 @@ class Proxy:
             return False
         response = Response(self.dialect.encode(push), delta=self.delta)
         self.check(response)
+        if response.type is CLUSTER:
+            # Endpoints follow each push of their cluster once, refused or not.
+            self.may_come_again(ENDPOINT, response.bodies)
         self.in_flight[response.type] = response
         self.to_proxy.append(response)
         return True
@@ -266,9 +270,23 @@ class Proxy:
             self.answered[type_] |= response.bodies
             for name in response.removed:
                 self.answered[type_].pop(name, None)
+            if type_ is ROUTE:
+                # And virtual hosts follow their route configuration.
+                self.may_come_again(
+                    VIRTUAL_HOST, (each for each in HOSTS if route_of(each) in response.bodies)
+                )
 
         error = "no good" if refuse else ""
         self.ask(type_, **self.repeat(type_, nonce=response.nonce), error=error, effect=heard)
+
+    def may_come_again(self, type_, names):
+        """Takes note that refusals of some names no longer keep the server from sending them."""
+        names = set(names)
+        self.refused[type_] = [
+            (bodies, removed)
+            for bodies, removed in self.refused[type_]
+            if not names & {*bodies, *removed}
+        ]
 
     # What must hold.
 

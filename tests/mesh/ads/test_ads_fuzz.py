@@ -4,7 +4,8 @@ The server is the real one without its sockets: messages go through the dialects
 writing. Each proxy is modelled by what it holds and what it has answered, and lines between the two
 deliver in order, but as late as they like. Then it must hold that
 
-- one response of a type is in flight at a time, and none is repeated after it was refused;
+- one response of a type is in flight at a time, and none is repeated after it was refused, but for
+  the cases in docs/mesh-ads.md, "When a proxy refuses";
 - a route is never sent before the clusters in it were acknowledged;
 - what leaves is sent when nothing else is, routes before clusters;
 - endpoints follow their cluster, and virtual hosts their route configuration;

@@ -173,6 +173,45 @@ async def test_endpoints_do_not_wait_for_a_cluster_that_waits_for_them(distribut
     assert (again.type, again.names) == (ENDPOINT, ["c"])
 
 
+async def test_refused_endpoints_follow_each_push_of_their_cluster_once(distribution, delta):
+    served(distribution, cluster("c"), endpoints("c", 1))
+    await delta.send(ENDPOINT, "c")
+    await delta.take()
+    # It refuses what comes for the changed cluster, which it asks for in the same moment.
+    served(distribution, cluster("c", 2))
+    refused = await delta.read()
+    await delta.send(CLUSTER, "c")
+    await delta.nack(refused)
+    changed = await delta.read()
+    assert (changed.type, changed.names) == (CLUSTER, ["c"])
+    again = await delta.read()
+    assert (again.type, again.bodies) == (ENDPOINT, refused.bodies)
+    await delta.nack(again)
+    await delta.ack(changed)
+    assert await delta.is_quiet()
+    # The next push of the cluster, and again it is once.
+    served(distribution, cluster("c", 3))
+    changed = await delta.read()
+    again = await delta.read()
+    assert (changed.names, again.bodies) == (["c"], refused.bodies)
+    await delta.nack(again)
+    await delta.ack(changed)
+    assert await delta.is_quiet()
+
+
+async def test_refused_hosts_follow_their_route_configuration_once(distribution, delta):
+    served(distribution, vhds_route("r"), virtual_host("r/h", c=1))
+    await delta.send(VIRTUAL_HOST, "r/h")
+    refused = await delta.read()
+    await delta.send(ROUTE, "r")
+    await delta.nack(refused)
+    await delta.take()
+    again = await delta.read()
+    assert (again.type, again.bodies) == (VIRTUAL_HOST, refused.bodies)
+    await delta.nack(again)
+    assert await delta.is_quiet()
+
+
 async def test_endpoints_that_go_while_they_are_to_come_again_are_taken_away(distribution, delta):
     await warm(distribution, delta)
     served(distribution, endpoints("c", 2))

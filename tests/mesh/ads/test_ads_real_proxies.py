@@ -24,10 +24,13 @@ from ads_double import (
     virtual_host,
 )
 from ads_proxies import HOST, PATIENCE_S, Envoy, Load, bootstrap, proxyless
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from prometheus_client import REGISTRY
 
 from tidegate.mesh.ads import Distribution, Protocol
 from tidegate.mesh.envoy.binary import find_envoy
-from tidegate.mesh.resources import Audience, Change
+from tidegate.mesh.resources import Audience, Change, Resource
 
 ENVOY, GRPC = Audience.ENVOY, Audience.GRPC
 
@@ -151,6 +154,47 @@ async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
         await roll_out(distribution, {ENVOY: gone, GRPC: gone})
         for caller in callers:
             assert (await caller.more()).keys() == {"v2"}
+
+
+def impossible(name):
+    """Endpoints that Envoy refuses: a factor of 0 breaks a rule of the field."""
+    message = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+    message.policy.overprovisioning_factor.value = 0
+    return Resource.of(ENDPOINT, name, message)
+
+
+def patient(name, timeout_s=1):
+    """A cluster that waits for its endpoints without a limit, as the compiler makes them."""
+    message = cluster_pb2.Cluster.FromString(cluster(name, timeout_s).body.value)
+    message.eds_cluster_config.eds_config.initial_fetch_timeout.SetInParent()
+    return Resource.of(CLUSTER, name, message)
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_a_changed_cluster_warms_though_its_endpoints_are_refused_again(
+    distribution, port, start_envoy, protocol
+):
+    # Envoy uses the new cluster only when it has answered for endpoints that came after it, be it
+    # with a refusal. So what it refused is sent once more, for each push of the cluster.
+    distribution.apply(ENVOY, Change(put=(patient("c"), impossible("c"))))
+    envoy = await start_envoy(port, protocol)
+
+    def refusals():
+        labels = {"audience": "envoy", "type": "endpoint"}
+        return REGISTRY.get_sample_value("tidegate_xds_nacks_total", labels)
+
+    async def uses(timeout_s):
+        dump = "/config_dump?resource=dynamic_active_clusters"
+        await envoy.until(dump, lambda text: f'"connect_timeout": "{timeout_s}s"' in text)
+
+    await uses(1)
+    before = refusals()
+    for count, timeout_s in enumerate((2, 3, 4), 1):
+        distribution.apply(ENVOY, Change(put=(patient("c", timeout_s),)))
+        await uses(timeout_s)
+        # Once for each push, and not in a loop.
+        await roll_out(distribution, {ENVOY: Change(put=subset(f"other-{count}", 1))})
+        assert refusals() == before + count
 
 
 @pytest.mark.parametrize("protocol", Protocol)

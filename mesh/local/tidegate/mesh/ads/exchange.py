@@ -5,8 +5,9 @@ A state machine without I/O. `ask` and `review` say what has become different, `
 
 - One response is in flight at a time. What changes meanwhile is only noted by name, and the next
   response carries what is newest then: a slow reader costs names, not queued messages.
-- What a proxy has refused is not sent again until some of it has changed; then all of it is, since
-  a proxy refuses a response as a whole. What it had before stays what it has.
+- What a proxy has refused is not sent again, but for the cases in docs/mesh-ads.md, "When a proxy
+  refuses": `review` finds the changes, `ask` the names asked for anew, and `renew` is told what
+  must follow another resource. What the proxy had before stays what it has.
 - What leaves is kept apart from what is put, because it is sent last (see `stream`).
 
 A proxy sends its answer to a response before whatever else it asks for afterwards. So one that lets
@@ -214,7 +215,7 @@ class Exchange:
                 self._again.discard(name)
 
     def renew(self, name: str) -> None:
-        """Has one name sent once more if the proxy asks for it and it exists."""
+        """Has one name sent once more, refused or not, if the proxy asks for it and it exists."""
         if self.subscription.covers(name) and self._view.find(self._type, name):
             self._rejected.pop(name, None)
             self._again.add(name)

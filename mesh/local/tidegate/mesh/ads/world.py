@@ -4,7 +4,8 @@ A world holds the resources of one audience under their type and name. Two thing
 the compiler made. The version of endpoints names their cluster's version too, because a cluster
 that has changed is warm only when its endpoints have come once more, changed or not (Envoy, "xDS
 protocol", resource warming): so the same endpoints under a new cluster are something new to send,
-also to a proxy that comes back in the middle. And an Envoy that asks for the state of the world
+also to a proxy that comes back in the middle, or has refused them (docs/mesh-ads.md, "When a proxy
+refuses"). And an Envoy that asks for the state of the world
 cannot ask for virtual hosts one by one (VHDS), so it sees a world in which each route
 configuration has its virtual hosts inside.
 
