@@ -11,7 +11,7 @@ the handler's generator is closed, and frees what it holds, in the moment its cl
 """
 
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, Self, TypeAlias
@@ -62,6 +62,17 @@ class MethodTable(grpc.GenericRpcHandler):
     def add(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Adds methods, as `grpc.aio.Server.add_generic_rpc_handlers` does."""
         self._sources.extend(generic_rpc_handlers)
+
+    def add_service(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
+        """Adds a service's methods by name, so that all are counted, from 0, before one is called.
+
+        Args:
+            service_name: Full name of the service.
+            method_handlers: By the names of its methods.
+        """
+        for name, handler in method_handlers.items():
+            path = f"/{service_name}/{name}"
+            self._handlers[path] = self._wrap(path, handler)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
         """Finds the wrapped handler of a call; gRPC asks in the task that will run it."""

@@ -4,21 +4,34 @@ Names, labels and codes are those of the gRPC ecosystem (go-grpc-middleware's ``
 codes written as in Go: ``OK``, ``ResourceExhausted``), so that existing dashboards and alerts
 fit. Labels are bounded: a method that no service registered counts as ``other``. The collectors
 live in the default registry, beside those of engines such as vLLM, which stay as they are.
+
+Every method has a series for every code from the start, at 0. Prometheus takes a series' first
+value as where it begins: a series that appears with its first failure hides that failure from
+``rate()``.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import grpc
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from tidegate.chassis.errors import STATUS_CODES
 
 __all__ = [
+    "CODES",
     "TLS_EXPIRY",
     "TLS_RELOADS",
     "MethodMetrics",
     "code_label",
     "method_metrics",
 ]
+
+CODES: Final = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, *STATUS_CODES.values())
+"""The codes that calls end with: those of our errors, of clients that leave, and OK."""
 
 # From a cache hit to a long generation.
 _BUCKETS_S: Final = (
@@ -39,10 +52,30 @@ _IN_FLIGHT = Gauge("grpc_server_in_flight_rpcs", "RPCs running now.", _METHOD)
 TLS_RELOADS = Counter(
     "tidegate_tls_reloads_total", "Rotations of the TLS files, taken or refused.", ("result",)
 )
-TLS_EXPIRY = Gauge(
-    "tidegate_tls_certificate_expiry_timestamp_seconds",
-    "When the certificate in use expires, seconds since the epoch.",
-)
+
+
+class _CertificateExpiry(Collector):
+    """When the certificate in use expires. Without TLS there is no series: 0 would be 1970.
+
+    Attributes:
+        timestamp_s: Seconds since 1970; None without a certificate.
+    """
+
+    def __init__(self) -> None:
+        self.timestamp_s: float | None = None
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Gives the one series, or none."""
+        if self.timestamp_s is not None:
+            yield GaugeMetricFamily(
+                "tidegate_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, seconds since the epoch.",
+                value=self.timestamp_s,
+            )
+
+
+TLS_EXPIRY: Final = _CertificateExpiry()
+REGISTRY.register(TLS_EXPIRY)
 
 _CODE_LABELS: Final = {
     code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")
@@ -65,7 +98,7 @@ class MethodMetrics:
         seconds: Durations of RPCs, in seconds.
         received: Messages received, counted for client streams.
         sent: Messages sent, counted for server streams.
-        ok: RPCs ended with OK.
+        ended: RPCs ended, by code.
         labels: grpc_type, grpc_service and grpc_method.
     """
 
@@ -74,7 +107,7 @@ class MethodMetrics:
     seconds: Histogram
     received: Counter
     sent: Counter
-    ok: Counter
+    ended: Mapping[grpc.StatusCode, Counter]
     labels: tuple[str, str, str]
 
     def began(self) -> None:
@@ -89,10 +122,8 @@ class MethodMetrics:
             code: How it ended.
             seconds: How long it took.
         """
-        if code is grpc.StatusCode.OK:
-            self.ok.inc()
-        else:
-            _HANDLED.labels(*self.labels, code_label(code)).inc()
+        counter = self.ended.get(code) or _HANDLED.labels(*self.labels, code_label(code))
+        counter.inc()
         self.seconds.observe(seconds)
         self.in_flight.dec()
 
@@ -112,6 +143,6 @@ def method_metrics(kind: str, service: str, method: str) -> MethodMetrics:
         seconds=_SECONDS.labels(*labels),
         received=_RECEIVED.labels(*labels),
         sent=_SENT.labels(*labels),
-        ok=_HANDLED.labels(*labels, "OK"),
+        ended={code: _HANDLED.labels(*labels, code_label(code)) for code in CODES},
         labels=labels,
     )
