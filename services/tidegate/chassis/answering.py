@@ -5,6 +5,7 @@ import logging
 import math
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, cast
@@ -16,8 +17,9 @@ from opentelemetry import trace
 
 from tidegate.chassis import tracing
 from tidegate.chassis.calls import (
+    CurrentCall,
     ServicerContext,
-    current_method,
+    current_call,
     details_of_call,
     set_trailers,
 )
@@ -30,7 +32,7 @@ from tidegate.chassis.errors import (
     to_status,
 )
 from tidegate.chassis.in_flight import Call, InFlight
-from tidegate.chassis.metrics import MethodMetrics
+from tidegate.chassis.metrics import MethodMetrics, RequestCounters
 
 __all__ = ["Answering", "Method"]
 
@@ -49,6 +51,14 @@ _SERVER_FAULTS: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
+# What a stream ends with that was cut from outside, and so the requests on it.
+_CUTS: Final = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+)
 _RETRY_AFTER_LIMIT_S: Final = 0.1
 _TRANSIT_S: Final = 0.005
 _DETAILS_TRAILER: Final = "grpc-status-details-bin"
@@ -62,14 +72,19 @@ class Method:
     Attributes:
         path: ``/service/method``, or ``other``.
         is_application: Whether the application, and not the chassis, answers it.
+        is_one_request: Whether a call is one request; a client's stream may bring many, which the
+            application counts one by one.
         limit: Calls of the application run at once before more are refused; None for no limit.
+        requests: Counts its requests that no model answers; None for the chassis's services.
         metrics: Its collectors.
         attributes: Of its spans.
     """
 
     path: str
     is_application: bool
+    is_one_request: bool
     limit: int | None
+    requests: RequestCounters | None
     metrics: MethodMetrics
     attributes: dict[str, str]
 
@@ -87,7 +102,7 @@ class Answering(Call):
         in_flight: Where running calls are kept.
     """
 
-    __slots__ = ("_began_s", "_context", "_in_flight", "_method", "_span")
+    __slots__ = ("_began_s", "_context", "_current", "_in_flight", "_method", "_span")
 
     def __init__(self, method: Method, context: ServicerContext, in_flight: InFlight) -> None:
         # The call lives as long as the task that gRPC made for it, and so do the context variables.
@@ -95,6 +110,7 @@ class Answering(Call):
         assert task is not None  # noqa: S101 - handlers are coroutines
         super().__init__(method.path, is_application=method.is_application, task=task)
         self._method = method
+        self._current = CurrentCall(method.path, method.requests)
         self._context = context
         self._in_flight = in_flight
         self._span: trace.Span | None = None
@@ -157,7 +173,7 @@ class Answering(Call):
         # The call goes first, as its answer does below: nobody waits for the metrics.
         self.task.get_loop().call_soon(method.metrics.began)
         self._in_flight.begin(self)
-        current_method.set(method.path)
+        current_call.set(self._current)
         parent = tracing.extract(details_of_call.get().invocation_metadata)
         # Supervisors and balancers ask after the health all the time: such a call joins a trace
         # that somebody has begun, and begins none.
@@ -173,7 +189,9 @@ class Answering(Call):
         seconds = time.perf_counter() - self._began_s
         self._in_flight.end(self)
         # The answer goes first: nobody waits for the metrics.
-        self.task.get_loop().call_soon(self._method.metrics.handled, code, seconds)
+        self.task.get_loop().call_soon(
+            self._method.metrics.handled, code, seconds, self._ended_requests(code)
+        )
         fault = code in _SERVER_FAULTS
         # An overloaded server has no time to log each refusal; the metric counts them.
         quiet = code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -190,10 +208,28 @@ class Answering(Call):
         elif _logs_debug():
             _log.debug("rpc answered", seconds=round(seconds, 6), peer=self._context.peer())
         if self._span is not None:
+            if self._current.model is not None:
+                self._span.set_attributes(self._current.model.attributes)
             self._span.set_attribute("rpc.grpc.status_code", code.value[0])
             if fault:
                 self._span.set_status(trace.StatusCode.ERROR, str(error) if error else code.name)
             self._span.end()
+
+    def _ended_requests(self, code: grpc.StatusCode) -> Sequence[RequestCounters]:
+        """The counters of the requests that end with the call, and with the same code."""
+        call, method = self._current, self._method
+        if method.requests is None:
+            return ()
+        if method.is_one_request:
+            model = call.model
+            counters = None if model is None else model.requests(method.path)
+            return (counters or method.requests,)
+        if code in _CUTS:
+            return call.cut
+        # The stream ended for another reason; these were not answered because of it.
+        for each in call.cut:
+            each.count(grpc.StatusCode.CANCELLED)
+        return ()
 
     def _as_service_error(self, error: BaseException) -> ServiceError:
         if isinstance(error, asyncio.CancelledError):

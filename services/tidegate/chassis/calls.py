@@ -9,19 +9,25 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import grpc
 
 from tidegate.chassis.orca import LoadReport
 
+if TYPE_CHECKING:
+    from tidegate.chassis.metrics import RequestCounters
+    from tidegate.chassis.served_models import ServedModel
+
 __all__ = [
     "ORCA_TRAILER",
+    "CurrentCall",
     "ResponseWriter",
     "ServicerContext",
-    "current_method",
+    "current_call",
     "deadline_of",
     "deferred_client_identity",
     "details_of_call",
@@ -39,8 +45,34 @@ _FIRST_WRITE_S: Final = 0.5
 details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
 """Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own."""
 
-current_method: Final[ContextVar[str | None]] = ContextVar("tidegate_rpc_method", default=None)
-"""Path of the RPC that the current task answers, such as ``/grpc.health.v1.Health/Check``."""
+
+@dataclass(slots=True)
+class CurrentCall:
+    """What is known of a call while it is answered. It holds nothing of gRPC's, nor a request.
+
+    Attributes:
+        path: ``/service/method``, or ``other``.
+        requests: What counts its requests that no model answers; None for the chassis's services.
+        model: The model that answers it, as far as there is one and only one.
+        is_mixed: Whether several models answer it.
+        cut: Counters of requests of its stream that were cut off, and count as the call ends.
+    """
+
+    path: str
+    requests: "RequestCounters | None" = None
+    model: "ServedModel | None" = None
+    is_mixed: bool = False
+    cut: "list[RequestCounters]" = field(default_factory=list)
+
+    def answered_in_part_by(self, model: "ServedModel") -> None:
+        """Notes a model that answers one of several requests."""
+        if self.model is not model:
+            self.is_mixed = self.is_mixed or self.model is not None
+            self.model = None if self.is_mixed else model
+
+
+current_call: Final[ContextVar[CurrentCall | None]] = ContextVar("tidegate_rpc", default=None)
+"""The call that the current task answers."""
 
 
 def deadline_of(context: ServicerContext) -> float | None:

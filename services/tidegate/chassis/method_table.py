@@ -23,7 +23,7 @@ from tidegate.chassis.answering import Answering, Method
 from tidegate.chassis.calls import ResponseWriter, ServicerContext, details_of_call
 from tidegate.chassis.errors import InvalidArgument, Unimplemented
 from tidegate.chassis.in_flight import InFlight
-from tidegate.chassis.metrics import MethodMetrics, method_metrics
+from tidegate.chassis.metrics import MethodMetrics, RequestCounters, method_metrics
 
 __all__ = ["MethodTable"]
 
@@ -118,10 +118,17 @@ class MethodTable(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(self._answer(method, refuse, _unchanged))
 
     def _method(self, kind: str, path: str, service: str, name: str) -> Method:
+        is_application = service in self._services
+        requests = None
+        if is_application:
+            requests = RequestCounters("", "", path)
+            requests.bind()
         return Method(
             path=path,
-            is_application=service in self._services,
-            limit=self._limit if service in self._services else None,
+            is_application=is_application,
+            is_one_request=kind in {"unary", "server_stream"},
+            limit=self._limit if is_application else None,
+            requests=requests,
             metrics=method_metrics(kind, service, name),
             attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
         )

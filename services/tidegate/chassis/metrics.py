@@ -12,6 +12,8 @@ value as where it begins: a series that appears with its first failure hides tha
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from platform import python_version
 from typing import Final
 
 import grpc
@@ -26,6 +28,7 @@ __all__ = [
     "TLS_EXPIRY",
     "TLS_RELOADS",
     "MethodMetrics",
+    "RequestCounters",
     "code_label",
     "method_metrics",
 ]
@@ -48,6 +51,23 @@ _SECONDS = Histogram(
 _RECEIVED = Counter("grpc_server_msg_received_total", "Messages received on streams.", _METHOD)
 _SENT = Counter("grpc_server_msg_sent_total", "Messages sent on streams.", _METHOD)
 _IN_FLIGHT = Gauge("grpc_server_in_flight_rpcs", "RPCs running now.", _METHOD)
+
+_REQUESTS = Counter(
+    "tidegate_requests_total",
+    "Requests ended, by the model version that answered and by code. Requests on a client's stream"
+    " count one by one.",
+    # Not `version`, which pods have as a label: Prometheus would make ours `exported_version`.
+    ("model", "model_version", "grpc_service", "grpc_method", "grpc_code"),
+)
+
+_BUILD_INFO = Gauge(
+    "tidegate_build_info",
+    "1, with the versions of Tidegate and of what it stands on.",
+    ("version", "python_version", "grpc_version"),
+)
+_BUILD_INFO.labels(
+    version=version("tidegate"), python_version=python_version(), grpc_version=version("grpcio")
+).set(1)
 
 TLS_RELOADS = Counter(
     "tidegate_tls_reloads_total", "Rotations of the TLS files, taken or refused.", ("result",)
@@ -115,13 +135,18 @@ class MethodMetrics:
         self.started.inc()
         self.in_flight.inc()
 
-    def handled(self, code: grpc.StatusCode, seconds: float) -> None:
+    def handled(
+        self, code: grpc.StatusCode, seconds: float, requests: "Iterable[RequestCounters]"
+    ) -> None:
         """Counts the end of an RPC.
 
         Args:
             code: How it ended.
             seconds: How long it took.
+            requests: Counters of the requests that ended with it.
         """
+        for each in requests:
+            each.count(code)
         counter = self.ended.get(code) or _HANDLED.labels(*self.labels, code_label(code))
         counter.inc()
         self.seconds.observe(seconds)
@@ -146,3 +171,36 @@ def method_metrics(kind: str, service: str, method: str) -> MethodMetrics:
         ended={code: _HANDLED.labels(*labels, code_label(code)) for code in CODES},
         labels=labels,
     )
+
+
+class RequestCounters:
+    """Counts the requests of one method that one model version answers, by code.
+
+    Args:
+        model: Name of the model; empty for requests that none answers.
+        model_version: Its version.
+        path: ``/service/method``.
+    """
+
+    __slots__ = ("_by_code", "_labels")
+
+    def __init__(self, model: str, model_version: str, path: str) -> None:
+        service, _, method = path.removeprefix("/").rpartition("/")
+        self._labels = (model, model_version, service, method)
+        self._by_code: dict[grpc.StatusCode, Counter] = {}
+
+    def bind(self) -> None:
+        """Begins the series of every code, at 0 unless they are there."""
+        self._by_code = {code: self._counter(code) for code in CODES}
+
+    def count(self, code: grpc.StatusCode) -> None:
+        """Counts a request that has ended."""
+        (self._by_code.get(code) or self._counter(code)).inc()
+
+    def remove(self) -> None:
+        """Takes the series away; what is counted from now on is not seen."""
+        labels = ("model", "model_version", "grpc_service", "grpc_method")
+        _REQUESTS.remove_by_labels(dict(zip(labels, self._labels, strict=True)))
+
+    def _counter(self, code: grpc.StatusCode) -> Counter:
+        return _REQUESTS.labels(*self._labels, code_label(code))

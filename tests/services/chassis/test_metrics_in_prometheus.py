@@ -8,6 +8,8 @@ from prometheus_server import prometheus
 from tidegate.chassis.monitoring import monitoring
 
 SERVICE = "tidegate.test.EchoService"
+# As service discovery maps the labels of pods.
+POD = {"pod": "echo-0", "app": "echo", "version": "canary"}
 HANDLED = f'grpc_server_handled_total{{grpc_service="{SERVICE}",grpc_method="Echo"'
 
 
@@ -17,7 +19,7 @@ async def server(start_process, echo_client, tmp_path):
     _, ports = await start_process()
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel,
-        prometheus(tmp_path, {"echo": ports["metrics"]}) as scraper,
+        prometheus(tmp_path, {"echo": ports["metrics"]}, labels=POD) as scraper,
     ):
         yield echo_client(channel), scraper
 
@@ -72,3 +74,45 @@ async def test_server_that_nobody_has_called_has_every_method_and_code_at_zero(s
         *("ResourceExhausted", "DeadlineExceeded", "Unavailable", "Unimplemented", "Internal"),
     }
     assert await scraper.value('sum(grpc_server_handled_total{grpc_service="other"})') == 0
+
+
+async def test_failures_are_told_apart_by_model_version_from_the_first(server):
+    client, scraper = server
+    await scraper.until("count_over_time(up[1m]) >= 2")
+    for _ in range(10):
+        await client.call("echo", "model v1 ok")
+        await client.call("repeat", "model v1 ok")
+        await client.failure("echo", "model v2 internal")
+        await client.call("repeat", "model v2 ok")
+        await client.failure("echo", "not-found")
+    requests = f'tidegate_requests_total{{grpc_service="{SERVICE}"'
+    await scraper.until(f'sum by (model) ({requests},model="echo"}}) == 40')
+    by = "by (model, model_version)"
+    ratio = await scraper.query(
+        f'sum {by} (rate({requests},grpc_code!="OK"}}[5m])) / sum {by} (rate({requests}}}[5m]))'
+    )
+    assert {labels.get("model_version", ""): float(value) for labels, value in ratio} == {
+        "v1": 0.0,
+        "v2": pytest.approx(0.5),
+        "": 1.0,
+    }
+    codes = await scraper.query(f'{requests},model_version="v2",grpc_method="Echo"}} > 0')
+    assert [(labels["grpc_code"], value) for labels, value in codes] == [("Internal", "10")]
+
+
+async def test_build_and_models_are_told_and_no_label_of_a_pod_is_hidden(server):
+    _, scraper = server
+    await scraper.until("tidegate_model_info == 1")
+    models = await scraper.query("tidegate_model_info")
+    assert [
+        {key: labels[key] for key in ("model", "model_version", "precision", "engine")}
+        for labels, _ in models
+    ] == [
+        {"model": "echo", "model_version": each, "precision": "fp32", "engine": "echo 1"}
+        for each in ("v1", "v2")
+    ]
+    assert {labels["version"] for labels, _ in models} == {"canary"}
+    assert len(await scraper.query("tidegate_build_info")) == 1
+    # These two bear a label of pods by convention, as every `*_build_info` does.
+    renamed = await scraper.query('{exported_version=~".+"} or {exported_model=~".+"}')
+    assert {labels["__name__"] for labels, _ in renamed} == {"tidegate_build_info", "python_info"}

@@ -6,7 +6,7 @@ Until the engine is loaded, and once it has died, every call but ListModels is U
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,6 +24,9 @@ from tidegate.serving.llm.requests import (
     read_messages,
     read_prompt,
 )
+
+if TYPE_CHECKING:
+    from tidegate.chassis.served_models import ServedModel
 
 __all__ = ["LlmServicer", "ModelCard"]
 
@@ -55,11 +58,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     Attributes:
         serving: Set while the engine runs; calls are UNAVAILABLE before and after.
+        model: The model as metrics and spans name it; set while the engine runs.
     """
 
     def __init__(self, card: ModelCard) -> None:
         self._card = card
         self.serving: Serving | None = None
+        self.model: "ServedModel | None" = None
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - the protocol's names; it writes
         self, request: llm_pb2.GenerateRequest, context: ServicerContext
@@ -214,6 +219,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             raise Unavailable(
                 f"{self._card.name} {self._card.version} is not loaded", reason="MODEL_NOT_LOADED"
             )
+        if self.model is not None:
+            self.model.answers()
         return self.serving
 
     def _generating(self) -> Serving:

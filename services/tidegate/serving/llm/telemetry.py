@@ -1,15 +1,25 @@
 """What the server counts and traces about answers, beside vLLM's own ``vllm:*`` metrics.
 
+A process serves one model version, so its name and version are no labels that each call looks up:
+they are added to every series when Prometheus reads them. Before the model is loaded there are no
+series, and then there are all of them, at 0.
+
 Attributes of spans are those of OpenTelemetry's semantic conventions for generative AI, set on the
 span of the RPC when it is recorded.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
+from tidegate.chassis.served_models import ServedModel
+from tidegate.llm.v1 import llm_pb2
 from tidegate.serving.llm.requests import ModelFacts
 from tidegate.serving.llm.sampling import Sampling
 
@@ -26,6 +36,7 @@ __all__ = [
     "TIME_TO_FIRST_TOKEN",
     "TOKENS",
     "CancelCause",
+    "served_model",
     "trace_request",
     "trace_response",
 ]
@@ -40,29 +51,44 @@ _INTER_TOKEN_BUCKETS_S: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
 )
 
+_SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"]
+_METRICS: Final = CollectorRegistry(auto_describe=True)
+
 TIME_TO_FIRST_TOKEN: Final = Histogram(
     "tidegate_llm_time_to_first_token_seconds",
     "From the receipt of a request to its first token.",
     buckets=_FIRST_TOKEN_BUCKETS_S,
+    registry=_METRICS,
 )
 INTER_TOKEN: Final = Histogram(
     "tidegate_llm_inter_token_seconds",
     "Mean time between the tokens of an answer, observed once an answer.",
     buckets=_INTER_TOKEN_BUCKETS_S,
+    registry=_METRICS,
 )
 QUEUE: Final = Histogram(
     "tidegate_llm_queue_seconds",
     "Waiting in the engine before the first token was worked on.",
     buckets=_FIRST_TOKEN_BUCKETS_S,
+    registry=_METRICS,
 )
-TOKENS: Final = Counter("tidegate_llm_tokens_total", "Tokens, prompt and completion.", ("kind",))
-IN_FLIGHT: Final = Gauge("tidegate_llm_in_flight_requests", "Requests held, running or waiting.")
-REFUSED: Final = Counter("tidegate_llm_refused_total", "Requests refused for a full queue.")
+TOKENS: Final = Counter(
+    "tidegate_llm_tokens_total", "Tokens, prompt and completion.", ("kind",), registry=_METRICS
+)
+IN_FLIGHT: Final = Gauge(
+    "tidegate_llm_in_flight_requests", "Requests held, running or waiting.", registry=_METRICS
+)
+REFUSED: Final = Counter(
+    "tidegate_llm_refused_total", "Requests refused for a full queue.", registry=_METRICS
+)
 FINISHED: Final = Counter(
-    "tidegate_llm_finished_total", "Answers that ended, by reason.", ("reason",)
+    "tidegate_llm_finished_total", "Answers that ended, by reason.", ("reason",), registry=_METRICS
 )
 CANCELLED: Final = Counter(
-    "tidegate_llm_cancelled_total", "Answers cut off before their end, by cause.", ("cause",)
+    "tidegate_llm_cancelled_total",
+    "Answers cut off before their end, by cause.",
+    ("cause",),
+    registry=_METRICS,
 )
 
 
@@ -74,6 +100,67 @@ class CancelCause(StrEnum):
     STALLED = "stalled"
     ENGINE = "engine"
     ERROR = "error"
+
+
+# From 0 on: a series that appears with its first value hides that from `rate()`.
+for _kind in ("prompt", "completion"):
+    TOKENS.labels(_kind)
+for _reason in ("stop", "length", "abort", "repetition"):
+    FINISHED.labels(_reason)
+for _cause in CancelCause:
+    CANCELLED.labels(_cause)
+
+
+class _OfTheModel(Collector):
+    """The metrics of this module with the labels of the model that is served, if one is.
+
+    Attributes:
+        labels: ``model`` and ``model_version``; None gives no series.
+    """
+
+    def __init__(self) -> None:
+        self.labels: dict[str, str] | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """Gives every series, with the labels."""
+        labels = self.labels
+        if labels is None:
+            return
+        for metric in _METRICS.collect():
+            metric.samples = [
+                sample._replace(labels=labels | sample.labels) for sample in metric.samples
+            ]
+            yield metric
+
+
+_of_the_model: Final = _OfTheModel()
+REGISTRY.register(_of_the_model)
+
+
+@contextmanager
+def served_model(facts: ModelFacts, precision: str, engine: str) -> Iterator[ServedModel]:
+    """Shows the metrics of a model while it is served.
+
+    Args:
+        facts: Of the model.
+        precision: The type that it computes in.
+        engine: What computes it, with its version.
+    """
+    methods = (method.name for method in _SERVICE.methods if method.name != "ListModels")
+    model = ServedModel(
+        facts.name,
+        facts.version,
+        precision=precision,
+        engine=engine,
+        methods=[f"/{_SERVICE.full_name}/{name}" for name in methods],
+    )
+    model.publish()
+    _of_the_model.labels = {"model": facts.name, "model_version": facts.version}
+    try:
+        yield model
+    finally:
+        _of_the_model.labels = None
+        model.withdraw()
 
 
 def trace_request(facts: ModelFacts, operation: str, sampling: Sampling | None = None) -> None:
