@@ -5,15 +5,21 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import grpc
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
+    RPC_METHOD,
+    RPC_METHOD_ORIGINAL,
+    RPC_RESPONSE_STATUS_CODE,
+)
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 
 from tidegate.chassis import tracing
 from tidegate.chassis.calls import (
@@ -33,6 +39,9 @@ from tidegate.chassis.errors import (
 )
 from tidegate.chassis.in_flight import Call, InFlight
 from tidegate.chassis.metrics import MethodMetrics, RequestCounters
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
 
 __all__ = ["Answering", "Method"]
 
@@ -71,6 +80,7 @@ class Method:
 
     Attributes:
         path: ``/service/method``, or ``other``.
+        span_name: Name of its spans.
         is_application: Whether the application, and not the chassis, answers it.
         is_one_request: Whether a call is one request; a client's stream may bring many, which the
             application counts one by one.
@@ -81,12 +91,13 @@ class Method:
     """
 
     path: str
+    span_name: str
     is_application: bool
     is_one_request: bool
     limit: int | None
     requests: RequestCounters | None
     metrics: MethodMetrics
-    attributes: dict[str, str]
+    attributes: "Mapping[str, AttributeValue]"
 
 
 class Answering(Call):
@@ -178,9 +189,14 @@ class Answering(Call):
         # Supervisors and balancers ask after the health all the time: such a call joins a trace
         # that somebody has begun, and begins none.
         if method.is_application or parent is not None:
-            name = method.path.removeprefix("/")
-            self._span = tracing.server_span(name, method.attributes, parent)
+            self._span = tracing.server_span(method.span_name, method.attributes, parent)
         if self._span is not None:
+            if self._span.is_recording():
+                # gRPC takes its time to tell the peer, so it is asked only for these.
+                self._span.set_attributes(tracing.peer_attributes(self._context.peer()))
+            if method.attributes[RPC_METHOD] == "_OTHER":
+                original = details_of_call.get().method.removeprefix("/")
+                self._span.set_attribute(RPC_METHOD_ORIGINAL, original)
             otel_context.attach(trace.set_span_in_context(self._span, parent))
         elif parent is not None:
             otel_context.attach(parent)
@@ -210,8 +226,9 @@ class Answering(Call):
         if self._span is not None:
             if self._current.model is not None:
                 self._span.set_attributes(self._current.model.attributes)
-            self._span.set_attribute("rpc.grpc.status_code", code.value[0])
+            self._span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
             if fault:
+                self._span.set_attribute(ERROR_TYPE, code.name)
                 self._span.set_status(trace.StatusCode.ERROR, str(error) if error else code.name)
             self._span.end()
 

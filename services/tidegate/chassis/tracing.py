@@ -22,7 +22,9 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from urllib.parse import unquote
 
 import structlog
 from opentelemetry import context as otel_context
@@ -33,6 +35,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.semconv.attributes.network_attributes import (
+    NETWORK_PEER_ADDRESS,
+    NETWORK_PEER_PORT,
+)
+from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -47,6 +54,7 @@ __all__ = [
     "extract",
     "install",
     "is_recording",
+    "peer_attributes",
     "record_span",
     "server_span",
     "span",
@@ -64,6 +72,9 @@ _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _BAGGAGE: Final = W3CBaggagePropagator()
 _CARRIED: Final = frozenset({"traceparent", "tracestate", "baggage"})
 _NO_SPAN: Final[AbstractContextManager[Span]] = nullcontext(INVALID_SPAN)
+
+# The version of OpenTelemetry's semantic conventions that names and attributes here follow.
+_CONVENTIONS: Final = Schemas.V1_44_0
 
 _tracer: Tracer | None = None
 
@@ -105,7 +116,11 @@ def start(settings: "ChassisSettings") -> TracerProvider | None:
 def install(provider: TracerProvider | None) -> None:
     """Makes a provider the one that this module records with; None turns recording off."""
     global _tracer
-    _tracer = None if provider is None else provider.get_tracer("tidegate.chassis")
+    _tracer = None
+    if provider is not None:
+        _tracer = provider.get_tracer(
+            "tidegate.chassis", version("tidegate"), schema_url=_CONVENTIONS.value
+        )
 
 
 def stop(provider: TracerProvider, timeout_s: float) -> bool:
@@ -147,6 +162,22 @@ def server_span(
         kind=SpanKind.SERVER,
         attributes=attributes,
     )
+
+
+def peer_attributes(peer: str) -> "dict[str, AttributeValue]":
+    """Gives the attributes of the other end of a connection.
+
+    Args:
+        peer: As gRPC writes it: ``ipv4:10.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``, ``unix:/path``.
+    """
+    kind, _, address = unquote(peer).partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return {NETWORK_PEER_ADDRESS: address} if address else {}
+    host, _, port = address.rpartition(":")
+    found: dict[str, AttributeValue] = {NETWORK_PEER_ADDRESS: host.strip("[]")}
+    if port.isdecimal():
+        found[NETWORK_PEER_PORT] = int(port)
+    return found
 
 
 def is_recording() -> bool:

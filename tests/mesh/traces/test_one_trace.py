@@ -192,7 +192,7 @@ async def test_call_through_envoy_is_one_trace(collector, processes, envoy, tmp_
         (3, "echo", "grpc.health.v1.Health/Check"),
     ]
     assert trace.spans[1].tags["upstream_cluster"] == "backend"
-    assert trace.spans[3].tags["rpc.grpc.status_code"] == 0
+    assert trace.spans[3].tags["rpc.response.status_code"] == "OK"
 
 
 @pytest.mark.e2e

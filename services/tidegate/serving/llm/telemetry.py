@@ -4,8 +4,9 @@ A process serves one model version, so its name and version are no labels that e
 they are added to every series when Prometheus reads them. Before the model is loaded there are no
 series, and then there are all of them, at 0.
 
-Attributes of spans are those of OpenTelemetry's semantic conventions for generative AI, set on the
-span of the RPC when it is recorded.
+A request has a span of its own inside that of the RPC, with the name and the attributes of
+OpenTelemetry's semantic conventions for generative AI. These have moved to a repository of their
+own and are in no package, so they are written out here.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from tidegate.chassis import tracing
+from tidegate.chassis.errors import ServiceError, status_code
 from tidegate.chassis.served_models import ServedModel
 from tidegate.llm.v1 import llm_pb2
 from tidegate.serving.llm.requests import ModelFacts
@@ -36,8 +39,8 @@ __all__ = [
     "TIME_TO_FIRST_TOKEN",
     "TOKENS",
     "CancelCause",
+    "inference_span",
     "served_model",
-    "trace_request",
     "trace_response",
 ]
 
@@ -163,37 +166,59 @@ def served_model(facts: ModelFacts, precision: str, engine: str) -> Iterator[Ser
         model.withdraw()
 
 
-def trace_request(facts: ModelFacts, operation: str, sampling: Sampling | None = None) -> None:
-    """Says on the current span what was asked for.
+@contextmanager
+def inference_span(
+    facts: ModelFacts, operation: str, sampling: Sampling | None = None, *, streams: bool = False
+) -> Iterator[None]:
+    """Opens the span of a model's work on one request, inside the span of the RPC.
 
     Args:
         facts: Of the model.
         operation: ``chat``, ``text_completion`` or ``embeddings``.
         sampling: How tokens are chosen, for those that generate.
+        streams: Whether the answer comes piece by piece.
     """
-    span = trace.get_current_span()
-    if not span.is_recording():
-        return
+    with tracing.span(f"{operation} {facts.name}") as span:
+        if not span.is_recording():
+            yield
+            return
+        span.set_attributes(_request_attributes(facts, operation, sampling, streams=streams))
+        try:
+            yield
+        except ServiceError as error:
+            span.set_attribute("error.type", status_code(error).name)
+            raise
+        except Exception as error:
+            span.set_attribute("error.type", type(error).__qualname__)
+            raise
+
+
+def _request_attributes(
+    facts: ModelFacts, operation: str, sampling: Sampling | None, *, streams: bool
+) -> "dict[str, AttributeValue]":
     attributes: dict[str, AttributeValue] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "vllm",
         "gen_ai.request.model": facts.name,
         "gen_ai.response.model": f"{facts.name}:{facts.version}",
     }
-    if sampling is not None:
-        attributes |= {
-            "gen_ai.request.temperature": sampling.temperature,
-            "gen_ai.request.top_p": sampling.top_p,
-            "gen_ai.request.top_k": sampling.top_k,
-            "gen_ai.request.presence_penalty": sampling.presence_penalty,
-            "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
-            "gen_ai.request.stop_sequences": sampling.stop,
-        }
-        if sampling.max_tokens is not None:
-            attributes["gen_ai.request.max_tokens"] = sampling.max_tokens
-        if sampling.seed is not None:
-            attributes["gen_ai.request.seed"] = sampling.seed
-    span.set_attributes(attributes)
+    if streams:
+        attributes["gen_ai.request.stream"] = True
+    if sampling is None:
+        return attributes
+    attributes |= {
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.top_k": float(sampling.top_k),
+        "gen_ai.request.presence_penalty": sampling.presence_penalty,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
+        "gen_ai.request.stop_sequences": sampling.stop,
+    }
+    if sampling.max_tokens is not None:
+        attributes["gen_ai.request.max_tokens"] = sampling.max_tokens
+    if sampling.seed is not None:
+        attributes["gen_ai.request.seed"] = sampling.seed
+    return attributes
 
 
 def trace_response(
@@ -221,5 +246,5 @@ def trace_response(
     if finish_reason is not None:
         attributes["gen_ai.response.finish_reasons"] = (finish_reason,)
     if time_to_first_token_s is not None:
-        attributes["gen_ai.server.time_to_first_token"] = time_to_first_token_s
+        attributes["gen_ai.response.time_to_first_chunk"] = time_to_first_token_s
     span.set_attributes(attributes)
