@@ -30,11 +30,16 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBased,
+    Sampler,
+    TraceIdRatioBased,
+)
 from opentelemetry.semconv.attributes.network_attributes import (
     NETWORK_PEER_ADDRESS,
     NETWORK_PEER_PORT,
@@ -42,6 +47,8 @@ from opentelemetry.semconv.attributes.network_attributes import (
 from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from tidegate.otlp.exporters import otlp_exporter
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -80,37 +87,57 @@ _tracer: Tracer | None = None
 
 
 def start(settings: "ChassisSettings") -> TracerProvider | None:
-    """Begins to record and export spans, when the settings name a collector.
+    """Begins to record and export spans, when the settings say where to.
 
     Args:
         settings: Where to, what share, and the resource attributes.
 
     Returns:
-        The provider to hand to `stop`, or None when no collector is configured.
+        The provider to hand to `stop`, or None when spans go nowhere.
     """
-    if settings.otlp_endpoint is None:
+    exporters = _exporters(settings)
+    if not exporters:
         return None
-    resource = Resource.create(
-        {
-            "service.name": settings.service_name,
-            "service.version": settings.service_version,
-            "service.instance.id": str(uuid.uuid4()),
-            "deployment.environment.name": settings.deployment_environment,
-        }
-    )
+    attributes: dict[str, AttributeValue] = {
+        "service.name": settings.service_name,
+        "service.version": settings.service_version,
+        "deployment.environment.name": settings.deployment_environment,
+    }
+    if "service.instance.id" not in OTELResourceDetector().detect().attributes:
+        attributes["service.instance.id"] = str(uuid.uuid4())
     provider = TracerProvider(
-        resource=resource,
-        sampler=ParentBasedTraceIdRatio(settings.trace_sample_ratio),
+        # What OTEL_RESOURCE_ATTRIBUTES says besides is in it, too.
+        resource=Resource.create(attributes),
+        sampler=_sampler(settings),
         shutdown_on_exit=False,
     )
-    exporter = OTLPSpanExporter(
-        endpoint=settings.otlp_endpoint,
-        insecure=settings.otlp_endpoint.startswith("http://"),
-    )
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     install(provider)
     return provider
+
+
+def _exporters(settings: "ChassisSettings") -> list[SpanExporter]:
+    named = settings.traces_exporter or ("none" if settings.otlp_endpoint is None else "otlp")
+    wanted = {each.strip() for each in named.split(",")}
+    exporters: list[SpanExporter] = []
+    if "otlp" in wanted:
+        exporters.append(otlp_exporter(settings.otlp_endpoint, settings.otlp_protocol))
+    if "console" in wanted:
+        exporters.append(ConsoleSpanExporter())
+    return exporters
+
+
+def _sampler(settings: "ChassisSettings") -> Sampler:
+    kind, ratio = str(settings.trace_sampler), settings.trace_sample_ratio
+    roots: dict[str, Sampler] = {
+        "always_on": ALWAYS_ON,
+        "always_off": ALWAYS_OFF,
+        "traceidratio": TraceIdRatioBased(ratio),
+    }
+    root = roots[kind.removeprefix("parentbased_")]
+    return ParentBased(root) if kind.startswith("parentbased_") else root
 
 
 def install(provider: TracerProvider | None) -> None:
