@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 
 import pytest
+from conventions import LATEST_SCHEMA, current_attributes
 from double_server import double_server, unavailable
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -20,6 +21,7 @@ from tidegate.client import (
     TidegateRpcError,
     UnavailableError,
 )
+from tidegate.client._shared.spans import server_of
 
 ONCE = ClientOptions(retry=Retry(attempts=1))
 
@@ -50,17 +52,45 @@ def test_unary_call_has_a_client_span_that_the_server_continues(server, recorded
     assert span.parent is None
     assert span.status.status_code is trace.StatusCode.UNSET
     assert dict(span.attributes) == {
-        "rpc.system": "grpc",
-        "rpc.service": "tidegate.vision.v1.VisionService",
-        "rpc.method": "Classify",
-        "server.address": server.address,
-        "rpc.grpc.status_code": 0,
+        "rpc.system.name": "grpc",
+        "rpc.method": "tidegate.vision.v1.VisionService/Classify",
+        "server.address": "127.0.0.1",
+        "server.port": int(server.address.rpartition(":")[2]),
+        "rpc.response.status_code": "OK",
     }
     _, trace_id, span_id, _ = server.script.metadata[0]["traceparent"].split("-")
     assert (trace_id, span_id) == (
         trace.format_trace_id(span.context.trace_id),
         trace.format_span_id(span.context.span_id),
     )
+
+
+def test_spans_follow_the_latest_conventions_that_are_pinned(server, recorded):
+    with Client(server.address, ONCE) as client, pytest.raises(InvalidRequestError):
+        client.vision.classify(b"not an image")
+    (span,) = recorded()
+    assert span.instrumentation_scope.schema_url == LATEST_SCHEMA
+    assert set(span.attributes) <= current_attributes()
+
+
+@pytest.mark.parametrize(
+    ("target", "attributes"),
+    [
+        ("127.0.0.1:8500", {"server.address": "127.0.0.1", "server.port": 8500}),
+        ("vision", {"server.address": "vision"}),
+        ("[::1]:8500", {"server.address": "::1", "server.port": 8500}),
+        ("dns:///vision.models:8500", {"server.address": "vision.models", "server.port": 8500}),
+        ("dns://8.8.8.8/vision:8500", {"server.address": "vision", "server.port": 8500}),
+        ("dns:vision:8500", {"server.address": "vision", "server.port": 8500}),
+        ("ipv6:[::1]:8500", {"server.address": "::1", "server.port": 8500}),
+        ("xds:///vision.models", {"server.address": "vision.models"}),
+        ("unix:/run/vision.sock", {"server.address": "/run/vision.sock"}),
+        ("unix:///run/vision.sock", {"server.address": "/run/vision.sock"}),
+        ("ipv4:10.0.0.1:8500,10.0.0.2:8500", {}),
+    ],
+)
+def test_target_is_told_as_address_and_port(target, attributes):
+    assert server_of(target) == attributes
 
 
 def test_span_of_a_call_is_inside_the_span_that_runs(server, recorded):
@@ -79,7 +109,8 @@ def test_failed_call_has_its_code_and_message(server, recorded):
     (span,) = recorded()
     assert span.status.status_code is trace.StatusCode.ERROR
     assert "is not a JPEG" in span.status.description
-    assert span.attributes["rpc.grpc.status_code"] == 3
+    assert span.attributes["error.type"] == "INVALID_ARGUMENT"
+    assert span.attributes["rpc.response.status_code"] == "INVALID_ARGUMENT"
 
 
 def test_span_of_a_stream_lasts_until_it_has_been_read(server, recorded):
@@ -89,7 +120,7 @@ def test_span_of_a_stream_lasts_until_it_has_been_read(server, recorded):
         stream.read()
     (span,) = recorded()
     assert span.name == "tidegate.llm.v1.LlmService/Chat"
-    assert span.attributes["rpc.grpc.status_code"] == 0
+    assert span.attributes["rpc.response.status_code"] == "OK"
 
 
 def test_stream_that_fails_has_its_code(server, recorded):
@@ -97,14 +128,14 @@ def test_stream_that_fails_has_its_code(server, recorded):
     with Client(server.address, ONCE) as client, pytest.raises(UnavailableError):
         client.llm.generate("hello").read()
     (span,) = recorded()
-    assert span.attributes["rpc.grpc.status_code"] == 14
+    assert span.attributes["rpc.response.status_code"] == "UNAVAILABLE"
 
 
 def test_stream_that_is_left_early_is_cancelled(server, recorded):
     with Client(server.address) as client, client.llm.chat("hello") as stream:
         next(stream)
     (span,) = recorded()
-    assert span.attributes["rpc.grpc.status_code"] == 1
+    assert span.attributes["rpc.response.status_code"] == "CANCELLED"
 
 
 def test_stream_whose_finish_has_come_is_not_cancelled_by_leaving_it(server, recorded):
@@ -112,7 +143,7 @@ def test_stream_whose_finish_has_come_is_not_cancelled_by_leaving_it(server, rec
         while stream.finish is None:
             next(stream)
     (span,) = recorded()
-    assert span.attributes["rpc.grpc.status_code"] == 0
+    assert span.attributes["rpc.response.status_code"] == "OK"
 
 
 def test_image_stream_has_one_span(server, recorded):
@@ -123,8 +154,8 @@ def test_image_stream_has_one_span(server, recorded):
         left.close()
     whole, cancelled = recorded()
     assert whole.name == "tidegate.vision.v1.VisionService/ClassifyStream"
-    assert whole.attributes["rpc.grpc.status_code"] == 0
-    assert cancelled.attributes["rpc.grpc.status_code"] == 1
+    assert whole.attributes["rpc.response.status_code"] == "OK"
+    assert cancelled.attributes["rpc.response.status_code"] == "CANCELLED"
 
 
 async def test_async_calls_have_the_same_spans(server, recorded):
@@ -135,13 +166,13 @@ async def test_async_calls_have_the_same_spans(server, recorded):
         with suppress(TidegateRpcError):
             await client.vision.classify(b"not an image")
         await client.health()
-    told = [(span.name, span.attributes["rpc.grpc.status_code"]) for span in recorded()]
+    told = [(span.name, span.attributes["rpc.response.status_code"]) for span in recorded()]
     assert told == [
-        ("tidegate.vision.v1.VisionService/Classify", 0),
-        ("tidegate.llm.v1.LlmService/Chat", 0),
-        ("tidegate.vision.v1.VisionService/ClassifyStream", 0),
-        ("tidegate.vision.v1.VisionService/Classify", 3),
-        ("grpc.health.v1.Health/Check", 0),
+        ("tidegate.vision.v1.VisionService/Classify", "OK"),
+        ("tidegate.llm.v1.LlmService/Chat", "OK"),
+        ("tidegate.vision.v1.VisionService/ClassifyStream", "OK"),
+        ("tidegate.vision.v1.VisionService/Classify", "INVALID_ARGUMENT"),
+        ("grpc.health.v1.Health/Check", "OK"),
     ]
     sent = [each["traceparent"] for each in server.script.metadata]
     assert len(set(sent)) == len(sent)

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import annotated_types
 import yaml
-from pydantic import AliasChoices, SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsError
+
+from tidegate.otlp import environment
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -85,14 +87,10 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _variables(model: type[BaseSettings], name: str, field: FieldInfo) -> tuple[str, ...]:
-    match field.validation_alias:
-        case AliasChoices(choices=choices):
-            return tuple(str(choice) for choice in choices)
-        case str(alias):
-            return (alias,)
-        case _:
-            return ((model.model_config.get("env_prefix") or "").upper() + name.upper(),)
+def _variables(model: type[BaseSettings], name: str) -> tuple[str, ...]:
+    """The variables that may give a setting: our own, and OpenTelemetry's behind it."""
+    own = (model.model_config.get("env_prefix") or "").upper() + name.upper()
+    return (own, *environment.STANDARD_VARIABLES.get(name, ()))
 
 
 def _help(model: type[BaseSettings], name: str, field: FieldInfo) -> str:
@@ -103,7 +101,7 @@ def _help(model: type[BaseSettings], name: str, field: FieldInfo) -> str:
         parts.append("Required.")
     else:
         parts.append(f"Default: {_text(field.get_default(call_default_factory=True))}.")
-    return " ".join(parts) + f" [{', '.join(_variables(model, name, field))}]"
+    return " ".join(parts) + f" [{', '.join(_variables(model, name))}]"
 
 
 def _range(field: FieldInfo) -> str:
@@ -120,16 +118,14 @@ def _range(field: FieldInfo) -> str:
 def _problem(model: type[BaseSettings], error: "ErrorDetails") -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     by_variable = {
-        variable: each
-        for each, field in model.model_fields.items()
-        for variable in _variables(model, each, field)
+        variable: each for each in model.model_fields for variable in _variables(model, each)
     }
     name = by_variable.get(name, name)
     message = error["msg"].removeprefix("Value error, ")
     field = model.model_fields.get(name)
     if field is None:
         return f"  {name + ': ' if name else ''}{message}"
-    where = f"{_flag(name)} ({', '.join(_variables(model, name, field))})"
+    where = f"{_flag(name)} ({', '.join(_variables(model, name))})"
     given = "" if error["type"] == "missing" else f" got {_masked(field, error['input'])!r}:"
     limits = _range(field)
     return f"  {where}:{given} {message}" + (f" (range: {limits})" if limits else "")
@@ -141,13 +137,17 @@ def _masked(field: FieldInfo, value: object) -> object:
 
 def _rendered(settings: BaseSettings, flags: Mapping[str, Any]) -> str:
     model = type(settings)
+    own = {name: _variables(model, name)[0] for name in model.model_fields}
+    decided = {name for name, variable in own.items() if name in flags or os.environ.get(variable)}
+    standard = environment.read(os.environ, decided)
     lines = []
-    for name, field in model.model_fields.items():
+    for name in model.model_fields:
         if name in flags:
             source = f"flag {_flag(name)}"
+        elif name in decided:
+            source = f"env {own[name]}"
         else:
-            given = (each for each in _variables(model, name, field) if os.environ.get(each))
-            source = f"env {variable}" if (variable := next(given, None)) else "default"
+            source = f"env {standard[name].variable}" if name in standard else "default"
         lines.append(f"{name}: {_text(getattr(settings, name))}  # {source}")
     return "\n".join(lines) + "\n"
 

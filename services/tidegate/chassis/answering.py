@@ -5,20 +5,27 @@ import logging
 import math
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import grpc
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
+    RPC_METHOD,
+    RPC_METHOD_ORIGINAL,
+    RPC_RESPONSE_STATUS_CODE,
+)
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 
 from tidegate.chassis import tracing
 from tidegate.chassis.calls import (
+    CurrentCall,
     ServicerContext,
     current_call,
-    current_method,
     deadline_has_passed,
     details_of_call,
     set_trailers,
@@ -32,7 +39,10 @@ from tidegate.chassis.errors import (
     to_status,
 )
 from tidegate.chassis.in_flight import Call, InFlight
-from tidegate.chassis.metrics import MethodMetrics
+from tidegate.chassis.metrics import MethodMetrics, RequestCounters
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
 
 __all__ = ["Answering", "Method"]
 
@@ -51,6 +61,14 @@ _SERVER_FAULTS: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
+# What a stream ends with that was cut from outside, and so the requests on it.
+_CUTS: Final = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+)
 _RETRY_AFTER_LIMIT_S: Final = 0.1
 _DETAILS_TRAILER: Final = "grpc-status-details-bin"
 _PUSHBACK_TRAILER: Final = "grpc-retry-pushback-ms"
@@ -62,17 +80,24 @@ class Method:
 
     Attributes:
         path: ``/service/method``, or ``other``.
+        span_name: Name of its spans.
         is_application: Whether the application, and not the chassis, answers it.
+        is_one_request: Whether a call is one request; a client's stream may bring many, which the
+            application counts one by one.
         limit: Calls of the application run at once before more are refused; None for no limit.
+        requests: Counts its requests that no model answers; None for the chassis's services.
         metrics: Its collectors.
         attributes: Of its spans.
     """
 
     path: str
+    span_name: str
     is_application: bool
+    is_one_request: bool
     limit: int | None
+    requests: RequestCounters | None
     metrics: MethodMetrics
-    attributes: dict[str, str]
+    attributes: "Mapping[str, AttributeValue]"
 
 
 class Answering(Call):
@@ -88,7 +113,15 @@ class Answering(Call):
         in_flight: Where running calls are kept.
     """
 
-    __slots__ = ("_began_s", "_cancelled_as", "_context", "_in_flight", "_method", "_span")
+    __slots__ = (
+        "_began_s",
+        "_cancelled_as",
+        "_context",
+        "_current",
+        "_in_flight",
+        "_method",
+        "_span",
+    )
 
     def __init__(self, method: Method, context: ServicerContext, in_flight: InFlight) -> None:
         # The call lives as long as the task that gRPC made for it, and so do the context variables.
@@ -96,6 +129,7 @@ class Answering(Call):
         assert task is not None  # noqa: S101 - handlers are coroutines
         super().__init__(method.path, is_application=method.is_application, task=task)
         self._method = method
+        self._current = CurrentCall(method.path, self, method.requests)
         self._context = context
         self._in_flight = in_flight
         self._span: trace.Span | None = None
@@ -154,11 +188,11 @@ class Answering(Call):
             )
 
     def message_sent(self) -> None:
-        """See `CurrentCall`."""
+        """See `CallInProgress`."""
         self._method.metrics.sent.inc()
 
     def code_of_cancellation(self) -> grpc.StatusCode:
-        """See `CurrentCall`; whoever asks is told the same."""
+        """See `CallInProgress`; whoever asks is told the same."""
         if self.is_cut:
             return grpc.StatusCode.UNAVAILABLE
         if self._cancelled_as is None:
@@ -180,15 +214,19 @@ class Answering(Call):
         # The call goes first, as its answer does below: nobody waits for the metrics.
         self.task.get_loop().call_soon(method.metrics.began)
         self._in_flight.begin(self)
-        current_call.set(self)
-        current_method.set(method.path)
+        current_call.set(self._current)
         parent = tracing.extract(details_of_call.get().invocation_metadata)
         # Supervisors and balancers ask after the health all the time: such a call joins a trace
         # that somebody has begun, and begins none.
         if method.is_application or parent is not None:
-            name = method.path.removeprefix("/")
-            self._span = tracing.server_span(name, method.attributes, parent)
+            self._span = tracing.server_span(method.span_name, method.attributes, parent)
         if self._span is not None:
+            if self._span.is_recording():
+                # gRPC takes its time to tell the peer, so it is asked only for these.
+                self._span.set_attributes(tracing.peer_attributes(self._context.peer()))
+            if method.attributes[RPC_METHOD] == "_OTHER":
+                original = details_of_call.get().method.removeprefix("/")
+                self._span.set_attribute(RPC_METHOD_ORIGINAL, original)
             otel_context.attach(trace.set_span_in_context(self._span, parent))
         elif parent is not None:
             otel_context.attach(parent)
@@ -197,9 +235,11 @@ class Answering(Call):
         seconds = time.perf_counter() - self._began_s
         self._in_flight.end(self)
         # The task holds its context, and this call holds the task: no cycle is to outlive the call.
-        current_call.set(None)
+        self._current.in_progress = None
         # The answer goes first: nobody waits for the metrics.
-        self.task.get_loop().call_soon(self._method.metrics.handled, code, seconds)
+        self.task.get_loop().call_soon(
+            self._method.metrics.handled, code, seconds, self._ended_requests(code)
+        )
         fault = code in _SERVER_FAULTS
         # An overloaded server has no time to log each refusal; the metric counts them.
         quiet = code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -216,10 +256,29 @@ class Answering(Call):
         elif _logs_debug():
             _log.debug("rpc answered", seconds=round(seconds, 6), peer=self._context.peer())
         if self._span is not None:
-            self._span.set_attribute("rpc.grpc.status_code", code.value[0])
+            if self._current.model is not None:
+                self._span.set_attributes(self._current.model.attributes)
+            self._span.set_attribute(RPC_RESPONSE_STATUS_CODE, code.name)
             if fault:
+                self._span.set_attribute(ERROR_TYPE, code.name)
                 self._span.set_status(trace.StatusCode.ERROR, str(error) if error else code.name)
             self._span.end()
+
+    def _ended_requests(self, code: grpc.StatusCode) -> Sequence[RequestCounters]:
+        """The counters of the requests that end with the call, and with the same code."""
+        call, method = self._current, self._method
+        if method.requests is None:
+            return ()
+        if method.is_one_request:
+            model = call.model
+            counters = None if model is None else model.requests(method.path)
+            return (counters or method.requests,)
+        if code in _CUTS:
+            return call.cut
+        # The stream ended for another reason; these were not answered because of it.
+        for each in call.cut:
+            each.count(grpc.StatusCode.CANCELLED)
+        return ()
 
     def _as_service_error(self, error: BaseException) -> ServiceError:
         if isinstance(error, asyncio.CancelledError):

@@ -10,22 +10,27 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from urllib.parse import unquote
 
 import grpc
 
 from tidegate.chassis.orca import LoadReport
 
+if TYPE_CHECKING:
+    from tidegate.chassis.metrics import RequestCounters
+    from tidegate.chassis.served_models import ServedModel
+
 __all__ = [
     "ORCA_TRAILER",
+    "CallInProgress",
     "CurrentCall",
     "ResponseWriter",
     "ServicerContext",
     "code_of_cancellation",
     "current_call",
-    "current_method",
     "deadline_has_passed",
     "deadline_of",
     "deferred_client_identity",
@@ -43,8 +48,8 @@ _FIRST_WRITE_S: Final = 0.5
 _TRANSIT_S: Final = 0.005
 
 
-class CurrentCall(Protocol):
-    """What the chassis knows of the call that the current task answers."""
+class CallInProgress(Protocol):
+    """What surrounds a call while it is answered."""
 
     def message_sent(self) -> None:
         """Counts a message that went out."""
@@ -55,14 +60,40 @@ class CurrentCall(Protocol):
         ...
 
 
-current_call: Final[ContextVar[CurrentCall | None]] = ContextVar("tidegate_call", default=None)
-"""The call that the current task answers, or that started it; None outside of the chassis."""
-
 details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
 """Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own."""
 
-current_method: Final[ContextVar[str | None]] = ContextVar("tidegate_rpc_method", default=None)
-"""Path of the RPC that the current task answers, such as ``/grpc.health.v1.Health/Check``."""
+
+@dataclass(slots=True)
+class CurrentCall:
+    """What is known of a call while it is answered. It holds no request.
+
+    Attributes:
+        path: ``/service/method``, or ``other``.
+        in_progress: What surrounds it; None once it has ended, so that whoever still knows the call
+            then keeps nothing of gRPC's.
+        requests: What counts its requests that no model answers; None for the chassis's services.
+        model: The model that answers it, as far as there is one and only one.
+        is_mixed: Whether several models answer it.
+        cut: Counters of requests of its stream that were cut off, and count as the call ends.
+    """
+
+    path: str
+    in_progress: CallInProgress | None
+    requests: "RequestCounters | None" = None
+    model: "ServedModel | None" = None
+    is_mixed: bool = False
+    cut: "list[RequestCounters]" = field(default_factory=list)
+
+    def answered_in_part_by(self, model: "ServedModel") -> None:
+        """Notes a model that answers one of several requests."""
+        if self.model is not model:
+            self.is_mixed = self.is_mixed or self.model is not None
+            self.model = None if self.is_mixed else model
+
+
+current_call: Final[ContextVar[CurrentCall | None]] = ContextVar("tidegate_rpc", default=None)
+"""The call that the current task answers, or that started it; None outside of the chassis."""
 
 
 def deadline_of(context: ServicerContext) -> float | None:
@@ -94,7 +125,9 @@ def code_of_cancellation() -> grpc.StatusCode:
         it, ``UNAVAILABLE`` when the server cuts the call because it goes away.
     """
     call = current_call.get()
-    return grpc.StatusCode.CANCELLED if call is None else call.code_of_cancellation()
+    if call is None or call.in_progress is None:
+        return grpc.StatusCode.CANCELLED
+    return call.in_progress.code_of_cancellation()
 
 
 def deferred_client_identity(context: ServicerContext, header: str) -> Callable[[], str]:
@@ -142,7 +175,8 @@ class ResponseWriter:
 
     def __init__(self, context: ServicerContext) -> None:
         self._context = context
-        self._call = current_call.get()
+        call = current_call.get()
+        self._call = None if call is None else call.in_progress
         self._is_first = True
 
     async def write(self, response: Any) -> None:

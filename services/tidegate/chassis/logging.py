@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 from opentelemetry import trace
 
-from tidegate.chassis.calls import current_method
+from tidegate.chassis.calls import current_call
 from tidegate.chassis.settings import LogFormat, LogLevel
 
 __all__ = ["adopt_library_loggers", "configure", "get_logger"]
@@ -83,8 +83,8 @@ def _add_call(
     logger: object, method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     del logger, method
-    if rpc := current_method.get():
-        event.setdefault("rpc_method", rpc)
+    if call := current_call.get():
+        event.setdefault("rpc_method", call.path)
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         event["trace_id"] = trace.format_trace_id(context.trace_id)

@@ -11,19 +11,25 @@ the handler's generator is closed, and frees what it holds, in the moment its cl
 """
 
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterable
+import socket
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import RPC_METHOD, RPC_SYSTEM_NAME
+from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
 
 from tidegate.chassis.answering import Answering, Method
 from tidegate.chassis.calls import ResponseWriter, ServicerContext, details_of_call
 from tidegate.chassis.errors import InvalidArgument, Unimplemented
 from tidegate.chassis.in_flight import InFlight
-from tidegate.chassis.metrics import MethodMetrics, method_metrics
+from tidegate.chassis.metrics import MethodMetrics, RequestCounters, method_metrics
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
 
 __all__ = ["MethodTable"]
 
@@ -38,6 +44,8 @@ _KINDS: Final = {
     (True, True): "bidi_stream",
 }
 _OTHER: Final = "other"
+_RPC_SYSTEM: Final = "grpc"
+_ALL_ADDRESSES: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound
 
 
 class MethodTable(grpc.GenericRpcHandler):
@@ -57,11 +65,36 @@ class MethodTable(grpc.GenericRpcHandler):
         self._limit = max_concurrent_rpcs
         self._sources: list[grpc.GenericRpcHandler] = []
         self._handlers: dict[str, _Handler] = {}
+        self._server: dict[str, AttributeValue] = {}
+        self._attributes: list[dict[str, AttributeValue]] = []
         self._unknown = self._wrap_unknown()
+
+    def listens_on(self, host: str, port: int) -> None:
+        """Says where the server is, for its spans.
+
+        Args:
+            host: Address that it listens on; for all addresses the host's name stands.
+            port: Port that it listens on.
+        """
+        address = socket.gethostname() if host in _ALL_ADDRESSES else host
+        self._server = {SERVER_ADDRESS: address, SERVER_PORT: port}
+        for attributes in self._attributes:
+            attributes.update(self._server)
 
     def add(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Adds methods, as `grpc.aio.Server.add_generic_rpc_handlers` does."""
         self._sources.extend(generic_rpc_handlers)
+
+    def add_service(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
+        """Adds a service's methods by name, so that all are counted, from 0, before one is called.
+
+        Args:
+            service_name: Full name of the service.
+            method_handlers: By the names of its methods.
+        """
+        for name, handler in method_handlers.items():
+            path = f"/{service_name}/{name}"
+            self._handlers[path] = self._wrap(path, handler)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
         """Finds the wrapped handler of a call; gRPC asks in the task that will run it."""
@@ -107,12 +140,27 @@ class MethodTable(grpc.GenericRpcHandler):
         return grpc.stream_stream_rpc_method_handler(self._answer(method, refuse, _unchanged))
 
     def _method(self, kind: str, path: str, service: str, name: str) -> Method:
+        is_application = service in self._services
+        attributes: dict[str, AttributeValue] = {
+            RPC_SYSTEM_NAME: _RPC_SYSTEM,
+            RPC_METHOD: f"{service}/{name}" if path != _OTHER else "_OTHER",
+            **self._server,
+        }
+        self._attributes.append(attributes)
+        requests = None
+        if is_application:
+            requests = RequestCounters("", "", path)
+            requests.bind()
         return Method(
             path=path,
-            is_application=service in self._services,
-            limit=self._limit if service in self._services else None,
+            # Any caller can make up a method's name; spans are grouped by theirs.
+            span_name=f"{service}/{name}" if path != _OTHER else _RPC_SYSTEM,
+            is_application=is_application,
+            is_one_request=kind in {"unary", "server_stream"},
+            limit=self._limit if is_application else None,
+            requests=requests,
             metrics=method_metrics(kind, service, name),
-            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
+            attributes=attributes,
         )
 
     def _answer(self, method: Method, behavior: _Behavior, prepare: _Prepare) -> _Behavior:

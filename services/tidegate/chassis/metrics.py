@@ -4,21 +4,37 @@ Names, labels and codes are those of the gRPC ecosystem (go-grpc-middleware's ``
 codes written as in Go: ``OK``, ``ResourceExhausted``), so that existing dashboards and alerts
 fit. Labels are bounded: a method that no service registered counts as ``other``. The collectors
 live in the default registry, beside those of engines such as vLLM, which stay as they are.
+
+Every method has a series for every code from the start, at 0. Prometheus takes a series' first
+value as where it begins: a series that appears with its first failure hides that failure from
+``rate()``.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from platform import python_version
 from typing import Final
 
 import grpc
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from tidegate.chassis.errors import STATUS_CODES
 
 __all__ = [
+    "CODES",
     "TLS_EXPIRY",
     "TLS_RELOADS",
     "MethodMetrics",
+    "RequestCounters",
     "code_label",
     "method_metrics",
 ]
+
+CODES: Final = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, *STATUS_CODES.values())
+"""The codes that calls end with: those of our errors, of clients that leave, and OK."""
 
 # From a cache hit to a long generation.
 _BUCKETS_S: Final = (
@@ -36,13 +52,50 @@ _RECEIVED = Counter("grpc_server_msg_received_total", "Messages received on stre
 _SENT = Counter("grpc_server_msg_sent_total", "Messages sent on streams.", _METHOD)
 _IN_FLIGHT = Gauge("grpc_server_in_flight_rpcs", "RPCs running now.", _METHOD)
 
+_REQUESTS = Counter(
+    "tidegate_requests_total",
+    "Requests ended, by the model version that answered and by code. Requests on a client's stream"
+    " count one by one.",
+    # Not `version`, which pods have as a label: Prometheus would make ours `exported_version`.
+    ("model", "model_version", "grpc_service", "grpc_method", "grpc_code"),
+)
+
+_BUILD_INFO = Gauge(
+    "tidegate_build_info",
+    "1, with the versions of Tidegate and of what it stands on.",
+    ("version", "python_version", "grpc_version"),
+)
+_BUILD_INFO.labels(
+    version=version("tidegate"), python_version=python_version(), grpc_version=version("grpcio")
+).set(1)
+
 TLS_RELOADS = Counter(
     "tidegate_tls_reloads_total", "Rotations of the TLS files, taken or refused.", ("result",)
 )
-TLS_EXPIRY = Gauge(
-    "tidegate_tls_certificate_expiry_timestamp_seconds",
-    "When the certificate in use expires, seconds since the epoch.",
-)
+
+
+class _CertificateExpiry(Collector):
+    """When the certificate in use expires. Without TLS there is no series: 0 would be 1970.
+
+    Attributes:
+        timestamp_s: Seconds since 1970; None without a certificate.
+    """
+
+    def __init__(self) -> None:
+        self.timestamp_s: float | None = None
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Gives the one series, or none."""
+        if self.timestamp_s is not None:
+            yield GaugeMetricFamily(
+                "tidegate_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, seconds since the epoch.",
+                value=self.timestamp_s,
+            )
+
+
+TLS_EXPIRY: Final = _CertificateExpiry()
+REGISTRY.register(TLS_EXPIRY)
 
 _CODE_LABELS: Final = {
     code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")
@@ -65,7 +118,7 @@ class MethodMetrics:
         seconds: Durations of RPCs, in seconds.
         received: Messages received, counted for client streams.
         sent: Messages sent, counted for server streams.
-        ok: RPCs ended with OK.
+        ended: RPCs ended, by code.
         labels: grpc_type, grpc_service and grpc_method.
     """
 
@@ -74,7 +127,7 @@ class MethodMetrics:
     seconds: Histogram
     received: Counter
     sent: Counter
-    ok: Counter
+    ended: Mapping[grpc.StatusCode, Counter]
     labels: tuple[str, str, str]
 
     def began(self) -> None:
@@ -82,17 +135,20 @@ class MethodMetrics:
         self.started.inc()
         self.in_flight.inc()
 
-    def handled(self, code: grpc.StatusCode, seconds: float) -> None:
+    def handled(
+        self, code: grpc.StatusCode, seconds: float, requests: "Iterable[RequestCounters]"
+    ) -> None:
         """Counts the end of an RPC.
 
         Args:
             code: How it ended.
             seconds: How long it took.
+            requests: Counters of the requests that ended with it.
         """
-        if code is grpc.StatusCode.OK:
-            self.ok.inc()
-        else:
-            _HANDLED.labels(*self.labels, code_label(code)).inc()
+        for each in requests:
+            each.count(code)
+        counter = self.ended.get(code) or _HANDLED.labels(*self.labels, code_label(code))
+        counter.inc()
         self.seconds.observe(seconds)
         self.in_flight.dec()
 
@@ -112,6 +168,39 @@ def method_metrics(kind: str, service: str, method: str) -> MethodMetrics:
         seconds=_SECONDS.labels(*labels),
         received=_RECEIVED.labels(*labels),
         sent=_SENT.labels(*labels),
-        ok=_HANDLED.labels(*labels, "OK"),
+        ended={code: _HANDLED.labels(*labels, code_label(code)) for code in CODES},
         labels=labels,
     )
+
+
+class RequestCounters:
+    """Counts the requests of one method that one model version answers, by code.
+
+    Args:
+        model: Name of the model; empty for requests that none answers.
+        model_version: Its version.
+        path: ``/service/method``.
+    """
+
+    __slots__ = ("_by_code", "_labels")
+
+    def __init__(self, model: str, model_version: str, path: str) -> None:
+        service, _, method = path.removeprefix("/").rpartition("/")
+        self._labels = (model, model_version, service, method)
+        self._by_code: dict[grpc.StatusCode, Counter] = {}
+
+    def bind(self) -> None:
+        """Begins the series of every code, at 0 unless they are there."""
+        self._by_code = {code: self._counter(code) for code in CODES}
+
+    def count(self, code: grpc.StatusCode) -> None:
+        """Counts a request that has ended."""
+        (self._by_code.get(code) or self._counter(code)).inc()
+
+    def remove(self) -> None:
+        """Takes the series away; what is counted from now on is not seen."""
+        labels = ("model", "model_version", "grpc_service", "grpc_method")
+        _REQUESTS.remove_by_labels(dict(zip(labels, self._labels, strict=True)))
+
+    def _counter(self, code: grpc.StatusCode) -> Counter:
+        return _REQUESTS.labels(*self._labels, code_label(code))

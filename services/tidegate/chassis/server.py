@@ -274,6 +274,7 @@ async def _opened(
         )
         credentials = None if certificate is None else certificate.credentials()
         grpc_port = open_port(grpc_server, settings, credentials)
+        methods.listens_on(settings.host, grpc_port)
         await grpc_server.start()
         server = RunningServer(
             grpc_server, settings, health, in_flight, stop, metrics_port, grpc_port

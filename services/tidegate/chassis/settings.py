@@ -8,21 +8,34 @@
     settings = VisionSettings.from_command_line()
 
 A flag beats the environment and the environment beats the default. The flag of ``grpc_port`` is
-``--grpc-port`` and its variable ``TIDEGATE_GRPC_PORT``; OpenTelemetry's standard variables are
-honoured where they mean the same. Nothing else in a server reads the environment.
+``--grpc-port`` and its variable ``TIDEGATE_GRPC_PORT``. Behind these come OpenTelemetry's standard
+variables. Nothing else in a server reads the environment, but for OpenTelemetry's SDK.
 """
 
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Self, get_origin
 
-from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from tidegate.chassis import _command_line
+from tidegate.otlp import environment
 
-__all__ = ["ChassisSettings", "LogFormat", "LogLevel"]
+__all__ = [
+    "ChassisSettings",
+    "LogFormat",
+    "LogLevel",
+    "OtlpProtocol",
+    "TraceSampler",
+]
 
 
 class LogLevel(StrEnum):
@@ -39,6 +52,38 @@ class LogFormat(StrEnum):
 
     JSON = "json"
     CONSOLE = "console"
+
+
+class OtlpProtocol(StrEnum):
+    """How a collector is spoken to."""
+
+    GRPC = "grpc"
+    HTTP = environment.HTTP
+
+
+class TraceSampler(StrEnum):
+    """Which traces are recorded, in OpenTelemetry's words."""
+
+    ALWAYS_ON = "always_on"
+    ALWAYS_OFF = "always_off"
+    TRACEIDRATIO = "traceidratio"
+    PARENTBASED_ALWAYS_ON = "parentbased_always_on"
+    PARENTBASED_ALWAYS_OFF = "parentbased_always_off"
+    PARENTBASED_TRACEIDRATIO = "parentbased_traceidratio"
+
+
+class _StandardVariables(PydanticBaseSettingsSource):
+    """OpenTelemetry's variables, for what neither a flag nor a variable of ours has decided."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:
+        """Is not asked, since the variables are read together."""
+        del field
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, object]:
+        """Gives the values by name."""
+        found = environment.read(os.environ, self.current_state)
+        return {name: each.value for name, each in found.items()}
 
 
 class ChassisSettings(BaseSettings):
@@ -157,10 +202,7 @@ class ChassisSettings(BaseSettings):
     log_format: LogFormat = Field(LogFormat.JSON, description="Form of the log lines on stderr.")
 
     service_name: str = Field(
-        "tidegate",
-        min_length=1,
-        validation_alias=AliasChoices("TIDEGATE_SERVICE_NAME", "OTEL_SERVICE_NAME"),
-        description="Name in traces and logs (service.name).",
+        "tidegate", min_length=1, description="Name in traces and logs (service.name)."
     )
     service_version: str = Field(
         "unknown", min_length=1, description="Version in traces and logs (service.version)."
@@ -168,22 +210,30 @@ class ChassisSettings(BaseSettings):
     deployment_environment: str = Field(
         "local", min_length=1, description="Environment in traces (deployment.environment.name)."
     )
+    traces_exporter: str | None = Field(
+        None,
+        description="How spans leave: otlp to a collector, console on standard output, both with a"
+        " comma, or none. Unset means otlp where otlp_endpoint is set, and none elsewhere.",
+    )
     otlp_endpoint: str | None = Field(
         None,
-        pattern=r"^https?://[^/\s]+/?$",
-        validation_alias=AliasChoices(
-            "TIDEGATE_OTLP_ENDPOINT",
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-            "OTEL_EXPORTER_OTLP_ENDPOINT",
-        ),
-        description="OTLP/gRPC collector for spans, http://host:4317 or https://host:4317; unset"
-        " records none.",
+        pattern=r"^(https?://[^/\s]+(/\S*)?|[^/\s]+)$",
+        description="OTLP collector for spans. Over gRPC http://host:4317, https://host:4317, or"
+        " host:4317 for TLS unless OTEL_EXPORTER_OTLP_INSECURE is true; over HTTP a URL.",
+    )
+    otlp_protocol: OtlpProtocol = Field(
+        OtlpProtocol.GRPC, description="How the collector is spoken to."
+    )
+    trace_sampler: TraceSampler = Field(
+        TraceSampler.PARENTBASED_TRACEIDRATIO,
+        description="Which traces are recorded; the parentbased ones follow a caller's choice, and"
+        " the traceidratio ones take trace_sample_ratio.",
     )
     trace_sample_ratio: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of traces begun here that are recorded; a caller's choice is followed.",
+        description="Share of traces begun here that are recorded.",
     )
 
     @classmethod
@@ -199,6 +249,19 @@ class ChassisSettings(BaseSettings):
         """
         return _command_line.parse(cls, argv)
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Puts OpenTelemetry's variables behind flags and our own variables."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _StandardVariables(settings_cls)
+
     @field_validator("*", mode="before")
     @classmethod
     def _split_lists(cls, value: object, info: ValidationInfo) -> object:
@@ -213,6 +276,32 @@ class ChassisSettings(BaseSettings):
         if path is not None and not path.is_file():
             raise ValueError(f"no such file: {path}")
         return path
+
+    @field_validator("traces_exporter")
+    @classmethod
+    def _exporter_is_known(cls, exporters: str | None) -> str | None:
+        names = {name.strip() for name in exporters.split(",")} if exporters else {"none"}
+        if names != {"none"} and not names <= {"otlp", "console"}:
+            raise ValueError("name otlp, console, both with a comma between, or none alone")
+        return exporters
+
+    @model_validator(mode="after")
+    def _collector_can_be_called(self) -> Self:
+        if self.otlp_endpoint is None:
+            return self
+        scheme, colon, rest = self.otlp_endpoint.partition("://")
+        if self.otlp_protocol is OtlpProtocol.HTTP and not colon:
+            raise ValueError(
+                f"otlp_endpoint: {self.otlp_endpoint!r} is no URL, which otlp_protocol"
+                " http/protobuf needs; write http:// or https:// before it"
+            )
+        if self.otlp_protocol is OtlpProtocol.GRPC and rest.partition("/")[2]:
+            raise ValueError(
+                f"otlp_endpoint: {self.otlp_endpoint!r} has a path, which OTLP over gRPC has no use"
+                f" for; write {scheme}://{rest.partition('/')[0]}, or set otlp_protocol to"
+                " http/protobuf"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tls_is_complete(self) -> Self:

@@ -73,7 +73,9 @@ class RotatingCertificate:
         self._current = self._refused = self._read()
         self._fresh: grpc.ServerCertificateConfiguration | None = None
         self._lock = threading.Lock()
-        TLS_EXPIRY.set(self._current.expires.timestamp())
+        TLS_EXPIRY.timestamp_s = self._current.expires.timestamp()
+        for result in ("taken", "refused"):
+            TLS_RELOADS.labels(result)
 
     @classmethod
     def from_settings(cls, settings: "ChassisSettings") -> "RotatingCertificate | None":
@@ -122,7 +124,7 @@ class RotatingCertificate:
         with self._lock:
             self._current = found
             self._fresh = found.to_grpc()
-        TLS_EXPIRY.set(found.expires.timestamp())
+        TLS_EXPIRY.timestamp_s = found.expires.timestamp()
         TLS_RELOADS.labels("taken").inc()
         _log.info("TLS rotated", file=str(self._certificate_file), expires=str(found.expires))
         return True

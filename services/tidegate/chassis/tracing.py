@@ -22,19 +22,33 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from urllib.parse import unquote
 
 import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBased,
+    Sampler,
+    TraceIdRatioBased,
+)
+from opentelemetry.semconv.attributes.network_attributes import (
+    NETWORK_PEER_ADDRESS,
+    NETWORK_PEER_PORT,
+)
+from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from tidegate.otlp.exporters import otlp_exporter
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -47,6 +61,7 @@ __all__ = [
     "extract",
     "install",
     "is_recording",
+    "peer_attributes",
     "record_span",
     "server_span",
     "span",
@@ -65,47 +80,74 @@ _BAGGAGE: Final = W3CBaggagePropagator()
 _CARRIED: Final = frozenset({"traceparent", "tracestate", "baggage"})
 _NO_SPAN: Final[AbstractContextManager[Span]] = nullcontext(INVALID_SPAN)
 
+# The version of OpenTelemetry's semantic conventions that names and attributes here follow.
+_CONVENTIONS: Final = Schemas.V1_44_0
+
 _tracer: Tracer | None = None
 
 
 def start(settings: "ChassisSettings") -> TracerProvider | None:
-    """Begins to record and export spans, when the settings name a collector.
+    """Begins to record and export spans, when the settings say where to.
 
     Args:
         settings: Where to, what share, and the resource attributes.
 
     Returns:
-        The provider to hand to `stop`, or None when no collector is configured.
+        The provider to hand to `stop`, or None when spans go nowhere.
     """
-    if settings.otlp_endpoint is None:
+    exporters = _exporters(settings)
+    if not exporters:
         return None
-    resource = Resource.create(
-        {
-            "service.name": settings.service_name,
-            "service.version": settings.service_version,
-            "service.instance.id": str(uuid.uuid4()),
-            "deployment.environment.name": settings.deployment_environment,
-        }
-    )
+    attributes: dict[str, AttributeValue] = {
+        "service.name": settings.service_name,
+        "service.version": settings.service_version,
+        "deployment.environment.name": settings.deployment_environment,
+    }
+    if "service.instance.id" not in OTELResourceDetector().detect().attributes:
+        attributes["service.instance.id"] = str(uuid.uuid4())
     provider = TracerProvider(
-        resource=resource,
-        sampler=ParentBasedTraceIdRatio(settings.trace_sample_ratio),
+        # What OTEL_RESOURCE_ATTRIBUTES says besides is in it, too.
+        resource=Resource.create(attributes),
+        sampler=_sampler(settings),
         shutdown_on_exit=False,
     )
-    exporter = OTLPSpanExporter(
-        endpoint=settings.otlp_endpoint,
-        insecure=settings.otlp_endpoint.startswith("http://"),
-    )
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     install(provider)
     return provider
 
 
+def _exporters(settings: "ChassisSettings") -> list[SpanExporter]:
+    named = settings.traces_exporter or ("none" if settings.otlp_endpoint is None else "otlp")
+    wanted = {each.strip() for each in named.split(",")}
+    exporters: list[SpanExporter] = []
+    if "otlp" in wanted:
+        exporters.append(otlp_exporter(settings.otlp_endpoint, settings.otlp_protocol))
+    if "console" in wanted:
+        exporters.append(ConsoleSpanExporter())
+    return exporters
+
+
+def _sampler(settings: "ChassisSettings") -> Sampler:
+    kind, ratio = str(settings.trace_sampler), settings.trace_sample_ratio
+    roots: dict[str, Sampler] = {
+        "always_on": ALWAYS_ON,
+        "always_off": ALWAYS_OFF,
+        "traceidratio": TraceIdRatioBased(ratio),
+    }
+    root = roots[kind.removeprefix("parentbased_")]
+    return ParentBased(root) if kind.startswith("parentbased_") else root
+
+
 def install(provider: TracerProvider | None) -> None:
     """Makes a provider the one that this module records with; None turns recording off."""
     global _tracer
-    _tracer = None if provider is None else provider.get_tracer("tidegate.chassis")
+    _tracer = None
+    if provider is not None:
+        _tracer = provider.get_tracer(
+            "tidegate.chassis", version("tidegate"), schema_url=_CONVENTIONS.value
+        )
 
 
 def stop(provider: TracerProvider, timeout_s: float) -> bool:
@@ -147,6 +189,22 @@ def server_span(
         kind=SpanKind.SERVER,
         attributes=attributes,
     )
+
+
+def peer_attributes(peer: str) -> "dict[str, AttributeValue]":
+    """Gives the attributes of the other end of a connection.
+
+    Args:
+        peer: As gRPC writes it: ``ipv4:10.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``, ``unix:/path``.
+    """
+    kind, _, address = unquote(peer).partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return {NETWORK_PEER_ADDRESS: address} if address else {}
+    host, _, port = address.rpartition(":")
+    found: dict[str, AttributeValue] = {NETWORK_PEER_ADDRESS: host.strip("[]")}
+    if port.isdecimal():
+        found[NETWORK_PEER_PORT] = int(port)
+    return found
 
 
 def is_recording() -> bool:

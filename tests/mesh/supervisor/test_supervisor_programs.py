@@ -67,6 +67,44 @@ def test_the_users_own_collector_is_kept(tmp_path, name):
     assert f"--traces={url}" in envoy_program(config.mesh, directory, {name: url}).command
 
 
+@pytest.mark.parametrize(
+    ("environment", "traces"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "none"}, "none"),
+        ({"OTEL_SDK_DISABLED": "true"}, "none"),
+        ({"TIDEGATE_TRACES_EXPORTER": "none"}, "none"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "jaeger:4317"}, "https://jaeger:4317"),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "jaeger:4317",
+                "OTEL_EXPORTER_OTLP_INSECURE": "true",
+            },
+            "http://jaeger:4317",
+        ),
+        # Envoy cannot speak OTLP over HTTP: its spans stay with the controller.
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            },
+            "http://127.0.0.1:1",
+        ),
+    ],
+    ids=str,
+)
+def test_envoy_follows_the_variables_as_the_servers_do(tmp_path, environment, traces):
+    program = envoy_program(file_of().mesh, StateDirectory(tmp_path), environment)
+    assert f"--traces={traces}" in program.command
+
+
+def test_controller_is_spoken_to_over_grpc_whatever_the_users_protocol(tmp_path):
+    program = server_of(
+        file_of(), StateDirectory(tmp_path), OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf"
+    )
+    assert program.env["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://127.0.0.1:1"
+    assert program.env["TIDEGATE_OTLP_PROTOCOL"] == "grpc"
+
+
 def test_what_the_user_says_of_the_drain_counts(tmp_path):
     config = file_of(env={"TIDEGATE_DRAIN_DELAY_S": "0"})
     assert server_of(config, StateDirectory(tmp_path)).env["TIDEGATE_DRAIN_DELAY_S"] == "0"

@@ -27,8 +27,7 @@ class CollectorApplication:
         self._store = store
 
     def register(self, server):
-        servicer = OtlpTraceServicer(self._store)
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(servicer, server)
+        OtlpTraceServicer(self._store).register(server)
 
     @asynccontextmanager
     async def run(self, health):

@@ -79,6 +79,10 @@ async def test_search_by_what_grafana_sends(api):
     assert await ids(api, **everything, service="vision", minDuration="1ms") == [1]
     assert await ids(api, **everything, maxDuration="600us") == [2]
     assert await ids(api, **everything, tags='{"error":"true"}') == [1]
+    assert await ids(api, **everything, service="client", tags='{"error":"true"}') == []
+    # Whatever has not failed, whether its sender says so or says nothing.
+    assert await ids(api, **everything, tags='{"error":"false"}') == [2, 1]
+    assert await ids(api, **everything, operation="infer", tags='{"error":"false"}') == []
     assert await ids(api, **everything, tag="version:v2") == [1]
     assert await ids(api, **everything, tags='{"version":"v1"}') == []
     assert await ids(api, start=f"{START_US + 10}") == [2]
@@ -108,6 +112,21 @@ async def test_dependencies_are_calls_between_services(api):
     assert answer["data"] == []
     _, answer = await api("/api/dependencies", service="other")
     assert answer["data"] == []
+
+
+async def test_later_api_is_asked_by_its_older_names_too(api):
+    status, answer = await api(
+        "/api/v3/trace-summaries",
+        **{
+            "query.service_name": "client",
+            "query.start_time_min": "2025-11-24T15:59:00.000Z",
+            "query.start_time_max": "2025-11-24T16:01:00.000Z",
+            "query.num_traces": "1",
+        },
+    )
+    assert (status, len(answer["summaries"])) == (200, 1)
+    _, answer = await api("/api/v3/operations", service="client", span_kind="server")
+    assert answer == {"operations": []}
 
 
 async def test_what_jaegers_ui_asks_since_2026(api):

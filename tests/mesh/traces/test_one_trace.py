@@ -12,7 +12,10 @@ import pytest
 from google.protobuf import json_format
 from otlp_spans import START_NS
 
+from tidegate.mesh.envoy.addresses import Address
 from tidegate.mesh.envoy.binary import find_envoy
+from tidegate.mesh.envoy.bootstrap import EnvoySettings
+from tidegate.mesh.envoy.bootstrap import bootstrap as envoy_bootstrap
 from tidegate.mesh.telemetry import tracing_config
 from tidegate.mesh.traces.query import TraceQuery
 from tidegate.mesh.traces.view import read_trace, rows
@@ -48,7 +51,7 @@ def cluster(name, address):
     }
 
 
-def bootstrap(server, collector):
+def bootstrap(server, traces):
     """An Envoy that routes everything to one server and sends its spans to the collector."""
     manager = {
         "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3"
@@ -92,7 +95,7 @@ def bootstrap(server, collector):
         "layered_runtime": {"layers": [{"name": "test", "static_layer": flush}]},
         "static_resources": {
             "listeners": [listener],
-            "clusters": [cluster("backend", server), cluster("tidegate-traces", collector)],
+            "clusters": [cluster("backend", server), traces],
         },
     }
 
@@ -120,9 +123,9 @@ async def processes():
 def envoy(processes, tmp_path):
     """Starts an Envoy in front of a server; gives where it listens."""
 
-    async def start(server, collector):
+    async def start(server, traces):
         config, admin = tmp_path / "envoy.json", tmp_path / "admin"
-        config.write_text(json.dumps(bootstrap(server, collector)))
+        config.write_text(json.dumps(bootstrap(server, traces)))
         with (tmp_path / "envoy.log").open("wb") as log:
             await processes(
                 *(find_envoy(), "--config-path", config, "--admin-address-path", admin),
@@ -180,7 +183,7 @@ def as_tree(trace):
 async def test_call_through_envoy_is_one_trace(collector, processes, envoy, tmp_path):
     traces = await collector(clock_ns=lambda: START_NS)
     server = await server_process(processes, traces, tmp_path, ECHO, service="echo")
-    port = await envoy(server, traces.otlp_address)
+    port = await envoy(server, cluster("tidegate-traces", traces.otlp_address))
     command = [sys.executable, "-c", HEALTH_CALL, traces.otlp_url, f"127.0.0.1:{port}"]
     called = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True)
     assert called.stdout == b"serving\n"
@@ -192,7 +195,23 @@ async def test_call_through_envoy_is_one_trace(collector, processes, envoy, tmp_
         (3, "echo", "grpc.health.v1.Health/Check"),
     ]
     assert trace.spans[1].tags["upstream_cluster"] == "backend"
-    assert trace.spans[3].tags["rpc.grpc.status_code"] == 0
+    assert trace.spans[3].tags["rpc.response.status_code"] == "OK"
+
+
+async def test_envoy_whose_spans_go_nowhere_leaves_the_spans_of_others(
+    collector, processes, envoy, tmp_path
+):
+    settings = EnvoySettings(node_id="test", controller=Address("127.0.0.1", 1), traces=None)
+    clusters = json_format.MessageToDict(envoy_bootstrap(settings))["staticResources"]["clusters"]
+    nowhere = next(each for each in clusters if each["name"] == "tidegate-traces")
+    traces = await collector(clock_ns=lambda: START_NS)
+    server = await server_process(processes, traces, tmp_path, ECHO, service="echo")
+    port = await envoy(server, nowhere)
+    command = [sys.executable, "-c", HEALTH_CALL, traces.otlp_url, f"127.0.0.1:{port}"]
+    called = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True)
+    assert called.stdout == b"serving\n"
+    trace = await whole_trace(traces, 2)
+    assert [span.service for span in trace.spans] == ["tidegate-cli", "echo"]
 
 
 @pytest.mark.e2e
@@ -206,7 +225,7 @@ async def test_classify_is_shown_with_every_hop_and_stage(collector, processes, 
     traces = await collector(clock_ns=lambda: START_NS)
     program = ("-m", "tidegate.serving.vision", f"--model-repository={MODELS}", f"--load={NETWORK}")
     server = await server_process(processes, traces, tmp_path, *program, service="vision")
-    port = await envoy(server, traces.otlp_address)
+    port = await envoy(server, cluster("tidegate-traces", traces.otlp_address))
 
     async def tidegate(*arguments):
         command = [sys.executable, "-c", "from tidegate.cli.main import main; main()", *arguments]

@@ -41,7 +41,7 @@ def test_call_of_the_vision_server_through_envoy():
     text = drawn(
         view(1, 0, "tidegate-cli", CLASSIFY, 0, 11_400, **{"rpc.grpc.status_code": 0}),
         view(2, 1, "ingress", "vision.models.svc.cluster.local:8500/*", 300, 10_900, **envoy),
-        view(3, 2, "vision", CLASSIFY, 700, 10_200, **{"rpc.grpc.status_code": 0}),
+        view(3, 2, "vision", CLASSIFY, 700, 10_200, **{"rpc.response.status_code": "OK"}),
         view(4, 3, "vision", "queue", 800, 1_200, **MODEL),
         view(5, 3, "vision", "decode", 2_000, 2_100, **MODEL),
         view(6, 3, "vision", "batch", 4_100, 400, **MODEL),
@@ -73,7 +73,7 @@ def test_failed_answer_of_the_language_model_with_a_span_whose_parent_is_missing
             **{"rpc.grpc.status_code": 14, "error": True},
             **{"otel.status_description": "the engine died"},
             **{"gen_ai.response.model": "smollm2:1", "gen_ai.usage.input_tokens": 11},
-            **{"gen_ai.usage.output_tokens": 42, "gen_ai.server.time_to_first_token": 0.0523},
+            **{"gen_ai.usage.output_tokens": 42, "gen_ai.response.time_to_first_chunk": 0.0523},
         ),
         view(9, 8, "other", "orphan", 1_200_000, 50_000),
     )

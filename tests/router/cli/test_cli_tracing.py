@@ -9,6 +9,7 @@ import grpc
 import pytest
 from double_server import double_server
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from otlp_collectors import http_collector
 
 PROGRAM = "from tidegate.cli.main import main; main()"
 WITHOUT_SDK = (
@@ -127,11 +128,66 @@ async def test_light_install_does_the_work_and_says_what_it_lacks(tidegate, serv
     assert "traceparent" not in server.script.metadata[0]
 
 
-async def test_collector_that_is_no_url_is_refused(tidegate, server):
-    arguments = ("classify", "-", "--vision", server.address, "--trace", "127.0.0.1:4317")
+@pytest.mark.parametrize("url", ["grpc://127.0.0.1:4317", "host/path"])
+async def test_collector_that_cannot_be_called_is_refused(tidegate, server, url):
+    arguments = ("classify", "-", "--vision", server.address, "--trace", url)
     done = await tidegate(*arguments, stdin=b"jpeg")
     assert done.returncode == 2
-    assert b"is no URL" in done.stderr
+    assert b"is no collector" in done.stderr
+
+
+async def test_spans_leave_over_http_where_the_variables_say_so(tidegate, server):
+    with http_collector() as (received, address):
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{address}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        }
+        done = await tidegate("chat", "hello", "--llm", server.address, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert received.paths == ["/v1/traces"]
+    assert [span.name for span in received.spans] == ["tidegate.llm.v1.LlmService/Chat"]
+
+
+async def test_collector_without_a_scheme_is_called_as_the_sdk_calls_it(tidegate, server):
+    async with collecting() as (collector, url):
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": url.removeprefix("http://"),
+            "OTEL_EXPORTER_OTLP_INSECURE": "true",
+        }
+        await tidegate("chat", "hello", "--llm", server.address, env=env)
+    assert len(collector.spans) == 1
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {"OTEL_SDK_DISABLED": "true"},
+        {"OTEL_TRACES_SAMPLER": "always_off"},
+    ],
+    ids=str,
+)
+async def test_spans_that_the_variables_turn_off_are_not_sent(tidegate, server, off):
+    async with collecting() as (collector, url):
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, **off}
+        done = await tidegate("chat", "hello", "--llm", server.address, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert collector.spans == []
+
+
+async def test_flag_goes_before_the_variables(tidegate, server):
+    async with collecting() as (collector, url):
+        env = {"OTEL_TRACES_EXPORTER": "none"}
+        await tidegate("chat", "hello", "--llm", server.address, "--trace", url, env=env)
+    assert len(collector.spans) == 1
+
+
+async def test_disabled_sdk_is_told_to_who_asks_for_spans(tidegate, server):
+    env = {"OTEL_SDK_DISABLED": "true"}
+    arguments = ("chat", "hello", "--llm", server.address, "--trace", "http://127.0.0.1:9")
+    done = await tidegate(*arguments, env=env)
+    assert done.returncode == 0
+    assert done.stderr == b"no spans are recorded: OTEL_SDK_DISABLED is set\n"
 
 
 async def test_without_a_collector_nothing_is_imported_or_sent(tidegate, server):

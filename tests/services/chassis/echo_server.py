@@ -8,7 +8,7 @@ import asyncio
 import sys
 import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import Context
 
 import grpc
@@ -41,6 +41,7 @@ from tidegate.chassis.errors import (
     Unavailable,
     Unimplemented,
 )
+from tidegate.chassis.served_models import ServedModel, counted_request
 
 SERVICE = "tidegate.test.EchoService"
 KINDS = {
@@ -104,6 +105,18 @@ class EchoSettings(ChassisSettings):
     fail_load: bool = Field(False, description="Fail to load.")
 
 
+MODELS = {
+    version: ServedModel(
+        "echo",
+        version,
+        precision="fp32",
+        engine="echo 1",
+        methods=[f"/{SERVICE}/{name}" for name in KINDS],
+    )
+    for version in ("v1", "v2")
+}
+
+
 class Held:
     """What a handler holds while it runs."""
 
@@ -150,7 +163,10 @@ class EchoApplication:
         if self.settings and self.settings.fail_load:
             raise RuntimeError("the weights are missing")
         await self.may_load.wait()
-        async with asyncio.TaskGroup() as group:
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            for model in MODELS.values():
+                model.publish()
+                stack.callback(model.withdraw)
             engine = group.create_task(self._engine())
             health.set_all(True)
             self.loaded.set()
@@ -230,6 +246,19 @@ class EchoApplication:
     async def _do_stage(self, context, argument):
         decode()
         await infer()
+
+    async def _do_model(self, context, argument):
+        """Does what else it is told as a version of the model."""
+        version, _, rest = argument.partition(" ")
+        MODELS[version].answers()
+        await self._do(rest, context)
+
+    async def _do_request(self, context, argument):
+        """Answers one request of a stream as a version of the model."""
+        version, _, rest = argument.partition(" ")
+        with counted_request() as counted:
+            counted.answered_by(MODELS[version])
+            await self._do(rest, context)
 
     async def _do_crash(self, context, argument):
         raise RuntimeError("secret detail")

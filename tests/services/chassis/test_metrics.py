@@ -6,7 +6,7 @@ import urllib.request
 
 import grpc
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from tidegate.chassis.calls import deadline_has_passed
@@ -199,3 +199,46 @@ async def test_metrics_of_others_are_served_as_they_are():
     Gauge("vllm:num_requests_running", "Running.", registry=registry).set(3)
     with monitoring("127.0.0.1", 0, lambda: True, registry) as port:
         assert "vllm:num_requests_running 3.0" in (await get(port, "/metrics"))[1]
+
+
+async def test_requests_on_a_stream_count_one_by_one_for_the_model_that_answers(serving):
+    async with serving() as (application, server, client):
+        before = await samples(server)
+        await client.call("collect", "request v1 ok")
+        await client.failure("chat", "request v2 exhausted")
+        call = client.chat("request v1 ok", "request v2 ok", "request v1 wait")
+        await application.waiting.acquire()
+        call.cancel()
+        await application.closed.acquire()
+
+        async def counted():
+            after = await samples(server)
+            found = {}
+            for key, value in after.items():
+                labels = dict(key[1:])
+                if key[0] == "tidegate_requests_total" and value > before.get(key, 0):
+                    found[labels["model_version"], labels["grpc_method"], labels["grpc_code"]] = (
+                        value - before.get(key, 0)
+                    )
+            return found
+
+        async with asyncio.timeout(20):
+            while ("v1", "Chat", "Canceled") not in (found := await counted()):
+                pass
+    assert found == {
+        ("v1", "Collect", "OK"): 1,
+        ("v2", "Chat", "ResourceExhausted"): 1,
+        ("v1", "Chat", "OK"): 1,
+        ("v2", "Chat", "OK"): 1,
+        ("v1", "Chat", "Canceled"): 1,
+    }
+
+
+async def test_model_that_is_withdrawn_has_no_series(serving):
+    async with serving() as (_, server, _):
+        assert any(("model", "echo") in key for key in await samples(server))
+    assert not any(
+        sample.labels.get("model") == "echo"
+        for family in REGISTRY.collect()
+        for sample in family.samples
+    )

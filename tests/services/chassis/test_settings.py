@@ -149,8 +149,142 @@ def test_standard_variables_of_opentelemetry_count(monkeypatch, variable, field,
     )
 
 
-def test_collector_without_scheme_is_refused(capsys):
-    assert "--otlp-endpoint" in refused(capsys, "--otlp-endpoint=collector:4317")
+RESOURCE = "service.name=from%20resource,service.version=1.2,deployment.environment.name=prod,x=y"
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "values"),
+    [
+        ({"OTEL_RESOURCE_ATTRIBUTES": RESOURCE}, [], {"service_name": "from resource"}),
+        ({"OTEL_RESOURCE_ATTRIBUTES": RESOURCE}, [], {"service_version": "1.2"}),
+        ({"OTEL_RESOURCE_ATTRIBUTES": RESOURCE}, [], {"deployment_environment": "prod"}),
+        (
+            {"OTEL_RESOURCE_ATTRIBUTES": RESOURCE, "OTEL_SERVICE_NAME": "vision"},
+            [],
+            {"service_name": "vision"},
+        ),
+        (
+            {"OTEL_RESOURCE_ATTRIBUTES": RESOURCE, "TIDEGATE_SERVICE_VERSION": "2"},
+            ["--service-name=flag"],
+            {"service_name": "flag", "service_version": "2"},
+        ),
+        ({"OTEL_TRACES_EXPORTER": "none"}, [], {"traces_exporter": "none"}),
+        ({"OTEL_TRACES_EXPORTER": "none"}, ["--traces-exporter=otlp"], {"traces_exporter": "otlp"}),
+        ({"OTEL_SDK_DISABLED": "True"}, [], {"traces_exporter": "none"}),
+        ({"OTEL_SDK_DISABLED": "false"}, [], {"traces_exporter": None}),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, [], {"trace_sampler": "always_off"}),
+        (
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"},
+            [],
+            {"trace_sampler": "traceidratio", "trace_sample_ratio": 0.25},
+        ),
+        # As with the SDK, a share without a sampler that takes one means nothing.
+        ({"OTEL_TRACES_SAMPLER_ARG": "0.25"}, [], {"trace_sample_ratio": 1.0}),
+        (
+            {"OTEL_TRACES_SAMPLER": "parentbased_always_on", "OTEL_TRACES_SAMPLER_ARG": "x"},
+            [],
+            {"trace_sampler": "parentbased_always_on", "trace_sample_ratio": 1.0},
+        ),
+        (
+            {"OTEL_TRACES_SAMPLER": "always_off"},
+            ["--trace-sample-ratio=0.5"],
+            {"trace_sampler": "parentbased_traceidratio", "trace_sample_ratio": 0.5},
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"},
+            [],
+            {"otlp_endpoint": "collector:4317"},
+        ),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, [], {"otlp_protocol": "http/protobuf"}),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+            },
+            [],
+            {"otlp_protocol": "grpc"},
+        ),
+        # Over HTTP one variable has the address of all signals, the other that of the spans.
+        (
+            {
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/",
+            },
+            [],
+            {"otlp_endpoint": "http://collector:4318/v1/traces"},
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318/spans",
+            },
+            [],
+            {"otlp_endpoint": "http://collector:4318/spans"},
+        ),
+        # An empty variable is one that is not set.
+        ({"OTEL_SERVICE_NAME": "", "OTEL_TRACES_EXPORTER": ""}, [], {"service_name": "tidegate"}),
+    ],
+)
+def test_standard_variables_mean_what_they_mean_to_the_sdk(monkeypatch, environment, flags, values):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = ModelSettings.from_command_line(flags)
+    assert {name: getattr(settings, name) for name in values} == values
+
+
+def test_model_with_a_name_of_its_own_is_named_by_the_standard_variable(monkeypatch):
+    from tidegate.serving.vision.settings import VisionSettings
+
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "cats")
+    assert VisionSettings.from_command_line([]).service_name == "cats"
+
+
+def test_printed_configuration_names_the_standard_variable_that_counted(capsys, monkeypatch):
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", RESOURCE)
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "vision")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
+    monkeypatch.setenv("TIDEGATE_DEPLOYMENT_ENVIRONMENT", "test")
+    lines = printed(capsys, "--otlp-protocol=grpc", "--print-config").splitlines()
+    assert set(lines) >= {
+        "service_name: vision  # env OTEL_SERVICE_NAME",
+        "service_version: '1.2'  # env OTEL_RESOURCE_ATTRIBUTES",
+        "deployment_environment: test  # env TIDEGATE_DEPLOYMENT_ENVIRONMENT",
+        "traces_exporter: none  # env OTEL_SDK_DISABLED",
+        "otlp_endpoint: collector:4317  # env OTEL_EXPORTER_OTLP_ENDPOINT",
+        "otlp_protocol: grpc  # flag --otlp-protocol",
+        "trace_sampler: parentbased_traceidratio  # default",
+    }
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER"),
+        ({"OTEL_TRACES_EXPORTER": "none,otlp"}, "OTEL_TRACES_EXPORTER"),
+        ({"OTEL_TRACES_SAMPLER": "xray"}, "OTEL_TRACES_SAMPLER"),
+        (
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"},
+            "OTEL_TRACES_SAMPLER_ARG",
+        ),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "grpc://collector:4317"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317/path"}, "has a path"),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "collector:4318",
+            },
+            "is no URL",
+        ),
+    ],
+)
+def test_standard_variable_that_cannot_be_followed_is_named(
+    capsys, monkeypatch, environment, named
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert named in refused(capsys)
 
 
 def test_settings_cannot_be_changed():

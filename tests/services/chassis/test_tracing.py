@@ -6,6 +6,7 @@ import time
 
 import grpc
 import pytest
+from conventions import LATEST_SCHEMA, current_attributes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -38,18 +39,22 @@ def recorded():
     [("echo", "Echo"), ("repeat", "Repeat"), ("collect", "Collect"), ("chat", "Chat")],
 )
 async def test_every_call_has_a_server_span_in_the_callers_trace(serving, recorded, kind, method):
-    async with serving() as (_, _, client):
+    async with serving() as (_, server, client):
         await client.call(kind, "stage", metadata=SAMPLED)
     spans = recorded()
     rpc = spans[f"tidegate.test.EchoService/{method}"]
     assert f"{rpc.context.trace_id:032x}" == TRACE_ID
     assert f"{rpc.parent.span_id:016x}" == PARENT_ID
     assert rpc.kind.name == "SERVER"
-    assert dict(rpc.attributes) == {
-        "rpc.system": "grpc",
-        "rpc.service": "tidegate.test.EchoService",
-        "rpc.method": method,
-        "rpc.grpc.status_code": 0,
+    attributes = dict(rpc.attributes)
+    assert attributes.pop("network.peer.port") > 0
+    assert attributes == {
+        "rpc.system.name": "grpc",
+        "rpc.method": f"tidegate.test.EchoService/{method}",
+        "rpc.response.status_code": "OK",
+        "server.address": "127.0.0.1",
+        "server.port": server.grpc_port,
+        "network.peer.address": "127.0.0.1",
     }
     assert spans["decode"].parent.span_id == rpc.context.span_id
     assert spans["infer"].parent.span_id == rpc.context.span_id
@@ -68,14 +73,54 @@ async def test_a_health_check_joins_a_trace_and_begins_none(serving, recorded):
 
 @pytest.mark.parametrize(
     ("text", "code", "failed"),
-    [("not-found", 5, False), ("crash", 13, True), ("unavailable", 14, True)],
+    [
+        ("not-found", "NOT_FOUND", False),
+        ("crash", "INTERNAL", True),
+        ("unavailable", "UNAVAILABLE", True),
+    ],
 )
 async def test_span_is_marked_only_for_the_servers_faults(serving, recorded, text, code, failed):
     async with serving() as (_, _, client):
         await client.failure("echo", text)
     rpc = recorded()["tidegate.test.EchoService/Echo"]
-    assert rpc.attributes["rpc.grpc.status_code"] == code
+    assert rpc.attributes["rpc.response.status_code"] == code
+    assert rpc.attributes.get("error.type") == (code if failed else None)
     assert (rpc.status.status_code.name == "ERROR") is failed
+
+
+async def test_span_follows_the_latest_conventions_that_are_pinned(serving, recorded):
+    async with serving() as (_, _, client):
+        await client.failure("echo", "model v1 crash")
+    rpc = recorded()["tidegate.test.EchoService/Echo"]
+    assert rpc.instrumentation_scope.schema_url == LATEST_SCHEMA
+    ours = {"tidegate.model", "tidegate.model.version"}
+    assert set(rpc.attributes) - ours <= current_attributes()
+    assert rpc.attributes["tidegate.model.version"] == "v1"
+
+
+async def test_method_that_does_not_exist_names_no_span(serving, recorded):
+    async with serving() as (_, _, client):
+        call = client.channel.unary_unary("/made.Up/Name123")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(b"", metadata=SAMPLED)
+    (rpc,) = recorded().values()
+    assert rpc.name == "grpc"
+    assert rpc.attributes["rpc.method"] == "_OTHER"
+    assert rpc.attributes["rpc.method_original"] == "made.Up/Name123"
+    assert rpc.attributes["error.type"] == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize(
+    ("peer", "attributes"),
+    [
+        ("ipv4:10.0.0.1:80", {"network.peer.address": "10.0.0.1", "network.peer.port": 80}),
+        ("ipv6:%5B::1%5D:80", {"network.peer.address": "::1", "network.peer.port": 80}),
+        ("unix:/run/x.sock", {"network.peer.address": "/run/x.sock"}),
+        ("unknown", {}),
+    ],
+)
+def test_peer_is_told_in_parts(peer, attributes):
+    assert tracing.peer_attributes(peer) == attributes
 
 
 async def test_span_of_a_client_that_leaves_is_ended(serving, recorded):
@@ -85,7 +130,7 @@ async def test_span_of_a_client_that_leaves_is_ended(serving, recorded):
         call.cancel()
         await application.closed.acquire()
     rpc = recorded()["tidegate.test.EchoService/Repeat"]
-    assert rpc.attributes["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
+    assert rpc.attributes["rpc.response.status_code"] == "CANCELLED"
 
 
 async def test_call_that_its_caller_does_not_sample_records_nothing(serving, recorded):

@@ -39,7 +39,7 @@ def counted(name, **labels):
 
 
 def held():
-    labels = {"model": NETWORK, "version": "1-int8"}
+    labels = {"model": NETWORK, "model_version": "1-int8"}
     return REGISTRY.get_sample_value("tidegate_vision_held_images", labels)
 
 

@@ -123,7 +123,7 @@ async def test_the_gauge_of_held_images_follows(lane):
 
 
 def held(model):
-    labels = {"model": model, "version": "1"}
+    labels = {"model": model, "model_version": "1"}
     return REGISTRY.get_sample_value("tidegate_vision_held_images", labels)
 
 

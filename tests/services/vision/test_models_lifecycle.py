@@ -133,7 +133,7 @@ async def test_a_changed_model_is_replaced_before_the_old_one_goes(
 async def test_the_gauge_of_a_replaced_model_stays(depot, write_model):
     from prometheus_client import REGISTRY
 
-    labels = {"model": "gauged-net", "version": "1"}
+    labels = {"model": "gauged-net", "model_version": "1"}
 
     def gauge():
         return REGISTRY.get_sample_value("tidegate_vision_held_images", labels)

@@ -8,8 +8,10 @@ import shutil
 import struct
 import sys
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,6 +20,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from tidegate.chassis import tracing
+from tidegate.inference.v2 import open_inference_pb2 as oip
+from tidegate.inference.v2 import open_inference_pb2_grpc as oip_grpc
 from tidegate.vision.v1 import vision_pb2 as pb
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -104,7 +108,7 @@ async def test_metrics_count_requests_images_and_stages(vision, photographs):
     images = [pb.Image(encoded=photographs["cat"][0])] * 7
     await vision.vision.Classify(pb.ClassifyRequest(model=NETWORK, version="1-bf16", images=images))
     after = await scraped(vision)
-    of = f'{{model="{NETWORK}",version="1-bf16"}}'
+    of = f'{{model="{NETWORK}",model_version="1-bf16"}}'
     method = (
         '{grpc_method="Classify",grpc_service="tidegate.vision.v1.VisionService",grpc_type="unary"}'
     )
@@ -122,25 +126,64 @@ async def test_metrics_count_requests_images_and_stages(vision, photographs):
     assert grew(f"grpc_server_handling_seconds_count{method}") == 1
 
 
-async def test_each_stage_of_a_request_is_a_span_of_its_trace(vision, photographs):
+@contextmanager
+def recorded():
+    """Turns tracing on; gives the exporter, which has the finished spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracing.install(provider)
-    trace_id = "0af7651916cd43dd8448eb211c80319c"
     try:
+        yield exporter
+    finally:
+        tracing.install(None)
+        provider.shutdown()
+
+
+@pytest.mark.parametrize("method", ["Classify", "ModelInfer"])
+async def test_failure_tells_its_model_version_on_the_span_and_in_the_count(vision, method):
+    before = await scraped(vision)
+    if method == "Classify":
+        request = pb.ClassifyRequest(
+            model=NETWORK, version="1-int8", images=[pb.Image(encoded=b"no image")]
+        )
+        call, service = vision.vision.Classify, SERVICES[1]
+    else:
+        request = oip.ModelInferRequest(model_name=NETWORK, model_version="1-int8")
+        call, service = oip_grpc.GRPCInferenceServiceStub(vision.channel).ModelInfer, SERVICES[2]
+    with recorded() as exporter:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(request)
+        after = await scraped(vision)
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["tidegate.model"] == NETWORK
+    assert span.attributes["tidegate.model.version"] == "1-int8"
+    series = (
+        f'tidegate_requests_total{{grpc_code="InvalidArgument",grpc_method="{method}",'
+        f'grpc_service="{service}",model="{NETWORK}",model_version="1-int8"}}'
+    )
+    assert after[series] - before[series] == 1
+
+
+async def test_model_info_tells_what_computes_each_version(vision):
+    told = [name for name in await scraped(vision) if name.startswith("tidegate_model_info{")]
+    assert any('model_version="1-int8",precision="int8"' in each for each in told)
+    assert all('engine="openvino ' in each for each in told)
+
+
+async def test_each_stage_of_a_request_is_a_span_of_its_trace(vision, photographs):
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with recorded() as exporter:
         await vision.vision.Classify(
             pb.ClassifyRequest(
                 model=NETWORK, version="1-int8", images=[pb.Image(encoded=photographs["cat"][0])]
             ),
             metadata=[("traceparent", f"00-{trace_id}-b7ad6b7169203331-01")],
         )
-    finally:
-        tracing.install(None)
-        provider.shutdown()
     spans = {span.name: span for span in exporter.get_finished_spans()}
     root = spans.pop("tidegate.vision.v1.VisionService/Classify")
     assert root.kind is SpanKind.SERVER
+    assert root.attributes["tidegate.model.version"] == "1-int8"
     assert list(spans) == ["queue", "decode", "batch", "inference"]
     assert {f"{span.context.trace_id:032x}" for span in (root, *spans.values())} == {trace_id}
     for earlier, later in zip(spans.values(), list(spans.values())[1:], strict=False):

@@ -24,6 +24,7 @@ from tidegate.serving.llm.requests import ChatPrompt, Options
 from tidegate.serving.llm.sampling import Sampling
 from tidegate.serving.llm.service import LlmServicer, ModelCard
 from tidegate.serving.llm.settings import LlmSettings, Runner
+from tidegate.serving.llm.telemetry import served_model
 from tidegate.serving.repository import Repository, RepositoryError
 
 __all__ = ["LlmApplication"]
@@ -91,13 +92,14 @@ class LlmApplication:
                     loaded_at_s=time.time(),
                 )
                 await _warm_up(serving)
-                self._servicer.serving = serving
-                health.set_all(True)
-                async with _failing_with(engine, health):
-                    try:
-                        yield
-                    finally:
-                        self._servicer.serving = None
+                with served_model(facts, engine.precision, f"vllm {engine.version}") as model:
+                    self._servicer.serving, self._servicer.model = serving, model
+                    health.set_all(True)
+                    async with _failing_with(engine, health):
+                        try:
+                            yield
+                        finally:
+                            self._servicer.serving = self._servicer.model = None
 
 
 async def _warm_up(serving: Serving) -> None:

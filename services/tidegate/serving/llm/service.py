@@ -6,7 +6,7 @@ Until the engine is loaded, and once it has died, every call but ListModels is U
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,6 +24,10 @@ from tidegate.serving.llm.requests import (
     read_messages,
     read_prompt,
 )
+from tidegate.serving.llm.telemetry import inference_span
+
+if TYPE_CHECKING:
+    from tidegate.chassis.served_models import ServedModel
 
 __all__ = ["LlmServicer", "ModelCard"]
 
@@ -55,11 +59,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     Attributes:
         serving: Set while the engine runs; calls are UNAVAILABLE before and after.
+        model: The model as metrics and spans name it; set while the engine runs.
     """
 
     def __init__(self, card: ModelCard) -> None:
         self._card = card
         self.serving: Serving | None = None
+        self.model: ServedModel | None = None
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - the protocol's names; it writes
         self, request: llm_pb2.GenerateRequest, context: ServicerContext
@@ -68,8 +74,10 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         received_s = time.monotonic()
         serving = self._generating()
         prompt, options = read_generate(request, serving.engine.facts)
-        telemetry.trace_request(serving.engine.facts, "text_completion", options.sampling)
-        await stream(serving, context, prompt, options, received_s, llm_pb2.GenerateResponse)
+        with inference_span(
+            serving.engine.facts, "text_completion", options.sampling, streams=True
+        ):
+            await stream(serving, context, prompt, options, received_s, llm_pb2.GenerateResponse)
 
     async def Chat(  # type: ignore[override]  # noqa: N802
         self, request: llm_pb2.ChatRequest, context: ServicerContext
@@ -78,8 +86,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         received_s = time.monotonic()
         serving = self._generating()
         prompt, options = read_chat(request, serving.engine.facts)
-        telemetry.trace_request(serving.engine.facts, "chat", options.sampling)
-        await stream(serving, context, prompt, options, received_s, llm_pb2.ChatResponse)
+        with inference_span(serving.engine.facts, "chat", options.sampling, streams=True):
+            await stream(serving, context, prompt, options, received_s, llm_pb2.ChatResponse)
 
     async def Complete(  # noqa: N802
         self, request: llm_pb2.CompleteRequest, context: ServicerContext
@@ -92,13 +100,14 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         match request.WhichOneof("input"):
             case "generate":
                 prompt, options = read_generate(request.generate, facts, "generate.")
-                telemetry.trace_request(facts, "text_completion", options.sampling)
+                operation = "text_completion"
             case "chat":
                 prompt, options = read_chat(request.chat, facts, "chat.")
-                telemetry.trace_request(facts, "chat", options.sampling)
+                operation = "chat"
             case _:
                 raise InvalidArgument.of("input", "set generate or chat")
-        return await complete(serving, context, prompt, options, received_s)
+        with inference_span(facts, operation, options.sampling):
+            return await complete(serving, context, prompt, options, received_s)
 
     async def Tokenize(  # noqa: N802
         self, request: llm_pb2.TokenizeRequest, context: ServicerContext
@@ -167,14 +176,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         ]
         if violations:
             raise InvalidArgument(violations)
-        telemetry.trace_request(engine.facts, "embeddings")
-        with serving.admission.slot():
+        with inference_span(engine.facts, "embeddings"), serving.admission.slot():
             ids = [await serving.prompts.token_ids(prompt) for prompt in prompts]
             async with asyncio.TaskGroup() as group:
                 vectors = [group.create_task(engine.embed(each)) for each in ids]
-        tokens = sum(map(len, ids))
+            tokens = sum(map(len, ids))
+            telemetry.trace_response(tokens, 0)
         telemetry.TOKENS.labels("prompt").inc(tokens)
-        telemetry.trace_response(tokens, 0)
         set_trailers(
             context,
             {"tidegate-model-version": engine.facts.version, "tidegate-tokens-in": str(tokens)},
@@ -214,6 +222,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             raise Unavailable(
                 f"{self._card.name} {self._card.version} is not loaded", reason="MODEL_NOT_LOADED"
             )
+        if self.model is not None:
+            self.model.answers()
         return self.serving
 
     def _generating(self) -> Serving:

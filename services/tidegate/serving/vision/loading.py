@@ -12,12 +12,13 @@ import numpy as np
 import structlog
 
 from tidegate.chassis.errors import FailedPrecondition
+from tidegate.chassis.served_models import ServedModel
 from tidegate.serving.repository import Entry, EntryNotFoundError, ModelKind, RepositoryError
 from tidegate.serving.vision.decode import Geometry, decode, fit
 from tidegate.serving.vision.engine import Engine, InputForm
 from tidegate.serving.vision.errors import EngineError
 from tidegate.serving.vision.lane import Bounds, Lane
-from tidegate.serving.vision.metrics import LaneMetrics
+from tidegate.serving.vision.metrics import METHODS, LaneMetrics
 from tidegate.serving.vision.planning import BatchPlan, Pace
 from tidegate.serving.vision.tickets import Encoded, Image, Pixels
 
@@ -50,6 +51,7 @@ class Serving:
         entry: what the repository says of it.
         geometry: how images are brought to its size.
         lane: where its requests wait and are run.
+        model: as metrics and spans name it.
         loaded_at_s: wall-clock time, in seconds since 1970.
         stamp: its files when they were read; another value means that they have changed.
     """
@@ -57,6 +59,7 @@ class Serving:
     entry: Entry
     geometry: Geometry
     lane: Lane
+    model: ServedModel
     loaded_at_s: float
     stamp: tuple[int, ...]
 
@@ -172,8 +175,7 @@ class Loader:
                 f"{location.path} has {len(entry.labels)} labels, but its network has "
                 f"{engine.tensors.classes} classes; correct the labels"
             )
-        metrics = LaneMetrics(name, version)
-        lane = _lane(f"{name} {version}", engine, geometry, self.bounds, metrics)
+        lane = _lane(name, version, engine, geometry, self.bounds)
         wanted, computed = entry.metadata.precision.compute, engine.traits.precision
         if computed is not wanted:
             _log.warning(
@@ -191,7 +193,10 @@ class Loader:
             image_ms=round(lane.pace.run_s * 1000, 3),
             seconds=round(time.monotonic() - started, 1),
         )
-        return Serving(entry, geometry, lane, time.time(), found)
+        model = ServedModel(
+            name, version, precision=str(computed), engine=engine.traits.name, methods=METHODS
+        )
+        return Serving(entry, geometry, lane, model, time.time(), found)
 
     def _runnable(self, name: str) -> list[str]:
         """The versions of a model that are image classifiers of a precision the engine has.
@@ -220,20 +225,20 @@ def _stamp(folder: Path) -> tuple[int, ...]:
 
 
 def _lane(
-    name: str,
+    model: str,
+    version: str,
     engine: Engine,
     geometry: Geometry,
     bounds: Bounds,
-    metrics: LaneMetrics,
 ) -> Lane:
     """Warms an engine up, measures it at each batch size, and makes its lane.
 
     Args:
-        name: the model and version, for messages.
+        model: the model's name.
+        version: its version.
         engine: a loaded engine, not in use.
         geometry: how images are brought to its size.
         bounds: how much the lane holds.
-        metrics: where its stages are recorded.
 
     Raises:
         EngineError: a run failed, or gave something other than images × classes.
@@ -244,7 +249,9 @@ def _lane(
     crowd = engine.traits.slots / engine.traits.parallel
     pace = Pace(prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target * crowd)
     prepare = partial(_prepare, geometry)
-    return Lane(name, engine, prepare, plan, pace, bounds, metrics)
+    # Only now, when nothing can fail any more: series would stay of a version that never served.
+    metrics = LaneMetrics(model, version)
+    return Lane(f"{model} {version}", engine, prepare, plan, pace, bounds, metrics)
 
 
 def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:

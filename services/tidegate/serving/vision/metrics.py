@@ -1,10 +1,22 @@
 """What the vision server tells Prometheus beyond what every server does."""
 
+from collections import Counter as Tally
+from typing import Final
+
 from prometheus_client import Counter, Gauge, Histogram
 
-__all__ = ["LaneMetrics"]
+__all__ = ["METHODS", "LaneMetrics"]
 
-_LABELS = ("model", "version")
+METHODS: Final = (
+    "/tidegate.vision.v1.VisionService/Classify",
+    "/tidegate.vision.v1.VisionService/ClassifyStream",
+    "/inference.GRPCInferenceService/ModelInfer",
+    "/inference.GRPCInferenceService/ModelStreamInfer",
+)
+"""Paths of the methods that a model answers, in whose requests it is counted."""
+
+# Not `version`, which pods have as a label: Prometheus would make ours `exported_version`.
+_LABELS = ("model", "model_version")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 _prepare = Histogram(
@@ -37,6 +49,11 @@ _held = Gauge(
 )
 
 
+_METRICS = (_prepare, _queue, _run, _batch, _images, _held)
+# A version that is loaded anew has two lanes for a moment, and one set of series.
+_lanes: Tally[tuple[str, str]] = Tally()
+
+
 class LaneMetrics:
     """The metrics of one model version, with the labels looked up once.
 
@@ -49,6 +66,7 @@ class LaneMetrics:
 
     def __init__(self, model: str, version: str) -> None:
         self._labels = (model, version)
+        _lanes[self._labels] += 1
         self._prepare = _prepare.labels(*self._labels)
         self._queue = _queue.labels(*self._labels)
         self._run = _run.labels(*self._labels)
@@ -68,5 +86,8 @@ class LaneMetrics:
         self._images.inc(images)
 
     def forget(self) -> None:
-        """Stops to report the held images of a model that was unloaded."""
-        _held.remove(*self._labels)
+        """Takes the series of a model away that was unloaded, and not loaded anew meanwhile."""
+        _lanes[self._labels] -= 1
+        if not _lanes[self._labels]:
+            for metric in _METRICS:
+                metric.remove(*self._labels)

@@ -239,6 +239,7 @@ class Models:
             if fresh is None:
                 return
             self._pool.add(fresh.lane)
+            fresh.model.publish()
             self._note(Version(*key, ModelState.READY, serving=fresh))
             if serving is not None:
                 await self._retire(serving)
@@ -251,7 +252,6 @@ class Models:
                 raise NotFound(f"model {name!r} has no version {version!r} loaded")
             self._note(replace(known, state=ModelState.UNLOADING, serving=None))
             await self._retire(known.serving)
-            known.serving.lane.metrics.forget()
             self._forget(*key)
             await self._refresh_default(name)
 
@@ -265,6 +265,8 @@ class Models:
         await idle.wait()
         self._pool.remove(serving.lane)
         await asyncio.to_thread(serving.engine.close)
+        serving.lane.metrics.forget()
+        serving.model.withdraw()
         _log.info("model unloaded", model=serving.lane.name)
 
     def _note(self, known: Version) -> None:

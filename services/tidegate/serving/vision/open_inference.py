@@ -14,6 +14,7 @@ from tidegate.chassis.errors import (
     ServiceError,
     Unimplemented,
 )
+from tidegate.chassis.served_models import counted_request
 from tidegate.errors import TidegateError
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
@@ -139,6 +140,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> oip.ModelInferResponse:
         """Runs a model on one set of inputs."""
         serving = self._models.find(request.model_name, request.model_version)
+        serving.model.answers()
         try:
             return await self._infer(serving, request, context, is_whole_call=True)
         except BaseException:
@@ -154,8 +156,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
 
         async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
             try:
-                serving = self._models.find(request.model_name, request.model_version)
-                response = await self._infer(serving, request, context)
+                with counted_request() as counted:
+                    serving = self._models.find(request.model_name, request.model_version)
+                    counted.answered_by(serving.model)
+                    response = await self._infer(serving, request, context)
             except ServiceError as error:
                 if as_status:
                     raise

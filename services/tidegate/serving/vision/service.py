@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.chassis.errors import InvalidArgument, ServiceError, to_status
+from tidegate.chassis.served_models import counted_request
 from tidegate.serving.repository import Precision
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.image_requests import Limits, check_classify
@@ -63,6 +64,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> vision_pb2.ClassifyResponse:
         """Classifies the images of one request."""
         serving = self._models.find(request.model, request.version)
+        serving.model.answers()
         try:
             return await self._classify(serving, request, context, is_whole_call=True)
         except BaseException:
@@ -82,8 +84,10 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         ) -> vision_pb2.ClassifyStreamResponse:
             asked = request.request
             try:
-                serving = self._models.find(asked.model, asked.version)
-                response = await self._classify(serving, asked, context)
+                with counted_request() as counted:
+                    serving = self._models.find(asked.model, asked.version)
+                    counted.answered_by(serving.model)
+                    response = await self._classify(serving, asked, context)
             except ServiceError as error:
                 return vision_pb2.ClassifyStreamResponse(
                     request_id=request.request_id, error=to_status(error)

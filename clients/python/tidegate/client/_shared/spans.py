@@ -5,10 +5,13 @@ to the client. One that does not trace pays a look into a dictionary for each ca
 need not be there.
 
 The span's context travels to the server as W3C ``traceparent``. Names and attributes are those of
-OpenTelemetry's semantic conventions for gRPC; a client's span fails with any status but OK.
+OpenTelemetry's semantic conventions for gRPC, in the version of `SCHEMA_URL`; a client's span fails
+with any status but OK. They are written out here, since the package that has them is not needed
+otherwise.
 """
 
 import functools
+import re
 import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -19,10 +22,18 @@ from google.protobuf.message import Message
 from tidegate.client._shared.errors import TidegateRpcError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-__all__ = ["CallSpan", "call_span"]
+__all__ = ["SCHEMA_URL", "CallSpan", "call_span", "server_of"]
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+"""The version of the semantic conventions that the spans follow."""
+
+_SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6", "xds"})
+_HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>\d{1,5}))?")
 
 
 class CallSpan:
@@ -68,7 +79,8 @@ class CallSpan:
             from opentelemetry import trace
 
             span.set_status(trace.StatusCode.ERROR, problem)
-        span.set_attribute("rpc.grpc.status_code", code.value[0])
+            span.set_attribute("error.type", code.name)
+        span.set_attribute("rpc.response.status_code", code.name)
         span.end()
 
     def __enter__(self) -> Self:
@@ -102,28 +114,48 @@ def call_span(request: type[Message], target: str) -> CallSpan:
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
         return _NOTHING
-    service, method = _method(request)
-    attributes = {
-        "rpc.system": "grpc",
-        "rpc.service": service,
-        "rpc.method": method,
-        "server.address": target,
-    }
-    name = f"{service}/{method}"
+    name = _method(request)
+    attributes = {"rpc.system.name": "grpc", "rpc.method": name, **server_of(target)}
     span = _tracer(provider).start_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)
     return CallSpan(span)
 
 
 @functools.lru_cache(maxsize=1)
 def _tracer(provider: "TracerProvider") -> "Tracer":
-    return provider.get_tracer("tidegate.client")
+    from importlib.metadata import version
+
+    return provider.get_tracer("tidegate.client", version("tidegate"), schema_url=SCHEMA_URL)
 
 
-def _method(request: type[Message]) -> tuple[str, str]:
-    """The service and the method that take a message: each method of ours has one of its own."""
+@functools.lru_cache(maxsize=64)
+def server_of(target: str) -> "Mapping[str, str | int]":
+    """The attributes of a server's address and port.
+
+    A target of several addresses has none: which of them answers is not known.
+
+    Args:
+        target: as gRPC takes it, such as ``vision:8500``, ``dns:///vision:8500``, ``unix:/path``.
+    """
+    scheme, colon, rest = target.partition(":")
+    if colon and scheme in {"unix", "unix-abstract"}:
+        return {"server.address": rest.removeprefix("//")}
+    if colon and scheme in _SCHEMES:
+        # ``dns://RESOLVER/NAME``: the authority is that of the resolver.
+        target = rest.removeprefix("//").partition("/")[2] if rest.startswith("//") else rest
+    found = _HOST_PORT.fullmatch(target)
+    if found is None or not found["host"]:
+        return {}
+    host = found["host"].strip("[]")
+    port = found["port"]
+    return {"server.address": host} | ({} if port is None else {"server.port": int(port)})
+
+
+@functools.lru_cache(maxsize=64)
+def _method(request: type[Message]) -> str:
+    """The full name of the method that takes a message: each method of ours has one of its own."""
     taken = request.DESCRIPTOR
     return next(
-        (service.full_name, method.name)
+        f"{service.full_name}/{method.name}"
         for service in taken.file.services_by_name.values()
         for method in service.methods
         if method.input_type is taken

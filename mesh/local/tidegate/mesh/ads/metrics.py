@@ -32,6 +32,14 @@ REFUSED_STREAMS = Counter(
     "tidegate_xds_refused_streams", "Streams that were ended for what they asked.", ("reason",)
 )
 
+# From 0 on: a series that appears with its first refusal hides that from `rate()`.
+for _reason in ("silent", "too_many_streams", "refused_request"):
+    REFUSED_STREAMS.labels(_reason)
+for _audience in Audience:
+    for _type in ResourceType:
+        for _counter in (_pushes, _push_bytes, _nacks):
+            _counter.labels(_audience.value, _type.name.lower())
+
 
 class StreamMetrics:
     """The metrics of one stream.

@@ -7,8 +7,6 @@ import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
-
 from tidegate.chassis import get_logger
 from tidegate.chassis.server import run
 from tidegate.mesh.ads import Distribution
@@ -88,9 +86,7 @@ class ControlApplication:
         AdsServicer(self._distribution).register(server)
         AccessLogServicer(self._requests).register(server)
         LoadReportingServicer(self._reports).register(server)
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            OtlpTraceServicer(self._traces), server
-        )
+        OtlpTraceServicer(self._traces).register(server)
         mesh_pb2_grpc.add_MeshServiceServicer_to_server(self._mesh, server)
 
     @asynccontextmanager

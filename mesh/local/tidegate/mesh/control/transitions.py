@@ -46,6 +46,11 @@ class TransitionState(enum.Enum):
     ROLLED_BACK = "rolled back"
 
 
+for _state in (TransitionState.DONE, TransitionState.ROLLED_BACK):
+    # From 0 on, so that the first change that is taken back is a rise.
+    _TRANSITIONS.labels(_state.value)
+
+
 @dataclass(frozen=True, slots=True)
 class TransitionStatus:
     """A change, as the status shows it.

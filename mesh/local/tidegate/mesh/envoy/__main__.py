@@ -6,7 +6,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from google.protobuf import json_format
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     settings = EnvoySettings(
         node_id=flags.node_id,
         controller=flags.controller,
-        traces=flags.traces or Collector(flags.controller, tls=False),
+        traces=_collector(flags.traces, flags.controller),
         ca_file=ssl.get_default_verify_paths().cafile or "",
         admin_port=flags.admin_port,
         max_connections=flags.max_connections,
@@ -60,6 +60,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os.execv(binary, command)  # noqa: S606
 
 
+def _traces(text: str) -> Collector | Literal["none"]:
+    return "none" if text == "none" else Collector.parse(text)
+
+
+def _collector(named: Collector | Literal["none"] | None, controller: Address) -> Collector | None:
+    if named == "none":
+        return None
+    return named or Collector(controller, tls=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tidegate.mesh.envoy", description=__doc__, allow_abbrev=False
@@ -68,9 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--controller", type=Address.parse, required=True, metavar="HOST:PORT", help="Its gRPC.")
     add(
         "--traces",
-        type=Collector.parse,
+        type=_traces,
         metavar="URL",
-        help="Where spans go, http://HOST:PORT for OTLP over gRPC; the controller unless given.",
+        help="Where spans go, http://HOST:PORT for OTLP over gRPC, or none; the controller unless"
+        " given.",
     )
     add("--node-id", default="ingress", help="Its name among proxies (default: %(default)s).")
     add("--admin-port", type=int, default=0, help="Of 127.0.0.1; 0 takes a free one (default).")

@@ -107,7 +107,7 @@ class EnvoySettings:
     Attributes:
         node_id: its name among the proxies of the controller.
         controller: where the controller answers gRPC.
-        traces: where spans go.
+        traces: where spans go; None for nowhere.
         ca_file: PEM authorities that a collector with TLS has its certificate from.
         admin_port: port of the admin interface on this host only; 0 takes a free one.
         max_connections: connections of clients that are open at once; more are closed at once.
@@ -115,7 +115,7 @@ class EnvoySettings:
 
     node_id: str
     controller: Address
-    traces: Collector
+    traces: Collector | None
     ca_file: str = ""
     admin_port: int = 0
     max_connections: int = 10_000
@@ -125,15 +125,13 @@ def bootstrap(settings: EnvoySettings) -> bootstrap_pb2.Bootstrap:
     """The bootstrap of an Envoy."""
     node = base_pb2.Node(id=settings.node_id, cluster="ingress")
     node.metadata.update(NODE_METADATA)
-    collector = settings.traces
-    ca_file = settings.ca_file if collector.tls else None
     return bootstrap_pb2.Bootstrap(
         node=node,
         static_resources=bootstrap_pb2.Bootstrap.StaticResources(
             clusters=[
                 _cluster(ADS_CLUSTER, settings.controller),
                 _cluster(ACCESS_LOG_CLUSTER, settings.controller),
-                _cluster(TRACES_CLUSTER, collector.address, tls_ca_file=ca_file),
+                _traces_cluster(settings),
             ]
         ),
         dynamic_resources=bootstrap_pb2.Bootstrap.DynamicResources(
@@ -215,6 +213,21 @@ def _cluster(name: str, address: Address, *, tls_ca_file: str | None = None) -> 
     if tls_ca_file is not None:
         cluster.transport_socket.CopyFrom(_tls(address.host, tls_ca_file))
     return cluster
+
+
+def _traces_cluster(settings: EnvoySettings) -> cluster_pb2.Cluster:
+    """Where spans go. It has no endpoint if they go nowhere, since the listeners name it.
+
+    Envoy's own switch for tracing (``tracing.global_enabled``) would not do: it tells the servers
+    behind Envoy not to sample, and so takes their spans out of a client's trace.
+    """
+    collector = settings.traces
+    if collector is None:
+        cluster = cluster_pb2.Cluster(name=TRACES_CLUSTER, type=cluster_pb2.Cluster.STATIC)
+        cluster.load_assignment.cluster_name = TRACES_CLUSTER
+        return cluster
+    ca_file = settings.ca_file if collector.tls else None
+    return _cluster(TRACES_CLUSTER, collector.address, tls_ca_file=ca_file)
 
 
 def _tls(host: str, ca_file: str) -> base_pb2.TransportSocket:

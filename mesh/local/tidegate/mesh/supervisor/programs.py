@@ -16,15 +16,17 @@ from tidegate.mesh.supervisor.mesh_config import MeshConfig
 from tidegate.mesh.supervisor.probes import EnvoyProbe, GrpcProbe, Probe
 from tidegate.mesh.supervisor.state import StateDirectory
 from tidegate.mesh.supervisor.workloads import Workload
+from tidegate.otlp.environment import read
 
 __all__ = ["Program", "controller_program", "envoy_program", "server_program"]
 
-# The standard variables of a collector, the one for traces first, and the chassis's own.
-_OTLP_VARIABLES = (
-    "TIDEGATE_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-)
+_COLLECTOR_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
+# The chassis's own variables, which go before OpenTelemetry's.
+_OWN_VARIABLES = {
+    "otlp_endpoint": "TIDEGATE_OTLP_ENDPOINT",
+    "otlp_protocol": "TIDEGATE_OTLP_PROTOCOL",
+    "traces_exporter": "TIDEGATE_TRACES_EXPORTER",
+}
 # As soon as Envoy sends its own, in milliseconds; after OpenTelemetry's five seconds whoever asks
 # for the last trace has looked already.
 _SPANS_SOON = ("OTEL_BSP_SCHEDULE_DELAY", "500")
@@ -105,9 +107,13 @@ def server_program(
                 labels=config.labels,
                 file=directory.workload_file(instance),
             )
-        if _collector({**environment, **env}) is None:
-            env[_OTLP_VARIABLES[-1]] = _controller_url(mesh)
+        told = _traces({**environment, **env})
+        if "otlp_endpoint" not in told:
+            env[_COLLECTOR_VARIABLE] = _controller_url(mesh)
             env.setdefault(*_SPANS_SOON)
+            if told.get("otlp_protocol", "grpc") != "grpc":
+                # The user's choice is for a collector of the user's; the controller takes gRPC.
+                env[_OWN_VARIABLES["otlp_protocol"]] = "grpc"
     return Program(
         name=name,
         instance=instance,
@@ -158,7 +164,7 @@ def envoy_program(
     admin_file = directory.port_file(ENVOY_NAME).resolve()
     flags = {
         "controller": f"127.0.0.1:{mesh.controller.grpc_port}",
-        "traces": _collector(environment) or _controller_url(mesh),
+        "traces": _envoy_collector(environment) or _controller_url(mesh),
         "admin_port": mesh.envoy.admin_port,
         "concurrency": mesh.envoy.concurrency,
         "bootstrap_file": directory.run / "envoy-bootstrap.json",
@@ -179,9 +185,29 @@ def envoy_program(
     )
 
 
-def _collector(environment: Mapping[str, str]) -> str | None:
-    """Where the user wants spans to go, if anywhere."""
-    return next((environment[name] for name in _OTLP_VARIABLES if environment.get(name)), None)
+def _traces(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the user's variables say of spans, by the names of the servers' settings."""
+    own = {name: environment.get(variable, "") for name, variable in _OWN_VARIABLES.items()}
+    own = {name: value for name, value in own.items() if value}
+    return own | {name: each.value for name, each in read(environment, own).items()}
+
+
+def _envoy_collector(environment: Mapping[str, str]) -> str | None:
+    """Where Envoy's spans go: ``none``, the user's collector, or ``None`` for the controller.
+
+    Envoy speaks OTLP over gRPC. Where the user's collector is spoken to over HTTP, the spans of
+    Envoy stay with the controller.
+    """
+    told = _traces(environment)
+    if told.get("traces_exporter") == "none":
+        return "none"
+    endpoint = told.get("otlp_endpoint")
+    if endpoint is None or told.get("otlp_protocol", "grpc") != "grpc":
+        return None
+    if "://" in endpoint:
+        return endpoint
+    plain = environment.get("OTEL_EXPORTER_OTLP_INSECURE", "").lower() == "true"
+    return f"{'http' if plain else 'https'}://{endpoint}"
 
 
 def _controller_url(mesh: MeshConfig) -> str:

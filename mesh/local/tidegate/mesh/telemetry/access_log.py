@@ -33,6 +33,9 @@ _PASSED_OVER: Final = Counter(
     "What came as access log and tells of no finished request, by what it is instead.",
     ("kind",),
 )
+for _kind in ("malformed", "intermediate", "tcp"):
+    # From 0 on, so that the first one is a rise.
+    _PASSED_OVER.labels(_kind)
 _STREAMS: Final = Gauge("tidegate_mesh_access_log_streams", "Envoys that are sending access logs.")
 
 
@@ -54,9 +57,11 @@ class AccessLogServicer:
                 self._stream, response_serializer=StreamAccessLogsResponse.SerializeToString
             )
         )
+        methods = {"StreamAccessLogs": method}
         server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(SERVICE_NAME, {"StreamAccessLogs": method})]
+            [grpc.method_handlers_generic_handler(SERVICE_NAME, methods)]
         )
+        server.add_registered_method_handlers(SERVICE_NAME, methods)
 
     async def _stream(
         self, messages: AsyncIterator[bytes], context: ServicerContext

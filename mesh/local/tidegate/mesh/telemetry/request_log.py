@@ -42,6 +42,7 @@ class Subscription:
         self.lost = 0
         self._capacity = capacity
         self._patience_s = patience_s
+        self._lost = _LOST.labels(name)
         self._waiting: deque[RequestRecord] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
@@ -101,7 +102,7 @@ class Subscription:
 
     def _lose(self, count: int) -> None:
         self.lost += count
-        _LOST.labels(self.name).inc(count)
+        self._lost.inc(count)
 
 
 class RequestLog:

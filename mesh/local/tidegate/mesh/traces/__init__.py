@@ -6,7 +6,7 @@ once, `database` keeps the last traces in SQLite, and `store` owns the thread th
 ``tidegate trace`` read them. Where a collector is configured, spans go there and none come here.
 
     store = TraceStore(Path(".tidegate/traces.sqlite"))
-    add_TraceServiceServicer_to_server(OtlpTraceServicer(store), server)
+    OtlpTraceServicer(store).register(server)
     async with store, jaeger_api(store): ...
 
 The command line needs neither gRPC nor aiohttp, so nothing is imported here.

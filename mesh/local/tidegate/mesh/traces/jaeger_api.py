@@ -179,7 +179,9 @@ class _Api:
         return _json({"summaries": [_summary_object(summary) for summary in found]})
 
     async def _operations(self, request: web.Request) -> list[dict[str, str]]:
-        service, kind = request.query.get("service"), request.query.get("spanKind", "")
+        service = request.query.get("service")
+        # The name that the later API has for it since 2026, and its older one.
+        kind = request.query.get("spanKind") or request.query.get("span_kind", "")
         if not service:
             raise BadQueryError("parameter 'service' is required")
         return [

@@ -62,6 +62,8 @@ def trace_object(trace: StoredTrace) -> dict[str, Any]:
 def has_tags(wanted: Mapping[str, str], scope_spans: bytes, resource: bytes) -> bool:
     """Whether a span has all of some tags: itself, in its events, or in its process.
 
+    Spans that have failed have ``error=true``, and all others ``error=false``, which nobody sends.
+
     Args:
         wanted: values as text, by key.
         scope_spans: a ``ScopeSpans`` with the span, serialized.
@@ -75,6 +77,8 @@ def has_tags(wanted: Mapping[str, str], scope_spans: bytes, resource: bytes) -> 
         *(_tags(event.attributes) for event in span.events),
     )
     found = {(tag["key"], _as_text(tag["value"])) for group in groups for tag in group}
+    if ("error", "true") not in found:
+        found.add(("error", "false"))
     return all(item in found for item in wanted.items())
 
 

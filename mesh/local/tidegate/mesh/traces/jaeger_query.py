@@ -86,6 +86,7 @@ def summary_query(parameters: Parameters) -> TraceQuery:
     Raises:
         BadQueryError: one of them cannot be understood, or the time is not given.
     """
+    parameters = {_later_name(name): values for name, values in parameters.items()}
     start, end = (_first(parameters, f"query.startTime{which}") for which in ("Min", "Max"))
     if not start or not end:
         raise BadQueryError("query.startTimeMin and query.startTimeMax are required")
@@ -126,6 +127,13 @@ def trace_id(text: str) -> bytes:
     if not re.fullmatch(r"[0-9a-fA-F]{1,32}", text):
         raise BadQueryError(f"a trace id has 1 to 32 hexadecimal digits: {text[:80]!r}")
     return bytes.fromhex(text.zfill(32))
+
+
+def _later_name(name: str) -> str:
+    """The name that a parameter has since 2026; Jaeger takes ``query.start_time_min`` as well."""
+    if name == "query.num_traces":
+        return "query.searchDepth"
+    return re.sub(r"_([a-z])", lambda found: found[1].upper(), name)
 
 
 def _query(

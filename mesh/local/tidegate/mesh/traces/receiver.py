@@ -6,6 +6,7 @@ A request that the store has no room for is refused whole, with when to come aga
 
 from typing import Final
 
+import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
@@ -32,6 +33,21 @@ class OtlpTraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self, store: TraceStore) -> None:
         self._store = store
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server."""
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            self, server
+        )
+        # OpenTelemetry's generated code is older than gRPC's and does not name the methods.
+        export: grpc.RpcMethodHandler[
+            otlp.ExportTraceServiceRequest, otlp.ExportTraceServiceResponse
+        ] = grpc.unary_unary_rpc_method_handler(
+            self.Export,  # type: ignore[arg-type]  # the stubs know no asynchronous handlers
+            request_deserializer=otlp.ExportTraceServiceRequest.FromString,
+            response_serializer=otlp.ExportTraceServiceResponse.SerializeToString,
+        )
+        server.add_registered_method_handlers(SERVICE_NAME, {"Export": export})
 
     async def Export(  # noqa: N802  # the protocol's name
         self, request: otlp.ExportTraceServiceRequest, context: ServicerContext

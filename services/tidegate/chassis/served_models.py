@@ -1,0 +1,146 @@
+"""Model versions that a server serves, as its metrics and spans name them.
+
+A rollout compares two versions of a model by what became of their requests, so the chassis counts
+requests by model version and status code. An application makes a `ServedModel` for each version
+that it has loaded, and its handlers say which one answers:
+
+    model = ServedModel("smollm2", "1", precision="bfloat16", engine="vllm 0.32.0", methods=PATHS)
+    model.publish()
+    ...
+    model.answers()  # in a handler
+
+The status that the call ends with then counts for that version, and the span of the call names the
+version, whether the call succeeds or fails. A call that no model answers, because it asks for none
+or for one that is not there, counts for the empty name.
+
+The requests on a client's stream may ask for different models. The handler counts each by itself:
+
+    with counted_request() as counted:
+        counted.answered_by(find(request.model))
+        ...
+"""
+
+import asyncio
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import grpc
+from prometheus_client import Gauge
+
+from tidegate.chassis.calls import current_call
+from tidegate.chassis.errors import ServiceError, status_code
+from tidegate.chassis.metrics import RequestCounters
+
+__all__ = ["CountedRequest", "ServedModel", "counted_request"]
+
+_INFO: Final = Gauge(
+    "tidegate_model_info",
+    "1 for each model version that is loaded, with what computes it.",
+    ("model", "model_version", "precision", "engine"),
+)
+
+# Versions, and what is known of them, that are published; a version that is loaded anew is twice.
+_published: Tally[tuple[str, ...]] = Tally()
+
+
+class ServedModel:
+    """A model version that answers requests. `publish` and `withdraw` bound its series in time.
+
+    Args:
+        name: Of the model.
+        version: Its version.
+        precision: What it computes in.
+        engine: What computes it, with its version.
+        methods: Paths of the methods that it answers, such as ``/service/method``.
+
+    Attributes:
+        attributes: Of the spans of its calls.
+    """
+
+    __slots__ = ("_info", "_key", "_requests", "attributes")
+
+    def __init__(
+        self, name: str, version: str, *, precision: str, engine: str, methods: Iterable[str]
+    ) -> None:
+        self._key = (name, version)
+        self._info = (name, version, precision, engine)
+        self._requests = {path: RequestCounters(name, version, path) for path in methods}
+        self.attributes = {"tidegate.model": name, "tidegate.model.version": version}
+
+    def publish(self) -> None:
+        """Shows the model to Prometheus: all that is counted for it is there, from 0."""
+        _published[self._key] += 1
+        _published[self._info] += 1
+        _INFO.labels(*self._info).set(1)
+        for counters in self._requests.values():
+            counters.bind()
+
+    def withdraw(self) -> None:
+        """Takes the series of the model away, unless it has been loaded anew meanwhile."""
+        for key in (self._key, self._info):
+            _published[key] -= 1
+        if not _published[self._info]:
+            _INFO.remove(*self._info)
+        if not _published[self._key]:
+            for counters in self._requests.values():
+                counters.remove()
+
+    def answers(self) -> None:
+        """Says, in the handler of a call, that this model answers it."""
+        if (call := current_call.get()) is not None:
+            call.model = self
+
+    def requests(self, path: str) -> RequestCounters | None:
+        """The counters of a method; None when it is not the model's to answer.
+
+        Args:
+            path: ``/service/method``.
+        """
+        return self._requests.get(path)
+
+
+class CountedRequest:
+    """A request on a client's stream, while it is answered."""
+
+    __slots__ = ("model",)
+
+    def __init__(self) -> None:
+        self.model: ServedModel | None = None
+
+    def answered_by(self, model: ServedModel) -> None:
+        """Says which model answers it."""
+        self.model = model
+        if (call := current_call.get()) is not None:
+            call.answered_in_part_by(model)
+
+
+@contextmanager
+def counted_request() -> Iterator[CountedRequest]:
+    """Counts one request of a stream when the block ends, by the error that leaves it if any.
+
+    A request that is cut off with its stream counts with the status of the stream.
+    """
+    request = CountedRequest()
+    code = grpc.StatusCode.OK
+    try:
+        yield request
+    except ServiceError as error:
+        code = status_code(error)
+        raise
+    except asyncio.CancelledError:
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except Exception:
+        code = grpc.StatusCode.INTERNAL
+        raise
+    finally:
+        call = current_call.get()
+        if call is not None:
+            counters = request.model.requests(call.path) if request.model else None
+            counters = counters or call.requests
+            if counters is not None and code is grpc.StatusCode.CANCELLED:
+                call.cut.append(counters)
+            elif counters is not None:
+                counters.count(code)

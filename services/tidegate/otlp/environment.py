@@ -1,0 +1,132 @@
+"""OpenTelemetry's standard variables, read as its SDK reads them.
+
+Our own flags and ``TIDEGATE_*`` variables go before them: `read` leaves out what these have
+decided. Read are
+
+- ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES``: the service's name, version, environment,
+- ``OTEL_SDK_DISABLED`` and ``OTEL_TRACES_EXPORTER``: whether spans leave, and how,
+- ``OTEL_EXPORTER_OTLP_[TRACES_]ENDPOINT`` and ``_PROTOCOL``: where to, and over gRPC or HTTP,
+- ``OTEL_TRACES_SAMPLER`` and ``OTEL_TRACES_SAMPLER_ARG``: which traces.
+
+The SDK itself reads the others, such as ``OTEL_EXPORTER_OTLP_HEADERS`` and ``OTEL_BSP_*``.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["HTTP", "STANDARD_VARIABLES", "Found", "is_disabled", "read"]
+
+HTTP: Final = "http/protobuf"
+
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_SAMPLER: Final = "OTEL_TRACES_SAMPLER"
+_SAMPLER_ARGUMENT: Final = "OTEL_TRACES_SAMPLER_ARG"
+_RESOURCE: Final = "OTEL_RESOURCE_ATTRIBUTES"
+_EXPORTER: Final = "OTEL_TRACES_EXPORTER"
+_DISABLED: Final = "OTEL_SDK_DISABLED"
+
+STANDARD_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "service_name": ("OTEL_SERVICE_NAME", _RESOURCE),
+    "service_version": (_RESOURCE,),
+    "deployment_environment": (_RESOURCE,),
+    "traces_exporter": (_DISABLED, _EXPORTER),
+    "otlp_endpoint": _ENDPOINTS,
+    "otlp_protocol": _PROTOCOLS,
+    "trace_sampler": (_SAMPLER,),
+    "trace_sample_ratio": (_SAMPLER_ARGUMENT,),
+}
+"""The variables that may give each setting, the one that counts first ahead."""
+
+_ATTRIBUTES: Final = {
+    "service_name": "service.name",
+    "service_version": "service.version",
+    "deployment_environment": "deployment.environment.name",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The value of a setting, as text.
+
+    Attributes:
+        variable: which variable gives it.
+        value: what it gives.
+    """
+
+    variable: str
+    value: str
+
+
+def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> dict[str, Found]:
+    """Reads what the variables say; an empty variable says nothing.
+
+    Args:
+        environment: the variables.
+        decided: settings that a flag or a variable of ours has decided already.
+
+    Returns:
+        What they give, by the names of settings.
+    """
+    found = {
+        name: Found(variable, environment[variable].strip())
+        for name, variables in STANDARD_VARIABLES.items()
+        for variable in reversed(variables)
+        if variable != _RESOURCE and environment.get(variable, "").strip()
+    }
+    attributes = _resource_attributes(environment.get(_RESOURCE, ""))
+    for name, attribute in _ATTRIBUTES.items():
+        if attributes.get(attribute):
+            found.setdefault(name, Found(_RESOURCE, attributes[attribute]))
+    _settle_exporter(found, environment)
+    _settle_endpoint(found, decided)
+    _settle_sampler(found, decided)
+    return {name: each for name, each in found.items() if name not in decided}
+
+
+def is_disabled(environment: Mapping[str, str]) -> bool:
+    """Tells whether ``OTEL_SDK_DISABLED`` turns tracing off, as the SDK reads it."""
+    return environment.get(_DISABLED, "").strip().lower() == "true"
+
+
+def _settle_exporter(found: dict[str, Found], environment: Mapping[str, str]) -> None:
+    if is_disabled(environment):
+        found["traces_exporter"] = Found(_DISABLED, "none")
+    elif environment.get(_EXPORTER, "").strip():
+        found["traces_exporter"] = Found(_EXPORTER, environment[_EXPORTER].strip().lower())
+    else:
+        found.pop("traces_exporter", None)
+
+
+def _settle_endpoint(found: dict[str, Found], decided: Collection[str]) -> None:
+    """Over HTTP, one variable has the address of all signals, the other that of the spans."""
+    endpoint, protocol = found.get("otlp_endpoint"), found.get("otlp_protocol")
+    # Who decides about the protocol by a flag reads an address as it is.
+    if endpoint is None or protocol is None or "otlp_protocol" in decided:
+        return
+    if protocol.value == HTTP:
+        url = endpoint.value
+        if endpoint.variable == _ENDPOINTS[1]:
+            url = url.rstrip("/") + "/v1/traces"
+        elif not urlsplit(url).path:
+            url += "/"
+        found["otlp_endpoint"] = Found(endpoint.variable, url)
+
+
+def _settle_sampler(found: dict[str, Found], decided: Collection[str]) -> None:
+    sampler = found.get("trace_sampler")
+    if "trace_sample_ratio" in decided or "trace_sampler" in decided:
+        found.pop("trace_sampler", None)
+        found.pop("trace_sample_ratio", None)
+    elif sampler is None or not sampler.value.lower().endswith("traceidratio"):
+        # Without a sampler that takes a share, the argument means nothing.
+        found.pop("trace_sample_ratio", None)
+    if sampler is not None and "trace_sampler" in found:
+        found["trace_sampler"] = Found(_SAMPLER, sampler.value.lower())
+
+
+def _resource_attributes(text: str) -> dict[str, str]:
+    pairs = (pair.partition("=") for pair in text.split(","))
+    return {unquote(key.strip()): unquote(value.strip()) for key, equals, value in pairs if equals}
