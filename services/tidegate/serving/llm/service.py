@@ -6,7 +6,7 @@ Until the engine is loaded, and once it has died, every call but ListModels is U
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,6 +24,9 @@ from tidegate.serving.llm.requests import (
     read_messages,
     read_prompt,
 )
+
+if TYPE_CHECKING:
+    from tidegate.chassis.health import Health
 
 __all__ = ["LlmServicer", "ModelCard"]
 
@@ -55,11 +58,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
 
     Attributes:
         serving: Set while the engine runs; calls are UNAVAILABLE before and after.
+        health: Of the server, once it loads; what ListModels calls ready.
     """
 
     def __init__(self, card: ModelCard) -> None:
         self._card = card
         self.serving: Serving | None = None
+        self.health: "Health | None" = None
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - the protocol's names; it writes
         self, request: llm_pb2.GenerateRequest, context: ServicerContext
@@ -198,15 +203,16 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         )
         if self.serving is not None:
             engine = self.serving.engine
-            model.ready = True
+            model.ready = self.health is not None and self.health.is_serving() is True
             model.engine = f"vllm {engine.version}"
             model.precision = engine.precision
             model.max_context_tokens = engine.facts.max_context_tokens
             model.vocabulary_size = engine.facts.vocabulary_size
             model.lora_adapters.extend(engine.facts.lora_adapters)
-            loaded_at = Timestamp()
-            loaded_at.FromNanoseconds(round(self.serving.loaded_at_s * 1e9))
-            model.loaded_at.CopyFrom(loaded_at)
+            if model.ready:
+                loaded_at = Timestamp()
+                loaded_at.FromNanoseconds(round(self.serving.loaded_at_s * 1e9))
+                model.loaded_at.CopyFrom(loaded_at)
         return llm_pb2.ListModelsResponse(models=[model])
 
     def _loaded(self) -> Serving:

@@ -88,8 +88,7 @@ class VisionApplication:
     async def run(self, health: Health) -> AsyncIterator[None]:
         """Loads the models, serves, and unloads them."""
         with self._pool:
-            await self._models.load_all(self._settings.load)
-            health.set_all(True)
+            await self._models.start(self._settings.load, health)
             try:
                 yield
             finally:

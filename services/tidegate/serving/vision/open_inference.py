@@ -90,18 +90,16 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ServerReady(  # noqa: N802 - the proto's name
         self, request: oip.ServerReadyRequest, context: ServicerContext
     ) -> oip.ServerReadyResponse:
-        """Whether every model that should serve does."""
+        """Whether the server is ready, as its health says."""
         del request, context
-        return oip.ServerReadyResponse(ready=self._models.all_ready)
+        return oip.ServerReadyResponse(ready=self._models.server_ready)
 
     async def ModelReady(  # noqa: N802 - the proto's name
         self, request: oip.ModelReadyRequest, context: ServicerContext
     ) -> oip.ModelReadyResponse:
-        """Whether one model version serves; one that is not known does not."""
+        """Whether one model version takes requests; one that is not known does not."""
         del context
-        ready = self._models.ready(request.name)
-        wanted = request.version or self._models.default_version(request.name)
-        return oip.ModelReadyResponse(ready=wanted in ready)
+        return oip.ModelReadyResponse(ready=self._models.is_ready(request.name, request.version))
 
     async def ServerMetadata(  # noqa: N802 - the proto's name
         self, request: oip.ServerMetadataRequest, context: ServicerContext

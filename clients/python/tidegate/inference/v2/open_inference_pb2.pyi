@@ -85,7 +85,7 @@ class ServerReadyResponse(_message.Message):
 
     READY_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """True when every model that should serve does."""
+    """True when the server has started, at least one model version serves, and it does not drain."""
     def __init__(
         self,
         *,
