@@ -14,6 +14,7 @@ honoured where they mean the same. Nothing else in a server reads the environmen
 
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Self, get_origin
 
@@ -163,7 +164,10 @@ class ChassisSettings(BaseSettings):
         description="Name in traces and logs (service.name).",
     )
     service_version: str = Field(
-        "unknown", min_length=1, description="Version in traces and logs (service.version)."
+        default_factory=lambda: version("tidegate"),
+        min_length=1,
+        description="Version in traces, logs and server metadata (service.version); by default"
+        " that of the package.",
     )
     deployment_environment: str = Field(
         "local", min_length=1, description="Environment in traces (deployment.environment.name)."

@@ -64,7 +64,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     def __init__(self, card: ModelCard) -> None:
         self._card = card
         self.serving: Serving | None = None
-        self.health: "Health | None" = None
+        self.health: Health | None = None
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - the protocol's names; it writes
         self, request: llm_pb2.GenerateRequest, context: ServicerContext

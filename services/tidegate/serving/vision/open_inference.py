@@ -18,6 +18,7 @@ from tidegate.errors import TidegateError
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.serving.repository import EntryNotFoundError
+from tidegate.serving.vision import parameters
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
@@ -47,6 +48,9 @@ _STATES: Final = {
     ModelState.UNLOADING: "UNLOADING",
     ModelState.FAILED: "UNAVAILABLE",
 }
+# Clients read a stream until they are told that a request has had its last answer.
+_FINAL_RESPONSE: Final = "triton_final_response"
+_FINAL: Final = {_FINAL_RESPONSE: oip.InferParameter(bool_param=True)}
 # With this header, Triton's clients ask for errors of a stream as its status.
 _ERROR_AS_STATUS: Final = ("triton_grpc_error", "true")
 
@@ -158,8 +162,10 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                 if as_status:
                     raise
                 return oip.ModelStreamInferResponse(
-                    error_message=str(error), infer_response=oip.ModelInferResponse(id=request.id)
+                    error_message=str(error),
+                    infer_response=oip.ModelInferResponse(id=request.id, parameters=_FINAL),
                 )
+            response.parameters[_FINAL_RESPONSE].bool_param = True
             return oip.ModelStreamInferResponse(infer_response=response)
 
         async with aclosing(answer_in_order(requests, answer, self._stream_window)) as answers:
@@ -211,7 +217,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Loads a model, beside what serves already."""
         del context
         self._refuse_control(request.repository_name)
-        version = _version_parameter(request.parameters, allowed=("version",))
+        version = _version_parameter(request.parameters, parameters.LOAD)
         wanted = f"{request.model_name}/{version}" if version else request.model_name
         if not request.model_name:
             raise InvalidArgument.of("model_name", "is empty; name the model to load")
@@ -231,7 +237,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Unloads a model when what it accepted is finished."""
         del context
         self._refuse_control(request.repository_name)
-        version = _version_parameter(request.parameters, allowed=("version", "unload_dependents"))
+        version = _version_parameter(request.parameters, parameters.UNLOAD)
+        if not request.model_name:
+            raise InvalidArgument.of("model_name", "is empty; name the model to unload")
         versions = [version] if version else self._models.ready(request.model_name)
         if not versions:
             raise NotFound(f"model {request.model_name!r} is not loaded", reason="MODEL_NOT_FOUND")
@@ -258,7 +266,14 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> oip.ModelInferResponse:
         call = check_infer(request, serving.engine.tensors, self._limits)
         try:
-            outcome = await self._inference.run(serving, call.images, max(1, call.top_k), context)
+            outcome = await self._inference.run(
+                serving,
+                call.images,
+                max(1, call.top_k),
+                context,
+                timeout_s=call.timeout_s,
+                priority=call.priority,
+            )
         except RejectedImageError as error:
             raise InvalidArgument.of(
                 f"inputs[0] element {error.index}", error.problem, reason="BAD_IMAGE"
@@ -336,11 +351,12 @@ def _refuse_repository(name: str) -> None:
 
 
 def _version_parameter(
-    parameters: Mapping[str, oip.ModelRepositoryParameter], allowed: tuple[str, ...]
+    given: Mapping[str, oip.ModelRepositoryParameter], place: parameters.Place
 ) -> str:
-    for key in parameters:
-        if key not in allowed:
-            raise InvalidArgument.of(
-                f"parameters[{key!r}]", f"is not supported; use {' or '.join(allowed)}"
-            )
-    return parameters["version"].string_param if "version" in parameters else ""
+    """The version that is named; empty when none is, which means every one."""
+    version = str(parameters.read(given, place).get("version", ""))
+    if "version" in given and not version:
+        raise InvalidArgument.of(
+            "parameters['version']", "is empty; name a version, or leave it out to mean every one"
+        )
+    return version
