@@ -80,6 +80,7 @@ class VisionApplication:
                 version=settings.service_version,
                 model_control=settings.model_control,
                 stream_window=settings.stream_window,
+                list_image_input=settings.list_image_input,
             ),
             server,
         )

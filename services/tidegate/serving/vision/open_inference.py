@@ -19,6 +19,7 @@ from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.serving.repository import EntryNotFoundError
 from tidegate.serving.vision import parameters
+from tidegate.serving.vision.descriptions import config_of, metadata_of, statistics_of
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from tidegate.chassis.calls import ServicerContext
     from tidegate.serving.vision.image_requests import Limits
     from tidegate.serving.vision.inference import Inference
-    from tidegate.serving.vision.lane import Totals
     from tidegate.serving.vision.loading import Serving
     from tidegate.serving.vision.models import Models
     from tidegate.serving.vision.tickets import Outcome
@@ -40,7 +40,7 @@ __all__ = ["SERVICE_NAME", "OpenInferenceServicer"]
 
 SERVICE_NAME: Final = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
-_EXTENSIONS: Final = ("classification", "model_repository", "statistics")
+_EXTENSIONS: Final = ("classification", "model_configuration", "model_repository", "statistics")
 _STATES: Final = {
     ModelState.UNLOADED: "UNAVAILABLE",
     ModelState.LOADING: "LOADING",
@@ -65,6 +65,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         version: the server's version.
         model_control: whether clients may load and unload models.
         stream_window: requests read ahead of the answers on one stream.
+        list_image_input: whether metadata and configuration tell of the input ``image``.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         version: str,
         model_control: bool,
         stream_window: int,
+        list_image_input: bool,
     ) -> None:
         self._models = models
         self._inference = inference
@@ -83,6 +85,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self._version = version
         self._model_control = model_control
         self._stream_window = stream_window
+        self._list_image_input = list_image_input
 
     async def ServerLive(  # noqa: N802 - the proto's name
         self, request: oip.ServerLiveRequest, context: ServicerContext
@@ -120,21 +123,19 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """A model's versions, input and output."""
         del context
         serving = self._models.find(request.name, request.version)
-        tensors = serving.engine.tensors
-        described = oip.ModelMetadataResponse.TensorMetadata
-        return oip.ModelMetadataResponse(
-            name=serving.entry.name,
-            versions=self._models.ready(serving.entry.name),
-            platform=serving.engine.traits.platform,
-            inputs=[
-                described(
-                    name=tensors.input_name, datatype="FP32", shape=[-1, *tensors.input_shape]
-                )
-            ],
-            outputs=[
-                described(name=tensors.output_name, datatype="FP32", shape=[-1, tensors.classes])
-            ],
+        return metadata_of(
+            serving,
+            self._models.ready(serving.entry.name),
+            with_image_input=self._list_image_input,
         )
+
+    async def ModelConfig(  # noqa: N802 - the proto's name
+        self, request: oip.ModelConfigRequest, context: ServicerContext
+    ) -> oip.ModelConfigResponse:
+        """How a model is served, in Triton's terms."""
+        del context
+        serving = self._models.find(request.name, request.version)
+        return config_of(serving, self._limits.images, with_image_input=self._list_image_input)
 
     async def ModelInfer(  # noqa: N802 - the proto's name
         self, request: oip.ModelInferRequest, context: ServicerContext
@@ -182,7 +183,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         versions = await asyncio.to_thread(self._models.versions)
         return oip.ModelStatisticsResponse(
             model_stats=[
-                _statistics(known.name, known.version, known.serving.lane.totals)
+                statistics_of(known.name, known.version, known.serving.lane.totals)
                 for known in versions
                 if known.serving is not None
                 and request.name in {"", known.name}
@@ -314,33 +315,6 @@ def _best_as_texts(outcome: Outcome, labels: tuple[str, ...]) -> bytes:
     )
     encoded = (text.encode() for text in texts)
     return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
-
-
-def _statistics(name: str, version: str, totals: Totals) -> oip.ModelStatistics:
-    def duration(count: int, seconds: float) -> oip.StatisticDuration:
-        return oip.StatisticDuration(count=count, ns=round(seconds * 1e9))
-
-    runs = dict(totals.runs)
-    return oip.ModelStatistics(
-        name=name,
-        version=version,
-        last_inference=totals.last_run_at_ms,
-        inference_count=totals.images,
-        execution_count=sum(count for count, _ in runs.values()),
-        inference_stats=oip.InferStatistics(
-            success=duration(totals.succeeded, totals.succeeded_s),
-            fail=duration(totals.failed, totals.failed_s),
-            queue=duration(totals.images, totals.queue_s),
-            compute_input=duration(totals.images, totals.prepare_s),
-            compute_infer=duration(
-                totals.images, sum(seconds * size for size, (_, seconds) in runs.items())
-            ),
-        ),
-        batch_stats=[
-            oip.InferBatchStatistics(batch_size=size, compute_infer=duration(count, seconds))
-            for size, (count, seconds) in sorted(runs.items())
-        ],
-    )
 
 
 def _refuse_repository(name: str) -> None:
