@@ -24,7 +24,7 @@ from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
 from tidegate.serving.vision.tensor_requests import InferCall, check_infer
-from tidegate.serving.vision.trailers import tell_answer, tell_version
+from tidegate.serving.vision.trailers import StreamVersion, tell_answer, tell_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -153,11 +153,13 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
         """Runs a model on each request of a stream; answers come in the order of the requests."""
+        version = StreamVersion(context)
         as_status = _ERROR_AS_STATUS in (context.invocation_metadata() or ())
 
         async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
             try:
                 serving = self._models.find(request.model_name, request.model_version)
+                version.used(serving)
                 response = await self._infer(serving, request, context)
             except ServiceError as error:
                 if as_status:
