@@ -18,6 +18,7 @@ from grpc.aio import AioRpcError
 
 from tidegate.inference.v2 import model_config_pb2, open_inference_pb2_grpc
 from tidegate.inference.v2 import open_inference_pb2 as oip
+from tidegate.serving.vision.worker_pool import WorkerPool
 from tidegate.vision.v1 import vision_pb2 as pb
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -423,3 +424,31 @@ async def test_the_input_image_can_be_left_out_of_what_is_told(models_root, serv
         image = {"bytes_contents": [photographs["cat"][0]]}
         given = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": image}
         await stub.ModelInfer(oip.ModelInferRequest(inputs=[given]))
+
+
+async def test_timeout_and_priority_reach_the_queue(server, monkeypatch):
+    submit, tickets = WorkerPool.submit, []
+
+    def recorded(pool, lane, ticket):
+        tickets.append((ticket.priority, ticket.deadline_s - ticket.accepted_s))
+        submit(pool, lane, ticket)
+
+    monkeypatch.setattr(WorkerPool, "submit", recorded)
+    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+    values = np.zeros((1, 3, 224, 224), dtype="<f4")
+    timeout, priority = {"int64_param": 60_000_000}, {"uint64_param": 3}
+    for parameters, deadline_s in (
+        ({}, 600),
+        ({"timeout": timeout, "priority": priority}, 600),
+        ({"timeout": timeout, "priority": priority}, 30),
+    ):
+        request = tensor_request(values, parameters=parameters)
+        await stub.ModelInfer(request, timeout=deadline_s)
+        stream = stub.ModelStreamInfer(iter([request]), timeout=deadline_s)
+        assert not (await stream.read()).error_message
+        await stream.read()
+    (plain, short, shorter) = tickets[::2]
+    assert [each[0] for each in tickets] == [2, 2, 3, 3, 3, 3]
+    assert 60 < plain[1] <= 600
+    assert short[1] == pytest.approx(60)
+    assert shorter[1] <= 30

@@ -36,7 +36,7 @@ class VisionSettings(ChassisSettings):
     list_image_input: bool = Field(
         True,
         description="Whether ModelMetadata and ModelConfig list the input image beside the model's "
-        "own; Triton's image_client and perf_analyzer expect one input. It is accepted either way.",
+        "own; Triton's image_client refuses a model of two inputs. It is accepted either way.",
     )
     verify_checksums: bool = Field(
         True, description="Whether every file with a recorded SHA-256 is read and compared at load."
