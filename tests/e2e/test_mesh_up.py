@@ -159,6 +159,27 @@ def test_each_server_answers_with_its_own_version(mesh):
     assert answers == {("vision-v1", "1-fp32"), ("vision-v2", "1-int8")}
 
 
+def test_the_example_of_the_docs_works_through_the_mesh(mesh, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "vision.md").read_text()
+    (block,) = [
+        each.partition("```")[0]
+        for each in text.split("```python\n")[1:]
+        if "127.0.0.1:8500" in each.partition("```")[0]
+    ]
+    cat = ROOT / "router" / "tidegate" / "cli" / "cat.jpg"
+    for name in ("a.jpg", "b.png"):
+        shutil.copy(cat, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    code = compile(
+        block.replace("127.0.0.1:8500", f"127.0.0.1:{mesh.ingress}"), "vision.md", "exec"
+    )
+    # Each time another server may answer: what names a version fails at some of them.
+    for _ in range(40):
+        names: dict[str, object] = {}
+        exec(code, names)
+        assert names["answer"].version in {"1-fp32", "1-int8"}
+
+
 def test_reflection_works_through_envoy(mesh):
     grpcurl = shutil.which("grpcurl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if grpcurl is None:

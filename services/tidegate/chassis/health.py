@@ -55,14 +55,21 @@ class Health:
 
     def set_all(self, serving: bool) -> None:
         """Says of every service at once whether it serves."""
-        for service in self._serving:
-            self.set(service, serving)
+        if self._shut_down or set(self._serving.values()) == {serving}:
+            return
+        self._serving = dict.fromkeys(self._serving, serving)
+        self._announce()
 
     def is_serving(self, service: str = OVERALL) -> bool | None:
         """Tells whether a service serves; None for a service that is not known."""
         if service == OVERALL:
             return not self._shut_down and all(self._serving.values())
         return self._serving.get(service)
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether nothing will serve again, since the drain has begun."""
+        return self._shut_down
 
     def shut_down(self) -> None:
         """Turns every service to not serving, for good."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from tidegate.chassis.channelz import add_channelz
 from tidegate.chassis.errors import StartupError
 from tidegate.chassis.health import Health, HealthServicer
 from tidegate.chassis.method_table import MethodTable
+from tidegate.chassis.reflection import add_reflection
 from tidegate.chassis.settings import ChassisSettings
 
 __all__ = ["add_common_services", "channel_options", "look_methods_up_in", "open_port"]
@@ -74,9 +74,8 @@ def add_common_services(server: grpc.aio.Server, health: Health, services: Seque
         *services,
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         _CHANNELZ,
-        reflection.SERVICE_NAME,
     ]
-    reflection.enable_server_reflection(names, server)
+    add_reflection(server, names)
 
 
 def open_port(

@@ -15,6 +15,7 @@ variables. Nothing else in a server reads the environment, but for OpenTelemetry
 import os
 from collections.abc import Sequence
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Self, get_origin
 
@@ -205,7 +206,10 @@ class ChassisSettings(BaseSettings):
         "tidegate", min_length=1, description="Name in traces and logs (service.name)."
     )
     service_version: str = Field(
-        "unknown", min_length=1, description="Version in traces and logs (service.version)."
+        default_factory=lambda: version("tidegate"),
+        min_length=1,
+        description="Version in traces, logs and server metadata (service.version); by default"
+        " that of the package.",
     )
     deployment_environment: str = Field(
         "local", min_length=1, description="Environment in traces (deployment.environment.name)."

@@ -6,7 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 
 GRPCURL = shutil.which("grpcurl", path=Path(sys.executable).parent) or shutil.which("grpcurl")
@@ -38,6 +40,7 @@ async def test_grpcurl_lists_every_service(serving, echo):
         echo.SERVICE,
         "grpc.channelz.v1.Channelz",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
 
@@ -49,6 +52,54 @@ async def test_grpcurl_describes_and_calls_a_service(serving, echo):
         answer = await grpcurl(server, "-d", '"hello"', [f"{echo.SERVICE}/Echo"])
     assert "rpc Chat ( stream .google.protobuf.StringValue )" in described
     assert json.loads(answer) == "hello"
+
+
+@needs_grpcurl
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_describes_itself(serving, version):
+    name = f"grpc.reflection.{version}.ServerReflection"
+    async with serving() as (_, server, _):
+        described = await grpcurl(server, ["describe", name])
+        request = await grpcurl(
+            server, ["describe", f".grpc.reflection.{version}.ServerReflectionRequest"]
+        )
+    assert f"stream .grpc.reflection.{version}.ServerReflectionResponse" in described
+    assert "file_containing_symbol" in request
+
+
+def messages_of(pool, version):
+    names = ("ServerReflectionRequest", "ServerReflectionResponse")
+    return [
+        message_factory.GetMessageClass(
+            pool.FindMessageTypeByName(f"grpc.reflection.{version}.{name}")
+        )
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_a_client_that_knows_one_version_of_reflection_finds_every_service(
+    serving, echo, version
+):
+    async with serving() as (_, _, client):
+        request, response = messages_of(descriptor_pool.Default(), version)
+        ask = client.channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request.SerializeToString,
+            response.FromString,
+        )
+        questions = [request(list_services=""), request(file_containing_symbol=echo.SERVICE)]
+        questions += [request(file_containing_symbol="no.such.Service")]
+        listed, found, missing = [each async for each in ask(iter(questions))]
+    names = {each.name for each in listed.list_services_response.service}
+    assert {echo.SERVICE, "grpc.reflection.v1.ServerReflection"} <= names
+    assert "grpc.reflection.v1alpha.ServerReflection" in names
+    files = map(
+        descriptor_pb2.FileDescriptorProto.FromString,
+        found.file_descriptor_response.file_descriptor_proto,
+    )
+    assert "EchoService" in {service.name for file in files for service in file.service}
+    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 async def test_channelz_counts_calls_of_the_server(serving):

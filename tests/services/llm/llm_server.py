@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,18 @@ class LlmServer:
     def engine_process(self):
         children = self.process.children(recursive=True)
         return next(each for each in children if "EngineCore" in each.name())
+
+    async def is_ready(self):
+        """What the probe says."""
+
+        def probe():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/readyz"):
+                    return True
+            except urllib.error.HTTPError:
+                return False
+
+        return await asyncio.to_thread(probe)
 
     async def metric(self, name, **labels):
         """Sums the samples of a metric that have these labels."""

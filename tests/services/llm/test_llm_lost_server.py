@@ -6,9 +6,38 @@ import grpc
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from llm_server import SERVICE, chat
+from llm_server import SERVICE, LlmServer, chat
+
+from tidegate.llm.v1 import llm_pb2
 
 pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+NOBODY, EVERYBODY = (False,) * 3, (True,) * 3
+
+
+@pytest.fixture
+def slow_to_go(models, tmp_path):
+    """A server that loads, and that can be asked after its drain has begun."""
+    flags = ("--kv-cache-gib", "1", "--drain-delay-s", "600")
+    server = LlmServer.start(tmp_path, "--model-repository", str(models), *flags)
+    yield server
+    server.stop()
+
+
+def watch_of(client):
+    asked = health_pb2.HealthCheckRequest(service=SERVICE)
+    return health_pb2_grpc.HealthStub(client.channel).Watch(asked)
+
+
+async def told(server, client):
+    """Whether health, the probe and ListModels call the server ready."""
+    asked = health_pb2.HealthCheckRequest(service=SERVICE)
+    checked = await health_pb2_grpc.HealthStub(client.channel).Check(asked)
+    (model,) = (await client.stub.ListModels(llm_pb2.ListModelsRequest())).models
+    assert model.HasField("loaded_at") == model.ready
+    return checked.status == SERVING, await server.is_ready(), model.ready
 
 
 async def streaming(client, count, max_tokens):
@@ -36,22 +65,45 @@ async def test_streams_in_flight_finish_when_the_server_is_asked_to_go(server, c
     assert await asyncio.to_thread(server.process.wait) == 0
 
 
-async def test_streams_end_as_unavailable_when_the_engine_is_killed(server, client):
-    health = health_pb2_grpc.HealthStub(client.channel)
-    watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-    calls, _ = await streaming(client, 4, max_tokens=900)
-    waiting = [asyncio.create_task(tokens_left(call)) for call in calls]
-    children = server.process.children(recursive=True)
-    server.engine_process().kill()
-    ended = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [each.code() for each in ended] == [grpc.StatusCode.UNAVAILABLE] * 4
-    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-    watch.cancel()
+async def test_streams_end_as_unavailable_when_the_engine_is_killed(slow_to_go):
+    server = slow_to_go
+    await asyncio.to_thread(server.wait_until_loaded)
+    async with server.client() as client:
+        watch = watch_of(client)
+        assert (await watch.read()).status == SERVING
+        assert await told(server, client) == EVERYBODY
+        calls, _ = await streaming(client, 4, max_tokens=900)
+        waiting = [asyncio.create_task(tokens_left(call)) for call in calls]
+        children = server.process.children(recursive=True)
+        server.engine_process().kill()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [each.code() for each in ended] == [grpc.StatusCode.UNAVAILABLE] * 4
+        assert (await watch.read()).status == NOT_SERVING
+        assert await told(server, client) == NOBODY
+        watch.cancel()
+    # In the delay of a drain, a signal ends it at once.
+    server.process.terminate()
     assert await asyncio.to_thread(server.process.wait) == 1
     assert "engine died" in server.log.read_text()
     for child in children:
         await asyncio.to_thread(child.wait)
+
+
+async def test_nobody_calls_a_server_ready_that_drains(slow_to_go):
+    server = slow_to_go
+    async with server.client() as client:
+        watch = watch_of(client)
+        assert (await watch.read()).status == NOT_SERVING
+        assert await told(server, client) == NOBODY
+        assert (await watch.read()).status == SERVING
+        assert await told(server, client) == EVERYBODY
+        server.process.terminate()
+        assert (await watch.read()).status == NOT_SERVING
+        assert await told(server, client) == NOBODY
+        watch.cancel()
+    # In the delay of a drain, the next signal ends it at once.
+    server.process.terminate()
+    assert await asyncio.to_thread(server.process.wait) == 0
 
 
 async def test_nothing_outlives_a_server_that_is_killed(server, client):

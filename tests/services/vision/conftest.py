@@ -69,7 +69,7 @@ class Workshop:
         self.pool.add(lane)
         return lane
 
-    def ticket(self, *marks, top_k=1, client="a", deadline_s=FAR):
+    def ticket(self, *marks, top_k=1, client="a", deadline_s=FAR, **how):
         return Ticket(
             [marked(mark) for mark in marks],
             top_k=top_k,
@@ -77,6 +77,7 @@ class Workshop:
             deadline_s=deadline_s,
             accepted_s=self.clock(),
             loop=asyncio.get_running_loop(),
+            **how,
         )
 
     def submit(self, lane, *marks, **how):

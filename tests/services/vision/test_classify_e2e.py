@@ -1,9 +1,11 @@
 """Classify, GetModel and ListModels: a real server, the real models, real photographs."""
 
+import asyncio
 import io
 import math
 import struct
 import zlib
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -255,3 +257,22 @@ async def test_models_are_described(vision):
     assert described.loaded_at.seconds > 0
     error = await failure(vision.vision.GetModel(pb.GetModelRequest(version="9")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_the_example_of_the_docs_names_a_version(
+    vision, photographs, picture, encode, tmp_path, monkeypatch
+):
+    text = (Path(__file__).parents[3] / "docs" / "vision.md").read_text()
+    (block,) = [
+        each.partition("```")[0]
+        for each in text.split("```python\n")[1:]
+        if "127.0.0.1:50051" in each.partition("```")[0]
+    ]
+    (tmp_path / "a.jpg").write_bytes(photographs["cat"][0])
+    (tmp_path / "b.png").write_bytes(encode(picture(), "PNG"))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    code = compile(block.replace("127.0.0.1:50051", vision.address), "vision.md", "exec")
+    await asyncio.to_thread(exec, code, names)
+    assert names["answer"].version == "1-int8"
+    assert [len(each.classifications) for each in names["answer"].results] == [3, 3]

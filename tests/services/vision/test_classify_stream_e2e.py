@@ -8,6 +8,8 @@ import structlog
 from google.rpc import code_pb2
 from prometheus_client import REGISTRY
 
+from tidegate.inference.v2 import open_inference_pb2 as oip
+from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.vision.v1 import vision_pb2 as pb
 from tidegate.vision.v1 import vision_pb2_grpc
 
@@ -75,6 +77,60 @@ async def test_a_request_that_fails_is_answered_and_the_stream_goes_on(
     ]
     reasons = [details_of(answers[n].error)["ErrorInfo"].reason for n in (1, 2, 3)]
     assert reasons == ["BAD_IMAGE", "INVALID_ARGUMENT", "VERSION_NOT_FOUND"]
+
+
+def trailers_about_versions(trailers):
+    return {name: value for name, value in trailers if name.startswith("tidegate-")}
+
+
+@pytest.mark.parametrize(
+    ("versions", "told"),
+    [
+        (["1-int8", "1-int8"], "1-int8"),
+        (["9", "1-fp32", "1-fp32", "9"], "1-fp32"),
+        (["1-int8", "1-fp32"], None),
+        (["1-int8", "1-fp32", "1-int8"], None),
+        (["9"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["tidegate", "open inference"])
+async def test_trailers_name_the_version_of_a_stream_that_has_one(
+    vision, picture, protocol, versions, told
+):
+    pixels = picture(8, 8)
+    if protocol == "tidegate":
+        requests = [asked(n, raw(pixels), version=each) for n, each in enumerate(versions)]
+        call = vision.vision.ClassifyStream(iter(requests))
+    else:
+        requests = [
+            oip.ModelInferRequest(
+                model_name=NETWORK,
+                model_version=each,
+                inputs=[{"name": "image", "datatype": "UINT8", "shape": [1, *pixels.shape]}],
+                raw_input_contents=[pixels.tobytes()],
+            )
+            for each in versions
+        ]
+        call = open_inference_pb2_grpc.GRPCInferenceServiceStub(vision.channel).ModelStreamInfer(
+            iter(requests)
+        )
+    assert len([each async for each in call]) == len(versions)
+    expected = {"tidegate-model": NETWORK, "tidegate-model-version": told} if told else {}
+    assert trailers_about_versions(await call.trailing_metadata()) == expected
+
+
+async def test_trailers_name_the_version_of_a_stream_that_ends_with_an_error(vision, picture):
+    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(vision.channel)
+    wrong = oip.ModelInferRequest(model_name=NETWORK, model_version="1-int8")
+    call = stub.ModelStreamInfer(iter([wrong]), metadata=[("triton_grpc_error", "true")])
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call.read()
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert trailers_about_versions(failed.value.trailing_metadata()) == {
+        "tidegate-model": NETWORK,
+        "tidegate-model-version": "1-int8",
+    }
 
 
 async def test_an_empty_stream_is_answered_with_nothing(vision):

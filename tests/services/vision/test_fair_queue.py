@@ -7,7 +7,12 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.serving.vision.fair_queue import FairQueue
+from tidegate.serving.vision.fair_queue import (
+    DEFAULT_PRIORITY,
+    LOWEST_PRIORITY,
+    PATIENCE,
+    FairQueue,
+)
 
 NOW_S = 10.0
 _numbers = count()
@@ -18,12 +23,21 @@ class Item:
     client: str
     abandoned: bool = False
     deadline_s: float = NOW_S + 1
+    priority: int = DEFAULT_PRIORITY
     number: int = field(default_factory=lambda: next(_numbers))
 
 
 CLIENTS = st.sampled_from("abcd")
+PRIORITIES = st.integers(1, LOWEST_PRIORITY)
 ITEMS = st.builds(
     Item, client=CLIENTS, abandoned=st.booleans(), deadline_s=st.sampled_from([5.0, NOW_S, 15.0])
+)
+MIXED = st.builds(
+    Item,
+    client=CLIENTS,
+    abandoned=st.booleans(),
+    deadline_s=st.sampled_from([5.0, NOW_S, 15.0, 15.0]),
+    priority=PRIORITIES,
 )
 FRESH = st.builds(Item, client=CLIENTS)
 
@@ -45,7 +59,7 @@ def filled(items):
     return queue
 
 
-@given(st.lists(ITEMS, max_size=40))
+@given(st.lists(MIXED, max_size=40))
 def test_everything_that_may_run_is_handed_out_once_and_nothing_else(items):
     queue = filled(items)
     handed, expired = drained(queue)
@@ -65,7 +79,7 @@ def test_a_clients_own_items_leave_in_the_order_they_came(items):
         assert numbers == sorted(numbers)
 
 
-@given(st.lists(ITEMS, max_size=40), st.lists(ITEMS, max_size=20))
+@given(st.lists(MIXED, max_size=40), st.lists(MIXED, max_size=20))
 def test_while_two_clients_wait_neither_is_served_twice_more_than_the_other(first, later):
     queue = filled(first)
     handed = []
@@ -113,11 +127,13 @@ def test_ahead_of_is_what_a_drain_shows_when_the_others_go_on_sending(items, pop
     assert foreseen == left
 
 
-@given(st.lists(ITEMS, max_size=30), CLIENTS, st.integers(1, 6))
-def test_ahead_of_never_promises_too_much(items, client, new):
+@given(st.lists(MIXED, max_size=60), st.integers(0, 30), CLIENTS, st.integers(1, 40), PRIORITIES)
+def test_ahead_of_never_promises_too_much(items, popped, client, new, priority):
     queue = filled(items)
-    foreseen = queue.ahead_of(client, new)
-    mine = [Item(client) for _ in range(new)]
+    for _ in range(popped):
+        queue.pop(NOW_S)
+    foreseen = queue.ahead_of(client, new, priority)
+    mine = [Item(client, priority=priority) for _ in range(new)]
     for item in mine:
         queue.push(item)
     handed, _ = drained(queue)
@@ -128,3 +144,30 @@ def test_an_empty_queue_has_nothing_to_hand_out():
     queue = FairQueue()
     assert queue.pop(NOW_S) == (None, [])
     assert queue.ahead_of("a", 3) == 3
+
+
+def test_a_higher_priority_overtakes_its_clients_own_items_and_nobody_elses():
+    queue = filled([Item("a", priority=3), Item("a"), Item("b", priority=3), Item("b", priority=3)])
+    queue.push(Item("a", priority=1))
+    handed, _ = drained(queue)
+    assert [(item.client, item.priority) for item in handed] == [
+        *(("a", 1), ("b", 3), ("a", 2), ("b", 3), ("a", 3)),
+    ]
+
+
+@given(st.lists(st.builds(Item, client=st.just("a"), priority=PRIORITIES), max_size=60))
+def test_within_a_priority_items_leave_in_the_order_they_came(items):
+    handed, _ = drained(filled(items))
+    for priority in range(1, LOWEST_PRIORITY + 1):
+        numbers = [item.number for item in handed if item.priority == priority]
+        assert numbers == sorted(numbers)
+
+
+def test_a_low_priority_is_not_starved_by_a_stream_of_higher_ones():
+    queue = filled([Item("a", priority=3), Item("a", priority=2), Item("a", priority=1)])
+    handed = []
+    while len({item.priority for item in handed}) < LOWEST_PRIORITY:
+        item, _ = queue.pop(NOW_S)
+        handed.append(item)
+        queue.push(Item("a", priority=1))
+    assert [item.priority for item in handed] == [1] * PATIENCE + [3, 2]

@@ -8,6 +8,7 @@ import pytest
 from engine_double import EngineDouble
 
 from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from tidegate.chassis.health import Health
 from tidegate.serving.repository import CorruptFileError, EntryNotFoundError, Precision, Repository
 from tidegate.serving.vision.errors import EngineError
 from tidegate.serving.vision.lane import Bounds
@@ -95,7 +96,7 @@ async def test_loading_makes_a_version_ready(depot, write_model):
     await depot.models.load("net", "1")
     assert depot.states() == {"net/1": ModelState.READY}
     assert depot.models.find("net", "1").entry.labels == ("cat", "dog", "owl")
-    assert depot.models.all_ready
+    assert depot.models.is_ready("net", "")
 
 
 async def test_loading_again_changes_nothing_while_the_files_are_the_same(depot, write_model):
@@ -226,13 +227,13 @@ async def test_a_version_that_cannot_be_loaded_says_why_until_it_can(depot, writ
         await depot.models.load("net", "1")
     (version,) = depot.models.versions()
     assert (version.state, version.reason) == (ModelState.FAILED, "out of memory")
-    assert not depot.models.all_ready
+    assert not depot.models.is_ready("net", "")
     with pytest.raises(Unavailable, match="failed"):
         depot.models.find("net", "1")
     depot.failure = None
     touch(folder)
     await depot.models.load("net", "1")
-    assert depot.models.all_ready
+    assert depot.models.is_ready("net", "")
 
 
 async def test_asking_for_what_there_is_not_leaves_no_trace(depot, write_model):
@@ -245,7 +246,7 @@ async def test_asking_for_what_there_is_not_leaves_no_trace(depot, write_model):
     with pytest.raises(EntryNotFoundError):
         await depot.models.load_all(["nothing"])
     assert depot.states() == {"net/1": ModelState.READY}
-    assert depot.models.all_ready
+    assert depot.models.is_ready("net", "")
 
 
 async def test_models_that_are_still_to_come_are_not_unknown(depot, write_model, eventually):
@@ -260,7 +261,7 @@ async def test_models_that_are_still_to_come_are_not_unknown(depot, write_model,
     for version in ("1", "2", ""):
         with pytest.raises(Unavailable, match=r"loading|not ready"):
             depot.models.find("net", version)
-    assert not depot.models.all_ready
+    assert not depot.models.is_ready("net", "")
     depot.may_open.set()
     await loading
     assert depot.models.find("net", "2").entry.version == "2"
@@ -290,7 +291,7 @@ async def test_only_what_the_engine_can_compute_is_loaded(depot, write_model):
     ready = {place for place, state in depot.states().items() if state is ModelState.READY}
     assert ready == {"net/1-fp32"}
     await depot.models.load_all(["net"])
-    assert depot.models.all_ready
+    assert depot.models.is_ready("net", "")
     with pytest.raises(FailedPrecondition, match="'half' has no version that this engine can run"):
         await depot.models.load_all(["half"])
 
@@ -395,3 +396,66 @@ async def test_closing_unloads_everything(depot, write_model):
     await depot.models.close()
     assert all(engine.closed for engine in depot.engines)
     assert set(depot.states().values()) == {ModelState.UNLOADED}
+
+
+async def test_health_follows_the_models_from_the_start_on(
+    depot, write_model, picture, encode, eventually
+):
+    for version in ("1", "2"):
+        write_model("net", version)
+    depot, health = depot(), Health(["one", "other"])
+
+    def truth():
+        assert health.is_serving("one") == health.is_serving("other") == health.is_serving()
+        assert depot.models.server_ready == health.is_serving()
+        return health.is_serving()
+
+    # What serves before the rest of the start is loaded makes no ready server.
+    await depot.models.load("net", "1")
+    assert not truth()
+    await depot.models.start([], health)
+    assert truth()
+    await depot.models.unload("net", "2")
+    assert truth()
+    depot.failure = EngineError("out of memory")
+    with pytest.raises(EngineError):
+        await depot.models.load("net", "2")
+    assert truth()
+    assert not depot.models.is_ready("net", "2")
+    # The last one stops to be ready when its unloading begins, not when it has ended.
+    depot.engines[0].hold()
+    depot.submit(encode, picture)
+    unload = asyncio.create_task(depot.models.unload("net", "1"))
+    await eventually(lambda: depot.states()["net/1"] is ModelState.UNLOADING)
+    assert not truth()
+    depot.engines[0].release()
+    await unload
+    assert not truth()
+    with pytest.raises(EngineError):
+        await depot.models.load("net", "1")
+    assert not truth()
+    depot.failure = None
+    await depot.models.load("net", "1")
+    assert truth()
+    health.shut_down()
+    assert not truth()
+    assert not depot.models.is_ready("net", "1")
+
+
+async def test_a_replacement_never_makes_the_server_unready(depot, write_model):
+    folder = write_model()
+    depot, health = depot(), Health(["one"])
+    await depot.models.start([], health)
+    seen = []
+
+    async def watch():
+        async for state in health.watch(""):
+            seen.append(state)
+
+    watching = asyncio.create_task(watch())
+    touch(folder)
+    await depot.models.load("net", "1")
+    await asyncio.sleep(0)
+    assert len(depot.engines) == 2
+    assert seen == [True]
+    watching.cancel()

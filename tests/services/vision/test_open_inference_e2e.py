@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from google.protobuf import descriptor_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
+from tidegate.inference.v2 import model_config_pb2, open_inference_pb2_grpc
 from tidegate.inference.v2 import open_inference_pb2 as oip
-from tidegate.inference.v2 import open_inference_pb2_grpc
+from tidegate.serving.vision.worker_pool import WorkerPool
 from tidegate.vision.v1 import vision_pb2 as pb
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -32,7 +34,7 @@ async def server(models_root, serving, tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / NETWORK).mkdir()
     (root / NETWORK / VERSION).symlink_to(models_root / NETWORK / VERSION)
-    async with serving(root, batch_sizes=[1, 2], service_version="7") as server:
+    async with serving(root, batch_sizes=[1, 2]) as server:
         yield server
 
 
@@ -64,13 +66,46 @@ async def test_an_unmodified_triton_client_is_served(server, cat):
     assert [seen[key] for key in ("live", "ready", "model ready", "unknown ready")] == [
         *(True, True, True, False),
     ]
-    assert (seen["server"]["name"], seen["server"]["version"]) == ("tidegate", "7")
+    assert (seen["server"]["name"], seen["server"]["version"]) == ("tidegate", version("tidegate"))
     assert seen["model"] == {
         "name": NETWORK,
         "versions": [VERSION],
         "platform": "onnx_openvino",
-        "inputs": [{"name": "input", "datatype": "FP32", "shape": ["-1", "3", "224", "224"]}],
+        "inputs": [
+            {"name": "input", "datatype": "FP32", "shape": ["-1", "3", "224", "224"]},
+            {"name": "image", "datatype": "BYTES", "shape": ["-1", "1"]},
+        ],
         "outputs": [{"name": "logits", "datatype": "FP32", "shape": ["-1", "1000"]}],
+    }
+    assert seen["config"] == {
+        "name": NETWORK,
+        "platform": "onnx_openvino",
+        "backend": "openvino",
+        "max_batch_size": 64,
+        "input": [
+            {
+                "name": "input",
+                "data_type": "TYPE_FP32",
+                "format": "FORMAT_NCHW",
+                "dims": ["3", "224", "224"],
+                "optional": True,
+            },
+            {"name": "image", "data_type": "TYPE_STRING", "dims": ["1"], "optional": True},
+        ],
+        "output": [
+            {
+                "name": "logits",
+                "data_type": "TYPE_FP32",
+                "dims": ["1000"],
+                "label_filename": "labels.txt",
+            }
+        ],
+        "default_model_filename": "model.onnx",
+        "dynamic_batching": {
+            "preferred_batch_size": [1, 2],
+            "priority_levels": "3",
+            "default_priority_level": "2",
+        },
     }
     best = seen["image"].pop("best")
     assert seen["image"] == {"id": "me", "version": VERSION, "shape": [2, 1000]}
@@ -94,12 +129,28 @@ async def test_an_unmodified_triton_client_is_served(server, cat):
     assert first == ["0", best[0]]
     assert failed[0] == "StatusCode.INVALID_ARGUMENT"
 
+    for name in ("plain", "decoupled"):
+        assert seen[f"{name} until final"] == [[True, True], [False, True], [True, True]]
+    final = {"triton_final_response": True}
+    assert seen["raw stream"] == [["0", False, final], ["1", True, final]]
+    assert seen["pixels"] == best[0]
+    assert seen["every class"] == [1, 1000]
+
     errors = seen["errors"]
+    assert "shared memory, which is not supported" in errors["shared input"][1]
+    assert "shared memory, which is not supported" in errors["shared output"][1]
+    assert "parameters['tiemout']" in errors["custom parameter"][1]
     assert {kind: status for kind, (status, _) in errors.items()} == {
         "unknown model": "StatusCode.NOT_FOUND",
         "wrong type": "StatusCode.INVALID_ARGUMENT",
         "wrong shape": "StatusCode.INVALID_ARGUMENT",
         "no image": "StatusCode.INVALID_ARGUMENT",
+        "expired": "StatusCode.DEADLINE_EXCEEDED",
+        **dict.fromkeys(
+            ("shared input", "shared output", "custom parameter", "sequence"),
+            "StatusCode.INVALID_ARGUMENT",
+        ),
+        **dict.fromkeys(("config override", "file override"), "StatusCode.INVALID_ARGUMENT"),
         "unknown load": "StatusCode.NOT_FOUND",
         "unknown unload": "StatusCode.NOT_FOUND",
     }
@@ -111,8 +162,8 @@ async def test_an_unmodified_triton_client_is_served(server, cat):
     assert images >= 10
     assert int(statistics["execution_count"]) <= images
     assert int(counts["success"]["count"]) >= 7
-    # The three that were no image, and the one after it on the strict stream if it was accepted.
-    assert int(counts["fail"]["count"]) in {3, 4}
+    # Those that were no image, and the one after it on the strict stream if it was accepted.
+    assert int(counts["fail"]["count"]) in {6, 7}
     assert all(int(counts[stage]["ns"]) > 0 for stage in ("success", "queue", "compute_infer"))
     batches = {int(each["batch_size"]): each for each in statistics["batch_stats"]}
     assert (
@@ -142,10 +193,13 @@ async def test_an_unmodified_kserve_client_is_served(server, cat):
 DESCRIBE = """
 import base64, json
 from google.protobuf import descriptor_pb2
-from tritonclient.grpc import service_pb2
-file = descriptor_pb2.FileDescriptorProto()
-service_pb2.DESCRIPTOR.CopyToProto(file)
-print(json.dumps(base64.b64encode(file.SerializeToString()).decode()))
+from tritonclient.grpc import model_config_pb2, service_pb2
+files = []
+for module in (service_pb2, model_config_pb2):
+    file = descriptor_pb2.FileDescriptorProto()
+    module.DESCRIPTOR.CopyToProto(file)
+    files.append(base64.b64encode(file.SerializeToString()).decode())
+print(json.dumps(files))
 """
 
 
@@ -165,8 +219,14 @@ def described(file):
                 found[f"{name}.{field.name}"] = (
                     *(field.number, field.type, field.label, field.type_name, oneof),
                 )
+            values(message.enum_type, name)
             walk(message.nested_type, name)
 
+    def values(enums, prefix):
+        for enum in enums:
+            found.update({f"{prefix}.{enum.name}.{each.name}": each.number for each in enum.value})
+
+    values(file.enum_type, f".{file.package}")
     walk(file.message_type, f".{file.package}")
     for service in file.service:
         for method in service.method:
@@ -179,19 +239,29 @@ def described(file):
 
 async def test_every_message_and_method_is_tritons():
     needs("tritonclient")
-    theirs, ours = descriptor_pb2.FileDescriptorProto(), descriptor_pb2.FileDescriptorProto()
-    theirs.ParseFromString(base64.b64decode(await output_of("-c", DESCRIBE)))
-    oip.DESCRIPTOR.CopyToProto(ours)
-    assert ours.package == theirs.package == "inference"
-    ours, theirs = described(ours), described(theirs)
+    theirs, ours = {}, {}
+    for data in await output_of("-c", DESCRIBE):
+        file = descriptor_pb2.FileDescriptorProto.FromString(base64.b64decode(data))
+        assert file.package == "inference"
+        theirs |= described(file)
+    for module in (oip, model_config_pb2):
+        file = descriptor_pb2.FileDescriptorProto()
+        module.DESCRIPTOR.CopyToProto(file)
+        assert file.package == "inference"
+        ours |= described(file)
     assert {name: theirs.get(name) for name in ours} == ours
-    # What is left out is left out whole: no message of ours lacks a field that Triton's has.
-    messages = {name.rpartition(".")[0] for name in ours if name.startswith(".")}
+    # What is left out is left out whole: no message of ours lacks a field that Triton's has, but
+    # for those of the configuration, which have what can be told of a model here.
+    shortened = {
+        f".inference.{name}"
+        for name in ("ModelConfig", "ModelInput", "ModelOutput", "ModelDynamicBatching")
+    }
+    messages = {name.rpartition(".")[0] for name in ours if name.startswith(".")} - shortened
     missing = {name for name in theirs if name.rpartition(".")[0] in messages} - ours.keys()
     assert missing == set()
     left_out = {name.partition("/")[2] for name in theirs.keys() - ours.keys() if "/" in name}
     assert left_out == {
-        *("ModelConfig", "TraceSetting", "LogSettings"),
+        *("TraceSetting", "LogSettings"),
         *(f"{kind}SharedMemory{what}" for kind in ("System", "Cuda")
           for what in ("Status", "Register", "Unregister")),
     }  # fmt: skip
@@ -260,6 +330,28 @@ async def test_control_of_models_can_be_refused(models_root, serving):
             ),
             "parameters['config']",
         ),
+        *(
+            (
+                f"RepositoryModel{kind}",
+                getattr(oip, f"RepositoryModel{kind}Request")(
+                    model_name=NETWORK, parameters={name: value}
+                ),
+                f"parameters[{name!r}]",
+            )
+            for kind, name, value in (
+                ("Load", "version", {"int64_param": 9}),
+                ("Load", "version", {"bytes_param": b"9"}),
+                ("Load", "version", {"string_param": ""}),
+                ("Load", "version", {}),
+                ("Load", "file:1/model.onnx", {"bytes_param": b""}),
+                ("Unload", "version", {"int64_param": 9}),
+                ("Unload", "version", {"bool_param": True}),
+                ("Unload", "version", {"string_param": ""}),
+                ("Unload", "versoin", {"string_param": VERSION}),
+                ("Unload", "unload_dependents", {"string_param": "true"}),
+            )
+        ),
+        ("RepositoryModelUnload", oip.RepositoryModelUnloadRequest(), "model_name"),
         (
             "RepositoryIndex",
             oip.RepositoryIndexRequest(repository_name="r"),
@@ -274,6 +366,9 @@ async def test_what_the_repository_cannot_do_is_named(server, details_of, method
     assert refused.value.code() is StatusCode.INVALID_ARGUMENT
     (violation,) = details_of(refused.value)["BadRequest"].field_violations
     assert re.fullmatch(re.escape(field), violation.field)
+    # Nothing was done of it.
+    ready = await stub.ModelReady(oip.ModelReadyRequest(name=NETWORK, version=VERSION))
+    assert ready.ready
 
 
 async def test_one_version_is_loaded_and_unloaded_by_name(server):
@@ -295,3 +390,65 @@ async def test_one_version_is_loaded_and_unloaded_by_name(server):
     assert (answer.id, answer.model_version) == ("x", VERSION)
     ready = await stub.ModelReady(oip.ModelReadyRequest(name=NETWORK, version=VERSION))
     assert ready.ready
+
+
+async def test_what_has_waited_longer_than_its_timeout_is_never_run(server):
+    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+
+    async def run():
+        statistics = await stub.ModelStatistics(oip.ModelStatisticsRequest(name=NETWORK))
+        return statistics.model_stats[0].inference_count
+
+    values = np.zeros((1, 3, 224, 224), dtype="<f4")
+    before = await run()
+    for kind in ("int64_param", "uint64_param"):
+        with pytest.raises(AioRpcError) as refused:
+            await stub.ModelInfer(
+                tensor_request(values, parameters={"timeout": {kind: 1}}), timeout=60
+            )
+        assert refused.value.code() is StatusCode.DEADLINE_EXCEEDED
+    assert await run() == before
+    for timeout_us in (0, 60_000_000):
+        parameters = {"timeout": {"int64_param": timeout_us}, "priority": {"uint64_param": 1}}
+        await stub.ModelInfer(tensor_request(values, parameters=parameters))
+
+
+async def test_the_input_image_can_be_left_out_of_what_is_told(models_root, serving, photographs):
+    values = {"load": [f"{NETWORK}/{VERSION}"], "batch_sizes": [1], "list_image_input": False}
+    async with serving(models_root, **values) as server:
+        stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+        metadata = await stub.ModelMetadata(oip.ModelMetadataRequest(name=NETWORK))
+        config = (await stub.ModelConfig(oip.ModelConfigRequest(name=NETWORK))).config
+        assert [each.name for each in metadata.inputs] == ["input"]
+        assert [(each.name, each.optional) for each in config.input] == [("input", False)]
+        image = {"bytes_contents": [photographs["cat"][0]]}
+        given = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": image}
+        await stub.ModelInfer(oip.ModelInferRequest(inputs=[given]))
+
+
+async def test_timeout_and_priority_reach_the_queue(server, monkeypatch):
+    submit, tickets = WorkerPool.submit, []
+
+    def recorded(pool, lane, ticket):
+        tickets.append((ticket.priority, ticket.deadline_s - ticket.accepted_s))
+        submit(pool, lane, ticket)
+
+    monkeypatch.setattr(WorkerPool, "submit", recorded)
+    stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
+    values = np.zeros((1, 3, 224, 224), dtype="<f4")
+    timeout, priority = {"int64_param": 60_000_000}, {"uint64_param": 3}
+    for parameters, deadline_s in (
+        ({}, 600),
+        ({"timeout": timeout, "priority": priority}, 600),
+        ({"timeout": timeout, "priority": priority}, 30),
+    ):
+        request = tensor_request(values, parameters=parameters)
+        await stub.ModelInfer(request, timeout=deadline_s)
+        stream = stub.ModelStreamInfer(iter([request]), timeout=deadline_s)
+        assert not (await stream.read()).error_message
+        await stream.read()
+    (plain, short, shorter) = tickets[::2]
+    assert [each[0] for each in tickets] == [2, 2, 3, 3, 3, 3]
+    assert plain[1] > 60
+    assert short[1] == pytest.approx(60)
+    assert shorter[1] < 59

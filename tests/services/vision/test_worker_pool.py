@@ -291,6 +291,22 @@ async def test_clients_take_turns(workshop):
     assert lane.engine.ran == [0, 10, 20, 11, 21, 12, 13, 14, 15]
 
 
+async def test_a_higher_priority_goes_ahead_of_its_clients_own_requests(workshop):
+    shop = workshop(workers=1)
+    lane = shop.lane(batch_sizes=(1,))
+    running = await shop.occupy(lane)
+    tickets = [
+        shop.submit(lane, mark, client=client, priority=priority)
+        for mark, client, priority in (
+            *((1, "a", 3), (2, "a", 2), (3, "a", 1), (4, "b", 3), (5, "b", 3), (6, "b", 3)),
+        )
+    ]
+    lane.engine.release()
+    await answered(running, *tickets)
+    # The first client's by priority; and the other, whose are all low, has every second turn.
+    assert lane.engine.ran == [0, 3, 4, 2, 5, 1, 6]
+
+
 async def test_models_take_turns(workshop):
     shop = workshop(workers=1)
     lanes = [shop.lane(f"net {number}", batch_sizes=(1,)) for number in range(3)]

@@ -69,6 +69,7 @@ class LlmApplication:
                 is as quick, frees all that the old one held, and is what a supervisor does anyway.
         """
         settings, card = self._settings, self._card
+        self._servicer.health = health
         if settings.model_path is None:
             await asyncio.to_thread(_verify, settings, card)
         async with loaded_engine(settings, self._path, card.name, card.version) as engine:

@@ -27,6 +27,7 @@ from tidegate.serving.llm.requests import (
 from tidegate.serving.llm.telemetry import inference_span
 
 if TYPE_CHECKING:
+    from tidegate.chassis.health import Health
     from tidegate.chassis.served_models import ServedModel
 
 __all__ = ["LlmServicer", "ModelCard"]
@@ -60,12 +61,14 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     Attributes:
         serving: Set while the engine runs; calls are UNAVAILABLE before and after.
         model: The model as metrics and spans name it; set while the engine runs.
+        health: Of the server, once it loads; what ListModels calls ready.
     """
 
     def __init__(self, card: ModelCard) -> None:
         self._card = card
         self.serving: Serving | None = None
         self.model: ServedModel | None = None
+        self.health: Health | None = None
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - the protocol's names; it writes
         self, request: llm_pb2.GenerateRequest, context: ServicerContext
@@ -206,15 +209,16 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         )
         if self.serving is not None:
             engine = self.serving.engine
-            model.ready = True
+            model.ready = self.health is not None and self.health.is_serving() is True
             model.engine = f"vllm {engine.version}"
             model.precision = engine.precision
             model.max_context_tokens = engine.facts.max_context_tokens
             model.vocabulary_size = engine.facts.vocabulary_size
             model.lora_adapters.extend(engine.facts.lora_adapters)
-            loaded_at = Timestamp()
-            loaded_at.FromNanoseconds(round(self.serving.loaded_at_s * 1e9))
-            model.loaded_at.CopyFrom(loaded_at)
+            if model.ready:
+                loaded_at = Timestamp()
+                loaded_at.FromNanoseconds(round(self.serving.loaded_at_s * 1e9))
+                model.loaded_at.CopyFrom(loaded_at)
         return llm_pb2.ListModelsResponse(models=[model])
 
     def _loaded(self) -> Serving:

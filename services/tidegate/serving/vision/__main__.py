@@ -80,6 +80,7 @@ class VisionApplication:
                 version=settings.service_version,
                 model_control=settings.model_control,
                 stream_window=settings.stream_window,
+                list_image_input=settings.list_image_input,
             ),
             server,
         )
@@ -88,8 +89,7 @@ class VisionApplication:
     async def run(self, health: Health) -> AsyncIterator[None]:
         """Loads the models, serves, and unloads them."""
         with self._pool:
-            await self._models.load_all(self._settings.load)
-            health.set_all(True)
+            await self._models.start(self._settings.load, health)
             try:
                 yield
             finally:

@@ -4,12 +4,25 @@ Each client has a line of its own and the lines take turns, one image a turn (ro
 client that sends a thousand images waits for its own images and not the others for it. What has
 expired or was cancelled is never handed out and costs its client no turn. The queue is plain data:
 it has no lock, no clock and no thread, and is given the time.
+
+A priority orders the images of one client, so it cannot be used against the others either: level 1
+goes first. A level that has been passed over `PATIENCE` times in a row has the next turn, so that
+no level starves.
 """
 
 from collections import OrderedDict, deque
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
-__all__ = ["FairQueue", "Queued"]
+__all__ = ["DEFAULT_PRIORITY", "LOWEST_PRIORITY", "PATIENCE", "FairQueue", "Queued"]
+
+DEFAULT_PRIORITY: Final = 2
+"""The level of what names none."""
+
+LOWEST_PRIORITY: Final = 3
+"""The level that goes last; 1 goes first."""
+
+PATIENCE: Final = 8
+"""Items of higher levels that go ahead of a level in a row."""
 
 
 class Queued(Protocol):
@@ -18,6 +31,11 @@ class Queued(Protocol):
     @property
     def client(self) -> str:
         """Whose line it waits in."""
+        ...
+
+    @property
+    def priority(self) -> int:
+        """Its level in the line, from 1, which goes first, to `LOWEST_PRIORITY`."""
         ...
 
     @property
@@ -34,13 +52,85 @@ class Queued(Protocol):
 Item = TypeVar("Item", bound=Queued)
 
 
+class _Level(Generic[Item]):
+    """The items of one client and priority, in the order they came.
+
+    Attributes:
+        items: what waits.
+        passed: items of higher levels that went ahead since one of these last went.
+    """
+
+    __slots__ = ("items", "passed")
+
+    def __init__(self) -> None:
+        self.items: deque[Item] = deque()
+        self.passed = 0
+
+
+class _Line(Generic[Item]):
+    """The items of one client, by priority."""
+
+    __slots__ = ("_levels",)
+
+    def __init__(self) -> None:
+        # Of those that hold something.
+        self._levels: dict[int, _Level[Item]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(level.items) for level in self._levels.values())
+
+    def push(self, item: Item) -> None:
+        level = self._levels.get(item.priority)
+        if level is None:
+            level = self._levels[item.priority] = _Level()
+        level.items.append(item)
+
+    def pop(self, now_s: float, expired: list[Item]) -> tuple[Item | None, int]:
+        """Takes the next item that may run, and says how many have left the line."""
+        left = 0
+        while self._levels:
+            priority = self._next_priority()
+            level = self._levels[priority]
+            before = len(level.items)
+            item = _next_of(level.items, now_s, expired)
+            left += before - len(level.items)
+            if not level.items:
+                del self._levels[priority]
+            if item is not None:
+                level.passed = 0
+                for lower, other in self._levels.items():
+                    other.passed += lower > priority
+                return item, left
+        return None, left
+
+    def ahead_of(self, priority: int, count: int) -> int:
+        """How many go before ``count`` new items of a priority have all gone, these included.
+
+        At most so many: lower levels may be about to have a turn each, or not.
+        """
+        going = count
+        for other, level in sorted(self._levels.items()):
+            waiting = len(level.items)
+            # A level that is higher goes ahead; a lower one has a turn after every few that go.
+            going += waiting if other <= priority else min(waiting, going // PATIENCE + 1)
+        return going
+
+    def _next_priority(self) -> int:
+        if len(self._levels) == 1:
+            return next(iter(self._levels))
+        starving = [
+            priority for priority, level in self._levels.items() if level.passed >= PATIENCE
+        ]
+        return max(starving) if starving else min(self._levels)
+
+
 class FairQueue(Generic[Item]):
     """Lines of images, one line for each client, that take turns."""
 
     __slots__ = ("_length", "_lines")
 
     def __init__(self) -> None:
-        self._lines: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._lines: OrderedDict[str, _Line[Item]] = OrderedDict()
         self._length = 0
 
     def __len__(self) -> int:
@@ -48,11 +138,11 @@ class FairQueue(Generic[Item]):
         return self._length
 
     def push(self, item: Item) -> None:
-        """Puts an item at the end of its client's line."""
+        """Puts an item into its client's line, behind those of its priority."""
         line = self._lines.get(item.client)
         if line is None:
-            line = self._lines[item.client] = deque()
-        line.append(item)
+            line = self._lines[item.client] = _Line()
+        line.push(item)
         self._length += 1
 
     def pop(self, now_s: float) -> tuple[Item | None, list[Item]]:
@@ -68,7 +158,8 @@ class FairQueue(Generic[Item]):
         expired: list[Item] = []
         while self._lines:
             client, line = next(iter(self._lines.items()))
-            item = self._next_of(line, now_s, expired)
+            item, left = line.pop(now_s, expired)
+            self._length -= left
             if line:
                 self._lines.move_to_end(client)
             else:
@@ -77,18 +168,21 @@ class FairQueue(Generic[Item]):
                 return item, expired
         return None, expired
 
-    def ahead_of(self, client: str, count: int) -> int:
+    def ahead_of(self, client: str, count: int, priority: int = DEFAULT_PRIORITY) -> int:
         """How many items leave the queue before ``count`` new ones of a client have all left.
 
         It is foreseen that every client that waits now goes on sending, as clients do when there is
         too much to do: lines that are short now are refilled and take their turns. The new items
-        themselves are counted, and so are abandoned ones that have not been dropped yet.
+        themselves are counted, and so are abandoned ones that have not been dropped yet. What the
+        client itself may send later with a higher priority is not.
 
         Args:
             client: who would push.
             count: how many.
+            priority: of which level.
         """
-        turns = leaving = len(self._lines.get(client, ())) + count
+        own = self._lines.get(client)
+        turns = leaving = count if own is None else own.ahead_of(priority, count)
         for name in self._lines:
             if name == client:
                 # The lines behind have had one turn less when its last one leaves.
@@ -97,13 +191,13 @@ class FairQueue(Generic[Item]):
                 leaving += turns
         return leaving
 
-    def _next_of(self, line: deque[Item], now_s: float, expired: list[Item]) -> Item | None:
-        while line:
-            item = line.popleft()
-            self._length -= 1
-            if item.abandoned:
-                continue
-            if item.deadline_s > now_s:
-                return item
-            expired.append(item)
-        return None
+
+def _next_of(items: deque[Item], now_s: float, expired: list[Item]) -> Item | None:
+    while items:
+        item = items.popleft()
+        if item.abandoned:
+            continue
+        if item.deadline_s > now_s:
+            return item
+        expired.append(item)
+    return None

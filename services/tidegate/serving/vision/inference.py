@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tidegate.chassis.calls import ServicerContext, deadline_of, deferred_client_identity
 from tidegate.chassis.tracing import current_context, is_recording, record_span
+from tidegate.serving.vision.fair_queue import DEFAULT_PRIORITY
 from tidegate.serving.vision.tickets import Ticket
 
 if TYPE_CHECKING:
@@ -35,7 +36,14 @@ class Inference:
         self._default_deadline_s = default_deadline_s
 
     async def run(
-        self, serving: Serving, images: Sequence[Image], top_k: int, context: ServicerContext
+        self,
+        serving: Serving,
+        images: Sequence[Image],
+        top_k: int,
+        context: ServicerContext,
+        *,
+        timeout_s: float | None = None,
+        priority: int = DEFAULT_PRIORITY,
     ) -> Outcome:
         """Runs a request's images. When the caller is cancelled, what waits of them is given up.
 
@@ -44,19 +52,25 @@ class Inference:
             images: at least one.
             top_k: classes wanted of each image, at least one.
             context: of the call.
+            timeout_s: how long the request may wait for its run, if less than the call may last.
+            priority: which of its client's requests it goes ahead of.
 
         Raises:
             ServiceError: the request was not accepted, expired, or its run failed.
             RejectedImageError: one of the images cannot be used.
         """
         now_s = time.monotonic()
+        deadline_s = deadline_of(context) or now_s + self._default_deadline_s
+        if timeout_s is not None:
+            deadline_s = min(deadline_s, now_s + timeout_s)
         ticket = Ticket(
             images,
             top_k=top_k,
             client=deferred_client_identity(context, self._client_header),
-            deadline_s=deadline_of(context) or now_s + self._default_deadline_s,
+            deadline_s=deadline_s,
             accepted_s=now_s,
             loop=asyncio.get_running_loop(),
+            priority=priority,
         )
         try:
             self._pool.submit(serving.lane, ticket)

@@ -184,7 +184,7 @@ class Lane:
         return self.pace.image_s(workers, traits.slots, shares_host=traits.shares_host)
 
     def _refuse_if_late(self, ticket: Ticket, remaining_s: float, workers: int) -> None:
-        ahead = self._waiting.ahead_of(ticket.client, len(ticket.tasks))
+        ahead = self._waiting.ahead_of(ticket.client, len(ticket.tasks), ticket.priority)
         ahead += self.preparing + self.ready + self.running_images
         image_s = self._image_s(workers)
         wait_s = expected_wait_s(ahead, self.plan.target, self.pace, image_s)

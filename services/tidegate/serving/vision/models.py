@@ -4,6 +4,10 @@ A model version is loaded beside what serves already, and takes requests only wh
 warmed up and measured. Replacing one is make before break: the new one serves before the old one,
 having finished what it accepted, is freed. Loading goes on in a thread; requests are served all the
 while. A change that was begun is finished even if who asked for it goes away.
+
+The models decide whether the server is ready: once it has started, it is ready while at least one
+version is. A version that is loading, was unloaded or failed to load makes only that version not
+ready, since a balancer that took the server out for it would take away those that serve.
 """
 
 from __future__ import annotations
@@ -15,13 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from tidegate.chassis.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ServiceError,
+    Unavailable,
+)
 from tidegate.serving.repository import EntryNotFoundError
 from tidegate.serving.repository.versions import version_order
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from tidegate.chassis.health import Health
     from tidegate.serving.vision.loading import Loader, Serving
     from tidegate.serving.vision.worker_pool import WorkerPool
 
@@ -80,6 +91,8 @@ class Models:
         self._found: dict[tuple[str, str], Serving] = {}
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
+        # Set when the models wanted at start are loaded; told of every change from then on.
+        self._health: Health | None = None
 
     def versions(self) -> list[Version]:
         """Every version known, in order, with the classifiers of the repository not loaded yet."""
@@ -92,10 +105,27 @@ class Models:
         return sorted(everyone, key=lambda each: (each.name, version_order(each.version)))
 
     @property
-    def all_ready(self) -> bool:
-        """Whether there is a model and none is being loaded or failed to."""
-        states = {each.state for each in self._versions.values()}
-        return ModelState.READY in states and not states & {ModelState.LOADING, ModelState.FAILED}
+    def server_ready(self) -> bool:
+        """Whether the server is ready: what health says, so false before the start and in a drain.
+
+        See :meth:`start`.
+        """
+        return self._health is not None and self._health.is_serving() is True
+
+    def is_ready(self, name: str, version: str) -> bool:
+        """Whether a request that names this model and version would be taken.
+
+        Args:
+            name: the model; empty means the default one.
+            version: the version; empty means the default one.
+        """
+        if self._health is not None and self._health.is_shut_down:
+            return False
+        try:
+            self.find(name, version)
+        except ServiceError:
+            return False
+        return True
 
     def ready(self, name: str) -> list[str]:
         """The versions of a model that serve, oldest first."""
@@ -163,8 +193,24 @@ class Models:
                 return known.serving
         raise self._missing(name, wanted)
 
+    async def start(self, wanted: list[str], health: Health) -> None:
+        """Loads the models of a server that starts, then keeps its health up to date.
+
+        From then on every service serves while at least one version is ready.
+
+        Args:
+            wanted: as in :meth:`Loader.choose`.
+            health: of the server.
+
+        Raises:
+            TidegateError: one of them cannot be loaded, or there is none.
+        """
+        await self.load_all(wanted)
+        self._health = health
+        self._report_health()
+
     async def load_all(self, wanted: list[str]) -> None:
-        """Loads models at start.
+        """Loads models.
 
         Args:
             wanted: as in :meth:`Loader.choose`.
@@ -272,10 +318,17 @@ class Models:
     def _note(self, known: Version) -> None:
         self._versions[known.name, known.version] = known
         self._found.clear()
+        self._report_health()
 
     def _forget(self, name: str, version: str) -> None:
         del self._versions[name, version]
         self._found.clear()
+        self._report_health()
+
+    def _report_health(self) -> None:
+        if self._health is not None:
+            ready = any(each.state is ModelState.READY for each in self._versions.values())
+            self._health.set_all(ready)
 
     async def _refresh_default(self, name: str) -> None:
         self._defaults[name] = await asyncio.to_thread(self._loader.default_version, name)

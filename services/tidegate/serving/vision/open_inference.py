@@ -19,11 +19,13 @@ from tidegate.errors import TidegateError
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.serving.repository import EntryNotFoundError
+from tidegate.serving.vision import parameters
+from tidegate.serving.vision.descriptions import config_of, metadata_of, statistics_of
 from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
 from tidegate.serving.vision.tensor_requests import InferCall, check_infer
-from tidegate.serving.vision.trailers import tell_answer, tell_version
+from tidegate.serving.vision.trailers import StreamVersion, tell_answer, tell_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from tidegate.chassis.calls import ServicerContext
     from tidegate.serving.vision.image_requests import Limits
     from tidegate.serving.vision.inference import Inference
-    from tidegate.serving.vision.lane import Totals
     from tidegate.serving.vision.loading import Serving
     from tidegate.serving.vision.models import Models
     from tidegate.serving.vision.tickets import Outcome
@@ -40,7 +41,7 @@ __all__ = ["SERVICE_NAME", "OpenInferenceServicer"]
 
 SERVICE_NAME: Final = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
-_EXTENSIONS: Final = ("classification", "model_repository", "statistics")
+_EXTENSIONS: Final = ("classification", "model_configuration", "model_repository", "statistics")
 _STATES: Final = {
     ModelState.UNLOADED: "UNAVAILABLE",
     ModelState.LOADING: "LOADING",
@@ -48,6 +49,9 @@ _STATES: Final = {
     ModelState.UNLOADING: "UNLOADING",
     ModelState.FAILED: "UNAVAILABLE",
 }
+# Clients read a stream until they are told that a request has had its last answer.
+_FINAL_RESPONSE: Final = "triton_final_response"
+_FINAL: Final = {_FINAL_RESPONSE: oip.InferParameter(bool_param=True)}
 # With this header, Triton's clients ask for errors of a stream as its status.
 _ERROR_AS_STATUS: Final = ("triton_grpc_error", "true")
 
@@ -62,6 +66,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         version: the server's version.
         model_control: whether clients may load and unload models.
         stream_window: requests read ahead of the answers on one stream.
+        list_image_input: whether metadata and configuration tell of the input ``image``.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         version: str,
         model_control: bool,
         stream_window: int,
+        list_image_input: bool,
     ) -> None:
         self._models = models
         self._inference = inference
@@ -80,6 +86,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self._version = version
         self._model_control = model_control
         self._stream_window = stream_window
+        self._list_image_input = list_image_input
 
     async def ServerLive(  # noqa: N802 - the proto's name
         self, request: oip.ServerLiveRequest, context: ServicerContext
@@ -91,18 +98,16 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ServerReady(  # noqa: N802 - the proto's name
         self, request: oip.ServerReadyRequest, context: ServicerContext
     ) -> oip.ServerReadyResponse:
-        """Whether every model that should serve does."""
+        """Whether the server is ready, as its health says."""
         del request, context
-        return oip.ServerReadyResponse(ready=self._models.all_ready)
+        return oip.ServerReadyResponse(ready=self._models.server_ready)
 
     async def ModelReady(  # noqa: N802 - the proto's name
         self, request: oip.ModelReadyRequest, context: ServicerContext
     ) -> oip.ModelReadyResponse:
-        """Whether one model version serves; one that is not known does not."""
+        """Whether one model version takes requests; one that is not known does not."""
         del context
-        ready = self._models.ready(request.name)
-        wanted = request.version or self._models.default_version(request.name)
-        return oip.ModelReadyResponse(ready=wanted in ready)
+        return oip.ModelReadyResponse(ready=self._models.is_ready(request.name, request.version))
 
     async def ServerMetadata(  # noqa: N802 - the proto's name
         self, request: oip.ServerMetadataRequest, context: ServicerContext
@@ -119,21 +124,19 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """A model's versions, input and output."""
         del context
         serving = self._models.find(request.name, request.version)
-        tensors = serving.engine.tensors
-        described = oip.ModelMetadataResponse.TensorMetadata
-        return oip.ModelMetadataResponse(
-            name=serving.entry.name,
-            versions=self._models.ready(serving.entry.name),
-            platform=serving.engine.traits.platform,
-            inputs=[
-                described(
-                    name=tensors.input_name, datatype="FP32", shape=[-1, *tensors.input_shape]
-                )
-            ],
-            outputs=[
-                described(name=tensors.output_name, datatype="FP32", shape=[-1, tensors.classes])
-            ],
+        return metadata_of(
+            serving,
+            self._models.ready(serving.entry.name),
+            with_image_input=self._list_image_input,
         )
+
+    async def ModelConfig(  # noqa: N802 - the proto's name
+        self, request: oip.ModelConfigRequest, context: ServicerContext
+    ) -> oip.ModelConfigResponse:
+        """How a model is served, in Triton's terms."""
+        del context
+        serving = self._models.find(request.name, request.version)
+        return config_of(serving, self._limits.images, with_image_input=self._list_image_input)
 
     async def ModelInfer(  # noqa: N802 - the proto's name
         self, request: oip.ModelInferRequest, context: ServicerContext
@@ -152,6 +155,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
         """Runs a model on each request of a stream; answers come in the order of the requests."""
+        version = StreamVersion(context)
         as_status = _ERROR_AS_STATUS in (context.invocation_metadata() or ())
 
         async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
@@ -159,13 +163,16 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                 with counted_request() as counted:
                     serving = self._models.find(request.model_name, request.model_version)
                     counted.answered_by(serving.model)
+                    version.used(serving)
                     response = await self._infer(serving, request, context)
             except ServiceError as error:
                 if as_status:
                     raise
                 return oip.ModelStreamInferResponse(
-                    error_message=str(error), infer_response=oip.ModelInferResponse(id=request.id)
+                    error_message=str(error),
+                    infer_response=oip.ModelInferResponse(id=request.id, parameters=_FINAL),
                 )
+            response.parameters[_FINAL_RESPONSE].bool_param = True
             return oip.ModelStreamInferResponse(infer_response=response)
 
         async with aclosing(answer_in_order(requests, answer, self._stream_window)) as answers:
@@ -182,7 +189,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         versions = await asyncio.to_thread(self._models.versions)
         return oip.ModelStatisticsResponse(
             model_stats=[
-                _statistics(known.name, known.version, known.serving.lane.totals)
+                statistics_of(known.name, known.version, known.serving.lane.totals)
                 for known in versions
                 if known.serving is not None
                 and request.name in {"", known.name}
@@ -217,7 +224,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Loads a model, beside what serves already."""
         del context
         self._refuse_control(request.repository_name)
-        version = _version_parameter(request.parameters, allowed=("version",))
+        version = _version_parameter(request.parameters, parameters.LOAD)
         wanted = f"{request.model_name}/{version}" if version else request.model_name
         if not request.model_name:
             raise InvalidArgument.of("model_name", "is empty; name the model to load")
@@ -237,7 +244,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         """Unloads a model when what it accepted is finished."""
         del context
         self._refuse_control(request.repository_name)
-        version = _version_parameter(request.parameters, allowed=("version", "unload_dependents"))
+        version = _version_parameter(request.parameters, parameters.UNLOAD)
+        if not request.model_name:
+            raise InvalidArgument.of("model_name", "is empty; name the model to unload")
         versions = [version] if version else self._models.ready(request.model_name)
         if not versions:
             raise NotFound(f"model {request.model_name!r} is not loaded", reason="MODEL_NOT_FOUND")
@@ -264,7 +273,14 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     ) -> oip.ModelInferResponse:
         call = check_infer(request, serving.engine.tensors, self._limits)
         try:
-            outcome = await self._inference.run(serving, call.images, max(1, call.top_k), context)
+            outcome = await self._inference.run(
+                serving,
+                call.images,
+                max(1, call.top_k),
+                context,
+                timeout_s=call.timeout_s,
+                priority=call.priority,
+            )
         except RejectedImageError as error:
             raise InvalidArgument.of(
                 f"inputs[0] element {error.index}", error.problem, reason="BAD_IMAGE"
@@ -307,33 +323,6 @@ def _best_as_texts(outcome: Outcome, labels: tuple[str, ...]) -> bytes:
     return b"".join(struct.pack("<I", len(each)) + each for each in encoded)
 
 
-def _statistics(name: str, version: str, totals: Totals) -> oip.ModelStatistics:
-    def duration(count: int, seconds: float) -> oip.StatisticDuration:
-        return oip.StatisticDuration(count=count, ns=round(seconds * 1e9))
-
-    runs = dict(totals.runs)
-    return oip.ModelStatistics(
-        name=name,
-        version=version,
-        last_inference=totals.last_run_at_ms,
-        inference_count=totals.images,
-        execution_count=sum(count for count, _ in runs.values()),
-        inference_stats=oip.InferStatistics(
-            success=duration(totals.succeeded, totals.succeeded_s),
-            fail=duration(totals.failed, totals.failed_s),
-            queue=duration(totals.images, totals.queue_s),
-            compute_input=duration(totals.images, totals.prepare_s),
-            compute_infer=duration(
-                totals.images, sum(seconds * size for size, (_, seconds) in runs.items())
-            ),
-        ),
-        batch_stats=[
-            oip.InferBatchStatistics(batch_size=size, compute_infer=duration(count, seconds))
-            for size, (count, seconds) in sorted(runs.items())
-        ],
-    )
-
-
 def _refuse_repository(name: str) -> None:
     if name:
         raise InvalidArgument.of(
@@ -342,11 +331,12 @@ def _refuse_repository(name: str) -> None:
 
 
 def _version_parameter(
-    parameters: Mapping[str, oip.ModelRepositoryParameter], allowed: tuple[str, ...]
+    given: Mapping[str, oip.ModelRepositoryParameter], place: parameters.Place
 ) -> str:
-    for key in parameters:
-        if key not in allowed:
-            raise InvalidArgument.of(
-                f"parameters[{key!r}]", f"is not supported; use {' or '.join(allowed)}"
-            )
-    return parameters["version"].string_param if "version" in parameters else ""
+    """The version that is named; empty when none is, which means every one."""
+    version = str(parameters.read(given, place).get("version", ""))
+    if "version" in given and not version:
+        raise InvalidArgument.of(
+            "parameters['version']", "is empty; name a version, or leave it out to mean every one"
+        )
+    return version

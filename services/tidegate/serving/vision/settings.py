@@ -33,6 +33,11 @@ class VisionSettings(ChassisSettings):
     model_control: bool = Field(
         True, description="Whether clients may load and unload models (RepositoryModelLoad)."
     )
+    list_image_input: bool = Field(
+        True,
+        description="Whether ModelMetadata and ModelConfig list the input image beside the model's "
+        "own; Triton's image_client refuses a model of two inputs. It is accepted either way.",
+    )
     verify_checksums: bool = Field(
         True, description="Whether every file with a recorded SHA-256 is read and compared at load."
     )

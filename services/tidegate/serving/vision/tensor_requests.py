@@ -4,21 +4,27 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from tidegate.chassis.errors import InvalidArgument
 from tidegate.inference.v2 import open_inference_pb2 as oip
+from tidegate.serving.vision import parameters
 from tidegate.serving.vision.engine import ModelTensors
+from tidegate.serving.vision.fair_queue import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from tidegate.serving.vision.image_requests import Limits
-from tidegate.serving.vision.tickets import Encoded, Image, Tensor
+from tidegate.serving.vision.tickets import Encoded, Image, Pixels, Tensor
 
 __all__ = ["IMAGE_INPUT", "InferCall", "check_infer"]
 
-IMAGE_INPUT = "image"
-"""The input that takes encoded images in place of the model's tensor."""
+IMAGE_INPUT: Final = "image"
+"""The input that takes images for the server to preprocess, in place of the model's tensor."""
 
 _InputTensor = oip.ModelInferRequest.InferInputTensor
+_LARGEST_UINT8: Final = 255
+# How files begin: WebP after the first four bytes of RIFF.
+_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +34,14 @@ class InferCall:
     Attributes:
         images: what to run.
         top_k: give so many best classes as texts; 0 gives the tensor.
+        timeout_s: how long it may wait for its run; ``None`` leaves that to the call's deadline.
+        priority: 1 is run first; see :class:`FairQueue`.
     """
 
     images: list[Image]
     top_k: int
+    timeout_s: float | None = None
+    priority: int = DEFAULT_PRIORITY
 
 
 def check_infer(request: oip.ModelInferRequest, tensors: ModelTensors, limits: Limits) -> InferCall:
@@ -45,6 +55,12 @@ def check_infer(request: oip.ModelInferRequest, tensors: ModelTensors, limits: L
     Raises:
         InvalidArgument: naming the field that is wrong.
     """
+    asked = parameters.read(request.parameters, parameters.REQUEST)
+    timeout_us = int(asked.get("timeout", 0))
+    if timeout_us < 0:
+        raise InvalidArgument.of(
+            "parameters['timeout']", f"is {timeout_us}; it must be microseconds, or 0 for none"
+        )
     names = [each.name for each in request.inputs]
     if len(names) != 1 or names[0] not in {tensors.input_name, IMAGE_INPUT}:
         raise InvalidArgument.of(
@@ -52,6 +68,7 @@ def check_infer(request: oip.ModelInferRequest, tensors: ModelTensors, limits: L
             f"has {names or 'nothing'}; send one input, {tensors.input_name!r} or {IMAGE_INPUT!r}",
         )
     given = request.inputs[0]
+    parameters.read(given.parameters, parameters.INPUT, "inputs[0].parameters")
     raw = request.raw_input_contents
     if len(raw) not in {0, 1}:
         raise InvalidArgument.of(
@@ -63,11 +80,29 @@ def check_infer(request: oip.ModelInferRequest, tensors: ModelTensors, limits: L
         )
     data = raw[0] if raw else None
     images: list[Image]
-    if given.name == IMAGE_INPUT:
-        images = [Encoded(each) for each in _encoded(given, data, limits)]
-    else:
+    if given.name != IMAGE_INPUT:
         images = [Tensor(each) for each in _float32(given, data, tensors.input_shape, limits)]
-    return InferCall(images, _top_k(request, tensors))
+    elif given.datatype == "UINT8":
+        images = [Pixels(each) for each in _pixels(given, data, limits)]
+    else:
+        images = [Encoded(each) for each in _encoded(given, data, limits)]
+    return InferCall(
+        images,
+        _top_k(request, tensors),
+        timeout_us / 1e6 if timeout_us else None,
+        _priority(int(asked.get("priority", 0))),
+    )
+
+
+def _priority(asked: int) -> int:
+    """The level of a request: as with Triton, one that there is not means the default."""
+    if asked < 0:
+        raise InvalidArgument.of(
+            "parameters['priority']",
+            f"is {asked}; it must be from 1, which is run first, to {LOWEST_PRIORITY}, or 0 for "
+            f"the default, {DEFAULT_PRIORITY}",
+        )
+    return asked if 1 <= asked <= LOWEST_PRIORITY else DEFAULT_PRIORITY
 
 
 def _top_k(request: oip.ModelInferRequest, tensors: ModelTensors) -> int:
@@ -78,21 +113,18 @@ def _top_k(request: oip.ModelInferRequest, tensors: ModelTensors) -> int:
         raise InvalidArgument.of(
             "outputs", f"asks for {names}; the model has one output, {tensors.output_name!r}"
         )
-    parameters = request.outputs[0].parameters
-    for key in parameters:
-        if key not in {"classification", "binary_data"}:
-            raise InvalidArgument.of(
-                f"outputs[0].parameters[{key!r}]", "is not known; use 'classification'"
-            )
-    if "classification" not in parameters:
+    asked = parameters.read(
+        request.outputs[0].parameters, parameters.OUTPUT, "outputs[0].parameters"
+    )
+    if "classification" not in asked:
         return 0
-    count = parameters["classification"].int64_param
-    if not 1 <= count <= tensors.classes:
+    count = int(asked["classification"])
+    if count < 1:
         raise InvalidArgument.of(
-            "outputs[0].parameters['classification']",
-            f"is {count}; it must be an integer from 1 to {tensors.classes}",
+            "outputs[0].parameters['classification']", f"is {count}; it must be at least 1"
         )
-    return count
+    # As Triton does: who asks for more classes than there are gets all.
+    return min(count, tensors.classes)
 
 
 def _float32(
@@ -101,7 +133,9 @@ def _float32(
     """Reads the model's own tensor: images × its shape."""
     if given.datatype != "FP32":
         raise InvalidArgument.of(
-            "inputs[0].datatype", f"is {given.datatype!r}; the model takes 'FP32'"
+            "inputs[0].datatype",
+            f"is {given.datatype!r}; {given.name!r} takes 'FP32', the model's own input. To have "
+            f"pixels preprocessed, send {IMAGE_INPUT!r} of 'UINT8'",
         )
     count = given.shape[0] if given.shape else 0
     if list(given.shape[1:]) != list(shape) or not 1 <= count <= limits.images:
@@ -130,16 +164,51 @@ def _float32(
     return array.reshape(given.shape)
 
 
+def _pixels(
+    given: _InputTensor, data: bytes | None, limits: Limits
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Reads pixels: images × height × width × RGB."""
+    shape = list(given.shape)
+    if len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or shape[0] > limits.images:
+        raise InvalidArgument.of(
+            "inputs[0].shape",
+            f"is {shape}; {IMAGE_INPUT!r} of 'UINT8' takes [1…{limits.images}, height, width, 3]",
+        )
+    count, height, width, _ = shape
+    if height * width > limits.pixels:
+        raise InvalidArgument.of(
+            "inputs[0].shape",
+            f"has {width}×{height} pixels; the limit is {limits.pixels}, scale it down",
+        )
+    elements = count * height * width * 3
+    if data is not None:
+        field, found, unit = "raw_input_contents[0]", len(data), "bytes"
+    else:
+        values = given.contents.uint_contents
+        field, found, unit = "inputs[0].contents.uint_contents", len(values), "elements"
+    if found != elements:
+        raise InvalidArgument.of(
+            field, f"has {found} {unit}; {count}×{height}×{width}×3 uint8 RGB needs {elements}"
+        )
+    if data is not None:
+        return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+    wide = np.fromiter(values, dtype=np.uint32, count=elements)
+    if wide.max() > _LARGEST_UINT8:
+        raise InvalidArgument.of(field, f"has the value {wide.max()}; UINT8 ends at 255")
+    return wide.astype(np.uint8).reshape(shape)
+
+
 def _encoded(given: _InputTensor, data: bytes | None, limits: Limits) -> list[bytes]:
     """Reads encoded images."""
     if given.datatype != "BYTES":
         raise InvalidArgument.of(
-            "inputs[0].datatype", f"is {given.datatype!r}; {IMAGE_INPUT!r} takes 'BYTES'"
+            "inputs[0].datatype",
+            f"is {given.datatype!r}; {IMAGE_INPUT!r} takes 'BYTES', files, or 'UINT8', pixels",
         )
     shape = list(given.shape)
     if len(shape) not in {1, 2} or shape[1:] not in ([], [1]) or not 1 <= shape[0] <= limits.images:
         raise InvalidArgument.of(
-            "inputs[0].shape", f"is {shape}; {IMAGE_INPUT!r} takes [1…{limits.images}]"
+            "inputs[0].shape", f"is {shape}; {IMAGE_INPUT!r} of 'BYTES' takes [1…{limits.images}]"
         )
     if data is None:
         field, elements = "inputs[0].contents.bytes_contents", list(given.contents.bytes_contents)
@@ -152,18 +221,31 @@ def _encoded(given: _InputTensor, data: bytes | None, limits: Limits) -> list[by
 
 def _split(data: bytes) -> list[bytes]:
     """Splits raw BYTES: each element follows its length, four bytes little-endian."""
+    if data.startswith(_MAGIC):
+        raise _without_length("begins with an image file")
     elements: list[bytes] = []
     offset = 0
     while offset < len(data):
         if offset + 4 > len(data):
-            raise InvalidArgument.of("raw_input_contents[0]", "ends inside an element's length")
+            raise InvalidArgument.of(
+                "raw_input_contents[0]",
+                f"ends inside the length of element {len(elements)}; each element of BYTES follows "
+                "its length, four bytes little-endian",
+            )
         (length,) = struct.unpack_from("<I", data, offset)
         offset += 4
         if offset + length > len(data):
-            raise InvalidArgument.of(
-                "raw_input_contents[0]",
-                f"element {len(elements)} has {len(data) - offset} of its {length} bytes",
+            raise _without_length(
+                f"element {len(elements)} has {len(data) - offset} of its {length} bytes"
             )
         elements.append(data[offset : offset + length])
         offset += length
     return elements
+
+
+def _without_length(what: str) -> InvalidArgument:
+    return InvalidArgument.of(
+        "raw_input_contents[0]",
+        f"{what}; before each element of BYTES must stand its length, four bytes little-endian: "
+        "these length bytes are missing or wrong",
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.serving.vision.engine import InputForm
+from tidegate.serving.vision.fair_queue import DEFAULT_PRIORITY
 
 if TYPE_CHECKING:
     import asyncio
@@ -100,6 +101,11 @@ class Task:
         return self.ticket.client
 
     @property
+    def priority(self) -> int:
+        """Which of its client's images it goes ahead of."""
+        return self.ticket.priority
+
+    @property
     def abandoned(self) -> bool:
         """Whether nobody wants it any more."""
         return self.ticket.settled
@@ -122,11 +128,12 @@ class Ticket:
         deadline_s: monotonic time after which nothing of it may be run.
         accepted_s: monotonic time of its arrival.
         loop: the event loop on which ``future`` is resolved.
+        priority: which of its client's requests it goes ahead of; see :class:`FairQueue`.
     """
 
     __slots__ = (
         "_batch_size", "_client", "_error", "_find_client", "_results", "accepted_s", "deadline_s",
-        "future", "loop", "settled", "size_bytes", "tasks", "top_k",
+        "future", "loop", "priority", "settled", "size_bytes", "tasks", "top_k",
     )  # fmt: skip
 
     def __init__(
@@ -138,8 +145,10 @@ class Ticket:
         deadline_s: float,
         accepted_s: float,
         loop: asyncio.AbstractEventLoop,
+        priority: int = DEFAULT_PRIORITY,
     ) -> None:
         self.top_k = top_k
+        self.priority = priority
         self._find_client = client
         self._client: str | None = None
         self.deadline_s = deadline_s

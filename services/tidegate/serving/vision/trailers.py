@@ -1,7 +1,8 @@
 """What the trailers of an answer tell a proxy: which model gave it, what it was, and the load.
 
 Analysis of a rollout reads these from the proxy's access log, whichever protocol the call came by,
-and balancers weigh replicas by the load.
+and balancers weigh replicas by the load. A stream has one set of trailers for all its answers: they
+name the model and version if every request of the stream that named one meant the same.
 """
 
 from functools import lru_cache
@@ -11,7 +12,40 @@ from tidegate.chassis.orca import LoadReport
 from tidegate.serving.vision.loading import Serving
 from tidegate.serving.vision.tickets import Outcome
 
-__all__ = ["tell_answer", "tell_version"]
+__all__ = ["StreamVersion", "tell_answer", "tell_version"]
+
+_MODEL = "tidegate-model"
+_VERSION = "tidegate-model-version"
+
+
+class StreamVersion:
+    """Puts the model version of a stream into its trailers, while there is only one.
+
+    Args:
+        context: of the stream.
+    """
+
+    __slots__ = ("_context", "_is_mixed", "_told")
+
+    def __init__(self, context: ServicerContext) -> None:
+        self._context = context
+        self._told: tuple[str, str] | None = None
+        self._is_mixed = False
+
+    def used(self, serving: Serving) -> None:
+        """Notes that a request of the stream is for this version."""
+        version = serving.entry.name, serving.entry.version
+        if self._is_mixed or version == self._told:
+            return
+        if self._told is None:
+            self._told = version
+            tell_version(self._context, serving)
+            return
+        self._is_mixed = True
+        kept = self._context.trailing_metadata() or ()
+        self._context.set_trailing_metadata(
+            tuple(pair for pair in kept if pair[0] not in {_MODEL, _VERSION})
+        )
 
 
 def tell_version(context: ServicerContext, serving: Serving) -> None:
@@ -37,6 +71,6 @@ def _load_report(held: int, capacity: int) -> bytes:
 
 def _version(serving: Serving) -> dict[str, str | bytes]:
     return {
-        "tidegate-model": serving.entry.name,
-        "tidegate-model-version": serving.entry.version,
+        _MODEL: serving.entry.name,
+        _VERSION: serving.entry.version,
     }

@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tidegate.inference.v2 import model_config_pb2 as _model_config_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -85,7 +86,7 @@ class ServerReadyResponse(_message.Message):
 
     READY_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """True when every model that should serve does."""
+    """True when the server has started, at least one model version serves, and it does not drain."""
     def __init__(
         self,
         *,
@@ -297,8 +298,60 @@ class ModelMetadataResponse(_message.Message):
 Global___ModelMetadataResponse: _TypeAlias = ModelMetadataResponse  # noqa: Y015
 
 @_typing.final
+class ModelConfigRequest(_message.Message):
+    """Asks how a model is served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model's name."""
+    version: _builtins.str
+    """The model's version; empty means the default one."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelConfigRequest: _TypeAlias = ModelConfigRequest  # noqa: Y015
+
+@_typing.final
+class ModelConfigResponse(_message.Message):
+    """How a model is served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def config(self) -> _model_config_pb2.ModelConfig:
+        """The model's configuration."""
+
+    def __init__(
+        self,
+        *,
+        config: _model_config_pb2.ModelConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelConfigResponse: _TypeAlias = ModelConfigResponse  # noqa: Y015
+
+@_typing.final
 class InferParameter(_message.Message):
-    """A parameter of a request, a tensor or an answer."""
+    """A parameter of a request, a tensor or an answer. One of an unknown name or of another type than is
+    wanted is an error, wherever it stands.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -452,7 +505,9 @@ class ModelInferRequest(_message.Message):
 
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """None is used."""
+            """None is used. "binary_data_size", which KServe's clients send, has no effect; shared memory is
+            not supported.
+            """
 
         @_builtins.property
         def contents(self) -> Global___InferTensorContents:
@@ -506,8 +561,9 @@ class ModelInferRequest(_message.Message):
         """The tensor's name."""
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """"classification" (an integer k): give the k best classes as "score:class:label" texts
-            instead of the tensor.
+            """"classification" (an integer k, at least 1): give the k best classes, or all if there are
+            fewer, as "score:class:label" texts instead of the tensor. "binary_data", which KServe's
+            clients send, has no effect; shared memory is not supported.
             """
 
         def __init__(
@@ -558,12 +614,19 @@ class ModelInferRequest(_message.Message):
     """Sent back with the answer."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """None is used."""
+        """"timeout" (an integer): microseconds after which the request must not be run any more
+        (DEADLINE_EXCEEDED); it can only shorten the call's deadline, and 0 means none.
+        "priority" (an integer): 1 goes ahead of 2, the default, and that of 3, among the requests of
+        one client; another number means the default.
+        "triton_enable_empty_final_response" (a bool) has no effect, since every request has exactly one
+        answer; nor has "binary_data_output", which KServe's clients send.
+        """
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferRequest.InferInputTensor]:
-        """The model's input tensor. In its place there may be one input "image" of type BYTES, each
-        element a JPEG, PNG or WebP file, which the server decodes and preprocesses.
+        """The model's input tensor. In its place there may be one input "image", which the server
+        preprocesses: of type BYTES, [images] or [images, 1], each element a JPEG, PNG or WebP file; or of
+        type UINT8, [images, height, width, 3], RGB pixels of any size.
         """
 
     @_builtins.property
@@ -699,7 +762,7 @@ class ModelInferResponse(_message.Message):
     """The request's id."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """None is set."""
+        """On a stream "triton_final_response" is true: the request has no further answer."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferResponse.InferOutputTensor]:
@@ -739,7 +802,7 @@ class ModelStreamInferResponse(_message.Message):
     """Why the request failed; empty when it did not."""
     @_builtins.property
     def infer_response(self) -> Global___ModelInferResponse:
-        """The answer; on failure only its id is set."""
+        """The answer; on failure only its id and the parameter "triton_final_response" are set."""
 
     def __init__(
         self,
@@ -1106,7 +1169,9 @@ Global___ModelStatisticsResponse: _TypeAlias = ModelStatisticsResponse  # noqa: 
 
 @_typing.final
 class ModelRepositoryParameter(_message.Message):
-    """A parameter of a repository call."""
+    """A parameter of a repository call. One of an unknown name or of another type than is wanted is an
+    error.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

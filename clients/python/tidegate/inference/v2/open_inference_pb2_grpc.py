@@ -60,6 +60,11 @@ class GRPCInferenceServiceStub:
                 request_serializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelMetadataRequest.SerializeToString,
                 response_deserializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelMetadataResponse.FromString,
                 _registered_method=True)
+        self.ModelConfig = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelConfig',
+                request_serializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelConfigResponse.FromString,
+                _registered_method=True)
         self.ModelInfer = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelInfer',
                 request_serializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
@@ -104,14 +109,15 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether every model that should serve does.
+        """Whether the server is ready, as its health says: it has started, at least one model version
+        serves, and it does not drain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether one model version serves.
+        """Whether one model version takes requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,6 +132,13 @@ class GRPCInferenceServiceServicer:
 
     def ModelMetadata(self, request, context):
         """A model's versions, inputs and outputs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelConfig(self, request, context):
+        """How a model is served, in the terms of Triton's model configuration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +214,11 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelMetadata,
                     request_deserializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelMetadataRequest.FromString,
                     response_serializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelMetadataResponse.SerializeToString,
+            ),
+            'ModelConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelConfig,
+                    request_deserializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelConfigResponse.SerializeToString,
             ),
             'ModelInfer': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelInfer,
@@ -369,6 +387,33 @@ class GRPCInferenceService:
             '/inference.GRPCInferenceService/ModelMetadata',
             tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelMetadataRequest.SerializeToString,
             tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelConfig',
+            tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
+            tidegate_dot_inference_dot_v2_dot_open__inference__pb2.ModelConfigResponse.FromString,
             options,
             channel_credentials,
             insecure,

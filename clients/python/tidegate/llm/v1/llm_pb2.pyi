@@ -1149,7 +1149,7 @@ class Model(_message.Message):
     version: _builtins.str
     """The model's version."""
     ready: _builtins.bool
-    """Whether it answers now."""
+    """Whether it is loaded and the server is ready, as its health says."""
     kind: Global___ModelKind.ValueType
     """What it does."""
     engine: _builtins.str

@@ -72,7 +72,8 @@ class VisionServiceServicer:
         """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
         The server reads ahead only a bounded number of requests, so a client that writes faster than
         the model runs is slowed by flow control. A request that fails is answered with its own
-        status, and the stream goes on.
+        status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
+        set if all requests of the stream were for one version; nothing in them is of a single answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,8 @@ class VisionServiceStub:
     """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
     The server reads ahead only a bounded number of requests, so a client that writes faster than
     the model runs is slowed by flow control. A request that fails is answered with its own
-    status, and the stream goes on.
+    status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
+    set if all requests of the stream were for one version; nothing in them is of a single answer.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]
     """Describes one model version."""
@@ -66,7 +67,8 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
     The server reads ahead only a bounded number of requests, so a client that writes faster than
     the model runs is slowed by flow control. A request that fails is answered with its own
-    status, and the stream goes on.
+    status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
+    set if all requests of the stream were for one version; nothing in them is of a single answer.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model version."""
@@ -93,7 +95,8 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
         The server reads ahead only a bounded number of requests, so a client that writes faster than
         the model runs is slowed by flow control. A request that fails is answered with its own
-        status, and the stream goes on.
+        status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
+        set if all requests of the stream were for one version; nothing in them is of a single answer.
         """
 
     @_abc_1.abstractmethod
