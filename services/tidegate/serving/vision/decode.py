@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from tidegate.serving.vision.errors import InvalidImageError
-from tidegate.serving.vision.images import exif, jpeg, png
+from tidegate.serving.vision.images import jpeg, png, webp
 from tidegate.serving.vision.images.resize import Geometry, fit, reduction
 
 __all__ = ["Geometry", "decode", "fit"]
@@ -54,7 +54,7 @@ def decode(data: bytes, geometry: Geometry) -> Pixels:
             return _jpeg(data, geometry)
         if data.startswith(png.SIGNATURE):
             return _png(data, geometry)
-        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        if webp.is_webp(data):
             return _webp(data, geometry)
     # Decoders of hostile bytes raise whatever they meet: what is wrong is always the image.
     except (ValueError, OSError, SyntaxError, EOFError, LookupError, OverflowError) as error:
@@ -86,11 +86,11 @@ def _png(data: bytes, geometry: Geometry) -> Pixels:
 
 
 def _webp(data: bytes, geometry: Geometry) -> Pixels:
-    with WebPImagePlugin.WebPImageFile(io.BytesIO(data)) as image:
+    file = webp.read_webp(data)
+    with WebPImagePlugin.WebPImageFile(io.BytesIO(file.data)) as image:
         _refuse_large(image.height, image.width, geometry)
-        orientation = exif.orientation(image.info.get("exif", b""))
         opaque = _composed(image, geometry.background)
-    return fit(np.asarray(opaque), geometry, orientation=orientation)
+    return fit(np.asarray(opaque), geometry, orientation=file.orientation)
 
 
 def _opaque(image: Image.Image, file: png.Png, background: tuple[int, int, int]) -> Image.Image:
