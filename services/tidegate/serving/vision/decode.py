@@ -32,6 +32,12 @@ Pixels = npt.NDArray[np.uint8]
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of what is odd in a file, with texts out of the file; Python keeps each for good.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# An image passes through a few pieces of memory of a megabyte or so. glibc gives such pieces back
+# to the system when they are freed, and to get them again for the next image takes as long as
+# resizing it. Once a large piece has been freed, it keeps what is smaller (mallopt(3),
+# M_MMAP_THRESHOLD).
+_KEPT_BYTES = 16 << 20
+bytearray(_KEPT_BYTES)
 
 
 def decode(data: bytes, geometry: Geometry) -> Pixels:

@@ -53,6 +53,7 @@ _FILTERS = {
 }
 # The widest filter, Lanczos, looks at three pixels (of the smaller scale) to each side.
 _LARGEST_SUPPORT = 3
+_FEW_COLUMNS = 4
 _OWN = threading.local()
 # Images are spread over the workers; a pool inside OpenCV would only fight with them for cores.
 cv2.setNumThreads(1)
@@ -250,13 +251,17 @@ def _resized(
         width,
         height,
     ):
-        return np.ascontiguousarray(pixels[top:bottom, left:right])
+        # A copy: the pixels may be in memory that the next image is decoded into.
+        return pixels[top:bottom, left:right].copy()
     # Only what the filter can see is handed over, since it is copied.
     across = math.ceil(_LARGEST_SUPPORT * max(1.0, box.width / width)) + 1
     down = math.ceil(_LARGEST_SUPPORT * max(1.0, box.height / height)) + 1
-    left, right = max(0, left - across), min(columns, right + across + 1)
     top, bottom = max(0, top - down), min(rows, bottom + down + 1)
-    seen = pixels.reshape(rows, -1)[top:bottom, 3 * left : 3 * right]
+    left, right = max(0, left - across), min(columns, right + across + 1)
+    if columns < _FEW_COLUMNS * (right - left):
+        # Whole rows are one piece of memory, and copied faster than a part of each.
+        left, right = 0, columns
+    seen = np.ascontiguousarray(pixels.reshape(rows, -1)[top:bottom, 3 * left : 3 * right])
     source = ImageData(right - left, bottom - top, PixelType.U8x3, seen.tobytes())
     result = ImageData(width, height, PixelType.U8x3)
     if columns_first:
