@@ -41,17 +41,19 @@ def normalised(planes, metadata):
 
 
 def prepared(pixels, metadata):
-    """The standard evaluation view: shortest side, centre crop, normalise."""
+    """The evaluation view, by Pillow: shortest side, centre crop, normalise."""
     photograph = Image.fromarray(pixels)
-    scale = metadata.preprocessing.resize_shortest_side / min(photograph.size)
+    steps = metadata.preprocessing
+    scale = steps.resize_shortest_side / min(photograph.size)
     resized = photograph.resize(
-        [round(side * scale) for side in photograph.size], Image.Resampling.BILINEAR
+        [int(side * scale) for side in photograph.size],
+        Image.Resampling[steps.interpolation.upper()],
     )
-    left = (resized.width - metadata.input.width) // 2
-    top = (resized.height - metadata.input.height) // 2
+    left = round((resized.width - metadata.input.width) / 2)
+    top = round((resized.height - metadata.input.height) / 2)
     box = (left, top, left + metadata.input.width, top + metadata.input.height)
     planes = np.asarray(resized.crop(box), dtype=np.float32).transpose(2, 0, 1)
-    return normalised(planes * metadata.preprocessing.scale, metadata)
+    return normalised(planes * steps.scale, metadata)
 
 
 def logits(entry, images):

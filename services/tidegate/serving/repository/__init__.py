@@ -19,6 +19,7 @@ from tidegate.serving.repository.errors import (
 from tidegate.serving.repository.metadata import (
     ChannelOrder,
     ClassifierOutput,
+    Crop,
     FileDigest,
     ImageClassifier,
     ImageInput,
@@ -39,6 +40,7 @@ __all__ = [
     "ChannelOrder",
     "ClassifierOutput",
     "CorruptFileError",
+    "Crop",
     "Entry",
     "EntryNotFoundError",
     "FileDigest",

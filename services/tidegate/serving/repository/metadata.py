@@ -2,9 +2,10 @@
 
 Everything between a photograph and a label is here: the tensor's shape and layout, how the
 image is resized, cropped and normalised, what the output means, and in what precision the
-network computes. Defaults are those of the common ImageNet classifier (RGB, NCHW, 224×224, shortest
-side to 256, ImageNet mean and standard deviation, logits), so for such a model this is enough,
-beside a ``model.onnx`` and a ``labels.txt`` in ``models/my-model/1/``::
+network computes. Defaults are those of the common ImageNet classifier as torchvision evaluates it
+(RGB, NCHW, 224×224, shortest side to 256 by an antialiased bilinear filter, centre crop, ImageNet
+mean and standard deviation, logits), so for such a model this is enough, beside a ``model.onnx``
+and a ``labels.txt`` in ``models/my-model/1/``::
 
     {"kind": "image-classifier", "labels": "labels.txt"}
 
@@ -31,6 +32,7 @@ from tidegate.serving.repository.versions import Identifier
 __all__ = [
     "ChannelOrder",
     "ClassifierOutput",
+    "Crop",
     "FileDigest",
     "ImageClassifier",
     "ImageInput",
@@ -82,12 +84,19 @@ class ChannelOrder(StrEnum):
 
 
 class Interpolation(StrEnum):
-    """How an image is resampled when it is resized."""
+    """The filter that an image is resampled with when it is resized; those of Pillow."""
 
     NEAREST = "nearest"
+    BOX = "box"
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
-    AREA = "area"
+    LANCZOS = "lanczos"
+
+
+class Crop(StrEnum):
+    """The part of a resized image that the network sees."""
+
+    CENTER = "center"
 
 
 class OutputKind(StrEnum):
@@ -194,24 +203,33 @@ class ImageInput(_Frozen):
 
 
 _Three = tuple[float, float, float]
+_Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 class Preprocessing(_Frozen):
-    """From a photograph to the input tensor: resize, centre crop, ``(pixel·scale − mean) / std``.
+    """From an image to the input tensor: compose, resize, crop, ``(pixel·scale − mean) / std``.
 
-    The crop is the size of the input, which the resize always covers.
+    The defaults are torchvision's evaluation transforms ``Resize(256)`` and ``CenterCrop(224)`` on
+    a PIL image. The crop is the size of the input, which the resize always covers.
 
     Attributes:
+        background: red, green and blue, 0 to 255, of what lies behind transparent pixels.
         resize_shortest_side: pixels the shortest side is brought to, keeping the aspect ratio;
             ``None`` stretches the image to the input's size without a crop.
-        interpolation: how the resize resamples.
+        interpolation: the filter that the resize uses.
+        antialias: whether the filter widens as the image shrinks, so that every pixel of the image
+            counts; ``False`` is what OpenCV's ``resize`` and TensorFlow 1 do.
+        crop: the part of the resized image that is kept.
         scale: what a pixel (0–255) is multiplied by.
         mean: subtracted from the scaled pixel, one number per channel in the input's channel order.
         std: divides the result, one number per channel in the input's channel order.
     """
 
+    background: tuple[_Channel, _Channel, _Channel] = (255, 255, 255)
     resize_shortest_side: int | None = Field(default=256, ge=1, le=16384)
     interpolation: Interpolation = Interpolation.BILINEAR
+    antialias: bool = True
+    crop: Crop = Crop.CENTER
     scale: float = Field(default=1 / 255, gt=0)
     mean: _Three = (0.485, 0.456, 0.406)
     std: tuple[

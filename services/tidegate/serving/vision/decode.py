@@ -1,78 +1,43 @@
 """From an image as it was sent to the pixels that a model takes.
 
-JPEG is decoded by libjpeg-turbo at the smallest of its scales that still covers the model's input
-(a 12-megapixel photograph is never held in full), strictly, so a cut file is refused instead of
-being half grey. Every other format, and the JPEGs that are rare (CMYK), go through Pillow. The
-header is read before anything is decoded, so a small file that would unfold to gigabytes is refused
-for its size alone. All heavy calls release the GIL.
+The format is known by the first bytes of the file, and the size is read before anything is decoded,
+so a small file that would unfold to gigabytes is refused for its size alone. JPEG is decoded by
+libjpeg-turbo, scaled down where enough pixels are left (a 12-megapixel photograph is never held in
+full). Every other format, and the JPEGs that are rare (CMYK), go through Pillow. What is
+transparent shows the model's background. All heavy calls release the GIL.
+
+What makes the picture decides: a file with pixels missing is refused, and nothing that is wrong in
+profiles, comments and other metadata changes the answer.
 """
 
 import io
 import warnings
-from dataclasses import dataclass
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
 
-from tidegate.serving.repository import ImageClassifier, Interpolation
-from tidegate.serving.vision import exif
+# Imported here, so that the first image of a format does not wait for it.
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
 from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.serving.vision.images import jpeg, png, webp
+from tidegate.serving.vision.images.resize import Geometry, fit, reduction
 
 __all__ = ["Geometry", "decode", "fit"]
 
 Pixels = npt.NDArray[np.uint8]
 
-_INTERPOLATION = {
-    Interpolation.NEAREST: cv2.INTER_NEAREST,
-    Interpolation.BILINEAR: cv2.INTER_LINEAR,
-    Interpolation.BICUBIC: cv2.INTER_CUBIC,
-    Interpolation.AREA: cv2.INTER_AREA,
-}
-_FORMATS = ("PNG", "WEBP", "JPEG")
 # The limit is a server's own (`Geometry.max_pixels`), and is checked before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of what is odd in a file, with texts out of the file; Python keeps each for good.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Images are spread over the workers; a pool inside OpenCV would only fight with them for cores.
-cv2.setNumThreads(1)
-
-_SOI = b"\xff\xd8\xff"
-# The APP1 segment that holds EXIF data begins within the first few segments of the file.
-_EXIF_WINDOW_BYTES = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How an image is brought to the model's size.
-
-    Attributes:
-        height: rows of the model's input.
-        width: columns of the model's input.
-        shortest_side: pixels that the image's shortest side is brought to before the centre is cut
-            out; ``None`` stretches the whole image instead.
-        interpolation: OpenCV's number for the way to resample.
-        max_pixels: images with more pixels are refused.
-    """
-
-    height: int
-    width: int
-    shortest_side: int | None
-    interpolation: int
-    max_pixels: int
-
-    @classmethod
-    def of(cls, model: ImageClassifier, max_pixels: int) -> "Geometry":
-        """Reads it from a model's metadata."""
-        return cls(
-            height=model.input.height,
-            width=model.input.width,
-            shortest_side=model.preprocessing.resize_shortest_side,
-            interpolation=_INTERPOLATION[model.preprocessing.interpolation],
-            max_pixels=max_pixels,
-        )
+# An image passes through a few pieces of memory of a megabyte or so. glibc gives such pieces back
+# to the system when they are freed, and to get them again for the next image takes as long as
+# resizing it. Once a large piece has been freed, it keeps what is smaller (mallopt(3),
+# M_MMAP_THRESHOLD).
+_KEPT_BYTES = 16 << 20
+bytearray(_KEPT_BYTES)
 
 
 def decode(data: bytes, geometry: Geometry) -> Pixels:
@@ -91,104 +56,82 @@ def decode(data: bytes, geometry: Geometry) -> Pixels:
     if not data:
         raise InvalidImageError("is empty; send the bytes of a JPEG, PNG or WebP file")
     try:
-        pixels = _jpeg(data, geometry) if data.startswith(_SOI) else None
-        if pixels is None:
-            pixels = _other(data, geometry)
+        if data.startswith(jpeg.START):
+            return _jpeg(data, geometry)
+        if data.startswith(png.SIGNATURE):
+            return _png(data, geometry)
+        if webp.is_webp(data):
+            return _webp(data, geometry)
     # Decoders of hostile bytes raise whatever they meet: what is wrong is always the image.
-    except (ValueError, OSError, SyntaxError, EOFError, IndexError, OverflowError) as error:
+    except (ValueError, OSError, SyntaxError, EOFError, LookupError, OverflowError) as error:
         raise InvalidImageError(
             f"is damaged or cut short ({error}); send the whole file"
         ) from error
-    return fit(pixels, geometry)
+    raise InvalidImageError("is not a JPEG, PNG or WebP file; convert it to one")
 
 
-def fit(pixels: Pixels, geometry: Geometry) -> Pixels:
-    """Resizes so that the shortest side fits, and cuts out the centre.
-
-    The part that survives the crop is cut first and resized alone, which gives the same picture for
-    less work.
-
-    Args:
-        pixels: uint8 RGB, any height × any width × 3.
-        geometry: the model's size.
-
-    Returns:
-        uint8 RGB, height × width × 3, contiguous.
-    """
-    rows, columns = pixels.shape[:2]
-    height, width = geometry.height, geometry.width
-    if geometry.shortest_side is not None:
-        scale = min(rows, columns) / geometry.shortest_side
-        crop_rows = min(rows, max(1, round(height * scale)))
-        crop_columns = min(columns, max(1, round(width * scale)))
-        top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
-        pixels = pixels[top : top + crop_rows, left : left + crop_columns]
-    if pixels.shape[:2] == (height, width):
-        return np.ascontiguousarray(pixels)
-    resized = cv2.resize(pixels, (width, height), interpolation=geometry.interpolation)
-    return np.asarray(resized, dtype=np.uint8)
+def _jpeg(data: bytes, geometry: Geometry) -> Pixels:
+    header = jpeg.read_header(data)
+    width, height, orientation = header.width, header.height, header.orientation
+    _refuse_large(height, width, geometry)
+    if header.components == 4:
+        with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
+            return fit(np.asarray(image.convert("RGB")), geometry, orientation=orientation)
+    largest = reduction(width, height, orientation, geometry)
+    pixels, scale = jpeg.decode_jpeg(data, header, largest)
+    return fit(pixels, geometry, orientation=orientation, size=(width, height), reduced=scale)
 
 
-def _jpeg(data: bytes, geometry: Geometry) -> Pixels | None:
-    """Decodes a JPEG, scaled down where that still covers the input; None for a rare kind."""
-    rows, columns, colours, _ = simplejpeg.decode_jpeg_header(data)
-    _refuse_large(rows, columns, geometry)
-    if colours in {"CMYK", "YCCK"}:
-        return None
-    # Only powers of two: libjpeg has no fast transform for its other scales, which cost more than
-    # they save.
-    need = geometry.shortest_side or max(geometry.height, geometry.width)
-    reduction = next((each for each in (8, 4, 2) if min(rows, columns) >= each * need), 1)
-    pixels: Pixels = simplejpeg.decode_jpeg(
-        data, "RGB", min_height=-(-rows // reduction), min_width=-(-columns // reduction)
-    )
-    start = data.find(exif.HEADER, 0, _EXIF_WINDOW_BYTES)
-    if start < 0:
-        return pixels
-    return _upright(pixels, exif.orientation(data[start : start + _EXIF_WINDOW_BYTES]))
+def _png(data: bytes, geometry: Geometry) -> Pixels:
+    file = png.read_png(data)
+    _refuse_large(file.height, file.width, geometry)
+    with PngImagePlugin.PngImageFile(io.BytesIO(file.data)) as image:
+        image.load()
+        opaque = _opaque(image, file, geometry.background)
+    return fit(np.asarray(opaque), geometry, orientation=file.orientation)
 
 
-def _other(data: bytes, geometry: Geometry) -> Pixels:
-    """Decodes through Pillow: PNG, WebP and CMYK JPEG, of any depth and palette."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise InvalidImageError("is not a JPEG, PNG or WebP file; convert it to one") from error
-    with image:
+def _webp(data: bytes, geometry: Geometry) -> Pixels:
+    file = webp.read_webp(data)
+    with WebPImagePlugin.WebPImageFile(io.BytesIO(file.data)) as image:
         _refuse_large(image.height, image.width, geometry)
-        if image.mode in {"I", "I;16", "I;16B", "I;16L"}:
-            # Pillow clips 16-bit grey to 255 instead of scaling it.
-            grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-            pixels = np.repeat(grey[:, :, None], 3, axis=2)
-        elif image.mode == "P" and "transparency" in image.info:
-            pixels = np.asarray(image.convert("RGBA").convert("RGB"))
-        else:
-            pixels = np.asarray(image.convert("RGB"))
-        # In a PNG it may come after the pixels.
-        orientation = exif.orientation(image.info.get("exif", b""))
-    return _upright(pixels, orientation)
+        opaque = _composed(image, geometry.background)
+    return fit(np.asarray(opaque), geometry, orientation=file.orientation)
 
 
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undoes the rotation and mirroring that an EXIF orientation (1 to 8) describes."""
-    match orientation:
-        case 2:
-            turned = pixels[:, ::-1]
-        case 3:
-            turned = pixels[::-1, ::-1]
-        case 4:
-            turned = pixels[::-1]
-        case 5:
-            turned = pixels.transpose(1, 0, 2)
-        case 6:
-            turned = pixels.transpose(1, 0, 2)[:, ::-1]
-        case 7:
-            turned = pixels.transpose(1, 0, 2)[::-1, ::-1]
-        case 8:
-            turned = pixels.transpose(1, 0, 2)[::-1]
-        case _:
-            return pixels
-    return np.ascontiguousarray(turned)
+def _opaque(image: Image.Image, file: png.Png, background: tuple[int, int, int]) -> Image.Image:
+    """A PNG as 8-bit RGB, before the background."""
+    key = file.transparent
+    samples: npt.NDArray[np.generic] | None = None
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 instead of scaling it.
+        samples = np.asarray(image)
+        image = Image.fromarray((samples.astype(np.uint32) >> 8).astype(np.uint8))
+    if key is None:
+        return _composed(image, background)
+    image = image.convert("RGB") if len(key) == 3 else image.convert("L")
+    if samples is None:
+        # Pillow has scaled the samples to 8 bits, from fewer or from 16.
+        samples = np.asarray(image)
+        key = tuple(
+            each >> 8 if file.depth == 16 else each * 255 // ((1 << file.depth) - 1) for each in key
+        )
+    clear: Any = samples == np.array(key if len(key) == 3 else key[0])
+    if len(key) == 3:
+        clear = clear.all(axis=2)
+    rgb = np.array(image.convert("RGB"))
+    rgb[clear] = background
+    return Image.fromarray(rgb)
+
+
+def _composed(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """An image as RGB, with the background where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    coloured = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(coloured, mask=coloured.getchannel("A"))
+    return canvas
 
 
 def _refuse_large(rows: int, columns: int, geometry: Geometry) -> None:

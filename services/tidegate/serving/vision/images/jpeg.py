@@ -1,0 +1,117 @@
+"""Decodes JPEG with libjpeg-turbo, at the smallest of its scales that keeps enough pixels.
+
+The file is read up to its pixels first: its size, so that it can be refused before it is decoded,
+and the EXIF orientation, wherever the segment is. Then libjpeg decodes strictly, which means that
+its first warning ends it. Few files have one; :mod:`.lenient_jpeg` tells harmless warnings from
+those that mean missing pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.serving.vision.images import exif, lenient_jpeg
+
+__all__ = ["START", "JpegHeader", "decode_jpeg", "read_header"]
+
+Pixels = npt.NDArray[np.uint8]
+
+START = b"\xff\xd8\xff"
+"""What every JPEG begins with."""
+
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
+_EXIF, _END, _SCAN = 0xE1, 0xD9, 0xDA
+# libjpeg has no fast transform for its other scales, which cost more than they save.
+_SCALES = (8, 4, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What a JPEG says before its pixels.
+
+    Attributes:
+        width: columns, as they are stored.
+        height: rows, as they are stored.
+        components: 1 for grey, 3 for colour, 4 for CMYK.
+        orientation: EXIF's, 1 to 8.
+    """
+
+    width: int
+    height: int
+    components: int
+    orientation: int
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Reads the segments before the pixels.
+
+    Bytes between segments that belong to none are passed over, as libjpeg does.
+
+    Args:
+        data: a file that begins with :data:`START`.
+
+    Raises:
+        InvalidImageError: the file ends before its pixels, or says no size.
+    """
+    frame: tuple[int, int, int] | None = None
+    orientation = 1
+    exif_seen = False
+    at, size = 2, len(data)
+    while True:
+        at = data.find(b"\xff", at)
+        while 0 <= at < size and data[at] == 0xFF:
+            at += 1
+        if not 0 <= at < size - 2:
+            raise InvalidImageError(
+                "is cut short: the JPEG ends before its pixels; send the whole file"
+            )
+        marker = data[at]
+        at += 1
+        if marker in _ALONE:
+            continue
+        if marker in {_SCAN, _END}:
+            break
+        length = int.from_bytes(data[at : at + 2])
+        if marker in _FRAMES and frame is None:
+            frame = (
+                int.from_bytes(data[at + 5 : at + 7]),
+                int.from_bytes(data[at + 3 : at + 5]),
+                data[at + 7] if at + 7 < size else 0,
+            )
+        elif marker == _EXIF and not exif_seen and data.startswith(exif.HEADER, at + 2):
+            exif_seen = True
+            orientation = exif.orientation(data[at + 2 : at + length])
+        at += max(2, length)
+    if frame is None or marker == _END or not frame[0] or not frame[1]:
+        raise InvalidImageError(
+            "is damaged: the JPEG does not say how large it is before its pixels; "
+            "send the file as the camera or program wrote it"
+        )
+    return JpegHeader(*frame, orientation)
+
+
+def decode_jpeg(data: bytes, header: JpegHeader, largest_reduction: float) -> tuple[Pixels, int]:
+    """Decodes grey and colour.
+
+    Args:
+        data: the file.
+        header: what :func:`read_header` found in it.
+        largest_reduction: the factor by which the image may be scaled down at most.
+
+    Returns:
+        uint8 RGB as it is stored, and the factor by which it was scaled down.
+
+    Raises:
+        InvalidImageError: pixels are missing, or libjpeg does not know this kind of JPEG.
+    """
+    scale = next((each for each in _SCALES if each <= largest_reduction), 1)
+    width, height = -(-header.width // scale), -(-header.height // scale)
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    except ValueError as error:
+        pixels = lenient_jpeg.decode(data, str(error), height, width)
+    return pixels, scale

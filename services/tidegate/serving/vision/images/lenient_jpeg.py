@@ -1,0 +1,335 @@
+"""Decodes the JPEGs that libjpeg warns of, if no pixel is missing.
+
+Browsers show a JPEG whatever libjpeg warns of. Most warnings are harmless: an odd number in a
+header, bytes that belong to nothing. A few mean that pixels are missing, and their place is grey.
+libjpeg tells of the first warning only, so the harmless ones are removed until it is silent:
+
+1. What belongs to no picture (profiles, comments, previews, bytes between segments) is left out,
+   and numbers that only a strict reader minds are set right.
+2. Bytes too many at the end of the pixel data cannot be told from the data before them. Where they
+   are the only warning of a part that is decoded alone, nothing of that part is missing. The parts
+   are the scans of a file with many, and the stretches between restart markers.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import simplejpeg
+
+from tidegate.serving.vision.errors import InvalidImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["decode"]
+
+_HARMLESS_AT_THE_END = re.compile(r"(\d+) extraneous bytes before marker")
+_CUT_SHORT = re.compile(r"premature end of", re.IGNORECASE)
+_LOST = re.compile(r"corrupt jpeg data", re.IGNORECASE)
+# What follows the data of a scan: any marker but a restart.
+_AFTER_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
+
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = frozenset({0xC0, 0xC1})
+_TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
+_RESTART_INTERVAL, _SCAN = 0xDD, 0xDA
+_JFIF, _ADOBE = b"JFIF\0", b"Adobe"
+_LARGEST_SIDE = 65_500
+# A file that needs more looks than this is not worth them.
+_MOST_TRIALS = 300
+
+
+@dataclass(slots=True)
+class _Scan:
+    """One pass over the picture: the segments that it needs, its header, and its data."""
+
+    tables: bytes
+    header: bytes
+    data: bytes
+
+
+@dataclass(slots=True)
+class _Jpeg:
+    """What of a file makes the picture."""
+
+    frame_marker: int = 0
+    frame: bytes = b""
+    scans: list[_Scan] = field(default_factory=list)
+    interval: int = 0
+    ended: bool = False
+
+    @property
+    def sequential(self) -> bool:
+        return self.frame_marker in _SEQUENTIAL
+
+    def file(self, scans: "Sequence[_Scan] | None" = None) -> bytes:
+        """A file of it all, or of the first scans."""
+        parts = [_SOI]
+        for scan in self.scans if scans is None else scans:
+            parts += (scan.tables, scan.header, scan.data)
+        return b"".join([*parts, _EOI])
+
+
+def decode(data: bytes, warning: str, height: int, width: int) -> "npt.NDArray[np.uint8]":
+    """Decodes a file that libjpeg has warned of, or refuses it.
+
+    Args:
+        data: the file.
+        warning: libjpeg's first.
+        height: rows that are wanted at least.
+        width: columns that are wanted at least.
+
+    Raises:
+        InvalidImageError: pixels are missing, or libjpeg does not know this kind of JPEG.
+    """
+    jpeg = _parsed(data)
+    if not jpeg.ended and not _whole_without_end(jpeg):
+        raise InvalidImageError(f"is cut short ({warning}); send the whole file")
+    clean = jpeg.file()
+    pixels: npt.NDArray[np.uint8]
+    try:
+        pixels = simplejpeg.decode_jpeg(clean, "RGB", min_height=height, min_width=width)
+    except ValueError as error:
+        warning = str(error)
+    else:
+        return pixels
+    if not _HARMLESS_AT_THE_END.search(warning):
+        raise _refusal(warning)
+    try:
+        complete = _Trials().complete(jpeg)
+    except ValueError:
+        complete = False
+    if not complete:
+        raise InvalidImageError(
+            f"is damaged: pixels are missing ({warning}); send the file as it was written"
+        )
+    pixels = simplejpeg.decode_jpeg(clean, "RGB", min_height=height, min_width=width, strict=False)
+    return pixels
+
+
+def _refusal(warning: str) -> InvalidImageError:
+    if _CUT_SHORT.search(warning):
+        return InvalidImageError(
+            f"is cut short or damaged: pixels are missing ({warning}); send the whole file"
+        )
+    if _LOST.search(warning):
+        return InvalidImageError(f"is damaged ({warning}); send the file as it was written")
+    return InvalidImageError(
+        f"is a JPEG that cannot be decoded ({warning}); convert it to a baseline JPEG or a PNG"
+    )
+
+
+def _parsed(data: bytes) -> _Jpeg:
+    """Takes a file apart and sets right what only a strict reader minds."""
+    jpeg = _Jpeg()
+    tables: list[bytes] = []
+    at = _next_marker(data, 2)
+    while 0 <= at < len(data):
+        marker = data[at]
+        if marker == _EOI[1]:
+            jpeg.ended = True
+            break
+        at += 1
+        if marker >= 0xC0 and not 0xD0 <= marker <= 0xD8:
+            length = int.from_bytes(data[at : at + 2])
+            if length < 2 or at + length > len(data):
+                break
+            body = data[at + 2 : at + length]
+            at += length
+            if marker == _SCAN:
+                end = _data_end(data, at)
+                jpeg.scans.append(_Scan(b"".join(tables), _scan_header(jpeg, body), data[at:end]))
+                tables.clear()
+                at = end
+            else:
+                tables.append(_table(jpeg, marker, body))
+        at = _next_marker(data, at)
+    return jpeg
+
+
+def _next_marker(data: bytes, at: int) -> int:
+    """Where the next marker's number is, behind any bytes that belong to nothing."""
+    at = data.find(b"\xff", at)
+    while 0 <= at < len(data) and data[at] == 0xFF:
+        at += 1
+    return at
+
+
+def _data_end(data: bytes, at: int) -> int:
+    found = _AFTER_DATA.search(data, at)
+    return found.start() if found else len(data)
+
+
+def _scan_header(jpeg: _Jpeg, body: bytes) -> bytes:
+    if jpeg.sequential:
+        # The three numbers that only progressive scans have, and some cameras write as they like.
+        body = body[:-3] + b"\x00\x3f\x00"
+    return _segment(_SCAN, body)
+
+
+def _table(jpeg: _Jpeg, marker: int, body: bytes) -> bytes:
+    """A segment as it is needed to decode what follows; empty if it is not."""
+    if marker in _FRAMES:
+        jpeg.frame_marker, jpeg.frame = marker, body
+    elif marker == _RESTART_INTERVAL:
+        jpeg.interval = int.from_bytes(body[:2])
+    elif marker == 0xE0 and body.startswith(_JFIF) and len(body) >= 14:
+        # Its version is of no use; an unknown one is warned of.
+        body = body[:5] + b"\x01\x01" + body[7:]
+    elif marker == 0xEE and body.startswith(_ADOBE) and len(body) >= 12:
+        # Colours that libjpeg does not know are taken for the usual ones.
+        body = body[:11] + bytes([body[11] if body[11] < 3 else 1]) + body[12:]
+    elif marker not in _TABLES:
+        return b""
+    return _segment(marker, body)
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2) + body
+
+
+def _whole_without_end(jpeg: _Jpeg) -> bool:
+    """Whether a file without its end marker can be whole: its one scan has all there is to have.
+
+    That the scan is whole is left to libjpeg to say.
+    """
+    if not jpeg.sequential or len(jpeg.scans) != 1:
+        return False
+    return len(jpeg.frame) > 5 and jpeg.scans[0].header[4:5] == jpeg.frame[5:6]
+
+
+class _Trials:
+    """Looks for missing pixels, by decoding parts of a file alone."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_TRIALS
+
+    def complete(self, jpeg: _Jpeg) -> bool:
+        """Whether no pixel is missing of a file that has bytes too many."""
+        if len(jpeg.scans) == 1:
+            if not jpeg.interval:
+                # What is warned of first comes after the data; nothing comes after that.
+                return True
+            return jpeg.sequential and self._stretches(jpeg)
+        return self._passes(jpeg)
+
+    def _warning(self, data: bytes) -> str:
+        """What libjpeg says first of a file; empty if nothing."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError
+        try:
+            simplejpeg.decode_jpeg(data, "RGB", min_height=1, min_width=1)
+        except ValueError as error:
+            return str(error) or "unknown"
+        return ""
+
+    def _passes(self, jpeg: _Jpeg) -> bool:
+        """Decodes the first scan, the first two, and so on; takes away what each has too much."""
+        scans: list[_Scan] = []
+        for scan in jpeg.scans:
+            scans.append(scan)
+            warning = self._warning(jpeg.file(scans))
+            if not warning:
+                continue
+            too_many = _HARMLESS_AT_THE_END.search(warning)
+            if too_many is None:
+                return False
+            shorter = scan.data[: len(scan.data) - int(too_many[1])]
+            scans[-1] = _Scan(scan.tables, scan.header, shorter)
+            if self._warning(jpeg.file(scans)):
+                return False
+        return True
+
+    def _stretches(self, jpeg: _Jpeg) -> bool:
+        """Decodes what lies between restart markers as pictures of their own."""
+        (scan,) = jpeg.scans
+        stretches = _RESTART.split(scan.data)
+        numbers = [found[-1] & 7 for found in _RESTART.findall(scan.data)]
+        if numbers != [index % 8 for index in range(len(numbers))]:
+            return False
+        shape = _Shape.of(jpeg)
+        *full, last = stretches
+        remaining = shape.units - len(full) * jpeg.interval
+        if not 1 <= remaining <= jpeg.interval:
+            return False
+        return self._fine(jpeg, shape, full, jpeg.interval) and self._fine(
+            jpeg, shape, [last], remaining
+        )
+
+    def _fine(self, jpeg: _Jpeg, shape: "_Shape", stretches: list[bytes], units: int) -> bool:
+        if not stretches:
+            return True
+        picture = shape.picture(jpeg, stretches, units)
+        if picture is None:
+            return len(stretches) > 1 and self._halves(jpeg, shape, stretches, units)
+        warning = self._warning(picture)
+        if not warning:
+            return True
+        if len(stretches) > 1:
+            return self._halves(jpeg, shape, stretches, units)
+        return _HARMLESS_AT_THE_END.search(warning) is not None
+
+    def _halves(self, jpeg: _Jpeg, shape: "_Shape", stretches: list[bytes], units: int) -> bool:
+        middle = len(stretches) // 2
+        return self._fine(jpeg, shape, stretches[:middle], units) and self._fine(
+            jpeg, shape, stretches[middle:], units
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """How a picture divides into the units (MCUs) that the restart interval counts.
+
+    Attributes:
+        across: units side by side.
+        units: how many there are.
+        width: pixels of a unit.
+        height: pixels of a unit.
+    """
+
+    across: int
+    units: int
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, jpeg: _Jpeg) -> "_Shape":
+        frame = jpeg.frame
+        rows, columns, count = (
+            int.from_bytes(frame[1:3]),
+            int.from_bytes(frame[3:5]),
+            frame[5],
+        )
+        factors = [frame[7 + 3 * index] for index in range(count)]
+        # A scan of one component has no use for its factors.
+        width = 8 * max(each >> 4 for each in factors) if count > 1 else 8
+        height = 8 * max(each & 15 for each in factors) if count > 1 else 8
+        across = -(-columns // width)
+        return cls(across, across * -(-rows // height), width, height)
+
+    def picture(self, jpeg: _Jpeg, stretches: list[bytes], units: int) -> bytes | None:
+        """A file of some stretches, each of so many units; None if no picture has that shape."""
+        across, down = (self.across, units // self.across)
+        if units % self.across:
+            across, down = units, 1
+        width, height = across * self.width, down * len(stretches) * self.height
+        if width > _LARGEST_SIDE or height > _LARGEST_SIDE:
+            return None
+        size = height.to_bytes(2) + width.to_bytes(2)
+        (scan,) = jpeg.scans
+        frame = jpeg.frame[:1] + size + jpeg.frame[5:]
+        marker = jpeg.frame_marker
+        tables = scan.tables.replace(_segment(marker, jpeg.frame), _segment(marker, frame))
+        interval = _segment(_RESTART_INTERVAL, units.to_bytes(2))
+        data = b"".join(
+            (b"\xff" + bytes([0xD0 + (index - 1) % 8]) if index else b"") + stretch
+            for index, stretch in enumerate(stretches)
+        )
+        return b"".join((_SOI, tables, interval, scan.header, data, _EOI))

@@ -1,0 +1,91 @@
+"""What of a PNG makes the picture: the rest is taken out before Pillow sees it.
+
+Pillow refuses a file for what is wrong beside its pixels: a text or a profile that unpacks to more
+than a megabyte, a checksum of a chunk that nobody needs. Such chunks do not change the picture, so
+they are left out (PNG specification, third edition, chapter 11). Transparency of grey and colour
+images is one colour; it is read here, since Pillow compares it with pixels that it has scaled.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.serving.vision.images import exif
+
+__all__ = ["SIGNATURE", "Png", "read_png"]
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+_GREY, _COLOUR, _PALETTE = 0, 2, 3
+_FRAMING_BYTES = 12
+_PICTURE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+
+
+@dataclass(frozen=True, slots=True)
+class Png:
+    """A PNG without what does not make the picture.
+
+    Attributes:
+        width: columns, as they are stored.
+        height: rows, as they are stored.
+        depth: bits of a sample.
+        orientation: EXIF's, 1 to 8.
+        transparent: the sample or samples of the one transparent colour, of ``depth`` bits each;
+            None where there is none, and for palettes and alpha channels, which Pillow knows.
+        data: the file.
+    """
+
+    width: int
+    height: int
+    depth: int
+    orientation: int
+    transparent: tuple[int, ...] | None
+    data: bytes
+
+
+def read_png(data: bytes) -> Png:
+    """Takes a PNG apart, and puts together what makes the picture.
+
+    Args:
+        data: a file that begins with :data:`SIGNATURE`.
+
+    Raises:
+        InvalidImageError: its header is missing.
+    """
+    header = data[8:33]
+    if len(header) < 25 or header[4:8] != b"IHDR":
+        raise InvalidImageError(
+            "is cut short or damaged: the PNG has no header; send the whole file"
+        )
+    width, height, depth, colour = struct.unpack_from(">IIBB", header, 8)
+    orientation = 1
+    transparent: tuple[int, ...] | None = None
+    parts = [SIGNATURE]
+    at, size = len(SIGNATURE), len(data)
+    while at < size:
+        length = int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        end = at + _FRAMING_BYTES + length
+        if kind in _PICTURE:
+            # As it is, even where it is cut: Pillow then says that rows are missing.
+            parts.append(data[at:end])
+        elif kind == b"tRNS":
+            body = data[at + 8 : at + 8 + length]
+            if colour == _PALETTE:
+                parts.append(_chunk(kind, body))
+            elif colour in {_GREY, _COLOUR}:
+                samples = 1 if colour == _GREY else 3
+                if len(body) >= 2 * samples:
+                    transparent = struct.unpack_from(f">{samples}H", body)
+        elif kind == b"eXIf":
+            orientation = exif.orientation(data[at + 8 : at + 8 + length])
+        if kind == b"IEND":
+            break
+        at = end
+    return Png(width, height, depth, orientation, transparent, b"".join(parts))
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = zlib.crc32(kind + body).to_bytes(4)
+    return len(body).to_bytes(4) + kind + body + checksum
