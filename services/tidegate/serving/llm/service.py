@@ -110,7 +110,9 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         match request.WhichOneof("input"):
             case "text":
                 special = not request.omit_special_tokens
-                ids = await serving.prompts.encode(request.text, special=special)
+                ids = await serving.prompts.encode(
+                    request.text, special=special, plain=request.special_tokens_as_text
+                )
             case "conversation":
                 violations: list[FieldViolation] = []
                 at = "conversation.messages"

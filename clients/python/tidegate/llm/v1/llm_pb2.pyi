@@ -126,8 +126,15 @@ class Prompt(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_AS_TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """A text; the tokenizer adds its special tokens. Not empty."""
+    """A text; the tokenizer adds its special tokens. Not empty. The name of a special token within
+    it, such as "<|im_end|>", becomes that token unless special_tokens_as_text is set.
+    """
+    special_tokens_as_text: _builtins.bool
+    """Take the names of special tokens within `text` for mere text. Set it when part of the text comes
+    from somebody whom the model must not obey. Only with `text`.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, used as they are. Not empty; each below the size of the vocabulary."""
@@ -137,10 +144,11 @@ class Prompt(_message.Message):
         *,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        special_tokens_as_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "special_tokens_as_text", b"special_tokens_as_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
@@ -183,7 +191,11 @@ class Message(_message.Message):
     role: Global___Role.ValueType
     """Who says it."""
     content: _builtins.str
-    """What is said."""
+    """What is said. It is mere text, whoever says it: the name of a special token within it, such as
+    "<|im_end|>", never becomes that token, so it can neither end the message nor begin another. What
+    is special to the chat template alone (the "[INST]" of a model that has no such token) is not
+    known to the server, and stays.
+    """
     def __init__(
         self,
         *,
@@ -279,12 +291,14 @@ class SamplingParameters(_message.Message):
     """Go on past the model's end-of-text token. Not together with a constraint."""
     logprobs: _builtins.int
     """Return the log probability of each chosen token, and of this many likeliest ones at its place;
-    from 0 to 20. Default: none are returned.
+    from 0 to 20. Default: none are returned. See TokenLogprob for what they mean. A server on a GPU
+    refuses it together with a constraint.
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the answer; at most 16, none empty. They are not part of the answer unless
-        include_stop_string is set.
+        include_stop_string is set. They are looked for in the answer's text alone: none matches in the
+        prompt, or across the end of the prompt.
         """
 
     @_builtins.property
@@ -420,7 +434,9 @@ class Choices(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """From 1 to 256 texts, none empty."""
+        """From 1 to 256 texts, none empty. None may hold the name of a special token ("<|im_end|>"): such a
+        token is never part of an answer's text, and the engine cannot spell its name by others.
+        """
 
     def __init__(
         self,
@@ -518,7 +534,9 @@ class ChatRequest(_message.Message):
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
     CONTINUE_LAST_MESSAGE_FIELD_NUMBER: _builtins.int
     continue_last_message: _builtins.bool
-    """Go on with the last message, which must be the assistant's, instead of starting a new one."""
+    """Go on with the last message, which must be the assistant's, instead of starting a new one. The
+    answer holds only what is new.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation so far, oldest first. At least one message; the last is not the assistant's
@@ -531,7 +549,9 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def template_arguments(self) -> _struct_pb2.Struct:
-        """Values for the variables of the model's chat template, beyond the messages."""
+        """Values for the variables of the model's chat template, beyond the messages. Texts in them are
+        mere text, as those of messages are.
+        """
 
     def __init__(
         self,
@@ -661,7 +681,14 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
-    """A token that was, or might have been, chosen."""
+    """A token that was, or might have been, chosen.
+
+    Log probabilities and ranks are the model's own, over its whole vocabulary: those of its softmax at
+    temperature 1, before anything that the request asks for. Temperature, top_p, top_k, min_p,
+    penalties, logit_bias, min_tokens and a constraint change which token is chosen. They change no log
+    probability. So a chosen token can have a low rank, and a token of `top` can be one that the
+    constraint forbids.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -669,14 +696,21 @@ class TokenLogprob(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token's id."""
     token: _builtins.str
-    """The token's text."""
+    """The token's text. Bytes that are not whole characters are shown as the replacement character
+    U+FFFD, as in TokenizeResponse; a special token has its name.
+    """
     logprob: _builtins.float
-    """The natural logarithm of its probability."""
+    """The natural logarithm of its probability. Finite in `top`."""
     rank: _builtins.int
     """Its place among all tokens at this point, 1 for the likeliest."""
+    token_bytes: _builtins.bytes
+    """The token's bytes. A character can take several tokens: the bytes of the chosen tokens, one after
+    another, are its UTF-8. Those of `token`, where the model's tokens are not made of bytes.
+    """
     def __init__(
         self,
         *,
@@ -684,10 +718,11 @@ class TokenLogprob(_message.Message):
         token: _builtins.str = ...,
         logprob: _builtins.float = ...,
         rank: _builtins.int = ...,
+        token_bytes: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "rank", b"rank", "token", b"token", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "rank", b"rank", "token", b"token", "token_bytes", b"token_bytes", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,7 +742,9 @@ class Logprobs(_message.Message):
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """The likeliest tokens, best first."""
+        """The likeliest tokens, best first, as many as `logprobs` asks for. Fewer if the model gives fewer
+        a probability above 0.
+        """
 
     def __init__(
         self,
@@ -779,7 +816,12 @@ class Delta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text that is new since the last piece."""
+    """The text that is new since the last piece. The pieces' texts together are every character whose
+    last byte a token of the answer gave. A character that the prompt begins and the answer completes
+    is therefore the answer's, whole; no other character of the prompt is. Bytes that are no UTF-8
+    become the replacement character U+FFFD. Special tokens give no text, and neither does a
+    character that is still incomplete at the end of the answer.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The token ids that are new since the last piece."""
@@ -903,6 +945,7 @@ class TokenizeRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     OMIT_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_AS_TEXT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. Empty means the model that the server serves."""
     text: _builtins.str
@@ -910,6 +953,10 @@ class TokenizeRequest(_message.Message):
     omit_special_tokens: _builtins.bool
     """Leave out the special tokens that the tokenizer adds to a text. Has no effect on a
     conversation, whose template says what is added.
+    """
+    special_tokens_as_text: _builtins.bool
+    """Take the names of special tokens within `text` for mere text, as Prompt.special_tokens_as_text
+    does. Has no effect on a conversation, whose messages are mere text always.
     """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
@@ -922,10 +969,11 @@ class TokenizeRequest(_message.Message):
         text: _builtins.str = ...,
         conversation: Global___Conversation | None = ...,
         omit_special_tokens: _builtins.bool = ...,
+        special_tokens_as_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "model", b"model", "omit_special_tokens", b"omit_special_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "model", b"model", "omit_special_tokens", b"omit_special_tokens", "special_tokens_as_text", b"special_tokens_as_text", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "conversation"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
