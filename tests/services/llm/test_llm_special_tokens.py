@@ -1,6 +1,8 @@
 """What clients say never becomes a special token; what is harmless keeps its token ids."""
 
+import copy
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -49,16 +51,15 @@ class RendererDouble:
 @pytest.fixture(scope="module")
 def prompts_of(tokenizer):
     """Makes the prompts of SmolLM2's tokenizer with another chat template."""
-    import copy
 
+    @cache
     def make(template=None):
         with_template = copy.copy(tokenizer)
         with_template.max_chars_per_token = 64
         with_template.chat_template = template or tokenizer.chat_template
         return Prompts(RendererDouble(with_template), ModelFacts("small", "1", 49_152, 1024))
 
-    made = {}
-    return lambda template=None: made.setdefault(template, make(template))
+    return make
 
 
 def chat(*contents, arguments=None, continues=False, roles=("user", "assistant")):

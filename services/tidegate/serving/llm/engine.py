@@ -62,6 +62,7 @@ class Engine:
         version: Of vLLM.
         precision: The type that it computes in.
         max_running: Requests that it works on at once.
+        batch_invariant: Whether a text does not depend on what else runs.
         embeds: Whether it makes vectors; otherwise it generates.
     """
 
@@ -69,6 +70,7 @@ class Engine:
     version: str
     precision: str
     max_running: int
+    batch_invariant: bool
     embeds: bool
     _llm: "AsyncLLM"
     _vocabulary: Vocabulary | None
@@ -299,7 +301,8 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
         facts=facts,
         version=vllm.__version__,
         precision=str(config.dtype).removeprefix("torch."),
-        max_running=settings.max_running_requests,
+        max_running=llm.vllm_config.scheduler_config.max_num_seqs,
+        batch_invariant=settings.batch_invariant,
         embeds=settings.runner is Runner.POOLING,
         _llm=llm,
         _vocabulary=vocabulary,

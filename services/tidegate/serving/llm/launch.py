@@ -31,6 +31,8 @@ _log = structlog.stdlib.get_logger(__name__)
 TESTED_VLLM: Final = "0.32"
 """The release of vLLM whose internals Tidegate replaces, in the server and in the engine."""
 
+_INVARIANT: Final = "VLLM_BATCH_INVARIANT"
+
 
 def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
     """Loads a model; the environment must have been prepared. Raises whatever vLLM does.
@@ -46,6 +48,7 @@ def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
 
     check_vllm(vllm.__version__)
     on_cpu = current_platform.is_cpu()
+    _choose_invariance(settings, on_cpu=on_cpu)
     llm = _started(_arguments(settings, path, name, on_cpu=on_cpu), on_cpu=on_cpu)
     # vLLM asks after its settings for each token, and the environment each time unless it may keep
     # what it found; in the engine's process it does so by itself.
@@ -102,6 +105,11 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
         ),
         enable_log_requests=False,
     )
+    if settings.batch_invariant and on_cpu:
+        # A request alone is computed in the same steps each time, unless part of its prompt is in
+        # the cache.
+        arguments.max_num_seqs = 1
+        arguments.enable_prefix_caching = False
     if settings.max_context_tokens is not None:
         arguments.max_model_len = settings.max_context_tokens
     if not _has_plugin():
@@ -115,6 +123,23 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
         os.environ[HAS_KERNELS] = "1"
         arguments.ir_op_priority = kernels.priorities()
     return arguments
+
+
+def _choose_invariance(settings: LlmSettings, *, on_cpu: bool) -> None:
+    """Turns vLLM's batch-invariant mode on where it works; it is made of kernels for Triton.
+
+    Raises:
+        StartupError: The environment asks for it on a CPU, where the engine would die of the first
+            request that samples.
+    """
+    if not on_cpu:
+        if settings.batch_invariant:
+            os.environ[_INVARIANT] = "1"
+    elif os.environ.get(_INVARIANT, "0") != "0":
+        raise StartupError(
+            f"{_INVARIANT} is set, and vLLM has no batch-invariant mode for CPUs: unset it, and"
+            " pass --batch-invariant, which works on one request at a time"
+        )
 
 
 def _has_plugin() -> bool:

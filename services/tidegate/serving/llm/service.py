@@ -203,6 +203,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             model.ready = True
             model.engine = f"vllm {engine.version}"
             model.precision = engine.precision
+            model.batch_invariant = engine.batch_invariant
             model.max_context_tokens = engine.facts.max_context_tokens
             model.vocabulary_size = engine.facts.vocabulary_size
             model.lora_adapters.extend(engine.facts.lora_adapters)

@@ -188,6 +188,7 @@ def llm_model(model: llm_pb2.Model) -> LlmModel:
         lora_adapters=tuple(model.lora_adapters),
         description=model.description,
         loaded_at=timestamp(model.loaded_at) if model.HasField("loaded_at") else None,
+        batch_invariant=model.batch_invariant,
     )
 
 

@@ -62,7 +62,9 @@ class GenerateOptions(TypedDict, total=False):
         presence_penalty: from -2 to 2, taken off tokens that have appeared.
         frequency_penalty: from -2 to 2, taken off for each time that a token appeared.
         repetition_penalty: above 1 makes repeats rarer.
-        seed: the same seed and request give the same text.
+        seed: makes the random choice repeatable. The same seed and request give the same text while
+            the server runs no other request; whatever else it runs, if its model is
+            ``batch_invariant`` (:class:`LlmModel`).
         stop: texts that end the answer; looked for in the answer alone.
         stop_token_ids: tokens that end the answer.
         include_stop_string: keep the stop string in the answer.
@@ -289,6 +291,7 @@ class LlmModel:
         lora_adapters: the adapters that requests may name.
         description: what the model is and where its weights come from.
         loaded_at: when it became ready; ``None`` unless it is.
+        batch_invariant: whether the same request and seed give the same text whatever else runs.
     """
 
     name: str
@@ -302,3 +305,4 @@ class LlmModel:
     lora_adapters: tuple[str, ...]
     description: str
     loaded_at: datetime | None
+    batch_invariant: bool = False

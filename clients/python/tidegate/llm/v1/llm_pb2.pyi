@@ -284,7 +284,15 @@ class SamplingParameters(_message.Message):
     makes repeats rarer. Default 1.
     """
     seed: _builtins.int
-    """The same seed, request and server version give the same text. Default: none."""
+    """Makes the random choice among tokens repeatable. Default: none.
+
+    The same seed, request, model version and server give the same text as long as the engine works
+    on no other request meanwhile. Beside others it need not, and neither does temperature 0: the
+    engine computes all requests of a step together, how many they are decides how its sums are
+    rounded, and two tokens that are almost equally likely can change places. A text that was begun
+    differently goes on differently. A server whose Model has batch_invariant set gives the same text
+    whatever else runs. Another machine, precision, or number of cores can always round otherwise.
+    """
     include_stop_string: _builtins.bool
     """Keep the stop string at the end of the answer."""
     ignore_end_of_text: _builtins.bool
@@ -1192,6 +1200,7 @@ class Model(_message.Message):
     LORA_ADAPTERS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     LOADED_AT_FIELD_NUMBER: _builtins.int
+    BATCH_INVARIANT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.str
@@ -1210,6 +1219,10 @@ class Model(_message.Message):
     """Token ids are below this."""
     description: _builtins.str
     """What the model is and where its weights come from."""
+    batch_invariant: _builtins.bool
+    """Whether the same request and seed give the same text whatever else runs; see
+    SamplingParameters.seed.
+    """
     @_builtins.property
     def lora_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The LoRA adapters that requests may name."""
@@ -1232,10 +1245,11 @@ class Model(_message.Message):
         lora_adapters: _abc.Iterable[_builtins.str] | None = ...,
         description: _builtins.str = ...,
         loaded_at: _timestamp_pb2.Timestamp | None = ...,
+        batch_invariant: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["loaded_at", b"loaded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "engine", b"engine", "kind", b"kind", "loaded_at", b"loaded_at", "lora_adapters", b"lora_adapters", "max_context_tokens", b"max_context_tokens", "name", b"name", "precision", b"precision", "ready", b"ready", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_invariant", b"batch_invariant", "description", b"description", "engine", b"engine", "kind", b"kind", "loaded_at", b"loaded_at", "lora_adapters", b"lora_adapters", "max_context_tokens", b"max_context_tokens", "name", b"name", "precision", b"precision", "ready", b"ready", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
