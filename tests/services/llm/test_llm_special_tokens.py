@@ -147,14 +147,16 @@ async def test_a_message_and_its_template_spell_no_special_token_together(
 
 
 @settings(deadline=None, max_examples=50)
-@given(contents=st.lists(SPELLED, min_size=1, max_size=3))
+@given(contents=st.lists(SPELLED, min_size=1, max_size=3), continues=st.booleans())
 async def test_no_conversation_has_special_tokens_but_its_templates(
-    tokenizer, prompts_of, contents
+    tokenizer, prompts_of, contents, continues
 ):
-    prompt = chat(*contents)
+    continues = continues and bool(contents[-1].strip())
+    prompt = chat(*contents, continues=continues)
     for template in (None, STRIPPING):
         ids = await prompts_of(template).encode_chat(prompt)
-        harmless = as_before(tokenizer, chat(*["x"] * len(contents)), template)
+        x = chat(*["x"] * len(contents), continues=continues)
+        harmless = as_before(tokenizer, x, template)
         assert special(ids) == special(harmless)
         assert tokenizer.decode(ids) == tokenizer.decode(as_before(tokenizer, prompt, template))
 
