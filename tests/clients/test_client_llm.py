@@ -14,8 +14,10 @@ from tidegate.client import (
     Message,
     Role,
     ServerFaultError,
+    TokenLogprob,
     UnavailableError,
 )
+from tidegate.client._shared.llm import delta, embed_request, tokenize_request
 from tidegate.llm.v1 import llm_pb2
 
 
@@ -106,6 +108,36 @@ def test_options_reach_the_request(client, server):
     assert not sampling.HasField("top_p")
     assert list(sampling.constraint.choice.options) == ["yes", "no"]
     assert list(request.template_arguments["tools"]) == ["a"]
+
+
+def test_special_tokens_as_text_reaches_each_request_with_a_text(client, server):
+    client.llm.generate("a", special_tokens_as_text=True).read()
+    client.llm.complete("a", special_tokens_as_text=True)
+    client.llm.complete([{"role": "user", "content": "a"}], special_tokens_as_text=True)
+    client.llm.generate("a").read()
+    generate, complete, conversation, plain = server.script.requests
+    assert generate.prompt.special_tokens_as_text
+    assert complete.generate.prompt.special_tokens_as_text
+    assert conversation.WhichOneof("input") == "chat"
+    assert not plain.prompt.special_tokens_as_text
+    texts = embed_request(["a", [1]], model="", special_tokens_as_text=True).inputs
+    assert [each.special_tokens_as_text for each in texts] == [True, False]
+    tokenize = tokenize_request(
+        "a", model="", omit_special_tokens=False, special_tokens_as_text=True
+    )
+    assert tokenize.special_tokens_as_text
+
+
+def test_log_probabilities_have_the_bytes_of_their_tokens():
+    token = llm_pb2.TokenLogprob(
+        token_id=7, token="\ufffd", logprob=-1, rank=2, token_bytes=b"\xf0"
+    )
+    response = llm_pb2.GenerateResponse(
+        delta={"text": "", "token_ids": [7], "logprobs": [{"chosen": token, "top": [token]}]}
+    )
+    (place,) = delta(response).logprobs
+    assert place.chosen == TokenLogprob(7, "\ufffd", -1.0, 2, b"\xf0")
+    assert place.top == (place.chosen,)
 
 
 def test_schema_may_be_a_mapping(client, server):

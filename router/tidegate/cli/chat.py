@@ -45,7 +45,11 @@ def chat(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same answer.", show_default=False)
+        int | None,
+        typer.Option(
+            help="The same seed gives the same answer, unless the server runs others beside it.",
+            show_default=False,
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None,

@@ -34,6 +34,13 @@ def models():
 
 
 @pytest.fixture(scope="session")
+def tokenizer(models):
+    """The tokenizer of SmolLM2, without an engine."""
+    transformers = pytest.importorskip("transformers", reason="needs vLLM: install the extra llm")
+    return transformers.AutoTokenizer.from_pretrained(models / "smollm2" / "1")
+
+
+@pytest.fixture(scope="session")
 def lora_folder(tmp_path_factory):
     """A LoRA adapter for SmolLM2 whose weights are noise, which shows in every answer."""
     torch = pytest.importorskip("torch", reason="needs vLLM: install the extra llm")

@@ -34,6 +34,24 @@ def wrong_fields(read, request, facts=FACTS):
     return [each.field for each in caught.value.violations]
 
 
+def test_log_probabilities_beside_a_constraint_need_an_engine_that_has_the_models_own():
+    masked = ModelFacts("small", "2", 1000, 128, has_raw_logprobs=False)
+    both = generate(logprobs=0, constraint={"regex": "a"})
+    assert wrong_fields(read_generate, both, masked) == ["options.sampling.logprobs"]
+    read_generate(both, FACTS)
+    read_generate(generate(logprobs=0), masked)
+    read_generate(generate(constraint={"regex": "a"}), masked)
+
+
+def test_special_tokens_are_text_where_a_text_prompt_says_so():
+    for asked in (False, True):
+        prompt = llm_pb2.Prompt(text="Hi", special_tokens_as_text=asked)
+        read, _ = read_generate(generate(prompt=prompt), FACTS)
+        assert read.special_tokens_as_text is asked
+    ids = llm_pb2.Prompt(token_ids={"ids": [1]}, special_tokens_as_text=True)
+    assert wrong_fields(read_generate, generate(prompt=ids)) == ["prompt.special_tokens_as_text"]
+
+
 @pytest.mark.parametrize(
     ("field", "allowed", "refused"),
     [

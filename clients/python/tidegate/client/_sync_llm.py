@@ -177,6 +177,7 @@ class LlmClient:
         self,
         prompt: PromptInput,
         *,
+        special_tokens_as_text: bool = False,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> GenerationStream:
@@ -184,13 +185,15 @@ class LlmClient:
 
         Args:
             prompt: a text, or token ids.
+            special_tokens_as_text: take the names of special tokens within a text ("<|im_end|>")
+                for mere text.
             timeout_s: the deadline of the whole stream in seconds; the client's unless given.
             **options: model and sampling; see :class:`GenerateOptions`.
 
         Raises:
             InvalidInputError: an argument cannot be sent.
         """
-        request = generate_request(prompt, options)
+        request = generate_request(prompt, options, special_tokens_as_text=special_tokens_as_text)
         self._context.checked(request)
         deadline_s = self._context.stream_deadline_s(timeout_s)
         span = self._context.span(type(request))
@@ -202,6 +205,7 @@ class LlmClient:
         self,
         prompt_or_messages: PromptInput | Sequence[MessageInput],
         *,
+        special_tokens_as_text: bool = False,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
@@ -209,6 +213,8 @@ class LlmClient:
 
         Args:
             prompt_or_messages: the prompt, or the conversation so far.
+            special_tokens_as_text: take the names of special tokens within a text prompt for mere
+                text, as they are within messages.
             timeout_s: the deadline in seconds; the client's for unary calls unless given.
             **options: model and sampling; see :class:`GenerateOptions`.
 
@@ -216,7 +222,9 @@ class LlmClient:
             InvalidInputError: an argument cannot be sent.
             TidegateRpcError: the call failed.
         """
-        request = complete_request(prompt_or_messages, options)
+        request = complete_request(
+            prompt_or_messages, options, special_tokens_as_text=special_tokens_as_text
+        )
         return completion(call_unary(self._context, self._stub.Complete, request, timeout_s))
 
     def tokenize(
@@ -225,15 +233,27 @@ class LlmClient:
         *,
         model: str = "",
         omit_special_tokens: bool = False,
+        special_tokens_as_text: bool = False,
         timeout_s: float | None = None,
     ) -> Tokenization:
         """Turns a text, or a conversation through the chat template, into tokens.
+
+        Args:
+            text_or_messages: the text, or the conversation.
+            model: the model's name; the one that the server serves unless given.
+            omit_special_tokens: leave out the special tokens that the tokenizer adds to a text.
+            special_tokens_as_text: take the names of special tokens within a text for mere text, as
+                they are within messages.
+            timeout_s: the deadline in seconds; the client's for unary calls unless given.
 
         Raises:
             TidegateRpcError: the call failed.
         """
         request = tokenize_request(
-            text_or_messages, model=model, omit_special_tokens=omit_special_tokens
+            text_or_messages,
+            model=model,
+            omit_special_tokens=omit_special_tokens,
+            special_tokens_as_text=special_tokens_as_text,
         )
         return tokenization(call_unary(self._context, self._stub.Tokenize, request, timeout_s))
 
@@ -260,15 +280,22 @@ class LlmClient:
         inputs: str | Sequence[PromptInput],
         *,
         model: str = "",
+        special_tokens_as_text: bool = False,
         timeout_s: float | None = None,
     ) -> Embeddings:
         """Turns texts, or token ids, into vectors of length 1.
+
+        Args:
+            inputs: texts, or lists of token ids; one text is one input.
+            model: the model's name; the one that the server serves unless given.
+            special_tokens_as_text: take the names of special tokens within texts for mere text.
+            timeout_s: the deadline in seconds; the client's for unary calls unless given.
 
         Raises:
             UnsupportedError: the server's model generates text instead.
             TidegateRpcError: the call failed.
         """
-        request = embed_request(inputs, model=model)
+        request = embed_request(inputs, model=model, special_tokens_as_text=special_tokens_as_text)
         return embeddings(call_unary(self._context, self._stub.Embed, request, timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> tuple[LlmModel, ...]:

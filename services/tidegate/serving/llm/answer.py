@@ -5,7 +5,9 @@ writes, vLLM has merged steps and a message holds several tokens. What is counte
 `Finish` of the last message, the trailers, the metrics and the span's attributes.
 """
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +37,7 @@ class Answer:
         received_s: When the request came, in seconds of `time.monotonic`.
         prompt_tokens: Tokens of the prompt.
         top_logprobs: Likeliest tokens to return at each place; None for no log probabilities.
+        token_bytes: Gives the bytes of a token.
         completion_tokens: Tokens of the answer so far.
         finish_reason: Why it ended, in vLLM's words; "abort" until it has.
     """
@@ -42,6 +45,7 @@ class Answer:
     received_s: float
     prompt_tokens: int
     top_logprobs: int | None
+    token_bytes: Callable[[int], bytes]
     completion_tokens: int = 0
     finish_reason: str = "abort"
     _first_token_s: float | None = None
@@ -87,7 +91,7 @@ class Answer:
         if self.top_logprobs is not None and completion.logprobs:
             for token_id, place in zip(completion.token_ids, completion.logprobs, strict=True):
                 if place is not None:
-                    _fill_logprobs(delta.logprobs.add(), token_id, place, self.top_logprobs)
+                    self._fill_logprobs(delta.logprobs.add(), token_id, place, self.top_logprobs)
         if output.finished:
             self.finish_reason = completion.finish_reason or "abort"
             if finish is not None:
@@ -148,28 +152,30 @@ class Answer:
         if self._longest_gap_s is not None:
             _set(timings.max_inter_message, self._longest_gap_s)
 
+    def _fill_logprobs(
+        self, message: llm_pb2.Logprobs, token_id: int, place: "dict[int, Logprob]", top: int
+    ) -> None:
+        self._fill_logprob(message.chosen, token_id, place[token_id])
+        # vLLM gives the likeliest and, where it is not among them, the chosen one.
+        for each, logprob in sorted(place.items(), key=_rank)[:top]:
+            if math.isfinite(logprob.logprob):
+                self._fill_logprob(message.top.add(), each, logprob)
+
+    def _fill_logprob(
+        self, message: llm_pb2.TokenLogprob, token_id: int, logprob: "Logprob"
+    ) -> None:
+        data = self.token_bytes(token_id)
+        message.token_id = token_id
+        message.token = data.decode(errors="replace")
+        message.token_bytes = data
+        message.logprob = logprob.logprob
+        message.rank = logprob.rank or 0
+
 
 def _set(duration: Duration, seconds: float) -> None:
     duration.FromNanoseconds(round(seconds * 1e9))
 
 
-def _fill_logprobs(
-    message: llm_pb2.Logprobs, token_id: int, place: "dict[int, Logprob]", top: int
-) -> None:
-    _fill_logprob(message.chosen, token_id, place[token_id])
-    # vLLM gives the likeliest and, where it is not among them, the chosen one.
-    ranked = sorted(place.items(), key=_rank)
-    for each, logprob in ranked[:top]:
-        _fill_logprob(message.top.add(), each, logprob)
-
-
 def _rank(item: "tuple[int, Any]") -> int:
     rank: int = item[1].rank
     return rank
-
-
-def _fill_logprob(message: llm_pb2.TokenLogprob, token_id: int, logprob: "Logprob") -> None:
-    message.token_id = token_id
-    message.token = logprob.decoded_token or ""
-    message.logprob = logprob.logprob
-    message.rank = logprob.rank or 0

@@ -86,7 +86,7 @@ class LlmApplication:
             ) as gate:
                 serving = Serving(
                     engine=engine,
-                    prompts=Prompts(engine.renderer, facts),
+                    prompts=await asyncio.to_thread(Prompts, engine.renderer, facts),
                     gate=gate,
                     admission=Admission(engine.max_running, settings.max_waiting_requests),
                     stalled_write_limit_s=settings.stalled_write_limit_s,

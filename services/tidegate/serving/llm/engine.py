@@ -10,6 +10,7 @@ imported, so it is imported where it is loaded.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from tidegate.chassis.errors import (
     Unavailable,
 )
 from tidegate.errors import TidegateError
+from tidegate.serving.llm.engine_process import HAS_RAW_LOGPROBS
 from tidegate.serving.llm.environment import prepare_environment
 from tidegate.serving.llm.launch import launch
 from tidegate.serving.llm.requests import ModelFacts, Options
 from tidegate.serving.llm.sampling import Constraint, ConstraintKind, Sampling, SamplingDefaults
 from tidegate.serving.llm.settings import LlmSettings, Runner, SchedulingPolicy
+from tidegate.serving.llm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -59,6 +62,7 @@ class Engine:
         version: Of vLLM.
         precision: The type that it computes in.
         max_running: Requests that it works on at once.
+        batch_invariant: Whether a text does not depend on what else runs.
         embeds: Whether it makes vectors; otherwise it generates.
     """
 
@@ -66,8 +70,10 @@ class Engine:
     version: str
     precision: str
     max_running: int
+    batch_invariant: bool
     embeds: bool
     _llm: "AsyncLLM"
+    _vocabulary: Vocabulary | None
     _adapters: "dict[str, LoRARequest]"
     _ids: "count[int]"
 
@@ -75,6 +81,13 @@ class Engine:
     def renderer(self) -> Any:
         """The renderer of chat templates, which has the tokenizer."""
         return self._llm.renderer
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Gives the bytes of a token: of a special one its name, and else those of its text."""
+        if self._vocabulary is not None:
+            return self._vocabulary.bytes_of(token_id)
+        text: str = self.renderer.get_tokenizer().decode([token_id])
+        return text.encode()
 
     async def generate(
         self, token_ids: list[int], options: Options, arrival_s: float, *, streams: bool
@@ -238,7 +251,7 @@ def _failed(options: Options) -> InvalidArgument | Internal:
     if options.sampling.constraint is not None:
         return InvalidArgument.of(
             f"{options.at}.sampling.constraint",
-            "became too complex while the answer was made",
+            "became too complex while the answer was made, or spells the name of a special token",
             reason="BAD_CONSTRAINT",
         )
     return Internal("the engine failed this request", reason="ENGINE_FAILED")
@@ -252,6 +265,8 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
     import vllm
     from vllm.lora.request import LoRARequest
 
+    from tidegate.serving.llm.detokenizer import own_detokenizer
+
     config = llm.model_config
     adapters = {
         adapter: LoRARequest(adapter, number, str(folder))
@@ -260,6 +275,8 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
     for adapter in adapters.values():
         # Loaded now, so that a broken one is found before the server says that it serves.
         await llm.add_lora(adapter)
+    vocabulary = await asyncio.to_thread(Vocabulary.of, llm.renderer.get_tokenizer())
+    own_detokenizer(llm.output_processor, vocabulary)
     defaults = config.get_diff_sampling_param() or {}
     known = {field: defaults[field] for field in SamplingDefaults.__slots__ if field in defaults}
     facts = ModelFacts(
@@ -269,6 +286,8 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
         max_context_tokens=config.max_model_len,
         lora_adapters=tuple(adapters),
         schedules_by_priority=settings.scheduling_policy is SchedulingPolicy.PRIORITY,
+        # vLLM's second model runner, which a GPU has, masks elsewhere.
+        has_raw_logprobs=HAS_RAW_LOGPROBS in os.environ and not llm.vllm_config.use_v2_model_runner,
         defaults=SamplingDefaults(**known),
     )
     _log.info(
@@ -282,9 +301,11 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
         facts=facts,
         version=vllm.__version__,
         precision=str(config.dtype).removeprefix("torch."),
-        max_running=settings.max_running_requests,
+        max_running=llm.vllm_config.scheduler_config.max_num_seqs,
+        batch_invariant=settings.batch_invariant,
         embeds=settings.runner is Runner.POOLING,
         _llm=llm,
+        _vocabulary=vocabulary,
         _adapters=adapters,
         _ids=count(),
     )

@@ -1,4 +1,4 @@
-"""What is ours in the processes of vLLM's engine: how they end, and the kernels of norms.
+"""What is ours in the processes of vLLM's engine: how they end, and what they compute our way.
 
 vLLM's engine ends when its server tells it to. One whose server was killed (out of memory, say)
 would stay, and keep the memory of the model, so that the next server finds none. vLLM runs
@@ -13,7 +13,14 @@ import signal
 import threading
 from typing import Final
 
-__all__ = ["ENDS_WITH_SERVER", "HAS_KERNELS", "PLUGIN", "prepare_process", "prepare_to_end"]
+__all__ = [
+    "ENDS_WITH_SERVER",
+    "HAS_KERNELS",
+    "HAS_RAW_LOGPROBS",
+    "PLUGIN",
+    "prepare_process",
+    "prepare_to_end",
+]
 
 PLUGIN: Final = "tidegate"
 """Name of the plugin, which an operator can leave out with ``VLLM_PLUGINS``."""
@@ -24,6 +31,9 @@ ENDS_WITH_SERVER: Final = "TIDEGATE_ENGINE_ENDS_WITH_SERVER"
 HAS_KERNELS: Final = "TIDEGATE_ENGINE_HAS_KERNELS"
 """Set beside it where the engine runs the kernels of `tidegate.serving.llm.kernels`."""
 
+HAS_RAW_LOGPROBS: Final = "TIDEGATE_ENGINE_HAS_RAW_LOGPROBS"
+"""Set beside it where log probabilities are those of `tidegate.serving.llm.raw_logprobs`."""
+
 
 def prepare_process() -> None:
     """Does in a process of vLLM's what the environment asks for. May be called more than once."""
@@ -32,6 +42,10 @@ def prepare_process() -> None:
         from tidegate.serving.llm.kernels import register
 
         register()
+    if HAS_RAW_LOGPROBS in os.environ and multiprocessing.parent_process() is not None:
+        from tidegate.serving.llm import raw_logprobs
+
+        raw_logprobs.register()
 
 
 def prepare_to_end() -> None:

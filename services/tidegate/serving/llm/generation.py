@@ -101,7 +101,9 @@ async def stream(
             _name_model(serving, context)
             with serving.admission.slot(), closing(UnreadWatch(timer, limit_s)) as watch:
                 ids = await _token_ids(serving, prompt, options)
-                answer = Answer(received_s, len(ids), options.sampling.logprobs)
+                answer = Answer(
+                    received_s, len(ids), options.sampling.logprobs, serving.engine.token_bytes
+                )
                 with _accounted(serving, context, answer, clock):
                     outputs = serving.engine.generate(
                         ids, options, _wall_clock_s(received_s), streams=True
@@ -133,7 +135,9 @@ async def complete(
             _name_model(serving, context)
             with serving.admission.slot():
                 ids = await _token_ids(serving, prompt, options)
-                answer = Answer(received_s, len(ids), options.sampling.logprobs)
+                answer = Answer(
+                    received_s, len(ids), options.sampling.logprobs, serving.engine.token_bytes
+                )
                 with _accounted(serving, context, answer, clock):
                     outputs = serving.engine.generate(
                         ids, options, _wall_clock_s(received_s), streams=False
@@ -156,6 +160,7 @@ def _name_model(serving: Serving, context: ServicerContext) -> None:
 async def _token_ids(serving: Serving, prompt: Prompt, options: Options) -> list[int]:
     constraint = options.sampling.constraint
     if constraint is not None:
+        serving.prompts.check_constraint(constraint, f"{options.at}.sampling.constraint")
         await serving.gate.check(constraint, f"{options.at}.sampling.constraint")
     return await serving.prompts.token_ids(prompt, options)
 

@@ -9,12 +9,13 @@ takes many seconds and hundreds of megabytes.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import structlog
 
+from tidegate.chassis.errors import StartupError
 from tidegate.serving.llm import kernels
-from tidegate.serving.llm.engine_process import HAS_KERNELS, PLUGIN
+from tidegate.serving.llm.engine_process import HAS_KERNELS, HAS_RAW_LOGPROBS, PLUGIN
 from tidegate.serving.llm.environment import engine_libraries, has_few_cores, preloaded
 from tidegate.serving.llm.precision import computing_type
 from tidegate.serving.llm.settings import LlmSettings, Runner
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["launch"]
+__all__ = ["TESTED_VLLM", "check_vllm", "launch"]
 
 _log = structlog.stdlib.get_logger(__name__)
+
+TESTED_VLLM: Final = "0.32"
+"""The release of vLLM whose internals Tidegate replaces, in the server and in the engine."""
+
+_INVARIANT: Final = "VLLM_BATCH_INVARIANT"
 
 
 def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
@@ -36,15 +42,34 @@ def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
         path: Folder of the model.
         name: Name that clients know it by.
     """
+    import vllm
     from vllm.envs import enable_envs_cache
     from vllm.platforms import current_platform
 
+    check_vllm(vllm.__version__)
     on_cpu = current_platform.is_cpu()
+    _choose_invariance(settings, on_cpu=on_cpu)
     llm = _started(_arguments(settings, path, name, on_cpu=on_cpu), on_cpu=on_cpu)
     # vLLM asks after its settings for each token, and the environment each time unless it may keep
     # what it found; in the engine's process it does so by itself.
     enable_envs_cache()
     return llm
+
+
+def check_vllm(version: str) -> None:
+    """Refuses a vLLM whose internals may be others than those that Tidegate replaces.
+
+    Args:
+        version: Of the vLLM that is installed.
+
+    Raises:
+        StartupError: It is of another release.
+    """
+    if version.split(".")[:2] != TESTED_VLLM.split("."):
+        raise StartupError(
+            f"vLLM {version} is installed, and Tidegate replaces internals of vLLM {TESTED_VLLM}:"
+            f" install a vLLM {TESTED_VLLM}"
+        )
 
 
 def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) -> "AsyncEngineArgs":
@@ -80,21 +105,47 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
         ),
         enable_log_requests=False,
     )
+    if settings.batch_invariant and on_cpu:
+        # A request alone is computed in the same steps each time, unless part of its prompt is in
+        # the cache.
+        arguments.max_num_seqs = 1
+        arguments.enable_prefix_caching = False
     if settings.max_context_tokens is not None:
         arguments.max_model_len = settings.max_context_tokens
+    if not _has_plugin():
+        _log.warning(
+            "VLLM_PLUGINS leaves out tidegate, and so the kernels of --cpu-kernels, and log"
+            " probabilities beside a constraint"
+        )
+        return arguments
+    os.environ[HAS_RAW_LOGPROBS] = "1"
     if on_cpu and eager and settings.cpu_kernels:
-        _use_kernels(arguments)
+        os.environ[HAS_KERNELS] = "1"
+        arguments.ir_op_priority = kernels.priorities()
     return arguments
 
 
-def _use_kernels(arguments: "AsyncEngineArgs") -> None:
+def _choose_invariance(settings: LlmSettings, *, on_cpu: bool) -> None:
+    """Turns vLLM's batch-invariant mode on where it works; it is made of kernels for Triton.
+
+    Raises:
+        StartupError: The environment asks for it on a CPU, where the engine would die of the first
+            request that samples.
+    """
+    if not on_cpu:
+        if settings.batch_invariant:
+            os.environ[_INVARIANT] = "1"
+    elif os.environ.get(_INVARIANT, "0") != "0":
+        raise StartupError(
+            f"{_INVARIANT} is set, and vLLM has no batch-invariant mode for CPUs: unset it, and"
+            " pass --batch-invariant, which works on one request at a time"
+        )
+
+
+def _has_plugin() -> bool:
     from vllm import envs
 
-    if envs.VLLM_PLUGINS is not None and PLUGIN not in envs.VLLM_PLUGINS:
-        _log.warning("VLLM_PLUGINS leaves out tidegate, and so the kernels of --cpu-kernels")
-        return
-    os.environ[HAS_KERNELS] = "1"
-    arguments.ir_op_priority = kernels.priorities()
+    return envs.VLLM_PLUGINS is None or PLUGIN in envs.VLLM_PLUGINS
 
 
 def _started(arguments: "AsyncEngineArgs", *, on_cpu: bool) -> "AsyncLLM":

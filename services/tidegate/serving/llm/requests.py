@@ -71,6 +71,7 @@ class ModelFacts:
         max_context_tokens: Most tokens of prompt and answer together.
         lora_adapters: Names of the adapters.
         schedules_by_priority: Whether a request's priority means something.
+        has_raw_logprobs: Whether log probabilities are the model's own under a constraint, too.
         defaults: What the model's generation configuration says of sampling.
     """
 
@@ -80,15 +81,23 @@ class ModelFacts:
     max_context_tokens: int
     lora_adapters: tuple[str, ...] = ()
     schedules_by_priority: bool = False
+    has_raw_logprobs: bool = True
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A text to continue or embed. `at` is its path in the request, for errors to come."""
+    """A text to continue or embed.
+
+    Attributes:
+        text: The text.
+        at: Its path in the request, for errors to come.
+        special_tokens_as_text: Whether names of special tokens within it are text.
+    """
 
     text: str
     at: str
+    special_tokens_as_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +201,18 @@ def read_prompt(
         case "text":
             if not prompt.text:
                 violations.append(FieldViolation(f"{at}.text", "must not be empty"))
-            return TextPrompt(prompt.text, f"{at}.text")
+            return TextPrompt(prompt.text, f"{at}.text", prompt.special_tokens_as_text)
         case "token_ids":
             ids = list(prompt.token_ids.ids)
             if not ids:
                 violations.append(FieldViolation(f"{at}.token_ids.ids", "must not be empty"))
             check_token_ids(ids, facts, f"{at}.token_ids.ids", violations)
+            if prompt.special_tokens_as_text:
+                violations.append(
+                    FieldViolation(
+                        f"{at}.special_tokens_as_text", "applies to text only; leave it out"
+                    )
+                )
             return TokenPrompt(ids, f"{at}.token_ids")
         case _:
             violations.append(FieldViolation(at, "set text or token_ids"))
@@ -272,6 +287,14 @@ def _read_options(
     sampling = read_sampling(
         options.sampling, facts.vocabulary_size, facts.defaults, f"{at}.sampling", violations
     )
+    if sampling.logprobs is not None and sampling.constraint and not facts.has_raw_logprobs:
+        violations.append(
+            FieldViolation(
+                f"{at}.sampling.logprobs",
+                "cannot be combined with a constraint on this server, whose engine has only those"
+                " of tokens that the constraint allows; leave one of them out",
+            )
+        )
     return Options(sampling, options.lora_adapter, options.priority, at)
 
 

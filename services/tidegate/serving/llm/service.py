@@ -122,7 +122,9 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         match request.WhichOneof("input"):
             case "text":
                 special = not request.omit_special_tokens
-                ids = await serving.prompts.encode(request.text, special=special)
+                ids = await serving.prompts.encode(
+                    request.text, special=special, plain=request.special_tokens_as_text
+                )
             case "conversation":
                 violations: list[FieldViolation] = []
                 at = "conversation.messages"
@@ -212,6 +214,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             model.ready = self.health is not None and self.health.is_serving() is True
             model.engine = f"vllm {engine.version}"
             model.precision = engine.precision
+            model.batch_invariant = engine.batch_invariant
             model.max_context_tokens = engine.facts.max_context_tokens
             model.vocabulary_size = engine.facts.vocabulary_size
             model.lora_adapters.extend(engine.facts.lora_adapters)

@@ -97,6 +97,12 @@ class LlmSettings(ChassisSettings):
         le=100_000,
         description="Requests held beyond those before more are refused with RESOURCE_EXHAUSTED.",
     )
+    batch_invariant: bool = Field(
+        False,
+        description="Give the same text for the same request and seed whatever else runs. On a CPU"
+        " the engine then works on one request at a time, without a cache of prefixes, and"
+        " max_running_requests has no effect; on a GPU this is vLLM's batch-invariant mode.",
+    )
     scheduling_policy: SchedulingPolicy = Field(
         SchedulingPolicy.FCFS,
         description="Which waiting request runs next: the oldest, or the one"

@@ -51,13 +51,17 @@ _FORMS = ("json_schema", "regex", "choice")
 _OPTIONS = ("model", "version", "lora_adapter", "priority")
 
 
-def generate_request(prompt: PromptInput, options: GenerateOptions) -> llm_pb2.GenerateRequest:
+def generate_request(
+    prompt: PromptInput, options: GenerateOptions, *, special_tokens_as_text: bool = False
+) -> llm_pb2.GenerateRequest:
     """The request to continue a prompt.
 
     Raises:
         InvalidInputError: an argument cannot be sent.
     """
-    return llm_pb2.GenerateRequest(prompt=_prompt(prompt), options=_generation_options(options))
+    return llm_pb2.GenerateRequest(
+        prompt=_prompt(prompt, special_tokens_as_text), options=_generation_options(options)
+    )
 
 
 def chat_request(
@@ -86,7 +90,10 @@ def chat_request(
 
 
 def complete_request(
-    prompt_or_messages: PromptInput | Sequence[MessageInput], options: GenerateOptions
+    prompt_or_messages: PromptInput | Sequence[MessageInput],
+    options: GenerateOptions,
+    *,
+    special_tokens_as_text: bool = False,
 ) -> llm_pb2.CompleteRequest:
     """The request to complete a prompt (a text or token ids) or a conversation (messages).
 
@@ -97,14 +104,24 @@ def complete_request(
         messages = cast("Sequence[MessageInput]", prompt_or_messages)
         return llm_pb2.CompleteRequest(chat=chat_request(messages, options))
     prompt = cast("PromptInput", prompt_or_messages)
-    return llm_pb2.CompleteRequest(generate=generate_request(prompt, options))
+    return llm_pb2.CompleteRequest(
+        generate=generate_request(prompt, options, special_tokens_as_text=special_tokens_as_text)
+    )
 
 
 def tokenize_request(
-    text_or_messages: str | Sequence[MessageInput], *, model: str, omit_special_tokens: bool
+    text_or_messages: str | Sequence[MessageInput],
+    *,
+    model: str,
+    omit_special_tokens: bool,
+    special_tokens_as_text: bool,
 ) -> llm_pb2.TokenizeRequest:
     """The request for the tokens of a text or of a conversation."""
-    request = llm_pb2.TokenizeRequest(model=model, omit_special_tokens=omit_special_tokens)
+    request = llm_pb2.TokenizeRequest(
+        model=model,
+        omit_special_tokens=omit_special_tokens,
+        special_tokens_as_text=special_tokens_as_text,
+    )
     if isinstance(text_or_messages, str):
         request.text = text_or_messages
     else:
@@ -112,10 +129,14 @@ def tokenize_request(
     return request
 
 
-def embed_request(inputs: Sequence[PromptInput] | str, *, model: str) -> llm_pb2.EmbedRequest:
+def embed_request(
+    inputs: Sequence[PromptInput] | str, *, model: str, special_tokens_as_text: bool
+) -> llm_pb2.EmbedRequest:
     """The request for the vectors of texts, or of one."""
     texts: Sequence[PromptInput] = (inputs,) if isinstance(inputs, str) else inputs
-    return llm_pb2.EmbedRequest(model=model, inputs=[_prompt(text) for text in texts])
+    return llm_pb2.EmbedRequest(
+        model=model, inputs=[_prompt(text, special_tokens_as_text) for text in texts]
+    )
 
 
 def delta(response: llm_pb2.GenerateResponse | llm_pb2.ChatResponse) -> Delta:
@@ -167,12 +188,13 @@ def llm_model(model: llm_pb2.Model) -> LlmModel:
         lora_adapters=tuple(model.lora_adapters),
         description=model.description,
         loaded_at=timestamp(model.loaded_at) if model.HasField("loaded_at") else None,
+        batch_invariant=model.batch_invariant,
     )
 
 
-def _prompt(prompt: PromptInput) -> llm_pb2.Prompt:
+def _prompt(prompt: PromptInput, special_tokens_as_text: bool) -> llm_pb2.Prompt:
     if isinstance(prompt, str):
-        return llm_pb2.Prompt(text=prompt)
+        return llm_pb2.Prompt(text=prompt, special_tokens_as_text=special_tokens_as_text)
     try:
         return llm_pb2.Prompt(token_ids=llm_pb2.TokenIds(ids=prompt))
     except (TypeError, ValueError) as error:
@@ -276,4 +298,4 @@ def _logprobs(values: Iterable[llm_pb2.Logprobs]) -> tuple[PositionLogprobs, ...
 
 
 def _token(token: llm_pb2.TokenLogprob) -> TokenLogprob:
-    return TokenLogprob(token.token_id, token.token, token.logprob, token.rank)
+    return TokenLogprob(token.token_id, token.token, token.logprob, token.rank, token.token_bytes)

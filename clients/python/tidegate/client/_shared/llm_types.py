@@ -62,12 +62,15 @@ class GenerateOptions(TypedDict, total=False):
         presence_penalty: from -2 to 2, taken off tokens that have appeared.
         frequency_penalty: from -2 to 2, taken off for each time that a token appeared.
         repetition_penalty: above 1 makes repeats rarer.
-        seed: the same seed and request give the same text.
-        stop: texts that end the answer.
+        seed: makes the random choice repeatable. The same seed and request give the same text while
+            the server runs no other request; whatever else it runs, if its model is
+            ``batch_invariant`` (:class:`LlmModel`).
+        stop: texts that end the answer; looked for in the answer alone.
         stop_token_ids: tokens that end the answer.
         include_stop_string: keep the stop string in the answer.
         ignore_end_of_text: go on past the model's own end.
-        logprobs: also return the log probabilities of this many likeliest tokens at each place.
+        logprobs: also return the log probabilities of this many likeliest tokens at each place; see
+            :class:`TokenLogprob` for what they mean.
         logit_bias: added to the logits of token ids, from -100 to 100.
         json_schema: the answer is JSON that this schema allows: text, a mapping, or a pydantic
             model class.
@@ -168,17 +171,22 @@ class Finish:
 class TokenLogprob:
     """A token that was, or might have been, chosen.
 
+    Log probabilities and ranks are the model's own, before temperature, bias, penalties and
+    constraints.
+
     Attributes:
         token_id: its id.
-        token: its text.
+        token: its text; bytes that are not whole characters are shown as U+FFFD.
         logprob: the natural logarithm of its probability.
         rank: its place among all tokens, 1 for the likeliest.
+        token_bytes: its bytes; those of the chosen tokens together are the answer's UTF-8.
     """
 
     token_id: int
     token: str
     logprob: float
     rank: int
+    token_bytes: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +291,7 @@ class LlmModel:
         lora_adapters: the adapters that requests may name.
         description: what the model is and where its weights come from.
         loaded_at: when it became ready; ``None`` unless it is.
+        batch_invariant: whether the same request and seed give the same text whatever else runs.
     """
 
     name: str
@@ -296,3 +305,4 @@ class LlmModel:
     lora_adapters: tuple[str, ...]
     description: str
     loaded_at: datetime | None
+    batch_invariant: bool = False

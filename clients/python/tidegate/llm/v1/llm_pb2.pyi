@@ -126,8 +126,15 @@ class Prompt(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_AS_TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """A text; the tokenizer adds its special tokens. Not empty."""
+    """A text; the tokenizer adds its special tokens. Not empty. The name of a special token within
+    it, such as "<|im_end|>", becomes that token unless special_tokens_as_text is set.
+    """
+    special_tokens_as_text: _builtins.bool
+    """Take the names of special tokens within `text` for mere text. Set it when part of the text comes
+    from somebody whom the model must not obey. Only with `text`.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, used as they are. Not empty; each below the size of the vocabulary."""
@@ -137,10 +144,11 @@ class Prompt(_message.Message):
         *,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        special_tokens_as_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "special_tokens_as_text", b"special_tokens_as_text", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
@@ -183,7 +191,11 @@ class Message(_message.Message):
     role: Global___Role.ValueType
     """Who says it."""
     content: _builtins.str
-    """What is said."""
+    """What is said. It is mere text, whoever says it: the name of a special token within it, such as
+    "<|im_end|>", never becomes that token, so it can neither end the message nor begin another. What
+    is special to the chat template alone (the "[INST]" of a model that has no such token) is not
+    known to the server, and stays.
+    """
     def __init__(
         self,
         *,
@@ -272,19 +284,29 @@ class SamplingParameters(_message.Message):
     makes repeats rarer. Default 1.
     """
     seed: _builtins.int
-    """The same seed, request and server version give the same text. Default: none."""
+    """Makes the random choice among tokens repeatable. Default: none.
+
+    The same seed, request, model version and server give the same text as long as the engine works
+    on no other request meanwhile. Beside others it need not, and neither does temperature 0: the
+    engine computes all requests of a step together, how many they are decides how its sums are
+    rounded, and two tokens that are almost equally likely can change places. A text that was begun
+    differently goes on differently. A server whose Model has batch_invariant set gives the same text
+    whatever else runs. Another machine, precision, or number of cores can always round otherwise.
+    """
     include_stop_string: _builtins.bool
     """Keep the stop string at the end of the answer."""
     ignore_end_of_text: _builtins.bool
     """Go on past the model's end-of-text token. Not together with a constraint."""
     logprobs: _builtins.int
     """Return the log probability of each chosen token, and of this many likeliest ones at its place;
-    from 0 to 20. Default: none are returned.
+    from 0 to 20. Default: none are returned. See TokenLogprob for what they mean. A server on a GPU
+    refuses it together with a constraint.
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the answer; at most 16, none empty. They are not part of the answer unless
-        include_stop_string is set.
+        include_stop_string is set. They are looked for in the answer's text alone: none matches in the
+        prompt, or across the end of the prompt.
         """
 
     @_builtins.property
@@ -420,7 +442,9 @@ class Choices(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """From 1 to 256 texts, none empty."""
+        """From 1 to 256 texts, none empty. None may hold the name of a special token ("<|im_end|>"): such a
+        token is never part of an answer's text, and the engine cannot spell its name by others.
+        """
 
     def __init__(
         self,
@@ -518,7 +542,9 @@ class ChatRequest(_message.Message):
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
     CONTINUE_LAST_MESSAGE_FIELD_NUMBER: _builtins.int
     continue_last_message: _builtins.bool
-    """Go on with the last message, which must be the assistant's, instead of starting a new one."""
+    """Go on with the last message, which must be the assistant's, instead of starting a new one. The
+    answer holds only what is new.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation so far, oldest first. At least one message; the last is not the assistant's
@@ -531,7 +557,9 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def template_arguments(self) -> _struct_pb2.Struct:
-        """Values for the variables of the model's chat template, beyond the messages."""
+        """Values for the variables of the model's chat template, beyond the messages. Texts in them are
+        mere text, as those of messages are.
+        """
 
     def __init__(
         self,
@@ -661,7 +689,14 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
-    """A token that was, or might have been, chosen."""
+    """A token that was, or might have been, chosen.
+
+    Log probabilities and ranks are the model's own, over its whole vocabulary: those of its softmax at
+    temperature 1, before anything that the request asks for. Temperature, top_p, top_k, min_p,
+    penalties, logit_bias, min_tokens and a constraint change which token is chosen. They change no log
+    probability. So a chosen token can have a low rank, and a token of `top` can be one that the
+    constraint forbids.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -669,14 +704,21 @@ class TokenLogprob(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token's id."""
     token: _builtins.str
-    """The token's text."""
+    """The token's text. Bytes that are not whole characters are shown as the replacement character
+    U+FFFD, as in TokenizeResponse; a special token has its name.
+    """
     logprob: _builtins.float
-    """The natural logarithm of its probability."""
+    """The natural logarithm of its probability. Finite in `top`."""
     rank: _builtins.int
     """Its place among all tokens at this point, 1 for the likeliest."""
+    token_bytes: _builtins.bytes
+    """The token's bytes. A character can take several tokens: the bytes of the chosen tokens, one after
+    another, are its UTF-8. Those of `token`, where the model's tokens are not made of bytes.
+    """
     def __init__(
         self,
         *,
@@ -684,10 +726,11 @@ class TokenLogprob(_message.Message):
         token: _builtins.str = ...,
         logprob: _builtins.float = ...,
         rank: _builtins.int = ...,
+        token_bytes: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "rank", b"rank", "token", b"token", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "rank", b"rank", "token", b"token", "token_bytes", b"token_bytes", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,7 +750,9 @@ class Logprobs(_message.Message):
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """The likeliest tokens, best first."""
+        """The likeliest tokens, best first, as many as `logprobs` asks for. Fewer if the model gives fewer
+        a probability above 0.
+        """
 
     def __init__(
         self,
@@ -779,7 +824,12 @@ class Delta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text that is new since the last piece."""
+    """The text that is new since the last piece. The pieces' texts together are every character whose
+    last byte a token of the answer gave. A character that the prompt begins and the answer completes
+    is therefore the answer's, whole; no other character of the prompt is. Bytes that are no UTF-8
+    become the replacement character U+FFFD. Special tokens give no text, and neither does a
+    character that is still incomplete at the end of the answer.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The token ids that are new since the last piece."""
@@ -903,6 +953,7 @@ class TokenizeRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     OMIT_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_AS_TEXT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name. Empty means the model that the server serves."""
     text: _builtins.str
@@ -910,6 +961,10 @@ class TokenizeRequest(_message.Message):
     omit_special_tokens: _builtins.bool
     """Leave out the special tokens that the tokenizer adds to a text. Has no effect on a
     conversation, whose template says what is added.
+    """
+    special_tokens_as_text: _builtins.bool
+    """Take the names of special tokens within `text` for mere text, as Prompt.special_tokens_as_text
+    does. Has no effect on a conversation, whose messages are mere text always.
     """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
@@ -922,10 +977,11 @@ class TokenizeRequest(_message.Message):
         text: _builtins.str = ...,
         conversation: Global___Conversation | None = ...,
         omit_special_tokens: _builtins.bool = ...,
+        special_tokens_as_text: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "model", b"model", "omit_special_tokens", b"omit_special_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "model", b"model", "omit_special_tokens", b"omit_special_tokens", "special_tokens_as_text", b"special_tokens_as_text", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "conversation"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -1144,6 +1200,7 @@ class Model(_message.Message):
     LORA_ADAPTERS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     LOADED_AT_FIELD_NUMBER: _builtins.int
+    BATCH_INVARIANT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name."""
     version: _builtins.str
@@ -1162,6 +1219,10 @@ class Model(_message.Message):
     """Token ids are below this."""
     description: _builtins.str
     """What the model is and where its weights come from."""
+    batch_invariant: _builtins.bool
+    """Whether the same request and seed give the same text whatever else runs; see
+    SamplingParameters.seed.
+    """
     @_builtins.property
     def lora_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The LoRA adapters that requests may name."""
@@ -1184,10 +1245,11 @@ class Model(_message.Message):
         lora_adapters: _abc.Iterable[_builtins.str] | None = ...,
         description: _builtins.str = ...,
         loaded_at: _timestamp_pb2.Timestamp | None = ...,
+        batch_invariant: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["loaded_at", b"loaded_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "engine", b"engine", "kind", b"kind", "loaded_at", b"loaded_at", "lora_adapters", b"lora_adapters", "max_context_tokens", b"max_context_tokens", "name", b"name", "precision", b"precision", "ready", b"ready", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_invariant", b"batch_invariant", "description", b"description", "engine", b"engine", "kind", b"kind", "loaded_at", b"loaded_at", "lora_adapters", b"lora_adapters", "max_context_tokens", b"max_context_tokens", "name", b"name", "precision", b"precision", "ready", b"ready", "version", b"version", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
