@@ -1,7 +1,7 @@
 """The queue in which clients take turns."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from hypothesis import given
@@ -79,7 +79,7 @@ def test_a_clients_own_items_leave_in_the_order_they_came(items):
         assert numbers == sorted(numbers)
 
 
-@given(st.lists(MIXED, max_size=40), st.lists(MIXED, max_size=20))
+@given(st.lists(ITEMS, max_size=40), st.lists(ITEMS, max_size=20))
 def test_while_two_clients_wait_neither_is_served_twice_more_than_the_other(first, later):
     queue = filled(first)
     handed = []
@@ -101,6 +101,13 @@ def test_while_two_clients_wait_neither_is_served_twice_more_than_the_other(firs
                 balance += 1 if item.client == one else -1
                 left[item.client] -= 1
             assert abs(balance) <= 1
+
+
+@given(st.lists(MIXED, max_size=60))
+def test_priorities_change_nothing_about_whose_turn_it_is(items):
+    handed, _ = drained(filled(items))
+    plain, _ = drained(filled([replace(item, priority=DEFAULT_PRIORITY) for item in items]))
+    assert [item.client for item in handed] == [item.client for item in plain]
 
 
 def test_items_that_were_given_up_cost_their_client_no_turn():
