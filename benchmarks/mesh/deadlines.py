@@ -74,7 +74,10 @@ def main() -> int:
     """Lets deadlines pass; returns the exit status."""
     given = _arguments()
     with tempfile.TemporaryDirectory(prefix="bench-deadlines-") as folder:
-        told = asyncio.run(_measure(Path(folder), given.models.resolve(), quick=given.quick))
+        measuring = _measure(
+            Path(folder), given.models.resolve(), quick=given.quick, with_llm=not given.without_llm
+        )
+        told = asyncio.run(measuring)
     console.print(_table(told))
     through = sum((codes for (_, way), codes in told.items() if way == "Envoy"), Counter[str]())
     others = sum(codes.total() for codes in told.values()) - sum(
@@ -94,20 +97,21 @@ def main() -> int:
 
 
 async def _measure(
-    folder: Path, models: Path, *, quick: bool
+    folder: Path, models: Path, *, quick: bool, with_llm: bool
 ) -> Mapping[tuple[str, str], Counter[str]]:
-    kinds = _kinds(folder)
-    laptop = Laptop(folder, models, {"vision-v1": VisionServer("v1", "1-int8")}, with_llm=True)
+    kinds = [each for each in _kinds(folder) if with_llm or each.server != "llm"]
+    laptop = Laptop(folder, models, {"vision-v1": VisionServer("v1", "1-int8")}, with_llm=with_llm)
     told: dict[tuple[str, str], Counter[str]] = {}
     async with laptop.up():
         # The objects of the repository have two subsets; one of them has a server here.
         await laptop.tidegate("shift", "vision", "v1=100", "v2=0")
         addresses = {
             ("vision", "Envoy"): laptop.vision,
-            ("llm", "Envoy"): laptop.llm,
             ("vision", "direct"): str(laptop.server("vision-v1").grpc_address),
-            ("llm", "direct"): str(laptop.server("llm").grpc_address),
         }
+        if with_llm:
+            addresses["llm", "Envoy"] = laptop.llm
+            addresses["llm", "direct"] = str(laptop.server("llm").grpc_address)
         # A retry would hide what a caller is told.
         options = ClientOptions(retry=Retry(attempts=1))
         for kind in kinds:
@@ -132,6 +136,8 @@ async def _ends(client: AsyncClient, kind: Kind, calls: int) -> Counter[str]:
                 ends[ANSWERED] += 1
             except TidegateRpcError as error:
                 ends[error.code.name] += 1
+                if error.code.name != LATE:
+                    console.print(f"[red]{kind.name}: {error}[/red]")
 
     await asyncio.gather(*(one(deadlines.uniform(*kind.deadlines_s)) for _ in range(calls)))
     return ends
@@ -198,6 +204,7 @@ def _table(told: Mapping[tuple[str, str], Counter[str]]) -> Table:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the calls")
+    parser.add_argument("--without-llm", action="store_true", help="only the vision server")
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--output", type=Path, default=ROOT / "bench-results" / "deadlines.json")
     return parser.parse_args()
