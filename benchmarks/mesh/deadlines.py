@@ -31,7 +31,7 @@ from laptop import ROOT, Laptop, VisionServer
 from rich.console import Console
 from rich.table import Table
 
-from tidegate.client import AsyncClient, ClientOptions, Retry, TidegateRpcError
+from tidegate.client import AsyncClient, ClientOptions, Retry, TidegateRpcError, UnavailableError
 from tidegate.serving.build.photographs import write_samples
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -45,6 +45,7 @@ LATE: Final = "DEADLINE_EXCEEDED"
 _SEED: Final = 1
 _DIRECT_SHARE: Final = 5
 _QUICK: Final = 10
+_CONNECTED_WITHIN_S: Final = 60
 
 console = Console(width=None if sys.stdout.isatty() else 110)
 
@@ -119,8 +120,20 @@ async def _measure(
                 calls = max(1, kind.calls // share // (_QUICK if quick else 1))
                 console.print(f"[dim]{kind.name}, {way}: {calls} calls[/dim]")
                 async with AsyncClient(addresses[kind.server, way], options) as client:
+                    await _connected(client, kind.server)
                     told[kind.name, way] = await _ends(client, kind, calls)
     return told
+
+
+async def _connected(client: AsyncClient, server: str) -> None:
+    """Waits for the connection, which on a busy machine may be refused or time out at first."""
+    models = client.vision.models if server == "vision" else client.llm.models
+    async with asyncio.timeout(_CONNECTED_WITHIN_S):
+        while True:
+            with contextlib.suppress(UnavailableError):
+                await models()
+                return
+            await asyncio.sleep(0.1)
 
 
 async def _ends(client: AsyncClient, kind: Kind, calls: int) -> Counter[str]:
