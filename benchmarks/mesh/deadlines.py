@@ -7,7 +7,8 @@ Runs the real ``tidegate up`` with a vision server and the language model in a t
 Callers use `tidegate.client`. Their deadlines are spread over a range, so that the clocks of
 client, Envoy and server run out in every order; the streams would go on for long without them. It
 calls the servers directly too, for a fifth as often. A caller must be told ``DEADLINE_EXCEEDED``
-every time; a short unary call may be answered before. It prints a table, writes
+every time; a short unary call may be answered before, or be refused at once because its deadline
+would pass in the queue (``DEADLINE_WOULD_PASS``). It prints a table, writes
 ``bench-results/deadlines.json``, and fails when any caller was told something else.
 
 It needs the models that ``make models`` builds.
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 ANSWERED: Final = "answered"
 LATE: Final = "DEADLINE_EXCEEDED"
+REFUSED: Final = "refused at once"
+_WOULD_PASS: Final = "DEADLINE_WOULD_PASS"
 _SEED: Final = 1
 _DIRECT_SHARE: Final = 5
 _QUICK: Final = 10
@@ -82,7 +85,7 @@ def main() -> int:
     console.print(_table(told))
     through = sum((codes for (_, way), codes in told.items() if way == "Envoy"), Counter[str]())
     others = sum(codes.total() for codes in told.values()) - sum(
-        codes[LATE] + codes[ANSWERED] for codes in told.values()
+        codes[LATE] + codes[ANSWERED] + codes[REFUSED] for codes in told.values()
     )
     bounds = [
         Bound(f"{others} callers were told something else than {LATE}; 0 may be", others == 0),
@@ -148,8 +151,9 @@ async def _ends(client: AsyncClient, kind: Kind, calls: int) -> Counter[str]:
                 await kind.begin(client, within_s)
                 ends[ANSWERED] += 1
             except TidegateRpcError as error:
-                ends[error.code.name] += 1
-                if error.code.name != LATE:
+                told = REFUSED if error.reason == _WOULD_PASS else error.code.name
+                ends[told] += 1
+                if told not in (LATE, REFUSED):
                     console.print(f"[red]{kind.name}: {error}[/red]")
 
     await asyncio.gather(*(one(deadlines.uniform(*kind.deadlines_s)) for _ in range(calls)))
@@ -202,7 +206,7 @@ def _kinds(folder: Path) -> Sequence[Kind]:
 
 
 def _table(told: Mapping[tuple[str, str], Counter[str]]) -> Table:
-    codes = [LATE, ANSWERED]
+    codes = [LATE, ANSWERED, REFUSED]
     codes += sorted({code for each in told.values() for code in each} - set(codes))
     drawn = Table(title="What callers were told when their deadline passed")
     drawn.add_column("call")
