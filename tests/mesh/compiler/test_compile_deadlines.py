@@ -12,7 +12,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from endless_server import endless_server
-from mesh_objects import VISION, entry, everywhere, gateway, rule, text, to, virtual
+from mesh_objects import DOMAIN, VISION, entry, everywhere, gateway, rule, text, to, virtual
 
 from tidegate.client import (
     AsyncClient,
@@ -153,6 +153,18 @@ async def test_a_blocking_client_is_told_the_same(mesh, apply):
             group.create_task(asyncio.to_thread(call, within_s))
     over.set()
     assert counted == {grpc.StatusCode.DEADLINE_EXCEEDED: 16}
+
+
+async def test_the_server_is_told_of_the_clients_deadline_or_else_of_the_routes_timeout(
+    mesh, vision
+):
+    await mesh.apply(vision(virtual({"route": [to("v1")], "timeout": "5s"})))
+    for within_s, told_s in ((2, 2), (60, 60), (None, 5)):
+        forged = ("x-tidegate-grpc-timeout", "1S")
+        answer = await mesh.call(DOMAIN, forged, within_s=within_s)
+        # gRPC rounds up, by a hundredth at most.
+        assert told_s - 1 < answer.remaining_s <= told_s * 1.01
+        assert "x-tidegate-grpc-timeout" not in answer.headers
 
 
 @pytest.mark.parametrize("call", UNARY)

@@ -57,6 +57,7 @@ async def test_a_listener_knows_no_hosts_and_its_routes_come_one_by_one(mesh, vi
         "vhds": {"config_source": ads},
         "ignore_port_in_host_matching": True,
         "max_direct_response_body_size_bytes": 1048576,
+        "request_headers_to_remove": ["x-tidegate-grpc-timeout"],
     }
     host = body(mesh.compiled, "VIRTUAL_HOST", f"http.{mesh.port}/{DOMAIN}")
     assert host["name"] == f"http.{mesh.port}/{DOMAIN}"
@@ -166,13 +167,19 @@ async def test_a_gateway_that_names_its_domains_in_full_has_a_scope_for_each(mes
         "scoped_rds": {"scoped_rds_config_source": ads},
     }
     (early,) = made["early_header_mutation_extensions"]
-    assert early["typed_config"]["mutations"] == [
+    removed, *told = early["typed_config"]["mutations"]
+    assert removed == {"remove": "x-tidegate-grpc-timeout"}
+    assert told == [
         {
             "append": {
-                "header": {"key": "x-tidegate-entrance", "value": entrance},
+                "header": {"key": name, "value": value},
                 "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
             }
         }
+        for name, value in (
+            ("x-tidegate-grpc-timeout", "%REQ(grpc-timeout)%"),
+            ("x-tidegate-entrance", entrance),
+        )
     ]
     assert names(mesh.compiled, "SCOPED_ROUTE") == {f"{entrance}/{DOMAIN}"}
     scope = body(mesh.compiled, "SCOPED_ROUTE", f"{entrance}/{DOMAIN}")
@@ -185,7 +192,7 @@ async def test_a_gateway_that_names_its_domains_in_full_has_a_scope_for_each(mes
         "name": f"{entrance}/{DOMAIN}",
         "ignore_port_in_host_matching": True,
         "max_direct_response_body_size_bytes": 1048576,
-        "request_headers_to_remove": ["x-tidegate-entrance"],
+        "request_headers_to_remove": ["x-tidegate-grpc-timeout", "x-tidegate-entrance"],
         "validate_clusters": False,
     }
     for authority in (DOMAIN, f"{DOMAIN}:{mesh.ports[4]}"):

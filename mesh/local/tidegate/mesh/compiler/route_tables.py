@@ -35,10 +35,20 @@ from tidegate.mesh.compiler.naming import is_wildcard, virtual_host_name
 from tidegate.mesh.compiler.protobuf import ADS, packed
 from tidegate.mesh.resources import Resource, ResourceType
 
-__all__ = ["ENTRANCE_HEADER", "domain_resources", "look_up", "route_configuration"]
+__all__ = [
+    "DEADLINE_HEADER",
+    "ENTRANCE_HEADER",
+    "domain_resources",
+    "look_up",
+    "route_configuration",
+]
 
 ENTRANCE_HEADER: Final = "x-tidegate-entrance"
 """The header in which an entrance tells its name to itself; it is set and removed in Envoy."""
+
+DEADLINE_HEADER: Final = "x-tidegate-grpc-timeout"
+"""The header that keeps the client's ``grpc-timeout`` where a route's timeout overwrites it; it is
+set and removed in Envoy."""
 
 _BODY_BYTES: Final = 1024 * 1024
 # The same in all listeners: by name and source Envoy knows that they share a subscription.
@@ -48,6 +58,12 @@ _Extractor: TypeAlias = ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValue
 
 def look_up(manager: HttpConnectionManager, entrance: Entrance) -> None:
     """Tells a connection manager where to look up what it does with a request."""
+    manager.early_header_mutation_extensions.append(
+        extension_pb2.TypedExtensionConfig(
+            name="envoy.http.early_header_mutation.header_mutation",
+            typed_config=packed(_early_headers(entrance)),
+        )
+    )
     if not entrance.scoped:
         manager.rds.CopyFrom(Rds(route_config_name=entrance.name, config_source=ADS))
         return
@@ -62,12 +78,6 @@ def look_up(manager: HttpConnectionManager, entrance: Entrance) -> None:
                 ]
             ),
             scoped_rds=ScopedRds(scoped_rds_config_source=ADS),
-        )
-    )
-    manager.early_header_mutation_extensions.append(
-        extension_pb2.TypedExtensionConfig(
-            name="envoy.http.early_header_mutation.header_mutation",
-            typed_config=packed(_telling(entrance)),
         )
     )
 
@@ -111,16 +121,24 @@ def _fragment(extractor: _Extractor) -> ScopedRoutes.ScopeKeyBuilder.FragmentBui
     return ScopedRoutes.ScopeKeyBuilder.FragmentBuilder(header_value_extractor=extractor)
 
 
-def _telling(entrance: Entrance) -> header_mutation_pb2.HeaderMutation:
-    # A percent sign begins a command to Envoy unless there are two.
-    header = base_pb2.HeaderValue(key=ENTRANCE_HEADER, value=entrance.name.replace("%", "%%"))
+def _early_headers(entrance: Entrance) -> header_mutation_pb2.HeaderMutation:
+    # Nothing that a client wrote into the headers of Envoy's own is kept.
+    mutations = [
+        mutation_rules_pb2.HeaderMutation(remove=DEADLINE_HEADER),
+        _set(DEADLINE_HEADER, "%REQ(grpc-timeout)%"),
+    ]
+    if entrance.scoped:
+        # A percent sign begins a command to Envoy unless there are two.
+        mutations.append(_set(ENTRANCE_HEADER, entrance.name.replace("%", "%%")))
+    return header_mutation_pb2.HeaderMutation(mutations=mutations)
+
+
+def _set(name: str, value: str) -> mutation_rules_pb2.HeaderMutation:
     append = base_pb2.HeaderValueOption(
-        header=header,
+        header=base_pb2.HeaderValue(key=name, value=value),
         append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
     )
-    return header_mutation_pb2.HeaderMutation(
-        mutations=[mutation_rules_pb2.HeaderMutation(append=append)]
-    )
+    return mutation_rules_pb2.HeaderMutation(append=append)
 
 
 def _route_configuration(name: str) -> route_pb2.RouteConfiguration:
@@ -129,4 +147,5 @@ def _route_configuration(name: str) -> route_pb2.RouteConfiguration:
         # gRPC clients put the port into the authority.
         ignore_port_in_host_matching=True,
         max_direct_response_body_size_bytes=UInt32Value(value=_BODY_BYTES),
+        request_headers_to_remove=[DEADLINE_HEADER],
     )

@@ -6,8 +6,11 @@ takes the request. What follows the first catch-all can never be reached and is 
 Timeouts: Envoy enforces the ``timeout`` of a rule and nothing else. It does not enforce a client's
 deadline. A proxy cannot send a status after the response has begun: it resets the stream, and the
 client gets ``INTERNAL``. The server and the client's own gRPC library end the call with
-``DEADLINE_EXCEEDED``. Envoy sends them the client's ``grpc-timeout`` unchanged. Do not set
+``DEADLINE_EXCEEDED``. Envoy forwards the client's ``grpc-timeout``. Do not set
 ``grpc_timeout_header_max`` here: any value, 0 too, makes Envoy enforce the client's deadline.
+With a ``timeout``, Envoy replaces ``grpc-timeout`` by it; so a listener keeps a copy of the
+client's (see `route_tables`), and the route puts that back. A call without a deadline keeps Envoy's
+value.
 """
 
 import datetime as dt
@@ -26,6 +29,7 @@ from tidegate.mesh.compiler.headers import authority_of, change_headers
 from tidegate.mesh.compiler.matches import is_catch_all, route_match
 from tidegate.mesh.compiler.protobuf import duration, share
 from tidegate.mesh.compiler.retries import retry_policy
+from tidegate.mesh.compiler.route_tables import DEADLINE_HEADER
 from tidegate.mesh.compiler.weights import for_random, for_sticky
 from tidegate.mesh.istio.virtual_service import (
     DirectResponse,
@@ -121,6 +125,11 @@ def _forward(
     timeout = duration(rule.timeout or dt.timedelta())
     action.timeout.CopyFrom(timeout)
     action.max_stream_duration.max_stream_duration.CopyFrom(timeout)
+    if rule.timeout:
+        # Envoy tells the server of its own clock instead of the client's deadline.
+        kept = base_pb2.HeaderValue(key="grpc-timeout", value=f"%REQ({DEADLINE_HEADER})%")
+        overwrite = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+        route.request_headers_to_add.add(header=kept, append_action=overwrite)
     authority = authority_of(rule.headers)
     if rule.rewrite:
         _rewrite(action, rule.rewrite)
