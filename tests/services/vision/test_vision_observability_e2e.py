@@ -167,7 +167,7 @@ async def test_failure_tells_its_model_version_on_the_span_and_in_the_count(visi
 
 async def test_model_info_tells_what_computes_each_version(vision):
     samples = await scraped(vision)
-    told = [name for name in samples if name.startswith(f'tidegate_model_info{{engine="openvino ')]
+    told = [name for name in samples if name.startswith('tidegate_model_info{engine="openvino ')]
     assert any('model_version="1-int8",precision="int8"' in each for each in told)
     assert all(f'model="{NETWORK}"' in each for each in told)
 
