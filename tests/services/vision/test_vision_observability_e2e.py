@@ -166,9 +166,10 @@ async def test_failure_tells_its_model_version_on_the_span_and_in_the_count(visi
 
 
 async def test_model_info_tells_what_computes_each_version(vision):
-    told = [name for name in await scraped(vision) if name.startswith("tidegate_model_info{")]
+    samples = await scraped(vision)
+    told = [name for name in samples if name.startswith('tidegate_model_info{engine="openvino ')]
     assert any('model_version="1-int8",precision="int8"' in each for each in told)
-    assert all('engine="openvino ' in each for each in told)
+    assert all(f'model="{NETWORK}"' in each for each in told)
 
 
 async def test_each_stage_of_a_request_is_a_span_of_its_trace(vision, photographs):
