@@ -4,6 +4,7 @@ import io
 import math
 import struct
 import zlib
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -92,7 +93,8 @@ async def test_every_form_of_an_image_gives_the_same(vision, photographs, models
     data = np.ascontiguousarray(values.transpose(2, 0, 1), dtype="<f4").tobytes()
     tensor = pb.Image(tensor=pb.FloatTensor(shape=[3, 224, 224], data=data))
     # Pixels of the model's own size are cropped and resized like any others, so these are not.
-    large = np.ascontiguousarray(decode(file, Geometry(256, 384, None, 1, 1 << 24)))
+    larger = replace(Geometry.of(model, 1 << 24), height=256, width=384, shortest_side=None)
+    large = decode(file, larger)
     lossless = await vision.vision.Classify(
         request(raw(large), *encoded(encode(large, "PNG")), include_logits=True)
     )
