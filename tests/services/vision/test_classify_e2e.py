@@ -168,7 +168,11 @@ def huge_png():
 
 BAD_IMAGES = {
     "empty": (lambda cat: b"", "is empty", "INVALID_ARGUMENT"),
-    "truncated": (lambda cat: cat[: len(cat) // 2], "damaged or cut short", "BAD_IMAGE"),
+    "truncated": (
+        lambda cat: cat[: len(cat) // 2],
+        "is cut short: pixels are missing",
+        "BAD_IMAGE",
+    ),
     "text": (lambda cat: b"GET / HTTP/1.1", "is not a JPEG, PNG or WebP file", "BAD_IMAGE"),
     "bomb": (lambda cat: huge_png(), "is too large: 50000×50000 exceeds 64000000", "BAD_IMAGE"),
 }
