@@ -76,12 +76,15 @@ class _Jpeg:
         return b"".join([*parts, _EOI])
 
 
-def decode(data: bytes, warning: str, height: int, width: int) -> "npt.NDArray[np.uint8]":
+def decode(
+    data: bytes, warning: str, colours: str, height: int, width: int
+) -> "npt.NDArray[np.uint8]":
     """Decodes a file that libjpeg has warned of, or refuses it.
 
     Args:
         data: the file.
         warning: libjpeg's first.
+        colours: what to decode to, as simplejpeg calls it.
         height: rows that are wanted at least.
         width: columns that are wanted at least.
 
@@ -94,7 +97,7 @@ def decode(data: bytes, warning: str, height: int, width: int) -> "npt.NDArray[n
     clean = jpeg.file()
     pixels: npt.NDArray[np.uint8]
     try:
-        pixels = simplejpeg.decode_jpeg(clean, "RGB", min_height=height, min_width=width)
+        pixels = simplejpeg.decode_jpeg(clean, colours, min_height=height, min_width=width)
     except ValueError as error:
         warning = str(error)
     else:
@@ -109,7 +112,9 @@ def decode(data: bytes, warning: str, height: int, width: int) -> "npt.NDArray[n
         raise InvalidImageError(
             f"is damaged: pixels are missing ({warning}); send the file as it was written"
         )
-    pixels = simplejpeg.decode_jpeg(clean, "RGB", min_height=height, min_width=width, strict=False)
+    pixels = simplejpeg.decode_jpeg(
+        clean, colours, min_height=height, min_width=width, strict=False
+    )
     return pixels
 
 
