@@ -34,6 +34,10 @@ def test_the_documented_minimal_example_is_an_imagenet_classifier(tmp_path):
     assert (metadata.input.layout, metadata.input.channels) == ("NCHW", "RGB")
     assert (metadata.input.height, metadata.input.width) == (224, 224)
     assert metadata.preprocessing.mean == (0.485, 0.456, 0.406)
+    steps = metadata.preprocessing
+    # torchvision's Resize(256) and CenterCrop(224) on a PIL image.
+    assert (steps.resize_shortest_side, steps.interpolation) == (256, "bilinear")
+    assert (steps.antialias, steps.crop, steps.background) == (True, "center", (255, 255, 255))
     assert metadata.precision.compute is Precision.FP32
     assert metadata.output.kind == "logits"
 
@@ -51,6 +55,22 @@ def test_the_documented_minimal_example_is_an_imagenet_classifier(tmp_path):
         (
             {"kind": "image-classifier", "preprocessing": {"std": [1, 0, 1]}},
             "'preprocessing.std.1'",
+        ),
+        (
+            {"kind": "image-classifier", "preprocessing": {"interpolation": "area"}},
+            "'preprocessing.interpolation': Input should be 'nearest', 'box', 'bilinear'",
+        ),
+        (
+            {"kind": "image-classifier", "preprocessing": {"crop": "top"}},
+            "'preprocessing.crop': Input should be 'center'",
+        ),
+        (
+            {"kind": "image-classifier", "preprocessing": {"background": [0, 0, 256]}},
+            "'preprocessing.background.2': Input should be less than or equal to 255",
+        ),
+        (
+            {"kind": "image-classifier", "preprocessing": {"filter": "bicubic"}},
+            "'preprocessing.filter' is not a field",
         ),
         ({"kind": "image-classifier", "input": {"height": 0}}, "'input.height'"),
         ({"kind": "image-classifier", "input": {"layout": "CHW"}}, "'input.layout'"),

@@ -5,6 +5,7 @@ import io
 import math
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -94,7 +95,8 @@ async def test_every_form_of_an_image_gives_the_same(vision, photographs, models
     data = np.ascontiguousarray(values.transpose(2, 0, 1), dtype="<f4").tobytes()
     tensor = pb.Image(tensor=pb.FloatTensor(shape=[3, 224, 224], data=data))
     # Pixels of the model's own size are cropped and resized like any others, so these are not.
-    large = np.ascontiguousarray(decode(file, Geometry(256, 384, None, 1, 1 << 24)))
+    larger = replace(Geometry.of(model, 1 << 24), height=256, width=384, shortest_side=None)
+    large = decode(file, larger)
     lossless = await vision.vision.Classify(
         request(raw(large), *encoded(encode(large, "PNG")), include_logits=True)
     )
@@ -168,7 +170,11 @@ def huge_png():
 
 BAD_IMAGES = {
     "empty": (lambda cat: b"", "is empty", "INVALID_ARGUMENT"),
-    "truncated": (lambda cat: cat[: len(cat) // 2], "damaged or cut short", "BAD_IMAGE"),
+    "truncated": (
+        lambda cat: cat[: len(cat) // 2],
+        "is cut short: pixels are missing",
+        "BAD_IMAGE",
+    ),
     "text": (lambda cat: b"GET / HTTP/1.1", "is not a JPEG, PNG or WebP file", "BAD_IMAGE"),
     "bomb": (lambda cat: huge_png(), "is too large: 50000×50000 exceeds 64000000", "BAD_IMAGE"),
 }

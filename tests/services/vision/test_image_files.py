@@ -144,7 +144,9 @@ HARMLESS = {
     "scan parameters": lambda jpeg: with_scan_parameters(jpeg, b"\x00\x00\x00"),
     "stray bytes between segments": stray_between_segments,
     "stray bytes before the end": lambda jpeg: stray_before(jpeg, len(jpeg) - 2),
-    "an unknown JFIF version": lambda jpeg: jpeg.replace(b"JFIF\0\x01", b"JFIF\0\x07", 1),
+    "an unknown JFIF version": lambda jpeg: after_start(
+        jpeg, segment(0xE0, b"JFIF\0\x07\x01" + bytes(7))
+    ),
     "bytes after the end": lambda jpeg: jpeg + b"and more" * 9,
     "no end": lambda jpeg: jpeg[:-2],
     "an unknown Adobe colour": lambda jpeg: after_start(
@@ -154,7 +156,7 @@ HARMLESS = {
         jpeg, segment(0xE2, b"ICC_PROFILE\0\7\2" + bytes(40))
     ),
 }
-SEQUENTIAL = ("baseline", "grey", "restarts", "many restarts")
+SEQUENTIAL = ("baseline", "grey", "restarts", "many restarts", "cmyk")
 
 
 @pytest.mark.parametrize("kind", SEQUENTIAL)

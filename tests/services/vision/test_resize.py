@@ -66,9 +66,8 @@ def test_an_image_is_stretched_as_by_pillow(filter_name, size):
     assert (found > 0).mean() < 0.02
 
 
-@pytest.mark.parametrize("size", [(4100, 5003), (5003, 4100)], ids=str)
-def test_a_very_large_image_is_averaged_first_and_looks_the_same(size):
-    image = textured(*size)
+def test_a_very_large_image_is_averaged_first_and_looks_the_same():
+    image = np.random.default_rng(5).integers(0, 256, (4100, 5003, 3), dtype=np.uint8)
     found = differences(fit(image, geometry("bicubic")), by_pillow(image, "bicubic"))
     assert found.max() <= 3
     assert found.mean() < 0.5

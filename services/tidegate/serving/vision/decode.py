@@ -3,8 +3,8 @@
 The format is known by the first bytes of the file, and the size is read before anything is decoded,
 so a small file that would unfold to gigabytes is refused for its size alone. JPEG is decoded by
 libjpeg-turbo, scaled down where enough pixels are left (a 12-megapixel photograph is never held in
-full). Every other format, and the JPEGs that are rare (CMYK), go through Pillow. What is
-transparent shows the model's background. All heavy calls release the GIL.
+full), PNG and WebP by Pillow. What is transparent shows the model's background. All heavy calls
+release the GIL.
 
 What makes the picture decides: a file with pixels missing is refused, and nothing that is wrong in
 profiles, comments and other metadata changes the answer.
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 # Imported here, so that the first image of a format does not wait for it.
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, PngImagePlugin, WebPImagePlugin
 
 from tidegate.serving.vision.errors import InvalidImageError
 from tidegate.serving.vision.images import jpeg, png, webp
@@ -74,9 +74,6 @@ def _jpeg(data: bytes, geometry: Geometry) -> Pixels:
     header = jpeg.read_header(data)
     width, height, orientation = header.width, header.height, header.orientation
     _refuse_large(height, width, geometry)
-    if header.components == 4:
-        with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-            return fit(np.asarray(image.convert("RGB")), geometry, orientation=orientation)
     largest = reduction(width, height, orientation, geometry)
     pixels, scale = jpeg.decode_jpeg(data, header, largest)
     return fit(pixels, geometry, orientation=orientation, size=(width, height), reduced=scale)

@@ -118,7 +118,7 @@ class Image(_message.Message):
     TENSOR_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
     """An encoded JPEG, PNG or WebP file. EXIF orientation is applied. Grey, palette, CMYK and
-    16-bit images are converted to 8-bit RGB; an alpha channel is ignored.
+    16-bit images are converted to 8-bit RGB; what is transparent shows the model's background.
     """
     @_builtins.property
     def raw(self) -> Global___RawImage:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from PIL import Image
 
 from tidegate.serving.vision.errors import InvalidImageError
 from tidegate.serving.vision.images import exif, lenient_jpeg
@@ -27,6 +28,7 @@ _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _EXIF, _END, _SCAN = 0xE1, 0xD9, 0xDA
 # libjpeg has no fast transform for its other scales, which cost more than they save.
 _SCALES = (8, 4, 2)
+_CMYK_COMPONENTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def read_header(data: bytes) -> JpegHeader:
 
 
 def decode_jpeg(data: bytes, header: JpegHeader, largest_reduction: float) -> tuple[Pixels, int]:
-    """Decodes grey and colour.
+    """Decodes grey, colour and CMYK.
 
     Args:
         data: the file.
@@ -110,8 +112,12 @@ def decode_jpeg(data: bytes, header: JpegHeader, largest_reduction: float) -> tu
     """
     scale = next((each for each in _SCALES if each <= largest_reduction), 1)
     width, height = -(-header.width // scale), -(-header.height // scale)
+    colours = "CMYK" if header.components == _CMYK_COMPONENTS else "RGB"
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError as error:
-        pixels = lenient_jpeg.decode(data, str(error), height, width)
+        pixels = lenient_jpeg.decode(data, str(error), colours, height, width)
+    if colours == "CMYK":
+        # All programs but the oldest store them inverted, as Adobe does.
+        pixels = np.asarray(Image.fromarray(255 - pixels, "CMYK").convert("RGB"))
     return pixels, scale

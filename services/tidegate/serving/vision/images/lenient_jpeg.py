@@ -41,8 +41,8 @@ _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 _RESTART_INTERVAL, _SCAN = 0xDD, 0xDA
 _JFIF, _ADOBE = b"JFIF\0", b"Adobe"
 _LARGEST_SIDE = 65_500
-# A file that needs more looks than this is not worth them.
-_MOST_TRIALS = 300
+# Cameras and programs write about ten scans. A file that needs more looks is not worth them.
+_MOST_TRIALS, _MOST_SCANS = 300, 16
 
 
 @dataclass(slots=True)
@@ -76,12 +76,15 @@ class _Jpeg:
         return b"".join([*parts, _EOI])
 
 
-def decode(data: bytes, warning: str, height: int, width: int) -> "npt.NDArray[np.uint8]":
+def decode(
+    data: bytes, warning: str, colours: str, height: int, width: int
+) -> "npt.NDArray[np.uint8]":
     """Decodes a file that libjpeg has warned of, or refuses it.
 
     Args:
         data: the file.
         warning: libjpeg's first.
+        colours: what to decode to, as simplejpeg calls it.
         height: rows that are wanted at least.
         width: columns that are wanted at least.
 
@@ -94,13 +97,13 @@ def decode(data: bytes, warning: str, height: int, width: int) -> "npt.NDArray[n
     clean = jpeg.file()
     pixels: npt.NDArray[np.uint8]
     try:
-        pixels = simplejpeg.decode_jpeg(clean, "RGB", min_height=height, min_width=width)
+        pixels = simplejpeg.decode_jpeg(clean, colours, min_height=height, min_width=width)
     except ValueError as error:
         warning = str(error)
     else:
         return pixels
     if not _HARMLESS_AT_THE_END.search(warning):
-        raise _refusal(warning)
+        raise _refusal(warning, ended=jpeg.ended)
     try:
         complete = _Trials().complete(jpeg)
     except ValueError:
@@ -109,15 +112,16 @@ def decode(data: bytes, warning: str, height: int, width: int) -> "npt.NDArray[n
         raise InvalidImageError(
             f"is damaged: pixels are missing ({warning}); send the file as it was written"
         )
-    pixels = simplejpeg.decode_jpeg(clean, "RGB", min_height=height, min_width=width, strict=False)
+    pixels = simplejpeg.decode_jpeg(
+        clean, colours, min_height=height, min_width=width, strict=False
+    )
     return pixels
 
 
-def _refusal(warning: str) -> InvalidImageError:
+def _refusal(warning: str, *, ended: bool) -> InvalidImageError:
     if _CUT_SHORT.search(warning):
-        return InvalidImageError(
-            f"is cut short or damaged: pixels are missing ({warning}); send the whole file"
-        )
+        cause = "is damaged" if ended else "is cut short"
+        return InvalidImageError(f"{cause}: pixels are missing ({warning}); send the whole file")
     if _LOST.search(warning):
         return InvalidImageError(f"is damaged ({warning}); send the file as it was written")
     return InvalidImageError(
@@ -233,6 +237,8 @@ class _Trials:
     def _passes(self, jpeg: _Jpeg) -> bool:
         """Decodes the first scan, the first two, and so on; takes away what each has too much."""
         scans: list[_Scan] = []
+        if len(jpeg.scans) > _MOST_SCANS:
+            return False
         for scan in jpeg.scans:
             scans.append(scan)
             warning = self._warning(jpeg.file(scans))
