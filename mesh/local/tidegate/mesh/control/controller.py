@@ -14,35 +14,34 @@ that would take every endpoint out of use.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tidegate.chassis.errors import FailedPrecondition, NotFound
+from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler
 from tidegate.mesh.control.departures import Departures
 from tidegate.mesh.control.draining import Drained, drained
 from tidegate.mesh.control.edits import FileEdits
-from tidegate.mesh.control.effective import Differences, Effective
+from tidegate.mesh.control.effective import Effective
 from tidegate.mesh.control.endpoint_states import Endpoints
 from tidegate.mesh.control.errors import InterruptedTransitionError, ObjectsError
 from tidegate.mesh.control.events import Events
-from tidegate.mesh.control.files import text_of
 from tidegate.mesh.control.journal import Begun, Journal, TextChange
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.performing import Performer
 from tidegate.mesh.control.preview import Preview, preview
 from tidegate.mesh.control.problems import Problems
-from tidegate.mesh.control.serving import Proposal, Serving
+from tidegate.mesh.control.proposals import Proposals, ProposedChange, names_of
+from tidegate.mesh.control.serving import Serving
 from tidegate.mesh.control.settings import ControlSettings
 from tidegate.mesh.control.shifted import ShiftedFiles
 from tidegate.mesh.control.taking_over import TakingOver
 from tidegate.mesh.control.transitions import Transitions
 from tidegate.mesh.istio import IstioObjects
-from tidegate.mesh.istio.edits import Shift, shift
+from tidegate.mesh.istio.edits import Shift
 from tidegate.mesh.resources import Audience, ResourceKey
 
 __all__ = ["Controller"]
@@ -116,6 +115,7 @@ class Controller:
             self.problems,
             self._begin_edits,
         )
+        self._proposals = Proposals(self._effective, self._edits, self.shifted, self.serving)
 
     @property
     def is_running(self) -> bool:
@@ -178,7 +178,8 @@ class Controller:
         async def make(events: Events) -> None:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
-                await self._make(id_, description, self._files_of(change), events, deadline_s)
+                proposed = self._proposals.of_shift(change)
+                await self._make(id_, description, proposed, events, deadline_s)
 
         return self._change(make)
 
@@ -196,8 +197,10 @@ class Controller:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
                 await self._edits.look_now()
-                if files := self._files_unshifted():
-                    await self._make(id_, f"reset of {_names(files)}", files, events, deadline_s)
+                proposed = self._proposals.of_reset()
+                if proposed.files:
+                    description = f"reset of {proposed.names}"
+                    await self._make(id_, description, proposed, events, deadline_s)
 
         return self._change(make)
 
@@ -211,9 +214,9 @@ class Controller:
         Raises:
             TidegateError: it cannot be made.
         """
-        files = self._files_unshifted() if change is None else self._files_of(change)
-        proposal = self.serving.propose(self._objects_with(files))
-        return preview(files, self.serving.compiled.resources, proposal)
+        proposals = self._proposals
+        proposed = proposals.of_reset() if change is None else proposals.of_shift(change)
+        return preview(proposed.files, self.serving.compiled.resources, proposed.proposal)
 
     async def drain(self, address: str, deadline_s: float | None = None) -> Drained:
         """Takes an endpoint out of use and waits for the requests that run there.
@@ -263,7 +266,7 @@ class Controller:
         if begun is None:
             return None
         try:
-            proposal = self.serving.propose(self._objects_with(begun.files))
+            proposal = self._proposals.of(begun.files).proposal
         except TidegateError as error:
             # Workloads that came meanwhile can make it impossible; nobody is served it yet.
             self._journal.end(begun.files, made=False)
@@ -311,72 +314,19 @@ class Controller:
         task.add_done_callback(self._changing.discard)
         return events
 
-    def _objects_with(self, files: Sequence[TextChange]) -> IstioObjects:
-        return self._effective.edit(files)(self.serving.objects)
-
     async def _make(
         self,
         id_: str,
         description: str,
-        files: Sequence[TextChange],
-        events: Events,
-        deadline_s: float | None = None,
-    ) -> None:
-        proposal = self.serving.propose(self._objects_with(files))
-        await self._perform(id_, description, files, proposal, events, deadline_s)
-
-    async def _perform(
-        self,
-        id_: str,
-        description: str,
-        files: Sequence[TextChange],
-        proposal: Proposal,
+        proposed: ProposedChange,
         events: Events,
         deadline_s: float | None = None,
     ) -> None:
         await self.transitions.make(
-            *(id_, description, files, proposal, events),
+            *(id_, description, proposed.files, proposed.proposal, events),
             deadline_s=deadline_s or self._settings.stage_deadline_s,
         )
-        self._effective.take(files)
-
-    def _files_of(self, change: Shift) -> tuple[TextChange, ...]:
-        before = self.objects_about(change.host)
-        changes = self._effective.rewritten(before, shift(before, change))
-        files = []
-        for each in changes:
-            file, text = text_of(each.path), each.before.decode()
-            if self.shifted.text(each.path, file) != text:
-                raise FailedPrecondition(
-                    f"{each.path} holds changes that are not in effect; see `tidegate mesh"
-                    " status`, mend or undo them first",
-                    reason="FILE_NOT_IN_EFFECT",
-                    metadata={"file": str(each.path)},
-                )
-            files.append(TextChange(each.path, text, each.after.decode(), file))
-        return tuple(files)
-
-    def _files_unshifted(self) -> tuple[TextChange, ...]:
-        found = self._edits.without_shifts(self.shifted.paths)
-        if found.broken:
-            raise ObjectsError("\n".join(found.broken.values()))
-        return found.config
-
-    def _proposed_edits(self, found: Differences) -> tuple[Sequence[TextChange], Proposal]:
-        """What people have written as a change; a shift that contradicts it is given up.
-
-        Raises:
-            TidegateError: it cannot be made, with or without what is shifted.
-        """
-        try:
-            return found.config, self.serving.propose(self._objects_with(found.config))
-        except TidegateError:
-            shifted = self.shifted.paths
-            for given_up in [*([path] for path in shifted), *([shifted] * bool(shifted))]:
-                files = self._edits.without_shifts(given_up).config
-                with contextlib.suppress(TidegateError):
-                    return files, self.serving.propose(self._objects_with(files))
-            raise
+        self._effective.take(proposed.files)
 
     async def _take_edits(self, events: Events) -> None:
         """Makes a change of what people have written in files."""
@@ -384,15 +334,14 @@ class Controller:
             await self._settled.wait()
             # A change that was taken back has rewritten what was seen last.
             found = await self._edits.look_now()
-            files = found.config
-            if found.broken or not files:
+            if found.broken or not found.config:
                 return
-            names = _names(files)
+            names = names_of(found.config)
             try:
-                files, proposal = self._proposed_edits(found)
-                names = _names(files)
-                lost = ", in place of what was shifted" * self.shifted.lost_in(files)
-                await self._perform(id_, f"edit of {names}{lost}", files, proposal, events)
+                proposed = self._proposals.of_edits(found.config)
+                names = proposed.names
+                lost = ", in place of what was shifted" * self.shifted.lost_in(proposed.files)
+                await self._make(id_, f"edit of {names}{lost}", proposed, events)
             except TidegateError as error:
                 self._edits.refuse(found.config, f"the edit of {names} is not in effect: {error}")
                 raise
@@ -420,7 +369,3 @@ class Controller:
             for address in sorted(self.serving.addresses(cluster))
         ]
         return ", ".join(reasons) or "no server has its labels"
-
-
-def _names(files: Sequence[TextChange]) -> str:
-    return ", ".join(each.path.name for each in files)
