@@ -120,6 +120,8 @@ class MethodTable(grpc.GenericRpcHandler):
                 behavior, wrap = handler.unary_stream, grpc.unary_stream_rpc_method_handler
             case _:
                 behavior, wrap = handler.stream_stream, grpc.stream_stream_rpc_method_handler
+        if _is_left_out(behavior):
+            behavior = _refuse_unknown
         service, _, name = path.removeprefix("/").rpartition("/")
         method = self._method(kind, path, service, name)
         parse = _refusing_malformed(handler.request_deserializer)
@@ -131,13 +133,9 @@ class MethodTable(grpc.GenericRpcHandler):
         return wrap(self._answer(method, behavior, parse), None, handler.response_serializer)
 
     def _wrap_unknown(self) -> _Handler:
-        async def refuse(requests: object, context: ServicerContext) -> None:
-            del requests, context
-            path = details_of_call.get().method
-            raise Unimplemented(f"this server has no method {path}", reason="METHOD_UNKNOWN")
-
         method = self._method("bidi_stream", _OTHER, _OTHER, _OTHER)
-        return grpc.stream_stream_rpc_method_handler(self._answer(method, refuse, _unchanged))
+        answer = self._answer(method, _refuse_unknown, _unchanged)
+        return grpc.stream_stream_rpc_method_handler(answer)
 
     def _method(self, kind: str, path: str, service: str, name: str) -> Method:
         is_application = service in self._services
@@ -184,6 +182,17 @@ class MethodTable(grpc.GenericRpcHandler):
         if inspect.iscoroutinefunction(behavior):
             return answer
         raise TypeError(f"the handler of {method.path} is neither async def nor async generator")
+
+
+async def _refuse_unknown(request: object, context: ServicerContext) -> None:
+    del request, context
+    path = details_of_call.get().method
+    raise Unimplemented(f"this server has no method {path}", reason="METHOD_UNKNOWN")
+
+
+def _is_left_out(behavior: _Behavior) -> bool:
+    """Whether a servicer does not have a method of its service: the generated one stands there."""
+    return getattr(behavior, "__module__", "").endswith("_pb2_grpc")
 
 
 class _CountedRequests:

@@ -1,0 +1,51 @@
+"""Servicers that leave methods out, and handlers that would hold the event loop."""
+
+import grpc
+import pytest
+from google.protobuf.empty_pb2 import Empty
+
+from tidegate.chassis.in_flight import InFlight
+from tidegate.chassis.listening import look_methods_up_in
+from tidegate.chassis.method_table import MethodTable
+from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
+
+SERVICE = "tidegate.vision.v1.VisionService"
+
+
+class Half(vision_pb2_grpc.VisionServiceServicer):
+    """Has one method of its service."""
+
+    async def ListModels(self, request, context):  # noqa: N802 - the proto's name
+        return vision_pb2.ListModelsResponse()
+
+
+async def test_what_a_servicer_leaves_out_is_unimplemented_and_the_rest_is_served():
+    server = grpc.aio.server()
+    look_methods_up_in(MethodTable(frozenset({SERVICE}), InFlight()), server)
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(Half(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = vision_pb2_grpc.VisionServiceStub(channel)
+            await stub.ListModels(vision_pb2.ListModelsRequest())
+            for call in (
+                stub.Classify(vision_pb2.ClassifyRequest()),
+                stub.GetModel(vision_pb2.GetModelRequest()),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as failure:
+                    await call
+                assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+                assert "this server has no method" in failure.value.details()
+    finally:
+        await server.stop(None)
+
+
+def test_a_handler_that_is_not_async_is_refused_when_it_is_registered():
+    def echo(request, context):
+        return request
+
+    table = MethodTable(frozenset(), InFlight())
+    handler = grpc.unary_unary_rpc_method_handler(echo, Empty.FromString, Empty.SerializeToString)
+    with pytest.raises(TypeError, match="Echo is neither async def nor"):
+        table.add_service("a.Service", {"Echo": handler})
