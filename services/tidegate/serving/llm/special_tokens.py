@@ -21,7 +21,7 @@ tokens, "<think>" in some models, are text that happens to be one token.
 import re
 import secrets
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 __all__ = ["Marks", "Names", "TextTokenizer"]
@@ -89,6 +89,12 @@ class Names:
         return {found.start() for found in self._first.finditer(text)}
 
 
+@lru_cache(maxsize=8)
+def _edits(template: str) -> bool:
+    # A model has one template, and searching it takes longer than all else that is done here.
+    return _EDITS.search(template) is not None
+
+
 def _holds_in_order(text: str, characters: str) -> bool:
     at = -1
     for each in characters:
@@ -109,7 +115,7 @@ class Marks:
 
     def __init__(self, names: Names, texts: Iterable[str], template: str = "") -> None:
         self._names = names
-        self._is_edited = _EDITS.search(template) is not None
+        self._is_edited = _edits(template)
         seen = frozenset(template).union(*texts)
         candidates = map(chr, range(_FIRST_MARK, _LAST + 1))
         self.mark: Final = next(each for each in candidates if each not in seen)
