@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tidegate.chassis.calls import deadline_has_passed
 from tidegate.chassis.monitoring import monitoring
+from tidegate.chassis.served_models import ServedModel
 
 SERVICE = "tidegate.test.EchoService"
 
@@ -239,6 +240,20 @@ async def test_model_that_is_withdrawn_has_no_series(serving):
         assert any(("model", "echo") in key for key in await samples(server))
     assert not any(
         sample.labels.get("model") == "echo"
+        for family in REGISTRY.collect()
+        for sample in family.samples
+    )
+
+
+def test_model_that_is_withdrawn_stays_away_whatever_its_last_calls_end_with():
+    path = "/test.Model/Ask"
+    model = ServedModel("gone", "1", precision="float32", engine="none", methods=[path])
+    model.publish()
+    model.withdraw()
+    for code in grpc.StatusCode:
+        model.requests(path).count(code)
+    assert not any(
+        sample.labels.get("model") == "gone"
         for family in REGISTRY.collect()
         for sample in family.samples
     )
