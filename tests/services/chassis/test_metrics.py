@@ -123,13 +123,14 @@ async def test_messages_that_a_handler_writes_itself_are_counted(serving):
         assert (await samples(server))[name] - before[name] == 7
 
 
+@pytest.mark.parametrize("asks", ["code-of-cancellation", "code-of-cancellation early"])
 @pytest.mark.parametrize("deadline_s", [0.05, 0.251, 1.0025])
-async def test_handler_and_metric_agree_on_a_deadline_that_passed(serving, deadline_s):
+async def test_handler_and_metric_agree_on_a_deadline_that_passed(serving, deadline_s, asks):
     # A second and a little travels as 1.01 s: gRPC rounds up.
     name = named("grpc_server_handled_total", "unary", "Echo", grpc_code="DeadlineExceeded")
     async with serving() as (application, server, client):
         before = (await samples(server)).get(name, 0)
-        await client.failure("echo", "code-of-cancellation", timeout=deadline_s)
+        await client.failure("echo", asks, timeout=deadline_s)
         await application.closed.acquire()
         assert application.told is grpc.StatusCode.DEADLINE_EXCEEDED
         async with asyncio.timeout(20):
