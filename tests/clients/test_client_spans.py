@@ -87,6 +87,8 @@ def test_spans_follow_the_latest_conventions_that_are_pinned(server, recorded):
         ("unix:/run/vision.sock", {"server.address": "/run/vision.sock"}),
         ("unix:///run/vision.sock", {"server.address": "/run/vision.sock"}),
         ("ipv4:10.0.0.1:8500,10.0.0.2:8500", {}),
+        ("ipv4:10.0.0.1,10.0.0.2", {}),
+        ("ipv4:10.0.0.1,10.0.0.2:8500", {}),
     ],
 )
 def test_target_is_told_as_address_and_port(target, attributes):

@@ -70,7 +70,7 @@ def _collector(endpoint: str | None) -> tuple[str | None, str] | None:
     """Where spans go, and over which protocol; None for nowhere."""
     own_protocol = os.environ.get(_PROTOCOL_VARIABLE)
     decided = {"otlp_protocol"} if own_protocol else set()
-    found = read(os.environ, decided)
+    found = read(os.environ, decided, own_protocol)
     protocol = own_protocol or (
         found["otlp_protocol"].value if "otlp_protocol" in found else "grpc"
     )

@@ -192,12 +192,16 @@ class Answering(Call):
         self._method.metrics.sent.inc()
 
     def code_of_cancellation(self) -> grpc.StatusCode:
-        """See `CallInProgress`; whoever asks is told the same."""
+        """See `CallInProgress`; whoever asks is told the same once the call is being cancelled."""
         if self.is_cut:
             return grpc.StatusCode.UNAVAILABLE
-        if self._cancelled_as is None:
-            self._cancelled_as = self._why_cancelled()
-        return self._cancelled_as
+        if self._cancelled_as is not None:
+            return self._cancelled_as
+        code = self._why_cancelled()
+        if self.task.cancelling():
+            # A task of the call's may be cancelled by itself, and ask while the call goes on.
+            self._cancelled_as = code
+        return code
 
     def _why_cancelled(self) -> grpc.StatusCode:
         """Tells a client whose deadline passed from one that left: gRPC cancels for both."""

@@ -182,12 +182,13 @@ class RequestCounters:
         path: ``/service/method``.
     """
 
-    __slots__ = ("_by_code", "_labels")
+    __slots__ = ("_by_code", "_is_removed", "_labels")
 
     def __init__(self, model: str, model_version: str, path: str) -> None:
         service, _, method = path.removeprefix("/").rpartition("/")
         self._labels = (model, model_version, service, method)
         self._by_code: dict[grpc.StatusCode, Counter] = {}
+        self._is_removed = False
 
     def bind(self) -> None:
         """Begins the series of every code, at 0 unless they are there."""
@@ -195,10 +196,16 @@ class RequestCounters:
 
     def count(self, code: grpc.StatusCode) -> None:
         """Counts a request that has ended."""
-        (self._by_code.get(code) or self._counter(code)).inc()
+        counter = self._by_code.get(code)
+        if counter is None and not self._is_removed:
+            # Handlers may end a call with a code that none of our errors has.
+            counter = self._counter(code)
+        if counter is not None:
+            counter.inc()
 
     def remove(self) -> None:
         """Takes the series away; what is counted from now on is not seen."""
+        self._is_removed = True
         labels = ("model", "model_version", "grpc_service", "grpc_method")
         _REQUESTS.remove_by_labels(dict(zip(labels, self._labels, strict=True)))
 

@@ -83,7 +83,8 @@ class _StandardVariables(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, object]:
         """Gives the values by name."""
-        found = environment.read(os.environ, self.current_state)
+        decided = self.current_state
+        found = environment.read(os.environ, decided, decided.get("otlp_protocol"))
         return {name: each.value for name, each in found.items()}
 
 

@@ -60,12 +60,15 @@ class Found:
     value: str
 
 
-def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> dict[str, Found]:
+def read(
+    environment: Mapping[str, str], decided: Collection[str] = (), protocol: str | None = None
+) -> dict[str, Found]:
     """Reads what the variables say; an empty variable says nothing.
 
     Args:
         environment: the variables.
         decided: settings that a flag or a variable of ours has decided already.
+        protocol: what it has decided for ``otlp_protocol``; an address over HTTP is read otherwise.
 
     Returns:
         What they give, by the names of settings.
@@ -81,7 +84,7 @@ def read(environment: Mapping[str, str], decided: Collection[str] = ()) -> dict[
         if attributes.get(attribute):
             found.setdefault(name, Found(_RESOURCE, attributes[attribute]))
     _settle_exporter(found, environment)
-    _settle_endpoint(found, decided)
+    _settle_endpoint(found, protocol if "otlp_protocol" in decided else None)
     _settle_sampler(found, decided)
     return {name: each for name, each in found.items() if name not in decided}
 
@@ -100,13 +103,15 @@ def _settle_exporter(found: dict[str, Found], environment: Mapping[str, str]) ->
         found.pop("traces_exporter", None)
 
 
-def _settle_endpoint(found: dict[str, Found], decided: Collection[str]) -> None:
+def _settle_endpoint(found: dict[str, Found], decided_protocol: str | None) -> None:
     """Over HTTP, one variable has the address of all signals, the other that of the spans."""
-    endpoint, protocol = found.get("otlp_endpoint"), found.get("otlp_protocol")
-    # Who decides about the protocol by a flag reads an address as it is.
-    if endpoint is None or protocol is None or "otlp_protocol" in decided:
+    endpoint = found.get("otlp_endpoint")
+    if endpoint is None:
         return
-    if protocol.value == HTTP:
+    protocol = decided_protocol
+    if protocol is None and "otlp_protocol" in found:
+        protocol = found["otlp_protocol"].value
+    if protocol == HTTP:
         url = endpoint.value
         if endpoint.variable == _ENDPOINTS[1]:
             url = url.rstrip("/") + "/v1/traces"

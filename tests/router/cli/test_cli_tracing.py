@@ -136,12 +136,10 @@ async def test_collector_that_cannot_be_called_is_refused(tidegate, server, url)
     assert b"is no collector" in done.stderr
 
 
-async def test_spans_leave_over_http_where_the_variables_say_so(tidegate, server):
+@pytest.mark.parametrize("protocol", ["OTEL_EXPORTER_OTLP_PROTOCOL", "TIDEGATE_OTLP_PROTOCOL"])
+async def test_spans_leave_over_http_where_the_variables_say_so(tidegate, server, protocol):
     with http_collector() as (received, address):
-        env = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{address}",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-        }
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{address}/", protocol: "http/protobuf"}
         done = await tidegate("chat", "hello", "--llm", server.address, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     assert received.paths == ["/v1/traces"]

@@ -230,12 +230,19 @@ class EchoApplication:
             await writer.write(StringValue(value="written"))
 
     async def _do_code_of_cancellation(self, context, argument):
+        if argument == "early":
+            # As a task of the call's would that is cancelled while the call goes on.
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._ask())
         self.waiting.release()
         try:
             await self.go_on.wait()
         finally:
             self.told = code_of_cancellation()
             self.closed.release()
+
+    async def _ask(self):
+        self.told = code_of_cancellation()
 
     async def _do_load(self, context, argument):
         report_load(context, LoadReport(cpu_utilization=0.5, named_metrics={"queue": 3}))

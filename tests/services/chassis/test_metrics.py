@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tidegate.chassis.calls import deadline_has_passed
 from tidegate.chassis.monitoring import monitoring
+from tidegate.chassis.served_models import ServedModel
 
 SERVICE = "tidegate.test.EchoService"
 
@@ -122,13 +123,14 @@ async def test_messages_that_a_handler_writes_itself_are_counted(serving):
         assert (await samples(server))[name] - before[name] == 7
 
 
+@pytest.mark.parametrize("asks", ["code-of-cancellation", "code-of-cancellation early"])
 @pytest.mark.parametrize("deadline_s", [0.05, 0.251, 1.0025])
-async def test_handler_and_metric_agree_on_a_deadline_that_passed(serving, deadline_s):
+async def test_handler_and_metric_agree_on_a_deadline_that_passed(serving, deadline_s, asks):
     # A second and a little travels as 1.01 s: gRPC rounds up.
     name = named("grpc_server_handled_total", "unary", "Echo", grpc_code="DeadlineExceeded")
     async with serving() as (application, server, client):
         before = (await samples(server)).get(name, 0)
-        await client.failure("echo", "code-of-cancellation", timeout=deadline_s)
+        await client.failure("echo", asks, timeout=deadline_s)
         await application.closed.acquire()
         assert application.told is grpc.StatusCode.DEADLINE_EXCEEDED
         async with asyncio.timeout(20):
@@ -239,6 +241,20 @@ async def test_model_that_is_withdrawn_has_no_series(serving):
         assert any(("model", "echo") in key for key in await samples(server))
     assert not any(
         sample.labels.get("model") == "echo"
+        for family in REGISTRY.collect()
+        for sample in family.samples
+    )
+
+
+def test_model_that_is_withdrawn_stays_away_whatever_its_last_calls_end_with():
+    path = "/test.Model/Ask"
+    model = ServedModel("gone", "1", precision="float32", engine="none", methods=[path])
+    model.publish()
+    model.withdraw()
+    for code in grpc.StatusCode:
+        model.requests(path).count(code)
+    assert not any(
+        sample.labels.get("model") == "gone"
         for family in REGISTRY.collect()
         for sample in family.samples
     )

@@ -221,6 +221,28 @@ RESOURCE = "service.name=from%20resource,service.version=1.2,deployment.environm
             [],
             {"otlp_endpoint": "http://collector:4318/spans"},
         ),
+        # So they have where a flag or a variable of ours decides that it is HTTP.
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/base"},
+            ["--otlp-protocol=http/protobuf"],
+            {"otlp_endpoint": "http://collector:4318/base/v1/traces"},
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318",
+                "TIDEGATE_OTLP_PROTOCOL": "http/protobuf",
+            },
+            [],
+            {"otlp_endpoint": "http://collector:4318/"},
+        ),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            },
+            ["--otlp-protocol=grpc"],
+            {"otlp_endpoint": "http://collector:4317"},
+        ),
         # An empty variable is one that is not set.
         ({"OTEL_SERVICE_NAME": "", "OTEL_TRACES_EXPORTER": ""}, [], {"service_name": "tidegate"}),
     ],

@@ -1,4 +1,6 @@
-"""What spans say of an answer."""
+"""What spans say of an answer, and which model a request counts for."""
+
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -7,10 +9,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from tidegate.chassis import tracing
-from tidegate.chassis.errors import ResourceExhausted
+from tidegate.chassis.calls import CurrentCall, current_call
+from tidegate.chassis.errors import NotFound, ResourceExhausted, ServiceError
+from tidegate.llm.v1 import llm_pb2
 from tidegate.serving.llm.requests import ModelFacts
 from tidegate.serving.llm.sampling import Sampling
-from tidegate.serving.llm.telemetry import inference_span, trace_response
+from tidegate.serving.llm.service import LlmServicer, ModelCard
+from tidegate.serving.llm.telemetry import inference_span, served_model, trace_response
 
 FACTS = ModelFacts("small", "2", 1000, 128)
 
@@ -66,3 +71,43 @@ def test_a_request_that_fails_has_the_type_of_its_error(spans):
         raise ValueError("broken")
     types = [span.attributes["error.type"] for span in spans.get_finished_spans()]
     assert types == ["RESOURCE_EXHAUSTED", "ValueError"]
+
+
+def request_of(method, model):
+    """The least request that names a model, and that the model's server refuses."""
+    options = llm_pb2.GenerationOptions(model=model)
+    match method:
+        case "Generate":
+            return llm_pb2.GenerateRequest(options=options)
+        case "Chat":
+            return llm_pb2.ChatRequest(options=options)
+        case "Complete":
+            return llm_pb2.CompleteRequest(chat=llm_pb2.ChatRequest(options=options))
+        case "Tokenize":
+            return llm_pb2.TokenizeRequest(model=model)
+        case "Detokenize":
+            return llm_pb2.DetokenizeRequest(model=model, token_ids=[FACTS.vocabulary_size])
+        case _:
+            return llm_pb2.EmbedRequest(model=model)
+
+
+@pytest.mark.parametrize(
+    "method", ["Generate", "Chat", "Complete", "Tokenize", "Detokenize", "Embed"]
+)
+async def test_a_request_for_a_model_that_is_not_there_counts_for_none(method):
+    servicer = LlmServicer(ModelCard("small", "2", method == "Embed", "A model."))
+    # The engine needs vLLM; these requests never come to it.
+    engine = SimpleNamespace(facts=FACTS, embeds=method == "Embed")
+    servicer.serving = SimpleNamespace(engine=engine)
+    with served_model(FACTS, "float32", "vllm") as model:
+        servicer.model = model
+        for asked, counted in (("other", None), ("small", model), ("", model)):
+            call = CurrentCall(method, None)
+            token = current_call.set(call)
+            try:
+                with pytest.raises(ServiceError) as caught:
+                    await getattr(servicer, method)(request_of(method, asked), None)
+            finally:
+                current_call.reset(token)
+            assert isinstance(caught.value, NotFound) == (counted is None)
+            assert call.model is counted

@@ -9,7 +9,7 @@ before.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from tidegate.chassis.errors import InvalidArgument, Unimplemented
@@ -88,7 +88,7 @@ class Prompts:
             InvalidArgument: They cannot be text for this tokenizer, and one is there.
         """
         if plain and self._as_text is None:
-            self._refuse_names({at: text})
+            self._refuse_names([(at, text)])
         if len(text) <= _INLINE_CHARACTERS:
             return self._encode(text, special=special, plain=plain)
         return await asyncio.to_thread(self._encode, text, special=special, plain=plain)
@@ -113,10 +113,16 @@ class Prompts:
         contents = [message["content"] for message in prompt.messages]
         if self._as_text is None:
             self._refuse_names(
-                {f"{prompt.at}[{index}].content": each for index, each in enumerate(contents)}
+                (f"{prompt.at}[{index}].content", each) for index, each in enumerate(contents)
+            )
+            at = f"{prompt.at.removesuffix('messages')}template_arguments"
+            self._refuse_names(
+                (f"{at}.{name}", text)
+                for name, value in arguments.items()
+                for text in (name, *_texts(value))
             )
         template = str(self._tokenizer.chat_template)
-        marks = Marks(self._names, [*contents, *_texts(arguments), template])
+        marks = Marks(self._names, [*contents, *_texts(arguments)], template)
         params = ChatParams(
             chat_template_kwargs={
                 **{name: marks.marked_all(value) for name, value in arguments.items()},
@@ -188,9 +194,9 @@ class Prompts:
             return self._encode(text.replace(mark, ""), special=self._adds_to_chat)
         return self._as_text.encode_rendered(text, mark, special=self._adds_to_chat)
 
-    def _refuse_names(self, texts: dict[str, str]) -> None:
+    def _refuse_names(self, texts: Iterable[tuple[str, str]]) -> None:
         """Refuses texts with names of special tokens, for a tokenizer that cannot be copied."""
-        for at, text in texts.items():
+        for at, text in texts:
             if name := self._names.found(text):
                 raise InvalidArgument.of(
                     at,

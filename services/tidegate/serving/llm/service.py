@@ -75,7 +75,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     ) -> None:
         """Continues a prompt."""
         received_s = time.monotonic()
-        serving = self._generating()
+        serving = self._generating(request.options)
         prompt, options = read_generate(request, serving.engine.facts)
         with inference_span(
             serving.engine.facts, "text_completion", options.sampling, streams=True
@@ -87,7 +87,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     ) -> None:
         """Answers a conversation."""
         received_s = time.monotonic()
-        serving = self._generating()
+        serving = self._generating(request.options)
         prompt, options = read_chat(request, serving.engine.facts)
         with inference_span(serving.engine.facts, "chat", options.sampling, streams=True):
             await stream(serving, context, prompt, options, received_s, llm_pb2.ChatResponse)
@@ -97,7 +97,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     ) -> llm_pb2.CompleteResponse:
         """Continues a prompt or answers a conversation in one message."""
         received_s = time.monotonic()
-        serving = self._generating()
+        asked = request.chat if request.HasField("chat") else request.generate
+        serving = self._generating(asked.options)
         facts = serving.engine.facts
         prompt: Prompt
         match request.WhichOneof("input"):
@@ -117,8 +118,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     ) -> llm_pb2.TokenizeResponse:
         """Turns a text or a conversation into token ids."""
         del context
-        serving = self._loaded()
-        check_model(serving.engine.facts, request.model)
+        serving = self._loaded(request.model)
         match request.WhichOneof("input"):
             case "text":
                 special = not request.omit_special_tokens
@@ -145,9 +145,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     ) -> llm_pb2.DetokenizeResponse:
         """Turns token ids into text."""
         del context
-        serving = self._loaded()
+        serving = self._loaded(request.model)
         facts = serving.engine.facts
-        check_model(facts, request.model)
         ids = list(request.token_ids)
         violations: list[FieldViolation] = []
         check_token_ids(ids, facts, "token_ids", violations)
@@ -160,14 +159,13 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self, request: llm_pb2.EmbedRequest, context: ServicerContext
     ) -> llm_pb2.EmbedResponse:
         """Turns texts into vectors."""
-        serving = self._loaded()
+        serving = self._loaded(request.model)
         engine = serving.engine
         if not engine.embeds:
             raise Unimplemented(
                 f"{engine.facts.name} generates text; a server started with runner=pooling embeds",
                 reason="NOT_AN_EMBEDDING_MODEL",
             )
-        check_model(engine.facts, request.model)
         violations: list[FieldViolation] = []
         if not 1 <= len(request.inputs) <= _MAX_EMBED_INPUTS:
             violations.append(
@@ -224,17 +222,19 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
                 model.loaded_at.CopyFrom(loaded_at)
         return llm_pb2.ListModelsResponse(models=[model])
 
-    def _loaded(self) -> Serving:
+    def _loaded(self, model: str, version: str = "") -> Serving:
         if self.serving is None:
             raise Unavailable(
                 f"{self._card.name} {self._card.version} is not loaded", reason="MODEL_NOT_LOADED"
             )
+        check_model(self.serving.engine.facts, model, version)
         if self.model is not None:
+            # Not before: a request for a model that is not here counts for none.
             self.model.answers()
         return self.serving
 
-    def _generating(self) -> Serving:
-        serving = self._loaded()
+    def _generating(self, options: llm_pb2.GenerationOptions) -> Serving:
+        serving = self._loaded(options.model, options.version)
         if serving.engine.embeds:
             raise Unimplemented(
                 f"{self._card.name} is served with runner=pooling: it embeds and does not generate",

@@ -5,7 +5,9 @@ tokenizer finds the names again, whoever wrote them. A message with such a name 
 itself and begin another, of the system's, say. Here only the template's own names become tokens:
 
 1. `Marks.mark` puts a mark, a character that occurs nowhere else, before each place of a client's
-   text where a name begins, or could once the template has put its own text beside it.
+   text where a name begins, or could once the template has put its own text beside it. Some
+   templates also edit texts (SmolLM3's takes "/think" out of system messages). With those, a text
+   that has all characters of a name in their order gets a mark wherever a name's first one is.
 2. The template renders the marked texts. It can strip, split and compare them as ever.
 3. `TextTokenizer.encode_rendered` takes the names without a mark for the template's. It replaces
    each by a name that nobody can guess, takes the marks out, and encodes all of it at once with a
@@ -19,7 +21,7 @@ tokens, "<think>" in some models, are text that happens to be one token.
 import re
 import secrets
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 __all__ = ["Marks", "Names", "TextTokenizer"]
@@ -27,6 +29,8 @@ __all__ = ["Marks", "Names", "TextTokenizer"]
 _FIRST_MARK: Final = 0xFDD0
 """The first of Unicode's noncharacters, which no text is meant to hold."""
 _LAST: Final = 0x10FFFF
+_EDITS: Final = re.compile(r"\b(?:replace|join|striptags|lower|upper|capitalize|title|swapcase)\b")
+"""What a template can join separate parts of a text with, or spell it otherwise."""
 
 
 class Names:
@@ -45,6 +49,10 @@ class Names:
         self.pattern: Final = "|".join(map(re.escape, self._names)) or "(?!)"
         self._begin = re.compile(f"(?={self.pattern})")
         self._longest = max(map(len, self._names), default=0)
+        self._first = re.compile(
+            f"[{re.escape(''.join({name[0] for name in self._names}))}]" if self._names else "(?!)",
+            re.IGNORECASE,
+        )
 
     @cached_property
     def _beginnings(self) -> frozenset[str]:
@@ -73,24 +81,51 @@ class Names:
                 places.add(start)
         return places
 
+    def places_if_edited(self, text: str) -> set[int]:
+        """Gives the places where a name could begin once parts of a text are taken out."""
+        lower = text.lower()
+        if not any(_holds_in_order(lower, name.lower()) for name in self._names):
+            return set()
+        return {found.start() for found in self._first.finditer(text)}
+
+
+@lru_cache(maxsize=8)
+def _edits(template: str) -> bool:
+    # A model has one template, and searching it takes longer than all else that is done here.
+    return _EDITS.search(template) is not None
+
+
+def _holds_in_order(text: str, characters: str) -> bool:
+    at = -1
+    for each in characters:
+        at = text.find(each, at + 1)
+        if at < 0:
+            return False
+    return True
+
 
 class Marks:
     """Marks the places of texts where names of special tokens begin, or could.
 
     Args:
         names: Of the special tokens.
-        texts: All that will be rendered, with the chat template: the mark is in none of them.
+        texts: All that will be rendered: the mark is in none of them.
+        template: That renders them; nor is the mark in it.
     """
 
-    def __init__(self, names: Names, texts: Iterable[str]) -> None:
+    def __init__(self, names: Names, texts: Iterable[str], template: str = "") -> None:
         self._names = names
-        seen = frozenset().union(*texts)
+        self._is_edited = _edits(template)
+        seen = frozenset(template).union(*texts)
         candidates = map(chr, range(_FIRST_MARK, _LAST + 1))
         self.mark: Final = next(each for each in candidates if each not in seen)
 
     def marked(self, text: str) -> str:
         """Gives a text with its marks; without any where no name could begin."""
-        places = sorted(self._names.places(text))
+        found = self._names.places(text)
+        if self._is_edited:
+            found |= self._names.places_if_edited(text)
+        places = sorted(found)
         if not places:
             return text
         bounds = zip([0, *places], [*places, len(text)], strict=True)

@@ -33,7 +33,7 @@ SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
 """The version of the semantic conventions that the spans follow."""
 
 _SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6", "xds"})
-_HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>\d{1,5}))?")
+_HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:,]*)(?::(?P<port>\d{1,5}))?")
 
 
 class CallSpan:
