@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
@@ -428,3 +429,44 @@ print(sorted(set(sys.modules) - before))
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_second_header_of_a_png_does_not_unfold_to_a_size_that_nobody_checked(encode):
+    png = encode(Image.new("RGB", (16, 16), (40, 90, 200)), "PNG")
+    second = chunk(b"IHDR", struct.pack(">IIBBBBB", 8192, 8192, 1, 0, 0, 0, 0))
+    np.testing.assert_array_equal(decode(png[:33] + second + png[33:], SMALL), decode(png, SMALL))
+
+
+def test_a_frame_hidden_from_the_first_look_is_not_decoded(encode, monkeypatch):
+    # The decoder reads the marker 02 as nothing, and what it is to hide as the file's header.
+    jpeg = encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG", progressive=True)
+    at = jpeg.index(b"\xff\xc2")
+    frame = jpeg[at : at + 19]
+    hidden = frame[:5] + struct.pack(">HH", 8192, 8192) + frame[9:]
+    hidden += b"\xff\xfe" + (2 + len(frame)).to_bytes(2)
+    hostile = jpeg[:at] + segment(0x02, hidden) + jpeg[at:]
+    decoded = []
+    decode_jpeg = simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        simplejpeg,
+        "decode_jpeg",
+        lambda data, *args, **kwargs: decoded.append(data) or decode_jpeg(data, *args, **kwargs),
+    )
+    assert refusal(hostile).startswith("is damaged")
+    assert decoded == [hostile]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+@pytest.mark.parametrize("transform", [1, 2, 3, 255])
+def test_colours_that_adobe_never_numbered_are_the_usual_ones(encode, mode, transform):
+    usual = {"RGB": 1, "CMYK": 2}[mode]
+    jpeg = encode(Image.new(mode, (64, 48), (40, 90, 200, 30)[: len(mode)]), "JPEG")
+    at = jpeg.find(b"\xff\xee")
+    rest = jpeg[:2] + jpeg[at + 16 :] if at >= 0 else jpeg
+
+    def as_written(number):
+        return after_start(rest, segment(0xEE, b"Adobe\0\x64\0\0\0\0" + bytes([number])))
+
+    np.testing.assert_array_equal(
+        decode(as_written(transform), SMALL), decode(as_written(usual), SMALL)
+    )

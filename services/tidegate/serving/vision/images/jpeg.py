@@ -116,7 +116,8 @@ def decode_jpeg(data: bytes, header: JpegHeader, largest_reduction: float) -> tu
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError as error:
-        pixels = lenient_jpeg.decode(data, str(error), colours, height, width)
+        size = header.width, header.height
+        pixels = lenient_jpeg.decode(data, str(error), colours, height, width, size=size)
     if colours == "CMYK":
         # All programs but the oldest store them inverted, as Adobe does.
         pixels = np.asarray(Image.fromarray(255 - pixels, "CMYK").convert("RGB"))

@@ -40,6 +40,8 @@ _SEQUENTIAL = frozenset({0xC0, 0xC1})
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 _RESTART_INTERVAL, _SCAN = 0xDD, 0xDA
 _JFIF, _ADOBE = b"JFIF\0", b"Adobe"
+# How colours may be stored, as Adobe numbers it: first the usual one. Others are warned of.
+_TRANSFORMS = {"RGB": (1, 0), "CMYK": (2, 0)}
 _LARGEST_SIDE = 65_500
 # Cameras and programs write about ten scans. A file that needs more looks is not worth them.
 _MOST_TRIALS, _MOST_SCANS = 300, 16
@@ -65,6 +67,11 @@ class _Jpeg:
     ended: bool = False
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return int.from_bytes(self.frame[3:5]), int.from_bytes(self.frame[1:3])
+
+    @property
     def sequential(self) -> bool:
         return self.frame_marker in _SEQUENTIAL
 
@@ -77,7 +84,13 @@ class _Jpeg:
 
 
 def decode(
-    data: bytes, warning: str, colours: str, height: int, width: int
+    data: bytes,
+    warning: str,
+    colours: str,
+    height: int,
+    width: int,
+    *,
+    size: tuple[int, int],
 ) -> "npt.NDArray[np.uint8]":
     """Decodes a file that libjpeg has warned of, or refuses it.
 
@@ -87,11 +100,15 @@ def decode(
         colours: what to decode to, as simplejpeg calls it.
         height: rows that are wanted at least.
         width: columns that are wanted at least.
+        size: columns and rows of the file, which were found small enough.
 
     Raises:
         InvalidImageError: pixels are missing, or libjpeg does not know this kind of JPEG.
     """
-    jpeg = _parsed(data)
+    jpeg = _parsed(data, _TRANSFORMS[colours])
+    if jpeg.size != size:
+        # What was skipped to find that size was not skipped here, and holds another.
+        raise InvalidImageError(f"is damaged ({warning}); send the file as it was written")
     if not jpeg.ended and not _whole_without_end(jpeg):
         raise InvalidImageError(f"is cut short ({warning}); send the whole file")
     clean = jpeg.file()
@@ -129,7 +146,7 @@ def _refusal(warning: str, *, ended: bool) -> InvalidImageError:
     )
 
 
-def _parsed(data: bytes) -> _Jpeg:
+def _parsed(data: bytes, transforms: tuple[int, ...]) -> _Jpeg:
     """Takes a file apart and sets right what only a strict reader minds."""
     jpeg = _Jpeg()
     tables: list[bytes] = []
@@ -152,7 +169,7 @@ def _parsed(data: bytes) -> _Jpeg:
                 tables.clear()
                 at = end
             else:
-                tables.append(_table(jpeg, marker, body))
+                tables.append(_table(jpeg, marker, body, transforms))
         at = _next_marker(data, at)
     return jpeg
 
@@ -177,7 +194,7 @@ def _scan_header(jpeg: _Jpeg, body: bytes) -> bytes:
     return _segment(_SCAN, body)
 
 
-def _table(jpeg: _Jpeg, marker: int, body: bytes) -> bytes:
+def _table(jpeg: _Jpeg, marker: int, body: bytes, transforms: tuple[int, ...]) -> bytes:
     """A segment as it is needed to decode what follows; empty if it is not."""
     if marker in _FRAMES:
         jpeg.frame_marker, jpeg.frame = marker, body
@@ -188,7 +205,8 @@ def _table(jpeg: _Jpeg, marker: int, body: bytes) -> bytes:
         body = body[:5] + b"\x01\x01" + body[7:]
     elif marker == 0xEE and body.startswith(_ADOBE) and len(body) >= 12:
         # Colours that libjpeg does not know are taken for the usual ones.
-        body = body[:11] + bytes([body[11] if body[11] < 3 else 1]) + body[12:]
+        known = body[11] if body[11] in transforms else transforms[0]
+        body = body[:11] + bytes([known]) + body[12:]
     elif marker not in _TABLES:
         return b""
     return _segment(marker, body)

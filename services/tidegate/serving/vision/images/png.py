@@ -67,7 +67,10 @@ def read_png(data: bytes) -> Png:
         length = int.from_bytes(data[at : at + 4])
         kind = data[at + 4 : at + 8]
         end = at + _FRAMING_BYTES + length
-        if kind in _PICTURE:
+        if kind == b"IHDR" and at > len(SIGNATURE):
+            # Pillow would take the size of the last one, which nobody has checked.
+            pass
+        elif kind in _PICTURE:
             # As it is, even where it is cut: Pillow then says that rows are missing.
             parts.append(data[at:end])
         elif kind == b"tRNS":
