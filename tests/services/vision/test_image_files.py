@@ -470,3 +470,50 @@ def test_colours_that_adobe_never_numbered_are_the_usual_ones(encode, mode, tran
     np.testing.assert_array_equal(
         decode(as_written(transform), SMALL), decode(as_written(usual), SMALL)
     )
+
+
+def of_many_scans(count):
+    """A progressive JPEG of 64×64 that refines one coefficient after another, by nothing at all."""
+    one_code = bytes([1]) + bytes(15)
+    start = [
+        segment(0xDB, bytes(1) + b"\1" * 64),
+        segment(0xC2, b"\x08\0\x40\0\x40\x01\x01\x11\0"),
+        segment(0xC4, b"\0" + one_code + b"\0"),
+        # The one AC code is of a run of 64 blocks without coefficients: bit 0, then its six bits.
+        segment(0xC4, b"\x10" + one_code + b"\x60"),
+        segment(0xDA, b"\x01\x01\0\0\0\0") + bytes(8),
+    ]
+    steps = [
+        (at, bits + 1 if bits < 13 else 0, bits)
+        for at in range(1, 64)
+        for bits in reversed(range(14))
+    ]
+    scans = [
+        segment(0xDA, bytes([1, 1, 0, at, at, before << 4 | bits])) + b"\x01"
+        for at, before, bits in steps[: count - 1]
+    ]
+    return b"\xff\xd8" + b"".join(start + scans) + b"\xff\xd9"
+
+
+def test_a_jpeg_of_scans_without_end_is_refused(jpegs):
+    assert decode(of_many_scans(100), SMALL).shape == (48, 64, 3)
+    assert refusal(of_many_scans(101)).startswith("is a JPEG of more than 100 scans; convert")
+    # What looks like scans in metadata or behind the picture is none.
+    picture = jpegs["progressive"]
+    many = segment(0xDA, bytes(4)) * 101
+    np.testing.assert_array_equal(
+        decode(after_start(picture, segment(0xFE, many)) + many, SMALL), decode(picture, SMALL)
+    )
+
+
+def test_a_jpeg_of_segments_without_end_is_refused(jpegs):
+    picture = jpegs["baseline"]
+    comment = segment(0xFE, b"")
+    np.testing.assert_array_equal(
+        decode(after_start(picture, comment * 60_000), SMALL), decode(picture, SMALL)
+    )
+    hostile = [after_start(picture, comment * 70_000)]
+    # Behind the pixels, only a file that is looked at twice is read so far.
+    hostile.append(picture[:-2] + b"\xff\xfe\0\3\0" * 70_000 + b"stray" + picture[-2:])
+    for each in hostile:
+        assert refusal(each).startswith("has more than 65536 segments; send the file as")

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["decode"]
+__all__ = ["MOST_SCANS", "MOST_SEGMENTS", "decode", "refuse_many_scans", "too_many_segments"]
+
+MOST_SCANS = 100
+"""A file of more is refused: a scan of a few bytes takes a pass over the whole picture."""
+
+MOST_SEGMENTS = 1 << 16
+"""A file of more is refused. The largest metadata, in pieces of 64 KiB, are about a thousand; bytes
+that belong to nothing may look like many more."""
 
 _HARMLESS_AT_THE_END = re.compile(r"(\d+) extraneous bytes before marker")
 _CUT_SHORT = re.compile(r"premature end of", re.IGNORECASE)
@@ -44,7 +51,8 @@ _JFIF, _ADOBE = b"JFIF\0", b"Adobe"
 _TRANSFORMS = {"RGB": (1, 0), "CMYK": (2, 0)}
 _LARGEST_SIDE = 65_500
 # Cameras and programs write about ten scans. A file that needs more looks is not worth them.
-_MOST_TRIALS, _MOST_SCANS = 300, 16
+_MOST_TRIALS, _MOST_SCANS_TRIED = 300, 16
+_NOT_FILL = re.compile(rb"[^\xff]")
 
 
 @dataclass(slots=True)
@@ -135,6 +143,22 @@ def decode(
     return pixels
 
 
+def refuse_many_scans(data: bytes) -> None:
+    """Refuses a file of more than :data:`MOST_SCANS`.
+
+    Raises:
+        InvalidImageError: it is one.
+    """
+    _parsed(data, _TRANSFORMS["RGB"])
+
+
+def too_many_segments() -> InvalidImageError:
+    """The refusal of a file of more than :data:`MOST_SEGMENTS`."""
+    return InvalidImageError(
+        f"has more than {MOST_SEGMENTS} segments; send the file as the camera or program wrote it"
+    )
+
+
 def _refusal(warning: str, *, ended: bool) -> InvalidImageError:
     if _CUT_SHORT.search(warning):
         cause = "is damaged" if ended else "is cut short"
@@ -150,8 +174,11 @@ def _parsed(data: bytes, transforms: tuple[int, ...]) -> _Jpeg:
     """Takes a file apart and sets right what only a strict reader minds."""
     jpeg = _Jpeg()
     tables: list[bytes] = []
-    at = _next_marker(data, 2)
+    at, segments = _next_marker(data, 2), 0
     while 0 <= at < len(data):
+        segments += 1
+        if segments > MOST_SEGMENTS:
+            raise too_many_segments()
         marker = data[at]
         if marker == _EOI[1]:
             jpeg.ended = True
@@ -164,12 +191,16 @@ def _parsed(data: bytes, transforms: tuple[int, ...]) -> _Jpeg:
             body = data[at + 2 : at + length]
             at += length
             if marker == _SCAN:
+                if len(jpeg.scans) == MOST_SCANS:
+                    raise InvalidImageError(
+                        f"is a JPEG of more than {MOST_SCANS} scans; convert it to a baseline JPEG"
+                    )
                 end = _data_end(data, at)
                 jpeg.scans.append(_Scan(b"".join(tables), _scan_header(jpeg, body), data[at:end]))
                 tables.clear()
                 at = end
-            else:
-                tables.append(_table(jpeg, marker, body, transforms))
+            elif table := _table(jpeg, marker, body, transforms):
+                tables.append(table)
         at = _next_marker(data, at)
     return jpeg
 
@@ -177,9 +208,8 @@ def _parsed(data: bytes, transforms: tuple[int, ...]) -> _Jpeg:
 def _next_marker(data: bytes, at: int) -> int:
     """Where the next marker's number is, behind any bytes that belong to nothing."""
     at = data.find(b"\xff", at)
-    while 0 <= at < len(data) and data[at] == 0xFF:
-        at += 1
-    return at
+    found = _NOT_FILL.search(data, at) if at >= 0 else None
+    return found.start() if found else -1
 
 
 def _data_end(data: bytes, at: int) -> int:
@@ -255,7 +285,7 @@ class _Trials:
     def _passes(self, jpeg: _Jpeg) -> bool:
         """Decodes the first scan, the first two, and so on; takes away what each has too much."""
         scans: list[_Scan] = []
-        if len(jpeg.scans) > _MOST_SCANS:
+        if len(jpeg.scans) > _MOST_SCANS_TRIED:
             return False
         for scan in jpeg.scans:
             scans.append(scan)
