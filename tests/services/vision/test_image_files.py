@@ -517,3 +517,12 @@ def test_a_jpeg_of_segments_without_end_is_refused(jpegs):
     hostile.append(picture[:-2] + b"\xff\xfe\0\3\0" * 70_000 + b"stray" + picture[-2:])
     for each in hostile:
         assert refusal(each).startswith("has more than 65536 segments; send the file as")
+
+
+def test_a_png_of_a_palette_without_its_colours_is_refused():
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 3, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(9 * 8)))
+    start = PngImagePlugin._MAGIC + header
+    for transparency in (b"", chunk(b"tRNS", b"\0"), chunk(b"tRNS", bytes(range(8)))):
+        refused = refusal(start + transparency + pixels + chunk(b"IEND", b""))
+        assert refused.startswith("is damaged: the PNG has no palette; send")

@@ -51,7 +51,7 @@ def read_png(data: bytes) -> Png:
         data: a file that begins with :data:`SIGNATURE`.
 
     Raises:
-        InvalidImageError: its header is missing.
+        InvalidImageError: its header or its palette is missing.
     """
     header = data[8:33]
     if len(header) < 25 or header[4:8] != b"IHDR":
@@ -86,6 +86,11 @@ def read_png(data: bytes) -> Png:
         if kind == b"IEND":
             break
         at = end
+    if colour == _PALETTE and not any(part.startswith(b"PLTE", 4) for part in parts):
+        # Pillow invents one, or fails.
+        raise InvalidImageError(
+            "is damaged: the PNG has no palette; send the file as it was written"
+        )
     return Png(width, height, depth, orientation, transparent, b"".join(parts))
 
 
