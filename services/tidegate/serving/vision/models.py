@@ -220,16 +220,20 @@ class Models:
         """
         chosen = await asyncio.to_thread(self._loader.choose, wanted)
         # Requests for those that are still to come are told to wait, not that there are none.
-        to_come = {key for key in chosen if key not in self._versions}
-        for key in to_come:
-            self._note(Version(*key, ModelState.LOADING))
+        to_come = {
+            key: Version(*key, ModelState.LOADING) for key in chosen if key not in self._versions
+        }
+        for each in to_come.values():
+            self._note(each)
         try:
             for key in chosen:
-                to_come.discard(key)
+                to_come.pop(key, None)
                 await self.load(*key)
         finally:
-            for key in to_come:
-                self._forget(*key)
+            for key, each in to_come.items():
+                # Somebody else may have begun to load it meanwhile, or have found that it is gone.
+                if self._versions.get(key) is each:
+                    self._forget(*key)
 
     async def load(self, name: str, version: str) -> None:
         """Loads a version, or loads it anew when its files have changed. Idempotent.
