@@ -247,6 +247,7 @@ async def test_asking_for_what_there_is_not_leaves_no_trace(depot, write_model):
     with pytest.raises(EntryNotFoundError):
         await depot.models.load_all(["nothing"])
     assert depot.states() == {"net/1": ModelState.READY}
+    assert set(depot.models._defaults) == {"net"}
     assert depot.models.is_ready("net", "")
 
 

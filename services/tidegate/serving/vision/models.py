@@ -86,7 +86,7 @@ class Models:
         self._pool = pool
         self._default_model = default_model
         self._versions: dict[tuple[str, str], Version] = {}
-        self._defaults: dict[str, str | None] = {}
+        self._defaults: dict[str, str] = {}
         # What `find` found, by the name and version asked for; empty after every change.
         self._found: dict[tuple[str, str], Serving] = {}
         self._changing = asyncio.Lock()
@@ -335,7 +335,12 @@ class Models:
             self._health.set_all(ready)
 
     async def _refresh_default(self, name: str) -> None:
-        self._defaults[name] = await asyncio.to_thread(self._loader.default_version, name)
+        default = await asyncio.to_thread(self._loader.default_version, name)
+        if default is None:
+            # Clients may ask for any name.
+            self._defaults.pop(name, None)
+        else:
+            self._defaults[name] = default
         self._found.clear()
 
     def _missing(self, name: str, version: str | None) -> Exception:
