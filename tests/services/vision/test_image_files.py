@@ -212,6 +212,9 @@ def test_missing_pixels_are_found_behind_harmless_oddities(jpegs):
     assert "pixels are missing" in refusal(holed)
     assert "pixels are missing" in refusal(stray_before(holed, restarts[2]))
     assert "pixels are missing" in refusal(with_scan_parameters(holed, b"\0\0\0"))
+    # What stands behind the pixels says nothing of them.
+    without_interval = holed[:-2] + segment(0xDD, b"\0\0") + holed[-2:]
+    assert "pixels are missing" in refusal(stray_before(without_interval, restarts[2], count=40))
     without_one = plain[: restarts[4]] + plain[restarts[5] :]
     assert "damaged" in refusal(stray_before(without_one, restarts[2]))
 

@@ -228,7 +228,7 @@ def _table(jpeg: _Jpeg, marker: int, body: bytes, transforms: tuple[int, ...]) -
     """A segment as it is needed to decode what follows; empty if it is not."""
     if marker in _FRAMES:
         jpeg.frame_marker, jpeg.frame = marker, body
-    elif marker == _RESTART_INTERVAL:
+    elif marker == _RESTART_INTERVAL and not jpeg.scans:
         jpeg.interval = int.from_bytes(body[:2])
     elif marker == 0xE0 and body.startswith(_JFIF) and len(body) >= 14:
         # Its version is of no use; an unknown one is warned of.
