@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -529,3 +530,16 @@ def test_a_png_of_a_palette_without_its_colours_is_refused():
     for transparency in (b"", chunk(b"tRNS", b"\0"), chunk(b"tRNS", bytes(range(8)))):
         refused = refusal(start + transparency + pixels + chunk(b"IEND", b""))
         assert refused.startswith("is damaged: the PNG has no palette; send")
+
+
+def test_restart_markers_without_end_take_no_memory(jpegs):
+    plain = jpegs["many restarts"]
+    stray = stray_before(plain, restarts_of(plain)[2], count=40)
+    hostile = stray[:-2] + b"\xff\xd0" * (1 << 19) + stray[-2:]
+    tracemalloc.start()
+    try:
+        assert "is damaged" in refusal(hostile)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(hostile)

@@ -304,15 +304,17 @@ class _Trials:
     def _stretches(self, jpeg: _Jpeg) -> bool:
         """Decodes what lies between restart markers as pictures of their own."""
         (scan,) = jpeg.scans
-        stretches = _RESTART.split(scan.data)
+        shape = _Shape.of(jpeg)
+        count = -(-shape.units // jpeg.interval)
+        # No more than that are split: a file may hold markers without end.
+        stretches = _RESTART.split(scan.data, maxsplit=count)
+        if len(stretches) != count:
+            return False
         numbers = [found[-1] & 7 for found in _RESTART.findall(scan.data)]
         if numbers != [index % 8 for index in range(len(numbers))]:
             return False
-        shape = _Shape.of(jpeg)
         *full, last = stretches
         remaining = shape.units - len(full) * jpeg.interval
-        if not 1 <= remaining <= jpeg.interval:
-            return False
         return self._fine(jpeg, shape, full, jpeg.interval) and self._fine(
             jpeg, shape, [last], remaining
         )
