@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 
 import pytest
 from engine_double import EngineDouble
@@ -246,6 +247,7 @@ async def test_asking_for_what_there_is_not_leaves_no_trace(depot, write_model):
     with pytest.raises(EntryNotFoundError):
         await depot.models.load_all(["nothing"])
     assert depot.states() == {"net/1": ModelState.READY}
+    assert set(depot.models._defaults) == {"net"}
     assert depot.models.is_ready("net", "")
 
 
@@ -280,6 +282,27 @@ async def test_models_after_one_that_cannot_be_loaded_are_forgotten(depot, write
         "net/2": ModelState.UNLOADED,
         "net/3": ModelState.UNLOADED,
     }
+
+
+async def test_who_gives_up_forgets_nothing_that_another_loads(depot, write_model, eventually):
+    import threading
+
+    write_model("net", "1")
+    gone = write_model("net", "2")
+    depot = depot()
+    depot.may_open = threading.Event()
+    everything = asyncio.create_task(depot.models.load_all(["net"]))
+    await eventually(lambda: depot.states().get("net/2") is ModelState.LOADING)
+    second = asyncio.create_task(depot.models.load_all(["net/2"]))
+    await eventually(lambda: len(depot.models._changes) == 2)
+    depot.failure = EngineError("broken")
+    shutil.rmtree(gone)
+    depot.may_open.set()
+    with pytest.raises(EngineError):
+        await everything
+    with pytest.raises(EntryNotFoundError):
+        await second
+    assert depot.states() == {"net/1": ModelState.FAILED}
 
 
 async def test_only_what_the_engine_can_compute_is_loaded(depot, write_model):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from tidegate.serving.repository import Interpolation
 from tidegate.serving.vision.decode import Geometry, decode, fit
+from tidegate.serving.vision.images import resize
 
 WHITE = (255, 255, 255)
 ANTIALIASED = ("box", "bilinear", "bicubic", "lanczos")
@@ -139,3 +140,31 @@ def test_a_jpeg_that_is_scaled_while_it_is_decoded_is_near_to_pillow(encode, sca
     data = encode(large, quality=95)
     found = differences(decode(data, geometry("bicubic")), by_pillow(np.asarray(large), "bicubic"))
     assert found.mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("filter_name", "antialias"), [("nearest", True), ("bilinear", False)])
+@pytest.mark.parametrize("shape", [(1 << 18, 1), (1, 1 << 18)])
+def test_a_line_of_pixels_is_not_widened_before_it_is_shortened(
+    monkeypatch, shape, filter_name, antialias, orientation
+):
+    sizes = []
+    image_data = resize.ImageData
+    monkeypatch.setattr(
+        resize,
+        "ImageData",
+        lambda width, height, *rest: (
+            sizes.append(width * height) or image_data(width, height, *rest)
+        ),
+    )
+    line = np.repeat(np.arange(256, dtype=np.uint8), (1 << 18) // 256)
+    image = np.repeat(line[:, np.newaxis], 3, axis=1).reshape(*shape, 3)
+    how = geometry(filter_name, shortest=None, height=256, width=256, antialias=antialias)
+    resized = fit(image, how, orientation=orientation)
+    assert max(sizes) <= 1 << 18
+    seen = resized if (shape[1] == 1) == (orientation == 1) else resized.transpose(1, 0, 2)
+    # A quarter turn to the right shows what was at the bottom first.
+    expected = line[:: 1 << 10]
+    if orientation == 6 and shape[1] == 1:
+        expected = expected[::-1]
+    np.testing.assert_array_equal(seen[:, 7, 1], expected)

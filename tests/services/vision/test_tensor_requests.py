@@ -303,3 +303,11 @@ def test_raw_bytes_are_split_or_refused(data, count):
     except InvalidArgument:
         return
     assert raw_bytes(*(image.data for image in images)) == data
+
+
+def test_a_length_that_looks_like_a_file_is_a_length():
+    start = b"\xff\xd8\xff\0"
+    file = bytes(int.from_bytes(start, "little"))
+    asked = request(given_as("image", "BYTES", [1]), raw=[start + file])
+    (image,) = check_infer(asked, TENSORS, LIMITS).images
+    assert image.data == file

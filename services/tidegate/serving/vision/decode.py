@@ -11,7 +11,9 @@ profiles, comments and other metadata changes the answer.
 """
 
 import io
+import struct
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,11 @@ Pixels = npt.NDArray[np.uint8]
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of what is odd in a file, with texts out of the file; Python keeps each for good.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# Decoders of hostile bytes raise whatever they meet: what is wrong is always the image.
+_DECODER_ERRORS = (
+    *(ValueError, OSError, SyntaxError, EOFError, LookupError),
+    *(ArithmeticError, AssertionError, struct.error, zlib.error),
+)
 # An image passes through a few pieces of memory of a megabyte or so. glibc gives such pieces back
 # to the system when they are freed, and to get them again for the next image takes as long as
 # resizing it. Once a large piece has been freed, it keeps what is smaller (mallopt(3),
@@ -62,8 +69,7 @@ def decode(data: bytes, geometry: Geometry) -> Pixels:
             return _png(data, geometry)
         if webp.is_webp(data):
             return _webp(data, geometry)
-    # Decoders of hostile bytes raise whatever they meet: what is wrong is always the image.
-    except (ValueError, OSError, SyntaxError, EOFError, LookupError, OverflowError) as error:
+    except _DECODER_ERRORS as error:
         raise InvalidImageError(
             f"is damaged or cut short ({error}); send the whole file"
         ) from error

@@ -86,7 +86,7 @@ class Models:
         self._pool = pool
         self._default_model = default_model
         self._versions: dict[tuple[str, str], Version] = {}
-        self._defaults: dict[str, str | None] = {}
+        self._defaults: dict[str, str] = {}
         # What `find` found, by the name and version asked for; empty after every change.
         self._found: dict[tuple[str, str], Serving] = {}
         self._changing = asyncio.Lock()
@@ -220,16 +220,20 @@ class Models:
         """
         chosen = await asyncio.to_thread(self._loader.choose, wanted)
         # Requests for those that are still to come are told to wait, not that there are none.
-        to_come = {key for key in chosen if key not in self._versions}
-        for key in to_come:
-            self._note(Version(*key, ModelState.LOADING))
+        to_come = {
+            key: Version(*key, ModelState.LOADING) for key in chosen if key not in self._versions
+        }
+        for each in to_come.values():
+            self._note(each)
         try:
             for key in chosen:
-                to_come.discard(key)
+                to_come.pop(key, None)
                 await self.load(*key)
         finally:
-            for key in to_come:
-                self._forget(*key)
+            for key, each in to_come.items():
+                # Somebody else may have begun to load it meanwhile, or have found that it is gone.
+                if self._versions.get(key) is each:
+                    self._forget(*key)
 
     async def load(self, name: str, version: str) -> None:
         """Loads a version, or loads it anew when its files have changed. Idempotent.
@@ -331,7 +335,12 @@ class Models:
             self._health.set_all(ready)
 
     async def _refresh_default(self, name: str) -> None:
-        self._defaults[name] = await asyncio.to_thread(self._loader.default_version, name)
+        default = await asyncio.to_thread(self._loader.default_version, name)
+        if default is None:
+            # Clients may ask for any name.
+            self._defaults.pop(name, None)
+        else:
+            self._defaults[name] = default
         self._found.clear()
 
     def _missing(self, name: str, version: str | None) -> Exception:

@@ -6,6 +6,7 @@ its first warning ends it. Few files have one; :mod:`.lenient_jpeg` tells harmle
 those that mean missing pixels.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ START = b"\xff\xd8\xff"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _EXIF, _END, _SCAN = 0xE1, 0xD9, 0xDA
+_NOT_FILL = re.compile(rb"[^\xff]")
 # libjpeg has no fast transform for its other scales, which cost more than they save.
 _SCALES = (8, 4, 2)
 _CMYK_COMPONENTS = 4
@@ -63,11 +65,11 @@ def read_header(data: bytes) -> JpegHeader:
     orientation = 1
     exif_seen = False
     at, size = 2, len(data)
-    while True:
+    for _ in range(lenient_jpeg.MOST_SEGMENTS):
         at = data.find(b"\xff", at)
-        while 0 <= at < size and data[at] == 0xFF:
-            at += 1
-        if not 0 <= at < size - 2:
+        found = _NOT_FILL.search(data, at) if at >= 0 else None
+        at = found.start() if found else size
+        if at >= size - 2:
             raise InvalidImageError(
                 "is cut short: the JPEG ends before its pixels; send the whole file"
             )
@@ -88,6 +90,8 @@ def read_header(data: bytes) -> JpegHeader:
             exif_seen = True
             orientation = exif.orientation(data[at + 2 : at + length])
         at += max(2, length)
+    else:
+        raise lenient_jpeg.too_many_segments()
     if frame is None or marker == _END or not frame[0] or not frame[1]:
         raise InvalidImageError(
             "is damaged: the JPEG does not say how large it is before its pixels; "
@@ -112,11 +116,15 @@ def decode_jpeg(data: bytes, header: JpegHeader, largest_reduction: float) -> tu
     """
     scale = next((each for each in _SCALES if each <= largest_reduction), 1)
     width, height = -(-header.width // scale), -(-header.height // scale)
+    if data.count(b"\xff\xda") > lenient_jpeg.MOST_SCANS:
+        # Perhaps: metadata may look like scans.
+        lenient_jpeg.refuse_many_scans(data)
     colours = "CMYK" if header.components == _CMYK_COMPONENTS else "RGB"
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, colours, min_height=height, min_width=width)
     except ValueError as error:
-        pixels = lenient_jpeg.decode(data, str(error), colours, height, width)
+        size = header.width, header.height
+        pixels = lenient_jpeg.decode(data, str(error), colours, height, width, size=size)
     if colours == "CMYK":
         # All programs but the oldest store them inverted, as Adobe does.
         pixels = np.asarray(Image.fromarray(255 - pixels, "CMYK").convert("RGB"))

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["decode"]
+__all__ = ["MOST_SCANS", "MOST_SEGMENTS", "decode", "refuse_many_scans", "too_many_segments"]
+
+MOST_SCANS = 100
+"""A file of more is refused: a scan of a few bytes takes a pass over the whole picture."""
+
+MOST_SEGMENTS = 1 << 16
+"""A file of more is refused. The largest metadata, in pieces of 64 KiB, are about a thousand; bytes
+that belong to nothing may look like many more."""
 
 _HARMLESS_AT_THE_END = re.compile(r"(\d+) extraneous bytes before marker")
 _CUT_SHORT = re.compile(r"premature end of", re.IGNORECASE)
@@ -40,9 +47,12 @@ _SEQUENTIAL = frozenset({0xC0, 0xC1})
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 _RESTART_INTERVAL, _SCAN = 0xDD, 0xDA
 _JFIF, _ADOBE = b"JFIF\0", b"Adobe"
+# How colours may be stored, as Adobe numbers it: first the usual one. Others are warned of.
+_TRANSFORMS = {"RGB": (1, 0), "CMYK": (2, 0)}
 _LARGEST_SIDE = 65_500
 # Cameras and programs write about ten scans. A file that needs more looks is not worth them.
-_MOST_TRIALS, _MOST_SCANS = 300, 16
+_MOST_TRIALS, _MOST_SCANS_TRIED = 300, 16
+_NOT_FILL = re.compile(rb"[^\xff]")
 
 
 @dataclass(slots=True)
@@ -65,6 +75,11 @@ class _Jpeg:
     ended: bool = False
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return int.from_bytes(self.frame[3:5]), int.from_bytes(self.frame[1:3])
+
+    @property
     def sequential(self) -> bool:
         return self.frame_marker in _SEQUENTIAL
 
@@ -77,7 +92,13 @@ class _Jpeg:
 
 
 def decode(
-    data: bytes, warning: str, colours: str, height: int, width: int
+    data: bytes,
+    warning: str,
+    colours: str,
+    height: int,
+    width: int,
+    *,
+    size: tuple[int, int],
 ) -> "npt.NDArray[np.uint8]":
     """Decodes a file that libjpeg has warned of, or refuses it.
 
@@ -87,11 +108,15 @@ def decode(
         colours: what to decode to, as simplejpeg calls it.
         height: rows that are wanted at least.
         width: columns that are wanted at least.
+        size: columns and rows of the file, which were found small enough.
 
     Raises:
         InvalidImageError: pixels are missing, or libjpeg does not know this kind of JPEG.
     """
-    jpeg = _parsed(data)
+    jpeg = _parsed(data, _TRANSFORMS[colours])
+    if jpeg.size != size:
+        # What was skipped to find that size was not skipped here, and holds another.
+        raise InvalidImageError(f"is damaged ({warning}); send the file as it was written")
     if not jpeg.ended and not _whole_without_end(jpeg):
         raise InvalidImageError(f"is cut short ({warning}); send the whole file")
     clean = jpeg.file()
@@ -118,6 +143,22 @@ def decode(
     return pixels
 
 
+def refuse_many_scans(data: bytes) -> None:
+    """Refuses a file of more than :data:`MOST_SCANS`.
+
+    Raises:
+        InvalidImageError: it is one.
+    """
+    _parsed(data, _TRANSFORMS["RGB"])
+
+
+def too_many_segments() -> InvalidImageError:
+    """The refusal of a file of more than :data:`MOST_SEGMENTS`."""
+    return InvalidImageError(
+        f"has more than {MOST_SEGMENTS} segments; send the file as the camera or program wrote it"
+    )
+
+
 def _refusal(warning: str, *, ended: bool) -> InvalidImageError:
     if _CUT_SHORT.search(warning):
         cause = "is damaged" if ended else "is cut short"
@@ -129,12 +170,15 @@ def _refusal(warning: str, *, ended: bool) -> InvalidImageError:
     )
 
 
-def _parsed(data: bytes) -> _Jpeg:
+def _parsed(data: bytes, transforms: tuple[int, ...]) -> _Jpeg:
     """Takes a file apart and sets right what only a strict reader minds."""
     jpeg = _Jpeg()
     tables: list[bytes] = []
-    at = _next_marker(data, 2)
+    at, segments = _next_marker(data, 2), 0
     while 0 <= at < len(data):
+        segments += 1
+        if segments > MOST_SEGMENTS:
+            raise too_many_segments()
         marker = data[at]
         if marker == _EOI[1]:
             jpeg.ended = True
@@ -147,12 +191,16 @@ def _parsed(data: bytes) -> _Jpeg:
             body = data[at + 2 : at + length]
             at += length
             if marker == _SCAN:
+                if len(jpeg.scans) == MOST_SCANS:
+                    raise InvalidImageError(
+                        f"is a JPEG of more than {MOST_SCANS} scans; convert it to a baseline JPEG"
+                    )
                 end = _data_end(data, at)
                 jpeg.scans.append(_Scan(b"".join(tables), _scan_header(jpeg, body), data[at:end]))
                 tables.clear()
                 at = end
-            else:
-                tables.append(_table(jpeg, marker, body))
+            elif table := _table(jpeg, marker, body, transforms):
+                tables.append(table)
         at = _next_marker(data, at)
     return jpeg
 
@@ -160,9 +208,8 @@ def _parsed(data: bytes) -> _Jpeg:
 def _next_marker(data: bytes, at: int) -> int:
     """Where the next marker's number is, behind any bytes that belong to nothing."""
     at = data.find(b"\xff", at)
-    while 0 <= at < len(data) and data[at] == 0xFF:
-        at += 1
-    return at
+    found = _NOT_FILL.search(data, at) if at >= 0 else None
+    return found.start() if found else -1
 
 
 def _data_end(data: bytes, at: int) -> int:
@@ -177,18 +224,19 @@ def _scan_header(jpeg: _Jpeg, body: bytes) -> bytes:
     return _segment(_SCAN, body)
 
 
-def _table(jpeg: _Jpeg, marker: int, body: bytes) -> bytes:
+def _table(jpeg: _Jpeg, marker: int, body: bytes, transforms: tuple[int, ...]) -> bytes:
     """A segment as it is needed to decode what follows; empty if it is not."""
     if marker in _FRAMES:
         jpeg.frame_marker, jpeg.frame = marker, body
-    elif marker == _RESTART_INTERVAL:
+    elif marker == _RESTART_INTERVAL and not jpeg.scans:
         jpeg.interval = int.from_bytes(body[:2])
     elif marker == 0xE0 and body.startswith(_JFIF) and len(body) >= 14:
         # Its version is of no use; an unknown one is warned of.
         body = body[:5] + b"\x01\x01" + body[7:]
     elif marker == 0xEE and body.startswith(_ADOBE) and len(body) >= 12:
         # Colours that libjpeg does not know are taken for the usual ones.
-        body = body[:11] + bytes([body[11] if body[11] < 3 else 1]) + body[12:]
+        known = body[11] if body[11] in transforms else transforms[0]
+        body = body[:11] + bytes([known]) + body[12:]
     elif marker not in _TABLES:
         return b""
     return _segment(marker, body)
@@ -237,7 +285,7 @@ class _Trials:
     def _passes(self, jpeg: _Jpeg) -> bool:
         """Decodes the first scan, the first two, and so on; takes away what each has too much."""
         scans: list[_Scan] = []
-        if len(jpeg.scans) > _MOST_SCANS:
+        if len(jpeg.scans) > _MOST_SCANS_TRIED:
             return False
         for scan in jpeg.scans:
             scans.append(scan)
@@ -256,15 +304,17 @@ class _Trials:
     def _stretches(self, jpeg: _Jpeg) -> bool:
         """Decodes what lies between restart markers as pictures of their own."""
         (scan,) = jpeg.scans
-        stretches = _RESTART.split(scan.data)
+        shape = _Shape.of(jpeg)
+        count = -(-shape.units // jpeg.interval)
+        # No more than that are split: a file may hold markers without end.
+        stretches = _RESTART.split(scan.data, maxsplit=count)
+        if len(stretches) != count:
+            return False
         numbers = [found[-1] & 7 for found in _RESTART.findall(scan.data)]
         if numbers != [index % 8 for index in range(len(numbers))]:
             return False
-        shape = _Shape.of(jpeg)
         *full, last = stretches
         remaining = shape.units - len(full) * jpeg.interval
-        if not 1 <= remaining <= jpeg.interval:
-            return False
         return self._fine(jpeg, shape, full, jpeg.interval) and self._fine(
             jpeg, shape, [last], remaining
         )

@@ -51,7 +51,7 @@ def read_png(data: bytes) -> Png:
         data: a file that begins with :data:`SIGNATURE`.
 
     Raises:
-        InvalidImageError: its header is missing.
+        InvalidImageError: its header or its palette is missing.
     """
     header = data[8:33]
     if len(header) < 25 or header[4:8] != b"IHDR":
@@ -67,7 +67,10 @@ def read_png(data: bytes) -> Png:
         length = int.from_bytes(data[at : at + 4])
         kind = data[at + 4 : at + 8]
         end = at + _FRAMING_BYTES + length
-        if kind in _PICTURE:
+        if kind == b"IHDR" and at > len(SIGNATURE):
+            # Pillow would take the size of the last one, which nobody has checked.
+            pass
+        elif kind in _PICTURE:
             # As it is, even where it is cut: Pillow then says that rows are missing.
             parts.append(data[at:end])
         elif kind == b"tRNS":
@@ -83,6 +86,11 @@ def read_png(data: bytes) -> Png:
         if kind == b"IEND":
             break
         at = end
+    if colour == _PALETTE and not any(part.startswith(b"PLTE", 4) for part in parts):
+        # Pillow invents one, or fails.
+        raise InvalidImageError(
+            "is damaged: the PNG has no palette; send the file as it was written"
+        )
     return Png(width, height, depth, orientation, transparent, b"".join(parts))
 
 

@@ -54,6 +54,8 @@ _FILTERS = {
 # The widest filter, Lanczos, looks at three pixels (of the smaller scale) to each side.
 _LARGEST_SUPPORT = 3
 _FEW_COLUMNS = 4
+# Pixels of the image that is resized along one side only. A line of pixels would be widened first.
+_LARGEST_BETWEEN = 1 << 24
 _OWN = threading.local()
 # Images are spread over the workers; a pool inside OpenCV would only fight with them for cores.
 cv2.setNumThreads(1)
@@ -261,6 +263,9 @@ def _resized(
     if columns < _FEW_COLUMNS * (right - left):
         # Whole rows are one piece of memory, and copied faster than a part of each.
         left, right = 0, columns
+    rows_between, columns_between = width * (bottom - top), (right - left) * height
+    if (columns_between if columns_first else rows_between) > _LARGEST_BETWEEN:
+        columns_first = columns_between < rows_between
     seen = np.ascontiguousarray(pixels.reshape(rows, -1)[top:bottom, 3 * left : 3 * right])
     source = ImageData(right - left, bottom - top, PixelType.U8x3, seen.tobytes())
     result = ImageData(width, height, PixelType.U8x3)
