@@ -203,3 +203,19 @@ async def test_an_edit_that_removes_what_was_shifted_to_ends_the_shift(mesh):
     status = await weights_are(mesh, v1=100)
     assert not status.shifted_files
     assert not status.problems
+
+
+async def test_a_subset_that_a_shift_has_left_is_removed_and_the_shift_holds(mesh):
+    await mesh.add_backend("v3")
+    three = ("v1", "v2", "v3")
+    found = mesh.vision({"route": [to("v1", 100)]}, subsets=three, backends=three)
+    save(mesh, "\n---\n".join(json.dumps(each, indent=2) for each in found))
+    await mesh.controller.start()
+    await mesh.controller.shift({"v1": 20, "v2": 70, "v3": 10})
+    await mesh.controller.shift({"v1": 30, "v2": 70, "v3": 0})
+    save(mesh, objects(mesh, {"route": [to("v1", 100)]}))
+    status = await weights_are(mesh, v1=30, v2=70)
+    assert [*status.shifted_files] == [str(mesh.objects / "mesh.yaml")]
+    assert not status.problems
+    await mesh.controller.reset()
+    await weights_are(mesh, v1=100)

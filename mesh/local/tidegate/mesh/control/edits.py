@@ -71,6 +71,10 @@ class FileEdits:
         """What the files as last looked at would change if some of them were not shifted."""
         return self._differences(paths)
 
+    def file(self, path: Path) -> str | None:
+        """What a file held when it was last looked at; ``None`` when it was not there."""
+        return self._files.texts.get(path)
+
     def compare_again(self) -> None:
         """Says that something else is in effect."""
         self._is_stale = True

@@ -6,7 +6,7 @@ apart from the others, because servers come and go by themselves and count at on
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tidegate.mesh.control.about import HostIndex
@@ -141,6 +141,26 @@ class Effective:
         paths = {self._path_of[name] for name in after.changed_from(before)}
         files = {path: self._file(path, self._texts[path]) for path in paths}
         return plan_changes(Loaded(tuple(files), files, before), after)
+
+    def changed_further(self, changes: Sequence[TextChange], edit: Edit) -> tuple[TextChange, ...]:
+        """Changes of texts with an edit of their objects on top.
+
+        Args:
+            changes: of texts.
+            edit: makes other values of the objects that the texts have then.
+
+        Raises:
+            TidegateError: a text is wrong, or an object cannot be changed in place.
+        """
+        files = {
+            each.path: self._file(each.path, each.after)
+            for each in changes
+            if each.after is not None
+        }
+        objects = IstioObjects.of(item for file in files.values() for item in _objects(file))
+        planned = plan_changes(Loaded(tuple(files), files, objects), edit(objects))
+        texts = {each.path: each.after.decode() for each in planned}
+        return tuple(replace(each, after=texts.get(each.path, each.after)) for each in changes)
 
     def _file(self, path: Path, text: str) -> ObjectFile:
         known = self._read.setdefault(path, {})

@@ -17,7 +17,7 @@ from tidegate.mesh.control.files import text_of
 from tidegate.mesh.control.journal import TextChange
 from tidegate.mesh.control.serving import Proposal, Serving
 from tidegate.mesh.control.shifted import ShiftedFiles
-from tidegate.mesh.istio.edits import Shift, shift
+from tidegate.mesh.istio.edits import Shift, shift, without_idle
 
 __all__ = ["Proposals", "ProposedChange", "names_of"]
 
@@ -101,7 +101,10 @@ class Proposals:
         return self.of(found.config)
 
     def of_edits(self, files: Sequence[TextChange]) -> ProposedChange:
-        """What people have written; a shift that contradicts it is given up.
+        """What people have written.
+
+        A shift leaves destinations of weight 0 behind; with a subset that people remove, they go.
+        A shift that contradicts what people have written otherwise is given up.
 
         Args:
             files: the files that mean something else than is in effect.
@@ -113,10 +116,27 @@ class Proposals:
             return self.of(files)
         except TidegateError:
             shifted = self._shifted.paths
+            with contextlib.suppress(TidegateError):
+                return self.of(self._without_idle(files))
             for given_up in [*([path] for path in shifted), *([shifted] * bool(shifted))]:
                 with contextlib.suppress(TidegateError):
                     return self.of(self._edits.without_shifts(given_up).config)
             raise
+
+    def _without_idle(self, files: Sequence[TextChange]) -> tuple[TextChange, ...]:
+        """Edits, with the idle destinations of shifts taken out whose subset goes."""
+        edited = {each.path for each in files}
+        texts = self._effective.texts
+        others = tuple(
+            TextChange(path, texts[path], texts[path], self._edits.file(path))
+            for path in self._shifted.paths
+            if path not in edited and path in texts
+        )
+        mesh = self._effective.edit(files)(self._serving.objects)
+        shifted = [each for each in (*files, *others) if each.shifted]
+        pruned = self._effective.changed_further(shifted, lambda found: without_idle(found, mesh))
+        kept = tuple(each for each in files if not each.shifted)
+        return (*kept, *(each for each in pruned if each.before != each.after))
 
 
 def names_of(files: Sequence[TextChange]) -> str:

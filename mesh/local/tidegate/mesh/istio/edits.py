@@ -42,6 +42,7 @@ __all__ = [
     "shift",
     "sticky_source",
     "subsets_of",
+    "without_idle",
 ]
 
 
@@ -155,6 +156,38 @@ def remove_subset(objects: IstioObjects, host: HostName, name: SubsetName) -> Is
     ]
     for service in objects.virtual_services.values():
         routes = tuple(_without(route, host, name, service) for route in service.http)
+        if routes != service.http:
+            changed.append(replace(service, http=routes))
+    return objects.with_(*changed)
+
+
+def without_idle(objects: IstioObjects, mesh: IstioObjects) -> IstioObjects:
+    """The objects without destinations of weight 0 whose subset is not there.
+
+    Args:
+        objects: some of the objects of a mesh.
+        mesh: all of them, whose DestinationRules say which subsets there are.
+    """
+    subsets = {
+        (rule.host, each.name) for rule in mesh.destination_rules.values() for each in rule.subsets
+    }
+    changed = []
+    for service in objects.virtual_services.values():
+        routes = tuple(
+            replace(
+                rule,
+                route=tuple(
+                    each
+                    for each in rule.route
+                    # A destination that is alone gets everything, whatever its weight.
+                    if each.weight
+                    or len(rule.route) == 1
+                    or each.destination.subset is None
+                    or (each.destination.host, each.destination.subset) in subsets
+                ),
+            )
+            for rule in service.http
+        )
         if routes != service.http:
             changed.append(replace(service, http=routes))
     return objects.with_(*changed)
