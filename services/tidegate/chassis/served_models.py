@@ -33,7 +33,7 @@ from tidegate.chassis.calls import current_call
 from tidegate.chassis.errors import ServiceError, status_code
 from tidegate.chassis.metrics import RequestCounters
 
-__all__ = ["CountedRequest", "ServedModel", "counted_request"]
+__all__ = ["CountedRequest", "ServedModel", "answering_model", "counted_request"]
 
 _INFO: Final = Gauge(
     "tidegate_model_info",
@@ -56,15 +56,17 @@ class ServedModel:
         methods: Paths of the methods that it answers, such as ``/service/method``.
 
     Attributes:
+        name: Of the model.
+        version: Its version.
         attributes: Of the spans of its calls.
     """
 
-    __slots__ = ("_info", "_key", "_requests", "attributes")
+    __slots__ = ("_info", "_key", "_requests", "attributes", "name", "version")
 
     def __init__(
         self, name: str, version: str, *, precision: str, engine: str, methods: Iterable[str]
     ) -> None:
-        self._key = (name, version)
+        self.name, self.version = self._key = (name, version)
         self._info = (name, version, precision, engine)
         self._requests = {path: RequestCounters(name, version, path) for path in methods}
         self.attributes = {"tidegate.model": name, "tidegate.model.version": version}
@@ -99,6 +101,12 @@ class ServedModel:
             path: ``/service/method``.
         """
         return self._requests.get(path)
+
+
+def answering_model() -> ServedModel | None:
+    """The model that answers the call of this task, if there is one and only one."""
+    call = current_call.get()
+    return None if call is None else call.model
 
 
 class CountedRequest:

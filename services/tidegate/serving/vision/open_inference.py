@@ -25,7 +25,7 @@ from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.models import ModelState
 from tidegate.serving.vision.ordered import answer_in_order
 from tidegate.serving.vision.tensor_requests import InferCall, check_infer
-from tidegate.serving.vision.trailers import StreamVersion, tell_answer, tell_version
+from tidegate.serving.vision.trailers import tell_answer, tell_stream, tell_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Mapping
@@ -155,7 +155,6 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
         """Runs a model on each request of a stream; answers come in the order of the requests."""
-        version = StreamVersion(context)
         as_status = _ERROR_AS_STATUS in (context.invocation_metadata() or ())
 
         async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
@@ -163,7 +162,6 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
                 with counted_request() as counted:
                     serving = self._models.find(request.model_name, request.model_version)
                     counted.answered_by(serving.model)
-                    version.used(serving)
                     response = await self._infer(serving, request, context)
             except ServiceError as error:
                 if as_status:
@@ -176,8 +174,11 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             return oip.ModelStreamInferResponse(infer_response=response)
 
         async with aclosing(answer_in_order(requests, answer, self._stream_window)) as answers:
-            async for each in answers:
-                yield each
+            try:
+                async for each in answers:
+                    yield each
+            finally:
+                tell_stream(context)
 
     async def ModelStatistics(  # noqa: N802 - the proto's name
         self, request: oip.ModelStatisticsRequest, context: ServicerContext

@@ -15,7 +15,7 @@ from tidegate.serving.vision.errors import RejectedImageError
 from tidegate.serving.vision.image_requests import Limits, check_classify
 from tidegate.serving.vision.models import ModelState, Version
 from tidegate.serving.vision.ordered import answer_in_order
-from tidegate.serving.vision.trailers import StreamVersion, tell_answer, tell_version
+from tidegate.serving.vision.trailers import tell_answer, tell_stream, tell_version
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         context: ServicerContext,
     ) -> AsyncIterator[vision_pb2.ClassifyStreamResponse]:
         """Classifies the requests of a stream and answers in their order."""
-        version = StreamVersion(context)
 
         async def answer(
             request: vision_pb2.ClassifyStreamRequest,
@@ -88,7 +87,6 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
                 with counted_request() as counted:
                     serving = self._models.find(asked.model, asked.version)
                     counted.answered_by(serving.model)
-                    version.used(serving)
                     response = await self._classify(serving, asked, context)
             except ServiceError as error:
                 return vision_pb2.ClassifyStreamResponse(
@@ -99,8 +97,11 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             )
 
         async with aclosing(answer_in_order(requests, answer, self._stream_window)) as answers:
-            async for each in answers:
-                yield each
+            try:
+                async for each in answers:
+                    yield each
+            finally:
+                tell_stream(context)
 
     async def GetModel(  # noqa: N802 - the proto's name
         self, request: vision_pb2.GetModelRequest, context: ServicerContext

@@ -9,48 +9,26 @@ from functools import lru_cache
 
 from tidegate.chassis.calls import ORCA_TRAILER, ServicerContext, set_trailers
 from tidegate.chassis.orca import LoadReport
+from tidegate.chassis.served_models import answering_model
 from tidegate.serving.vision.loading import Serving
 from tidegate.serving.vision.tickets import Outcome
 
-__all__ = ["StreamVersion", "tell_answer", "tell_version"]
+__all__ = ["tell_answer", "tell_stream", "tell_version"]
 
 _MODEL = "tidegate-model"
 _VERSION = "tidegate-model-version"
 
 
-class StreamVersion:
-    """Puts the model version of a stream into its trailers, while there is only one.
-
-    Args:
-        context: of the stream.
-    """
-
-    __slots__ = ("_context", "_is_mixed", "_told")
-
-    def __init__(self, context: ServicerContext) -> None:
-        self._context = context
-        self._told: tuple[str, str] | None = None
-        self._is_mixed = False
-
-    def used(self, serving: Serving) -> None:
-        """Notes that a request of the stream is for this version."""
-        version = serving.entry.name, serving.entry.version
-        if self._is_mixed or version == self._told:
-            return
-        if self._told is None:
-            self._told = version
-            tell_version(self._context, serving)
-            return
-        self._is_mixed = True
-        kept = self._context.trailing_metadata() or ()
-        self._context.set_trailing_metadata(
-            tuple(pair for pair in kept if pair[0] not in {_MODEL, _VERSION})
-        )
-
-
 def tell_version(context: ServicerContext, serving: Serving) -> None:
     """Says which model version failed."""
     set_trailers(context, _version(serving))
+
+
+def tell_stream(context: ServicerContext) -> None:
+    """Says which model version the requests of a stream were for, if they were for one."""
+    model = answering_model()
+    if model is not None:
+        set_trailers(context, {_MODEL: model.name, _VERSION: model.version})
 
 
 def tell_answer(context: ServicerContext, serving: Serving, outcome: Outcome) -> None:
