@@ -16,6 +16,11 @@ class Received:
         self.resources = []
         self.paths = []
 
+    @property
+    def services(self):
+        """The names of the services that sent them."""
+        return {each["service.name"] for each in self.resources}
+
     def add(self, request):
         for each in request.resource_spans:
             self.resources.append(

@@ -5,11 +5,9 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 
-import grpc
 import pytest
 from double_server import double_server
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from otlp_collectors import http_collector
+from otlp_collectors import grpc_collector, http_collector
 
 PROGRAM = "from tidegate.cli.main import main; main()"
 WITHOUT_SDK = (
@@ -22,36 +20,10 @@ NOTHING_IMPORTED = (
 )
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the spans that it is sent, by name."""
-
-    def __init__(self):
-        self.spans = []
-        self.services = set()
-
-    async def Export(self, request, context):  # noqa: N802  # the protocol's name
-        for resource in request.resource_spans:
-            self.services |= {
-                each.value.string_value
-                for each in resource.resource.attributes
-                if each.key == "service.name"
-            }
-            for scope in resource.scope_spans:
-                self.spans.extend(scope.spans)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
 @asynccontextmanager
 async def collecting():
-    collector = Collector()
-    sink = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, sink)
-    port = sink.add_insecure_port("127.0.0.1:0")
-    await sink.start()
-    try:
-        yield collector, f"http://127.0.0.1:{port}"
-    finally:
-        await sink.stop(None)
+    async with grpc_collector() as (received, address):
+        yield received, f"http://{address}"
 
 
 @pytest.fixture

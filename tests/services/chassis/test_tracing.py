@@ -8,12 +8,12 @@ import grpc
 import pytest
 from conventions import LATEST_SCHEMA, current_attributes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
+from otlp_collectors import grpc_collector
 
 from tidegate.chassis import record_span, span, traced, tracing
 
@@ -206,43 +206,26 @@ def test_generators_cannot_be_traced():
         traced("numbers")(numbers)
 
 
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Receives spans over OTLP."""
-
-    def __init__(self):
-        self.received = asyncio.Queue()
-
-    async def Export(self, request, context):  # noqa: N802 - the name is the protocol's
-        await self.received.put(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
 async def test_spans_are_exported_before_the_process_ends(start_process, echo_client):
-    collector = Collector()
-    sink = grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, sink)
-    port = sink.add_insecure_port("127.0.0.1:0")
-    await sink.start()
-    process, ports = await start_process(
-        f"--otlp-endpoint=http://127.0.0.1:{port}",
-        "--service-name=echo",
-        "--service-version=1.2",
-        "--deployment-environment=test",
-    )
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
-        await echo_client(channel).failure("echo", "internal", metadata=SAMPLED)
-    process.terminate()
-    await process.communicate()
-    assert process.returncode == 0
-    (exported,) = collector.received.get_nowait().resource_spans
-    await sink.stop(None)
+    async with grpc_collector() as (received, address):
+        process, ports = await start_process(
+            f"--otlp-endpoint=http://{address}",
+            "--service-name=echo",
+            "--service-version=1.2",
+            "--deployment-environment=test",
+        )
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
+            await echo_client(channel).failure("echo", "internal", metadata=SAMPLED)
+        process.terminate()
+        await process.communicate()
+        assert process.returncode == 0
 
-    resource = {each.key: each.value.string_value for each in exported.resource.attributes}
+    (resource,) = received.resources
     assert resource["service.name"] == "echo"
     assert resource["service.version"] == "1.2"
     assert resource["deployment.environment.name"] == "test"
     assert resource["service.instance.id"]
-    (rpc,) = exported.scope_spans[0].spans
+    (rpc,) = received.spans
     assert rpc.trace_id.hex() == TRACE_ID
     assert rpc.kind == Span.SPAN_KIND_SERVER
     assert rpc.status.code == Status.STATUS_CODE_ERROR
