@@ -7,7 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tidegate.mesh.commands import app
+from tidegate.mesh.control.journal import Journal, Shifted
 from tidegate.mesh.istio import EditError, IstioError
+from tidegate.mesh.supervisor import StateDirectory
 
 MESH = """\
 apiVersion: networking.istio.io/v1
@@ -192,6 +194,20 @@ def test_objects_of_the_project_are_taken_where_no_paths_are_given(mesh, monkeyp
         "spec: {address: 127.0.0.1}\n"
     )
     assert "unselected-workload" in run("lint").stdout
+
+
+def test_a_shift_that_the_files_do_not_show_is_told(mesh, monkeypatch):
+    monkeypatch.chdir(mesh.parent)
+    Path("tidegate.yaml").write_text(
+        "mesh: {objects: [mesh.yaml], ingress: {vision: 80}}\nservers: {vision: {kind: vision}}\n"
+    )
+    assert run("explain", "vision").stderr == "0 errors, 1 warnings\n"
+    with Journal(StateDirectory().mesh_state) as journal:
+        journal.keep(Path("mesh.yaml"), Shifted(file=MESH, text=MESH))
+    told = run("explain", "vision").stderr.splitlines()
+    assert told[0] == "mesh.yaml is shifted: `tidegate mesh status` shows what is in effect"
+    # Named files are explained as they are.
+    assert "is shifted" not in run("explain", "vision", mesh).stderr
 
 
 def test_project_without_a_mesh_is_told(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def _default_paths() -> list[Path]:
 
 def _tell_shifted() -> None:
     """Says which files ``tidegate shift`` has changed the meaning of: here they are as written."""
-    state = StateDirectory().root / "mesh.sqlite"
+    state = StateDirectory().mesh_state
     if not state.exists():
         return
     with Journal(state) as journal:

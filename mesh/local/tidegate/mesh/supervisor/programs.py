@@ -138,8 +138,8 @@ def controller_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
         "traces_port": ports.traces_port,
         "port_file": port_file,
         "objects": [*mesh.objects, directory.workloads],
-        "state_file": directory.root / "mesh.sqlite",
-        "traces_file": directory.root / "traces.sqlite",
+        "state_file": directory.mesh_state,
+        "traces_file": directory.traces,
         "envoy_admin_files": [directory.port_file(ENVOY_NAME).resolve()],
     }
     return Program(

@@ -214,6 +214,8 @@ class StateDirectory:
     def __init__(self, root: Path = DIRECTORY) -> None:
         self.root = root
         self.state_file = root / "state.json"
+        self.mesh_state = root / "mesh.sqlite"
+        self.traces = root / "traces.sqlite"
         self.lock_file = root / "lock"
         self.logs = root / "logs"
         self.run = root / "run"
