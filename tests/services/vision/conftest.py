@@ -317,3 +317,17 @@ def encode(image, kind="JPEG", **options):
 @pytest.fixture(name="encode", scope="session")
 def encode_fixture():
     return encode
+
+
+@pytest.fixture(scope="module")
+def jpegs(picture, encode):
+    """JPEGs of one picture, by what is particular about them."""
+    image = picture(48, 64)
+    return {
+        "baseline": encode(image, quality=90),
+        "grey": encode(image[:, :, 0], quality=90),
+        "restarts": encode(image, quality=90, restart_marker_rows=1),
+        "many restarts": encode(image, quality=90, restart_marker_blocks=1),
+        "progressive": encode(image, quality=90, progressive=True),
+        "cmyk": encode(Image.fromarray(image).convert("CMYK"), quality=90),
+    }
