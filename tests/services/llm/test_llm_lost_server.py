@@ -40,6 +40,13 @@ async def told(server, client):
     return checked.status == SERVING, await server.is_ready(), model.ready
 
 
+async def draining(server):
+    """Waits until the drain has begun: from then on, a signal ends it at once."""
+    async with asyncio.timeout(60):
+        while '"event": "draining"' not in server.log.read_text():
+            await asyncio.sleep(0.02)
+
+
 async def streaming(client, count, max_tokens):
     """Starts streams and returns them once each has given a piece."""
     calls = [
@@ -81,7 +88,9 @@ async def test_streams_end_as_unavailable_when_the_engine_is_killed(slow_to_go):
         assert (await watch.read()).status == NOT_SERVING
         assert await told(server, client) == NOBODY
         watch.cancel()
-    # In the delay of a drain, a signal ends it at once.
+    # In the delay of a drain, a signal ends it at once. Health tells of the engine before the drain
+    # has begun.
+    await draining(server)
     server.process.terminate()
     assert await asyncio.to_thread(server.process.wait) == 1
     assert "engine died" in server.log.read_text()
