@@ -103,6 +103,8 @@ def _connection_manager(entrance: Entrance, settings: MeshSettings) -> HttpConne
         forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
         set_current_client_cert_details=details,
         stream_idle_timeout=Duration(),
+        # The server says whether it wants the body of a request that asks first.
+        proxy_100_continue=True,
         upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
     )
     look_up(manager, entrance)
