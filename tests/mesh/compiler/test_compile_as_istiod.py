@@ -77,7 +77,11 @@ ROUTES = {
         {"a.test": ["/p* v2", "/p* v1"]},
     ),
     "what the proxies' namespace keeps to itself comes first": (
-        [PLAIN, route("a", "/p v1"), route("z", "/p v2", namespace=INGRESS, exportTo=["."])],
+        [
+            PLAIN,
+            route("a", "/p v1", namespace="a"),
+            route("z", "/p v2", namespace=INGRESS, exportTo=["."]),
+        ],
         {"a.test": ["/p* v2", "/p* v1"]},
     ),
     "gateways by name, before VirtualServices by name": (
@@ -91,9 +95,9 @@ ROUTES = {
     ),
     "servers as they are written, before VirtualServices by name": (
         [
-            gateway("in", server("late/a.test"), server("a.test")),
+            gateway("in", server("zoo/a.test"), server("a.test")),
             route("a", "/p v1"),
-            route("z", "/p v2", namespace="late"),
+            route("z", "/p v2", namespace="zoo"),
         ],
         {"a.test": ["/p* v2", "/p* v1"]},
     ),
@@ -233,15 +237,16 @@ ROUTES = {
 
 def virtual_hosts(compiled):
     found = (body(compiled, "VIRTUAL_HOST", each) for each in names(compiled, "VIRTUAL_HOST"))
-    spoken = (each for each in found if each.get("routes") or each.get("require_tls"))
-    return {domain: in_short(each) for each in spoken for domain in each["domains"]}
+    by_domain = {domain: in_short(each) for each in found for domain in each["domains"]}
+    # A gateway without routes needs a virtual host; istiod's is called ``blackhole``.
+    return {} if by_domain == {"*": []} else by_domain
 
 
 def in_short(virtual_host):
     if virtual_host.get("require_tls") == "ALL":
         return ["https"]
-    # istiod repeats routes that came through two servers; the first of a kind is the one that counts.
-    return list(dict.fromkeys(map(_in_short, virtual_host["routes"])))
+    # istiod repeats routes that came through two servers; the first of a kind counts.
+    return list(dict.fromkeys(map(_in_short, virtual_host.get("routes", ()))))
 
 
 def _in_short(made):
