@@ -6,7 +6,7 @@ destinations with weights, what is hashed; ``https`` is a redirect of all reques
 """
 
 import pytest
-from mesh_objects import VISION, body, entry, istio, names, rule, text, virtual
+from mesh_objects import HTTP_OPTIONS, VISION, body, entry, istio, names, rule, text, virtual
 
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.istio.parsing import parse
@@ -397,6 +397,42 @@ def mirrored(policy):
     share = policy.pop("runtime_fraction")["default_value"]
     parts = {"HUNDRED": 1, "MILLION": 10_000}[share.get("denominator", "HUNDRED")]
     return policy | {"percent": share["numerator"] / parts}
+
+
+def test_the_edge_is_that_of_istiod():
+    listener = body(compiled_from(PLAIN), "LISTENER", f"0.0.0.0_{PORT}")
+    made = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    sent = {
+        "use_remote_address": True,
+        "forward_client_cert_details": "SANITIZE_SET",
+        "set_current_client_cert_details": dict.fromkeys(("subject", "cert", "dns", "uri"), True),
+        "proxy_100_continue": True,
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+        "stream_idle_timeout": "0s",
+        "normalize_path": True,
+        "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+    }
+    assert {key: made.get(key) for key in sent} == sent
+
+
+def test_a_client_protocol_has_no_http_2_settings_as_in_istiod():
+    pool = {
+        "useClientProtocol": True,
+        "http2KeepAlive": {"interval": "9s", "timeout": "3s"},
+        "idleTimeout": "5s",
+    }
+    policy = {"connectionPool": {"http": pool | {"maxConcurrentStreams": 7}}}
+    compiled = compiled_from(HOST, rule(policy, ()))
+    made = body(compiled, "CLUSTER", f"outbound|8500||{VISION}")
+    options = dict(made["typed_extension_protocol_options"][HTTP_OPTIONS])
+    del options["@type"]
+    assert options == {
+        "common_http_protocol_options": {"idle_timeout": "5s"},
+        "use_downstream_protocol_config": {
+            "http_protocol_options": {},
+            "http2_protocol_options": {},
+        },
+    }
 
 
 CLIENTS = {

@@ -97,6 +97,8 @@ class Entrance:
         doors: the servers that it serves.
         scoped: whether domains are looked up among scopes. The gateways alone decide it, so that
             no VirtualService ever changes a listener.
+        redirected: the domains, by these very names, that a server redirects to HTTPS. One that
+            only a single namespace may route is redirected where that routes it (`Binding`).
     """
 
     name: str
@@ -104,20 +106,12 @@ class Entrance:
     tls: bool
     doors: tuple[Door, ...]
     scoped: bool
+    redirected: frozenset[str] = field(init=False, repr=False)
 
-    @property
-    def redirected(self) -> frozenset[str]:
-        """The domains, by these very names, that a server redirects to HTTPS.
-
-        A domain that only one namespace may route is redirected where that routes it (`Binding`).
-        """
-        return frozenset(
-            domain
-            for door in self.doors
-            if door.redirects
-            for only_from, domain in door.domains
-            if only_from is None
-        )
+    def __post_init__(self) -> None:
+        redirecting = (each for door in self.doors if door.redirects for each in door.domains)
+        names = frozenset(domain for only_from, domain in redirecting if only_from is None)
+        object.__setattr__(self, "redirected", names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
