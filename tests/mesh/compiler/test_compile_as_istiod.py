@@ -401,7 +401,9 @@ def mirrored(policy):
 
 def test_the_edge_is_that_of_istiod():
     listener = body(compiled_from(PLAIN), "LISTENER", f"0.0.0.0_{PORT}")
-    made = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    (chain,) = listener["filter_chains"]
+    assert chain["transport_socket_connect_timeout"] == "15s"
+    made = chain["filters"][0]["typed_config"]
     sent = {
         "use_remote_address": True,
         "forward_client_cert_details": "SANITIZE_SET",
