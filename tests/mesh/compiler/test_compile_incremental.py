@@ -37,10 +37,28 @@ def host_entry(name, kind):
     return made
 
 
-def host_service(name, weight, gateways, domain):
+def host_service(name, weight, gateways, domain, match, export):
     route = [to("v2", weight, host=name), to("v1", 100 - weight, host=name)]
     hosts = [domain] if "in" in gateways or "other" in gateways else [name]
-    return virtual({"route": route}, hosts=hosts, gateways=gateways, name=name)
+    made = virtual(
+        {"route": route} | ({"match": [match]} if match else {}),
+        hosts=hosts,
+        gateways=gateways,
+        name=name,
+        namespace=export[1],
+    )
+    for each in route:
+        each["destination"]["host"] = f"{name}.models.svc.cluster.local"
+    made["spec"]["exportTo"] = export[:1]
+    made["spec"]["gateways"] = [f"models/{each}" if each != "mesh" else each for each in gateways]
+    return made
+
+
+def of_host(host, subsets, export, second):
+    made = rule(subsets=subsets, host=host)
+    made["metadata"]["name"] += "-2" if second else ""
+    made["spec"] |= {"exportTo": [export]} if export else {}
+    return made
 
 
 def one(made):
@@ -56,14 +74,18 @@ STEPS = st.one_of(
         st.integers(0, 100),
         GATEWAYS,
         st.sampled_from([DOMAIN, "x.test", "*.test", "*"]).filter(bool),
+        st.sampled_from([None, {"port": 80}, {"gateways": ["models/other"]}]),
+        st.sampled_from([("*", "models"), (".", "models"), (".", "istio-ingress")]),
     ).filter(
         lambda made: not ("*" in made["spec"]["hosts"] and "mesh" in made["spec"]["gateways"])
     ),
     st.builds(host_entry, st.sampled_from(HOSTS), st.sampled_from(["inline", "selector"])),
     st.builds(
-        lambda host, subsets: rule(subsets=subsets, host=host),
+        of_host,
         st.sampled_from(HOSTS),
         st.sampled_from([("v1",), ("v1", "v2"), ()]),
+        st.sampled_from([None, "*"]),
+        st.booleans(),
     ),
     st.builds(
         lambda name, port, hosts, tls: gateway(port, hosts, name=name, tls=tls),
@@ -79,7 +101,8 @@ STEPS = st.one_of(
         st.sampled_from(HOSTS),
     ),
     st.tuples(
-        st.sampled_from(list(Kind)), st.sampled_from([*HOSTS, "in", "other", "w1", "w2", "w3"])
+        st.sampled_from(list(Kind)),
+        st.sampled_from([*HOSTS, "a-2", "in", "other", "w1", "w2", "w3"]),
     ),
     st.dictionaries(
         st.sampled_from(["127.0.0.1:8001", "127.0.0.1:7001", "127.0.0.1:7002"]),

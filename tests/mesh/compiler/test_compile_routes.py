@@ -225,6 +225,7 @@ async def test_mirrors_get_copies(mesh, vision):
                 "default_value": {"numerator": 1_000_000, "denominator": "MILLION"}
             },
             "trace_sampled": False,
+            "disable_shadow_host_suffix_append": True,
         }
     ]
     assert await mesh.share(DOMAIN, 20) == {"v1": 20}

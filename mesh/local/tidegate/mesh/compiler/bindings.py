@@ -1,19 +1,23 @@
 """Which VirtualServices hold where: at gateways by entrance and domain, in the mesh by host.
 
 Both are kept up to date VirtualService by VirtualService, and tell what a change touches.
+
+Several VirtualServices may route one domain of a gateway. They stand in istiod's order: by the
+server that they met, then those that their namespace keeps to itself, then by age. Files have no
+age; istiod orders objects of the same age by name and then by namespace, and so do these.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-from tidegate.mesh.compiler.entrances import Entrances, bind
+from tidegate.mesh.compiler.entrances import Binding, Entrances, bind
 from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.compiler.naming import covers, is_wildcard
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE
 from tidegate.mesh.compiler.virtual_hosts import Bound
 from tidegate.mesh.istio.names import MESH, ObjectName
-from tidegate.mesh.istio.shapes import GatewayName, HostName
+from tidegate.mesh.istio.shapes import HostName
 from tidegate.mesh.istio.virtual_service import VirtualService
 
 __all__ = ["GatewayBindings", "MeshBindings", "Place"]
@@ -34,10 +38,15 @@ class Place(NamedTuple):
 
 
 class GatewayBindings:
-    """The VirtualServices at gateways."""
+    """The VirtualServices at gateways.
 
-    def __init__(self) -> None:
-        self._at: dict[Place, dict[ObjectName, frozenset[GatewayName]]] = {}
+    Args:
+        namespace: the namespace in which gateways' proxies live.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._at: dict[Place, dict[ObjectName, tuple[Binding, ...]]] = {}
         self._places: dict[ObjectName, tuple[Place, ...]] = {}
         self._domains: dict[str, set[str]] = defaultdict(set)
         self._silent: set[Place] = set()
@@ -70,11 +79,10 @@ class GatewayBindings:
         bound = self._at.get(place)
         if bound is None:
             return () if place in self._silent else None
+        found = [(binding, services[name]) for name, each in bound.items() for binding in each]
         return tuple(
-            Bound(services[name], gateways)
-            for name, gateways in sorted(
-                bound.items(), key=lambda item: (item[0].namespace, item[0].name)
-            )
+            Bound(service, binding.gateway, binding.redirects)
+            for binding, service in sorted(found, key=lambda each: _precedence(*each))
         )
 
     def errors(self) -> Iterator[CompileError]:
@@ -92,10 +100,10 @@ class GatewayBindings:
         return places
 
     def _bind(self, service: VirtualService, entrances: Entrances) -> tuple[Place, ...]:
-        bound, errors = bind(service, entrances)
+        bound, errors = bind(service, entrances, self._namespace)
         places = tuple(Place(*where) for where in bound)
-        for place, gateways in zip(places, bound.values(), strict=True):
-            self._at.setdefault(place, {})[service.name] = gateways
+        for place, bindings in zip(places, bound.values(), strict=True):
+            self._at.setdefault(place, {})[service.name] = bindings
             self._domains[place.entrance].add(place.domain)
         self._places[service.name] = places
         if errors:
@@ -108,12 +116,9 @@ class GatewayBindings:
         With scopes an entrance needs none to listen.
         """
         for name, entrance in entrances.by_name.items():
-            redirected = {
-                domain for door in entrance.doors if door.redirects for _, domain in door.domains
-            }
             spoken = self._domains.get(name, set())
             needs_one = not (spoken or entrance.scoped)
-            for domain in redirected - spoken or (("*",) if needs_one else ()):
+            for domain in entrance.redirected - spoken or (("*",) if needs_one else ()):
                 yield Place(name, domain)
 
 
@@ -182,5 +187,10 @@ class MeshBindings:
         return visible and MESH in service.gateways
 
 
+def _precedence(binding: Binding, service: VirtualService) -> tuple[int, bool, str, str]:
+    name = service.name
+    return binding.position, service.export_to != OWN_NAMESPACE, name.name, name.namespace
+
+
 def _order(name: ObjectName) -> tuple[str, str]:
-    return name.namespace, name.name
+    return name.name, name.namespace

@@ -51,7 +51,7 @@ class Compiler:
         self._settings = settings
         self._services = ServicesBuilder(settings)
         self._targets = TargetsBuilder(settings)
-        self._gateways = GatewayBindings()
+        self._gateways = GatewayBindings(settings.proxy_namespace)
         self._mesh = MeshBindings(settings.proxy_namespace)
         self._units = Units()
         self._entrances = Entrances({}, {}, ())

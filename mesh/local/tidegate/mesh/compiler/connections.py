@@ -96,8 +96,9 @@ def _http_options(tcp: TcpSettings, http: HttpSettings, *, http2: bool) -> _Http
     options = _HttpOptions()
     upgrade = http.h2_upgrade_policy is H2UpgradePolicy.UPGRADE
     if http.use_client_protocol:
+        # As in istiod, limits of streams and keepalives hold only where HTTP/2 is sure.
         options.use_downstream_protocol_config.http_protocol_options.SetInParent()
-        _http2(options.use_downstream_protocol_config.http2_protocol_options, http)
+        options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
     elif http2 or upgrade:
         _http2(options.explicit_http_config.http2_protocol_options, http)
     common = options.common_http_protocol_options

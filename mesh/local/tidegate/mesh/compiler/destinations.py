@@ -33,14 +33,14 @@ class Scope:
     """For whom routes are made, and what went wrong with them.
 
     Attributes:
-        gateways: the gateways at which the routes are, or ``mesh``.
+        gateway: the gateway at which the routes are, or ``mesh``.
         port: the port that clients call.
         tls: whether they call it by TLS.
         targets: all hosts.
         errors: takes what is found wrong.
     """
 
-    gateways: frozenset[GatewayName]
+    gateway: GatewayName
     port: int
     tls: bool
     targets: Mapping[HostName, Target]
@@ -86,12 +86,8 @@ class Scope:
         target = self.targets.get(destination.host)
         if target is None:
             return None
-        port = _port(target.service, destination, self.port)
-        if port is None:
-            return None
         subset = destination.subset if destination.subset in target.subsets else None
-        balancer = target.policy(port, subset).load_balancer
-        return balancer.consistent_hash if balancer else None
+        return target.hashed_by(destination.port, subset)
 
     def _note(self, source: ObjectName, path: str, reason: str, fix: str) -> None:
         self.errors.append(CompileError(source, path, reason, fix))

@@ -3,7 +3,10 @@
 An entrance is where a domain is looked up. All HTTP servers of a port, of whatever gateway, are
 one, ``http.PORT``; each HTTPS server is its own, as its certificate decides for whom it is. A
 VirtualService is bound to an entrance under every domain that both it and a server of the gateway
-name, and under the narrower name of the two where one has a ``*``.
+name, and under the narrower name of the two where one has a ``*``. As in istiod, servers stand in
+the order of their gateways' names and then as they are written; a server that redirects to HTTPS
+is ignored if one before it at the port redirects one of its domains; and a VirtualService of which
+no rule holds at a gateway's port is not bound there.
 """
 
 from collections import defaultdict
@@ -12,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.naming import covers, is_wildcard, narrower
+from tidegate.mesh.compiler.naming import is_wildcard, narrower
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE
 from tidegate.mesh.istio.gateway import Gateway, GatewayProtocol, Server
 from tidegate.mesh.istio.names import MESH
 from tidegate.mesh.istio.shapes import GatewayName
 from tidegate.mesh.istio.virtual_service import VirtualService
 
-__all__ = ["Domain", "Door", "Entrance", "Entrances", "bind"]
+__all__ = ["Binding", "Domain", "Door", "Entrance", "Entrances", "bind"]
 
 
 class Domain(NamedTuple):
@@ -94,6 +97,8 @@ class Entrance:
         doors: the servers that it serves.
         scoped: whether domains are looked up among scopes. The gateways alone decide it, so that
             no VirtualService ever changes a listener.
+        redirected: the domains, by these very names, that a server redirects to HTTPS. One that
+            only a single namespace may route is redirected where that routes it (`Binding`).
     """
 
     name: str
@@ -101,15 +106,12 @@ class Entrance:
     tls: bool
     doors: tuple[Door, ...]
     scoped: bool
+    redirected: frozenset[str] = field(init=False, repr=False)
 
-    def redirects(self, domain: str) -> bool:
-        """Whether a server that sends plain HTTP to HTTPS takes a domain."""
-        return any(
-            covers(taken, domain)
-            for door in self.doors
-            if door.redirects
-            for _, taken in door.domains
-        )
+    def __post_init__(self) -> None:
+        redirecting = (each for door in self.doors if door.redirects for each in door.domains)
+        names = frozenset(domain for only_from, domain in redirecting if only_from is None)
+        object.__setattr__(self, "redirected", names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,13 +132,20 @@ class Entrances:
         """The entrances of all gateways; those that are as before are the same values."""
         doors: dict[str, list[Door]] = defaultdict(list)
         by_port: dict[int, list[Door]] = defaultdict(list)
-        for gateway in sorted(gateways, key=lambda each: (each.name.namespace, each.name.name)):
+        redirected: dict[int, set[Domain]] = defaultdict(set)
+        by_gateway: dict[GatewayName, list[Entrance]] = {}
+        for gateway in sorted(gateways, key=lambda each: (each.name.name, each.name.namespace)):
             for server in gateway.servers:
                 door = Door.of(gateway, server)
-                doors[_name(door)].append(door)
+                by_gateway.setdefault(door.name, [])
                 by_port[server.port.number].append(door)
+                if door.redirects:
+                    # istiod ignores the whole server.
+                    if not redirected[server.port.number].isdisjoint(door.domains):
+                        continue
+                    redirected[server.port.number].update(door.domains)
+                doors[_name(door)].append(door)
         by_name = {name: self._entrance(name, tuple(group)) for name, group in doors.items()}
-        by_gateway: dict[GatewayName, list[Entrance]] = defaultdict(list)
         for entrance in by_name.values():
             for gateway_name in dict.fromkeys(door.name for door in entrance.doors):
                 by_gateway[gateway_name].append(entrance)
@@ -155,16 +164,37 @@ class Entrances:
         return Entrance(name, doors[0].server.port.number, _secured(doors[0]), doors, scoped)
 
 
+class Binding(NamedTuple):
+    """Through which gateway a VirtualService came to a domain of an entrance.
+
+    Attributes:
+        position: which of the entrance's servers it met first there.
+        gateway: the gateway.
+        redirects: whether a server that it met there sends plain HTTP to HTTPS.
+    """
+
+    position: int
+    gateway: GatewayName
+    redirects: bool
+
+
 def bind(
-    service: VirtualService, entrances: Entrances
-) -> tuple[Mapping[tuple[str, str], frozenset[GatewayName]], tuple[CompileError, ...]]:
+    service: VirtualService, entrances: Entrances, proxy_namespace: str
+) -> tuple[Mapping[tuple[str, str], tuple[Binding, ...]], tuple[CompileError, ...]]:
     """Where a VirtualService counts.
 
+    Args:
+        service: the object.
+        entrances: where traffic enters.
+        proxy_namespace: where the gateways' proxies live, who do not see what other namespaces
+            keep to themselves.
+
     Returns:
-        By entrance and domain, the gateways through which it came there; and the gateways that it
-        names and that are not there.
+        By entrance and domain, how it came there; and the gateways that it names and that are not
+        there.
     """
-    bound: dict[tuple[str, str], set[GatewayName]] = defaultdict(set)
+    bound: dict[tuple[str, str], dict[GatewayName, Binding]] = defaultdict(dict)
+    visible = service.export_to != OWN_NAMESPACE or service.name.namespace == proxy_namespace
     errors = []
     for index, gateway in enumerate(service.gateways):
         if gateway == MESH:
@@ -173,18 +203,20 @@ def bind(
         if found is None:
             errors.append(_unknown(service, index, entrances))
             continue
-        for entrance in found:
-            for door in entrance.doors:
+        for entrance in found if visible else ():
+            if not service.applies(gateway, entrance.port):
+                continue
+            for position, door in enumerate(entrance.doors):
                 if door.name == gateway:
                     for domain in _common(service, door):
-                        bound[entrance.name, domain].add(gateway)
-    return {key: frozenset(names) for key, names in bound.items()}, tuple(errors)
+                        at = bound[entrance.name, domain]
+                        first, _, redirects = at.get(gateway, (position, gateway, False))
+                        at[gateway] = Binding(first, gateway, redirects or door.redirects)
+    return {key: tuple(at.values()) for key, at in bound.items()}, tuple(errors)
 
 
 def _common(service: VirtualService, door: Door) -> Iterator[str]:
     namespace = service.name.namespace
-    if service.export_to == OWN_NAMESPACE and namespace != door.gateway.name.namespace:
-        return
     for host in map(str.lower, service.hosts):
         for only_from, domain in door.may_meet(host):
             if only_from in (None, namespace):

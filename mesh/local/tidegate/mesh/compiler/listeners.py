@@ -34,6 +34,8 @@ from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = ["listener_resources"]
 
+# As in istiod, a client that begins TLS and then is silent holds its connection no longer.
+_HANDSHAKE_SECONDS: Final = 15
 _TLS_VERSIONS: Final = {
     TlsVersion.TLSV1_2: common_pb2.TlsParameters.TLSv1_2,
     TlsVersion.TLSV1_3: common_pb2.TlsParameters.TLSv1_3,
@@ -76,7 +78,8 @@ def _filter_chain(
                 name="envoy.filters.network.http_connection_manager",
                 typed_config=packed(_connection_manager(entrance, settings)),
             )
-        ]
+        ],
+        transport_socket_connect_timeout=Duration(seconds=_HANDSHAKE_SECONDS),
     )
     if entrance.tls:
         domains = [domain for door in entrance.doors for _, domain in door.domains]
@@ -103,6 +106,8 @@ def _connection_manager(entrance: Entrance, settings: MeshSettings) -> HttpConne
         forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
         set_current_client_cert_details=details,
         stream_idle_timeout=Duration(),
+        # The server says whether it wants the body of a request that asks first.
+        proxy_100_continue=True,
         upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
     )
     look_up(manager, entrance)

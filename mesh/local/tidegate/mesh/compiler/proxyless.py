@@ -25,7 +25,7 @@ from tidegate.mesh.compiler.matches import is_catch_all, route_match
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import ADS, duration, packed
 from tidegate.mesh.compiler.retries import retry_policy
-from tidegate.mesh.compiler.routes import applicable, weighted
+from tidegate.mesh.compiler.routes import applicable, hash_policies, weighted
 from tidegate.mesh.compiler.services import Port
 from tidegate.mesh.compiler.targets import Target
 from tidegate.mesh.istio.names import MESH
@@ -55,8 +55,10 @@ def client_resources(
     for port in target.service.ports.values():
         if not port.http2:
             continue
-        scope = Scope(frozenset({MESH}), port.number, False, targets, errors)
-        routes = list(_routes(service, scope)) if service else [_default(target, port)]
+        scope = Scope(MESH, port.number, False, targets, errors)
+        routes = list(_routes(service, scope)) if service else []
+        # Where no rule of the VirtualService holds, the host is routed as if there were none.
+        routes = routes or [_default(target, port)]
         name = cluster_name(target.service.host, port.number)
         address = f"{target.service.host}:{port.number}"
         yield Resource.of(ResourceType.LISTENER, address, _listener(address, name))
@@ -88,11 +90,10 @@ def _default(target: Target, port: Port) -> _Route:
     route = _Route(match=route_match(None))
     route.route.cluster = cluster_name(target.service.host, port.number)
     route.route.max_stream_duration.max_stream_duration.CopyFrom(duration(dt.timedelta()))
-    balancer = target.policy(port.number).load_balancer
-    hashing = balancer.consistent_hash if balancer else None
+    hashing = target.hashed_by(port.number)
     if hashing:
         route.route.hash_policy.append(hash_policy(hashing))
-    retries = retry_policy(None, hashed=hashing is not None)
+    retries = retry_policy(None, hashed=False)
     if retries is not None:
         route.route.retry_policy.CopyFrom(retries)
     return route
@@ -119,15 +120,15 @@ def _forward(
     action.max_stream_duration.max_stream_duration.CopyFrom(
         duration(rule.timeout or dt.timedelta())
     )
-    for _, cluster, weight in weighted(service, path, rule, scope):
-        if len(rule.route) == 1:
+    called = weighted(service, path, rule, scope)
+    single = len(rule.route) == 1
+    for _, cluster, weight in called:
+        if single:
             action.cluster = cluster
         else:
             action.weighted_clusters.clusters.add(name=cluster, weight=UInt32Value(value=weight))
-    hashings = [scope.consistent_hash(each.destination) for each in rule.route]
-    for hashing in hashings:
-        if hashing:
-            action.hash_policy.append(hash_policy(hashing))
-    retries = retry_policy(rule.retries, hashed=any(hashings))
+    policies = hash_policies(called, scope)
+    action.hash_policy.extend(policies)
+    retries = retry_policy(rule.retries, hashed=bool(policies) and single)
     if retries is not None:
         action.retry_policy.CopyFrom(retries)

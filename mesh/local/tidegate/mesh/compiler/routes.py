@@ -14,7 +14,7 @@ value.
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, TypeAlias
 
 from envoy.config.core.v3 import base_pb2
@@ -43,7 +43,7 @@ from tidegate.mesh.istio.virtual_service import (
     VirtualService,
 )
 
-__all__ = ["applicable", "routes_of", "weighted"]
+__all__ = ["applicable", "hash_policies", "routes_of", "weighted"]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _REDIRECTS: Final = {
@@ -55,6 +55,7 @@ _REDIRECTS: Final = {
 }
 
 _Action: TypeAlias = route_components_pb2.RouteAction
+_HashPolicy: TypeAlias = route_components_pb2.RouteAction.HashPolicy
 _Route: TypeAlias = route_components_pb2.Route
 
 
@@ -89,9 +90,7 @@ def applicable(
         if not rule.match:
             yield index, rule, None
         for match in rule.match:
-            if match.gateways and not scope.gateways & set(match.gateways):
-                continue
-            if match.port in (None, scope.port):
+            if match.holds_at(scope.gateway, scope.port):
                 yield index, rule, match
 
 
@@ -118,6 +117,23 @@ def weighted(
     ]
 
 
+def hash_policies(
+    called: Iterable[tuple[HttpRouteDestination, str, int]], scope: Scope
+) -> list[_HashPolicy]:
+    """What of a request is hashed for the destinations that get requests, each policy once.
+
+    Envoy mixes the hashes of all policies. A destination without weight has no say, or the users of
+    a finished shift would move when the other version's header changes. istiod repeats a policy
+    that two destinations share, so that users change endpoints when such a shift begins and ends.
+    """
+    policies: list[_HashPolicy] = []
+    for each, _, _ in called:
+        hashing = scope.consistent_hash(each.destination)
+        if hashing and (policy := hash_policy(hashing)) not in policies:
+            policies.append(policy)
+    return policies
+
+
 def _forward(
     route: _Route, service: VirtualService, path: str, rule: HttpRoute, scope: Scope
 ) -> None:
@@ -138,7 +154,8 @@ def _forward(
         action.host_rewrite_literal = authority
     _mirror(action, service, path, rule, scope)
     single = len(rule.route) == 1
-    for destination, cluster, weight in weighted(service, path, rule, scope):
+    called = weighted(service, path, rule, scope)
+    for destination, cluster, weight in called:
         if single:
             action.cluster = cluster
             change_headers(route, destination.headers)
@@ -153,23 +170,28 @@ def _forward(
             own_authority = authority_of(destination.headers)
             if own_authority:
                 part.host_rewrite_literal = own_authority
-    hashed = _hash(action, service, path, rule, scope)
+    hashed = _hash(action, service, path, rule, hash_policies(called, scope), scope)
     retries = retry_policy(rule.retries, hashed=hashed and single)
     if retries is not None:
         action.retry_policy.CopyFrom(retries)
 
 
 def _hash(
-    action: _Action, service: VirtualService, path: str, rule: HttpRoute, scope: Scope
+    action: _Action,
+    service: VirtualService,
+    path: str,
+    rule: HttpRoute,
+    policies: list[_HashPolicy],
+    scope: Scope,
 ) -> bool:
     """Says what of a request is hashed; returns whether endpoints are chosen by it."""
-    hashings = (scope.consistent_hash(each.destination) for each in rule.route)
-    policies = [hash_policy(each) for each in hashings if each]
     sticky = service.annotations.sticky
     if sticky and not action.cluster:
         action.weighted_clusters.use_hash_policy.value = True
         wanted = hash_by_header(sticky.header)
-        if any(each != wanted for each in policies):
+        # A destination without weight may get some, and then it is too late to refuse.
+        every = filter(None, (scope.consistent_hash(each.destination) for each in rule.route))
+        if any(hash_policy(each) != wanted for each in every):
             scope.errors.append(
                 CompileError(
                     service.name,
@@ -182,9 +204,7 @@ def _hash(
             )
         action.hash_policy.append(wanted)
         return bool(policies)
-    for index, policy in enumerate(policies):
-        if policy not in policies[:index]:
-            action.hash_policy.append(policy)
+    action.hash_policy.extend(policies)
     return bool(policies)
 
 
@@ -203,6 +223,8 @@ def _mirror(
                 cluster=cluster,
                 runtime_fraction=share(mirror.percentage),
                 trace_sampled=BoolValue(value=False),
+                # A target that routes by host must see the host that the client asked for.
+                disable_shadow_host_suffix_append=True,
             )
 
 

@@ -2,8 +2,10 @@
 
 istiod looks for the rule in three places: the namespace of the proxy, the namespace of the host,
 the root namespace. The first place that has one decides; rules of different places are not mixed.
-Several rules for one host in one namespace are taken together, as far as they do not contradict
-each other (istiod lets the older win, and files have no age).
+Several rules for one host in one namespace are taken together if their ``exportTo`` is the same, as
+far as they do not contradict each other (istiod lets the older win, and files have no age). Rules
+whose ``exportTo`` differs are not: the last of them decides, which is the youngest in istiod, and
+here that whose name comes last.
 """
 
 from collections import defaultdict
@@ -18,6 +20,7 @@ from tidegate.mesh.istio.annotations import DestinationRuleAnnotations
 from tidegate.mesh.istio.destination_rule import (
     ClientTls,
     ConnectionPool,
+    ConsistentHash,
     DestinationRule,
     LoadBalancer,
     OutlierDetection,
@@ -93,6 +96,28 @@ class Target:
             rule=deciding.name if deciding else None,
         )
 
+    def hashed_by(
+        self, port: int | None, subset: SubsetName | None = None
+    ) -> ConsistentHash | None:
+        """What a route to the host, or to a subset of it, hashes of a request.
+
+        A port's own settings count only for routes that name the port, as in istiod.
+
+        Args:
+            port: the port that the route names, if it names one.
+            subset: the subset that it names, if it names one.
+        """
+        policies = (
+            self.subsets[subset].traffic_policy if subset else None,
+            next((each.traffic_policy for each in self.rules if each.traffic_policy), None),
+        )
+        for policy in filter(None, policies):
+            own = (each.load_balancer for each in policy.port_level_settings if each.port == port)
+            for balancer in (*own, policy.load_balancer):
+                if balancer and balancer.consistent_hash:
+                    return balancer.consistent_hash
+        return None
+
 
 _PolicyParts: TypeAlias = TrafficPolicy | PortTrafficPolicy | None
 
@@ -161,39 +186,65 @@ class TargetsBuilder:
         return self._targets
 
     def _find(self, service: Service, rules: "_Namespaces") -> tuple[DestinationRule, ...]:
+        host = service.host
         proxy, root = self._settings.proxy_namespace, self._settings.root_namespace
-        for namespace in (proxy, service.source.namespace, root):
-            if found := rules.visible(namespace, service.host, proxy):
-                return found
-        return ()
+        own = rules.private(root, host) if proxy == root else rules.all(proxy, host)
+        return own or rules.exported(service.source.namespace, host) or rules.exported(root, host)
 
 
 class _Namespaces:
     """Rules by namespace and host."""
 
     def __init__(self, rules: Iterable[DestinationRule]) -> None:
-        grouped: dict[tuple[str, HostName], list[DestinationRule]] = defaultdict(list)
-        for each in rules:
-            grouped[each.name.namespace, each.host].append(each)
-        self._rules = {
-            key: tuple(sorted(each, key=lambda rule: rule.name.name))
-            for key, each in grouped.items()
-        }
+        self._rules: dict[tuple[str, HostName], list[DestinationRule]] = defaultdict(list)
+        for each in sorted(rules, key=lambda rule: rule.name.name):
+            self._rules[each.name.namespace, each.host].append(each)
 
-    def visible(self, namespace: str, host: HostName, proxy: str) -> tuple[DestinationRule, ...]:
-        """Those of the rules for a host in a namespace that a proxy, maybe in another, may see."""
-        return tuple(
-            each
-            for each in self._rules.get((namespace, host), ())
-            if namespace == proxy or each.export_to != OWN_NAMESPACE
-        )
+    def all(self, namespace: str, host: HostName) -> tuple[DestinationRule, ...]:
+        """The rule for a host in a namespace for the proxies there; nothing without one."""
+        return _last(_merged(self._rules.get((namespace, host), ())))
+
+    def exported(self, namespace: str, host: HostName) -> tuple[DestinationRule, ...]:
+        """The rule for a host in a namespace for the proxies elsewhere; nothing without one."""
+        rules = self._rules.get((namespace, host), ())
+        return _last(_merged(each for each in rules if each.export_to != OWN_NAMESPACE))
+
+    def private(self, namespace: str, host: HostName) -> tuple[DestinationRule, ...]:
+        """The rule for a host that a namespace keeps to itself; nothing without one."""
+        rules = self._rules.get((namespace, host), ())
+        return _last(_merged(each for each in rules if each.export_to == OWN_NAMESPACE))
 
     def contradictions(self) -> Iterable[CompileError]:
         """Rules for one host in one namespace of which only one can hold."""
-        for group in self._rules.values():
-            for index, rule in enumerate(group):
-                for other in group[:index]:
-                    yield from _contradictions(rule, other)
+        for rules in self._rules.values():
+            for index, rule in enumerate(rules):
+                for other in rules[:index]:
+                    if other.export_to == rule.export_to:
+                        yield from _contradictions(rule, other)
+
+
+_Rules: TypeAlias = tuple[DestinationRule, ...]
+
+
+def _merged(rules: Iterable[DestinationRule]) -> list[_Rules]:
+    """The rules for one host that are taken together, as istiod does it.
+
+    A rule joins those before it that are exported alike, and stands for itself too if the last of
+    all is exported otherwise.
+    """
+    merged: list[_Rules] = []
+    for rule in rules:
+        alike = [group[0].export_to == rule.export_to for group in merged]
+        merged = [
+            (*group, rule) if joins else group for group, joins in zip(merged, alike, strict=True)
+        ]
+        if not alike or not alike[-1]:
+            merged.append((rule,))
+    return merged
+
+
+def _last(merged: list[_Rules]) -> _Rules:
+    return merged[-1] if merged else ()
 
 
 def _contradictions(rule: DestinationRule, other: DestinationRule) -> Iterable[CompileError]:

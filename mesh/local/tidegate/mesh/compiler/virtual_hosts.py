@@ -1,9 +1,10 @@
 """Virtual hosts: what an entrance does with the requests for a domain.
 
 Several VirtualServices may speak of one domain at a gateway, as in Istio. Their routes follow each
-other in the order of the objects' names, and the catch-alls of all come last. An entrance for which
-nobody speaks answers 404 (``UNIMPLEMENTED`` to gRPC). One without scopes has a virtual host without
-routes for that: Envoy waits for a first virtual host before it listens.
+other in the order in which the objects come, and the catch-alls of all come last. One that came
+through two gateways has its routes twice, for its rules may hold at one of them only. An entrance
+for which nobody speaks answers 404 (``UNIMPLEMENTED`` to gRPC). One without scopes has a virtual
+host without routes for that: Envoy waits for a first virtual host before it listens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,11 +32,13 @@ class Bound:
 
     Attributes:
         service: the object.
-        gateways: the gateways through which it came there.
+        gateway: the gateway through which it came there.
+        redirects: whether a server that it met there sends plain HTTP to HTTPS.
     """
 
     service: VirtualService
-    gateways: frozenset[GatewayName]
+    gateway: GatewayName
+    redirects: bool
 
 
 def virtual_host(
@@ -50,15 +53,16 @@ def virtual_host(
     Args:
         entrance: where requests come in.
         domain: what they ask for.
-        bound: the VirtualServices for it.
+        bound: the VirtualServices for it, in order.
         targets: all hosts.
         errors: takes what is found wrong.
     """
+    bound = tuple(bound)
     routes = [
         route
-        for each in sorted(bound, key=lambda each: _order(each.service))
+        for each in bound
         for route in routes_of(
-            each.service, Scope(each.gateways, entrance.port, entrance.tls, targets, errors)
+            each.service, Scope(each.gateway, entrance.port, entrance.tls, targets, errors)
         )
     ]
     host = route_components_pb2.VirtualHost(
@@ -66,10 +70,6 @@ def virtual_host(
         routes=sorted(routes, key=lambda route: is_catch_all(route.match)),
         include_request_attempt_count=True,
     )
-    if entrance.redirects(domain):
+    if domain in entrance.redirected or any(each.redirects for each in bound):
         host.require_tls = route_components_pb2.VirtualHost.ALL
     return domain_resources(entrance, domain, host)
-
-
-def _order(service: VirtualService) -> tuple[str, str]:
-    return service.name.namespace, service.name.name

@@ -411,7 +411,8 @@ class DestinationRule(Message):
         host: the host.
         traffic_policy: how it is called.
         subsets: parts of it.
-        export_to: ``*`` for every namespace, ``.`` for its own.
+        export_to: ``*`` for every namespace, ``.`` for its own; left out, it is ``*``, but Istio
+            merges only rules of a host that say the same.
     """
 
     REFUSED: ClassVar[Mapping[str, str]] = {
@@ -423,4 +424,4 @@ class DestinationRule(Message):
     host: HostName
     traffic_policy: TrafficPolicy | None = None
     subsets: tuple[Subset, ...] = ()
-    export_to: tuple[str, ...] = ("*",)
+    export_to: tuple[str, ...] = ()

@@ -133,6 +133,10 @@ class HttpMatchRequest(Message):
     ignore_uri_case: bool = False
     gateways: tuple[GatewayName, ...] = ()
 
+    def holds_at(self, gateway: GatewayName, port: int) -> bool:
+        """Whether the condition counts at a gateway, or in the mesh, and a port of it."""
+        return (not self.gateways or gateway in self.gateways) and self.port in (None, port)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRouteDestination(Message):
@@ -411,3 +415,10 @@ class VirtualService(Message):
     gateways: tuple[GatewayName, ...] = (MESH,)
     http: tuple[HttpRoute, ...] = ()
     export_to: tuple[str, ...] = ("*",)
+
+    def applies(self, gateway: GatewayName, port: int) -> bool:
+        """Whether any of the rules holds at a gateway, or in the mesh, and a port of it."""
+        return any(
+            not rule.match or any(match.holds_at(gateway, port) for match in rule.match)
+            for rule in self.http
+        )
