@@ -153,7 +153,7 @@ RULES = {
     ),
     "rewritten-slash": (
         [at({"prefix": "/a"}) | {"rewrite": {"uri": "/"}}],
-        {("/a/x", ()): "/x", ("/a", ()): "/"},
+        {("/a", ()): "/", ("/ab", ()): "/b"},
     ),
     "rewritten-regex": (
         [
@@ -273,7 +273,7 @@ async def test_users_stay_after_a_finished_shift(twin, hashed):
     for key in hashed:
         for user in range(10):
             header = (f"x-user-{key}", str(user))
-            taken = [await twin.call(DOMAIN, header) for _ in range(4)]
+            taken = [await twin.call(DOMAIN, header) for _ in range(12)]
             ours, istios = ({each[side].backend for each in taken} for side in (0, 1))
             assert (len(ours) == 1) == (len(istios) == 1), (key, user, ours, istios)
 
@@ -284,7 +284,7 @@ async def test_several_services_of_a_host_on_one_gateway_are_merged(twin):
     rest = virtual({"route": [to(host="web")], "rewrite": {"uri": "/rest"}}, name="a-all",
                    hosts=["web.test"])  # fmt: skip
     await twin.apply(gateway(twin.ours.port, protocol="HTTP"), web(twin), one, two, rest)
-    for path, arrives in {"/one": "/one", "/two": "/two", "/three": "/rest"}.items():
+    for path, arrives in {"/one": "/one", "/two": "/two", "/three": "/restthree"}.items():
         assert (await same_get(twin, "web.test", path)).said["path"] == arrives
 
 
@@ -316,12 +316,10 @@ async def test_a_redirect_of_all_hosts_leaves_those_that_are_served(twin):
 async def test_rules_of_other_proxies_are_not_merged(twin):
     """Two DestinationRules of a host, one for its own namespace only."""
     gate, host, public = vision(twin, ["v1"])
-    private = rule(None, ["v2"])
-    private["metadata"]["name"] = "private"
+    private = rule(None, [{"name": "v1", "labels": {"version": "v2"}}])
+    private["metadata"]["name"] = "another"
     private["spec"]["exportTo"] = ["."]
-    routed = virtual({"match": [{"headers": {"x-v": {"exact": "2"}}}], "route": [to("v2")]},
-                     {"route": [to("v1")]})  # fmt: skip
-    await twin.apply(gate, host, public, private, routed)
+    await twin.apply(gate, host, public, private, virtual({"route": [to("v1")]}))
     assert (await same_call(twin)).backend == "v1"
 
 
