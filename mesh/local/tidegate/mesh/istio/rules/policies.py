@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tidegate.mesh.istio import destination_rule as dr
-from tidegate.mesh.istio.rules.complaint import Complaint, at_most_one, export_to, twice
+from tidegate.mesh.istio.rules.complaint import Complaint, at_most_one, export_to, labels, twice
+from tidegate.mesh.istio.scalars import is_ip_address
 from tidegate.mesh.istio.shapes import Message
 
 __all__ = ["POLICY_RULES"]
@@ -12,9 +13,14 @@ __all__ = ["POLICY_RULES"]
 
 def _destination_rule(message: dr.DestinationRule) -> Iterator[Complaint]:
     if message.host.startswith("*"):
-        yield Complaint("host", "a rule is for one host", "write a rule for each host")
+        problem = "a wildcard is not supported: a rule is for one host"
+        yield Complaint("host", problem, "write a rule for each host")
+    if is_ip_address(message.host):
+        yield Complaint("host", "is an address and not a host", "name the host")
     names = [subset.name for subset in message.subsets]
     yield from twice(names, "subsets[{}].name", "subset")
+    for index, subset in enumerate(message.subsets):
+        yield from labels(subset.labels, f"subsets[{index}].labels")
     yield from export_to(message.export_to)
 
 
@@ -49,6 +55,9 @@ def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Complaint]:
         ("http_query_parameter_name", "httpQueryParameterName"),
         least=1,
     )
+    if message.use_source_ip is False:
+        fix = "write true, or hash something else"
+        yield Complaint("useSourceIp", "is not supported as false: nothing is hashed", fix)
     yield from at_most_one(
         message,
         ("ring_hash", "ringHash"),
