@@ -7,9 +7,9 @@ not see. The commands were found by asking an Envoy 1.40 about each word in its 
 import re
 from typing import Final
 
-__all__ = ["header_value_problem"]
+__all__ = ["EITHER", "WITHOUT_ARGUMENTS", "WITH_ARGUMENTS", "header_value_problem"]
 
-_WITHOUT_ARGUMENTS: Final = frozenset(
+WITHOUT_ARGUMENTS: Final = frozenset(
     """
     ACCESS_LOG_TYPE BYTES_RECEIVED BYTES_RETRANSMITTED BYTES_SENT CONNECTION_ID
     CONNECTION_TERMINATION_DETAILS CUSTOM_FLAGS DOWNSTREAM_CX_RTT
@@ -51,14 +51,14 @@ _WITHOUT_ARGUMENTS: Final = frozenset(
     UPSTREAM_WIRE_BYTES_SENT VIRTUAL_CLUSTER_NAME
     """.split()  # noqa: SIM905  # a list of a hundred lines is no easier to read
 )
-_WITH_ARGUMENTS: Final = frozenset(
+WITH_ARGUMENTS: Final = frozenset(
     """
     CEL CLUSTER_METADATA COALESCE COMMON_DURATION DYNAMIC_METADATA ENVIRONMENT FILTER_STATE
     METADATA PER_REQUEST_STATE QUERY_PARAM REQ REQUEST_HEADER RESP RESPONSE_HEADER RESPONSE_TRAILER
     STREAM_INFO_REQ TRAILER UPSTREAM_FILTER_STATE UPSTREAM_METADATA
     """.split()  # noqa: SIM905  # a list of a hundred lines is no easier to read
 )
-_EITHER: Final = frozenset(
+EITHER: Final = frozenset(
     """
     DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT
     DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT DOWNSTREAM_PEER_CERT_V_END DOWNSTREAM_PEER_CERT_V_START
@@ -81,11 +81,11 @@ def header_value_problem(value: str) -> str | None:
             continue
         if command is None:
             return "has a lone %; write it as %%"
-        if command in _WITH_ARGUMENTS:
+        if command in WITH_ARGUMENTS:
             if not arguments:
                 return f"lacks what %{command}% is asked for; write %{command}(NAME)%"
-        elif command not in _EITHER and command not in _WITHOUT_ARGUMENTS:
+        elif command not in EITHER and command not in WITHOUT_ARGUMENTS:
             return f"has %{command}%, which Envoy does not know; write % as %% for the character"
-        elif arguments and command in _WITHOUT_ARGUMENTS:
+        elif arguments and command in WITHOUT_ARGUMENTS:
             return f"gives %{command}% arguments, which it does not take; write %{command}%"
     return None
