@@ -39,7 +39,18 @@ COMMANDS = (
     *("%REQ(x-a)%", "%START_TIME(%Y)%", "100%%", "a%PROTOCOL%b%HOSTNAME%", "", "x", "%%x%%"),
     *("%ENVIRONMENT(X)%", "%PER_REQUEST_STATE(a)%", "%REQ(x-a?x-b)%", "%DYNAMIC_METADATA(a:b)%"),
 )
-NO_COMMANDS = ("%FOO%", "%", "5%", "%hostname%", "%REQ%", "%PROTOCOL(x)%", "% %", "%1A%", "%A%%B%")
+NO_COMMANDS = (
+    "%FOO%",
+    "%",
+    "5%",
+    "%hostname%",
+    "%REQ%",
+    "%PROTOCOL(x)%",
+    "% %",
+    "%1A%",
+    "%A%%B%",
+    "%REQ(a b)%",
+)
 
 
 def run_envoy(tmp_path, routes):

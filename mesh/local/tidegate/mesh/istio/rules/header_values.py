@@ -67,6 +67,11 @@ EITHER: Final = frozenset(
     UPSTREAM_PEER_CERT_V_END UPSTREAM_PEER_CERT_V_START UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT
     """.split()  # noqa: SIM905  # a list of a hundred lines is no easier to read
 )
+_OF_HEADERS: Final = frozenset(
+    "REQ REQUEST_HEADER RESP RESPONSE_HEADER RESPONSE_TRAILER STREAM_INFO_REQ TRAILER".split()  # noqa: SIM905
+)
+# One header, or one and another that is asked for instead.
+_HEADER_NAMES: Final = re.compile(r":?[\w!#$%&'*+.^`|~-]+(\?:?[\w!#$%&'*+.^`|~-]*)?", re.ASCII)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PERCENT: Final = re.compile(r"%(?:%|([A-Z0-9_]+)(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?%)?")
 
@@ -81,6 +86,8 @@ def header_value_problem(value: str) -> str | None:
             continue
         if command is None:
             return "has a lone %; write it as %%"
+        if command in _OF_HEADERS and arguments and not _HEADER_NAMES.fullmatch(arguments):
+            return f"asks %{command}% for {arguments!r}, which is no header; write its name"
         if command in WITH_ARGUMENTS:
             if not arguments:
                 return f"lacks what %{command}% is asked for; write %{command}(NAME)%"

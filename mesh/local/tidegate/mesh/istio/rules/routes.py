@@ -138,6 +138,8 @@ def _match(message: vs.HttpMatchRequest) -> Iterator[Complaint]:
         if name in ("uri", "scheme", "method", "authority"):
             fix = f"write '{name}' beside 'headers'"
             yield Complaint(f"headers.{name}", "is no header; Istio ignores it", fix)
+    if "" in message.query_params:
+        yield Complaint("queryParams", "has an empty name, which Envoy rejects", "name it")
     uri = message.uri
     if message.ignore_uri_case and (uri is None or uri.kind is StringMatchKind.REGEX):
         fix = "remove it; in a regex write (?i)"
