@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mesh_objects import entry, gateway, istio, text, to
+from mesh_objects import DOMAIN, VISION, body, entry, everywhere, gateway, istio, rule, text, to
 
 from tidegate.mesh.compiler import CompileErrors
+from tidegate.mesh.istio import IstioObjectErrors
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -83,3 +84,76 @@ async def test_envoy_takes_every_policy(mesh):
     found, count = await rejections(mesh, text(*others), rules)
     assert found == []
     assert count > 180
+
+
+async def test_endpoints_weigh_more_than_32_bits_together(mesh):
+    port = mesh.backends["v1"].port
+    most = 2**32 - 1
+    endpoints = [
+        {"address": address, "ports": {"main": port}, "weight": weight, "labels": {"version": "v1"}}
+        for address, weight in (("127.0.0.1", most), ("127.0.0.2", most), ("127.0.0.3", 1))
+    ]
+    found, _ = await rejections(
+        mesh, text(gateway(mesh.port), entry(endpoints), rule({}, ["v1"]), everywhere()), {}
+    )
+    assert found == []
+    made = body(mesh.compiled, "ENDPOINT", f"outbound|8500||{VISION}")
+    (group,) = made["endpoints"]
+    weights = [each["load_balancing_weight"] for each in group["lb_endpoints"]]
+    assert weights[0] == weights[1] > 1000
+    assert weights[2] == 1
+    assert sum(weights) == group["load_balancing_weight"] <= most
+
+
+@pytest.mark.parametrize(
+    "keepalive", [{"probes": 127}, {"time": "32767s"}, {"interval": "32767s"}], ids=str
+)
+async def test_connections_are_made_with_the_longest_keepalive_that_is_taken(mesh, keepalive):
+    policy = {"connectionPool": {"tcp": {"tcpKeepalive": keepalive}}}
+    hosts = entry({"v1": mesh.backends["v1"].port})
+    await mesh.apply(text(gateway(mesh.port), hosts, rule(policy, ["v1"]), everywhere()))
+    answer = await mesh.call(DOMAIN)
+    assert answer.backend == "v1", answer
+
+
+@pytest.mark.parametrize(
+    ("keepalive", "words"),
+    [
+        ({"probes": 128}, "probes: is more than the 127 of Linux; write fewer"),
+        ({"time": "32768s"}, "time: is longer than the 32767s of Linux; write a shorter time"),
+        ({"interval": "2562047h"}, "interval: is longer than the 32767s of Linux"),
+    ],
+    ids=str,
+)
+async def test_a_keepalive_with_which_no_connection_is_made_is_refused(mesh, keepalive, words):
+    policy = {"connectionPool": {"tcp": {"tcpKeepalive": keepalive}}}
+    with pytest.raises(IstioObjectErrors, match=f"connectionPool.tcp.tcpKeepalive.{words}"):
+        mesh.compile(text(rule(policy, ["v1"])))
+
+
+@pytest.mark.parametrize(
+    ("rule_", "path"),
+    [
+        (r'redirect: {uri: "/a\0b"}', "redirect.uri"),
+        (r'redirect: {authority: "a\nb"}', "redirect.authority"),
+        (r'rewrite: {uri: "/a\nb"}', "rewrite.uri"),
+        (r'rewrite: {authority: "a\rb"}', "rewrite.authority"),
+        (
+            r'rewrite: {uriRegexRewrite: {match: a, rewrite: "a\nb"}}',
+            "rewrite.uriRegexRewrite.rewrite",
+        ),
+        (r'headers: {request: {set: {"a\nb": x}}}', "headers.request.set"),
+        (r'headers: {response: {remove: ["a\nb"]}}', "headers.response.remove"),
+        ("match: [{queryParams: {'': {exact: a}}}]", "match[0].queryParams"),
+        ("headers: {response: {add: {a: '%FOO%'}}}", "headers.response.add.a"),
+    ],
+)
+async def test_what_istio_takes_and_envoy_rejects_is_refused(mesh, rule_, path):
+    route = "" if rule_.startswith("redirect") else "\n  route: [{destination: {host: a.b}}]"
+    spec = f"hosts: [a.b]\ngateways: [in]\nhttp:\n- {rule_}{route}\n"
+    with pytest.raises(IstioObjectErrors) as caught:
+        mesh.compile(written("VirtualService", 0, spec))
+    (problem,) = caught.value.problems
+    assert problem.path == f"spec.http[0].{path}"
+    assert "Envoy" in problem.problem
+    assert problem.line >= 8

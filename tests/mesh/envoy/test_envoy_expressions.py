@@ -38,6 +38,7 @@ COMMANDS = (
     *(f"%{name}%" for name in header_values.WITHOUT_ARGUMENTS | header_values.EITHER),
     *("%REQ(x-a)%", "%START_TIME(%Y)%", "100%%", "a%PROTOCOL%b%HOSTNAME%", "", "x", "%%x%%"),
     *("%ENVIRONMENT(X)%", "%PER_REQUEST_STATE(a)%", "%REQ(x-a?x-b)%", "%DYNAMIC_METADATA(a:b)%"),
+    *("%QUERY_PARAMS(ORIG)%", "%FILTER_STATE(a:PLAIN)%", "%UPSTREAM_FILTER_STATE(a)%"),
 )
 NO_COMMANDS = (
     "%FOO%",

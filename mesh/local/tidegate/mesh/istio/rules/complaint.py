@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tidegate.mesh.istio.scalars import is_label_name, is_label_value
 from tidegate.mesh.istio.shapes import Message
 
-__all__ = ["Complaint", "at_most_one", "export_to", "labels", "twice"]
+__all__ = ["Complaint", "at_most_one", "export_to", "labels", "on_one_line", "twice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,15 @@ def labels(found: Mapping[str, str], path: str) -> Iterator[Complaint]:
         if not is_label_value(value):
             fix = "use letters, 0-9, -, _ and dots, at most 63"
             yield Complaint(place, f"{value!r} is no value of a label", fix)
+
+
+def on_one_line(*texts: tuple[str, str | None]) -> Iterator[Complaint]:
+    """Texts, by their paths, that Envoy rejects for a line break or a zero byte."""
+    for path, text in texts:
+        if text is not None and not {"\0", "\r", "\n"}.isdisjoint(text):
+            yield Complaint(
+                path, "has a line break or a zero byte, which Envoy rejects", "remove it"
+            )
 
 
 def export_to(scopes: tuple[str, ...]) -> Iterator[Complaint]:

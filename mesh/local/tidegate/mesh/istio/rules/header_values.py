@@ -53,9 +53,9 @@ WITHOUT_ARGUMENTS: Final = frozenset(
 )
 WITH_ARGUMENTS: Final = frozenset(
     """
-    CEL CLUSTER_METADATA COALESCE COMMON_DURATION DYNAMIC_METADATA ENVIRONMENT FILTER_STATE
-    METADATA PER_REQUEST_STATE QUERY_PARAM REQ REQUEST_HEADER RESP RESPONSE_HEADER RESPONSE_TRAILER
-    STREAM_INFO_REQ TRAILER UPSTREAM_FILTER_STATE UPSTREAM_METADATA
+    CLUSTER_METADATA DYNAMIC_METADATA ENVIRONMENT FILTER_STATE PER_REQUEST_STATE QUERY_PARAM REQ
+    REQUEST_HEADER RESP RESPONSE_HEADER RESPONSE_TRAILER STREAM_INFO_REQ TRAILER
+    UPSTREAM_FILTER_STATE UPSTREAM_METADATA
     """.split()  # noqa: SIM905  # a list of a hundred lines is no easier to read
 )
 EITHER: Final = frozenset(
@@ -70,6 +70,13 @@ EITHER: Final = frozenset(
 _OF_HEADERS: Final = frozenset(
     "REQ REQUEST_HEADER RESP RESPONSE_HEADER RESPONSE_TRAILER STREAM_INFO_REQ TRAILER".split()  # noqa: SIM905
 )
+# What they ask for is an expression or a document of its own.
+_UNJUDGED: Final = ("CEL", "COALESCE", "COMMON_DURATION", "METADATA")
+_NARROW: Final = {
+    "FILTER_STATE": re.compile(r"[^:]+(:(PLAIN|TYPED))?"),
+    "QUERY_PARAMS": re.compile("ORIG|DECODED"),
+    "UPSTREAM_FILTER_STATE": re.compile(r"[^:]+(:(PLAIN|TYPED))?"),
+}
 # One header, or one and another that is asked for instead.
 _HEADER_NAMES: Final = re.compile(r":?[\w!#$%&'*+.^`|~-]+(\?:?[\w!#$%&'*+.^`|~-]*)?", re.ASCII)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -88,6 +95,10 @@ def header_value_problem(value: str) -> str | None:
             return "has a lone %; write it as %%"
         if command in _OF_HEADERS and arguments and not _HEADER_NAMES.fullmatch(arguments):
             return f"asks %{command}% for {arguments!r}, which is no header; write its name"
+        if command in _UNJUDGED:
+            return f"has %{command}%, which is not supported; use another command"
+        if command in _NARROW and arguments and not _NARROW[command].fullmatch(arguments):
+            return f"has {found[0]}, whose argument Envoy does not know; write another argument"
         if command in WITH_ARGUMENTS:
             if not arguments:
                 return f"lacks what %{command}% is asked for; write %{command}(NAME)%"

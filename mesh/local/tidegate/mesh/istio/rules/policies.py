@@ -1,14 +1,19 @@
 """Rules for a DestinationRule and what is in it."""
 
+import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tidegate.mesh.istio import destination_rule as dr
 from tidegate.mesh.istio.rules.complaint import Complaint, at_most_one, export_to, labels, twice
-from tidegate.mesh.istio.scalars import is_ip_address
+from tidegate.mesh.istio.scalars import duration_text, is_ip_address
 from tidegate.mesh.istio.shapes import Message
 
 __all__ = ["POLICY_RULES"]
+
+
+_MOST_PROBES = 127
+_LONGEST_KEEPALIVE = dt.timedelta(seconds=32_767)
 
 
 def _destination_rule(message: dr.DestinationRule) -> Iterator[Complaint]:
@@ -82,6 +87,17 @@ def _connection_pool(message: dr.ConnectionPool) -> Iterator[Complaint]:
         yield Complaint("", "limits nothing", "add 'http' or 'tcp'")
 
 
+def _keepalive(message: dr.TcpKeepalive) -> Iterator[Complaint]:
+    """Options of sockets that Linux refuses: no connection is made with them."""
+    if message.probes is not None and message.probes > _MOST_PROBES:
+        yield Complaint("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
+    for name in ("time", "interval"):
+        length = getattr(message, name)
+        if length is not None and length > _LONGEST_KEEPALIVE:
+            longest = duration_text(_LONGEST_KEEPALIVE)
+            yield Complaint(name, f"is longer than the {longest} of Linux", "write a shorter time")
+
+
 def _http_settings(message: dr.HttpSettings) -> Iterator[Complaint]:
     if message.use_client_protocol and message.h2_upgrade_policy is dr.H2UpgradePolicy.UPGRADE:
         fix = "remove one"
@@ -126,6 +142,7 @@ POLICY_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
     dr.Maglev: _maglev,
     dr.Warmup: _warmup,
     dr.ConnectionPool: _connection_pool,
+    dr.TcpKeepalive: _keepalive,
     dr.HttpSettings: _http_settings,
     dr.Http2KeepAlive: _keep_alive,
     dr.OutlierDetection: _outlier_detection,

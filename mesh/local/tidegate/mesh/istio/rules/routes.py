@@ -6,7 +6,13 @@ from typing import Any
 
 from tidegate.mesh.istio import virtual_service as vs
 from tidegate.mesh.istio.names import MESH
-from tidegate.mesh.istio.rules.complaint import Complaint, at_most_one, export_to, twice
+from tidegate.mesh.istio.rules.complaint import (
+    Complaint,
+    at_most_one,
+    export_to,
+    on_one_line,
+    twice,
+)
 from tidegate.mesh.istio.rules.header_values import header_value_problem
 from tidegate.mesh.istio.scalars import is_header_name, is_ip_address
 from tidegate.mesh.istio.shapes import HostName, Message, StringMatchKind
@@ -113,6 +119,7 @@ def _headers(message: vs.Headers) -> Iterator[Complaint]:
             changed: Iterable[str] = getattr(operations, verb)
             for name in changed:
                 path = f"{way}.{verb}"
+                yield from on_one_line((path, name))
                 allowed = way == "request" and verb != "remove" and _is_authority(name)
                 if not allowed and (not name or name.startswith(":") or name.lower() == "host"):
                     yield Complaint(path, f"cannot change the header {name!r}", "remove it")
@@ -160,13 +167,17 @@ def _redirect(message: vs.HttpRedirect) -> Iterator[Complaint]:
     parts = ("uri", "authority", "scheme", "port", "derive_port")
     if all(getattr(message, name) is None for name in parts):
         yield Complaint("", "says nothing of where to", "add uri, authority, scheme or port")
+    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     if message.scheme not in (None, "http", "https"):
         yield Complaint("scheme", f"cannot be {message.scheme!r}", "write http or https")
 
 
 def _rewrite(message: vs.HttpRewrite) -> Iterator[Complaint]:
     yield from at_most_one(message, ("uri", "uri"), ("uri_regex_rewrite", "uriRegexRewrite"))
+    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     pattern = message.uri_regex_rewrite
+    if pattern is not None:
+        yield from on_one_line(("uriRegexRewrite.rewrite", pattern.rewrite))
     if pattern is not None and not pattern.rewrite:
         fix = "write by what; to remove a part of the path, keep the rest as a group"
         yield Complaint("uriRegexRewrite", "lacks 'rewrite', which may not be empty", fix)
