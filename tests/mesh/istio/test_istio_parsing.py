@@ -432,3 +432,18 @@ def test_merge_keys_and_anchors_are_read():
         ("127.0.0.1", "v1"),
         ("127.0.0.1", "v2"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ("{<<: text, address: 127.0.0.1}", "is not YAML: expected a mapping or list of mappings"),
+        ("{<<: [text], address: 127.0.0.1}", "is not YAML: expected a mapping for merging"),
+    ],
+)
+def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):
+    spec = f"{HEAD[Kind.SERVICE_ENTRY]}ports: [{{number: 80, name: g}}]\nendpoints: [{endpoint}]"
+    good = manifest(Kind.WORKLOAD_ENTRY, "address: 127.0.0.1")
+    parsed = parse_part(f"{manifest(Kind.SERVICE_ENTRY, spec)}---\n{good}", "x")
+    assert [(each.line, each.problem[: len(words)]) for each in parsed.problems] == [(10, words)]
+    assert [each.object.name.kind for each in parsed.objects] == [Kind.WORKLOAD_ENTRY]

@@ -257,6 +257,9 @@ def _read_header(node: Node, path: str, reading: Reading) -> Any:
     text = _read_text(node, path, reading)
     if text is NOTHING or is_header_name(text.lower()):
         return text if text is NOTHING else text.lower()
+    if text.lower().startswith("@request.auth.claims"):
+        problem = "is not supported: claims of tokens are not read"
+        return reading.refuse(node, path, problem, "let clients send a header")
     return reading.refuse(node, path, f"{text!r} is not a header", "write it like x-user-tier")
 
 

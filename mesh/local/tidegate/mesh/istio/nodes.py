@@ -123,10 +123,17 @@ def entries(node: MappingNode) -> tuple[dict[str, tuple[Node, Node]], list[Dupli
     """The keys and values of a mapping by key, and the keys that it has twice.
 
     Merge keys (``<<``) are merged, as Kubernetes' parser does.
+
+    Raises:
+        YamlSyntaxError: what is to be merged is not a mapping.
     """
     if any(key.tag == f"{_TAG}merge" for key, _ in node.value):
         merged = MappingNode(node.tag, list(node.value), node.start_mark, node.end_mark)
-        SafeConstructor().flatten_mapping(merged)
+        try:
+            SafeConstructor().flatten_mapping(merged)
+        except yaml.MarkedYAMLError as error:
+            place = error.problem_mark or node.start_mark
+            raise YamlSyntaxError(place.line + 1, str(error.problem)) from error
         # What stands in the mapping itself comes last and wins.
         return {str(key.value): (key, value) for key, value in merged.value}, []
     found: dict[str, tuple[Node, Node]] = {}

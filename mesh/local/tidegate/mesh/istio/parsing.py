@@ -164,8 +164,11 @@ def parse_part(text: str, source: str, lines_before: int = 0) -> Parsed:
         parsed.refuse(error.line, "", "", f"is not YAML: {error.problem}", "mend it")
         return parsed
     for document in documents:
-        for node in _flat(document):
-            _read_document(node, parsed)
+        try:
+            for node in _flat(document):
+                _read_document(node, parsed)
+        except YamlSyntaxError as error:
+            parsed.refuse(error.line, "", "", f"is not YAML: {error.problem}", "mend it")
     return parsed
 
 
