@@ -178,7 +178,7 @@ def kind_of(node: Node) -> str:
         return "a mapping"
     if isinstance(node, SequenceNode):
         return "a list"
-    return _KINDS.get(node.tag, f"a value with the tag {node.tag.replace(_TAG, '!!')}")
+    return _KINDS.get(node.tag) or f"a value with the tag {node.tag.replace(_TAG, '!!')}"
 
 
 def number_of(node: Node) -> int | float | None:

@@ -81,6 +81,7 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
     return _FIELDS[message]
 
 
+@functools.cache
 def annotations_of(message: type[Message]) -> type:
     """The kind of an object's annotations."""
     kind: type = typing.get_type_hints(message)["annotations"]
