@@ -447,3 +447,10 @@ def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):
     parsed = parse_part(f"{manifest(Kind.SERVICE_ENTRY, spec)}---\n{good}", "x")
     assert [(each.line, each.problem[: len(words)]) for each in parsed.problems] == [(10, words)]
     assert [each.object.name.kind for each in parsed.objects] == [Kind.WORKLOAD_ENTRY]
+
+
+def test_an_empty_list_is_one_that_is_not_there():
+    spec = "hosts: [a.b]\ngateways: []\nexportTo: []\nhttp: [{match: [], redirect: {uri: /}}]"
+    service = parse(manifest(Kind.VIRTUAL_SERVICE, spec), "x")[VISION]
+    assert service.gateways == ("mesh",)
+    assert service.export_to == ("*",)

@@ -32,6 +32,7 @@ from tidegate.mesh.istio.scalars import (
     is_label_name,
     is_label_value,
     is_object_name,
+    is_time,
 )
 
 __all__ = ["Ignored", "Parsed", "ParsedObject", "named_twice", "parse", "parse_part", "parts"]
@@ -284,9 +285,19 @@ def _check_metadata(
             fix = "use a-z, 0-9 and -"
             problem = f"cannot be {name.namespace!r}"
             reading.refuse(where, "metadata.namespace", problem, fix)
+    for field_name in ("creationTimestamp", "deletionTimestamp"):
+        if field_name in found:
+            _check_time(found[field_name][1], f"metadata.{field_name}", reading)
     for field_name, checks_value in (("labels", is_label_value), ("annotations", None)):
         if field_name in found:
             _check_texts(found[field_name][1], f"metadata.{field_name}", checks_value, reading)
+
+
+def _check_time(node: Node, path: str, reading: Reading) -> None:
+    text = LEAVES[str](node, path, reading)
+    if text is not NOTHING and not is_time(text):
+        fix = "write it like 2026-01-31T12:00:00Z, or remove it"
+        reading.refuse(node, path, f"{text!r} is not a time", fix)
 
 
 def _check_texts(

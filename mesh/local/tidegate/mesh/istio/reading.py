@@ -147,6 +147,9 @@ def _read_fields(
             value = _reader(shape.type)(value_node, join(path, key), reading)
             if value is NOTHING:
                 whole = False
+            elif value == () and not shape.required:
+                # To Istio an empty list is one that is not there: `gateways: []` is the mesh.
+                pass
             elif value != "":
                 values[shape.name] = value
             elif shape.required:

@@ -16,6 +16,7 @@ __all__ = [
     "is_label_value",
     "is_object_name",
     "is_subdomain",
+    "is_time",
     "parse_duration",
 ]
 
@@ -38,6 +39,7 @@ _HEADER = re.compile(r":(method|scheme|authority|path)|[a-z0-9!#$%&'*+.^_`|~-]+"
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def parse_duration(text: str) -> dt.timedelta | None:
@@ -103,6 +105,15 @@ def is_label_name(text: str) -> bool:
 def is_label_value(text: str) -> bool:
     """Whether Kubernetes takes a text as the value of a label; it may be empty."""
     return _QUALIFIED.fullmatch(text) is not None
+
+
+def is_time(text: str) -> bool:
+    """Whether a text is a time as Kubernetes writes it (RFC 3339)."""
+    try:
+        dt.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return _TIME.fullmatch(text) is not None
 
 
 def is_header_name(name: str) -> bool:
