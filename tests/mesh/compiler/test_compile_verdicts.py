@@ -4,6 +4,7 @@ The values are those of `verdicts.yaml`, which a real cluster judged too. Each m
 its own, for a domain of its own, and all of one kind go to Envoy at once: it rejects all for one.
 """
 
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mesh_objects import DOMAIN, VISION, body, entry, everywhere, gateway, istio
 
 from tidegate.mesh.compiler import CompileErrors
 from tidegate.mesh.istio import IstioObjectErrors
+from tidegate.mesh.istio.rules.places import CIPHERS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -157,3 +159,29 @@ async def test_what_istio_takes_and_envoy_rejects_is_refused(mesh, rule_, path):
     assert problem.path == f"spec.http[0].{path}"
     assert "Envoy" in problem.problem
     assert problem.line >= 8
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    """A server's settings with a certificate."""
+    cert, key = (tmp_path_factory.mktemp("tls") / each for each in ("cert.pem", "key.pem"))
+    made = ("openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-days", "2")
+    files = ("-subj", "/CN=a.test", "-keyout", key, "-out", cert)
+    subprocess.run([*made, *files], check=True, capture_output=True)
+    return {"mode": "SIMPLE", "serverCertificate": str(cert), "privateKey": str(key)}
+
+
+async def test_envoy_knows_every_cipher_suite_that_is_taken(mesh, tls):
+    for suite in (*sorted(CIPHERS), "[AES128-SHA|AES256-SHA]"):
+        secured = gateway(mesh.port, protocol="HTTPS", tls=tls | {"cipherSuites": [suite]})
+        hosts = entry({"v1": mesh.backends["v1"].port})
+        await mesh.apply(text(secured, hosts, rule({}, ["v1"]), everywhere()))
+
+
+@pytest.mark.parametrize("suite", ["FOO", "TLS_AES_128_GCM_SHA256", "aes128-sha", "[AES128-SHA|X]"])
+async def test_a_cipher_suite_for_which_envoy_rejects_a_listener_is_refused(mesh, tls, suite):
+    made = gateway(mesh.port, protocol="HTTPS", tls=tls | {"cipherSuites": [suite]})
+    with pytest.raises(
+        IstioObjectErrors, match=r"tls.cipherSuites\[0\]: .* that Envoy knows; known"
+    ):
+        mesh.compile(text(made))

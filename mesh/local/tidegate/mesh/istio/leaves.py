@@ -200,7 +200,8 @@ def _read_regex(node: Node, path: str, reading: Reading) -> Any:
     problem = None if text is NOTHING else regex_problem(text)
     if problem is None:
         return text
-    return reading.refuse(node, path, f"{text!r} {problem}", "write an RE2 expression")
+    fix = "write '.*', or {} to ask for presence" if text == "*" else "write an RE2 expression"
+    return reading.refuse(node, path, f"{text!r} {problem}", fix)
 
 
 def _read_host(node: Node, path: str, reading: Reading) -> Any:

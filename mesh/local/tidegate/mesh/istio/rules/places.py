@@ -9,7 +9,19 @@ from tidegate.mesh.istio.rules.complaint import Complaint, export_to, labels, tw
 from tidegate.mesh.istio.scalars import is_host_label, is_ip_address, is_subdomain
 from tidegate.mesh.istio.shapes import Message
 
-__all__ = ["PLACE_RULES"]
+__all__ = ["CIPHERS", "PLACE_RULES"]
+
+CIPHERS = frozenset(
+    {
+        *(f"ECDHE-{key}-AES128-GCM-SHA256" for key in ("ECDSA", "RSA")),
+        *(f"ECDHE-{key}-AES256-GCM-SHA384" for key in ("ECDSA", "RSA")),
+        *(f"ECDHE-{key}-CHACHA20-POLY1305" for key in ("ECDSA", "RSA")),
+        *(f"ECDHE-{key}-AES{bits}-SHA" for key in ("ECDSA", "RSA") for bits in (128, 256)),
+        *("AES128-GCM-SHA256", "AES256-GCM-SHA384", "AES128-SHA", "AES256-SHA", "DES-CBC3-SHA"),
+        "ALL",
+    }
+)
+"""What Envoy knows of TLS 1.2, by OpenSSL's words; it may also stand in a group, ``[A|B]``."""
 
 
 def _gateway(message: gw.Gateway) -> Iterator[Complaint]:
@@ -52,6 +64,11 @@ def _server(message: gw.Server) -> Iterator[Complaint]:
 
 
 def _server_tls(message: gw.ServerTls) -> Iterator[Complaint]:
+    yield from _ciphers(message.cipher_suites)
+    versions = (message.max_protocol_version, message.min_protocol_version)
+    if versions == (gw.TlsVersion.TLSV1_2, gw.TlsVersion.TLSV1_3):
+        fix = "write a newer maxProtocolVersion"
+        yield Complaint("minProtocolVersion", "is newer than maxProtocolVersion", fix)
     if message.mode is not gw.ServerTlsMode.MUTUAL:
         if message.ca_crl or message.ca_certificates or message.subject_alt_names:
             problem = "clients' certificates are checked in mode MUTUAL only"
@@ -64,6 +81,17 @@ def _server_tls(message: gw.ServerTls) -> Iterator[Complaint]:
     for name, yaml in needed:
         if getattr(message, name) is None:
             yield Complaint(yaml, f"is missing in mode {message.mode.value}", "name its file")
+
+
+def _ciphers(suites: tuple[str, ...]) -> Iterator[Complaint]:
+    """Names for which Envoy rejects a listener; Istio leaves them out."""
+    for index, suite in enumerate(suites):
+        group = suite[1:-1].split("|") if suite.startswith("[") and suite.endswith("]") else [suite]
+        for name in group:
+            if name not in CIPHERS:
+                fix = f"known are {', '.join(sorted(CIPHERS))}"
+                problem = f"{name!r} is no cipher suite of TLS 1.2 that Envoy knows"
+                yield Complaint(f"cipherSuites[{index}]", problem, fix)
 
 
 def _service_entry(message: se.ServiceEntry) -> Iterator[Complaint]:
