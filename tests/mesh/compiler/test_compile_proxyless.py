@@ -72,7 +72,7 @@ async def test_load_balancers_that_grpc_does_not_know_are_round_robin(mesh, visi
     for policy in (
         {"loadBalancer": {"simple": "LEAST_REQUEST"}},
         {"loadBalancer": {"simple": "RANDOM"}},
-        {"loadBalancer": {"consistentHash": {"httpHeaderName": "u", "maglev": {}}}},
+        {"loadBalancer": {"consistentHash": {"httpHeaderName": "u", "maglev": {"tableSize": 251}}}},
         {"outlierDetection": {"consecutive5xxErrors": 1}},
         {"connectionPool": {"http": {"http2MaxRequests": 500, "idleTimeout": "9s"}}},
     ):

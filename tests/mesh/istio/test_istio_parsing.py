@@ -61,7 +61,7 @@ def test_virtual_service_is_read_with_full_names_and_typed_values():
             retries: {attempts: 0}
             mirrors: [{destination: {host: vision, subset: v3}, percentage: {value: 0.5}}]
     """
-    sticky = "annotations: {tidegate.dev/sticky: 'header:X-User-ID', other/x: y}\n"
+    sticky = "annotations: {tidegate.dev/sticky: 'header:X-User-ID', other/x: z}\n"
     service = parse(manifest(Kind.VIRTUAL_SERVICE, text, sticky), "x")[VISION]
     assert service.hosts == ("vision.models.svc.cluster.local", "vision.example.com")
     assert service.gateways == ("models/ingress", "edge/public", "mesh")
@@ -109,7 +109,9 @@ def test_destination_rule_is_read():
     ("body", "path", "words"),
     [
         ("weigth: 1", "weigth", "is not a field here; known are name, match, route"),
-        ("timeout: 5", "timeout", "'5' is not a duration; write it like 1.5s, 250ms or 2m"),
+        ("timeout: 5", "timeout", "is a number '5'; must be a duration such as 1.5s"),
+        ("timeout: 5d", "timeout", "'5d' is not a duration; write it like 1.5s, 250ms or 2m"),
+        ("timeout: 1500us", "timeout", "1500us has parts of a millisecond; write whole milliseco"),
         ("timeout: 10us", "timeout", "cannot be .*; at least 1ms"),
         ("timeout: {s: 1}", "timeout", "is a mapping; must be a duration"),
         ("delegate: {name: x}", "delegate", "is not supported: routes of several objects are not"),
@@ -119,11 +121,19 @@ def test_destination_rule_is_read():
         (
             "match: [{uri: {regex: '(?!a)b'}}]",
             "match[0].uri.regex",
-            "is not RE2, which has no look",
+            "is not RE2: invalid perl operator: ",
         ),
-        (r"match: [{uri: {regex: '(a)\1'}}]", "match[0].uri.regex", "no references back"),
-        ("match: [{uri: {regex: 'a{1001}'}}]", "match[0].uri.regex", "repeats at most 1000 times"),
-        ("match: [{uri: {regex: 'a('}}]", "match[0].uri.regex", "is not a regular expression"),
+        (
+            r"match: [{uri: {regex: '(a)\1'}}]",
+            "match[0].uri.regex",
+            "is not RE2: invalid escape sequence",
+        ),
+        (
+            "match: [{uri: {regex: 'a{1001}'}}]",
+            "match[0].uri.regex",
+            "is not RE2: invalid repetition size",
+        ),
+        ("match: [{uri: {regex: 'a('}}]", "match[0].uri.regex", "is not RE2: missing [)]: a"),
         ("match: [{uri: {exact: a, prefix: b}}]", "match[0].uri", "has 2 conditions; write one of"),
         (
             "match: [{headers: {uri: {exact: a}}}]",
@@ -152,7 +162,11 @@ def test_destination_rule_is_read():
         ("redirect: {uri: /x}", "redirect", "cannot stand beside 'route'; keep one of route, re"),
         ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "no method of HTTP"),
         ("headers: {request: {set: {':path': x}}}", "headers.request.set", "cannot change the hea"),
-        ("headers: {response: {add: {a: '5%'}}}", "headers.response.add.a", "write % as %%"),
+        (
+            "headers: {response: {add: {a: '5%'}}}",
+            "headers.response.add.a",
+            "has a lone %; write it as %%",
+        ),
         ("name: 5", "name", "must be text, not a number; quote it: '5'"),
         ("timeout: 1s\ntimeout: 2s", "timeout", "stands twice; keep one"),
     ],
@@ -175,7 +189,7 @@ def test_mistake_in_a_route_is_named_with_its_fix(body, path, words):
         ("route: [{destination: {host: a_b}}]", ".route[0].destination.host", "is not a host"),
         ("route: [{destination: {host: '*'}}]", ".route[0].destination.host", "is one host"),
         (
-            "route: [{destination: {host: a, subset: V1}}]",
+            "route: [{destination: {host: a, subset: V_1}}]",
             ".route[0].destination.subset",
             "is not a name of a subset",
         ),
@@ -382,10 +396,10 @@ def test_lists_are_opened_and_other_kinds_are_passed_over_by_name():
         ("apiVersion: networking.istio.io/v1\nkind: EnvoyFilter", "EnvoyFilter: kind: is not supp"),
         (
             (
-                "apiVersion: networking.istio.io/v1alpha3\nkind: WorkloadEntry\n"
+                "apiVersion: networking.istio.io/v2\nkind: WorkloadEntry\n"
                 "metadata: {name: a}\nspec: {address: 127.0.0.1}"
             ),
-            "v1alpha3 is not supported; write networking.istio.io/v1; the fields are the same",
+            "v2 is no version of Istio's; known are networking.istio.io/v1, networking.is",
         ),
         ("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a}", "spec: is miss"),
         ("apiVersion: networking.istio.io/v1\nkind: Gateway\nspec: {servers: []}", "metadata.name"),
@@ -418,3 +432,25 @@ def test_merge_keys_and_anchors_are_read():
         ("127.0.0.1", "v1"),
         ("127.0.0.1", "v2"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "words"),
+    [
+        ("{<<: text, address: 127.0.0.1}", "is not YAML: expected a mapping or list of mappings"),
+        ("{<<: [text], address: 127.0.0.1}", "is not YAML: expected a mapping for merging"),
+    ],
+)
+def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):
+    spec = f"{HEAD[Kind.SERVICE_ENTRY]}ports: [{{number: 80, name: g}}]\nendpoints: [{endpoint}]"
+    good = manifest(Kind.WORKLOAD_ENTRY, "address: 127.0.0.1")
+    parsed = parse_part(f"{manifest(Kind.SERVICE_ENTRY, spec)}---\n{good}", "x")
+    assert [(each.line, each.problem[: len(words)]) for each in parsed.problems] == [(10, words)]
+    assert [each.object.name.kind for each in parsed.objects] == [Kind.WORKLOAD_ENTRY]
+
+
+def test_an_empty_list_is_one_that_is_not_there():
+    spec = "hosts: [a.b]\ngateways: []\nexportTo: []\nhttp: [{match: [], redirect: {uri: /}}]"
+    service = parse(manifest(Kind.VIRTUAL_SERVICE, spec), "x")[VISION]
+    assert service.gateways == ("mesh",)
+    assert service.export_to == ("*",)

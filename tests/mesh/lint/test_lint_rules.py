@@ -154,7 +154,7 @@ MISTAKES = [
     (
         "host-not-at-gateway",
         "spec.hosts[0]",
-        {'hosts: ["*.example.com"]': 'hosts: ["other/*.example.com", models/a]'},
+        {'hosts: ["*.example.com"]': 'hosts: ["other/*.example.com", models/a.test]'},
     ),
     ("unknown-virtual-host", "spec.hosts[0]", {"gateways: [ingress]": "gateways: [ingress, mesh]"}),
     (
@@ -366,7 +366,10 @@ def test_service_of_kubernetes_defines_a_host(tmp_path):
         ("{uri: {prefix: /a}}", "{uri: {regex: /a.*}}", False),
         ("{uri: {regex: .*}}", "{uri: {exact: /a}}", True),
         ("{headers: {x: {}}}", "{headers: {x: {exact: a}}}", True),
-        ("{headers: {x: {}}}", "{headers: {y: {exact: a}}}", False),
+        ("{uri: {regex: '/a/(?i)b'}}", "{uri: {exact: /a/B}}", True),
+        ("{uri: {regex: '/a/(?i)b'}}", "{uri: {exact: /A/b}}", False),
+        ("{uri: {regex: '/a'}}", "{uri: {exact: /a/b}}", False),
+        ("{headers: {x: {}}}", "{headers: {z: {exact: a}}}", False),
         ("{uri: {prefix: /}, headers: {x: {}}}", "{uri: {prefix: /}}", False),
         ("{uri: {prefix: /a}}", "{uri: {prefix: /a}, headers: {x: {}}}", True),
         ("{withoutHeaders: {x: {}}}", "{uri: {prefix: /a}}", False),

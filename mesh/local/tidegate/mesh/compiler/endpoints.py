@@ -5,7 +5,7 @@ streams end by themselves. Labels go along: under ``envoy.lb`` as they are, and 
 ``workload;namespace;canonical name;canonical revision;cluster``, which is what telemetry reads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from envoy.config.core.v3 import base_pb2, health_check_pb2
@@ -28,6 +28,7 @@ _HEALTH: Final[Mapping[EndpointState, int]] = {
     EndpointState.UNHEALTHY: health_check_pb2.UNHEALTHY,
     EndpointState.DRAINING: health_check_pb2.DRAINING,
 }
+_GREATEST_TOTAL: Final = 2**32 - 1
 _UNKNOWN: Final[int] = health_check_pb2.UNKNOWN
 _CANONICAL_NAME: Final = (
     "service.istio.io/canonical-name",
@@ -50,15 +51,23 @@ def assignment(
         cluster_name=cluster_name(target.service.host, port.number, subset)
     )
     if endpoints:
+        weights = _in_32_bits([each.weight for each in endpoints])
         # gRPC clients want a locality with a weight, and take no endpoints without.
         group = result.endpoints.add(
             locality=base_pb2.Locality(),
-            load_balancing_weight=UInt32Value(value=sum(each.weight for each in endpoints)),
+            load_balancing_weight=UInt32Value(value=sum(weights)),
         )
         group.lb_endpoints.extend(
-            _endpoint(each, _health(target, each, states)) for each in endpoints
+            _endpoint(each, weight, _health(target, each, states))
+            for each, weight in zip(endpoints, weights, strict=True)
         )
     return result
+
+
+def _in_32_bits(weights: Sequence[int]) -> Sequence[int]:
+    """The weights, or smaller ones of the same proportions: Envoy keeps their sum in 32 bits."""
+    parts = -(-sum(weights) // (_GREATEST_TOTAL - len(weights)))
+    return weights if parts <= 1 else [max(1, weight // parts) for weight in weights]
 
 
 def _health(target: Target, endpoint: Endpoint, states: EndpointStates) -> int:
@@ -68,13 +77,13 @@ def _health(target: Target, endpoint: Endpoint, states: EndpointStates) -> int:
     return _HEALTH[states.get(endpoint.key, unseen)]
 
 
-def _endpoint(endpoint: Endpoint, health: int) -> endpoint_components_pb2.LbEndpoint:
+def _endpoint(endpoint: Endpoint, weight: int, health: int) -> endpoint_components_pb2.LbEndpoint:
     return endpoint_components_pb2.LbEndpoint(
         endpoint=endpoint_components_pb2.Endpoint(
             address=socket_address(endpoint.address, endpoint.port)
         ),
         health_status=health,
-        load_balancing_weight=UInt32Value(value=endpoint.weight),
+        load_balancing_weight=UInt32Value(value=weight),
         metadata=base_pb2.Metadata(
             filter_metadata={
                 "envoy.lb": _struct(endpoint.labels),

@@ -62,8 +62,11 @@ _CONNECT_TIMEOUT = timedelta(seconds=1)
 _PING_INTERVAL, _PING_TIMEOUT = timedelta(seconds=15), timedelta(seconds=5)
 
 # Envoy would send five spans at once, which costs the collector more than the spans do, and what is
-# left after five seconds, when whoever asks for the last trace has looked already.
+# left after five seconds, when whoever asks for the last trace has looked already. Its own
+# limit for an expression, of 100 RE2 instructions, would reject a response for a longer one; this
+# is the limit of Istio's bootstrap.
 _RUNTIME: Final = {
+    "re2.max_program_size.error_level": 32_768,
     "tracing.opentelemetry.flush_interval_ms": 500,
     "tracing.opentelemetry.min_flush_spans": 512,
 }

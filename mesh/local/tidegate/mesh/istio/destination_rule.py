@@ -95,7 +95,7 @@ class Maglev(Message):
         table_size: places in the table, a prime.
     """
 
-    table_size: Annotated[int, Range(2, 5_000_011)] = 65537
+    table_size: Annotated[int, Range(2, 5_000_010)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class ConsistentHash(Message):
 
     http_header_name: HeaderName | None = None
     http_cookie: HttpCookie | None = None
-    use_source_ip: bool = False
+    use_source_ip: bool | None = None
     http_query_parameter_name: str | None = None
     ring_hash: RingHash | None = None
     maglev: Maglev | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from tidegate.mesh.istio.annotations import NoAnnotations
 from tidegate.mesh.istio.names import ObjectName
-from tidegate.mesh.istio.shapes import Message, Range
+from tidegate.mesh.istio.shapes import AnyCase, Message, Range
 
 __all__ = [
     "Gateway",
@@ -20,8 +20,8 @@ __all__ = [
 ]
 
 
-class GatewayProtocol(enum.Enum):
-    """What is spoken at a port of a gateway."""
+class GatewayProtocol(AnyCase):
+    """What is spoken at a port of a gateway; Istio takes any case of letters."""
 
     HTTP = "HTTP"
     HTTP2 = "HTTP2"

@@ -12,14 +12,22 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode
 
+from tidegate.mesh.istio.expressions import regex_problem
 from tidegate.mesh.istio.names import full_gateway_name, full_host_name
-from tidegate.mesh.istio.nodes import entries, is_null, kind_of, line_of
+from tidegate.mesh.istio.nodes import (
+    entries,
+    is_null,
+    kind_of,
+    line_of,
+    number_of,
+    truth_of,
+)
 from tidegate.mesh.istio.scalars import (
     is_header_name,
-    is_label,
+    is_host_label,
+    is_ip_address,
     is_subdomain,
     parse_duration,
-    regex_problem,
 )
 from tidegate.mesh.istio.shapes import (
     GatewayName,
@@ -39,6 +47,7 @@ __all__ = [
     "Reading",
     "join",
     "meant",
+    "read_key",
     "read_optional_match",
     "wrong_kind",
 ]
@@ -98,40 +107,40 @@ def join(path: str, key: str) -> str:
 def _read_text(node: Node, path: str, reading: Reading) -> Any:
     if not isinstance(node, ScalarNode):
         return wrong_kind(node, path, reading, "text")
-    # A bare date is text to Kubernetes too.
-    if node.tag in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"):
+    if kind_of(node) == "text":
         return str(node.value)
     return reading.refuse(
         node, path, f"must be text, not {kind_of(node)}", f"quote it: '{node.value}'"
     )
 
 
+def read_key(read: Read, node: Node, path: str, reading: Reading) -> Any:
+    """The key of a map.
+
+    JSON's keys are texts: Kubernetes' parser writes a number as one (``1``), but in its own way.
+    """
+    if isinstance(node, ScalarNode) and str(number_of(node)) == node.value:
+        node = ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark, node.end_mark)
+    return read(node, path, reading)
+
+
 def _read_int(node: Node, path: str, reading: Reading) -> Any:
-    if node.tag == "tag:yaml.org,2002:int":
-        try:
-            return int(str(node.value).replace("_", ""), 0)
-        except ValueError:
-            pass
-    return wrong_kind(node, path, reading, "a whole number")
+    number = number_of(node)
+    return number if isinstance(number, int) else wrong_kind(node, path, reading, "a whole number")
 
 
 def _read_float(node: Node, path: str, reading: Reading) -> Any:
-    if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
-        try:
-            return float(str(node.value).replace("_", ""))
-        except ValueError:
-            pass
-    return wrong_kind(node, path, reading, "a number")
+    number = number_of(node)
+    return wrong_kind(node, path, reading, "a number") if number is None else float(number)
 
 
 def _read_bool(node: Node, path: str, reading: Reading) -> Any:
-    if node.tag == "tag:yaml.org,2002:bool":
-        return str(node.value).lower() in ("true", "yes", "on")
-    return wrong_kind(node, path, reading, "true or false")
+    truth = truth_of(node)
+    return wrong_kind(node, path, reading, "true or false") if truth is None else truth
 
 
 def _read_duration(node: Node, path: str, reading: Reading) -> Any:
-    if isinstance(node, ScalarNode) and node.tag != "tag:yaml.org,2002:null":
+    if isinstance(node, ScalarNode) and kind_of(node) == "text":
         duration = parse_duration(str(node.value))
         if duration is not None:
             return duration
@@ -147,6 +156,9 @@ def _read_string_match(node: Node, path: str, reading: Reading) -> Any:
         return reading.refuse(node, path, f"must be a condition, not {kind_of(node)}", example)
     kinds = [kind.value for kind in StringMatchKind if kind is not StringMatchKind.PRESENT]
     found, _ = entries(node)
+    if len(found) > 1:
+        # A key without a value is no key to Kubernetes.
+        found = {key: pair for key, pair in found.items() if not is_null(pair[1])} or found
     unknown = [key for key in found if key not in kinds]
     for key in unknown:
         reading.refuse(found[key][0], join(path, key), "is not a condition", meant(key, kinds))
@@ -188,7 +200,8 @@ def _read_regex(node: Node, path: str, reading: Reading) -> Any:
     problem = None if text is NOTHING else regex_problem(text)
     if problem is None:
         return text
-    return reading.refuse(node, path, f"{text!r} {problem}", "write an RE2 expression")
+    fix = "write '.*', or {} to ask for presence" if text == "*" else "write an RE2 expression"
+    return reading.refuse(node, path, f"{text!r} {problem}", fix)
 
 
 def _read_host(node: Node, path: str, reading: Reading) -> Any:
@@ -196,8 +209,11 @@ def _read_host(node: Node, path: str, reading: Reading) -> Any:
     if text is NOTHING or text == "":
         return text
     full = full_host_name(text, reading.namespace)
-    if full == "*" or is_subdomain(full.lower(), wildcard=True):
+    if full == "*" or is_subdomain(full, wildcard=True) or _is_ipv4_address(full):
         return full
+    for unusual, problem, fix in _UNUSUAL_HOSTS:
+        if unusual(text):
+            return reading.refuse(node, path, f"{text!r} is not supported: {problem}", fix)
     return reading.refuse(
         node,
         path,
@@ -206,9 +222,35 @@ def _read_host(node: Node, path: str, reading: Reading) -> Any:
     )
 
 
+def _is_ipv4_address(text: str) -> bool:
+    return is_ip_address(text) and ":" not in text
+
+
+# What Istio takes for a host and we do not, with the reason and the fix.
+_UNUSUAL_HOSTS: tuple[tuple[Callable[[str], bool], str, str], ...] = (
+    (
+        lambda text: is_subdomain(text.removesuffix(".")),
+        "a name is the same without the dot at its end",
+        "remove the dot",
+    ),
+    (
+        lambda text: text.startswith("*") and is_subdomain(text.lstrip("*-")),
+        "a wildcard stands for whole labels",
+        "write it like *.example.com",
+    ),
+    (is_ip_address, "hosts are names or IPv4 addresses", "name the host"),
+)
+
+
 def _read_gateway(node: Node, path: str, reading: Reading) -> Any:
     text = _read_text(node, path, reading)
-    return text if text is NOTHING else full_gateway_name(text, reading.namespace)
+    if text is NOTHING:
+        return text
+    where, slash, name = text.partition("/")
+    if (is_host_label(where) and is_host_label(name)) if slash else is_subdomain(text):
+        return full_gateway_name(text, reading.namespace)
+    fix = "write its name, namespace/name, or mesh"
+    return reading.refuse(node, path, f"{text!r} is not a gateway", fix)
 
 
 def _read_header(node: Node, path: str, reading: Reading) -> Any:
@@ -216,6 +258,9 @@ def _read_header(node: Node, path: str, reading: Reading) -> Any:
     text = _read_text(node, path, reading)
     if text is NOTHING or is_header_name(text.lower()):
         return text if text is NOTHING else text.lower()
+    if text.lower().startswith("@request.auth.claims"):
+        problem = "is not supported: claims of tokens are not read"
+        return reading.refuse(node, path, problem, "let clients send a header")
     return reading.refuse(node, path, f"{text!r} is not a header", "write it like x-user-tier")
 
 
@@ -229,7 +274,9 @@ LEAVES: Mapping[Any, Read] = {
     Regex: _read_regex,
     HostName: _read_host,
     GatewayName: _read_gateway,
-    SubsetName: _checked(is_label, "is not a name of a subset", "use a-z, 0-9 and -, at most 63"),
-    Label: _checked(is_label, "is not a label", "use a-z, 0-9 and -, at most 63"),
+    SubsetName: _checked(
+        is_host_label, "is not a name of a subset", "use letters, 0-9 and -, at most 63"
+    ),
+    Label: _checked(is_host_label, "is not a label", "use letters, 0-9 and -, at most 63"),
     HeaderName: _read_header,
 }

@@ -3,10 +3,15 @@
 Nodes and not plain values, because every problem names its line and every change of an object is
 made at its place in the text. The composer is libyaml's, since a mesh of a thousand hosts has
 tens of thousands of lines.
+
+A scalar without quotes is what Kubernetes' parser (sigs.k8s.io/yaml) makes of it, so that a file is
+the same object here and on a cluster: ``y`` and ``off`` are booleans, ``1e3``, ``0o10`` and ``08``
+are numbers, ``12:30`` and a date are texts.
 """
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import yaml
 from yaml.constructor import SafeConstructor
@@ -22,16 +27,47 @@ __all__ = [
     "is_null",
     "kind_of",
     "line_of",
+    "number_of",
+    "truth_of",
 ]
 
-_Loader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
+_TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON")
+_FALSE = ("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF")
+_INTEGER = r"[-+]?(?:0[xX][0-9a-fA-F_]*[0-9a-fA-F]|0[bB][01_]*[01]|0[oO][0-7_]*[0-7]|[0-9][0-9_]*)"
+_FLOAT = (
+    r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9][0-9_]*)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_RESOLVED = (
+    ("bool", "|".join((*_TRUE, *_FALSE)), "yYnNtTfFoO"),
+    ("int", _INTEGER, "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", "<<", "<"),
+)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """A composer that resolves scalars as Kubernetes does."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+
+for _name, _pattern, _first in _RESOLVED:
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
+
 _STEP = re.compile(r"\[(\d+)\]|\[([^\]]*)\]|([^.\[]+)")
 _KINDS = {
-    "tag:yaml.org,2002:bool": "true or false",
-    "tag:yaml.org,2002:float": "a number",
-    "tag:yaml.org,2002:int": "a number",
-    "tag:yaml.org,2002:null": "nothing",
+    f"{_TAG}bool": "true or false",
+    f"{_TAG}float": "a number",
+    f"{_TAG}int": "a number",
+    f"{_TAG}merge": "text",
+    f"{_TAG}null": "nothing",
+    f"{_TAG}str": "text",
+    f"{_TAG}timestamp": "text",
 }
+_BASES = {"0x": 16, "0b": 2, "0o": 8}
 
 
 class YamlSyntaxError(Exception):
@@ -87,10 +123,17 @@ def entries(node: MappingNode) -> tuple[dict[str, tuple[Node, Node]], list[Dupli
     """The keys and values of a mapping by key, and the keys that it has twice.
 
     Merge keys (``<<``) are merged, as Kubernetes' parser does.
+
+    Raises:
+        YamlSyntaxError: what is to be merged is not a mapping.
     """
-    if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+    if any(key.tag == f"{_TAG}merge" for key, _ in node.value):
         merged = MappingNode(node.tag, list(node.value), node.start_mark, node.end_mark)
-        SafeConstructor().flatten_mapping(merged)
+        try:
+            SafeConstructor().flatten_mapping(merged)
+        except yaml.MarkedYAMLError as error:
+            place = error.problem_mark or node.start_mark
+            raise YamlSyntaxError(place.line + 1, str(error.problem)) from error
         # What stands in the mapping itself comes last and wins.
         return {str(key.value): (key, value) for key, value in merged.value}, []
     found: dict[str, tuple[Node, Node]] = {}
@@ -126,7 +169,7 @@ def line_of(node: Node) -> int:
 
 def is_null(node: Node) -> bool:
     """Whether a node is YAML's null, written or left empty."""
-    return bool(node.tag == "tag:yaml.org,2002:null")
+    return bool(node.tag == f"{_TAG}null")
 
 
 def kind_of(node: Node) -> str:
@@ -135,7 +178,36 @@ def kind_of(node: Node) -> str:
         return "a mapping"
     if isinstance(node, SequenceNode):
         return "a list"
-    return _KINDS.get(node.tag, "text")
+    return _KINDS.get(node.tag) or f"a value with the tag {node.tag.replace(_TAG, '!!')}"
+
+
+def number_of(node: Node) -> int | float | None:
+    """The number that a node is; None where it is not one.
+
+    What has no fraction is a whole number however it is written (``1e2``, ``80.0``): no difference
+    is left once Kubernetes' parser has made JSON of it.
+    """
+    if node.tag not in (f"{_TAG}int", f"{_TAG}float") or not isinstance(node, ScalarNode):
+        return None
+    text = str(node.value).replace("_", "").lower()
+    sign, digits = (-1 if text.startswith("-") else 1), text.lstrip("+-")
+    base = _BASES.get(digits[:2], 10)
+    if base == 10 and digits.startswith("0") and re.fullmatch("[0-7]+", digits):
+        base = 8
+    try:
+        if base != 10 or digits.isdecimal():
+            return sign * int(digits, base)
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else number
+
+
+def truth_of(node: Node) -> bool | None:
+    """Whether a node is true or false; None where it is neither."""
+    if node.tag != f"{_TAG}bool" or str(node.value) not in (*_TRUE, *_FALSE):
+        return None
+    return str(node.value) in _TRUE
 
 
 def content_end(node: Node, text: str) -> int:

@@ -6,26 +6,46 @@ because traffic would depend on it on a cluster.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from tidegate.mesh.istio.annotations_reading import read_annotations
+from tidegate.mesh.istio.annotations_reading import PREFIX, read_annotations
 from tidegate.mesh.istio.errors import IstioObjectErrors, ObjectProblem
-from tidegate.mesh.istio.leaves import NOTHING, Reading, meant
+from tidegate.mesh.istio.leaves import (
+    LEAVES,
+    NOTHING,
+    Reading,
+    join,
+    meant,
+    read_key,
+    wrong_kind,
+)
 from tidegate.mesh.istio.names import DEFAULT_NAMESPACE, Kind, ObjectName
 from tidegate.mesh.istio.nodes import YamlSyntaxError, compose, entries, is_null, kind_of, line_of
 from tidegate.mesh.istio.objects import CLASSES, IstioObject, IstioObjects
 from tidegate.mesh.istio.reading import annotations_of, read_message
-from tidegate.mesh.istio.scalars import is_label, is_subdomain
+from tidegate.mesh.istio.scalars import (
+    is_label,
+    is_label_name,
+    is_label_value,
+    is_object_name,
+    is_time,
+)
 
 __all__ = ["Ignored", "Parsed", "ParsedObject", "named_twice", "parse", "parse_part", "parts"]
 
 _GROUP = "networking.istio.io"
-_VERSIONS = (f"{_GROUP}/v1", f"{_GROUP}/v1beta1")
+# Istio's CRDs serve every kind that is compiled in all three; their fields are the same.
+_VERSIONS = (f"{_GROUP}/v1", f"{_GROUP}/v1beta1", f"{_GROUP}/v1alpha3")
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")
+_METADATA = (
+    *("name", "namespace", "labels", "annotations", "generateName", "creationTimestamp"),
+    *("deletionGracePeriodSeconds", "deletionTimestamp", "finalizers", "generation"),
+    *("managedFields", "ownerReferences", "resourceVersion", "selfLink", "uid"),
+)
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _KINDS = {kind.value: kind for kind in Kind}
 
@@ -145,8 +165,11 @@ def parse_part(text: str, source: str, lines_before: int = 0) -> Parsed:
         parsed.refuse(error.line, "", "", f"is not YAML: {error.problem}", "mend it")
         return parsed
     for document in documents:
-        for node in _flat(document):
-            _read_document(node, parsed)
+        try:
+            for node in _flat(document):
+                _read_document(node, parsed)
+        except YamlSyntaxError as error:
+            parsed.refuse(error.line, "", "", f"is not YAML: {error.problem}", "mend it")
     return parsed
 
 
@@ -202,8 +225,8 @@ def _read_document(node: Node, parsed: Parsed) -> None:
         for each in twice:
             parsed.refuse(line_of(each.node), kind, each.key, "stands twice", "keep one")
         if version not in _VERSIONS:
-            fix = f"write {_VERSIONS[0]}; the fields are the same"
-            problem = f"{version} is not supported"
+            fix = f"write {_VERSIONS[0]}"
+            problem = f"{version} is no version of Istio's; known are {', '.join(_VERSIONS)}"
             parsed.refuse(line_of(found["apiVersion"][1]), kind, "apiVersion", problem, fix)
         _read_object(node, _KINDS[kind], parsed)
 
@@ -212,20 +235,15 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
     found, _ = entries(node)
     metadata = found["metadata"][1] if "metadata" in found else None
     in_metadata = entries(metadata)[0] if isinstance(metadata, MappingNode) else {}
+    in_metadata = {key: pair for key, pair in in_metadata.items() if not is_null(pair[1])}
     namespace = _text(in_metadata, "namespace") or DEFAULT_NAMESPACE
     name = ObjectName(kind, namespace, _text(in_metadata, "name"))
     reading = Reading(namespace)
     for key in found.keys() - set(_TOP):
         reading.refuse(found[key][0], key, "is not a field here", meant(key, _TOP))
-    if not name.name:
-        reading.refuse(metadata or node, "metadata.name", "is missing", "add it")
-    elif not is_subdomain(name.name):
-        fix = "use a-z, 0-9, - and dots"
-        reading.refuse(in_metadata["name"][1], "metadata.name", f"cannot be {name.name!r}", fix)
-    if not is_label(namespace):
-        fix = "use a-z, 0-9 and -"
-        place = in_metadata["namespace"][1]
-        reading.refuse(place, "metadata.namespace", f"cannot be {namespace!r}", fix)
+    if metadata is not None and not is_null(metadata) and not isinstance(metadata, MappingNode):
+        wrong_kind(metadata, "metadata", reading, "a mapping")
+    _check_metadata(metadata or node, in_metadata, name, reading)
     cls = CLASSES[kind]
     pair = in_metadata.get("annotations")
     noted = pair[1] if pair is not None and not is_null(pair[1]) else None
@@ -240,6 +258,69 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
         parsed.refuse(line, str(name) if name.name else kind.value, path, problem, fix)
     if made is not NOTHING and not reading.problems:
         parsed.objects.append(ParsedObject(made, node))
+
+
+def _check_metadata(
+    place: Node, found: dict[str, tuple[Node, Node]], name: ObjectName, reading: Reading
+) -> None:
+    """What Kubernetes asks of an object's metadata."""
+    for key in found.keys() - set(_METADATA):
+        fix = meant(key, _METADATA)
+        reading.refuse(found[key][0], join("metadata", key), "is not a field here", fix)
+    if not name.name:
+        reading.refuse(place, "metadata.name", "is missing", "add it")
+    elif LEAVES[str](found["name"][1], "metadata.name", reading) is NOTHING:
+        pass
+    elif not is_object_name(name.name):
+        fix = "use a-z, 0-9, - and dots"
+        reading.refuse(found["name"][1], "metadata.name", f"cannot be {name.name!r}", fix)
+    elif name.kind is Kind.GATEWAY and not is_label(name.name):
+        fix = "use a-z, 0-9 and -, at most 63"
+        problem = f"cannot be {name.name!r}: a Gateway's name is one label"
+        reading.refuse(found["name"][1], "metadata.name", problem, fix)
+    if "namespace" in found:
+        where = found["namespace"][1]
+        read = LEAVES[str](where, "metadata.namespace", reading)
+        if read is not NOTHING and not is_label(name.namespace):
+            fix = "use a-z, 0-9 and -"
+            problem = f"cannot be {name.namespace!r}"
+            reading.refuse(where, "metadata.namespace", problem, fix)
+    for field_name in ("creationTimestamp", "deletionTimestamp"):
+        if field_name in found:
+            _check_time(found[field_name][1], f"metadata.{field_name}", reading)
+    for field_name, checks_value in (("labels", is_label_value), ("annotations", None)):
+        if field_name in found:
+            _check_texts(found[field_name][1], f"metadata.{field_name}", checks_value, reading)
+
+
+def _check_time(node: Node, path: str, reading: Reading) -> None:
+    text = LEAVES[str](node, path, reading)
+    if text is not NOTHING and not is_time(text):
+        fix = "write it like 2026-01-31T12:00:00Z, or remove it"
+        reading.refuse(node, path, f"{text!r} is not a time", fix)
+
+
+def _check_texts(
+    node: Node, path: str, is_value: Callable[[str], bool] | None, reading: Reading
+) -> None:
+    """Labels or annotations: Kubernetes takes texts only, under qualified names."""
+    if not isinstance(node, MappingNode):
+        wrong_kind(node, path, reading, "a mapping")
+        return
+    for key, (key_node, value_node) in entries(node)[0].items():
+        place = join(path, key)
+        if read_key(LEAVES[str], key_node, place, reading) is NOTHING:
+            continue
+        if not is_label_name(key):
+            fix = "write it like version or example.com/tier"
+            reading.refuse(key_node, place, f"{key!r} is no name of a label", fix)
+        # Our own annotations are read and judged elsewhere; a value that is left out is empty.
+        if is_null(value_node) or key.startswith(PREFIX):
+            continue
+        value = LEAVES[str](value_node, place, reading)
+        if value is not NOTHING and is_value is not None and not is_value(value):
+            fix = "use letters, 0-9, -, _ and dots, at most 63"
+            reading.refuse(value_node, place, f"{value!r} is no value of a label", fix)
 
 
 def _text(found: dict[str, tuple[Node, Node]], key: str) -> str:

@@ -7,6 +7,7 @@ is still made, and only its own inner consistency is not judged.
 """
 
 import dataclasses
+import datetime as dt
 import enum
 import functools
 import types
@@ -25,12 +26,13 @@ from tidegate.mesh.istio.leaves import (
     Reading,
     join,
     meant,
+    read_key,
     read_optional_match,
     wrong_kind,
 )
 from tidegate.mesh.istio.nodes import entries, find, is_null
 from tidegate.mesh.istio.scalars import duration_text
-from tidegate.mesh.istio.shapes import Inside, Message, Positive, Range, StringMatch
+from tidegate.mesh.istio.shapes import AnyCase, Inside, Message, Positive, Range, StringMatch
 
 __all__ = ["FieldShape", "annotations_of", "camel_case", "fields_of", "read_message"]
 
@@ -79,6 +81,7 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
     return _FIELDS[message]
 
 
+@functools.cache
 def annotations_of(message: type[Message]) -> type:
     """The kind of an object's annotations."""
     kind: type = typing.get_type_hints(message)["annotations"]
@@ -144,13 +147,18 @@ def _read_fields(
             value = _reader(shape.type)(value_node, join(path, key), reading)
             if value is NOTHING:
                 whole = False
+            elif value == () and not shape.required:
+                # To Istio an empty list is one that is not there: `gateways: []` is the mesh.
+                pass
             elif value != "":
                 values[shape.name] = value
             elif shape.required:
                 reading.refuse(value_node, join(path, key), "is empty", "write it")
     for shape in shapes.values():
         if shape.required and (shape.yaml_name not in found or is_null(found[shape.yaml_name][1])):
-            reading.refuse(node, join(path, shape.yaml_name), "is missing", "add it")
+            problem, _, fix = message.ABSENT.get(shape.yaml_name, "; add it").rpartition("; ")
+            words = f"is missing: {problem}" if problem else "is missing"
+            reading.refuse(node, join(path, shape.yaml_name), words, fix)
     return whole
 
 
@@ -225,7 +233,9 @@ def _read_tuple(read: Read, node: Node, path: str, reading: Reading) -> Any:
     return NOTHING if NOTHING in read_items else tuple(read_items)
 
 
-def _read_mapping(read_key: Read, read_value: Read, node: Node, path: str, reading: Reading) -> Any:
+def _read_mapping(
+    read_name: Read, read_value: Read, node: Node, path: str, reading: Reading
+) -> Any:
     if not isinstance(node, MappingNode):
         return wrong_kind(node, path, reading, "a mapping")
     found, twice = entries(node)
@@ -234,7 +244,8 @@ def _read_mapping(read_key: Read, read_value: Read, node: Node, path: str, readi
     values: dict[Any, Any] = {}
     for key, (key_node, value_node) in found.items():
         place = join(path, key)
-        values[read_key(key_node, place, reading)] = read_value(value_node, place, reading)
+        name = read_key(read_name, key_node, place, reading)
+        values[name] = read_value(value_node, place, reading)
     return NOTHING if twice or NOTHING in values or NOTHING in values.values() else values
 
 
@@ -242,6 +253,11 @@ def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -
     text = LEAVES[str](node, path, reading)
     if text is NOTHING:
         return text
+    if issubclass(kind, AnyCase):
+        # Without a word it is as if the field were not there.
+        text = text.upper()
+        if text == "":
+            return text
     try:
         return kind(text)
     except ValueError:
@@ -264,10 +280,16 @@ def _read_in_range(read: Read, limits: Range, node: Node, path: str, reading: Re
 
 def _read_long_enough(read: Read, limit: Positive, node: Node, path: str, reading: Reading) -> Any:
     value = read(node, path, reading)
-    if value is NOTHING or value >= limit.minimum:
+    if value is NOTHING:
         return value
-    least = duration_text(limit.minimum)
-    return reading.refuse(node, path, f"cannot be {duration_text(value)}", f"at least {least}")
+    if value < limit.minimum:
+        least = duration_text(limit.minimum)
+        return reading.refuse(node, path, f"cannot be {node.value}", f"at least {least}")
+    if value % dt.timedelta(milliseconds=1):
+        return reading.refuse(
+            node, path, f"{node.value} has parts of a millisecond", "write whole milliseconds"
+        )
+    return value
 
 
 def _below(path: str, rest: str) -> str:

@@ -1,61 +1,63 @@
-"""Texts with a meaning: durations as Go writes them, expressions that RE2 takes, names."""
+"""Texts with a meaning: durations as Go writes them, and names."""
 
 import datetime as dt
 import ipaddress
+import math
 import re
+from fractions import Fraction
 
 __all__ = [
     "duration_text",
     "is_header_name",
+    "is_host_label",
     "is_ip_address",
     "is_label",
+    "is_label_name",
+    "is_label_value",
+    "is_object_name",
     "is_subdomain",
+    "is_time",
     "parse_duration",
-    "regex_problem",
 ]
 
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)"
-_DURATION = re.compile(f"(?:{_PART})+")
-_HEADER = re.compile(r":(method|scheme|authority|path)|[a-z0-9_-]+")
+_UNITS_NS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
+_DURATION = re.compile(rf"\+?(?:{_PART})+", re.ASCII)
+# Go keeps a duration in 64 bits.
+_LONGEST_NS = 2**63 - 1
+# HTTP's tokens (RFC 9110, section 5.6.2), in lower case.
+_HEADER = re.compile(r":(method|scheme|authority|path)|[a-z0-9!#$%&'*+.^_`|~-]+")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-
-# What Python's expressions have and RE2 does not.
-_NOT_RE2 = (
-    (re.compile(r"\(\?<?[=!]"), "looking ahead or behind"),
-    (re.compile(r"\(\?P=|\\[1-9]"), "references back to a group"),
-    (re.compile(r"\(\?\("), "conditions on a group"),
-    (re.compile(r"\(\?>|(?<!\\)[*+?}]\+"), "possessive and atomic groups"),
-    (re.compile(r"\(\?#"), "comments"),
-    (re.compile(r"\\Z"), "\\Z; write \\z"),
-)
-# What RE2 has and Python does not, in words that Python takes; only syntax is compared.
-_ONLY_RE2 = (
-    (re.compile(r"\\z"), r"\\Z"),
-    (re.compile(r"\\[pP](?:\{\^?\w+\}|\w)"), "x"),
-    (re.compile(r"\[:\^?\w+:\]"), "x"),
-    (re.compile(r"\(\?<(?=\w)"), "(?P<"),
-    (re.compile(r"\(\?[imsU]*U[imsU]*(?=[:)])"), "(?i"),
-    (re.compile(r"\\Q.*?(?:\\E|$)"), "x"),
-    (re.compile(r"\\C"), "."),
-    (re.compile(r"\\x\{[0-9a-fA-F]+\}"), "x"),
-)
-_CLASS = re.compile(r"\[\^?\]?(?:\[:\^?\w+:\]|\\.|[^\]\\])*\]")
-_MOST_REPEATS = 1000
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_QUALIFIED = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def parse_duration(text: str) -> dt.timedelta | None:
-    """A duration such as ``1.5s``, ``100ms`` or ``1h30m``; None where it is not one."""
+    """A duration such as ``1.5s``, ``100ms`` or ``1h30m``; None where it is not one.
+
+    What is finer than a microsecond is rounded up, so that it is never taken for less.
+    """
     if text == "0":
         return dt.timedelta()
     if not _DURATION.fullmatch(text):
         return None
-    try:
-        return dt.timedelta(
-            seconds=sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(_PART, text))
-        )
-    except OverflowError:
+    length_ns = sum(
+        Fraction(number.removesuffix(".")) * _UNITS_NS[unit]
+        for number, unit in re.findall(_PART, text, re.ASCII)
+    )
+    if length_ns > _LONGEST_NS:
         return None
+    return dt.timedelta(microseconds=math.ceil(length_ns / 1000))
 
 
 def duration_text(duration: dt.timedelta) -> str:
@@ -66,41 +68,52 @@ def duration_text(duration: dt.timedelta) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
 
 
-def regex_problem(expression: str) -> str | None:
-    """Why RE2 would not take an expression; None where it would.
-
-    Python's own parser judges the syntax that both share.
-    """
-    if not expression:
-        return "is empty"
-    # An escaped backslash would make what follows it look escaped.
-    plain = expression.replace("\\\\", "x")
-    outside_classes = _CLASS.sub("x", plain)
-    for pattern, name in _NOT_RE2:
-        if pattern.search(outside_classes):
-            return f"is not RE2, which has no {name}"
-    for bounds in re.findall(r"\{(\d+)(?:,(\d*))?\}", outside_classes):
-        if any(bound and int(bound) > _MOST_REPEATS for bound in bounds):
-            return f"is not RE2, which repeats at most {_MOST_REPEATS} times"
-    for pattern, stand_in in _ONLY_RE2:
-        plain = pattern.sub(stand_in, plain)
-    try:
-        re.compile(plain)
-    except (re.error, OverflowError, RecursionError) as error:
-        return f"is not a regular expression: {error}"
-    return None
-
-
 def is_label(text: str) -> bool:
-    """Whether a text is a DNS label (RFC 1123)."""
+    """Whether a text is a DNS label (RFC 1123), as Kubernetes writes it: in lower case."""
     return _LABEL.fullmatch(text) is not None
 
 
+def is_host_label(text: str) -> bool:
+    """Whether a text is a DNS label to Istio, whatever the case of its letters."""
+    return is_label(text.lower()) and text.isascii()
+
+
 def is_subdomain(text: str, *, wildcard: bool = False) -> bool:
-    """Whether a text is a DNS name; with a ``*`` as its first label where that is allowed."""
+    """Whether Istio takes a text for a DNS name; with a ``*`` as first label where that is allowed.
+
+    A name whose last label is a number could be mistaken for an address.
+    """
     if wildcard and text.startswith("*."):
         text = text[2:]
-    return len(text) <= 253 and all(map(is_label, text.split(".")))
+    *_, last = labels = text.split(".")
+    return len(text) <= 253 and all(map(is_host_label, labels)) and not last.isdecimal()
+
+
+def is_object_name(text: str) -> bool:
+    """Whether Kubernetes takes a text as the name of an object."""
+    return len(text) <= 253 and _OBJECT_NAME.fullmatch(text) is not None
+
+
+def is_label_name(text: str) -> bool:
+    """Whether Kubernetes takes a text as the name of a label: ``version``, ``example.com/tier``."""
+    prefix, slash, name = text.rpartition("/")
+    if slash and not (len(prefix) <= 253 and all(map(is_host_label, prefix.split(".")))):
+        return False
+    return name != "" and is_label_value(name)
+
+
+def is_label_value(text: str) -> bool:
+    """Whether Kubernetes takes a text as the value of a label; it may be empty."""
+    return _QUALIFIED.fullmatch(text) is not None
+
+
+def is_time(text: str) -> bool:
+    """Whether a text is a time as Kubernetes writes it (RFC 3339)."""
+    try:
+        dt.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return _TIME.fullmatch(text) is not None
 
 
 def is_header_name(name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from tidegate.mesh.istio.annotations import NoAnnotations, ServiceEntryAnnotations
 from tidegate.mesh.istio.names import ObjectName
-from tidegate.mesh.istio.shapes import HostName, Inside, Label, Message, Range
+from tidegate.mesh.istio.shapes import AnyCase, HostName, Inside, Label, Message, Range
 
 __all__ = [
     "Location",
@@ -26,8 +26,8 @@ _PORT = Range(1, 65535)
 _UINT32 = Range(0, 2**32 - 1)
 
 
-class PortProtocol(enum.Enum):
-    """What is spoken at a port of a host."""
+class PortProtocol(AnyCase):
+    """What is spoken at a port of a host; Istio takes any case of letters."""
 
     HTTP = "HTTP"
     HTTP2 = "HTTP2"
@@ -119,6 +119,13 @@ class ServiceEntry(Message):
     REFUSED: ClassVar[Mapping[str, str]] = {
         "addresses": "virtual addresses need captured traffic; clients name the host; remove it",
         "subjectAltNames": "TLS is a policy; write them in the 'tls' of a DestinationRule",
+    }
+
+    ABSENT: ClassVar[Mapping[str, str]] = {
+        "resolution": (
+            "Istio's default NONE is not supported, as there are no original addresses to pass on "
+            "to; write STATIC or DNS"
+        ),
     }
 
     name: ObjectName

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NewType
 
 __all__ = [
+    "AnyCase",
     "GatewayName",
     "HeaderName",
     "HostName",
@@ -57,7 +58,10 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Positive:
-    """A duration has to be at least this long; Istio's own least is one millisecond."""
+    """A duration has to be at least this long, in whole milliseconds.
+
+    Istio's own least is one millisecond.
+    """
 
     minimum: dt.timedelta = dt.timedelta(milliseconds=1)
 
@@ -75,6 +79,16 @@ class Message:
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
     """Istio's fields that Tidegate does not have: each with the reason and what to do instead."""
+
+    ABSENT: ClassVar[Mapping[str, str]] = {}
+    """Required fields that Istio's objects may leave out: what that means there, and the fix."""
+
+
+class AnyCase(enum.Enum):
+    """Root of words that Istio takes in any case of letters, such as the protocol of a port.
+
+    The values of members are in upper case.
+    """
 
 
 class StringMatchKind(enum.Enum):

@@ -343,7 +343,7 @@ class CorsPolicy(Message):
     allow_methods: tuple[str, ...] = ()
     allow_headers: tuple[str, ...] = ()
     expose_headers: tuple[str, ...] = ()
-    max_age: dt.timedelta | None = None
+    max_age: Annotated[dt.timedelta | None, Positive()] = None
     allow_credentials: bool | None = None
     unmatched_preflights: UnmatchedPreflights = UnmatchedPreflights.UNSPECIFIED
 
@@ -407,6 +407,13 @@ class VirtualService(Message):
     REFUSED: ClassVar[Mapping[str, str]] = {
         "tcp": "only HTTP and gRPC are routed; call the server's port directly",
         "tls": "only HTTP and gRPC are routed; end TLS at a Gateway and write 'http' rules",
+    }
+
+    ABSENT: ClassVar[Mapping[str, str]] = {
+        "hosts": (
+            "to Istio its rules are then for another VirtualService to delegate to, which is not "
+            "supported; name the hosts"
+        ),
     }
 
     name: ObjectName

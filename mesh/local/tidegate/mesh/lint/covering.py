@@ -7,6 +7,7 @@ for nothing that the later does not ask for at least as strictly.
 from collections.abc import Mapping
 from typing import TypeVar
 
+from tidegate.mesh.istio.expressions import full_match
 from tidegate.mesh.istio.shapes import StringMatch, StringMatchKind
 from tidegate.mesh.istio.virtual_service import HttpMatchRequest, HttpRoute
 
@@ -36,6 +37,8 @@ def may_match(match: HttpMatchRequest, path: str) -> bool:
         return asked == value
     if uri.kind is StringMatchKind.PREFIX:
         return asked.startswith(value)
+    if uri.kind is StringMatchKind.REGEX:
+        return full_match(uri.value, path)
     return True
 
 
@@ -68,4 +71,8 @@ def _implied(wide: StringMatch | None, narrow: StringMatch | None) -> bool:
     if wide.kind is StringMatchKind.PREFIX:
         texts = (StringMatchKind.EXACT, StringMatchKind.PREFIX)
         return narrow.kind in texts and narrow.value.startswith(wide.value)
-    return wide.kind is StringMatchKind.REGEX and wide.value in (".*", ".+")
+    if wide.kind is not StringMatchKind.REGEX:
+        return False
+    if narrow.kind is StringMatchKind.EXACT:
+        return full_match(wide.value, narrow.value)
+    return wide.value in (".*", ".+")

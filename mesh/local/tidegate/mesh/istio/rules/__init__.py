@@ -18,6 +18,15 @@ from tidegate.mesh.istio.shapes import Message
 
 __all__ = ["GRPC_STATUSES", "REFUSED_WORDS", "Complaint", "complaints"]
 
+_UNSPOKEN = {
+    "HTTP_PROXY": "there are no sidecars with an egress proxy; write HTTP",
+    "MONGO": "requests of MongoDB are not looked into; write TCP",
+    "MYSQL": "requests of MySQL are not looked into; write TCP",
+    "REDIS": "requests of Redis are not looked into; write TCP",
+    "UDP": "Istio takes the word and proxies no UDP; remove the port",
+}
+"""Protocols that Istio's validation takes."""
+
 REFUSED_WORDS: Mapping[type[enum.Enum], Mapping[str, str]] = {
     dr.SimpleLoadBalancer: {
         "LEAST_CONN": "Istio deprecates it; write LEAST_REQUEST",
@@ -27,6 +36,7 @@ REFUSED_WORDS: Mapping[type[enum.Enum], Mapping[str, str]] = {
         "ISTIO_MUTUAL": "there is no certificate authority of Istio; write MUTUAL and name files",
     },
     gw.GatewayProtocol: {
+        **_UNSPOKEN,
         "TCP": "only HTTP and gRPC are routed; write GRPC",
         "TLS": "only HTTP and gRPC are routed; end TLS with HTTPS",
         "GRPC-WEB": "Envoy takes gRPC-Web at every HTTP port; write HTTP",
@@ -41,6 +51,7 @@ REFUSED_WORDS: Mapping[type[enum.Enum], Mapping[str, str]] = {
         "TLSV1_0": "it is broken; write TLSV1_2",
         "TLSV1_1": "it is broken; write TLSV1_2",
     },
+    se.PortProtocol: _UNSPOKEN,
     se.Resolution: {
         "NONE": "there are no original addresses to pass on to; write STATIC or DNS",
         "DNS_ROUND_ROBIN": "all addresses of a name are used; write DNS",

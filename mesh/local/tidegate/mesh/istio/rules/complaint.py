@@ -1,11 +1,12 @@
 """How a rule says what contradicts itself, and what rules of several kinds share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tidegate.mesh.istio.scalars import is_label_name, is_label_value
 from tidegate.mesh.istio.shapes import Message
 
-__all__ = ["Complaint", "at_most_one", "export_to", "twice"]
+__all__ = ["Complaint", "at_most_one", "export_to", "labels", "on_one_line", "twice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Complaint:
 
 def at_most_one(message: Message, *fields: tuple[str, str], least: int = 0) -> Iterator[Complaint]:
     """Fields that exclude each other, by their names in Python and YAML."""
-    present = [yaml for name, yaml in fields if getattr(message, name) not in (None, (), False)]
+    present = [yaml for name, yaml in fields if getattr(message, name) not in (None, ())]
     words = ", ".join(yaml for _, yaml in fields)
     if len(present) > 1:
         fix = f"keep one of {words}"
@@ -41,6 +42,27 @@ def twice(items: Iterable[object], path: str, what: str) -> Iterator[Complaint]:
         if item in seen:
             yield Complaint(path.format(index), f"{what} {item} stands twice", "keep one")
         seen.add(item)
+
+
+def labels(found: Mapping[str, str], path: str) -> Iterator[Complaint]:
+    """Labels that Kubernetes would not take."""
+    for name, value in found.items():
+        place = f"{path}[{name}]" if "." in name or "/" in name else f"{path}.{name}"
+        if not is_label_name(name):
+            fix = "write it like version or example.com/tier"
+            yield Complaint(place, f"{name!r} is no name of a label", fix)
+        if not is_label_value(value):
+            fix = "use letters, 0-9, -, _ and dots, at most 63"
+            yield Complaint(place, f"{value!r} is no value of a label", fix)
+
+
+def on_one_line(*texts: tuple[str, str | None]) -> Iterator[Complaint]:
+    """Texts, by their paths, that Envoy rejects for a line break or a zero byte."""
+    for path, text in texts:
+        if text is not None and not {"\0", "\r", "\n"}.isdisjoint(text):
+            yield Complaint(
+                path, "has a line break or a zero byte, which Envoy rejects", "remove it"
+            )
 
 
 def export_to(scopes: tuple[str, ...]) -> Iterator[Complaint]:

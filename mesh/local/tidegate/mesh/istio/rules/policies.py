@@ -1,20 +1,31 @@
 """Rules for a DestinationRule and what is in it."""
 
+import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tidegate.mesh.istio import destination_rule as dr
-from tidegate.mesh.istio.rules.complaint import Complaint, at_most_one, export_to, twice
+from tidegate.mesh.istio.rules.complaint import Complaint, at_most_one, export_to, labels, twice
+from tidegate.mesh.istio.scalars import duration_text, is_ip_address
 from tidegate.mesh.istio.shapes import Message
 
 __all__ = ["POLICY_RULES"]
 
 
+_MOST_PROBES = 127
+_LONGEST_KEEPALIVE = dt.timedelta(seconds=32_767)
+
+
 def _destination_rule(message: dr.DestinationRule) -> Iterator[Complaint]:
     if message.host.startswith("*"):
-        yield Complaint("host", "a rule is for one host", "write a rule for each host")
+        problem = "a wildcard is not supported: a rule is for one host"
+        yield Complaint("host", problem, "write a rule for each host")
+    if is_ip_address(message.host):
+        yield Complaint("host", "is an address and not a host", "name the host")
     names = [subset.name for subset in message.subsets]
     yield from twice(names, "subsets[{}].name", "subset")
+    for index, subset in enumerate(message.subsets):
+        yield from labels(subset.labels, f"subsets[{index}].labels")
     yield from export_to(message.export_to)
 
 
@@ -49,6 +60,9 @@ def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Complaint]:
         ("http_query_parameter_name", "httpQueryParameterName"),
         least=1,
     )
+    if message.use_source_ip is False:
+        fix = "write true, or hash something else"
+        yield Complaint("useSourceIp", "is not supported as false: nothing is hashed", fix)
     yield from at_most_one(
         message,
         ("ring_hash", "ringHash"),
@@ -71,6 +85,17 @@ def _warmup(message: dr.Warmup) -> Iterator[Complaint]:
 def _connection_pool(message: dr.ConnectionPool) -> Iterator[Complaint]:
     if message == dr.ConnectionPool():
         yield Complaint("", "limits nothing", "add 'http' or 'tcp'")
+
+
+def _keepalive(message: dr.TcpKeepalive) -> Iterator[Complaint]:
+    """Options of sockets that Linux refuses: no connection is made with them."""
+    if message.probes is not None and message.probes > _MOST_PROBES:
+        yield Complaint("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
+    for name in ("time", "interval"):
+        length = getattr(message, name)
+        if length is not None and length > _LONGEST_KEEPALIVE:
+            longest = duration_text(_LONGEST_KEEPALIVE)
+            yield Complaint(name, f"is longer than the {longest} of Linux", "write a shorter time")
 
 
 def _http_settings(message: dr.HttpSettings) -> Iterator[Complaint]:
@@ -117,6 +142,7 @@ POLICY_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
     dr.Maglev: _maglev,
     dr.Warmup: _warmup,
     dr.ConnectionPool: _connection_pool,
+    dr.TcpKeepalive: _keepalive,
     dr.HttpSettings: _http_settings,
     dr.Http2KeepAlive: _keep_alive,
     dr.OutlierDetection: _outlier_detection,

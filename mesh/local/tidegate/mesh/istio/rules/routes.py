@@ -1,13 +1,20 @@
 """Rules for a VirtualService and what is in it."""
 
 import http
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tidegate.mesh.istio import virtual_service as vs
 from tidegate.mesh.istio.names import MESH
-from tidegate.mesh.istio.rules.complaint import Complaint, at_most_one, export_to, twice
+from tidegate.mesh.istio.rules.complaint import (
+    Complaint,
+    at_most_one,
+    export_to,
+    on_one_line,
+    twice,
+)
+from tidegate.mesh.istio.rules.header_values import header_value_problem
+from tidegate.mesh.istio.scalars import is_header_name, is_ip_address
 from tidegate.mesh.istio.shapes import HostName, Message, StringMatchKind
 
 __all__ = ["GRPC_STATUSES", "ROUTE_RULES"]
@@ -28,11 +35,11 @@ _RETRY_CONDITIONS = frozenset(
         *("internal", "resource-exhausted", "unavailable"),
     }
 )
+_LEAST_PERCENT = 0.0001
 _HTTP_STATUSES = frozenset(str(status.value) for status in http.HTTPStatus)
 _CORS_METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"}
 )
-_HEADER_VALUE = re.compile(r"([^\x00-\x08\x0a-\x1f\x7f%]|%%|%[A-Z0-9_.]+(\([^)]*\))?(:\d+)?%)*")
 
 
 def _virtual_service(message: vs.VirtualService) -> Iterator[Complaint]:
@@ -44,9 +51,34 @@ def _virtual_service(message: vs.VirtualService) -> Iterator[Complaint]:
         index = message.hosts.index(HostName("*"))
         fix = "name hosts, or name a gateway and not mesh"
         yield Complaint(f"hosts[{index}]", "'*' takes every call inside the mesh", fix)
+    for index, host in enumerate(message.hosts):
+        if not host:
+            yield Complaint(f"hosts[{index}]", "is empty", "name the host")
     yield from twice(message.hosts, "hosts[{}]", "host")
+    yield from _overlapping(message.hosts)
     yield from twice(message.gateways, "gateways[{}]", "gateway")
     yield from export_to(message.export_to)
+
+
+def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Complaint]:
+    """Wildcards that take other hosts of the same list: Istio calls them duplicates."""
+    for index, host in enumerate(hosts):
+        for before in hosts[:index]:
+            if _takes(before, host):
+                wide, narrow = before, host
+            elif _takes(host, before):
+                wide, narrow = host, before
+            else:
+                continue
+            if wide != narrow:
+                problem = f"{wide} takes {narrow} too, and Istio refuses both in one object"
+                fix = "keep one, or write a VirtualService for each"
+                yield Complaint(f"hosts[{index}]", problem, fix)
+                break
+
+
+def _takes(wide: HostName, narrow: HostName) -> bool:
+    return wide.startswith("*") and narrow.endswith(wide[1:])
 
 
 def _http_route(message: vs.HttpRoute) -> Iterator[Complaint]:
@@ -64,12 +96,21 @@ def _http_route(message: vs.HttpRoute) -> Iterator[Complaint]:
     if message.mirror_percentage is not None and message.mirror is None:
         fix = "add 'mirror', or write the percentage in 'mirrors'"
         yield Complaint("mirrorPercentage", "has no effect without 'mirror'", fix)
-    if len(message.route) > 1 and sum(each.weight for each in message.route) == 0:
+    total = sum(each.weight for each in message.route)
+    if len(message.route) > 1 and total == 0:
         yield Complaint("route", "all weights are 0: no request could go anywhere", "add weights")
-    authorities = [name for name in message.headers.request.set if _is_authority(name)]
-    if message.rewrite is not None and message.rewrite.authority and authorities:
-        fix = "keep rewrite.authority"
-        yield Complaint("headers.request.set", "sets the authority a second time", fix)
+    elif total and total % 2**32 == 0:
+        # Istio adds them up in 32 bits and refuses a sum of 0.
+        yield Complaint("route", f"the weights add up to {total}", "write smaller weights")
+    if message.rewrite is not None and message.rewrite.authority:
+        for verb in ("set", "add"):
+            if any(map(_is_authority, getattr(message.headers.request, verb))):
+                fix = "keep rewrite.authority"
+                problem = "sets the authority a second time"
+                yield Complaint(f"headers.request.{verb}", problem, fix)
+    elif len(list(filter(_is_authority, _written(message.headers.request)))) > 1:
+        problem = "changes the authority more than once"
+        yield Complaint("headers.request", problem, "keep one of :authority and host")
 
 
 def _headers(message: vs.Headers) -> Iterator[Complaint]:
@@ -78,14 +119,21 @@ def _headers(message: vs.Headers) -> Iterator[Complaint]:
             changed: Iterable[str] = getattr(operations, verb)
             for name in changed:
                 path = f"{way}.{verb}"
+                yield from on_one_line((path, name))
                 allowed = way == "request" and verb != "remove" and _is_authority(name)
                 if not allowed and (not name or name.startswith(":") or name.lower() == "host"):
                     yield Complaint(path, f"cannot change the header {name!r}", "remove it")
-                if verb != "remove" and not _HEADER_VALUE.fullmatch(
-                    getattr(operations, verb)[name]
-                ):
-                    fix = "write % as %%, and only Envoy's own %VARIABLES%"
-                    yield Complaint(f"{path}.{name}", "is not a value of a header", fix)
+                if verb == "remove":
+                    continue
+                told = header_value_problem(getattr(operations, verb)[name])
+                if told is not None:
+                    problem, _, fix = told.partition("; ")
+                    yield Complaint(f"{path}.{name}", problem, fix)
+
+
+def _written(operations: vs.HeaderOperations) -> Iterator[str]:
+    yield from operations.set
+    yield from operations.add
 
 
 def _is_authority(header: str) -> bool:
@@ -97,6 +145,8 @@ def _match(message: vs.HttpMatchRequest) -> Iterator[Complaint]:
         if name in ("uri", "scheme", "method", "authority"):
             fix = f"write '{name}' beside 'headers'"
             yield Complaint(f"headers.{name}", "is no header; Istio ignores it", fix)
+    if "" in message.query_params:
+        yield Complaint("queryParams", "has an empty name, which Envoy rejects", "name it")
     uri = message.uri
     if message.ignore_uri_case and (uri is None or uri.kind is StringMatchKind.REGEX):
         fix = "remove it; in a regex write (?i)"
@@ -105,7 +155,11 @@ def _match(message: vs.HttpMatchRequest) -> Iterator[Complaint]:
 
 def _destination(message: vs.Destination) -> Iterator[Complaint]:
     if message.host.startswith("*"):
-        yield Complaint("host", "a destination is one host", "name it in full")
+        problem = "a wildcard is not supported: a destination is one host"
+        yield Complaint("host", problem, "name it in full")
+    if is_ip_address(message.host):
+        fix = "declare it in a ServiceEntry and name its host"
+        yield Complaint("host", "is an address and not a host", fix)
 
 
 def _redirect(message: vs.HttpRedirect) -> Iterator[Complaint]:
@@ -113,21 +167,30 @@ def _redirect(message: vs.HttpRedirect) -> Iterator[Complaint]:
     parts = ("uri", "authority", "scheme", "port", "derive_port")
     if all(getattr(message, name) is None for name in parts):
         yield Complaint("", "says nothing of where to", "add uri, authority, scheme or port")
+    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     if message.scheme not in (None, "http", "https"):
         yield Complaint("scheme", f"cannot be {message.scheme!r}", "write http or https")
 
 
 def _rewrite(message: vs.HttpRewrite) -> Iterator[Complaint]:
     yield from at_most_one(message, ("uri", "uri"), ("uri_regex_rewrite", "uriRegexRewrite"))
+    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
+    pattern = message.uri_regex_rewrite
+    if pattern is not None:
+        yield from on_one_line(("uriRegexRewrite.rewrite", pattern.rewrite))
+    if pattern is not None and not pattern.rewrite:
+        fix = "write by what; to remove a part of the path, keep the rest as a group"
+        yield Complaint("uriRegexRewrite", "lacks 'rewrite', which may not be empty", fix)
     if message == vs.HttpRewrite():
         yield Complaint("", "rewrites nothing", "add uri, authority or uriRegexRewrite")
 
 
 def _retries(message: vs.HttpRetry) -> Iterator[Complaint]:
-    if message.attempts == 0 and message != vs.HttpRetry():
+    conditions = (message.per_try_timeout, message.retry_on, message.retry_remote_localities)
+    if message.attempts == 0 and any(each is not None for each in conditions):
         yield Complaint("", "has conditions and no attempts", "add 'attempts', or keep only it")
-    for condition in (message.retry_on or "").split(","):
-        known = not condition or condition in _RETRY_CONDITIONS or condition in _HTTP_STATUSES
+    for condition in message.retry_on.split(",") if message.retry_on else ():
+        known = condition in _RETRY_CONDITIONS or condition in _HTTP_STATUSES
         if not known:
             fix = f"known are {', '.join(sorted(_RETRY_CONDITIONS))} and HTTP statuses"
             yield Complaint("retryOn", f"has no condition {condition!r}", fix)
@@ -138,7 +201,19 @@ def _fault(message: vs.FaultInjection) -> Iterator[Complaint]:
         yield Complaint("", "has neither 'delay' nor 'abort'", "add one")
 
 
+def _delay(message: vs.FaultDelay) -> Iterator[Complaint]:
+    yield from _share(message.percentage)
+
+
+def _share(percentage: float) -> Iterator[Complaint]:
+    """A share that Envoy, which counts millionths, would take for none."""
+    if 0 < percentage < _LEAST_PERCENT:
+        fix = f"write 0, or {_LEAST_PERCENT} or more"
+        yield Complaint("percentage.value", f"cannot be {percentage:g}", fix)
+
+
 def _abort(message: vs.FaultAbort) -> Iterator[Complaint]:
+    yield from _share(message.percentage)
     statuses = (("http_status", "httpStatus"), ("grpc_status", "grpcStatus"))
     yield from at_most_one(message, *statuses, least=1)
     if message.grpc_status is not None and message.grpc_status not in GRPC_STATUSES:
@@ -151,6 +226,14 @@ def _cors(message: vs.CorsPolicy) -> Iterator[Complaint]:
         if method not in _CORS_METHODS:
             fix = "write a method such as POST"
             yield Complaint(f"allowMethods[{index}]", f"{method!r} is no method of HTTP", fix)
+    for field, headers in (
+        ("allowHeaders", message.allow_headers),
+        ("exposeHeaders", message.expose_headers),
+    ):
+        for index, header in enumerate(headers):
+            if header.startswith(":") or not is_header_name(header.lower()):
+                fix = "write it like x-user-tier, or '*'"
+                yield Complaint(f"{field}[{index}]", f"{header!r} is not a header", fix)
     if message.max_age is not None and message.max_age.microseconds:
         yield Complaint("maxAge", "has parts of a second", "write whole seconds")
 
@@ -165,6 +248,7 @@ ROUTE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
     vs.HttpRewrite: _rewrite,
     vs.HttpRetry: _retries,
     vs.FaultInjection: _fault,
+    vs.FaultDelay: _delay,
     vs.FaultAbort: _abort,
     vs.CorsPolicy: _cors,
 }
