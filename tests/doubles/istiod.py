@@ -73,7 +73,10 @@ class TwinMesh:
             istiod = _istiod(istiod_program, folder, api.kubeconfig)
             ads_port = await stack.enter_async_context(istiod)
             twin._admin = await stack.enter_async_context(_envoy(folder, ads_port))
-            twin.session = await stack.enter_async_context(aiohttp.ClientSession())
+            # A connection that stays open stays with the listener of earlier objects.
+            connector = aiohttp.TCPConnector(force_close=True)
+            session = aiohttp.ClientSession(connector=connector)
+            twin.session = await stack.enter_async_context(session)
             yield twin
 
     async def apply(self, *objects):

@@ -96,9 +96,9 @@ def virtual(*http, hosts=(DOMAIN,), gateways=("in",), name="vision", annotations
     return istio("VirtualService", name, spec, annotations=annotations, **more)
 
 
-def everywhere(**more):
+def everywhere(name="vision", **more):
     """One route to the whole host, without retries."""
-    return virtual({"route": [to()], "retries": {"attempts": 0}, **more})
+    return virtual({"route": [to()], "retries": {"attempts": 0}, **more}, name=name)
 
 
 def to(subset=None, weight=None, host="vision", **more):

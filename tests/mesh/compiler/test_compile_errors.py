@@ -140,16 +140,22 @@ HASHED = {"loadBalancer": {"consistentHash": {"httpHeaderName": "x-other"}}}
             f"DestinationRule models/other has one for {VISION} too",
         ),
         (
-            (*BASE, renamed(entry({"v1": 7003}), "again")),
-            "ServiceEntry models/again",
-            "spec.hosts[0]",
-            f"{VISION} is already defined by ServiceEntry models/vision",
+            (*BASE, renamed(entry({"v1": 7003}, resolution="DNS"), "vision-too")),
+            "ServiceEntry models/vision-too",
+            "spec.resolution",
+            f"DNS for {VISION}, which is STATIC in ServiceEntry models/vision",
         ),
         (
-            (gateway(80), entry([{"address": "127.0.0.1", "ports": {"main": 1}}] * 2)),
-            "ServiceEntry models/vision",
-            "spec.endpoints",
-            "vision and vision both have the address 127.0.0.1:1 at port 8500 of " + VISION,
+            (*BASE, renamed(entry({"v1": 7003}, location="MESH_EXTERNAL"), "vision-too")),
+            "ServiceEntry models/vision-too",
+            "spec.location",
+            f"MESH_EXTERNAL for {VISION}, which is MESH_INTERNAL in ServiceEntry models/vision",
+        ),
+        (
+            (*BASE, renamed(entry({"v1": 7003}, protocol="HTTP"), "vision-too")),
+            "ServiceEntry models/vision-too",
+            "spec.ports[0]",
+            f"port 8500 of {VISION} has another name or protocol in ServiceEntry models/vision",
         ),
         (
             (

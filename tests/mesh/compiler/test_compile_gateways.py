@@ -38,13 +38,12 @@ async def test_a_listener_knows_no_hosts_and_its_routes_come_one_by_one(mesh, vi
     made = manager(mesh.compiled, mesh.port)
     assert made["rds"] == {"config_source": ads, "route_config_name": f"http.{mesh.port}"}
     assert [each["name"].rpartition(".")[2] for each in made["http_filters"]] == [
-        "grpc_web",
         "grpc_stats",
         "fault",
         "cors",
         "router",
     ]
-    assert made["http_filters"][1]["typed_config"] == {
+    assert made["http_filters"][0]["typed_config"] == {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
         "emit_filter_state": True,
         "stats_for_all_methods": False,

@@ -370,9 +370,11 @@ async def test_cors_for_browsers(mesh, vision):
         "maxAge": "600s",
         "allowCredentials": True,
     }
-    await mesh.apply(vision(virtual({"route": [to("v1")], "corsPolicy": cors})))
+    _, *others = vision(virtual({"route": [to("v1")], "corsPolicy": cors})).split("\n---\n")
+    web_port = mesh.ports[1]
+    await mesh.apply("\n---\n".join((text(gateway(web_port, protocol="GRPC-WEB")), *others)))
     async with aiohttp.ClientSession() as session:
-        url = f"http://127.0.0.1:{mesh.port}{METHOD}"
+        url = f"http://127.0.0.1:{web_port}{METHOD}"
         headers = {
             "host": DOMAIN,
             "origin": "https://app.example.com",

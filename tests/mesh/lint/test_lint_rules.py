@@ -165,7 +165,7 @@ MISTAKES = [
     (
         "host-defined-twice",
         "spec.hosts[0]",
-        {"      timeout: 2s\n": "---\n" + ENTRY.replace("{name: vision", "{name: other")},
+        {"      timeout: 2s\n": "---\n" + ENTRY.replace("namespace: models", "namespace: others")},
     ),
     (
         "two-rules",

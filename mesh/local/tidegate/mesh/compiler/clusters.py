@@ -42,7 +42,7 @@ def host_resources(target: Target, states: EndpointStates) -> dict[Audience, tup
         name = cluster_name(target.service.host, port.number, subset)
         endpoints = assignment(target, port, subset, states)
         envoy_cluster = _envoy_cluster(name, target, port, subset)
-        if target.service.resolution is Resolution.STATIC:
+        if not target.service.resolution.by_dns:
             resource = Resource.of(ResourceType.ENDPOINT, name, endpoints)
             envoy.append(resource)
             grpc.append(resource)
@@ -50,7 +50,7 @@ def host_resources(target: Target, states: EndpointStates) -> dict[Audience, tup
             envoy_cluster.load_assignment.CopyFrom(endpoints)
         envoy.append(Resource.of(ResourceType.CLUSTER, name, envoy_cluster))
         grpc_cluster = _grpc_cluster(name, target, port, subset)
-        if target.service.resolution is Resolution.DNS:
+        if target.service.resolution.by_dns:
             if len(target.endpoints(port, subset)) != _ONE:
                 continue
             grpc_cluster.load_assignment.CopyFrom(endpoints)
@@ -84,8 +84,9 @@ def _parts(target: Target) -> Iterator[tuple[Port, SubsetName | None]]:
 def _envoy_cluster(name: str, target: Target, port: Port, subset: SubsetName | None) -> _Cluster:
     cluster = _Cluster(name=name)
     cluster.common_lb_config.healthy_panic_threshold.value = 0
-    if target.service.resolution is Resolution.DNS:
-        cluster.type = _Cluster.STRICT_DNS
+    if target.service.resolution.by_dns:
+        strict = target.service.resolution is Resolution.DNS
+        cluster.type = _Cluster.STRICT_DNS if strict else _Cluster.LOGICAL_DNS
         cluster.dns_lookup_family = _Cluster.V4_PREFERRED
         cluster.respect_dns_ttl = True
     else:
@@ -103,7 +104,7 @@ def _grpc_cluster(name: str, target: Target, port: Port, subset: SubsetName | No
     """
     cluster = _Cluster(name=name)
     cluster.lrs_server.self.CopyFrom(config_source_pb2.SelfConfigSource())
-    if target.service.resolution is Resolution.DNS:
+    if target.service.resolution.by_dns:
         cluster.type = _Cluster.LOGICAL_DNS
     else:
         _by_eds(cluster)

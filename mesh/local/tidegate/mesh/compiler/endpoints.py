@@ -18,7 +18,6 @@ from tidegate.mesh.compiler.protobuf import socket_address
 from tidegate.mesh.compiler.services import Endpoint, Port
 from tidegate.mesh.compiler.settings import EndpointState, EndpointStates
 from tidegate.mesh.compiler.targets import Target
-from tidegate.mesh.istio.service_entry import Resolution
 from tidegate.mesh.istio.shapes import SubsetName
 
 __all__ = ["assignment"]
@@ -46,7 +45,8 @@ def assignment(
     target: Target, port: Port, subset: SubsetName | None, states: EndpointStates
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of one cluster."""
-    endpoints = target.endpoints(port, subset)
+    # Two entries may name one endpoint; gRPC clients refuse an assignment that has it twice.
+    endpoints = list({each.key: each for each in target.endpoints(port, subset)}.values())
     result = endpoint_pb2.ClusterLoadAssignment(
         cluster_name=cluster_name(target.service.host, port.number, subset)
     )
@@ -71,7 +71,7 @@ def _in_32_bits(weights: Sequence[int]) -> Sequence[int]:
 
 
 def _health(target: Target, endpoint: Endpoint, states: EndpointStates) -> int:
-    if target.service.resolution is Resolution.DNS:
+    if target.service.resolution.by_dns:
         return _UNKNOWN
     unseen = EndpointState.HEALTHY if target.service.external else EndpointState.UNHEALTHY
     return _HEALTH[states.get(endpoint.key, unseen)]

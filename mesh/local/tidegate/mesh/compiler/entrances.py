@@ -108,6 +108,11 @@ class Entrance:
     scoped: bool
     redirected: frozenset[str] = field(init=False, repr=False)
 
+    @property
+    def grpc_web(self) -> bool:
+        """Whether browsers are served: as in istiod, the first server of a port says so."""
+        return self.doors[0].server.port.protocol is GatewayProtocol.GRPC_WEB
+
     def __post_init__(self) -> None:
         redirecting = (each for door in self.doors if door.redirects for each in door.domains)
         names = frozenset(domain for only_from, domain in redirecting if only_from is None)

@@ -33,14 +33,17 @@ _ROUTER: Final = "envoy.filters.http.router"
 _Route: TypeAlias = route_components_pb2.Route
 
 
-def envoy_filters() -> tuple[HttpFilter, ...]:
+def envoy_filters(*, grpc_web: bool) -> tuple[HttpFilter, ...]:
     """The filters of a gateway, the router last.
 
     Messages are counted for each stream, for the access log. Statistics by method are not kept:
     clients could drive up their number with invented methods.
+
+    Args:
+        grpc_web: whether calls of browsers are turned into calls of gRPC.
     """
     return (
-        _filter(_GRPC_WEB, grpc_web_pb2.GrpcWeb()),
+        *([_filter(_GRPC_WEB, grpc_web_pb2.GrpcWeb())] if grpc_web else []),
         _filter(
             _GRPC_STATS,
             grpc_stats_pb2.FilterConfig(

@@ -98,7 +98,7 @@ def _connection_manager(entrance: Entrance, settings: MeshSettings) -> HttpConne
     manager = HttpConnectionManager(
         codec_type=HttpConnectionManager.AUTO,
         stat_prefix=f"outbound_{listener_name(entrance.port)}",
-        http_filters=envoy_filters(),
+        http_filters=envoy_filters(grpc_web=entrance.grpc_web),
         use_remote_address=BoolValue(value=True),
         generate_request_id=BoolValue(value=True),
         normalize_path=BoolValue(value=True),

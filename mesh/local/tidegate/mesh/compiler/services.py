@@ -1,12 +1,14 @@
 """What hosts there are: the registry that istiod keeps, made of ServiceEntries and WorkloadEntries.
 
-A host is a service with ports, and each port has endpoints. A service that is made of the same
-objects as before is the identical value, so that what is built on it can tell by that that nothing
-changed.
+A host is a service with ports, and each port has endpoints. Several ServiceEntries of one namespace
+may define a host together: it has the ports and the endpoints of all. Those of other namespaces
+do not count beside the first, by the names of namespaces, as in istiod. A service that is made of
+the same objects as before is the identical value, so that what is built on it can tell by that that
+nothing changed.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -83,11 +85,11 @@ class Service:
 
     Attributes:
         host: its name.
-        source: the object that defines it.
+        source: the object that defines it, the first of several.
         resolution: how endpoints' addresses are found.
         external: whether it is outside of the mesh.
         ports: its ports by number.
-        addresses: ``address:port`` of its endpoints, at all ports.
+        addresses: ``address:port`` of its endpoints, at all ports, each once.
     """
 
     host: HostName
@@ -122,7 +124,7 @@ class ServicesBuilder:
         self._proxy_namespace = settings.proxy_namespace
         self._inputs: tuple[object, object] = (None, None)
         self._services = Services({}, ())
-        self._made: dict[tuple[ObjectName, HostName], tuple[tuple[object, ...], Service]] = {}
+        self._made: dict[HostName, tuple[tuple[object, ...], Service]] = {}
 
     def build(self, objects: IstioObjects) -> Services:
         """The hosts that the objects define."""
@@ -130,41 +132,34 @@ class ServicesBuilder:
         if self._inputs[0] is entries and self._inputs[1] is workloads:
             return self._services
         by_label = _by_label(workloads.values())
-        made: dict[tuple[ObjectName, HostName], tuple[tuple[object, ...], Service]] = {}
-        by_host: dict[HostName, Service] = {}
+        made: dict[HostName, tuple[tuple[object, ...], Service]] = {}
         errors: list[CompileError] = []
-        for entry in entries.values():
-            if entry.export_to == OWN_NAMESPACE and entry.name.namespace != self._proxy_namespace:
-                continue
-            chosen = _chosen(entry, by_label)
-            for index, host in enumerate(entry.hosts):
-                known = by_host.get(host)
-                if known is not None:
-                    errors.append(_twice(entry, index, known))
-                    continue
-                service = self._service(entry, host, chosen)
-                made[entry.name, host] = ((entry, *chosen), service)
-                by_host[host] = service
-                errors.extend(_duplicates(service))
+        for host, group in self._by_host(entries.values()).items():
+            parts = tuple((entry, _chosen(entry, by_label)) for entry in group)
+            contradiction = _contradiction(host, group)
+            if contradiction is not None:
+                errors.append(contradiction)
+                parts = parts[:1]
+            inputs = tuple(each for entry, chosen in parts for each in (entry, *chosen))
+            known = self._made.get(host)
+            made[host] = known if known and known[0] == inputs else (inputs, _service(host, parts))
         self._made, self._inputs = made, (entries, workloads)
+        by_host = {host: service for host, (_, service) in made.items()}
         self._services = Services(by_host, tuple(errors))
         return self._services
 
-    def _service(
-        self, entry: ServiceEntry, host: HostName, chosen: tuple[WorkloadEntry, ...]
-    ) -> Service:
-        inputs, known = self._made.get((entry.name, host), ((), None))
-        if known is not None and inputs == (entry, *chosen):
-            return known
-        ports = {port.number: _port(entry, port, chosen) for port in entry.ports}
-        return Service(
-            host=host,
-            source=entry.name,
-            resolution=entry.resolution,
-            external=entry.location is Location.MESH_EXTERNAL,
-            ports=ports,
-            addresses=tuple(each.key for port in ports.values() for each in port.endpoints),
-        )
+    def _by_host(self, entries: Iterable[ServiceEntry]) -> Mapping[HostName, list[ServiceEntry]]:
+        """For each host the entries that define it, which are of one namespace."""
+        by_host: dict[HostName, list[ServiceEntry]] = {}
+        for entry in sorted(entries, key=lambda each: (each.name.namespace, each.name.name)):
+            namespace = entry.name.namespace
+            if entry.export_to == OWN_NAMESPACE and namespace != self._proxy_namespace:
+                continue
+            for host in entry.hosts:
+                group = by_host.setdefault(host, [])
+                if not group or group[0].name.namespace == namespace:
+                    group.append(entry)
+        return by_host
 
 
 _ByLabel: TypeAlias = Mapping[tuple[str, str, str], list[WorkloadEntry]]
@@ -190,58 +185,80 @@ def _chosen(entry: ServiceEntry, by_label: _ByLabel) -> tuple[WorkloadEntry, ...
     return tuple(sorted(chosen, key=lambda each: each.name.name))
 
 
-def _port(entry: ServiceEntry, port: ServicePort, chosen: tuple[WorkloadEntry, ...]) -> Port:
-    workloads: Iterator[tuple[str, Workload]] = (
-        ((each.name.name, each) for each in chosen)
-        if entry.workload_selector
-        else ((entry.name.name, each) for each in entry.endpoints)
-    )
-    return Port(
-        number=port.number,
-        protocol=port.protocol or _protocol_by_name(port.name),
-        endpoints=tuple(
-            Endpoint(
-                address=workload.address,
-                port=workload.ports.get(port.name, port.target_port or port.number),
-                workload=name,
-                namespace=entry.name.namespace,
-                labels=workload.labels,
-                weight=workload.weight or 1,
-            )
-            for name, workload in workloads
-        ),
-    )
+_Part: TypeAlias = tuple[ServiceEntry, tuple[WorkloadEntry, ...]]
+"""An entry, and the WorkloadEntries that it selects."""
 
 
-def _protocol_by_name(name: str) -> PortProtocol | None:
-    """The protocol of a port named after Istio's rule ``PROTOCOL[-SUFFIX]``."""
-    lowered = name.lower()
-    for protocol in sorted(PortProtocol, key=lambda each: -len(each.value)):
-        prefix = protocol.value.lower()
-        if lowered == prefix or lowered.startswith(f"{prefix}-"):
-            return protocol
-    return None
-
-
-def _twice(entry: ServiceEntry, index: int, known: Service) -> CompileError:
-    return CompileError(
-        entry.name,
-        f"spec.hosts[{index}]",
-        f"{known.host} is already defined by {known.source}",
-        "define a host once, with all its endpoints",
+def _service(host: HostName, parts: Sequence[_Part]) -> Service:
+    first, _ = parts[0]
+    named: dict[int, ServicePort] = {}
+    for entry, _ in parts:
+        for port in entry.ports:
+            named.setdefault(port.number, port)
+    ports = {number: _port(host, port, parts) for number, port in named.items()}
+    found = (each.key for port in ports.values() for each in port.endpoints)
+    return Service(
+        host=host,
+        source=first.name,
+        resolution=first.resolution,
+        external=first.location is Location.MESH_EXTERNAL,
+        ports=ports,
+        addresses=tuple(dict.fromkeys(found)),
     )
 
 
-def _duplicates(service: Service) -> Iterator[CompileError]:
-    for port in service.ports.values():
-        seen: dict[str, Endpoint] = {}
-        for endpoint in port.endpoints:
-            other = seen.setdefault(endpoint.key, endpoint)
-            if other is not endpoint:
-                yield CompileError(
-                    service.source,
-                    "spec.endpoints",
-                    f"{endpoint.workload} and {other.workload} both have the address "
-                    f"{endpoint.key} at port {port.number} of {service.host}",
-                    "give each endpoint its own address and port",
+def _port(host: HostName, port: ServicePort, parts: Sequence[_Part]) -> Port:
+    """A port with the endpoints of all entries that have a port of its name."""
+    endpoints = (
+        _endpoint(name, workload, entry, own)
+        for entry, chosen in parts
+        for own in entry.ports
+        if own.name == port.name
+        for name, workload in _workloads(host, entry, chosen)
+    )
+    return Port(port.number, port.protocol, tuple(endpoints))
+
+
+def _workloads(
+    host: HostName, entry: ServiceEntry, chosen: tuple[WorkloadEntry, ...]
+) -> Iterator[tuple[str, Workload]]:
+    """What an entry says of its endpoints; of a host that DNS finds, the host itself."""
+    if entry.workload_selector:
+        yield from ((each.name.name, each) for each in chosen)
+    elif entry.endpoints:
+        yield from ((entry.name.name, each) for each in entry.endpoints)
+    elif entry.resolution is not Resolution.STATIC:
+        yield entry.name.name, Workload(address=host)
+
+
+def _endpoint(name: str, workload: Workload, entry: ServiceEntry, port: ServicePort) -> Endpoint:
+    return Endpoint(
+        address=workload.address,
+        port=workload.ports.get(port.name, port.target_port or port.number),
+        workload=name,
+        namespace=entry.name.namespace,
+        labels=workload.labels,
+        weight=workload.weight or 1,
+    )
+
+
+def _contradiction(host: HostName, group: Sequence[ServiceEntry]) -> CompileError | None:
+    """What in the entries for a host cannot hold together."""
+    first = group[0]
+    ports = {port.number: (first, port) for port in first.ports}
+    for other in group[1:]:
+        for field in ("resolution", "location"):
+            mine, yours = getattr(first, field), getattr(other, field)
+            if mine is not yours:
+                problem = f"{yours.value} for {host}, which is {mine.value} in {first.name}"
+                return CompileError(other.name, f"spec.{field}", problem, "say the same in both")
+        for index, port in enumerate(other.ports):
+            entry, known = ports.setdefault(port.number, (other, port))
+            if (known.name, known.protocol) != (port.name, port.protocol):
+                return CompileError(
+                    other.name,
+                    f"spec.ports[{index}]",
+                    f"port {port.number} of {host} has another name or protocol in {entry.name}",
+                    "say the same in both",
                 )
+    return None

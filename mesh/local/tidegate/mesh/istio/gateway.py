@@ -26,6 +26,7 @@ class GatewayProtocol(AnyCase):
     HTTP = "HTTP"
     HTTP2 = "HTTP2"
     GRPC = "GRPC"
+    GRPC_WEB = "GRPC-WEB"
     HTTPS = "HTTPS"
 
 
@@ -36,7 +37,8 @@ class GatewayPort(Message):
     Attributes:
         number: the port on which is listened.
         name: what it is called.
-        protocol: what is spoken there; ``HTTPS`` needs ``tls``.
+        protocol: what is spoken there; ``HTTPS`` needs ``tls``, and at ``GRPC-WEB`` browsers are
+            served too.
     """
 
     REFUSED: ClassVar[Mapping[str, str]] = {

@@ -50,8 +50,8 @@ class ServicePort(Message):
     Attributes:
         number: the port that clients name.
         name: what it is called.
-        protocol: what is spoken there. Without it only connections are seen; the name says nothing
-            here, unlike in a Service of Kubernetes.
+        protocol: what is spoken there. Without it proxies speak HTTP/1.1 to the endpoints; the name
+            says nothing here, unlike in a Service of Kubernetes.
         target_port: the port at the endpoints; ``number`` without it.
     """
 
@@ -73,6 +73,12 @@ class Resolution(enum.Enum):
 
     STATIC = "STATIC"
     DNS = "DNS"
+    DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
+
+    @property
+    def by_dns(self) -> bool:
+        """Whether addresses are names that proxies resolve."""
+        return self is not Resolution.STATIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +86,7 @@ class Workload(Message):
     """One endpoint.
 
     Attributes:
-        address: an IP address, or a name of DNS where the resolution is DNS.
+        address: an IP address, or a name where DNS finds addresses.
         ports: its own ports by the names of the host's ports; the target port without one.
         labels: what subsets select by.
         weight: its share among the endpoints; 1 without it.
@@ -109,8 +115,9 @@ class ServiceEntry(Message):
         hosts: the names of the host.
         ports: its ports.
         location: whether it belongs to the mesh.
-        resolution: how endpoints' addresses are found.
-        endpoints: the endpoints.
+        resolution: how endpoints' addresses are found: by DNS all addresses of a name are used, or
+            one after another.
+        endpoints: the endpoints; without any, DNS is asked for the host.
         workload_selector: labels of the WorkloadEntries of the same namespace that are its
             endpoints, instead of ``endpoints``.
         export_to: ``*`` for every namespace, ``.`` for its own.

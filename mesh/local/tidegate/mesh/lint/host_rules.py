@@ -10,19 +10,23 @@ from tidegate.mesh.lint.view import MeshView
 __all__: list[str] = []
 
 
-@rule("host-defined-twice", Severity.ERROR, "two ServiceEntries define one host")
+@rule("host-defined-twice", Severity.ERROR, "entries of two namespaces define one host")
 def host_defined_twice(view: MeshView) -> Iterator[Finding]:
-    """Hosts whose ports and endpoints come from several objects."""
+    """Entries that count for nothing, because one of another namespace has the host already."""
+    entries = sorted(
+        view.objects.service_entries.values(),
+        key=lambda each: (each.name.namespace, each.name.name),
+    )
     first: dict[str, ServiceEntry] = {}
-    for entry in view.objects.service_entries.values():
+    for entry in entries:
         for index, host in enumerate(entry.hosts):
             other = first.setdefault(host, entry)
-            if other is not entry:
+            if other.name.namespace != entry.name.namespace:
                 yield Finding(
                     entry.name,
                     f"spec.hosts[{index}]",
-                    f"{other.name} defines {host} too: which ports and endpoints count is open",
-                    "define it once, with all its endpoints",
+                    f"{other.name} defines {host} in another namespace, and that one alone counts",
+                    "define it in one namespace, with all its endpoints",
                 )
 
 

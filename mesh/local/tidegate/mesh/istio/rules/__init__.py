@@ -39,7 +39,6 @@ REFUSED_WORDS: Mapping[type[enum.Enum], Mapping[str, str]] = {
         **_UNSPOKEN,
         "TCP": "only HTTP and gRPC are routed; write GRPC",
         "TLS": "only HTTP and gRPC are routed; end TLS with HTTPS",
-        "GRPC-WEB": "Envoy takes gRPC-Web at every HTTP port; write HTTP",
     },
     gw.ServerTlsMode: {
         "PASSTHROUGH": "only HTTP and gRPC are routed; write SIMPLE or MUTUAL",
@@ -54,7 +53,6 @@ REFUSED_WORDS: Mapping[type[enum.Enum], Mapping[str, str]] = {
     se.PortProtocol: _UNSPOKEN,
     se.Resolution: {
         "NONE": "there are no original addresses to pass on to; write STATIC or DNS",
-        "DNS_ROUND_ROBIN": "all addresses of a name are used; write DNS",
         "DYNAMIC_DNS": "hosts are declared one by one; write DNS",
     },
 }
