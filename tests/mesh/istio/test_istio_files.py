@@ -13,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tidegate.mesh.istio import (
-    EditError,
     FileChangedError,
     IstioError,
     IstioObjectErrors,
