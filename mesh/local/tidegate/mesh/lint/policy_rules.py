@@ -184,12 +184,13 @@ def port_policy_inherits_nothing(view: MeshView) -> Iterator[Finding]:
                         f"repeat {', '.join(lost)} here",
                     )
                 if policy.retry_budget is not None:
-                    whose = "none" if subset is None else f"that of {each.name}, if it has one"
+                    # A subset's budget lies over that of the whole host, which comes back then.
+                    now = "none" if subset is None else "that of the whole host, if there is one"
                     yield Finding(
                         each.name,
                         f"{path}.portLevelSettings[{index}]",
-                        f"port {port.port} has another retryBudget than {path} says, {whose}: a "
-                        f"port's policy inherits nothing of {path}, and can have no retryBudget",
+                        f"port {port.port} does not have the retryBudget of {path} but {now}: a "
+                        "port's policy inherits nothing and can have no retryBudget",
                         "remove the port's policy, or the retryBudget; 'attempts' of the route "
                         "limits retries too",
                     )
