@@ -49,7 +49,7 @@ async def test_a_shift_moves_traffic_and_loses_nothing(shared):
 async def test_a_hundred_shifts_under_load_lose_nothing(shared):
     async with shared.load() as load:
         for number in range(100):
-            await shared.controller.shift({"v1": number % 2, "v2": 1 + number % 3})
+            await shared.controller.shift({"v1": 10 * (number % 7), "v2": 100 - 10 * (number % 7)})
         await load.some()
     assert not load.failures
 

@@ -9,7 +9,7 @@ async def test_shifts_over_scopes_lose_nothing(mesh):
     async with mesh.envoy() as mesh.admin, mesh.load() as load:
         await load.only("v1")
         for number in range(20):
-            await mesh.controller.shift({"v1": number % 2, "v2": 1 + number % 3})
+            await mesh.controller.shift({"v1": 10 * (number % 7), "v2": 100 - 10 * (number % 7)})
         await mesh.controller.shift({"v1": 0, "v2": 100})
         await load.only("v2")
         status = await mesh.controller.status()

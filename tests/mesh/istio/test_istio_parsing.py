@@ -437,8 +437,8 @@ def test_merge_keys_and_anchors_are_read():
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        ("{<<: text, address: 127.0.0.1}", "is not YAML: expected a mapping or list of mappings"),
-        ("{<<: [text], address: 127.0.0.1}", "is not YAML: expected a mapping for merging"),
+        ("{<<: text, address: 127.0.0.1}", "'<<' merges something that is no mapping"),
+        ("{<<: [text], address: 127.0.0.1}", "'<<' merges something that is no mapping"),
     ],
 )
 def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):

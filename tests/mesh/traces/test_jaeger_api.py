@@ -72,29 +72,32 @@ async def test_trace_by_its_id_with_or_without_leading_zeros(api):
 
 async def test_search_by_what_grafana_sends(api):
     everything = {"start": f"{START_US - 1}", "end": f"{START_US + 10**6}", "lookback": "custom"}
-    assert await ids(api, **everything, limit="20") == [2, 1]
-    assert await ids(api, **everything, limit="1") == [2]
-    assert await ids(api, **everything, service="client") == [1]
-    assert await ids(api, **everything, service="vision", operation="idle") == [2]
-    assert await ids(api, **everything, service="vision", minDuration="1ms") == [1]
-    assert await ids(api, **everything, maxDuration="600us") == [2]
-    assert await ids(api, **everything, tags='{"error":"true"}') == [1]
-    assert await ids(api, **everything, service="client", tags='{"error":"true"}') == []
+    vision = {**everything, "service": "vision"}
+    client = {**everything, "service": "client"}
+    assert await ids(api, **vision, limit="20") == [2, 1]
+    assert await ids(api, **vision, limit="1") == [2]
+    assert await ids(api, **client) == [1]
+    assert await ids(api, **vision, operation="idle") == [2]
+    assert await ids(api, **vision, minDuration="1ms") == [1]
+    assert await ids(api, **vision, maxDuration="600us") == [2]
+    assert await ids(api, **vision, minDuration="1ms", maxDuration="0s") == [1]
+    assert await ids(api, **vision, tags='{"error":"true"}') == [1]
+    assert await ids(api, **client, tags='{"error":"true"}') == []
     # Whatever has not failed, whether its sender says so or says nothing.
-    assert await ids(api, **everything, tags='{"error":"false"}') == [2, 1]
-    assert await ids(api, **everything, operation="infer", tags='{"error":"false"}') == []
-    assert await ids(api, **everything, tag="version:v2") == [1]
-    assert await ids(api, **everything, tags='{"version":"v1"}') == []
-    assert await ids(api, start=f"{START_US + 10}") == [2]
-    assert await ids(api, end=f"{START_US + 10}") == [1]
+    assert await ids(api, **vision, tags='{"error":"false"}') == [2]
+    assert await ids(api, **vision, operation="infer", tags='{"error":"false"}') == []
+    assert await ids(api, **vision, tag="version:v2") == [1]
+    assert await ids(api, **vision, tags='{"version":"v1"}') == []
+    assert await ids(api, service="vision", start=f"{START_US + 10}") == [2]
+    assert await ids(api, service="vision", end=f"{START_US + 10}") == [1]
 
 
 async def test_lookback_counts_from_the_end(api):
     end = f"{START_US + 30_000}"
-    assert await ids(api, end=end, lookback="15ms") == [2]
-    assert await ids(api, end=end, lookback="2d") == [2, 1]
+    assert await ids(api, service="vision", end=end, lookback="15ms") == [2]
+    assert await ids(api, service="vision", end=end, lookback="2d") == [2, 1]
     # The clock of the API stands an hour later.
-    assert await ids(api, lookback="1m") == []
+    assert await ids(api, service="vision", lookback="1m") == []
 
 
 async def test_several_traces_by_their_ids_and_which_are_missing(api):
@@ -170,6 +173,17 @@ async def test_what_jaegers_ui_asks_since_2026(api):
         ("/api/traces/xyz", {}, 400, "hexadecimal"),
         (f"/api/traces/{'1' * 33}", {}, 400, "hexadecimal"),
         ("/api/traces/abc", {}, 404, "trace not found"),
+        (f"/api/traces/{1:032x}", {"raw": "maybe"}, 400, "unable to parse param 'raw'"),
+        (f"/api/traces/{1:032x}", {"start": "soon"}, 400, "'start'"),
+        ("/api/traces", {}, 400, "parameter 'service' is required"),
+        ("/api/traces", {"service": ""}, 400, "parameter 'service' is required"),
+        ("/api/traces", {"operation": "idle"}, 400, "parameter 'service' is required"),
+        ("/api/traces", {"service": "vision", "raw": "maybe"}, 400, "'raw'"),
+        ("/api/traces", {"service": "vision", "limit": f"{2**31}"}, 400, "out of range"),
+        ("/api/traces", {"service": "vision", "end": f"{2**63}"}, 400, "out of range"),
+        ("/api/traces", {"traceID": "1", "limit": "many"}, 400, "'limit'"),
+        ("/api/traces", {"traceID": "1", "start": "soon"}, 400, "'start'"),
+        ("/api/dependencies", {"endTs": f"{2**63}"}, 400, "out of range"),
         ("/api/traces", {"start": "soon"}, 400, "'start'"),
         ("/api/traces", {"limit": "many"}, 400, "'limit'"),
         ("/api/traces", {"minDuration": "5"}, 400, "'minDuration'"),
@@ -247,7 +261,7 @@ async def test_hostile_span_is_shown_as_json(collector):
     ],
 )
 def test_durations_are_gos(text, nanoseconds):
-    assert search_query({"minDuration": [text]}, 0).duration_min_ns == nanoseconds
+    assert search_query({"service": ["a"], "minDuration": [text]}, 0).duration_min_ns == nanoseconds
 
 
 def test_times_of_the_later_api_keep_their_nanoseconds():
@@ -260,9 +274,9 @@ def test_times_of_the_later_api_keep_their_nanoseconds():
 
 
 def test_limit_is_bounded():
-    assert search_query({}, 0).limit == 100
-    assert search_query({"limit": ["999999"]}, 0).limit == 1_500
-    assert search_query({"limit": ["-1"]}, 0).limit == 0
+    assert search_query({"service": ["a"]}, 0).limit == 100
+    assert search_query({"service": ["a"], "limit": ["999999"]}, 0).limit == 1_500
+    assert search_query({"service": ["a"], "limit": ["-1"]}, 0).limit == 0
 
 
 names = st.sampled_from(

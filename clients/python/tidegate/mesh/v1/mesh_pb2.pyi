@@ -667,9 +667,10 @@ class ShiftRequest(_message.Message):
     """Changes nothing, and tells in a Preview what would change."""
     @_builtins.property
     def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubsetWeight]:
-        """The weights of subsets, at least one unless another field changes something. Subsets that the
+        """The shares of subsets, at least one unless another field changes something. Subsets that the
         rule has and that are not named here share what is left to 100, in the proportion that they
-        have; they get nothing when nothing is left.
+        have; they get nothing when nothing is left. More than 100 in all is refused, and so is less
+        where no other subset of the rule gets requests.
         """
 
     @_builtins.property
@@ -711,7 +712,7 @@ Global___ShiftRequest: _TypeAlias = ShiftRequest  # noqa: Y015
 
 @_typing.final
 class SubsetWeight(_message.Message):
-    """The weight of a subset."""
+    """The share of a subset."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -719,13 +720,15 @@ class SubsetWeight(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     subset: _builtins.str
     """The subset's name in the DestinationRule."""
-    weight: _builtins.int
-    """Its weight, from 0 to 2147483647, relative to the sum of all weights of the rule."""
+    weight: _builtins.float
+    """Its share in percent of what the host gets in the rule, from 0 to 100, with at most three
+    decimals. Other hosts of the rule keep their share.
+    """
     def __init__(
         self,
         *,
         subset: _builtins.str = ...,
-        weight: _builtins.int = ...,
+        weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

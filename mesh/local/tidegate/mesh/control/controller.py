@@ -28,7 +28,7 @@ from tidegate.mesh.control.edits import FileEdits
 from tidegate.mesh.control.effective import Effective
 from tidegate.mesh.control.endpoint_states import Endpoints
 from tidegate.mesh.control.errors import InterruptedTransitionError, ObjectsError
-from tidegate.mesh.control.events import Events
+from tidegate.mesh.control.events import Events, in_effect
 from tidegate.mesh.control.journal import Begun, Journal, TextChange
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.performing import Performer
@@ -179,6 +179,9 @@ class Controller:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
                 proposed = self._proposals.of_shift(change)
+                if not proposed.files:
+                    events.say(in_effect(id_))
+                    return
                 await self._make(id_, description, proposed, events, deadline_s)
 
         return self._change(make)

@@ -5,10 +5,14 @@ import enum
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from tidegate.mesh.control.transition import StageKind
 
-__all__ = ["EventKind", "Events", "TransitionEvent"]
+__all__ = ["IN_EFFECT", "EventKind", "Events", "TransitionEvent", "in_effect"]
+
+IN_EFFECT: Final = "nothing changes: it is in effect already"
+"""The message of a change that was completed before it began."""
 
 
 class EventKind(enum.Enum):
@@ -48,6 +52,11 @@ class TransitionEvent:
     subject: str = ""
     message: str = ""
     at: float = field(default_factory=time.time)
+
+
+def in_effect(transition: str) -> TransitionEvent:
+    """The only event of a change that asks for what is in effect."""
+    return TransitionEvent(transition=transition, kind=EventKind.COMPLETED, message=IN_EFFECT)
 
 
 class Events:

@@ -211,7 +211,7 @@ def _as_service_error(error: TidegateError) -> ServiceError:
         case ServiceError():
             return error
         case EditError():
-            return InvalidArgument.of("weights", str(error), reason="CANNOT_EDIT")
+            return InvalidArgument.of(error.field, str(error), reason="CANNOT_EDIT")
         case RolledBackError():
             return FailedPrecondition(
                 str(error), reason="TRANSITION_ROLLED_BACK", metadata={"stage": error.stage}

@@ -5,8 +5,10 @@ every live proxy has acknowledged it.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from typing import Annotated, Final
 
 import typer
@@ -20,10 +22,13 @@ from tidegate.mesh.istio import EditError
 from tidegate.mesh.istio.edits import header_condition, sticky_source
 from tidegate.mesh.istio.scalars import parse_duration
 from tidegate.mesh.istio.shapes import StringMatchKind
+from tidegate.mesh.istio.shares import MAX_DECIMALS
+from tidegate.mesh.supervisor.following import following
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 __all__ = ["reset", "shift"]
 
+_PERCENTAGE: Final = re.compile(rf"[0-9]{{1,9}}(\.[0-9]{{1,{MAX_DECIMALS}}})?%?")
 _ROLLED_BACK: Final = "TRANSITION_ROLLED_BACK"
 
 _Messages = Iterable[mesh_pb2.ShiftResponse] | Iterable[mesh_pb2.ResetResponse]
@@ -46,8 +51,9 @@ def shift(
     weights: Annotated[
         list[str] | None,
         typer.Argument(
-            help="SUBSET=WEIGHT. Subsets that are not named share what is left to 100.",
-            metavar="SUBSET=WEIGHT...",
+            help="The subset's share, in percent of what the host gets (v2=10, v2=0.5). Subsets"
+            " that are not named share what is left to 100.",
+            metavar="SUBSET=PERCENT...",
         ),
     ] = None,
     match: Annotated[
@@ -92,7 +98,7 @@ def shift(
     request = _request(host, weights or [], match or [], sticky, mirror or [])
     request.dry_run = dry_run
     _set_deadline(request, deadline)
-    _follow(lambda mesh: mesh.Shift(request), address, as_json=as_json)
+    _follow(lambda mesh: mesh.Shift(request), address, _goes_on("shift", dry_run), as_json=as_json)
 
 
 def reset(
@@ -107,13 +113,26 @@ def reset(
     """
     request = mesh_pb2.ResetRequest(dry_run=dry_run)
     _set_deadline(request, deadline)
-    if not _follow(lambda mesh: mesh.Reset(request), address, as_json=as_json) and not as_json:
+    goes_on = _goes_on("reset", dry_run)
+    count = _follow(lambda mesh: mesh.Reset(request), address, goes_on, as_json=as_json)
+    if not count and not as_json:
         sys.stdout.write("nothing is shifted\n")
+
+
+def _goes_on(what: str, dry_run: bool) -> str:
+    if dry_run:
+        return "nothing was changed"
+    back = "; take it back with `tidegate mesh reset`" if what == "shift" else ""
+    return (
+        f"the {what} goes on, once the controller has it; follow it with `tidegate mesh status`"
+        f"{back}"
+    )
 
 
 def _follow(
     call: Callable[[mesh_pb2_grpc.MeshServiceStub], _Messages],
     address: str | None,
+    goes_on: str,
     *,
     as_json: bool,
 ) -> int:
@@ -121,7 +140,7 @@ def _follow(
     count = 0
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     try:
-        with mesh_service(address) as mesh, ShiftView(console) as view:
+        with following(goes_on), mesh_service(address) as mesh, ShiftView(console) as view:
             for message in call(mesh):
                 count += 1
                 if as_json:
@@ -145,16 +164,20 @@ def _request(
 ) -> mesh_pb2.ShiftRequest:
     request = mesh_pb2.ShiftRequest(host=host)
     for text in weights:
-        name, number = _pair(text, "SUBSET=WEIGHT")
-        if not number.isdecimal():
-            raise typer.BadParameter(f"{text!r}: the weight is a whole number, as in v2=10")
-        request.weights.add(subset=name, weight=int(number))
+        name, share = _share(text, "SUBSET=PERCENT")
+        if name in [each.subset for each in request.weights]:
+            raise typer.BadParameter(f"{text!r}: {name} is named twice; give it one share")
+        request.weights.add(subset=name, weight=share)
+    if (whole := sum(Decimal(str(each.weight)) for each in request.weights)) > 100:
+        raise typer.BadParameter(
+            f"{' '.join(weights)} add up to {whole.normalize():f} %; shares are percentages of what"
+            " the host gets, so make them 100 or less"
+        )
     for text in mirror:
-        name, number = _pair(text, "--mirror")
-        try:
-            request.mirrors.add(subset=name, percent=float(number.removesuffix("%")))
-        except ValueError as error:
-            raise typer.BadParameter(f"{text!r}: the share is a number, as in v3=5") from error
+        name, share = _share(text, "--mirror")
+        if name in [each.subset for each in request.mirrors]:
+            raise typer.BadParameter(f"--mirror {text!r}: {name} is named twice; give it one share")
+        request.mirrors.add(subset=name, percent=share)
     try:
         for text in match:
             header, condition = header_condition(text)
@@ -166,7 +189,7 @@ def _request(
     except EditError as error:
         raise typer.BadParameter(str(error)) from error
     if not (request.weights or request.mirrors or request.sticky_header):
-        raise typer.BadParameter("nothing to change: give SUBSET=WEIGHT, --mirror or --sticky")
+        raise typer.BadParameter("nothing to change: give SUBSET=PERCENT, --mirror or --sticky")
     return request
 
 
@@ -179,8 +202,13 @@ def _set_deadline(request: mesh_pb2.ShiftRequest | mesh_pb2.ResetRequest, deadli
     request.deadline.FromTimedelta(length)
 
 
-def _pair(text: str, what: str) -> tuple[str, str]:
+def _share(text: str, what: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise typer.BadParameter(f"{what}: {text!r} is not like v2=10")
-    return name, value
+    if not _PERCENTAGE.fullmatch(value) or float(value.removesuffix("%")) > 100:
+        raise typer.BadParameter(
+            f"{what}: {text!r}: the share is a percentage from 0 to 100 with at most {MAX_DECIMALS}"
+            " decimals, as in v2=10 or v2=0.5"
+        )
+    return name, float(value.removesuffix("%"))

@@ -10,6 +10,7 @@ from rich.spinner import Spinner
 from rich.syntax import Syntax
 from rich.text import Text
 
+from tidegate.mesh.control.events import IN_EFFECT
 from tidegate.mesh.v1 import mesh_pb2
 
 __all__ = ["ShiftView"]
@@ -133,6 +134,8 @@ class ShiftView:
         }.get(event.kind)
         if words is None:
             return None
+        if event.message == IN_EFFECT:
+            words = IN_EFFECT
         style = {
             _Event.KIND_COMPLETED: "bold green",
             _Event.KIND_ROLLING_BACK: "red",

@@ -11,15 +11,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tidegate.mesh.istio.aliases import aliases_of, without_aliases
 from tidegate.mesh.istio.errors import EditError, FileChangedError, IstioError
 from tidegate.mesh.istio.files import Loaded
 from tidegate.mesh.istio.names import ObjectName
-from tidegate.mesh.istio.objects import IstioObjects
+from tidegate.mesh.istio.objects import IstioObject, IstioObjects
 from tidegate.mesh.istio.parsing import parse_part
 from tidegate.mesh.istio.splicing import spliced
 from tidegate.mesh.istio.writing import plain
@@ -27,6 +28,7 @@ from tidegate.mesh.istio.writing import plain
 __all__ = ["FileChange", "apply_changes", "plan_changes"]
 
 _CONTEXT_LINES = 3
+_MARK = "\ufeff"
 _HUNK = re.compile(r"([-+])(\d+)(?=[, ])")
 
 
@@ -125,18 +127,38 @@ def apply_changes(changes: Sequence[FileChange]) -> None:
 
 
 def _changed_part(path: Path, text: str, names: Iterable[ObjectName], objects: IstioObjects) -> str:
+    # The parser does not count a byte order mark in the places that it gives.
+    mark, text = text[: text.startswith(_MARK)], text.removeprefix(_MARK)
     wanted = {each.object.name: objects[each.object.name] for each in parse_part(text, "").objects}
+    aliases = aliases_of(text) if "*" in text else []
+    # A value that stands in several places is changed in one of them once it is written out there.
+    for attempt in (text, without_aliases(text) if aliases else None):
+        if attempt is not None and (changed := _spliced(attempt, names, objects, wanted)):
+            return mark + changed
+    where = "; ".join(f"*{name} in line {line} of its document" for name, line in aliases)
+    reason = f"aliases share its parts: {where}" if aliases else "its form does not allow it"
+    fix = "write their values out" if aliases else "change the file by hand"
+    raise EditError(
+        f"{path}: {', '.join(map(str, names))} cannot be changed in place ({reason}); {fix}"
+    )
+
+
+def _spliced(
+    text: str,
+    names: Iterable[ObjectName],
+    objects: IstioObjects,
+    wanted: Mapping[ObjectName, IstioObject],
+) -> str | None:
+    """A part with some of its objects changed; None where it does not mean what is wanted then."""
     for name in names:
         # Each object's place is found anew: the one before may have moved it.
-        (place,) = (each for each in parse_part(text, "").objects if each.object.name == name)
-        text = spliced(text, place.node, plain(place.object), plain(objects[name]))
-    result = parse_part(text, str(path))
+        found = [each for each in parse_part(text, "").objects if each.object.name == name]
+        if len(found) != 1:
+            return None
+        text = spliced(text, found[0].node, plain(found[0].object), plain(objects[name]))
+    result = parse_part(text, "")
     if result.problems or {each.object.name: each.object for each in result.objects} != wanted:
-        reason = str(result.problems[0].problem) if result.problems else "anchors share its parts"
-        raise EditError(
-            f"{path}: {', '.join(map(str, names))} cannot be changed in place ({reason}); "
-            "change the file by hand"
-        )
+        return None
     return text
 
 

@@ -8,7 +8,7 @@ canary's cohort only grows with its weight while the order stays and the newest 
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tidegate.mesh.istio.annotations import Sticky
@@ -24,11 +24,11 @@ from tidegate.mesh.istio.shapes import (
     StringMatchKind,
     SubsetName,
 )
+from tidegate.mesh.istio.shares import check_shares, with_shares
 from tidegate.mesh.istio.virtual_service import (
     Destination,
     HttpMatchRequest,
     HttpRoute,
-    HttpRouteDestination,
     Mirror,
     VirtualService,
 )
@@ -52,16 +52,16 @@ class Shift:
 
     Attributes:
         host: the host, in full or by its first label.
-        weights: the new weights of subsets. What they leave of 100 stays with the other subsets, in
-            the proportion that these have, or goes to the last of the route, the baseline, where
-            these have nothing. Weights for all of them are taken as they are.
+        weights: the new shares of subsets, in percent of what the host gets in a route. What they
+            leave of 100 stays with the other subsets, in the proportion that these have, or goes
+            to the last of the route, the baseline, where these have nothing. See `shares`.
         match: conditions on headers; a route for them is made where there is none.
         sticky: what of a request decides where it goes; nothing changes when None.
         mirrors: percentages of requests that subsets get copies of; 0 ends a mirror.
     """
 
     host: str
-    weights: Mapping[SubsetName, int] = field(default_factory=dict)
+    weights: Mapping[SubsetName, float] = field(default_factory=dict)
     match: Mapping[HeaderName, StringMatch] = field(default_factory=dict)
     sticky: Sticky | None = None
     mirrors: Mapping[SubsetName, float] = field(default_factory=dict)
@@ -71,26 +71,27 @@ def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
     """The objects after a shift.
 
     Raises:
-        EditError: the host or a subset is unknown, no route sends requests to it, or the weights
-            come to nothing.
+        EditError: the host or a subset is unknown, no route sends requests to it, or the shares
+            cannot be had.
     """
     host = find_host(objects, change.host)
-    known = subsets_of(objects, host)
-    for subset in (*change.weights, *change.mirrors):
-        _check_subset(subset, known, host)
-    _check_numbers(change)
+    for name, named in (("weights", change.weights), ("mirrors", change.mirrors)):
+        for index, subset in enumerate(named):
+            _check_subset(subset, objects, host, f"{name}[{index}].subset")
+    check_shares(change.weights)
+    for index, (subset, percentage) in enumerate(change.mirrors.items()):
+        if not 0 <= percentage <= 100:
+            raise EditError(
+                f"the mirror of {subset} cannot be {percentage:g} %; write 0 to 100",
+                f"mirrors[{index}].percent",
+            )
     changed = [
         edited
         for service in objects.virtual_services.values()
-        if any(_names(route, host) for route in service.http)
-        and (edited := _shifted(service, host, change)) is not None
+        if (edited := _shifted(service, host, change)) is not None
     ]
     if not changed:
-        raise EditError(
-            f"no route sends requests to {host}: add a VirtualService with a route to it"
-            if not _routed(objects, host)
-            else f"every route to {host} has conditions on headers; name them with --match"
-        )
+        raise _unconcerned(objects, host, change)
     return objects.with_(*(each for each in changed if each != objects[each.name]))
 
 
@@ -117,12 +118,14 @@ def find_host(objects: IstioObjects, name: str) -> HostName:
 
 
 def subsets_of(objects: IstioObjects, host: HostName) -> tuple[SubsetName, ...]:
-    """The subsets that DestinationRules define for a host."""
+    """The subsets that DestinationRules define for a host, each once, in their order."""
     return tuple(
-        subset.name
-        for rule in objects.destination_rules.values()
-        if rule.host == host
-        for subset in rule.subsets
+        dict.fromkeys(
+            subset.name
+            for rule in objects.destination_rules.values()
+            if rule.host == host
+            for subset in rule.subsets
+        )
     )
 
 
@@ -148,7 +151,7 @@ def remove_subset(objects: IstioObjects, host: HostName, name: SubsetName) -> Is
     Raises:
         EditError: the host has no such subset, or a route sends requests to it.
     """
-    _check_subset(name, subsets_of(objects, host), host)
+    _check_subset(name, objects, host)
     changed: list[VirtualService | DestinationRule] = [
         replace(rule, subsets=tuple(each for each in rule.subsets if each.name != name))
         for rule in objects.destination_rules.values()
@@ -225,14 +228,15 @@ def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualS
     concerned = False
     # A route for the conditions that is there takes the weights; it is not made a second time.
     made = any(_conditions(route) == change.match and _names(route, host) for route in service.http)
-    for route in service.http:
-        if not _names(route, host):
+    for index, route in enumerate(service.http):
+        place = f"{service.name} http[{index}]"
+        if not _gives(route, host):
             routes.append(route)
         elif _conditions(route) == change.match:
-            routes.append(_changed(route, host, change))
+            routes.append(_changed(route, host, change, place))
             concerned = True
         elif change.match and not made and _conditions(route) == {}:
-            routes += [_changed(_narrowed(route, change.match), host, change), route]
+            routes += [_changed(_narrowed(route, change.match), host, change, place), route]
             concerned = True
         else:
             routes.append(route)
@@ -244,71 +248,57 @@ def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualS
     return replace(service, http=tuple(routes), annotations=annotations)
 
 
-def _changed(route: HttpRoute, host: HostName, change: Shift) -> HttpRoute:
+def _changed(route: HttpRoute, host: HostName, change: Shift, place: str) -> HttpRoute:
     if change.weights:
-        route = replace(route, route=_weighted(route.route, host, change.weights))
-        if not any(each.weight for each in route.route):
-            raise EditError(
-                f"the weights leave no subset of {host} with any request; give one some"
-            )
+        divided = tuple(with_shares(route.route, host, change.weights, place))
+        route = replace(route, route=divided)
     if change.mirrors:
         mirrors = route.mirrors
         if route.mirror is not None:
             share = route.mirror_percentage
             single = Mirror(destination=route.mirror, percentage=100.0 if share is None else share)
             mirrors = (single, *mirrors)
-        port = next((each.destination.port for each in route.route), None)
+        port = next(
+            (each.destination.port for each in route.route if each.destination.host == host), None
+        )
         for subset, percentage in change.mirrors.items():
-            place = Destination(host=host, subset=subset, port=port)
-            mirror = Mirror(destination=place, percentage=percentage)
+            target = Destination(host=host, subset=subset, port=port)
+            mirror = Mirror(destination=target, percentage=percentage)
             others = tuple(each for each in mirrors if not _is(each.destination, host, subset))
             mirrors = (*others, mirror) if percentage else others
         route = replace(route, mirror=None, mirror_percentage=None, mirrors=mirrors)
     return route
 
 
-def _weighted(
-    destinations: Sequence[HttpRouteDestination],
-    host: HostName,
-    weights: Mapping[SubsetName, int],
-) -> tuple[HttpRouteDestination, ...]:
-    """The destinations with new weights, new ones in front."""
-    single = len(destinations) == 1
-    model = next(each for each in destinations if each.destination.host == host)
-    there = {each.destination.subset for each in destinations if each.destination.host == host}
-    fresh = [
-        HttpRouteDestination(destination=replace(model.destination, subset=subset))
-        for subset in weights
-        if subset not in there
+def _unconcerned(objects: IstioObjects, host: HostName, change: Shift) -> EditError:
+    """Why no route is concerned by a shift."""
+    routes = [
+        route
+        for service in objects.virtual_services.values()
+        for route in service.http
+        if _names(route, host)
     ]
-    every = [*fresh, *destinations]
-    named = [_is_any(each.destination, host, weights) for each in every]
-    rest = [
-        0 if is_named else (each.weight or int(single))
-        for each, is_named in zip(every, named, strict=True)
-    ]
-    if not any(rest) and not named[-1]:
-        # The last is the baseline, and takes back what the others give up.
-        rest[-1] = 1
-    shares = _divided(max(0, 100 - sum(weights.values())), rest)
-    return tuple(
-        replace(each, weight=weights[each.destination.subset])
-        if is_named and each.destination.subset is not None
-        else replace(each, weight=share)
-        for each, is_named, share in zip(every, named, shares, strict=True)
+    if not routes:
+        return EditError(
+            f"no route sends requests to {host}: add a VirtualService with a route to it", "host"
+        )
+    if not any(_gives(route, host) for route in routes):
+        return EditError(
+            f"every route to {host} gives it weight 0, and a share of nothing is nothing: give it "
+            "a weight beside the other hosts by hand",
+            "host",
+        )
+    known = dict.fromkeys(
+        " and ".join(f"header:{key} {value}" for key, value in conditions.items())
+        for route in routes
+        if (conditions := _conditions(route))
     )
-
-
-def _divided(total: int, shares: Sequence[int]) -> list[int]:
-    """Whole numbers in the proportion of shares that sum to a total (largest remainders)."""
-    whole = sum(shares)
-    if whole == 0:
-        return [0] * len(shares)
-    parts = [total * share // whole for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda index: -(total * shares[index] % whole))
-    for index in by_remainder[: total - sum(parts)]:
-        parts[index] += 1
-    return parts
+    there = f" ({'; '.join(known)})" if known else ""
+    return EditError(
+        f"every route to {host} has {'other ' if change.match else ''}conditions on headers{there};"
+        " name them with --match",
+        "matches",
+    )
 
 
 def _narrowed(route: HttpRoute, match: Mapping[HeaderName, StringMatch]) -> HttpRoute:
@@ -353,17 +343,16 @@ def _names(route: HttpRoute, host: HostName) -> bool:
     return host in [each.destination.host for each in route.route]
 
 
-def _routed(objects: IstioObjects, host: HostName) -> bool:
-    services = objects.virtual_services.values()
-    return any(_names(route, host) for service in services for route in service.http)
+def _gives(route: HttpRoute, host: HostName) -> bool:
+    """Whether a route sends requests to a host; one that is alone gets all, whatever its weight."""
+    return any(
+        each.destination.host == host and (each.weight or len(route.route) == 1)
+        for each in route.route
+    )
 
 
 def _is(destination: Destination, host: HostName, subset: SubsetName) -> bool:
     return destination.host == host and destination.subset == subset
-
-
-def _is_any(destination: Destination, host: HostName, subsets: Iterable[SubsetName]) -> bool:
-    return any(_is(destination, host, subset) for subset in subsets)
 
 
 def _rule_of(objects: IstioObjects, host: HostName) -> DestinationRule:
@@ -386,19 +375,20 @@ def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:
     return tuple(dict.fromkeys([*defined, *ruled, *routed]))
 
 
-def _check_subset(subset: SubsetName, known: Sequence[SubsetName], host: HostName) -> None:
+def _check_subset(
+    subset: SubsetName, objects: IstioObjects, host: HostName, field: str = "weights"
+) -> None:
+    known = sorted(subsets_of(objects, host))
     if subset in known:
         return
-    there = f"it has {', '.join(known)}" if known else "no DestinationRule defines any for it"
+    rules = sorted(
+        str(rule.name) for rule in objects.destination_rules.values() if rule.host == host
+    )
+    there = (
+        f"{' and '.join(rules)} ha{'s' if len(rules) == 1 else 've'} {', '.join(known) or 'none'}"
+        if rules
+        else "no DestinationRule defines any for it"
+    )
     close = difflib.get_close_matches(subset, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise EditError(f"{host} has no subset {subset}: {there}{hint}")
-
-
-def _check_numbers(change: Shift) -> None:
-    for subset, weight in change.weights.items():
-        if not 0 <= weight < 2**31:
-            raise EditError(f"the weight of {subset} cannot be {weight}; write 0 or more")
-    for subset, percentage in change.mirrors.items():
-        if not 0 <= percentage <= 100:
-            raise EditError(f"the mirror of {subset} cannot be {percentage:g} %; write 0 to 100")
+    raise EditError(f"{host} has no subset {subset}: {there}{hint}", field)

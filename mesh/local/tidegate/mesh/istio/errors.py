@@ -58,7 +58,16 @@ class IstioObjectErrors(IstioError):  # noqa: N818  # it stands for several
 
 
 class EditError(IstioError):
-    """A change that was asked for cannot be made; the message says what can."""
+    """A change that was asked for cannot be made; the message says what can.
+
+    Args:
+        message: why, and what can be done.
+        field: what of a shift is wrong, by its path in ``tidegate.mesh.v1.ShiftRequest``.
+    """
+
+    def __init__(self, message: str, field: str = "weights") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class FileChangedError(IstioError):

@@ -58,6 +58,9 @@ for _name, _pattern, _first in _RESOLVED:
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
 
 _STEP = re.compile(r"\[(\d+)\]|\[([^\]]*)\]|([^.\[]+)")
+_MERGE = f"{_TAG}merge"
+_ALIAS = re.compile(r"\*[^\s,\[\]{}]*")
+_INDENT = re.compile(r"\s*")
 _KINDS = {
     f"{_TAG}bool": "true or false",
     f"{_TAG}float": "a number",
@@ -75,13 +78,15 @@ class YamlSyntaxError(Exception):
 
     Args:
         line: where, from 1.
-        problem: what the parser says.
+        problem: what is wrong.
+        fix: what to do about it.
     """
 
-    def __init__(self, line: int, problem: str) -> None:
+    def __init__(self, line: int, problem: str, fix: str = "mend it") -> None:
         super().__init__(problem)
         self.line = line
         self.problem = problem
+        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +114,38 @@ def compose(text: str) -> list[Node]:
         while loader.check_node():
             documents.append(loader.get_node())
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        words = " ".join(word for word in (error.context, error.problem) if word)
-        raise YamlSyntaxError(mark.line + 1 if mark else 1, words) from error
+        raise _named(error, text) from error
     except yaml.YAMLError as error:
-        raise YamlSyntaxError(1, " ".join(str(error).split())) from error
+        raise YamlSyntaxError(1, f"is not YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
     return [document for document in documents if not is_null(document)]
+
+
+def _named(error: yaml.MarkedYAMLError, text: str) -> YamlSyntaxError:
+    """The error of a parser, in words that name what was written."""
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    written = text.splitlines()[line - 1 : line] if mark else []
+    words = " ".join(word for word in (error.context, error.problem) if word)
+    alias = _ALIAS.match(written[0], mark.column) if written and mark else None
+    if "undefined alias" in words:
+        name = alias[0] if alias else "an alias"
+        return YamlSyntaxError(
+            line,
+            f"{name} stands for an anchor that this document does not have before it",
+            f"write &{name[1:] if alias else 'name'} at the value, earlier in the same document, or"
+            " write the value out",
+        )
+    if "scanning an alias" in words:
+        return YamlSyntaxError(
+            line,
+            "is not YAML: a text that begins with * is taken for an alias",
+            "quote it, as in '*.example.com'",
+        )
+    if written and "\t" in _INDENT.match(written[0])[0]:  # type: ignore[index]
+        return YamlSyntaxError(line, "is not YAML: a tab stands in the indentation", "use spaces")
+    return YamlSyntaxError(line, f"is not YAML: {words}")
 
 
 def entries(node: MappingNode) -> tuple[dict[str, tuple[Node, Node]], list[DuplicateKey]]:
@@ -125,17 +154,9 @@ def entries(node: MappingNode) -> tuple[dict[str, tuple[Node, Node]], list[Dupli
     Merge keys (``<<``) are merged, as Kubernetes' parser does.
 
     Raises:
-        YamlSyntaxError: what is to be merged is not a mapping.
+        YamlSyntaxError: a merge key merges something else than mappings.
     """
-    if any(key.tag == f"{_TAG}merge" for key, _ in node.value):
-        merged = MappingNode(node.tag, list(node.value), node.start_mark, node.end_mark)
-        try:
-            SafeConstructor().flatten_mapping(merged)
-        except yaml.MarkedYAMLError as error:
-            place = error.problem_mark or node.start_mark
-            raise YamlSyntaxError(place.line + 1, str(error.problem)) from error
-        # What stands in the mapping itself comes last and wins.
-        return {str(key.value): (key, value) for key, value in merged.value}, []
+    merging = [key for key, _ in node.value if key.tag == _MERGE]
     found: dict[str, tuple[Node, Node]] = {}
     twice = []
     for key, value in node.value:
@@ -143,7 +164,19 @@ def entries(node: MappingNode) -> tuple[dict[str, tuple[Node, Node]], list[Dupli
         if name in found:
             twice.append(DuplicateKey(name, key))
         found[name] = (key, value)
-    return found, twice
+    if not merging:
+        return found, twice
+    merged = MappingNode(node.tag, list(node.value), node.start_mark, node.end_mark)
+    try:
+        SafeConstructor().flatten_mapping(merged)
+    except yaml.constructor.ConstructorError as error:
+        raise YamlSyntaxError(
+            line_of(merging[0]),
+            "'<<' merges something that is no mapping",
+            "merge a mapping, as in '<<: *defaults', or write its fields out",
+        ) from error
+    # What stands in the mapping itself comes last and wins.
+    return {str(key.value): (key, value) for key, value in merged.value}, twice
 
 
 def find(node: Node, path: str) -> Node:

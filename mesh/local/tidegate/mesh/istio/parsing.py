@@ -162,14 +162,14 @@ def parse_part(text: str, source: str, lines_before: int = 0) -> Parsed:
     try:
         documents = compose(text)
     except YamlSyntaxError as error:
-        parsed.refuse(error.line, "", "", f"is not YAML: {error.problem}", "mend it")
+        parsed.refuse(error.line, "", "", error.problem, error.fix)
         return parsed
     for document in documents:
         try:
             for node in _flat(document):
                 _read_document(node, parsed)
         except YamlSyntaxError as error:
-            parsed.refuse(error.line, "", "", f"is not YAML: {error.problem}", "mend it")
+            parsed.refuse(error.line, "", "", error.problem, error.fix)
     return parsed
 
 

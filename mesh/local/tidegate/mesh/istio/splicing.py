@@ -2,8 +2,8 @@
 
 An object before and an object after are compared as plain values; each difference becomes a splice
 at the place that the YAML parser gave. Comments, order, quotes and line ends elsewhere stay as they
-are, byte by byte, because they are not written anew. What cannot be changed like this (a part
-shared by an anchor) is found by reading the result: the caller compares.
+are, byte by byte, because they are not written anew. What cannot be changed like this (a part that
+aliases share) is found by reading the result: the caller compares.
 """
 
 import difflib

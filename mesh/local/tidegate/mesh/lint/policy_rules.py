@@ -171,7 +171,7 @@ def port_policy_inherits_nothing(view: MeshView) -> Iterator[Finding]:
         "tls": "tls",
     }
     for each in view.objects.destination_rules.values():
-        for path, _, policy in _policies(each):
+        for path, subset, policy in _policies(each):
             lost_of = [name for name in parts if getattr(policy, name) is not None]
             for index, port in enumerate(policy.port_level_settings):
                 lost = [parts[name] for name in lost_of if getattr(port, name) is None]
@@ -182,6 +182,17 @@ def port_policy_inherits_nothing(view: MeshView) -> Iterator[Finding]:
                         f"port {port.port} has Istio's defaults for {', '.join(lost)}: a port's "
                         f"policy inherits nothing of {path}",
                         f"repeat {', '.join(lost)} here",
+                    )
+                if policy.retry_budget is not None:
+                    # A subset's budget lies over that of the whole host, which comes back then.
+                    now = "none" if subset is None else "that of the whole host, if there is one"
+                    yield Finding(
+                        each.name,
+                        f"{path}.portLevelSettings[{index}]",
+                        f"port {port.port} does not have the retryBudget of {path} but {now}: a "
+                        "port's policy inherits nothing and can have no retryBudget",
+                        "remove the port's policy, or the retryBudget; 'attempts' of the route "
+                        "limits retries too",
                     )
 
 

@@ -49,10 +49,10 @@ def missing_subset(view: MeshView) -> Iterator[Finding]:
     for route, path, destination, _ in _places(view):
         if destination.subset is None or view.subset(destination.host, destination.subset):
             continue
-        known = [
-            one.name for each in view.rules_of.get(destination.host, ()) for one in each.subsets
-        ]
-        fix = f"add it to the DestinationRule of {destination.host}"
+        rules = view.rules_of.get(destination.host, ())
+        known = sorted({one.name for each in rules for one in each.subsets})
+        names = " or ".join(str(each.name) for each in rules)
+        fix = f"add it to {names or f'a DestinationRule of {destination.host}'}"
         yield Finding(
             route.service.name,
             f"{path}.subset",

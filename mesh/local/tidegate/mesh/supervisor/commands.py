@@ -24,6 +24,7 @@ from tidegate.mesh.supervisor.errors import (
     StillRunningError,
     SupervisorError,
 )
+from tidegate.mesh.supervisor.following import following
 from tidegate.mesh.supervisor.machine import Phase
 from tidegate.mesh.supervisor.orders import give_order
 from tidegate.mesh.supervisor.ports import check_ports
@@ -89,7 +90,8 @@ def down(directory: _Directory = DIRECTORY) -> None:
     os.kill(snapshot.pid, signal.SIGTERM)
     names = ", ".join(server.name for server in snapshot.servers)
     limit_s = snapshot.drain_deadline_s + _STOP_MARGIN_S
-    with console.status(f"stopping {names}"):
+    goes_on = f"{names} still stop; follow it with `tidegate status`"
+    with following(goes_on), console.status(f"stopping {names}"):
         if not _wait(lambda: not state.held(), limit_s):
             raise StillRunningError(
                 f"the supervisor (pid {snapshot.pid}) still runs after {limit_s:g} s; "
@@ -130,7 +132,8 @@ def restart(
     console = Console(stderr=True, highlight=False)
     order = give_order(state, snapshot.pid, name)
     seen: RestartSnapshot | None = None
-    with console.status(f"restarting {name}"):
+    goes_on = f"the restart of {name} goes on; follow it with `tidegate status`"
+    with following(goes_on), console.status(f"restarting {name}"):
         while seen is None or not seen.stage.over:
             current = _running(state).restart(order.id)
             if current is not None and current != seen:
@@ -206,7 +209,11 @@ def _detach(state: StateDirectory, config: ServersFile, path: Path, console: Con
             start_new_session=True,
         )
     settled_at: float | None = None
-    with _Progress(console) as progress:
+    goes_on = (
+        "the servers go on starting in the background; follow it with `tidegate status`, stop them"
+        " with `tidegate down`"
+    )
+    with following(goes_on), _Progress(console) as progress:
         while True:
             snapshot = state.running()
             if snapshot is not None and snapshot.pid == child.pid:

@@ -27,6 +27,7 @@ from tidegate.mesh.traces.errors import (
 )
 from tidegate.mesh.traces.jaeger_json import KINDS, trace_object
 from tidegate.mesh.traces.jaeger_query import (
+    check_trace,
     dependency_period_ns,
     search_query,
     summary_query,
@@ -136,10 +137,10 @@ class _Api:
         return _answer(await self._operations(request))
 
     async def search(self, request: web.Request) -> web.Response:
+        query = search_query(_parameters(request), self._clock_ns())
         asked = request.query.getall("traceID", ())
         if not asked:
-            found = await self._store.find(search_query(_parameters(request), self._clock_ns()))
-            return await _traces(found)
+            return await _traces(await self._store.find(query))
         ids = dict.fromkeys(map(trace_id, asked))
         traces = {each: await self._store.trace(each) for each in ids}
         missing: list[dict[str, object]] = [
@@ -150,6 +151,7 @@ class _Api:
         return await _traces([trace for trace in traces.values() if trace is not None], missing)
 
     async def trace(self, request: web.Request) -> web.Response:
+        check_trace(_parameters(request))
         found = await self._store.trace(trace_id(request.match_info["id"]))
         if found is None:
             raise TraceNotFoundError("trace not found")

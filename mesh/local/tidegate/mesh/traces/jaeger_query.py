@@ -14,7 +14,14 @@ from typing import Final, TypeAlias
 from tidegate.mesh.traces.errors import BadQueryError
 from tidegate.mesh.traces.query import TraceQuery
 
-__all__ = ["Parameters", "dependency_period_ns", "search_query", "summary_query", "trace_id"]
+__all__ = [
+    "Parameters",
+    "check_trace",
+    "dependency_period_ns",
+    "search_query",
+    "summary_query",
+    "trace_id",
+]
 
 _LATEST_NS: Final = 2**63 - 1
 _DEFAULT_LIMIT: Final = 100
@@ -31,6 +38,9 @@ _UNITS_NS: Final = {
     "h": 3_600_000_000_000,
     "d": 86_400_000_000_000,
 }
+_BOOLEANS: Final = frozenset(
+    ("1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False")
+)
 _PART: Final = re.compile(r"(\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(ns|us|µs|μs|ms|s|m|h|d)")
 _FRACTION: Final = re.compile(r"\.(\d{1,9})(?=Z|[+-]|$)")
 
@@ -42,7 +52,9 @@ Parameters: TypeAlias = Mapping[str, Sequence[str]]
 def search_query(parameters: Parameters, now_ns: int) -> TraceQuery:
     """Reads the parameters of ``/api/traces``.
 
-    Without ``start``, the time begins ``lookback`` before its end, or with the oldest trace.
+    Without ``start``, the time begins ``lookback`` before its end, or with the oldest trace. As in
+    Jaeger, the service is required unless traces are asked for by ``traceID``, and then the others
+    have to be right all the same.
 
     Args:
         parameters: of the request.
@@ -65,7 +77,7 @@ def search_query(parameters: Parameters, now_ns: int) -> TraceQuery:
         tags[key] = value
     for text in parameters.get("tags", ()):
         tags |= _tags("tags", text)
-    return _query(
+    found = _query(
         service=_first(parameters, "service"),
         operation=_first(parameters, "operation"),
         tags=tags,
@@ -75,6 +87,32 @@ def search_query(parameters: Parameters, now_ns: int) -> TraceQuery:
         limit="limit",
         parameters=parameters,
     )
+    _check_raw(parameters)
+    if not (found.service or parameters.get("traceID")):
+        raise BadQueryError("parameter 'service' is required")
+    return found
+
+
+def check_trace(parameters: Parameters) -> None:
+    """Checks the parameters of ``/api/traces/{id}``; a trace is given whole, whatever they say.
+
+    Raises:
+        BadQueryError: one of them cannot be understood.
+    """
+    for name in ("start", "end"):
+        _integer(parameters, name, 0)
+    _check_raw(parameters)
+
+
+def _check_raw(parameters: Parameters) -> None:
+    """Checks the parameter ``raw``; spans are always given as they came.
+
+    Raises:
+        BadQueryError: it is neither true nor false.
+    """
+    raw = _first(parameters, "raw")
+    if raw and raw not in _BOOLEANS:
+        raise BadQueryError(f"unable to parse param 'raw': not true or false: {raw[:80]!r}")
 
 
 def summary_query(parameters: Parameters) -> TraceQuery:
@@ -149,7 +187,8 @@ def _query(
 ) -> TraceQuery:
     shortest, longest = (_first(parameters, name) for name in durations)
     duration_min_ns = _duration_ns(durations[0], shortest) if shortest else 0
-    duration_max_ns = _duration_ns(durations[1], longest) if longest else _LATEST_NS
+    # Nothing at all is no bound, as in Jaeger.
+    duration_max_ns = (_duration_ns(durations[1], longest) if longest else 0) or _LATEST_NS
     if duration_max_ns < duration_min_ns:
         raise BadQueryError(f"'{durations[1]}' should be greater than '{durations[0]}'")
     return TraceQuery(
@@ -160,7 +199,7 @@ def _query(
         start_max_ns=_clamped(start_max_ns),
         duration_min_ns=duration_min_ns,
         duration_max_ns=duration_max_ns,
-        limit=min(max(0, _integer(parameters, limit, _DEFAULT_LIMIT)), _MOST_TRACES),
+        limit=min(max(0, _integer(parameters, limit, _DEFAULT_LIMIT, 2**31 - 1)), _MOST_TRACES),
     )
 
 
@@ -169,12 +208,14 @@ def _first(parameters: Parameters, name: str) -> str:
     return values[0] if values else ""
 
 
-def _integer(parameters: Parameters, name: str, default: int) -> int:
+def _integer(parameters: Parameters, name: str, default: int, most: int = _LATEST_NS) -> int:
     text = _first(parameters, name)
     if not text:
         return default
     if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
         raise BadQueryError(f"unable to parse param '{name}': not an integer: {text[:80]!r}")
+    if not -most - 1 <= int(text) <= most:
+        raise BadQueryError(f"unable to parse param '{name}': value out of range: {text[:80]!r}")
     return int(text)
 
 

@@ -19,7 +19,7 @@ class TraceLimits:
         max_waiting: requests and queries that wait for the file; further ones are refused.
     """
 
-    max_traces: int = 2_000
+    max_traces: int = 1_000
     max_bytes: int = 256 * 1024 * 1024
     max_spans_per_trace: int = 10_000
     max_span_bytes: int = 64 * 1024

@@ -1,0 +1,48 @@
+"""Ctrl-C during `tidegate up --detach`: the servers go on, and the command says so."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tidegate.mesh.supervisor.state import StateDirectory
+
+CHILD = Path(__file__).parents[2] / "doubles" / "child_server.py"
+PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [*PROGRAM, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_servers_that_start_in_the_background_outlive_ctrl_c(tmp_path):
+    server = {
+        "kind": "program",
+        "command": [sys.executable, str(CHILD)],
+        "settings": {"manner": "never-serves"},
+    }
+    (tmp_path / "tidegate.yaml").write_text(json.dumps({"servers": {"slow": server}}))
+    state = StateDirectory(tmp_path / ".tidegate")
+    up = start(tmp_path, "up", "--detach")
+    try:
+        # The command follows from the moment that its first line is there.
+        assert "slow" in up.stderr.readline()
+        up.send_signal(signal.SIGINT)
+        _, error = up.communicate(timeout=60)
+        assert up.returncode == 130
+        assert "interrupted: the servers go on starting in the background" in error
+        assert "`tidegate status`" in error
+        assert "Traceback" not in error
+        assert state.held()
+    finally:
+        down = start(tmp_path, "down")
+        _, error = down.communicate(timeout=60)
+    assert down.returncode == 0, error
+    assert not state.held()
