@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from tidegate.chassis import get_logger
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.mesh.ads import Distribution
@@ -27,7 +28,12 @@ from tidegate.mesh.control.draining import Drained, drained
 from tidegate.mesh.control.edits import FileEdits
 from tidegate.mesh.control.effective import Effective
 from tidegate.mesh.control.endpoint_states import Endpoints
-from tidegate.mesh.control.errors import InterruptedTransitionError, ObjectsError
+from tidegate.mesh.control.errors import (
+    InterruptedTransitionError,
+    ObjectsError,
+    StateError,
+    UnexpectedChangeError,
+)
 from tidegate.mesh.control.events import Events, in_effect
 from tidegate.mesh.control.journal import Begun, Journal, TextChange
 from tidegate.mesh.control.loads import Loads
@@ -45,6 +51,8 @@ from tidegate.mesh.istio.edits import Shift
 from tidegate.mesh.resources import Audience, ResourceKey
 
 __all__ = ["Controller"]
+
+_log = get_logger(__name__)
 
 _Make = Callable[[Events], Coroutine[Any, Any, None]]
 """Makes a change and tells what happens."""
@@ -114,6 +122,7 @@ class Controller:
             self.shifted,
             self.problems,
             self._begin_edits,
+            settings.file_settle_s,
         )
         self._proposals = Proposals(self._effective, self._edits, self.shifted, self.serving)
 
@@ -248,8 +257,12 @@ class Controller:
 
     def _start_anew(self) -> None:
         found = self._edits.differences()
-        if found.broken:
-            raise ObjectsError("\n".join(found.broken.values()))
+        wrong = [
+            *(f"{path} {words}" for path, words in self._edits.unread.items()),
+            *found.broken.values(),
+        ]
+        if wrong:
+            raise ObjectsError("\n".join(wrong))
         changes = (*found.config, *found.workloads)
         self.serving.start(self._effective.edit(changes)(IstioObjects()))
         self._effective.take(changes)
@@ -306,6 +319,12 @@ class Controller:
                     )
                 )
                 raise
+            except Exception as error:  # noqa: BLE001 - it is logged and told
+                # One change must not end the controller.
+                _log.exception("a change failed unexpectedly")
+                events.end(
+                    UnexpectedChangeError(f"a fault of the controller; see its log: {error!r}")
+                )
             else:
                 events.end()
             finally:
@@ -345,6 +364,10 @@ class Controller:
                 names = proposed.names
                 lost = ", in place of what was shifted" * self.shifted.lost_in(proposed.files)
                 await self._make(id_, f"edit of {names}{lost}", proposed, events)
+            except StateError as error:
+                # Nothing is wrong with the files: they are tried again.
+                self._edits.tell(f"the edit of {names} is not in effect yet: {error}")
+                raise
             except TidegateError as error:
                 self._edits.refuse(found.config, f"the edit of {names} is not in effect: {error}")
                 raise

@@ -6,13 +6,14 @@ files is saved again. Workloads are taken one by one, at once.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from tidegate.errors import TidegateError
 from tidegate.mesh.control.effective import Differences, Effective
 from tidegate.mesh.control.endpoint_states import Endpoints
+from tidegate.mesh.control.errors import StateError
 from tidegate.mesh.control.files import Files
 from tidegate.mesh.control.journal import TextChange
 from tidegate.mesh.control.problems import Problems
@@ -21,7 +22,7 @@ from tidegate.mesh.control.shifted import ShiftedFiles
 __all__ = ["FileEdits"]
 
 _EDITS: Final = "edited files"
-_FILES: Final = "files"
+_STATE: Final = "state file"
 
 
 class FileEdits:
@@ -34,6 +35,7 @@ class FileEdits:
         shifted: knows what files mean that a command changed.
         problems: told what is wrong.
         begin: begins a change of the edits that are there; tells whether it could.
+        settle_s: how long a file that holds less than before must stay unchanged.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class FileEdits:
         shifted: ShiftedFiles,
         problems: Problems,
         begin: Callable[[], bool],
+        settle_s: float = 0.0,
     ) -> None:
-        self._files = Files(paths)
+        self._files = Files(paths, settle_s)
         self._effective = effective
         self._endpoints = endpoints
         self._shifted = shifted
@@ -54,6 +57,7 @@ class FileEdits:
         self._looking = asyncio.Lock()
         self._is_stale = True
         self._broken: frozenset[str] = frozenset()
+        self._unread: frozenset[str] = frozenset()
         self._refused: frozenset[TextChange] = frozenset()
 
     def differences(self) -> Differences:
@@ -84,6 +88,15 @@ class FileEdits:
         self._refused = frozenset(files)
         self._problems.put(_EDITS, words)
 
+    def tell(self, words: str) -> None:
+        """Says that an edit could not be made yet; it is tried again."""
+        self._problems.put(_EDITS, words)
+
+    @property
+    def unread(self) -> Mapping[Path, str]:
+        """What keeps files from being read."""
+        return self._files.problems
+
     async def follow(self, interval_s: float) -> None:
         """Takes what changes, for ever.
 
@@ -91,13 +104,9 @@ class FileEdits:
             interval_s: how often the files are looked at.
         """
         while True:
-            try:
-                async with self._looking:
-                    saved = await asyncio.to_thread(self._files.look)
-                self._problems.clear(_FILES)
-            except (OSError, UnicodeDecodeError) as error:
-                saved = frozenset()
-                self._problems.put(_FILES, f"cannot be read: {error}")
+            async with self._looking:
+                saved = await asyncio.to_thread(self._files.look)
+            self._tell_unread()
             if any(each.path in saved for each in self._refused):
                 self._refused = frozenset()
             if saved or self._is_stale:
@@ -120,6 +129,24 @@ class FileEdits:
         files = self._files.texts
         return self._effective.differences(self._shifted.texts(files, without), files)
 
+    def _settle(self) -> bool:
+        """Forgets shifts that are in the files; tells whether that could be written."""
+        try:
+            self._shifted.settle(self._files.texts, self._effective.texts)
+        except StateError as error:
+            self._problems.put(_STATE, str(error))
+            return False
+        self._problems.clear(_STATE)
+        return True
+
+    def _tell_unread(self) -> None:
+        unread = {f"file {path}": words for path, words in self._files.problems.items()}
+        for source in self._unread - unread.keys():
+            self._problems.clear(source)
+        self._unread = frozenset(unread)
+        for source, words in unread.items():
+            self._problems.put(source, f"{words}; what it held last stays in effect")
+
     def _compare(self) -> bool:
         """Takes what is in files and not in effect.
 
@@ -127,7 +154,7 @@ class FileEdits:
             Whether that has to be done again soon.
         """
         found = self._differences()
-        self._shifted.settle(self._files.texts, self._effective.texts)
+        is_written = self._settle()
         broken = {str(path): words for path, words in found.broken.items()}
         for source in self._broken - broken.keys():
             self._problems.clear(source)
@@ -138,7 +165,7 @@ class FileEdits:
         if not found.config:
             self._refused = frozenset()
             self._problems.clear(_EDITS)
-            return False
+            return not is_written
         if broken or frozenset(found.config) == self._refused:
             return False
         return not self._begin()

@@ -8,6 +8,7 @@ __all__ = [
     "ObjectsError",
     "RolledBackError",
     "StateError",
+    "UnexpectedChangeError",
 ]
 
 
@@ -35,6 +36,10 @@ class RolledBackError(ControlError):
         super().__init__(f"stage {stage} could not be completed and was taken back: {reason}")
         self.stage = stage
         self.reason = reason
+
+
+class UnexpectedChangeError(ControlError):
+    """A fault of the controller ended a change, which was taken back; the log has its traceback."""
 
 
 class InterruptedTransitionError(ControlError):

@@ -6,7 +6,10 @@ is read again only when its size, time or identity is another.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,12 +34,29 @@ class Files:
     Args:
         paths: files, and folders of which every ``.yaml`` and ``.yml`` file counts, at any depth
             but for hidden ones. One that is not there counts once it is.
+        settle_s: how long a file that holds less than before must stay unchanged before it counts.
+        clock: the time in seconds.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        settle_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settle_s = settle_s
+        self._clock = clock
+        self._settling: dict[Path, tuple[_Look, float]] = {}
+        self._missing: set[Path] = set()
         self._paths = paths
         self._looks: dict[Path, _Look] = {}
         self._texts: dict[Path, str] = {}
+        self._problems: dict[Path, str] = {}
+
+    @property
+    def problems(self) -> Mapping[Path, str]:
+        """What keeps a file from being read; replaced at each look."""
+        return self._problems
 
     @property
     def texts(self) -> Mapping[Path, str]:
@@ -46,27 +66,64 @@ class Files:
     def look(self) -> frozenset[Path]:
         """Looks at all files and reads those that have changed.
 
+        A file that cannot be read stays as it was last read, and is told in `problems`.
+
         Returns:
             The files that were saved, have come, or have gone.
-
-        Raises:
-            OSError: a file cannot be read.
-            UnicodeDecodeError: a file is not UTF-8.
         """
         looks: dict[Path, _Look] = {}
         texts: dict[Path, str] = {}
+        problems: dict[Path, str] = {}
         for path in self._found():
             try:
-                look = _look(path)
-                known = self._looks.get(path) == look
-                texts[path] = self._texts[path] if known else path.read_bytes().decode()
+                status = path.stat()
+                look = _Look(status.st_ino, status.st_size, status.st_mtime_ns)
+                if self._looks.get(path) == look and path not in self._problems:
+                    texts[path] = self._texts[path]
+                else:
+                    text = _read(path, status)
+                    if left_s := self._unsettled_s(path, look, text):
+                        problems[path] = (
+                            f"holds less than before; counts once it is unchanged for {left_s:.1f}"
+                            " s more"
+                        )
+                    else:
+                        texts[path] = text
             except FileNotFoundError:
-                continue
-            looks[path] = look
+                if not path.is_symlink():
+                    continue
+                problems[path] = "is a link to nothing; mend or remove it"
+            except UnicodeDecodeError as error:
+                problems[path] = f"is not UTF-8 at byte {error.start}; save it as UTF-8"
+            except OSError as error:
+                problems[path] = f"cannot be read: {error.strerror or error}"
+            else:
+                if path in texts:
+                    looks[path] = look
+                    self._settling.pop(path, None)
+            if path in problems and path in self._texts:
+                looks[path], texts[path] = self._looks[path], self._texts[path]
+        # A program that replaces a file may remove it first, so it has gone when it is away twice.
+        missing = self._texts.keys() - texts.keys()
+        for path in missing - self._missing:
+            looks[path], texts[path] = self._looks[path], self._texts[path]
+        self._missing = missing
         saved = {path for path, look in looks.items() if self._looks.get(path) != look}
         saved |= self._looks.keys() - looks.keys()
-        self._looks, self._texts = looks, texts
+        self._looks, self._texts, self._problems = looks, texts, problems
         return frozenset(saved)
+
+    def _unsettled_s(self, path: Path, look: _Look, text: str) -> float:
+        """How long a text does not count yet: whoever saves it may be in the middle of it."""
+        before = self._texts.get(path)
+        if before is None or not _is_less(text, before):
+            return 0.0
+        now = self._clock()
+        known, since = self._settling.get(path, (None, now))
+        if known != look:
+            since = now
+        self._settling[path] = (look, since)
+        return max(0.0, since + self._settle_s - now)
 
     def _found(self) -> Sequence[Path]:
         found: dict[Path, None] = {}
@@ -76,7 +133,8 @@ class Files:
                 continue
             for folder, folders, names in os.walk(path):
                 folders[:] = sorted(each for each in folders if not each.startswith("."))
-                for name in sorted(names):
+                # A folder of such a name is told of, and what is in it counts.
+                for name in sorted((*names, *folders)):
                     if not name.startswith(".") and Path(name).suffix in _SUFFIXES:
                         found[Path(folder, name)] = None
         return list(found)
@@ -90,11 +148,22 @@ def text_of(path: Path) -> str | None:
         UnicodeDecodeError: it is not UTF-8.
     """
     try:
-        return path.read_bytes().decode()
+        return _read(path, path.stat())
     except FileNotFoundError:
         return None
 
 
-def _look(path: Path) -> _Look:
-    status = path.stat()
-    return _Look(status.st_ino, status.st_size, status.st_mtime_ns)
+def _is_less(text: str, before: str) -> bool:
+    """Whether a text may be the begin of one that is being written over another."""
+    return (text != before and before.startswith(text)) or _documents(text) < _documents(before)
+
+
+def _documents(text: str) -> int:
+    return sum(bool(each.strip()) for each in re.split(r"^---", text, flags=re.MULTILINE))
+
+
+def _read(path: Path, status: os.stat_result) -> str:
+    # To open a named pipe waits for somebody who writes.
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("is no regular file; move it away")
+    return path.read_bytes().decode()

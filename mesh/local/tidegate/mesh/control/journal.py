@@ -9,7 +9,7 @@ part. The texts that commands shifted are kept here too, apart from the files (s
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,8 @@ from tidegate.mesh.control.transition import Reached, StageKind
 __all__ = ["Begun", "Journal", "Shifted", "TextChange"]
 
 _FORMAT: Final = 2
+# Changes wait on the event loop for whoever else has locked the file, so not for long.
+_LOCKED_S: Final = 0.1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS effective (path TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shifted (
@@ -114,7 +116,7 @@ class Journal:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_S)
             # Enough for a process that is killed; the machine's own end may cost the last change.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
@@ -123,8 +125,14 @@ class Journal:
                 raise StateError(f"{path} is of another version of tidegate; move it away")
             self._database.executescript(_SCHEMA)
             self._database.execute(f"PRAGMA user_version = {_FORMAT}")
+            self._identity = _identity(path)
+            rows = self._database.execute("SELECT path, file, text FROM shifted ORDER BY path")
+            self._shifted = {Path(path): Shifted(file, text) for path, file, text in rows}
         except (OSError, sqlite3.Error) as error:
-            raise StateError(f"the state file {path} cannot be used: {error}") from error
+            raise StateError(
+                f"the state file {path} cannot be used: {error}; make its folder writable, or move"
+                " the file away when it is damaged (shifts are forgotten then)"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -144,12 +152,13 @@ class Journal:
 
     def shifted(self) -> dict[Path, Shifted]:
         """The texts that commands shifted, by file."""
-        rows = self._database.execute("SELECT path, file, text FROM shifted ORDER BY path")
-        return {Path(path): Shifted(file, text) for path, file, text in rows}
+        return dict(self._shifted)
 
     def keep(self, path: Path, shifted: Shifted | None) -> None:
         """Says what a file means in place of what it holds; ``None``: it means what it holds."""
-        _keep(self._database, path, shifted)
+        with self._transaction() as database:
+            _keep(database, path, shifted)
+        self._remember(path, shifted)
 
     def begun(self) -> Begun | None:
         """The change that was begun and has not ended, if there is one."""
@@ -201,13 +210,15 @@ class Journal:
 
     def reach(self, reached: Reached) -> None:
         """Says whose stage's resources are about to be served."""
-        self._database.execute("UPDATE begun SET reached = ?", (reached,))
+        with self._transaction() as database:
+            database.execute("UPDATE begun SET reached = ?", (reached,))
 
     def go_back(self, reason: str) -> None:
         """Says that the change is taken back from here on."""
-        self._database.execute("UPDATE begun SET going_back = 1, reason = ?", (reason,))
+        with self._transaction() as database:
+            database.execute("UPDATE begun SET going_back = 1, reason = ?", (reason,))
 
-    def end(self, files: Iterable[TextChange], *, made: bool) -> None:
+    def end(self, files: Sequence[TextChange], *, made: bool) -> None:
         """Says that the change has ended.
 
         Args:
@@ -226,16 +237,54 @@ class Journal:
                     )
             for table in ("begun", "changed", "proxies"):
                 database.execute(f"DELETE FROM {table}")  # noqa: S608 - our own tables
+        for each in files if made else ():
+            self._remember(each.path, each.shifted)
+
+    def _remember(self, path: Path, shifted: Shifted | None) -> None:
+        """Keeps in memory what the file has, so that the status needs no disk."""
+        self._shifted.pop(path, None)
+        if shifted is not None:
+            self._shifted[path] = shifted
+            self._shifted = dict(sorted(self._shifted.items()))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._database.execute("BEGIN IMMEDIATE")
+        """All or nothing: an error, that of the commit included, leaves the file as it was."""
+        with self._named():
+            if _identity(self._path) != self._identity:
+                # SQLite goes on writing to the file that has gone; nobody would find it again.
+                raise StateError(
+                    f"the state file {self._path} was removed or replaced while in use; put it"
+                    " back, or restart the controller"
+                )
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                # SQLite itself has rolled back where the disk is full.
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Says of an error of SQLite which file it is about and what to do."""
         try:
-            yield self._database
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+            yield
+        except sqlite3.Error as error:
+            raise StateError(
+                f"the state file {self._path} cannot be used: {error}; make room for it and let"
+                " the controller write it"
+            ) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _keep(database: sqlite3.Connection, path: Path, shifted: Shifted | None) -> None:

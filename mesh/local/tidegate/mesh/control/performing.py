@@ -12,7 +12,7 @@ from typing import Final
 
 from tidegate.chassis import get_logger
 from tidegate.mesh.ads import AckOutcome, AckReport, Distribution, ProxyAck, ProxyId
-from tidegate.mesh.control.errors import RolledBackError
+from tidegate.mesh.control.errors import RolledBackError, StateError
 from tidegate.mesh.control.events import EventKind, TransitionEvent
 from tidegate.mesh.control.journal import Begun, Journal
 from tidegate.mesh.control.loads import Loads
@@ -88,7 +88,13 @@ class Performer:
         if begun.going_back:
             failed, reason = begun.reached or StageKind.CLUSTERS, begun.reason
         else:
-            failure = await run.forward()
+            try:
+                failure = await run.forward()
+            except Exception as error:
+                run.note_back(f"unexpected: {error!r}")
+                await run.back()
+                self._serving.leave(made=False)
+                raise
             if failure is None:
                 self._serving.leave(made=True)
                 return
@@ -118,13 +124,14 @@ class _Run:
         for stage in self._proposal.stages:
             if self._reached and order.index(stage.kind) < order.index(self._reached):
                 continue
-            self._reach(stage.kind)
-            self._say(EventKind.STAGE_STARTED, stage.kind, message=_amount(stage))
             try:
+                self._of._journal.reach(stage.kind)
+                self._serve(stage.kind)
+                self._say(EventKind.STAGE_STARTED, stage.kind, message=_amount(stage))
                 await self._pass(stage)
-            except _StageFailedError as failure:
+            except (_StageFailedError, StateError) as failure:
                 reason = str(failure)
-                self._of._journal.go_back(reason)
+                self.note_back(reason)
                 self._say(EventKind.ROLLING_BACK, stage.kind, message=reason)
                 return stage.kind, reason
             self._say(EventKind.STAGE_DONE, stage.kind)
@@ -138,7 +145,12 @@ class _Run:
                 await self._drain(self._new_clusters(), None)
             undone = self._reached
             keys = self._different_keys(undone, undone.before)
-            self._reach(undone.before)
+            try:
+                self._of._journal.reach(undone.before)
+            except StateError as error:
+                # Nobody is told of the end before it is written.
+                _log.warning("taken back without the state file", error=str(error))
+            self._serve(undone.before)
             began = time.monotonic()
             report = await self._of._distribution.acknowledged(keys, patience_s)
             if not report.done:
@@ -163,9 +175,15 @@ class _Run:
                     keys.setdefault(audience, []).append(key)
         return keys
 
-    def _reach(self, reached: Reached) -> None:
+    def note_back(self, reason: str) -> None:
+        """Writes down that the change is taken back, if that can be written."""
+        try:
+            self._of._journal.go_back(reason)
+        except StateError as error:
+            _log.warning("taken back without the state file", error=str(error))
+
+    def _serve(self, reached: Reached) -> None:
         self._reached = reached
-        self._of._journal.reach(reached)
         self._of._serving.reach(reached)
 
     async def _pass(self, stage: Stage) -> None:

@@ -77,7 +77,14 @@ class Proposals:
         before = self._effective.about(change.host, self._serving.objects)
         files = []
         for each in self._effective.rewritten(before, shift(before, change)):
-            file, text = text_of(each.path), each.before.decode()
+            try:
+                file, text = text_of(each.path), each.before.decode()
+            except (OSError, UnicodeDecodeError) as error:
+                raise FailedPrecondition(
+                    f"{each.path} cannot be read: {error}; mend it first",
+                    reason="FILE_NOT_IN_EFFECT",
+                    metadata={"file": str(each.path)},
+                ) from error
             if self._shifted.text(each.path, file) != text:
                 raise FailedPrecondition(
                     f"{each.path} holds changes that are not in effect; see `tidegate mesh"

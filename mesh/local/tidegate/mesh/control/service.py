@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Final
 
 from tidegate.chassis.errors import (
     FailedPrecondition,
+    Internal,
     InvalidArgument,
     NotFound,
     ServiceError,
     Unavailable,
 )
 from tidegate.errors import TidegateError
-from tidegate.mesh.control.errors import InterruptedTransitionError, RolledBackError
+from tidegate.mesh.control.errors import (
+    InterruptedTransitionError,
+    RolledBackError,
+    StateError,
+    UnexpectedChangeError,
+)
 from tidegate.mesh.control.requests import description_of, read_shift, seconds_of
 from tidegate.mesh.control.status import STAGES, STATES, status_of, timestamp
 from tidegate.mesh.control.watching import fits, to_wire
@@ -218,5 +224,9 @@ def _as_service_error(error: TidegateError) -> ServiceError:
             )
         case InterruptedTransitionError():
             return Unavailable(str(error), reason="CONTROLLER_LEAVING")
+        case StateError():
+            return FailedPrecondition(str(error), reason="STATE_FILE")
+        case UnexpectedChangeError():
+            return Internal(str(error))
         case _:
             return FailedPrecondition(str(error), reason="OBJECTS_REFUSED")

@@ -47,6 +47,13 @@ class ControlSettings(ChassisSettings):
     file_interval_s: float = Field(
         0.3, ge=0.02, le=60, description="How often the files are looked at."
     )
+    file_settle_s: float = Field(
+        5.0,
+        ge=0,
+        le=300,
+        description="How long a file of objects that holds less than before, an emptied one for"
+        " instance, must stay unchanged before that counts: whoever saves it may be in the middle.",
+    )
     listen_address: str = Field(
         "127.0.0.1", min_length=1, description="Address that the proxies listen on for gateways."
     )

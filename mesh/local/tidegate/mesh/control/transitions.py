@@ -11,12 +11,13 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Final
 
 from prometheus_client import Counter, Histogram
 
 from tidegate.chassis import get_logger
 from tidegate.mesh.ads import Distribution
-from tidegate.mesh.control.errors import RolledBackError
+from tidegate.mesh.control.errors import RolledBackError, StateError, UnexpectedChangeError
 from tidegate.mesh.control.events import EventKind, Events, TransitionEvent
 from tidegate.mesh.control.journal import Begun, Journal, TextChange
 from tidegate.mesh.control.performing import Performer
@@ -30,6 +31,8 @@ _log = get_logger(__name__)
 _TRANSITIONS = Counter(
     "tidegate_mesh_transitions_total", "Changes of the mesh that have ended, by how.", ("state",)
 )
+# How often the end of a change is tried to be written while the state file cannot be.
+_WRITE_AGAIN_S: Final = 0.5
 _SECONDS = Histogram(
     "tidegate_mesh_transition_seconds",
     "From a change's begin to its end.",
@@ -86,6 +89,7 @@ class Transitions:
     Attributes:
         current: the change that is being made.
         last: the change that ended last.
+        unwritten: why the end of the current change cannot be written; empty when it can.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Transitions:
         self.current: TransitionStatus | None = None
         self.last: TransitionStatus | None = None
         self._queued = 0
+        self.unwritten = ""
 
     @property
     def waiting(self) -> int:
@@ -124,6 +129,8 @@ class Transitions:
         Yields:
             The id for the change.
         """
+        if self.unwritten:
+            raise StateError(f"no change can begin: {self.unwritten}")
         id_ = uuid.uuid4().hex[:8]
         self._queued += 1
         try:
@@ -159,6 +166,7 @@ class Transitions:
 
         Raises:
             RolledBackError: it could not be completed and was taken back.
+            StateError: the journal could not begin it; nothing has changed.
         """
         begun = Begun(
             id=id_,
@@ -168,7 +176,13 @@ class Transitions:
             proxies=frozenset(each.proxy.node for each in self._distribution.proxies()),
         )
         self._journal.begin(begun)
-        self._serving.enter(proposal)
+        try:
+            self._serving.enter(proposal)
+        except Exception as error:
+            _log.exception("a change ends unexpectedly", transition=id_)
+            self._serving.leave(made=False)
+            await self._end(begun, made=False)
+            raise UnexpectedChangeError(_unexpected(error)) from error
         await self.go_on(begun, proposal, events)
 
     async def go_on(self, begun: Begun, proposal: Proposal, events: Events) -> None:
@@ -191,17 +205,45 @@ class Transitions:
         try:
             await self._performer.perform(begun, proposal, say)
         except RolledBackError as error:
-            self._journal.end(begun.files, made=False)
+            await self._end(begun, made=False)
             say(
                 TransitionEvent(
                     transition=begun.id, kind=EventKind.ROLLED_BACK, message=error.reason
                 )
             )
             raise
-        self._journal.end(begun.files, made=True)
+        except Exception as error:
+            _log.exception("a change ends unexpectedly", transition=begun.id)
+            reason = _unexpected(error)
+            self._serving.reach(None)
+            self._serving.leave(made=False)
+            await self._end(begun, made=False)
+            say(TransitionEvent(transition=begun.id, kind=EventKind.ROLLED_BACK, message=reason))
+            raise UnexpectedChangeError(reason) from error
+        await self._end(begun, made=True)
         attached = any(self._distribution.proxies())
         message = "" if attached else "no proxy is attached; those that come get it"
         say(TransitionEvent(transition=begun.id, kind=EventKind.COMPLETED, message=message))
+
+    async def _end(self, begun: Begun, *, made: bool) -> None:
+        """Writes the end down, however long that takes: only what is written has ended.
+
+        Until then the change is shown as running and no other begins. A controller that is killed
+        meanwhile finds the change in its journal and goes on with it, and nobody was told its end.
+        """
+        try:
+            while True:
+                try:
+                    self._journal.end(begun.files, made=made)
+                except StateError as error:
+                    if not self.unwritten:
+                        _log.warning("the end of a change cannot be written", error=str(error))
+                    self.unwritten = str(error)
+                    await asyncio.sleep(_WRITE_AGAIN_S)
+                else:
+                    return
+        finally:
+            self.unwritten = ""
 
     def _note(self, event: TransitionEvent) -> None:
         log = _log.warning if event.kind in _TROUBLE else _log.info
@@ -236,3 +278,7 @@ class Transitions:
 
 
 _TROUBLE = frozenset({EventKind.STRANDED, EventKind.ROLLING_BACK, EventKind.ROLLED_BACK})
+
+
+def _unexpected(error: Exception) -> str:
+    return f"a fault of the controller, taken back; see its log: {error!r}"

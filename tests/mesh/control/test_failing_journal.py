@@ -1,0 +1,105 @@
+"""Changes whose state file cannot be written at some step, and files that cannot be read."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tidegate.mesh.control.errors import StateError
+from tidegate.mesh.control.files import Files
+from tidegate.mesh.control.journal import Begun, Journal, TextChange
+
+FILES = (TextChange(Path("x.yaml"), "a", "b", "a"),)
+BEGUN = Begun(id="1", description="x", files=FILES, deadline_s=1.0)
+
+
+@pytest.mark.parametrize("table", ["begun", "changed", "effective", "shifted", "COMMIT"])
+def test_what_cannot_be_written_leaves_no_trace(tmp_path, table):
+    with Journal(tmp_path / "state") as journal:
+
+        def refuse(action, first, second, *_):
+            writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_DELETE, sqlite3.SQLITE_TRANSACTION)
+            return sqlite3.SQLITE_DENY if action in writes and first == table else 0
+
+        def attempt():
+            journal.begin(BEGUN)
+            journal.end(FILES, made=True)
+
+        journal._database.set_authorizer(refuse)
+        with pytest.raises(StateError, match="state file"):
+            attempt()
+        assert not journal.effective()
+        assert not journal.shifted()
+        journal._database.set_authorizer(None)
+        if journal.begun() is None:
+            journal.begin(BEGUN)
+        journal.end(FILES, made=True)
+        assert journal.shifted()
+    with Journal(tmp_path / "state") as journal:
+        assert journal.begun() is None
+        assert journal.shifted()
+
+
+def test_a_state_file_that_is_removed_begins_nothing(tmp_path):
+    with Journal(tmp_path / "state") as journal:
+        (tmp_path / "state").unlink()
+        with pytest.raises(StateError, match="removed"):
+            journal.begin(BEGUN)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pipe", "folder", "link", "loop"])
+def test_a_file_that_cannot_be_read_stops_no_other(tmp_path, kind):
+    files = Files([tmp_path])
+    bad, good = tmp_path / "bad.yaml", tmp_path / "good.yaml"
+    bad.write_text("before")
+    good.write_text("1")
+    files.look()
+    bad.unlink()
+    match kind:
+        case "bytes":
+            bad.write_bytes(b"\xff\xfe")
+        case "pipe":
+            os.mkfifo(bad)
+        case "folder":
+            bad.mkdir()
+        case "link":
+            bad.symlink_to("nothing")
+        case "loop":
+            bad.symlink_to(bad)
+    good.write_text("22")
+    assert good in files.look()
+    assert files.texts[good] == "22"
+    assert files.texts[bad] == "before"
+    assert bad in files.problems
+
+
+@pytest.mark.parametrize("text", ["", "kind: a\n", "kind: a\n---\nki"])
+def test_a_file_that_holds_less_counts_once_it_has_settled(tmp_path, text):
+    now = 0.0
+    path = tmp_path / "x.yaml"
+    whole = "kind: a\n---\nkind: b\n"
+    files = Files([path], 5.0, lambda: now)
+    path.write_text(whole)
+    files.look()
+    path.write_text(text)
+    for now in (1.0, 5.9):  # noqa: B007 - the clock reads it
+        assert not files.look()
+        assert files.texts[path] == whole
+        assert path in files.problems
+    now = 6.0
+    assert files.look() == {path}
+    assert files.texts[path] == text
+    assert not files.problems
+
+
+def test_a_file_that_is_away_for_one_look_is_not_deleted(tmp_path):
+    path = tmp_path / "x.yaml"
+    files = Files([path])
+    path.write_text("1")
+    files.look()
+    path.unlink()
+    assert not files.look()
+    assert files.texts
+    assert files.look() == {path}
+    assert not files.texts
