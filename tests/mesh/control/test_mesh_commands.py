@@ -113,7 +113,8 @@ async def test_status_shows_everything_and_fails_when_something_is_wrong(shared)
     assert code == 0
     for words in ("ingress", "delta", f"{VISION}:8500", "1 of 1", "healthy", "vision v1 100%"):
         assert words in output
-    (shared.objects / "mesh.yaml").write_text("nonsense")
+    with (shared.objects / "mesh.yaml").open("a") as file:
+        file.write("\n---\nnonsense\n")
     await shared.status_is(lambda status: list(status.problems))
     code, output, _ = await run(shared, "mesh", "status")
     assert code == 1
