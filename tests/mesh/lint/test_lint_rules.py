@@ -88,6 +88,17 @@ kind: WorkloadEntry
 metadata: {name: w}
 spec: {address: 127.0.0.1, labels: {a: b}}
 """
+ANOTHER = VIRTUAL_SERVICE.replace("{name: vision", "{name: other")
+IN_MESH_TOO = ANOTHER.replace("gateways: [ingress]", "gateways: [mesh]")
+OTHER_GATEWAY = (
+    SOUND.split("---\n")[2].replace("{name: ingress", "{name: other").replace("*.ex", "*.other")
+)
+HTTPS = (
+    "{port: {number: 8080, name: https, protocol: HTTPS}, hosts: [a.example.com], "
+    "tls: {mode: SIMPLE, serverCertificate: /c.pem, privateKey: /k.pem}}"
+)
+COPY = "{destination: {host: vision, subset: v1}}"
+DETECTION = "outlierDetection: {maxEjectionPercent: 50}"
 GRPC_ROUTE = """---
 apiVersion: gateway.networking.k8s.io/v1
 kind: GRPCRoute
@@ -160,7 +171,104 @@ MISTAKES = [
     (
         "two-virtual-services",
         "spec.hosts[0]",
-        {"      timeout: 2s\n": "---\n" + VIRTUAL_SERVICE.replace("{name: vision", "{name: other")},
+        {
+            "gateways: [ingress]": "gateways: [mesh]",
+            "      timeout: 2s\n": "---\n" + IN_MESH_TOO,
+        },
+    ),
+    (
+        "order-of-two",
+        "spec.http[0]",
+        {
+            "      timeout: 2s\n": "---\n"
+            + ANOTHER.replace("subset: v2}\n      ret", "subset: v1}\n      ret")
+        },
+    ),
+    (
+        "idle-gateway",
+        "spec.gateways[1]",
+        {
+            "gateways: [ingress]": "gateways: [ingress, other]",
+            "      timeout: 2s\n": "---\n" + OTHER_GATEWAY,
+        },
+    ),
+    (
+        "two-servers",
+        "spec.servers[0].hosts[1]",
+        {'hosts: ["*.example.com"]': 'hosts: ["*.example.com", "*.EXAMPLE.com"]'},
+    ),
+    (
+        "not-compiled",
+        "spec.servers[1].port",
+        {'hosts: ["*.example.com"]}': 'hosts: ["*.example.com"]}\n    - ' + HTTPS},
+    ),
+    (
+        "destination-twice",
+        "spec.http[1].route[1].destination",
+        {"subset: v1}\n          weight: 90": "subset: v2}\n          weight: 90"},
+    ),
+    (
+        "destination-twice",
+        "spec.http[1].mirrors[1].destination",
+        {"      timeout: 2s": f"      mirrors: [{COPY}, {COPY}]"},
+    ),
+    (
+        "endpoint-twice",
+        "spec.endpoints[3]",
+        {"127.0.0.4, labels: {version: int8}": "127.0.0.3, labels: {version: int8}"},
+    ),
+    (
+        "ineffective-match",
+        "spec.http[0].match[2]",
+        {
+            BETA: f"{BETA[:-1]}, {BETA[8:-1].replace('prefix: /', 'exact: /a/')}, "
+            f"{BETA[8:].replace('{prefix', '{exact')}",
+        },
+    ),
+    (
+        "match-for-nobody",
+        "spec.http[0].match[0].uri",
+        {"{prefix: /tidegate.vision}": "{prefix: tidegate}"},
+    ),
+    (
+        "match-for-nobody",
+        "spec.http[0].match[0].port",
+        {BETA: BETA.replace("[{", "[{port: 8500, ")},
+    ),
+    (
+        "match-for-nobody",
+        "spec.http[0].match[0].gateways",
+        {BETA: BETA.replace("[{", "[{gateways: [mesh], ")},
+    ),
+    (
+        "match-for-nobody",
+        "spec.http[0].match[0].withoutHeaders[x-tier]",
+        {BETA: BETA.replace("[{", "[{withoutHeaders: {x-tier: {}}, ")},
+    ),
+    (
+        "policy-for-unknown-port",
+        "spec.trafficPolicy.portLevelSettings[0].port",
+        {POLICY: f"{POLICY}    portLevelSettings: [{{port: {{number: 9}}, {DETECTION}}}]\n"},
+    ),
+    (
+        "plain-text-to-tls",
+        "spec.ports[0].protocol",
+        {"protocol: GRPC}\n  end": "protocol: HTTPS}\n  end"},
+    ),
+    (
+        "retried-posts",
+        "spec.http[1].retries.retryOn",
+        {
+            "protocol: GRPC}\n  end": "protocol: HTTP}\n  end",
+            "weight: 90\n      retries: {attempts: 0}": (
+                "weight: 90\n      retries: {attempts: 2, retryOn: 'connect-failure,5xx'}"
+            ),
+        },
+    ),
+    (
+        "default-retries",
+        "spec.http[1].retries",
+        {"weight: 90\n      retries: {attempts: 0}": "weight: 90\n      retries: {attempts: 3}"},
     ),
     (
         "host-defined-twice",

@@ -2,6 +2,7 @@
 
     tidegate mesh lint mesh/istio
     tidegate mesh explain vision
+    tidegate mesh explain vision tidegate.vision.v1.VisionService/Classify
     tidegate mesh status
     tidegate mesh reset
 
@@ -12,7 +13,7 @@ servers that run here.
 import datetime as dt
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,12 +24,22 @@ from rich.text import Text
 from tidegate.mesh.control.journal import Journal
 from tidegate.mesh.control.shift_command import reset
 from tidegate.mesh.control.status_command import status
-from tidegate.mesh.istio import EditError, IstioError, IstioObjectErrors, Loaded, read_files
+from tidegate.mesh.istio import EditError, IstioError, IstioObjectErrors, read_files
 from tidegate.mesh.istio.edits import find_host
 from tidegate.mesh.istio.scalars import parse_duration
 from tidegate.mesh.istio.shapes import HostName
-from tidegate.mesh.lint import Report, Severity, check, explain, problems_as_report
-from tidegate.mesh.lint.view import MeshView
+from tidegate.mesh.lint import (
+    Report,
+    Request,
+    Severity,
+    check,
+    explain,
+    explain_request,
+    problems_as_report,
+    reached,
+)
+from tidegate.mesh.lint.explaining import destinations_of
+from tidegate.mesh.lint.view import MeshView, Route
 from tidegate.mesh.supervisor.config import find_config, load_config
 from tidegate.mesh.supervisor.state import StateDirectory
 
@@ -68,12 +79,13 @@ def lint(
     Exits with 1 when one of them is an error.
     """
     ignored: list[str] = []
+    limits = [_limit(text) for text in p99 or []]
     try:
         loaded = read_files(paths or _default_paths())
     except IstioObjectErrors as error:
         reports = problems_as_report(error.problems)
     else:
-        reports = check(loaded, _limits(loaded, p99 or []))
+        reports = check(loaded, {find_host(loaded.objects, name): limit for name, limit in limits})
         ignored = [str(each) for each in loaded.ignored]
     if as_json:
         findings = [{**asdict(each), "severity": each.severity.value} for each in reports]
@@ -87,24 +99,101 @@ def lint(
 
 @app.command("explain")
 def explain_command(
-    target: Annotated[str, typer.Argument(help="A host, or a file or folder.")],
-    paths: _Paths = None,
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A host, a file or folder of objects, or a request: its path or gRPC method.",
+            metavar="HOST|FILE|REQUEST",
+        ),
+    ],
+    others: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="More files and folders, and at most one request, as /pkg.Service/Method or "
+            "/v1/models?limit=2. Default for files: those of tidegate.yaml.",
+            metavar="[FILE|REQUEST]...",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Say what happens to a request, route by route, and what is wrong with it."""
-    given = Path(target)
-    loaded = read_files([given] if given.exists() else paths or _default_paths())
-    host = None if given.exists() else find_host(loaded.objects, target)
+    """Say what happens to requests, route by route, and what is wrong with it.
+
+    With a request: which rule takes it and where it goes, and why the rules before do not.
+    """
+    asked = _Asked.of(target, others or [])
+    loaded = read_files(asked.paths or _default_paths())
+    host = None if asked.host is None else find_host(loaded.objects, asked.host)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    if not given.exists() and not paths:
+    if not asked.paths:
         _tell_shifted()
     view = MeshView(loaded.objects, loaded.ignored)
-    for line in explain(view, host):
+    if asked.request is None:
+        lines = explain(view, host)
+        concerned = None if host is None else _concerned(view, host)
+        routes = []
+    else:
+        lines = explain_request(view, asked.request, host)
+        routes = reached(view, asked.request, host)
+        hosts = {name for route in routes for name in destinations_of(route)}
+        concerned = {name for each in hosts for name in _definitions(view, each)}
+    for line in lines:
         console.print(Text(line))
-    concerned = _concerned(view, host)
-    reports = [each for each in check(loaded) if host is None or each.object in concerned]
+    reports = [
+        each
+        for each in check(loaded)
+        if concerned is None
+        or each.object in concerned
+        or any(_is_about(each, route) for route in routes)
+    ]
     if reports:
         console.print()
         _show(reports, [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be explained.
+
+    Attributes:
+        host: the host, if one is named.
+        paths: the files and folders; those of tidegate.yaml without any.
+        request: the request, if one is named.
+    """
+
+    host: str | None
+    paths: list[Path]
+    request: Request | None
+
+    @classmethod
+    def of(cls, target: str, others: list[str]) -> "_Asked":
+        """Sorts the arguments.
+
+        Raises:
+            EditError: one is none of these, or there are two requests.
+        """
+        host: str | None = None
+        paths: list[Path] = []
+        requests: list[Request] = []
+        for index, text in enumerate((target, *others)):
+            request = None if Path(text).suffix in _SUFFIXES else Request.of(text)
+            if Path(text).exists():
+                paths.append(Path(text))
+            elif request is not None:
+                requests.append(request)
+            elif index == 0 and Path(text).suffix not in _SUFFIXES:
+                host = text
+            else:
+                raise EditError(
+                    f"there is no file or folder {text}, and a request is written as "
+                    "/pkg.Service/Method or /path"
+                )
+        if len(requests) > 1:
+            both = " and ".join(each.path for each in requests)
+            raise EditError(f"{both} are two requests: ask for one at a time")
+        return cls(host, paths, requests[0] if requests else None)
+
+
+_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def _show(reports: list[Report], ignored: list[str]) -> None:
@@ -150,26 +239,34 @@ def _tell_shifted() -> None:
             Console(stderr=True, highlight=False, soft_wrap=True).print(Text(note, style="yellow"))
 
 
-def _limits(loaded: Loaded, given: list[str]) -> dict[HostName, dt.timedelta]:
-    limits = {}
-    for text in given:
-        name, _, value = text.partition("=")
-        limit = parse_duration(value)
-        if limit is None:
-            raise EditError(f"--p99 {text!r}: write it like vision=250ms")
-        limits[find_host(loaded.objects, name)] = limit
-    return limits
+def _limit(text: str) -> tuple[str, dt.timedelta]:
+    name, _, value = text.partition("=")
+    limit = parse_duration(value)
+    if limit is None or not name:
+        raise EditError(f"--p99 {text!r}: write it like vision=250ms")
+    return name, limit
 
 
-def _concerned(view: MeshView, host: HostName | None) -> set[str]:
+def _is_about(report: Report, route: Route) -> bool:
+    """Whether a finding is about a rule, or about the whole of its VirtualService."""
+    if report.object != str(route.service.name):
+        return False
+    return not report.path.startswith("spec.http[") or f"{report.path}.".startswith(
+        f"{route.path}."
+    )
+
+
+def _concerned(view: MeshView, host: HostName) -> set[str]:
     """The objects that have to do with a host."""
-    names = {
+    return _definitions(view, host) | {
         str(route.service.name)
         for route in view.routes
         if any(each.host == host for _, each, _ in (*route.shares(), *route.mirrors()))
     }
-    names |= {
-        str(each.name) for each in view.objects.destination_rules.values() if each.host == host
-    }
-    known = view.hosts.get(host) if host is not None else None
+
+
+def _definitions(view: MeshView, host: HostName) -> set[str]:
+    """The objects that define a host and how it is called."""
+    known = view.hosts.get(host)
+    names = {str(each.name) for each in view.rules_of.get(host, ())}
     return names | ({str(known.entry.name)} if known is not None and known.entry else set())

@@ -1,20 +1,24 @@
 """All rules over all objects, and each finding with its file and line.
 
 Objects that cannot be read at all are findings too, of the rule ``invalid``: then nothing else is
-looked for, since half a mesh has mistakes that the whole has not.
+looked for, since half a mesh has mistakes that the whole has not. What the compiler refuses and no
+rule has found is of the rule ``not-compiled``, so that a mesh without errors here can be served.
 """
 
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
 from tidegate.mesh.istio.errors import ObjectProblem
 from tidegate.mesh.istio.files import Loaded
 from tidegate.mesh.istio.nodes import find, line_of
 from tidegate.mesh.istio.parsing import Ignored, ParsedObject, parse_part
 from tidegate.mesh.istio.shapes import HostName
 from tidegate.mesh.lint import (  # noqa: F401  # their import declares the rules
+    gateway_rules,
     host_rules,
+    match_rules,
     policy_rules,
     route_rules,
 )
@@ -26,7 +30,10 @@ __all__ = ["ALL_RULES", "INVALID", "Report", "check", "problems_as_report"]
 INVALID = Rule("invalid", Severity.ERROR, "an object cannot be read, or says what cannot be done")
 """The rule of everything that the parser refuses."""
 
-ALL_RULES: tuple[Rule, ...] = (INVALID, *RULES)
+NOT_COMPILED = Rule("not-compiled", Severity.ERROR, "objects contradict each other")
+"""The rule of what the compiler refuses and no other rule has found."""
+
+ALL_RULES: tuple[Rule, ...] = (INVALID, NOT_COMPILED, *RULES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,11 @@ def check(loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None) ->
         for rule, findings in RULES.items()
         for finding in dict.fromkeys(findings(view))
     ]
+    reports += [
+        _report(NOT_COMPILED, _refused(error), places)
+        for error in _compile_errors(view)
+        if not any(_same(report, error) for report in reports)
+    ]
     order = {str(path): index for index, path in enumerate(loaded.files)}
     return sorted(reports, key=lambda each: (order[each.source], each.line))
 
@@ -82,6 +94,34 @@ def problems_as_report(problems: Iterable[ObjectProblem]) -> list[Report]:
         )
         for each in problems
     ]
+
+
+def _compile_errors(view: MeshView) -> tuple[CompileError, ...]:
+    """What keeps the objects from being compiled; of what the files do not hold nothing is said."""
+    try:
+        Compiler(MeshSettings()).compile(view.objects, {})
+    except CompileErrors as found:
+        # The ports and endpoints of a Service of Kubernetes, and so its routes, are not compiled.
+        beside = any(host.entry is None for host in view.hosts.values())
+        return tuple(
+            each for each in found.errors if not (beside and each.path.startswith("spec.http"))
+        )
+    return ()
+
+
+def _refused(error: CompileError) -> Finding:
+    return Finding(
+        error.object,
+        error.path,
+        f"{error.reason}: nothing is compiled, and proxies keep what they have",
+        error.fix,
+    )
+
+
+def _same(report: Report, error: CompileError) -> bool:
+    """Whether an error has been found by a rule already, at the field or around it."""
+    around = report.path.startswith(error.path) or error.path.startswith(report.path)
+    return report.severity is Severity.ERROR and report.object == str(error.object) and around
 
 
 class _Places:

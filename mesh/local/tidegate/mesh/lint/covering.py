@@ -11,17 +11,42 @@ from tidegate.mesh.istio.expressions import full_match
 from tidegate.mesh.istio.shapes import StringMatch, StringMatchKind
 from tidegate.mesh.istio.virtual_service import HttpMatchRequest, HttpRoute
 
-__all__ = ["covers", "may_match"]
+__all__ = ["match_covers", "matches_of", "may_match", "takes_everything"]
 
 _K = TypeVar("_K")
 
 
-def covers(earlier: HttpRoute, later: HttpRoute) -> bool:
-    """Whether every request that ``later`` matches is matched by ``earlier``."""
-    if not earlier.match:
-        return True
-    return bool(later.match) and all(
-        any(_match_covers(one, other) for one in earlier.match) for other in later.match
+def matches_of(rule: HttpRoute) -> tuple[HttpMatchRequest, ...]:
+    """The conditions of a rule, any one of which suffices; one without any is for every request."""
+    return rule.match or (HttpMatchRequest(),)
+
+
+def match_covers(one: HttpMatchRequest, other: HttpMatchRequest) -> bool:
+    """Whether every request that meets the conditions of ``other`` meets those of ``one``."""
+    path = None if _any_path(one.uri) else one.uri
+    if path is not None and one.ignore_uri_case != other.ignore_uri_case:
+        return False
+    alone = ("scheme", "method", "authority")
+    return (
+        _implied(path, other.uri)
+        and all(_implied(getattr(one, name), getattr(other, name)) for name in alone)
+        and _all_implied(one.headers, other.headers)
+        and _all_implied(one.query_params, other.query_params)
+        and one.without_headers.items() <= other.without_headers.items()
+        and one.port in (None, other.port)
+        and (not one.gateways or (bool(other.gateways) and {*other.gateways} <= {*one.gateways}))
+    )
+
+
+def takes_everything(match: HttpMatchRequest) -> bool:
+    """Whether conditions are a catch-all, which Envoy gets after all others of a domain."""
+    return _any_path(match.uri) and not (
+        match.scheme
+        or match.method
+        or match.authority
+        or match.headers
+        or match.without_headers
+        or match.query_params
     )
 
 
@@ -42,18 +67,12 @@ def may_match(match: HttpMatchRequest, path: str) -> bool:
     return True
 
 
-def _match_covers(one: HttpMatchRequest, other: HttpMatchRequest) -> bool:
-    if one.ignore_uri_case != other.ignore_uri_case and one.uri is not None:
-        return False
-    alone = ("uri", "scheme", "method", "authority")
-    return (
-        all(_implied(getattr(one, name), getattr(other, name)) for name in alone)
-        and _all_implied(one.headers, other.headers)
-        and _all_implied(one.query_params, other.query_params)
-        and one.without_headers.items() <= other.without_headers.items()
-        and one.port in (None, other.port)
-        and (not one.gateways or (bool(other.gateways) and {*other.gateways} <= {*one.gateways}))
-    )
+def _any_path(uri: StringMatch | None) -> bool:
+    if uri is None or uri.kind is StringMatchKind.PRESENT:
+        return True
+    if uri.kind is StringMatchKind.PREFIX:
+        return uri.value in ("", "/")
+    return uri.kind is StringMatchKind.REGEX and uri.value == ".*"
 
 
 def _all_implied(one: Mapping[_K, StringMatch], other: Mapping[_K, StringMatch]) -> bool:
@@ -68,11 +87,14 @@ def _implied(wide: StringMatch | None, narrow: StringMatch | None) -> bool:
         return False
     if wide.kind is StringMatchKind.PRESENT:
         return True
+    texts = (StringMatchKind.EXACT, StringMatchKind.PREFIX)
     if wide.kind is StringMatchKind.PREFIX:
-        texts = (StringMatchKind.EXACT, StringMatchKind.PREFIX)
         return narrow.kind in texts and narrow.value.startswith(wide.value)
     if wide.kind is not StringMatchKind.REGEX:
         return False
     if narrow.kind is StringMatchKind.EXACT:
         return full_match(wide.value, narrow.value)
-    return wide.value in (".*", ".+")
+    # An empty text meets '.*' only.
+    return wide.value == ".*" or (
+        wide.value == ".+" and narrow.kind in texts and narrow.value != ""
+    )

@@ -24,7 +24,7 @@ from tidegate.mesh.istio.virtual_service import (
 from tidegate.mesh.istio.writing import plain
 from tidegate.mesh.lint.view import Host, MeshView, Route
 
-__all__ = ["explain"]
+__all__ = ["destinations_of", "explain", "heading", "merged", "route_lines"]
 
 _DEFAULT = "Istio's default"
 _RETRY_ON = "connect-failure, refused-stream, unavailable, cancelled, retriable-status-codes"
@@ -44,16 +44,29 @@ def explain(view: MeshView, host: HostName | None = None) -> list[str]:
             lines += [*_host(view, each), ""]
     for service in view.objects.virtual_services.values():
         routes = [route for route in view.routes if route.service is service]
-        if host is None or any(host in _destinations(route) for route in routes):
+        if host is None or any(host in destinations_of(route) for route in routes):
             lines += [*_service(view, service, routes), ""]
-    used = {name for route in view.routes for name in _destinations(route)}
+    used = {name for route in view.routes for name in destinations_of(route)}
     for name in view.hosts:
         if host in (None, name) and name not in used:
             lines += [f"no VirtualService sends requests to {name}", ""]
     return lines[:-1]
 
 
-def _destinations(route: Route) -> set[HostName]:
+def merged(view: MeshView, service: VirtualService) -> Iterator[str]:
+    """The other VirtualServices whose rules a gateway puts together with those of one."""
+    for other in view.objects.virtual_services.values():
+        hosts = sorted({*other.hosts} & {*service.hosts})
+        gateways = sorted({*other.gateways} & {*service.gateways} - {MESH})
+        if other is not service and hosts and gateways:
+            yield (
+                f"  at gateway {gateways[0]} put together with the rules of {other.name} for "
+                f"{hosts[0]}; catch-alls come last"
+            )
+
+
+def destinations_of(route: Route) -> set[HostName]:
+    """The hosts that a rule sends requests or copies to."""
     return {
         *(each.host for _, each, _ in route.shares()),
         *(each.host for _, each, _ in route.mirrors()),
@@ -74,17 +87,23 @@ def _host(view: MeshView, host: Host) -> Iterator[str]:
             yield f"  subset {subset.name} ({labels}; {rule.name}): {found}"
 
 
-def _service(view: MeshView, service: VirtualService, routes: list[Route]) -> Iterator[str]:
+def heading(service: VirtualService) -> str:
+    """A VirtualService, and where it counts."""
     where = ", ".join(
         "clients inside the mesh" if each == MESH else f"gateway {each}"
         for each in service.gateways
     )
     hosts = ", ".join("any host" if each == "*" else each for each in service.hosts)
-    yield f"{service.name}: requests for {hosts}, at {where}"
+    return f"{service.name}: requests for {hosts}, at {where}"
+
+
+def _service(view: MeshView, service: VirtualService, routes: list[Route]) -> Iterator[str]:
+    yield heading(service)
+    yield from merged(view, service)
     for number, route in enumerate(routes, start=1):
         name = f" {route.rule.name!r}" if route.rule.name else ""
         yield f"  {number}. rule{name} ({route.path}): {_condition(route)}"
-        yield from (f"       {line}" for line in _route(view, route))
+        yield from (f"       {line}" for line in route_lines(view, route))
     if all(route.rule.match for route in routes):
         yield "  otherwise: 404 (a gRPC client sees UNIMPLEMENTED)"
 
@@ -119,7 +138,8 @@ def _match(match: HttpMatchRequest) -> str:
     return " and ".join(words) or "every request"
 
 
-def _route(view: MeshView, route: Route) -> Iterator[str]:
+def route_lines(view: MeshView, route: Route) -> Iterator[str]:
+    """What becomes of the requests that a rule takes."""
     rule = route.rule
     if rule.redirect is not None or rule.direct_response is not None:
         name = "redirect" if rule.redirect is not None else "directResponse"

@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Iterator
 
-from tidegate.mesh.istio.service_entry import PortProtocol, ServiceEntry
+from tidegate.mesh.istio.destination_rule import ClientTlsMode
+from tidegate.mesh.istio.service_entry import PortProtocol, ServiceEntry, ServicePort
+from tidegate.mesh.istio.virtual_service import Destination
 from tidegate.mesh.lint.findings import Finding, Severity, rule
-from tidegate.mesh.lint.view import MeshView
+from tidegate.mesh.lint.view import MeshView, Route
 
 __all__: list[str] = []
 
@@ -21,13 +23,19 @@ def host_defined_twice(view: MeshView) -> Iterator[Finding]:
     for entry in entries:
         for index, host in enumerate(entry.hosts):
             other = first.setdefault(host, entry)
-            if other.name.namespace != entry.name.namespace:
+            if _meet(other, entry):
                 yield Finding(
                     entry.name,
                     f"spec.hosts[{index}]",
                     f"{other.name} defines {host} in another namespace, and that one alone counts",
                     "define it in one namespace, with all its endpoints",
                 )
+
+
+def _meet(one: ServiceEntry, other: ServiceEntry) -> bool:
+    """Whether entries of two namespaces are both seen somewhere."""
+    private = one.export_to == other.export_to == (".",)
+    return one.name.namespace != other.name.namespace and not private
 
 
 @rule("empty-subset", Severity.WARNING, "the labels of a subset select no endpoint")
@@ -53,6 +61,8 @@ def overlapping_subsets(view: MeshView) -> Iterator[Finding]:
             first = view.endpoints(each.host, one.name) or ()
             second = view.endpoints(each.host, other.name) or ()
             both = [endpoint.address for endpoint in first if endpoint in second]
+            if not both and one.labels == other.labels:
+                both = ["every endpoint with these labels"]
             if both:
                 yield Finding(
                     each.name,
@@ -60,6 +70,23 @@ def overlapping_subsets(view: MeshView) -> Iterator[Finding]:
                     f"{both[0]} is in {one.name} and in {other.name}: it gets the shares of both, "
                     "and their metrics cannot be told apart",
                     "give each version a label of its own",
+                )
+
+
+@rule("endpoint-twice", Severity.WARNING, "a host has one endpoint twice")
+def endpoint_twice(view: MeshView) -> Iterator[Finding]:
+    """Endpoints of a ServiceEntry that are the same address and port."""
+    for entry in view.objects.service_entries.values():
+        seen: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {}
+        for index, each in enumerate(entry.endpoints):
+            key = (each.address, tuple(sorted(each.ports.items())))
+            before = seen.setdefault(key, index)
+            if before != index:
+                yield Finding(
+                    entry.name,
+                    f"spec.endpoints[{index}]",
+                    f"{each.address} is endpoints[{before}] already: it gets the requests of two",
+                    "remove one of the two, or give them ports of their own",
                 )
 
 
@@ -94,20 +121,69 @@ def endpoint_without_subset(view: MeshView) -> Iterator[Finding]:
 )
 def undeclared_protocol(view: MeshView) -> Iterator[Finding]:
     """Ports at which only connections are seen, though routes are for requests."""
-    for host in view.hosts.values():
-        ports = {destination.port for _, destination, _ in view.sent_to.get(host.name, ())}
-        for index, port in enumerate(host.ports):
-            used = port.number in ports or (None in ports and len(host.ports) == 1)
-            declared = port.protocol is not None and port.protocol.routed
-            if host.entry is not None and used and not declared:
-                says = port.protocol.value if port.protocol else "nothing"
-                yield Finding(
-                    host.entry.name,
-                    f"spec.ports[{index}].protocol",
-                    f"the port says {says}: requests are not seen, all requests of a connection "
-                    "go to one endpoint, and weights and retries do not count",
-                    f"write 'protocol: {PortProtocol.GRPC.value}'",
-                )
+    for entry, index, port, sent in _used_ports(view):
+        if port.protocol is not None and (port.protocol.routed or port.protocol in _SECURED):
+            continue
+        says = port.protocol.value if port.protocol else "nothing"
+        words = "it is called by HTTP/1.1, which gRPC servers do not take"
+        if any(route.for_clients_in_mesh for route, _ in sent):
+            words = (
+                "requests are not seen, all requests of a connection go to one endpoint, and "
+                "weights and retries do not count"
+            )
+        yield Finding(
+            entry.name,
+            f"spec.ports[{index}].protocol",
+            f"the port says {says}: {words}",
+            f"write 'protocol: {PortProtocol.GRPC.value}', or HTTP where that is spoken",
+        )
+
+
+@rule(
+    "plain-text-to-tls",
+    Severity.ERROR,
+    "a route sends plain text to a port that says it speaks TLS",
+)
+def plain_text_to_tls(view: MeshView) -> Iterator[Finding]:
+    """Ports of TLS that routes use and for which no DestinationRule begins TLS."""
+    for entry, index, port, sent in _used_ports(view):
+        if port.protocol not in _SECURED:
+            continue
+        plain = [each for _, each in sent if not _begins_tls(view, each)]
+        if plain:
+            host = plain[0].host
+            yield Finding(
+                entry.name,
+                f"spec.ports[{index}].protocol",
+                f"the port says {port.protocol.value}, and routes send {host} their requests in "
+                "plain text: the server closes the connection, 503",
+                f"begin TLS in a DestinationRule of {host}: 'trafficPolicy: {{portLevelSettings: "
+                f"[{{port: {{number: {port.number}}}, tls: {{mode: SIMPLE}}}}]}}'",
+            )
+
+
+_SECURED = (PortProtocol.HTTPS, PortProtocol.TLS)
+
+
+def _begins_tls(view: MeshView, destination: Destination) -> bool:
+    tls = view.tls_of(destination)
+    return tls is not None and tls.mode is not ClientTlsMode.DISABLE
+
+
+def _used_ports(
+    view: MeshView,
+) -> Iterator[tuple[ServiceEntry, int, ServicePort, list[tuple[Route, Destination]]]]:
+    """Ports that routes send requests to: entry, place, port, and what is sent."""
+    for entry in view.objects.service_entries.values():
+        sent = [each for host in entry.hosts for each in view.sent_to.get(host, ())]
+        for index, port in enumerate(entry.ports):
+            used = [
+                (route, destination)
+                for route, destination, _ in sent
+                if view.port_of(destination) is port
+            ]
+            if used:
+                yield entry, index, port, used
 
 
 @rule("unselected-workload", Severity.WARNING, "no ServiceEntry selects a WorkloadEntry")

@@ -196,6 +196,28 @@ def port_policy_inherits_nothing(view: MeshView) -> Iterator[Finding]:
                     )
 
 
+@rule(
+    "policy-for-unknown-port",
+    Severity.WARNING,
+    "a policy is for a port that the host does not have",
+)
+def policy_for_unknown_port(view: MeshView) -> Iterator[Finding]:
+    """Policies of ports that hold for no request."""
+    for each in view.objects.destination_rules.values():
+        host = view.hosts.get(each.host)
+        numbers = [port.number for port in host.ports] if host is not None else []
+        for path, _, policy in _policies(each):
+            for index, port in enumerate(policy.port_level_settings):
+                if numbers and port.port not in numbers:
+                    yield Finding(
+                        each.name,
+                        f"{path}.portLevelSettings[{index}].port",
+                        f"{each.host} has no port {port.port}: the policy holds for no request",
+                        f"write one of {', '.join(map(str, numbers))}: the number that clients "
+                        "call, not the one at the endpoints",
+                    )
+
+
 def _in_mesh(view: MeshView) -> Iterator[Route]:
     return (route for route in view.routes if route.for_clients_in_mesh)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-from tidegate.mesh.istio.names import MESH
 from tidegate.mesh.istio.scalars import duration_text
-from tidegate.mesh.istio.virtual_service import Destination, VirtualService
-from tidegate.mesh.lint.covering import covers, may_match
+from tidegate.mesh.istio.service_entry import PortProtocol
+from tidegate.mesh.istio.shapes import StringMatchKind
+from tidegate.mesh.istio.virtual_service import Destination, HttpMatchRequest
+from tidegate.mesh.lint.covering import matches_of, may_match
 from tidegate.mesh.lint.findings import Finding, Severity, rule
-from tidegate.mesh.lint.view import MeshView, Route, covers_domain
+from tidegate.mesh.lint.view import MeshView, Route
 
 __all__ = ["NOT_TO_BE_REPEATED"]
 
@@ -103,134 +104,153 @@ def unknown_port(view: MeshView) -> Iterator[Finding]:
             )
 
 
-@rule("unreachable-route", Severity.WARNING, "an earlier rule takes every request of a later one")
-def unreachable_route(view: MeshView) -> Iterator[Finding]:
-    """Rules behind one that takes all that they would."""
-    for service in view.objects.virtual_services.values():
-        for index, later in enumerate(service.http):
-            for before, earlier in enumerate(service.http[:index]):
-                if covers(earlier, later):
-                    yield Finding(
-                        service.name,
-                        f"spec.http[{index}]",
-                        f"it never matches: spec.http[{before}] comes first and takes its requests",
-                        f"put it before spec.http[{before}], or remove it",
-                    )
-                    break
-
-
-@rule("unknown-gateway", Severity.ERROR, "a VirtualService is for a gateway that does not exist")
-def unknown_gateway(view: MeshView) -> Iterator[Finding]:
-    """Gateways that are named and not defined."""
-    known = {f"{name.namespace}/{name.name}" for name in view.objects.gateways}
-    for service in view.objects.virtual_services.values():
-        for index, gateway in view.gateways_of(service):
-            if gateway not in known:
-                yield Finding(
-                    service.name,
-                    f"spec.gateways[{index}]",
-                    f"there is no Gateway {gateway}: its rules are never followed there",
-                    f"write one of {', '.join(sorted(known))}" if known else "add the Gateway",
-                )
-
-
 @rule(
-    "host-not-at-gateway",
-    Severity.ERROR,
-    "no server of the gateway takes the hosts of a VirtualService",
+    "destination-twice",
+    Severity.WARNING,
+    "a rule names one destination twice",
 )
-def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
-    """VirtualServices whose domains their gateway does not take."""
-    for service in view.objects.virtual_services.values():
-        for _, gateway in view.gateways_of(service):
-            domains = list(_domains(view, gateway, service))
-            for index, host in enumerate(service.hosts):
-                if domains and not any(
-                    covers_domain(domain, host) or covers_domain(host, domain) for domain in domains
-                ):
-                    yield Finding(
-                        service.name,
-                        f"spec.hosts[{index}]",
-                        f"{gateway} takes {', '.join(domains)}: requests for {host} get 404",
-                        f"add {host} to a server of {gateway}, or name a host that it takes",
-                    )
-
-
-def _domains(view: MeshView, gateway: str, service: VirtualService) -> Iterator[str]:
-    """The domains that a gateway takes for the VirtualServices of a namespace."""
-    for name, found in view.objects.gateways.items():
-        if f"{name.namespace}/{name.name}" != gateway:
-            continue
-        for server in found.servers:
-            for host in server.hosts:
-                namespace, _, domain = host.rpartition("/")
-                own = name.namespace if namespace == "." else namespace
-                if own in ("", "*", service.name.namespace):
-                    yield domain
-
-
-@rule("unknown-virtual-host", Severity.WARNING, "a VirtualService is for a host nobody can call")
-def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
-    """Hosts of the mesh that VirtualServices are for and that nothing defines."""
-    for service in view.objects.virtual_services.values():
-        for index, host in enumerate(service.hosts):
-            if MESH in service.gateways and not host.startswith("*") and host not in view.hosts:
+def destination_twice(view: MeshView) -> Iterator[Finding]:
+    """Destinations of one rule that are the same: their weights add up, and copies are doubled."""
+    for route in view.routes:
+        weights: dict[Destination, list[int]] = {}
+        for index, each in enumerate(route.rule.route):
+            before = weights.setdefault(each.destination, [])
+            before.append(each.weight)
+            if len(before) > 1:
+                sums = " + ".join(map(str, before))
                 yield Finding(
-                    service.name,
-                    f"spec.hosts[{index}]",
-                    f"clients inside the mesh cannot find {host}, so its rules are not followed",
-                    "define it in a ServiceEntry, mend its name, or name a gateway",
+                    route.service.name,
+                    f"{route.path}.route[{index}].destination",
+                    f"{_whose(each.destination)} stands in the rule already: it gets the weights "
+                    f"{sums} together, {sum(before)}",
+                    f"write it once with 'weight: {sum(before)}', or name another subset",
                 )
+        copies: set[Destination] = set()
+        for path, destination, _ in route.mirrors():
+            if destination in copies:
+                yield Finding(
+                    route.service.name,
+                    f"{route.path}.{path}",
+                    f"{_whose(destination)} is a mirror of the rule already: it gets every copy "
+                    "twice",
+                    "remove one of the two",
+                )
+            copies.add(destination)
 
 
-@rule(
-    "two-virtual-services",
-    Severity.ERROR,
-    "two VirtualServices are for one host at one gateway",
-)
-def two_virtual_services(view: MeshView) -> Iterator[Finding]:
-    """Hosts whose rules come from several objects, in an order that Istio does not define."""
-    first: dict[tuple[str, str], VirtualService] = {}
-    for service in view.objects.virtual_services.values():
-        for index, host in enumerate(service.hosts):
-            for gateway in service.gateways:
-                other = first.setdefault((gateway, host), service)
-                if other is not service:
-                    yield Finding(
-                        service.name,
-                        f"spec.hosts[{index}]",
-                        f"{other.name} is for {host} at {gateway} too: whose rules come first is "
-                        "not defined, and inside the mesh one of them is ignored",
-                        "put the rules into one object, the more special first",
-                    )
+def _whose(destination: Destination) -> str:
+    subset = f"subset {destination.subset} of " if destination.subset else ""
+    port = f" port {destination.port}" if destination.port is not None else ""
+    return f"{subset}{destination.host}{port}"
 
 
 @rule(
     "default-retries",
     Severity.WARNING,
-    "methods that stream or compute for long are retried because nothing says otherwise",
+    "gRPC methods that are not to be repeated are retried because nothing says otherwise",
 )
 def default_retries(view: MeshView) -> Iterator[Finding]:
-    """Routes with Istio's retries to methods that are not to be repeated."""
+    """Routes with Istio's conditions of retries to methods that are not to be repeated."""
     for route in view.routes:
-        if route.rule.retries is not None or not route.rule.route:
-            continue
-        methods = [
-            method
-            for method in NOT_TO_BE_REPEATED
-            if not route.rule.match or any(may_match(each, method) for each in route.rule.match)
-        ]
-        if methods:
-            hosts = " ".join(each.destination.host for each in route.rule.route)
-            example = max(methods, key=lambda method: method.split(".")[1] in hosts)
+        retries = route.rule.retries
+        said = retries is not None and (retries.attempts == 0 or retries.retry_on is not None)
+        repeated = None if said or not route.rule.route else _repeated(view, route)
+        if repeated is not None:
+            often = (
+                "twice where nothing is said" if retries is None else f"{retries.attempts} times"
+            )
             yield Finding(
                 route.service.name,
-                route.path,
-                f"Istio retries twice where nothing is said, on 'unavailable' too: {example} "
-                "begins again after a server gave up on it",
+                route.path if retries is None else f"{route.path}.retries",
+                f"Istio retries {often}, on 'unavailable' too: {repeated} begins again after a "
+                "server gave up on it",
                 "write 'retries: {attempts: 0}', or 'attempts: 2' with 'retryOn: "
                 "connect-failure,refused-stream' for what no server has seen",
             )
+
+
+def _repeated(view: MeshView, route: Route) -> str | None:
+    """The call that retries would repeat; nothing where none is known that should not be."""
+    protocols = {_protocol(view, each.destination) for each in route.rule.route}
+    if not protocols & {None, *_GRPC, PortProtocol.HTTP2}:
+        return None
+    conditions = matches_of(route.rule)
+    hosts = " ".join(each.destination.host.split(".")[0] for each in route.rule.route)
+    for method in NOT_TO_BE_REPEATED:
+        service = method.removeprefix("/").split("/")[0]
+        words = service.split(".")
+        word = words[1] if words[0] == "tidegate" else words[0]
+        if any(_asks_for(each, words, method) for each in conditions) or (
+            word in hosts and any(may_match(each, method) for each in conditions)
+        ):
+            return method
+    # Another's gRPC methods are not known; where one is named, so is what its repetition does.
+    named = all(
+        each.uri is not None and each.uri.kind is StringMatchKind.EXACT for each in conditions
+    )
+    return None if named or not protocols & {*_GRPC} else "a stream, or a call that takes long,"
+
+
+_GRPC = (PortProtocol.GRPC, PortProtocol.GRPC_WEB)
+
+
+def _protocol(view: MeshView, destination: Destination) -> PortProtocol | None:
+    """What is spoken at a destination; None where it is not known."""
+    port = view.port_of(destination)
+    if port is None:
+        return None
+    http2 = port.protocol is PortProtocol.HTTP2
+    return PortProtocol.GRPC if http2 and port.name.startswith("grpc") else port.protocol
+
+
+def _asks_for(match: HttpMatchRequest, words: list[str], method: str) -> bool:
+    """Whether conditions are for paths of a gRPC package, and take a method of it."""
+    if match.uri is None or match.uri.kind is StringMatchKind.REGEX:
+        return False
+    package = ".".join(words[:2]) if words[0] == "tidegate" else words[0]
+    return match.uri.value.removeprefix("/").startswith(package) and may_match(match, method)
+
+
+_BEGUN = frozenset({"5xx", "gateway-error", "reset", "retriable-4xx"})
+"""Conditions of retries that hold after a server has begun with a request."""
+
+
+@rule(
+    "retried-posts",
+    Severity.WARNING,
+    "requests of plain HTTP that a server may have begun are sent again",
+)
+def retried_posts(view: MeshView) -> Iterator[Finding]:
+    """Retries that repeat requests that are not idempotent."""
+    for route in view.routes:
+        retries = route.rule.retries
+        if retries is None or retries.attempts == 0 or retries.retry_on is None:
+            continue
+        words = [each.strip() for each in retries.retry_on.split(",")]
+        begun = [each for each in words if each in _BEGUN or each.isdigit()]
+        plain = any(
+            _protocol(view, each.destination) in (PortProtocol.HTTP, PortProtocol.HTTPS)
+            for each in route.rule.route
+        )
+        if begun and plain and not all(_is_safe(each) for each in matches_of(route.rule)):
+            yield Finding(
+                route.service.name,
+                f"{route.path}.retries.retryOn",
+                f"on {begun[0]} a POST is sent again though a server may have done it: it is done "
+                "twice",
+                "write 'connect-failure,refused-stream', or make a rule of its own for 'method: "
+                "{exact: GET}'",
+            )
+
+
+def _is_safe(match: HttpMatchRequest) -> bool:
+    """Whether conditions are for methods that may be repeated (RFC 9110, 9.2.2)."""
+    method = match.method
+    return (
+        method is not None
+        and method.kind is StringMatchKind.EXACT
+        and method.value in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE")
+    )
 
 
 @rule(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tidegate.mesh.istio.destination_rule import (
+    ClientTls,
     DestinationRule,
     PortTrafficPolicy,
     Subset,
@@ -163,6 +164,21 @@ class MeshView:
         labels = found.labels.items()
         return tuple(each for each in known.endpoints if labels <= each.labels.items())
 
+    def port_of(self, destination: Destination) -> ServicePort | None:
+        """The port that a destination means; None where it is not known."""
+        known = self.hosts.get(destination.host)
+        ports = known.ports if known is not None else ()
+        if destination.port is None:
+            return ports[0] if len(ports) == 1 else None
+        return next((each for each in ports if each.number == destination.port), None)
+
+    def tls_of(self, destination: Destination) -> ClientTls | None:
+        """How connections to a destination are secured, where a DestinationRule says it."""
+        port = self.port_of(destination)
+        number = port.number if port is not None else destination.port
+        policies = self.policies(destination.host, destination.subset, number)
+        return next((each.tls for _, each in policies if each.tls is not None), None)
+
     def gateways_of(self, service: VirtualService) -> Iterator[tuple[int, GatewayName]]:
         """The gateways that a VirtualService names, but for the word ``mesh``."""
         return ((index, name) for index, name in enumerate(service.gateways) if name != MESH)
@@ -218,6 +234,7 @@ class MeshView:
 
 def covers_domain(pattern: str, domain: str) -> bool:
     """Whether a domain of a gateway, such as ``*.example.com``, takes another."""
+    pattern, domain = pattern.lower(), domain.lower()
     if pattern in ("*", domain):
         return True
     return pattern.startswith("*.") and domain.removeprefix("*").endswith(pattern[1:])
