@@ -40,6 +40,11 @@ RECORD = dataclasses.replace(
     request_messages=1,
     response_messages=4,
 )
+GATEWAY = Workload.from_labels("gateway", "models", {"app": "gateway"})
+
+
+def at(workloads):
+    return lambda address, at_s: workloads.get(address)
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def registry():
 
 @pytest.fixture
 def metrics(registry):
-    return IstioMetrics({"127.0.0.1:8501": VISION}.get, registry)
+    return IstioMetrics(at({"127.0.0.1:8501": VISION}), GATEWAY, registry)
 
 
 def samples(registry, name):
@@ -68,13 +73,13 @@ async def test_request_counts_with_all_of_istios_labels(registry, metrics):
     assert sample.value == 2
     assert sample.labels == {
         "reporter": "source",
-        "source_workload": "ingress",
-        "source_workload_namespace": "unknown",
+        "source_workload": "gateway",
+        "source_workload_namespace": "models",
         "source_principal": "unknown",
-        "source_app": "ingress",
+        "source_app": "gateway",
         "source_version": "unknown",
         "source_cluster": "Kubernetes",
-        "source_canonical_service": "ingress",
+        "source_canonical_service": "gateway",
         "source_canonical_revision": "latest",
         "destination_workload": "vision-v2",
         "destination_workload_namespace": "models",
@@ -218,7 +223,7 @@ async def test_buckets_are_those_of_the_real_proxy(mesh):
     """Istio's proxies use Envoy's own buckets, which Envoy tells when it has measured something."""
     await mesh.call("Unary", "v1")
     registry = CollectorRegistry()
-    metrics = IstioMetrics({}.get, registry)
+    metrics = IstioMetrics(at({}), GATEWAY, registry)
     metrics.observe(RECORD)
     ours = samples(registry, "istio_request_duration_milliseconds_bucket")
     text = await mesh.admin_text("/stats/prometheus?filter=http.ingress.downstream_rq_time")

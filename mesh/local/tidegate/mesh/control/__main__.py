@@ -24,6 +24,7 @@ from tidegate.mesh.telemetry import (
     LoadReportingServicer,
     LoadReports,
     RequestLog,
+    Workload,
     access_log_config,
     tracing_config,
 )
@@ -74,8 +75,10 @@ class ControlApplication:
         self._controller = Controller(
             settings, self._distribution, Compiler(mesh), self._loads, self._journal
         )
+        gateway = {"app": settings.gateway_workload}
         self._metrics = IstioMetrics(
-            lambda address: self._topology.workload_at(self._controller.serving.objects, address)
+            self._topology.workload_at,
+            Workload.from_labels(settings.gateway_workload, settings.gateway_namespace, gateway),
         )
         self._mesh = MeshServicer(
             self._controller, self._distribution, self._topology, self._loads, self._requests
@@ -103,11 +106,20 @@ class ControlApplication:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             following = tasks.create_task(self._metrics.follow(self._requests))
             stack.callback(following.cancel)
+            noting = tasks.create_task(self._note_workloads())
+            stack.callback(noting.cancel)
             await stack.enter_async_context(self._controller.running())
             health.set_all(True)
             leaving = tasks.create_task(self._leave(health))
             stack.callback(leaving.cancel)
             yield
+
+    async def _note_workloads(self) -> None:
+        """Keeps who serves at which address, for records that come when it is gone."""
+        serving = self._controller.serving
+        while True:
+            self._topology.note(serving.objects)
+            await serving.changed()
 
     async def _leave(self, health: Health) -> None:
         """Stops making changes when a drain begins: proxies that go then must not count as gone."""

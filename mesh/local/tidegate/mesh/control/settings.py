@@ -57,6 +57,17 @@ class ControlSettings(ChassisSettings):
     listen_address: str = Field(
         "127.0.0.1", min_length=1, description="Address that the proxies listen on for gateways."
     )
+    gateway_workload: str = Field(
+        "istio-ingressgateway",
+        min_length=1,
+        description="What the proxies are called in Istio's metrics (source_workload, source_app,"
+        " source_canonical_service): on a cluster the Deployment of the gateway.",
+    )
+    gateway_namespace: str = Field(
+        "models",
+        min_length=1,
+        description="The namespace that they are in there (source_workload_namespace).",
+    )
     stage_deadline_s: float = Field(
         30.0,
         gt=0,

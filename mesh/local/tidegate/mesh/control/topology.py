@@ -1,7 +1,13 @@
-"""What there is in the mesh, for those who ask: hosts, subsets, and what runs at an address."""
+"""What there is in the mesh, for those who ask: hosts, subsets, and what runs at an address.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+A record of a request comes after the request has ended. The server may be gone by then, and another
+may have its address, so what ran at an address is remembered for a while.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
 
 from tidegate.mesh.compiler import MeshSettings, cluster_name
 from tidegate.mesh.compiler.services import Endpoint, Service, Services, ServicesBuilder
@@ -10,6 +16,26 @@ from tidegate.mesh.istio.shapes import HostName, SubsetName
 from tidegate.mesh.telemetry import Workload
 
 __all__ = ["SubsetView", "Topology"]
+
+# Longer than a stream may go on after its endpoint has left, and a bound for invented addresses.
+_REMEMBERED_S: Final = 3600.0
+_MAX_REMEMBERED: Final = 10_000
+_MAX_TENANCIES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Tenancy:
+    """What ran at an address, and when, in seconds since 1970.
+
+    Attributes:
+        workload: what ran there.
+        since_s: from when on.
+        until_s: until when; ``None`` while it does.
+    """
+
+    workload: Workload
+    since_s: float
+    until_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +58,74 @@ class Topology:
 
     Args:
         settings: what the objects are compiled with.
+        clock: gives the time, in seconds since 1970.
     """
 
-    def __init__(self, settings: MeshSettings) -> None:
+    def __init__(self, settings: MeshSettings, clock: Callable[[], float] = time.time) -> None:
         self._builder = ServicesBuilder(settings)
+        self._clock = clock
         self._services: Services | None = None
-        self._workloads: dict[str, Workload] = {}
+        self._now: dict[str, _Tenancy] = {}
+        # By address, the newest last.
+        self._before: dict[str, tuple[_Tenancy, ...]] = {}
 
-    def workload_at(self, objects: IstioObjects, address: str) -> Workload | None:
-        """What runs at an ``address:port``.
+    def note(self, objects: IstioObjects) -> None:
+        """Takes the objects in effect; call it whenever they change.
 
         Args:
             objects: the objects in effect.
-            address: the address.
         """
         services = self._builder.build(objects)
-        if services is not self._services:
-            self._services = services
-            self._workloads = {
-                endpoint.key: Workload.from_labels(
-                    endpoint.workload, endpoint.namespace, endpoint.labels
-                )
-                for service in services.by_host.values()
-                for endpoint in _endpoints(service)
-            }
-        return self._workloads.get(address)
+        if services is self._services:
+            return
+        # What is there from the begin on counts for requests that began earlier too.
+        since = self._clock() if self._services is not None else 0.0
+        self._services = services
+        found = {
+            endpoint.key: Workload.from_labels(
+                endpoint.workload, endpoint.namespace, endpoint.labels
+            )
+            for service in services.by_host.values()
+            for endpoint in _endpoints(service)
+        }
+        for address, tenancy in list(self._now.items()):
+            if found.get(address) != tenancy.workload:
+                del self._now[address]
+                earlier = self._before.pop(address, ())
+                self._before[address] = (*earlier, replace(tenancy, until_s=since))
+        for address, workload in found.items():
+            if address not in self._now:
+                self._now[address] = _Tenancy(workload, since)
+        self._forget(since)
+
+    def _forget(self, now_s: float) -> None:
+        for address, tenancies in list(self._before.items()):
+            kept = tuple(
+                each for each in tenancies if (each.until_s or now_s) >= now_s - _REMEMBERED_S
+            )
+            # A server that is started again and again is a short story too.
+            kept = kept[-_MAX_TENANCIES:]
+            if kept:
+                self._before[address] = kept
+            else:
+                del self._before[address]
+        for address in list(self._before)[:-_MAX_REMEMBERED]:
+            del self._before[address]
+
+    def workload_at(self, address: str, at_s: float) -> Workload | None:
+        """What ran at an ``address:port``.
+
+        Args:
+            address: the address.
+            at_s: when a request to it began, in seconds since 1970.
+        """
+        now = self._now.get(address)
+        if now is not None and now.since_s <= at_s:
+            return now.workload
+        for each in reversed(self._before.get(address, ())):
+            if each.since_s <= at_s:
+                return each.workload
+        return None if now is None else now.workload
 
     def hosts(self, objects: IstioObjects) -> Iterator[tuple[Service, tuple[SubsetView, ...]]]:
         """Every host with its subsets, the host as a whole first.

@@ -56,6 +56,7 @@ class MeshConfig(_Model):
         objects: files with Istio objects, and folders of them.
         ingress: the ports at which clients find each kind of server; Gateways open them.
         namespace: the namespace of the servers, as Istio objects name it.
+        gateway: what Envoy is called in Istio's metrics: the Deployment of a cluster's gateway.
         controller: the controller.
         envoy: Envoy.
     """
@@ -63,6 +64,9 @@ class MeshConfig(_Model):
     objects: Annotated[tuple[Path, ...], Field(min_length=1)]
     ingress: Annotated[dict[str, _Port], Field(min_length=1)]
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "models"
+    gateway: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")] = (
+        "istio-ingressgateway"
+    )
     controller: ControllerConfig = ControllerConfig()
     envoy: EnvoyConfig = EnvoyConfig()
 

@@ -140,6 +140,8 @@ def controller_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
         "objects": [*mesh.objects, directory.workloads],
         "state_file": directory.mesh_state,
         "traces_file": directory.traces,
+        "gateway_workload": mesh.gateway,
+        "gateway_namespace": mesh.namespace,
         "envoy_admin_files": [directory.port_file(ENVOY_NAME).resolve()],
     }
     return Program(

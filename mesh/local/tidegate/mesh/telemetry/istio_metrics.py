@@ -115,8 +115,8 @@ class Workload:
         )
 
 
-WorkloadLookup = Callable[[str], Workload | None]
-"""Gives the workload at an ``address:port``, None for an address that is not known."""
+WorkloadLookup = Callable[[str, float], Workload | None]
+"""Gives the workload at an ``address:port`` at a time in seconds since 1970, None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +154,22 @@ class IstioMetrics:
     """Counts requests as an Istio gateway would.
 
     Args:
-        workload_at: tells what runs at an endpoint.
+        workload_at: tells what ran at an endpoint when a request began.
+        gateway: what the proxies count as.
         registry: where the collectors live; the default registry, beside those of the chassis.
     """
 
-    def __init__(self, workload_at: WorkloadLookup, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self,
+        workload_at: WorkloadLookup,
+        gateway: Workload,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
         self._workload_at = workload_at
+        self._source = (
+            *(gateway.name, gateway.namespace, _UNKNOWN, gateway.app, gateway.version),
+            *(_CLUSTER, gateway.canonical_service, gateway.canonical_revision),
+        )
         self._series: dict[tuple[str, ...], _Series] = {}
         self._methods: dict[tuple[str, str, str], Histogram] = {}
 
@@ -221,14 +231,15 @@ class IstioMetrics:
         return bound
 
     def _label_values(self, record: RequestRecord) -> tuple[str, ...]:
-        proxy = record.proxy_role or _UNKNOWN
-        found = self._workload_at(record.upstream_address) if record.upstream_address else None
+        found = None
+        if record.upstream_address:
+            found = self._workload_at(record.upstream_address, record.start_time_s)
         workload = Workload() if found is None else found
-        service_name, namespace = _service_of(record.host)
+        service_name, namespace = _service_of(record.host, workload.namespace)
         status = "" if record.grpc_status is None else str(record.grpc_status.value[0])
         return (
             "source",
-            *(proxy, _UNKNOWN, _UNKNOWN, proxy, _UNKNOWN, _CLUSTER, proxy, "latest"),
+            *self._source,
             *(workload.name, workload.namespace, _UNKNOWN, workload.app, workload.version),
             *(_CLUSTER, workload.canonical_service, workload.canonical_revision),
             *(record.host or _UNKNOWN, service_name, namespace),
@@ -241,12 +252,15 @@ class IstioMetrics:
         )
 
 
-def _service_of(host: str) -> tuple[str, str]:
-    """Name and namespace of a service, from its host as Kubernetes forms it."""
+def _service_of(host: str, endpoints_namespace: str) -> tuple[str, str]:
+    """Name and namespace of a service, from its host as Kubernetes forms it.
+
+    A host of another form is in the namespace of its ServiceEntry, and so are its endpoints.
+    """
     parts = host.split(".")
     if len(parts) >= 3 and parts[2] == "svc":
         return parts[0], parts[1]
-    return host or _UNKNOWN, _UNKNOWN
+    return (host, endpoints_namespace) if host else (_UNKNOWN, _UNKNOWN)
 
 
 def _first(labels: Mapping[str, str], names: tuple[str, ...], default: str) -> str:
