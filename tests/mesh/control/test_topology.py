@@ -1,0 +1,99 @@
+"""What ran at an address, for records of requests that come when it is gone."""
+
+import pytest
+from mesh_objects import entry, istio, text
+
+from tidegate.mesh.compiler import MeshSettings
+from tidegate.mesh.control.topology import Topology
+from tidegate.mesh.istio.parsing import parse
+
+ADDRESS = "127.0.0.1:7001"
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def topology(clock):
+    return Topology(MeshSettings(), clock)
+
+
+def mesh(*workloads):
+    """A host, and servers of a version at a port each."""
+    host = entry([], workloadSelector={"labels": {"app": "vision"}})
+    del host["spec"]["endpoints"]
+    made = [
+        istio(
+            "WorkloadEntry",
+            f"vision-{version}",
+            {
+                "address": "127.0.0.1",
+                "ports": {"main": port},
+                "labels": {"app": "vision", "version": version},
+            },
+        )
+        for version, port in workloads
+    ]
+    return parse(text(host, *made), "test")
+
+
+def version_at(topology, at_s, address=ADDRESS):
+    found = topology.workload_at(address, at_s)
+    return found and found.version
+
+
+def test_a_server_that_has_gone_is_known_for_its_last_requests(topology, clock):
+    topology.note(mesh(("v1", 7001), ("v2", 7002)))
+    clock.now_s = 1010.0
+    topology.note(mesh(("v2", 7002)))
+    assert version_at(topology, 1009.0) == "v1"
+    assert version_at(topology, 1009.0, "127.0.0.1:7002") == "v2"
+    assert version_at(topology, 1009.0, "127.0.0.1:9") is None
+
+
+def test_who_has_an_address_next_does_not_get_the_requests_of_who_had_it(topology, clock):
+    topology.note(mesh(("v1", 7001)))
+    clock.now_s = 1010.0
+    topology.note(mesh())
+    clock.now_s = 1020.0
+    topology.note(mesh(("v2", 7001)))
+    assert [version_at(topology, at_s) for at_s in (999.0, 1015.0, 1021.0)] == ["v1", "v1", "v2"]
+
+
+def test_another_version_at_an_address_is_told_apart_by_when_a_request_began(topology, clock):
+    topology.note(mesh(("v1", 7001)))
+    clock.now_s = 1010.0
+    topology.note(mesh(("v2", 7001)))
+    assert version_at(topology, 1009.9) == "v1"
+    assert version_at(topology, 1010.1) == "v2"
+
+
+def test_a_request_that_began_before_the_controller_is_of_who_is_there(topology):
+    topology.note(mesh(("v1", 7001)))
+    assert version_at(topology, 1.0) == "v1"
+
+
+def test_what_is_remembered_is_bounded(topology, clock):
+    for index in range(50):
+        clock.now_s += 1
+        topology.note(mesh((f"v{index}", 7001)))
+    assert version_at(topology, clock.now_s - 3) == "v46"
+    assert len(topology._before[ADDRESS]) == 8
+    clock.now_s += 7200
+    topology.note(mesh(("v50", 7002)))
+    clock.now_s += 7200
+    topology.note(mesh(("v51", 7003)))
+    assert version_at(topology, 1001.0) is None
+    topology.note(mesh(*((f"v{port}", port) for port in range(10_000, 21_000))))
+    clock.now_s += 1
+    topology.note(mesh())
+    assert len(topology._before) == 10_000
