@@ -103,3 +103,32 @@ def test_a_file_that_is_away_for_one_look_is_not_deleted(tmp_path):
     assert files.texts
     assert files.look() == {path}
     assert not files.texts
+
+
+def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (folder / "x.yaml").write_text("1")
+    (tmp_path / "y.yaml").write_text("1")
+    files = Files([tmp_path])
+    files.look()
+    with monkeypatch.context() as patch:
+        scandir = os.scandir
+
+        def refuse(path):
+            if Path(path) == folder:
+                # Whoever runs the tests may be allowed to read everything.
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        patch.setattr(os, "scandir", refuse)
+        (tmp_path / "y.yaml").write_text("22")
+        for _ in range(3):
+            files.look()
+            assert files.texts == {folder / "x.yaml": "1", tmp_path / "y.yaml": "22"}
+            assert "Permission denied" in files.problems[folder]
+    (folder / "x.yaml").unlink()
+    files.look()
+    files.look()
+    assert files.texts.keys() == {tmp_path / "y.yaml"}
+    assert not files.problems

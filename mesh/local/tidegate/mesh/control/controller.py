@@ -364,12 +364,13 @@ class Controller:
                 names = proposed.names
                 lost = ", in place of what was shifted" * self.shifted.lost_in(proposed.files)
                 await self._make(id_, f"edit of {names}{lost}", proposed, events)
-            except StateError as error:
-                # Nothing is wrong with the files: they are tried again.
-                self._edits.tell(f"the edit of {names} is not in effect yet: {error}")
-                raise
             except TidegateError as error:
-                self._edits.refuse(found.config, f"the edit of {names} is not in effect: {error}")
+                if isinstance(error, StateError) or isinstance(error.__cause__, StateError):
+                    # Nothing is wrong with the files: they are tried again.
+                    self._edits.tell(f"the edit of {names} is not in effect yet: {error}")
+                else:
+                    words = f"the edit of {names} is not in effect: {error}"
+                    self._edits.refuse(found.config, words)
                 raise
 
     def _begin_edits(self) -> bool:

@@ -74,7 +74,10 @@ class Files:
         looks: dict[Path, _Look] = {}
         texts: dict[Path, str] = {}
         problems: dict[Path, str] = {}
-        for path in self._found():
+        found, unread = self._found()
+        for folder, error in unread.items():
+            problems[folder] = f"cannot be read: {error.strerror or error}"
+        for path in found:
             try:
                 status = path.stat()
                 look = _Look(status.st_ino, status.st_size, status.st_mtime_ns)
@@ -105,9 +108,10 @@ class Files:
                 looks[path], texts[path] = self._looks[path], self._texts[path]
         # A program that replaces a file may remove it first, so it has gone when it is away twice.
         missing = self._texts.keys() - texts.keys()
-        for path in missing - self._missing:
+        unseen = {path for path in missing if not unread.keys().isdisjoint(path.parents)}
+        for path in unseen | (missing - self._missing):
             looks[path], texts[path] = self._looks[path], self._texts[path]
-        self._missing = missing
+        self._missing = missing - unseen
         saved = {path for path, look in looks.items() if self._looks.get(path) != look}
         saved |= self._looks.keys() - looks.keys()
         self._looks, self._texts, self._problems = looks, texts, problems
@@ -125,19 +129,25 @@ class Files:
         self._settling[path] = (look, since)
         return max(0.0, since + self._settle_s - now)
 
-    def _found(self) -> Sequence[Path]:
+    def _found(self) -> tuple[Sequence[Path], Mapping[Path, OSError]]:
+        """The files that there are, and the folders that cannot be read."""
         found: dict[Path, None] = {}
+        unread: dict[Path, OSError] = {}
+
+        def tell(error: OSError) -> None:
+            unread[Path(error.filename)] = error
+
         for path in self._paths:
             if not path.is_dir():
                 found[path] = None
                 continue
-            for folder, folders, names in os.walk(path):
+            for folder, folders, names in os.walk(path, onerror=tell):
                 folders[:] = sorted(each for each in folders if not each.startswith("."))
                 # A folder of such a name is told of, and what is in it counts.
                 for name in sorted((*names, *folders)):
                     if not name.startswith(".") and Path(name).suffix in _SUFFIXES:
                         found[Path(folder, name)] = None
-        return list(found)
+        return list(found), unread
 
 
 def text_of(path: Path) -> str | None:

@@ -86,7 +86,8 @@ class Performer:
         """
         run = _Run(self, begun, proposal, say)
         if begun.going_back:
-            failed, reason = begun.reached or StageKind.CLUSTERS, begun.reason
+            failed = begun.reached or StageKind.CLUSTERS
+            cause: Exception = _StageFailedError(begun.reason)
         else:
             try:
                 failure = await run.forward()
@@ -98,10 +99,10 @@ class Performer:
             if failure is None:
                 self._serving.leave(made=True)
                 return
-            failed, reason = failure
+            failed, cause = failure
         await run.back()
         self._serving.leave(made=False)
-        raise RolledBackError(failed, reason)
+        raise RolledBackError(failed, str(cause)) from cause
 
 
 class _Run:
@@ -114,7 +115,7 @@ class _Run:
         self._hear = say
         self._reached = begun.reached
 
-    async def forward(self) -> tuple[StageKind, str] | None:
+    async def forward(self) -> tuple[StageKind, Exception] | None:
         """Goes through the stages that are left.
 
         Returns:
@@ -131,9 +132,10 @@ class _Run:
                 await self._pass(stage)
             except (_StageFailedError, StateError) as failure:
                 reason = str(failure)
-                self.note_back(reason)
-                self._say(EventKind.ROLLING_BACK, stage.kind, message=reason)
-                return stage.kind, reason
+                # What is not written is not said: a kill would let the next start go on with it.
+                if self.note_back(reason):
+                    self._say(EventKind.ROLLING_BACK, stage.kind, message=reason)
+                return stage.kind, failure
             self._say(EventKind.STAGE_DONE, stage.kind)
         return None
 
@@ -175,12 +177,14 @@ class _Run:
                     keys.setdefault(audience, []).append(key)
         return keys
 
-    def note_back(self, reason: str) -> None:
-        """Writes down that the change is taken back, if that can be written."""
+    def note_back(self, reason: str) -> bool:
+        """Writes down that the change is taken back; tells whether that could be written."""
         try:
             self._of._journal.go_back(reason)
         except StateError as error:
             _log.warning("taken back without the state file", error=str(error))
+            return False
+        return True
 
     def _serve(self, reached: Reached) -> None:
         self._reached = reached

@@ -1,0 +1,271 @@
+"""What becomes of a change whose folder of objects, or state file, is damaged in one of its steps.
+
+Each case holds a change in a step, does the damage, and lets it go on. Whatever the damage is, the
+change is then made or refused as a whole, what was said of it is so after a restart, and the next
+shift works. A kill is a copy of the state file as it is in that step: all that a kill leaves.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import shutil
+import sqlite3
+
+import pytest
+from mesh_objects import entry, gateway, rule, text, to, virtual
+
+from tidegate.errors import TidegateError
+from tidegate.mesh.ads import Distribution
+from tidegate.mesh.compiler import Compiler, MeshSettings
+from tidegate.mesh.control.controller import Controller
+from tidegate.mesh.control.journal import Journal
+from tidegate.mesh.control.loads import Loads
+from tidegate.mesh.control.performing import _Run
+from tidegate.mesh.control.settings import ControlSettings
+from tidegate.mesh.control.transition import StageKind
+from tidegate.mesh.istio.edits import Shift
+from tidegate.mesh.telemetry import LoadReports
+
+FILE_DAMAGES = ("read-only", "replaced", "not UTF-8", "emptied", "deleted", "pipe")
+STATE_DAMAGES = ("disk full", "state read-only", "state locked")
+STEPS = ("begin", *StageKind)
+WAIT_S = 20.0
+# So long that the disk is full with one more copy of it.
+PADDING = "# " + "x" * 60_000 + "\n"
+
+
+def objects(*versions):
+    """A host whose requests all go to the first of some versions."""
+    return PADDING + text(
+        gateway(15999, ("*",)),
+        entry({version: index + 1 for index, version in enumerate(versions)}),
+        rule(subsets=versions),
+        virtual({"route": [to(versions[0], 100)]}),
+    )
+
+
+class Held:
+    """A controller that stands still in a step of its next change until it is let go."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder = folder
+        self.path = folder / "objects/x.yaml"
+        self.state = folder / "state/mesh.sqlite"
+        self.go_on = asyncio.Event()
+        self.reached = asyncio.Event()
+        self.step = None
+        self._pass = _Run._pass
+
+        async def held(run, stage):
+            await self.at(stage.kind)
+            await self._pass(run, stage)
+
+        monkeypatch.setattr(_Run, "_pass", held)
+
+    async def at(self, step):
+        if step == self.step:
+            self.reached.set()
+            await self.go_on.wait()
+
+    @contextlib.asynccontextmanager
+    async def running(self, state=None):
+        with Journal(state or self.state) as journal:
+            distribution = Distribution()
+            settings = ControlSettings(
+                objects=[self.path.parent],
+                settle_s=0,
+                health_watches=0,
+                stage_deadline_s=5,
+                file_interval_s=0.02,
+                file_settle_s=300,
+            )
+            loads = Loads(LoadReports(), distribution)
+            controller = Controller(
+                settings, distribution, Compiler(MeshSettings()), loads, journal
+            )
+            controller.load()
+            async with controller.running():
+                yield controller, journal
+
+
+async def until(condition):
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def weights(controller):
+    """Where requests go; nowhere without objects."""
+    return {
+        each.destination.subset: each.weight
+        for service in controller.serving.objects.virtual_services.values()
+        for each in service.http[0].route
+        if each.weight
+    }
+
+
+async def shifted(controller, share):
+    change = Shift(host="vision", weights={"v2": share}, match={}, sticky=None, mirrors={})
+    return [each async for each in controller.shift(change, f"shift to {share}")]
+
+
+def damage_file(path, kind):
+    match kind:
+        case "read-only":
+            path.chmod(0o444)
+            path.parent.chmod(0o555)
+        case "replaced":
+            other = path.with_suffix(".new")
+            other.write_text(path.read_text() + "# the same, in another file\n")
+            other.rename(path)
+        case "not UTF-8":
+            path.write_bytes(b"\xff" + path.read_bytes())
+        case "emptied":
+            path.write_text("")
+        case "deleted":
+            path.unlink()
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
+
+
+@contextlib.contextmanager
+def damaged_state(journal, path, kind):
+    """Makes the state file refuse writes, by SQLite's own errors."""
+    database = journal._database
+    match kind:
+        case "disk full":
+            (pages,) = database.execute("PRAGMA page_count").fetchone()
+            database.execute(f"PRAGMA max_page_count = {pages}")
+            yield
+            database.execute("PRAGMA max_page_count = 1000000")
+        case "state read-only":
+            database.execute("PRAGMA query_only = ON")
+            yield
+            database.execute("PRAGMA query_only = OFF")
+        case "state locked":
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                yield
+                other.execute("ROLLBACK")
+
+
+@dataclasses.dataclass
+class Said:
+    """What whoever asked for a change was told."""
+
+    made: bool
+    words: str = ""
+
+
+async def asked(controller, share):
+    try:
+        await shifted(controller, share)
+    except TidegateError as error:
+        return Said(False, str(error))
+    return Said(True)
+
+
+@pytest.fixture
+def held(tmp_path, monkeypatch):
+    (tmp_path / "objects").mkdir()
+    held = Held(tmp_path, monkeypatch)
+    held.path.write_text(objects("v1", "v2"))
+    yield held
+    held.path.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("damage", FILE_DAMAGES)
+@pytest.mark.parametrize("step", ["begin", StageKind.ROUTES, "end"])
+async def test_a_damaged_file_spoils_no_shift(held, step, damage):
+    held.step = step
+    async with held.running() as (controller, journal):
+        before = held.path.read_text()
+        if step == "begin":
+            damage_file(held.path, damage)
+        shifting = asyncio.create_task(asked(controller, 40))
+        if step == StageKind.ROUTES:
+            async with asyncio.timeout(WAIT_S):
+                await held.reached.wait()
+            damage_file(held.path, damage)
+            held.go_on.set()
+        said = await shifting
+        if step == "end":
+            damage_file(held.path, damage)
+        # In the middle it is too late for a file to say anything; before, only a good one is taken.
+        harmless = step != "begin" or damage in ("read-only", "deleted")
+        if damage == "deleted" and step == "begin":
+            harmless = said.made
+        assert said.made == harmless, said.words
+        assert said.made or "x.yaml" in said.words
+        assert controller.transitions.current is None
+        assert journal.begun() is None
+        if damage == "read-only":
+            assert held.path.read_text() == before
+        if damage == "deleted":
+            await until(lambda: not weights(controller))
+        elif damage in ("emptied", "not UTF-8", "pipe"):
+            await until(lambda: any("x.yaml" in str(each) for each in controller.problems))
+        expected = {} if damage == "deleted" else {"v1": 60, "v2": 40} if said.made else {"v1": 100}
+        assert weights(controller) == expected
+    # What a restart finds in its journal, whatever the files are.
+    async with held.running() as (controller, _):
+        assert weights(controller) == expected
+
+
+@pytest.mark.parametrize("damage", STATE_DAMAGES)
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_damaged_state_file_leaves_nothing_half_done(held, step, damage):
+    """An edit that adds a version and takes one away goes through every stage."""
+    held.step = step
+    async with held.running() as (controller, journal):
+        first = weights(controller)
+        if step == "begin":
+            with damaged_state(journal, held.state, damage):
+                said = await asked(controller, 40)
+                assert not said.made
+                assert "mesh.sqlite" in said.words
+                assert controller.transitions.current is None
+            assert weights(controller) == first
+        else:
+            held.path.write_text(objects("v3", "v2"))
+            async with asyncio.timeout(WAIT_S):
+                await held.reached.wait()
+            with damaged_state(journal, held.state, damage):
+                held.go_on.set()
+                # It ends when it can be written, and not before.
+                await asyncio.sleep(0.3)
+                assert controller.transitions.last is None or damage == "disk full"
+        held.step = None
+        await until(lambda: controller.transitions.current is None)
+        await until(lambda: not controller.transitions.busy)
+        assert journal.begun() is None
+        if step != "begin":
+            # An edit that the state file kept from being made is made when it can be written.
+            await until(lambda: weights(controller) == {"v3": 100})
+        assert (await asked(controller, 30)).made
+        last = weights(controller)
+        assert last["v2"] == 30
+    async with held.running() as (controller, _):
+        assert weights(controller) == last
+
+
+@pytest.mark.parametrize("step", list(StageKind))
+async def test_what_a_kill_leaves_is_carried_on_with(held, step):
+    held.step = step
+    copy = held.folder / "killed"
+    async with held.running() as (controller, journal):
+        held.path.write_text(objects("v3", "v2"))
+        async with asyncio.timeout(WAIT_S):
+            await held.reached.wait()
+        copy.mkdir()
+        for each in held.state.parent.iterdir():
+            shutil.copy(each, copy / each.name)
+        held.go_on.set()
+        await until(lambda: not controller.transitions.busy)
+    held.step = None
+    async with held.running(copy / held.state.name) as (controller, journal):
+        await until(lambda: journal.begun() is None)
+        assert weights(controller) == {"v3": 100}
+        assert (await asked(controller, 30)).made
