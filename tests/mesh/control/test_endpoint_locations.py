@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 import typer
-from mesh_objects import entry, gateway, virtual
+from mesh_objects import entry, gateway, rule, virtual
 from typer.testing import CliRunner
 
 from tidegate.mesh.control.status_command import status as status_command
@@ -83,6 +83,21 @@ async def test_a_state_follows_the_protocol_of_the_port(mesh):
         await endpoint_is(mesh, backend, HEALTHY)
         mesh.write(host(ONE, backend, INSIDE, "GRPC"))
         await endpoint_is(mesh, backend, UNHEALTHY, "it says NOT_SERVING")
+
+
+async def test_a_server_that_is_called_with_tls_is_connected_to_by_tcp(mesh):
+    """The controller has no certificate for it, and would take it to be broken."""
+    backend = mesh.backends["v1"]
+    backend.health.set_all(False)
+    one = host(ONE, backend, INSIDE)
+    mesh.write(one, rule({"tls": {"mode": "SIMPLE"}}, subsets=(), host=ONE))
+    await mesh.controller.start()
+    await endpoint_is(mesh, backend, HEALTHY)
+    mesh.write(one, rule({"tls": {"mode": "DISABLE"}}, subsets=(), host=ONE))
+    await endpoint_is(mesh, backend, UNHEALTHY, "it says NOT_SERVING")
+    tls = {"name": "v1", "labels": {"version": "v1"}, "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}
+    mesh.write(one, rule(subsets=[tls], host=ONE))
+    await endpoint_is(mesh, backend, HEALTHY)
 
 
 async def test_endpoints_outside_of_the_mesh_can_be_drained(mesh):

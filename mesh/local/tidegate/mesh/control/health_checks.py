@@ -5,7 +5,8 @@ move in and out of the mesh, change their protocol and share an address.
 
 - Endpoints of a host outside of the mesh (``MESH_EXTERNAL``) are not checked and count as healthy,
   as in istiod. Nor are those that proxies find by DNS.
-- A gRPC port is asked over ``grpc.health.v1``.
+- A gRPC port is asked over ``grpc.health.v1``, unless a DestinationRule has it called with TLS: the
+  controller has no certificates.
 - Any other port is connected to by TCP, as by a ``tcpSocket`` probe of Kubernetes.
 
 A server at one address has one state. So where several hosts use an address, it gets the strictest
@@ -17,8 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.mesh.compiler.services import Port, Service, Services, ServicesBuilder
+from tidegate.mesh.compiler.services import Port, Service, ServicesBuilder
 from tidegate.mesh.compiler.settings import MeshSettings
+from tidegate.mesh.compiler.targets import Target, Targets, TargetsBuilder
+from tidegate.mesh.istio.destination_rule import ClientTlsMode
 from tidegate.mesh.istio.objects import IstioObjects
 from tidegate.mesh.istio.service_entry import PortProtocol, Resolution
 
@@ -59,8 +62,8 @@ class EndpointChecks:
 
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
-        self._builders: list[ServicesBuilder] = []
-        self._services: list[Services] = []
+        self._builders: list[tuple[ServicesBuilder, TargetsBuilder]] = []
+        self._targets: list[Targets] = []
         self._checks: Mapping[str, HealthCheck] = {}
 
     def of(self, objects: Iterable[IstioObjects]) -> Mapping[str, HealthCheck]:
@@ -69,14 +72,16 @@ class EndpointChecks:
         Args:
             objects: the objects in effect, and those of a change that is being made.
         """
-        services = []
+        found = []
         for index, each in enumerate(objects):
             if index == len(self._builders):
-                self._builders.append(ServicesBuilder(self._settings))
-            services.append(self._builders[index].build(each))
-        if services != self._services:
-            self._services = services
-            self._checks = _checks(services)
+                builders = ServicesBuilder(self._settings), TargetsBuilder(self._settings)
+                self._builders.append(builders)
+            services, targets = self._builders[index]
+            found.append(targets.build(services.build(each), each.destination_rules))
+        if found != self._targets:
+            self._targets = found
+            self._checks = _checks(found)
         return self._checks
 
 
@@ -85,15 +90,17 @@ def is_checked(service: Service) -> bool:
     return not service.external and service.resolution is Resolution.STATIC
 
 
-def _checks(services: Iterable[Services]) -> dict[str, HealthCheck]:
+def _checks(targets: Iterable[Targets]) -> dict[str, HealthCheck]:
     checks: dict[str, HealthCheck] = {}
-    for each in services:
-        for service in each.by_host.values():
-            for port in service.ports.values():
-                check = _check(service, port)
+    for each in targets:
+        for target in each.by_host.values():
+            for port in target.service.ports.values():
+                check = _check(target.service, port)
+                with_tls = _with_tls(target, port) if check is HealthCheck.GRPC else frozenset()
                 for endpoint in port.endpoints:
                     address = endpoint.key
-                    checks[address] = max(check, checks.get(address, HealthCheck.NONE))
+                    own = HealthCheck.TCP if address in with_tls else check
+                    checks[address] = max(own, checks.get(address, HealthCheck.NONE))
     return checks
 
 
@@ -101,3 +108,15 @@ def _check(service: Service, port: Port) -> HealthCheck:
     if not is_checked(service):
         return HealthCheck.NONE
     return HealthCheck.GRPC if port.protocol in _GRPC else HealthCheck.TCP
+
+
+def _with_tls(target: Target, port: Port) -> frozenset[str]:
+    """The endpoints of a port, ``address:port``, that some cluster calls with TLS."""
+    if not target.rules:
+        return frozenset()
+    return frozenset(
+        endpoint.key
+        for subset in (None, *target.subsets)
+        if (tls := target.policy(port.number, subset).tls) and tls.mode is not ClientTlsMode.DISABLE
+        for endpoint in target.endpoints(port, subset)
+    )
