@@ -60,6 +60,7 @@ class Laptop:
         models: the model repository.
         servers: the vision servers, by name.
         with_llm: whether the language model is served, too.
+        settings: more keys of ``mesh.controller`` in ``tidegate.yaml``.
 
     Attributes:
         folder: where it runs.
@@ -79,6 +80,7 @@ class Laptop:
         servers: Mapping[str, VisionServer],
         *,
         with_llm: bool,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.objects = folder / "istio"
@@ -118,6 +120,7 @@ class Laptop:
                 "grpc_port": controller,
                 "metrics_port": metrics,
                 "traces_port": traces,
+                **(settings or {}),
             },
             "envoy": {"admin_port": admin},
         }

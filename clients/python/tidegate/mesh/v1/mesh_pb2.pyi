@@ -62,7 +62,7 @@ class _EndpointStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Endpoin
     ENDPOINT_STATE_UNSPECIFIED: _EndpointState.ValueType  # 0
     """Not used."""
     ENDPOINT_STATE_HEALTHY: _EndpointState.ValueType  # 1
-    """It says that it serves."""
+    """It says that it serves, or is taken to; then there is a reason."""
     ENDPOINT_STATE_UNHEALTHY: _EndpointState.ValueType  # 2
     """It says that it does not, does not answer, or has not been asked yet."""
     ENDPOINT_STATE_DRAINING: _EndpointState.ValueType  # 3
@@ -74,7 +74,7 @@ class EndpointState(_EndpointState, metaclass=_EndpointStateEnumTypeWrapper):
 ENDPOINT_STATE_UNSPECIFIED: EndpointState.ValueType  # 0
 """Not used."""
 ENDPOINT_STATE_HEALTHY: EndpointState.ValueType  # 1
-"""It says that it serves."""
+"""It says that it serves, or is taken to; then there is a reason."""
 ENDPOINT_STATE_UNHEALTHY: EndpointState.ValueType  # 2
 """It says that it does not, does not answer, or has not been asked yet."""
 ENDPOINT_STATE_DRAINING: EndpointState.ValueType  # 3
@@ -413,12 +413,17 @@ class Subset(_message.Message):
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     HEALTHY_ENDPOINTS_FIELD_NUMBER: _builtins.int
     REQUESTS_IN_PROGRESS_FIELD_NUMBER: _builtins.int
+    UNCHECKED_ENDPOINTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name in the DestinationRule; empty for the host as a whole."""
     healthy_endpoints: _builtins.int
     """How many of them take requests."""
     requests_in_progress: _builtins.int
     """Requests that run on it now; absent when that was not asked for, or no proxy has answered."""
+    unchecked_endpoints: _builtins.int
+    """How many of the healthy endpoints are only taken to be healthy, since nobody checks them: those
+    outside of the mesh, those that proxies find by DNS, and those beyond the limit of checks.
+    """
     @_builtins.property
     def clusters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The clusters that it is compiled to, one for each port."""
@@ -435,10 +440,11 @@ class Subset(_message.Message):
         endpoints: _abc.Iterable[_builtins.str] | None = ...,
         healthy_endpoints: _builtins.int = ...,
         requests_in_progress: _builtins.int | None = ...,
+        unchecked_endpoints: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_requests_in_progress", b"_requests_in_progress", "requests_in_progress", b"requests_in_progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_requests_in_progress", b"_requests_in_progress", "clusters", b"clusters", "endpoints", b"endpoints", "healthy_endpoints", b"healthy_endpoints", "name", b"name", "requests_in_progress", b"requests_in_progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_requests_in_progress", b"_requests_in_progress", "clusters", b"clusters", "endpoints", b"endpoints", "healthy_endpoints", b"healthy_endpoints", "name", b"name", "requests_in_progress", b"requests_in_progress", "unchecked_endpoints", b"unchecked_endpoints"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__requests_in_progress: _TypeAlias = _typing.Literal["requests_in_progress"]  # noqa: Y015
     _WhichOneofArgType__requests_in_progress: _TypeAlias = _typing.Literal["_requests_in_progress", b"_requests_in_progress"]  # noqa: Y015
@@ -462,7 +468,7 @@ class Endpoint(_message.Message):
     state: Global___EndpointState.ValueType
     """Whether it takes requests."""
     reason: _builtins.str
-    """Why it does not; empty when it does."""
+    """Why it does not, or why it is taken to serve; empty when it says so itself."""
     requests_in_progress: _builtins.int
     """Requests that run on it now; absent when that was not asked for, or no proxy has answered."""
     @_builtins.property

@@ -60,6 +60,11 @@ class Compiler:
         self._known: Targets | None = None
         self._last: Compiled | None = None
 
+    @property
+    def settings(self) -> MeshSettings:
+        """What holds for the whole mesh."""
+        return self._settings
+
     def compile(self, objects: IstioObjects, states: EndpointStates) -> Compiled:
         """Makes the resources of a mesh.
 

@@ -73,8 +73,11 @@ def _in_32_bits(weights: Sequence[int]) -> Sequence[int]:
 def _health(target: Target, endpoint: Endpoint, states: EndpointStates) -> int:
     if target.service.resolution.by_dns:
         return _UNKNOWN
-    unseen = EndpointState.HEALTHY if target.service.external else EndpointState.UNHEALTHY
-    return _HEALTH[states.get(endpoint.key, unseen)]
+    state = states.get(endpoint.key, EndpointState.UNHEALTHY)
+    if target.service.external and state is not EndpointState.DRAINING:
+        # The state is that of a host of the mesh at the same address, and may be of long ago.
+        state = EndpointState.HEALTHY
+    return _HEALTH[state]
 
 
 def _endpoint(endpoint: Endpoint, weight: int, health: int) -> endpoint_components_pb2.LbEndpoint:

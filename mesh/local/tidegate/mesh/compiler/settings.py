@@ -29,7 +29,8 @@ EndpointStates = Mapping[str, EndpointState]
 """States by ``address:port``.
 
 An endpoint of the mesh that is not in it is unhealthy: nobody has seen it serve. One outside of
-the mesh (``location: MESH_EXTERNAL``) is healthy, as nobody watches it.
+the mesh (``location: MESH_EXTERNAL``) is healthy unless it is draining: its health is not checked,
+even where a host of the mesh has an endpoint at the same address.
 """
 
 

@@ -35,6 +35,7 @@ from tidegate.mesh.control.errors import (
     UnexpectedChangeError,
 )
 from tidegate.mesh.control.events import Events, in_effect
+from tidegate.mesh.control.health_checks import CheckPace
 from tidegate.mesh.control.journal import Begun, Journal, TextChange
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.performing import Performer
@@ -100,7 +101,15 @@ class Controller:
             distribution, loads, settings.leave_deadline_s, self._stranded
         )
         self.serving = Serving(distribution, compiler, self._departures)
-        self.endpoints = Endpoints(self.serving, settings.health_watches)
+        self.endpoints = Endpoints(
+            self.serving,
+            settings.health_watches,
+            CheckPace(
+                interval_s=settings.health_check_interval_s,
+                timeout_s=settings.health_check_timeout_s,
+                failures=settings.health_check_failures,
+            ),
+        )
         performer = Performer(
             distribution,
             self.serving,

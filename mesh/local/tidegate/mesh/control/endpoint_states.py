@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from tidegate.chassis import get_logger
 from tidegate.mesh.compiler.settings import EndpointState
+from tidegate.mesh.control.health_checks import CheckPace, EndpointChecks
 from tidegate.mesh.control.health_watching import HealthWatch
 from tidegate.mesh.control.serving import Serving
 from tidegate.mesh.istio.objects import IstioObjects
@@ -25,13 +26,15 @@ class EndpointStatus:
 
     Attributes:
         state: whether it takes requests.
-        reason: why it does not; empty when it does.
+        reason: why it does not, or why it is taken to; empty when it says so itself.
         since: since when, in seconds since 1970.
+        checked: whether its health is checked.
     """
 
     state: EndpointState
     reason: str
     since: float
+    checked: bool
 
 
 class Endpoints:
@@ -39,24 +42,26 @@ class Endpoints:
 
     Args:
         serving: what is served.
-        watches: how many endpoints are watched.
+        watches: how many endpoints are checked.
+        pace: how often each of them is checked.
     """
 
-    def __init__(self, serving: Serving, watches: int) -> None:
+    def __init__(self, serving: Serving, watches: int, pace: CheckPace) -> None:
         self._serving = serving
-        self._health = HealthWatch(watches, lambda _: self._later())
+        self._checks = EndpointChecks(serving.settings)
+        self._health = HealthWatch(watches, lambda _: self._later(), pace)
         self._statuses: dict[str, EndpointStatus] = {}
         self._drained: set[str] = set()
         self._due = False
 
     async def __aenter__(self) -> Self:
         await self._health.__aenter__()
-        self._serving.on_endpoints = self._later
+        self._serving.on_objects = self._later
         self._refresh()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._serving.on_endpoints = lambda: None
+        self._serving.on_objects = lambda: None
         await self._health.__aexit__(*error)
 
     @property
@@ -95,8 +100,9 @@ class Endpoints:
 
     def _refresh(self) -> None:
         self._due = False
-        self._health.watch(self._serving.endpoints)
-        self._drained &= self._serving.endpoints.keys()
+        checks = self._checks.of(self._serving.in_use)
+        self._health.watch(checks)
+        self._drained &= checks.keys()
         states = self._states()
         if states != self._serving.states:
             self._serving.refresh(states)
@@ -110,11 +116,10 @@ class Endpoints:
             if address in self._drained:
                 state, reason = EndpointState.DRAINING, _TAKEN_OUT
             known = self._statuses.get(address)
-            if known is not None and (known.state, known.reason) == (state, reason):
-                statuses[address] = known
-                continue
-            statuses[address] = EndpointStatus(state, reason, now)
-            if known is not None:
+            changed = known is None or (known.state, known.reason) != (state, reason)
+            since = now if known is None or changed else known.since
+            statuses[address] = EndpointStatus(state, reason, since, seen.checked)
+            if known is not None and changed:
                 _log.info("endpoint", endpoint=address, state=state.value, reason=reason or None)
         self._statuses = statuses
         return {address: status.state for address, status in statuses.items()}

@@ -79,19 +79,7 @@ class Files:
             problems[folder] = f"cannot be read: {error.strerror or error}"
         for path in found:
             try:
-                status = path.stat()
-                look = _Look(status.st_ino, status.st_size, status.st_mtime_ns)
-                if self._looks.get(path) == look and path not in self._problems:
-                    texts[path] = self._texts[path]
-                else:
-                    text = _read(path, status)
-                    if left_s := self._unsettled_s(path, look, text):
-                        problems[path] = (
-                            f"holds less than before; counts once it is unchanged for {left_s:.1f}"
-                            " s more"
-                        )
-                    else:
-                        texts[path] = text
+                taken = self._take(path)
             except FileNotFoundError:
                 if not path.is_symlink():
                     continue
@@ -101,9 +89,13 @@ class Files:
             except OSError as error:
                 problems[path] = f"cannot be read: {error.strerror or error}"
             else:
-                if path in texts:
-                    looks[path] = look
-                    self._settling.pop(path, None)
+                if isinstance(taken, float):
+                    problems[path] = (
+                        "holds less than before; counts once it is unchanged for"
+                        f" {taken:.1f} s more"
+                    )
+                else:
+                    looks[path], texts[path] = taken
             if path in problems and path in self._texts:
                 looks[path], texts[path] = self._looks[path], self._texts[path]
         # A program that replaces a file may remove it first, so it has gone when it is away twice.
@@ -116,6 +108,18 @@ class Files:
         saved |= self._looks.keys() - looks.keys()
         self._looks, self._texts, self._problems = looks, texts, problems
         return frozenset(saved)
+
+    def _take(self, path: Path) -> tuple[_Look, str] | float:
+        """What a file holds, or for how long what it holds does not count yet, in seconds."""
+        status = path.stat()
+        look = _Look(status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._looks.get(path) == look and path not in self._problems:
+            return look, self._texts[path]
+        text = _read(path, status)
+        if left_s := self._unsettled_s(path, look, text):
+            return left_s
+        self._settling.pop(path, None)
+        return look, text
 
     def _unsettled_s(self, path: Path, look: _Look, text: str) -> float:
         """How long a text does not count yet: whoever saves it may be in the middle of it."""

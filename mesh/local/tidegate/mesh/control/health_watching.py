@@ -1,22 +1,28 @@
-"""Which endpoints serve, as they say themselves over ``grpc.health.v1``.
+"""Which endpoints serve: what they say of themselves, and whether they answer.
 
-Each endpoint is asked once, with a stream that it answers whenever its state changes (Watch): what
-is not said costs nothing, and a connection that is lost is known at once. gRPC connects again by
-itself, with a wait that grows and varies.
+A gRPC endpoint is asked with a stream that it answers whenever its state changes (Watch of
+``grpc.health.v1``): a change and a lost connection are known at once. But the connection of a
+process that is frozen stays open and silent. So each endpoint is also called by the clock (Check)
+on the same connection, and is unhealthy after some calls in a row without an answer, as with a
+readiness probe of Kubernetes. Any answer counts, an error too: it shows that the server runs.
 
-A stream is still a connection and a task. So no more endpoints are watched than a limit allows;
+An endpoint of another protocol is connected to by TCP, by the clock.
+
+Every check costs a task and a connection. So no more endpoints are checked than a limit allows;
 those beyond it are taken to serve, and it is left to the proxies to find those that fail (outlier
-detection). `HealthWatch.looked` says which state came from where.
+detection).
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tidegate.mesh.control.health_checks import CheckPace, HealthCheck
 
 __all__ = ["HealthWatch", "Seen"]
 
@@ -44,29 +50,48 @@ class Seen:
     Attributes:
         serving: whether it takes requests.
         reason: why it does not, or why it is taken to; empty when it says so itself.
+        checked: whether anybody checks it.
     """
 
     serving: bool
     reason: str = ""
+    checked: bool = True
 
 
 _NOT_ASKED: Final = Seen(serving=False, reason="it has not answered yet")
-_BEYOND: Final = Seen(serving=True, reason="taken to serve: it is beyond the limit health_watches")
+_NOT_CHECKED: Final = Seen(
+    serving=True, reason="not checked: it is outside of the mesh, or found by DNS", checked=False
+)
+_NO_INTERVAL: Final = Seen(
+    serving=True, reason="not checked: health_check_interval_s is 0", checked=False
+)
+_BEYOND: Final = Seen(
+    serving=True, reason="not checked: it is beyond the limit health_watches", checked=False
+)
+_NO_HEALTH: Final = Seen(
+    serving=True,
+    reason="taken to serve while it answers: it has no service grpc.health.v1.Health",
+)
 
 
 class HealthWatch:
-    """The watches of all endpoints. A context that ends them.
+    """The checks of all endpoints. A context that ends them.
 
     Args:
-        limit: how many endpoints are watched at once; 0 watches none.
+        limit: how many endpoints are checked at once; 0 checks none.
         on_change: told of an address whose state has changed, on the event loop.
+        pace: how often endpoints are checked.
     """
 
-    def __init__(self, limit: int, on_change: Callable[[str], None]) -> None:
+    def __init__(
+        self, limit: int, on_change: Callable[[str], None], pace: CheckPace | None = None
+    ) -> None:
         self._limit = limit
         self._on_change = on_change
+        self._pace = pace or CheckPace()
         self._seen: dict[str, Seen] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._checks: dict[str, HealthCheck] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._unanswered: set[str] = set()
         self._all_answered = asyncio.Event()
         self._all_answered.set()
@@ -75,7 +100,7 @@ class HealthWatch:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.watch(())
+        self.watch({})
         await asyncio.sleep(0)
 
     @property
@@ -83,41 +108,67 @@ class HealthWatch:
         """What is known, by address; changed in place."""
         return self._seen
 
-    def watch(self, addresses: Collection[str]) -> None:
-        """Watches these endpoints and no others.
+    def watch(self, checks: Mapping[str, HealthCheck]) -> None:
+        """Checks these endpoints and no others.
+
+        An endpoint that gets another check keeps its state until the new check has a result.
 
         Args:
-            addresses: each as ``address:port``.
+            checks: the check of each endpoint, by ``address:port``.
         """
-        for address in self._seen.keys() - set(addresses):
+        for address in self._seen.keys() - checks.keys():
             del self._seen[address]
-            if watch := self._watches.pop(address, None):
-                watch.cancel()
-            self._answered(address)
-        for address in addresses:
-            if address not in self._seen:
-                self._begin(address)
+            del self._checks[address]
+            self._stop(address)
+        for address, check in checks.items():
+            if self._checks.get(address) is not check:
+                self._stop(address)
+        for address, check in checks.items():
+            if self._checks.get(address) is not check or self._seen[address] is _BEYOND:
+                self._checks[address] = check
+                self._begin(address, check)
 
     async def answered(self, deadline_s: float) -> None:
-        """Waits until every endpoint that is watched has answered once, or the deadline passes."""
+        """Waits until every endpoint that is checked has answered once, or the deadline passes."""
         try:
             async with asyncio.timeout(deadline_s):
                 await self._all_answered.wait()
         except TimeoutError:
             return
 
-    def _begin(self, address: str) -> None:
-        if len(self._watches) >= self._limit:
+    def _begin(self, address: str, check: HealthCheck) -> None:
+        if check is HealthCheck.NONE:
+            self._seen[address] = _NOT_CHECKED
+        elif check is HealthCheck.TCP and not self._pace.interval_s:
+            self._seen[address] = _NO_INTERVAL
+        elif len(self._tasks) >= self._limit:
             self._seen[address] = _BEYOND
-            return
-        self._seen[address] = _NOT_ASKED
-        self._unanswered.add(address)
-        self._all_answered.clear()
-        self._watches[address] = asyncio.create_task(
-            self._follow(address), name=f"health-{address}"
-        )
+        else:
+            before = self._seen.get(address, _NOT_ASKED)
+            self._seen[address] = Seen(before.serving, _NOT_ASKED.reason)
+            self._unanswered.add(address)
+            self._all_answered.clear()
+
+            def say(seen: Seen) -> None:
+                self._say(address, seen)
+
+            following = (
+                # One that gets requests already must not get them until a server comes up there.
+                _follow_grpc(address, self._pace, say, patient=not before.serving)
+                if check is HealthCheck.GRPC
+                else _follow_tcp(address, self._pace, say)
+            )
+            self._tasks[address] = asyncio.create_task(following, name=f"health-{address}")
+
+    def _stop(self, address: str) -> None:
+        if task := self._tasks.pop(address, None):
+            task.cancel()
+        self._answered(address)
 
     def _say(self, address: str, seen: Seen) -> None:
+        # A task that was cancelled may still finish its step.
+        if self._tasks.get(address) is not asyncio.current_task():
+            return
         before = self._seen[address]
         self._seen[address] = seen
         self._answered(address)
@@ -129,22 +180,150 @@ class HealthWatch:
         if not self._unanswered:
             self._all_answered.set()
 
-    async def _follow(self, address: str) -> None:
-        wait_s = _FIRST_WAIT_S
-        async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch
+
+_Say = Callable[[Seen], None]
+
+
+async def _follow_grpc(address: str, pace: CheckPace, say: _Say, *, patient: bool) -> None:
+    """Tells the health of a gRPC endpoint, for ever."""
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        await _GrpcHealth(health_pb2_grpc.HealthStub(channel), pace, say).follow(patient=patient)
+
+
+class _GrpcHealth:
+    """What one gRPC endpoint says, unless it does not answer.
+
+    Args:
+        stub: its health service.
+        pace: how often it is called.
+        say: told of what is known.
+    """
+
+    def __init__(self, stub: health_pb2_grpc.HealthStub, pace: CheckPace, say: _Say) -> None:
+        self._stub = stub
+        self._pace = pace
+        self._say = say
+        self._said: Seen | None = None
+        self._misses = 0
+        self._changed = asyncio.Event()
+
+    async def follow(self, *, patient: bool) -> None:
+        """Tells what is known, for ever.
+
+        Args:
+            patient: whether a server that is not there yet is waited for before anything is told.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(patient=patient))
+            if self._pace.interval_s:
+                tasks.create_task(self._call())
             while True:
-                try:
-                    async for response in watch(_REQUEST, wait_for_ready=True):
-                        wait_s = _FIRST_WAIT_S
-                        self._say(address, _seen(response))
-                    reason = "it ended its health stream"
-                except grpc.aio.AioRpcError as error:
-                    reason = _words(error)
-                self._say(address, Seen(serving=False, reason=reason))
-                # Varied, since all of them lose their connections when a machine stalls.
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                await self._changed.wait()
+                self._changed.clear()
+                if self._misses >= self._pace.failures:
+                    self._say(_unanswered(self._pace))
+                elif self._said is not None:
+                    self._say(self._said)
+
+    def _heard(self, said: Seen | None, *, answered: bool = True) -> None:
+        """Takes what an endpoint said, or that it does not say anything any more."""
+        self._said = said
+        if answered:
+            self._misses = 0
+        self._changed.set()
+
+    async def _listen(self, *, patient: bool) -> None:
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                async for response in self._stub.Watch(_REQUEST, wait_for_ready=patient):
+                    wait_s = _FIRST_WAIT_S
+                    self._heard(_seen(response))
+                patient = True
+                self._heard(Seen(serving=False, reason="it ended its health stream"))
+            except grpc.aio.AioRpcError as error:
+                # Without a stream only a call that does not wait tells of a lost connection.
+                patient = error.code() is not grpc.StatusCode.UNIMPLEMENTED
+                if patient:
+                    self._heard(Seen(serving=False, reason=_words(error)), answered=False)
+                else:
+                    await self._ask()
+            # Varied, since all of them lose their connections when a machine stalls.
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    async def _ask(self) -> None:
+        """Asks an endpoint that has no Watch; many have no health service at all."""
+        try:
+            self._heard(_seen(await self._stub.Check(_REQUEST, timeout=self._pace.timeout_s)))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                self._heard(_NO_HEALTH)
+            elif error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._heard(Seen(serving=False, reason=_words(error)), answered=False)
+
+    async def _call(self) -> None:
+        """Counts the calls that an endpoint does not answer."""
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            try:
+                await self._stub.Check(_REQUEST, timeout=self._pace.timeout_s)
+                self._answers()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    self._misses += 1
+                    self._changed.set()
+                elif error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    self._answers()
+                # Without a connection there is no answer, and the stream tells that.
+            await _until_next(started, self._pace)
+
+    def _answers(self) -> None:
+        if self._misses:
+            self._misses = 0
+            self._changed.set()
+
+
+async def _follow_tcp(address: str, pace: CheckPace, say: _Say) -> None:
+    """Tells whether an endpoint takes TCP connections, for ever."""
+    host, _, port = address.rpartition(":")
+    misses, answered = 0, False
+    loop = asyncio.get_running_loop()
+    while True:
+        started = loop.time()
+        try:
+            async with asyncio.timeout(pace.timeout_s):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except ConnectionRefusedError:
+            # Nobody listens, which is as sure as an answer.
+            misses = pace.failures
+            reason = "it refuses TCP connections"
+        except TimeoutError:
+            misses += 1
+            reason = _unanswered(pace).reason
+        except OSError as error:
+            misses += 1
+            reason = f"it cannot be connected to by TCP: {error.strerror or error}"
+        else:
+            writer.close()
+            misses, reason = 0, ""
+        if not reason or misses >= pace.failures or not answered:
+            answered = True
+            say(Seen(serving=not reason, reason=reason))
+        await _until_next(started, pace)
+
+
+async def _until_next(started: float, pace: CheckPace) -> None:
+    """Waits for the time of the next check.
+
+    Args:
+        started: when the check before it began, by the loop's clock.
+        pace: how often there is one.
+    """
+    # Varied, so that not all endpoints are checked at one moment.
+    due = started + pace.interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
+    await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
 
 
 def _seen(response: health_pb2.HealthCheckResponse) -> Seen:
@@ -154,7 +333,10 @@ def _seen(response: health_pb2.HealthCheckResponse) -> Seen:
     return Seen(serving=False, reason=f"it says {status}")
 
 
+def _unanswered(pace: CheckPace) -> Seen:
+    reason = f"it did not answer {pace.failures} health checks in a row within {pace.timeout_s:g} s"
+    return Seen(serving=False, reason=reason)
+
+
 def _words(error: grpc.aio.AioRpcError) -> str:
-    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return "it has no service grpc.health.v1.Health; add it"
     return f"its health stream broke: {error.code().name}: {error.details()}"

@@ -7,16 +7,15 @@ same endpoints, and the stage chooses between the two, name by name (`transition
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler.compiled import Compiled
 from tidegate.mesh.compiler.compiler import Compiler
-from tidegate.mesh.compiler.settings import EndpointStates
+from tidegate.mesh.compiler.settings import EndpointStates, MeshSettings
 from tidegate.mesh.control.departures import Departures
-from tidegate.mesh.control.endpoints import HEALTHY, has_healthy, health_of
+from tidegate.mesh.control.endpoints import addresses, has_healthy
 from tidegate.mesh.control.transition import (
     Changes,
     Reached,
@@ -59,7 +58,7 @@ class Serving:
         departures: keeps endpoints that leave.
 
     Attributes:
-        on_endpoints: called when there are other endpoints than before.
+        on_objects: called when other objects are in use than before.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class Serving:
         self._distribution = distribution
         self._compiler = compiler
         self._departures = departures
-        self.on_endpoints: Callable[[], None] = lambda: None
+        self.on_objects: Callable[[], None] = lambda: None
         self._states: EndpointStates = {}
         self._objects = IstioObjects()
         self._now = compiler.compile(self._objects, self._states)
@@ -80,7 +79,6 @@ class Serving:
         self._reached: Reached = None
         self._opened = False
         self._addresses: dict[_Place, frozenset[str]] = {}
-        self._uses: Counter[str] = Counter()
         self._changed = asyncio.Event()
 
     @property
@@ -99,9 +97,14 @@ class Serving:
         return self._states
 
     @property
-    def endpoints(self) -> Mapping[str, int]:
-        """Every endpoint, ``address:port``, with the number of clusters that it is in."""
-        return self._uses
+    def in_use(self) -> tuple[IstioObjects, ...]:
+        """The objects in effect, and those of the change that is being made."""
+        return (self._objects,) if self._next is None else (self._objects, self._next.objects)
+
+    @property
+    def settings(self) -> MeshSettings:
+        """What holds for the whole mesh."""
+        return self._compiler.settings
 
     def start(self, objects: IstioObjects) -> None:
         """Takes the objects that are in effect; proxies get nothing before `open`.
@@ -112,6 +115,7 @@ class Serving:
         compiled = self._compiler.compile(objects, self._states)
         self._objects, self._now = objects, compiled
         self._push_all()
+        self.on_objects()
 
     def open(self) -> None:
         """Begins to serve."""
@@ -144,6 +148,7 @@ class Serving:
             audience: set(keys_of(change)) for audience, change in proposal.changes.items()
         }
         self._reached = reached
+        self.on_objects()
         for audience, keys in self._keys.items():
             self._push(audience, keys)
 
@@ -158,6 +163,7 @@ class Serving:
         if made and self._next is not None:
             self._objects, self._now = self._next.objects, self._next.compiled
         self._next, self._keys, self._reached = None, {}, None
+        self.on_objects()
 
     def refresh(
         self,
@@ -183,6 +189,7 @@ class Serving:
                 before, objects=with_change, compiled=self._compiler.compile(with_change, states)
             )
             compiled.append((before.compiled, proposal.compiled))
+        same = objects is self._objects
         self._states, self._objects, self._now, self._next = states, objects, now, proposal
         for old, new in compiled:
             for audience, each in new.changed_from(old).items():
@@ -190,6 +197,8 @@ class Serving:
                 if proposal is not None:
                     self._keys.setdefault(audience, set()).update(keys)
                 self._push(audience, keys)
+        if not same:
+            self.on_objects()
 
     def release(self, audience: Audience, key: ResourceKey) -> None:
         """Serves a cluster's endpoints without those whose departure is finished."""
@@ -261,22 +270,7 @@ class Serving:
         changed.set()
 
     def _note(self, place: _Place, assignment: Resource | None) -> None:
-        """Keeps which endpoints there are; those of hosts outside of the mesh do not count."""
-        before = self._addresses.pop(place, frozenset())
-        after = frozenset[str]()
+        """Keeps which endpoints are served where."""
+        self._addresses.pop(place, None)
         if assignment is not None:
-            after = frozenset(
-                address
-                for address, health in health_of(assignment).items()
-                # Only who is outside is healthy before anybody has asked.
-                if address in self._states or health != HEALTHY
-            )
-            self._addresses[place] = after
-        if before == after:
-            return
-        self._uses.update(after - before)
-        self._uses.subtract(before - after)
-        for address in before - after:
-            if not self._uses[address]:
-                del self._uses[address]
-        self.on_endpoints()
+            self._addresses[place] = addresses(assignment)

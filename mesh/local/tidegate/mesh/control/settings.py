@@ -91,8 +91,25 @@ class ControlSettings(ChassisSettings):
         256,
         ge=0,
         le=10_000,
-        description="Endpoints whose health is watched, each by a stream; those beyond are taken to"
-        " serve and left to the proxies' outlier detection.",
+        description="Endpoints whose health is checked, each on a connection; those beyond are"
+        " taken to serve and left to the proxies' outlier detection.",
+    )
+    health_check_interval_s: float = Field(
+        1.0,
+        ge=0,
+        le=3600,
+        description="Time between two health checks of an endpoint, which find one that is frozen;"
+        " with 0 only the health streams of gRPC endpoints are followed.",
+    )
+    health_check_timeout_s: float = Field(
+        1.0, gt=0, le=3600, description="How long an endpoint may take to answer a health check."
+    )
+    health_check_failures: int = Field(
+        3,
+        ge=1,
+        le=1000,
+        description="Health checks without an answer, one after another, after which an endpoint"
+        " gets no new requests.",
     )
     envoy_admin_files: list[Path] = Field(
         default_factory=list,

@@ -7,7 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.mesh.ads import Distribution, Protocol, ProxyStatus, Rejection, TypeStatus
 from tidegate.mesh.compiler import EndpointState
+from tidegate.mesh.compiler.services import Service
 from tidegate.mesh.control.controller import Controller
+from tidegate.mesh.control.health_checks import is_checked
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.topology import SubsetView, Topology
 from tidegate.mesh.control.transition import StageKind
@@ -81,7 +83,7 @@ def status_of(
     for service, subsets in topology.hosts(objects):
         host = status.hosts.add(name=service.host, ports=service.ports)
         for each in subsets:
-            host.subsets.append(_subset(each, controller, loads))
+            host.subsets.append(_subset(service, each, controller, loads))
             _count(each, loads, running)
     for address, known in sorted(controller.endpoints.statuses.items()):
         status.endpoints.add(
@@ -133,18 +135,26 @@ def _rejection(rejection: Rejection) -> mesh_pb2.Rejection:
     )
 
 
-def _subset(subset: SubsetView, controller: Controller, loads: Loads) -> mesh_pb2.Subset:
-    statuses = controller.endpoints.statuses
+def _subset(
+    service: Service, subset: SubsetView, controller: Controller, loads: Loads
+) -> mesh_pb2.Subset:
     counts = [loads.last_known(cluster) for cluster in subset.clusters]
     known = [each for each in counts if each is not None]
+    healthy, unchecked = 0, 0
+    for address in subset.addresses:
+        status = controller.endpoints.statuses.get(address)
+        if status is None or status.state is EndpointState.DRAINING:
+            continue
+        if not (is_checked(service) and status.checked):
+            healthy, unchecked = healthy + 1, unchecked + 1
+        elif status.state is EndpointState.HEALTHY:
+            healthy += 1
     return mesh_pb2.Subset(
         name=subset.name or "",
         clusters=subset.clusters,
         endpoints=subset.addresses,
-        healthy_endpoints=sum(
-            address in statuses and statuses[address].state is EndpointState.HEALTHY
-            for address in subset.addresses
-        ),
+        healthy_endpoints=healthy,
+        unchecked_endpoints=unchecked,
         requests_in_progress=sum(known) if known else None,
     )
 

@@ -78,12 +78,14 @@ def _hosts(found: mesh_pb2.GetStatusResponse) -> Table:
     table = _table("HOST", "SUBSET", "HEALTHY", "REQUESTS NOW")
     for host in found.hosts:
         for subset in host.subsets:
-            total = len(subset.endpoints)
+            healthy = f"{subset.healthy_endpoints} of {len(subset.endpoints)}"
+            if subset.unchecked_endpoints:
+                healthy += f" ({subset.unchecked_endpoints} not checked)"
             style = "green" if subset.healthy_endpoints else "red"
             table.add_row(
                 "" if subset.name else f"{host.name}:{', '.join(map(str, host.ports))}",
                 subset.name or "(all)",
-                Text(f"{subset.healthy_endpoints} of {total}", style=style),
+                Text(healthy, style=style),
                 _count(subset),
             )
     return table

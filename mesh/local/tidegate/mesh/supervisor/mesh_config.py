@@ -30,11 +30,19 @@ class ControllerConfig(_Model):
         grpc_port: port for gRPC: Envoy's discovery, access logs, spans, and `tidegate shift`.
         metrics_port: port for metrics over HTTP.
         traces_port: port for Jaeger's query interface over HTTP.
+        health_check_interval_s: time between two health checks of a server; 0 checks none by the
+            clock.
+        health_check_timeout_s: how long a server may take to answer a health check.
+        health_check_failures: health checks without an answer, one after another, after which a
+            server gets no new requests.
     """
 
     grpc_port: _Port = 15010
     metrics_port: _Port = 15014
     traces_port: _Port = 16686
+    health_check_interval_s: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    health_check_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    health_check_failures: Annotated[int, Field(ge=1, le=1000)] = 3
 
 
 class EnvoyConfig(_Model):

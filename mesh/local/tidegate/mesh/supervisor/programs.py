@@ -131,11 +131,8 @@ def server_program(
 def controller_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
     """The controller."""
     port_file = directory.port_file(CONTROLLER_NAME).resolve()
-    ports = mesh.controller
     flags = {
-        "grpc_port": ports.grpc_port,
-        "metrics_port": ports.metrics_port,
-        "traces_port": ports.traces_port,
+        **mesh.controller.model_dump(),
         "port_file": port_file,
         "objects": [*mesh.objects, directory.workloads],
         "state_file": directory.mesh_state,
