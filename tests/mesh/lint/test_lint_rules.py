@@ -82,6 +82,17 @@ P99 = "models, annotations: {tidegate.dev/p99: TIME}}\nspec:\n  hosts: [vision.m
 ONE_TRY = "retries: {attempts: 1, perTryTimeout: 1s"
 HASH = "{useSourceIp: true}"
 POLICY = "  trafficPolicy:\n"
+SELECTING = """---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: selecting, namespace: default}
+spec:
+  hosts: [selecting.models.svc.cluster.local]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: grpc, protocol: GRPC}]
+  workloadSelector: {labels: {app: nobody}}
+"""
 WORKLOAD = """---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
@@ -335,6 +346,11 @@ MISTAKES = [
         "unselected-workload",
         "spec.labels",
         {"      timeout: 2s\n": WORKLOAD},
+    ),
+    (
+        "selects-no-workload",
+        "spec.workloadSelector.labels",
+        {"      timeout: 2s\n": WORKLOAD + SELECTING},
     ),
     (
         "gateway-api-route",

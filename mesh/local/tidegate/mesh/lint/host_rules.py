@@ -38,6 +38,30 @@ def _meet(one: ServiceEntry, other: ServiceEntry) -> bool:
     return one.name.namespace != other.name.namespace and not private
 
 
+@rule(
+    "selects-no-workload",
+    Severity.WARNING,
+    "a workloadSelector finds none of the WorkloadEntries of its namespace",
+)
+def selects_no_workload(view: MeshView) -> Iterator[Finding]:
+    """Hosts without endpoints, where the objects say which workloads there are."""
+    for entry in view.objects.service_entries.values():
+        wanted = (entry.workload_selector or {}).items()
+        there = [
+            each.labels.items()
+            for each in view.objects.workload_entries.values()
+            if each.name.namespace == entry.name.namespace
+        ]
+        if wanted and there and not any(wanted <= labels for labels in there):
+            labels = ", ".join(f"{key}={value}" for key, value in wanted)
+            yield Finding(
+                entry.name,
+                "spec.workloadSelector.labels",
+                f"no WorkloadEntry has {labels}: every request to {entry.hosts[0]} gets 503",
+                "mend the labels, or add a WorkloadEntry that has them",
+            )
+
+
 @rule("empty-subset", Severity.WARNING, "the labels of a subset select no endpoint")
 def empty_subset(view: MeshView) -> Iterator[Finding]:
     """Subsets without endpoints."""

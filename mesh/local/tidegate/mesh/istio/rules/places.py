@@ -106,6 +106,10 @@ def _service_entry(message: se.ServiceEntry) -> Iterator[Complaint]:
     if static and message.workload_selector is None and not message.endpoints:
         fix = "add 'endpoints', or a 'workloadSelector'"
         yield Complaint("", "has no endpoints and selects none", fix)
+    if message.resolution is se.Resolution.DNS_ROUND_ROBIN and len(message.endpoints) > 1:
+        yield Complaint(
+            "endpoints", "are more than one for DNS_ROUND_ROBIN", "keep one, or write DNS"
+        )
     names = {port.name for port in message.ports}
     for index, endpoint in enumerate(message.endpoints):
         for name in endpoint.ports.keys() - names:
