@@ -69,7 +69,7 @@ class Freeze:
         checks: which health checks there were.
         lasted_s: how long the server was frozen.
         out_s: when it was unhealthy; ``None`` if it never was.
-        back_s: when it was healthy again, after SIGCONT.
+        back_s: when it was healthy again, after SIGCONT; ``None`` if it never was out.
         calls: how many calls began while it was frozen.
         failed: how many of them failed.
     """
@@ -189,7 +189,8 @@ async def _freeze(laptop: Laptop, image: bytes, freeze: Freeze) -> Freeze:
         finally:
             os.kill(pid, signal.SIGCONT)
         freeze.out_s = out.result()
-        freeze.back_s = await after(mesh_pb2.ENDPOINT_STATE_HEALTHY, _BACK_WITHIN_S)
+        if freeze.out_s is not None:
+            freeze.back_s = await after(mesh_pb2.ENDPOINT_STATE_HEALTHY, _BACK_WITHIN_S)
     return freeze
 
 
@@ -246,7 +247,12 @@ def _freeze_table(freezes: Sequence[Freeze]) -> Table:
         table.add_column(title, justify="left" if title == "health checks" else "right")
     for each in freezes:
         table.add_row(
-            *(each.checks, f"{each.lasted_s:g} s", _seconds(each.out_s), _seconds(each.back_s)),
+            *(
+                each.checks,
+                f"{each.lasted_s:g} s",
+                _seconds(each.out_s),
+                _seconds(each.back_s, "-"),
+            ),
             f"{each.failed} of {each.calls}",
         )
     return table
@@ -267,8 +273,8 @@ def _answer_table(answers: Mapping[str, Answers]) -> Table:
     return table
 
 
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else f"{value:.1f} s"
+def _seconds(value: float | None, none: str = "never") -> str:
+    return none if value is None else f"{value:.1f} s"
 
 
 def _arguments() -> argparse.Namespace:
