@@ -269,3 +269,17 @@ async def test_what_a_kill_leaves_is_carried_on_with(held, step):
         await until(lambda: journal.begun() is None)
         assert weights(controller) == {"v3": 100}
         assert (await asked(controller, 30)).made
+
+
+async def test_a_fault_while_files_are_followed_does_not_end_the_controller(held, monkeypatch):
+    async with held.running() as (controller, _):
+        with monkeypatch.context() as patch:
+
+            def fail():
+                raise ZeroDivisionError
+
+            patch.setattr(controller._edits._files, "look", fail)
+            await until(lambda: any("ZeroDivision" in each.message for each in controller.problems))
+        await until(lambda: not list(controller.problems))
+        held.path.write_text(objects("v3", "v2"))
+        await until(lambda: weights(controller) == {"v3": 100})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from tidegate.chassis import get_logger
 from tidegate.errors import TidegateError
 from tidegate.mesh.control.effective import Differences, Effective
 from tidegate.mesh.control.endpoint_states import Endpoints
@@ -23,6 +24,9 @@ __all__ = ["FileEdits"]
 
 _EDITS: Final = "edited files"
 _STATE: Final = "state file"
+_FOLLOWING: Final = "files"
+
+_log = get_logger(__name__)
 
 
 class FileEdits:
@@ -103,15 +107,30 @@ class FileEdits:
         Args:
             interval_s: how often the files are looked at.
         """
+        fault = ""
         while True:
-            async with self._looking:
-                saved = await asyncio.to_thread(self._files.look)
-            self._tell_unread()
-            if any(each.path in saved for each in self._refused):
-                self._refused = frozenset()
-            if saved or self._is_stale:
-                self._is_stale = self._compare()
+            try:
+                await self._follow_once()
+            # A fault here must not end what serves the proxies. It is logged once.
+            except Exception as error:  # noqa: BLE001 - reported in the status
+                words = f"a fault of the controller, see its log: {error!r}"
+                if words != fault:
+                    _log.exception("files cannot be followed")
+                fault, self._is_stale = words, True
+                self._problems.put(_FOLLOWING, words)
+            else:
+                fault = ""
+                self._problems.clear(_FOLLOWING)
             await asyncio.sleep(interval_s)
+
+    async def _follow_once(self) -> None:
+        async with self._looking:
+            saved = await asyncio.to_thread(self._files.look)
+        self._tell_unread()
+        if any(each.path in saved for each in self._refused):
+            self._refused = frozenset()
+        if saved or self._is_stale:
+            self._is_stale = self._compare()
 
     def take_workloads(self, changes: Sequence[TextChange]) -> None:
         """Takes one file after the other, so that a wrong one keeps none of the others away."""

@@ -161,7 +161,7 @@ def two_virtual_services(view: MeshView) -> Iterator[Finding]:
 def _in_order(view: MeshView) -> list[VirtualService]:
     """VirtualServices as the compiler takes them, since files have no age."""
     services = view.objects.virtual_services.values()
-    return sorted(services, key=lambda each: (each.name.namespace, each.name.name))
+    return sorted(services, key=lambda each: (each.name.name, each.name.namespace))
 
 
 def _meet(one: VirtualService, other: VirtualService) -> bool:
@@ -196,7 +196,7 @@ def order_of_two(view: MeshView) -> Iterator[Finding]:
                 f"spec.http[{index}]",
                 f"{one.name} has spec.http[{mine}] for the same requests to {host} at "
                 f"{gateway}: the rules of both objects are put together, on a cluster those of "
-                "the older object first, here by namespace and name",
+                "the older object first, here by name and then namespace",
                 "put the two rules into one object, the more special first",
             )
 

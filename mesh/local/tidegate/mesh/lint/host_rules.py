@@ -250,11 +250,18 @@ def two_rules(view: MeshView) -> Iterator[Finding]:
     for host, rules in view.rules_of.items():
         for one, other in itertools.combinations(rules, 2):
             if one.name.namespace == other.name.namespace:
+                together = one.export_to == other.export_to
                 yield Finding(
                     other.name,
                     "spec.host",
-                    f"{one.name} is for {host} too: subsets are taken together, and of two "
-                    "policies istiod takes the older object's",
+                    f"{one.name} is for {host} too: "
+                    + (
+                        "subsets are taken together, and of two policies istiod takes the older "
+                        "object's"
+                        if together
+                        else "they say another 'exportTo', so one of them alone counts: on a "
+                        "cluster the younger, here the one whose name comes last"
+                    ),
                     "put both into one object",
                 )
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
+from tidegate.mesh.istio.expressions import full_match
 from tidegate.mesh.istio.shapes import StringMatch, StringMatchKind
 from tidegate.mesh.istio.virtual_service import HttpMatchRequest
 from tidegate.mesh.lint.view import Route
@@ -110,8 +111,8 @@ def _judge(route: Route, match: HttpMatchRequest, request: Request) -> Verdict:
     return Verdict(True, " and ".join(met) or "every request")
 
 
-def _meets(condition: StringMatch, value: str, match: HttpMatchRequest, name: str) -> bool | None:
-    """Whether a value meets a condition; None for an expression that only RE2 knows."""
+def _meets(condition: StringMatch, value: str, match: HttpMatchRequest, name: str) -> bool:
+    """Whether a value meets a condition."""
     wanted = condition.value
     if name == "path" and match.ignore_uri_case and condition.kind is not StringMatchKind.REGEX:
         wanted, value = wanted.lower(), value.lower()
@@ -123,7 +124,4 @@ def _meets(condition: StringMatch, value: str, match: HttpMatchRequest, name: st
         case StringMatchKind.PRESENT:
             return True
         case StringMatchKind.REGEX:
-            try:
-                return re.fullmatch(wanted, value) is not None
-            except re.error:
-                return None
+            return full_match(wanted, value)
