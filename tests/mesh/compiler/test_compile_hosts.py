@@ -5,7 +5,21 @@ for the same objects.
 """
 
 import pytest
-from mesh_objects import DOMAIN, VISION, body, entry, everywhere, gateway, rule, text, to, virtual
+from mesh_objects import (
+    DOMAIN,
+    VISION,
+    body,
+    entry,
+    everywhere,
+    gateway,
+    istio,
+    rule,
+    text,
+    to,
+    virtual,
+)
+
+from tidegate.mesh.compiler import CompileErrors
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -119,3 +133,25 @@ async def test_the_name_of_a_port_says_nothing_of_its_protocol(mesh, name):
     made = body(mesh.compiled, "CLUSTER", f"outbound|8500||{VISION}")
     assert "http2_protocol_options" not in str(made)
     assert (await mesh.call(DOMAIN)).backend == ""
+
+
+async def test_round_robin_of_one_name_is_left_where_a_subset_has_none(mesh):
+    """Envoy refuses a LOGICAL_DNS cluster that has not exactly one name."""
+    subsets = rule(subsets=["v1", "v2"])
+    name = {"address": "a.localhost", "ports": {"main": mesh.backends["v1"].port}}
+    host = entry([name | {"labels": {"version": "v1"}}], resolution="DNS_ROUND_ROBIN")
+    await mesh.apply(text(gateway(mesh.port), host, subsets, virtual({"route": [to("v1")]})))
+    kinds = {
+        subset: body(mesh.compiled, "CLUSTER", f"outbound|8500|{subset}|{VISION}")["type"]
+        for subset in ("", "v1", "v2")
+    }
+    assert kinds == {"": "LOGICAL_DNS", "v1": "LOGICAL_DNS", "v2": "STRICT_DNS"}
+    assert (await mesh.call(DOMAIN)).backend == "v1"
+
+
+async def test_a_workload_that_is_a_name_needs_dns(mesh):
+    host = entry([], workloadSelector={"labels": {"app": "vision"}})
+    del host["spec"]["endpoints"]
+    spec = {"address": "vision.example.com", "labels": {"app": "vision"}}
+    with pytest.raises(CompileErrors, match=r"'vision\.example\.com' is not an IP address"):
+        mesh.compile(text(host, istio("WorkloadEntry", "vision-1", spec)))

@@ -85,8 +85,10 @@ def _envoy_cluster(name: str, target: Target, port: Port, subset: SubsetName | N
     cluster = _Cluster(name=name)
     cluster.common_lb_config.healthy_panic_threshold.value = 0
     if target.service.resolution.by_dns:
-        strict = target.service.resolution is Resolution.DNS
-        cluster.type = _Cluster.STRICT_DNS if strict else _Cluster.LOGICAL_DNS
+        one = len(target.endpoints(port, subset)) == _ONE
+        logical = target.service.resolution is Resolution.DNS_ROUND_ROBIN and one
+        # Envoy refuses a LOGICAL_DNS cluster that has not exactly one name.
+        cluster.type = _Cluster.LOGICAL_DNS if logical else _Cluster.STRICT_DNS
         cluster.dns_lookup_family = _Cluster.V4_PREFERRED
         cluster.respect_dns_ttl = True
     else:

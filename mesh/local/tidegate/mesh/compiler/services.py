@@ -16,6 +16,7 @@ from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE, MeshSettings
 from tidegate.mesh.istio.names import ObjectName
 from tidegate.mesh.istio.objects import IstioObjects
+from tidegate.mesh.istio.scalars import is_ip_address
 from tidegate.mesh.istio.service_entry import (
     Location,
     PortProtocol,
@@ -133,14 +134,15 @@ class ServicesBuilder:
             return self._services
         by_label = _by_label(workloads.values())
         made: dict[HostName, tuple[tuple[object, ...], Service]] = {}
-        errors: list[CompileError] = []
+        chosen = {each.name: _chosen(each, by_label) for each in entries.values()}
+        errors = list(_names((entry, chosen[entry.name]) for entry in entries.values()))
         for host, group in self._by_host(entries.values()).items():
-            parts = tuple((entry, _chosen(entry, by_label)) for entry in group)
+            parts = tuple((entry, chosen[entry.name]) for entry in group)
             contradiction = _contradiction(host, group)
             if contradiction is not None:
                 errors.append(contradiction)
                 parts = parts[:1]
-            inputs = tuple(each for entry, chosen in parts for each in (entry, *chosen))
+            inputs = tuple(each for entry, found in parts for each in (entry, *found))
             known = self._made.get(host)
             made[host] = known if known and known[0] == inputs else (inputs, _service(host, parts))
         self._made, self._inputs = made, (entries, workloads)
@@ -240,6 +242,20 @@ def _endpoint(name: str, workload: Workload, entry: ServiceEntry, port: ServiceP
         labels=workload.labels,
         weight=workload.weight or 1,
     )
+
+
+def _names(parts: Iterable[_Part]) -> Iterator[CompileError]:
+    """Endpoints that Envoy would have to resolve, of a host of which it resolves none."""
+    for entry, chosen in parts:
+        for each in chosen if entry.resolution is Resolution.STATIC else ():
+            if not is_ip_address(each.address):
+                yield CompileError(
+                    each.name,
+                    "spec.address",
+                    f"{each.address!r} is not an IP address, and {entry.name} has resolution"
+                    " STATIC",
+                    f"write an IP address, or 'resolution: DNS' in {entry.name}",
+                )
 
 
 def _contradiction(host: HostName, group: Sequence[ServiceEntry]) -> CompileError | None:
