@@ -166,6 +166,20 @@ async def test_unseen_endpoints_of_the_mesh_are_unhealthy_and_external_ones_are_
     assert health(mesh) == {1: "HEALTHY"}
 
 
+@pytest.mark.parametrize(
+    ("state", "served"),
+    [
+        (EndpointState.HEALTHY, "HEALTHY"),
+        (EndpointState.UNHEALTHY, "HEALTHY"),
+        (EndpointState.DRAINING, "DRAINING"),
+    ],
+)
+async def test_an_external_endpoint_has_no_state_of_a_host_of_the_mesh(mesh, state, served):
+    outside = entry({"v1": 1}, location="MESH_EXTERNAL")
+    await mesh.apply(text(gateway(mesh.port), outside, everywhere()), {"127.0.0.1:1": state})
+    assert health(mesh) == {1: served}
+
+
 async def test_labels_go_along_with_endpoints(mesh):
     labels = {"app": "vision", "version": "v1", "zone": "a"}
     endpoint = {"address": "127.0.0.1", "ports": {"main": mesh.backends["v1"].port}, "weight": 3}

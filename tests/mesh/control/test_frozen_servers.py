@@ -121,6 +121,20 @@ async def test_a_frozen_server_without_health_is_unhealthy():
         await watched.until(server.address, lambda seen: seen.serving)
 
 
+async def only_v2_answers(channel):
+    """Waits until many calls in a row are answered, all of them by v2."""
+    say = channel.unary_unary("/tidegate.test.v1.Echo/Say")
+    answered = 0
+    async with asyncio.timeout(60):
+        while answered < 50:
+            try:
+                assert await say(b"", timeout=1) == b"v2"
+                answered += 1
+            except grpc.aio.AioRpcError:
+                # Envoy's workers take an endpoint out a moment after its main thread.
+                answered = 0
+
+
 async def test_requests_go_to_the_other_server_while_one_is_frozen(mesh):
     mesh.controller.settings |= {"health_check_interval_s": 0.1, "health_check_timeout_s": 0.5}
     async with process("v1") as v1, process("v2") as v2:
@@ -134,7 +148,7 @@ async def test_requests_go_to_the_other_server_while_one_is_frozen(mesh):
             v1.freeze()
             await mesh.envoy_has(v1, healthy=False)
             async with mesh.channel() as channel:
-                assert {await mesh.say(channel) for _ in range(50)} == {"v2"}
+                await only_v2_answers(channel)
             v1.thaw()
             await mesh.envoy_has(v1, healthy=True)
             async with mesh.load() as load:
