@@ -4,23 +4,21 @@ import asyncio
 import math
 import signal
 import subprocess
-import sys
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from interruptible import TIDEGATE
 
 from tidegate.mesh.v1 import mesh_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
-
 
 def start(mesh, *arguments):
     return subprocess.Popen(
-        [*PROGRAM, *arguments, "--address", mesh.controller.address],
+        [*TIDEGATE, *arguments, "--address", mesh.controller.address],
         cwd=mesh.folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

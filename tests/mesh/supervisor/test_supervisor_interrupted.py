@@ -6,15 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from interruptible import TIDEGATE
+
 from tidegate.mesh.supervisor.state import StateDirectory
 
 CHILD = Path(__file__).parents[2] / "doubles" / "child_server.py"
-PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
 
 
 def start(folder, *arguments):
     return subprocess.Popen(
-        [*PROGRAM, *arguments],
+        [*TIDEGATE, *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -42,6 +43,8 @@ def test_servers_that_start_in_the_background_outlive_ctrl_c(tmp_path):
         assert "Traceback" not in error
         assert state.held()
     finally:
+        up.kill()
+        up.communicate()
         down = start(tmp_path, "down")
         _, error = down.communicate(timeout=60)
     assert down.returncode == 0, error
