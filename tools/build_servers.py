@@ -58,7 +58,7 @@ class Server:
     @property
     def folder(self) -> Path:
         """Where it lies once it is built."""
-        recipe = hashlib.sha256(f"{self} {_GO} {platform.machine()}".encode())
+        recipe = hashlib.sha256(f"{self} {_GO} {_GO_SETTINGS} {platform.machine()}".encode())
         for name in ("go.mod", "go.sum"):
             recipe.update((_MODULES / self.module / name).read_bytes())
         return _cache() / f"{self.program}-{recipe.hexdigest()[:12]}"

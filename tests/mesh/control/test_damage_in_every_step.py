@@ -19,6 +19,7 @@ from tidegate.errors import TidegateError
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.control.controller import Controller
+from tidegate.mesh.control.errors import StateError
 from tidegate.mesh.control.journal import Journal
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.performing import _Run
@@ -283,3 +284,47 @@ async def test_a_fault_while_files_are_followed_does_not_end_the_controller(held
         await until(lambda: not list(controller.problems))
         held.path.write_text(objects("v3", "v2"))
         await until(lambda: weights(controller) == {"v3": 100})
+
+
+async def test_who_follows_what_is_served_sees_the_end_of_a_change(held):
+    """The objects in effect change when a change ends, after all that it sends."""
+    seen = []
+    async with held.running() as (controller, _):
+
+        async def follow():
+            while True:
+                seen.append(weights(controller))
+                await controller.serving.changed()
+
+        following = asyncio.create_task(follow())
+        assert (await asked(controller, 40)).made
+        await until(lambda: seen[-1] == {"v1": 60, "v2": 40})
+        following.cancel()
+
+
+@pytest.mark.parametrize("shift", [False, True])
+async def test_a_text_that_an_earlier_version_took_does_not_keep_it_from_starting(held, shift):
+    async with held.running() as (controller, _):
+        if shift:
+            assert (await asked(controller, 40)).made
+    refused = objects("v1", "v2").replace('"weight": 100', '"weight": "100"')
+    with contextlib.closing(sqlite3.connect(held.state)) as database:
+        database.execute("UPDATE effective SET text = ?", (refused,))
+        database.execute("UPDATE shifted SET text = ?", (refused,))
+        database.commit()
+    async with held.running() as (controller, journal):
+        assert weights(controller) == {"v1": 100}
+        assert not journal.shifted()
+        assert (await asked(controller, 30)).made
+    async with held.running() as (controller, _):
+        assert weights(controller) == {"v1": 70, "v2": 30}
+
+
+async def test_a_damaged_state_file_is_named_at_the_start(held):
+    async with held.running() as (controller, _):
+        assert (await asked(controller, 40)).made
+    content = held.state.read_bytes()
+    held.state.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with pytest.raises(StateError, match=r"mesh\.sqlite.*move"):
+        async with held.running():
+            pass

@@ -139,6 +139,20 @@ async def test_a_listener_that_takes_no_connection_any_more_is_unhealthy():
                 assert not watcher.watch.seen[f"{host}:{port}"].serving
 
 
+async def test_a_listener_that_gets_requests_keeps_them_for_one_missed_check():
+    watcher = Watcher(pace=CheckPace(interval_s=0.05, timeout_s=0.2, failures=3))
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        host, port = listener.getsockname()
+        address = f"{host}:{port}"
+        with socket.create_connection((host, port)):
+            async with watcher.watch:
+                watcher.watch.watch({address: NONE})
+                watcher.watch.watch({address: TCP})
+                await watcher.until(lambda seen: not seen[address].serving)
+                reason = "it did not answer 3 health checks in a row within 0.2 s"
+                assert watcher.watch.seen[address].reason == reason
+
+
 async def test_an_ipv6_address_is_connected_to(watcher):
     async with watcher.watch:
         watcher.watch.watch({"[::1]:1": TCP})

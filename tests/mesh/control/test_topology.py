@@ -77,6 +77,20 @@ def test_another_version_at_an_address_is_told_apart_by_when_a_request_began(top
     assert version_at(topology, 1010.1) == "v2"
 
 
+def test_what_a_change_brings_is_known_while_it_is_made(topology, clock):
+    now, then = mesh(("v1", 7001), ("v2", 7002)), mesh(("v9", 7001), ("v3", 7003))
+    topology.note(now)
+    clock.now_s = 1010.0
+    topology.note(now, then)
+    # What is in effect counts where both say what runs at an address.
+    found = [version_at(topology, 1011.0, f"127.0.0.1:{port}") for port in (7001, 7002, 7003)]
+    assert found == ["v1", "v2", "v3"]
+    clock.now_s = 1020.0
+    topology.note(then)
+    assert version_at(topology, 1021.0) == "v9"
+    assert version_at(topology, 1012.0) == "v1"
+
+
 def test_a_request_that_began_before_the_controller_is_of_who_is_there(topology):
     topology.note(mesh(("v1", 7001)))
     assert version_at(topology, 1.0) == "v1"

@@ -8,6 +8,7 @@ import yaml
 from tidegate.mesh.istio import EditError, IstioObjectErrors, parse, plan_changes, read_files
 from tidegate.mesh.istio.aliases import without_aliases
 from tidegate.mesh.istio.edits import Shift, shift
+from tidegate.mesh.istio.parsing import parse_part
 
 RULE = """\
 apiVersion: networking.istio.io/v1
@@ -181,3 +182,21 @@ def test_what_is_wrong_is_named_with_its_line(text, line, problem, fix):
     assert said.startswith(f"a.yaml:{line}: ")
     assert problem in said
     assert fix in said
+
+
+@pytest.mark.parametrize("number", ["1" * 400, "1e400", "1" * 5000])
+def test_a_number_beyond_all_bounds_is_refused(number):
+    text = (
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n"
+        "spec: {hosts: [a.b], http: [{fault: {abort: {httpStatus: 500, percentage: {value: "
+        f"{number}}}}}}}, route: [{{destination: {{host: a.b}}}}]}}]}}\n"
+    )
+    (problem, *_) = parse_part(text, "x").problems
+    assert "percentage" in problem.path
+
+
+def test_aliases_of_empty_collections_are_bounded():
+    nested = "a0: &a0 [[], []]\n" + "".join(
+        f"a{each}: &a{each} [{', '.join([f'*a{each - 1}'] * 10)}]\n" for each in range(1, 9)
+    )
+    assert without_aliases(f"{nested}last: *a8\n") is None

@@ -118,7 +118,7 @@ class ControlApplication:
         """Keeps who serves at which address, for records that come when it is gone."""
         serving = self._controller.serving
         while True:
-            self._topology.note(serving.objects)
+            self._topology.note(*serving.in_use)
             await serving.changed()
 
     async def _leave(self, health: Health) -> None:

@@ -285,7 +285,11 @@ class Controller:
         """
         texts = self._journal.effective()
         known = [TextChange(path, None, text, None) for path, text in texts.items()]
-        self.serving.start(self._effective.edit(known)(IstioObjects()))
+        try:
+            self.serving.start(self._effective.edit(known)(IstioObjects()))
+        except TidegateError as error:
+            self._start_over(error)
+            return None
         self._effective.take(known)
         self._edits.take_workloads(self._edits.differences().workloads)
         if begun is None:
@@ -306,6 +310,22 @@ class Controller:
                 self._effective.take(begun.files)
 
         return go_on
+
+    def _start_over(self, reason: TidegateError) -> None:
+        """Starts with what the files mean: what was in effect is refused by this version."""
+        found = self._edits.differences()
+        if found.broken:
+            for path in self.shifted.paths:
+                self._journal.keep(path, None)
+            found = self._edits.differences()
+        if found.broken:
+            raise ObjectsError("\n".join(found.broken.values()))
+        changes = (*found.config, *found.workloads)
+        self.serving.start(self._effective.edit(changes)(IstioObjects()))
+        self._effective.take(changes)
+        self._journal.end((), made=False)
+        self._journal.start_with(self._effective.config)
+        _log.warning("starts with the files, not with what was in effect", reason=str(reason))
 
     async def _settle(self, seconds: float) -> None:
         """Lets proxies come back before anything is changed, since those away are not asked."""

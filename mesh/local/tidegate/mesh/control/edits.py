@@ -186,5 +186,5 @@ class FileEdits:
             self._problems.clear(_EDITS)
             return not is_written
         if broken or frozenset(found.config) == self._refused:
-            return False
+            return not is_written
         return not self._begin()

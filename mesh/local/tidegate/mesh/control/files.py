@@ -16,6 +16,7 @@ from typing import Final
 
 __all__ = ["Files", "text_of"]
 
+_PIECES_S: Final = 1.0
 _SUFFIXES: Final = frozenset({".yaml", ".yml"})
 
 
@@ -100,7 +101,7 @@ class Files:
                 looks[path], texts[path] = self._looks[path], self._texts[path]
         # A program that replaces a file may remove it first, so it has gone when it is away twice.
         missing = self._texts.keys() - texts.keys()
-        unseen = {path for path in missing if not unread.keys().isdisjoint(path.parents)}
+        unseen = {path for path in missing if not unread.keys().isdisjoint((path, *path.parents))}
         for path in unseen | (missing - self._missing):
             looks[path], texts[path] = self._looks[path], self._texts[path]
         self._missing = missing - unseen
@@ -131,7 +132,9 @@ class Files:
         if known != look:
             since = now
         self._settling[path] = (look, since)
-        return max(0.0, since + self._settle_s - now)
+        # Who has emptied a file may take long to make what it is to hold; pieces follow soon.
+        settle_s = min(self._settle_s, _PIECES_S) if text.strip() else self._settle_s
+        return max(0.0, since + settle_s - now)
 
     def _found(self) -> tuple[Sequence[Path], Mapping[Path, OSError]]:
         """The files that there are, and the folders that cannot be read."""
@@ -142,7 +145,12 @@ class Files:
             unread[Path(error.filename)] = error
 
         for path in self._paths:
-            if not path.is_dir():
+            try:
+                is_folder = path.is_dir()
+            except OSError as error:
+                unread[path] = error
+                continue
+            if not is_folder:
                 found[path] = None
                 continue
             for folder, folders, names in os.walk(path, onerror=tell):

@@ -156,7 +156,7 @@ class HealthWatch:
                 # One that gets requests already must not get them until a server comes up there.
                 _follow_grpc(address, self._pace, say, patient=not before.serving)
                 if check is HealthCheck.GRPC
-                else _follow_tcp(address, self._pace, say)
+                else _follow_tcp(address, self._pace, say, serving=before.serving)
             )
             self._tasks[address] = asyncio.create_task(following, name=f"health-{address}")
 
@@ -221,7 +221,7 @@ class _GrpcHealth:
                 await self._changed.wait()
                 self._changed.clear()
                 if self._misses >= self._pace.failures:
-                    self._say(_unanswered(self._pace))
+                    self._say(_unanswered(self._pace, self._pace.failures))
                 elif self._said is not None:
                     self._say(self._said)
 
@@ -285,10 +285,17 @@ class _GrpcHealth:
             self._changed.set()
 
 
-async def _follow_tcp(address: str, pace: CheckPace, say: _Say) -> None:
-    """Tells whether an endpoint takes TCP connections, for ever."""
+async def _follow_tcp(address: str, pace: CheckPace, say: _Say, *, serving: bool) -> None:
+    """Tells whether an endpoint takes TCP connections, for ever.
+
+    Args:
+        address: the endpoint.
+        pace: how often it is connected to.
+        say: told of what is known.
+        serving: whether it gets requests already, and keeps them until it fails often enough.
+    """
     host, _, port = address.rpartition(":")
-    misses, answered = 0, False
+    misses, answered = 0, serving
     loop = asyncio.get_running_loop()
     while True:
         started = loop.time()
@@ -301,7 +308,7 @@ async def _follow_tcp(address: str, pace: CheckPace, say: _Say) -> None:
             reason = "it refuses TCP connections"
         except TimeoutError:
             misses += 1
-            reason = _unanswered(pace).reason
+            reason = _unanswered(pace, misses).reason
         except OSError as error:
             misses += 1
             reason = f"it cannot be connected to by TCP: {error.strerror or error}"
@@ -333,8 +340,9 @@ def _seen(response: health_pb2.HealthCheckResponse) -> Seen:
     return Seen(serving=False, reason=f"it says {status}")
 
 
-def _unanswered(pace: CheckPace) -> Seen:
-    reason = f"it did not answer {pace.failures} health checks in a row within {pace.timeout_s:g} s"
+def _unanswered(pace: CheckPace, misses: int) -> Seen:
+    checks = "a health check" if misses == 1 else f"{misses} health checks in a row"
+    reason = f"it did not answer {checks} within {pace.timeout_s:g} s"
     return Seen(serving=False, reason=reason)
 
 

@@ -147,8 +147,9 @@ class Journal:
 
     def effective(self) -> dict[Path, str]:
         """The texts of the files whose objects are in effect."""
-        rows = self._database.execute("SELECT path, text FROM effective ORDER BY path")
-        return {Path(path): text for path, text in rows}
+        with self._readable():
+            rows = self._database.execute("SELECT path, text FROM effective ORDER BY path")
+            return {Path(path): text for path, text in rows}
 
     def shifted(self) -> dict[Path, Shifted]:
         """The texts that commands shifted, by file."""
@@ -162,6 +163,10 @@ class Journal:
 
     def begun(self) -> Begun | None:
         """The change that was begun and has not ended, if there is one."""
+        with self._readable():
+            return self._begun()
+
+    def _begun(self) -> Begun | None:
         row = self._database.execute(
             "SELECT id, description, deadline_s, reached, going_back, reason FROM begun"
         ).fetchone()
@@ -183,8 +188,9 @@ class Journal:
         )
 
     def start_with(self, texts: Mapping[Path, str]) -> None:
-        """Says which texts are in effect, when none ever were."""
+        """Says which texts are in effect, in place of all that were."""
         with self._transaction() as database:
+            database.execute("DELETE FROM effective")
             database.executemany(
                 "INSERT INTO effective VALUES (?, ?)",
                 [(str(path), text) for path, text in texts.items()],
@@ -254,8 +260,8 @@ class Journal:
             if _identity(self._path) != self._identity:
                 # SQLite goes on writing to the file that has gone; nobody would find it again.
                 raise StateError(
-                    f"the state file {self._path} was removed or replaced while in use; put it"
-                    " back, or restart the controller"
+                    f"the state file {self._path} was removed or replaced while in use; move"
+                    " it back (no copy of it), or restart the controller"
                 )
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -266,6 +272,17 @@ class Journal:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Says of a damaged file what to do."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            raise StateError(
+                f"the state file {self._path} is damaged: {error}; move it away (shifts are"
+                " forgotten then)"
+            ) from error
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

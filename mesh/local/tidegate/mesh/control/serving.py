@@ -149,6 +149,7 @@ class Serving:
         }
         self._reached = reached
         self.on_objects()
+        self._wake()
         for audience, keys in self._keys.items():
             self._push(audience, keys)
 
@@ -164,6 +165,7 @@ class Serving:
             self._objects, self._now = self._next.objects, self._next.compiled
         self._next, self._keys, self._reached = None, {}, None
         self.on_objects()
+        self._wake()
 
     def refresh(
         self,
@@ -228,7 +230,7 @@ class Serving:
         )
 
     async def changed(self) -> None:
-        """Waits until something else is served."""
+        """Waits until something else is served, or in effect."""
         await self._changed.wait()
 
     def _endpoints_of(self, audience: Audience, cluster: str) -> Resource | None:
@@ -266,6 +268,10 @@ class Serving:
                 put.append(new)
         if self._opened:
             self._distribution.apply(audience, Change(tuple(put), tuple(delete)))
+        self._wake()
+
+    def _wake(self) -> None:
+        """Tells those that wait for another state."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

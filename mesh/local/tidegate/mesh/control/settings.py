@@ -51,8 +51,8 @@ class ControlSettings(ChassisSettings):
         5.0,
         ge=0,
         le=300,
-        description="How long a file of objects that holds less than before, an emptied one for"
-        " instance, must stay unchanged before that counts: whoever saves it may be in the middle.",
+        description="How long a file of objects that was emptied must stay so before that counts:"
+        " whoever saves it may be in the middle. One that holds less than before waits a second.",
     )
     listen_address: str = Field(
         "127.0.0.1", min_length=1, description="Address that the proxies listen on for gateways."

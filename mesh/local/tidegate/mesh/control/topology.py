@@ -63,29 +63,35 @@ class Topology:
 
     def __init__(self, settings: MeshSettings, clock: Callable[[], float] = time.time) -> None:
         self._builder = ServicesBuilder(settings)
+        self._of_the_next = ServicesBuilder(settings)
         self._clock = clock
-        self._services: Services | None = None
+        self._services: tuple[Services, ...] = ()
         self._now: dict[str, _Tenancy] = {}
         # By address, the newest last.
         self._before: dict[str, tuple[_Tenancy, ...]] = {}
 
-    def note(self, objects: IstioObjects) -> None:
-        """Takes the objects in effect; call it whenever they change.
+    def note(self, *in_use: IstioObjects) -> None:
+        """Takes the objects in use; call it whenever they change.
 
         Args:
-            objects: the objects in effect.
+            in_use: the objects in effect, and those of a change that is being made.
         """
-        services = self._builder.build(objects)
-        if services is self._services:
+        builders = (self._builder, self._of_the_next)
+        services = tuple(
+            builder.build(each) for builder, each in zip(builders, in_use, strict=False)
+        )
+        if services == self._services:
             return
         # What is there from the begin on counts for requests that began earlier too.
-        since = self._clock() if self._services is not None else 0.0
+        since = self._clock() if self._services else 0.0
         self._services = services
+        # Where both say what runs at an address, what is in effect counts.
         found = {
             endpoint.key: Workload.from_labels(
                 endpoint.workload, endpoint.namespace, endpoint.labels
             )
-            for service in services.by_host.values()
+            for each in reversed(services)
+            for service in each.by_host.values()
             for endpoint in _endpoints(service)
         }
         for address, tenancy in list(self._now.items()):

@@ -68,12 +68,13 @@ def _anchors(text: str) -> Iterator[tuple[yaml.NodeEvent, str | None]]:
     ]
     starts = {each.start_mark.index for each in named if not isinstance(each, AliasEvent)}
     values: dict[int, str | None] = {}
+    left = [_MOST_CHARACTERS]
     for document in yaml.compose_all(text, yaml.SafeLoader):
         for node in _nodes(document, set()):
             # A block mapping begins where its first key does; the key, which comes later, has the
             # anchor.
             if node.start_mark.index in starts:
-                values[node.start_mark.index] = _written(node, [_MOST_CHARACTERS])
+                values[node.start_mark.index] = _written(node, left)
     for event in named:
         yield event, values.get(event.start_mark.index)
 
@@ -104,6 +105,8 @@ def _written(node: Node, left: list[int], above: tuple[int, ...] = ()) -> str | 
         return None
     above = (*above, id(node))
     parts: list[str] = []
+    # Its brackets and commas too: collections of empty ones grow without any text in them.
+    left[0] -= 2
     if isinstance(node, ScalarNode):
         if node.tag == _STR:
             parts.append(json.dumps(node.value, ensure_ascii=False))

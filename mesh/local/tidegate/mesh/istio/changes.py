@@ -130,11 +130,13 @@ def _changed_part(path: Path, text: str, names: Iterable[ObjectName], objects: I
     # The parser does not count a byte order mark in the places that it gives.
     mark, text = text[: text.startswith(_MARK)], text.removeprefix(_MARK)
     wanted = {each.object.name: objects[each.object.name] for each in parse_part(text, "").objects}
-    aliases = aliases_of(text) if "*" in text else []
+    if changed := _spliced(text, names, objects, wanted):
+        return mark + changed
     # A value that stands in several places is changed in one of them once it is written out there.
-    for attempt in (text, without_aliases(text) if aliases else None):
-        if attempt is not None and (changed := _spliced(attempt, names, objects, wanted)):
-            return mark + changed
+    aliases = aliases_of(text) if "*" in text else []
+    attempt = without_aliases(text) if aliases else None
+    if attempt is not None and (changed := _spliced(attempt, names, objects, wanted)):
+        return mark + changed
     where = "; ".join(f"*{name} in line {line} of its document" for name, line in aliases)
     reason = f"aliases share its parts: {where}" if aliases else "its form does not allow it"
     fix = "write their values out" if aliases else "change the file by hand"

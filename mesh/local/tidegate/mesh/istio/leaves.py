@@ -131,7 +131,10 @@ def _read_int(node: Node, path: str, reading: Reading) -> Any:
 
 def _read_float(node: Node, path: str, reading: Reading) -> Any:
     number = number_of(node)
-    return wrong_kind(node, path, reading, "a number") if number is None else float(number)
+    try:
+        return wrong_kind(node, path, reading, "a number") if number is None else float(number)
+    except OverflowError:
+        return reading.refuse(node, path, "is too large a number", "write a smaller one")
 
 
 def _read_bool(node: Node, path: str, reading: Reading) -> Any:
