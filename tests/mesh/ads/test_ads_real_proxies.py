@@ -188,6 +188,8 @@ async def test_a_changed_cluster_warms_though_its_endpoints_are_refused_again(
         await envoy.until(dump, lambda text: f'"connect_timeout": "{timeout_s}s"' in text)
 
     await uses(1)
+    # What it says of the first push has come once it has acknowledged a later one.
+    await roll_out(distribution, {ENVOY: Change(put=subset("other-0", 1))})
     before = refusals()
     for count, timeout_s in enumerate((2, 3, 4), 1):
         distribution.apply(ENVOY, Change(put=(patient("c", timeout_s),)))

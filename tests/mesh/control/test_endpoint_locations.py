@@ -117,16 +117,28 @@ async def test_endpoints_outside_of_the_mesh_can_be_drained(mesh):
 
 @contextlib.asynccontextmanager
 async def http_server():
+    open_ = set()
+
     async def answer(reader, writer):
+        open_.add(writer)
         # A connection that asks nothing is a health check.
-        with contextlib.suppress(asyncio.IncompleteReadError):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello")
             await writer.drain()
-        writer.close()
+        await close(writer)
+        open_.discard(writer)
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
+    for each in tuple(open_):
+        await close(each)
+
+
+async def close(writer):
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def get(port):
