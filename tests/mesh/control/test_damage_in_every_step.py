@@ -19,7 +19,7 @@ from tidegate.errors import TidegateError
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.control.controller import Controller
-from tidegate.mesh.control.errors import StateError
+from tidegate.mesh.control.errors import ObjectsError, StateError
 from tidegate.mesh.control.journal import Journal
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.performing import _Run
@@ -318,6 +318,23 @@ async def test_a_text_that_an_earlier_version_took_does_not_keep_it_from_startin
         assert (await asked(controller, 30)).made
     async with held.running() as (controller, _):
         assert weights(controller) == {"v1": 70, "v2": 30}
+
+
+async def test_neither_an_old_text_nor_an_unreadable_file_is_started_with(held):
+    """What a file that cannot be read defines would be gone."""
+    async with held.running():
+        pass
+    with contextlib.closing(sqlite3.connect(held.state)) as database:
+        database.execute("UPDATE effective SET text = 'kind: VirtualService'")
+        database.commit()
+    good = held.path.read_text()
+    held.path.write_bytes(b"\xff")
+    with pytest.raises(ObjectsError, match=r"x\.yaml is not UTF-8"):
+        async with held.running():
+            pass
+    held.path.write_text(good)
+    async with held.running() as (controller, _):
+        assert weights(controller) == {"v1": 100}
 
 
 async def test_a_damaged_state_file_is_named_at_the_start(held):

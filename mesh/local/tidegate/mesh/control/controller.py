@@ -313,18 +313,14 @@ class Controller:
 
     def _start_over(self, reason: TidegateError) -> None:
         """Starts with what the files mean: what was in effect is refused by this version."""
-        found = self._edits.differences()
-        if found.broken:
+        self._journal.end((), made=False)
+        try:
+            self._start_anew()
+        except TidegateError:
+            # What was shifted may be what is refused.
             for path in self.shifted.paths:
                 self._journal.keep(path, None)
-            found = self._edits.differences()
-        if found.broken:
-            raise ObjectsError("\n".join(found.broken.values()))
-        changes = (*found.config, *found.workloads)
-        self.serving.start(self._effective.edit(changes)(IstioObjects()))
-        self._effective.take(changes)
-        self._journal.end((), made=False)
-        self._journal.start_with(self._effective.config)
+            self._start_anew()
         _log.warning("starts with the files, not with what was in effect", reason=str(reason))
 
     async def _settle(self, seconds: float) -> None:

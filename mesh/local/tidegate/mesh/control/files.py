@@ -29,6 +29,18 @@ class _Look:
     modified_ns: int
 
 
+class _NotSettledError(Exception):
+    """What a file holds does not count yet.
+
+    Args:
+        left_s: for how long, in seconds.
+    """
+
+    def __init__(self, left_s: float) -> None:
+        super().__init__(left_s)
+        self.left_s = left_s
+
+
 class Files:
     """YAML files at some paths, as they were when they were last looked at.
 
@@ -80,7 +92,12 @@ class Files:
             problems[folder] = f"cannot be read: {error.strerror or error}"
         for path in found:
             try:
-                taken = self._take(path)
+                looks[path], texts[path] = self._take(path)
+            except _NotSettledError as error:
+                problems[path] = (
+                    "holds less than before; counts once it is unchanged for"
+                    f" {error.left_s:.1f} s more"
+                )
             except FileNotFoundError:
                 if not path.is_symlink():
                     continue
@@ -89,14 +106,6 @@ class Files:
                 problems[path] = f"is not UTF-8 at byte {error.start}; save it as UTF-8"
             except OSError as error:
                 problems[path] = f"cannot be read: {error.strerror or error}"
-            else:
-                if isinstance(taken, float):
-                    problems[path] = (
-                        "holds less than before; counts once it is unchanged for"
-                        f" {taken:.1f} s more"
-                    )
-                else:
-                    looks[path], texts[path] = taken
             if path in problems and path in self._texts:
                 looks[path], texts[path] = self._looks[path], self._texts[path]
         # A program that replaces a file may remove it first, so it has gone when it is away twice.
@@ -110,15 +119,15 @@ class Files:
         self._looks, self._texts, self._problems = looks, texts, problems
         return frozenset(saved)
 
-    def _take(self, path: Path) -> tuple[_Look, str] | float:
-        """What a file holds, or for how long what it holds does not count yet, in seconds."""
+    def _take(self, path: Path) -> tuple[_Look, str]:
+        """What a file holds."""
         status = path.stat()
         look = _Look(status.st_ino, status.st_size, status.st_mtime_ns)
         if self._looks.get(path) == look and path not in self._problems:
             return look, self._texts[path]
         text = _read(path, status)
         if left_s := self._unsettled_s(path, look, text):
-            return left_s
+            raise _NotSettledError(left_s)
         self._settling.pop(path, None)
         return look, text
 

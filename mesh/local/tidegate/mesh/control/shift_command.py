@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
-from decimal import Decimal
 from typing import Annotated, Final
 
 import typer
@@ -22,7 +21,7 @@ from tidegate.mesh.istio import EditError
 from tidegate.mesh.istio.edits import header_condition, sticky_source
 from tidegate.mesh.istio.scalars import parse_duration
 from tidegate.mesh.istio.shapes import StringMatchKind
-from tidegate.mesh.istio.shares import MAX_DECIMALS
+from tidegate.mesh.istio.shares import MAX_DECIMALS, check_shares
 from tidegate.mesh.supervisor.following import following
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
@@ -168,11 +167,10 @@ def _request(
         if name in [each.subset for each in request.weights]:
             raise typer.BadParameter(f"{text!r}: {name} is named twice; give it one share")
         request.weights.add(subset=name, weight=share)
-    if (whole := sum(Decimal(str(each.weight)) for each in request.weights)) > 100:
-        raise typer.BadParameter(
-            f"{' '.join(weights)} add up to {whole.normalize():f} %; shares are percentages of what"
-            " the host gets, so make them 100 or less"
-        )
+    try:
+        check_shares({each.subset: each.weight for each in request.weights})
+    except EditError as error:
+        raise typer.BadParameter(str(error)) from error
     for text in mirror:
         name, share = _share(text, "--mirror")
         if name in [each.subset for each in request.mirrors]:
