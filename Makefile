@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 BIN := $(VENV)/bin
 INSTALL := tools/install_packages.py
-SOURCES := clients/python services router mesh/local tests benchmarks tools
+SOURCES := clients/python services router mesh tests benchmarks tools
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
 # int8 takes the longest: it goes first, so that the others are built beside it with `make -j 2`.

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PORTIONS = [ROOT / "services", ROOT / "mesh/local"]
+PORTIONS = [ROOT / "services", ROOT / "mesh"]
 MAKES_METRICS = re.compile(r"^from prometheus_client\b", re.MULTILINE)
 NAME = re.compile(r"\b(?:tidegate|grpc_server)_[a-z_]*(?:\{[a-z_]+(?:,[a-z_]+)+\}[a-z_]*)*")
 SUFFIXES = ("_bucket", "_count", "_sum")

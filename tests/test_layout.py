@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PORTIONS = [ROOT / each / "tidegate" for each in ("clients/python", "services", "router")]
-PORTIONS.append(ROOT / "mesh/local/tidegate")
+PORTIONS = [ROOT / each / "tidegate" for each in ("clients/python", "services", "router", "mesh")]
 
 
 @pytest.mark.parametrize("portion", PORTIONS, ids=lambda path: path.parent.name)

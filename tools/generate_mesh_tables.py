@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tidegate.mesh.istio.annotations_reading import annotation_names
-from tidegate.mesh.istio.names import Kind
-from tidegate.mesh.istio.objects import CLASSES
-from tidegate.mesh.istio.reading import annotations_of, camel_case, fields_of
-from tidegate.mesh.istio.scalars import duration_text
-from tidegate.mesh.istio.shapes import (
+from tidegate.istio.annotations_reading import annotation_names
+from tidegate.istio.names import Kind
+from tidegate.istio.objects import CLASSES
+from tidegate.istio.reading import annotations_of, camel_case, fields_of
+from tidegate.istio.scalars import duration_text
+from tidegate.istio.shapes import (
     GatewayName,
     HeaderName,
     HostName,

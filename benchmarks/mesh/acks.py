@@ -51,17 +51,17 @@ from prometheus_client import REGISTRY
 
 from tidegate.chassis import ChassisSettings, Health, running
 from tidegate.mesh.ads import AckReport, AdsServicer, Distribution
-from tidegate.mesh.compiler.entrances import Entrance
+from tidegate.mesh.compiler.merged_gateways import MergedGateway
 from tidegate.mesh.compiler.route_tables import domain_resources, look_up, route_configuration
 from tidegate.mesh.envoy.binary import find_envoy
-from tidegate.mesh.resources import Audience, Change, Resource, ResourceKey, ResourceType
+from tidegate.mesh.resources import Change, ProxyKind, Resource, ResourceKey, ResourceType
 
 CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, _, VIRTUAL_HOST = ResourceType
 ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
 )
-ENTRANCE = Entrance("http.80", 80, tls=False, doors=(), scoped=True)
-WITHOUT_SCOPES = Entrance("http.80", 80, tls=False, doors=(), scoped=False)
+ENTRANCE = MergedGateway("http.80", 80, tls=False, doors=(), scoped=True)
+WITHOUT_SCOPES = MergedGateway("http.80", 80, tls=False, doors=(), scoped=False)
 PATIENCE_S, PAUSE_S = 60.0, 0.03
 RESULTS = Path("bench-results/mesh-acks.json")
 
@@ -85,7 +85,7 @@ class Scenario:
     scoped: bool
 
     @property
-    def entrance(self) -> Entrance:
+    def entrance(self) -> MergedGateway:
         """Where requests for the hosts come in."""
         return ENTRANCE if self.scoped else WITHOUT_SCOPES
 
@@ -141,7 +141,7 @@ def cluster_of(number: int) -> str:
     return f"outbound|80||{host_name(number)}"
 
 
-def domain(entrance: Entrance, number: int, weight: int) -> tuple[Resource, ...]:
+def domain(entrance: MergedGateway, number: int, weight: int) -> tuple[Resource, ...]:
     """Makes what an entrance does with a host, with a weight that differs."""
     message = route_components_pb2.VirtualHost(domains=[host_name(number)])
     route = message.routes.add(match=route_components_pb2.RouteMatch(prefix="/"))
@@ -151,7 +151,7 @@ def domain(entrance: Entrance, number: int, weight: int) -> tuple[Resource, ...]
     return domain_resources(entrance, host_name(number), message)
 
 
-def host(entrance: Entrance, number: int) -> Iterator[Resource]:
+def host(entrance: MergedGateway, number: int) -> Iterator[Resource]:
     """Makes the resources of a host."""
     name = cluster_of(number)
     eds = cluster_pb2.Cluster.EdsClusterConfig(eds_config=ADS)
@@ -220,7 +220,7 @@ def bytes_sent() -> float:
 
 async def acknowledged(distribution: Distribution, *keys: ResourceKey) -> AckReport:
     """Waits until all have something."""
-    report = await distribution.acknowledged({Audience.ENVOY: keys}, PATIENCE_S)
+    report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, PATIENCE_S)
     if not report.done:
         raise RuntimeError(f"not acknowledged: {report}")
     return report
@@ -232,7 +232,7 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     distribution = Distribution()
     resources = mesh(scenario)
-    distribution.apply(Audience.ENVOY, Change(put=resources))
+    distribution.apply(ProxyKind.ENVOY, Change(put=resources))
     settings = ChassisSettings(grpc_port=0, metrics_port=0, drain_hold_s=0, drain_deadline_s=0.1)
     async with running(ControlPlane(distribution), settings) as server:
         print(server.grpc_port, flush=True)
@@ -263,7 +263,7 @@ def is_complete(distribution: Distribution, scenario: Scenario) -> bool:
 
 
 async def measure(
-    distribution: Distribution, entrance: Entrance, changes: int, weights: Iterator[int]
+    distribution: Distribution, entrance: MergedGateway, changes: int, weights: Iterator[int]
 ) -> tuple[float, float, float, float]:
     """Changes one weight again and again; gives the costs of one change."""
     times_ms = []
@@ -273,7 +273,7 @@ async def measure(
         await asyncio.sleep(PAUSE_S)
         changed = domain(entrance, 5, next(weights))
         began = time.perf_counter()
-        distribution.apply(Audience.ENVOY, Change(put=changed))
+        distribution.apply(ProxyKind.ENVOY, Change(put=changed))
         await acknowledged(distribution, *(each.key for each in changed))
         times_ms.append((time.perf_counter() - began) * 1e3)
     cpu_ms = (time.process_time() - cpu_s) * 1e3 / changes

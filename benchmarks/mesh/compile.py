@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from tidegate.istio.names import Kind, ObjectName
+from tidegate.istio.parsing import parse
 from tidegate.mesh.compiler import Compiler, EndpointState, MeshSettings
-from tidegate.mesh.istio.names import Kind, ObjectName
-from tidegate.mesh.istio.parsing import parse
 
 if TYPE_CHECKING:
-    from tidegate.mesh.istio.objects import IstioObjects
+    from tidegate.istio.objects import IstioObjects
 
 ENDPOINTS = 10
 BOUND = 2.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from laptop import LaptopError
 
-from tidegate.mesh.istio import apply_changes, plan_changes, read_files
+from tidegate.istio import apply_changes, plan_changes, read_files
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ledger import Change, Ledger
     from load import Load
 
-    from tidegate.mesh.istio import IstioObjects
+    from tidegate.istio import IstioObjects
 
 __all__ = ["HOST", "VERSIONS", "Operator", "Weights"]
 

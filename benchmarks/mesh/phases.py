@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from operating import HOST, VERSIONS, Operator, Weights, shift_request
 
-from tidegate.mesh.istio.destination_rule import Subset
-from tidegate.mesh.istio.edits import Shift, add_subset, remove_subset, shift
-from tidegate.mesh.istio.shapes import HostName, SubsetName
+from tidegate.istio.destination_rule import Subset
+from tidegate.istio.edits import Shift, add_subset, remove_subset, shift
+from tidegate.istio.shapes import HostName, SubsetName
 
 if TYPE_CHECKING:
     import random
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from witness import Witness
 
-    from tidegate.mesh.istio import IstioObjects
+    from tidegate.istio import IstioObjects
 
 __all__ = ["PHASES", "REPLICA", "SURGED", "Stage"]
 

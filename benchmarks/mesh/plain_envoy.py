@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from laptop import LaptopError, free_ports
 
+from tidegate.istio import load
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
 from tidegate.mesh.compiler import Compiler, EndpointState, MeshSettings
 from tidegate.mesh.envoy import Admin, AdminError
-from tidegate.mesh.istio import load
-from tidegate.mesh.resources import Audience, Change
+from tidegate.mesh.resources import Change, ProxyKind
 from tidegate.mesh.telemetry import LoadReportingServicer, LoadReports
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from laptop import Laptop
 
-    from tidegate.mesh.istio import IstioObjects
+    from tidegate.istio import IstioObjects
 
 __all__ = ["plain_envoy"]
 
@@ -55,10 +55,10 @@ async def plain_envoy(laptop: Laptop, endpoints: Sequence[str]) -> AsyncIterator
             _moved(objects, int(laptop.vision.rpartition(":")[2]), port),
             dict.fromkeys(endpoints, EndpointState.HEALTHY),
         )
-        .resources[Audience.ENVOY]
+        .resources[ProxyKind.ENVOY]
     )
     distribution = Distribution()
-    distribution.apply(Audience.ENVOY, Change(put=tuple(resources.values())))
+    distribution.apply(ProxyKind.ENVOY, Change(put=tuple(resources.values())))
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     AdsServicer(distribution).register(server)
     LoadReportingServicer(LoadReports()).register(server)

@@ -21,12 +21,12 @@ import grpc
 from ads_double import xds_bootstrap
 from aiohttp import web
 
+from tidegate.istio.objects import IstioObjects
+from tidegate.istio.parsing import parse
 from tidegate.mesh.ads import AdsServicer, Distribution
 from tidegate.mesh.compiler import Compiler, EndpointState, MeshSettings
 from tidegate.mesh.envoy import Admin
-from tidegate.mesh.istio.objects import IstioObjects
-from tidegate.mesh.istio.parsing import parse
-from tidegate.mesh.resources import Audience
+from tidegate.mesh.resources import ProxyKind
 
 WAIT_S = 20.0
 METHOD = "/tidegate.test.v1.Echo/Say"
@@ -235,12 +235,12 @@ class EnvoyHarness:
         if self.compiled is None:
             self.compiled = Compiler(MeshSettings()).compile(IstioObjects(), {})
         changes = compiled.changed_from(self.compiled)
-        for audience, change in changes.items():
-            self.distribution.apply(audience, change)
+        for proxy_kind, change in changes.items():
+            self.distribution.apply(proxy_kind, change)
         self.compiled = compiled
-        change = changes[Audience.ENVOY]
+        change = changes[ProxyKind.ENVOY]
         keys = [*(each.key for each in change.put), *change.delete]
-        report = await self.distribution.acknowledged({Audience.ENVOY: keys}, WAIT_S)
+        report = await self.distribution.acknowledged({ProxyKind.ENVOY: keys}, WAIT_S)
         assert report.done, report
         async with asyncio.timeout(WAIT_S):
             while not await self.admin.is_live():

@@ -5,7 +5,7 @@ import json
 
 from google.protobuf import json_format
 
-from tidegate.mesh.resources import Audience, ResourceKey, ResourceType
+from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 
 # Any messages are shown only when their types are known.
 for _module in (
@@ -107,15 +107,15 @@ def to(subset=None, weight=None, host="vision", **more):
     return {"destination": destination} | ({} if weight is None else {"weight": weight}) | more
 
 
-def body(compiled, kind, name, audience=Audience.ENVOY):
+def body(compiled, kind, name, proxy_kind=ProxyKind.ENVOY):
     """A resource as a dictionary, under the names of the protos."""
-    resource = compiled.resources[audience][ResourceKey(ResourceType[kind], name)]
+    resource = compiled.resources[proxy_kind][ResourceKey(ResourceType[kind], name)]
     return json_format.MessageToDict(resource.body, preserving_proto_field_name=True)
 
 
-def names(compiled, kind, audience=Audience.ENVOY):
+def names(compiled, kind, proxy_kind=ProxyKind.ENVOY):
     """The names of all resources of a type."""
-    return {key.name for key in compiled.resources[audience] if key.type is ResourceType[kind]}
+    return {key.name for key in compiled.resources[proxy_kind] if key.type is ResourceType[kind]}
 
 
 def cluster(mesh, subset=""):

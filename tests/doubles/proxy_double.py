@@ -30,11 +30,11 @@ from google.rpc import status_pb2
 from tidegate.mesh.ads import AckOutcome, NodeId, Protocol
 from tidegate.mesh.ads.delta import Delta, read_delta
 from tidegate.mesh.ads.identity import Identity
+from tidegate.mesh.ads.snapshot import route_of
 from tidegate.mesh.ads.sotw import StateOfTheWorld, read_sotw
-from tidegate.mesh.ads.world import route_of
-from tidegate.mesh.resources import Audience, ResourceKey, ResourceType
+from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 
-ENVOY = Audience.ENVOY
+ENVOY = ProxyKind.ENVOY
 CLUSTERS = ("one", "two", "three")
 ROUTES = ("r1", "r2")
 HOSTS = tuple(f"{route}/{domain}" for route in ROUTES for domain in "xy")

@@ -1,20 +1,15 @@
-"""Commands that are imported only when they run, so that ``tidegate --help`` answers at once.
+"""The table of commands. A command's module is imported only when the command runs.
 
-The command line's own commands stand in a table here. Other parts of the distribution add theirs as
-entry points of the group ``tidegate.commands``; their help line is the first line of their module's
-docstring, read from the file without importing it, since a module may need packages that are not
-installed. When such a command is called, the error says which extra to install.
+So ``tidegate --help`` answers at once, and a command may need packages that are not installed: when
+such a command is called, the error names the extra to install. To add a command, add a line to
+`_COMMANDS`.
 """
 
-import ast
 import difflib
 import importlib
-import importlib.machinery
 import importlib.metadata
 import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -25,7 +20,6 @@ from tidegate.errors import TidegateError
 
 __all__ = ["LazyGroup", "MissingExtraError"]
 
-_GROUP = "tidegate.commands"
 _DISTRIBUTION = "tidegate"
 
 
@@ -34,28 +28,37 @@ class MissingExtraError(TidegateError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """Where a command is.
+class _Command:
+    """Where a command is defined.
 
     Attributes:
-        module: the module that has it.
-        attribute: its name there: a function, or a ``typer.Typer`` of several commands.
-        summary: its line in the list of commands; read from the module when empty.
+        module: The module that defines it.
+        attribute: Its name there: a function, or a ``typer.Typer`` of several commands.
+        summary: Its line in the list of commands.
     """
 
     module: str
     attribute: str
-    summary: str = ""
+    summary: str
 
 
-_OWN = {
-    "classify": _Source("tidegate.cli.classify", "classify", "Say what images show."),
-    "chat": _Source("tidegate.cli.chat", "chat", "Talk to a language model."),
-    "models": _Source("tidegate.cli.models", "models", "List what the servers serve."),
-    "up": _Source("tidegate.mesh.supervisor.commands", "up", "Start the servers here."),
-    "down": _Source("tidegate.mesh.supervisor.commands", "down", "Stop them."),
-    "status": _Source("tidegate.mesh.supervisor.commands", "status", "Show how they are."),
-    "restart": _Source("tidegate.mesh.supervisor.commands", "restart", "Restart one of them."),
+# In the order of `tidegate --help`.
+_COMMANDS = {
+    "classify": _Command("tidegate.cli.serving.classify", "classify", "Say what images show."),
+    "chat": _Command("tidegate.cli.serving.chat", "chat", "Talk to a language model."),
+    "models": _Command("tidegate.cli.serving.models", "models", "List what the servers serve."),
+    "up": _Command("tidegate.cli.servers.commands", "up", "Start the servers here."),
+    "down": _Command("tidegate.cli.servers.commands", "down", "Stop them."),
+    "status": _Command("tidegate.cli.servers.commands", "status", "Show how they are."),
+    "restart": _Command("tidegate.cli.servers.commands", "restart", "Restart one of them."),
+    "mesh": _Command(
+        "tidegate.cli.mesh.commands",
+        "app",
+        "Check and explain the mesh's Istio objects, show its state, undo shifts.",
+    ),
+    "model": _Command("tidegate.cli.build", "app", "Build models from published weights."),
+    "shift": _Command("tidegate.cli.mesh.shift", "shift", "Move traffic between versions."),
+    "trace": _Command("tidegate.cli.traces.commands", "app", "Find traces and show them."),
 }
 
 
@@ -63,15 +66,13 @@ class LazyGroup(TyperGroup):
     """A group whose commands are in modules that are not imported yet."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # the framework's signature
-        """Every command: our own in the order of use, then those of other parts."""
-        return [*_OWN, *sorted(_sources().keys() - _OWN.keys())]
+        """The names of all commands, in the order of the table."""
+        return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """A stand-in with the command's help line; :meth:`resolve_command` has the command."""
-        source = _sources().get(cmd_name)
-        if source is None:
-            return None
-        return TyperCommand(cmd_name, help=source.summary or _first_doc_line(source.module))
+        command = _COMMANDS.get(cmd_name)
+        return None if command is None else TyperCommand(cmd_name, help=command.summary)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that is called, imported.
@@ -87,18 +88,10 @@ class LazyGroup(TyperGroup):
         name, stand_in, rest = super().resolve_command(ctx, args)
         if name is None or stand_in is None:
             return name, stand_in, rest
-        return name, _load(name, _sources()[name]), rest
+        return name, _load(name, _COMMANDS[name]), rest
 
 
-def _sources() -> dict[str, _Source]:
-    others = {
-        point.name: _Source(point.module, point.attr)
-        for point in importlib.metadata.entry_points(group=_GROUP)
-    }
-    return {**others, **_OWN}
-
-
-def _load(name: str, source: _Source) -> Any:
+def _load(name: str, source: _Command) -> Any:
     try:
         found = getattr(importlib.import_module(source.module), source.attribute)
     except ModuleNotFoundError as error:
@@ -138,21 +131,3 @@ def _advice(command: str, module: str) -> str:
     # An extra of the command's own subject comes first: `tidegate model` and the extra `models`.
     best = min(extras, key=lambda extra: not extra.startswith(command))
     return f"`tidegate {command}` needs {top!r}: pip install 'tidegate[{best}]'"
-
-
-def _first_doc_line(module: str) -> str:
-    """The first line of a module's docstring, read without running it or its packages."""
-    places = list(sys.path)
-    spec: importlib.machinery.ModuleSpec | None = None
-    parts = module.split(".")
-    for depth in range(len(parts)):
-        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: depth + 1]), places)
-        if spec is None:
-            return ""
-        places = list(spec.submodule_search_locations or ())
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return ""
-    doc = ast.get_docstring(ast.parse(Path(spec.origin).read_bytes())) or ""
-    line = doc.partition("\n")[0]
-    # "``tidegate model``: build models" says its name again.
-    return re.sub(r"^`+[^`]+`+: +", "", line)

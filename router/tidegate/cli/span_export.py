@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from tidegate.cli.console import errors
-from tidegate.otlp.exporters import otlp_exporter
+from tidegate.runtime.otlp.exporters import otlp_exporter
 
 __all__ = ["exporting"]
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from tidegate.cli.console import errors
-from tidegate.otlp.environment import HTTP, is_disabled, read
+from tidegate.runtime.otlp.environment import HTTP, is_disabled, read
 
 __all__ = ["TraceOption", "exported_spans"]
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsError
 
-from tidegate.otlp import environment
+from tidegate.runtime.otlp import environment
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -28,7 +28,7 @@ from pydantic_settings import (
 )
 
 from tidegate.chassis import _command_line
-from tidegate.otlp import environment
+from tidegate.runtime.otlp import environment
 
 __all__ = [
     "ChassisSettings",

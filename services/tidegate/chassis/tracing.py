@@ -48,7 +48,7 @@ from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from tidegate.otlp.exporters import otlp_exporter
+from tidegate.runtime.otlp.exporters import otlp_exporter
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

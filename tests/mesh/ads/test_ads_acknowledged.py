@@ -16,9 +16,9 @@ from ads_double import (
 )
 
 from tidegate.mesh.ads import AckOutcome, Protocol
-from tidegate.mesh.resources import Audience, Change
+from tidegate.mesh.resources import Change, ProxyKind
 
-ENVOY, GRPC = Audience.ENVOY, Audience.GRPC
+ENVOY, GRPC = ProxyKind.ENVOY, ProxyKind.GRPC
 PATIENCE_S = 10
 
 
@@ -26,8 +26,8 @@ def served(distribution, *resources):
     distribution.apply(ENVOY, Change(put=resources))
 
 
-async def ask(distribution, *resources, deadline_s=0, audience=ENVOY):
-    return await distribution.acknowledged({audience: list(map(key, resources))}, deadline_s)
+async def ask(distribution, *resources, deadline_s=0, proxy_kind=ENVOY):
+    return await distribution.acknowledged({proxy_kind: list(map(key, resources))}, deadline_s)
 
 
 async def test_without_proxies_all_have_acknowledged(distribution):
@@ -181,16 +181,16 @@ async def test_a_virtual_host_waits_for_its_route_configuration(distribution, de
     assert (await ask(distribution, virtual_host("r/h"), deadline_s=PATIENCE_S)).done
 
 
-async def test_audiences_are_counted_apart(distribution, connect):
+async def test_proxy_kinds_are_counted_apart(distribution, connect):
     client = connect(delta=False, agent="gRPC C-core linux", node="client")
     distribution.apply(GRPC, Change(put=(cluster("a"),)))
     served(distribution, cluster("a"))
     await client.send(CLUSTER, "a")
     response = await client.read()
     assert (await ask(distribution, cluster("a"))).proxies == ()
-    assert not (await ask(distribution, cluster("a"), audience=GRPC)).done
+    assert not (await ask(distribution, cluster("a"), proxy_kind=GRPC)).done
     await client.ack(response)
-    assert (await ask(distribution, cluster("a"), audience=GRPC, deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, cluster("a"), proxy_kind=GRPC, deadline_s=PATIENCE_S)).done
 
 
 async def test_proxies_are_described(distribution, connect):
@@ -203,7 +203,7 @@ async def test_proxies_are_described(distribution, connect):
     assert response.names == ["a", "b"]
     (proxy,) = distribution.proxies()
     assert proxy.proxy.node == "ingress"
-    assert (proxy.audience, proxy.protocol) == (ENVOY, Protocol.DELTA)
+    assert (proxy.proxy_kind, proxy.protocol) == (ENVOY, Protocol.DELTA)
     assert proxy.user_agent == "envoy 1.40.0"
     clusters, ends = proxy.types[CLUSTER], proxy.types[ENDPOINT]
     assert clusters.wildcard

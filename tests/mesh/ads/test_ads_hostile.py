@@ -7,9 +7,9 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
 from tidegate.mesh.ads import Distribution, Limits
-from tidegate.mesh.resources import Audience, Change
+from tidegate.mesh.resources import Change, ProxyKind
 
-ENVOY = Audience.ENVOY
+ENVOY = ProxyKind.ENVOY
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 

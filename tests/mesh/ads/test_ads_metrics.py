@@ -5,7 +5,7 @@ import re
 import aiohttp
 from ads_double import CLUSTER, cluster
 
-from tidegate.mesh.resources import Audience, Change
+from tidegate.mesh.resources import Change, ProxyKind
 
 
 async def scrape(port):
@@ -19,11 +19,11 @@ async def scrape(port):
 
 async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delta):
     _, metrics_port = ports
-    distribution.apply(Audience.ENVOY, Change(put=(cluster("a"),)))
+    distribution.apply(ProxyKind.ENVOY, Change(put=(cluster("a"),)))
     before = await scrape(metrics_port)
     await delta.send(CLUSTER)
     response = await delta.take()
-    distribution.apply(Audience.ENVOY, Change(put=(cluster("a", 2),)))
+    distribution.apply(ProxyKind.ENVOY, Change(put=(cluster("a", 2),)))
     await delta.nack(await delta.read())
     await delta.send("type.googleapis.com/unknown")
     assert await delta.is_quiet()
@@ -32,7 +32,7 @@ async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delt
     def grown(name):
         return after[name] - before.get(name, 0)
 
-    labels = '{audience="envoy",type="cluster"}'
+    labels = '{proxy_kind="envoy",type="cluster"}'
     # Two of the cluster, and the answer to the last question.
     assert grown(f"tidegate_xds_pushes_total{labels}") == 3
     size = response.message.ByteSize()
@@ -46,4 +46,4 @@ async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delt
     )
     assert grown(f"grpc_server_msg_sent_total{{{method}}}") == 3
     assert grown("tidegate_xds_ignored_requests_total") == 1
-    assert grown('tidegate_xds_proxies{audience="envoy",protocol="delta"}') == 1
+    assert grown('tidegate_xds_proxies{proxy_kind="envoy",protocol="delta"}') == 1

@@ -19,9 +19,9 @@ from ads_double import (
     virtual_host,
 )
 
-from tidegate.mesh.resources import Audience, Change
+from tidegate.mesh.resources import Change, ProxyKind
 
-ENVOY = Audience.ENVOY
+ENVOY = ProxyKind.ENVOY
 MESH = (
     cluster("c"),
     endpoints("c", 1),

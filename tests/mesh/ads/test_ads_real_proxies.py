@@ -30,9 +30,9 @@ from prometheus_client import REGISTRY
 
 from tidegate.mesh.ads import Distribution, Protocol
 from tidegate.mesh.envoy.binary import find_envoy
-from tidegate.mesh.resources import Audience, Change, Resource
+from tidegate.mesh.resources import Change, ProxyKind, Resource
 
-ENVOY, GRPC = Audience.ENVOY, Audience.GRPC
+ENVOY, GRPC = ProxyKind.ENVOY, ProxyKind.GRPC
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def subset(name, port):
 
 
 def weights(**weights):
-    """One weight change, for every audience."""
+    """One weight change, for every proxy kind."""
     return {
         ENVOY: Change(put=(virtual_host("http.80/*", **weights),)),
         GRPC: Change(put=(route("vision", **weights),)),
@@ -111,11 +111,11 @@ def mesh(ports, names, **shares):
 
 async def roll_out(distribution, changes):
     """Serves changes and waits until all have acknowledged."""
-    for audience, change in changes.items():
-        distribution.apply(audience, change)
+    for proxy_kind, change in changes.items():
+        distribution.apply(proxy_kind, change)
     keys = {
-        audience: [each.key for each in change.put] + list(change.delete)
-        for audience, change in changes.items()
+        proxy_kind: [each.key for each in change.put] + list(change.delete)
+        for proxy_kind, change in changes.items()
     }
     report = await distribution.acknowledged(keys, PATIENCE_S)
     assert report.done, report
@@ -125,8 +125,8 @@ async def roll_out(distribution, changes):
 async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
     distribution, port, start_envoy, backends
 ):
-    for audience, change in mesh(backends, ["v1"], v1=100).items():
-        distribution.apply(audience, change)
+    for proxy_kind, change in mesh(backends, ["v1"], v1=100).items():
+        distribution.apply(proxy_kind, change)
     async with contextlib.AsyncExitStack() as stack:
         callers = [await stack.enter_async_context(proxyless(port, "client"))]
         for envoy in await asyncio.gather(*(start_envoy(port, each) for each in Protocol)):
@@ -180,7 +180,7 @@ async def test_a_changed_cluster_warms_though_its_endpoints_are_refused_again(
     envoy = await start_envoy(port, protocol)
 
     def refusals():
-        labels = {"audience": "envoy", "type": "endpoint"}
+        labels = {"proxy_kind": "envoy", "type": "endpoint"}
         return REGISTRY.get_sample_value("tidegate_xds_nacks_total", labels)
 
     async def uses(timeout_s):

@@ -19,13 +19,13 @@ from ads_double import (
 )
 from envoy.config.route.v3 import route_pb2
 
-from tidegate.mesh.resources import Audience, Change
+from tidegate.mesh.resources import Change, ProxyKind
 
-ENVOY, GRPC = Audience.ENVOY, Audience.GRPC
+ENVOY, GRPC = ProxyKind.ENVOY, ProxyKind.GRPC
 
 
-def served(distribution, *resources, audience=ENVOY):
-    distribution.apply(audience, Change(put=resources))
+def served(distribution, *resources, proxy_kind=ENVOY):
+    distribution.apply(proxy_kind, Change(put=resources))
 
 
 def removed(distribution, *resources):
@@ -222,7 +222,7 @@ async def test_an_envoy_gets_virtual_hosts_inside_their_route_configuration(dist
 
 async def test_a_grpc_client_is_served_what_is_made_for_it(distribution, connect):
     served(distribution, listener("l", "r"))
-    served(distribution, api_listener("host:80", "r"), audience=GRPC)
+    served(distribution, api_listener("host:80", "r"), proxy_kind=GRPC)
     client = connect(delta=False, agent="gRPC C-core linux")
     await client.send(LISTENER, "host:80", "l")
     assert (await client.take()).names == ["host:80"]
@@ -230,7 +230,7 @@ async def test_a_grpc_client_is_served_what_is_made_for_it(distribution, connect
 
 @pytest.mark.parametrize("names", [("a",), ("a", "gone")])
 async def test_a_grpc_client_is_sent_the_clusters_it_names(distribution, connect, names):
-    served(distribution, cluster("a"), cluster("b"), audience=GRPC)
+    served(distribution, cluster("a"), cluster("b"), proxy_kind=GRPC)
     client = connect(delta=False, agent="gRPC C-core linux")
     await client.send(CLUSTER, *names)
     response = await client.take()

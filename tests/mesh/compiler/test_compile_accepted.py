@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mesh_objects import DOMAIN, VISION, entry, gateway, rule, text, to, virtual
 
+from tidegate.istio.errors import IstioObjectErrors
 from tidegate.mesh.compiler import CompileErrors
-from tidegate.mesh.istio.errors import IstioObjectErrors
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,9 +8,9 @@ destinations with weights, what is hashed; ``https`` is a redirect of all reques
 import pytest
 from mesh_objects import HTTP_OPTIONS, VISION, body, entry, istio, names, rule, text, virtual
 
+from tidegate.istio.parsing import parse
 from tidegate.mesh.compiler import Compiler, MeshSettings
-from tidegate.mesh.istio.parsing import parse
-from tidegate.mesh.resources import Audience
+from tidegate.mesh.resources import ProxyKind
 
 PORT = 8080
 INGRESS = "istio-ingress"
@@ -457,6 +457,6 @@ CLIENTS = {
 def test_routes_of_grpc_clients_are_those_of_istiod(case):
     objects, sent = CLIENTS[case]
     compiled = compiled_from(HOST, RULE, PLAIN, *objects)
-    routes = body(compiled, "ROUTE", f"outbound|8500||{VISION}", Audience.GRPC)
+    routes = body(compiled, "ROUTE", f"outbound|8500||{VISION}", ProxyKind.GRPC)
     found = [each["route"]["cluster"] for each in routes["virtual_hosts"][0]["routes"]]
     assert [_subset(each) for each in found] == sent

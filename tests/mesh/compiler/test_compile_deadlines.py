@@ -22,7 +22,7 @@ from tidegate.client import (
     TidegateRpcError,
 )
 from tidegate.mesh.compiler import EndpointState
-from tidegate.mesh.resources import Audience, ResourceType
+from tidegate.mesh.resources import ProxyKind, ResourceType
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -201,11 +201,11 @@ async def test_a_try_that_takes_too_long_is_unavailable_and_no_stream_is_cut(app
 async def test_a_proxyless_client_ends_every_call_itself(mesh, apply, client, limit):
     await apply(**({"timeout": limit} if limit else {}))
     routes = [
-        key for key in mesh.compiled.resources[Audience.GRPC] if key.type is ResourceType.ROUTE
+        key for key in mesh.compiled.resources[ProxyKind.GRPC] if key.type is ResourceType.ROUTE
     ]
     within_s = LONG_S if limit else 0.1
     for stream in (False, True):
         ended = await client.ends(TARGET, CALLS // 2, stream=stream, within_s=within_s)
         assert ended == {"DEADLINE_EXCEEDED": CALLS // 2}
-    report = await mesh.distribution.acknowledged({Audience.GRPC: routes}, LONG_S)
+    report = await mesh.distribution.acknowledged({ProxyKind.GRPC: routes}, LONG_S)
     assert report.done

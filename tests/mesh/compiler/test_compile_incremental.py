@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mesh_objects import DOMAIN, VISION, entry, gateway, istio, names, rule, text, to, virtual
 
+from tidegate.istio.names import Kind, ObjectName
+from tidegate.istio.objects import IstioObjects
+from tidegate.istio.parsing import parse
 from tidegate.mesh.compiler import CompileErrors, Compiler, EndpointState, MeshSettings
-from tidegate.mesh.istio.names import Kind, ObjectName
-from tidegate.mesh.istio.objects import IstioObjects
-from tidegate.mesh.istio.parsing import parse
-from tidegate.mesh.resources import Audience, ResourceKey, ResourceType
+from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 
 HOSTS = ("a", "b", "c")
 
@@ -119,14 +119,16 @@ def outcome(compiler, objects, states):
 
 
 def everything(compiled):
-    return {audience: dict(compiled.resources[audience]) for audience in Audience}
+    return {proxy_kind: dict(compiled.resources[proxy_kind]) for proxy_kind in ProxyKind}
 
 
 def applied(before, changes):
     return {
-        audience: {key: each for key, each in before[audience].items() if key not in change.delete}
+        proxy_kind: {
+            key: each for key, each in before[proxy_kind].items() if key not in change.delete
+        }
         | {each.key: each for each in change.put}
-        for audience, change in changes.items()
+        for proxy_kind, change in changes.items()
     }
 
 
@@ -151,9 +153,9 @@ def test_any_history_gives_what_the_last_objects_give(steps):
         assert everything(compiled) == everything(expected)
         changes = compiled.changed_from(last)
         assert applied(everything(last), changes) == everything(compiled)
-        for audience, change in changes.items():
+        for proxy_kind, change in changes.items():
             for each in change.put:
-                old = last.resources[audience].get(each.key)
+                old = last.resources[proxy_kind].get(each.key)
                 assert old is None or old.version != each.version
         assert not any(expected.changed_from(compiled).values())
         back = last.changed_from(compiled)
@@ -193,18 +195,18 @@ def test_a_weight_costs_one_scope_and_virtual_host_of_each_domain_and_one_route_
     changed = dataclasses.replace(service, http=(dataclasses.replace(http, route=route),))
     after = compiler.compile(objects.with_(changed), {})
     changes = after.changed_from(before)
-    assert keys(changes[Audience.ENVOY]) == [
+    assert keys(changes[ProxyKind.ENVOY]) == [
         (ResourceType.SCOPED_ROUTE, "http.80/h7.models.svc.cluster.local"),
         (ResourceType.SCOPED_ROUTE, "http.80/h7.test"),
         (ResourceType.VIRTUAL_HOST, "http.80/h7.models.svc.cluster.local"),
         (ResourceType.VIRTUAL_HOST, "http.80/h7.test"),
     ]
-    assert keys(changes[Audience.GRPC]) == [
+    assert keys(changes[ProxyKind.GRPC]) == [
         (ResourceType.ROUTE, "outbound|8500||h7.models.svc.cluster.local")
     ]
-    others = (key for key in before.resources[Audience.ENVOY] if "h7" not in key.name)
+    others = (key for key in before.resources[ProxyKind.ENVOY] if "h7" not in key.name)
     for key in others:
-        assert after.resources[Audience.ENVOY][key] is before.resources[Audience.ENVOY][key]
+        assert after.resources[ProxyKind.ENVOY][key] is before.resources[ProxyKind.ENVOY][key]
 
 
 def test_an_endpoints_state_costs_the_endpoints_of_its_clusters():
@@ -241,22 +243,22 @@ def test_the_same_files_read_again_change_nothing():
     before = compiler.compile(mesh(), {})
     after = compiler.compile(mesh(), {})
     assert not any(after.changed_from(before).values())
-    for audience in Audience:
-        for key, each in before.resources[audience].items():
-            assert after.resources[audience][key].version == each.version
+    for proxy_kind in ProxyKind:
+        for key, each in before.resources[proxy_kind].items():
+            assert after.resources[proxy_kind][key].version == each.version
 
 
 def test_resources_are_found_by_name_and_counted():
     compiled = Compiler(MeshSettings()).compile(mesh(2), {})
-    for audience in Audience:
-        resources = compiled.resources[audience]
+    for proxy_kind in ProxyKind:
+        resources = compiled.resources[proxy_kind]
         assert len(resources) == len(list(resources)) > 0
         assert all(resources[key].key == key for key in resources)
         assert ResourceKey(ResourceType.CLUSTER, f"outbound|1||{VISION}") not in resources
         for kind in ResourceType:
             assert ResourceKey(kind, "") not in resources
             assert ResourceKey(kind, "h0") not in resources
-    assert names(compiled, "LISTENER", Audience.GRPC) == {
+    assert names(compiled, "LISTENER", ProxyKind.GRPC) == {
         "h0.models.svc.cluster.local:8500",
         "h1.models.svc.cluster.local:8500",
     }

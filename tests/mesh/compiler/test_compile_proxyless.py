@@ -10,11 +10,11 @@ import pytest
 from mesh_objects import VISION, body, entry, gateway, names, rule, text, to, virtual
 
 from tidegate.mesh.compiler import EndpointState
-from tidegate.mesh.resources import Audience, ResourceType
+from tidegate.mesh.resources import ProxyKind, ResourceType
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-GRPC = Audience.GRPC
+GRPC = ProxyKind.GRPC
 TARGET = f"{VISION}:8500"
 
 

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from mesh_objects import DOMAIN, VISION, body, entry, everywhere, gateway, istio, rule, text, to
 
+from tidegate.istio import IstioObjectErrors
+from tidegate.istio.rules.places import CIPHERS
 from tidegate.mesh.compiler import CompileErrors
-from tidegate.mesh.istio import IstioObjectErrors
-from tidegate.mesh.istio.rules.places import CIPHERS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-VERDICTS = yaml.safe_load((Path(__file__).parent.parent / "istio" / "verdicts.yaml").read_text())
+VERDICTS = yaml.safe_load((Path(__file__).parents[2] / "istio" / "verdicts.yaml").read_text())
 HEAD = (
     "apiVersion: networking.istio.io/v1\nkind: {}\nmetadata: {{name: {}, namespace: models}}\n"
     "spec:\n"

@@ -50,7 +50,7 @@ async def test_refusals_and_failures_are_counted_from_zero(metrics_port, tmp_pat
         assert await at_zero("tidegate_xds_refused_streams_total", "reason") == {
             *("silent", "too_many_streams", "refused_request"),
         }
-        assert await at_zero("tidegate_xds_nacks_total", "audience") == {"envoy", "grpc"}
+        assert await at_zero("tidegate_xds_nacks_total", "proxy_kind") == {"envoy", "grpc"}
         assert await at_zero("tidegate_mesh_request_records_lost_total", "subscriber")
         assert await at_zero("grpc_server_handled_total", "grpc_service") >= {
             "envoy.service.accesslog.v3.AccessLogService",

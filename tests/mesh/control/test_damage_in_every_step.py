@@ -16,6 +16,7 @@ import pytest
 from mesh_objects import entry, gateway, rule, text, to, virtual
 
 from tidegate.errors import TidegateError
+from tidegate.istio.edits import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.control.controller import Controller
@@ -25,7 +26,6 @@ from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.performing import _Run
 from tidegate.mesh.control.settings import ControlSettings
 from tidegate.mesh.control.transition import StageKind
-from tidegate.mesh.istio.edits import Shift
 from tidegate.mesh.telemetry import LoadReports
 
 FILE_DAMAGES = ("read-only", "replaced", "not UTF-8", "emptied", "deleted", "pipe")

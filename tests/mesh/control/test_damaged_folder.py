@@ -8,6 +8,7 @@ import pytest
 from mesh_objects import entry, gateway, rule, text, to, virtual
 
 from tidegate.errors import TidegateError
+from tidegate.istio.edits import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.control.controller import Controller
@@ -15,8 +16,7 @@ from tidegate.mesh.control.errors import UnexpectedChangeError
 from tidegate.mesh.control.journal import Journal
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.settings import ControlSettings
-from tidegate.mesh.istio.edits import Shift
-from tidegate.mesh.resources import Audience
+from tidegate.mesh.resources import ProxyKind
 from tidegate.mesh.telemetry import LoadReports
 
 
@@ -33,9 +33,9 @@ def controller_of(folder, journal):
 
 def served(distribution):
     return {
-        (audience, key): resource.version
-        for audience in Audience
-        for key, resource in distribution.served(audience).items()
+        (proxy_kind, key): resource.version
+        for proxy_kind in ProxyKind
+        for key, resource in distribution.served(proxy_kind).items()
     }
 
 

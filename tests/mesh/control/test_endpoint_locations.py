@@ -8,7 +8,7 @@ import typer
 from mesh_objects import entry, gateway, rule, virtual
 from typer.testing import CliRunner
 
-from tidegate.mesh.control.status_command import status as status_command
+from tidegate.cli.mesh.status import status as status_command
 from tidegate.mesh.v1 import mesh_pb2
 
 HEALTHY = mesh_pb2.ENDPOINT_STATE_HEALTHY

@@ -16,8 +16,8 @@ from tidegate.mesh.control.endpoints import addresses, has_healthy, health_of, l
 from tidegate.mesh.control.references import ROUTING, clusters_named, clusters_with_traffic
 from tidegate.mesh.control.transition import Gate, StageKind, keys_of, plan, step
 from tidegate.mesh.resources import (
-    Audience,
     Change,
+    ProxyKind,
     Resource,
     ResourceKey,
     ResourceType,
@@ -85,7 +85,7 @@ def resources(*each):
 
 @st.composite
 def meshes(draw):
-    """What one audience could be served: routes of every kind over the clusters that there are."""
+    """What one proxy kind could be served: all kinds of routes over the clusters there are."""
     there = draw(st.lists(st.sampled_from(CLUSTERS), unique=True))
     made = [cluster(name, draw(st.integers(0, 1))) for name in there]
     made += [assignment(name, {"10.0.0.1:80": draw(st.sampled_from([1, 2]))}) for name in there]
@@ -100,25 +100,25 @@ def meshes(draw):
 
 @st.composite
 def changes(draw):
-    before = {audience: draw(meshes()) for audience in Audience}
-    after = {audience: draw(meshes()) for audience in Audience}
+    before = {proxy_kind: draw(meshes()) for proxy_kind in ProxyKind}
+    after = {proxy_kind: draw(meshes()) for proxy_kind in ProxyKind}
     steps = {
-        audience: difference(
-            before[audience], after[audience], {**before[audience], **after[audience]}
+        proxy_kind: difference(
+            before[proxy_kind], after[proxy_kind], {**before[proxy_kind], **after[proxy_kind]}
         )
-        for audience in Audience
+        for proxy_kind in ProxyKind
     }
-    return before, {audience: step for audience, step in steps.items() if step}, after
+    return before, {proxy_kind: step for proxy_kind, step in steps.items() if step}, after
 
 
 def applied(served, step):
     result = dict(served)
-    for audience, change in step.items():
-        there = dict(result[audience])
+    for proxy_kind, change in step.items():
+        there = dict(result[proxy_kind])
         there.update((each.key, each) for each in change.put)
         for key in change.delete:
             del there[key]
-        result[audience] = there
+        result[proxy_kind] = there
     return result
 
 
@@ -150,19 +150,23 @@ def test_no_route_names_a_missing_cluster_at_any_time(change):
                 for key in each.delete
                 if key.type is ResourceType.CLUSTER
             }
-            # Nothing can begin on what is drained: no route of its audience names it any more.
+            # Nothing can begin on what is drained: no route of its proxy kind names it any more.
             without = {
-                audience: Change(delete=each.only(ResourceType.CLUSTER).delete)
-                for audience, each in change.items()
+                proxy_kind: Change(delete=each.only(ResourceType.CLUSTER).delete)
+                for proxy_kind, each in change.items()
             }
             assert not dangling(applied(served, without))
     assert served == after
     for kind, earlier in reversed(history):
         back = {
-            audience: step(
-                kind.before, served[audience], before[audience], after[audience], keys_of(each)
+            proxy_kind: step(
+                kind.before,
+                served[proxy_kind],
+                before[proxy_kind],
+                after[proxy_kind],
+                keys_of(each),
             )
-            for audience, each in change.items()
+            for proxy_kind, each in change.items()
         }
         served = applied(served, back)
         assert not dangling(served)
@@ -175,15 +179,15 @@ def test_every_change_of_a_stage_is_waited_for(change):
     before, change, _ = change
     for stage in plan(before, change):
         changed = {
-            audience: {each.key for each in change.put} | set(change.delete)
-            for audience, change in stage.changes.items()
+            proxy_kind: {each.key for each in change.put} | set(change.delete)
+            for proxy_kind, change in stage.changes.items()
         }
         assert stage.gate.acknowledged == changed
         assert changed or stage.gate.healthy or stage.gate.drained
 
 
 def test_nothing_changes_in_no_stages():
-    assert plan({Audience.ENVOY: {}}, {}) == ()
+    assert plan({ProxyKind.ENVOY: {}}, {}) == ()
 
 
 def test_cluster_that_gets_its_first_traffic_must_be_healthy_though_it_was_there():
@@ -193,8 +197,8 @@ def test_cluster_that_gets_its_first_traffic_must_be_healthy_though_it_was_there
     )
     shifted = host_resource("vision", {CLUSTERS[0]: 90, CLUSTERS[1]: 10}, mirrors=[CLUSTERS[2]])
     after = {**before, shifted.key: shifted}
-    change = {Audience.ENVOY: difference(before, after, after)}
-    stages = plan({Audience.ENVOY: before}, change)
+    change = {ProxyKind.ENVOY: difference(before, after, after)}
+    stages = plan({ProxyKind.ENVOY: before}, change)
     assert [each.kind for each in stages] == [StageKind.CLUSTERS, StageKind.ROUTES]
     assert stages[0].changes == {}
     assert stages[0].gate == Gate(healthy=frozenset(CLUSTERS[1:3]))
@@ -207,8 +211,8 @@ def test_a_weight_alone_is_one_stage():
         host_resource("vision", {CLUSTERS[0]: 90, CLUSTERS[1]: 10}),
     )
     shifted = host_resource("vision", {CLUSTERS[0]: 50, CLUSTERS[1]: 50})
-    change = {Audience.ENVOY: difference(before, {shifted.key: shifted}, [shifted.key])}
-    assert [each.kind for each in plan({Audience.ENVOY: before}, change)] == [StageKind.ROUTES]
+    change = {ProxyKind.ENVOY: difference(before, {shifted.key: shifted}, [shifted.key])}
+    assert [each.kind for each in plan({ProxyKind.ENVOY: before}, change)] == [StageKind.ROUTES]
 
 
 def test_traffic_is_a_weight_above_zero_or_a_mirror():

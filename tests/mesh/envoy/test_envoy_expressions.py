@@ -9,12 +9,12 @@ import subprocess
 import pytest
 from google.protobuf import json_format
 
+from tidegate.istio.expressions import LARGEST_PROGRAM, full_match, regex_problem
+from tidegate.istio.rules import header_values
+from tidegate.istio.rules.header_values import header_value_problem
 from tidegate.mesh.envoy.addresses import Address, Collector
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.envoy.bootstrap import EnvoySettings, bootstrap
-from tidegate.mesh.istio.expressions import LARGEST_PROGRAM, full_match, regex_problem
-from tidegate.mesh.istio.rules import header_values
-from tidegate.mesh.istio.rules.header_values import header_value_problem
 
 HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER = "envoy.extensions.filters.http.router.v3.Router"

@@ -23,7 +23,7 @@ from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
 from tidegate.mesh.envoy import Admin, AdminError, Host
 from tidegate.mesh.envoy.bootstrap import NODE_METADATA
-from tidegate.mesh.resources import Audience, Change, Resource, ResourceType
+from tidegate.mesh.resources import Change, ProxyKind, Resource, ResourceType
 
 CLUSTER = "outbound|1||echo"
 
@@ -65,7 +65,7 @@ async def controller(port: int, *resources: Resource):
     """A controller that serves these."""
     distribution = Distribution()
     if resources:
-        distribution.apply(Audience.ENVOY, Change(put=resources))
+        distribution.apply(ProxyKind.ENVOY, Change(put=resources))
     servicer = AdsServicer(distribution)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     servicer.register(server)
@@ -133,7 +133,7 @@ async def test_it_is_live_once_it_has_a_configuration_and_tells_what_it_has(tmp_
             }
             (proxy,) = distribution.proxies()
             assert proxy.proxy.node == "ingress"
-            assert proxy.audience is Audience.ENVOY
+            assert proxy.proxy_kind is ProxyKind.ENVOY
 
 
 async def test_it_goes_on_without_its_controller_and_finds_the_next_one(tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tidegate.mesh.commands import app
-from tidegate.mesh.istio import EditError
+from tidegate.cli.mesh.commands import app
+from tidegate.istio import EditError
 
 ENTRY = """\
 apiVersion: networking.istio.io/v1

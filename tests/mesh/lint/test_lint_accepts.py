@@ -2,7 +2,7 @@
 
 import pytest
 
-from tidegate.mesh.istio import read_files
+from tidegate.istio import read_files
 from tidegate.mesh.lint import Severity, check
 
 ENTRY = """\

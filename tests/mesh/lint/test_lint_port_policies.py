@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.mesh.istio import read_files
+from tidegate.istio import read_files
 from tidegate.mesh.lint import check
 
 TEXT = """\

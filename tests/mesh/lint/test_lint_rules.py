@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.mesh.istio import load, read_files
+from tidegate.istio import load, read_files
 from tidegate.mesh.lint import Severity, check
 from tidegate.mesh.lint.checking import ALL_RULES, INVALID
 

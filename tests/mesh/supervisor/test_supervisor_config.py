@@ -9,7 +9,7 @@ from tidegate.mesh.supervisor.errors import ConfigError, PortInUseError
 from tidegate.mesh.supervisor.ports import check_ports
 
 ROOT = Path(__file__).parents[3]
-MESH = "mesh: {objects: [mesh/istio], ingress: {vision: 8500}}"
+MESH = "mesh: {objects: [mesh/istio/base/traffic], ingress: {vision: 8500}}"
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tidegate.mesh.supervisor.display import duration_text, last_words, mesh_lines
+from tidegate.cli.servers.display import duration_text, mesh_lines
 from tidegate.mesh.supervisor.errors import NotRunningError, SupervisorError
 from tidegate.mesh.supervisor.logs import ServerLog
 from tidegate.mesh.supervisor.machine import Phase
@@ -20,6 +20,7 @@ from tidegate.mesh.supervisor.state import (
     ServerSnapshot,
     Snapshot,
     StateDirectory,
+    last_words,
 )
 
 

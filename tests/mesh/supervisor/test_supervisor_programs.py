@@ -20,7 +20,7 @@ from tidegate.mesh.supervisor.state import StateDirectory
 from tidegate.mesh.supervisor.workloads import Routing, Workload
 
 MESH = {
-    "objects": ["mesh/istio", "more.yaml"],
+    "objects": ["mesh/istio/base/traffic", "more.yaml"],
     "ingress": {"vision": 8500},
     "controller": {"grpc_port": 1},
 }
@@ -153,7 +153,7 @@ def test_the_controllers_flags_are_ones_that_it_has(tmp_path):
     program = controller_program(file_of().mesh, directory)
     read = settings.from_command_line(program.command[3:])
     assert read.grpc_port == 1
-    assert read.objects == [Path("mesh/istio"), Path("more.yaml"), directory.workloads]
+    assert read.objects == [Path("mesh/istio/base/traffic"), Path("more.yaml"), directory.workloads]
     assert read.port_file == program.port_file
     envoy = envoy_program(file_of().mesh, directory, {})
     assert read.envoy_admin_files == [envoy.port_file]

@@ -10,7 +10,7 @@ from aiohttp import web
 from otlp_spans import request, span
 from typer.testing import CliRunner
 
-from tidegate.mesh.traces import commands
+from tidegate.cli.traces import commands
 
 PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
 
@@ -227,7 +227,7 @@ async def test_server_that_is_no_jaeger_is_told(tidegate, jaeger):
 
 def test_commands_need_neither_grpc_nor_aiohttp():
     code = (
-        "import sys, tidegate.mesh.traces.commands\n"
+        "import sys, tidegate.cli.traces.commands\n"
         "heavy = {'aiohttp', 'grpc', 'opentelemetry', 'google.protobuf'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -377,39 +377,27 @@ def test_wrong_file_is_told_without_a_traceback(tidegate, tmp_path):
     assert b"tidegate.yaml: servers.a.prot: unknown key" in done.stderr
 
 
-def plugin(tmp_path: Path, body: str) -> dict[str, str]:
-    """A distribution that adds a command, as an installer would leave it."""
-    site = tmp_path / "site"
-    info = site / "extra_commands-1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: extra-commands\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[tidegate.commands]\nextra = extra_commands:app\n")
-    (site / "extra_commands.py").write_text(f'"""Build extras.\n\nMore.\n"""\n{body}')
-    return {"PYTHONPATH": str(site)}
-
-
-def test_commands_of_other_parts_are_found_and_run(tidegate, tmp_path):
-    env = plugin(
-        tmp_path,
-        "import typer\napp = typer.Typer()\n"
-        "@app.command()\ndef build(name: str):\n    print(name)\n",
-    )
-    listed = tidegate("--help", env=env).stdout.decode()
-    assert "Build extras." in listed
-    assert tidegate("extra", "build", "smol", env=env).stdout == b"smol\n"
-
-
 @pytest.mark.parametrize(
-    ("missing", "advice"),
+    ("command", "missing", "advice"),
     [
-        ("nncf", b"pip install 'tidegate[models]'"),
-        ("no_such_package_at_all", b"the package of the module 'no_such_package_at_all'"),
+        ("model", "onnx", b"pip install 'tidegate[models]'"),
+        ("shift", "re2", b"pip install 'tidegate[local]'"),
+        ("up", "yaml", b"the package of the module 'yaml'"),
     ],
 )
-def test_missing_extra_is_named(tidegate, tmp_path, missing, advice):
-    env = plugin(tmp_path, f"raise ModuleNotFoundError('x', name='{missing}.part')\n")
-    assert b"Build extras." in tidegate("--help", env=env).stdout
-    done = tidegate("extra", "build", env=env)
+def test_missing_extra_is_named(tidegate, tmp_path, command, missing, advice):
+    # An interpreter in which the module is not installed.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {missing!r}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    env = {"PYTHONPATH": str(tmp_path)}
+    assert command.encode() in tidegate("--help", env=env).stdout
+    done = tidegate(command, "--help", env=env)
     assert done.returncode == 1
     assert advice in done.stderr
     assert b"Traceback" not in done.stderr

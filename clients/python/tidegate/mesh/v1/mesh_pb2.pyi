@@ -29,29 +29,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _Audience:
+class _ProxyKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _AudienceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Audience.ValueType], _builtins.type):
+class _ProxyKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProxyKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    AUDIENCE_UNSPECIFIED: _Audience.ValueType  # 0
+    PROXY_KIND_UNSPECIFIED: _ProxyKind.ValueType  # 0
     """Not used."""
-    AUDIENCE_ENVOY: _Audience.ValueType  # 1
+    PROXY_KIND_ENVOY: _ProxyKind.ValueType  # 1
     """An Envoy."""
-    AUDIENCE_GRPC: _Audience.ValueType  # 2
+    PROXY_KIND_GRPC: _ProxyKind.ValueType  # 2
     """A gRPC client without a proxy ("xds:///" targets)."""
 
-class Audience(_Audience, metaclass=_AudienceEnumTypeWrapper):
+class ProxyKind(_ProxyKind, metaclass=_ProxyKindEnumTypeWrapper):
     """Who understands what a resource says."""
 
-AUDIENCE_UNSPECIFIED: Audience.ValueType  # 0
+PROXY_KIND_UNSPECIFIED: ProxyKind.ValueType  # 0
 """Not used."""
-AUDIENCE_ENVOY: Audience.ValueType  # 1
+PROXY_KIND_ENVOY: ProxyKind.ValueType  # 1
 """An Envoy."""
-AUDIENCE_GRPC: Audience.ValueType  # 2
+PROXY_KIND_GRPC: ProxyKind.ValueType  # 2
 """A gRPC client without a proxy ("xds:///" targets)."""
-Global___Audience: _TypeAlias = Audience  # noqa: Y015
+Global___ProxyKind: _TypeAlias = ProxyKind  # noqa: Y015
 
 class _EndpointState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -253,7 +253,7 @@ class Proxy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_ID_FIELD_NUMBER: _builtins.int
-    AUDIENCE_FIELD_NUMBER: _builtins.int
+    PROXY_KIND_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     CONNECTED_AT_FIELD_NUMBER: _builtins.int
@@ -262,7 +262,7 @@ class Proxy(_message.Message):
     REJECTION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The id of its node, as it says itself."""
-    audience: Global___Audience.ValueType
+    proxy_kind: Global___ProxyKind.ValueType
     """What it understands."""
     protocol: _builtins.str
     """How it is told of changes: "delta" or "sotw" (state of the world)."""
@@ -286,7 +286,7 @@ class Proxy(_message.Message):
         self,
         *,
         node_id: _builtins.str = ...,
-        audience: Global___Audience.ValueType = ...,
+        proxy_kind: Global___ProxyKind.ValueType = ...,
         protocol: _builtins.str = ...,
         user_agent: _builtins.str = ...,
         connected_at: _timestamp_pb2.Timestamp | None = ...,
@@ -296,7 +296,7 @@ class Proxy(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rejection", b"_rejection", "connected_at", b"connected_at", "rejection", b"rejection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rejection", b"_rejection", "audience", b"audience", "connected_at", b"connected_at", "node_id", b"node_id", "protocol", b"protocol", "rejection", b"rejection", "resources", b"resources", "synchronized", b"synchronized", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rejection", b"_rejection", "connected_at", b"connected_at", "node_id", b"node_id", "protocol", b"protocol", "proxy_kind", b"proxy_kind", "rejection", b"rejection", "resources", b"resources", "synchronized", b"synchronized", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rejection: _TypeAlias = _typing.Literal["rejection"]  # noqa: Y015
     _WhichOneofArgType__rejection: _TypeAlias = _typing.Literal["_rejection", b"_rejection"]  # noqa: Y015

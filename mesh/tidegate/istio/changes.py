@@ -1,0 +1,193 @@
+"""Changes of files: planned as bytes before and after, shown as a diff, made in one step.
+
+What a file held when it was read is part of the change, so that a file which another program
+changed meanwhile is never overwritten, and a change can be taken back byte by byte.
+"""
+
+import contextlib
+import difflib
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from tidegate.istio.aliases import aliases_of, without_aliases
+from tidegate.istio.errors import EditError, FileChangedError, IstioError
+from tidegate.istio.files import Loaded
+from tidegate.istio.names import ObjectName
+from tidegate.istio.objects import IstioObject, IstioObjects
+from tidegate.istio.parsing import parse_part
+from tidegate.istio.splicing import spliced
+from tidegate.istio.writing import plain
+
+__all__ = ["FileChange", "apply_changes", "plan_changes"]
+
+_CONTEXT_LINES = 3
+_MARK = "\ufeff"
+_HUNK = re.compile(r"([-+])(\d+)(?=[, ])")
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """What is to become of a file.
+
+    Attributes:
+        path: where it is.
+        before: what it has to hold for the change to be made.
+        after: what it holds then.
+    """
+
+    path: Path
+    before: bytes
+    after: bytes
+
+    def reversed(self) -> Self:
+        """The change that takes this one back."""
+        return type(self)(self.path, self.after, self.before)
+
+    def diff(self) -> str:
+        """The change as a unified diff."""
+        before, after = (
+            text.decode().splitlines(keepends=True) for text in (self.before, self.after)
+        )
+        # difflib loses itself in files of tens of thousands of lines, of which a few changed.
+        head = max(0, _shared(before, after) - _CONTEXT_LINES)
+        tail = max(0, _shared(before[:head:-1], after[:head:-1]) - _CONTEXT_LINES)
+        lines = difflib.unified_diff(
+            before[head : len(before) - tail],
+            after[head : len(after) - tail],
+            *(str(self.path), str(self.path)),
+            n=_CONTEXT_LINES,
+        )
+        return "".join(
+            _HUNK.sub(lambda found: f"{found[1]}{int(found[2]) + head}", line)
+            if line.startswith("@@")
+            else line
+            for line in lines
+        )
+
+
+def plan_changes(loaded: Loaded, objects: IstioObjects) -> tuple[FileChange, ...]:
+    """How the files have to change for their objects to be these.
+
+    Args:
+        loaded: the files as they were read.
+        objects: the same objects, some of them with other values.
+
+    Raises:
+        EditError: an object is in no file, or is written in a way that cannot be changed in place.
+    """
+    by_part: dict[tuple[Path, str], list[ObjectName]] = {}
+    for name in sorted(objects.changed_from(loaded.objects), key=str):
+        place = loaded.place_of(name)
+        if place is None or name not in objects:
+            verb = "added" if place is None else "removed"
+            raise EditError(f"{name} cannot be {verb}: only objects that are in files are changed")
+        file, part, _ = place
+        by_part.setdefault((file.path, part.text), []).append(name)
+    texts = {
+        (path, text): _changed_part(path, text, names, objects)
+        for (path, text), names in by_part.items()
+    }
+    return tuple(
+        FileChange(
+            path,
+            loaded.files[path].text.encode(),
+            "".join(
+                texts.get((path, part.text), part.text) for part in loaded.files[path].parts
+            ).encode(),
+        )
+        for path in dict.fromkeys(path for path, _ in by_part)
+    )
+
+
+def apply_changes(changes: Sequence[FileChange]) -> None:
+    """Writes changed files, each in one step; where one cannot be written, none is changed.
+
+    Raises:
+        FileChangedError: a file is not what it was when it was read.
+        IstioError: a file cannot be written.
+    """
+    made: list[FileChange] = []
+    try:
+        for change in changes:
+            _write(change)
+            made.append(change)
+    except IstioError:
+        for change in reversed(made):
+            # The first error is the one that matters.
+            with contextlib.suppress(IstioError):
+                _write(change.reversed())
+        raise
+
+
+def _changed_part(path: Path, text: str, names: Iterable[ObjectName], objects: IstioObjects) -> str:
+    # The parser does not count a byte order mark in the places that it gives.
+    mark, text = text[: text.startswith(_MARK)], text.removeprefix(_MARK)
+    wanted = {each.object.name: objects[each.object.name] for each in parse_part(text, "").objects}
+    if changed := _spliced(text, names, objects, wanted):
+        return mark + changed
+    # A value that stands in several places is changed in one of them once it is written out there.
+    aliases = aliases_of(text) if "*" in text else []
+    attempt = without_aliases(text) if aliases else None
+    if attempt is not None and (changed := _spliced(attempt, names, objects, wanted)):
+        return mark + changed
+    where = "; ".join(f"*{name} in line {line} of its document" for name, line in aliases)
+    reason = f"aliases share its parts: {where}" if aliases else "its form does not allow it"
+    fix = "write their values out" if aliases else "change the file by hand"
+    raise EditError(
+        f"{path}: {', '.join(map(str, names))} cannot be changed in place ({reason}); {fix}"
+    )
+
+
+def _spliced(
+    text: str,
+    names: Iterable[ObjectName],
+    objects: IstioObjects,
+    wanted: Mapping[ObjectName, IstioObject],
+) -> str | None:
+    """A part with some of its objects changed; None where it does not mean what is wanted then."""
+    for name in names:
+        # Each object's place is found anew: the one before may have moved it.
+        found = [each for each in parse_part(text, "").objects if each.object.name == name]
+        if len(found) != 1:
+            return None
+        text = spliced(text, found[0].node, plain(found[0].object), plain(objects[name]))
+    result = parse_part(text, "")
+    if result.problems or {each.object.name: each.object for each in result.objects} != wanted:
+        return None
+    return text
+
+
+def _write(change: FileChange) -> None:
+    path = change.path.resolve()
+    try:
+        if path.read_bytes() != change.before:
+            raise FileChangedError(
+                f"{change.path} was changed by another program since it was read; nothing was "
+                "written to it; try again"
+            )
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(change.after)
+                file.flush()
+                os.fsync(file.fileno())
+            shutil.copymode(path, name)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise IstioError(f"{change.path} cannot be written: {error.strerror}") from error
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many lines two texts have in common from their start."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,0 +1,180 @@
+"""Folders of YAML files: read once, and read again only where they changed."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
+from tidegate.istio.names import ObjectName
+from tidegate.istio.objects import IstioObject, IstioObjects
+from tidegate.istio.parsing import Ignored, named_twice, parse_part, parts
+
+__all__ = ["Loaded", "ObjectFile", "ObjectPart", "load", "read_files"]
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPart:
+    """A part of a file, between lines of ``---``, as it was read.
+
+    Attributes:
+        text: the part.
+        objects: its objects in their order, each with its line in the part.
+        ignored: its documents that are not ours, with lines of the part.
+    """
+
+    text: str
+    objects: tuple[tuple[IstioObject, int], ...]
+    ignored: tuple[Ignored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFile:
+    """A file as it was read.
+
+    Attributes:
+        path: where it is.
+        parts: its parts; together they are its text.
+    """
+
+    path: Path
+    parts: tuple[ObjectPart, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(part.text for part in self.parts)
+
+    def placed(self) -> Iterator[tuple[ObjectPart, int]]:
+        """Its parts, each with the number of lines before it."""
+        lines_before = 0
+        for part in self.parts:
+            yield part, lines_before
+            lines_before += part.text.count("\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Objects and the files they came from.
+
+    Attributes:
+        paths: the files and folders that were asked for.
+        files: the files that were found, by path.
+        objects: all objects.
+    """
+
+    paths: tuple[Path, ...]
+    files: Mapping[Path, ObjectFile] = field(default_factory=dict)
+    objects: IstioObjects = field(default_factory=IstioObjects)
+
+    @property
+    def ignored(self) -> tuple[Ignored, ...]:
+        """Documents that are not ours."""
+        return tuple(
+            replace(each, line=lines_before + each.line)
+            for file in self.files.values()
+            for part, lines_before in file.placed()
+            for each in part.ignored
+        )
+
+    def place_of(self, name: ObjectName) -> tuple[ObjectFile, ObjectPart, int] | None:
+        """The file and part that have an object, and the number of lines before the part."""
+        for file in self.files.values():
+            for part, lines_before in file.placed():
+                if any(each.name == name for each, _ in part.objects):
+                    return file, part, lines_before
+        return None
+
+
+def load(paths: Sequence[Path]) -> IstioObjects:
+    """The objects of files and folders.
+
+    Raises:
+        IstioObjectErrors: something in them is wrong; every problem of every file is told.
+        IstioError: a path cannot be read.
+    """
+    return read_files(paths).objects
+
+
+def read_files(paths: Sequence[Path], before: Loaded | None = None) -> Loaded:
+    """Reads files and folders (with what is below them).
+
+    Args:
+        paths: where to look.
+        before: what was read earlier. Files that still hold the same are not parsed again, and an
+            object that is still equal stays the identical value.
+
+    Raises:
+        IstioObjectErrors: something in them is wrong; every problem of every file is told.
+        IstioError: a path cannot be read.
+    """
+    earlier = Loaded(()) if before is None else before
+    files: dict[Path, ObjectFile] = {}
+    problems: list[ObjectProblem] = []
+    for path in _files_in(paths):
+        files[path] = _read_file(path, earlier, problems)
+    placed = (
+        (item.name, f"{path}:{lines_before + line}")
+        for path, file in files.items()
+        for part, lines_before in file.placed()
+        for item, line in part.objects
+    )
+    problems += named_twice(placed)
+    if problems:
+        raise IstioObjectErrors(problems)
+    objects = IstioObjects.of(
+        item for file in files.values() for part in file.parts for item, _ in part.objects
+    )
+    return Loaded(tuple(paths), files, objects.sharing(earlier.objects))
+
+
+def _files_in(paths: Iterable[Path]) -> list[Path]:
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            below = (
+                each
+                for each in sorted(path.rglob("*"))
+                if each.suffix in _SUFFIXES
+                and each.is_file()
+                and not any(part.startswith(".") for part in each.relative_to(path).parts)
+            )
+            found.update(dict.fromkeys(below))
+        else:
+            found[path] = None
+    return list(found)
+
+
+def _read_file(path: Path, earlier: Loaded, problems: list[ObjectProblem]) -> ObjectFile:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise IstioError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        fix = "save it as UTF-8"
+        problems.append(ObjectProblem(str(path), line, "", "", "is not UTF-8", fix))
+        return ObjectFile(path, ())
+    known = earlier.files.get(path, ObjectFile(path, ()))
+    same = {part.text: part for part in known.parts}
+    read = []
+    for lines_before, part_text in parts(text):
+        part = same.get(part_text)
+        if part is None:
+            parsed = parse_part(part_text, str(path), lines_before)
+            problems += parsed.problems
+            part = ObjectPart(
+                part_text,
+                tuple((_kept(each.object, earlier.objects), each.line) for each in parsed.objects),
+                tuple(replace(each, line=each.line - lines_before) for each in parsed.ignored),
+            )
+        read.append(part)
+    return ObjectFile(path, tuple(read))
+
+
+def _kept(item: IstioObject, earlier: IstioObjects) -> IstioObject:
+    known = earlier.get(item.name)
+    return item if known is None or known != item else known

@@ -1,0 +1,75 @@
+"""What objects and hosts are called, and how istiod makes full names of short ones."""
+
+import enum
+from dataclasses import dataclass
+
+from tidegate.istio.scalars import is_ip_address
+from tidegate.istio.shapes import GatewayName, HostName
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "DOMAIN",
+    "MESH",
+    "Kind",
+    "ObjectName",
+    "full_gateway_name",
+    "full_host_name",
+]
+
+DEFAULT_NAMESPACE = "default"
+DOMAIN = "cluster.local"
+MESH = GatewayName("mesh")
+"""Istio's word for the clients inside the mesh, where a VirtualService names gateways."""
+
+
+class Kind(enum.Enum):
+    """The kinds of objects that are compiled."""
+
+    VIRTUAL_SERVICE = "VirtualService"
+    DESTINATION_RULE = "DestinationRule"
+    GATEWAY = "Gateway"
+    SERVICE_ENTRY = "ServiceEntry"
+    WORKLOAD_ENTRY = "WorkloadEntry"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectName:
+    """What an object is called.
+
+    Attributes:
+        kind: its kind, by Istio's word.
+        namespace: where it is.
+        name: its name there.
+    """
+
+    kind: Kind
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.namespace}/{self.name}"
+
+
+def full_host_name(host: str, namespace: str) -> HostName:
+    """The full name of a host, as istiod's ``ResolveShortnameToFQDN`` makes it.
+
+    A name with a dot, an IP address and ``*`` stay as they are; any other is a service of the
+    namespace.
+    """
+    if not host or host == "*" or "." in host or is_ip_address(host):
+        return HostName(host)
+    return HostName(f"{host}.{namespace}.svc.{DOMAIN}")
+
+
+def full_gateway_name(gateway: str, namespace: str) -> GatewayName:
+    """``namespace/name`` of a gateway that a VirtualService names.
+
+    Takes ``name``, ``namespace/name``, ``./name`` and the old ``name.namespace.svc…``.
+    """
+    if gateway == MESH:
+        return MESH
+    where, slash, name = gateway.partition("/")
+    if slash:
+        return GatewayName(f"{namespace if where == '.' else where}/{name}")
+    name, _, rest = gateway.partition(".")
+    return GatewayName(f"{rest.split('.')[0] or namespace}/{name}")

@@ -1,0 +1,184 @@
+"""Rules for gateways and hosts: a Gateway, a ServiceEntry, a WorkloadEntry."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tidegate.istio import gateway as gw
+from tidegate.istio import service_entry as se
+from tidegate.istio.rules.complaint import Complaint, export_to, labels, twice
+from tidegate.istio.scalars import is_host_label, is_ip_address, is_subdomain
+from tidegate.istio.shapes import Message
+
+__all__ = ["CIPHERS", "PLACE_RULES"]
+
+CIPHERS = frozenset(
+    {
+        *(f"ECDHE-{key}-AES128-GCM-SHA256" for key in ("ECDSA", "RSA")),
+        *(f"ECDHE-{key}-AES256-GCM-SHA384" for key in ("ECDSA", "RSA")),
+        *(f"ECDHE-{key}-CHACHA20-POLY1305" for key in ("ECDSA", "RSA")),
+        *(f"ECDHE-{key}-AES{bits}-SHA" for key in ("ECDSA", "RSA") for bits in (128, 256)),
+        *("AES128-GCM-SHA256", "AES256-GCM-SHA384", "AES128-SHA", "AES256-SHA", "DES-CBC3-SHA"),
+        "ALL",
+    }
+)
+"""What Envoy knows of TLS 1.2, by OpenSSL's words; it may also stand in a group, ``[A|B]``."""
+
+
+def _gateway(message: gw.Gateway) -> Iterator[Complaint]:
+    if not message.servers:
+        yield Complaint("servers", "is empty", "add a server")
+    names = [server.port.name for server in message.servers]
+    yield from twice(names, "servers[{}].port.name", "the name of a port")
+    yield from twice(
+        [server.name for server in message.servers if server.name], "servers[{}].name", "server"
+    )
+
+
+def _server(message: gw.Server) -> Iterator[Complaint]:
+    if not message.hosts:
+        yield Complaint("hosts", "is empty", "name domains, or '*'")
+    for index, host in enumerate(message.hosts):
+        namespace, slash, domain = host.rpartition("/")
+        known = not slash or namespace in ("*", ".") or is_host_label(namespace)
+        short = domain != "*" and "." not in domain
+        if short and known and is_host_label(domain):
+            fix = "write it in full, as name.namespace.svc.cluster.local"
+            yield Complaint(
+                f"hosts[{index}]", f"{host!r} is a short name, which Istio refuses", fix
+            )
+        elif not known or not (domain == "*" or is_subdomain(domain, wildcard=True)):
+            fix = "write a domain, '*', or namespace/domain"
+            yield Complaint(f"hosts[{index}]", f"{host!r} is not a domain", fix)
+    secure = message.port.protocol is gw.GatewayProtocol.HTTPS
+    tls = message.tls
+    if secure and (tls is None or tls.mode is None):
+        problem = (
+            "is missing for HTTPS"
+            if tls is None
+            else ("has no mode: Istio's default PASSTHROUGH is not supported")
+        )
+        yield Complaint("tls", problem, "add 'tls' with mode SIMPLE and files")
+    if not secure and tls is not None and tls != gw.ServerTls(https_redirect=True):
+        fix = "write protocol HTTPS, or keep only httpsRedirect"
+        yield Complaint("tls", f"has no effect with {message.port.protocol.value}", fix)
+
+
+def _server_tls(message: gw.ServerTls) -> Iterator[Complaint]:
+    yield from _ciphers(message.cipher_suites)
+    versions = (message.max_protocol_version, message.min_protocol_version)
+    if versions == (gw.TlsVersion.TLSV1_2, gw.TlsVersion.TLSV1_3):
+        fix = "write a newer maxProtocolVersion"
+        yield Complaint("minProtocolVersion", "is newer than maxProtocolVersion", fix)
+    if message.mode is not gw.ServerTlsMode.MUTUAL:
+        if message.ca_crl or message.ca_certificates or message.subject_alt_names:
+            problem = "clients' certificates are checked in mode MUTUAL only"
+            yield Complaint("", problem, "write mode MUTUAL")
+        if message.mode is None:
+            return
+    needed = [("server_certificate", "serverCertificate"), ("private_key", "privateKey")]
+    if message.mode is gw.ServerTlsMode.MUTUAL:
+        needed.append(("ca_certificates", "caCertificates"))
+    for name, yaml in needed:
+        if getattr(message, name) is None:
+            yield Complaint(yaml, f"is missing in mode {message.mode.value}", "name its file")
+
+
+def _ciphers(suites: tuple[str, ...]) -> Iterator[Complaint]:
+    """Names for which Envoy rejects a listener; Istio leaves them out."""
+    for index, suite in enumerate(suites):
+        group = suite[1:-1].split("|") if suite.startswith("[") and suite.endswith("]") else [suite]
+        for name in group:
+            if name not in CIPHERS:
+                fix = f"known are {', '.join(sorted(CIPHERS))}"
+                problem = f"{name!r} is no cipher suite of TLS 1.2 that Envoy knows"
+                yield Complaint(f"cipherSuites[{index}]", problem, fix)
+
+
+def _service_entry(message: se.ServiceEntry) -> Iterator[Complaint]:
+    yield from _entry_hosts(message)
+    if not message.ports:
+        yield Complaint("ports", "is empty", "add the port that clients call")
+    yield from twice([port.name for port in message.ports], "ports[{}].name", "port")
+    yield from twice([port.number for port in message.ports], "ports[{}].number", "port")
+    yield from export_to(message.export_to)
+    yield from _selector(message)
+    static = message.resolution is se.Resolution.STATIC
+    if static and message.workload_selector is None and not message.endpoints:
+        fix = "add 'endpoints', or a 'workloadSelector'"
+        yield Complaint("", "has no endpoints and selects none", fix)
+    if message.resolution is se.Resolution.DNS_ROUND_ROBIN and len(message.endpoints) > 1:
+        yield Complaint(
+            "endpoints", "are more than one for DNS_ROUND_ROBIN", "keep one, or write DNS"
+        )
+    names = {port.name for port in message.ports}
+    for index, endpoint in enumerate(message.endpoints):
+        for name in endpoint.ports.keys() - names:
+            fix = f"known are {', '.join(sorted(names))}"
+            yield Complaint(f"endpoints[{index}].ports.{name}", "is no port of the host", fix)
+        if static and is_subdomain(endpoint.address):
+            fix = "write an IP address, or resolution DNS"
+            yield Complaint(
+                f"endpoints[{index}].address", f"{endpoint.address!r} is not an IP address", fix
+            )
+
+
+def _entry_hosts(message: se.ServiceEntry) -> Iterator[Complaint]:
+    if not message.hosts:
+        yield Complaint("hosts", "is empty", "name the host")
+    for index, host in enumerate(message.hosts):
+        if host.startswith("*"):
+            problem = "a wildcard is not supported: an entry is for single hosts"
+            yield Complaint(f"hosts[{index}]", problem, "name it in full")
+        elif not host or is_ip_address(host):
+            problem = "is an address and not a host" if host else "is empty"
+            yield Complaint(f"hosts[{index}]", problem, "name the host")
+    yield from twice(message.hosts, "hosts[{}]", "host")
+    blind = [port.name for port in message.ports if not _tells_hosts_apart(port.protocol)]
+    if len(message.hosts) > 1 and blind:
+        problem = f"port {blind[0]} cannot tell several hosts apart"
+        fix = "declare HTTP, HTTP2, GRPC, HTTPS or TLS, or write an entry for each host"
+        yield Complaint("hosts[1]", problem, fix)
+
+
+def _selector(message: se.ServiceEntry) -> Iterator[Complaint]:
+    if message.workload_selector is None:
+        return
+    if message.endpoints:
+        yield Complaint("workloadSelector", "cannot stand beside 'endpoints'", "keep one")
+    if not message.workload_selector:
+        yield Complaint("workloadSelector.labels", "is empty: selects every workload", "add labels")
+    for name, value in message.workload_selector.items():
+        if not name or "*" in name or "*" in value:
+            problem = f"{name!r} with {value!r} selects nothing: there are no wildcards"
+            fix = "write the name and value of a label"
+            yield Complaint("workloadSelector.labels", problem, fix)
+
+
+def _tells_hosts_apart(protocol: se.PortProtocol | None) -> bool:
+    """Whether what a client sends names the host that it means."""
+    secure = (se.PortProtocol.HTTPS, se.PortProtocol.TLS)
+    return protocol is not None and (protocol.routed or protocol in secure)
+
+
+def _workload(message: se.Workload) -> Iterator[Complaint]:
+    yield from labels(message.labels, "labels")
+    for name in message.ports:
+        if not is_host_label(name):
+            fix = "use letters, 0-9 and -, at most 63"
+            yield Complaint(f"ports.{name}", f"{name!r} is no name of a port", fix)
+    if message.address.startswith("unix://"):
+        fix = "write an IP address or a DNS name"
+        yield Complaint("address", "is not supported: sockets of this machine are not called", fix)
+    elif not is_ip_address(message.address) and not is_subdomain(message.address):
+        fix = "write an IP address or a DNS name; the port goes into 'ports'"
+        yield Complaint("address", f"{message.address!r} is not an address", fix)
+
+
+PLACE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
+    gw.Gateway: _gateway,
+    gw.Server: _server,
+    gw.ServerTls: _server_tls,
+    se.ServiceEntry: _service_entry,
+    se.Workload: _workload,
+    se.WorkloadEntry: _workload,
+}

@@ -1,0 +1,248 @@
+"""Rules for a VirtualService and what is in it."""
+
+import http
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from tidegate.istio import virtual_service as vs
+from tidegate.istio.names import MESH
+from tidegate.istio.rules.complaint import Complaint, at_most_one, export_to, on_one_line, twice
+from tidegate.istio.rules.header_values import header_value_problem
+from tidegate.istio.scalars import is_header_name, is_ip_address
+from tidegate.istio.shapes import HostName, Message, StringMatchKind
+
+__all__ = ["GRPC_STATUSES", "ROUTE_RULES"]
+
+GRPC_STATUSES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND"),
+    *("ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"),
+    *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
+    "UNAUTHENTICATED",
+)
+"""The gRPC statuses by name, in the order of their numbers."""
+
+_RETRY_CONDITIONS = frozenset(
+    {
+        *("5xx", "gateway-error", "reset", "reset-before-request", "connect-failure"),
+        *("retriable-4xx", "refused-stream", "retriable-status-codes", "retriable-headers"),
+        *("envoy-ratelimited", "http3-post-connect-failure", "cancelled", "deadline-exceeded"),
+        *("internal", "resource-exhausted", "unavailable"),
+    }
+)
+_LEAST_PERCENT = 0.0001
+_HTTP_STATUSES = frozenset(str(status.value) for status in http.HTTPStatus)
+_CORS_METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"}
+)
+
+
+def _virtual_service(message: vs.VirtualService) -> Iterator[Complaint]:
+    if not message.hosts:
+        yield Complaint("hosts", "is empty", "name the host, or '*' at a gateway")
+    if not message.http:
+        yield Complaint("http", "is empty", "add a route")
+    if "*" in message.hosts and MESH in message.gateways:
+        index = message.hosts.index(HostName("*"))
+        fix = "name hosts, or name a gateway and not mesh"
+        yield Complaint(f"hosts[{index}]", "'*' takes every call inside the mesh", fix)
+    for index, host in enumerate(message.hosts):
+        if not host:
+            yield Complaint(f"hosts[{index}]", "is empty", "name the host")
+    yield from twice(message.hosts, "hosts[{}]", "host")
+    yield from _overlapping(message.hosts)
+    yield from twice(message.gateways, "gateways[{}]", "gateway")
+    yield from export_to(message.export_to)
+
+
+def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Complaint]:
+    """Wildcards that take other hosts of the same list: Istio calls them duplicates."""
+    for index, host in enumerate(hosts):
+        for before in hosts[:index]:
+            if _takes(before, host):
+                wide, narrow = before, host
+            elif _takes(host, before):
+                wide, narrow = host, before
+            else:
+                continue
+            if wide != narrow:
+                problem = f"{wide} takes {narrow} too, and Istio refuses both in one object"
+                fix = "keep one, or write a VirtualService for each"
+                yield Complaint(f"hosts[{index}]", problem, fix)
+                break
+
+
+def _takes(wide: HostName, narrow: HostName) -> bool:
+    return wide.startswith("*") and narrow.endswith(wide[1:])
+
+
+def _http_route(message: vs.HttpRoute) -> Iterator[Complaint]:
+    actions = (
+        ("route", "route"),
+        ("redirect", "redirect"),
+        ("direct_response", "directResponse"),
+    )
+    yield from at_most_one(message, *actions, least=1)
+    if message.redirect is not None or message.direct_response is not None:
+        for present, name in ((message.fault, "fault"), (message.rewrite, "rewrite")):
+            if present is not None:
+                yield Complaint(name, "has no effect where no server is called", "remove it")
+    yield from at_most_one(message, ("mirror", "mirror"), ("mirrors", "mirrors"))
+    if message.mirror_percentage is not None and message.mirror is None:
+        fix = "add 'mirror', or write the percentage in 'mirrors'"
+        yield Complaint("mirrorPercentage", "has no effect without 'mirror'", fix)
+    total = sum(each.weight for each in message.route)
+    if len(message.route) > 1 and total == 0:
+        yield Complaint("route", "all weights are 0: no request could go anywhere", "add weights")
+    elif total and total % 2**32 == 0:
+        # Istio adds them up in 32 bits and refuses a sum of 0.
+        yield Complaint("route", f"the weights add up to {total}", "write smaller weights")
+    if message.rewrite is not None and message.rewrite.authority:
+        for verb in ("set", "add"):
+            if any(map(_is_authority, getattr(message.headers.request, verb))):
+                fix = "keep rewrite.authority"
+                problem = "sets the authority a second time"
+                yield Complaint(f"headers.request.{verb}", problem, fix)
+    elif len(list(filter(_is_authority, _written(message.headers.request)))) > 1:
+        problem = "changes the authority more than once"
+        yield Complaint("headers.request", problem, "keep one of :authority and host")
+
+
+def _headers(message: vs.Headers) -> Iterator[Complaint]:
+    for way, operations in (("request", message.request), ("response", message.response)):
+        for verb in ("set", "add", "remove"):
+            changed: Iterable[str] = getattr(operations, verb)
+            for name in changed:
+                path = f"{way}.{verb}"
+                yield from on_one_line((path, name))
+                allowed = way == "request" and verb != "remove" and _is_authority(name)
+                if not allowed and (not name or name.startswith(":") or name.lower() == "host"):
+                    yield Complaint(path, f"cannot change the header {name!r}", "remove it")
+                if verb == "remove":
+                    continue
+                told = header_value_problem(getattr(operations, verb)[name])
+                if told is not None:
+                    problem, _, fix = told.partition("; ")
+                    yield Complaint(f"{path}.{name}", problem, fix)
+
+
+def _written(operations: vs.HeaderOperations) -> Iterator[str]:
+    yield from operations.set
+    yield from operations.add
+
+
+def _is_authority(header: str) -> bool:
+    return header.lower() in (":authority", "host")
+
+
+def _match(message: vs.HttpMatchRequest) -> Iterator[Complaint]:
+    for name in message.headers:
+        if name in ("uri", "scheme", "method", "authority"):
+            fix = f"write '{name}' beside 'headers'"
+            yield Complaint(f"headers.{name}", "is no header; Istio ignores it", fix)
+    if "" in message.query_params:
+        yield Complaint("queryParams", "has an empty name, which Envoy rejects", "name it")
+    uri = message.uri
+    if message.ignore_uri_case and (uri is None or uri.kind is StringMatchKind.REGEX):
+        fix = "remove it; in a regex write (?i)"
+        yield Complaint("ignoreUriCase", "counts for exact and prefix only", fix)
+
+
+def _destination(message: vs.Destination) -> Iterator[Complaint]:
+    if message.host.startswith("*"):
+        problem = "a wildcard is not supported: a destination is one host"
+        yield Complaint("host", problem, "name it in full")
+    if is_ip_address(message.host):
+        fix = "declare it in a ServiceEntry and name its host"
+        yield Complaint("host", "is an address and not a host", fix)
+
+
+def _redirect(message: vs.HttpRedirect) -> Iterator[Complaint]:
+    yield from at_most_one(message, ("port", "port"), ("derive_port", "derivePort"))
+    parts = ("uri", "authority", "scheme", "port", "derive_port")
+    if all(getattr(message, name) is None for name in parts):
+        yield Complaint("", "says nothing of where to", "add uri, authority, scheme or port")
+    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
+    if message.scheme not in (None, "http", "https"):
+        yield Complaint("scheme", f"cannot be {message.scheme!r}", "write http or https")
+
+
+def _rewrite(message: vs.HttpRewrite) -> Iterator[Complaint]:
+    yield from at_most_one(message, ("uri", "uri"), ("uri_regex_rewrite", "uriRegexRewrite"))
+    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
+    pattern = message.uri_regex_rewrite
+    if pattern is not None:
+        yield from on_one_line(("uriRegexRewrite.rewrite", pattern.rewrite))
+    if pattern is not None and not pattern.rewrite:
+        fix = "write by what; to remove a part of the path, keep the rest as a group"
+        yield Complaint("uriRegexRewrite", "lacks 'rewrite', which may not be empty", fix)
+    if message == vs.HttpRewrite():
+        yield Complaint("", "rewrites nothing", "add uri, authority or uriRegexRewrite")
+
+
+def _retries(message: vs.HttpRetry) -> Iterator[Complaint]:
+    conditions = (message.per_try_timeout, message.retry_on, message.retry_remote_localities)
+    if message.attempts == 0 and any(each is not None for each in conditions):
+        yield Complaint("", "has conditions and no attempts", "add 'attempts', or keep only it")
+    for condition in message.retry_on.split(",") if message.retry_on else ():
+        known = condition in _RETRY_CONDITIONS or condition in _HTTP_STATUSES
+        if not known:
+            fix = f"known are {', '.join(sorted(_RETRY_CONDITIONS))} and HTTP statuses"
+            yield Complaint("retryOn", f"has no condition {condition!r}", fix)
+
+
+def _fault(message: vs.FaultInjection) -> Iterator[Complaint]:
+    if message.delay is None and message.abort is None:
+        yield Complaint("", "has neither 'delay' nor 'abort'", "add one")
+
+
+def _delay(message: vs.FaultDelay) -> Iterator[Complaint]:
+    yield from _share(message.percentage)
+
+
+def _share(percentage: float) -> Iterator[Complaint]:
+    """A share that Envoy, which counts millionths, would take for none."""
+    if 0 < percentage < _LEAST_PERCENT:
+        fix = f"write 0, or {_LEAST_PERCENT} or more"
+        yield Complaint("percentage.value", f"cannot be {percentage:g}", fix)
+
+
+def _abort(message: vs.FaultAbort) -> Iterator[Complaint]:
+    yield from _share(message.percentage)
+    statuses = (("http_status", "httpStatus"), ("grpc_status", "grpcStatus"))
+    yield from at_most_one(message, *statuses, least=1)
+    if message.grpc_status is not None and message.grpc_status not in GRPC_STATUSES:
+        fix = "write a name such as UNAVAILABLE"
+        yield Complaint("grpcStatus", f"{message.grpc_status!r} is no status of gRPC", fix)
+
+
+def _cors(message: vs.CorsPolicy) -> Iterator[Complaint]:
+    for index, method in enumerate(message.allow_methods):
+        if method not in _CORS_METHODS:
+            fix = "write a method such as POST"
+            yield Complaint(f"allowMethods[{index}]", f"{method!r} is no method of HTTP", fix)
+    for field, headers in (
+        ("allowHeaders", message.allow_headers),
+        ("exposeHeaders", message.expose_headers),
+    ):
+        for index, header in enumerate(headers):
+            if header.startswith(":") or not is_header_name(header.lower()):
+                fix = "write it like x-user-tier, or '*'"
+                yield Complaint(f"{field}[{index}]", f"{header!r} is not a header", fix)
+    if message.max_age is not None and message.max_age.microseconds:
+        yield Complaint("maxAge", "has parts of a second", "write whole seconds")
+
+
+ROUTE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
+    vs.VirtualService: _virtual_service,
+    vs.HttpRoute: _http_route,
+    vs.Headers: _headers,
+    vs.HttpMatchRequest: _match,
+    vs.Destination: _destination,
+    vs.HttpRedirect: _redirect,
+    vs.HttpRewrite: _rewrite,
+    vs.HttpRetry: _retries,
+    vs.FaultInjection: _fault,
+    vs.FaultDelay: _delay,
+    vs.FaultAbort: _abort,
+    vs.CorsPolicy: _cors,
+}

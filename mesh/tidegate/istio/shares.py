@@ -1,0 +1,265 @@
+"""Shares of a host as weights of a route: percentages in, whole numbers that Istio takes out.
+
+A share is a percentage of what the host gets in the route, which other hosts may share. It becomes
+a weight in two steps:
+
+1. **Shares.** A subset that is named gets exactly what was asked. The other destinations of the
+   host divide what is left in the proportion that they have, in whole percent, or in the decimals
+   that were asked where these are finer; the largest remainders are rounded up (Hare's method).
+   Finer steps are taken where a whole percent would leave one that gets requests with none.
+2. **Weights.** Where the host has the route for itself the weights sum to 100, or to the smallest
+   multiple that has no fraction. Where it shares the route, the first of these that has no fraction
+   is taken: the other hosts' weights as they are, a sum of 100, all weights times the smallest
+   factor. The other hosts keep their share exactly in each of them.
+
+A route that has the shares already is left as it is.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Final
+
+from tidegate.istio.errors import EditError
+from tidegate.istio.shapes import HostName, SubsetName
+from tidegate.istio.virtual_service import HttpRouteDestination
+
+__all__ = ["MAX_DECIMALS", "check_shares", "divided", "with_shares"]
+
+MAX_DECIMALS: Final = 3
+"""Most decimals of a percentage."""
+
+_MAX_SUM: Final = 2**31 - 1
+_FINER: Final = (1, 10, 100, 1000)
+
+
+def check_shares(shares: Mapping[SubsetName, float]) -> None:
+    """Checks shares by themselves.
+
+    Raises:
+        EditError: one is no percentage, or they are more than everything.
+    """
+    for index, (subset, share) in enumerate(shares.items()):
+        field = f"weights[{index}].weight"
+        # A comparison that also catches what is not a number.
+        if not 0 <= share <= 100:
+            raise EditError(
+                f"the share of {subset} cannot be {share:g}; write a percentage from 0 to 100",
+                field,
+            )
+        if 10**MAX_DECIMALS % _exact(share).denominator:
+            raise EditError(
+                f"the share of {subset} cannot be {share}; write at most {MAX_DECIMALS} decimals",
+                field,
+            )
+    if (whole := sum(map(_exact, shares.values()))) > 100:
+        raise EditError(
+            f"{_words(shares)} add up to {float(whole):g} %; shares are percentages of what the "
+            "host gets, so make them 100 or less"
+        )
+
+
+def with_shares(
+    route: Sequence[HttpRouteDestination],
+    host: HostName,
+    shares: Mapping[SubsetName, float],
+    place: str,
+) -> Sequence[HttpRouteDestination]:
+    """The destinations of a route with other shares of a host, new subsets in front.
+
+    Args:
+        route: the destinations, at least one of the host.
+        host: the host.
+        shares: of subsets, in percent of what the host gets; see `check_shares`.
+        place: what the route is called in errors.
+
+    Returns:
+        The very same destinations where the shares are as asked, or the host gets no request.
+
+    Raises:
+        EditError: the shares leave a part to nobody, or cannot be written as weights.
+    """
+    alone = len(route) == 1
+    own = [each for each in route if each.destination.host == host]
+    weights = [int(alone) or each.weight for each in own]
+    if not sum(weights):
+        return route
+    asked = {name: _exact(share) for name, share in shares.items()}
+    present = {each.destination.subset for each in own}
+    fresh = [name for name in asked if name not in present]
+    if not fresh and _has(own, weights, asked):
+        return route
+    every = [*_new(own, fresh, place), *own]
+    before = [0] * len(fresh) + weights
+    parts = _parts(every, before, asked, place)
+    others = [each for each in route if each.destination.host != host]
+    found, factor = _whole(parts, sum(before), [each.weight for each in others], place)
+    numbers = iter(found[len(fresh) :])
+    return (
+        *(replace(every[index], weight=found[index]) for index in range(len(fresh))),
+        *(
+            replace(each, weight=next(numbers))
+            if each.destination.host == host
+            else replace(each, weight=int(each.weight * factor))
+            for each in route
+        ),
+    )
+
+
+def divided(total: int, shares: Sequence[int]) -> list[int]:
+    """Whole numbers in the proportion of shares that sum to a total (largest remainders)."""
+    whole = sum(shares)
+    if whole == 0:
+        return [0] * len(shares)
+    parts = [total * share // whole for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda index: -(total * shares[index] % whole))
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def _has(
+    own: Sequence[HttpRouteDestination],
+    weights: Sequence[int],
+    asked: Mapping[SubsetName, Fraction],
+) -> bool:
+    """Whether every subset that is named has its share."""
+    whole = sum(weights)
+    got = dict.fromkeys(asked, 0)
+    for each, weight in zip(own, weights, strict=True):
+        if each.destination.subset in got:
+            got[each.destination.subset] += weight
+    return all(Fraction(got[name] * 100, whole) == share for name, share in asked.items())
+
+
+def _new(
+    own: Sequence[HttpRouteDestination], fresh: Sequence[SubsetName], place: str
+) -> list[HttpRouteDestination]:
+    """Destinations for subsets that a route does not name yet."""
+    ports = dict.fromkeys(each.destination.port for each in own)
+    if fresh and len(ports) > 1:
+        names = ", ".join("none" if port is None else str(port) for port in ports)
+        raise EditError(
+            f"{place} sends requests to {own[0].destination.host} at several ports ({names}), so "
+            f"it is not clear where {', '.join(fresh)} is to get them; add it to the route by "
+            "hand, with weight 0"
+        )
+    model = own[0].destination
+    return [HttpRouteDestination(destination=replace(model, subset=name)) for name in fresh]
+
+
+def _parts(
+    every: Sequence[HttpRouteDestination],
+    before: Sequence[int],
+    asked: Mapping[SubsetName, Fraction],
+    place: str,
+) -> list[Fraction]:
+    """What each destination of a host gets of it; they sum to 1."""
+    indexes: dict[SubsetName | None, list[int]] = {}
+    for index, each in enumerate(every):
+        named = each.destination.subset in asked
+        indexes.setdefault(each.destination.subset if named else None, []).append(index)
+    rest = 100 - sum(asked.values())
+    bases = {
+        group: _bases(found, before) if group is not None else [before[one] for one in found]
+        for group, found in indexes.items()
+    }
+    if rest:
+        others = indexes.get(None, [])
+        if others and not any(bases[None]) and others[-1] == len(every) - 1:
+            # The last is the baseline, and takes back what the others give up.
+            bases[None][-1] = 1
+        _check_rest(every, others, bases.get(None, ()), asked, place)
+    least = math.lcm(*(share.denominator for share in asked.values()))
+    units = [0] * len(every)
+    for finer in _FINER:
+        steps = least * finer
+        for group, found in indexes.items():
+            share = rest if group is None else asked[group]
+            for one, number in zip(found, divided(int(share * steps), bases[group]), strict=True):
+                units[one] = number
+        # A share is never rounded to nothing.
+        if all(
+            units[one]
+            for group, found in indexes.items()
+            if (rest if group is None else asked[group])
+            for one, base in zip(found, bases[group], strict=True)
+            if base
+        ):
+            break
+    return [Fraction(each, 100 * steps) for each in units]
+
+
+def _bases(found: Sequence[int], before: Sequence[int]) -> list[int]:
+    """The proportion of the destinations of one subset: as they have, else all to the first."""
+    bases = [before[one] for one in found]
+    return bases if any(bases) else [1] + [0] * (len(found) - 1)
+
+
+def _check_rest(
+    every: Sequence[HttpRouteDestination],
+    others: Sequence[int],
+    bases: Iterable[int],
+    asked: Mapping[SubsetName, Fraction],
+    place: str,
+) -> None:
+    """Checks that what the named subsets leave is for somebody."""
+    takers = [one for one, base in zip(others, bases, strict=True) if base]
+    shares = {name: float(share) for name, share in asked.items()}
+    whole = f"{_words(shares)} add{'s' * (len(asked) == 1)} up to {sum(shares.values()):g} %"
+    if not takers:
+        names = ", ".join(str(every[one].destination.subset) for one in others)
+        idle = f" than {names}, which gets none now" if others else ""
+        raise EditError(
+            f"{whole}, and {place} has no other subset{idle} for the rest: make the shares 100"
+        )
+    if any(every[one].destination.subset is None for one in takers):
+        raise EditError(
+            f"{whole}, and the rest would go to {place}'s destination without a subset, that is to "
+            f"every endpoint, those of {', '.join(asked)} too: name every subset, and make the "
+            "shares 100"
+        )
+
+
+def _whole(
+    parts: Sequence[Fraction], own: int, others: Sequence[int], place: str
+) -> tuple[list[int], Fraction]:
+    """The parts as weights, and the factor of the other hosts' weights."""
+    whole = own + sum(others)
+    if not any(others):
+        return _multiplied(parts, Fraction(100 * _denominator([100 * part for part in parts]))), (
+            Fraction(1)
+        )
+    mine = [part * own for part in parts]
+    divisor = math.gcd(own, *others)
+    for factor in (
+        Fraction(1),
+        Fraction(100, whole),
+        Fraction(_denominator(mine)),
+        Fraction(_denominator([each / divisor for each in mine]), divisor),
+    ):
+        exact = _denominator([each * factor for each in (*mine, *others)]) == 1
+        if exact and whole * factor <= _MAX_SUM:
+            return _multiplied(mine, factor), factor
+    raise EditError(
+        f"{place} cannot have these shares: the weights would sum to more than {_MAX_SUM}; make "
+        "the weights of the route smaller, or ask for rounder shares"
+    )
+
+
+def _multiplied(parts: Sequence[Fraction], factor: Fraction) -> list[int]:
+    return [int(part * factor) for part in parts]
+
+
+def _denominator(numbers: Iterable[Fraction | int]) -> int:
+    return math.lcm(*(Fraction(each).denominator for each in numbers))
+
+
+def _exact(share: float) -> Fraction:
+    """The decimal number that was written."""
+    return Fraction(str(share))
+
+
+def _words(shares: Mapping[SubsetName, float]) -> str:
+    return " ".join(f"{name}={share:g}" for name, share in shares.items())

@@ -1,0 +1,68 @@
+"""Who a proxy says it is, and which resources are made for such as it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from envoy.config.core.v3 import base_pb2
+
+from tidegate.mesh.ads.errors import RefusedRequestError
+from tidegate.mesh.ads.status import NodeId, Protocol
+from tidegate.mesh.resources import ProxyKind
+
+__all__ = ["Identity", "identify"]
+
+_MAX_ID_BYTES: Final = 1024
+_MAX_SHOWN_CHARACTERS: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who opens a stream.
+
+    Attributes:
+        node: what the proxy calls itself.
+        proxy_kind: which resources are made for it.
+        protocol: how it asks.
+        user_agent: name and version of its software.
+        peer: its address, as gRPC writes it.
+    """
+
+    node: NodeId
+    proxy_kind: ProxyKind
+    protocol: Protocol
+    user_agent: str
+    peer: str
+
+
+def identify(node: base_pb2.Node, protocol: Protocol, peer: str) -> Identity:
+    """Reads who a proxy is from its first request.
+
+    Raises:
+        RefusedRequestError: it does not say who or what it is.
+    """
+    if not node.id:
+        raise RefusedRequestError("node.id", "is empty; name the proxy in its bootstrap")
+    if len(node.id.encode()) > _MAX_ID_BYTES:
+        raise RefusedRequestError("node.id", f"is longer than {_MAX_ID_BYTES} bytes")
+    version = node.user_agent_version
+    if node.HasField("user_agent_build_version"):
+        build = node.user_agent_build_version.version
+        version = f"{build.major_number}.{build.minor_number}.{build.patch}"
+    return Identity(
+        node=NodeId(node.id),
+        proxy_kind=_proxy_kind_of(node.user_agent_name),
+        protocol=protocol,
+        user_agent=f"{node.user_agent_name} {version}".strip()[:_MAX_SHOWN_CHARACTERS],
+        peer=peer,
+    )
+
+
+def _proxy_kind_of(user_agent: str) -> ProxyKind:
+    if user_agent == "envoy":
+        return ProxyKind.ENVOY
+    if user_agent.startswith("gRPC"):
+        return ProxyKind.GRPC
+    shown = user_agent[:_MAX_SHOWN_CHARACTERS]
+    raise RefusedRequestError(
+        "node.user_agent_name", f"is {shown!r}; resources are made for 'envoy' and for 'gRPC …'"
+    )

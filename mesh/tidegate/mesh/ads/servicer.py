@@ -1,0 +1,240 @@
+"""The thin shell: streams of grpc.aio on one side, a `Distribution` on the other.
+
+Each stream has a reader, which takes requests in as they come, and a writer, which sends what may
+be sent whenever something stirs. The writer waits for slow readers, and since a response is made
+only when it can be written, nothing queues up behind one. Proxies that send without being asked are
+read more slowly, and gRPC's flow control passes that on to them.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, NoReturn
+
+import grpc
+import structlog
+from envoy.service.discovery.v3 import ads_pb2, ads_pb2_grpc
+
+from tidegate.chassis import ResponseWriter, ServicerContext
+from tidegate.chassis.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from tidegate.mesh.ads.connections import Connection
+from tidegate.mesh.ads.delta import Delta, read_delta
+from tidegate.mesh.ads.distribution import Distribution
+from tidegate.mesh.ads.errors import RefusedRequestError
+from tidegate.mesh.ads.identity import Identity, identify
+from tidegate.mesh.ads.metrics import IGNORED_REQUESTS, REFUSED_STREAMS, StreamMetrics
+from tidegate.mesh.ads.sotw import StateOfTheWorld, read_sotw
+from tidegate.mesh.ads.variant import Limits, Request, XdsVariant
+from tidegate.mesh.resources import ResourceType
+
+__all__ = ["AdsServicer"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_SERVICE: Final = ads_pb2.DESCRIPTOR.services_by_name["AggregatedDiscoveryService"]
+_RETRY_AFTER_S: Final = 5.0
+_SHOWN_KEYS: Final = 8
+
+_Read = Callable[[Any, Limits], Request | None]
+
+
+class AdsServicer:
+    """``AggregatedDiscoveryService`` for a server on the chassis.
+
+    Args:
+        distribution: what is served.
+    """
+
+    service_name: Final = _SERVICE.full_name
+
+    def __init__(self, distribution: Distribution) -> None:
+        self._distribution = distribution
+        self._shut_down = asyncio.Event()
+        self._open = 0
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server."""
+        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self, server)
+
+    def shut_down(self) -> None:
+        """Ends all streams and takes no more; for when the server drains.
+
+        Proxies go on with what they have, and come back to whoever serves next.
+        """
+        self._shut_down.set()
+
+    async def StreamAggregatedResources(  # noqa: N802 - the name is the protocol's
+        self, requests: AsyncIterator[Any], context: ServicerContext
+    ) -> None:
+        """Serves a proxy that asks for the state of the world."""
+        await self._serve(requests, context, StateOfTheWorld(), read_sotw)
+
+    async def DeltaAggregatedResources(  # noqa: N802 - the name is the protocol's
+        self, requests: AsyncIterator[Any], context: ServicerContext
+    ) -> None:
+        """Serves a proxy that asks for what is different."""
+        await self._serve(requests, context, Delta(), read_delta)
+
+    async def _serve(
+        self,
+        requests: AsyncIterator[Any],
+        context: ServicerContext,
+        dialect: XdsVariant,
+        read: _Read,
+    ) -> None:
+        self._open += 1
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                ending = tasks.create_task(self._end())
+                await self._talk(requests, context, dialect, read)
+                ending.cancel()
+        finally:
+            self._open -= 1
+
+    async def _end(self) -> NoReturn:
+        await self._shut_down.wait()
+        raise Unavailable("the control plane is going away", reason="CONTROL_PLANE_DRAINING")
+
+    async def _talk(
+        self,
+        requests: AsyncIterator[Any],
+        context: ServicerContext,
+        dialect: XdsVariant,
+        read: _Read,
+    ) -> None:
+        limits = self._distribution.limits
+        try:
+            async with asyncio.timeout(limits.first_request_s):
+                first = await anext(requests, None)
+        except TimeoutError as error:
+            REFUSED_STREAMS.labels("silent").inc()
+            raise DeadlineExceeded(
+                f"no request came within {limits.first_request_s:g} s", reason="SILENT_STREAM"
+            ) from error
+        if first is None:
+            return
+        if self._open > limits.streams:
+            REFUSED_STREAMS.labels("too_many_streams").inc()
+            raise ResourceExhausted(
+                f"more than {limits.streams} streams are open, the most this server takes",
+                reason="TOO_MANY_STREAMS",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        try:
+            identity = identify(first.node, dialect.protocol, context.peer())
+        except RefusedRequestError as error:
+            raise _refusal(error) from error
+        with self._distribution.connected(identity, dialect) as connection:
+            conversation = _Conversation(self._distribution, connection, dialect, read)
+            with conversation.metrics.proxies.track_inprogress():
+                async with asyncio.TaskGroup() as tasks:
+                    writing = tasks.create_task(conversation.write(context))
+                    await conversation.take(first)
+                    async for message in requests:
+                        await conversation.take(message)
+                    writing.cancel()
+
+
+class _Conversation:
+    """One stream's reading and writing.
+
+    Args:
+        distribution: what is served.
+        connection: the stream.
+        dialect: in which it is spoken.
+        read: reads a message of the dialect.
+
+    Attributes:
+        metrics: of the stream.
+    """
+
+    def __init__(
+        self, distribution: Distribution, connection: Connection, dialect: XdsVariant, read: _Read
+    ) -> None:
+        self._distribution = distribution
+        self._connection = connection
+        self._dialect = dialect
+        self._read = read
+        self._pace = _Pace(distribution.limits)
+        self._sent_at = dict.fromkeys(ResourceType, 0.0)
+        identity = connection.identity
+        self._log = _log.bind(
+            proxy=identity.node,
+            stream=connection.proxy.stream,
+            proxy_kind=identity.proxy_kind.value,
+            protocol=identity.protocol.name.lower(),
+        )
+        self.metrics = StreamMetrics(identity.proxy_kind, identity.protocol)
+
+    async def write(self, context: ServicerContext) -> NoReturn:
+        """Sends whatever may be sent, for as long as the stream lasts."""
+        connection, writer = self._connection, ResponseWriter(context)
+        while True:
+            connection.stirred.clear()
+            while (push := connection.stream.next_push()) is not None:
+                message = self._dialect.encode(push)
+                self._sent_at[push.type] = time.monotonic()
+                self.metrics.pushed(push.type, message.ByteSize())
+                await writer.write(message)
+            await connection.stirred.wait()
+
+    async def take(self, message: Any) -> None:
+        """Takes a request in."""
+        try:
+            _check_same_node(self._connection.identity, message)
+            request = self._read(message, self._distribution.limits)
+            answer = None
+            if request is not None:
+                answer = self._distribution.receive(self._connection, request)
+        except RefusedRequestError as error:
+            raise _refusal(error) from error
+        if request is None:
+            IGNORED_REQUESTS.inc()
+        if answer is None:
+            await self._pace.keep()
+            return
+        seconds = time.monotonic() - self._sent_at[answer.type]
+        self.metrics.answered(answer.type, seconds, accepted=answer.accepted)
+        rejection = self._connection.stream.exchanges[answer.type].rejection()
+        if not answer.accepted and rejection is not None:
+            self._log.warning(
+                "proxy refused resources",
+                type=answer.type.name.lower(),
+                resources=[key.name for key in rejection.versions][:_SHOWN_KEYS],
+                count=len(rejection.versions),
+                message=rejection.message,
+            )
+
+
+class _Pace:
+    """Slows down a proxy that sends more than it is asked for."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._rate_per_s = limits.unasked_requests_per_s
+        self._burst = float(limits.unasked_requests_burst)
+        self._left = self._burst
+        self._at = time.monotonic()
+
+    async def keep(self) -> None:
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate_per_s) - 1
+        self._at = now
+        if self._left < 0:
+            await asyncio.sleep(-self._left / self._rate_per_s)
+
+
+def _check_same_node(identity: Identity, message: Any) -> None:
+    if message.node.id not in {"", identity.node}:
+        raise RefusedRequestError(
+            "node.id", "differs from that of the stream's first request; open a new stream"
+        )
+
+
+def _refusal(error: RefusedRequestError) -> InvalidArgument:
+    REFUSED_STREAMS.labels("refused_request").inc()
+    return InvalidArgument.of(error.field, error.problem, reason="REFUSED_REQUEST")

@@ -1,0 +1,162 @@
+"""Listeners of gateways, and the route configurations behind them.
+
+A listener says nothing of hosts, and neither does a route configuration: what is done with a domain
+comes by itself (see `route_tables`). So a changed weight sends one domain, and a new host changes
+no listener, which would cost every connection of it.
+
+Streams of models are long and may be silent for long; nothing here ends one for that. Headers are
+guarded as istiod does at the edge: the client's address is the connection's, its certificate is
+told in a header that it cannot set itself, and paths are normalised before they are compared.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from envoy.config.core.v3 import base_pb2
+from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (  # noqa: E501 - a generated name
+    HttpConnectionManager,
+)
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
+from envoy.type.matcher.v3 import string_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from tidegate.istio.gateway import ServerTls, ServerTlsMode, TlsVersion
+from tidegate.mesh.compiler.filters import envoy_filters
+from tidegate.mesh.compiler.merged_gateways import MergedGateway
+from tidegate.mesh.compiler.naming import listener_name
+from tidegate.mesh.compiler.protobuf import packed, socket_address
+from tidegate.mesh.compiler.route_tables import look_up, route_configuration
+from tidegate.mesh.compiler.settings import MeshSettings
+from tidegate.mesh.resources import Resource, ResourceType
+
+__all__ = ["listener_resources"]
+
+# As in istiod, a client that begins TLS and then is silent holds its connection no longer.
+_HANDSHAKE_SECONDS: Final = 15
+_TLS_VERSIONS: Final = {
+    TlsVersion.TLSV1_2: common_pb2.TlsParameters.TLSv1_2,
+    TlsVersion.TLSV1_3: common_pb2.TlsParameters.TLSv1_3,
+}
+
+
+def listener_resources(
+    entrances: Iterable[MergedGateway], settings: MeshSettings
+) -> tuple[Resource, ...]:
+    """The listener of a port and its route configurations.
+
+    Args:
+        entrances: those of the port; one, or several with TLS.
+        settings: where to listen, and to whom requests are told.
+    """
+    entrances = tuple(entrances)
+    port = entrances[0].port
+    listener = listener_pb2.Listener(
+        name=listener_name(port),
+        address=socket_address(settings.listen_address, port),
+        filter_chains=[_filter_chain(entrance, settings) for entrance in entrances],
+    )
+    if entrances[0].tls:
+        listener.listener_filters.add(
+            name="envoy.filters.listener.tls_inspector",
+            typed_config=packed(tls_inspector_pb2.TlsInspector()),
+        )
+    return (
+        Resource.of(ResourceType.LISTENER, listener.name, listener),
+        *map(route_configuration, entrances),
+    )
+
+
+def _filter_chain(
+    entrance: MergedGateway, settings: MeshSettings
+) -> listener_components_pb2.FilterChain:
+    chain = listener_components_pb2.FilterChain(
+        filters=[
+            listener_components_pb2.Filter(
+                name="envoy.filters.network.http_connection_manager",
+                typed_config=packed(_connection_manager(entrance, settings)),
+            )
+        ],
+        transport_socket_connect_timeout=Duration(seconds=_HANDSHAKE_SECONDS),
+    )
+    if entrance.tls:
+        domains = [domain for door in entrance.doors for _, domain in door.domains]
+        if "*" not in domains:
+            chain.filter_chain_match.server_names.extend(domains)
+        tls = next(door.server.tls for door in entrance.doors if door.server.tls)
+        chain.transport_socket.name = "envoy.transport_sockets.tls"
+        chain.transport_socket.typed_config.CopyFrom(packed(_downstream_tls(tls)))
+    return chain
+
+
+def _connection_manager(entrance: MergedGateway, settings: MeshSettings) -> HttpConnectionManager:
+    details = HttpConnectionManager.SetCurrentClientCertDetails(
+        subject=BoolValue(value=True), cert=True, dns=True, uri=True
+    )
+    manager = HttpConnectionManager(
+        codec_type=HttpConnectionManager.AUTO,
+        stat_prefix=f"outbound_{listener_name(entrance.port)}",
+        http_filters=envoy_filters(grpc_web=entrance.grpc_web),
+        use_remote_address=BoolValue(value=True),
+        generate_request_id=BoolValue(value=True),
+        normalize_path=BoolValue(value=True),
+        path_with_escaped_slashes_action=HttpConnectionManager.KEEP_UNCHANGED,
+        forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
+        set_current_client_cert_details=details,
+        stream_idle_timeout=Duration(),
+        # The server says whether it wants the body of a request that asks first.
+        proxy_100_continue=True,
+        upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
+    )
+    look_up(manager, entrance)
+    if settings.access_log is not None:
+        manager.access_log.append(settings.access_log)
+    if settings.tracing is not None:
+        manager.tracing.CopyFrom(settings.tracing)
+    return manager
+
+
+def _downstream_tls(tls: ServerTls) -> tls_pb2.DownstreamTlsContext:
+    common = tls_pb2.CommonTlsContext(
+        tls_params=common_pb2.TlsParameters(
+            tls_minimum_protocol_version=_TLS_VERSIONS.get(
+                tls.min_protocol_version, common_pb2.TlsParameters.TLSv1_2
+            ),
+            tls_maximum_protocol_version=_TLS_VERSIONS.get(
+                tls.max_protocol_version, common_pb2.TlsParameters.TLSv1_3
+            ),
+            cipher_suites=tls.cipher_suites,
+        ),
+        alpn_protocols=["h2", "http/1.1"],
+    )
+    common.tls_certificates.add(
+        certificate_chain=base_pb2.DataSource(filename=tls.server_certificate),
+        private_key=base_pb2.DataSource(filename=tls.private_key),
+    )
+    mutual = tls.mode is ServerTlsMode.MUTUAL
+    if mutual:
+        common.validation_context.CopyFrom(_client_validation(tls))
+    return tls_pb2.DownstreamTlsContext(
+        common_tls_context=common, require_client_certificate=BoolValue(value=mutual)
+    )
+
+
+def _client_validation(tls: ServerTls) -> common_pb2.CertificateValidationContext:
+    context = common_pb2.CertificateValidationContext(
+        trusted_ca=base_pb2.DataSource(filename=tls.ca_certificates),
+        match_typed_subject_alt_names=[
+            common_pb2.SubjectAltNameMatcher(
+                san_type=kind, matcher=string_pb2.StringMatcher(exact=name)
+            )
+            for name in tls.subject_alt_names
+            for kind in (
+                common_pb2.SubjectAltNameMatcher.DNS,
+                common_pb2.SubjectAltNameMatcher.URI,
+            )
+        ],
+    )
+    if tls.ca_crl:
+        context.crl.filename = tls.ca_crl
+    return context

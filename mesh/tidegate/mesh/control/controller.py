@@ -1,0 +1,423 @@
+"""The controller: takes what files, commands and endpoints say, and changes the mesh accordingly.
+
+One change of objects is made at a time; what comes meanwhile waits, and edits of files that come
+one after another are made as one. Health and workloads do not wait: they count at once, in the
+middle of a change too.
+
+A person's edit that has errors, or that could not be made, is refused: the objects stay as they
+were, the file stays as the person left it, and the status says what is wrong, until the file is
+another one. No command changes a file: what it shifts is kept apart (see `ShiftedFiles`).
+
+At its start the controller finds in its journal which objects are in effect and which change was
+interrupted. Proxies get no answer until the endpoints have said how they are: an answer without
+that would take every endpoint out of use.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tidegate.chassis import get_logger
+from tidegate.chassis.errors import NotFound
+from tidegate.errors import TidegateError
+from tidegate.istio import IstioObjects
+from tidegate.istio.edits import Shift
+from tidegate.mesh.ads import Distribution
+from tidegate.mesh.compiler import Compiler
+from tidegate.mesh.control.departures import Departures
+from tidegate.mesh.control.draining import Drained, drained
+from tidegate.mesh.control.edits import FileEdits
+from tidegate.mesh.control.effective import Effective
+from tidegate.mesh.control.endpoint_states import Endpoints
+from tidegate.mesh.control.errors import (
+    InterruptedTransitionError,
+    ObjectsError,
+    StateError,
+    UnexpectedChangeError,
+)
+from tidegate.mesh.control.events import Events, in_effect
+from tidegate.mesh.control.health_checks import CheckPace
+from tidegate.mesh.control.journal import Begun, Journal, TextChange
+from tidegate.mesh.control.loads import Loads
+from tidegate.mesh.control.performing import Performer
+from tidegate.mesh.control.preview import Preview, preview
+from tidegate.mesh.control.problems import Problems
+from tidegate.mesh.control.proposals import Proposals, ProposedChange, names_of
+from tidegate.mesh.control.serving import Serving
+from tidegate.mesh.control.settings import ControlSettings
+from tidegate.mesh.control.shifted import ShiftedFiles
+from tidegate.mesh.control.taking_over import TakingOver
+from tidegate.mesh.control.transitions import Transitions
+from tidegate.mesh.resources import ProxyKind, ResourceKey
+
+__all__ = ["Controller"]
+
+_log = get_logger(__name__)
+
+_Make = Callable[[Events], Coroutine[Any, Any, None]]
+"""Makes a change and tells what happens."""
+
+
+class Controller:
+    """The mesh's controller. Use it from the event loop.
+
+    Args:
+        settings: what it is told.
+        distribution: serves the proxies.
+        compiler: makes resources of objects.
+        loads: knows what runs in the proxies.
+        journal: remembers.
+
+    Attributes:
+        serving: what is served.
+        endpoints: the endpoints' states.
+        transitions: the changes.
+        problems: what is wrong and not in effect.
+        shifted: the files that commands changed.
+    """
+
+    def __init__(
+        self,
+        settings: ControlSettings,
+        distribution: Distribution,
+        compiler: Compiler,
+        loads: Loads,
+        journal: Journal,
+    ) -> None:
+        self._settings = settings
+        self._distribution = distribution
+        self._journal = journal
+        self._effective = Effective()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._changing: set[asyncio.Task[None]] = set()
+        self._running = False
+        self._is_back = False
+        self._interrupted: _Make | None = None
+        self._settled = asyncio.Event()
+        self._loads = loads
+        self.problems = Problems()
+        self._departures = Departures(
+            distribution, loads, settings.leave_deadline_s, self._stranded
+        )
+        self.serving = Serving(distribution, compiler, self._departures)
+        self.endpoints = Endpoints(
+            self.serving,
+            settings.health_watches,
+            CheckPace(
+                interval_s=settings.health_check_interval_s,
+                timeout_s=settings.health_check_timeout_s,
+                failures=settings.health_check_failures,
+            ),
+        )
+        performer = Performer(
+            distribution,
+            self.serving,
+            journal,
+            loads,
+            TakingOver(
+                settings.envoy_admin_files,
+                lambda: {each.proxy.node for each in distribution.proxies()},
+            ),
+            leave_deadline_s=settings.leave_deadline_s,
+            why_unhealthy=self._why_unhealthy,
+        )
+        self.transitions = Transitions(distribution, self.serving, journal, performer)
+        self.shifted = ShiftedFiles(journal)
+        self._edits = FileEdits(
+            settings.objects,
+            self._effective,
+            self.endpoints,
+            self.shifted,
+            self.problems,
+            self._begin_edits,
+            settings.file_settle_s,
+        )
+        self._proposals = Proposals(self._effective, self._edits, self.shifted, self.serving)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether proxies are served and changes are made."""
+        return self._running
+
+    def load(self) -> None:
+        """Finds the objects that are in effect; before anything is served.
+
+        Raises:
+            TidegateError: the objects cannot be used, and there are none to go on with.
+        """
+        begun = self._journal.begun()
+        self._is_back = bool(begun or self._journal.effective())
+        if self._is_back:
+            self._interrupted = self._start_again(begun)
+        else:
+            self._start_anew()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serves what was loaded while the context is open."""
+        async with self.endpoints, asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            await self.endpoints.answered(self._settings.settle_s)
+            self.serving.open()
+            following = [
+                tasks.create_task(self._departures.follow(self.serving.release)),
+                tasks.create_task(self._edits.follow(self._settings.file_interval_s)),
+                tasks.create_task(self._settle(self._settings.settle_s if self._is_back else 0.0)),
+            ]
+            if self._interrupted is not None:
+                self._change(self._interrupted)
+            self._running = True
+            try:
+                yield
+            finally:
+                self.interrupt()
+                for task in following:
+                    task.cancel()
+
+    def interrupt(self) -> None:
+        """Makes no more changes; one that has begun goes on at the next start."""
+        self._running = False
+        for task in self._changing:
+            task.cancel()
+
+    def shift(self, change: Shift, description: str, deadline_s: float | None = None) -> Events:
+        """Begins a shift.
+
+        Args:
+            change: what is asked for.
+            description: the same in words.
+            deadline_s: how long each of its stages may take; that of the settings unless given.
+
+        Returns:
+            What happens. Iterating it raises at the end what kept the shift from being made.
+        """
+
+        async def make(events: Events) -> None:
+            async with self.transitions.turn(events) as id_:
+                await self._settled.wait()
+                proposed = self._proposals.of_shift(change)
+                if not proposed.files:
+                    events.say(in_effect(id_))
+                    return
+                await self._make(id_, description, proposed, events, deadline_s)
+
+        return self._change(make)
+
+    def reset(self, deadline_s: float | None = None) -> Events:
+        """Begins to take every shift back: each file means again what it holds now.
+
+        Args:
+            deadline_s: how long each stage may take; that of the settings unless given.
+
+        Returns:
+            What happens, as of `shift`; nothing where nothing is shifted.
+        """
+
+        async def make(events: Events) -> None:
+            async with self.transitions.turn(events) as id_:
+                await self._settled.wait()
+                await self._edits.look_now()
+                proposed = self._proposals.of_reset()
+                if proposed.files:
+                    description = f"reset of {proposed.names}"
+                    await self._make(id_, description, proposed, events, deadline_s)
+
+        return self._change(make)
+
+    def objects_about(self, host: str) -> IstioObjects:
+        """The objects in effect that are about a host, by its full or short name; else all."""
+        return self._effective.about(host, self.serving.objects)
+
+    def preview(self, change: Shift | None) -> Preview:
+        """Tells what a shift would change, or without one what a reset would.
+
+        Raises:
+            TidegateError: it cannot be made.
+        """
+        proposals = self._proposals
+        proposed = proposals.of_reset() if change is None else proposals.of_shift(change)
+        return preview(proposed.files, self.serving.compiled.resources, proposed.proposal)
+
+    async def drain(self, address: str, deadline_s: float | None = None) -> Drained:
+        """Takes an endpoint out of use and waits for the requests that run there.
+
+        Args:
+            address: the endpoint, ``address:port``.
+            deadline_s: how long to wait; as long as endpoints that leave may take unless given.
+
+        Raises:
+            NotFound: there is no such endpoint.
+        """
+        places = self._places(address)
+        self.endpoints.drain(address)
+        if deadline_s is None:
+            deadline_s = self._settings.leave_deadline_s
+        return await drained(address, places, self._distribution, self._loads, deadline_s)
+
+    def undrain(self, address: str) -> None:
+        """Takes an endpoint into use again.
+
+        Raises:
+            NotFound: there is no such endpoint.
+        """
+        self._places(address)
+        self.endpoints.undrain(address)
+
+    def _start_anew(self) -> None:
+        found = self._edits.differences()
+        wrong = [
+            *(f"{path} {words}" for path, words in self._edits.unread.items()),
+            *found.broken.values(),
+        ]
+        if wrong:
+            raise ObjectsError("\n".join(wrong))
+        changes = (*found.config, *found.workloads)
+        self.serving.start(self._effective.edit(changes)(IstioObjects()))
+        self._effective.take(changes)
+        self._journal.start_with(self._effective.config)
+
+    def _start_again(self, begun: Begun | None) -> _Make | None:
+        """Starts with what was in effect, and what was interrupted as far as it was.
+
+        Returns:
+            What goes on with the interrupted change.
+        """
+        texts = self._journal.effective()
+        known = [TextChange(path, None, text, None) for path, text in texts.items()]
+        try:
+            self.serving.start(self._effective.edit(known)(IstioObjects()))
+        except TidegateError as error:
+            self._start_over(error)
+            return None
+        self._effective.take(known)
+        self._edits.take_workloads(self._edits.differences().workloads)
+        if begun is None:
+            return None
+        try:
+            proposal = self._proposals.of(begun.files).proposal
+        except TidegateError as error:
+            # Workloads that came meanwhile can make it impossible; nobody is served it yet.
+            self._journal.end(begun.files, made=False)
+            self.problems.put(begun.description, f"was interrupted and given up: {error}")
+            return None
+        self.serving.enter(proposal, begun.reached)
+
+        async def go_on(events: Events) -> None:
+            async with self.transitions.turn(events):
+                await self._settled.wait()
+                await self.transitions.go_on(begun, proposal, events)
+                self._effective.take(begun.files)
+
+        return go_on
+
+    def _start_over(self, reason: TidegateError) -> None:
+        """Starts with what the files mean: what was in effect is refused by this version."""
+        self._journal.end((), made=False)
+        try:
+            self._start_anew()
+        except TidegateError:
+            # What was shifted may be what is refused.
+            for path in self.shifted.paths:
+                self._journal.keep(path, None)
+            self._start_anew()
+        _log.warning("starts with the files, not with what was in effect", reason=str(reason))
+
+    async def _settle(self, seconds: float) -> None:
+        """Lets proxies come back before anything is changed, since those away are not asked."""
+        await asyncio.sleep(seconds)
+        self._settled.set()
+
+    def _change(self, make: _Make) -> Events:
+        events = Events()
+
+        async def run() -> None:
+            try:
+                await make(events)
+            except TidegateError as error:
+                events.end(error)
+            except asyncio.CancelledError:
+                events.end(
+                    InterruptedTransitionError(
+                        "the controller is going away; a change that has begun goes on at its next"
+                        " start"
+                    )
+                )
+                raise
+            except Exception as error:  # noqa: BLE001 - it is logged and told
+                # One change must not end the controller.
+                _log.exception("a change failed unexpectedly")
+                events.end(
+                    UnexpectedChangeError(f"a fault of the controller; see its log: {error!r}")
+                )
+            else:
+                events.end()
+            finally:
+                self._edits.compare_again()
+
+        assert self._tasks is not None  # noqa: S101 - changes are made while it runs
+        task = self._tasks.create_task(run(), name="change")
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        return events
+
+    async def _make(
+        self,
+        id_: str,
+        description: str,
+        proposed: ProposedChange,
+        events: Events,
+        deadline_s: float | None = None,
+    ) -> None:
+        await self.transitions.make(
+            *(id_, description, proposed.files, proposed.proposal, events),
+            deadline_s=deadline_s or self._settings.stage_deadline_s,
+        )
+        self._effective.take(proposed.files)
+
+    async def _take_edits(self, events: Events) -> None:
+        """Makes a change of what people have written in files."""
+        async with self.transitions.turn(events) as id_:
+            await self._settled.wait()
+            # A change that was taken back has rewritten what was seen last.
+            found = await self._edits.look_now()
+            if found.broken or not found.config:
+                return
+            names = names_of(found.config)
+            try:
+                proposed = self._proposals.of_edits(found.config)
+                names = proposed.names
+                lost = ", in place of what was shifted" * self.shifted.lost_in(proposed.files)
+                await self._make(id_, f"edit of {names}{lost}", proposed, events)
+            except TidegateError as error:
+                if isinstance(error, StateError) or isinstance(error.__cause__, StateError):
+                    # Nothing is wrong with the files: they are tried again.
+                    self._edits.tell(f"the edit of {names} is not in effect yet: {error}")
+                else:
+                    words = f"the edit of {names} is not in effect: {error}"
+                    self._edits.refuse(found.config, words)
+                raise
+
+    def _begin_edits(self) -> bool:
+        """Begins a change of what people have written, unless another is being made."""
+        if not self._running or self.transitions.busy:
+            return False
+        self._change(self._take_edits)
+        return True
+
+    def _stranded(self, address: str, words: str) -> None:
+        self.problems.put(f"endpoint {address}", words)
+
+    def _places(self, address: str) -> dict[ProxyKind, list[ResourceKey]]:
+        places = self.serving.places(address)
+        if not places:
+            raise NotFound(f"there is no endpoint {address}", reason="ENDPOINT_UNKNOWN")
+        return places
+
+    def _why_unhealthy(self, cluster: str) -> str:
+        statuses = self.endpoints.statuses
+        reasons = [
+            f"{address}: {statuses[address].reason}" if address in statuses else address
+            for address in sorted(self.serving.addresses(cluster))
+        ]
+        return ", ".join(reasons) or "no server has its labels"

@@ -1,0 +1,157 @@
+"""All rules over all objects, and each finding with its file and line.
+
+Objects that cannot be read at all are findings too, of the rule ``invalid``: then nothing else is
+looked for, since half a mesh has mistakes that the whole has not. What the compiler refuses and no
+rule has found is of the rule ``not-compiled``, so that a mesh without errors here can be served.
+"""
+
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tidegate.istio.errors import ObjectProblem
+from tidegate.istio.files import Loaded
+from tidegate.istio.nodes import find, line_of
+from tidegate.istio.parsing import Ignored, ParsedObject, parse_part
+from tidegate.istio.shapes import HostName
+from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
+from tidegate.mesh.lint import (  # noqa: F401  # their import declares the rules
+    gateway_rules,
+    host_rules,
+    match_rules,
+    policy_rules,
+    route_rules,
+)
+from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
+from tidegate.mesh.lint.view import MeshView
+
+__all__ = ["ALL_RULES", "INVALID", "Report", "check", "problems_as_report"]
+
+INVALID = Rule("invalid", Severity.ERROR, "an object cannot be read, or says what cannot be done")
+"""The rule of everything that the parser refuses."""
+
+NOT_COMPILED = Rule("not-compiled", Severity.ERROR, "objects contradict each other")
+"""The rule of what the compiler refuses and no other rule has found."""
+
+ALL_RULES: tuple[Rule, ...] = (INVALID, NOT_COMPILED, *RULES)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A finding with its place.
+
+    Attributes:
+        rule: the name of the rule.
+        severity: how bad it is.
+        object: the object, as ``VirtualService models/vision``.
+        path: the field; empty for the whole object.
+        source: the file.
+        line: the line there, from 1.
+        traffic: what happens to requests.
+        fix: what to do about it.
+    """
+
+    rule: str
+    severity: Severity
+    object: str
+    path: str
+    source: str
+    line: int
+    traffic: str
+    fix: str
+
+
+def check(loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None) -> list[Report]:
+    """What is wrong with objects, in the order of files and lines.
+
+    Args:
+        loaded: the objects and their files.
+        p99: how long the slowest hundredth of hosts' answers takes, beside what annotations say.
+    """
+    view = MeshView(loaded.objects, loaded.ignored, p99 or {})
+    places = _Places(loaded)
+    reports = [
+        _report(rule, finding, places)
+        for rule, findings in RULES.items()
+        for finding in dict.fromkeys(findings(view))
+    ]
+    reports += [
+        _report(NOT_COMPILED, _refused(error), places)
+        for error in _compile_errors(view)
+        if not any(_same(report, error) for report in reports)
+    ]
+    order = {str(path): index for index, path in enumerate(loaded.files)}
+    return sorted(reports, key=lambda each: (order[each.source], each.line))
+
+
+def problems_as_report(problems: Iterable[ObjectProblem]) -> list[Report]:
+    """What the parser refused, as findings."""
+    return [
+        Report(
+            *(INVALID.name, INVALID.severity, each.object, each.path, each.source, each.line),
+            each.problem,
+            each.fix,
+        )
+        for each in problems
+    ]
+
+
+def _compile_errors(view: MeshView) -> tuple[CompileError, ...]:
+    """What keeps the objects from being compiled; of what the files do not hold nothing is said."""
+    try:
+        Compiler(MeshSettings()).compile(view.objects, {})
+    except CompileErrors as found:
+        # The ports and endpoints of a Service of Kubernetes, and so its routes, are not compiled.
+        beside = any(host.entry is None for host in view.hosts.values())
+        return tuple(
+            each for each in found.errors if not (beside and each.path.startswith("spec.http"))
+        )
+    return ()
+
+
+def _refused(error: CompileError) -> Finding:
+    return Finding(
+        error.object,
+        error.path,
+        f"{error.reason}: nothing is compiled, and proxies keep what they have",
+        error.fix,
+    )
+
+
+def _same(report: Report, error: CompileError) -> bool:
+    """Whether an error has been found by a rule already, at the field or around it."""
+    around = report.path.startswith(error.path) or error.path.startswith(report.path)
+    return report.severity is Severity.ERROR and report.object == str(error.object) and around
+
+
+class _Places:
+    """Finds lines; a part of a file is parsed once for all its findings."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._parsed: dict[str, list[ParsedObject]] = {}
+
+    def of(self, finding: Finding) -> tuple[str, int]:
+        """The file and line of a finding."""
+        name = finding.object
+        if isinstance(name, Ignored):
+            return name.source, name.line
+        place = self._loaded.place_of(name)
+        if place is None:
+            raise LookupError(f"{name} is in no file")
+        file, part, lines_before = place
+        if part.text not in self._parsed:
+            self._parsed[part.text] = parse_part(part.text, "").objects
+        (node,) = (each.node for each in self._parsed[part.text] if each.object.name == name)
+        return str(file.path), lines_before + line_of(find(node, finding.path))
+
+
+def _report(rule: Rule, finding: Finding, places: _Places) -> Report:
+    source, line = places.of(finding)
+    name = finding.object
+    label = f"{name.kind} {name.name}" if isinstance(name, Ignored) else str(name)
+    return Report(
+        *(rule.name, rule.severity, label, finding.path, source, line),
+        finding.traffic,
+        finding.fix,
+    )

@@ -1,0 +1,260 @@
+"""`tidegate up`, `down`, `status` and `restart`."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Self
+
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from tidegate.cli.servers.display import ROUTED_S, mesh_lines, server_line, server_table
+from tidegate.mesh.supervisor.config import ServersFile, find_config, load_config
+from tidegate.mesh.supervisor.errors import (
+    AlreadyRunningError,
+    NotRunningError,
+    StillRunningError,
+    SupervisorError,
+)
+from tidegate.mesh.supervisor.following import following
+from tidegate.mesh.supervisor.machine import Phase
+from tidegate.mesh.supervisor.orders import give_order
+from tidegate.mesh.supervisor.ports import check_ports
+from tidegate.mesh.supervisor.state import (
+    DIRECTORY,
+    RestartSnapshot,
+    RestartStage,
+    Snapshot,
+    StateDirectory,
+)
+from tidegate.mesh.supervisor.supervisor import Supervisor
+
+__all__ = ["down", "restart", "status", "up"]
+
+_POLL_S = 0.1
+# How much longer than its slowest server a supervisor may take to stop.
+_STOP_MARGIN_S = 10.0
+
+_File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "-f",
+        help="The servers to run. Default: ./tidegate.yaml, or vision and llm where there is none.",
+        show_default=False,
+    ),
+]
+_Directory = Annotated[
+    Path, typer.Option("--directory", help="The folder for state and logs.", show_default=True)
+]
+
+
+def up(
+    file: _File = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once the servers serve.")
+    ] = False,
+    directory: _Directory = DIRECTORY,
+) -> None:
+    """Start the servers and keep them running until Ctrl-C.
+
+    With --detach, exits with 1 when a server fails; without, when all of them have.
+    """
+    state = StateDirectory(directory)
+    path = find_config(file, Path.cwd())
+    config = load_config(path)
+    console = Console(stderr=True, highlight=False)
+    if detach:
+        _detach(state, config, path, console)
+        return
+    with _Progress(console) as progress:
+        gave_up = asyncio.run(Supervisor(config, path, state, progress.show).run())
+    console.print("all servers have stopped")
+    if len(gave_up) == len(config.servers):
+        raise typer.Exit(1)
+
+
+def down(directory: _Directory = DIRECTORY) -> None:
+    """Stop what `tidegate up` started, here or in another terminal, and wait for it."""
+    state = StateDirectory(directory)
+    snapshot = _running(state)
+    console = Console(stderr=True, highlight=False)
+    os.kill(snapshot.pid, signal.SIGTERM)
+    names = ", ".join(server.name for server in snapshot.servers)
+    limit_s = snapshot.drain_deadline_s + _STOP_MARGIN_S
+    goes_on = f"{names} still stop; follow it with `tidegate status`"
+    with following(goes_on), console.status(f"stopping {names}"):
+        if not _wait(lambda: not state.held(), limit_s):
+            raise StillRunningError(
+                f"the supervisor (pid {snapshot.pid}) still runs after {limit_s:g} s; "
+                f"see {state.logs}, or kill it: its servers go with it"
+            )
+    console.print(f"stopped {names}")
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    directory: _Directory = DIRECTORY,
+) -> None:
+    """Show the servers that `tidegate up` runs here.
+
+    Exits with 1 when one of them does not serve, and when none runs.
+    """
+    snapshot = _running(StateDirectory(directory))
+    console = Console(highlight=False)
+    if as_json:
+        console.print_json(json.dumps(asdict(snapshot), default=str))
+    else:
+        console.print(server_table(snapshot, time.time()), soft_wrap=not console.is_terminal)
+    if any(server.phase is not Phase.SERVING for server in snapshot.servers):
+        raise typer.Exit(1)
+
+
+def restart(
+    name: Annotated[str, typer.Argument(help="The server.", show_default=False)],
+    directory: _Directory = DIRECTORY,
+) -> None:
+    """Restart one server; behind the mesh, without losing a request.
+
+    There the new process is started beside the old one and takes over once Envoy sends it requests.
+    Everything else is stopped and started. Exits with 1 when the restart fails.
+    """
+    state = StateDirectory(directory)
+    snapshot = _running(state)
+    console = Console(stderr=True, highlight=False)
+    order = give_order(state, snapshot.pid, name)
+    seen: RestartSnapshot | None = None
+    goes_on = f"the restart of {name} goes on; follow it with `tidegate status`"
+    with following(goes_on), console.status(f"restarting {name}"):
+        while seen is None or not seen.stage.over:
+            current = _running(state).restart(order.id)
+            if current is not None and current != seen:
+                seen = current
+                console.print(f"{name}: {f'{seen.stage}: {seen.reason}'.removesuffix(': ')}")
+            time.sleep(_POLL_S)
+    if seen.stage is RestartStage.FAILED:
+        raise typer.Exit(1)
+
+
+class _Progress:
+    """Shows each state: redrawn on a terminal, a line for each change elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._snapshot: Snapshot | None = None
+        self._phases: dict[str, Phase] = {}
+        self._lines: tuple[str, ...] = ()
+        self._live = (
+            Live(console=console, get_renderable=self._table, refresh_per_second=8)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Takes the next state."""
+        self._snapshot = snapshot
+        if self._live is not None:
+            return
+        for server in snapshot.servers:
+            # Two processes of one server have a log each.
+            if self._phases.get(server.log) is not server.phase:
+                self._phases[server.log] = server.phase
+                self._console.print(server_line(server), soft_wrap=True)
+        serving = any(server.phase is Phase.SERVING for server in snapshot.servers)
+        lines = mesh_lines(snapshot, time.time()) if serving and snapshot.settled else ()
+        if lines and lines != self._lines:
+            self._lines = lines
+            self._console.print("\n".join(lines), soft_wrap=True)
+
+    def _table(self) -> RenderableType:
+        if self._snapshot is None:
+            return ""
+        return server_table(self._snapshot, time.time(), live=True)
+
+
+def _detach(state: StateDirectory, config: ServersFile, path: Path, console: Console) -> None:
+    if state.held():
+        raise AlreadyRunningError(
+            "tidegate is up already here; see `tidegate status`, or stop it with `tidegate down`"
+        )
+    check_ports(config)
+    state.logs.mkdir(parents=True, exist_ok=True)
+    log = state.log_file("supervisor")
+    with log.open("wb") as output:
+        child = subprocess.Popen(  # noqa: S603  # our own module
+            [
+                *(sys.executable, "-m", "tidegate.mesh.supervisor"),
+                *(str(path.resolve()), str(state.root)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    settled_at: float | None = None
+    goes_on = (
+        "the servers go on starting in the background; follow it with `tidegate status`, stop them"
+        " with `tidegate down`"
+    )
+    with following(goes_on), _Progress(console) as progress:
+        while True:
+            snapshot = state.running()
+            if snapshot is not None and snapshot.pid == child.pid:
+                progress.show(snapshot)
+                settled_at = (settled_at or time.monotonic()) if snapshot.settled else None
+                waited = settled_at is not None and time.monotonic() - settled_at > ROUTED_S
+                if snapshot.settled and (waited or not snapshot.unrouted):
+                    break
+            if child.poll() is not None:
+                words = log.read_text(errors="replace").strip()
+                raise SupervisorError(f"the supervisor ended early:\n{words}")
+            time.sleep(_POLL_S)
+    console.print("running in the background; stop it with `tidegate down`")
+    if any(server.phase is Phase.FAILED for server in snapshot.servers):
+        raise typer.Exit(1)
+
+
+def _running(state: StateDirectory) -> Snapshot:
+    """The state of the supervisor that runs here.
+
+    Raises:
+        NotRunningError: none does.
+    """
+    if not state.held():
+        left = state.read()
+        if left is not None:
+            raise NotRunningError(
+                f"nothing runs here: the supervisor (pid {left.pid}) was killed, and its servers "
+                "with it; start again with `tidegate up`"
+            )
+        raise NotRunningError("nothing runs here; start the servers with `tidegate up`")
+    # Between taking the lock and the first state there is a moment.
+    if _wait(lambda: state.read() is not None, 5.0) and (snapshot := state.read()) is not None:
+        return snapshot
+    raise NotRunningError(f"a supervisor holds {state.lock_file} and says nothing; is it stopping?")
+
+
+def _wait(condition: Callable[[], bool], limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

@@ -1,0 +1,89 @@
+"""What is declared against Istio's own schema: each of its fields is supported or refused by name.
+
+`crd_fields.json` has the fields of Istio's CRDs (v1, the same in v1beta1) by name, with words for
+enums.
+"""
+
+import enum
+import json
+import types
+import typing
+from pathlib import Path
+
+import pytest
+
+from tidegate.istio.objects import CLASSES
+from tidegate.istio.reading import fields_of
+from tidegate.istio.rules import REFUSED_WORDS
+from tidegate.istio.shapes import Inside, Message, StringMatch
+
+SCHEMAS = json.loads(Path(__file__).with_name("crd_fields.json").read_text())
+
+
+def bare(hint):
+    """A type without None, tuple, mapping and annotation, and the field that wraps it."""
+    wrapper = None
+    while True:
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if origin is typing.Annotated:
+            wrapper = next((one.field for one in args[1:] if isinstance(one, Inside)), wrapper)
+            hint = args[0]
+        elif origin in (types.UnionType, typing.Union):
+            hint = next(one for one in args if one is not type(None))
+        elif origin is tuple:
+            hint = args[0]
+        elif origin is not None:
+            hint = args[1]
+        else:
+            return hint, wrapper
+
+
+def unwrapped(schema):
+    """A schema without the list or map around it."""
+    if isinstance(schema, list):
+        return unwrapped(schema[0])
+    return unwrapped(schema["*"]) if isinstance(schema, dict) and "*" in schema else schema
+
+
+def compared(message, schema, path):
+    """Yields what of a message does not agree with Istio's schema."""
+    declared = fields_of(message)
+    for name in schema.keys() - declared.keys() - message.REFUSED.keys():
+        yield f"{path}.{name} is neither supported nor refused"
+    for name in (declared.keys() | message.REFUSED.keys()) - schema.keys():
+        yield f"{path}.{name} is no field of Istio"
+    for name in declared.keys() & schema.keys():
+        hint, wrapper = bare(declared[name].type)
+        inner = unwrapped(schema[name])
+        place = f"{path}.{name}"
+        if wrapper is not None:
+            if wrapper not in schema[name]:
+                yield f"{place} is not wrapped in {wrapper}"
+        elif isinstance(hint, type) and issubclass(hint, Message):
+            yield from compared(hint, inner, place)
+        elif isinstance(hint, type) and issubclass(hint, enum.Enum):
+            words = {member.value for member in hint} | REFUSED_WORDS.get(hint, {}).keys()
+            if "|" in inner and words != set(inner.split("|")):
+                yield f"{place} has the words {words}, Istio {inner}"
+        elif hint is StringMatch:
+            if inner.keys() != {"exact", "prefix", "regex"}:
+                yield f"{place} is no condition on a text"
+        elif isinstance(inner, dict):
+            yield f"{place} is a message"
+
+
+@pytest.mark.parametrize("message", CLASSES.values(), ids=lambda each: each.__name__)
+def test_every_field_of_istio_is_supported_or_refused_by_name(message):
+    assert list(compared(message, SCHEMAS[message.__name__], "spec")) == []
+
+
+@pytest.mark.parametrize("message", CLASSES.values(), ids=lambda each: each.__name__)
+def test_every_refusal_says_why_and_what_to_do(message):
+    def refusals(each):
+        yield from each.REFUSED.values()
+        for shape in fields_of(each).values():
+            hint, _ = bare(shape.type)
+            if isinstance(hint, type) and issubclass(hint, Message):
+                yield from refusals(hint)
+
+    assert [words for words in refusals(message) if "; " not in words] == []

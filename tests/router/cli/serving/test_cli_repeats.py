@@ -1,0 +1,40 @@
+"""What a run of many calls is summed up to."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from tidegate.cli.serving.outcomes import Outcome
+from tidegate.cli.serving.repeats import summarise_repeats
+from tidegate.client import ClassifyResult, InvalidInputError, VisionTimings
+
+
+def outcome(*versions: str, errors: int = 0) -> Outcome:
+    timings = VisionTimings(0.0, 0.0, 0.0, 0.0, 1)
+    return Outcome(
+        "cat.jpg",
+        results=tuple(ClassifyResult("net", each, "int8", (), timings) for each in versions),
+        errors=tuple(InvalidInputError("it is not there") for _ in range(errors)),
+        latencies_s=tuple(0.001 for _ in versions),
+    )
+
+
+def test_versions_are_counted_over_all_images():
+    report = summarise_repeats([outcome("1", "2", "1"), outcome("1", errors=2)], 1.0)
+    shares = [(each.version, each.count, each.share) for each in report.versions]
+    assert shares == [("1", 3, 0.75), ("2", 1, 0.25)]
+    assert report.errors == {"NOT_SENT": 2}
+    assert (report.latency.count, report.latency.failed) == (4, 2)
+
+
+def test_without_an_answer_there_are_no_shares_and_no_latencies():
+    report = summarise_repeats([outcome(errors=1)], 1.0)
+    assert (report.versions, report.latency) == ((), None)
+    assert report.as_object()["errors"] == {"NOT_SENT": 1}
+
+
+@given(st.lists(st.sampled_from(["1", "2", "3"]), min_size=1))
+def test_shares_add_up_to_one(versions):
+    report = summarise_repeats([outcome(*versions)], 1.0)
+    assert sum(each.share for each in report.versions) == pytest.approx(1.0)
+    assert sum(each.count for each in report.versions) == len(versions)

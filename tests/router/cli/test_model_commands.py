@@ -1,0 +1,144 @@
+"""``tidegate model``, as a person uses it."""
+
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from tidegate.cli.build import app
+from tidegate.serving.build import smollm2
+from tidegate.serving.build.assembly import assemble
+from tidegate.serving.build.errors import MissingPackageError
+from tidegate.serving.build.quiet import quietly, required
+from tidegate.serving.repository import LanguageModel, Source
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Runs ``tidegate model`` in a folder of its own; gives the exit status and all output."""
+
+    def run(*arguments):
+        result = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
+        return result.exit_code, result.output
+
+    return run
+
+
+def writes(source=None):
+    def write(folder):
+        (folder / "config.json").write_text("{}")
+        return LanguageModel(kind="language-model", source=source)
+
+    return write
+
+
+def build_by_hand(root, name="talk", version="1", source=None):
+    return assemble(root, name, version, writes(source))
+
+
+def test_a_model_that_was_built_in_an_earlier_way_is_built_anew(model, tmp_path, monkeypatch):
+    now = Source(package="weights", recipe=smollm2.RECIPE)
+    monkeypatch.setattr(smollm2, "write_language_model", writes(now))
+    build = ("build", "smollm2", "--repository", str(tmp_path))
+    entry = build_by_hand(tmp_path, "smollm2", source=Source(package="weights"))
+    assert entry.metadata.source.recipe < smollm2.RECIPE
+    status, output = model(*build)
+    assert status == 0
+    assert "smollm2 1 was built in an earlier way, and is built anew" in output
+    assert f'"recipe": {smollm2.RECIPE}' in (entry.path / "model.json").read_text()
+    assert "already built" in model(*build)[1]
+
+
+def test_a_model_of_somebody_else_is_left_as_it_is(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "write_language_model", None)
+    build_by_hand(tmp_path, "smollm2")
+    status, output = model("build", "smollm2", "--repository", str(tmp_path))
+    assert status == 0
+    assert "already built" in output
+
+
+def test_list_shows_every_version_and_marks_the_default(model, tmp_path):
+    build_by_hand(tmp_path, version="1")
+    build_by_hand(tmp_path, version="2")
+    status, output = model("list", "--repository", str(tmp_path))
+    assert status == 0
+    assert [line.split()[:3] for line in output.splitlines()[1:]] == [
+        ["talk", "1", "language-model"],
+        ["talk", "2*", "language-model"],
+    ]
+
+
+def test_list_of_nothing_says_how_to_build_something(model, tmp_path):
+    status, output = model("list", "--repository", str(tmp_path))
+    assert status == 1
+    assert "tidegate model build" in output
+
+
+def test_verify_finds_the_altered_model_and_still_checks_the_others(model, tmp_path):
+    build_by_hand(tmp_path, "good")
+    altered = build_by_hand(tmp_path, "altered")
+    assert model("verify", "--repository", str(tmp_path))[0] == 0
+    (altered.path / "config.json").write_text("[]")
+    status, output = model("verify", "--repository", str(tmp_path))
+    assert status == 1
+    assert "sound   good 1" in output
+    assert "unsound" in output
+    assert "config.json: has SHA-256" in output
+    assert model("verify", "good", "--repository", str(tmp_path))[0] == 0
+
+
+def test_verify_of_an_unknown_model_is_an_error(model, tmp_path):
+    status, output = model("verify", "nobody", "--repository", str(tmp_path))
+    assert status == 1
+    assert "no model 'nobody'" in output
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    status, output = model("build", "efficientnet-lite0", "--repository", str(tmp_path))
+    assert status == 1
+    assert "needs the package 'onnx': pip install 'tidegate[models]'" in output
+    assert "1-fp32" not in [path.name for path in tmp_path.rglob("*")]
+
+
+def test_a_package_that_a_package_needs_is_the_one_that_is_named(monkeypatch, tmp_path):
+    (tmp_path / "needs_another.py").write_text("import one_that_is_not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError, match="'one_that_is_not_there'"):
+        required("needs_another")
+
+
+def test_a_language_model_has_no_choice_of_precision(model, tmp_path):
+    status, output = model("build", "smollm2", "--precision", "int8", "--repository", str(tmp_path))
+    assert status == 1
+    assert "leave out --precision" in output
+
+
+def test_a_version_that_could_leave_the_repository_is_refused(model, tmp_path):
+    status, output = model(
+        "build", "smollm2", "--version", "../../x", "--repository", str(tmp_path)
+    )
+    assert status == 1
+    assert "cannot be a version" in output
+
+
+def test_samples_are_written_where_asked(model, tmp_path):
+    status, output = model("samples", str(tmp_path / "samples"))
+    assert status == 0
+    assert "cat.jpg: Chelsea" in output
+    assert (tmp_path / "samples" / "cat.jpg").is_file()
+
+
+def test_what_a_library_prints_is_kept_for_when_it_fails(capsys):
+    with quietly():
+        print("chatter")  # noqa: T201
+
+    def fail():
+        with quietly():
+            print("the reason")  # noqa: T201
+            raise ValueError("failed")
+
+    with pytest.raises(ValueError, match="failed") as caught:
+        fail()
+    assert "the reason" in caught.value.__notes__[0]
+    assert capsys.readouterr() == ("", "")
