@@ -7,8 +7,6 @@ such a command is called, the error names the extra to install. To add a command
 
 import difflib
 import importlib
-import importlib.metadata
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +33,13 @@ class _Command:
         module: The module that defines it.
         attribute: Its name there: a function, or a ``typer.Typer`` of several commands.
         summary: Its line in the list of commands.
+        extra: The extra of the distribution that it needs; empty if the base install is enough.
     """
 
     module: str
     attribute: str
     summary: str
+    extra: str = ""
 
 
 # In the order of `tidegate --help`.
@@ -47,17 +47,24 @@ _COMMANDS = {
     "classify": _Command("tidegate.cli.serving.classify", "classify", "Say what images show."),
     "chat": _Command("tidegate.cli.serving.chat", "chat", "Talk to a language model."),
     "models": _Command("tidegate.cli.serving.models", "models", "List what the servers serve."),
-    "up": _Command("tidegate.cli.servers.commands", "up", "Start the servers here."),
-    "down": _Command("tidegate.cli.servers.commands", "down", "Stop them."),
-    "status": _Command("tidegate.cli.servers.commands", "status", "Show how they are."),
-    "restart": _Command("tidegate.cli.servers.commands", "restart", "Restart one of them."),
+    "up": _Command("tidegate.cli.servers.commands", "up", "Start the servers here.", "local"),
+    "down": _Command("tidegate.cli.servers.commands", "down", "Stop them.", "local"),
+    "status": _Command("tidegate.cli.servers.commands", "status", "Show how they are.", "local"),
+    "restart": _Command(
+        "tidegate.cli.servers.commands", "restart", "Restart one of them.", "local"
+    ),
     "mesh": _Command(
         "tidegate.cli.mesh.commands",
         "app",
         "Check and explain the mesh's Istio objects, show its state, undo shifts.",
+        "local",
     ),
-    "model": _Command("tidegate.cli.build", "app", "Build models from published weights."),
-    "shift": _Command("tidegate.cli.mesh.shift", "shift", "Move traffic between versions."),
+    "model": _Command(
+        "tidegate.cli.build", "app", "Build models from published weights.", "models"
+    ),
+    "shift": _Command(
+        "tidegate.cli.mesh.shift", "shift", "Move traffic between versions.", "local"
+    ),
     "trace": _Command("tidegate.cli.traces.commands", "app", "Find traces and show them."),
 }
 
@@ -113,21 +120,8 @@ def _load(name: str, source: _Command) -> Any:
     return command
 
 
-def _advice(command: str, module: str) -> str:
-    """Which extra brings a module, as far as the distribution's own metadata tells."""
-    top = module.split(".")[0]
-    wanted = top.replace("_", "-").lower()
-    extras = [
-        found.group(1)
-        for requirement in importlib.metadata.requires(_DISTRIBUTION) or ()
-        if re.split(r"[ ;<>=!~\[]", requirement, maxsplit=1)[0].lower() == wanted
-        and (found := re.search(r"extra == ['\"]([\w-]+)['\"]", requirement))
-    ]
-    if not extras:
-        return (
-            f"`tidegate {command}` needs the package of the module {top!r}, which is not "
-            "installed; the README says which extra has it"
-        )
-    # An extra of the command's own subject comes first: `tidegate model` and the extra `models`.
-    best = min(extras, key=lambda extra: not extra.startswith(command))
-    return f"`tidegate {command}` needs {top!r}: pip install 'tidegate[{best}]'"
+def _advice(name: str, module: str) -> str:
+    top = module.partition(".")[0]
+    extra = _COMMANDS[name].extra
+    what = f"tidegate[{extra}]" if extra else "tidegate"
+    return f"`tidegate {name}` needs {top!r}, which is not installed: pip install '{what}'"

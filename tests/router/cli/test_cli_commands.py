@@ -380,9 +380,9 @@ def test_wrong_file_is_told_without_a_traceback(tidegate, tmp_path):
 @pytest.mark.parametrize(
     ("command", "missing", "advice"),
     [
-        ("model", "onnx", b"pip install 'tidegate[models]'"),
+        ("up", "yaml", b"pip install 'tidegate[local]'"),
         ("shift", "re2", b"pip install 'tidegate[local]'"),
-        ("up", "yaml", b"the package of the module 'yaml'"),
+        ("classify", "grpc", b"pip install 'tidegate'"),
     ],
 )
 def test_missing_extra_is_named(tidegate, tmp_path, command, missing, advice):
