@@ -19,10 +19,10 @@ import psutil
 from generators import CONTEXT_TOKENS, MAX_RUNNING, MODEL_NAME
 from loads import Load, Measured
 
-from tidegate.serving.llm.engine_process import HAS_KERNELS
-from tidegate.serving.llm.environment import engine_environment, engine_libraries
-from tidegate.serving.llm.kernels import PRIORITIES
-from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.engine.environment import engine_environment, engine_libraries
+from tidegate.serving.llm.engine.launch import computing_type
+from tidegate.serving.llm.engine_process.norm_kernels import PRIORITIES
+from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS
 from tidegate.serving.llm.settings import Precision
 
 if TYPE_CHECKING:

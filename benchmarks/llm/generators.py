@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from loads import answer_commands
 
-from tidegate.serving.llm.engine_process import HAS_KERNELS
-from tidegate.serving.llm.kernels import priorities
+from tidegate.serving.llm.engine_process.norm_kernels import priorities
+from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -26,7 +26,7 @@ from loads import Load
 from results import Turn
 
 from common import cpu_name
-from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.engine.launch import computing_type
 from tidegate.serving.llm.settings import Precision
 
 _BFLOAT16 = ["--dtype", Precision.BFLOAT16.value]
