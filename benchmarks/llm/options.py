@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from contenders import ROOT, tidegates
-from loads import Load
 from results import Turn
+from systems import ROOT, running_tidegate_servers
+from workloads import Workload
 
-from common import cpu_name
+from reporting import cpu_name
 from tidegate.serving.llm.engine.launch import computing_type
 from tidegate.serving.llm.settings import Precision
 
@@ -52,13 +52,13 @@ def main() -> None:
     options = {kind: _OPTIONS[kind] for kind in given.only}
     with (
         tempfile.TemporaryDirectory() as name,
-        tidegates(given.model, Path(name), options) as found,
+        running_tidegate_servers(given.model, Path(name), options) as found,
     ):
         for each in found:
-            each.measure(Load("at once", 2, 4, 0, "warm-up"))
+            each.measure(Workload("burst", 2, 4, 0, "warm-up"))
         for number in range(given.rounds):
             for streams in given.streams:
-                load = Load("at once", streams, given.tokens, 0, f"{number}-{streams}")
+                load = Workload("burst", streams, given.tokens, 0, f"{number}-{streams}")
                 for each in found if number % 2 else reversed(found):
                     turn = Turn(0, number, each.kind, load, *each.measure(load))
                     turns.setdefault(streams, {}).setdefault(each.kind, []).append(turn)

@@ -34,11 +34,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from contenders import ROOT, Contender, contenders
-from loads import LOADS, Load
 from results import Turn, bounds, plot, rows, table
+from systems import ROOT, SystemUnderTest, running_systems
+from workloads import WORKLOADS, Workload
 
-from common import cpu_name, print_bounds
+from reporting import cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,25 +82,25 @@ def _started(start: int, given: argparse.Namespace) -> Iterator[Turn]:
     """Starts everyone, and has them measured."""
     with tempfile.TemporaryDirectory() as name:
         began = time.monotonic()
-        with contenders(given.model.resolve(), Path(name)) as all_of_them:
+        with running_systems(given.model.resolve(), Path(name)) as systems:
             console.print(f"[dim]loaded after {time.monotonic() - began:.0f} s[/dim]")
-            yield from _turns(start, all_of_them, given)
+            yield from _turns(start, systems, given)
 
 
-def _turns(start: int, all_of_them: list[Contender], given: argparse.Namespace) -> Iterator[Turn]:
+def _turns(start: int, systems: list[SystemUnderTest], given: argparse.Namespace) -> Iterator[Turn]:
     kinds = [
         (kind, streams)
         for kind in given.loads
-        for streams in ([1] if kind == "in turn" else given.streams)
+        for streams in ([1] if kind == "sequential" else given.streams)
     ]
-    for each in all_of_them:
-        each.measure(Load("at once", 2, 4, 0, "warm-up"))
+    for each in systems:
+        each.measure(Workload("burst", 2, 4, 0, "warm-up"))
     for number in range(start * given.rounds, (start + 1) * given.rounds):
-        first = number % len(all_of_them)
+        first = number % len(systems)
         for kind, streams in kinds:
-            salt = f"{number}-{kind[0]}{streams}"
-            load = Load(kind, streams, given.tokens, given.seconds, salt)
-            for each in (*all_of_them[first:], *all_of_them[:first]):
+            salt = f"{number}-{kind[:2]}{streams}"
+            load = Workload(kind, streams, given.tokens, given.seconds, salt)
+            for each in (*systems[first:], *systems[:first]):
                 yield Turn(start, number, each.kind, load, *each.measure(load))
         console.print(f"[dim]round {number + 1} of {given.starts * given.rounds}[/dim]")
 
@@ -130,7 +130,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32, help="of an answer, or their mean")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each steady measurement")
     parser.add_argument("--streams", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
+    parser.add_argument("--loads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2" / "1")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results")
     given = parser.parse_args()

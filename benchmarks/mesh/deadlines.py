@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from laptop import ROOT, Laptop, VisionServer
+from local_mesh import ROOT, LocalMesh, VisionServer
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +36,7 @@ from tidegate.client import AsyncClient, ClientOptions, Retry, TidegateRpcError,
 from tidegate.serving.build.photographs import write_samples
 
 sys.path.append(str(ROOT / "benchmarks"))
-from common import Bound, cpu_name, print_bounds
+from reporting import Bound, cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -104,18 +104,20 @@ async def _measure(
     folder: Path, models: Path, *, quick: bool, with_llm: bool
 ) -> Mapping[tuple[str, str], Counter[str]]:
     kinds = [each for each in _kinds(folder) if with_llm or each.server != "llm"]
-    laptop = Laptop(folder, models, {"vision-v1": VisionServer("v1", "1-int8")}, with_llm=with_llm)
+    local_mesh = LocalMesh(
+        folder, models, {"vision-v1": VisionServer("v1", "1-int8")}, with_llm=with_llm
+    )
     told: dict[tuple[str, str], Counter[str]] = {}
-    async with laptop.up():
+    async with local_mesh.up():
         # The objects of the repository have two subsets; one of them has a server here.
-        await laptop.tidegate("shift", "vision", "v1=100", "v2=0")
+        await local_mesh.tidegate("shift", "vision", "v1=100", "v2=0")
         addresses = {
-            ("vision", "Envoy"): laptop.vision,
-            ("vision", "direct"): str(laptop.server("vision-v1").grpc_address),
+            ("vision", "Envoy"): local_mesh.vision,
+            ("vision", "direct"): str(local_mesh.server("vision-v1").grpc_address),
         }
         if with_llm:
-            addresses["llm", "Envoy"] = laptop.llm
-            addresses["llm", "direct"] = str(laptop.server("llm").grpc_address)
+            addresses["llm", "Envoy"] = local_mesh.llm
+            addresses["llm", "direct"] = str(local_mesh.server("llm").grpc_address)
         # A retry would hide what a caller is told.
         options = ClientOptions(retry=Retry(attempts=1))
         for kind in kinds:

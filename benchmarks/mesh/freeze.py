@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from laptop import ROOT, Laptop, VisionServer
+from local_mesh import ROOT, LocalMesh, VisionServer
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +42,7 @@ from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.serving.build.photographs import write_samples
 
 sys.path.append(str(ROOT / "benchmarks"))
-from common import Bound, cpu_name, print_bounds
+from reporting import Bound, cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -140,24 +140,24 @@ async def _measure(
             folder = Path(name)
             write_samples(folder)
             image = (folder / "cat.jpg").read_bytes()
-            laptop = Laptop(
+            local_mesh = LocalMesh(
                 folder, models, servers, with_llm=with_llm and is_last, settings=settings
             )
-            async with laptop.up():
-                await laptop.tidegate("shift", "vision", "v1=100", "v2=0")
+            async with local_mesh.up():
+                await local_mesh.tidegate("shift", "vision", "v1=100", "v2=0")
                 console.print(f"[dim]{checks}: frozen for {freeze_s:g} s[/dim]")
-                freezes.append(await _freeze(laptop, image, Freeze(checks, freeze_s)))
+                freezes.append(await _freeze(local_mesh, image, Freeze(checks, freeze_s)))
                 if is_last:
                     console.print(f"[dim]busy for {_BUSY_S:g} s[/dim]")
-                    answers = await _busy(laptop, image, with_llm=with_llm)
+                    answers = await _busy(local_mesh, image, with_llm=with_llm)
     return freezes, answers
 
 
-async def _freeze(laptop: Laptop, image: bytes, freeze: Freeze) -> Freeze:
-    address, pid = laptop.server("vision-a").grpc_address, laptop.pid("vision-a")
+async def _freeze(local_mesh: LocalMesh, image: bytes, freeze: Freeze) -> Freeze:
+    address, pid = local_mesh.server("vision-a").grpc_address, local_mesh.pid("vision-a")
     async with (
-        grpc.aio.insecure_channel(laptop.controller) as channel,
-        AsyncClient(laptop.vision, ClientOptions(retry=Retry(attempts=1))) as client,
+        grpc.aio.insecure_channel(local_mesh.controller) as channel,
+        AsyncClient(local_mesh.vision, ClientOptions(retry=Retry(attempts=1))) as client,
     ):
         mesh = mesh_pb2_grpc.MeshServiceStub(channel)
 
@@ -194,13 +194,13 @@ async def _freeze(laptop: Laptop, image: bytes, freeze: Freeze) -> Freeze:
     return freeze
 
 
-async def _busy(laptop: Laptop, image: bytes, *, with_llm: bool) -> Mapping[str, Answers]:
+async def _busy(local_mesh: LocalMesh, image: bytes, *, with_llm: bool) -> Mapping[str, Answers]:
     """Keeps every server busy and checks each."""
     names = ["vision-a", "vision-b", *(["llm"] if with_llm else [])]
     answers = {name: Answers() for name in names}
     async with contextlib.AsyncExitStack() as stack:
-        vision = await stack.enter_async_context(AsyncClient(laptop.vision))
-        llm = await stack.enter_async_context(AsyncClient(laptop.llm))
+        vision = await stack.enter_async_context(AsyncClient(local_mesh.vision))
+        llm = await stack.enter_async_context(AsyncClient(local_mesh.llm))
 
         async def classify() -> None:
             while True:
@@ -221,7 +221,7 @@ async def _busy(laptop: Laptop, image: bytes, *, with_llm: bool) -> Mapping[str,
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name in names:
-                    address = str(laptop.server(name).grpc_address)
+                    address = str(local_mesh.server(name).grpc_address)
                     tasks.create_task(_check(address, answers[name]))
         finally:
             for each in working:

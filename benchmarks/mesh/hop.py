@@ -35,7 +35,7 @@ import cv2
 import grpc
 import psutil
 import structlog
-from laptop import MODEL, ROOT, Laptop, VisionServer
+from local_mesh import MODEL, ROOT, LocalMesh, VisionServer
 from plain_envoy import plain_envoy
 from rich.console import Console
 from rich.table import Table
@@ -47,7 +47,7 @@ from tidegate.vision.v1 import vision_pb2
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "vision")]
 import h2load
 
-from common import cpu_name
+from reporting import cpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,15 +134,17 @@ def main() -> int:
 
 async def _measure(folder: Path, models: Path, rounds: int, seconds: int) -> list[Sample]:
     calls = _calls(folder)
-    laptop = Laptop(folder, models, {"vision-v1": VisionServer("v1", _VERSION)}, with_llm=False)
+    local_mesh = LocalMesh(
+        folder, models, {"vision-v1": VisionServer("v1", _VERSION)}, with_llm=False
+    )
     samples = []
-    async with laptop.up():
+    async with local_mesh.up():
         # The objects of the repository have two subsets; one of them has a server here.
-        await laptop.tidegate("shift", "vision", "v1=100", "v2=0")
-        direct = laptop.server("vision-v1").grpc_address
+        await local_mesh.tidegate("shift", "vision", "v1=100", "v2=0")
+        direct = local_mesh.server("vision-v1").grpc_address
         assert direct is not None
-        async with plain_envoy(laptop, [direct]) as plain:
-            ways = {DIRECT: direct, THROUGH: laptop.vision, PLAIN: plain}
+        async with plain_envoy(local_mesh, [direct]) as plain:
+            ways = {DIRECT: direct, THROUGH: local_mesh.vision, PLAIN: plain}
             for number in range(rounds):
                 console.print(f"[dim]round {number + 1} of {rounds}[/dim]")
                 for call in calls:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from laptop import MODEL
+from local_mesh import MODEL
 
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.llm.v1 import llm_pb2
@@ -27,7 +27,7 @@ from tidegate.vision.v1 import vision_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from ledger import Ledger
+    from weight_history import WeightHistory
 
 __all__ = ["Failure", "Load", "LoadPlan", "Misrouted"]
 
@@ -46,7 +46,7 @@ _TICK_S: Final = 0.002
 _AHEAD: Final = 1.03
 # Beyond this the rate cannot be held, and more calls would only wait in more places.
 _MOST_IN_FLIGHT: Final = 512
-_LULL_S: Final = 5
+_WINDOW_S: Final = 5
 
 if TYPE_CHECKING:
     _Stub = Callable[..., grpc.aio.UnaryUnaryCall[bytes, bytes]]
@@ -153,7 +153,7 @@ class Load:
 
     Args:
         plan: what load.
-        ledger: knows who may answer.
+        weight_history: knows who may answer.
         photograph: a JPEG.
 
     Attributes:
@@ -165,7 +165,7 @@ class Load:
         lasted_s: for how long calls were begun; 0 until the end.
     """
 
-    def __init__(self, plan: LoadPlan, ledger: Ledger, photograph: bytes) -> None:
+    def __init__(self, plan: LoadPlan, weight_history: WeightHistory, photograph: bytes) -> None:
         self.plan = plan
         self.during = "the beginning"
         self.totals = Totals()
@@ -173,7 +173,7 @@ class Load:
         self.misrouted: list[Misrouted] = []
         self.versions: Counter[str] = Counter()
         self.lasted_s = 0.0
-        self._ledger = ledger
+        self._weight_history = weight_history
         self._clock = _Clock()
         self._stopping = asyncio.Event()
         self._classify = vision_pb2.ClassifyRequest(
@@ -196,7 +196,7 @@ class Load:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._call_by_the_clock(channels))
                 for number in range(self.plan.streams):
-                    tasks.create_task(self._talk(talks, number))
+                    tasks.create_task(self._chat(talks, number))
                 try:
                     yield
                 finally:
@@ -211,11 +211,11 @@ class Load:
         """Seconds since the load began."""
         return self._clock.now_s()
 
-    def lull(self, from_s: float, to_s: float) -> float:
+    def min_calls_per_s(self, from_s: float, to_s: float) -> float:
         """Answered calls a second, in the five seconds between two moments that had fewest."""
         each = [self._clock.ended[second] for second in range(int(from_s) + 1, int(to_s))]
-        lulls = [each[start : start + _LULL_S] for start in range(len(each) - _LULL_S + 1)]
-        return min(statistics.mean(lull) for lull in lulls or [each or [0]])
+        windows = [each[start : start + _WINDOW_S] for start in range(len(each) - _WINDOW_S + 1)]
+        return min(statistics.mean(window) for window in windows or [each or [0]])
 
     async def answered_by(self, version: str, limit_s: float) -> None:
         """Waits until one more call is answered by a version.
@@ -258,7 +258,7 @@ class Load:
         ended_s = time.perf_counter()
         is_photograph = method == _CLASSIFY
         version = _classified_by(answer) if is_photograph else _served_version(answer)
-        allowed = self._ledger.allowed(began_s, ended_s)
+        allowed = self._weight_history.allowed(began_s, ended_s)
         self._clock.count()
         self.versions[version] += 1
         self.totals.calls += 1
@@ -270,13 +270,13 @@ class Load:
                 during=self.during,
                 method=method,
                 lasted_s=ended_s - began_s,
-                after_s=self._ledger.since_acknowledged_s(began_s),
+                after_s=self._weight_history.since_acknowledged_s(began_s),
                 version=version,
                 allowed=tuple(sorted(allowed)),
             )
             self.misrouted.append(found)
 
-    async def _talk(self, channel: grpc.aio.Channel, number: int) -> None:
+    async def _chat(self, channel: grpc.aio.Channel, number: int) -> None:
         """One chat after the other; the last one comes to its end, too."""
         stub = channel.unary_stream(
             _CHAT, llm_pb2.ChatRequest.SerializeToString, llm_pb2.ChatResponse.FromString

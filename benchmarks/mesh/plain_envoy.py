@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from laptop import LaptopError, free_ports
+from local_mesh import LocalMeshError, free_ports
 
 from tidegate.istio import load
 from tidegate.mesh.ads import Distribution
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from laptop import Laptop
+    from local_mesh import LocalMesh
 
     from tidegate.istio import IstioObjects
 
@@ -34,25 +34,25 @@ _POLL_S: Final = 0.05
 
 
 @asynccontextmanager
-async def plain_envoy(laptop: Laptop, endpoints: Sequence[str]) -> AsyncIterator[str]:
+async def plain_envoy(local_mesh: LocalMesh, endpoints: Sequence[str]) -> AsyncIterator[str]:
     """Runs an Envoy beside that of a mesh, before the same servers.
 
     Args:
-        laptop: the mesh.
+        local_mesh: the mesh.
         endpoints: its servers, ``HOST:PORT``.
 
     Yields:
         Its address for vision.
 
     Raises:
-        LaptopError: it does not start.
+        LocalMeshError: it does not start.
     """
     (port,) = free_ports(1)
-    objects = load([laptop.objects, laptop.folder / "services.yaml", laptop.workloads])
+    objects = load([local_mesh.objects, local_mesh.folder / "services.yaml", local_mesh.workloads])
     resources = (
         Compiler(MeshSettings())
         .compile(
-            _moved(objects, int(laptop.vision.rpartition(":")[2]), port),
+            _moved(objects, int(local_mesh.vision.rpartition(":")[2]), port),
             dict.fromkeys(endpoints, EndpointState.HEALTHY),
         )
         .resources[ProxyKind.ENVOY]
@@ -64,7 +64,7 @@ async def plain_envoy(laptop: Laptop, endpoints: Sequence[str]) -> AsyncIterator
     LoadReportingServicer(LoadReports()).register(server)
     ads = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    folder = laptop.folder / "plain"
+    folder = local_mesh.folder / "plain"
     folder.mkdir()
     try:
         async with _envoy(folder, ads):
@@ -91,7 +91,7 @@ async def _envoy(folder: Path, ads: int) -> AsyncIterator[None]:
         yield
     except TimeoutError:
         words = (folder / "envoy.log").read_text(errors="replace")
-        raise LaptopError(f"the plain Envoy is not ready:\n{words[-2000:]}") from None
+        raise LocalMeshError(f"the plain Envoy is not ready:\n{words[-2000:]}") from None
     finally:
         with suppress(ProcessLookupError):
             process.terminate()

@@ -38,20 +38,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from laptop import ROOT, Laptop, LaptopError, VisionServer
-from ledger import Ledger
 from load import Load, LoadPlan
-from operating import VERSIONS, Operator
-from phases import PHASES, REPLICA, SURGED, Stage
+from local_mesh import ROOT, LocalMesh, LocalMeshError, VisionServer
+from loss_checker import LossChecker
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from witness import Witness
+from scenarios import REPLICA, RESTARTED, SCENARIOS, ScenarioContext
+from traffic_changes import VERSIONS, ChangeRunner
+from weight_history import WeightHistory
 
 from tidegate.serving.build.photographs import write_samples
 
 sys.path.append(str(ROOT / "benchmarks"))
-from common import cpu_name
+from reporting import cpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ console = Console(width=None if sys.stdout.isatty() else _WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseResult:
+class ScenarioResult:
     """One phase.
 
     Attributes:
@@ -82,7 +82,7 @@ class PhaseResult:
         seconds: how long it took.
         calls: calls of vision servers that were answered meanwhile.
         calls_per_s: the mean.
-        least_calls_per_s: the least of five seconds.
+        min_calls_per_s: the least of five seconds.
         times_ms: how long its changes took, by kind: count, p50, p95.
         failures: calls that failed.
         misrouted: calls that the wrong version answered.
@@ -94,7 +94,7 @@ class PhaseResult:
     seconds: float
     calls: int
     calls_per_s: float
-    least_calls_per_s: float
+    min_calls_per_s: float
     times_ms: Mapping[str, tuple[int, float, float]]
     failures: int
     misrouted: int
@@ -108,7 +108,7 @@ class Results:
     Attributes:
         environment: where it was measured.
         load: what was asked for.
-        phases: what was done.
+        scenarios: what was done.
         calls_per_s: vision calls that were answered, by the seconds in which calls were begun.
         totals: what was counted.
         versions: calls by the version that answered.
@@ -120,7 +120,7 @@ class Results:
 
     environment: Mapping[str, str]
     load: LoadPlan
-    phases: list[PhaseResult] = field(default_factory=list)
+    scenarios: list[ScenarioResult] = field(default_factory=list)
     calls_per_s: float = 0.0
     totals: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
@@ -148,8 +148,10 @@ def main() -> int:
     results = Results(_environment(), plan)
     with tempfile.TemporaryDirectory(prefix="bench-shifts-") as folder:
         try:
-            asyncio.run(_until_told(_run(Path(folder), given.models.resolve(), counts, results)))
-        except* LaptopError as errors:
+            asyncio.run(
+                _cancelled_by_sigterm(_run(Path(folder), given.models.resolve(), counts, results))
+            )
+        except* LocalMeshError as errors:
             results.problems += _words_of(errors)
         except* asyncio.CancelledError:
             results.problems.append("it was stopped before its end")
@@ -161,67 +163,69 @@ def main() -> int:
 
 async def _run(folder: Path, models: Path, counts: Mapping[str, int], results: Results) -> None:
     plan = results.load
-    laptop = Laptop(folder, models, _servers(), with_llm=plan.streams > 0)
+    local_mesh = LocalMesh(folder, models, _servers(), with_llm=plan.streams > 0)
     write_samples(folder)
-    ledger = Ledger(VERSIONS[subset] for subset in ("v1", "v2"))
-    load = Load(plan, ledger, (folder / "cat.jpg").read_bytes())
-    witness = Witness(laptop)
+    weight_history = WeightHistory(VERSIONS[subset] for subset in ("v1", "v2"))
+    load = Load(plan, weight_history, (folder / "cat.jpg").read_bytes())
+    loss_checker = LossChecker(local_mesh)
     console.print("[dim]starting the mesh[/dim]")
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(laptop.up())
+        await stack.enter_async_context(local_mesh.up())
         options = [
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 500),
         ]
-        channel = grpc.aio.insecure_channel(laptop.controller, options)
+        channel = grpc.aio.insecure_channel(local_mesh.controller, options)
         await stack.enter_async_context(channel)
-        operator = Operator(laptop, channel, ledger, load)
+        runner = ChangeRunner(local_mesh, channel, weight_history, load)
         try:
-            await operator.synchronized()
-            await stack.enter_async_context(witness.watching(channel))
-            await witness.look()
-            async with load.running(laptop.vision, laptop.llm):
-                stage = Stage(operator, witness, random.Random(1))
+            await runner.wait_until_synchronized()
+            await stack.enter_async_context(loss_checker.watching_records(channel))
+            await loss_checker.collect()
+            async with load.running(local_mesh.vision, local_mesh.llm):
+                context = ScenarioContext(runner, loss_checker, random.Random(1))
                 for name, count in counts.items():
-                    results.phases.append(await _play(name, count, stage))
+                    results.scenarios.append(await _run_scenario(name, count, context))
             await asyncio.sleep(_LOGGED_AFTER_S)
-            await witness.look()
+            await loss_checker.collect()
         finally:
-            _conclude(results, operator, load, witness)
+            _conclude(results, runner, load, loss_checker)
 
 
-async def _play(name: str, count: int, stage: Stage) -> PhaseResult:
-    operator, load = stage.operator, stage.operator.load
+async def _run_scenario(name: str, count: int, context: ScenarioContext) -> ScenarioResult:
+    runner, load = context.runner, context.runner.load
     console.print(f"[dim]{name}: {count}[/dim]")
     began_s = load.now_s()
     before = load.totals.calls, len(load.failures), len(load.misrouted)
-    operator.times_ms = {}
-    await PHASES[name](stage, count)
-    await stage.witness.look()
+    runner.times_ms = {}
+    await SCENARIOS[name](context, count)
+    await context.loss_checker.collect()
     ended_s = load.now_s()
     calls = load.totals.calls - before[0]
-    return PhaseResult(
+    return ScenarioResult(
         name=name,
         changes=count,
         seconds=ended_s - began_s,
         calls=calls,
         calls_per_s=calls / (ended_s - began_s),
-        least_calls_per_s=load.lull(began_s, ended_s),
-        times_ms={kind: _summary(times) for kind, times in operator.times_ms.items()},
+        min_calls_per_s=load.min_calls_per_s(began_s, ended_s),
+        times_ms={kind: _summary(times) for kind, times in runner.times_ms.items()},
         failures=len(load.failures) - before[1],
         misrouted=len(load.misrouted) - before[2],
-        controller_mib=stage.witness.memory_mib[-1],
+        controller_mib=context.loss_checker.memory_mib[-1],
     )
 
 
-def _conclude(results: Results, operator: Operator, load: Load, witness: Witness) -> None:
+def _conclude(
+    results: Results, runner: ChangeRunner, load: Load, loss_checker: LossChecker
+) -> None:
     results.totals = asdict(load.totals)
     results.versions = dict(sorted(load.versions.items()))
-    results.flags = dict(witness.flags())
-    results.envoy = witness.statistics()
-    if memory := witness.memory_mib:
+    results.flags = dict(loss_checker.flags())
+    results.envoy = loss_checker.statistics()
+    if memory := loss_checker.memory_mib:
         results.controller_mib = (memory[0], max(memory), memory[-1])
-    results.problems += operator.problems
+    results.problems += runner.problems
     results.problems += [
         f"{each.at_s:.3f} s, during {each.during}: {each.method} failed after"
         f" {each.lasted_s:.3f} s: {each.status}: {each.details};"
@@ -234,8 +238,8 @@ def _conclude(results: Results, operator: Operator, load: Load, witness: Witness
         f" acknowledgement; allowed: {', '.join(each.allowed)}"
         for each in load.misrouted
     ]
-    results.problems += [f"access log: {each}" for each in witness.records]
-    results.problems += witness.complaints()
+    results.problems += [f"access log: {each}" for each in loss_checker.records]
+    results.problems += loss_checker.lost_requests()
     results.calls_per_s = load.totals.calls / load.lasted_s if load.lasted_s else 0.0
     if results.calls_per_s < load.plan.calls_per_s:
         results.problems.append(
@@ -247,7 +251,7 @@ def _conclude(results: Results, operator: Operator, load: Load, witness: Witness
 def _servers() -> dict[str, VisionServer]:
     servers = {
         name: VisionServer(subset, VERSIONS[subset])
-        for name, subset in zip(SURGED, ("v2", "v1"), strict=True)
+        for name, subset in zip(RESTARTED, ("v2", "v1"), strict=True)
     }
     # It is ended again and again, on purpose.
     often = {"crash_limit": 1000, "initial_backoff_s": 0.1}
@@ -258,19 +262,19 @@ def _servers() -> dict[str, VisionServer]:
 
 def _report(results: Results) -> None:
     table = Table(title="Changes of traffic under load")
-    for name in ("phase", "changes", "s", "calls", "calls/s", "least of 5 s"):
-        table.add_column(name, justify="left" if name == "phase" else "right")
+    for name in ("scenario", "changes", "s", "calls", "calls/s", "least of 5 s"):
+        table.add_column(name, justify="left" if name == "scenario" else "right")
     table.add_column("until acknowledged, ms: p50, p95")
     for name in ("failed", "misrouted", "controller, MiB"):
         table.add_column(name, justify="right")
-    for each in results.phases:
+    for each in results.scenarios:
         times = "\n".join(
             f"{kind} ({count}): {p50:.0f}, {p95:.0f}"
             for kind, (count, p50, p95) in each.times_ms.items()
         )
         table.add_row(
             *(each.name, f"{each.changes:,}", f"{each.seconds:.0f}", f"{each.calls:,}"),
-            *(f"{each.calls_per_s:.0f}", f"{each.least_calls_per_s:.0f}", times),
+            *(f"{each.calls_per_s:.0f}", f"{each.min_calls_per_s:.0f}", times),
             *(str(each.failures), str(each.misrouted), f"{each.controller_mib:.0f}"),
         )
     console.print(table)
@@ -316,7 +320,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-async def _until_told(work: Any) -> None:
+async def _cancelled_by_sigterm(work: Any) -> None:
     """Ends in the ordinary way on SIGTERM, so that the mesh is stopped, too."""
     task = asyncio.current_task()
     assert task is not None
@@ -324,7 +328,7 @@ async def _until_told(work: Any) -> None:
     await work
 
 
-def _words_of(errors: BaseExceptionGroup[LaptopError]) -> list[str]:
+def _words_of(errors: BaseExceptionGroup[LocalMeshError]) -> list[str]:
     words = []
     for each in errors.exceptions:
         words += _words_of(each) if isinstance(each, BaseExceptionGroup) else [str(each)]
@@ -337,9 +341,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         type=lambda text: text.split(","),
-        default=list(PHASES),
-        metavar="PHASE,...",
-        help=f"only these of {', '.join(PHASES)}",
+        default=list(SCENARIOS),
+        metavar="SCENARIO,...",
+        help=f"only these of {', '.join(SCENARIOS)}",
     )
     for name, count in _COUNTS.items():
         parser.add_argument(f"--{name}", type=int, help=f"how many; {count} unless given")
@@ -352,8 +356,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=ROOT / "models")
     parser.add_argument("--output", type=Path, default=ROOT / "bench-results" / "shifts.json")
     given = parser.parse_args()
-    if unknown := set(given.only) - PHASES.keys():
-        parser.error(f"there is no phase {', '.join(sorted(unknown))}")
+    if unknown := set(given.only) - SCENARIOS.keys():
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
     for name, count in _COUNTS.items():
         if getattr(given, name) is None:
             setattr(given, name, count // _QUICK if given.quick else count)

@@ -10,7 +10,7 @@ Listener and routes are what the compiler makes of a Gateway that names every ho
 ask for a scope for each host, and nobody for the virtual host beside it. One pair of lines is of a
 Gateway with a ``*``, where an Envoy asks for the virtual hosts (VHDS), and for none of the scopes.
 
-    python benchmarks/mesh/acks.py [--changes 100] [--rounds 3] [--output FILE]
+    python benchmarks/mesh/ack_latency.py [--changes 100] [--rounds 3] [--output FILE]
 """
 
 import argparse
@@ -60,9 +60,9 @@ CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, _, VIRTUAL_HOST = ResourceType
 ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
 )
-ENTRANCE = MergedGateway("http.80", 80, tls=False, doors=(), scoped=True)
-WITHOUT_SCOPES = MergedGateway("http.80", 80, tls=False, doors=(), scoped=False)
-PATIENCE_S, PAUSE_S = 60.0, 0.03
+GATEWAY = MergedGateway("http.80", 80, tls=False, doors=(), scoped=True)
+GATEWAY_WITHOUT_SCOPES = MergedGateway("http.80", 80, tls=False, doors=(), scoped=False)
+ACK_TIMEOUT_S, PAUSE_S = 60.0, 0.03
 RESULTS = Path("bench-results/mesh-acks.json")
 
 
@@ -85,9 +85,9 @@ class Scenario:
     scoped: bool
 
     @property
-    def entrance(self) -> MergedGateway:
+    def gateway(self) -> MergedGateway:
         """Where requests for the hosts come in."""
-        return ENTRANCE if self.scoped else WITHOUT_SCOPES
+        return GATEWAY if self.scoped else GATEWAY_WITHOUT_SCOPES
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ SCENARIOS = tuple(
 )
 
 
-def packed(message: Message) -> any_pb2.Any:
+def pack(message: Message) -> any_pb2.Any:
     """Packs a message."""
     box = any_pb2.Any()
     box.Pack(message)
@@ -136,24 +136,24 @@ def host_name(number: int) -> str:
     return f"model-{number}.models.svc.cluster.local"
 
 
-def cluster_of(number: int) -> str:
+def cluster_name(number: int) -> str:
     """Names the cluster of a host."""
     return f"outbound|80||{host_name(number)}"
 
 
-def domain(entrance: MergedGateway, number: int, weight: int) -> tuple[Resource, ...]:
-    """Makes what an entrance does with a host, with a weight that differs."""
+def domain(gateway: MergedGateway, number: int, weight: int) -> tuple[Resource, ...]:
+    """Makes what an gateway does with a host, with a weight that differs."""
     message = route_components_pb2.VirtualHost(domains=[host_name(number)])
     route = message.routes.add(match=route_components_pb2.RouteMatch(prefix="/"))
-    other = cluster_of(number + 1 if number == 0 else number - 1)
-    for target, share in ((cluster_of(number), weight), (other, 1_000_000 - weight)):
+    other = cluster_name(number + 1 if number == 0 else number - 1)
+    for target, share in ((cluster_name(number), weight), (other, 1_000_000 - weight)):
         route.route.weighted_clusters.clusters.add(name=target).weight.value = share
-    return domain_resources(entrance, host_name(number), message)
+    return domain_resources(gateway, host_name(number), message)
 
 
-def host(entrance: MergedGateway, number: int) -> Iterator[Resource]:
+def host(gateway: MergedGateway, number: int) -> Iterator[Resource]:
     """Makes the resources of a host."""
-    name = cluster_of(number)
+    name = cluster_name(number)
     eds = cluster_pb2.Cluster.EdsClusterConfig(eds_config=ADS)
     cluster = cluster_pb2.Cluster(name=name, type="EDS", eds_cluster_config=eds)
     cluster.connect_timeout.seconds = 1
@@ -165,25 +165,25 @@ def host(entrance: MergedGateway, number: int) -> Iterator[Resource]:
         address.address = f"10.{number // 250}.{number % 250}.{each + 1}"
         address.port_value = 8500
     yield Resource.of(ENDPOINT, name, endpoints)
-    yield from domain(entrance, number, 0)
+    yield from domain(gateway, number, 0)
 
 
 def mesh(scenario: Scenario) -> tuple[Resource, ...]:
     """Makes a whole mesh."""
-    entrance = scenario.entrance
+    gateway = scenario.gateway
     http = hcm_pb2.HttpConnectionManager(
         stat_prefix="ingress",
-        http_filters=[hcm_pb2.HttpFilter(name="router", typed_config=packed(router_pb2.Router()))],
+        http_filters=[hcm_pb2.HttpFilter(name="router", typed_config=pack(router_pb2.Router()))],
     )
-    look_up(http, entrance)
+    look_up(http, gateway)
     listener = listener_pb2.Listener(name="ingress")
     listener.address.socket_address.address = "127.0.0.1"
     listener.address.socket_address.port_value = 0
-    listener.filter_chains.add().filters.add(name="http", typed_config=packed(http))
+    listener.filter_chains.add().filters.add(name="http", typed_config=pack(http))
     return (
         Resource.of(LISTENER, "ingress", listener),
-        route_configuration(entrance),
-        *(each for number in range(scenario.hosts) for each in host(entrance, number)),
+        route_configuration(gateway),
+        *(each for number in range(scenario.hosts) for each in host(gateway, number)),
     )
 
 
@@ -220,7 +220,7 @@ def bytes_sent() -> float:
 
 async def acknowledged(distribution: Distribution, *keys: ResourceKey) -> AckReport:
     """Waits until all have something."""
-    report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, PATIENCE_S)
+    report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, ACK_TIMEOUT_S)
     if not report.done:
         raise RuntimeError(f"not acknowledged: {report}")
     return report
@@ -245,7 +245,7 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
         first_s = time.perf_counter() - began
         weights = itertools.count(1)
         samples = [
-            await measure(distribution, scenario.entrance, changes, weights) for _ in range(rounds)
+            await measure(distribution, scenario.gateway, changes, weights) for _ in range(rounds)
         ]
         memory = psutil.Process().memory_info().rss / 2**20
     medians = [statistics.median(column) for column in zip(*samples, strict=True)]
@@ -263,7 +263,7 @@ def is_complete(distribution: Distribution, scenario: Scenario) -> bool:
 
 
 async def measure(
-    distribution: Distribution, entrance: MergedGateway, changes: int, weights: Iterator[int]
+    distribution: Distribution, gateway: MergedGateway, changes: int, weights: Iterator[int]
 ) -> tuple[float, float, float, float]:
     """Changes one weight again and again; gives the costs of one change."""
     times_ms = []
@@ -271,7 +271,7 @@ async def measure(
     for _ in range(changes):
         # Otherwise the mesh that is slower to answer would find the caches colder.
         await asyncio.sleep(PAUSE_S)
-        changed = domain(entrance, 5, next(weights))
+        changed = domain(gateway, 5, next(weights))
         began = time.perf_counter()
         distribution.apply(ProxyKind.ENVOY, Change(put=changed))
         await acknowledged(distribution, *(each.key for each in changed))
@@ -282,12 +282,12 @@ async def measure(
     return statistics.median(times_ms), quantiles[-1], cpu_ms, sent
 
 
-async def be_clients(port: int, count: int) -> None:
+async def run_clients(port: int, count: int) -> None:
     """Is many proxies."""
-    await asyncio.gather(*(be_client(port, number) for number in range(count)))
+    await asyncio.gather(*(run_client(port, number) for number in range(count)))
 
 
-async def be_client(port: int, number: int) -> None:
+async def run_client(port: int, number: int) -> None:
     """Is a proxy that asks for what an Envoy asks for, and accepts it."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),
@@ -356,7 +356,7 @@ async def run(scenario: Scenario, changes: int, rounds: int) -> Result:
         server = await asyncio.create_subprocess_exec(
             *(sys.executable, __file__, "--serve", *measuring), stdout=subprocess.PIPE
         )
-        stack.push_async_callback(ended, server)
+        stack.push_async_callback(kill, server)
         port = (await server.stdout.readline()).decode().strip()
         if scenario.envoy:
             file = folder / "envoy.json"
@@ -365,12 +365,12 @@ async def run(scenario: Scenario, changes: int, rounds: int) -> Result:
         else:
             command = (sys.executable, __file__, "--clients", port, str(scenario.proxies))
         proxies = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
-        stack.push_async_callback(ended, proxies)
+        stack.push_async_callback(kill, proxies)
         fields = json.loads(await server.stdout.readline())
         return Result(**(fields | {"scenario": scenario}))
 
 
-async def ended(process: asyncio.subprocess.Process) -> None:
+async def kill(process: asyncio.subprocess.Process) -> None:
     """Ends a process."""
     if process.returncode is None:
         process.kill()
@@ -431,6 +431,6 @@ if __name__ == "__main__":
             )
             print(json.dumps(asdict(measured)), flush=True)
         case ["--clients", port, count]:
-            uvloop.run(be_clients(int(port), int(count)))
+            uvloop.run(run_clients(int(port), int(count)))
         case _:
             main()

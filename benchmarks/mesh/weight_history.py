@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Change", "Ledger"]
+__all__ = ["WeightChange", "WeightHistory"]
 
 
 @dataclass(slots=True)
-class Change:
+class WeightChange:
     """Weights from the moment they were asked for.
 
     Attributes:
         versions: those with weight.
-        asked_s: when they were asked for.
+        requested_s: when they were asked for.
         acknowledged_s: when every proxy had them; None until then.
     """
 
     versions: frozenset[str]
-    asked_s: float
+    requested_s: float
     acknowledged_s: float | None = None
 
 
-class Ledger:
+class WeightHistory:
     """All changes of weights, in order; all times are of one clock.
 
     Args:
@@ -41,16 +41,16 @@ class Ledger:
 
     def __init__(self, versions: Iterable[str]) -> None:
         begin = float("-inf")
-        self._changes = [Change(frozenset(versions), begin, begin)]
+        self._changes = [WeightChange(frozenset(versions), begin, begin)]
 
-    def ask(self, versions: Iterable[str], now_s: float) -> Change:
+    def request(self, versions: Iterable[str], now_s: float) -> WeightChange:
         """Notes that a change is about to be asked for.
 
         Args:
             versions: those that have weight then.
             now_s: the time.
         """
-        change = Change(frozenset(versions), now_s)
+        change = WeightChange(frozenset(versions), now_s)
         self._changes.append(change)
         return change
 
@@ -63,7 +63,7 @@ class Ledger:
         """
         found = frozenset[str]()
         for change in reversed(self._changes):
-            if change.asked_s > ended_s:
+            if change.requested_s > ended_s:
                 continue
             found |= change.versions
             if change.acknowledged_s is not None and change.acknowledged_s <= began_s:

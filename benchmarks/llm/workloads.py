@@ -2,10 +2,10 @@
 
 Three kinds of load, each for a time to the first token of its own:
 
-- ``in turn``: one short question after another, on an idle engine;
+- ``sequential``: one short question after another, on an idle engine;
 - ``steady``: so many answers under way at any time, each begun when one before it has ended, of
   lengths that differ, so that they begin and end at any time, as those of a service do;
-- ``at once``: so many begun in the same moment. The engine's first step then takes whatever has
+- ``burst``: so many begun in the same moment. The engine's first step then takes whatever has
   come, one of them or all, which makes more of a difference than any server.
 """
 
@@ -20,12 +20,12 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
-__all__ = ["LOADS", "Load", "Measured", "Stream", "answer_commands"]
+__all__ = ["WORKLOADS", "Measurement", "Stream", "Workload", "answer_commands"]
 
 Stream: TypeAlias = Callable[[str, int], AsyncIterator[int]]
 """Streams the answer of so many tokens to a prompt: the number of new tokens of each piece."""
 
-LOADS = ("in turn", "steady", "at once")
+WORKLOADS = ("sequential", "steady", "burst")
 _TOPICS = ("rivers", "bridges", "winter", "bread", "maps", "violins", "tides", "glass")
 _QUESTIONS = 12
 # Lengths are spread evenly over half to one and a half of the mean (a Weyl sequence).
@@ -33,11 +33,11 @@ _GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Workload:
     """A load.
 
     Attributes:
-        kind: one of ``LOADS``.
+        kind: one of ``WORKLOADS``.
         streams: answers under way at once.
         tokens: of an answer; the mean where they differ.
         seconds: how long a steady load is measured, or longer where the machine is so slow that too
@@ -53,7 +53,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """What a load gave.
 
     Attributes:
@@ -70,12 +70,12 @@ class Measured:
 
 
 async def answer_commands(stream: Stream) -> None:
-    """Runs a load for each line on standard input, a `Load` as JSON, and prints what it gave."""
+    """Runs each `Workload` that arrives on standard input as JSON, and prints its result."""
     loop = asyncio.get_running_loop()
-    run = {"in turn": _in_turn, "steady": _steady, "at once": _at_once}
+    run = {"sequential": _sequential, "steady": _steady, "burst": _burst}
     print("ready", flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        load = Load(**json.loads(line))
+        load = Workload(**json.loads(line))
         print(json.dumps(asdict(await run[load.kind](stream, load))), flush=True)
 
 
@@ -86,15 +86,15 @@ def _prompt(salt: str, number: int) -> str:
     )
 
 
-async def _in_turn(stream: Stream, load: Load) -> Measured:
+async def _sequential(stream: Stream, load: Workload) -> Measurement:
     began_s = time.perf_counter()
     answers = [await _answer(stream, _prompt(load.salt, number), 2) for number in range(_QUESTIONS)]
     seconds = time.perf_counter() - began_s
     tokens = 2 * _QUESTIONS
-    return Measured(seconds, tokens, tokens, answers)
+    return Measurement(seconds, tokens, tokens, answers)
 
 
-async def _at_once(stream: Stream, load: Load) -> Measured:
+async def _burst(stream: Stream, load: Workload) -> Measurement:
     began_s = time.perf_counter()
     answers = await asyncio.gather(
         *(
@@ -104,10 +104,10 @@ async def _at_once(stream: Stream, load: Load) -> Measured:
     )
     seconds = time.perf_counter() - began_s
     tokens = load.streams * load.tokens
-    return Measured(seconds, tokens, tokens, answers)
+    return Measurement(seconds, tokens, tokens, answers)
 
 
-async def _steady(stream: Stream, load: Load) -> Measured:
+async def _steady(stream: Stream, load: Workload) -> Measurement:
     from_s: float | None = None
     until_s: float | None = None
     counted, came, settled, ttft_s = 0, 0, 0, []
@@ -147,7 +147,7 @@ async def _steady(stream: Stream, load: Load) -> Measured:
     await asyncio.gather(*(answers() for _ in range(load.streams)))
     assert from_s is not None
     assert until_s is not None
-    return Measured(until_s - from_s, counted, came, ttft_s)
+    return Measurement(until_s - from_s, counted, came, ttft_s)
 
 
 def _ignore(*told: float) -> None:

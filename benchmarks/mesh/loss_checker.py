@@ -24,9 +24,9 @@ from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from laptop import Laptop
+    from local_mesh import LocalMesh
 
-__all__ = ["ROUTING_FLAGS", "Witness"]
+__all__ = ["ROUTING_FLAGS", "LossChecker"]
 
 ROUTING_FLAGS: Final = frozenset({"NC", "UH", "NR"})
 """No cluster, no healthy endpoint, no route: what a change in the wrong order brings."""
@@ -45,26 +45,26 @@ _STATISTICS: Final = {
 _BAD_STATISTICS: Final = frozenset({"no_route", "no_cluster", "upstream_cx_none_healthy"})
 
 
-class Witness:
+class LossChecker:
     """Listens to the controller and asks Envoy.
 
     Args:
-        laptop: the mesh.
+        local_mesh: the mesh.
 
     Attributes:
         records: failed requests as the access log has them, in words.
         memory_mib: resident memory of each controller, whenever it was looked at.
     """
 
-    def __init__(self, laptop: Laptop) -> None:
+    def __init__(self, local_mesh: LocalMesh) -> None:
         self.records: list[str] = []
         self.memory_mib: list[float] = []
-        self._laptop = laptop
+        self._local_mesh = local_mesh
         self._flags: dict[int, Counter[str]] = {}
         self._statistics: dict[str, int] = {}
 
     @asynccontextmanager
-    async def watching(self, controller: grpc.aio.Channel) -> AsyncIterator[None]:
+    async def watching_records(self, controller: grpc.aio.Channel) -> AsyncIterator[None]:
         """Takes records while the context is open, of one controller after the other."""
         task = asyncio.create_task(self._watch(mesh_pb2_grpc.MeshServiceStub(controller)))
         try:
@@ -73,10 +73,10 @@ class Witness:
             task.cancel()
             await asyncio.wait({task})
 
-    async def look(self) -> None:
+    async def collect(self) -> None:
         """Reads the metrics of the controller that runs now, and Envoy's statistics."""
-        pid = self._laptop.pid("controller")
-        text = await _get(f"http://{self._laptop.controller_metrics}/metrics")
+        pid = self._local_mesh.pid("controller")
+        text = await _get(f"http://{self._local_mesh.controller_metrics}/metrics")
         flags: Counter[str] = Counter()
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
@@ -97,7 +97,7 @@ class Witness:
             found[_STATISTICS[name.rpartition(".")[2]]] += value
         return {words: found[words] for words in _STATISTICS.values()}
 
-    def complaints(self) -> list[str]:
+    def lost_requests(self) -> list[str]:
         """Every account of a request that was sent nowhere."""
         found = [
             f"istio_requests_total: {count} with the flags {flags}"
@@ -112,7 +112,7 @@ class Witness:
         return found
 
     async def _ask_envoy(self) -> None:
-        address = self._laptop.envoy_admin
+        address = self._local_mesh.envoy_admin
         names = "|".join(_STATISTICS)
         text = await _get(f"http://{address}/stats?format=json&filter=.*\\.({names})$")
         for each in json.loads(text)["stats"]:

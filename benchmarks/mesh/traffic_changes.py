@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from laptop import LaptopError
+from local_mesh import LocalMeshError
 
 from tidegate.istio import apply_changes, plan_changes, read_files
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
@@ -17,13 +17,13 @@ from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from laptop import Laptop
-    from ledger import Change, Ledger
     from load import Load
+    from local_mesh import LocalMesh
+    from weight_history import WeightChange, WeightHistory
 
     from tidegate.istio import IstioObjects
 
-__all__ = ["HOST", "VERSIONS", "Operator", "Weights"]
+__all__ = ["HOST", "VERSIONS", "ChangeRunner", "Weights"]
 
 HOST: Final = "vision.models.svc.cluster.local"
 VERSIONS: Final = {"v1": "1-fp32", "v2": "1-int8", "v3": "1-bf16"}
@@ -39,21 +39,21 @@ _DIGITS: Final = 6
 
 
 @dataclass
-class Operator:
+class ChangeRunner:
     """Changes the mesh.
 
     Attributes:
-        laptop: the mesh.
+        local_mesh: the mesh.
         channel: to its controller.
-        ledger: is told of weights.
+        weight_history: is told of weights.
         load: is told what is going on.
         times_ms: how long each kind of change took until every proxy had it.
         problems: changes that could not be made, in words.
     """
 
-    laptop: Laptop
+    local_mesh: LocalMesh
     channel: grpc.aio.Channel
-    ledger: Ledger
+    weight_history: WeightHistory
     load: Load
     times_ms: dict[str, list[float]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -68,14 +68,14 @@ class Operator:
             Whether it was made.
 
         Raises:
-            LaptopError: so many have failed that nothing can be learned any more.
+            LocalMeshError: so many have failed that nothing can be learned any more.
         """
         self.load.during = what
         try:
             await change
         except grpc.aio.AioRpcError as error:
             self._note(f"{what}: {error.code().name}: {error.details()}")
-        except (LaptopError, TimeoutError) as error:
+        except (LocalMeshError, TimeoutError) as error:
             self._note(f"{what}: {error!r}")
         else:
             return True
@@ -87,7 +87,7 @@ class Operator:
 
     async def shift(self, weights: Weights) -> None:
         """Moves traffic by MeshService.Shift, and returns when every proxy has acknowledged it."""
-        change = self.ask(weights)
+        change = self.request_weights(weights)
         began_s = time.perf_counter()
         async for _ in self.mesh.Shift(shift_request(weights)):
             pass
@@ -104,12 +104,12 @@ class Operator:
             weights: those that hold then, if the edit changes any.
 
         Raises:
-            LaptopError: the controller did not make the change.
+            LocalMeshError: the controller did not make the change.
         """
         before = await self.status()
-        asked = self.ask(weights) if weights else None
+        requested = self.request_weights(weights) if weights else None
         began_s = time.perf_counter()
-        loaded = read_files([self.laptop.objects])
+        loaded = read_files([self.local_mesh.objects])
         if changes := plan_changes(loaded, change(loaded.objects)):
             apply_changes(changes)
         else:
@@ -121,28 +121,28 @@ class Operator:
             "an edit is not in effect",
         )
         if status.last_transition.state != mesh_pb2.TRANSITION_STATE_DONE:
-            raise LaptopError(f"an edit was taken back: {status.last_transition.reason}")
+            raise LocalMeshError(f"an edit was taken back: {status.last_transition.reason}")
         self.time("edit", began_s)
-        if asked is not None:
-            self.acknowledge(asked)
+        if requested is not None:
+            self.acknowledge(requested)
 
     async def status(self) -> mesh_pb2.GetStatusResponse:
         """The state of the mesh."""
         return await self.mesh.GetStatus(mesh_pb2.GetStatusRequest())
 
-    async def synchronized(self) -> None:
+    async def wait_until_synchronized(self) -> None:
         """Waits until Envoy is there and has everything.
 
         Raises:
-            LaptopError: that is not so in time.
+            LocalMeshError: that is not so in time.
         """
         await self._until(_is_synchronized, "Envoy is not synchronized")
 
-    async def divided(self, weights: Weights) -> None:
+    async def wait_for_weights(self, weights: Weights) -> None:
         """Waits until a change of weights that nobody waits for any more has been made.
 
         Raises:
-            LaptopError: that is not so in time.
+            LocalMeshError: that is not so in time.
         """
 
         def is_made(status: mesh_pb2.GetStatusResponse) -> bool:
@@ -151,12 +151,12 @@ class Operator:
 
         await self._until(is_made, f"an interrupted change to {weights} was not made")
 
-    def ask(self, weights: Weights) -> Change:
+    def request_weights(self, weights: Weights) -> WeightChange:
         """Notes weights that are about to be asked for."""
         versions = {VERSIONS[subset] for subset, weight in weights.items() if weight}
-        return self.ledger.ask(versions, time.perf_counter())
+        return self.weight_history.request(versions, time.perf_counter())
 
-    def acknowledge(self, change: Change) -> None:
+    def acknowledge(self, change: WeightChange) -> None:
         """Notes that every proxy has them."""
         change.acknowledged_s = time.perf_counter()
 
@@ -166,7 +166,7 @@ class Operator:
         """Waits until something is so of the mesh, whose controller may be away meanwhile.
 
         Raises:
-            LaptopError: it is not in time.
+            LocalMeshError: it is not in time.
         """
         said = "nothing"
         try:
@@ -182,15 +182,15 @@ class Operator:
                         said = str(status)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            raise LaptopError(
+            raise LocalMeshError(
                 f"{otherwise} after {_LIMIT_S:g} s; the controller said last: {said}\n"
-                f"{self.laptop.logs()}"
+                f"{self.local_mesh.logs()}"
             ) from None
 
     def _note(self, words: str) -> None:
         self.problems.append(f"{self.load.now_s():.1f} s: {words}")
         if len(self.problems) >= _MOST_PROBLEMS:
-            raise LaptopError("too many changes failed:\n" + "\n".join(self.problems))
+            raise LocalMeshError("too many changes failed:\n" + "\n".join(self.problems))
 
 
 def shift_request(weights: Weights) -> mesh_pb2.ShiftRequest:

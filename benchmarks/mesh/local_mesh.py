@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tidegate.mesh.supervisor.state import ServerSnapshot, Snapshot
 
-__all__ = ["MODEL", "ROOT", "Laptop", "LaptopError", "VisionServer", "free_ports"]
+__all__ = ["MODEL", "ROOT", "LocalMesh", "LocalMeshError", "VisionServer", "free_ports"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 MODEL: Final = "efficientnet-lite0"
@@ -33,7 +33,7 @@ _STOPPED_WITHIN_S: Final = 90.0
 _POLL_S: Final = 0.05
 
 
-class LaptopError(RuntimeError):
+class LocalMeshError(RuntimeError):
     """The mesh did not start, or did not do what it was told."""
 
 
@@ -52,7 +52,7 @@ class VisionServer:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Laptop:
+class LocalMesh:
     """A mesh on this machine.
 
     Args:
@@ -129,7 +129,7 @@ class Laptop:
 
     def _write_objects(self, vision: int, llm: int, *, with_llm: bool) -> None:
         self.objects.mkdir()
-        for file in (ROOT / "mesh" / "istio").glob("*.yaml"):
+        for file in (ROOT / "mesh" / "istio" / "base" / "traffic").glob("*.yaml"):
             if with_llm or file.name != "llm.yaml":
                 shutil.copy(file, self.objects)
         gateway = self.objects / "gateway.yaml"
@@ -142,7 +142,7 @@ class Laptop:
         """Runs it until the context ends.
 
         Raises:
-            LaptopError: it did not start.
+            LocalMeshError: it did not start.
         """
         with (self.folder / "up.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -171,11 +171,11 @@ class Laptop:
         """What runs.
 
         Raises:
-            LaptopError: nothing does.
+            LocalMeshError: nothing does.
         """
         found = self._state.running()
         if found is None:
-            raise LaptopError(f"`tidegate up` has ended:\n{self.logs()}")
+            raise LocalMeshError(f"`tidegate up` has ended:\n{self.logs()}")
         return found
 
     def server(self, name: str) -> ServerSnapshot:
@@ -186,18 +186,18 @@ class Laptop:
         """The process of a server.
 
         Raises:
-            LaptopError: it has none now.
+            LocalMeshError: it has none now.
         """
         pid = self.server(name).pid
         if pid is None:
-            raise LaptopError(f"{name} has no process now")
+            raise LocalMeshError(f"{name} has no process now")
         return pid
 
-    async def started_anew(self, name: str, old_pid: int, limit_s: float) -> None:
+    async def wait_for_restart(self, name: str, old_pid: int, limit_s: float) -> None:
         """Waits until another process of a server serves, and gets requests if it should.
 
         Raises:
-            LaptopError: it does not in time.
+            LocalMeshError: it does not in time.
         """
 
         def is_back() -> bool:
@@ -211,7 +211,7 @@ class Laptop:
         """Waits until something is so.
 
         Raises:
-            LaptopError: it is not in time.
+            LocalMeshError: it is not in time.
         """
         try:
             async with asyncio.timeout(limit_s):
@@ -219,13 +219,13 @@ class Laptop:
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             words = f"{otherwise} after {limit_s:g} s:\n{self.logs()}"
-            raise LaptopError(words) from None
+            raise LocalMeshError(words) from None
 
     async def tidegate(self, *arguments: str) -> None:
         """Runs a command there.
 
         Raises:
-            LaptopError: it failed.
+            LocalMeshError: it failed.
         """
         process = await asyncio.create_subprocess_exec(
             *(*_PROGRAM, *arguments),
@@ -236,7 +236,7 @@ class Laptop:
         )
         output, _ = await process.communicate()
         if process.returncode:
-            raise LaptopError(f"tidegate {' '.join(arguments)}: {output.decode()}")
+            raise LocalMeshError(f"tidegate {' '.join(arguments)}: {output.decode()}")
 
     def logs(self) -> str:
         """The end of every log."""
@@ -250,14 +250,14 @@ class Laptop:
     async def _settled(self, process: asyncio.subprocess.Process) -> None:
         def is_up() -> bool:
             if process.returncode is not None:
-                raise LaptopError(f"`tidegate up` has ended:\n{self.logs()}")
+                raise LocalMeshError(f"`tidegate up` has ended:\n{self.logs()}")
             found = self._state.running()
             return found is not None and found.settled and not found.unrouted
 
         await self.until(is_up, _LOADED_WITHIN_S, "not everything serves")
         for each in self.snapshot().servers:
             if each.phase is not Phase.SERVING:
-                raise LaptopError(f"{each.name} is {each.phase}:\n{self.logs()}")
+                raise LocalMeshError(f"{each.name} is {each.phase}:\n{self.logs()}")
 
 
 def free_ports(count: int) -> Sequence[int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from operating import HOST, VERSIONS, Operator, Weights, shift_request
+from traffic_changes import HOST, VERSIONS, ChangeRunner, Weights, shift_request
 
 from tidegate.istio.destination_rule import Subset
 from tidegate.istio.edits import Shift, add_subset, remove_subset, shift
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator
 
-    from witness import Witness
+    from loss_checker import LossChecker
 
     from tidegate.istio import IstioObjects
 
-__all__ = ["PHASES", "REPLICA", "SURGED", "Stage"]
+__all__ = ["REPLICA", "RESTARTED", "SCENARIOS", "ScenarioContext"]
 
 REPLICA: Final = "vision-v2-too"
 """A second server of a subset; it can go without a successor beside it."""
 
-SURGED: Final = ("vision-v2", "vision-v1")
+RESTARTED: Final = ("vision-v2", "vision-v1")
 
 _THIRD: Final = SubsetName("v3")
 _BACK_WITHIN_S: Final = 120.0
@@ -45,112 +45,112 @@ _SIGTERM_EVERY: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class ScenarioContext:
     """What the phases play on.
 
     Attributes:
-        operator: changes the mesh.
-        witness: is asked before a controller dies.
-        dice: draws weights and pauses.
+        runner: changes the mesh.
+        loss_checker: is asked before a controller dies.
+        rng: draws weights and pauses.
     """
 
-    operator: Operator
-    witness: Witness
-    dice: random.Random
+    runner: ChangeRunner
+    loss_checker: LossChecker
+    rng: random.Random
 
 
-async def shifts(stage: Stage, count: int) -> None:
+async def shifts(context: ScenarioContext, count: int) -> None:
     """Changes weights, one change right after the other."""
     for number in range(count):
-        weights = _drawn(stage.dice)
-        await _shift(stage, f"weight change {number + 1}", weights)
-        await asyncio.sleep(stage.dice.uniform(0, _LONGEST_PAUSE_S))
+        weights = _drawn(context.rng)
+        await _shift(context, f"weight change {number + 1}", weights)
+        await asyncio.sleep(context.rng.uniform(0, _LONGEST_PAUSE_S))
 
 
-async def subsets(stage: Stage, count: int) -> None:
+async def subsets(context: ScenarioContext, count: int) -> None:
     """Adds a subset, gives it requests, takes them away, and removes it.
 
     Its servers are there all the time. In every other cycle one edit of the files brings the subset
     and its weight together, and one takes both away, which is what is forbidden to do elsewhere.
     """
-    operator = stage.operator
+    runner = context.runner
     for number in range(count):
         began_s = time.perf_counter()
         what = f"subset cycle {number + 1}"
-        with_third, without = _drawn_with_third(stage.dice), {**_drawn(stage.dice), "v3": 0}
+        with_third, without = _drawn_with_third(context.rng), {**_drawn(context.rng), "v3": 0}
         at_once = bool(number % 2)
         if at_once:
-            done = await operator.attempt(
+            done = await runner.attempt(
                 f"{what}: subset and weight in one edit",
-                operator.edit(lambda it: _weighted(_with_third(it), with_third), with_third),  # noqa: B023 - awaited here
+                runner.edit(lambda it: _weighted(_with_third(it), with_third), with_third),  # noqa: B023 - awaited here
             )
         else:
-            done = await operator.attempt(f"{what}: subset added", operator.edit(_with_third))
-            done = done and await _shift(stage, f"{what}: weight", with_third)
-        seen = operator.load.answered_by(VERSIONS[_THIRD], _SEEN_WITHIN_S)
-        await operator.attempt(f"{what}: its first answer", seen)
-        await asyncio.sleep(stage.dice.uniform(0, _LONGEST_PAUSE_S))
+            done = await runner.attempt(f"{what}: subset added", runner.edit(_with_third))
+            done = done and await _shift(context, f"{what}: weight", with_third)
+        seen = runner.load.answered_by(VERSIONS[_THIRD], _SEEN_WITHIN_S)
+        await runner.attempt(f"{what}: its first answer", seen)
+        await asyncio.sleep(context.rng.uniform(0, _LONGEST_PAUSE_S))
         if at_once:
-            done &= await operator.attempt(
+            done &= await runner.attempt(
                 f"{what}: weight and subset gone in one edit",
-                operator.edit(lambda it: _without_third(_weighted(it, without)), without),  # noqa: B023
+                runner.edit(lambda it: _without_third(_weighted(it, without)), without),  # noqa: B023
             )
         else:
-            done &= await _shift(stage, f"{what}: no weight", without)
-            done &= await operator.attempt(f"{what}: subset gone", operator.edit(_without_third))
+            done &= await _shift(context, f"{what}: no weight", without)
+            done &= await runner.attempt(f"{what}: subset gone", runner.edit(_without_third))
         if done:
-            operator.time("subset cycle", began_s)
+            runner.time("subset cycle", began_s)
 
 
-async def control(stage: Stage, count: int) -> None:
+async def control(context: ScenarioContext, count: int) -> None:
     """Kills the control plane, every other time in the middle of a change, and changes weights."""
     for number in range(count):
         next_s = time.perf_counter() + _BETWEEN_KILLS_S
-        await stage.operator.attempt(
-            f"kill {number + 1} of the controller", _kill_controller(stage, number % 2 == 0)
+        await context.runner.attempt(
+            f"kill {number + 1} of the controller", _kill_controller(context, number % 2 == 0)
         )
         while number + 1 < count and time.perf_counter() < next_s:
-            await _shift(stage, f"a weight change after kill {number + 1}", _drawn(stage.dice))
-            await asyncio.sleep(stage.dice.uniform(0, _SELDOM_S))
+            await _shift(context, f"a weight change after kill {number + 1}", _drawn(context.rng))
+            await asyncio.sleep(context.rng.uniform(0, _SELDOM_S))
 
 
-async def servers(stage: Stage, count: int) -> None:
+async def servers(context: ScenarioContext, count: int) -> None:
     """Restarts model servers while weights change."""
-    operator = stage.operator
-    async with _changing_weights(stage):
+    runner = context.runner
+    async with _changing_weights(context):
         for number in range(count):
             began_s = time.perf_counter()
             if number % _SIGTERM_EVERY == 0:
-                kind, change = "SIGTERM", _terminate_replica(operator)
+                kind, change = "SIGTERM", _terminate_replica(runner)
                 what = f"restart {number + 1}: SIGTERM to {REPLICA}"
             else:
-                name = SURGED[number % len(SURGED)]
-                kind, change = "restart", operator.laptop.tidegate("restart", name)
+                name = RESTARTED[number % len(RESTARTED)]
+                kind, change = "restart", runner.local_mesh.tidegate("restart", name)
                 what = f"restart {number + 1}: tidegate restart {name}"
-            if await operator.attempt(what, change):
-                operator.time(kind, began_s)
+            if await runner.attempt(what, change):
+                runner.time(kind, began_s)
 
 
-PHASES: Final = {"shifts": shifts, "subsets": subsets, "control": control, "servers": servers}
+SCENARIOS: Final = {"shifts": shifts, "subsets": subsets, "control": control, "servers": servers}
 """The phases by name, in order."""
 
 
-async def _shift(stage: Stage, what: str, weights: Weights) -> bool:
-    return await stage.operator.attempt(
+async def _shift(context: ScenarioContext, what: str, weights: Weights) -> bool:
+    return await context.runner.attempt(
         f"{what}: {' '.join(f'{name}={weight}' for name, weight in weights.items())}",
-        stage.operator.shift(weights),
+        context.runner.shift(weights),
     )
 
 
-async def _kill_controller(stage: Stage, in_a_change: bool) -> None:
-    operator, laptop = stage.operator, stage.operator.laptop
-    await stage.witness.look()
-    pid = laptop.pid("controller")
+async def _kill_controller(context: ScenarioContext, in_a_change: bool) -> None:
+    runner, local_mesh = context.runner, context.runner.local_mesh
+    await context.loss_checker.collect()
+    pid = local_mesh.pid("controller")
     began_s = time.perf_counter()
-    weights, asked = _drawn(stage.dice), None
+    weights, requested = _drawn(context.rng), None
     if in_a_change:
-        asked = operator.ask(weights)
-        changing = operator.mesh.Shift(shift_request(weights))
+        requested = runner.request_weights(weights)
+        changing = runner.mesh.Shift(shift_request(weights))
         events = aiter(changing)
         await anext(events)
         os.kill(pid, signal.SIGKILL)
@@ -159,31 +159,31 @@ async def _kill_controller(stage: Stage, in_a_change: bool) -> None:
                 pass
     else:
         os.kill(pid, signal.SIGKILL)
-    await laptop.started_anew("controller", pid, _BACK_WITHIN_S)
-    await operator.synchronized()
-    operator.time("controller back", began_s)
-    if asked is not None:
-        await operator.divided(weights)
-        operator.acknowledge(asked)
+    await local_mesh.wait_for_restart("controller", pid, _BACK_WITHIN_S)
+    await runner.wait_until_synchronized()
+    runner.time("controller back", began_s)
+    if requested is not None:
+        await runner.wait_for_weights(weights)
+        runner.acknowledge(requested)
 
 
-async def _terminate_replica(operator: Operator) -> None:
-    pid = operator.laptop.pid(REPLICA)
+async def _terminate_replica(runner: ChangeRunner) -> None:
+    pid = runner.local_mesh.pid(REPLICA)
     os.kill(pid, signal.SIGTERM)
-    await operator.laptop.started_anew(REPLICA, pid, _BACK_WITHIN_S)
+    await runner.local_mesh.wait_for_restart(REPLICA, pid, _BACK_WITHIN_S)
 
 
 @asynccontextmanager
-async def _changing_weights(stage: Stage) -> AsyncIterator[None]:
+async def _changing_weights(context: ScenarioContext) -> AsyncIterator[None]:
     """Changes weights now and then."""
     enough = asyncio.Event()
 
     async def change() -> None:
         while not enough.is_set():
             # What goes on is told by the phase.
-            doing = stage.operator.load.during
-            await _shift(stage, f"{doing}; a weight change", _drawn(stage.dice))
-            stage.operator.load.during = doing
+            doing = context.runner.load.during
+            await _shift(context, f"{doing}; a weight change", _drawn(context.rng))
+            context.runner.load.during = doing
             with suppress(TimeoutError):
                 await asyncio.wait_for(enough.wait(), _SELDOM_S)
 
@@ -195,15 +195,15 @@ async def _changing_weights(stage: Stage) -> AsyncIterator[None]:
             enough.set()
 
 
-def _drawn(dice: random.Random) -> Weights:
+def _drawn(rng: random.Random) -> Weights:
     """Weights of two versions; in every other draw one of them has all."""
-    first = dice.choice([0, 100, dice.randrange(1, 100), dice.randrange(1, 100)])
+    first = rng.choice([0, 100, rng.randrange(1, 100), rng.randrange(1, 100)])
     return {"v1": first, "v2": 100 - first}
 
 
-def _drawn_with_third(dice: random.Random) -> Weights:
-    third = dice.randrange(5, 60)
-    first = dice.randrange(0, 101 - third)
+def _drawn_with_third(rng: random.Random) -> Weights:
+    third = rng.randrange(5, 60)
+    first = rng.randrange(0, 101 - third)
     return {"v1": first, "v2": 100 - third - first, "v3": third}
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from generators import CONTEXT_TOKENS, MAX_RUNNING, MODEL_NAME
-from loads import Load, Measured
+from load_generators import CONTEXT_TOKENS, MAX_RUNNING, MODEL_NAME
+from workloads import Measurement, Workload
 
 from tidegate.serving.llm.engine.environment import engine_environment, engine_libraries
 from tidegate.serving.llm.engine.launch import computing_type
@@ -28,10 +28,10 @@ from tidegate.serving.llm.settings import Precision
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["ROOT", "Contender", "contenders", "tidegates"]
+__all__ = ["ROOT", "SystemUnderTest", "running_systems", "running_tidegate_servers"]
 
 ROOT = Path(__file__).resolve().parents[2]
-_GENERATORS = Path(__file__).resolve().parent / "generators.py"
+_LOAD_GENERATORS = Path(__file__).resolve().parent / "load_generators.py"
 _STOP_S = 30
 _TAIL_CHARACTERS = 3000
 # Of every process here; what is set already stays.
@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 }
 _ON_CPU = not Path("/dev/nvidia0").exists()
 # Of the engines that have the cores and libraries of ours: all but vLLM's server as it comes.
-_AS_OURS = engine_environment(1, len(os.sched_getaffinity(0))) | (
+_TIDEGATE_ENGINE = engine_environment(1, len(os.sched_getaffinity(0))) | (
     engine_libraries() if _ON_CPU else {}
 )
 # And of those that run its kernels.
@@ -51,7 +51,7 @@ _KERNELS = {HAS_KERNELS: "1"} if _ON_CPU else {}
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class SystemUnderTest:
     """Something that can be loaded.
 
     Attributes:
@@ -64,7 +64,7 @@ class Contender:
     generator: subprocess.Popen[str]
     front: psutil.Process
 
-    def measure(self, load: Load) -> tuple[Measured, float, float]:
+    def measure(self, load: Workload) -> tuple[Measurement, float, float]:
         """Runs a load; gives what it gave, and the seconds of processor time of front and client.
 
         Raises:
@@ -75,13 +75,13 @@ class Contender:
         assert self.generator.stdin is not None
         self.generator.stdin.write(json.dumps(asdict(load)) + "\n")
         self.generator.stdin.flush()
-        measured = Measured(**json.loads(_read(self.generator, "{")))
+        measurement = Measurement(**json.loads(_read(self.generator, "{")))
         front_s, client_s = _spent_s(self.front), _spent_s(client)
-        return measured, front_s - front_before_s, client_s - client_before_s
+        return measurement, front_s - front_before_s, client_s - client_before_s
 
 
 @contextmanager
-def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
+def running_systems(model: Path, folder: Path) -> Iterator[list[SystemUnderTest]]:
     """Starts everyone; all stay loaded while the context is open.
 
     Args:
@@ -92,23 +92,25 @@ def contenders(model: Path, folder: Path) -> Iterator[list[Contender]]:
         RuntimeError: one of them ended before it served.
     """
     dtype = computing_type(Precision.AUTO, model).value if _ON_CPU else "auto"
-    of_bare = ["bare", str(model), dtype]
+    baseline_arguments = ["baseline", str(model), dtype]
     with (
         _tidegate(model, folder, "tidegate") as tidegate,
         _openai_server(model, folder / "openai.log", {}, "auto") as openai,
-        _openai_server(model, folder / "tuned.log", _AS_OURS | _KERNELS, dtype) as tuned,
-        _generator("bare", of_bare, None, folder) as bare,
-        _generator("bare-kernels", of_bare, None, folder, _AS_OURS | _KERNELS) as same,
+        _openai_server(model, folder / "tuned.log", _TIDEGATE_ENGINE | _KERNELS, dtype) as tuned,
+        _generator("baseline", baseline_arguments, None, folder) as baseline,
+        _generator(
+            "baseline-kernels", baseline_arguments, None, folder, _TIDEGATE_ENGINE | _KERNELS
+        ) as baseline_kernels,
         _generator("openai", ["openai", openai[0]], openai[1], folder) as asked,
         _generator("tuned", ["openai", tuned[0]], tuned[1], folder) as asked_tuned,
     ):
-        yield [bare, same, tidegate, asked, asked_tuned]
+        yield [baseline, baseline_kernels, tidegate, asked, asked_tuned]
 
 
 @contextmanager
-def tidegates(
+def running_tidegate_servers(
     model: Path, folder: Path, options: Mapping[str, Sequence[str]]
-) -> Iterator[list[Contender]]:
+) -> Iterator[list[SystemUnderTest]]:
     """Starts our server with options, several times.
 
     Args:
@@ -127,7 +129,7 @@ def tidegates(
 
 
 @contextmanager
-def _tidegate(model: Path, folder: Path, kind: str, *options: str) -> Iterator[Contender]:
+def _tidegate(model: Path, folder: Path, kind: str, *options: str) -> Iterator[SystemUnderTest]:
     """Our server, with its defaults but for options, and who asks it."""
     with (
         _tidegate_server(model, folder, kind, *options) as (address, pid),
@@ -142,14 +144,14 @@ def _generator(
     arguments: list[str],
     pid: int | None,
     folder: Path,
-    environment: dict[str, str] = _AS_OURS,
-) -> Iterator[Contender]:
+    environment: dict[str, str] = _TIDEGATE_ENGINE,
+) -> Iterator[SystemUnderTest]:
     """Who asks the server that is process ``pid``, or an engine of its own."""
-    command = [sys.executable, str(_GENERATORS), *arguments]
+    command = [sys.executable, str(_LOAD_GENERATORS), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with _process(command, folder / f"{kind}-generator.log", environment, **pipes) as child:
         _read(child, "ready")
-        yield Contender(kind, child, psutil.Process(pid or child.pid))
+        yield SystemUnderTest(kind, child, psutil.Process(pid or child.pid))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The load generators, each a process of its own: ``python generators.py KIND TARGET...``.
+"""The load generators, each a process of its own: ``python load_generators.py KIND TARGET...``.
 
 All do the same work for each piece: count its tokens and take its time. Bare AsyncLLM is the
 ceiling: its load generator is a task of the engine's own process, and nothing crosses a wire. The
@@ -12,7 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from loads import answer_commands
+from workloads import answer_commands
 
 from tidegate.serving.llm.engine_process.norm_kernels import priorities
 from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS
@@ -20,14 +20,14 @@ from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["CONTEXT_TOKENS", "GENERATORS", "MAX_RUNNING", "MODEL_NAME"]
+__all__ = ["CONTEXT_TOKENS", "LOAD_GENERATORS", "MAX_RUNNING", "MODEL_NAME"]
 
 CONTEXT_TOKENS = 2048
 MAX_RUNNING = 64
 MODEL_NAME = "smollm2"
 
 
-async def _bare(model: str, dtype: str) -> None:
+async def _baseline(model: str, dtype: str) -> None:
     """Loads the engine here and asks it directly."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs.engine import tokens_input
@@ -118,11 +118,11 @@ async def _openai(address: str) -> None:
         await answer_commands(stream)
 
 
-GENERATORS = {"bare": _bare, "tidegate": _tidegate, "openai": _openai}
+LOAD_GENERATORS = {"baseline": _baseline, "tidegate": _tidegate, "openai": _openai}
 """By kind; given the model's folder and what to compute in, or the address of the server."""
 
 
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(GENERATORS[sys.argv[1]](*sys.argv[2:]))
+    uvloop.run(LOAD_GENERATORS[sys.argv[1]](*sys.argv[2:]))
