@@ -1,6 +1,6 @@
-"""What the benchmarks share: how a bound is told, and what machine it was measured on.
+"""Reports for all benchmarks: whether bounds are met, and the machine's processor.
 
-A script in a folder beside this file puts this one on its path before it imports it.
+Scripts in subfolders add this folder to their path before they import this module.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Bound", "cpu_name", "print_bounds"]
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Something that is to hold.
+    """A bound on a measured number.
 
     Attributes:
-        says: what, with the number that was measured.
-        met: whether it holds.
+        says: The bound in words, with the measured number.
+        met: Whether the number is within the bound.
     """
 
     says: str
@@ -34,14 +34,14 @@ class Bound:
 
 
 def print_bounds(console: Console, bounds: Iterable[Bound]) -> None:
-    """Says of each bound whether it was met."""
+    """Prints whether each bound was met."""
     for each in bounds:
         verdict = "[green]bound met[/green]    " if each.met else "[red]bound not met[/red]"
         console.print(f"{verdict}  {escape(each.says)}")
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """Returns the processor's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

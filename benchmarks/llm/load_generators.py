@@ -1,8 +1,8 @@
-"""The load generators, each a process of its own: ``python load_generators.py KIND TARGET...``.
+"""The load generators, each a separate process: ``python load_generators.py KIND TARGET...``.
 
-All do the same work for each piece: count its tokens and take its time. Bare AsyncLLM is the
-ceiling: its load generator is a task of the engine's own process, and nothing crosses a wire. The
-others call a server.
+All do the same work for each message: count its tokens and take the time. The baseline is
+``AsyncLLM`` without a server: its load generator is a task in the process that holds the engine's
+client, and nothing crosses a network connection. The other load generators call a server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MODEL_NAME = "smollm2"
 
 
 async def _baseline(model: str, dtype: str) -> None:
-    """Loads the engine here and asks it directly."""
+    """Loads the engine in this process and calls it directly."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.inputs.engine import tokens_input
     from vllm.platforms import current_platform
@@ -65,8 +65,8 @@ async def _baseline(model: str, dtype: str) -> None:
 
 
 async def _tidegate(address: str) -> None:
-    """Asks our server over gRPC."""
-    # First, for what it has gRPC's core do: read sockets on the thread that polls, as the server.
+    """Calls the Tidegate server over gRPC."""
+    # Imported before grpc: it makes gRPC's core read sockets on the polling thread, as the server.
     import tidegate.chassis  # noqa: F401
 
     # isort: split
@@ -92,7 +92,7 @@ async def _tidegate(address: str) -> None:
 
 
 async def _openai(address: str) -> None:
-    """Asks vLLM's own server over HTTP with server-sent events."""
+    """Calls vLLM's OpenAI server over HTTP with server-sent events."""
     import aiohttp
 
     connector = aiohttp.TCPConnector(limit=0)
@@ -119,7 +119,7 @@ async def _openai(address: str) -> None:
 
 
 LOAD_GENERATORS = {"baseline": _baseline, "tidegate": _tidegate, "openai": _openai}
-"""By kind; given the model's folder and what to compute in, or the address of the server."""
+"""By kind. Arguments: the model's folder and its data type, or the address of the server."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The contenders as processes: the servers, and the generators that ask them."""
+"""Starts the systems under test: the servers, and the load generators that call them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _LOAD_GENERATORS = Path(__file__).resolve().parent / "load_generators.py"
 _STOP_S = 30
 _TAIL_CHARACTERS = 3000
-# Of every process here; what is set already stays.
+# The environment of every process here; variables that are set already stay.
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -42,54 +42,54 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 _ON_CPU = not Path("/dev/nvidia0").exists()
-# Of the engines that have the cores and libraries of ours: all but vLLM's server as it comes.
+# For engines with the cores and libraries of Tidegate's: all but vLLM's server with its defaults.
 _TIDEGATE_ENGINE = engine_environment(1, len(os.sched_getaffinity(0))) | (
     engine_libraries() if _ON_CPU else {}
 )
-# And of those that run its kernels.
+# For engines that also run its kernels.
 _KERNELS = {HAS_KERNELS: "1"} if _ON_CPU else {}
 
 
 @dataclass(frozen=True, slots=True)
 class SystemUnderTest:
-    """Something that can be loaded.
+    """A system under test, ready for workloads.
 
     Attributes:
-        kind: its name in results.
-        generator: the process that asks it.
-        front: the process in front of the engine; the generator itself where there is no server.
+        kind: Its name in results.
+        generator: Its load generator.
+        front: The process in front of the engine; the load generator itself if there is no server.
     """
 
     kind: str
     generator: subprocess.Popen[str]
     front: psutil.Process
 
-    def measure(self, load: Workload) -> tuple[Measurement, float, float]:
-        """Runs a load; gives what it gave, and the seconds of processor time of front and client.
+    def measure(self, workload: Workload) -> tuple[Measurement, float, float]:
+        """Runs a workload; returns its result, and the CPU seconds of front and load generator.
 
         Raises:
-            RuntimeError: the generator has ended.
+            RuntimeError: The load generator has ended.
         """
         client = psutil.Process(self.generator.pid)
-        front_before_s, client_before_s = _spent_s(self.front), _spent_s(client)
+        front_before_s, client_before_s = _cpu_s(self.front), _cpu_s(client)
         assert self.generator.stdin is not None
-        self.generator.stdin.write(json.dumps(asdict(load)) + "\n")
+        self.generator.stdin.write(json.dumps(asdict(workload)) + "\n")
         self.generator.stdin.flush()
         measurement = Measurement(**json.loads(_read(self.generator, "{")))
-        front_s, client_s = _spent_s(self.front), _spent_s(client)
+        front_s, client_s = _cpu_s(self.front), _cpu_s(client)
         return measurement, front_s - front_before_s, client_s - client_before_s
 
 
 @contextmanager
 def running_systems(model: Path, folder: Path) -> Iterator[list[SystemUnderTest]]:
-    """Starts everyone; all stay loaded while the context is open.
+    """Starts all systems; they stay loaded while the context is open.
 
     Args:
-        model: the model's folder.
-        folder: for logs.
+        model: The model's folder.
+        folder: The folder for logs.
 
     Raises:
-        RuntimeError: one of them ended before it served.
+        RuntimeError: A process ended before it served.
     """
     dtype = computing_type(Precision.AUTO, model).value if _ON_CPU else "auto"
     baseline_arguments = ["baseline", str(model), dtype]
@@ -101,36 +101,36 @@ def running_systems(model: Path, folder: Path) -> Iterator[list[SystemUnderTest]
         _generator(
             "baseline-kernels", baseline_arguments, None, folder, _TIDEGATE_ENGINE | _KERNELS
         ) as baseline_kernels,
-        _generator("openai", ["openai", openai[0]], openai[1], folder) as asked,
-        _generator("tuned", ["openai", tuned[0]], tuned[1], folder) as asked_tuned,
+        _generator("openai", ["openai", openai[0]], openai[1], folder) as openai_client,
+        _generator("tuned", ["openai", tuned[0]], tuned[1], folder) as tuned_client,
     ):
-        yield [baseline, baseline_kernels, tidegate, asked, asked_tuned]
+        yield [baseline, baseline_kernels, tidegate, openai_client, tuned_client]
 
 
 @contextmanager
 def running_tidegate_servers(
     model: Path, folder: Path, options: Mapping[str, Sequence[str]]
 ) -> Iterator[list[SystemUnderTest]]:
-    """Starts our server with options, several times.
+    """Starts several Tidegate servers, each with its own options.
 
     Args:
-        model: the model's folder.
-        folder: for logs.
-        options: of each server, by the name that it has as a contender.
+        model: The model's folder.
+        folder: The folder for logs.
+        options: The options of each server, by its name in results.
 
     Raises:
-        RuntimeError: one of them ended before it served.
+        RuntimeError: A process ended before it served.
     """
     with ExitStack() as stack:
         yield [
-            stack.enter_context(_tidegate(model, folder, kind, *some))
-            for kind, some in options.items()
+            stack.enter_context(_tidegate(model, folder, kind, *flags))
+            for kind, flags in options.items()
         ]
 
 
 @contextmanager
 def _tidegate(model: Path, folder: Path, kind: str, *options: str) -> Iterator[SystemUnderTest]:
-    """Our server, with its defaults but for options, and who asks it."""
+    """Starts a Tidegate server with options, and its load generator."""
     with (
         _tidegate_server(model, folder, kind, *options) as (address, pid),
         _generator(kind, ["tidegate", address], pid, folder) as found,
@@ -146,7 +146,7 @@ def _generator(
     folder: Path,
     environment: dict[str, str] = _TIDEGATE_ENGINE,
 ) -> Iterator[SystemUnderTest]:
-    """Who asks the server that is process ``pid``, or an engine of its own."""
+    """Starts a load generator for the server of process ``pid``, or with an engine of its own."""
     command = [sys.executable, str(_LOAD_GENERATORS), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with _process(command, folder / f"{kind}-generator.log", environment, **pipes) as child:
@@ -158,7 +158,7 @@ def _generator(
 def _tidegate_server(
     model: Path, folder: Path, kind: str, *options: str
 ) -> Iterator[tuple[str, int]]:
-    """Our server; yields its address and process id."""
+    """Starts a Tidegate server; yields its address and process id."""
     ports, log = folder / f"{kind}-ports.json", folder / f"{kind}-server.log"
     command = [sys.executable, "-m", "tidegate.serving.llm", "--model-path", str(model)]
     command += ["--grpc-port", "0", "--metrics-port", "0", "--port-file", str(ports)]
@@ -175,7 +175,7 @@ def _tidegate_server(
 def _openai_server(
     model: Path, log: Path, environment: dict[str, str], dtype: str
 ) -> Iterator[tuple[str, int]]:
-    """vLLM's own server; yields its address and process id."""  # noqa: D403 - its name begins small
+    """Starts vLLM's OpenAI server; yields its address and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -196,7 +196,7 @@ def _openai_server(
 def _process(
     command: list[str], log: Path, environment: dict[str, str], **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A child that ends with the block."""
+    """Runs a child process that ends with the context."""
     environment = _ENVIRONMENT | environment | os.environ
     with log.open("ab") as errors:
         child = subprocess.Popen(command, stderr=errors, cwd=ROOT, env=environment, **options)
@@ -210,7 +210,7 @@ def _process(
         if child.stdin is None:
             child.terminate()
         else:
-            # A generator ends when nobody can ask any more, and shuts down the engine it may have.
+            # A load generator ends with its input, and shuts down its engine if it has one.
             child.stdin.close()
         try:
             child.wait(_STOP_S)
@@ -219,7 +219,7 @@ def _process(
 
 
 def _read(child: subprocess.Popen[str], start: str) -> str:
-    """Reads up to the line that begins with a word."""
+    """Reads up to the line that begins with a text."""
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith(start):
@@ -242,7 +242,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _spent_s(process: psutil.Process) -> float:
-    """Processor time of a process without its children, which are the engine."""
+def _cpu_s(process: psutil.Process) -> float:
+    """Returns the CPU time of a process without its children, which are the engine."""
     times = process.cpu_times()
     return float(times.user + times.system)

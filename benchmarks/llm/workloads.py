@@ -1,12 +1,12 @@
-"""What every contender is asked, given a way to stream token counts for a prompt.
+"""The workloads of every system under test, given a function that streams token counts.
 
-Three kinds of load, each for a time to the first token of its own:
+There are three kinds; each shows another time to first token:
 
-- ``sequential``: one short question after another, on an idle engine;
-- ``steady``: so many answers under way at any time, each begun when one before it has ended, of
-  lengths that differ, so that they begin and end at any time, as those of a service do;
-- ``burst``: so many begun in the same moment. The engine's first step then takes whatever has
-  come, one of them or all, which makes more of a difference than any server.
+- ``sequential``: one short request after another, on an idle engine;
+- ``steady``: a closed loop with a fixed number of requests in flight. Each begins when one before
+  it has ended. Lengths differ, so requests begin and end at any time, as those of a service do;
+- ``burst``: a number of requests that begin at the same moment. The engine's first step then takes
+  those that have arrived, one of them or all. That matters more than which server it is.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from typing import TypeAlias
 __all__ = ["WORKLOADS", "Measurement", "Stream", "Workload", "answer_commands"]
 
 Stream: TypeAlias = Callable[[str, int], AsyncIterator[int]]
-"""Streams the answer of so many tokens to a prompt: the number of new tokens of each piece."""
+"""Takes a prompt and a number of tokens; yields the number of new tokens of each message."""
 
 WORKLOADS = ("sequential", "steady", "burst")
 _TOPICS = ("rivers", "bridges", "winter", "bread", "maps", "violins", "tides", "glass")
-_QUESTIONS = 12
-# Lengths are spread evenly over half to one and a half of the mean (a Weyl sequence).
+_SEQUENTIAL_REQUESTS = 12
+# Spreads lengths evenly from half to one and a half of the mean (a Weyl sequence).
 _GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A load.
+    """The requests that a load generator makes.
 
     Attributes:
-        kind: one of ``WORKLOADS``.
-        streams: answers under way at once.
-        tokens: of an answer; the mean where they differ.
-        seconds: how long a steady load is measured, or longer where the machine is so slow that too
-            few answers begin meanwhile.
-        salt: makes the prompts others than those of any load before, so that no cache has them.
+        kind: One of ``WORKLOADS``.
+        streams: Requests in flight.
+        tokens: Tokens of an answer; the mean where lengths differ.
+        seconds: How long a steady workload is measured; longer on a machine so slow that too few
+            requests begin in this time.
+        salt: Makes the prompts differ from those of all workloads before, so that no cache holds
+            them.
     """
 
     kind: str
@@ -54,13 +55,13 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a load gave.
+    """The result of a workload.
 
     Attributes:
-        seconds: how long tokens were counted.
-        tokens: that came in this time.
-        all_tokens: that came at all, before and after this time as well.
-        ttft_s: seconds to the first token of each answer that began in this time.
+        seconds: How long tokens were counted.
+        tokens: Tokens that came in this time.
+        all_tokens: All tokens, with those before and after this time.
+        ttft_s: Time to first token of each request that began in this time, in seconds.
     """
 
     seconds: float
@@ -75,8 +76,8 @@ async def answer_commands(stream: Stream) -> None:
     run = {"sequential": _sequential, "steady": _steady, "burst": _burst}
     print("ready", flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        load = Workload(**json.loads(line))
-        print(json.dumps(asdict(await run[load.kind](stream, load))), flush=True)
+        workload = Workload(**json.loads(line))
+        print(json.dumps(asdict(await run[workload.kind](stream, workload))), flush=True)
 
 
 def _prompt(salt: str, number: int) -> str:
@@ -86,38 +87,41 @@ def _prompt(salt: str, number: int) -> str:
     )
 
 
-async def _sequential(stream: Stream, load: Workload) -> Measurement:
+async def _sequential(stream: Stream, workload: Workload) -> Measurement:
     began_s = time.perf_counter()
-    answers = [await _answer(stream, _prompt(load.salt, number), 2) for number in range(_QUESTIONS)]
+    ttft_s = [
+        await _request(stream, _prompt(workload.salt, number), 2)
+        for number in range(_SEQUENTIAL_REQUESTS)
+    ]
     seconds = time.perf_counter() - began_s
-    tokens = 2 * _QUESTIONS
-    return Measurement(seconds, tokens, tokens, answers)
+    tokens = 2 * _SEQUENTIAL_REQUESTS
+    return Measurement(seconds, tokens, tokens, ttft_s)
 
 
-async def _burst(stream: Stream, load: Workload) -> Measurement:
+async def _burst(stream: Stream, workload: Workload) -> Measurement:
     began_s = time.perf_counter()
-    answers = await asyncio.gather(
+    ttft_s = await asyncio.gather(
         *(
-            _answer(stream, _prompt(load.salt, number), load.tokens)
-            for number in range(load.streams)
+            _request(stream, _prompt(workload.salt, number), workload.tokens)
+            for number in range(workload.streams)
         )
     )
     seconds = time.perf_counter() - began_s
-    tokens = load.streams * load.tokens
-    return Measurement(seconds, tokens, tokens, answers)
+    tokens = workload.streams * workload.tokens
+    return Measurement(seconds, tokens, tokens, ttft_s)
 
 
-async def _steady(stream: Stream, load: Workload) -> Measurement:
+async def _steady(stream: Stream, workload: Workload) -> Measurement:
     from_s: float | None = None
     until_s: float | None = None
-    counted, came, settled, ttft_s = 0, 0, 0, []
+    counted, received, settled, ttft_s = 0, 0, 0, []
     numbers = itertools.count()
 
     def settle(began_s: float, first_s: float) -> None:
         nonlocal from_s, settled
         del began_s, first_s
         settled += 1
-        if settled == load.streams:
+        if settled == workload.streams:
             from_s = time.perf_counter()
 
     def first(began_s: float, first_s: float) -> None:
@@ -125,61 +129,62 @@ async def _steady(stream: Stream, load: Workload) -> Measurement:
             ttft_s.append(first_s)
 
     def count(new: int) -> None:
-        nonlocal counted, came, until_s
-        came += new
+        nonlocal counted, received, until_s
+        received += new
         if from_s is None or until_s is not None:
             return
         counted += new
         now_s = time.perf_counter()
-        if now_s >= from_s + load.seconds and len(ttft_s) >= load.streams / 2:
+        if now_s >= from_s + workload.seconds and len(ttft_s) >= workload.streams / 2:
             until_s = now_s
 
-    async def answers() -> None:
+    async def make_requests() -> None:
         while until_s is None:
             number = next(numbers)
             spread = number * _GOLDEN % 1
-            # All begin at once. The first answers are as long as what is left of those that are
-            # under way at some moment, and what is measured begins when each of them has.
-            share, tell = (0.05, settle) if number < load.streams else (0.5, first)
-            tokens = max(2, round(load.tokens * (share + spread)))
-            await _answer(stream, _prompt(load.salt, number), tokens, tell, count)
+            # All streams begin at once. Their first answers are as long as the rest of an answer
+            # that is cut at a random moment. The measurement begins when each stream has a token.
+            share, on_first = (0.05, settle) if number < workload.streams else (0.5, first)
+            tokens = max(2, round(workload.tokens * (share + spread)))
+            await _request(stream, _prompt(workload.salt, number), tokens, on_first, count)
 
-    await asyncio.gather(*(answers() for _ in range(load.streams)))
+    await asyncio.gather(*(make_requests() for _ in range(workload.streams)))
     assert from_s is not None
     assert until_s is not None
-    return Measurement(until_s - from_s, counted, came, ttft_s)
+    return Measurement(until_s - from_s, counted, received, ttft_s)
 
 
-def _ignore(*told: float) -> None:
-    del told
+def _ignore(*values: float) -> None:
+    del values
 
 
-async def _answer(
+async def _request(
     stream: Stream,
     prompt: str,
     tokens: int,
-    first: Callable[[float, float], None] = _ignore,
-    count: Callable[[int], None] = _ignore,
+    on_first: Callable[[float, float], None] = _ignore,
+    on_tokens: Callable[[int], None] = _ignore,
 ) -> float:
-    """Seconds to an answer's first token.
+    """Makes one request; returns its time to first token, in seconds.
 
     Args:
-        stream: asks.
-        prompt: to answer.
-        tokens: how many the answer must have.
-        first: is told when it was asked for, and these seconds, when the first token comes.
-        count: is told of new tokens.
+        stream: Makes the request.
+        prompt: The prompt.
+        tokens: Number of tokens that the answer must have.
+        on_first: Called at the first token, with the time of the request and the time to first
+            token.
+        on_tokens: Called with the number of new tokens.
 
     Raises:
-        RuntimeError: it had another number of tokens.
+        RuntimeError: The answer had another number of tokens.
     """
-    began_s, first_s, came = time.perf_counter(), None, 0
+    began_s, first_s, received = time.perf_counter(), None, 0
     async for new in stream(prompt, tokens):
         if first_s is None and new:
             first_s = time.perf_counter() - began_s
-            first(began_s, first_s)
-        came += new
-        count(new)
-    if first_s is None or came != tokens:
-        raise RuntimeError(f"an answer had {came} tokens instead of {tokens}")
+            on_first(began_s, first_s)
+        received += new
+        on_tokens(new)
+    if first_s is None or received != tokens:
+        raise RuntimeError(f"an answer had {received} tokens instead of {tokens}")
     return first_s

@@ -1,14 +1,15 @@
-"""How fast a change is everywhere, and what it costs when the mesh is large.
+"""Measures the time until every proxy has acknowledged a change, and its cost in a large mesh.
 
-A control plane that holds nothing but resources serves a real Envoy, or clients that ask for
-everything as an Envoy does and acknowledge it. One weight is changed again and again; measured is
-the time from `apply` until all have acknowledged, the processor time of the control plane and the
-bytes it sent, with 10 hosts and with 1,000 hosts of 10 endpoints each. The control plane, the
-clients and Envoy are processes of their own.
+A control plane that only holds resources serves a real Envoy, or clients that subscribe to
+everything as an Envoy does and acknowledge it. One weight changes again and again. The benchmark
+measures the time from `apply` until every proxy has acknowledged, the CPU time of the control plane
+and the bytes that it sent, with 10 hosts and with 1,000 hosts of 10 endpoints each. The control
+plane, the clients and Envoy are separate processes.
 
-Listener and routes are what the compiler makes of a Gateway that names every host in full: proxies
-ask for a scope for each host, and nobody for the virtual host beside it. One pair of lines is of a
-Gateway with a ``*``, where an Envoy asks for the virtual hosts (VHDS), and for none of the scopes.
+Listener and routes are those that the compiler makes of a Gateway that names every host in full.
+Proxies then subscribe to one scope for each host, and no proxy subscribes to its virtual host. One
+pair of lines is of a Gateway with a ``*``: there an Envoy subscribes to the virtual hosts (VHDS),
+and to no scope.
 
     python benchmarks/mesh/ack_latency.py [--changes 100] [--rounds 3] [--output FILE]
 """
@@ -68,13 +69,13 @@ RESULTS = Path("bench-results/mesh-acks.json")
 
 @dataclass(frozen=True)
 class Scenario:
-    """Who is attached to what.
+    """A mesh and its proxies.
 
     Attributes:
-        name: As printed.
-        hosts: In the mesh, of ten endpoints each.
-        proxies: How many.
-        envoy: Whether they are Envoys, or else clients.
+        name: The name in the table.
+        hosts: Hosts of the mesh, with ten endpoints each.
+        proxies: Number of proxies.
+        envoy: Whether the proxies are Envoys; otherwise they are clients.
         scoped: Whether the gateway names every host in full.
     """
 
@@ -86,22 +87,22 @@ class Scenario:
 
     @property
     def gateway(self) -> MergedGateway:
-        """Where requests for the hosts come in."""
+        """The gateway of the hosts."""
         return GATEWAY if self.scoped else GATEWAY_WITHOUT_SCOPES
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one change costs; medians over the rounds but for the memory.
+    """The cost of one change; medians over the rounds, except for the memory.
 
     Attributes:
-        scenario: What was measured.
-        p50_ms: From `apply` to the last acknowledgement, half of the changes.
-        p95_ms: The same, 95 percent.
-        cpu_ms: Processor time of the control plane.
-        sent_bytes: By the control plane, to all proxies.
+        scenario: The scenario.
+        p50_ms: Time from `apply` to the last acknowledgement, 50th percentile.
+        p95_ms: The same, 95th percentile.
+        cpu_ms: CPU time of the control plane.
+        sent_bytes: Bytes that the control plane sent to all proxies.
         memory_mib: Resident memory of the control plane at the end.
-        first_s: From the first proxy to the last acknowledgement of the whole mesh.
+        first_s: Time from the first proxy to the last acknowledgement of the whole mesh.
     """
 
     scenario: Scenario
@@ -125,24 +126,24 @@ SCENARIOS = tuple(
 
 
 def pack(message: Message) -> any_pb2.Any:
-    """Packs a message."""
+    """Packs a message into an Any."""
     box = any_pb2.Any()
     box.Pack(message)
     return box
 
 
 def host_name(number: int) -> str:
-    """Names a host."""
+    """Returns the name of a host."""
     return f"model-{number}.models.svc.cluster.local"
 
 
 def cluster_name(number: int) -> str:
-    """Names the cluster of a host."""
+    """Returns the name of the cluster of a host."""
     return f"outbound|80||{host_name(number)}"
 
 
 def domain(gateway: MergedGateway, number: int, weight: int) -> tuple[Resource, ...]:
-    """Makes what an gateway does with a host, with a weight that differs."""
+    """Returns the resources of a host at a gateway, with a weight that differs."""
     message = route_components_pb2.VirtualHost(domains=[host_name(number)])
     route = message.routes.add(match=route_components_pb2.RouteMatch(prefix="/"))
     other = cluster_name(number + 1 if number == 0 else number - 1)
@@ -152,7 +153,7 @@ def domain(gateway: MergedGateway, number: int, weight: int) -> tuple[Resource, 
 
 
 def host(gateway: MergedGateway, number: int) -> Iterator[Resource]:
-    """Makes the resources of a host."""
+    """Returns the resources of a host."""
     name = cluster_name(number)
     eds = cluster_pb2.Cluster.EdsClusterConfig(eds_config=ADS)
     cluster = cluster_pb2.Cluster(name=name, type="EDS", eds_cluster_config=eds)
@@ -169,7 +170,7 @@ def host(gateway: MergedGateway, number: int) -> Iterator[Resource]:
 
 
 def mesh(scenario: Scenario) -> tuple[Resource, ...]:
-    """Makes a whole mesh."""
+    """Returns the resources of a whole mesh."""
     gateway = scenario.gateway
     http = hcm_pb2.HttpConnectionManager(
         stat_prefix="ingress",
@@ -188,7 +189,7 @@ def mesh(scenario: Scenario) -> tuple[Resource, ...]:
 
 
 class ControlPlane:
-    """The application: a distribution and nothing else."""
+    """The application: only a distribution."""
 
     service_names = (AdsServicer.service_name,)
 
@@ -208,7 +209,7 @@ class ControlPlane:
 
 
 def bytes_sent() -> float:
-    """Sums what was sent to proxies."""
+    """Returns the bytes that were sent to all proxies."""
     return sum(
         sample.value
         for metric in REGISTRY.collect()
@@ -219,7 +220,7 @@ def bytes_sent() -> float:
 
 
 async def acknowledged(distribution: Distribution, *keys: ResourceKey) -> AckReport:
-    """Waits until all have something."""
+    """Waits until every proxy has acknowledged these resources."""
     report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, ACK_TIMEOUT_S)
     if not report.done:
         raise RuntimeError(f"not acknowledged: {report}")
@@ -227,7 +228,7 @@ async def acknowledged(distribution: Distribution, *keys: ResourceKey) -> AckRep
 
 
 async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
-    """Is the control plane: waits for its proxies, and measures."""
+    """Runs the control plane: waits for its proxies, and measures."""
     # Standard output is for the results.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     distribution = Distribution()
@@ -236,7 +237,7 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
     settings = ChassisSettings(grpc_port=0, metrics_port=0, drain_hold_s=0, drain_deadline_s=0.1)
     async with running(ControlPlane(distribution), settings) as server:
         print(server.grpc_port, flush=True)
-        while not distribution.proxies():  # noqa: ASYNC110  # nobody tells of a proxy
+        while not distribution.proxies():  # noqa: ASYNC110  # a new proxy raises no event
             await asyncio.sleep(0.005)
         began = time.perf_counter()
         while not is_complete(distribution, scenario):  # noqa: ASYNC110  # as above
@@ -253,7 +254,7 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
 
 
 def is_complete(distribution: Distribution, scenario: Scenario) -> bool:
-    """Tells whether all proxies ask for everything."""
+    """Returns whether every proxy has subscribed to every host."""
     statuses = distribution.proxies()
     type_ = SCOPED_ROUTE if scenario.scoped else VIRTUAL_HOST
     return len(statuses) == scenario.proxies and all(
@@ -265,11 +266,11 @@ def is_complete(distribution: Distribution, scenario: Scenario) -> bool:
 async def measure(
     distribution: Distribution, gateway: MergedGateway, changes: int, weights: Iterator[int]
 ) -> tuple[float, float, float, float]:
-    """Changes one weight again and again; gives the costs of one change."""
+    """Changes one weight again and again; returns the cost of one change."""
     times_ms = []
     sent, cpu_s = bytes_sent(), time.process_time()
     for _ in range(changes):
-        # Otherwise the mesh that is slower to answer would find the caches colder.
+        # Without a pause, the caches would be colder for the mesh that answers more slowly.
         await asyncio.sleep(PAUSE_S)
         changed = domain(gateway, 5, next(weights))
         began = time.perf_counter()
@@ -283,12 +284,12 @@ async def measure(
 
 
 async def run_clients(port: int, count: int) -> None:
-    """Is many proxies."""
+    """Runs many proxies."""
     await asyncio.gather(*(run_client(port, number) for number in range(count)))
 
 
 async def run_client(port: int, number: int) -> None:
-    """Is a proxy that asks for what an Envoy asks for, and accepts it."""
+    """Runs a proxy that subscribes to what an Envoy subscribes to, and accepts it."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", -1),
@@ -313,7 +314,7 @@ async def run_client(port: int, number: int) -> None:
 
 
 def bootstrap(port: int) -> dict[str, object]:
-    """Makes the bootstrap of an Envoy."""
+    """Returns the bootstrap of an Envoy."""
     protocol = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     over_ads = {"ads": {}, "resource_api_version": "V3"}
     address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
@@ -349,7 +350,7 @@ def bootstrap(port: int) -> dict[str, object]:
 
 
 async def run(scenario: Scenario, changes: int, rounds: int) -> Result:
-    """Runs one scenario in processes of its own."""
+    """Runs one scenario in new processes."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         measuring = (json.dumps(asdict(scenario)), str(changes), str(rounds))
@@ -371,14 +372,14 @@ async def run(scenario: Scenario, changes: int, rounds: int) -> Result:
 
 
 async def kill(process: asyncio.subprocess.Process) -> None:
-    """Ends a process."""
+    """Kills a process."""
     if process.returncode is None:
         process.kill()
     await process.wait()
 
 
 def environment() -> dict[str, str]:
-    """Describes where this ran."""
+    """Describes the machine and the packages."""
     return {
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
@@ -412,7 +413,7 @@ def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--changes", type=int, default=100, help="in a round (default 100)")
-    parser.add_argument("--rounds", type=int, default=3, help="of changes (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of changes (default 3)")
     parser.add_argument("--output", type=Path, default=RESULTS, help=f"results (default {RESULTS})")
     arguments = parser.parse_args()
     print(" · ".join(f"{key} {value}" for key, value in environment().items()))

@@ -1,4 +1,4 @@
-"""The repository's mesh in a folder of its own, on free ports, run by the real ``tidegate up``."""
+"""Runs the repository's mesh with the real ``tidegate up``, in a separate folder, on free ports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _POLL_S: Final = 0.05
 
 
 class LocalMeshError(RuntimeError):
-    """The mesh did not start, or did not do what it was told."""
+    """The mesh did not start, or a command to it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class VisionServer:
     """A vision server.
 
     Attributes:
-        subset: the value of its label ``version``.
-        model_version: what it serves.
-        extra: more keys of its entry in ``tidegate.yaml``.
+        subset: The value of its label ``version``.
+        model_version: The version of the model that it serves.
+        extra: More keys of its entry in ``tidegate.yaml``.
     """
 
     subset: str
@@ -56,21 +56,21 @@ class LocalMesh:
     """A mesh on this machine.
 
     Args:
-        folder: an empty folder.
-        models: the model repository.
-        servers: the vision servers, by name.
-        with_llm: whether the language model is served, too.
-        settings: more keys of ``mesh.controller`` in ``tidegate.yaml``.
+        folder: An empty folder.
+        models: The model repository.
+        servers: The vision servers, by name.
+        with_llm: Whether the mesh also serves the language model.
+        settings: More keys of ``mesh.controller`` in ``tidegate.yaml``.
 
     Attributes:
-        folder: where it runs.
-        objects: the folder of its Istio objects.
-        workloads: the folder of its WorkloadEntries.
+        folder: The folder in which the mesh runs.
+        objects: The folder of its Istio objects.
+        workloads: The folder of its WorkloadEntries.
         vision: Envoy's address for vision.
         llm: Envoy's address for the language model.
-        controller: the controller's address for gRPC.
-        controller_metrics: the controller's address for its metrics.
-        envoy_admin: the address of Envoy's admin interface.
+        controller: The controller's gRPC address.
+        controller_metrics: The controller's metrics address.
+        envoy_admin: The address of Envoy's admin interface.
     """
 
     def __init__(
@@ -139,10 +139,10 @@ class LocalMesh:
 
     @asynccontextmanager
     async def up(self) -> AsyncIterator[None]:
-        """Runs it until the context ends.
+        """Runs the mesh until the context ends.
 
         Raises:
-            LocalMeshError: it did not start.
+            LocalMeshError: The mesh did not start.
         """
         with (self.folder / "up.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -163,15 +163,15 @@ class LocalMesh:
             try:
                 await asyncio.wait_for(process.wait(), _STOPPED_WITHIN_S)
             except TimeoutError:
-                # The guards of its processes end them.
+                # The guards of its processes end the processes.
                 process.kill()
                 await process.wait()
 
     def snapshot(self) -> Snapshot:
-        """What runs.
+        """Returns the state of everything that runs.
 
         Raises:
-            LocalMeshError: nothing does.
+            LocalMeshError: Nothing runs.
         """
         found = self._state.running()
         if found is None:
@@ -179,14 +179,14 @@ class LocalMesh:
         return found
 
     def server(self, name: str) -> ServerSnapshot:
-        """What runs under a name; of two in the course of a restart, the one that counts."""
+        """Returns the server of a name; during a restart, the one that the snapshot lists first."""
         return next(each for each in self.snapshot().servers if each.name == name)
 
     def pid(self, name: str) -> int:
-        """The process of a server.
+        """Returns the process id of a server.
 
         Raises:
-            LocalMeshError: it has none now.
+            LocalMeshError: The server has no process now.
         """
         pid = self.server(name).pid
         if pid is None:
@@ -194,10 +194,10 @@ class LocalMesh:
         return pid
 
     async def wait_for_restart(self, name: str, old_pid: int, limit_s: float) -> None:
-        """Waits until another process of a server serves, and gets requests if it should.
+        """Waits until a new process of a server serves, and is routed if it should be.
 
         Raises:
-            LocalMeshError: it does not in time.
+            LocalMeshError: The server is not back in time.
         """
 
         def is_back() -> bool:
@@ -205,27 +205,29 @@ class LocalMesh:
             is_other = now.pid not in (None, old_pid)
             return is_other and now.phase is Phase.SERVING and now.routed is not False
 
-        await self.until(is_back, limit_s, f"{name} is not back")
+        await self.wait_until(is_back, limit_s, f"{name} is not back")
 
-    async def until(self, condition: Callable[[], bool], limit_s: float, otherwise: str) -> None:
-        """Waits until something is so.
+    async def wait_until(
+        self, condition: Callable[[], bool], limit_s: float, otherwise: str
+    ) -> None:
+        """Waits until a condition is true.
 
         Raises:
-            LocalMeshError: it is not in time.
+            LocalMeshError: It was not true in time; the text begins with `otherwise`.
         """
         try:
             async with asyncio.timeout(limit_s):
                 while not condition():  # noqa: ASYNC110 - files wake nobody
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
-            words = f"{otherwise} after {limit_s:g} s:\n{self.logs()}"
-            raise LocalMeshError(words) from None
+            problem = f"{otherwise} after {limit_s:g} s:\n{self.logs()}"
+            raise LocalMeshError(problem) from None
 
     async def tidegate(self, *arguments: str) -> None:
-        """Runs a command there.
+        """Runs a ``tidegate`` command in the folder of the mesh.
 
         Raises:
-            LocalMeshError: it failed.
+            LocalMeshError: The command failed.
         """
         process = await asyncio.create_subprocess_exec(
             *(*_PROGRAM, *arguments),
@@ -239,7 +241,7 @@ class LocalMesh:
             raise LocalMeshError(f"tidegate {' '.join(arguments)}: {output.decode()}")
 
     def logs(self) -> str:
-        """The end of every log."""
+        """Returns the end of every log."""
         files = [self.folder / "up.log", *sorted((self._state.logs).glob("*.log"))]
         return "".join(
             f"\n--- {file.name}\n{file.read_text(errors='replace')[-1500:]}"
@@ -254,14 +256,14 @@ class LocalMesh:
             found = self._state.running()
             return found is not None and found.settled and not found.unrouted
 
-        await self.until(is_up, _LOADED_WITHIN_S, "not everything serves")
+        await self.wait_until(is_up, _LOADED_WITHIN_S, "not every server serves")
         for each in self.snapshot().servers:
             if each.phase is not Phase.SERVING:
                 raise LocalMeshError(f"{each.name} is {each.phase}:\n{self.logs()}")
 
 
 def free_ports(count: int) -> Sequence[int]:
-    """Ports of the loopback address that nobody listens on now."""
+    """Returns ports of the loopback address that no process listens on now."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -270,5 +272,5 @@ def free_ports(count: int) -> Sequence[int]:
 
 
 def _environment() -> dict[str, str]:
-    """What is told by the environment would make another mesh of it."""
+    """Returns the environment without settings, which would change the mesh."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("TIDEGATE_", "OTEL_"))}

@@ -1,9 +1,13 @@
-"""What Envoy says of the requests, beside what their clients saw.
+"""Finds lost requests in the records of Envoy and the controller, beside what the clients saw.
 
-Three accounts: the records that Envoy's access log brings to the controller, watched as they come;
-the controller's metric ``istio_requests_total``, which it makes of the same log and which a killed
-controller takes with it, so that it is read before each kill; and Envoy's own statistics. No
-controller is told of a request that ended while none was there; its client and Envoy were.
+There are three sources:
+
+- the controller's request records, which come from Envoy's access log and are watched as they come;
+- the controller's metric ``istio_requests_total``, made from the same log. A killed controller
+  loses its counts, so they are read before each kill;
+- Envoy's own statistics.
+
+The controller misses requests that end while it is down. The clients and Envoy count them.
 """
 
 from __future__ import annotations
@@ -29,31 +33,31 @@ if TYPE_CHECKING:
 __all__ = ["ROUTING_FLAGS", "LossChecker"]
 
 ROUTING_FLAGS: Final = frozenset({"NC", "UH", "NR"})
-"""No cluster, no healthy endpoint, no route: what a change in the wrong order brings."""
+"""No cluster, no healthy endpoint, no route: the effects of changes in a wrong order."""
 
 _NO_FLAG: Final = "-"
-_AGAIN_S: Final = 0.1
+_RETRY_AFTER_S: Final = 0.1
 _TIMEOUT_S: Final = 10.0
-# The end of the name of a statistic of Envoy, and what it counts.
+# The last part of the name of an Envoy statistic, and what it counts.
 _STATISTICS: Final = {
     "no_route": "requests without a route (NR)",
-    "no_cluster": "requests to a cluster that is not there (NC)",
+    "no_cluster": "requests to a missing cluster (NC)",
     "upstream_cx_none_healthy": "requests without a healthy endpoint (UH)",
-    "upstream_rq_retry": "requests that it sent a second time",
-    "logs_written": "requests that it wrote to its access log",
+    "upstream_rq_retry": "retries",
+    "logs_written": "requests in its access log",
 }
 _BAD_STATISTICS: Final = frozenset({"no_route", "no_cluster", "upstream_cx_none_healthy"})
 
 
 class LossChecker:
-    """Listens to the controller and asks Envoy.
+    """Collects what the controller and Envoy know of failed requests.
 
     Args:
-        local_mesh: the mesh.
+        local_mesh: The mesh.
 
     Attributes:
-        records: failed requests as the access log has them, in words.
-        memory_mib: resident memory of each controller, whenever it was looked at.
+        records: Failed requests from the access log, one line of text each.
+        memory_mib: Resident memory of the controller at each call of `collect`.
     """
 
     def __init__(self, local_mesh: LocalMesh) -> None:
@@ -65,7 +69,7 @@ class LossChecker:
 
     @asynccontextmanager
     async def watching_records(self, controller: grpc.aio.Channel) -> AsyncIterator[None]:
-        """Takes records while the context is open, of one controller after the other."""
+        """Watches request records while the context is open; goes on after a controller restart."""
         task = asyncio.create_task(self._watch(mesh_pb2_grpc.MeshServiceStub(controller)))
         try:
             yield
@@ -74,7 +78,7 @@ class LossChecker:
             await asyncio.wait({task})
 
     async def collect(self) -> None:
-        """Reads the metrics of the controller that runs now, and Envoy's statistics."""
+        """Reads the metrics of the running controller, and Envoy's statistics."""
         pid = self._local_mesh.pid("controller")
         text = await _get(f"http://{self._local_mesh.controller_metrics}/metrics")
         flags: Counter[str] = Counter()
@@ -87,18 +91,18 @@ class LossChecker:
         await self._ask_envoy()
 
     def flags(self) -> Counter[str]:
-        """Requests that controllers counted, by their response flags; ``-`` is none."""
+        """Returns the requests that all controllers counted, by response flags; ``-`` is none."""
         return sum(self._flags.values(), Counter())
 
     def statistics(self) -> dict[str, int]:
-        """Envoy's own counts, by what they count, over all clusters that it has had."""
+        """Returns Envoy's own counts, by what they count, over all clusters that it has had."""
         found: Counter[str] = Counter()
         for name, value in self._statistics.items():
             found[_STATISTICS[name.rpartition(".")[2]]] += value
-        return {words: found[words] for words in _STATISTICS.values()}
+        return {counted: found[counted] for counted in _STATISTICS.values()}
 
     def lost_requests(self) -> list[str]:
-        """Every account of a request that was sent nowhere."""
+        """Describes every count of requests that found no route, cluster or healthy endpoint."""
         found = [
             f"istio_requests_total: {count} with the flags {flags}"
             for flags, count in self.flags().items()
@@ -117,7 +121,7 @@ class LossChecker:
         text = await _get(f"http://{address}/stats?format=json&filter=.*\\.({names})$")
         for each in json.loads(text)["stats"]:
             if "name" in each:
-                # A cluster that comes back counts from zero.
+                # A cluster that is removed and added again counts from zero.
                 before = self._statistics.get(each["name"], 0)
                 self._statistics[each["name"]] = max(before, each["value"])
 
@@ -126,13 +130,13 @@ class LossChecker:
         while True:
             try:
                 async for message in mesh.WatchRequests(request):
-                    self.records.append(_in_words(message.record))
+                    self.records.append(_describe(message.record))
             except grpc.aio.AioRpcError:
-                # The controller is being killed; the next one is there soon.
-                await asyncio.sleep(_AGAIN_S)
+                # A scenario has killed the controller; the next one starts soon.
+                await asyncio.sleep(_RETRY_AFTER_S)
 
 
-def _in_words(record: mesh_pb2.RequestRecord) -> str:
+def _describe(record: mesh_pb2.RequestRecord) -> str:
     flags = ",".join(record.response_flags) or _NO_FLAG
     return (
         f"{record.start.ToJsonString()} {record.method} status {record.grpc_status} flags {flags} "

@@ -1,4 +1,4 @@
-"""A second Envoy with the same objects, but without an access log and without tracing."""
+"""Runs a second Envoy with the same objects, without access log and without tracing."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _POLL_S: Final = 0.05
 
 @asynccontextmanager
 async def plain_envoy(local_mesh: LocalMesh, endpoints: Sequence[str]) -> AsyncIterator[str]:
-    """Runs an Envoy beside that of a mesh, before the same servers.
+    """Runs a second Envoy in front of the servers of a mesh.
 
     Args:
-        local_mesh: the mesh.
-        endpoints: its servers, ``HOST:PORT``.
+        local_mesh: The mesh.
+        endpoints: Its servers, ``HOST:PORT``.
 
     Yields:
-        Its address for vision.
+        The second Envoy's address for vision.
 
     Raises:
-        LocalMeshError: it does not start.
+        LocalMeshError: The Envoy did not start.
     """
     (port,) = free_ports(1)
     objects = load([local_mesh.objects, local_mesh.folder / "services.yaml", local_mesh.workloads])
@@ -86,12 +86,12 @@ async def _envoy(folder: Path, ads: int) -> AsyncIterator[None]:
         )
     try:
         async with asyncio.timeout(_READY_WITHIN_S):
-            while not await _is_ready(admin_file):  # noqa: ASYNC110 - Envoy tells only who asks
+            while not await _is_ready(admin_file):  # noqa: ASYNC110 - Envoy can only be polled
                 await asyncio.sleep(_POLL_S)
         yield
     except TimeoutError:
-        words = (folder / "envoy.log").read_text(errors="replace")
-        raise LocalMeshError(f"the plain Envoy is not ready:\n{words[-2000:]}") from None
+        log_text = (folder / "envoy.log").read_text(errors="replace")
+        raise LocalMeshError(f"the plain Envoy is not ready:\n{log_text[-2000:]}") from None
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -108,7 +108,7 @@ async def _is_ready(admin_file: Path) -> bool:
 
 
 def _moved(objects: IstioObjects, old: int, new: int) -> IstioObjects:
-    """The objects with the Gateway's port changed, and without other Gateways' ports."""
+    """Returns the objects with the Gateway's port changed, and without the other Gateways."""
     moved = []
     for gateway in objects.gateways.values():
         servers = tuple(

@@ -1,4 +1,4 @@
-"""What is done to the mesh while the load runs."""
+"""The scenarios: what happens to the mesh while the load runs."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ if TYPE_CHECKING:
 __all__ = ["REPLICA", "RESTARTED", "SCENARIOS", "ScenarioContext"]
 
 REPLICA: Final = "vision-v2-too"
-"""A second server of a subset; it can go without a successor beside it."""
+"""The second server of subset `v2`; it can end before its successor serves."""
 
 RESTARTED: Final = ("vision-v2", "vision-v1")
+"""The servers that `tidegate restart` replaces; each successor serves before the old one ends."""
 
 _THIRD: Final = SubsetName("v3")
 _BACK_WITHIN_S: Final = 120.0
 _SEEN_WITHIN_S: Final = 30.0
-# Calls that begin after one change and end before the next are what shows a wrong route.
+# Only calls that begin after one change and end before the next can show a wrong route.
 _LONGEST_PAUSE_S: Final = 0.25
 _SELDOM_S: Final = 0.5
-# The supervisor gives a program up that ends ten times in two minutes.
+# The supervisor gives up a program that ends ten times in two minutes.
 _BETWEEN_KILLS_S: Final = 14.0
-# Each fourth restart, the first included, is a plain SIGTERM to a server that is not alone.
+# Each fourth restart, the first included, is a plain SIGTERM to the second server of a subset.
 _SIGTERM_EVERY: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ScenarioContext:
-    """What the phases play on.
+    """What every scenario works with.
 
     Attributes:
-        runner: changes the mesh.
-        loss_checker: is asked before a controller dies.
-        rng: draws weights and pauses.
+        runner: Changes the mesh.
+        loss_checker: Collects the controller's counts before each kill.
+        rng: Draws weights and pauses.
     """
 
     runner: ChangeRunner
@@ -68,18 +69,18 @@ async def shifts(context: ScenarioContext, count: int) -> None:
 
 
 async def subsets(context: ScenarioContext, count: int) -> None:
-    """Adds a subset, gives it requests, takes them away, and removes it.
+    """Adds a subset, gives it weight, takes the weight away, and removes the subset.
 
-    Its servers are there all the time. In every other cycle one edit of the files brings the subset
-    and its weight together, and one takes both away, which is what is forbidden to do elsewhere.
+    Its servers run all the time. In every other cycle, one edit of the files adds the subset
+    together with its weight, and one edit removes both. Istio's guides advise against such edits.
     """
     runner = context.runner
     for number in range(count):
         began_s = time.perf_counter()
         what = f"subset cycle {number + 1}"
         with_third, without = _drawn_with_third(context.rng), {**_drawn(context.rng), "v3": 0}
-        at_once = bool(number % 2)
-        if at_once:
+        in_one_edit = bool(number % 2)
+        if in_one_edit:
             done = await runner.attempt(
                 f"{what}: subset and weight in one edit",
                 runner.edit(lambda it: _weighted(_with_third(it), with_third), with_third),  # noqa: B023 - awaited here
@@ -90,24 +91,25 @@ async def subsets(context: ScenarioContext, count: int) -> None:
         seen = runner.load.answered_by(VERSIONS[_THIRD], _SEEN_WITHIN_S)
         await runner.attempt(f"{what}: its first answer", seen)
         await asyncio.sleep(context.rng.uniform(0, _LONGEST_PAUSE_S))
-        if at_once:
+        if in_one_edit:
             done &= await runner.attempt(
-                f"{what}: weight and subset gone in one edit",
+                f"{what}: weight and subset removed in one edit",
                 runner.edit(lambda it: _without_third(_weighted(it, without)), without),  # noqa: B023
             )
         else:
             done &= await _shift(context, f"{what}: no weight", without)
-            done &= await runner.attempt(f"{what}: subset gone", runner.edit(_without_third))
+            done &= await runner.attempt(f"{what}: subset removed", runner.edit(_without_third))
         if done:
             runner.time("subset cycle", began_s)
 
 
 async def control(context: ScenarioContext, count: int) -> None:
-    """Kills the control plane, every other time in the middle of a change, and changes weights."""
+    """Kills the control plane, every other time during a shift, and changes weights in between."""
     for number in range(count):
         next_s = time.perf_counter() + _BETWEEN_KILLS_S
         await context.runner.attempt(
-            f"kill {number + 1} of the controller", _kill_controller(context, number % 2 == 0)
+            f"kill {number + 1} of the controller",
+            _kill_controller(context, during_shift=number % 2 == 0),
         )
         while number + 1 < count and time.perf_counter() < next_s:
             await _shift(context, f"a weight change after kill {number + 1}", _drawn(context.rng))
@@ -132,7 +134,7 @@ async def servers(context: ScenarioContext, count: int) -> None:
 
 
 SCENARIOS: Final = {"shifts": shifts, "subsets": subsets, "control": control, "servers": servers}
-"""The phases by name, in order."""
+"""The scenarios by name, in order."""
 
 
 async def _shift(context: ScenarioContext, what: str, weights: Weights) -> bool:
@@ -142,16 +144,16 @@ async def _shift(context: ScenarioContext, what: str, weights: Weights) -> bool:
     )
 
 
-async def _kill_controller(context: ScenarioContext, in_a_change: bool) -> None:
+async def _kill_controller(context: ScenarioContext, *, during_shift: bool) -> None:
     runner, local_mesh = context.runner, context.runner.local_mesh
     await context.loss_checker.collect()
     pid = local_mesh.pid("controller")
     began_s = time.perf_counter()
-    weights, requested = _drawn(context.rng), None
-    if in_a_change:
-        requested = runner.request_weights(weights)
-        changing = runner.mesh.Shift(shift_request(weights))
-        events = aiter(changing)
+    weights, change = _drawn(context.rng), None
+    if during_shift:
+        change = runner.request_weights(weights)
+        shift_call = runner.mesh.Shift(shift_request(weights))
+        events = aiter(shift_call)
         await anext(events)
         os.kill(pid, signal.SIGKILL)
         with suppress(grpc.aio.AioRpcError):
@@ -162,9 +164,9 @@ async def _kill_controller(context: ScenarioContext, in_a_change: bool) -> None:
     await local_mesh.wait_for_restart("controller", pid, _BACK_WITHIN_S)
     await runner.wait_until_synchronized()
     runner.time("controller back", began_s)
-    if requested is not None:
+    if change is not None:
         await runner.wait_for_weights(weights)
-        runner.acknowledge(requested)
+        runner.acknowledge(change)
 
 
 async def _terminate_replica(runner: ChangeRunner) -> None:
@@ -175,28 +177,28 @@ async def _terminate_replica(runner: ChangeRunner) -> None:
 
 @asynccontextmanager
 async def _changing_weights(context: ScenarioContext) -> AsyncIterator[None]:
-    """Changes weights now and then."""
-    enough = asyncio.Event()
+    """Changes weights twice a second while the context is open."""
+    stopping = asyncio.Event()
 
     async def change() -> None:
-        while not enough.is_set():
-            # What goes on is told by the phase.
-            doing = context.runner.load.during
-            await _shift(context, f"{doing}; a weight change", _drawn(context.rng))
-            context.runner.load.during = doing
+        while not stopping.is_set():
+            # The shift must not replace the description of the restart that goes on beside it.
+            restart = context.runner.load.during
+            await _shift(context, f"{restart}; a weight change", _drawn(context.rng))
+            context.runner.load.during = restart
             with suppress(TimeoutError):
-                await asyncio.wait_for(enough.wait(), _SELDOM_S)
+                await asyncio.wait_for(stopping.wait(), _SELDOM_S)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(change())
         try:
             yield
         finally:
-            enough.set()
+            stopping.set()
 
 
 def _drawn(rng: random.Random) -> Weights:
-    """Weights of two versions; in every other draw one of them has all."""
+    """Draws weights of two versions; in half of the draws one version has all the weight."""
     first = rng.choice([0, 100, rng.randrange(1, 100), rng.randrange(1, 100)])
     return {"v1": first, "v2": 100 - first}
 

@@ -1,4 +1,4 @@
-"""Changes the mesh as its users do, and notes in the ledger which weights hold when."""
+"""Changes the mesh as its users do, and records which weights are in effect at which time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = ["HOST", "VERSIONS", "ChangeRunner", "Weights"]
 
 HOST: Final = "vision.models.svc.cluster.local"
 VERSIONS: Final = {"v1": "1-fp32", "v2": "1-int8", "v3": "1-bf16"}
-"""Which version of the model the servers of a subset have."""
+"""The version of the model that the servers of each subset have."""
 
 Weights = dict[str, int]
-"""Weights of subsets, those without weight included."""
+"""Weights by subset; subsets without weight are included."""
 
 _POLL_S: Final = 0.02
 _LIMIT_S: Final = 60.0
@@ -40,15 +40,15 @@ _DIGITS: Final = 6
 
 @dataclass
 class ChangeRunner:
-    """Changes the mesh.
+    """Changes the mesh and measures how long each change takes.
 
     Attributes:
-        local_mesh: the mesh.
-        channel: to its controller.
-        weight_history: is told of weights.
-        load: is told what is going on.
-        times_ms: how long each kind of change took until every proxy had it.
-        problems: changes that could not be made, in words.
+        local_mesh: The mesh.
+        channel: Channel to its controller.
+        weight_history: Records the weights.
+        load: Records the current change beside each failed call.
+        times_ms: Time of each change until every proxy had acknowledged it, by kind.
+        problems: Descriptions of the changes that failed.
     """
 
     local_mesh: LocalMesh
@@ -62,13 +62,13 @@ class ChangeRunner:
         self.mesh = mesh_pb2_grpc.MeshServiceStub(self.channel)
 
     async def attempt(self, what: str, change: Awaitable[object]) -> bool:
-        """Makes a change and notes it as a problem when it fails.
+        """Makes a change, and records a problem when it fails.
 
         Returns:
-            Whether it was made.
+            Whether the change succeeded.
 
         Raises:
-            LocalMeshError: so many have failed that nothing can be learned any more.
+            LocalMeshError: Too many changes have failed for the run to be useful.
         """
         self.load.during = what
         try:
@@ -82,11 +82,11 @@ class ChangeRunner:
         return False
 
     def time(self, kind: str, began_s: float) -> None:
-        """Notes how long a change took."""
+        """Records how long a change took."""
         self.times_ms.setdefault(kind, []).append((time.perf_counter() - began_s) * 1000)
 
     async def shift(self, weights: Weights) -> None:
-        """Moves traffic by MeshService.Shift, and returns when every proxy has acknowledged it."""
+        """Shifts traffic with MeshService.Shift, and returns when every proxy has acknowledged."""
         change = self.request_weights(weights)
         began_s = time.perf_counter()
         async for _ in self.mesh.Shift(shift_request(weights)):
@@ -97,14 +97,14 @@ class ChangeRunner:
     async def edit(
         self, change: Callable[[IstioObjects], IstioObjects], weights: Weights | None = None
     ) -> None:
-        """Changes the files, and returns when every proxy has acknowledged it.
+        """Edits the object files, and returns when every proxy has acknowledged the edit.
 
         Args:
-            change: gives the objects as they are to be.
-            weights: those that hold then, if the edit changes any.
+            change: Returns the edited objects.
+            weights: The weights after the edit, if the edit changes any.
 
         Raises:
-            LocalMeshError: the controller did not make the change.
+            LocalMeshError: The controller did not make the change.
         """
         before = await self.status()
         requested = self.request_weights(weights) if weights else None
@@ -113,88 +113,88 @@ class ChangeRunner:
         if changes := plan_changes(loaded, change(loaded.objects)):
             apply_changes(changes)
         else:
-            # The files say it already, and shifts have said otherwise since.
+            # The files already say so, but later shifts have overridden them.
             async for _ in self.mesh.Reset(mesh_pb2.ResetRequest()):
                 pass
         status = await self._until(
             lambda status: _has_ended(status, before.last_transition.id),
-            "an edit is not in effect",
+            "an edit was not in effect",
         )
         if status.last_transition.state != mesh_pb2.TRANSITION_STATE_DONE:
-            raise LocalMeshError(f"an edit was taken back: {status.last_transition.reason}")
+            raise LocalMeshError(f"an edit was rolled back: {status.last_transition.reason}")
         self.time("edit", began_s)
         if requested is not None:
             self.acknowledge(requested)
 
     async def status(self) -> mesh_pb2.GetStatusResponse:
-        """The state of the mesh."""
+        """Returns the status of the mesh."""
         return await self.mesh.GetStatus(mesh_pb2.GetStatusRequest())
 
     async def wait_until_synchronized(self) -> None:
-        """Waits until Envoy is there and has everything.
+        """Waits until Envoy is connected and has acknowledged every resource.
 
         Raises:
-            LocalMeshError: that is not so in time.
+            LocalMeshError: It was not in time.
         """
-        await self._until(_is_synchronized, "Envoy is not synchronized")
+        await self._until(_is_synchronized, "Envoy was not synchronized")
 
     async def wait_for_weights(self, weights: Weights) -> None:
-        """Waits until a change of weights that nobody waits for any more has been made.
+        """Waits until the controller has completed a shift whose call was interrupted.
 
         Raises:
-            LocalMeshError: that is not so in time.
+            LocalMeshError: It did not complete in time.
         """
 
-        def is_made(status: mesh_pb2.GetStatusResponse) -> bool:
+        def is_complete(status: mesh_pb2.GetStatusResponse) -> bool:
             has_ended = not status.HasField("transition") and _is_synchronized(status)
             return has_ended and _shares(status) == _shares_of(weights)
 
-        await self._until(is_made, f"an interrupted change to {weights} was not made")
+        await self._until(is_complete, f"an interrupted shift to {weights} was not complete")
 
     def request_weights(self, weights: Weights) -> WeightChange:
-        """Notes weights that are about to be asked for."""
+        """Records weights that are about to be requested."""
         versions = {VERSIONS[subset] for subset, weight in weights.items() if weight}
         return self.weight_history.request(versions, time.perf_counter())
 
     def acknowledge(self, change: WeightChange) -> None:
-        """Notes that every proxy has them."""
+        """Records that every proxy has acknowledged a change."""
         change.acknowledged_s = time.perf_counter()
 
     async def _until(
         self, condition: Callable[[mesh_pb2.GetStatusResponse], bool], otherwise: str
     ) -> mesh_pb2.GetStatusResponse:
-        """Waits until something is so of the mesh, whose controller may be away meanwhile.
+        """Waits until the status meets a condition; the controller may be down meanwhile.
 
         Raises:
-            LocalMeshError: it is not in time.
+            LocalMeshError: The status did not meet it in time; the text begins with `otherwise`.
         """
-        said = "nothing"
+        last = "none"
         try:
             async with asyncio.timeout(_LIMIT_S):
                 while True:
                     try:
                         status = await self.status()
                     except grpc.aio.AioRpcError as error:
-                        said = f"{error.code().name}: {error.details()}"
+                        last = f"{error.code().name}: {error.details()}"
                     else:
                         if condition(status):
                             return status
-                        said = str(status)
+                        last = str(status)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise LocalMeshError(
-                f"{otherwise} after {_LIMIT_S:g} s; the controller said last: {said}\n"
+                f"{otherwise} after {_LIMIT_S:g} s; the controller's last answer: {last}\n"
                 f"{self.local_mesh.logs()}"
             ) from None
 
-    def _note(self, words: str) -> None:
-        self.problems.append(f"{self.load.now_s():.1f} s: {words}")
+    def _note(self, problem: str) -> None:
+        self.problems.append(f"{self.load.now_s():.1f} s: {problem}")
         if len(self.problems) >= _MOST_PROBLEMS:
             raise LocalMeshError("too many changes failed:\n" + "\n".join(self.problems))
 
 
 def shift_request(weights: Weights) -> mesh_pb2.ShiftRequest:
-    """The request for some weights."""
+    """Returns the request that shifts to these weights."""
     request = mesh_pb2.ShiftRequest(host=HOST)
     for subset, weight in weights.items():
         request.weights.add(subset=subset, weight=weight)
@@ -202,7 +202,7 @@ def shift_request(weights: Weights) -> mesh_pb2.ShiftRequest:
 
 
 def _shares(status: mesh_pb2.GetStatusResponse) -> dict[str, float]:
-    """Which share of the host's requests each of its subsets gets, those with one."""
+    """Returns the share of the host's requests by subset; subsets without one are left out."""
     shares: defaultdict[str, float] = defaultdict(float)
     for route in status.routes:
         for each in route.destinations:
@@ -212,8 +212,8 @@ def _shares(status: mesh_pb2.GetStatusResponse) -> dict[str, float]:
 
 
 def _shares_of(weights: Weights) -> dict[str, float]:
-    whole = sum(weights.values())
-    return {name: round(weight / whole, _DIGITS) for name, weight in weights.items() if weight}
+    total = sum(weights.values())
+    return {name: round(weight / total, _DIGITS) for name, weight in weights.items() if weight}
 
 
 def _is_synchronized(status: mesh_pb2.GetStatusResponse) -> bool:

@@ -1,9 +1,12 @@
-"""Which versions may answer a call, by the weights that were in effect while it ran.
+"""Decides which versions may answer a call, from the weights that were in effect while it ran.
 
-A change of weights is asked for at one moment and acknowledged at another, and between the two a
-proxy may follow either. So a call may be answered by the versions that had weight in the last
-change acknowledged before it began, and in every change asked for since then and before it ended.
-Any other version is a misrouted call.
+A change of weights is requested at one moment and acknowledged at a later one. Between the two, a
+proxy may use the old weights or the new ones. So these versions may answer a call:
+
+- those with weight in the last change that was acknowledged before the call began, and
+- those with weight in every change that was requested after that and before the call ended.
+
+An answer of any other version is a misrouted call.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ __all__ = ["WeightChange", "WeightHistory"]
 
 @dataclass(slots=True)
 class WeightChange:
-    """Weights from the moment they were asked for.
+    """Weights from the moment of their request.
 
     Attributes:
-        versions: those with weight.
-        requested_s: when they were asked for.
-        acknowledged_s: when every proxy had them; None until then.
+        versions: The versions with weight.
+        requested_s: When the change was requested.
+        acknowledged_s: When every proxy had acknowledged it; None until then.
     """
 
     versions: frozenset[str]
@@ -36,7 +39,7 @@ class WeightHistory:
     """All changes of weights, in order; all times are of one clock.
 
     Args:
-        versions: those with weight from the beginning.
+        versions: The versions with weight from the beginning.
     """
 
     def __init__(self, versions: Iterable[str]) -> None:
@@ -44,22 +47,22 @@ class WeightHistory:
         self._changes = [WeightChange(frozenset(versions), begin, begin)]
 
     def request(self, versions: Iterable[str], now_s: float) -> WeightChange:
-        """Notes that a change is about to be asked for.
+        """Records a change that is about to be requested.
 
         Args:
-            versions: those that have weight then.
-            now_s: the time.
+            versions: The versions that the change gives weight.
+            now_s: The time.
         """
         change = WeightChange(frozenset(versions), now_s)
         self._changes.append(change)
         return change
 
     def allowed(self, began_s: float, ended_s: float) -> frozenset[str]:
-        """The versions that may answer a call.
+        """Returns the versions that may answer a call.
 
         Args:
-            began_s: when it began.
-            ended_s: when it was answered.
+            began_s: When the call began.
+            ended_s: When its answer came.
         """
         found = frozenset[str]()
         for change in reversed(self._changes):
@@ -71,7 +74,7 @@ class WeightHistory:
         return found
 
     def since_acknowledged_s(self, moment_s: float) -> float:
-        """How long before a moment the last change was acknowledged that was by then."""
+        """Returns the time from the last acknowledgement before a moment to that moment."""
         return moment_s - max(
             change.acknowledged_s
             for change in self._changes
