@@ -7,7 +7,7 @@ import yaml
 from pydantic import Field, SecretStr, ValidationError
 
 from tidegate.chassis import ChassisSettings
-from tidegate.chassis.listening import channel_options
+from tidegate.chassis.server_builder import channel_options
 
 
 class ModelSettings(ChassisSettings):
