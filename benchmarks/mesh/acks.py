@@ -48,11 +48,15 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from prometheus_client import REGISTRY
+from tidegate.mesh.compiler.routes.envoy_routes.route_tables import (
+    domain_resources,
+    look_up,
+    route_configuration,
+)
 
 from tidegate.chassis import ChassisSettings, Health, running
 from tidegate.mesh.ads import AckReport, AdsServicer, Distribution
-from tidegate.mesh.compiler.merged_gateways import MergedGateway
-from tidegate.mesh.compiler.route_tables import domain_resources, look_up, route_configuration
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.resources import Change, ProxyKind, Resource, ResourceKey, ResourceType
 

@@ -13,24 +13,28 @@ from functools import partial
 from itertools import compress
 from typing import TypeAlias
 
+from tidegate.mesh.compiler.clusters.host_resources.host_resources import (
+    contradictions,
+    host_resources,
+)
+from tidegate.mesh.compiler.routes.envoy_routes.destinations import destinations_of
+from tidegate.mesh.compiler.routes.envoy_routes.virtual_hosts import Bound, virtual_host
+
 from tidegate.istio.names import ObjectName
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
-from tidegate.mesh.compiler.bindings import GatewayBindings, MeshBindings, Place
-from tidegate.mesh.compiler.clusters import contradictions, host_resources
 from tidegate.mesh.compiler.compiled import Compiled, UnitKind
-from tidegate.mesh.compiler.destinations import destinations_of
 from tidegate.mesh.compiler.errors import CompileError, CompileErrors
+from tidegate.mesh.compiler.gateways.bindings import GatewayBindings, MeshBindings, Place
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway, MergedGateways
+from tidegate.mesh.compiler.hosts.services import ServicesBuilder
+from tidegate.mesh.compiler.hosts.upstreams import Target, Targets, TargetsBuilder
 from tidegate.mesh.compiler.listeners import listener_resources
-from tidegate.mesh.compiler.merged_gateways import MergedGateway, MergedGateways
 from tidegate.mesh.compiler.naming import virtual_host_name
 from tidegate.mesh.compiler.proxyless import client_resources
-from tidegate.mesh.compiler.services import ServicesBuilder
 from tidegate.mesh.compiler.settings import EndpointStates, MeshSettings
-from tidegate.mesh.compiler.targets import Target, Targets, TargetsBuilder
 from tidegate.mesh.compiler.units import Units
-from tidegate.mesh.compiler.virtual_hosts import Bound, virtual_host
 from tidegate.mesh.resources import ProxyKind, Resource
 
 __all__ = ["Compiler"]

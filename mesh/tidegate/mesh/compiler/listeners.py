@@ -22,13 +22,13 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
 from envoy.type.matcher.v3 import string_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue
+from tidegate.mesh.compiler.routes.envoy_routes.filters import envoy_filters
+from tidegate.mesh.compiler.routes.envoy_routes.route_tables import look_up, route_configuration
 
 from tidegate.istio.gateway import ServerTls, ServerTlsMode, TlsVersion
-from tidegate.mesh.compiler.filters import envoy_filters
-from tidegate.mesh.compiler.merged_gateways import MergedGateway
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway
 from tidegate.mesh.compiler.naming import listener_name
 from tidegate.mesh.compiler.protobuf import packed, socket_address
-from tidegate.mesh.compiler.route_tables import look_up, route_configuration
 from tidegate.mesh.compiler.settings import MeshSettings
 from tidegate.mesh.resources import Resource, ResourceType
 

@@ -17,20 +17,24 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
     Rds,
 )
 from google.protobuf.wrappers_pb2 import UInt32Value
+from tidegate.mesh.compiler.routes.envoy_routes.destinations import Scope, hash_policy
+from tidegate.mesh.compiler.routes.envoy_routes.envoy_routes import (
+    applicable,
+    hash_policies,
+    weighted,
+)
+from tidegate.mesh.compiler.routes.envoy_routes.filters import grpc_filters, inject_fault
+from tidegate.mesh.compiler.routes.envoy_routes.matches import is_catch_all, route_match
+from tidegate.mesh.compiler.routes.envoy_routes.retries import retry_policy
 
 from tidegate.istio.names import MESH
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import HttpRoute, VirtualService
-from tidegate.mesh.compiler.destinations import Scope, hash_policy
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.filters import grpc_filters, inject_fault
-from tidegate.mesh.compiler.matches import is_catch_all, route_match
+from tidegate.mesh.compiler.hosts.services import Port
+from tidegate.mesh.compiler.hosts.upstreams import Target
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import ADS, duration, packed
-from tidegate.mesh.compiler.retries import retry_policy
-from tidegate.mesh.compiler.routes import applicable, hash_policies, weighted
-from tidegate.mesh.compiler.services import Port
-from tidegate.mesh.compiler.targets import Target
 from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = ["client_resources"]

@@ -21,9 +21,9 @@ from typing import Final
 from tidegate.istio.destination_rule import ClientTlsMode
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.service_entry import PortProtocol, Resolution
-from tidegate.mesh.compiler.services import Port, Service, ServicesBuilder
+from tidegate.mesh.compiler.hosts.services import Port, Service, ServicesBuilder
+from tidegate.mesh.compiler.hosts.upstreams import Target, Targets, TargetsBuilder
 from tidegate.mesh.compiler.settings import MeshSettings
-from tidegate.mesh.compiler.targets import Target, Targets, TargetsBuilder
 
 __all__ = ["CheckPace", "EndpointChecks", "HealthCheck", "is_checked"]
 

@@ -12,7 +12,7 @@ from typing import Final
 from tidegate.istio import IstioObjects
 from tidegate.istio.shapes import HostName, SubsetName
 from tidegate.mesh.compiler import MeshSettings, cluster_name
-from tidegate.mesh.compiler.services import Endpoint, Service, Services, ServicesBuilder
+from tidegate.mesh.compiler.hosts.services import Endpoint, Service, Services, ServicesBuilder
 from tidegate.mesh.telemetry import Workload
 
 __all__ = ["SubsetView", "Topology"]

@@ -15,14 +15,12 @@ from tidegate.istio.nodes import find, line_of
 from tidegate.istio.parsing import Ignored, ParsedObject, parse_part
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
-from tidegate.mesh.lint import (  # noqa: F401  # their import declares the rules
-    gateway_rules,
-    host_rules,
-    match_rules,
-    policy_rules,
-    route_rules,
-)
 from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
 from tidegate.mesh.lint.view import MeshView
 
 __all__ = ["ALL_RULES", "INVALID", "Report", "check", "problems_as_report"]

@@ -10,18 +10,22 @@ from typing import Final, TypeAlias
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import config_source_pb2
+from tidegate.mesh.compiler.clusters.host_resources.connections import connect, max_requests
+from tidegate.mesh.compiler.clusters.host_resources.endpoints import assignment
+from tidegate.mesh.compiler.clusters.host_resources.load_balancing import (
+    balance,
+    balance_for_grpc,
+    contradiction,
+)
 
 from tidegate.istio.service_entry import Resolution
 from tidegate.istio.shapes import SubsetName
-from tidegate.mesh.compiler.connections import connect, max_requests
-from tidegate.mesh.compiler.endpoints import assignment
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.load_balancing import balance, balance_for_grpc, contradiction
+from tidegate.mesh.compiler.hosts.services import Port
+from tidegate.mesh.compiler.hosts.upstreams import Target
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import ADS
-from tidegate.mesh.compiler.services import Port
 from tidegate.mesh.compiler.settings import EndpointStates
-from tidegate.mesh.compiler.targets import Target
 from tidegate.mesh.resources import ProxyKind, Resource, ResourceType
 
 __all__ = ["contradictions", "host_resources"]

@@ -22,8 +22,8 @@ from google.protobuf.wrappers_pb2 import UInt64Value
 
 from tidegate.istio.annotations import LoadBalancerOption
 from tidegate.istio.destination_rule import ConsistentHash, LoadBalancer, SimpleLoadBalancer, Warmup
+from tidegate.mesh.compiler.hosts.upstreams import Policy
 from tidegate.mesh.compiler.protobuf import duration, packed
-from tidegate.mesh.compiler.targets import Policy
 
 __all__ = ["balance", "balance_for_grpc", "contradiction"]
 

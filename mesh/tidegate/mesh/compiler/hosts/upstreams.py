@@ -29,7 +29,7 @@ from tidegate.istio.destination_rule import (
 from tidegate.istio.names import ObjectName
 from tidegate.istio.shapes import HostName, SubsetName
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.services import Endpoint, Port, Service, Services
+from tidegate.mesh.compiler.hosts.services import Endpoint, Port, Service, Services
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE, MeshSettings
 
 __all__ = ["Policy", "Target", "Targets", "TargetsBuilder"]

@@ -21,6 +21,17 @@ from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2
 from envoy.type.matcher.v3 import regex_pb2
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
+from tidegate.mesh.compiler.routes.envoy_routes.destinations import (
+    Scope,
+    hash_by_header,
+    hash_policy,
+)
+from tidegate.mesh.compiler.routes.envoy_routes.filters import allow_origins, inject_fault
+from tidegate.mesh.compiler.routes.envoy_routes.matches import is_catch_all, route_match
+from tidegate.mesh.compiler.routes.envoy_routes.retries import retry_policy
+from tidegate.mesh.compiler.routes.envoy_routes.rewrites import authority_of, change_headers
+from tidegate.mesh.compiler.routes.envoy_routes.route_tables import DEADLINE_HEADER
+from tidegate.mesh.compiler.routes.envoy_routes.weights import for_random, for_sticky
 
 from tidegate.istio.virtual_service import (
     DirectResponse,
@@ -33,15 +44,8 @@ from tidegate.istio.virtual_service import (
     RedirectPort,
     VirtualService,
 )
-from tidegate.mesh.compiler.destinations import Scope, hash_by_header, hash_policy
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.filters import allow_origins, inject_fault
-from tidegate.mesh.compiler.headers import authority_of, change_headers
-from tidegate.mesh.compiler.matches import is_catch_all, route_match
 from tidegate.mesh.compiler.protobuf import duration, share
-from tidegate.mesh.compiler.retries import retry_policy
-from tidegate.mesh.compiler.route_tables import DEADLINE_HEADER
-from tidegate.mesh.compiler.weights import for_random, for_sticky
 
 __all__ = ["applicable", "hash_policies", "routes_of", "weighted"]
 

@@ -30,7 +30,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from envoy.extensions.http.early_header_mutation.header_mutation.v3 import header_mutation_pb2
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
-from tidegate.mesh.compiler.merged_gateways import MergedGateway
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway
 from tidegate.mesh.compiler.naming import is_wildcard, virtual_host_name
 from tidegate.mesh.compiler.protobuf import ADS, packed
 from tidegate.mesh.resources import Resource, ResourceType

@@ -21,8 +21,8 @@ from tidegate.istio.destination_rule import (
     TcpKeepalive,
     TcpSettings,
 )
+from tidegate.mesh.compiler.hosts.upstreams import Policy
 from tidegate.mesh.compiler.protobuf import duration, packed
-from tidegate.mesh.compiler.targets import Policy
 
 __all__ = ["connect", "max_requests"]
 

@@ -11,14 +11,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
+from tidegate.mesh.compiler.routes.envoy_routes.virtual_hosts import Bound
+
 from tidegate.istio.names import MESH, ObjectName
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.merged_gateways import Binding, MergedGateways, bind
+from tidegate.mesh.compiler.gateways.merged_gateways import Binding, MergedGateways, bind
 from tidegate.mesh.compiler.naming import covers, is_wildcard
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE
-from tidegate.mesh.compiler.virtual_hosts import Bound
 
 __all__ = ["GatewayBindings", "MeshBindings", "Place"]
 

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from envoy.config.route.v3 import route_components_pb2
+from tidegate.mesh.compiler.routes.envoy_routes.destinations import Scope
+from tidegate.mesh.compiler.routes.envoy_routes.envoy_routes import routes_of
+from tidegate.mesh.compiler.routes.envoy_routes.matches import is_catch_all
+from tidegate.mesh.compiler.routes.envoy_routes.route_tables import domain_resources
 
 from tidegate.istio.shapes import GatewayName, HostName
 from tidegate.istio.virtual_service import VirtualService
-from tidegate.mesh.compiler.destinations import Scope
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.matches import is_catch_all
-from tidegate.mesh.compiler.merged_gateways import MergedGateway
-from tidegate.mesh.compiler.route_tables import domain_resources
-from tidegate.mesh.compiler.routes import routes_of
-from tidegate.mesh.compiler.targets import Target
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway
+from tidegate.mesh.compiler.hosts.upstreams import Target
 from tidegate.mesh.resources import Resource
 
 __all__ = ["Bound", "virtual_host"]

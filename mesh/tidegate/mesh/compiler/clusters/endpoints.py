@@ -14,11 +14,11 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from tidegate.istio.shapes import SubsetName
+from tidegate.mesh.compiler.hosts.services import Endpoint, Port
+from tidegate.mesh.compiler.hosts.upstreams import Target
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import socket_address
-from tidegate.mesh.compiler.services import Endpoint, Port
 from tidegate.mesh.compiler.settings import EndpointState, EndpointStates
-from tidegate.mesh.compiler.targets import Target
 
 __all__ = ["assignment"]
 

@@ -15,10 +15,10 @@ from tidegate.istio.names import ObjectName
 from tidegate.istio.shapes import GatewayName, HeaderName, HostName
 from tidegate.istio.virtual_service import Destination, VirtualService
 from tidegate.mesh.compiler.errors import CompileError
+from tidegate.mesh.compiler.hosts.services import Service
+from tidegate.mesh.compiler.hosts.upstreams import Target
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import duration
-from tidegate.mesh.compiler.services import Service
-from tidegate.mesh.compiler.targets import Target
 
 __all__ = ["Scope", "destinations_of", "hash_by_header", "hash_policy"]
 
