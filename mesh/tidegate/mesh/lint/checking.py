@@ -9,6 +9,7 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
 from tidegate.istio.errors import ObjectProblem
 from tidegate.istio.files import Loaded
 from tidegate.istio.nodes import find, line_of
@@ -16,11 +17,6 @@ from tidegate.istio.parsing import Ignored, ParsedObject, parse_part
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
 from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
-import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
-import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
-import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
-import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
-import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
 from tidegate.mesh.lint.view import MeshView
 
 __all__ = ["ALL_RULES", "INVALID", "Report", "check", "problems_as_report"]

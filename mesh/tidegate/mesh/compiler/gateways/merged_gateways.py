@@ -1,12 +1,12 @@
-"""Merged gateways: where traffic enters the mesh, and which VirtualService applies there.
+"""Merged gateways: the route configurations in which Envoy looks up the domains of a port.
 
-An entrance is where a domain is looked up. All HTTP servers of a port, of whatever gateway, are
-one, ``http.PORT``; each HTTPS server is its own, as its certificate decides for whom it is. A
-VirtualService is bound to an entrance under every domain that both it and a server of the gateway
-name, and under the narrower name of the two where one has a ``*``. As in istiod, servers stand in
-the order of their gateways' names and then as they are written; a server that redirects to HTTPS
-is ignored if one before it at the port redirects one of its domains; and a VirtualService of which
-no rule holds at a gateway's port is not bound there.
+All HTTP servers of a port share one merged gateway, ``http.PORT``, whatever Gateway they are in.
+Each HTTPS server has its own, because its certificate decides for which domains it answers. (Istio
+uses the word for the same thing: servers of several Gateways, merged by port.)
+
+Order, as in istiod: servers stand in the order of their Gateways' names, and then as they are
+written. A server that redirects to HTTPS is ignored if an earlier server of the port redirects one
+of its domains.
 """
 
 from collections import defaultdict
@@ -15,38 +15,57 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from tidegate.istio.gateway import Gateway, GatewayProtocol, Server
-from tidegate.istio.names import MESH
+from tidegate.istio.names import ObjectName
 from tidegate.istio.shapes import GatewayName
-from tidegate.istio.virtual_service import VirtualService
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.naming import is_wildcard, narrower
-from tidegate.mesh.compiler.settings import OWN_NAMESPACE
+from tidegate.mesh.compiler.naming import is_wildcard
 
-__all__ = ["Binding", "Domain", "GatewayServer", "MergedGateway", "MergedGateways", "bind"]
+__all__ = [
+    "Domain",
+    "GatewayServer",
+    "MergedGateway",
+    "MergedGateways",
+    "domains_of",
+    "gateway_name",
+]
 
 
 class Domain(NamedTuple):
-    """A domain that is taken at a server.
+    """A domain that a server takes.
 
     Attributes:
-        only_from: the only namespace that may route it, if it is not any.
-        name: the domain, in small letters.
+        only_from: The only namespace whose VirtualServices may route it; None for any.
+        name: The domain.
     """
 
     only_from: str | None
     name: str
 
 
+def domains_of(gateway: Gateway, server: Server) -> Iterator[Domain]:
+    """The domains that a server takes, as they are written."""
+    for host in server.hosts:
+        namespace, slash, domain = host.rpartition("/")
+        if namespace == ".":
+            namespace = gateway.name.namespace
+        yield Domain(namespace if slash and namespace != "*" else None, domain)
+
+
+def gateway_name(name: ObjectName) -> GatewayName:
+    """The name by which VirtualServices refer to a Gateway: ``NAMESPACE/NAME``."""
+    return GatewayName(f"{name.namespace}/{name.name}")
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayServer:
-    """A server of a gateway.
+    """One server of a Gateway, with its domains sorted.
 
     Attributes:
-        gateway: the gateway.
-        server: the server.
-        domains: the domains taken here, each with the only namespace that may route it, if any.
-        by_name: those that are named in full.
-        wildcards: the others.
+        gateway: The Gateway.
+        server: The server as it is written.
+        domains: The domains that it takes, in lower case.
+        by_name: The domains that are named in full.
+        wildcards: The domains with a ``*``.
     """
 
     gateway: Gateway
@@ -58,7 +77,9 @@ class GatewayServer:
     @classmethod
     def of(cls, gateway: Gateway, server: Server) -> Self:
         """Sorts the domains of a server."""
-        domains = tuple(_taken(gateway, server))
+        domains = tuple(
+            Domain(only_from, name.lower()) for only_from, name in domains_of(gateway, server)
+        )
         by_name: dict[str, tuple[Domain, ...]] = {}
         for each in domains:
             if not is_wildcard(each.name):
@@ -67,19 +88,37 @@ class GatewayServer:
         return cls(gateway, server, domains, by_name, wildcards)
 
     @property
-    def name(self) -> GatewayName:
-        """What VirtualServices call the gateway."""
-        return GatewayName(f"{self.gateway.name.namespace}/{self.gateway.name.name}")
+    def gateway_name(self) -> GatewayName:
+        """The name by which VirtualServices refer to the Gateway."""
+        return gateway_name(self.gateway.name)
+
+    @property
+    def port(self) -> int:
+        """The port on which it listens."""
+        return self.server.port.number
+
+    @property
+    def tls(self) -> bool:
+        """Whether it ends TLS."""
+        return self.server.port.protocol is GatewayProtocol.HTTPS
 
     @property
     def redirects(self) -> bool:
-        """Whether plain HTTP is sent to HTTPS."""
+        """Whether it redirects plain HTTP to HTTPS."""
         return bool(self.server.tls and self.server.tls.https_redirect)
 
-    def may_meet(self, host: str) -> Iterable[Domain]:
-        """The domains that can have a name in common with a host.
+    @property
+    def route_configuration(self) -> str:
+        """The name of the merged gateway that it is part of."""
+        if not self.tls:
+            return f"http.{self.port}"
+        gateway = self.gateway.name
+        return f"https.{self.port}.{self.server.port.name}.{gateway.name}.{gateway.namespace}"
 
-        A server may name a thousand domains, and a host that is named in full is at most one.
+    def domains_near(self, host: str) -> Iterable[Domain]:
+        """The domains that can overlap with a host.
+
+        A server may name a thousand domains; a host that is named in full equals one at most.
         """
         if is_wildcard(host):
             return self.domains
@@ -88,45 +127,55 @@ class GatewayServer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergedGateway:
-    """Where servers of gateways look up what they do with a domain.
+    """The servers that share one route configuration.
 
     Attributes:
-        name: what it is called.
-        port: where it is listened.
-        tls: whether connections are secured.
-        doors: the servers that it serves.
-        scoped: whether domains are looked up among scopes. The gateways alone decide it, so that
-            no VirtualService ever changes a listener.
-        redirected: the domains, by these very names, that a server redirects to HTTPS. One that
-            only a single namespace may route is redirected where that routes it (`Binding`).
+        name: The name of the route configuration.
+        port: The port on which it listens.
+        tls: Whether connections are secured.
+        servers: Its servers, in order.
+        scoped: Whether Envoy looks domains up among scopes. The Gateways alone decide it, so no
+            VirtualService ever changes a listener.
+        redirected: The domains, by these very names, that a server redirects to HTTPS. A domain
+            that only one namespace may route is redirected where that namespace routes it
+            (`GatewayBinding`).
     """
 
     name: str
     port: int
     tls: bool
-    doors: tuple[GatewayServer, ...]
+    servers: tuple[GatewayServer, ...]
     scoped: bool
     redirected: frozenset[str] = field(init=False, repr=False)
 
+    @classmethod
+    def of(cls, name: str, servers: tuple[GatewayServer, ...]) -> Self:
+        """Merges servers."""
+        # A scope's key matches itself only.
+        scoped = not any(is_wildcard(domain) for each in servers for _, domain in each.domains)
+        return cls(name, servers[0].port, servers[0].tls, servers, scoped)
+
     @property
     def grpc_web(self) -> bool:
-        """Whether browsers are served: as in istiod, the first server of a port says so."""
-        return self.doors[0].server.port.protocol is GatewayProtocol.GRPC_WEB
+        """Whether it serves browsers: as in istiod, the first server of a port decides it."""
+        return self.servers[0].server.port.protocol is GatewayProtocol.GRPC_WEB
 
     def __post_init__(self) -> None:
-        redirecting = (each for door in self.doors if door.redirects for each in door.domains)
+        redirecting = (
+            each for server in self.servers if server.redirects for each in server.domains
+        )
         names = frozenset(domain for only_from, domain in redirecting if only_from is None)
         object.__setattr__(self, "redirected", names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MergedGateways:
-    """All entrances.
+    """All merged gateways of a mesh.
 
     Attributes:
-        by_name: them by name.
-        by_gateway: those of a gateway.
-        errors: what keeps servers from sharing a port.
+        by_name: The merged gateways by their names.
+        by_gateway: The merged gateways that have servers of a Gateway.
+        errors: What keeps servers from sharing a port.
     """
 
     by_name: Mapping[str, MergedGateway]
@@ -134,159 +183,67 @@ class MergedGateways:
     errors: tuple[CompileError, ...]
 
     def updated(self, gateways: Iterable[Gateway]) -> "MergedGateways":
-        """The entrances of all gateways; those that are as before are the same values."""
-        doors: dict[str, list[GatewayServer]] = defaultdict(list)
+        """Merges all Gateways; one with the same servers as before is the same value."""
+        merged: dict[str, list[GatewayServer]] = defaultdict(list)
         by_port: dict[int, list[GatewayServer]] = defaultdict(list)
         redirected: dict[int, set[Domain]] = defaultdict(set)
         by_gateway: dict[GatewayName, list[MergedGateway]] = {}
         for gateway in sorted(gateways, key=lambda each: (each.name.name, each.name.namespace)):
-            for server in gateway.servers:
-                door = GatewayServer.of(gateway, server)
-                by_gateway.setdefault(door.name, [])
-                by_port[server.port.number].append(door)
-                if door.redirects:
+            for written in gateway.servers:
+                server = GatewayServer.of(gateway, written)
+                by_gateway.setdefault(server.gateway_name, [])
+                by_port[server.port].append(server)
+                if server.redirects:
                     # istiod ignores the whole server.
-                    if not redirected[server.port.number].isdisjoint(door.domains):
+                    if not redirected[server.port].isdisjoint(server.domains):
                         continue
-                    redirected[server.port.number].update(door.domains)
-                doors[_name(door)].append(door)
-        by_name = {name: self._entrance(name, tuple(group)) for name, group in doors.items()}
-        for entrance in by_name.values():
-            for gateway_name in dict.fromkeys(door.name for door in entrance.doors):
-                by_gateway[gateway_name].append(entrance)
+                    redirected[server.port].update(server.domains)
+                merged[server.route_configuration].append(server)
+        by_name = {name: self._merged(name, tuple(servers)) for name, servers in merged.items()}
+        for each in by_name.values():
+            for name in dict.fromkeys(server.gateway_name for server in each.servers):
+                by_gateway[name].append(each)
         return MergedGateways(
             by_name,
             {name: tuple(group) for name, group in by_gateway.items()},
             tuple(error for group in by_port.values() for error in _conflicts(group)),
         )
 
-    def _entrance(self, name: str, doors: tuple[GatewayServer, ...]) -> MergedGateway:
+    def _merged(self, name: str, servers: tuple[GatewayServer, ...]) -> MergedGateway:
         known = self.by_name.get(name)
-        if known is not None and known.doors == doors:
+        if known is not None and known.servers == servers:
             return known
-        # The key of a scope stands for nothing but itself.
-        scoped = not any(is_wildcard(domain) for door in doors for _, domain in door.domains)
-        return MergedGateway(name, doors[0].server.port.number, _secured(doors[0]), doors, scoped)
+        return MergedGateway.of(name, servers)
 
 
-class Binding(NamedTuple):
-    """Through which gateway a VirtualService came to a domain of an entrance.
-
-    Attributes:
-        position: which of the entrance's servers it met first there.
-        gateway: the gateway.
-        redirects: whether a server that it met there sends plain HTTP to HTTPS.
-    """
-
-    position: int
-    gateway: GatewayName
-    redirects: bool
-
-
-def bind(
-    service: VirtualService, entrances: MergedGateways, proxy_namespace: str
-) -> tuple[Mapping[tuple[str, str], tuple[Binding, ...]], tuple[CompileError, ...]]:
-    """Where a VirtualService counts.
-
-    Args:
-        service: the object.
-        entrances: where traffic enters.
-        proxy_namespace: where the gateways' proxies live, who do not see what other namespaces
-            keep to themselves.
-
-    Returns:
-        By entrance and domain, how it came there; and the gateways that it names and that are not
-        there.
-    """
-    bound: dict[tuple[str, str], dict[GatewayName, Binding]] = defaultdict(dict)
-    visible = service.export_to != OWN_NAMESPACE or service.name.namespace == proxy_namespace
-    errors = []
-    for index, gateway in enumerate(service.gateways):
-        if gateway == MESH:
-            continue
-        found = entrances.by_gateway.get(gateway)
-        if found is None:
-            errors.append(_unknown(service, index, entrances))
-            continue
-        for entrance in found if visible else ():
-            if not service.applies(gateway, entrance.port):
-                continue
-            for position, door in enumerate(entrance.doors):
-                if door.name == gateway:
-                    for domain in _common(service, door):
-                        at = bound[entrance.name, domain]
-                        first, _, redirects = at.get(gateway, (position, gateway, False))
-                        at[gateway] = Binding(first, gateway, redirects or door.redirects)
-    return {key: tuple(at.values()) for key, at in bound.items()}, tuple(errors)
-
-
-def _common(service: VirtualService, door: GatewayServer) -> Iterator[str]:
-    namespace = service.name.namespace
-    for host in map(str.lower, service.hosts):
-        for only_from, domain in door.may_meet(host):
-            if only_from in (None, namespace):
-                common = narrower(domain, host)
-                if common is not None:
-                    yield common
-
-
-def _taken(gateway: Gateway, server: Server) -> Iterator[Domain]:
-    for host in server.hosts:
-        namespace, slash, domain = host.rpartition("/")
-        if namespace == ".":
-            namespace = gateway.name.namespace
-        yield Domain(namespace if slash and namespace != "*" else None, domain.lower())
-
-
-def _secured(door: GatewayServer) -> bool:
-    return door.server.port.protocol is GatewayProtocol.HTTPS
-
-
-def _name(door: GatewayServer) -> str:
-    port = door.server.port
-    if not _secured(door):
-        return f"http.{port.number}"
-    gateway = door.gateway.name
-    return f"https.{port.number}.{port.name}.{gateway.name}.{gateway.namespace}"
-
-
-def _conflicts(doors: list[GatewayServer]) -> Iterator[CompileError]:
-    first = doors[0]
-    for door in doors[1:]:
-        index = door.gateway.servers.index(door.server)
+def _conflicts(servers: list[GatewayServer]) -> Iterator[CompileError]:
+    """What keeps the servers of one port from sharing it."""
+    first = servers[0]
+    for server in servers[1:]:
+        index = server.gateway.servers.index(server.server)
         path = f"spec.servers[{index}].port"
-        number = door.server.port.number
-        if _secured(door) != _secured(first):
+        number = server.port
+        if server.tls != first.tls:
             yield CompileError(
-                door.gateway.name,
+                server.gateway.name,
                 path,
                 f"port {number} is {first.server.port.protocol.value} in {first.gateway.name}",
                 "give HTTP and HTTPS different ports",
             )
-        elif _secured(door):
-            others = doors[: doors.index(door)]
-            if any(_name(door) == _name(other) for other in others):
+        elif server.tls:
+            others = servers[: servers.index(server)]
+            if any(server.route_configuration == each.route_configuration for each in others):
                 yield CompileError(
-                    door.gateway.name,
+                    server.gateway.name,
                     f"{path}.name",
-                    f"another server of port {number} is called {door.server.port.name} too",
+                    f"another server of port {number} is called {server.server.port.name} too",
                     "give each HTTPS server of a gateway its own port name",
                 )
             taken = {domain for other in others for _, domain in other.domains}
-            for domain in sorted(taken & {domain for _, domain in door.domains}):
+            for domain in sorted(taken & {domain for _, domain in server.domains}):
                 yield CompileError(
-                    door.gateway.name,
+                    server.gateway.name,
                     f"spec.servers[{index}].hosts",
                     f"another HTTPS server of port {number} takes {domain} too",
                     "name each domain once: it decides which certificate is shown",
                 )
-
-
-def _unknown(service: VirtualService, index: int, entrances: MergedGateways) -> CompileError:
-    known = ", ".join(sorted(entrances.by_gateway)) or "none: there are none"
-    return CompileError(
-        service.name,
-        f"spec.gateways[{index}]",
-        f"there is no Gateway {service.gateways[index]}",
-        f"define it, or name one of {known}",
-    )

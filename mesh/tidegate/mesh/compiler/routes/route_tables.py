@@ -1,19 +1,23 @@
-"""Where an entrance looks up what it does with a domain: among scopes, or in a route configuration.
+"""Route tables: where a merged gateway looks up a domain, among scopes or in a route configuration.
 
-An entrance whose gateways name every domain in full has a scope for each (SRDS): the key is the
-domain, and a route configuration with one virtual host is inside. Envoy finds it by hash and builds
-nothing else when it changes, so a weight takes as long in a mesh of a thousand hosts as in one of
-ten. Scopes are exact, so an entrance that takes a name with a ``*`` has one route configuration
-that virtual hosts complete one by one (VHDS): a weight is one message there too, but Envoy
-builds the table of all domains anew.
+**Scopes (SRDS).** A merged gateway whose servers name every domain in full has a scope for each
+domain: the key is the domain, and inside is a route configuration with one virtual host. Envoy
+finds the scope by hash and rebuilds nothing else when it changes, so a weight change takes as long
+in a mesh of a thousand hosts as in one of ten.
 
-A domain is made both ways wherever it can be. A listener asks for the way in which it looks domains
-up, so the other is sent to nobody, but to an Envoy whose listener was another before its gateway
-was edited: open connections are served by the old one until they end, and follow every change.
+**Virtual hosts (VHDS).** Scopes match exactly. So a merged gateway that takes a name with a ``*``
+has one route configuration, to which virtual hosts are added one by one. A weight change is one
+message there too, but Envoy rebuilds the table of all domains.
 
-All listeners of an Envoy share one subscription to scopes, because none of them can ask for its
-own. So the key begins with the entrance. Keys are made of headers alone: the entrance tells its
-name in one, whatever the client put there, and takes it out again before the request is forwarded.
+Each domain is compiled in both ways where both are possible. A listener subscribes to the way in
+which it looks domains up, so no Envoy gets the other way. The exception is an Envoy whose listener
+used the other way before its Gateway was edited: open connections stay with the old listener until
+they end, and follow every change.
+
+All listeners of an Envoy share one subscription to scopes, because no listener can subscribe to its
+own. So the key begins with the name of the merged gateway. Envoy makes keys of headers alone: the
+listener writes its merged gateway's name into a header, overwriting what the client sent, and the
+route configuration removes it before the request is forwarded.
 """
 
 from typing import Final, TypeAlias
@@ -37,43 +41,43 @@ from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = [
     "DEADLINE_HEADER",
-    "ENTRANCE_HEADER",
+    "MERGED_GATEWAY_HEADER",
     "domain_resources",
     "look_up",
     "route_configuration",
 ]
 
-ENTRANCE_HEADER: Final = "x-tidegate-entrance"
-"""The header in which an entrance tells its name to itself; it is set and removed in Envoy."""
+MERGED_GATEWAY_HEADER: Final = "x-tidegate-merged-gateway"
+"""The header with the name of the merged gateway. Envoy sets it and removes it."""
 
 DEADLINE_HEADER: Final = "x-tidegate-grpc-timeout"
-"""The header that keeps the client's ``grpc-timeout`` where a route's timeout overwrites it; it is
-set and removed in Envoy."""
+"""The header that keeps the client's ``grpc-timeout`` where a route's timeout overwrites it. Envoy
+sets it and removes it."""
 
 _BODY_BYTES: Final = 1024 * 1024
-# The same in all listeners: by name and source Envoy knows that they share a subscription.
+# All listeners have the same name and source here, so that Envoy shares one subscription.
 _SCOPES: Final = "gateways"
 _Extractor: TypeAlias = ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.HeaderValueExtractor
 
 
-def look_up(manager: HttpConnectionManager, entrance: MergedGateway) -> None:
-    """Tells a connection manager where to look up what it does with a request."""
+def look_up(manager: HttpConnectionManager, merged_gateway: MergedGateway) -> None:
+    """Sets where a connection manager looks up the routes of a request."""
     manager.early_header_mutation_extensions.append(
         extension_pb2.TypedExtensionConfig(
             name="envoy.http.early_header_mutation.header_mutation",
-            typed_config=packed(_early_headers(entrance)),
+            typed_config=packed(_early_headers(merged_gateway)),
         )
     )
-    if not entrance.scoped:
-        manager.rds.CopyFrom(Rds(route_config_name=entrance.name, config_source=ADS))
+    if not merged_gateway.scoped:
+        manager.rds.CopyFrom(Rds(route_config_name=merged_gateway.name, config_source=ADS))
         return
     manager.scoped_routes.CopyFrom(
         ScopedRoutes(
             name=_SCOPES,
             scope_key_builder=ScopedRoutes.ScopeKeyBuilder(
                 fragments=[
-                    _fragment(_Extractor(name=ENTRANCE_HEADER, index=0)),
-                    # gRPC clients put the port into the authority.
+                    _fragment(_Extractor(name=MERGED_GATEWAY_HEADER, index=0)),
+                    # gRPC clients write the port into the authority.
                     _fragment(_Extractor(name=":authority", element_separator=":", index=0)),
                 ]
             ),
@@ -82,37 +86,37 @@ def look_up(manager: HttpConnectionManager, entrance: MergedGateway) -> None:
     )
 
 
-def route_configuration(entrance: MergedGateway) -> Resource:
-    """The route configuration of an entrance, which virtual hosts complete."""
-    routes = _route_configuration(entrance.name)
+def route_configuration(merged_gateway: MergedGateway) -> Resource:
+    """The route configuration of a merged gateway; its virtual hosts come by VHDS."""
+    routes = _route_configuration(merged_gateway.name)
     routes.vhds.config_source.CopyFrom(ADS)
-    return Resource.of(ResourceType.ROUTE, entrance.name, routes)
+    return Resource.of(ResourceType.ROUTE, merged_gateway.name, routes)
 
 
 def domain_resources(
-    entrance: MergedGateway, domain: str, host: route_components_pb2.VirtualHost
+    merged_gateway: MergedGateway, domain: str, host: route_components_pb2.VirtualHost
 ) -> tuple[Resource, ...]:
-    """What is found under a domain: a virtual host, and a scope of the same name if it is a key.
+    """The resources of a domain: a virtual host, and a scope if the domain has no ``*``.
 
     Args:
-        entrance: where requests come in.
-        domain: what they ask for.
-        host: what is done with them; its name is set here.
+        merged_gateway: Where requests come in.
+        domain: The domain for which they ask.
+        host: The virtual host; its name is set here.
     """
-    name = virtual_host_name(entrance.name, domain)
-    # Envoy removes a virtual host by the name inside, which must be that outside.
+    name = virtual_host_name(merged_gateway.name, domain)
+    # Envoy removes a virtual host by its inner name, so it must equal the resource's name.
     host.name = name
     alone = Resource.of(ResourceType.VIRTUAL_HOST, name, host)
     if is_wildcard(domain):
         return (alone,)
     routes = _route_configuration(name)
     routes.virtual_hosts.append(host)
-    routes.request_headers_to_remove.append(ENTRANCE_HEADER)
-    # As in a route configuration that comes by itself: that clusters are there is seen to by the
-    # order in which resources are sent.
+    routes.request_headers_to_remove.append(MERGED_GATEWAY_HEADER)
+    # As in a route configuration that comes by RDS. The order in which resources are sent makes
+    # sure that clusters are there.
     routes.validate_clusters.CopyFrom(BoolValue(value=False))
     scope = scoped_route_pb2.ScopedRouteConfiguration(name=name, route_configuration=routes)
-    for part in (entrance.name, domain):
+    for part in (merged_gateway.name, domain):
         scope.key.fragments.add(string_key=part)
     return Resource.of(ResourceType.SCOPED_ROUTE, name, scope), alone
 
@@ -121,15 +125,15 @@ def _fragment(extractor: _Extractor) -> ScopedRoutes.ScopeKeyBuilder.FragmentBui
     return ScopedRoutes.ScopeKeyBuilder.FragmentBuilder(header_value_extractor=extractor)
 
 
-def _early_headers(entrance: MergedGateway) -> header_mutation_pb2.HeaderMutation:
-    # Nothing that a client wrote into the headers of Envoy's own is kept.
+def _early_headers(merged_gateway: MergedGateway) -> header_mutation_pb2.HeaderMutation:
+    # Values that a client wrote into these headers are overwritten.
     mutations = [
         mutation_rules_pb2.HeaderMutation(remove=DEADLINE_HEADER),
         _set(DEADLINE_HEADER, "%REQ(grpc-timeout)%"),
     ]
-    if entrance.scoped:
-        # A percent sign begins a command to Envoy unless there are two.
-        mutations.append(_set(ENTRANCE_HEADER, entrance.name.replace("%", "%%")))
+    if merged_gateway.scoped:
+        # A single percent sign begins a command to Envoy.
+        mutations.append(_set(MERGED_GATEWAY_HEADER, merged_gateway.name.replace("%", "%%")))
     return header_mutation_pb2.HeaderMutation(mutations=mutations)
 
 
@@ -144,7 +148,7 @@ def _set(name: str, value: str) -> mutation_rules_pb2.HeaderMutation:
 def _route_configuration(name: str) -> route_pb2.RouteConfiguration:
     return route_pb2.RouteConfiguration(
         name=name,
-        # gRPC clients put the port into the authority.
+        # gRPC clients write the port into the authority.
         ignore_port_in_host_matching=True,
         max_direct_response_body_size_bytes=UInt32Value(value=_BODY_BYTES),
         request_headers_to_remove=[DEADLINE_HEADER],
