@@ -49,7 +49,7 @@ class Mesh:
         objects = folder / "istio"
         objects.mkdir()
         for name in ("gateway.yaml", "vision.yaml"):
-            text = (ROOT / "mesh" / "istio" / name).read_text()
+            text = (ROOT / "mesh/istio/base/traffic" / name).read_text()
             if name == "gateway.yaml":
                 text = text.replace("8500", str(ports[0])).replace("8600", str(ports[1]))
             else:
