@@ -1,7 +1,7 @@
 """Conditions of a route: Istio's ``match`` as Envoy's ``RouteMatch``.
 
-An unset ``match`` and one without a path are the prefix ``/``. Header conditions stand in the order
-of their names, so that the same conditions are the same resource.
+A rule without ``match``, and a condition without a path, become the prefix ``/``. Header conditions
+stand in the order of their names, so that equal conditions make equal resources.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,20 +11,40 @@ from envoy.config.route.v3 import route_components_pb2
 from envoy.type.matcher.v3 import regex_pb2
 from google.protobuf.wrappers_pb2 import BoolValue
 
-from tidegate.istio.shapes import HeaderName, StringMatch, StringMatchKind
-from tidegate.istio.virtual_service import HttpMatchRequest
+from tidegate.istio.shapes import GatewayName, HeaderName, StringMatch, StringMatchKind
+from tidegate.istio.virtual_service import HttpMatchRequest, HttpRoute, VirtualService
 from tidegate.mesh.compiler.protobuf import string_matcher
 
-__all__ = ["is_catch_all", "route_match"]
+__all__ = ["is_catch_all", "matches_at", "route_match"]
 
 _HeaderMatcher: TypeAlias = route_components_pb2.HeaderMatcher
 _RouteMatch: TypeAlias = route_components_pb2.RouteMatch
 
 
-def route_match(match: HttpMatchRequest | None) -> _RouteMatch:
-    """The conditions under which a route takes a request.
+def matches_at(
+    virtual_service: VirtualService, gateway: GatewayName, port: int
+) -> Iterator[tuple[int, HttpRoute, HttpMatchRequest | None]]:
+    """The rules that hold at a gateway and a port, once for each of their conditions.
 
-    Ports and gateways are not among them: they decide in which route configurations the route is.
+    Yields:
+        The index of the rule, the rule, and a condition that holds there; None for a rule without
+        conditions.
+    """
+    for index, rule in enumerate(virtual_service.http):
+        if not rule.match:
+            yield index, rule, None
+        for match in rule.match:
+            if match.holds_at(gateway, port):
+                yield index, rule, match
+
+
+def route_match(match: HttpMatchRequest | None) -> _RouteMatch:
+    """Makes the conditions under which a route takes a request.
+
+    Ports and gateways are not among them: they decide which route configurations have the route.
+
+    Args:
+        match: The condition in the object; None for every request.
     """
     if match is None:
         return _RouteMatch(prefix="/")
@@ -48,7 +68,7 @@ def route_match(match: HttpMatchRequest | None) -> _RouteMatch:
 
 
 def is_catch_all(match: _RouteMatch) -> bool:
-    """Whether every request fulfils the conditions, so that no later route is reached."""
+    """Whether every request meets the conditions, so that no later route is reached."""
     everywhere = match.prefix == "/" or match.safe_regex.regex == ".*"
     return everywhere and not match.headers and not match.query_parameters
 
@@ -75,7 +95,7 @@ def _headers(
     for name, condition in without.items():
         matcher = _header(name, condition)
         matcher.invert_match = True
-        # A header that is not there does not have the unwanted value either.
+        # A request without the header does not have the unwanted value either.
         matcher.treat_missing_header_as_empty = not _asks_for_presence(condition)
         matchers.append(matcher)
     yield from sorted(matchers, key=lambda each: each.name)

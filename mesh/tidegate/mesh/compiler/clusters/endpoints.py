@@ -14,11 +14,11 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from tidegate.istio.shapes import SubsetName
+from tidegate.mesh.compiler.hosts.services import Endpoint, Port
+from tidegate.mesh.compiler.hosts.upstreams import Upstream
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import socket_address
-from tidegate.mesh.compiler.services import Endpoint, Port
 from tidegate.mesh.compiler.settings import EndpointState, EndpointStates
-from tidegate.mesh.compiler.targets import Target
 
 __all__ = ["assignment"]
 
@@ -42,13 +42,13 @@ _CANONICAL_REVISION: Final = (
 
 
 def assignment(
-    target: Target, port: Port, subset: SubsetName | None, states: EndpointStates
+    upstream: Upstream, port: Port, subset: SubsetName | None, states: EndpointStates
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of one cluster."""
     # Two entries may name one endpoint; gRPC clients refuse an assignment that has it twice.
-    endpoints = list({each.key: each for each in target.endpoints(port, subset)}.values())
+    endpoints = list({each.key: each for each in upstream.endpoints(port, subset)}.values())
     result = endpoint_pb2.ClusterLoadAssignment(
-        cluster_name=cluster_name(target.service.host, port.number, subset)
+        cluster_name=cluster_name(upstream.service.host, port.number, subset)
     )
     if endpoints:
         weights = _in_32_bits([each.weight for each in endpoints])
@@ -58,7 +58,7 @@ def assignment(
             load_balancing_weight=UInt32Value(value=sum(weights)),
         )
         group.lb_endpoints.extend(
-            _endpoint(each, weight, _health(target, each, states))
+            _endpoint(each, weight, _health(upstream, each, states))
             for each, weight in zip(endpoints, weights, strict=True)
         )
     return result
@@ -70,11 +70,11 @@ def _in_32_bits(weights: Sequence[int]) -> Sequence[int]:
     return weights if parts <= 1 else [max(1, weight // parts) for weight in weights]
 
 
-def _health(target: Target, endpoint: Endpoint, states: EndpointStates) -> int:
-    if target.service.resolution.by_dns:
+def _health(upstream: Upstream, endpoint: Endpoint, states: EndpointStates) -> int:
+    if upstream.service.resolution.by_dns:
         return _UNKNOWN
     state = states.get(endpoint.key, EndpointState.UNHEALTHY)
-    if target.service.external and state is not EndpointState.DRAINING:
+    if upstream.service.external and state is not EndpointState.DRAINING:
         # The state is that of a host of the mesh at the same address, and may be of long ago.
         state = EndpointState.HEALTHY
     return _HEALTH[state]

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from tidegate.istio.names import MESH
 from tidegate.istio.shapes import StringMatchKind
 from tidegate.istio.virtual_service import HttpMatchRequest, VirtualService
-from tidegate.mesh.lint.covering import match_covers, matches_of
 from tidegate.mesh.lint.findings import Finding, Severity, rule
+from tidegate.mesh.lint.match_coverage import match_covers, matches_of
 from tidegate.mesh.lint.view import MeshView
 
 __all__: list[str] = []

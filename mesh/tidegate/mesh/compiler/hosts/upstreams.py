@@ -29,14 +29,14 @@ from tidegate.istio.destination_rule import (
 from tidegate.istio.names import ObjectName
 from tidegate.istio.shapes import HostName, SubsetName
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.services import Endpoint, Port, Service, Services
+from tidegate.mesh.compiler.hosts.services import Endpoint, Port, RegisteredService, ServiceRegistry
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE, MeshSettings
 
-__all__ = ["Policy", "Target", "Targets", "TargetsBuilder"]
+__all__ = ["ClusterPolicy", "Upstream", "Upstreams", "UpstreamsBuilder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class ClusterPolicy:
     """How one cluster is called, when everything that is inherited has been inherited.
 
     Attributes:
@@ -59,7 +59,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Target:
+class Upstream:
     """A host and the rule for it; the same value as long as both are the same objects.
 
     Attributes:
@@ -68,7 +68,7 @@ class Target:
         subsets: its subsets by name.
     """
 
-    service: Service
+    service: RegisteredService
     rules: tuple[DestinationRule, ...]
     subsets: Mapping[SubsetName, Subset]
 
@@ -79,14 +79,14 @@ class Target:
         labels = self.subsets[subset].labels.items()
         return tuple(each for each in port.endpoints if labels <= each.labels.items())
 
-    def policy(self, port: int, subset: SubsetName | None = None) -> Policy:
+    def policy(self, port: int, subset: SubsetName | None = None) -> ClusterPolicy:
         """How a port of the host, or of a subset of it, is called."""
         rule = next((each for each in self.rules if each.traffic_policy), None)
         base, _ = _at_port(rule.traffic_policy if rule else None, port)
         own = self.subsets[subset].traffic_policy if subset else None
         over, replaces = _at_port(own, port)
         deciding = self.rules[0] if self.rules else None
-        return Policy(
+        return ClusterPolicy(
             load_balancer=_either(base, over, "load_balancer", replaces),
             connection_pool=_either(base, over, "connection_pool", replaces),
             outlier_detection=_either(base, over, "outlier_detection", replaces),
@@ -147,7 +147,7 @@ def _either(base: _PolicyParts, over: _PolicyParts, part: str, replaces: bool) -
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Targets:
+class Upstreams:
     """All hosts with their rules.
 
     Attributes:
@@ -155,37 +155,41 @@ class Targets:
         errors: what is wrong with rules.
     """
 
-    by_host: Mapping[HostName, Target]
+    by_host: Mapping[HostName, Upstream]
     errors: tuple[CompileError, ...]
 
 
-class TargetsBuilder:
-    """Finds the rule of each host, and makes targets anew only where something is different."""
+class UpstreamsBuilder:
+    """Finds the rule of each host, and makes upstreams anew only where something is different."""
 
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
         self._inputs: tuple[object, object] = (None, None)
-        self._targets = Targets({}, ())
+        self._upstreams = Upstreams({}, ())
 
-    def build(self, services: Services, rules: Mapping[ObjectName, DestinationRule]) -> Targets:
+    def build(
+        self, services: ServiceRegistry, rules: Mapping[ObjectName, DestinationRule]
+    ) -> Upstreams:
         """The hosts with their rules."""
         if self._inputs[0] is services and self._inputs[1] is rules:
-            return self._targets
+            return self._upstreams
         by_namespace = _Namespaces(rules.values())
-        by_host: dict[HostName, Target] = {}
+        by_host: dict[HostName, Upstream] = {}
         for host, service in services.by_host.items():
             found = self._find(service, by_namespace)
-            known = self._targets.by_host.get(host)
+            known = self._upstreams.by_host.get(host)
             if known is not None and known.service is service and known.rules == found:
                 by_host[host] = known
             else:
                 subsets = {each.name: each for rule in found for each in rule.subsets}
-                by_host[host] = Target(service, found, subsets)
-        self._targets = Targets(by_host, tuple(by_namespace.contradictions()))
+                by_host[host] = Upstream(service, found, subsets)
+        self._upstreams = Upstreams(by_host, tuple(by_namespace.contradictions()))
         self._inputs = (services, rules)
-        return self._targets
+        return self._upstreams
 
-    def _find(self, service: Service, rules: "_Namespaces") -> tuple[DestinationRule, ...]:
+    def _find(
+        self, service: RegisteredService, rules: "_Namespaces"
+    ) -> tuple[DestinationRule, ...]:
         host = service.host
         proxy, root = self._settings.proxy_namespace, self._settings.root_namespace
         own = rules.private(root, host) if proxy == root else rules.all(proxy, host)

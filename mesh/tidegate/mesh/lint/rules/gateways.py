@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from tidegate.istio.gateway import Gateway, GatewayProtocol, Server
 from tidegate.istio.names import MESH
 from tidegate.istio.virtual_service import HttpRoute, VirtualService
-from tidegate.mesh.lint.covering import match_covers, matches_of, takes_everything
 from tidegate.mesh.lint.findings import Finding, Severity, rule
+from tidegate.mesh.lint.match_coverage import match_covers, matches_of, takes_everything
 from tidegate.mesh.lint.view import MeshView, covers_domain
 
 __all__: list[str] = []

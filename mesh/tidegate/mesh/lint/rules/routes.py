@@ -6,8 +6,8 @@ from tidegate.istio.scalars import duration_text
 from tidegate.istio.service_entry import PortProtocol
 from tidegate.istio.shapes import StringMatchKind
 from tidegate.istio.virtual_service import Destination, HttpMatchRequest
-from tidegate.mesh.lint.covering import matches_of, may_match
 from tidegate.mesh.lint.findings import Finding, Severity, rule
+from tidegate.mesh.lint.match_coverage import matches_of, may_match
 from tidegate.mesh.lint.view import MeshView, Route
 
 __all__ = ["NOT_TO_BE_REPEATED"]

@@ -22,8 +22,8 @@ from google.protobuf.wrappers_pb2 import UInt64Value
 
 from tidegate.istio.annotations import LoadBalancerOption
 from tidegate.istio.destination_rule import ConsistentHash, LoadBalancer, SimpleLoadBalancer, Warmup
+from tidegate.mesh.compiler.hosts.upstreams import ClusterPolicy
 from tidegate.mesh.compiler.protobuf import duration, packed
-from tidegate.mesh.compiler.targets import Policy
 
 __all__ = ["balance", "balance_for_grpc", "contradiction"]
 
@@ -38,7 +38,7 @@ _Cluster: TypeAlias = cluster_pb2.Cluster
 _LegacySlowStart: TypeAlias = cluster_pb2.Cluster.SlowStartConfig
 
 
-def contradiction(policy: Policy) -> str | None:
+def contradiction(policy: ClusterPolicy) -> str | None:
     """What in a policy keeps its annotation from holding."""
     option, balancer = policy.annotations.load_balancer, policy.load_balancer
     if option is None or balancer is None:
@@ -51,7 +51,7 @@ def contradiction(policy: Policy) -> str | None:
     return f"simple: {simple.value}"
 
 
-def balance(cluster: _Cluster, policy: Policy) -> None:
+def balance(cluster: _Cluster, policy: ClusterPolicy) -> None:
     """Writes into a cluster of Envoy how it chooses."""
     balancer = policy.load_balancer or LoadBalancer()
     warmup = _warmup(balancer)
@@ -72,7 +72,7 @@ def balance(cluster: _Cluster, policy: Policy) -> None:
             cluster.least_request_lb_config.slow_start_config.CopyFrom(_legacy_slow_start(warmup))
 
 
-def balance_for_grpc(cluster: _Cluster, policy: Policy) -> None:
+def balance_for_grpc(cluster: _Cluster, policy: ClusterPolicy) -> None:
     """Writes into a cluster of a gRPC client how it chooses.
 
     gRPC knows round robin, a ring of hashes, and ORCA's weights (gRFC A42, A52, A58); it refuses a

@@ -28,7 +28,7 @@ from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE, MeshSettings
 
-__all__ = ["Endpoint", "Port", "Service", "Services", "ServicesBuilder"]
+__all__ = ["Endpoint", "Port", "RegisteredService", "ServiceRegistry", "ServiceRegistryBuilder"]
 
 _HTTP2: Final = (PortProtocol.GRPC, PortProtocol.HTTP2, PortProtocol.GRPC_WEB)
 
@@ -81,7 +81,7 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Service:
+class RegisteredService:
     """A host.
 
     Attributes:
@@ -102,7 +102,7 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Services:
+class ServiceRegistry:
     """All hosts.
 
     Attributes:
@@ -110,11 +110,11 @@ class Services:
         errors: what is wrong with those that are left out.
     """
 
-    by_host: Mapping[HostName, Service]
+    by_host: Mapping[HostName, RegisteredService]
     errors: tuple[CompileError, ...]
 
 
-class ServicesBuilder:
+class ServiceRegistryBuilder:
     """Makes services of objects, anew only those whose objects changed.
 
     Args:
@@ -124,16 +124,16 @@ class ServicesBuilder:
     def __init__(self, settings: MeshSettings) -> None:
         self._proxy_namespace = settings.proxy_namespace
         self._inputs: tuple[object, object] = (None, None)
-        self._services = Services({}, ())
-        self._made: dict[HostName, tuple[tuple[object, ...], Service]] = {}
+        self._services = ServiceRegistry({}, ())
+        self._made: dict[HostName, tuple[tuple[object, ...], RegisteredService]] = {}
 
-    def build(self, objects: IstioObjects) -> Services:
+    def build(self, objects: IstioObjects) -> ServiceRegistry:
         """The hosts that the objects define."""
         entries, workloads = objects.service_entries, objects.workload_entries
         if self._inputs[0] is entries and self._inputs[1] is workloads:
             return self._services
         by_label = _by_label(workloads.values())
-        made: dict[HostName, tuple[tuple[object, ...], Service]] = {}
+        made: dict[HostName, tuple[tuple[object, ...], RegisteredService]] = {}
         chosen = {each.name: _chosen(each, by_label) for each in entries.values()}
         errors = list(_names((entry, chosen[entry.name]) for entry in entries.values()))
         for host, group in self._by_host(entries.values()).items():
@@ -147,7 +147,7 @@ class ServicesBuilder:
             made[host] = known if known and known[0] == inputs else (inputs, _service(host, parts))
         self._made, self._inputs = made, (entries, workloads)
         by_host = {host: service for host, (_, service) in made.items()}
-        self._services = Services(by_host, tuple(errors))
+        self._services = ServiceRegistry(by_host, tuple(errors))
         return self._services
 
     def _by_host(self, entries: Iterable[ServiceEntry]) -> Mapping[HostName, list[ServiceEntry]]:
@@ -191,7 +191,7 @@ _Part: TypeAlias = tuple[ServiceEntry, tuple[WorkloadEntry, ...]]
 """An entry, and the WorkloadEntries that it selects."""
 
 
-def _service(host: HostName, parts: Sequence[_Part]) -> Service:
+def _service(host: HostName, parts: Sequence[_Part]) -> RegisteredService:
     first, _ = parts[0]
     named: dict[int, ServicePort] = {}
     for entry, _ in parts:
@@ -199,7 +199,7 @@ def _service(host: HostName, parts: Sequence[_Part]) -> Service:
             named.setdefault(port.number, port)
     ports = {number: _port(host, port, parts) for number, port in named.items()}
     found = (each.key for port in ports.values() for each in port.endpoints)
-    return Service(
+    return RegisteredService(
         host=host,
         source=first.name,
         resolution=first.resolution,

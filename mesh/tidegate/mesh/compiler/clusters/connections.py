@@ -21,8 +21,8 @@ from tidegate.istio.destination_rule import (
     TcpKeepalive,
     TcpSettings,
 )
+from tidegate.mesh.compiler.hosts.upstreams import ClusterPolicy
 from tidegate.mesh.compiler.protobuf import duration, packed
-from tidegate.mesh.compiler.targets import Policy
 
 __all__ = ["connect", "max_requests"]
 
@@ -35,7 +35,7 @@ _SYSTEM_AUTHORITIES: Final = "/etc/ssl/certs/ca-certificates.crt"
 _HttpOptions: TypeAlias = http_protocol_options_pb2.HttpProtocolOptions
 
 
-def connect(cluster: cluster_pb2.Cluster, policy: Policy, *, http2: bool) -> None:
+def connect(cluster: cluster_pb2.Cluster, policy: ClusterPolicy, *, http2: bool) -> None:
     """Writes into a cluster how its endpoints are connected to.
 
     Args:
@@ -65,7 +65,7 @@ def connect(cluster: cluster_pb2.Cluster, policy: Policy, *, http2: bool) -> Non
         cluster.common_lb_config.healthy_panic_threshold.value = panic
 
 
-def max_requests(policy: Policy) -> int | None:
+def max_requests(policy: ClusterPolicy) -> int | None:
     """The most requests at a time, where it is limited."""
     http = policy.connection_pool.http if policy.connection_pool else None
     return (http.http2_max_requests or None) if http else None
