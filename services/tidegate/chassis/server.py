@@ -268,7 +268,7 @@ async def _opened(
 async def _loaded(
     application: Application, server: RunningServer, shutdown: Shutdown
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Runs the application in its own task; enters once it has loaded or a shutdown is requested."""
+    """Runs the application in a task; enters once it has loaded or a shutdown is requested."""
     loaded = asyncio.Event()
     began_s = time.monotonic()
 

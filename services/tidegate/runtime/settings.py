@@ -136,7 +136,8 @@ class RuntimeSettings(BaseSettings):
         30.0,
         ge=0,
         le=86400,
-        description="How long running RPCs may take to finish during a drain before they are cancelled.",
+        description="How long running RPCs may take to finish during a drain before the server"
+        " cancels them.",
     )
 
     tls_cert_file: Path | None = Field(
