@@ -16,6 +16,7 @@ from tidegate.istio import (
     FileChangedError,
     IstioError,
     IstioObjectErrors,
+    IstioObjects,
     Kind,
     ObjectName,
     apply_changes,
@@ -27,6 +28,7 @@ from tidegate.istio import (
 from tidegate.istio.annotations import VirtualServiceAnnotations
 from tidegate.istio.destination_rule import Subset
 from tidegate.istio.edits import sticky_source
+from tidegate.istio.files import parse_file
 from tidegate.istio.parsing import parse_part
 from tidegate.istio.splicing import spliced
 from tidegate.istio.virtual_service import HttpRouteDestination
@@ -95,6 +97,10 @@ def edited(tmp_path, edit, text=MESH):
     gone = [line for line in text.splitlines() if line not in after.splitlines()]
     come = [line for line in after.splitlines() if line not in text.splitlines()]
     return gone, come
+
+
+def objects_of(file):
+    return IstioObjects.of(file.objects)
 
 
 def with_weights(objects, *weights):
@@ -257,39 +263,18 @@ def test_change_can_be_taken_back_byte_by_byte_and_keeps_the_files_mode(tmp_path
     assert path.read_text() == MESH
 
 
-def test_diff_shows_the_change_with_its_lines(tmp_path):
-    path = written(tmp_path)
-    loaded = read_files([path])
-    (change,) = plan_changes(loaded, with_weights(loaded.objects, 5, 90))
-    assert change.diff().splitlines() == [
-        f"--- {path}",
-        f"+++ {path}",
-        "@@ -17,7 +17,7 @@",
-        "         - destination: {host: vision, subset: v2}   # the canary",
-        "           weight: 5",
-        "         - destination: {host: vision, subset: v1}",
-        "-          weight: 95  # the rest",
-        "+          weight: 90  # the rest",
-        " ",
-        "       # a model may take long",
-        "       timeout: 30s",
-    ]
-
-
-def test_reading_again_keeps_what_is_equal_identical(tmp_path):
-    path = written(tmp_path)
-    loaded = read_files([path])
-    path.write_text(MESH.replace("weight: 5\n", "weight: 6\n").replace("# The end.", "# End."))
-    again = read_files([path], loaded)
-    assert again.objects.changed_from(loaded.objects) == {VISION}
-    assert again.objects.destination_rules is loaded.objects.destination_rules
+def test_parsing_again_keeps_what_is_equal_identical(tmp_path):
+    file = parse_file(tmp_path, MESH)
+    changed = MESH.replace("weight: 5\n", "weight: 6\n").replace("# The end.", "# End.")
+    before, after = objects_of(file), objects_of(parse_file(tmp_path, changed, [file]))
+    assert after.changed_from(before) == {VISION}
 
 
 def test_removed_and_added_objects_are_changes(tmp_path):
-    path = written(tmp_path)
-    loaded = read_files([path])
-    path.write_text(MESH.split("---\n")[0].replace("name: vision ", "name: other "))
-    names = {str(name) for name in read_files([path], loaded).objects.changed_from(loaded.objects)}
+    file = parse_file(tmp_path, MESH)
+    changed = MESH.split("---\n")[0].replace("name: vision ", "name: other ")
+    again = parse_file(tmp_path, changed, [file])
+    names = {str(name) for name in objects_of(again).changed_from(objects_of(file))}
     assert names == {
         "DestinationRule models/vision",
         "VirtualService models/other",

@@ -15,7 +15,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from otlp_collectors import grpc_collector
 
-from tidegate.chassis import record_span, span, traced, tracing
+from tidegate.chassis.call_lifecycle import peer_attributes
+from tidegate.runtime import tracing
+from tidegate.runtime.tracing import record_span, span, traced
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
@@ -120,7 +122,7 @@ async def test_method_that_does_not_exist_names_no_span(serving, recorded):
     ],
 )
 def test_peer_is_told_in_parts(peer, attributes):
-    assert tracing.peer_attributes(peer) == attributes
+    assert peer_attributes(peer) == attributes
 
 
 async def test_span_of_a_client_that_leaves_is_ended(serving, recorded):
