@@ -117,7 +117,7 @@ class CallLifecycle(InFlightCall):
 
     Args:
         method: That is called.
-        context: gRPC's context of the call.
+        context: GRPC's context of the call.
         in_flight: Where running calls are kept.
     """
 

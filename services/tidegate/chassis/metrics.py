@@ -76,7 +76,7 @@ class MethodMetrics:
         received: Messages received, counted for client streams.
         sent: Messages sent, counted for server streams.
         ended: RPCs ended, by code.
-        labels: grpc_type, grpc_service and grpc_method.
+        labels: Grpc_type, grpc_service and grpc_method.
     """
 
     started: Counter
