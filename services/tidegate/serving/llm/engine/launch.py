@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import psutil
 import structlog
 
-from tidegate.chassis.errors import StartupError
+from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm.engine.environment import engine_libraries, has_few_cores, preloaded
 from tidegate.serving.llm.engine_process import norm_kernels
 from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS, HAS_RAW_LOGPROBS, PLUGIN
