@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, cast
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -20,8 +21,11 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
     RPC_RESPONSE_STATUS_CODE,
 )
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.network_attributes import (
+    NETWORK_PEER_ADDRESS,
+    NETWORK_PEER_PORT,
+)
 
-from tidegate.chassis import tracing
 from tidegate.chassis.calls import (
     CurrentCall,
     ServicerContext,
@@ -38,13 +42,15 @@ from tidegate.chassis.errors import (
     status_code,
     to_status,
 )
-from tidegate.chassis.in_flight import Call, InFlight
+from tidegate.chassis.in_flight import InFlightCall, InFlightCalls
 from tidegate.chassis.metrics import MethodMetrics, RequestCounters
+from tidegate.runtime import tracing
+from tidegate.runtime.logging import call_fields
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
-__all__ = ["Answering", "Method"]
+__all__ = ["CallLifecycle", "Method", "peer_attributes"]
 
 _log = structlog.stdlib.get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
@@ -88,6 +94,7 @@ class Method:
         requests: Counts its requests that no model answers; None for the chassis's services.
         metrics: Its collectors.
         attributes: Of its spans.
+        log_fields: Of the log lines in its calls.
     """
 
     path: str
@@ -98,9 +105,10 @@ class Method:
     requests: RequestCounters | None
     metrics: MethodMetrics
     attributes: "Mapping[str, AttributeValue]"
+    log_fields: Mapping[str, object]
 
 
-class Answering(Call):
+class CallLifecycle(InFlightCall):
     """Context in which a handler runs; leaving it by an error ends the call with a rich status.
 
     The error goes no further. gRPC keeps what a call was ended by, and an error keeps the frames
@@ -109,7 +117,7 @@ class Answering(Call):
 
     Args:
         method: That is called.
-        context: gRPC's context of the call.
+        context: GRPC's context of the call.
         in_flight: Where running calls are kept.
     """
 
@@ -123,7 +131,7 @@ class Answering(Call):
         "_span",
     )
 
-    def __init__(self, method: Method, context: ServicerContext, in_flight: InFlight) -> None:
+    def __init__(self, method: Method, context: ServicerContext, in_flight: InFlightCalls) -> None:
         # The call lives as long as the task that gRPC made for it, and so do the context variables.
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - handlers are coroutines
@@ -148,10 +156,10 @@ class Answering(Call):
     ) -> bool:
         del kind, traceback
         try:
-            if self._in_flight.held is not None and not self.is_cut:
+            if self._in_flight.held is not None and not self.is_cancelled_by_drain:
                 await self._in_flight.held.wait()
         except asyncio.CancelledError:
-            if not self.is_cut:
+            if not self.is_cancelled_by_drain:
                 self._end(self.code_of_cancellation())
                 raise
             error = asyncio.CancelledError()
@@ -162,7 +170,7 @@ class Answering(Call):
             self._end(self._context.code())
             _forget_frames(error)
             return True
-        if isinstance(error, asyncio.CancelledError) and not self.is_cut:
+        if isinstance(error, asyncio.CancelledError) and not self.is_cancelled_by_drain:
             self._end(self.code_of_cancellation())
             return False
         await self._abort(self._as_service_error(error))
@@ -177,7 +185,7 @@ class Answering(Call):
         """
         if self._in_flight.held is not None:
             await self._in_flight.held.wait()
-        if self._in_flight.is_closing and not self.is_application:
+        if self._in_flight.is_refusing_built_in and not self.is_application:
             raise _draining()
         limit = self._method.limit
         if limit is not None and self._in_flight.application_calls > limit:
@@ -193,7 +201,7 @@ class Answering(Call):
 
     def code_of_cancellation(self) -> grpc.StatusCode:
         """See `CallInProgress`; whoever asks is told the same once the call is being cancelled."""
-        if self.is_cut:
+        if self.is_cancelled_by_drain:
             return grpc.StatusCode.UNAVAILABLE
         if self._cancelled_as is not None:
             return self._cancelled_as
@@ -219,6 +227,7 @@ class Answering(Call):
         self.task.get_loop().call_soon(method.metrics.began)
         self._in_flight.begin(self)
         current_call.set(self._current)
+        call_fields.set(method.log_fields)
         parent = tracing.extract(details_of_call.get().invocation_metadata)
         # Supervisors and balancers ask after the health all the time: such a call joins a trace
         # that somebody has begun, and begins none.
@@ -227,7 +236,7 @@ class Answering(Call):
         if self._span is not None:
             if self._span.is_recording():
                 # gRPC takes its time to tell the peer, so it is asked only for these.
-                self._span.set_attributes(tracing.peer_attributes(self._context.peer()))
+                self._span.set_attributes(peer_attributes(self._context.peer()))
             if method.attributes[RPC_METHOD] == "_OTHER":
                 original = details_of_call.get().method.removeprefix("/")
                 self._span.set_attribute(RPC_METHOD_ORIGINAL, original)
@@ -318,6 +327,22 @@ class Answering(Call):
             # The client has gone in the meantime: there is nobody to tell, and gRPC frees what it
             # keeps of a call that was cancelled only when the handler ends as cancelled.
             raise asyncio.CancelledError from error
+
+
+def peer_attributes(peer: str) -> "dict[str, AttributeValue]":
+    """Gives the attributes of the other end of a connection.
+
+    Args:
+        peer: As gRPC writes it: ``ipv4:10.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``, ``unix:/path``.
+    """
+    kind, _, address = unquote(peer).partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return {NETWORK_PEER_ADDRESS: address} if address else {}
+    host, _, port = address.rpartition(":")
+    found: dict[str, AttributeValue] = {NETWORK_PEER_ADDRESS: host.strip("[]")}
+    if port.isdecimal():
+        found[NETWORK_PEER_PORT] = int(port)
+    return found
 
 
 def _forget_frames(error: BaseException) -> None:

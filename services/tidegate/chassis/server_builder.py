@@ -1,4 +1,4 @@
-"""Making the gRPC server: its options, its port, and the services that every server has."""
+"""Builds the gRPC server: its options, method table, built-in services, port and TLS."""
 
 import socket
 from collections.abc import Sequence
@@ -7,14 +7,20 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tidegate.chassis.channelz import add_channelz
-from tidegate.chassis.errors import StartupError
 from tidegate.chassis.health import Health, HealthServicer
+from tidegate.chassis.inspection import add_channelz, add_reflection
 from tidegate.chassis.method_table import MethodTable
-from tidegate.chassis.reflection import add_reflection
 from tidegate.chassis.settings import ChassisSettings
+from tidegate.runtime.errors import StartupError
+from tidegate.runtime.tls import Certificate, RotatingCertificate
 
-__all__ = ["add_common_services", "channel_options", "look_methods_up_in", "open_port"]
+__all__ = [
+    "add_built_in_services",
+    "channel_options",
+    "open_port",
+    "server_credentials",
+    "use_method_table",
+]
 
 _CHANNELZ = "grpc.channelz.v1.Channelz"
 
@@ -26,12 +32,12 @@ def channel_options(settings: ChassisSettings) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.keepalive_time_ms", _ms(settings.keepalive_time_s)),
         ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout_s)),
-        # Without this a ping on a connection with no open stream may come only every two hours.
+        # Without this a client may ping a connection with no open stream only every two hours.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.min_ping_interval_s)),
-        # Pings of ours that carry no data must not be held back while a prefill is silent.
+        # gRPC must not hold back the server's pings while a prefill sends no data.
         ("grpc.http2.max_pings_without_data", 0),
-        # Two servers would share one port without a word.
+        # With it two servers would share one port without an error.
         ("grpc.so_reuseport", 0),
         ("grpc.enable_channelz", 1),
     ]
@@ -43,29 +49,29 @@ def channel_options(settings: ChassisSettings) -> list[tuple[str, Any]]:
     return options
 
 
-def look_methods_up_in(table: MethodTable, server: grpc.aio.Server) -> None:
-    """Lets a server find its methods in a table, to which those go that are added from now on.
+def use_method_table(table: MethodTable, server: grpc.aio.Server) -> None:
+    """Makes a server look its methods up in a table, which takes all methods added from now on.
 
-    Generated code adds its methods twice, by name and registered with gRPC's core; the table takes
-    both and registers none. `grpc.aio` keeps a task waiting for the next call of each that is
-    registered, and goes through all of them with every call that comes: each call would pay for
-    thirty methods.
+    Generated code adds its methods twice: by name, and registered with gRPC's core. The table takes
+    both and registers none. For each registered method `grpc.aio` keeps a task that waits for the
+    next call, and goes through all these tasks with every call: each call would pay for thirty
+    methods.
 
     Args:
-        table: Of its methods.
-        server: Without methods yet.
+        table: The table.
+        server: A server that has no methods yet.
     """
     server.add_generic_rpc_handlers((table,))
     server.add_generic_rpc_handlers = table.add  # type: ignore[method-assign]
     server.add_registered_method_handlers = table.add_service  # type: ignore[method-assign]
 
 
-def add_common_services(server: grpc.aio.Server, health: Health, services: Sequence[str]) -> None:
-    """Adds health, channelz and reflection.
+def add_built_in_services(server: grpc.aio.Server, health: Health, services: Sequence[str]) -> None:
+    """Adds the services that every server has: health, channelz and reflection.
 
     Args:
-        server: Not started yet.
-        health: What the health service answers from.
+        server: A server that has not started yet.
+        health: The state that the health service reports.
         services: Full names of the application's services, for reflection.
     """
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(health), server)
@@ -78,6 +84,22 @@ def add_common_services(server: grpc.aio.Server, health: Health, services: Seque
     add_reflection(server, names)
 
 
+def server_credentials(certificate: RotatingCertificate) -> grpc.ServerCredentials:
+    """Makes gRPC credentials that follow the rotations of a certificate."""
+
+    def take_rotated() -> grpc.ServerCertificateConfiguration | None:
+        # gRPC calls this on its own threads before every handshake.
+        rotated = certificate.take_rotated()
+        return None if rotated is None else _certificate_configuration(rotated)
+
+    current = certificate.current
+    return grpc.dynamic_ssl_server_credentials(
+        _certificate_configuration(current),
+        take_rotated,  # type: ignore[arg-type]  # the stub omits None, which means no change
+        require_client_authentication=current.client_ca is not None,
+    )
+
+
 def open_port(
     server: grpc.aio.Server,
     settings: ChassisSettings,
@@ -86,15 +108,15 @@ def open_port(
     """Opens the gRPC port.
 
     Args:
-        server: Not started yet.
-        settings: Host and port.
-        credentials: For TLS; None for plain text.
+        server: A server that has not started yet.
+        settings: Settings with the host and the port.
+        credentials: Credentials for TLS; None for plain text.
 
     Returns:
-        The port that is listened on.
+        The port that the server listens on.
 
     Raises:
-        StartupError: The port cannot be had.
+        StartupError: The server cannot listen on the port.
     """
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.grpc_port}"
@@ -110,8 +132,14 @@ def open_port(
         ) from error
 
 
+def _certificate_configuration(certificate: Certificate) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(certificate.key, certificate.chain)], root_certificates=certificate.client_ca
+    )
+
+
 def _try_to_bind(settings: ChassisSettings) -> None:
-    """Binds the port and lets it go, since gRPC does not say why it cannot."""
+    """Binds the port and closes it again, since gRPC does not say why it cannot listen."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
-from urllib.parse import unquote
 
 import structlog
 from opentelemetry import context as otel_context
@@ -40,10 +39,6 @@ from opentelemetry.sdk.trace.sampling import (
     Sampler,
     TraceIdRatioBased,
 )
-from opentelemetry.semconv.attributes.network_attributes import (
-    NETWORK_PEER_ADDRESS,
-    NETWORK_PEER_PORT,
-)
 from opentelemetry.semconv.schemas import Schemas
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -54,14 +49,13 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.util.types import AttributeValue
 
-    from tidegate.chassis.settings import ChassisSettings
+    from tidegate.runtime.settings import RuntimeSettings
 
 __all__ = [
     "current_context",
     "extract",
     "install",
     "is_recording",
-    "peer_attributes",
     "record_span",
     "server_span",
     "span",
@@ -86,7 +80,7 @@ _CONVENTIONS: Final = Schemas.V1_44_0
 _tracer: Tracer | None = None
 
 
-def start(settings: "ChassisSettings") -> TracerProvider | None:
+def start(settings: "RuntimeSettings") -> TracerProvider | None:
     """Begins to record and export spans, when the settings say where to.
 
     Args:
@@ -118,7 +112,7 @@ def start(settings: "ChassisSettings") -> TracerProvider | None:
     return provider
 
 
-def _exporters(settings: "ChassisSettings") -> list[SpanExporter]:
+def _exporters(settings: "RuntimeSettings") -> list[SpanExporter]:
     named = settings.traces_exporter or ("none" if settings.otlp_endpoint is None else "otlp")
     wanted = {each.strip() for each in named.split(",")}
     exporters: list[SpanExporter] = []
@@ -129,7 +123,7 @@ def _exporters(settings: "ChassisSettings") -> list[SpanExporter]:
     return exporters
 
 
-def _sampler(settings: "ChassisSettings") -> Sampler:
+def _sampler(settings: "RuntimeSettings") -> Sampler:
     kind, ratio = str(settings.trace_sampler), settings.trace_sample_ratio
     roots: dict[str, Sampler] = {
         "always_on": ALWAYS_ON,
@@ -189,22 +183,6 @@ def server_span(
         kind=SpanKind.SERVER,
         attributes=attributes,
     )
-
-
-def peer_attributes(peer: str) -> "dict[str, AttributeValue]":
-    """Gives the attributes of the other end of a connection.
-
-    Args:
-        peer: As gRPC writes it: ``ipv4:10.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``, ``unix:/path``.
-    """
-    kind, _, address = unquote(peer).partition(":")
-    if kind not in {"ipv4", "ipv6"}:
-        return {NETWORK_PEER_ADDRESS: address} if address else {}
-    host, _, port = address.rpartition(":")
-    found: dict[str, AttributeValue] = {NETWORK_PEER_ADDRESS: host.strip("[]")}
-    if port.isdecimal():
-        found[NETWORK_PEER_PORT] = int(port)
-    return found
 
 
 def is_recording() -> bool:

@@ -10,16 +10,23 @@ method and, when the caller is traced, the ids of its trace.
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
 
-from tidegate.chassis.calls import current_call
-from tidegate.chassis.settings import LogFormat, LogLevel
+from tidegate.runtime.settings import LogFormat, LogLevel
 
-__all__ = ["adopt_library_loggers", "configure", "get_logger"]
+__all__ = ["adopt_library_loggers", "call_fields", "configure", "get_logger"]
+
+_NO_FIELDS: Final[Mapping[str, object]] = {}
+
+call_fields: Final[ContextVar[Mapping[str, object]]] = ContextVar(
+    "tidegate_log_call_fields", default=_NO_FIELDS
+)
+"""Fields of the current call, such as its method; every line that is logged in it carries them."""
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -79,12 +86,12 @@ def adopt_library_loggers() -> None:
             logger.propagate = True
 
 
-def _add_call(
+def _add_call_and_trace(
     logger: object, method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     del logger, method
-    if call := current_call.get():
-        event.setdefault("rpc_method", call.path)
+    for name, value in call_fields.get().items():
+        event.setdefault(name, value)
     context = trace.get_current_span().get_span_context()
     if context.is_valid:
         event["trace_id"] = trace.format_trace_id(context.trace_id)
@@ -98,5 +105,5 @@ _SHARED: Final[list[Any]] = [
     structlog.stdlib.add_logger_name,
     structlog.stdlib.ExtraAdder(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    _add_call,
+    _add_call_and_trace,
 ]

@@ -4,7 +4,7 @@ import os
 
 from structlog.testing import capture_logs
 
-from tidegate.chassis.scheduling import schedule_in_batches
+from tidegate.runtime.process import schedule_in_batches
 
 
 def test_a_sandbox_that_forbids_it_is_told_of_and_nothing_fails(monkeypatch):

@@ -15,16 +15,18 @@ import annotated_types
 import yaml
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsError
+from pydantic_settings import SettingsError
 
 from tidegate.runtime.otlp import environment
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+    from tidegate.runtime.settings import RuntimeSettings
+
 __all__ = ["parse"]
 
-_Settings = TypeVar("_Settings", bound=BaseSettings)
+_Settings = TypeVar("_Settings", bound="RuntimeSettings")
 
 _BOUNDS: Final = (
     (annotated_types.Ge, "ge", "at least"),
@@ -52,7 +54,7 @@ def parse(model: type[_Settings], argv: Sequence[str] | None) -> _Settings:
     return settings
 
 
-def _parser(model: type[BaseSettings]) -> argparse.ArgumentParser:
+def _parser(model: "type[RuntimeSettings]") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_program(),
         description=(model.__doc__ or "").strip().partition("\n")[0],
@@ -67,7 +69,7 @@ def _parser(model: type[BaseSettings]) -> argparse.ArgumentParser:
         default=False,
         help="Print every value with where it came from, then exit.",
     )
-    for name, field in model.model_fields.items():
+    for name, field in model.listed_fields().items():
         flag = _flag(name)
         text = _help(model, name, field).replace("%", "%%")
         if field.annotation is bool:
@@ -87,13 +89,13 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _variables(model: type[BaseSettings], name: str) -> tuple[str, ...]:
+def _variables(model: "type[RuntimeSettings]", name: str) -> tuple[str, ...]:
     """The variables that may give a setting: our own, and OpenTelemetry's behind it."""
     own = (model.model_config.get("env_prefix") or "").upper() + name.upper()
     return (own, *environment.STANDARD_VARIABLES.get(name, ()))
 
 
-def _help(model: type[BaseSettings], name: str, field: FieldInfo) -> str:
+def _help(model: "type[RuntimeSettings]", name: str, field: FieldInfo) -> str:
     parts = [field.description or ""]
     if limits := _range(field):
         parts.append(f"Range: {limits}.")
@@ -115,7 +117,7 @@ def _range(field: FieldInfo) -> str:
     return ", ".join(limits) or ", ".join(str(each.value) for each in choices.values())
 
 
-def _problem(model: type[BaseSettings], error: "ErrorDetails") -> str:
+def _problem(model: "type[RuntimeSettings]", error: "ErrorDetails") -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     by_variable = {
         variable: each for each in model.model_fields for variable in _variables(model, each)
@@ -135,13 +137,13 @@ def _masked(field: FieldInfo, value: object) -> object:
     return "**********" if "Secret" in str(field.annotation) else value
 
 
-def _rendered(settings: BaseSettings, flags: Mapping[str, Any]) -> str:
+def _rendered(settings: "RuntimeSettings", flags: Mapping[str, Any]) -> str:
     model = type(settings)
     own = {name: _variables(model, name)[0] for name in model.model_fields}
     decided = {name for name, variable in own.items() if name in flags or os.environ.get(variable)}
     standard = environment.read(os.environ, decided)
     lines = []
-    for name in model.model_fields:
+    for name in model.listed_fields():
         if name in flags:
             source = f"flag {_flag(name)}"
         elif name in decided:

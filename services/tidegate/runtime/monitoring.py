@@ -16,18 +16,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from platform import python_version
 from typing import Final
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from tidegate.chassis.errors import StartupError
+from tidegate.runtime.errors import StartupError
 
 __all__ = ["monitoring"]
 
 _LOOP_ANSWERS_WITHIN_S: Final = 5.0
 _SOCKET_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.05
+
+_BUILD_INFO = Gauge(
+    "tidegate_build_info",
+    "1, with the versions of Tidegate and of what it stands on.",
+    ("version", "python_version", "grpc_version"),
+)
+_BUILD_INFO.labels(
+    version=version("tidegate"), python_version=python_version(), grpc_version=version("grpcio")
+).set(1)
 
 
 @contextmanager
