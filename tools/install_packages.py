@@ -136,8 +136,8 @@ def check_torch() -> None:
         cause = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         sys.exit(
             f"PyTorch does not load: {cause}\n"
-            "Remove the virtual environment and try again. If it still fails, set TORCH_INDEX=… to\n"
-            "PyTorch's index of CPU wheels; see 'Set-up' in the README."
+            "Remove the virtual environment and try again. If that fails too, set TORCH_INDEX=…\n"
+            "to PyTorch's index of CPU wheels; see 'Set-up' in the README."
         )
 
 

@@ -146,7 +146,9 @@ def test_the_tokens_of_smollm2_are_the_bytes_that_its_tokenizer_decodes(tokenize
 def test_an_answer_of_smollm2_is_its_decoded_text_without_the_prompt(
     tokenizer, vocabulary, ids, cut
 ):
-    prompt, generated = (b"".join(map(vocabulary.shown, part)) for part in (ids[:cut], ids[cut:]))
+    prompt, generated = (
+        b"".join(map(vocabulary.output_bytes, part)) for part in (ids[:cut], ids[cut:])
+    )
     decoded = tokenizer.decode(ids, skip_special_tokens=True)
     assert decoded == (prompt + generated).decode(errors="replace")
     found = answer(ids[:cut], ids[cut:], vocabulary)
@@ -160,9 +162,11 @@ def test_an_answer_of_a_byte_fallback_tokenizer_is_its_decoded_text_without_the_
     vocabulary = Vocabulary.of(_Wrapped(backend))
     ids = [1, *backend.encode(text).ids]
     cut = min(cut + 1, len(ids))
-    whole = b"".join(map(vocabulary.shown, ids)).removeprefix(b" ").decode()
+    whole = b"".join(map(vocabulary.output_bytes, ids)).removeprefix(b" ").decode()
     assert whole == backend.decode(ids)
-    prompt = b"".join(map(vocabulary.shown, ids[:cut])).removeprefix(b" ").decode(errors="ignore")
+    prompt = (
+        b"".join(map(vocabulary.output_bytes, ids[:cut])).removeprefix(b" ").decode(errors="ignore")
+    )
     assert prompt + answer(ids[:cut], ids[cut:], vocabulary) == whole
 
 
