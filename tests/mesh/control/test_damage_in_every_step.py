@@ -279,7 +279,7 @@ async def test_a_fault_while_files_are_followed_does_not_end_the_controller(held
             def fail():
                 raise ZeroDivisionError
 
-            patch.setattr(controller._edits._files, "look", fail)
+            patch.setattr(controller._edits._files, "poll", fail)
             await until(lambda: any("ZeroDivision" in each.message for each in controller.problems))
         await until(lambda: not list(controller.problems))
         held.path.write_text(objects("v3", "v2"))
