@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tidegate.chassis import get_logger
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.istio import IstioObjects
@@ -51,6 +50,7 @@ from tidegate.mesh.control.transitions.executor import TransitionExecutor
 from tidegate.mesh.control.transitions.gates import StageGates
 from tidegate.mesh.control.transitions.worker_sync import WorkerSync
 from tidegate.mesh.resources import ProxyKind, ResourceKey
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["Controller"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.errors import TidegateError
+from tidegate.runtime.logging import get_logger
 
 __all__ = [
     "ControlError",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.errors import TidegateError
 from tidegate.mesh.control.configuration.applied import AppliedConfiguration, Differences
 from tidegate.mesh.control.configuration.files import FilePoller
@@ -18,6 +17,7 @@ from tidegate.mesh.control.configuration.journal import TextChange
 from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
 from tidegate.mesh.control.endpoints.monitor import EndpointMonitor
 from tidegate.mesh.control.errors import Problems, StateError
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["FileEdits"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
-from tidegate.chassis import get_logger
 from tidegate.istio.objects import IstioObjects
 from tidegate.mesh.compiler.settings import EndpointState
 from tidegate.mesh.control.endpoints.health_checks import EndpointChecks, HealthCheckTiming
 from tidegate.mesh.control.endpoints.health_watch import HealthWatch
 from tidegate.mesh.control.served_configuration import ServedConfiguration
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["EndpointMonitor", "EndpointStatus"]
 

@@ -17,11 +17,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.ads import AckOutcome, AckReport, Distribution
 from tidegate.mesh.control.endpoints.assignments import addresses, with_draining
 from tidegate.mesh.resources import ProxyKind, Resource, ResourceKey
 from tidegate.mesh.telemetry.load_reports import LoadReports
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["DrainResult", "EndpointDrainer", "RequestsInProgress"]
 

@@ -9,8 +9,8 @@ from typing import Final, Protocol
 
 from prometheus_client import Counter, Histogram
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.control.transitions.plan import StageKind
+from tidegate.runtime.logging import get_logger
 
 __all__ = [
     "IN_EFFECT",

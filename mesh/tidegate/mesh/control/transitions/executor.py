@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.control.configuration.journal import Journal, PendingTransition
 from tidegate.mesh.control.errors import RolledBackError, StateError, UnexpectedChangeError
@@ -27,6 +26,7 @@ from tidegate.mesh.control.transitions.events import (
 from tidegate.mesh.control.transitions.gates import GateError, StageGates
 from tidegate.mesh.control.transitions.plan import Reached, Stage, StageKind, keys_of, wanted
 from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["TransitionExecutor"]
 

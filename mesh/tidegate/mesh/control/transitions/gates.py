@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.ads import AckOutcome, AckReport, Distribution, ProxyAck, ProxyId
 from tidegate.mesh.control.served_configuration import ServedConfiguration
 from tidegate.mesh.control.transitions.drainer import RequestsInProgress
@@ -19,6 +18,7 @@ from tidegate.mesh.control.transitions.events import Emit, EventKind
 from tidegate.mesh.control.transitions.plan import Stage, StageKind
 from tidegate.mesh.control.transitions.worker_sync import WorkerSync
 from tidegate.mesh.resources import ProxyKind, ResourceKey
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["GateError", "StageGates"]
 
