@@ -4,20 +4,20 @@ import enum
 
 from tidegate.mesh.supervisor import StateDirectory, SupervisorError
 
-__all__ = ["Service", "address_of"]
+__all__ = ["ModelService", "address_of"]
 
 
-class Service(enum.StrEnum):
+class ModelService(enum.StrEnum):
     """A service that is called; its value is the kind of server in ``tidegate.yaml``."""
 
     VISION = "vision"
     LLM = "llm"
 
 
-_USUAL = {Service.VISION: "127.0.0.1:8500", Service.LLM: "127.0.0.1:8600"}
+_USUAL = {ModelService.VISION: "127.0.0.1:8500", ModelService.LLM: "127.0.0.1:8600"}
 
 
-def address_of(service: Service, given: str | None) -> str:
+def address_of(service: ModelService, given: str | None) -> str:
     """The address to call.
 
     Args:

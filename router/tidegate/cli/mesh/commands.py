@@ -40,8 +40,8 @@ from tidegate.mesh.lint import (
 )
 from tidegate.mesh.lint.explaining import destinations_of
 from tidegate.mesh.lint.view import MeshView, Route
-from tidegate.mesh.supervisor.config import find_config, load_config
-from tidegate.mesh.supervisor.state import StateDirectory
+from tidegate.mesh.supervisor.config.servers_file import find_config, load_config
+from tidegate.mesh.supervisor.state.directory import StateDirectory
 
 __all__ = ["app"]
 

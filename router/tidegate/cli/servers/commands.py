@@ -17,7 +17,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from tidegate.cli.servers.display import ROUTED_S, mesh_lines, server_line, server_table
-from tidegate.mesh.supervisor.config import ServersFile, find_config, load_config
+from tidegate.mesh.supervisor.config.port_check import check_ports
+from tidegate.mesh.supervisor.config.servers_file import ServersFile, find_config, load_config
 from tidegate.mesh.supervisor.errors import (
     AlreadyRunningError,
     NotRunningError,
@@ -25,16 +26,10 @@ from tidegate.mesh.supervisor.errors import (
     SupervisorError,
 )
 from tidegate.mesh.supervisor.following import following
-from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.orders import give_order
-from tidegate.mesh.supervisor.ports import check_ports
-from tidegate.mesh.supervisor.state import (
-    DIRECTORY,
-    RestartSnapshot,
-    RestartStage,
-    Snapshot,
-    StateDirectory,
-)
+from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.state.command_files import send_restart
+from tidegate.mesh.supervisor.state.directory import DIRECTORY, StateDirectory
+from tidegate.mesh.supervisor.state.snapshot import RestartSnapshot, RestartStage, Snapshot
 from tidegate.mesh.supervisor.supervisor import Supervisor
 
 __all__ = ["down", "restart", "status", "up"]
@@ -130,7 +125,7 @@ def restart(
     state = StateDirectory(directory)
     snapshot = _running(state)
     console = Console(stderr=True, highlight=False)
-    order = give_order(state, snapshot.pid, name)
+    order = send_restart(state, snapshot.pid, name)
     seen: RestartSnapshot | None = None
     goes_on = f"the restart of {name} goes on; follow it with `tidegate status`"
     with following(goes_on), console.status(f"restarting {name}"):

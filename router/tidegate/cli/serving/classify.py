@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tidegate.cli.addresses import Service, address_of
+from tidegate.cli.addresses import ModelService, address_of
 from tidegate.cli.console import JsonOption, VisionOption, errors, print_json, results
 from tidegate.cli.serving import classify_output as output
 from tidegate.cli.serving.images import NamedImage, built_in_image, named_images
-from tidegate.cli.serving.outcomes import Outcome
+from tidegate.cli.serving.outcomes import ImageOutcome
 from tidegate.cli.serving.repeats import summarise_repeats
 from tidegate.cli.tracing import TraceOption, exported_spans
 from tidegate.client import AsyncClient, ClassifyResult, ClientOptions, UnavailableError
@@ -66,7 +66,7 @@ def classify(
             f"there are no JPEG, PNG or WebP files in {', '.join(images or ())}"
         )
     question = _Question(model, model_version, top_k, repeat)
-    address = address_of(Service.VISION, vision)
+    address = address_of(ModelService.VISION, vision)
     options = ClientOptions(timeout_s=timeout_s)
     with exported_spans(trace):
         started = time.perf_counter()
@@ -93,7 +93,7 @@ async def _all(
     concurrency: int,
     *,
     as_json: bool,
-) -> list[Outcome]:
+) -> list[ImageOutcome]:
     """Asks about every image, tells failures and JSON as they come, and keeps the outcomes."""
     console = errors()
     outcomes = []
@@ -124,7 +124,7 @@ async def _all(
 
 async def _in_order(
     client: AsyncClient, images: Sequence[NamedImage], question: _Question, concurrency: int
-) -> AsyncGenerator[Outcome, None]:
+) -> AsyncGenerator[ImageOutcome, None]:
     """The outcomes in the order of the images, so many calls at a time."""
     slots = asyncio.Semaphore(concurrency)
     tasks = [
@@ -142,7 +142,7 @@ async def _in_order(
 
 async def _ask(
     client: AsyncClient, image: NamedImage, question: _Question, slots: asyncio.Semaphore
-) -> Outcome:
+) -> ImageOutcome:
     latencies: list[float] = []
 
     async def once() -> ClassifyResult | TidegateError:
@@ -163,7 +163,7 @@ async def _ask(
     async with asyncio.TaskGroup() as tasks:
         calls = [tasks.create_task(once()) for _ in range(question.repeat)]
     answers = [call.result() for call in calls]
-    return Outcome(
+    return ImageOutcome(
         image.name,
         results=tuple(answer for answer in answers if isinstance(answer, ClassifyResult)),
         errors=tuple(answer for answer in answers if isinstance(answer, TidegateError)),

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from tidegate.client import ClassifyResult
 from tidegate.errors import TidegateError
 
-__all__ = ["Outcome"]
+__all__ = ["ImageOutcome"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ImageOutcome:
     """What became of one image, asked about once or several times.
 
     Attributes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from tidegate.cli.serving.latency import LatencySummary, summarise
-from tidegate.cli.serving.outcomes import Outcome
+from tidegate.cli.serving.outcomes import ImageOutcome
 from tidegate.client import TidegateRpcError
 from tidegate.errors import TidegateError
 
@@ -51,7 +51,7 @@ class RepeatReport:
         return asdict(self)
 
 
-def summarise_repeats(outcomes: Sequence[Outcome], seconds: float) -> RepeatReport:
+def summarise_repeats(outcomes: Sequence[ImageOutcome], seconds: float) -> RepeatReport:
     """Summarises all calls of a run.
 
     Args:

@@ -4,14 +4,14 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from tidegate.cli.serving.outcomes import Outcome
+from tidegate.cli.serving.outcomes import ImageOutcome
 from tidegate.cli.serving.repeats import summarise_repeats
 from tidegate.client import ClassifyResult, InvalidInputError, VisionTimings
 
 
-def outcome(*versions: str, errors: int = 0) -> Outcome:
+def outcome(*versions: str, errors: int = 0) -> ImageOutcome:
     timings = VisionTimings(0.0, 0.0, 0.0, 0.0, 1)
-    return Outcome(
+    return ImageOutcome(
         "cat.jpg",
         results=tuple(ClassifyResult("net", each, "int8", (), timings) for each in versions),
         errors=tuple(InvalidInputError("it is not there") for _ in range(errors)),
