@@ -5,6 +5,7 @@ import json
 import sys
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,8 +21,10 @@ from tidegate.mesh.supervisor.errors import ConfigError
 from tidegate.mesh.supervisor.process.state_machine import Phase
 from tidegate.mesh.supervisor.programs import server_program
 from tidegate.mesh.supervisor.state.directory import StateDirectory
-from tidegate.mesh.supervisor.state.snapshot import Snapshot
 from tidegate.mesh.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from tidegate.mesh.supervisor.state.snapshot import Snapshot
 
 HTTP_SERVER = Path(__file__).parents[2] / "doubles" / "http_server.py"
 MESH = {"objects": ["objects.yaml"], "ingress": {"web": 8000}}

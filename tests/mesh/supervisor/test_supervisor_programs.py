@@ -172,7 +172,10 @@ def test_envoy_is_told_where_its_controller_is(tmp_path):
 )
 def test_a_workload_is_an_istio_object_while_it_is_there(tmp_path, address, host, port):
     file = tmp_path / "deep" / "a.yaml"
-    workload = WorkloadEntryFile(name="a", namespace="models", labels={"app": "vision"}, port_name="grpc", file=file)
+    labels = {"app": "vision"}
+    workload = WorkloadEntryFile(
+        name="a", namespace="models", labels=labels, port_name="grpc", file=file
+    )
     workload.write(address)
     assert yaml.safe_load(file.read_text()) == {
         "apiVersion": "networking.istio.io/v1",

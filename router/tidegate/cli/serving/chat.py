@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.addresses import ModelService, address_of
-from tidegate.cli.console import JsonOption, LlmOption, errors, print_json, readable
+from tidegate.cli.addresses import LlmOption, ModelService, address_of
+from tidegate.cli.console import JsonOption, errors, print_json, readable
 from tidegate.cli.tracing import TraceOption, exported_spans
 from tidegate.client import (
     Client,

@@ -7,9 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.serving.latency import LatencySummary
-from tidegate.cli.serving.outcomes import ImageOutcome
-from tidegate.cli.serving.repeats import RepeatReport
+from tidegate.cli.serving.classify_results import ImageOutcome, LatencySummary, RepeatReport
 from tidegate.client import ClassifyResult, TidegateRpcError
 
 __all__ = ["as_object", "print_failure", "print_repeats", "print_results"]

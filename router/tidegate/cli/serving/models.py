@@ -7,8 +7,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.addresses import ModelService, address_of
-from tidegate.cli.console import JsonOption, LlmOption, VisionOption, errors, print_json, results
+from tidegate.cli.addresses import LlmOption, ModelService, VisionOption, address_of
+from tidegate.cli.console import JsonOption, errors, print_json, results
 from tidegate.client import Client, LlmModel, TidegateRpcError, UnavailableError, VisionModel
 
 __all__ = ["models"]
