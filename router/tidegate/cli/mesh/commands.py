@@ -27,7 +27,7 @@ from tidegate.istio import EditError, IstioError, IstioObjectErrors, read_files
 from tidegate.istio.edits import find_host
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import HostName
-from tidegate.mesh.control.journal import Journal
+from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.lint import (
     LocatedFinding,
     SampleRequest,

@@ -7,7 +7,7 @@ same endpoints, and the stage chooses between the two, name by name (`transition
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tidegate.istio.objects import IstioObjects
@@ -15,47 +15,43 @@ from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler.compiled import Compiled
 from tidegate.mesh.compiler.compiler import Compiler
 from tidegate.mesh.compiler.settings import EndpointStates, MeshSettings
-from tidegate.mesh.control.departures import Departures
-from tidegate.mesh.control.endpoints import addresses, has_healthy
-from tidegate.mesh.control.transition import (
-    Changes,
-    Reached,
-    Stage,
-    keys_of,
-    plan,
-    wanted,
-)
+from tidegate.mesh.control.configuration.journal import TextChange
+from tidegate.mesh.control.endpoints.assignments import addresses, has_healthy
+from tidegate.mesh.control.transitions.drainer import EndpointDrainer
+from tidegate.mesh.control.transitions.plan import Changes, Reached, Stage, keys_of, plan, wanted
 from tidegate.mesh.resources import Change, ProxyKind, Resource, ResourceKey, ResourceType
 
-__all__ = ["Proposal", "Serving"]
+__all__ = ["ProposedChange", "ServedConfiguration"]
 
 _Place = tuple[ProxyKind, ResourceKey]
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class ProposedChange:
     """A change of objects, compiled and planned but not begun.
 
     Attributes:
+        files: The files whose text in effect changes.
         objects: the objects with the change.
         compiled: what they are compiled to.
         changes: what is different of it.
         stages: the order in which it is sent.
     """
 
+    files: tuple[TextChange, ...]
     objects: IstioObjects
     compiled: Compiled
     changes: Changes
     stages: tuple[Stage, ...]
 
 
-class Serving:
+class ServedConfiguration:
     """Gives the distribution what proxies are to have. Use it from the event loop.
 
     Args:
         distribution: tells the proxies.
         compiler: makes resources of objects.
-        departures: keeps endpoints that leave.
+        drainer: Keeps endpoints that drain.
 
     Attributes:
         on_objects: called when other objects are in use than before.
@@ -65,16 +61,16 @@ class Serving:
         self,
         distribution: Distribution,
         compiler: Compiler,
-        departures: Departures,
+        drainer: EndpointDrainer,
     ) -> None:
         self._distribution = distribution
         self._compiler = compiler
-        self._departures = departures
+        self._drainer = drainer
         self.on_objects: Callable[[], None] = lambda: None
         self._states: EndpointStates = {}
         self._objects = IstioObjects()
         self._now = compiler.compile(self._objects, self._states)
-        self._next: Proposal | None = None
+        self._next: ProposedChange | None = None
         self._keys: dict[ProxyKind, set[ResourceKey]] = {}
         self._reached: Reached = None
         self._opened = False
@@ -95,6 +91,11 @@ class Serving:
     def states(self) -> EndpointStates:
         """The states of the endpoints, as they were last compiled."""
         return self._states
+
+    @property
+    def reached(self) -> Reached:
+        """The stage of the change whose resources are served; ``None`` before the first."""
+        return self._reached
 
     @property
     def in_use(self) -> tuple[IstioObjects, ...]:
@@ -122,8 +123,12 @@ class Serving:
         self._opened = True
         self._push_all()
 
-    def propose(self, objects: IstioObjects) -> Proposal:
+    def propose(self, files: Sequence[TextChange], objects: IstioObjects) -> ProposedChange:
         """Compiles and plans a change; nothing is changed by it.
+
+        Args:
+            files: The files whose text in effect changes.
+            objects: All objects, with the change.
 
         Raises:
             CompileErrors: the objects contradict each other.
@@ -134,18 +139,20 @@ class Serving:
             for proxy_kind, change in compiled.changed_from(self._now).items()
             if change
         }
-        return Proposal(objects, compiled, changes, plan(self._now.resources, changes))
+        stages = plan(self._now.resources, changes)
+        return ProposedChange(tuple(files), objects, compiled, changes, stages)
 
-    def enter(self, proposal: Proposal, reached: Reached = None) -> None:
+    def enter(self, change: ProposedChange, reached: Reached = None) -> None:
         """Takes up a change; what is served changes with `reach`.
 
         Args:
-            proposal: the change, proposed to the objects in effect.
+            change: The change, proposed to the objects in effect.
             reached: the stage that an interrupted change had reached.
         """
-        self._next = proposal
+        self._next = change
         self._keys = {
-            proxy_kind: set(keys_of(change)) for proxy_kind, change in proposal.changes.items()
+            proxy_kind: set(keys_of(difference))
+            for proxy_kind, difference in change.changes.items()
         }
         self._reached = reached
         self.on_objects()
@@ -260,12 +267,12 @@ class Serving:
             if key.type is ResourceType.ENDPOINT:
                 self._note((proxy_kind, key), new)
             if new is None:
-                self._departures.forget(proxy_kind, key)
+                self._drainer.forget(proxy_kind, key)
                 if old is not None:
                     delete.append(key)
                 continue
             if old is not None and key.type is ResourceType.ENDPOINT:
-                new = self._departures.hold(proxy_kind, old, new)
+                new = self._drainer.hold(proxy_kind, old, new)
             if old is None or old.version != new.version:
                 put.append(new)
         if self._opened:

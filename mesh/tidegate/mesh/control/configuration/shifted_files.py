@@ -18,12 +18,12 @@ from pathlib import Path
 
 from merge3 import Merge3
 
-from tidegate.mesh.control.journal import Journal, Shifted, TextChange
+from tidegate.mesh.control.configuration.journal import Journal, ShiftedText, TextChange
 
 __all__ = ["ShiftedFiles", "merged"]
 
 
-def merged(shifted: Shifted, file: str) -> str:
+def merged(shifted: ShiftedText, file: str) -> str:
     """What a file means whose text was shifted once.
 
     Args:
@@ -49,7 +49,7 @@ class ShiftedFiles:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         # Of each file, what was merged last: a merge takes long beside a comparison.
-        self._merged: dict[Path, tuple[Shifted, str, str]] = {}
+        self._merged: dict[Path, tuple[ShiftedText, str, str]] = {}
 
     @property
     def paths(self) -> Sequence[Path]:
@@ -100,7 +100,7 @@ class ShiftedFiles:
                 change = TextChange(path, None, effective[path], file)
                 self._journal.keep(path, change.shifted)
 
-    def _text(self, path: Path, shifted: Shifted, file: str) -> str:
+    def _text(self, path: Path, shifted: ShiftedText, file: str) -> str:
         known = self._merged.get(path)
         if known is None or known[:2] != (shifted, file):
             known = self._merged[path] = (shifted, file, merged(shifted, file))

@@ -17,11 +17,16 @@ The planner sees resources and nothing else: it knows neither proxies nor time.
 """
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tidegate.mesh.control.references import ROUTING, clusters_with_traffic
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2, scoped_route_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2,
+)
+
 from tidegate.mesh.resources import (
     Change,
     ProxyKind,
@@ -31,7 +36,27 @@ from tidegate.mesh.resources import (
     ResourceType,
 )
 
-__all__ = ["Changes", "Gate", "Reached", "Stage", "StageKind", "keys_of", "plan", "step", "wanted"]
+__all__ = [
+    "ROUTING",
+    "Changes",
+    "Gate",
+    "Reached",
+    "Stage",
+    "StageKind",
+    "clusters_with_traffic",
+    "keys_of",
+    "plan",
+    "step",
+    "wanted",
+]
+
+ROUTING: Final = (
+    ResourceType.SCOPED_ROUTE,
+    ResourceType.LISTENER,
+    ResourceType.ROUTE,
+    ResourceType.VIRTUAL_HOST,
+)
+"""The types that name clusters; the others are what is named."""
 
 Changes = Mapping[ProxyKind, Change]
 """A step for every proxy kind that it concerns."""
@@ -189,6 +214,68 @@ def _newly_used(before: Mapping[ProxyKind, Resources], changes: Changes) -> froz
     for proxy_kind, change in changes.items():
         for resource in change.only(*ROUTING).put:
             old = before[proxy_kind].get(resource.key)
-            already = clusters_with_traffic(old) if old is not None else frozenset()
-            used |= clusters_with_traffic(resource) - already
+            already = clusters_with_traffic(old) if old is not None else ()
+            used |= set(clusters_with_traffic(resource)).difference(already)
     return frozenset(used)
+
+
+def clusters_with_traffic(resource: Resource) -> Iterator[str]:
+    """The clusters to which a resource sends some share of the requests, or copies of them."""
+    match resource.key.type:
+        case ResourceType.VIRTUAL_HOST:
+            host = route_components_pb2.VirtualHost.FromString(resource.body.value)
+            yield from _of_virtual_host(host)
+        case ResourceType.SCOPED_ROUTE:
+            scope = scoped_route_pb2.ScopedRouteConfiguration.FromString(resource.body.value)
+            yield from _of_routes(scope.route_configuration)
+        case ResourceType.ROUTE:
+            yield from _of_routes(route_pb2.RouteConfiguration.FromString(resource.body.value))
+        case ResourceType.LISTENER:
+            listener = listener_pb2.Listener.FromString(resource.body.value)
+            for manager in _connection_managers(listener):
+                yield from _of_routes(manager.route_config)
+        case _:
+            return
+
+
+def _connection_managers(
+    listener: listener_pb2.Listener,
+) -> Iterator[http_connection_manager_pb2.HttpConnectionManager]:
+    chains = (*listener.filter_chains, listener.default_filter_chain)
+    packed = [each.typed_config for chain in chains for each in chain.filters]
+    for each in (*packed, listener.api_listener.api_listener):
+        manager = http_connection_manager_pb2.HttpConnectionManager()
+        if each.Unpack(manager):
+            yield manager
+
+
+def _of_routes(routes: route_pb2.RouteConfiguration) -> Iterator[str]:
+    for mirror in routes.request_mirror_policies:
+        yield from _of_mirror(mirror)
+    for host in routes.virtual_hosts:
+        yield from _of_virtual_host(host)
+
+
+def _of_virtual_host(host: route_components_pb2.VirtualHost) -> Iterator[str]:
+    for mirror in host.request_mirror_policies:
+        yield from _of_mirror(mirror)
+    for route in host.routes:
+        yield from _of_action(route.route)
+
+
+def _of_action(action: route_components_pb2.RouteAction) -> Iterator[str]:
+    if action.cluster:
+        yield action.cluster
+    for weighted in action.weighted_clusters.clusters:
+        if weighted.weight.value:
+            yield weighted.name
+    for mirror in action.request_mirror_policies:
+        yield from _of_mirror(mirror)
+
+
+def _of_mirror(
+    mirror: route_components_pb2.RouteAction.RequestMirrorPolicy,
+) -> Iterator[str]:
+    share = mirror.runtime_fraction.default_value.numerator
+    if mirror.cluster and (share or not mirror.HasField("runtime_fraction")):
+        yield mirror.cluster

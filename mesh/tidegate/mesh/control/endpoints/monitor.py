@@ -8,12 +8,12 @@ from typing import Final, Self
 
 from tidegate.istio.objects import IstioObjects
 from tidegate.mesh.compiler.settings import EndpointState
-from tidegate.mesh.control.health_checks import CheckPace, EndpointChecks
-from tidegate.mesh.control.health_watching import HealthWatch
-from tidegate.mesh.control.serving import Serving
+from tidegate.mesh.control.endpoints.health_checks import EndpointChecks, HealthCheckTiming
+from tidegate.mesh.control.endpoints.health_watch import HealthWatch
+from tidegate.mesh.control.served_configuration import ServedConfiguration
 from tidegate.runtime.logging import get_logger
 
-__all__ = ["EndpointStatus", "Endpoints"]
+__all__ = ["EndpointMonitor", "EndpointStatus"]
 
 _log = get_logger(__name__)
 
@@ -37,31 +37,33 @@ class EndpointStatus:
     checked: bool
 
 
-class Endpoints:
+class EndpointMonitor:
     """Keeps what is served in step with the endpoints' states. A context that watches them.
 
     Args:
-        serving: what is served.
+        served: what is served.
         watches: how many endpoints are checked.
-        pace: how often each of them is checked.
+        timing: how often each of them is checked.
     """
 
-    def __init__(self, serving: Serving, watches: int, pace: CheckPace) -> None:
-        self._serving = serving
-        self._checks = EndpointChecks(serving.settings)
-        self._health = HealthWatch(watches, lambda _: self._later(), pace)
+    def __init__(
+        self, served: ServedConfiguration, watches: int, timing: HealthCheckTiming
+    ) -> None:
+        self._served = served
+        self._checks = EndpointChecks(served.settings)
+        self._health = HealthWatch(watches, lambda _: self._later(), timing)
         self._statuses: dict[str, EndpointStatus] = {}
         self._drained: set[str] = set()
         self._due = False
 
     async def __aenter__(self) -> Self:
         await self._health.__aenter__()
-        self._serving.on_objects = self._later
+        self._served.on_objects = self._later
         self._refresh()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._serving.on_objects = lambda: None
+        self._served.on_objects = lambda: None
         await self._health.__aexit__(*error)
 
     @property
@@ -80,7 +82,7 @@ class Endpoints:
         Raises:
             CompileErrors: with these workloads the objects contradict each other.
         """
-        self._serving.refresh(self._states(), change)
+        self._served.refresh(self._states(), change)
 
     def drain(self, address: str) -> None:
         """Takes an endpoint out of use."""
@@ -92,6 +94,14 @@ class Endpoints:
         self._drained.discard(address)
         self._refresh()
 
+    def why_unhealthy(self, cluster: str) -> str:
+        """Says why no endpoint of a cluster takes requests."""
+        reasons = [
+            f"{address}: {self._statuses[address].reason}" if address in self._statuses else address
+            for address in sorted(self._served.addresses(cluster))
+        ]
+        return ", ".join(reasons) or "no server has its labels"
+
     def _later(self) -> None:
         """Refreshes once for all that changes in this turn of the loop."""
         if not self._due:
@@ -100,12 +110,12 @@ class Endpoints:
 
     def _refresh(self) -> None:
         self._due = False
-        checks = self._checks.of(self._serving.in_use)
+        checks = self._checks.of(self._served.in_use)
         self._health.watch(checks)
         self._drained &= checks.keys()
         states = self._states()
-        if states != self._serving.states:
-            self._serving.refresh(states)
+        if states != self._served.states:
+            self._served.refresh(states)
 
     def _states(self) -> dict[str, EndpointState]:
         now = time.time()

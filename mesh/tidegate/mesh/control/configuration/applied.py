@@ -5,7 +5,7 @@ be made again. Files that hold nothing but WorkloadEntries say which servers run
 apart from the others, because servers come and go by themselves and count at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,12 +19,15 @@ from tidegate.istio import (
     ObjectName,
     plan_changes,
 )
+from tidegate.istio.destination_rule import DestinationRule
 from tidegate.istio.files import ObjectFile, parse_file
-from tidegate.mesh.control.about import HostIndex
+from tidegate.istio.service_entry import ServiceEntry
+from tidegate.istio.shapes import HostName
+from tidegate.istio.virtual_service import VirtualService
+from tidegate.mesh.control.configuration.journal import TextChange
 from tidegate.mesh.control.errors import ObjectsError
-from tidegate.mesh.control.journal import TextChange
 
-__all__ = ["Differences", "Edit", "Effective"]
+__all__ = ["AppliedConfiguration", "Differences", "Edit", "HostIndex"]
 
 Edit = Callable[[IstioObjects], IstioObjects]
 """Makes objects of objects."""
@@ -45,7 +48,7 @@ class Differences:
     broken: Mapping[Path, str] = field(default_factory=dict)
 
 
-class Effective:
+class AppliedConfiguration:
     """The texts in effect and their objects."""
 
     def __init__(self) -> None:
@@ -122,9 +125,9 @@ class Effective:
             if _only_workloads(file):
                 self._workloads.add(each.path)
 
-    def about(self, host: str, objects: IstioObjects) -> IstioObjects:
+    def objects_of(self, host: str, objects: IstioObjects) -> IstioObjects:
         """Those of the objects in effect that are about a host; see `HostIndex`."""
-        return self._hosts.about(host, objects)
+        return self._hosts.objects_of(host, objects)
 
     def rewritten(self, before: IstioObjects, after: IstioObjects) -> tuple[FileChange, ...]:
         """How the texts in effect have to change for objects to have other values.
@@ -189,3 +192,53 @@ def _replaced(
             new[item.name] = item
     changed = (item for name, item in new.items() if objects.get(name) is not item)
     return objects.without(*(old - new.keys())).with_(*changed)
+
+
+class HostIndex:
+    """Objects by the hosts that they define, have rules for, or send requests to."""
+
+    def __init__(self) -> None:
+        self._objects: dict[HostName, dict[ObjectName, None]] = {}
+        self._short: dict[str, dict[HostName, None]] = {}
+
+    def add(self, objects: Iterable[IstioObject]) -> None:
+        """Takes objects in."""
+        for item in objects:
+            for host in _hosts(item):
+                self._objects.setdefault(host, {})[item.name] = None
+                self._short.setdefault(host.partition(".")[0], {})[host] = None
+
+    def remove(self, objects: Iterable[IstioObject]) -> None:
+        """Forgets objects."""
+        for item in objects:
+            for host in _hosts(item):
+                names = self._objects.get(host, {})
+                names.pop(item.name, None)
+                if not names:
+                    self._objects.pop(host, None)
+                    self._short.get(host.partition(".")[0], {}).pop(host, None)
+
+    def objects_of(self, host: str, objects: IstioObjects) -> IstioObjects:
+        """Those of all objects that are about a host.
+
+        Args:
+            host: its full name, or the first part of it; what fits no single host gets all objects,
+                for whoever has to say what is wrong with the name.
+            objects: all objects.
+        """
+        meant = [HostName(host)] if host in self._objects else [*self._short.get(host, ())]
+        if len(meant) != 1:
+            return objects
+        return IstioObjects.of(objects[name] for name in self._objects[meant[0]])
+
+
+def _hosts(item: IstioObject) -> Iterator[HostName]:
+    match item:
+        case ServiceEntry():
+            yield from item.hosts
+        case DestinationRule():
+            yield item.host
+        case VirtualService():
+            yield from dict.fromkeys(
+                each.destination.host for rule in item.http for each in rule.route
+            )

@@ -15,7 +15,7 @@ from typing import Final
 from tidegate.mesh.envoy import Admin, AdminError
 from tidegate.runtime.logging import get_logger
 
-__all__ = ["TakingOver", "estimated_s"]
+__all__ = ["WorkerSync", "estimated_s"]
 
 _log = get_logger(__name__)
 
@@ -23,7 +23,7 @@ _ESTIMATE_S: Final = 0.02
 _LONGEST_ESTIMATE_S: Final = 1.0
 
 
-class TakingOver:
+class WorkerSync:
     """Waits until routes that were acknowledged decide about every new request.
 
     Args:
@@ -35,7 +35,7 @@ class TakingOver:
         self._admin_files = admin_files
         self._proxies = proxies
 
-    async def done(self, acknowledged_s: float, deadline_s: float) -> tuple[str, ...]:
+    async def wait(self, acknowledged_s: float, deadline_s: float) -> tuple[str, ...]:
         """Waits for all proxies that are connected.
 
         Args:

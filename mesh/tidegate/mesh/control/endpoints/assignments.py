@@ -13,7 +13,7 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 
 from tidegate.mesh.resources import Resource, ResourceType
 
-__all__ = ["HEALTHY", "addresses", "has_healthy", "health_of", "leaving", "with_leaving"]
+__all__ = ["HEALTHY", "addresses", "has_healthy", "health_of", "with_draining"]
 
 HEALTHY: Final = health_check_pb2.HEALTHY
 """The status of an endpoint that takes requests."""
@@ -40,12 +40,7 @@ def has_healthy(assignment: Resource) -> bool:
     return any(health in _USED for health in health_of(assignment).values())
 
 
-def leaving(before: Resource, after: Resource) -> frozenset[str]:
-    """The endpoints, as ``address:port``, that one assignment has and the next has not."""
-    return addresses(before) - addresses(after)
-
-
-def with_leaving(before: Resource, after: Resource, kept: frozenset[str]) -> Resource:
+def with_draining(before: Resource, after: Resource, kept: frozenset[str]) -> Resource:
     """An assignment with some endpoints of the one before it, as ``DRAINING``.
 
     Args:

@@ -10,11 +10,11 @@ from tidegate.mesh.ads import Distribution, Protocol, ProxyStatus, Rejection, Ty
 from tidegate.mesh.compiler import EndpointState
 from tidegate.mesh.compiler.hosts.services import RegisteredService
 from tidegate.mesh.control.controller import Controller
-from tidegate.mesh.control.health_checks import is_checked
-from tidegate.mesh.control.loads import Loads
-from tidegate.mesh.control.topology import SubsetView, Topology
-from tidegate.mesh.control.transition import StageKind
-from tidegate.mesh.control.transitions import TransitionState, TransitionStatus
+from tidegate.mesh.control.endpoints.health_checks import is_checked
+from tidegate.mesh.control.endpoints.topology import SubsetView, Topology
+from tidegate.mesh.control.transitions.drainer import RequestsInProgress
+from tidegate.mesh.control.transitions.events import TransitionState, TransitionStatus
+from tidegate.mesh.control.transitions.plan import StageKind
 from tidegate.mesh.resources import ProxyKind, ResourceType
 from tidegate.mesh.v1 import mesh_pb2
 
@@ -50,7 +50,10 @@ _PROTOCOLS: Final = {Protocol.DELTA: "delta", Protocol.SOTW: "sotw"}
 
 
 def status_of(
-    controller: Controller, distribution: Distribution, topology: Topology, loads: Loads
+    controller: Controller,
+    distribution: Distribution,
+    topology: Topology,
+    in_progress: RequestsInProgress,
 ) -> mesh_pb2.GetStatusResponse:
     """Gathers the state of the mesh.
 
@@ -58,10 +61,10 @@ def status_of(
         controller: knows the objects, the endpoints and the changes.
         distribution: knows the proxies.
         topology: knows the hosts.
-        loads: knows what runs, of the clusters that are watched.
+        in_progress: Counts the requests on the clusters that are watched.
     """
     transitions = controller.transitions
-    objects = controller.serving.objects
+    objects = controller.served.objects
     status = mesh_pb2.GetStatusResponse(
         proxies=map(_proxy, distribution.proxies()),
         routes=(
@@ -78,8 +81,8 @@ def status_of(
     for service, subsets in topology.hosts(objects):
         host = status.hosts.add(name=service.host, ports=service.ports)
         for each in subsets:
-            host.subsets.append(_subset(service, each, controller, loads))
-            _count(each, loads, running)
+            host.subsets.append(_subset(service, each, controller, in_progress))
+            _count(each, in_progress, running)
     for address, known in sorted(controller.endpoints.statuses.items()):
         status.endpoints.add(
             address=address,
@@ -88,10 +91,10 @@ def status_of(
             since=timestamp(known.since),
             requests_in_progress=running.get(address),
         )
-    if transitions.current is not None:
-        status.transition.CopyFrom(_transition(transitions.current))
-    if transitions.last is not None:
-        status.last_transition.CopyFrom(_transition(transitions.last))
+    if transitions.history.current is not None:
+        status.transition.CopyFrom(_transition(transitions.history.current))
+    if transitions.history.last is not None:
+        status.last_transition.CopyFrom(_transition(transitions.history.last))
     return status
 
 
@@ -131,9 +134,12 @@ def _rejection(rejection: Rejection) -> mesh_pb2.Rejection:
 
 
 def _subset(
-    service: RegisteredService, subset: SubsetView, controller: Controller, loads: Loads
+    service: RegisteredService,
+    subset: SubsetView,
+    controller: Controller,
+    in_progress: RequestsInProgress,
 ) -> mesh_pb2.Subset:
-    counts = [loads.last_known(cluster) for cluster in subset.clusters]
+    counts = [in_progress.last_known(cluster) for cluster in subset.clusters]
     known = [each for each in counts if each is not None]
     healthy, unchecked = 0, 0
     for address in subset.addresses:
@@ -154,11 +160,11 @@ def _subset(
     )
 
 
-def _count(subset: SubsetView, loads: Loads, running: dict[str, int]) -> None:
+def _count(subset: SubsetView, in_progress: RequestsInProgress, running: dict[str, int]) -> None:
     """Adds up what runs on endpoints; each cluster of the host counts its own requests."""
     for cluster in subset.clusters:
         for address in subset.addresses:
-            count = loads.last_known(cluster, address)
+            count = in_progress.last_known(cluster, address)
             if count is not None:
                 running[address] = running.get(address, 0) + count
 

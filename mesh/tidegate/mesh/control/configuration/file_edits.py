@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from tidegate.errors import TidegateError
-from tidegate.mesh.control.effective import Differences, Effective
-from tidegate.mesh.control.endpoint_states import Endpoints
-from tidegate.mesh.control.errors import StateError
-from tidegate.mesh.control.files import Files
-from tidegate.mesh.control.journal import TextChange
-from tidegate.mesh.control.problems import Problems
-from tidegate.mesh.control.shifted import ShiftedFiles
+from tidegate.mesh.control.configuration.applied import AppliedConfiguration, Differences
+from tidegate.mesh.control.configuration.files import FilePoller
+from tidegate.mesh.control.configuration.journal import TextChange
+from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
+from tidegate.mesh.control.endpoints.monitor import EndpointMonitor
+from tidegate.mesh.control.errors import Problems, StateError
 from tidegate.runtime.logging import get_logger
 
 __all__ = ["FileEdits"]
@@ -34,7 +33,7 @@ class FileEdits:
 
     Args:
         paths: files and folders.
-        effective: what is in effect.
+        applied: What is in effect.
         endpoints: takes workloads.
         shifted: knows what files mean that a command changed.
         problems: told what is wrong.
@@ -45,15 +44,15 @@ class FileEdits:
     def __init__(
         self,
         paths: Sequence[Path],
-        effective: Effective,
-        endpoints: Endpoints,
+        applied: AppliedConfiguration,
+        endpoints: EndpointMonitor,
         shifted: ShiftedFiles,
         problems: Problems,
         begin: Callable[[], bool],
         settle_s: float = 0.0,
     ) -> None:
-        self._files = Files(paths, settle_s)
-        self._effective = effective
+        self._files = FilePoller(paths, settle_s)
+        self._applied = applied
         self._endpoints = endpoints
         self._shifted = shifted
         self._problems = problems
@@ -66,13 +65,13 @@ class FileEdits:
 
     def differences(self) -> Differences:
         """Looks at the files, before anything runs."""
-        self._files.look()
+        self._files.poll()
         return self._differences()
 
     async def look_now(self) -> Differences:
         """Looks at the files again."""
         async with self._looking:
-            await asyncio.to_thread(self._files.look)
+            await asyncio.to_thread(self._files.poll)
         return self._differences()
 
     def without_shifts(self, paths: Collection[Path]) -> Differences:
@@ -125,7 +124,7 @@ class FileEdits:
 
     async def _follow_once(self) -> None:
         async with self._looking:
-            saved = await asyncio.to_thread(self._files.look)
+            saved = await asyncio.to_thread(self._files.poll)
         self._tell_unread()
         if any(each.path in saved for each in self._refused):
             self._refused = frozenset()
@@ -137,21 +136,21 @@ class FileEdits:
         for each in changes:
             source = f"workload {each.path}"
             try:
-                self._endpoints.change(self._effective.edit([each]))
+                self._endpoints.change(self._applied.edit([each]))
             except TidegateError as error:
                 self._problems.put(source, f"is refused: {error}")
             else:
-                self._effective.take([each])
+                self._applied.take([each])
                 self._problems.clear(source)
 
     def _differences(self, without: Collection[Path] = ()) -> Differences:
         files = self._files.texts
-        return self._effective.differences(self._shifted.texts(files, without), files)
+        return self._applied.differences(self._shifted.texts(files, without), files)
 
     def _settle(self) -> bool:
         """Forgets shifts that are in the files; tells whether that could be written."""
         try:
-            self._shifted.settle(self._files.texts, self._effective.texts)
+            self._shifted.settle(self._files.texts, self._applied.texts)
         except StateError as error:
             self._problems.put(_STATE, str(error))
             return False

@@ -6,41 +6,22 @@ takes what people wrote. Nothing here is served or written.
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tidegate.chassis.errors import FailedPrecondition
 from tidegate.errors import TidegateError
 from tidegate.istio.edits import Shift, shift, without_idle
-from tidegate.mesh.control.edits import FileEdits
-from tidegate.mesh.control.effective import Effective
+from tidegate.mesh.control.configuration.applied import AppliedConfiguration
+from tidegate.mesh.control.configuration.file_edits import FileEdits
+from tidegate.mesh.control.configuration.files import text_of
+from tidegate.mesh.control.configuration.journal import TextChange
+from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
 from tidegate.mesh.control.errors import ObjectsError
-from tidegate.mesh.control.files import text_of
-from tidegate.mesh.control.journal import TextChange
-from tidegate.mesh.control.serving import Proposal, Serving
-from tidegate.mesh.control.shifted import ShiftedFiles
+from tidegate.mesh.control.served_configuration import ProposedChange, ServedConfiguration
 
-__all__ = ["Proposals", "ProposedChange", "names_of"]
+__all__ = ["ChangeProposer", "names_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class ProposedChange:
-    """A change that can be made.
-
-    Attributes:
-        files: the files whose text in effect changes.
-        proposal: what it makes of the mesh.
-    """
-
-    files: tuple[TextChange, ...]
-    proposal: Proposal
-
-    @property
-    def names(self) -> str:
-        """The names of the files."""
-        return names_of(self.files)
-
-
-class Proposals:
+class ChangeProposer:
     """Works out changes.
 
     Args:
@@ -51,32 +32,36 @@ class Proposals:
     """
 
     def __init__(
-        self, effective: Effective, edits: FileEdits, shifted: ShiftedFiles, serving: Serving
+        self,
+        applied: AppliedConfiguration,
+        edits: FileEdits,
+        shifted: ShiftedFiles,
+        served: ServedConfiguration,
     ) -> None:
-        self._effective = effective
+        self._applied = applied
         self._edits = edits
         self._shifted = shifted
-        self._serving = serving
+        self._served = served
 
-    def of(self, files: Sequence[TextChange]) -> ProposedChange:
+    def propose(self, files: Sequence[TextChange]) -> ProposedChange:
         """A change of texts.
 
         Raises:
             TidegateError: it cannot be made.
         """
-        objects = self._effective.edit(files)(self._serving.objects)
-        return ProposedChange(tuple(files), self._serving.propose(objects))
+        objects = self._applied.edit(files)(self._served.objects)
+        return self._served.propose(files, objects)
 
-    def of_shift(self, change: Shift) -> ProposedChange:
+    def propose_shift(self, change: Shift) -> ProposedChange:
         """A shift.
 
         Raises:
             FailedPrecondition: what people wrote in a file that it changes is not in effect.
             TidegateError: it cannot be made.
         """
-        before = self._effective.about(change.host, self._serving.objects)
+        before = self._applied.objects_of(change.host, self._served.objects)
         files = []
-        for each in self._effective.rewritten(before, shift(before, change)):
+        for each in self._applied.rewritten(before, shift(before, change)):
             try:
                 file, text = text_of(each.path), each.before.decode()
             except (OSError, UnicodeDecodeError) as error:
@@ -93,9 +78,9 @@ class Proposals:
                     metadata={"file": str(each.path)},
                 )
             files.append(TextChange(each.path, text, each.after.decode(), file))
-        return self.of(files)
+        return self.propose(files)
 
-    def of_reset(self) -> ProposedChange:
+    def propose_reset(self) -> ProposedChange:
         """The change after which every file means what it held when it was last looked at.
 
         Raises:
@@ -105,9 +90,9 @@ class Proposals:
         found = self._edits.without_shifts(self._shifted.paths)
         if found.broken:
             raise ObjectsError("\n".join(found.broken.values()))
-        return self.of(found.config)
+        return self.propose(found.config)
 
-    def of_edits(self, files: Sequence[TextChange]) -> ProposedChange:
+    def propose_edits(self, files: Sequence[TextChange]) -> ProposedChange:
         """What people have written.
 
         A shift leaves destinations of weight 0 behind; with a subset that people remove, they go.
@@ -120,28 +105,28 @@ class Proposals:
             TidegateError: it cannot be made, with or without what is shifted.
         """
         try:
-            return self.of(files)
+            return self.propose(files)
         except TidegateError:
             shifted = self._shifted.paths
             with contextlib.suppress(TidegateError):
-                return self.of(self._without_idle(files))
+                return self.propose(self._without_idle(files))
             for given_up in [*([path] for path in shifted), *([shifted] * bool(shifted))]:
                 with contextlib.suppress(TidegateError):
-                    return self.of(self._edits.without_shifts(given_up).config)
+                    return self.propose(self._edits.without_shifts(given_up).config)
             raise
 
     def _without_idle(self, files: Sequence[TextChange]) -> tuple[TextChange, ...]:
         """Edits, with the idle destinations of shifts taken out whose subset goes."""
         edited = {each.path for each in files}
-        texts = self._effective.texts
+        texts = self._applied.texts
         others = tuple(
             TextChange(path, texts[path], texts[path], self._edits.file(path))
             for path in self._shifted.paths
             if path not in edited and path in texts
         )
-        mesh = self._effective.edit(files)(self._serving.objects)
+        mesh = self._applied.edit(files)(self._served.objects)
         shifted = [each for each in (*files, *others) if each.shifted]
-        pruned = self._effective.changed_further(shifted, lambda found: without_idle(found, mesh))
+        pruned = self._applied.changed_further(shifted, lambda found: without_idle(found, mesh))
         kept = tuple(each for each in files if not each.shifted)
         return (*kept, *(each for each in pruned if each.before != each.after))
 

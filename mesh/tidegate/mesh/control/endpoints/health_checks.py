@@ -25,7 +25,7 @@ from tidegate.mesh.compiler.hosts.services import Port, RegisteredService, Servi
 from tidegate.mesh.compiler.hosts.upstreams import Upstream, Upstreams, UpstreamsBuilder
 from tidegate.mesh.compiler.settings import MeshSettings
 
-__all__ = ["CheckPace", "EndpointChecks", "HealthCheck", "is_checked"]
+__all__ = ["EndpointChecks", "HealthCheck", "HealthCheckTiming", "is_checked"]
 
 _GRPC: Final = (PortProtocol.GRPC, PortProtocol.GRPC_WEB)
 
@@ -39,7 +39,7 @@ class HealthCheck(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckPace:
+class HealthCheckTiming:
     """How often endpoints are checked, and how many failures count.
 
     Attributes:

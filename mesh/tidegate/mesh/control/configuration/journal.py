@@ -4,7 +4,7 @@ It is written before it is acted on, in one transaction each time, so that a con
 killed at any moment finds at its next start where it was: which texts of which files are in effect,
 and of a change that was begun, both texts of each file, how far it was, and which proxies took
 part. The texts that commands shifted are kept here too, apart from the files (see
-`tidegate.mesh.control.shifted`). What is written is in proportion to the change, not to the mesh.
+`shifted_files`). What is written is in proportion to the change, not to the mesh.
 """
 
 import contextlib
@@ -16,32 +16,32 @@ from types import TracebackType
 from typing import Final, Self
 
 from tidegate.mesh.control.errors import StateError
-from tidegate.mesh.control.transition import Reached, StageKind
+from tidegate.mesh.control.transitions.plan import Reached, StageKind
 
-__all__ = ["Begun", "Journal", "Shifted", "TextChange"]
+__all__ = ["Journal", "PendingTransition", "ShiftedText", "TextChange"]
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 # Changes wait on the event loop for whoever else has locked the file, so not for long.
 _LOCKED_S: Final = 0.1
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS effective (path TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS applied (path TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS shifted (
   path TEXT PRIMARY KEY, file TEXT NOT NULL, text TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS changed (
+CREATE TABLE IF NOT EXISTS pending_files (
   path TEXT PRIMARY KEY, before TEXT, after TEXT, file TEXT
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS begun (
+CREATE TABLE IF NOT EXISTS pending (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   id TEXT NOT NULL, description TEXT NOT NULL, deadline_s REAL,
   reached TEXT, going_back INTEGER NOT NULL, reason TEXT NOT NULL
 );
-CREATE TABLE IF NOT EXISTS proxies (node_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pending_proxies (node_id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Shifted:
+class ShiftedText:
     """What a file means in place of what it holds, because a command changed it.
 
     Attributes:
@@ -70,16 +70,16 @@ class TextChange:
     file: str | None
 
     @property
-    def shifted(self) -> Shifted | None:
+    def shifted(self) -> ShiftedText | None:
         """What the file means once the change is made, where that is not what it holds."""
         if self.after is None or self.file is None or self.after == self.file:
             return None
-        return Shifted(self.file, self.after)
+        return ShiftedText(self.file, self.after)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """A change that was begun.
+class PendingTransition:
+    """A change that was pending.
 
     Attributes:
         id: its id.
@@ -127,7 +127,7 @@ class Journal:
             self._database.execute(f"PRAGMA user_version = {_FORMAT}")
             self._identity = _identity(path)
             rows = self._database.execute("SELECT path, file, text FROM shifted ORDER BY path")
-            self._shifted = {Path(path): Shifted(file, text) for path, file, text in rows}
+            self._shifted = {Path(path): ShiftedText(file, text) for path, file, text in rows}
         except (OSError, sqlite3.Error) as error:
             raise StateError(
                 f"the state file {path} cannot be used: {error}; make its folder writable, or move"
@@ -145,38 +145,38 @@ class Journal:
     ) -> None:
         self._database.close()
 
-    def effective(self) -> dict[Path, str]:
+    def applied(self) -> dict[Path, str]:
         """The texts of the files whose objects are in effect."""
         with self._readable():
-            rows = self._database.execute("SELECT path, text FROM effective ORDER BY path")
+            rows = self._database.execute("SELECT path, text FROM applied ORDER BY path")
             return {Path(path): text for path, text in rows}
 
-    def shifted(self) -> dict[Path, Shifted]:
+    def shifted(self) -> dict[Path, ShiftedText]:
         """The texts that commands shifted, by file."""
         return dict(self._shifted)
 
-    def keep(self, path: Path, shifted: Shifted | None) -> None:
+    def keep(self, path: Path, shifted: ShiftedText | None) -> None:
         """Says what a file means in place of what it holds; ``None``: it means what it holds."""
         with self._transaction() as database:
             _keep(database, path, shifted)
         self._remember(path, shifted)
 
-    def begun(self) -> Begun | None:
+    def pending(self) -> PendingTransition | None:
         """The change that was begun and has not ended, if there is one."""
         with self._readable():
-            return self._begun()
+            return self._pending()
 
-    def _begun(self) -> Begun | None:
+    def _pending(self) -> PendingTransition | None:
         row = self._database.execute(
-            "SELECT id, description, deadline_s, reached, going_back, reason FROM begun"
+            "SELECT id, description, deadline_s, reached, going_back, reason FROM pending"
         ).fetchone()
         if row is None:
             return None
         files = self._database.execute(
-            "SELECT path, before, after, file FROM changed ORDER BY path"
+            "SELECT path, before, after, file FROM pending_files ORDER BY path"
         )
-        proxies = self._database.execute("SELECT node_id FROM proxies")
-        return Begun(
+        proxies = self._database.execute("SELECT node_id FROM pending_proxies")
+        return PendingTransition(
             id=row[0],
             description=row[1],
             deadline_s=row[2],
@@ -190,39 +190,40 @@ class Journal:
     def start_with(self, texts: Mapping[Path, str]) -> None:
         """Says which texts are in effect, in place of all that were."""
         with self._transaction() as database:
-            database.execute("DELETE FROM effective")
+            database.execute("DELETE FROM applied")
             database.executemany(
-                "INSERT INTO effective VALUES (?, ?)",
+                "INSERT INTO applied VALUES (?, ?)",
                 [(str(path), text) for path, text in texts.items()],
             )
 
-    def begin(self, begun: Begun) -> None:
+    def begin(self, pending: PendingTransition) -> None:
         """Says that a change begins."""
         with self._transaction() as database:
             database.execute(
-                "INSERT INTO begun VALUES (1, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO pending VALUES (1, ?, ?, ?, ?, ?, ?)",
                 (
-                    *(begun.id, begun.description, begun.deadline_s),
-                    *(begun.reached, begun.going_back, begun.reason),
+                    *(pending.id, pending.description, pending.deadline_s),
+                    *(pending.reached, pending.going_back, pending.reason),
                 ),
             )
             database.executemany(
-                "INSERT INTO changed VALUES (?, ?, ?, ?)",
-                [(str(each.path), each.before, each.after, each.file) for each in begun.files],
+                "INSERT INTO pending_files VALUES (?, ?, ?, ?)",
+                [(str(each.path), each.before, each.after, each.file) for each in pending.files],
             )
             database.executemany(
-                "INSERT INTO proxies VALUES (?)", [(each,) for each in sorted(begun.proxies)]
+                "INSERT INTO pending_proxies VALUES (?)",
+                [(each,) for each in sorted(pending.proxies)],
             )
 
     def reach(self, reached: Reached) -> None:
         """Says whose stage's resources are about to be served."""
         with self._transaction() as database:
-            database.execute("UPDATE begun SET reached = ?", (reached,))
+            database.execute("UPDATE pending SET reached = ?", (reached,))
 
     def go_back(self, reason: str) -> None:
         """Says that the change is taken back from here on."""
         with self._transaction() as database:
-            database.execute("UPDATE begun SET going_back = 1, reason = ?", (reason,))
+            database.execute("UPDATE pending SET going_back = 1, reason = ?", (reason,))
 
     def end(self, files: Sequence[TextChange], *, made: bool) -> None:
         """Says that the change has ended.
@@ -235,18 +236,18 @@ class Journal:
             for each in files if made else ():
                 _keep(database, each.path, each.shifted)
                 if each.after is None:
-                    database.execute("DELETE FROM effective WHERE path = ?", (str(each.path),))
+                    database.execute("DELETE FROM applied WHERE path = ?", (str(each.path),))
                 else:
                     database.execute(
-                        "INSERT OR REPLACE INTO effective VALUES (?, ?)",
+                        "INSERT OR REPLACE INTO applied VALUES (?, ?)",
                         (str(each.path), each.after),
                     )
-            for table in ("begun", "changed", "proxies"):
+            for table in ("pending", "pending_files", "pending_proxies"):
                 database.execute(f"DELETE FROM {table}")  # noqa: S608 - our own tables
         for each in files if made else ():
             self._remember(each.path, each.shifted)
 
-    def _remember(self, path: Path, shifted: Shifted | None) -> None:
+    def _remember(self, path: Path, shifted: ShiftedText | None) -> None:
         """Keeps in memory what the file has, so that the status needs no disk."""
         self._shifted.pop(path, None)
         if shifted is not None:
@@ -304,7 +305,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _keep(database: sqlite3.Connection, path: Path, shifted: Shifted | None) -> None:
+def _keep(database: sqlite3.Connection, path: Path, shifted: ShiftedText | None) -> None:
     if shifted is None:
         database.execute("DELETE FROM shifted WHERE path = ?", (str(path),))
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Files", "text_of"]
+__all__ = ["FilePoller", "text_of"]
 
 _PIECES_S: Final = 1.0
 _SUFFIXES: Final = frozenset({".yaml", ".yml"})
@@ -41,7 +41,7 @@ class _NotSettledError(Exception):
         self.left_s = left_s
 
 
-class Files:
+class FilePoller:
     """YAML files at some paths, as they were when they were last looked at.
 
     Args:
@@ -76,7 +76,7 @@ class Files:
         """What is in each file, in the order of the paths; replaced when something changes."""
         return self._texts
 
-    def look(self) -> frozenset[Path]:
+    def poll(self) -> frozenset[Path]:
         """Looks at all files and reads those that have changed.
 
         A file that cannot be read stays as it was last read, and is told in `problems`.

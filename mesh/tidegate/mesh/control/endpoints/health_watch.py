@@ -22,9 +22,9 @@ from typing import Final, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tidegate.mesh.control.health_checks import CheckPace, HealthCheck
+from tidegate.mesh.control.endpoints.health_checks import HealthCheck, HealthCheckTiming
 
-__all__ = ["HealthWatch", "Seen"]
+__all__ = ["HealthWatch", "ObservedHealth"]
 
 _Response: Final = health_pb2.HealthCheckResponse
 _REQUEST: Final = health_pb2.HealthCheckRequest()
@@ -44,7 +44,7 @@ _OPTIONS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedHealth:
     """What is known of an endpoint.
 
     Attributes:
@@ -58,17 +58,17 @@ class Seen:
     checked: bool = True
 
 
-_NOT_ASKED: Final = Seen(serving=False, reason="it has not answered yet")
-_NOT_CHECKED: Final = Seen(
+_NOT_ASKED: Final = ObservedHealth(serving=False, reason="it has not answered yet")
+_NOT_CHECKED: Final = ObservedHealth(
     serving=True, reason="not checked: it is outside of the mesh, or found by DNS", checked=False
 )
-_NO_INTERVAL: Final = Seen(
+_NO_INTERVAL: Final = ObservedHealth(
     serving=True, reason="not checked: health_check_interval_s is 0", checked=False
 )
-_BEYOND: Final = Seen(
+_BEYOND: Final = ObservedHealth(
     serving=True, reason="not checked: it is beyond the limit health_watches", checked=False
 )
-_NO_HEALTH: Final = Seen(
+_NO_HEALTH: Final = ObservedHealth(
     serving=True,
     reason="taken to serve while it answers: it has no service grpc.health.v1.Health",
 )
@@ -80,16 +80,16 @@ class HealthWatch:
     Args:
         limit: how many endpoints are checked at once; 0 checks none.
         on_change: told of an address whose state has changed, on the event loop.
-        pace: how often endpoints are checked.
+        timing: how often endpoints are checked.
     """
 
     def __init__(
-        self, limit: int, on_change: Callable[[str], None], pace: CheckPace | None = None
+        self, limit: int, on_change: Callable[[str], None], timing: HealthCheckTiming | None = None
     ) -> None:
         self._limit = limit
         self._on_change = on_change
-        self._pace = pace or CheckPace()
-        self._seen: dict[str, Seen] = {}
+        self._timing = timing or HealthCheckTiming()
+        self._seen: dict[str, ObservedHealth] = {}
         self._checks: dict[str, HealthCheck] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._unanswered: set[str] = set()
@@ -104,7 +104,7 @@ class HealthWatch:
         await asyncio.sleep(0)
 
     @property
-    def seen(self) -> dict[str, Seen]:
+    def seen(self) -> dict[str, ObservedHealth]:
         """What is known, by address; changed in place."""
         return self._seen
 
@@ -139,24 +139,24 @@ class HealthWatch:
     def _begin(self, address: str, check: HealthCheck) -> None:
         if check is HealthCheck.NONE:
             self._seen[address] = _NOT_CHECKED
-        elif check is HealthCheck.TCP and not self._pace.interval_s:
+        elif check is HealthCheck.TCP and not self._timing.interval_s:
             self._seen[address] = _NO_INTERVAL
         elif len(self._tasks) >= self._limit:
             self._seen[address] = _BEYOND
         else:
             before = self._seen.get(address, _NOT_ASKED)
-            self._seen[address] = Seen(before.serving, _NOT_ASKED.reason)
+            self._seen[address] = ObservedHealth(before.serving, _NOT_ASKED.reason)
             self._unanswered.add(address)
             self._all_answered.clear()
 
-            def say(seen: Seen) -> None:
+            def say(seen: ObservedHealth) -> None:
                 self._say(address, seen)
 
             following = (
                 # One that gets requests already must not get them until a server comes up there.
-                _follow_grpc(address, self._pace, say, patient=not before.serving)
+                _follow_grpc(address, self._timing, say, patient=not before.serving)
                 if check is HealthCheck.GRPC
-                else _follow_tcp(address, self._pace, say, serving=before.serving)
+                else _follow_tcp(address, self._timing, say, serving=before.serving)
             )
             self._tasks[address] = asyncio.create_task(following, name=f"health-{address}")
 
@@ -165,7 +165,7 @@ class HealthWatch:
             task.cancel()
         self._answered(address)
 
-    def _say(self, address: str, seen: Seen) -> None:
+    def _say(self, address: str, seen: ObservedHealth) -> None:
         # A task that was cancelled may still finish its step.
         if self._tasks.get(address) is not asyncio.current_task():
             return
@@ -181,13 +181,15 @@ class HealthWatch:
             self._all_answered.set()
 
 
-_Say = Callable[[Seen], None]
+_Say = Callable[[ObservedHealth], None]
 
 
-async def _follow_grpc(address: str, pace: CheckPace, say: _Say, *, patient: bool) -> None:
+async def _follow_grpc(
+    address: str, timing: HealthCheckTiming, say: _Say, *, patient: bool
+) -> None:
     """Tells the health of a gRPC endpoint, for ever."""
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
-        await _GrpcHealth(health_pb2_grpc.HealthStub(channel), pace, say).follow(patient=patient)
+        await _GrpcHealth(health_pb2_grpc.HealthStub(channel), timing, say).follow(patient=patient)
 
 
 class _GrpcHealth:
@@ -195,15 +197,17 @@ class _GrpcHealth:
 
     Args:
         stub: its health service.
-        pace: how often it is called.
+        timing: how often it is called.
         say: told of what is known.
     """
 
-    def __init__(self, stub: health_pb2_grpc.HealthStub, pace: CheckPace, say: _Say) -> None:
+    def __init__(
+        self, stub: health_pb2_grpc.HealthStub, timing: HealthCheckTiming, say: _Say
+    ) -> None:
         self._stub = stub
-        self._pace = pace
+        self._timing = timing
         self._say = say
-        self._said: Seen | None = None
+        self._said: ObservedHealth | None = None
         self._misses = 0
         self._changed = asyncio.Event()
 
@@ -215,17 +219,17 @@ class _GrpcHealth:
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen(patient=patient))
-            if self._pace.interval_s:
+            if self._timing.interval_s:
                 tasks.create_task(self._call())
             while True:
                 await self._changed.wait()
                 self._changed.clear()
-                if self._misses >= self._pace.failures:
-                    self._say(_unanswered(self._pace, self._pace.failures))
+                if self._misses >= self._timing.failures:
+                    self._say(_unanswered(self._timing, self._timing.failures))
                 elif self._said is not None:
                     self._say(self._said)
 
-    def _heard(self, said: Seen | None, *, answered: bool = True) -> None:
+    def _heard(self, said: ObservedHealth | None, *, answered: bool = True) -> None:
         """Takes what an endpoint said, or that it does not say anything any more."""
         self._said = said
         if answered:
@@ -240,12 +244,12 @@ class _GrpcHealth:
                     wait_s = _FIRST_WAIT_S
                     self._heard(_seen(response))
                 patient = True
-                self._heard(Seen(serving=False, reason="it ended its health stream"))
+                self._heard(ObservedHealth(serving=False, reason="it ended its health stream"))
             except grpc.aio.AioRpcError as error:
                 # Without a stream only a call that does not wait tells of a lost connection.
                 patient = error.code() is not grpc.StatusCode.UNIMPLEMENTED
                 if patient:
-                    self._heard(Seen(serving=False, reason=_words(error)), answered=False)
+                    self._heard(ObservedHealth(serving=False, reason=_words(error)), answered=False)
                 else:
                     await self._ask()
             # Varied, since all of them lose their connections when a machine stalls.
@@ -255,12 +259,12 @@ class _GrpcHealth:
     async def _ask(self) -> None:
         """Asks an endpoint that has no Watch; many have no health service at all."""
         try:
-            self._heard(_seen(await self._stub.Check(_REQUEST, timeout=self._pace.timeout_s)))
+            self._heard(_seen(await self._stub.Check(_REQUEST, timeout=self._timing.timeout_s)))
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 self._heard(_NO_HEALTH)
             elif error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._heard(Seen(serving=False, reason=_words(error)), answered=False)
+                self._heard(ObservedHealth(serving=False, reason=_words(error)), answered=False)
 
     async def _call(self) -> None:
         """Counts the calls that an endpoint does not answer."""
@@ -268,7 +272,7 @@ class _GrpcHealth:
         while True:
             started = loop.time()
             try:
-                await self._stub.Check(_REQUEST, timeout=self._pace.timeout_s)
+                await self._stub.Check(_REQUEST, timeout=self._timing.timeout_s)
                 self._answers()
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -277,7 +281,7 @@ class _GrpcHealth:
                 elif error.code() is not grpc.StatusCode.UNAVAILABLE:
                     self._answers()
                 # Without a connection there is no answer, and the stream tells that.
-            await _until_next(started, self._pace)
+            await _until_next(started, self._timing)
 
     def _answers(self) -> None:
         if self._misses:
@@ -285,12 +289,12 @@ class _GrpcHealth:
             self._changed.set()
 
 
-async def _follow_tcp(address: str, pace: CheckPace, say: _Say, *, serving: bool) -> None:
+async def _follow_tcp(address: str, timing: HealthCheckTiming, say: _Say, *, serving: bool) -> None:
     """Tells whether an endpoint takes TCP connections, for ever.
 
     Args:
         address: the endpoint.
-        pace: how often it is connected to.
+        timing: how often it is connected to.
         say: told of what is known.
         serving: whether it gets requests already, and keeps them until it fails often enough.
     """
@@ -300,50 +304,50 @@ async def _follow_tcp(address: str, pace: CheckPace, say: _Say, *, serving: bool
     while True:
         started = loop.time()
         try:
-            async with asyncio.timeout(pace.timeout_s):
+            async with asyncio.timeout(timing.timeout_s):
                 _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         except ConnectionRefusedError:
             # Nobody listens, which is as sure as an answer.
-            misses = pace.failures
+            misses = timing.failures
             reason = "it refuses TCP connections"
         except TimeoutError:
             misses += 1
-            reason = _unanswered(pace, misses).reason
+            reason = _unanswered(timing, misses).reason
         except OSError as error:
             misses += 1
             reason = f"it cannot be connected to by TCP: {error.strerror or error}"
         else:
             writer.close()
             misses, reason = 0, ""
-        if not reason or misses >= pace.failures or not answered:
+        if not reason or misses >= timing.failures or not answered:
             answered = True
-            say(Seen(serving=not reason, reason=reason))
-        await _until_next(started, pace)
+            say(ObservedHealth(serving=not reason, reason=reason))
+        await _until_next(started, timing)
 
 
-async def _until_next(started: float, pace: CheckPace) -> None:
+async def _until_next(started: float, timing: HealthCheckTiming) -> None:
     """Waits for the time of the next check.
 
     Args:
         started: when the check before it began, by the loop's clock.
-        pace: how often there is one.
+        timing: how often there is one.
     """
     # Varied, so that not all endpoints are checked at one moment.
-    due = started + pace.interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
+    due = started + timing.interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
     await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
 
 
-def _seen(response: health_pb2.HealthCheckResponse) -> Seen:
+def _seen(response: health_pb2.HealthCheckResponse) -> ObservedHealth:
     if response.status == _Response.SERVING:
-        return Seen(serving=True)
+        return ObservedHealth(serving=True)
     status = _Response.ServingStatus.Name(response.status)
-    return Seen(serving=False, reason=f"it says {status}")
+    return ObservedHealth(serving=False, reason=f"it says {status}")
 
 
-def _unanswered(pace: CheckPace, misses: int) -> Seen:
+def _unanswered(timing: HealthCheckTiming, misses: int) -> ObservedHealth:
     checks = "a health check" if misses == 1 else f"{misses} health checks in a row"
-    reason = f"it did not answer {checks} within {pace.timeout_s:g} s"
-    return Seen(serving=False, reason=reason)
+    reason = f"it did not answer {checks} within {timing.timeout_s:g} s"
+    return ObservedHealth(serving=False, reason=reason)
 
 
 def _words(error: grpc.aio.AioRpcError) -> str:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
-from tidegate.chassis.errors import (
-    FailedPrecondition,
-    Internal,
-    InvalidArgument,
-    NotFound,
-    ServiceError,
-    Unavailable,
-)
+from tidegate.chassis.errors import NotFound, Unavailable
 from tidegate.errors import TidegateError
 from tidegate.istio import EditError, edits
-from tidegate.mesh.control.errors import (
-    InterruptedTransitionError,
-    RolledBackError,
-    StateError,
-    UnexpectedChangeError,
-)
-from tidegate.mesh.control.requests import description_of, read_shift, seconds_of
-from tidegate.mesh.control.status import STAGES, STATES, status_of, timestamp
-from tidegate.mesh.control.watching import fits, to_wire
+from tidegate.mesh.control.api.changes import event_message, preview, service_error
+from tidegate.mesh.control.api.request_reading import description_of, read_shift, seconds_of
+from tidegate.mesh.control.api.request_records import finished_requests
+from tidegate.mesh.control.api.status import STATES, status_of
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 if TYPE_CHECKING:
@@ -32,10 +21,8 @@ if TYPE_CHECKING:
     from tidegate.chassis import ServicerContext
     from tidegate.mesh.ads import Distribution
     from tidegate.mesh.control.controller import Controller
-    from tidegate.mesh.control.events import TransitionEvent
-    from tidegate.mesh.control.loads import Loads
-    from tidegate.mesh.control.preview import Preview
-    from tidegate.mesh.control.topology import Topology
+    from tidegate.mesh.control.endpoints.topology import Topology
+    from tidegate.mesh.control.transitions.drainer import RequestsInProgress
     from tidegate.mesh.telemetry import RequestLog
 
 __all__ = ["SERVICE_NAME", "MeshServicer"]
@@ -55,7 +42,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         controller: changes the mesh.
         distribution: knows the proxies.
         topology: knows the hosts.
-        loads: knows what runs.
+        in_progress: Counts the requests that run.
         requests: has the records of requests.
     """
 
@@ -64,19 +51,19 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         controller: Controller,
         distribution: Distribution,
         topology: Topology,
-        loads: Loads,
+        in_progress: RequestsInProgress,
         requests: RequestLog,
     ) -> None:
         self._controller = controller
         self._distribution = distribution
         self._topology = topology
-        self._loads = loads
+        self._in_progress = in_progress
         self._requests = requests
-        self._leaving = asyncio.Event()
+        self._shutting_down = asyncio.Event()
 
     def shut_down(self) -> None:
         """Ends the streams that would go on for ever; for when the server drains."""
-        self._leaving.set()
+        self._shutting_down.set()
 
     async def GetStatus(  # noqa: N802 - the proto's name
         self, request: mesh_pb2.GetStatusRequest, context: ServicerContext
@@ -85,9 +72,9 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         del context
         self._check_running()
         if request.count_requests:
-            hosts = self._topology.hosts(self._controller.serving.objects)
+            hosts = self._topology.hosts(self._controller.served.objects)
             clusters = [name for _, subsets in hosts for each in subsets for name in each.clusters]
-            with self._loads.watch(clusters):
+            with self._in_progress.watch(clusters):
                 await asyncio.sleep(_COUNT_S)
                 return self._status()
         return self._status()
@@ -103,13 +90,13 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         self._check_host(shift)
         try:
             if request.dry_run:
-                yield mesh_pb2.ShiftResponse(preview=_preview(self._controller.preview(shift)))
+                yield mesh_pb2.ShiftResponse(preview=self._preview(shift))
                 return
             events = self._controller.shift(shift, description_of(shift), deadline_s)
             async for event in events:
-                yield mesh_pb2.ShiftResponse(event=_event(event))
+                yield mesh_pb2.ShiftResponse(event=event_message(event))
         except TidegateError as error:
-            raise _as_service_error(error) from error
+            raise service_error(error) from error
 
     async def Reset(  # noqa: N802 - the proto's name
         self, request: mesh_pb2.ResetRequest, context: ServicerContext
@@ -120,12 +107,12 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         deadline_s = _stage_deadline_s(request)
         try:
             if request.dry_run:
-                yield mesh_pb2.ResetResponse(preview=_preview(self._controller.preview(None)))
+                yield mesh_pb2.ResetResponse(preview=self._preview(None))
                 return
             async for event in self._controller.reset(deadline_s):
-                yield mesh_pb2.ResetResponse(event=_event(event))
+                yield mesh_pb2.ResetResponse(event=event_message(event))
         except TidegateError as error:
-            raise _as_service_error(error) from error
+            raise service_error(error) from error
 
     async def DrainEndpoint(  # noqa: N802 - the proto's name
         self, request: mesh_pb2.DrainEndpointRequest, context: ServicerContext
@@ -158,24 +145,17 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     ) -> AsyncIterator[mesh_pb2.WatchRequestsResponse]:
         """Sends records of requests."""
         del context
-        with self._requests.subscribe("watch") as records:
-            leaving = asyncio.ensure_future(self._leaving.wait())
-            coming = asyncio.ensure_future(anext(records))
-            try:
-                while not self._leaving.is_set():
-                    await asyncio.wait({coming, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                    if coming.done():
-                        record, coming = coming.result(), asyncio.ensure_future(anext(records))
-                        if fits(record, request):
-                            yield mesh_pb2.WatchRequestsResponse(
-                                record=to_wire(record), lost=records.lost
-                            )
-            finally:
-                leaving.cancel()
-                coming.cancel()
+        sent = finished_requests(self._requests, request, self._shutting_down)
+        async with aclosing(sent) as responses:
+            async for each in responses:
+                yield each
 
     def _status(self) -> mesh_pb2.GetStatusResponse:
-        return status_of(self._controller, self._distribution, self._topology, self._loads)
+        return status_of(self._controller, self._distribution, self._topology, self._in_progress)
+
+    def _preview(self, shift: edits.Shift | None) -> mesh_pb2.Preview:
+        change = self._controller.propose(shift)
+        return preview(change, self._controller.served.compiled.resources)
 
     def _check_running(self) -> None:
         if not self._controller.is_running:
@@ -183,7 +163,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
 
     def _check_host(self, shift: edits.Shift) -> None:
         try:
-            edits.find_host(self._controller.objects_about(shift.host), shift.host)
+            edits.find_host(self._controller.objects_of(shift.host), shift.host)
         except EditError as error:
             raise NotFound(str(error), reason="HOST_UNKNOWN") from error
 
@@ -192,41 +172,3 @@ def _stage_deadline_s(request: mesh_pb2.ShiftRequest | mesh_pb2.ResetRequest) ->
     if not request.HasField("deadline"):
         return None
     return seconds_of(request.deadline, "deadline", *_DEADLINE_RANGE_S)
-
-
-def _preview(preview: Preview) -> mesh_pb2.Preview:
-    return mesh_pb2.Preview(
-        objects_diff=preview.objects_diff, resources_diff=preview.resources_diff
-    )
-
-
-def _event(event: TransitionEvent) -> mesh_pb2.TransitionEvent:
-    return mesh_pb2.TransitionEvent(
-        transition=event.transition,
-        stage=STAGES[event.stage],
-        kind=mesh_pb2.TransitionEvent.Kind.Value(f"KIND_{event.kind.name}"),
-        time=timestamp(event.at),
-        proxy=event.proxy,
-        subject=event.subject,
-        message=event.message,
-    )
-
-
-def _as_service_error(error: TidegateError) -> ServiceError:
-    match error:
-        case ServiceError():
-            return error
-        case EditError():
-            return InvalidArgument.of(error.field, str(error), reason="CANNOT_EDIT")
-        case RolledBackError():
-            return FailedPrecondition(
-                str(error), reason="TRANSITION_ROLLED_BACK", metadata={"stage": error.stage}
-            )
-        case InterruptedTransitionError():
-            return Unavailable(str(error), reason="CONTROLLER_LEAVING")
-        case StateError():
-            return FailedPrecondition(str(error), reason="STATE_FILE")
-        case UnexpectedChangeError():
-            return Internal(str(error))
-        case _:
-            return FailedPrecondition(str(error), reason="OBJECTS_REFUSED")
