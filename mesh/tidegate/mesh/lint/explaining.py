@@ -1,4 +1,4 @@
-"""What happens to a request, in words: route by route, with where each value comes from."""
+"""Explains in words what happens to requests: route by route, with the source of each value."""
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
@@ -32,11 +32,11 @@ _MOST_ENDPOINTS = 6
 
 
 def explain(view: MeshView, host: HostName | None = None) -> list[str]:
-    """What becomes of requests, as lines.
+    """Explains what happens to requests, in lines.
 
     Args:
-        view: the mesh.
-        host: only what concerns this host; everything when None.
+        view: The mesh.
+        host: The host to explain; None for all hosts.
     """
     lines: list[str] = []
     for each in view.hosts.values():
@@ -54,7 +54,7 @@ def explain(view: MeshView, host: HostName | None = None) -> list[str]:
 
 
 def merged(view: MeshView, service: VirtualService) -> Iterator[str]:
-    """The other VirtualServices whose rules a gateway puts together with those of one."""
+    """The other VirtualServices whose rules a gateway merges with those of one."""
     for other in view.objects.virtual_services.values():
         hosts = sorted({*other.hosts} & {*service.hosts})
         gateways = sorted({*other.gateways} & {*service.gateways} - {MESH})
@@ -80,7 +80,7 @@ def _host(view: MeshView, host: DefinedHost) -> Iterator[str]:
 
 
 def heading(service: VirtualService) -> str:
-    """A VirtualService, and where it counts."""
+    """A VirtualService, its hosts and its gateways."""
     where = ", ".join(
         "clients inside the mesh" if each == MESH else f"gateway {each}"
         for each in service.gateways
@@ -131,7 +131,7 @@ def _match(match: HttpMatchRequest) -> str:
 
 
 def route_lines(view: MeshView, route: Route) -> Iterator[str]:
-    """What becomes of the requests that a rule takes."""
+    """What happens to the requests that a rule takes."""
     rule = route.rule
     if rule.redirect is not None or rule.direct_response is not None:
         name = "redirect" if rule.redirect is not None else "directResponse"

@@ -1,4 +1,4 @@
-"""Mistakes in where VirtualServices count: at gateways by domain, in the mesh by host."""
+"""Rules about gateways, and about which VirtualServices hold there and in the mesh."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ __all__: list[str] = []
 
 @rule("unknown-gateway", Severity.ERROR, "a VirtualService is for a gateway that does not exist")
 def unknown_gateway(view: MeshView) -> Iterator[Finding]:
-    """Gateways that are named and not defined."""
+    """Gateways that VirtualServices name and that do not exist."""
     for service in view.objects.virtual_services.values():
         for index, gateway in view.gateways_of(service):
             if gateway not in view.gateways:
@@ -41,7 +41,7 @@ def unknown_gateway(view: MeshView) -> Iterator[Finding]:
     "no server of any gateway of a VirtualService takes one of its hosts",
 )
 def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
-    """Hosts of VirtualServices that none of their gateways takes."""
+    """Hosts of VirtualServices that no server of their gateways takes."""
     for service in view.objects.virtual_services.values():
         for index in sorted(_homeless(view, service)):
             host = service.hosts[index]
@@ -60,7 +60,7 @@ def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
 
 @rule("idle-gateway", Severity.WARNING, "a gateway of a VirtualService takes none of its hosts")
 def idle_gateway(view: MeshView) -> Iterator[Finding]:
-    """Gateways where no rule of a VirtualService is followed, though its hosts are at others."""
+    """Gateways that take no host of a VirtualService, though its other gateways take them."""
     for service in view.objects.virtual_services.values():
         homeless = _homeless(view, service)
         for index, gateway in view.gateways_of(service):
@@ -76,14 +76,14 @@ def idle_gateway(view: MeshView) -> Iterator[Finding]:
 
 
 def _homeless(view: MeshView, service: VirtualService) -> set[int]:
-    """The hosts of a VirtualService that no gateway of its takes; none where one is not known."""
+    """The hosts that no gateway of a VirtualService takes; empty if a gateway does not exist."""
     gateways = [gateway for _, gateway in view.gateways_of(service)]
     if not gateways or any(each not in view.gateways for each in gateways):
         return set()
     return {
         index
         for index, host in enumerate(service.hosts)
-        # Inside the mesh every host that is defined can be called.
+        # Clients inside the mesh can call every host that is defined.
         if not (MESH in service.gateways and host in view.hosts)
         and not any(_takes(view, each, service, host) for each in gateways)
     }
@@ -112,22 +112,26 @@ def _domains(view: MeshView, gateway: GatewayName, service: VirtualService) -> I
                 yield domain
 
 
-@rule("unknown-virtual-host", Severity.WARNING, "a VirtualService is for a host nobody can call")
+@rule(
+    "unknown-virtual-host",
+    Severity.WARNING,
+    "a VirtualService is for a host that no client can call",
+)
 def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
-    """Hosts of the mesh that VirtualServices are for and that nothing defines."""
+    """Hosts of VirtualServices for the mesh that no object defines."""
     for service in view.objects.virtual_services.values():
         gateways = [gateway for _, gateway in view.gateways_of(service)]
         some = any(host in view.hosts for host in service.hosts)
         for index, host in enumerate(service.hosts):
             called = host.startswith("*") or host in view.hosts
-            # Beside a host of the mesh, a gateway's domain is for those who call the gateway.
+            # Beside a host of the mesh, a domain of a gateway is for clients of the gateway.
             outside = some and any(_takes(view, each, service, host) for each in gateways)
             if MESH in service.gateways and not called and not outside:
                 yield Finding(
                     service.name,
                     f"spec.hosts[{index}]",
                     f"clients inside the mesh cannot find {host}, so its rules are not followed",
-                    "define it in a ServiceEntry, mend its name, or name a gateway",
+                    "define it in a ServiceEntry, correct its name, or name a gateway",
                 )
 
 
@@ -137,7 +141,7 @@ def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
     "two VirtualServices are for one host inside the mesh",
 )
 def two_virtual_services(view: MeshView) -> Iterator[Finding]:
-    """Hosts whose rules come from several objects, of which clients in the mesh get one."""
+    """Hosts with several VirtualServices; clients in the mesh follow only one of them."""
     first: dict[str, list[VirtualService]] = {}
     for service in view.in_order():
         for index, host in enumerate(service.hosts):
@@ -150,9 +154,9 @@ def two_virtual_services(view: MeshView) -> Iterator[Finding]:
                 yield Finding(
                     service.name,
                     f"spec.hosts[{index}]",
-                    f"{other.name} is for {host} inside the mesh too: only at gateways are rules "
-                    "put together; here one of the two is ignored",
-                    "put the rules into one object, the more special first",
+                    f"{other.name} is for {host} inside the mesh too: only gateways merge the "
+                    "rules of two objects; inside the mesh one of the two is ignored",
+                    "put the rules into one object, the more specific first",
                 )
 
 
@@ -169,7 +173,7 @@ def _meet(one: VirtualService, other: VirtualService) -> bool:
     "rules of two VirtualServices for one host of a gateway take each other's requests",
 )
 def order_of_two(view: MeshView) -> Iterator[Finding]:
-    """Rules that are put together at a gateway, and whose order is not in the objects."""
+    """Rules that a gateway merges in an order that the objects do not show."""
     for one, other in itertools.combinations(view.in_order(), 2):
         both = [
             (host, gateway)
@@ -186,20 +190,20 @@ def order_of_two(view: MeshView) -> Iterator[Finding]:
                 other.name,
                 f"spec.http[{index}]",
                 f"{one.name} has spec.http[{mine}] for the same requests to {host} at "
-                f"{gateway}: the rules of both objects are put together, on a cluster those of "
-                "the older object first, here by name and then namespace",
-                "put the two rules into one object, the more special first",
+                f"{gateway}: the rules of both objects are merged, on a cluster those of the older "
+                "object first, here by name and then namespace",
+                "put the two rules into one object, the more specific first",
             )
 
 
 def _contested(one: VirtualService, other: VirtualService) -> tuple[int, int] | None:
-    """The first rules of two VirtualServices of which the order decides."""
+    """The first pair of rules of two VirtualServices whose order matters."""
     for mine, rule_ in enumerate(one.http):
         for index, against in enumerate(other.http):
             if _action(rule_) == _action(against):
                 continue
             for first, second in itertools.product(matches_of(rule_), matches_of(against)):
-                # Catch-alls of all objects come last: beside other rules their order is known.
+                # Catch-alls of all objects come last, so their order beside other rules is known.
                 if _is_catch_all(first) is _is_catch_all(second) and (
                     match_covers(first, second) or match_covers(second, first)
                 ):
@@ -218,7 +222,7 @@ def _action(rule_: HttpRoute) -> HttpRoute:
 
 @rule("two-servers", Severity.WARNING, "two servers of a port take one domain")
 def two_servers(view: MeshView) -> Iterator[Finding]:
-    """Domains of plain ports that several servers name; of HTTPS the second is refused."""
+    """Domains that several servers of a plain port name. The compiler refuses them for HTTPS."""
     first: dict[tuple[tuple[tuple[str, str], ...], int, Domain], tuple[Gateway, Server, int]] = {}
     for gateway in view.objects.gateways.values():
         proxies = tuple(sorted(gateway.selector.items()))
@@ -236,6 +240,6 @@ def two_servers(view: MeshView) -> Iterator[Finding]:
                     gateway.name,
                     f"spec.servers[{index}].hosts[{place}]",
                     f"{where} takes {host} at port {server.port.number} too: both are one virtual "
-                    "host, in which the rules of either's VirtualServices are put together",
+                    "host, which has the rules of the VirtualServices of both",
                     "name each domain once at a port",
                 )

@@ -1,4 +1,4 @@
-"""Mistakes in the conditions of routes: those that no request meets, or only after another did."""
+"""Rules about conditions: those that no request meets, or only requests that are taken already."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ __all__: list[str] = []
 
 
 def _earlier(service: VirtualService, index: int, match: HttpMatchRequest) -> int | None:
-    """The first earlier rule that takes everything that meets some conditions."""
+    """The first earlier rule that takes every request that meets a condition."""
     return next(
         (
             before
@@ -31,7 +31,7 @@ def _covered(service: VirtualService, index: int) -> list[int | None]:
 
 @rule("unreachable-route", Severity.WARNING, "earlier rules take every request of a later one")
 def unreachable_route(view: MeshView) -> Iterator[Finding]:
-    """Rules behind others that take all that they would."""
+    """Rules after others that take all their requests."""
     for service in view.objects.virtual_services.values():
         for index in range(len(service.http)):
             before = _covered(service, index)
@@ -54,7 +54,7 @@ def unreachable_route(view: MeshView) -> Iterator[Finding]:
     "ineffective-match", Severity.WARNING, "a condition of a rule adds nothing to those before it"
 )
 def ineffective_match(view: MeshView) -> Iterator[Finding]:
-    """Conditions whose requests another has taken, beside others of the rule that do match."""
+    """Conditions without requests of their own, in rules with others that match."""
     for service in view.objects.virtual_services.values():
         for index, rule_ in enumerate(service.http):
             before = _covered(service, index)
@@ -67,7 +67,7 @@ def ineffective_match(view: MeshView) -> Iterator[Finding]:
                         for number, each in enumerate(rule_.match)
                         if number != place
                         and match_covers(each, match)
-                        # Of two that say the same, the second adds nothing.
+                        # Of two equal conditions, the second adds nothing.
                         and (number < place or not match_covers(match, each))
                     ),
                     None,
@@ -93,7 +93,7 @@ def ineffective_match(view: MeshView) -> Iterator[Finding]:
 
 @rule("match-for-nobody", Severity.WARNING, "no request can meet the conditions of a rule")
 def match_for_nobody(view: MeshView) -> Iterator[Finding]:
-    """Conditions that contradict themselves, or how requests come in."""
+    """Conditions that contradict themselves, or the gateways of their VirtualService."""
     for service in view.objects.virtual_services.values():
         for index, rule_ in enumerate(service.http):
             for place, match in enumerate(rule_.match):
@@ -119,7 +119,7 @@ def _impossible(
         if unwanted == match.headers[name] or unwanted.kind is StringMatchKind.PRESENT:
             yield (
                 f"withoutHeaders[{name}]",
-                f"no request has the header {name} and has it not",
+                f"no request both has the header {name} and lacks it",
                 "remove one of the two conditions",
             )
     strange = [each for each in match.gateways if each not in service.gateways]
@@ -140,7 +140,7 @@ def _impossible(
 
 
 def _ports(view: MeshView, gateways: tuple[GatewayName, ...]) -> set[int]:
-    """The ports of some gateways; none where requests may come in at any."""
+    """The ports of some gateways; empty where requests may arrive at any port."""
     if any(each == MESH or each not in view.gateways for each in gateways):
         return set()
     return {server.port.number for each in gateways for server in view.gateways[each].servers}
