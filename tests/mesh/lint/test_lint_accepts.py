@@ -1,4 +1,4 @@
-"""What works in Istio is no error of lint: egress tasks, merged gateways, hosts of plain HTTP."""
+"""Lint accepts what works in Istio: egress tasks, merged gateways, hosts of plain HTTP."""
 
 import pytest
 
@@ -140,7 +140,7 @@ def test_gateway_puts_rules_of_two_objects_together(tmp_path):
     gateway = GATEWAY.replace("NAME", "a")
     two = service("one", "/one") + service("two", "/two", timeout="2s")
     assert checked(tmp_path, ENTRY + gateway + two) == []
-    # A catch-all comes last whatever the order is.
+    # A catch-all comes last in any order.
     rest = service("one", "/") + service("two", "/two", timeout="2s")
     assert checked(tmp_path, ENTRY + gateway + rest) == []
     same = service("one", "/one") + service("two", "/one/more", timeout="2s")

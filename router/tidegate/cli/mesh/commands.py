@@ -228,7 +228,7 @@ def _default_paths() -> list[Path]:
 
 
 def _warn_of_shifts() -> None:
-    """Names the files over which ``tidegate shift`` has set other weights: they are read as written."""
+    """Names the files over which ``tidegate shift`` set other weights; here the files count."""
     state = StateDirectory().mesh_state
     if not state.exists():
         return
