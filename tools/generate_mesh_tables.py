@@ -92,9 +92,9 @@ def object_tables() -> dict[str, list[str]]:
     rows = ["| annotation | of | what it does |", "|---|---|---|"]
     for kind in Kind:
         annotations = annotations_of(CLASSES[kind])
-        told = documented(annotations)
+        documentation = documented(annotations)
         for key, name in annotation_names(annotations).items():
-            rows.append(f"| `{key}` | {kind.value} | {told[name]} |")
+            rows.append(f"| `{key}` | {kind.value} | {documentation[name]} |")
     tables["annotations"] = rows
     return tables
 
@@ -179,13 +179,15 @@ def markers(hint: Any) -> Iterator[Any]:
 
 def documented(owner: type) -> dict[str, str]:
     """The sentences in a docstring's ``Attributes``, by field."""
-    told: dict[str, str] = {}
+    documentation: dict[str, str] = {}
     for cls in reversed(owner.__mro__):
         section = (cls.__dict__.get("__doc__") or "").partition("Attributes:\n")[2]
         for name, words in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE):
             sentence = " ".join(words.split()).replace("``", "`").replace("|", "\\|")
-            told[name] = re.sub(r"(?<=`)\w+(?=`)", lambda found: camel_case(found[0]), sentence)
-    return told
+            documentation[name] = re.sub(
+                r"(?<=`)\w+(?=`)", lambda found: camel_case(found[0]), sentence
+            )
+    return documentation
 
 
 def lint_tables() -> dict[str, list[str]]:

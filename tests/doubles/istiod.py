@@ -96,8 +96,8 @@ class TwinMesh:
     async def _taken(self, log):
         async with asyncio.timeout(WAIT_S):
             while await self._marked() != str(self._applied):
-                said = log.read()
-                assert "configuration is invalid" not in said, said
+                output = log.read()
+                assert "configuration is invalid" not in output, output
                 await asyncio.sleep(0.02)
 
     async def call(self, authority, *metadata, method=METHOD):

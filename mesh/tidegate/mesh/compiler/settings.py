@@ -1,4 +1,4 @@
-"""The compiler's inputs beside Istio objects: settings of the mesh and states of endpoints."""
+"""The compiler's other inputs: settings of the mesh and states of endpoints."""
 
 import enum
 from collections.abc import Mapping

@@ -100,9 +100,11 @@ def _compile_errors(view: MeshView) -> tuple[CompileError, ...]:
         Compiler(MeshSettings()).compile(view.objects, {})
     except CompileErrors as found:
         # The compiler does not know Services of Kubernetes, so it refuses routes to them.
-        beside = any(host.entry is None for host in view.hosts.values())
+        unknown_hosts = any(host.entry is None for host in view.hosts.values())
         return tuple(
-            each for each in found.errors if not (beside and each.path.startswith("spec.http"))
+            each
+            for each in found.errors
+            if not (unknown_hosts and each.path.startswith("spec.http"))
         )
     return ()
 

@@ -71,10 +71,10 @@ def explain_request(
         host: Explain only VirtualServices that send requests to this host; None for all.
     """
     lines = [f"{'call of' if request.grpc else 'request for'} {request.path}", ""]
-    for service in view.objects.virtual_services.values():
-        routes = view.routes_of(service)
+    for virtual_service in view.objects.virtual_services.values():
+        routes = view.routes_of(virtual_service)
         if host is None or any(host in route.hosts for route in routes):
-            lines += [*_walk(view, service, routes, request), ""]
+            lines += [*_walk(view, virtual_service, routes, request), ""]
     if len(lines) == 2:
         whom = f"sends requests to {host}" if host is not None else "is there"
         lines += [f"no VirtualService {whom}", ""]
@@ -84,8 +84,8 @@ def explain_request(
 def reached(view: MeshView, request: SampleRequest, host: HostName | None = None) -> list[Route]:
     """The rules that take a request, or may take it."""
     found: list[Route] = []
-    for service in view.objects.virtual_services.values():
-        routes = view.routes_of(service)
+    for virtual_service in view.objects.virtual_services.values():
+        routes = view.routes_of(virtual_service)
         if host is not None and not any(host in route.hosts for route in routes):
             continue
         for route in routes:
@@ -98,10 +98,10 @@ def reached(view: MeshView, request: SampleRequest, host: HostName | None = None
 
 
 def _walk(
-    view: MeshView, service: VirtualService, routes: list[Route], request: SampleRequest
+    view: MeshView, virtual_service: VirtualService, routes: list[Route], request: SampleRequest
 ) -> Iterator[str]:
-    yield heading(service)
-    yield from merged(view, service)
+    yield heading(virtual_service)
+    yield from merged(view, virtual_service)
     for number, route in enumerate(routes, start=1):
         name = f" {route.rule.name!r}" if route.rule.name else ""
         start = f"  {number}. rule{name} ({route.path})"
@@ -158,7 +158,7 @@ def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Ver
         if fits is False:
             return Verdict(False, f"it asks that {words}")
         (met if fits else open_).append(words)
-    elsewhere = [each for each in match.gateways if each not in route.service.gateways]
+    elsewhere = [each for each in match.gateways if each not in route.virtual_service.gateways]
     if match.gateways and len(elsewhere) == len(match.gateways):
         return Verdict(False, f"it is for {' or '.join(elsewhere)} only")
     open_ += [
@@ -170,7 +170,7 @@ def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Ver
     open_ += [f"not header {name} {each}" for name, each in match.without_headers.items()]
     if match.port is not None:
         open_.append(f"it came in at port {match.port}")
-    if match.gateways and {*match.gateways} != {*route.service.gateways}:
+    if match.gateways and {*match.gateways} != {*route.virtual_service.gateways}:
         open_.append(f"it came in at {' or '.join(match.gateways)}")
     if open_:
         return Verdict(None, " and ".join(open_))

@@ -248,7 +248,7 @@ def _limit(text: str) -> tuple[str, dt.timedelta]:
 
 def _is_about(report: LocatedFinding, route: Route) -> bool:
     """Whether a finding is about a rule, or about its whole VirtualService."""
-    if report.object != str(route.service.name):
+    if report.object != str(route.virtual_service.name):
         return False
     return not report.path.startswith("spec.http[") or f"{report.path}.".startswith(
         f"{route.path}."
@@ -258,7 +258,7 @@ def _is_about(report: LocatedFinding, route: Route) -> bool:
 def _concerned(view: MeshView, host: HostName) -> set[str]:
     """The objects that define a host or send requests to it."""
     return _definitions(view, host) | {
-        str(route.service.name) for route in view.routes if host in route.hosts
+        str(route.virtual_service.name) for route in view.routes if host in route.hosts
     }
 
 

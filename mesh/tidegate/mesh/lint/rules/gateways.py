@@ -22,11 +22,11 @@ __all__: list[str] = []
 @rule("unknown-gateway", Severity.ERROR, "a VirtualService is for a gateway that does not exist")
 def unknown_gateway(view: MeshView) -> Iterator[Finding]:
     """Gateways that VirtualServices name and that do not exist."""
-    for service in view.objects.virtual_services.values():
-        for index, gateway in view.gateways_of(service):
+    for virtual_service in view.objects.virtual_services.values():
+        for index, gateway in view.gateways_of(virtual_service):
             if gateway not in view.gateways:
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.gateways[{index}]",
                     f"there is no Gateway {gateway}: its rules are never followed there",
                     f"write one of {', '.join(sorted(view.gateways))}"
@@ -42,16 +42,16 @@ def unknown_gateway(view: MeshView) -> Iterator[Finding]:
 )
 def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
     """Hosts of VirtualServices that no server of their gateways takes."""
-    for service in view.objects.virtual_services.values():
-        for index in sorted(_homeless(view, service)):
-            host = service.hosts[index]
+    for virtual_service in view.objects.virtual_services.values():
+        for index in sorted(_homeless(view, virtual_service)):
+            host = virtual_service.hosts[index]
             words = "; ".join(
-                f"{gateway} takes {_shown(view, gateway, service)}"
-                for _, gateway in view.gateways_of(service)
+                f"{gateway} takes {_shown(view, gateway, virtual_service)}"
+                for _, gateway in view.gateways_of(virtual_service)
             )
-            gateway = next(each for _, each in view.gateways_of(service))
+            gateway = next(each for _, each in view.gateways_of(virtual_service))
             yield Finding(
-                service.name,
+                virtual_service.name,
                 f"spec.hosts[{index}]",
                 f"{words}: requests for {host} get 404",
                 f"add {host} to a server of {gateway}, or name a host that it takes",
@@ -61,54 +61,64 @@ def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
 @rule("idle-gateway", Severity.WARNING, "a gateway of a VirtualService takes none of its hosts")
 def idle_gateway(view: MeshView) -> Iterator[Finding]:
     """Gateways that take no host of a VirtualService, though its other gateways take them."""
-    for service in view.objects.virtual_services.values():
-        homeless = _homeless(view, service)
-        for index, gateway in view.gateways_of(service):
-            taken = any(_takes(view, gateway, service, host) for host in service.hosts)
-            if gateway in view.gateways and not taken and len(homeless) < len(service.hosts):
+    for virtual_service in view.objects.virtual_services.values():
+        homeless = _homeless(view, virtual_service)
+        for index, gateway in view.gateways_of(virtual_service):
+            taken = any(
+                _takes(view, gateway, virtual_service, host) for host in virtual_service.hosts
+            )
+            if (
+                gateway in view.gateways
+                and not taken
+                and len(homeless) < len(virtual_service.hosts)
+            ):
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.gateways[{index}]",
-                    f"{gateway} takes {_shown(view, gateway, service)}: the rules for "
-                    f"{', '.join(service.hosts)} are never followed there",
+                    f"{gateway} takes {_shown(view, gateway, virtual_service)}: the rules for "
+                    f"{', '.join(virtual_service.hosts)} are never followed there",
                     "remove it, or add a host to a server of the gateway",
                 )
 
 
-def _homeless(view: MeshView, service: VirtualService) -> set[int]:
+def _homeless(view: MeshView, virtual_service: VirtualService) -> set[int]:
     """The hosts that no gateway of a VirtualService takes; empty if a gateway does not exist."""
-    gateways = [gateway for _, gateway in view.gateways_of(service)]
+    gateways = [gateway for _, gateway in view.gateways_of(virtual_service)]
     if not gateways or any(each not in view.gateways for each in gateways):
         return set()
     return {
         index
-        for index, host in enumerate(service.hosts)
+        for index, host in enumerate(virtual_service.hosts)
         # Clients inside the mesh can call every host that is defined.
-        if not (MESH in service.gateways and host in view.hosts)
-        and not any(_takes(view, each, service, host) for each in gateways)
+        if not (MESH in virtual_service.gateways and host in view.hosts)
+        and not any(_takes(view, each, virtual_service, host) for each in gateways)
     }
 
 
-def _takes(view: MeshView, gateway: GatewayName, service: VirtualService, host: str) -> bool:
+def _takes(
+    view: MeshView, gateway: GatewayName, virtual_service: VirtualService, host: str
+) -> bool:
     return any(
         narrower(domain.lower(), host.lower()) is not None
-        for domain in _domains(view, gateway, service)
+        for domain in _domains(view, gateway, virtual_service)
     )
 
 
-def _shown(view: MeshView, gateway: GatewayName, service: VirtualService) -> str:
-    domains = ", ".join(dict.fromkeys(_domains(view, gateway, service)))
-    return domains or f"nothing of the namespace {service.name.namespace}"
+def _shown(view: MeshView, gateway: GatewayName, virtual_service: VirtualService) -> str:
+    domains = ", ".join(dict.fromkeys(_domains(view, gateway, virtual_service)))
+    return domains or f"nothing of the namespace {virtual_service.name.namespace}"
 
 
-def _domains(view: MeshView, gateway: GatewayName, service: VirtualService) -> Iterator[str]:
+def _domains(
+    view: MeshView, gateway: GatewayName, virtual_service: VirtualService
+) -> Iterator[str]:
     """The domains that a gateway takes for the VirtualServices of a namespace."""
     found = view.gateways.get(gateway)
     if found is None:
         return
     for server in found.servers:
         for only_from, domain in domains_of(found, server):
-            if only_from in (None, service.name.namespace):
+            if only_from in (None, virtual_service.name.namespace):
                 yield domain
 
 
@@ -119,16 +129,16 @@ def _domains(view: MeshView, gateway: GatewayName, service: VirtualService) -> I
 )
 def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
     """Hosts of VirtualServices for the mesh that no object defines."""
-    for service in view.objects.virtual_services.values():
-        gateways = [gateway for _, gateway in view.gateways_of(service)]
-        some = any(host in view.hosts for host in service.hosts)
-        for index, host in enumerate(service.hosts):
+    for virtual_service in view.objects.virtual_services.values():
+        gateways = [gateway for _, gateway in view.gateways_of(virtual_service)]
+        some = any(host in view.hosts for host in virtual_service.hosts)
+        for index, host in enumerate(virtual_service.hosts):
             called = host.startswith("*") or host in view.hosts
             # Beside a host of the mesh, a domain of a gateway is for clients of the gateway.
-            outside = some and any(_takes(view, each, service, host) for each in gateways)
-            if MESH in service.gateways and not called and not outside:
+            outside = some and any(_takes(view, each, virtual_service, host) for each in gateways)
+            if MESH in virtual_service.gateways and not called and not outside:
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.hosts[{index}]",
                     f"clients inside the mesh cannot find {host}, so its rules are not followed",
                     "define it in a ServiceEntry, correct its name, or name a gateway",
@@ -143,16 +153,16 @@ def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
 def two_virtual_services(view: MeshView) -> Iterator[Finding]:
     """Hosts with several VirtualServices; clients in the mesh follow only one of them."""
     first: dict[str, list[VirtualService]] = {}
-    for service in view.in_order():
-        for index, host in enumerate(service.hosts):
-            if MESH not in service.gateways:
+    for virtual_service in view.in_order():
+        for index, host in enumerate(virtual_service.hosts):
+            if MESH not in virtual_service.gateways:
                 continue
             others = first.setdefault(host, [])
-            other = next((each for each in others if _meet(each, service)), None)
-            others.append(service)
+            other = next((each for each in others if _meet(each, virtual_service)), None)
+            others.append(virtual_service)
             if other is not None:
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.hosts[{index}]",
                     f"{other.name} is for {host} inside the mesh too: only gateways merge the "
                     "rules of two objects; inside the mesh one of the two is ignored",

@@ -92,7 +92,7 @@ def overlapping_subsets(view: MeshView) -> Iterator[Finding]:
                     each.name,
                     f"spec.subsets[{index}].labels",
                     f"{both[0]} is in {one.name} and in {other.name}: it gets the shares of both, "
-                    "and their metrics cannot be told apart",
+                    "and their metrics cannot be separated",
                     "give each version a label of its own",
                 )
 
@@ -160,7 +160,7 @@ def undeclared_protocol(view: MeshView) -> Iterator[Finding]:
             entry.name,
             f"spec.ports[{index}].protocol",
             f"the port declares {declared}: {words}",
-            f"write 'protocol: {PortProtocol.GRPC.value}', or HTTP where that is spoken",
+            f"write 'protocol: {PortProtocol.GRPC.value}', or HTTP for HTTP servers",
         )
 
 
@@ -269,8 +269,8 @@ def gateway_without_routes(view: MeshView) -> Iterator[Finding]:
     """Gateways that answer every request with 404."""
     used = {
         gateway
-        for service in view.objects.virtual_services.values()
-        for gateway in service.gateways
+        for virtual_service in view.objects.virtual_services.values()
+        for gateway in virtual_service.gateways
     }
     for name, gateway in view.gateways.items():
         if name not in used:
@@ -285,7 +285,7 @@ def gateway_without_routes(view: MeshView) -> Iterator[Finding]:
 @rule(
     "gateway-api-route",
     Severity.WARNING,
-    "routes of the Gateway API stand beside objects of Istio",
+    "the files have routes of the Gateway API and objects of Istio",
 )
 def gateway_api_route(view: MeshView) -> Iterator[Finding]:
     """Routes that are not compiled here."""

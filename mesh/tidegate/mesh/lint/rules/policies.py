@@ -273,7 +273,7 @@ def ignored_by_grpc_clients(view: MeshView) -> Iterator[Finding]:
         for name, present in ignored.items():
             if present:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.{name}",
                     "gRPC clients that dial xds:/// ignore it; Envoy does not",
                     "let clients call through a gateway, or remove it",

@@ -37,7 +37,7 @@ def unknown_host(view: MeshView) -> Iterator[Finding]:
     for route, path, destination, _ in _places(view):
         if destination.host not in view.hosts:
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 f"{path}.host",
                 f"{destination.host} is unknown: requests get 503 (UNAVAILABLE), flag NC",
                 "define it in a ServiceEntry, or correct its name",
@@ -55,7 +55,7 @@ def missing_subset(view: MeshView) -> Iterator[Finding]:
         names = " or ".join(str(each.name) for each in rules)
         fix = f"add it to {names or f'a DestinationRule of {destination.host}'}"
         yield Finding(
-            route.service.name,
+            route.virtual_service.name,
             f"{path}.subset",
             f"{destination.host} has no subset {destination.subset}: requests get 503, flag NC",
             f"{fix}, or name one of {', '.join(known)}" if known else fix,
@@ -73,7 +73,7 @@ def weight_on_empty_subset(view: MeshView) -> Iterator[Finding]:
         if share > 0 and view.endpoints(destination.host, destination.subset) == ():
             whose = destination.subset or destination.host
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 path,
                 f"{share * 100:.4g} % of the requests go to {whose}, which has no endpoint: 503, "
                 "flag UH",
@@ -90,14 +90,14 @@ def unknown_port(view: MeshView) -> Iterator[Finding]:
         words = ", ".join(map(str, numbers))
         if destination.port is None and len(numbers) > 1 and not route.for_clients_in_mesh:
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 path,
                 f"{destination.host} has the ports {words}, and the destination names none",
                 "add 'port: {number: …}'",
             )
         if destination.port is not None and numbers and destination.port not in numbers:
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 f"{path}.port",
                 f"{destination.host} has no port {destination.port}: requests get 503, flag NC",
                 f"write one of {words}",
@@ -119,7 +119,7 @@ def destination_twice(view: MeshView) -> Iterator[Finding]:
             if len(before) > 1:
                 sums = " + ".join(map(str, before))
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.route[{index}].destination",
                     f"{_whose(each.destination)} is in the rule already: its weights add up, "
                     f"{sums} = {sum(before)}",
@@ -129,7 +129,7 @@ def destination_twice(view: MeshView) -> Iterator[Finding]:
         for path, destination, _ in route.mirrors():
             if destination in copies:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.{path}",
                     f"{_whose(destination)} is a mirror of the rule already: it gets every copy "
                     "twice",
@@ -153,12 +153,12 @@ def default_retries(view: MeshView) -> Iterator[Finding]:
     """Routes with Istio's default conditions of retries to methods that must not be repeated."""
     for route in view.routes:
         retries = route.rule.retries
-        said = retries is not None and (retries.attempts == 0 or retries.retry_on is not None)
-        repeated = None if said or not route.rule.route else _repeated(view, route)
+        chosen = retries is not None and (retries.attempts == 0 or retries.retry_on is not None)
+        repeated = None if chosen or not route.rule.route else _repeated(view, route)
         if repeated is not None:
             often = "twice by default" if retries is None else f"{retries.attempts} times"
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 route.path if retries is None else f"{route.path}.retries",
                 f"Istio retries {often}, on 'unavailable' too: {repeated} begins again after a "
                 "server gave up on it",
@@ -232,7 +232,7 @@ def retried_posts(view: MeshView) -> Iterator[Finding]:
         )
         if begun and plain and not all(_is_safe(each) for each in matches_of(route.rule)):
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 f"{route.path}.retries.retryOn",
                 f"on {begun[0]} a POST is retried that a server may have processed: it is done "
                 "twice",
@@ -272,7 +272,7 @@ def timeout_under_p99(view: MeshView) -> Iterator[Finding]:
             if limit is not None and known and limit < max(known)[0]:
                 p99, host = max(known)
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.{name}",
                     f"{host} takes {duration_text(p99)} at its 99th percentile: more than one "
                     f"request in a hundred is ended after {duration_text(limit)}",
@@ -290,7 +290,7 @@ def fault_for_nobody(view: MeshView) -> Iterator[Finding]:
         for name, part in (("delay", fault.delay), ("abort", fault.abort)):
             if part is not None and part.percentage == 0:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.fault.{name}",
                     "no request gets it: its percentage is 0, which is Istio's default",
                     "add 'percentage: {value: N}', or remove it",
@@ -306,14 +306,14 @@ def hash_without_sticky(view: MeshView) -> Iterator[Finding]:
     """Weighted routes between subsets whose DestinationRule hashes callers to endpoints."""
     for route in view.routes:
         shared = [destination for _, destination, share in route.shares() if share > 0]
-        if len(shared) < 2 or route.service.annotations.sticky is not None:
+        if len(shared) < 2 or route.virtual_service.annotations.sticky is not None:
             continue
         for destination in shared:
             layers = view.policies(destination.host, destination.subset, destination.port)
             balancers = [each.policy.load_balancer for each in layers if each.policy.load_balancer]
             if balancers and balancers[0].consistent_hash is not None:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.route",
                     f"{destination.host} hashes callers to endpoints, but Envoy draws the subset "
                     "anew for each request: a caller moves back and forth between versions",
