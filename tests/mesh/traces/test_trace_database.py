@@ -12,8 +12,7 @@ from otlp_spans import MS, START_NS, request, span, trace_id
 
 from tidegate.mesh.traces.database import Database
 from tidegate.mesh.traces.errors import StoreError
-from tidegate.mesh.traces.intake import read_batch
-from tidegate.mesh.traces.limits import TraceLimits
+from tidegate.mesh.traces.intake import TraceLimits, read_batch
 from tidegate.mesh.traces.query import Dependency, Operation, ServiceSpans, TraceQuery
 
 LATER_NS = START_NS + 3600 * 1000 * MS
@@ -190,7 +189,7 @@ def test_what_was_committed_survives_a_kill(path, opened):
         "from otlp_spans import request, span\n"
         "from tidegate.mesh.traces.database import Database\n"
         "from tidegate.mesh.traces.intake import read_batch\n"
-        "from tidegate.mesh.traces.limits import TraceLimits\n"
+        "from tidegate.mesh.traces.intake import TraceLimits\n"
         "limits = TraceLimits()\ndatabase = Database(Path(sys.argv[1]), limits)\n"
         "for number in range(1, 51):\n"
         "    database.add(read_batch(request(span(number, 1)), limits).spans, 2**62)\n"
@@ -268,7 +267,7 @@ def test_second_process_is_told_that_the_file_is_taken(path, opened):
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from tidegate.mesh.traces.database import Database\n"
-        "from tidegate.mesh.traces.limits import TraceLimits\n"
+        "from tidegate.mesh.traces.intake import TraceLimits\n"
         "Database(Path(sys.argv[1]), TraceLimits())\n"
     )
     second = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)

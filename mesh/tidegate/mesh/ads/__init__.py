@@ -5,9 +5,9 @@
     distribution.apply(ProxyKind.ENVOY, Change(put=resources))
     report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, deadline_s=10)
 
-From the bottom up: `world` is what should be served; `subscription`, `exchange` and `stream` are
+From the bottom up: `world` is what should be served; `subscription`, `watched` and `stream` are
 the protocol as state machines without I/O, and `sotw` and `delta` its two dialects; `distribution`
-brings worlds and streams together, `quorum` waits for their answers, and `servicer` is the thin
+brings worlds and streams together, `ack_waiter` waits for their answers, and `servicer` is the thin
 shell over grpc.aio.
 """
 
@@ -18,14 +18,14 @@ from tidegate.mesh.ads.status import (
     AckOutcome,
     AckReport,
     NodeId,
-    Protocol,
     ProxyAck,
     ProxyId,
     ProxyStatus,
     Rejection,
     TypeStatus,
+    XdsVariant,
 )
-from tidegate.mesh.ads.variant import Limits
+from tidegate.mesh.ads.variant import ProxyLimits
 
 __all__ = [
     "AckOutcome",
@@ -33,13 +33,13 @@ __all__ = [
     "AdsError",
     "AdsServicer",
     "Distribution",
-    "Limits",
     "NodeId",
-    "Protocol",
     "ProxyAck",
     "ProxyId",
+    "ProxyLimits",
     "ProxyStatus",
     "RefusedRequestError",
     "Rejection",
     "TypeStatus",
+    "XdsVariant",
 ]

@@ -27,7 +27,7 @@ class AckWaiter:
         self._keys = {proxy_kind: tuple(asked) for proxy_kind, asked in keys.items()}
         self._connections = connections
         self._left: dict[Connection, list[ResourceKey]] = {}
-        self._refused: set[Connection] = set()
+        self._rejecting: set[Connection] = set()
         self._moved = asyncio.Event()
         for connection in connections():
             self.moved(connection, refused=True)
@@ -50,16 +50,16 @@ class AckWaiter:
             return
         self._left[connection] = left
         if refused and any(_outcome(connection, key) is AckOutcome.REJECTED for key in left):
-            self._refused.add(connection)
+            self._rejecting.add(connection)
             self._moved.set()
 
     def gone(self, connection: Connection) -> None:
         """Takes note that a proxy need not be waited for any more."""
         self._left.pop(connection, None)
-        self._refused.discard(connection)
+        self._rejecting.discard(connection)
         self._moved.set()
 
-    async def reached(self, deadline_s: float) -> AckReport:
+    async def wait(self, deadline_s: float) -> AckReport:
         """Waits until nobody is waited for, somebody has refused, or the time is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
@@ -70,18 +70,18 @@ class AckWaiter:
         return AckReport(tuple(self._ack_of(each) for each in members))
 
     def _is_decided(self) -> bool:
-        if self._left or self._refused:
-            return bool(self._refused)
+        if self._left or self._rejecting:
+            return bool(self._rejecting)
         # What was acknowledged may have changed once more since.
         for connection in self._connections():
             self.moved(connection, refused=True)
-        return not self._left or bool(self._refused)
+        return not self._left or bool(self._rejecting)
 
     def _ack_of(self, connection: Connection) -> ProxyAck:
         outcomes = [connection.stream.outcome(key) for key in self._asked(connection)]
         waiting = dict.fromkeys(key for each, key in outcomes if each is AckOutcome.WAITING)
         refused = dict.fromkeys(key.type for each, key in outcomes if each is AckOutcome.REJECTED)
-        rejections = [connection.stream.exchanges[each].rejection() for each in refused]
+        rejections = [connection.stream.watched_types[each].rejection() for each in refused]
         outcome = AckOutcome.WAITING if waiting else AckOutcome.DONE
         return ProxyAck(
             proxy=connection.proxy,

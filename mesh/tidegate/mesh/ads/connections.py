@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from tidegate.mesh.ads.identity import Identity
+from tidegate.mesh.ads.identity import NodeIdentity
 from tidegate.mesh.ads.status import ProxyId, ProxyStatus
 from tidegate.mesh.ads.stream import ProxyStream
 from tidegate.mesh.ads.subscription import SubscriptionDelta
@@ -22,31 +22,33 @@ class Connection:
         proxy: its node id and stream.
         identity: who it is.
         stream: what it has and is owed.
-        stirred: set when there may be something to send.
+        wakeup: set when there may be something to send.
     """
 
-    __slots__ = ("_since", "identity", "proxy", "stirred", "stream")
+    __slots__ = ("_since", "identity", "proxy", "stream", "wakeup")
 
     def __init__(
-        self, proxy: ProxyId, identity: Identity, stream: ProxyStream, since: float
+        self, proxy: ProxyId, identity: NodeIdentity, stream: ProxyStream, since: float
     ) -> None:
         self.proxy = proxy
         self.identity = identity
         self.stream = stream
-        self.stirred = asyncio.Event()
+        self.wakeup = asyncio.Event()
         self._since = since
 
     def status(self) -> ProxyStatus:
         """How the proxy is, for display."""
-        exchanges = self.stream.exchanges.items()
+        watched_types = self.stream.watched_types.items()
         return ProxyStatus(
             proxy=self.proxy,
             proxy_kind=self.identity.proxy_kind,
-            protocol=self.identity.protocol,
+            variant=self.identity.variant,
             user_agent=self.identity.user_agent,
             peer=self.identity.peer,
             connected_since=self._since,
-            types={type_: each.status() for type_, each in exchanges if each.subscription.begun},
+            types={
+                type_: each.status() for type_, each in watched_types if each.subscription.started
+            },
         )
 
 
@@ -61,22 +63,22 @@ class Watchers:
         """Everybody who asks for a resource."""
         return self._of_type[key.type] | self._by_key.get(key, _NOBODY)
 
-    def update(self, who: Connection, type_: ResourceType, interest: SubscriptionDelta) -> None:
+    def update(self, who: Connection, type_: ResourceType, delta: SubscriptionDelta) -> None:
         """Takes in what has become different about what somebody asks for."""
-        for name in interest.asked:
+        for name in delta.subscribed:
             self._by_key.setdefault(ResourceKey(type_, name), set()).add(who)
-        for name in interest.dropped:
+        for name in delta.unsubscribed:
             self._remove(who, ResourceKey(type_, name))
-        if interest.wildcard_asked:
+        if delta.wildcard_subscribed:
             self._of_type[type_].add(who)
-        if interest.wildcard_dropped:
+        if delta.wildcard_unsubscribed:
             self._of_type[type_].discard(who)
 
     def forget(self, who: Connection) -> None:
         """Takes note that somebody has gone."""
-        for type_, exchange in who.stream.exchanges.items():
+        for type_, watched in who.stream.watched_types.items():
             self._of_type[type_].discard(who)
-            for name in exchange.subscription.names:
+            for name in watched.subscription.names:
                 self._remove(who, ResourceKey(type_, name))
 
     def _remove(self, who: Connection, key: ResourceKey) -> None:

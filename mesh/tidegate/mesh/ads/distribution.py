@@ -10,12 +10,12 @@ from itertools import count
 
 from tidegate.mesh.ads.ack_waiter import AckWaiter
 from tidegate.mesh.ads.connections import Connection, Watchers
-from tidegate.mesh.ads.identity import Identity
-from tidegate.mesh.ads.snapshot import InlinedSnapshot, ResourceSnapshot, View
-from tidegate.mesh.ads.status import AckReport, Protocol, ProxyId, ProxyStatus
+from tidegate.mesh.ads.identity import NodeIdentity
+from tidegate.mesh.ads.snapshot import InlinedSnapshot, ResourceSnapshot, SnapshotView
+from tidegate.mesh.ads.status import AckReport, ProxyId, ProxyStatus, XdsVariant
 from tidegate.mesh.ads.stream import ProxyStream
-from tidegate.mesh.ads.variant import Limits, Request, XdsVariant
-from tidegate.mesh.ads.watched_type import Answer
+from tidegate.mesh.ads.variant import ProxyLimits, VariantRules, XdsRequest
+from tidegate.mesh.ads.watched_type import Acknowledgement
 from tidegate.mesh.resources import Change, ProxyKind, ResourceKey, Resources
 
 __all__ = ["Distribution"]
@@ -34,20 +34,22 @@ class Distribution:
         limits: on what a proxy may ask for.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
-        self._worlds = {each: ResourceSnapshot() for each in ProxyKind}
-        self._views: dict[tuple[ProxyKind, Protocol], View] = {
-            (proxy_kind, protocol): self._worlds[proxy_kind]
+    def __init__(self, limits: ProxyLimits | None = None) -> None:
+        self.limits = limits or ProxyLimits()
+        self._snapshots = {each: ResourceSnapshot() for each in ProxyKind}
+        self._views: dict[tuple[ProxyKind, XdsVariant], SnapshotView] = {
+            (proxy_kind, variant): self._snapshots[proxy_kind]
             for proxy_kind in ProxyKind
-            for protocol in Protocol
+            for variant in XdsVariant
         }
-        self._views[ProxyKind.ENVOY, Protocol.SOTW] = InlinedSnapshot(self._worlds[ProxyKind.ENVOY])
+        self._views[ProxyKind.ENVOY, XdsVariant.SOTW] = InlinedSnapshot(
+            self._snapshots[ProxyKind.ENVOY]
+        )
         self._watchers = {each: Watchers() for each in self._views}
         # Connections in the order in which they came.
         self._connections: dict[Connection, None] = {}
         self._stream_numbers = count(1)
-        self._quorums: set[AckWaiter] = set()
+        self._ack_waiters: set[AckWaiter] = set()
 
     def apply(self, proxy_kind: ProxyKind, change: Change) -> None:
         """Serves a change: proxies that ask for what it touches are sent it. Never waits.
@@ -56,27 +58,27 @@ class Distribution:
             proxy_kind: whose world it is.
             change: all there is the first time, from then on what is different.
         """
-        is_first = not self._worlds[proxy_kind].loaded
-        touched = self._worlds[proxy_kind].apply(change)
-        stirred: dict[Connection, None] = {}
+        is_first = not self._snapshots[proxy_kind].loaded
+        touched = self._snapshots[proxy_kind].apply(change)
+        wakeup: dict[Connection, None] = {}
         if is_first:
-            stirred = dict.fromkeys(
+            wakeup = dict.fromkeys(
                 each for each in self._connections if each.identity.proxy_kind is proxy_kind
             )
-        for (of, protocol), view in self._views.items():
+        for (of, variant), view in self._views.items():
             if of is proxy_kind:
-                watchers = self._watchers[of, protocol]
+                watchers = self._watchers[of, variant]
                 for key in view.seen(touched):
                     for connection in watchers.of(key):
                         connection.stream.changed(key)
-                        stirred[connection] = None
-        for connection in stirred:
-            connection.stirred.set()
-            self._tell_quorums(connection, refused=False)
+                        wakeup[connection] = None
+        for connection in wakeup:
+            connection.wakeup.set()
+            self._notify_ack_waiters(connection, refused=False)
 
     def served(self, proxy_kind: ProxyKind) -> Resources:
         """What is served now; a live, read-only view."""
-        return self._worlds[proxy_kind].served
+        return self._snapshots[proxy_kind].served
 
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """Everybody who is connected, in the order in which they came."""
@@ -98,24 +100,24 @@ class Distribution:
         Returns:
             At once when all have acknowledged or one has refused, else at the deadline.
         """
-        quorum = AckWaiter(keys, self._connections.keys)
-        self._quorums.add(quorum)
+        ack_waiter = AckWaiter(keys, self._connections.keys)
+        self._ack_waiters.add(ack_waiter)
         try:
-            return await quorum.reached(deadline_s)
+            return await ack_waiter.wait(deadline_s)
         finally:
-            self._quorums.discard(quorum)
+            self._ack_waiters.discard(ack_waiter)
 
     @contextmanager
-    def connected(self, identity: Identity, dialect: XdsVariant) -> Iterator[Connection]:
+    def connected(self, identity: NodeIdentity, rules: VariantRules) -> Iterator[Connection]:
         """Counts a proxy in while its stream is open.
 
         Args:
             identity: who it is.
-            dialect: in which it asks.
+            rules: in which it asks.
         """
-        place = (identity.proxy_kind, identity.protocol)
+        place = (identity.proxy_kind, identity.variant)
         proxy = ProxyId(identity.node, next(self._stream_numbers))
-        stream = ProxyStream(identity.proxy_kind, self._views[place], dialect, self.limits)
+        stream = ProxyStream(identity.proxy_kind, self._views[place], rules, self.limits)
         connection = Connection(proxy, identity, stream, time.time())
         self._connections[connection] = None
         try:
@@ -123,10 +125,10 @@ class Distribution:
         finally:
             del self._connections[connection]
             self._watchers[place].forget(connection)
-            for quorum in self._quorums:
-                quorum.gone(connection)
+            for ack_waiter in self._ack_waiters:
+                ack_waiter.gone(connection)
 
-    def receive(self, connection: Connection, request: Request) -> Answer | None:
+    def receive(self, connection: Connection, request: XdsRequest) -> Acknowledgement | None:
         """Takes a request of a proxy in.
 
         Returns:
@@ -135,14 +137,14 @@ class Distribution:
         Raises:
             RefusedRequestError: it asks for more than it may.
         """
-        answer, interest = connection.stream.receive(request, time.time())
+        ack, delta = connection.stream.receive(request, time.time())
         identity = connection.identity
-        watchers = self._watchers[identity.proxy_kind, identity.protocol]
-        watchers.update(connection, request.type, interest)
-        connection.stirred.set()
-        self._tell_quorums(connection, refused=answer is not None and not answer.accepted)
-        return answer
+        watchers = self._watchers[identity.proxy_kind, identity.variant]
+        watchers.update(connection, request.type, delta)
+        connection.wakeup.set()
+        self._notify_ack_waiters(connection, refused=ack is not None and not ack.accepted)
+        return ack
 
-    def _tell_quorums(self, connection: Connection, *, refused: bool) -> None:
-        for quorum in self._quorums:
-            quorum.moved(connection, refused=refused)
+    def _notify_ack_waiters(self, connection: Connection, *, refused: bool) -> None:
+        for ack_waiter in self._ack_waiters:
+            ack_waiter.moved(connection, refused=refused)

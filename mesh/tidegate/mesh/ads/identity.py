@@ -6,35 +6,35 @@ from typing import Final
 from envoy.config.core.v3 import base_pb2
 
 from tidegate.mesh.ads.errors import RefusedRequestError
-from tidegate.mesh.ads.status import NodeId, Protocol
+from tidegate.mesh.ads.status import NodeId, XdsVariant
 from tidegate.mesh.resources import ProxyKind
 
-__all__ = ["Identity", "identify"]
+__all__ = ["NodeIdentity", "identify"]
 
 _MAX_ID_BYTES: Final = 1024
 _MAX_SHOWN_CHARACTERS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class NodeIdentity:
     """Who opens a stream.
 
     Attributes:
         node: what the proxy calls itself.
         proxy_kind: which resources are made for it.
-        protocol: how it asks.
+        variant: how it asks.
         user_agent: name and version of its software.
         peer: its address, as gRPC writes it.
     """
 
     node: NodeId
     proxy_kind: ProxyKind
-    protocol: Protocol
+    variant: XdsVariant
     user_agent: str
     peer: str
 
 
-def identify(node: base_pb2.Node, protocol: Protocol, peer: str) -> Identity:
+def identify(node: base_pb2.Node, variant: XdsVariant, peer: str) -> NodeIdentity:
     """Reads who a proxy is from its first request.
 
     Raises:
@@ -48,10 +48,10 @@ def identify(node: base_pb2.Node, protocol: Protocol, peer: str) -> Identity:
     if node.HasField("user_agent_build_version"):
         build = node.user_agent_build_version.version
         version = f"{build.major_number}.{build.minor_number}.{build.patch}"
-    return Identity(
+    return NodeIdentity(
         node=NodeId(node.id),
         proxy_kind=_proxy_kind_of(node.user_agent_name),
-        protocol=protocol,
+        variant=variant,
         user_agent=f"{node.user_agent_name} {version}".strip()[:_MAX_SHOWN_CHARACTERS],
         peer=peer,
     )

@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from tidegate.mesh.ads.status import Protocol
+from tidegate.mesh.ads.status import XdsVariant
 from tidegate.mesh.resources import ProxyKind, ResourceType
 
 __all__ = ["IGNORED_REQUESTS", "REFUSED_STREAMS", "StreamMetrics"]
@@ -46,20 +46,20 @@ class StreamMetrics:
 
     Args:
         proxy_kind: which resources are made for the proxy.
-        protocol: how it asks.
+        variant: how it asks.
     """
 
-    def __init__(self, proxy_kind: ProxyKind, protocol: Protocol) -> None:
+    def __init__(self, proxy_kind: ProxyKind, variant: XdsVariant) -> None:
         self._proxy_kind = proxy_kind.value
-        self.proxies = _proxies.labels(proxy_kind.value, protocol.name.lower())
+        self.proxies = _proxies.labels(proxy_kind.value, variant.name.lower())
 
-    def pushed(self, type_: ResourceType, size_bytes: int) -> None:
+    def response_sent(self, type_: ResourceType, size_bytes: int) -> None:
         """Counts a response."""
         labels = (self._proxy_kind, type_.name.lower())
         _pushes.labels(*labels).inc()
         _push_bytes.labels(*labels).inc(size_bytes)
 
-    def answered(self, type_: ResourceType, seconds: float, *, accepted: bool) -> None:
+    def ack_received(self, type_: ResourceType, seconds: float, *, accepted: bool) -> None:
         """Counts the answer to a response."""
         labels = (self._proxy_kind, type_.name.lower())
         _ack_seconds.labels(*labels).observe(seconds)

@@ -21,7 +21,7 @@ from envoy.config.route.v3 import route_pb2
 
 from tidegate.mesh.resources import Change, Resource, ResourceKey, Resources, ResourceType, Version
 
-__all__ = ["InlinedSnapshot", "ResourceSnapshot", "View", "route_of"]
+__all__ = ["InlinedSnapshot", "ResourceSnapshot", "SnapshotView", "route_of"]
 
 _CLUSTER: Final = ResourceType.CLUSTER
 _ENDPOINT: Final = ResourceType.ENDPOINT
@@ -29,7 +29,7 @@ _ROUTE: Final = ResourceType.ROUTE
 _VIRTUAL_HOST: Final = ResourceType.VIRTUAL_HOST
 
 
-class View(Protocol):
+class SnapshotView(Protocol):
     """A world as the streams of one kind see it."""
 
     @property
@@ -64,7 +64,7 @@ def route_of(virtual_host: str) -> str:
 
 
 class ResourceSnapshot:
-    """The resources of one proxy kind. Implements `View`."""
+    """The resources of one proxy kind. Implements `SnapshotView`."""
 
     def __init__(self) -> None:
         self.loaded = False
@@ -93,23 +93,23 @@ class ResourceSnapshot:
         return list(touched)
 
     def find(self, type: ResourceType, name: str) -> Resource | None:  # noqa: A002
-        """See `View`."""
+        """See `SnapshotView`."""
         return self._wire[type].get(name)
 
     def names(self, type: ResourceType) -> Collection[str]:  # noqa: A002
-        """See `View`."""
+        """See `SnapshotView`."""
         return self._wire[type].keys()
 
     def virtual_hosts(self, route: str) -> Collection[str]:
-        """See `View`."""
+        """See `SnapshotView`."""
         return self._virtual_hosts.get(route, frozenset())
 
     def carrier(self, key: ResourceKey) -> ResourceKey:
-        """See `View`."""
+        """See `SnapshotView`."""
         return key
 
     def seen(self, touched: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
-        """See `View`."""
+        """See `SnapshotView`."""
         return touched
 
     def _put(self, resource: Resource) -> bool:
@@ -149,7 +149,7 @@ class ResourceSnapshot:
 
 
 class InlinedSnapshot:
-    """A world in which route configurations hold their virtual hosts. Implements `View`.
+    """A world in which route configurations hold their virtual hosts. Implements `SnapshotView`.
 
     Args:
         world: what it is made from; only route configurations that would be completed by VHDS
@@ -162,11 +162,11 @@ class InlinedSnapshot:
 
     @property
     def loaded(self) -> bool:
-        """See `View`."""
+        """See `SnapshotView`."""
         return self._world.loaded
 
     def find(self, type: ResourceType, name: str) -> Resource | None:  # noqa: A002
-        """See `View`."""
+        """See `SnapshotView`."""
         if type is _VIRTUAL_HOST:
             return None
         found = self._world.find(type, name)
@@ -177,20 +177,20 @@ class InlinedSnapshot:
         return self._made[name]
 
     def names(self, type: ResourceType) -> Collection[str]:  # noqa: A002
-        """See `View`."""
+        """See `SnapshotView`."""
         return () if type is _VIRTUAL_HOST else self._world.names(type)
 
     def virtual_hosts(self, route: str) -> Collection[str]:
-        """See `View`."""
+        """See `SnapshotView`."""
         del route
         return ()
 
     def carrier(self, key: ResourceKey) -> ResourceKey:
-        """See `View`."""
+        """See `SnapshotView`."""
         return ResourceKey(_ROUTE, route_of(key.name)) if key.type is _VIRTUAL_HOST else key
 
     def seen(self, touched: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
-        """See `View`."""
+        """See `SnapshotView`."""
         seen = dict.fromkeys(self.carrier(key) for key in touched)
         for key in seen:
             if key.type is _ROUTE:

@@ -11,19 +11,19 @@ __all__ = [
     "AckOutcome",
     "AckReport",
     "NodeId",
-    "Protocol",
     "ProxyAck",
     "ProxyId",
     "ProxyStatus",
     "Rejection",
     "TypeStatus",
+    "XdsVariant",
 ]
 
 NodeId = NewType("NodeId", str)
 """What a proxy calls itself: ``node.id`` of its bootstrap."""
 
 
-class Protocol(enum.Enum):
+class XdsVariant(enum.Enum):
     """The two ways in which a proxy may ask."""
 
     SOTW = "state of the world"
@@ -90,7 +90,7 @@ class ProxyStatus:
     Attributes:
         proxy: its node id and stream.
         proxy_kind: which resources are made for it.
-        protocol: how it asks.
+        variant: how it asks.
         user_agent: name and version of its software.
         peer: its address, as gRPC writes it.
         connected_since: seconds since the epoch.
@@ -99,7 +99,7 @@ class ProxyStatus:
 
     proxy: ProxyId
     proxy_kind: ProxyKind
-    protocol: Protocol
+    variant: XdsVariant
     user_agent: str
     peer: str
     connected_since: float

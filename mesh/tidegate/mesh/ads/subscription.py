@@ -12,7 +12,7 @@ from typing import Final
 
 from tidegate.mesh.resources import ResourceType
 
-__all__ = ["WILDCARD", "Subscription", "SubscriptionDelta"]
+__all__ = ["WILDCARD", "ResourceSubscription", "SubscriptionDelta"]
 
 WILDCARD: Final = "*"
 
@@ -31,40 +31,40 @@ class SubscriptionDelta:
     """What a request changes about a subscription.
 
     Attributes:
-        asked: names that must be answered, whether or not they were asked for before.
-        dropped: names that are no longer asked for by name.
-        wildcard_asked: whether everything must be answered.
-        wildcard_dropped: whether everything is no longer asked for.
+        subscribed: names that must be answered, whether or not they were asked for before.
+        unsubscribed: names that are no longer asked for by name.
+        wildcard_subscribed: whether everything must be answered.
+        wildcard_unsubscribed: whether everything is no longer asked for.
     """
 
-    asked: frozenset[str] = frozenset()
-    dropped: frozenset[str] = frozenset()
-    wildcard_asked: bool = False
-    wildcard_dropped: bool = False
+    subscribed: frozenset[str] = frozenset()
+    unsubscribed: frozenset[str] = frozenset()
+    wildcard_subscribed: bool = False
+    wildcard_unsubscribed: bool = False
 
 
 @dataclass(slots=True)
-class Subscription:
+class ResourceSubscription:
     """What is asked for.
 
     Attributes:
         type: of the resources.
         wildcard: whether all of them are asked for.
         names: that are asked for one by one.
-        begun: whether there was a request at all.
+        started: whether there was a request at all.
     """
 
     type: ResourceType
     wildcard: bool = False
     names: set[str] = field(default_factory=set)
-    begun: bool = False
+    started: bool = False
     _ever_named: bool = False
 
     def covers(self, name: str) -> bool:
         """Whether a resource of that name is asked for."""
         return self.wildcard or name in self.names
 
-    def set_to(self, names: Collection[str]) -> SubscriptionDelta:
+    def replace(self, names: Collection[str]) -> SubscriptionDelta:
         """State of the world: a request names all that is asked for."""
         wanted = set(names)
         had_wildcard, had = self.wildcard, self.names
@@ -73,38 +73,36 @@ class Subscription:
             self.wildcard = WILDCARD in wanted and self._may_be_wildcard
         else:
             self.wildcard = self._may_be_wildcard and not self._ever_named
-        self.begun = True
+        self.started = True
         self.names = wanted - {WILDCARD}
         return SubscriptionDelta(
-            asked=frozenset(self.names - had),
-            dropped=frozenset(had - self.names),
-            wildcard_asked=self.wildcard and not had_wildcard,
-            wildcard_dropped=had_wildcard and not self.wildcard,
+            subscribed=frozenset(self.names - had),
+            unsubscribed=frozenset(had - self.names),
+            wildcard_subscribed=self.wildcard and not had_wildcard,
+            wildcard_unsubscribed=had_wildcard and not self.wildcard,
         )
 
-    def change_by(
-        self, subscribe: Collection[str], unsubscribe: Collection[str]
-    ) -> SubscriptionDelta:
-        """Delta: a request names what is asked for from now on, and what no longer."""
+    def update(self, subscribe: Collection[str], unsubscribe: Collection[str]) -> SubscriptionDelta:
+        """DeltaRules: a request names what is asked for from now on, and what no longer."""
         had_wildcard = self.wildcard
-        asked, dropped = set(subscribe), set(unsubscribe)
-        if not self.begun and not asked and not dropped and self._may_be_wildcard:
-            asked = {WILDCARD}
-        self.begun = True
-        if self._may_be_wildcard and WILDCARD in asked:
+        subscribed, unsubscribed = set(subscribe), set(unsubscribe)
+        if not self.started and not subscribed and not unsubscribed and self._may_be_wildcard:
+            subscribed = {WILDCARD}
+        self.started = True
+        if self._may_be_wildcard and WILDCARD in subscribed:
             self.wildcard = True
-        if WILDCARD in dropped:
+        if WILDCARD in unsubscribed:
             self.wildcard = False
-        wildcard_asked = self.wildcard and WILDCARD in asked
-        asked -= {WILDCARD, *dropped}
-        dropped &= self.names
-        self.names |= asked
-        self.names -= dropped
+        wildcard_subscribed = self.wildcard and WILDCARD in subscribed
+        subscribed -= {WILDCARD, *unsubscribed}
+        unsubscribed &= self.names
+        self.names |= subscribed
+        self.names -= unsubscribed
         return SubscriptionDelta(
-            asked=frozenset(asked),
-            dropped=frozenset(dropped),
-            wildcard_asked=wildcard_asked,
-            wildcard_dropped=had_wildcard and not self.wildcard,
+            subscribed=frozenset(subscribed),
+            unsubscribed=frozenset(unsubscribed),
+            wildcard_subscribed=wildcard_subscribed,
+            wildcard_unsubscribed=had_wildcard and not self.wildcard,
         )
 
     @property

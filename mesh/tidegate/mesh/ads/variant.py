@@ -10,13 +10,13 @@ from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from tidegate.mesh.ads import status
 from tidegate.mesh.ads.errors import RefusedRequestError
+from tidegate.mesh.ads.status import XdsVariant
 from tidegate.mesh.ads.subscription import SubscriptionDelta
-from tidegate.mesh.ads.watched_type import ProtocolTraits, Push, WatchedType
+from tidegate.mesh.ads.watched_type import ProtocolTraits, WatchedType, XdsResponse
 from tidegate.mesh.resources import ResourceType, Version
 
-__all__ = ["TYPES_BY_URL", "Limits", "Request", "XdsVariant", "check_names"]
+__all__ = ["TYPES_BY_URL", "ProxyLimits", "VariantRules", "XdsRequest", "check_names"]
 
 TYPES_BY_URL: Final[Mapping[str, ResourceType]] = {each.url: each for each in ResourceType}
 
@@ -24,7 +24,7 @@ RequestT_contra = TypeVar("RequestT_contra", bound=Message, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProxyLimits:
     """How much one proxy, or all of them, may ask of the server.
 
     Attributes:
@@ -32,21 +32,21 @@ class Limits:
         name_bytes: length of one name, in UTF-8.
         streams: open at the same time.
         first_request_s: how long a stream may say nothing at first, in seconds.
-        unasked_requests_per_s: requests beyond the answers to responses that are taken at full
+        unsolicited_requests_per_s: requests beyond the answers to responses that are taken at full
             speed, per second and stream; what comes faster is read more slowly.
-        unasked_requests_burst: so many of them are taken at once.
+        unsolicited_requests_burst: so many of them are taken at once.
     """
 
     names: int = 20_000
     name_bytes: int = 1024
     streams: int = 1000
     first_request_s: float = 10.0
-    unasked_requests_per_s: float = 200.0
-    unasked_requests_burst: int = 2000
+    unsolicited_requests_per_s: float = 200.0
+    unsolicited_requests_burst: int = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class XdsRequest:
     """A request of either dialect.
 
     Attributes:
@@ -55,7 +55,7 @@ class Request:
         error: why that response is refused; None when it is not.
         subscribe: names that are asked for: all of them, or in delta only the further ones.
         unsubscribe: names that are no longer asked for; always empty in state of the world.
-        known: what the proxy has from an earlier stream; always empty in state of the world.
+        initial_versions: What the proxy has from an earlier stream; empty in state of the world.
     """
 
     type: ResourceType
@@ -63,35 +63,35 @@ class Request:
     error: str | None
     subscribe: Collection[str]
     unsubscribe: Collection[str] = ()
-    known: Mapping[str, Version] = field(default_factory=dict)
+    initial_versions: Mapping[str, Version] = field(default_factory=dict)
 
 
-class XdsVariant(Protocol):
+class VariantRules(Protocol):
     """One of the two ways in which the protocol is spoken."""
 
     @property
-    def protocol(self) -> status.Protocol:
+    def variant(self) -> XdsVariant:
         """Its name."""
         ...
 
-    def habits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
+    def traits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
         """How it treats a type."""
         ...
 
-    def is_stale(self, exchange: WatchedType, request: Request) -> bool:
+    def is_stale(self, watched: WatchedType, request: XdsRequest) -> bool:
         """Whether the request was overtaken by a response and is to be ignored."""
         ...
 
-    def interest(self, exchange: WatchedType, request: Request) -> SubscriptionDelta:
+    def delta(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
         """Takes what the request asks for into the subscription."""
         ...
 
-    def encode(self, push: Push) -> Message:
+    def encode(self, response: XdsResponse) -> Message:
         """Writes a response."""
         ...
 
 
-def check_names(field_name: str, names: Collection[str], limits: Limits) -> None:
+def check_names(field_name: str, names: Collection[str], limits: ProxyLimits) -> None:
     """Bounds what a request may make the server remember.
 
     Raises:

@@ -1,12 +1,12 @@
 """One type of resources on one stream: what the proxy has, what it is owed, what it refused.
 
-A state machine without I/O. `ask` and `review` say what has become different, `push_due` and
-`push_leaving` take out what shall be sent, and `settle` takes the answer in. Three rules hold:
+A state machine without I/O. `ask` and `review` say what has become different, `take_due` and
+`take_removals` take out what shall be sent, and `receive_ack` takes the answer in. Three rules:
 
 - One response is in flight at a time. What changes meanwhile is only noted by name, and the next
   response carries what is newest then: a slow reader costs names, not queued messages.
 - What a proxy has refused is not sent again, but for the cases in docs/mesh-ads.md, "When a proxy
-  refuses": `review` finds the changes, `ask` the names asked for anew, and `renew` is told what
+  refuses": `review` finds the changes, `ask` the names asked for anew, and `resend` is told what
   must follow another resource. What the proxy had before stays what it has.
 - What leaves is kept apart from what is put, because it is sent last (see `stream`).
 
@@ -18,12 +18,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.mesh.ads.snapshot import View
+from tidegate.mesh.ads.snapshot import SnapshotView
 from tidegate.mesh.ads.status import Rejection, TypeStatus
-from tidegate.mesh.ads.subscription import Subscription, SubscriptionDelta
+from tidegate.mesh.ads.subscription import ResourceSubscription, SubscriptionDelta
 from tidegate.mesh.resources import Resource, ResourceKey, ResourceType, Version
 
-__all__ = ["ABSENT", "Answer", "ProtocolTraits", "Push", "WatchedType"]
+__all__ = ["ABSENT", "Acknowledgement", "ProtocolTraits", "WatchedType", "XdsResponse"]
 
 ABSENT: Final = Version("")
 """The version of what is not there."""
@@ -36,16 +36,16 @@ class ProtocolTraits:
     """How a dialect treats one type.
 
     Attributes:
-        whole_world: every response holds all that is asked for; what is missing is gone.
-        tells_absence: what is gone, or never was, is named as such.
+        full_state: every response holds all that is asked for; what is missing is gone.
+        reports_absence: what is gone, or never was, is named as such.
     """
 
-    whole_world: bool
-    tells_absence: bool
+    full_state: bool
+    reports_absence: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Push:
+class XdsResponse:
     """A response to be sent.
 
     Attributes:
@@ -62,7 +62,7 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Acknowledgement:
     """What a proxy said of a response.
 
     Attributes:
@@ -84,71 +84,71 @@ class WatchedType:
     Args:
         type: of the resources.
         view: where they are looked up.
-        habits: of the dialect with this type.
-        admits: whether a resource may be sent by now; see `stream`.
+        traits: of the dialect with this type.
+        may_send: whether a resource may be sent by now; see `stream`.
 
     Attributes:
         subscription: what the proxy asks for.
         nonce: of the response sent last; empty before the first.
         due: names to be sent or told absent.
-        leaving: names that the proxy has and shall have no longer.
+        removals: names that the proxy has and shall have no longer.
         accepted: what the proxy has, in which version.
         in_flight: what the response carries that waits for its answer; None when none does.
     """
 
     __slots__ = (
-        "_admits",
-        "_again",
         "_count",
         "_error",
-        "_habits",
-        "_overtaken",
-        "_owes_answer",
+        "_may_send",
+        "_must_respond",
         "_rejected",
-        "_repeated",
+        "_resent_in_flight",
+        "_to_resend",
+        "_traits",
         "_type",
+        "_unsubscribed_in_flight",
         "_view",
         "_world",
         "accepted",
         "due",
         "in_flight",
-        "leaving",
         "nonce",
+        "removals",
         "subscription",
     )
 
     def __init__(
         self,
         type: ResourceType,  # noqa: A002
-        view: View,
-        habits: ProtocolTraits,
-        admits: Callable[[Resource], bool],
+        view: SnapshotView,
+        traits: ProtocolTraits,
+        may_send: Callable[[Resource], bool],
     ) -> None:
         self._type = type
         self._view = view
-        self._habits = habits
-        self._admits = admits
+        self._traits = traits
+        self._may_send = may_send
         self._count = 0
-        self._owes_answer = False
+        self._must_respond = False
         # To be sent even if the proxy has it; which of these are in flight; and what was in the
         # response in flight when the proxy let it go.
-        self._again: set[str] = set()
-        self._repeated: set[str] = set()
-        self._overtaken: dict[str, Version] = {}
+        self._to_resend: set[str] = set()
+        self._resent_in_flight: set[str] = set()
+        self._unsubscribed_in_flight: dict[str, Version] = {}
         self._rejected: dict[str, Version] = {}
         self._error = ("", 0.0)
         self._world: dict[str, Resource] = {}
-        self.subscription = Subscription(type)
+        self.subscription = ResourceSubscription(type)
         self.nonce = ""
         self.due: set[str] = set()
-        self.leaving: set[str] = set()
+        self.removals: set[str] = set()
         self.accepted: dict[str, Version] = {}
         self.in_flight: dict[str, Version] | None = None
 
     @property
     def is_due(self) -> bool:
         """Whether there is something to send that takes nothing away."""
-        return bool(self.due) or self._owes_answer
+        return bool(self.due) or self._must_respond
 
     @property
     def refused(self) -> Collection[str]:
@@ -156,45 +156,51 @@ class WatchedType:
         return self._rejected.keys()
 
     def ask(
-        self, interest: SubscriptionDelta, known: Mapping[str, Version], *, first: bool
+        self, delta: SubscriptionDelta, initial_versions: Mapping[str, Version], *, first: bool
     ) -> None:
         """Takes in what the proxy asks for, of which `subscription` knows already.
 
         Args:
-            interest: what is different.
-            known: what the proxy brought along from an earlier stream.
+            delta: what is different.
+            initial_versions: what the proxy brought along from an earlier stream.
             first: whether this is the first request of the type.
         """
-        self.accepted |= {name: known[name] for name in known if self.subscription.covers(name)}
-        for name in interest.dropped:
+        self.accepted |= {
+            name: initial_versions[name]
+            for name in initial_versions
+            if self.subscription.covers(name)
+        }
+        for name in delta.unsubscribed:
             self._forget(name)
             # Under a wildcard the proxy cannot know whether it still is to have it.
-            if self._habits.tells_absence and self.subscription.wildcard:
-                self._again.add(name)
+            if self._traits.reports_absence and self.subscription.wildcard:
+                self._to_resend.add(name)
             self.review(name)
-        if interest.wildcard_dropped:
+        if delta.wildcard_unsubscribed:
             for name in (*self.accepted, *self.due, *self._rejected, *(self.in_flight or ())):
                 self.review(name)
-        asked = set(interest.asked)
-        if interest.wildcard_asked:
-            asked.update(self._view.names(self._type))
-        for name in asked - known.keys():
+        subscribed = set(delta.subscribed)
+        if delta.wildcard_subscribed:
+            subscribed.update(self._view.names(self._type))
+        for name in subscribed - initial_versions.keys():
             self._forget(name)
             # What is only asked for with all the rest is not told absent if it goes before it came.
-            needed = name in interest.asked or name in self._overtaken
-            if needed and self._habits.tells_absence:
-                self._again.add(name)
-        for name in {*asked, *known}:
+            needed = name in delta.subscribed or name in self._unsubscribed_in_flight
+            if needed and self._traits.reports_absence:
+                self._to_resend.add(name)
+        for name in {*subscribed, *initial_versions}:
             self.review(name)
-        if not known and (interest.wildcard_asked or (first and self._habits.whole_world)):
+        if not initial_versions and (
+            delta.wildcard_subscribed or (first and self._traits.full_state)
+        ):
             # A proxy that starts up waits for the answer, even to an empty world; and so does one
             # that asks anew, as an Envoy does for scopes after its last listener with them went.
-            self._owes_answer = True
+            self._must_respond = True
 
     def review(self, name: str) -> None:
         """Looks at one name again: is something to be sent for it?"""
         self.due.discard(name)
-        self.leaving.discard(name)
+        self.removals.discard(name)
         if not self.subscription.covers(name):
             self._forget(name)
             return
@@ -202,31 +208,33 @@ class WatchedType:
         version = resource.version if resource else ABSENT
         if self._rejected.get(name, version) != version:
             self._try_refused_again()
-        if resource and not self._admits(resource):
+        if resource and not self._may_send(resource):
             return
         held = self._held(name)
-        if name in self._again and (resource or (held == ABSENT and self._habits.tells_absence)):
+        if name in self._to_resend and (
+            resource or (held == ABSENT and self._traits.reports_absence)
+        ):
             self.due.add(name)
         elif version not in {held, self._rejected.get(name)}:
             if resource:
                 self.due.add(name)
-            elif self._habits.whole_world or self._habits.tells_absence:
-                self.leaving.add(name)
+            elif self._traits.full_state or self._traits.reports_absence:
+                self.removals.add(name)
             else:
                 self.accepted.pop(name, None)
-                self._again.discard(name)
+                self._to_resend.discard(name)
 
-    def renew(self, name: str) -> None:
+    def resend(self, name: str) -> None:
         """Has one name sent once more, refused or not, if the proxy asks for it and it exists."""
         if self.subscription.covers(name) and self._view.find(self._type, name):
             self._rejected.pop(name, None)
-            self._again.add(name)
+            self._to_resend.add(name)
             self.review(name)
 
-    def push_due(self) -> Push:
+    def take_due(self) -> XdsResponse:
         """Takes out all that takes nothing away."""
-        if self._habits.whole_world:
-            return self._push_world(keep=self.leaving)
+        if self._traits.full_state:
+            return self._full_response(keep=self.removals)
         found = {name: self._view.find(self._type, name) for name in sorted(self.due)}
         self.due.clear()
         return self._sent(
@@ -235,19 +243,19 @@ class WatchedType:
             removed=[name for name, each in found.items() if not each],
         )
 
-    def push_leaving(self) -> Push:
+    def take_removals(self) -> XdsResponse:
         """Takes out what shall leave; call it only when nothing is due."""
-        if self._habits.whole_world:
-            return self._push_world(keep=())
-        names = sorted(self.leaving)
-        self.leaving.clear()
+        if self._traits.full_state:
+            return self._full_response(keep=())
+        names = sorted(self.removals)
+        self.removals.clear()
         return self._sent(dict.fromkeys(names, ABSENT), resources=(), removed=names)
 
-    def push_nothing(self) -> Push:
+    def empty_response(self) -> XdsResponse:
         """Makes an empty response, which a proxy only acknowledges."""
         return self._sent({}, resources=(), removed=())
 
-    def settle(self, nonce: str, error: str | None, at: float) -> Answer | None:
+    def receive_ack(self, nonce: str, error: str | None, at: float) -> Acknowledgement | None:
         """Takes in what a proxy says of a response.
 
         Args:
@@ -261,7 +269,7 @@ class WatchedType:
         if self.in_flight is None or nonce != self.nonce:
             return None
         sent, self.in_flight = self.in_flight, None
-        overtaken, self._overtaken = self._overtaken, {}
+        overtaken, self._unsubscribed_in_flight = self._unsubscribed_in_flight, {}
         gained, lost = [], []
         if error is not None:
             self._rejected |= sent
@@ -273,18 +281,20 @@ class WatchedType:
                     self.accepted.pop(name, None)
                     lost.append(name)
                 else:
-                    if name not in self.accepted or name in self._repeated:
+                    if name not in self.accepted or name in self._resent_in_flight:
                         gained.append(name)
                     self.accepted[name] = version
             self.accepted |= overtaken
         for name in (*sent, *overtaken):
             self.review(name)
         accepted = error is None
-        return Answer(self._type, accepted=accepted, gained=tuple(gained), lost=tuple(lost))
+        return Acknowledgement(
+            self._type, accepted=accepted, gained=tuple(gained), lost=tuple(lost)
+        )
 
     def has(self, name: str) -> bool:
         """Whether the proxy has what is served now under a name, or nothing if nothing is."""
-        if name in self._again or name in self.due or name in self.leaving:
+        if name in self._to_resend or name in self.due or name in self.removals:
             return False
         if self.in_flight and name in self.in_flight:
             return False
@@ -301,7 +311,7 @@ class WatchedType:
 
     def status(self) -> TypeStatus:
         """Counts, for display."""
-        pending = {*self.due, *self.leaving, *(self.in_flight or ())}
+        pending = {*self.due, *self.removals, *(self.in_flight or ())}
         names = self._view.names(self._type)
         wildcard = self.subscription.wildcard
         current = self.accepted.keys() - pending - self._rejected.keys()
@@ -313,12 +323,12 @@ class WatchedType:
             rejection=self.rejection(),
         )
 
-    def _push_world(self, keep: Collection[str]) -> Push:
-        asked = self.subscription.names
+    def _full_response(self, keep: Collection[str]) -> XdsResponse:
+        subscribed = self.subscription.names
         if self.subscription.wildcard:
-            asked = {*asked, *self._view.names(self._type)}
-        found = {name: self._view.find(self._type, name) for name in sorted(asked)}
-        held = {name for name, each in found.items() if each and not self._admits(each)}
+            subscribed = {*subscribed, *self._view.names(self._type)}
+        found = {name: self._view.find(self._type, name) for name in sorted(subscribed)}
+        held = {name for name, each in found.items() if each and not self._may_send(each)}
         world = {name: each for name, each in found.items() if each and name not in held}
         # What leaves later, or must not change yet, is in the world until then as it was before.
         world |= {name: self._world[name] for name in {*keep, *held} if name in self._world}
@@ -329,7 +339,7 @@ class WatchedType:
         }
         changed |= dict.fromkeys(self.accepted.keys() - world.keys(), ABSENT)
         self.due.clear()
-        self.leaving.intersection_update(keep)
+        self.removals.intersection_update(keep)
         self._world = world
         return self._sent(changed, resources=world.values(), removed=())
 
@@ -339,14 +349,14 @@ class WatchedType:
         *,
         resources: Iterable[Resource],
         removed: Iterable[str],
-    ) -> Push:
+    ) -> XdsResponse:
         self._count += 1
-        self._owes_answer = False
-        self._repeated = self._again & versions.keys()
-        self._again -= self._repeated
+        self._must_respond = False
+        self._resent_in_flight = self._to_resend & versions.keys()
+        self._to_resend -= self._resent_in_flight
         self.nonce = str(self._count)
         self.in_flight = versions
-        return Push(self._type, self.nonce, tuple(resources), tuple(removed))
+        return XdsResponse(self._type, self.nonce, tuple(resources), tuple(removed))
 
     def _held(self, name: str) -> Version:
         """What the proxy has of a name, or will have if it accepts what is in flight."""
@@ -357,9 +367,9 @@ class WatchedType:
     def _forget(self, name: str) -> None:
         self.accepted.pop(name, None)
         self._rejected.pop(name, None)
-        self._again.discard(name)
+        self._to_resend.discard(name)
         if self.in_flight and (version := self.in_flight.pop(name, ABSENT)) != ABSENT:
-            self._overtaken[name] = version
+            self._unsubscribed_in_flight[name] = version
 
     def _try_refused_again(self) -> None:
         names = tuple(self._rejected)

@@ -13,7 +13,7 @@ from tidegate.istio import IstioObjects
 from tidegate.istio.shapes import HostName, SubsetName
 from tidegate.mesh.compiler import MeshSettings, cluster_name
 from tidegate.mesh.compiler.services import Endpoint, Service, Services, ServicesBuilder
-from tidegate.mesh.telemetry import Workload
+from tidegate.mesh.telemetry import IstioWorkload
 
 __all__ = ["SubsetView", "Topology"]
 
@@ -33,7 +33,7 @@ class _Tenancy:
         until_s: until when; ``None`` while it does.
     """
 
-    workload: Workload
+    workload: IstioWorkload
     since_s: float
     until_s: float | None = None
 
@@ -87,7 +87,7 @@ class Topology:
         self._services = services
         # Where both say what runs at an address, what is in effect counts.
         found = {
-            endpoint.key: Workload.from_labels(
+            endpoint.key: IstioWorkload.from_labels(
                 endpoint.workload, endpoint.namespace, endpoint.labels
             )
             for each in reversed(services)
@@ -118,7 +118,7 @@ class Topology:
         for address in list(self._before)[:-_MAX_REMEMBERED]:
             del self._before[address]
 
-    def workload_at(self, address: str, at_s: float) -> Workload | None:
+    def workload_at(self, address: str, at_s: float) -> IstioWorkload | None:
         """What ran at an ``address:port``.
 
         Args:

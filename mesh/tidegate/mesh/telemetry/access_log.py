@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
 
 from tidegate.chassis.calls import ServicerContext
-from tidegate.mesh.telemetry import lenient
-from tidegate.mesh.telemetry.record import RequestRecord, parse_entry, proxy_name
+from tidegate.mesh.telemetry import lenient_parsing
 from tidegate.mesh.telemetry.request_log import RequestLog
+from tidegate.mesh.telemetry.request_record import RequestRecord, parse_entry, proxy_name
 
 __all__ = ["SERVICE_NAME", "AccessLogServicer"]
 
@@ -70,7 +70,7 @@ class AccessLogServicer:
         with _STREAMS.track_inprogress():
             async for data in messages:
                 try:
-                    message = lenient.parse(StreamAccessLogsMessage, data)
+                    message = lenient_parsing.parse(StreamAccessLogsMessage, data)
                 except DecodeError as error:
                     _PASSED_OVER.labels("malformed").inc()
                     _log.warning("malformed access log", peer=context.peer(), error=str(error))

@@ -18,10 +18,11 @@ from typing import Final, Self
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from tidegate.mesh.telemetry.record import RequestRecord
+from tidegate.istio.names import CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS
 from tidegate.mesh.telemetry.request_log import RequestLog
+from tidegate.mesh.telemetry.request_record import RequestRecord
 
-__all__ = ["MAX_LABEL_SETS", "IstioMetrics", "Workload", "WorkloadLookup"]
+__all__ = ["MAX_LABEL_SETS", "IstioMetrics", "IstioWorkload", "WorkloadLookup"]
 
 MAX_LABEL_SETS: Final = 2_000
 """How many combinations of labels are kept apart."""
@@ -64,20 +65,14 @@ _FIRST_BYTE_BUCKETS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-_CANONICAL_NAME: Final = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
-_CANONICAL_REVISION: Final = (
-    "service.istio.io/canonical-revision",
-    "app.kubernetes.io/version",
-    "version",
-)
 # istiod's name for the only cluster that there is.
 _CLUSTER: Final = "Kubernetes"
 _READ_AHEAD: Final = 50_000
-_PATIENCE_S: Final = 5.0
+_MAX_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class IstioWorkload:
     """What runs behind an endpoint, in Istio's words.
 
     Attributes:
@@ -110,12 +105,12 @@ class Workload:
             namespace=namespace,
             app=labels.get("app", _UNKNOWN),
             version=labels.get("version", _UNKNOWN),
-            canonical_service=_first(labels, _CANONICAL_NAME, name),
-            canonical_revision=_first(labels, _CANONICAL_REVISION, "latest"),
+            canonical_service=_first(labels, CANONICAL_NAME_LABELS, name),
+            canonical_revision=_first(labels, CANONICAL_REVISION_LABELS, "latest"),
         )
 
 
-WorkloadLookup = Callable[[str, float], Workload | None]
+WorkloadLookup = Callable[[str, float], IstioWorkload | None]
 """Gives the workload at an ``address:port`` at a time in seconds since 1970, None if unknown."""
 
 
@@ -162,7 +157,7 @@ class IstioMetrics:
     def __init__(
         self,
         workload_at: WorkloadLookup,
-        gateway: Workload,
+        gateway: IstioWorkload,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._workload_at = workload_at
@@ -201,7 +196,7 @@ class IstioMetrics:
 
     async def follow(self, log: RequestLog) -> None:
         """Counts every request of a log, until cancelled."""
-        with log.subscribe("metrics", capacity=_READ_AHEAD, patience_s=_PATIENCE_S) as records:
+        with log.subscribe("metrics", capacity=_READ_AHEAD, max_wait_s=_MAX_WAIT_S) as records:
             async for record in records:
                 self.observe(record)
 
@@ -234,7 +229,7 @@ class IstioMetrics:
         found = None
         if record.upstream_address:
             found = self._workload_at(record.upstream_address, record.start_time_s)
-        workload = Workload() if found is None else found
+        workload = IstioWorkload() if found is None else found
         service_name, namespace = _service_of(record.host, workload.namespace)
         status = "" if record.grpc_status is None else str(record.grpc_status.value[0])
         return (

@@ -32,9 +32,9 @@ from envoy.service.load_stats.v3.lrs_pb2_grpc import add_LoadReportingServiceSer
 from prometheus_client import Gauge
 
 from tidegate.chassis.calls import ResponseWriter, ServicerContext
-from tidegate.mesh.telemetry.record import address_text
+from tidegate.mesh.telemetry.request_record import address_text
 
-__all__ = ["InProgress", "LoadReportingServicer", "LoadReports"]
+__all__ = ["LoadReportingServicer", "LoadReports", "RequestsInProgress"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -49,7 +49,7 @@ _STEPS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class InProgress:
+class RequestsInProgress:
     """The requests of one cluster that are running in one proxy.
 
     Attributes:
@@ -70,7 +70,7 @@ class InProgress:
 
 
 @dataclass(slots=True, eq=False)
-class _Proxy:
+class _ReportingProxy:
     """One stream of reports.
 
     Attributes:
@@ -99,20 +99,19 @@ class _Proxy:
         self.counts = {each.cluster_name: _by_endpoint(each) for each in stats}
         self.answered_s = time.monotonic()
 
-    def in_progress(self, cluster: str) -> InProgress:
+    def in_progress(self, cluster: str) -> RequestsInProgress:
         if cluster not in self.asked or self.answered_s is None:
-            return InProgress(None, {}, None)
+            return RequestsInProgress(None, {}, None)
         age_s = time.monotonic() - self.answered_s
-        return InProgress(self.totals.get(cluster, 0), self.counts.get(cluster, {}), age_s)
+        return RequestsInProgress(self.totals.get(cluster, 0), self.counts.get(cluster, {}), age_s)
 
 
 class LoadReports:
     """What is running in the mesh."""
 
     def __init__(self) -> None:
-        self._proxies: list[_Proxy] = []
+        self._proxies: list[_ReportingProxy] = []
         self._watched: Counter[str] = Counter()
-        self._reported = asyncio.Event()
 
     @contextmanager
     def watch(self, clusters: Collection[str]) -> Iterator[None]:
@@ -132,7 +131,7 @@ class LoadReports:
             self._watched -= Counter(clusters)
             self._ask()
 
-    def in_progress(self, cluster: str) -> dict[str, InProgress]:
+    def in_progress(self, cluster: str) -> dict[str, RequestsInProgress]:
         """Tells what is running in each proxy that has a stream open, by the id of its node.
 
         Proxies of one id are taken together: as busy as all of them, as old as the oldest.
@@ -140,21 +139,17 @@ class LoadReports:
         Args:
             cluster: a cluster that is watched.
         """
-        found: dict[str, InProgress] = {}
+        found: dict[str, RequestsInProgress] = {}
         for proxy in self._proxies:
             told = proxy.in_progress(cluster)
             other = found.get(proxy.name)
-            found[proxy.name] = told if other is None else _together(told, other)
+            found[proxy.name] = told if other is None else _sum_of(told, other)
         return found
 
-    async def next_report(self) -> None:
-        """Waits until a proxy has reported, or has come or gone."""
-        await self._reported.wait()
-
     @contextmanager
-    def joined(self) -> Iterator[_Proxy]:
+    def connected(self) -> Iterator[_ReportingProxy]:
         """Counts a proxy as live while the context is open."""
-        proxy = _Proxy()
+        proxy = _ReportingProxy()
         if self._watched:
             proxy.ask.set()
         self._proxies.append(proxy)
@@ -163,12 +158,6 @@ class LoadReports:
                 yield proxy
         finally:
             self._proxies.remove(proxy)
-            self.tell()
-
-    def tell(self) -> None:
-        """Wakes who waits for a report."""
-        self._reported.set()
-        self._reported = asyncio.Event()
 
     @property
     def watched(self) -> frozenset[str]:
@@ -199,7 +188,7 @@ class LoadReportingServicer:
         self, request_iterator: AsyncIterator[LoadStatsRequest], context: ServicerContext
     ) -> None:
         """Serves one proxy until it ends the stream."""
-        with self._reports.joined() as proxy:
+        with self._reports.connected() as proxy:
             asking = asyncio.create_task(self._ask(proxy, context), name="load-report-questions")
             try:
                 async for request in request_iterator:
@@ -207,19 +196,18 @@ class LoadReportingServicer:
                         proxy.name = request.node.id
                         _log.info("load reports", proxy=proxy.name, peer=context.peer())
                     proxy.take(request.cluster_stats)
-                    self._reports.tell()
             finally:
                 asking.cancel()
                 # A question that could not be written ends with the stream, which says why.
                 await asyncio.gather(asking, return_exceptions=True)
 
-    async def _ask(self, proxy: _Proxy, context: ServicerContext) -> None:
+    async def _ask(self, proxy: _ReportingProxy, context: ServicerContext) -> None:
         writer = ResponseWriter(context)
         while True:
             await proxy.ask.wait()
             proxy.ask.clear()
             clusters = self._reports.watched
-            await writer.write(_question(clusters))
+            await writer.write(_load_stats_response(clusters))
             # What now comes may have been under way before the question arrived; what answers it
             # is made an interval later. The wait is in steps because a stalled event loop makes
             # only one of them short, and in the others what was under way is read.
@@ -229,7 +217,7 @@ class LoadReportingServicer:
                 proxy.asked = clusters
 
 
-def _question(clusters: Collection[str]) -> LoadStatsResponse:
+def _load_stats_response(clusters: Collection[str]) -> LoadStatsResponse:
     question = LoadStatsResponse(clusters=sorted(clusters), report_endpoint_granularity=True)
     interval_s = _INTERVAL_S if clusters else _REST_S
     question.load_reporting_interval.FromMilliseconds(int(interval_s * 1000))
@@ -248,12 +236,12 @@ def _by_endpoint(stats: ClusterStats) -> dict[str, int]:
     return dict(+counts)
 
 
-def _together(one: InProgress, other: InProgress) -> InProgress:
+def _sum_of(one: RequestsInProgress, other: RequestsInProgress) -> RequestsInProgress:
     if one.requests is None or one.age_s is None:
         return one
     if other.requests is None or other.age_s is None:
         return other
-    return InProgress(
+    return RequestsInProgress(
         one.requests + other.requests,
         dict(Counter(one.endpoints) + Counter(other.endpoints)),
         max(one.age_s, other.age_s),

@@ -18,9 +18,9 @@ from typing import Final, Self
 
 from prometheus_client import Counter
 
-from tidegate.mesh.telemetry.record import RequestRecord
+from tidegate.mesh.telemetry.request_record import RequestRecord
 
-__all__ = ["RequestLog", "Subscription"]
+__all__ = ["RecordSubscription", "RequestLog"]
 
 _LOST: Final = Counter(
     "tidegate_mesh_request_records_lost_total",
@@ -29,7 +29,7 @@ _LOST: Final = Counter(
 )
 
 
-class Subscription:
+class RecordSubscription:
     """What one subscriber has yet to read: an asynchronous iterator that ends never.
 
     Attributes:
@@ -37,16 +37,16 @@ class Subscription:
         lost: how many records it did not get.
     """
 
-    def __init__(self, name: str, capacity: int, patience_s: float) -> None:
+    def __init__(self, name: str, capacity: int, max_wait_s: float) -> None:
         self.name = name
         self.lost = 0
         self._capacity = capacity
-        self._patience_s = patience_s
+        self._max_wait_s = max_wait_s
         self._lost = _LOST.labels(name)
         self._waiting: deque[RequestRecord] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
-        self._given_up = patience_s <= 0
+        self._is_dropping = max_wait_s <= 0
         self._closed = False
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Subscription:
             self._arrived.clear()
             await self._arrived.wait()
         record = self._waiting.popleft()
-        self._given_up = self._patience_s <= 0
+        self._is_dropping = self._max_wait_s <= 0
         self._room.set()
         return record
 
@@ -82,7 +82,7 @@ class Subscription:
             self._waiting.extend(records[:taken])
             self._arrived.set()
         left = records[taken:]
-        if left and self._given_up:
+        if left and self._is_dropping:
             self._lose(len(left))
             return ()
         return left
@@ -91,13 +91,13 @@ class Subscription:
         """Takes all of them, as room comes, or loses what it had no room for in time."""
         left = self.offer(records)
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._max_wait_s):
                 while left:
                     self._room.clear()
                     await self._room.wait()
                     left = self.offer(left)
         except TimeoutError:
-            self._given_up = True
+            self._is_dropping = True
             self._lose(len(left))
 
     def _lose(self, count: int) -> None:
@@ -109,24 +109,24 @@ class RequestLog:
     """Gives every published record to every subscriber."""
 
     def __init__(self) -> None:
-        self._subscriptions: list[Subscription] = []
+        self._subscriptions: list[RecordSubscription] = []
 
     @contextmanager
     def subscribe(
-        self, name: str, *, capacity: int = 10_000, patience_s: float = 0.0
-    ) -> Iterator[Subscription]:
+        self, name: str, *, capacity: int = 10_000, max_wait_s: float = 0.0
+    ) -> Iterator[RecordSubscription]:
         """Subscribes while the context is open.
 
         Args:
             name: whose subscription it is, for the metric.
             capacity: how many records may wait to be read.
-            patience_s: how long everyone waits for this subscriber when its queue is full; not at
+            max_wait_s: how long everyone waits for this subscriber when its queue is full; not at
                 all by default.
 
         Yields:
             The records, from now on.
         """
-        subscription = Subscription(name, capacity, patience_s)
+        subscription = RecordSubscription(name, capacity, max_wait_s)
         self._subscriptions.append(subscription)
         try:
             yield subscription

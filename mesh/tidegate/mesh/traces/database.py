@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from tidegate.mesh.traces.errors import StoreError
-from tidegate.mesh.traces.intake import ReceivedSpan
-from tidegate.mesh.traces.limits import TraceLimits
+from tidegate.mesh.traces.intake import ReceivedSpan, TraceLimits
 from tidegate.mesh.traces.query import (
     Dependency,
     Operation,
@@ -32,9 +31,9 @@ from tidegate.mesh.traces.query import (
     TraceSummary,
     summarise,
 )
-from tidegate.mesh.traces.sqlite_file import is_damage, opened, reported, set_aside
+from tidegate.mesh.traces.sqlite_file import is_damage, open_file, own_errors, set_aside
 
-__all__ = ["Added", "Database", "Kept"]
+__all__ = ["AddResult", "Database", "StoredAmount"]
 
 _VERSION: Final = 1
 _SCHEMA: Final = """
@@ -81,7 +80,7 @@ _UPSERT_TRACE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class AddResult:
     """What became of the spans of a batch.
 
     Attributes:
@@ -98,7 +97,7 @@ class Added:
 
 
 @dataclass(slots=True)
-class Kept:
+class StoredAmount:
     """How much there is.
 
     Attributes:
@@ -129,8 +128,8 @@ class Database:
     def __init__(self, path: Path, limits: TraceLimits) -> None:
         self._path = path
         self._limits = limits
-        self.kept = Kept()
-        with reported(path):
+        self.kept = StoredAmount()
+        with own_errors(path):
             self._connection = self._open()
 
     @contextlib.contextmanager
@@ -140,7 +139,7 @@ class Database:
         Raises:
             StoreError: the file cannot be read or written, or was set aside just now.
         """
-        with reported(self._path):
+        with own_errors(self._path):
             try:
                 yield self
             except sqlite3.DatabaseError as error:
@@ -157,7 +156,7 @@ class Database:
         """Closes the file."""
         self._connection.close()
 
-    def add(self, spans: Sequence[ReceivedSpan], now_ns: int) -> Added:
+    def add(self, spans: Sequence[ReceivedSpan], now_ns: int) -> AddResult:
         """Keeps spans, in one transaction, and makes room.
 
         Args:
@@ -166,14 +165,14 @@ class Database:
         """
         counts: Counter[str] = Counter()
         before = self.kept
-        kept = Kept(before.traces, before.spans, before.bytes)
+        kept = StoredAmount(before.traces, before.spans, before.bytes)
         by_trace = attrgetter("trace_id")
         with self._transaction():
             for trace_id, group in groupby(sorted(spans, key=by_trace), by_trace):
                 counts += self._add_to_trace(trace_id, tuple(group), now_ns, kept)
             evicted = self._make_room(kept)
         self.kept = kept
-        return Added(counts["taken"], counts["duplicates"], counts["full"], evicted)
+        return AddResult(counts["taken"], counts["duplicates"], counts["full"], evicted)
 
     def services(self) -> tuple[str, ...]:
         """Every service that spans are kept of, in order."""
@@ -261,7 +260,7 @@ class Database:
         return tuple(Dependency(*row) for row in rows)
 
     def _add_to_trace(
-        self, trace_id: bytes, spans: Sequence[ReceivedSpan], now_ns: int, kept: Kept
+        self, trace_id: bytes, spans: Sequence[ReceivedSpan], now_ns: int, kept: StoredAmount
     ) -> Counter[str]:
         execute = self._connection.execute
         row = execute("SELECT spans, bytes FROM traces WHERE trace_id = ?", (trace_id,)).fetchone()
@@ -288,7 +287,7 @@ class Database:
             kept.bytes += has_bytes - had_bytes
         return counts
 
-    def _make_room(self, kept: Kept) -> int:
+    def _make_room(self, kept: StoredAmount) -> int:
         evicted = 0
         while kept.traces > self._limits.max_traces or kept.bytes > self._limits.max_bytes:
             trace_id, spans, size = self._connection.execute(
@@ -326,9 +325,9 @@ class Database:
         self._connection.execute("COMMIT")
 
     def _open(self) -> sqlite3.Connection:
-        connection = opened(self._path, _SCHEMA, _VERSION)
+        connection = open_file(self._path, _SCHEMA, _VERSION)
         row = connection.execute("SELECT count(*), sum(spans), sum(bytes) FROM traces").fetchone()
-        self.kept = Kept(*(value or 0 for value in row))
+        self.kept = StoredAmount(*(value or 0 for value in row))
         return connection
 
 

@@ -15,19 +15,18 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
-from tidegate.mesh.traces.limits import TraceLimits
-
 __all__ = [
-    "SERVICE_NAME",
+    "SERVICE_NAME_ATTRIBUTE",
     "Batch",
     "Process",
     "ReceivedSpan",
     "Refusal",
+    "TraceLimits",
     "read_batch",
     "service_name",
 ]
 
-SERVICE_NAME = "service.name"
+SERVICE_NAME_ATTRIBUTE = "service.name"
 """The attribute of a resource that names it."""
 
 # OpenTelemetry's name for a resource that does not say it.
@@ -36,6 +35,29 @@ _UNKNOWN_SERVICE = "unknown_service"
 _LATEST_NS = 2**63 - 1
 _TRACE_ID_BYTES = 16
 _SPAN_ID_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceLimits:
+    """Bounds of the store of traces.
+
+    Attributes:
+        max_traces: traces that are kept; the one that began longest ago goes first, whole.
+        max_bytes: bytes of spans that are kept, in all traces together; likewise.
+        max_spans_per_trace: spans that are kept of one trace; further ones are refused.
+        max_span_bytes: size of a span on the wire, and of the resource that it comes from.
+        max_attributes: attributes of a span.
+        max_batch_spans: spans in one request; those after them are refused.
+        max_waiting: requests and queries that wait for the file; further ones are refused.
+    """
+
+    max_traces: int = 1_000
+    max_bytes: int = 256 * 1024 * 1024
+    max_spans_per_trace: int = 10_000
+    max_span_bytes: int = 64 * 1024
+    max_attributes: int = 256
+    max_batch_spans: int = 20_000
+    max_waiting: int = 64
 
 
 class Refusal(enum.StrEnum):
@@ -145,7 +167,7 @@ def read_batch(request: ExportTraceServiceRequest, limits: TraceLimits) -> Batch
 def service_name(resource: Resource) -> str:
     """The service that a resource is."""
     for attribute in resource.attributes:
-        if attribute.key == SERVICE_NAME and attribute.value.string_value:
+        if attribute.key == SERVICE_NAME_ATTRIBUTE and attribute.value.string_value:
             return attribute.value.string_value
     return _UNKNOWN_SERVICE
 

@@ -16,7 +16,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
-from tidegate.mesh.traces.intake import SERVICE_NAME, service_name
+from tidegate.mesh.traces.intake import SERVICE_NAME_ATTRIBUTE, service_name
 from tidegate.mesh.traces.query import StoredTrace
 
 __all__ = ["KINDS", "has_tags", "trace_object"]
@@ -109,7 +109,7 @@ def _span_object(scoped: ScopeSpans, process: str) -> dict[str, Any]:
 
 
 def _process_object(resource: Resource) -> dict[str, Any]:
-    others = (each for each in resource.attributes if each.key != SERVICE_NAME)
+    others = (each for each in resource.attributes if each.key != SERVICE_NAME_ATTRIBUTE)
     return {"serviceName": service_name(resource), "tags": _tags(others)}
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from tidegate.mesh.traces.errors import StoreError
 
-__all__ = ["is_damage", "opened", "reported", "set_aside"]
+__all__ = ["is_damage", "open_file", "own_errors", "set_aside"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -27,7 +27,7 @@ _WAL_BYTES: Final = 16 * 1024 * 1024
 _PARTS: Final = ("", "-wal", "-shm")
 
 
-def opened(path: Path, schema: str, version: int) -> sqlite3.Connection:
+def open_file(path: Path, schema: str, version: int) -> sqlite3.Connection:
     """Opens a file, or makes it; commits are explicit.
 
     Args:
@@ -90,7 +90,7 @@ def set_aside(path: Path, reason: str) -> Path:
 
 
 @contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
+def own_errors(path: Path) -> Iterator[None]:
     """Turns what SQLite and the file system raise into our own error.
 
     Args:

@@ -11,16 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from prometheus_client import Counter, Gauge
 
-from tidegate.mesh.traces import metrics
 from tidegate.mesh.traces.database import Database
 from tidegate.mesh.traces.errors import StoreBusyError, StoreError
-from tidegate.mesh.traces.intake import Refusal, read_batch
+from tidegate.mesh.traces.intake import Refusal, TraceLimits, read_batch
 from tidegate.mesh.traces.jaeger_json import has_tags
-from tidegate.mesh.traces.limits import TraceLimits
 from tidegate.mesh.traces.query import (
     Dependency,
     Operation,
@@ -32,6 +31,23 @@ from tidegate.mesh.traces.query import (
 __all__ = ["TraceStore"]
 
 _T = TypeVar("_T")
+
+_TAKEN: Final = Counter("tidegate_traces_spans_taken", "Spans that were kept.")
+_DUPLICATES: Final = Counter(
+    "tidegate_traces_spans_duplicate", "Spans that were there already, since they were sent again."
+)
+_REFUSED: Final = Counter(
+    "tidegate_traces_spans_refused", "Spans that were not kept, by reason.", ("reason",)
+)
+for _refusal in Refusal:
+    # From 0 on, so that the first refusal is a rise.
+    _REFUSED.labels(_refusal)
+_EVICTED: Final = Counter(
+    "tidegate_traces_evicted", "Traces that went to make room for newer ones."
+)
+_KEPT_TRACES: Final = Gauge("tidegate_traces_kept", "Traces that are kept.")
+_KEPT_SPANS: Final = Gauge("tidegate_traces_kept_spans", "Spans that are kept.")
+_KEPT_BYTES: Final = Gauge("tidegate_traces_kept_bytes", "Bytes of spans that are kept.")
 
 
 class TraceStore:
@@ -104,11 +120,11 @@ class TraceStore:
             refused = batch.refused
             if added.full:
                 refused[Refusal.TRACE_FULL] += added.full
-            metrics.TAKEN.inc(added.taken)
-            metrics.DUPLICATES.inc(added.duplicates)
-            metrics.EVICTED.inc(added.evicted)
+            _TAKEN.inc(added.taken)
+            _DUPLICATES.inc(added.duplicates)
+            _EVICTED.inc(added.evicted)
             for reason, count in refused.items():
-                metrics.REFUSED.labels(reason).inc(count)
+                _REFUSED.labels(reason).inc(count)
             return dict(refused)
 
         refused = await self._run(work)
@@ -190,6 +206,6 @@ class TraceStore:
     def _show_kept(self) -> None:
         if self._database is not None:
             kept = self._database.kept
-            metrics.KEPT_TRACES.set(kept.traces)
-            metrics.KEPT_SPANS.set(kept.spans)
-            metrics.KEPT_BYTES.set(kept.bytes)
+            _KEPT_TRACES.set(kept.traces)
+            _KEPT_SPANS.set(kept.spans)
+            _KEPT_BYTES.set(kept.bytes)

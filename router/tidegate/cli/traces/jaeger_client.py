@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
-from tidegate.cli.traces.view import TraceView, read_trace
+from tidegate.cli.traces.span_tree import TraceView, read_trace
 from tidegate.mesh.traces.errors import TraceNotFoundError, TracesError, TracesUnreachableError
 
 __all__ = ["DEFAULT_URL", "JaegerClient", "TraceLine", "TraceSearch"]

@@ -14,7 +14,7 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from tidegate.cli.traces.view import Row, SpanView, TraceView, rows
+from tidegate.cli.traces.span_tree import Row, SpanView, TraceView, rows
 
 __all__ = ["duration_text", "printable", "time_text", "waterfall"]
 
