@@ -1,8 +1,8 @@
-"""The delta dialect: requests and responses say only what is different.
+"""The delta variant of xDS: requests and responses carry only differences.
 
-What is gone is named, and so is what was asked for and does not exist. A stale nonce keeps a
-request from counting as an answer, never from changing the subscription. A proxy that comes back
-says what it has, and is not sent that again.
+Responses name removed resources, and resources that a proxy subscribes to and that do not exist. A
+request with a stale nonce is no ACK, but it still changes the subscription. A proxy that reconnects
+names the versions it has, and the server does not send those again.
 """
 
 import sys
@@ -24,7 +24,7 @@ _CONTROL_PLANE: Final = base_pb2.ControlPlane(identifier="tidegate")
 
 
 class DeltaRules:
-    """The dialect of ``DeltaAggregatedResources``. Implements `VariantRules`."""
+    """The rules of ``DeltaAggregatedResources``. Implements `VariantRules`."""
 
     variant: Final = XdsVariant.DELTA
 
@@ -38,7 +38,7 @@ class DeltaRules:
         del watched, request
         return False
 
-    def delta(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
+    def update_subscription(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
         """See `VariantRules`."""
         return watched.subscription.update(request.subscribe, request.unsubscribe)
 
@@ -62,10 +62,10 @@ def read_delta(
     """Reads a request.
 
     Returns:
-        None for a type that is not served here.
+        The request, or None for a resource type that is not served.
 
     Raises:
-        RefusedRequestError: it asks for more than the limits allow.
+        RefusedRequestError: It asks for more than the limits allow.
     """
     check_names("resource_names_subscribe", message.resource_names_subscribe, limits)
     check_names("resource_names_unsubscribe", message.resource_names_unsubscribe, limits)
@@ -78,7 +78,7 @@ def read_delta(
         type=type_,
         nonce=message.response_nonce,
         error=message.error_detail.message if message.HasField("error_detail") else None,
-        # Many streams ask for the same names; one string serves them all.
+        # Many streams subscribe to the same names; interning keeps one string for all of them.
         subscribe=frozenset(map(sys.intern, message.resource_names_subscribe)),
         unsubscribe=frozenset(message.resource_names_unsubscribe),
         initial_versions={

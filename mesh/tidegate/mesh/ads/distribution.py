@@ -1,6 +1,6 @@
-"""What is served, and who has it: worlds and streams brought together. No sockets here.
+"""Connects resource snapshots with the streams of proxies. It opens no sockets.
 
-A change reaches the streams that ask for what it touches, and no other is looked at.
+A change costs only the streams that subscribe to a changed resource.
 """
 
 import time
@@ -22,16 +22,16 @@ __all__ = ["Distribution"]
 
 
 class Distribution:
-    """What is served to each proxy kind, and what each connected proxy has of it.
+    """The resources served to each proxy kind, and what each connected proxy has of them.
 
-    Use it from the event loop only. Nothing is served to a proxy kind before its first `apply`,
-    which must hold all there is: a proxy that comes back would lose what is missing.
+    Use it from the event loop only. A proxy kind is served nothing before its first `apply`. That
+    first change must hold all resources: a proxy that reconnects loses whatever is missing.
 
         distribution.apply(ProxyKind.ENVOY, Change(put=resources))
         report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, deadline_s=10)
 
     Args:
-        limits: on what a proxy may ask for.
+        limits: Limits on what proxies may ask for.
     """
 
     def __init__(self, limits: ProxyLimits | None = None) -> None:
@@ -46,59 +46,61 @@ class Distribution:
             self._snapshots[ProxyKind.ENVOY]
         )
         self._watchers = {each: Watchers() for each in self._views}
-        # Connections in the order in which they came.
+        # In the order in which the proxies connected.
         self._connections: dict[Connection, None] = {}
         self._stream_numbers = count(1)
         self._ack_waiters: set[AckWaiter] = set()
 
     def apply(self, proxy_kind: ProxyKind, change: Change) -> None:
-        """Serves a change: proxies that ask for what it touches are sent it. Never waits.
+        """Serves a change to the proxies that subscribe to its resources. Never waits.
 
         Args:
-            proxy_kind: whose world it is.
-            change: all there is the first time, from then on what is different.
+            proxy_kind: The proxy kind whose resources change.
+            change: All resources the first time, from then on the differences.
         """
         is_first = not self._snapshots[proxy_kind].loaded
-        touched = self._snapshots[proxy_kind].apply(change)
-        wakeup: dict[Connection, None] = {}
+        changed = self._snapshots[proxy_kind].apply(change)
+        affected: dict[Connection, None] = {}
         if is_first:
-            wakeup = dict.fromkeys(
+            affected = dict.fromkeys(
                 each for each in self._connections if each.identity.proxy_kind is proxy_kind
             )
         for (of, variant), view in self._views.items():
             if of is proxy_kind:
                 watchers = self._watchers[of, variant]
-                for key in view.seen(touched):
+                for key in view.visible_keys(changed):
                     for connection in watchers.of(key):
-                        connection.stream.changed(key)
-                        wakeup[connection] = None
-        for connection in wakeup:
+                        connection.stream.resource_changed(key)
+                        affected[connection] = None
+        for connection in affected:
             connection.wakeup.set()
-            self._notify_ack_waiters(connection, refused=False)
+            self._notify_ack_waiters(connection, may_have_rejected=False)
 
     def served(self, proxy_kind: ProxyKind) -> Resources:
-        """What is served now; a live, read-only view."""
+        """The resources served now, as a live, read-only view."""
         return self._snapshots[proxy_kind].served
 
     def proxies(self) -> tuple[ProxyStatus, ...]:
-        """Everybody who is connected, in the order in which they came."""
+        """Every connected proxy, in the order in which they connected."""
         return tuple(each.status() for each in self._connections)
 
     async def acknowledged(
         self, keys: Mapping[ProxyKind, Collection[ResourceKey]], deadline_s: float
     ) -> AckReport:
-        """Waits until every connected proxy has what is served under some keys.
+        """Waits until every connected proxy has acknowledged the resources under some keys.
 
-        A proxy that does not ask for a key need not have it, and one that goes away is not waited
-        for. A cluster is acknowledged when its endpoints are, too: it is warm then.
+        A proxy needs only the resources that it subscribes to, and a proxy that disconnects is no
+        longer waited for. A cluster counts as acknowledged once its endpoints are too: the proxy
+        has then warmed it.
 
         Args:
-            keys: what to ask about; a key that is not served any more is acknowledged by those who
-                have dropped it.
-            deadline_s: for how long to wait, in seconds.
+            keys: The keys to wait for, by proxy kind. A proxy acknowledges a key that is no longer
+                served by removing the resource.
+            deadline_s: The longest wait, in seconds.
 
         Returns:
-            At once when all have acknowledged or one has refused, else at the deadline.
+            The report, as soon as all proxies have acknowledged or one has rejected, otherwise at
+            the deadline.
         """
         ack_waiter = AckWaiter(keys, self._connections.keys)
         self._ack_waiters.add(ack_waiter)
@@ -109,42 +111,42 @@ class Distribution:
 
     @contextmanager
     def connected(self, identity: NodeIdentity, rules: VariantRules) -> Iterator[Connection]:
-        """Counts a proxy in while its stream is open.
+        """Serves a proxy while the context is open.
 
         Args:
-            identity: who it is.
-            rules: in which it asks.
+            identity: The proxy.
+            rules: The rules of its xDS variant.
         """
-        place = (identity.proxy_kind, identity.variant)
+        view_key = (identity.proxy_kind, identity.variant)
         proxy = ProxyId(identity.node, next(self._stream_numbers))
-        stream = ProxyStream(identity.proxy_kind, self._views[place], rules, self.limits)
+        stream = ProxyStream(identity.proxy_kind, self._views[view_key], rules, self.limits)
         connection = Connection(proxy, identity, stream, time.time())
         self._connections[connection] = None
         try:
             yield connection
         finally:
             del self._connections[connection]
-            self._watchers[place].forget(connection)
+            self._watchers[view_key].remove(connection)
             for ack_waiter in self._ack_waiters:
-                ack_waiter.gone(connection)
+                ack_waiter.remove(connection)
 
     def receive(self, connection: Connection, request: XdsRequest) -> Acknowledgement | None:
-        """Takes a request of a proxy in.
+        """Processes a request of a proxy.
 
         Returns:
-            What it said of a response, if that was in flight.
+            The ACK or NACK, if the request answers the response in flight.
 
         Raises:
-            RefusedRequestError: it asks for more than it may.
+            RefusedRequestError: The proxy asks for more than the limits allow.
         """
         ack, delta = connection.stream.receive(request, time.time())
         identity = connection.identity
         watchers = self._watchers[identity.proxy_kind, identity.variant]
         watchers.update(connection, request.type, delta)
         connection.wakeup.set()
-        self._notify_ack_waiters(connection, refused=ack is not None and not ack.accepted)
+        self._notify_ack_waiters(connection, may_have_rejected=ack is not None and not ack.accepted)
         return ack
 
-    def _notify_ack_waiters(self, connection: Connection, *, refused: bool) -> None:
+    def _notify_ack_waiters(self, connection: Connection, *, may_have_rejected: bool) -> None:
         for ack_waiter in self._ack_waiters:
-            ack_waiter.moved(connection, refused=refused)
+            ack_waiter.update(connection, may_have_rejected=may_have_rejected)

@@ -1,4 +1,4 @@
-"""Who a proxy says it is, and which resources are made for such as it."""
+"""The identity of a proxy, read from the ``node`` of its first request."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -17,14 +17,14 @@ _MAX_SHOWN_CHARACTERS: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Who opens a stream.
+    """The proxy that opened a stream.
 
     Attributes:
-        node: what the proxy calls itself.
-        proxy_kind: which resources are made for it.
-        variant: how it asks.
-        user_agent: name and version of its software.
-        peer: its address, as gRPC writes it.
+        node: The proxy's node id.
+        proxy_kind: The proxy kind, which decides what resources it gets.
+        variant: The xDS variant that it speaks.
+        user_agent: Name and version of its software.
+        peer: Its address, as gRPC writes it.
     """
 
     node: NodeId
@@ -35,10 +35,11 @@ class NodeIdentity:
 
 
 def identify(node: base_pb2.Node, variant: XdsVariant, peer: str) -> NodeIdentity:
-    """Reads who a proxy is from its first request.
+    """Reads the identity of a proxy from its first request.
 
     Raises:
-        RefusedRequestError: it does not say who or what it is.
+        RefusedRequestError: The node has no id or an id that is too long, or its user agent is
+            neither Envoy nor gRPC.
     """
     if not node.id:
         raise RefusedRequestError("node.id", "is empty; name the proxy in its bootstrap")
@@ -64,5 +65,5 @@ def _proxy_kind_of(user_agent: str) -> ProxyKind:
         return ProxyKind.GRPC
     shown = user_agent[:_MAX_SHOWN_CHARACTERS]
     raise RefusedRequestError(
-        "node.user_agent_name", f"is {shown!r}; resources are made for 'envoy' and for 'gRPC …'"
+        "node.user_agent_name", f"is {shown!r}; only 'envoy' and 'gRPC …' are served"
     )

@@ -1,9 +1,9 @@
-"""The thin shell: streams of grpc.aio on one side, a `Distribution` on the other.
+"""The gRPC service: connects streams of grpc.aio to a `Distribution`.
 
-Each stream has a reader, which takes requests in as they come, and a writer, which sends what may
-be sent whenever something stirs. The writer waits for slow readers, and since a response is made
-only when it can be written, nothing queues up behind one. Proxies that send without being asked are
-read more slowly, and gRPC's flow control passes that on to them.
+Each stream has a reader, which processes requests as they arrive, and a writer, which sends
+responses whenever something changes. The writer waits for slow proxies. It builds a response only
+when it can write it, so no responses queue up. The reader slows down for proxies that send
+unsolicited requests, and gRPC's flow control passes that on to them.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class AdsServicer:
     """``AggregatedDiscoveryService`` for a server on the chassis.
 
     Args:
-        distribution: what is served.
+        distribution: The resources to serve.
     """
 
     service_name: Final = _SERVICE.full_name
@@ -62,13 +62,13 @@ class AdsServicer:
     async def StreamAggregatedResources(  # noqa: N802 - the name is the protocol's
         self, requests: AsyncIterator[Any], context: ServicerContext
     ) -> None:
-        """Serves a proxy that asks for the state of the world."""
+        """Serves a proxy over the state-of-the-world variant."""
         await self._serve(requests, context, SotwRules(), read_sotw)
 
     async def DeltaAggregatedResources(  # noqa: N802 - the name is the protocol's
         self, requests: AsyncIterator[Any], context: ServicerContext
     ) -> None:
-        """Serves a proxy that asks for what is different."""
+        """Serves a proxy over the delta variant."""
         await self._serve(requests, context, DeltaRules(), read_delta)
 
     async def _serve(
@@ -98,43 +98,43 @@ class AdsServicer:
         except TimeoutError as error:
             REFUSED_STREAMS.labels("silent").inc()
             raise DeadlineExceeded(
-                f"no request came within {limits.first_request_s:g} s", reason="SILENT_STREAM"
+                f"no request arrived within {limits.first_request_s:g} s", reason="SILENT_STREAM"
             ) from error
         if first is None:
             return
         if self._open_streams > limits.streams:
             REFUSED_STREAMS.labels("too_many_streams").inc()
             raise ResourceExhausted(
-                f"more than {limits.streams} streams are open, the most this server takes",
+                f"more than {limits.streams} streams are open, the limit of this server",
                 reason="TOO_MANY_STREAMS",
                 retry_after_s=_RETRY_AFTER_S,
             )
         try:
             identity = identify(first.node, rules.variant, context.peer())
         except RefusedRequestError as error:
-            raise _refusal(error) from error
+            raise _invalid_argument(error) from error
         with self._distribution.connected(identity, rules) as connection:
             session = _StreamSession(self._distribution, connection, rules, read)
             with session.metrics.proxies.track_inprogress():
                 async with asyncio.TaskGroup() as tasks:
-                    writing = tasks.create_task(session.write(context))
-                    await session.take(first)
+                    writer_task = tasks.create_task(session.write(context))
+                    await session.receive(first)
                     async for message in requests:
-                        await session.take(message)
-                    writing.cancel()
+                        await session.receive(message)
+                    writer_task.cancel()
 
 
 class _StreamSession:
-    """One stream's reading and writing.
+    """Reads and writes one stream.
 
     Args:
-        distribution: what is served.
-        connection: the stream.
-        rules: in which it is spoken.
-        read: reads a message of the dialect.
+        distribution: The resources to serve.
+        connection: The stream.
+        rules: The rules of the stream's xDS variant.
+        read: Reads a request of that variant.
 
     Attributes:
-        metrics: of the stream.
+        metrics: The stream's metrics.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class _StreamSession:
         self.metrics = StreamMetrics(identity.proxy_kind, identity.variant)
 
     async def write(self, context: ServicerContext) -> NoReturn:
-        """Sends whatever may be sent, for as long as the stream lasts."""
+        """Sends responses for as long as the stream is open."""
         connection, writer = self._connection, ResponseWriter(context)
         while True:
             connection.wakeup.clear()
@@ -167,8 +167,8 @@ class _StreamSession:
                 await writer.write(message)
             await connection.wakeup.wait()
 
-    async def take(self, message: Any) -> None:
-        """Takes a request in."""
+    async def receive(self, message: Any) -> None:
+        """Processes a request."""
         try:
             _check_same_node(self._connection.identity, message)
             request = self._read(message, self._distribution.limits)
@@ -176,18 +176,18 @@ class _StreamSession:
             if request is not None:
                 ack = self._distribution.receive(self._connection, request)
         except RefusedRequestError as error:
-            raise _refusal(error) from error
+            raise _invalid_argument(error) from error
         if request is None:
             IGNORED_REQUESTS.inc()
         if ack is None:
-            await self._throttle.keep()
+            await self._throttle.wait()
             return
         seconds = time.monotonic() - self._sent_at[ack.type]
         self.metrics.ack_received(ack.type, seconds, accepted=ack.accepted)
         rejection = self._connection.stream.watched_types[ack.type].rejection()
         if not ack.accepted and rejection is not None:
             self._log.warning(
-                "proxy refused resources",
+                "proxy rejected resources",
                 type=ack.type.name.lower(),
                 resources=[key.name for key in rejection.versions][:_SHOWN_KEYS],
                 count=len(rejection.versions),
@@ -196,7 +196,7 @@ class _StreamSession:
 
 
 class _RequestThrottle:
-    """Slows down a proxy that sends more than it is asked for."""
+    """Slows down a proxy that sends unsolicited requests (token bucket)."""
 
     def __init__(self, limits: ProxyLimits) -> None:
         self._rate_per_s = limits.unsolicited_requests_per_s
@@ -204,7 +204,7 @@ class _RequestThrottle:
         self._left = self._burst
         self._at = time.monotonic()
 
-    async def keep(self) -> None:
+    async def wait(self) -> None:
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate_per_s) - 1
         self._at = now
@@ -215,10 +215,10 @@ class _RequestThrottle:
 def _check_same_node(identity: NodeIdentity, message: Any) -> None:
     if message.node.id not in {"", identity.node}:
         raise RefusedRequestError(
-            "node.id", "differs from that of the stream's first request; open a new stream"
+            "node.id", "differs from the one in the stream's first request; open a new stream"
         )
 
 
-def _refusal(error: RefusedRequestError) -> InvalidArgument:
+def _invalid_argument(error: RefusedRequestError) -> InvalidArgument:
     REFUSED_STREAMS.labels("refused_request").inc()
     return InvalidArgument.of(error.field, error.problem, reason="REFUSED_REQUEST")

@@ -1,9 +1,9 @@
-"""The state-of-the-world dialect: every request names all that is asked for.
+"""The state-of-the-world (SOTW) variant of xDS: every request names the whole subscription.
 
-Responses of clusters, scopes and listeners hold all that is asked for, and what they lack is gone.
-Of the other types they hold what has changed, and nothing says that something is gone. A request
-that a response has overtaken (its nonce is not the newest) is ignored: the proxy will send another
-when it has read the response.
+Responses of clusters, scopes and listeners hold every resource subscribed to; the proxy removes
+what they lack. Responses of the other types hold what has changed, and cannot report removals. The
+server ignores a request whose nonce is not the newest: the proxy sends another request when it has
+read the newer response.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _CONTROL_PLANE: Final = base_pb2.ControlPlane(identifier="tidegate")
 
 
 class SotwRules:
-    """The dialect of ``StreamAggregatedResources``. Implements `VariantRules`."""
+    """The rules of ``StreamAggregatedResources``. Implements `VariantRules`."""
 
     variant: Final = XdsVariant.SOTW
 
@@ -37,15 +37,15 @@ class SotwRules:
         return ProtocolTraits(full_state=type in _FULL_STATE_TYPES, reports_absence=False)
 
     def is_stale(self, watched: WatchedType, request: XdsRequest) -> bool:
-        """See `VariantRules`; on a new stream any nonce will do, as it may be of the last one."""
+        """See `VariantRules`. A new stream accepts any nonce: it may be from the last stream."""
         return bool(watched.nonce) and request.nonce != watched.nonce
 
-    def delta(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
+    def update_subscription(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
         """See `VariantRules`."""
         return watched.subscription.replace(request.subscribe)
 
     def encode(self, response: XdsResponse) -> discovery_pb2.DiscoveryResponse:
-        """See `VariantRules`; the version is a digest of those of the resources."""
+        """See `VariantRules`. The version is a digest of the resources' versions."""
         digest = hashlib.blake2b(digest_size=8)
         for each in response.resources:
             digest.update(f"{each.key.name}\0{each.version}\0".encode())
@@ -62,10 +62,10 @@ def read_sotw(message: discovery_pb2.DiscoveryRequest, limits: ProxyLimits) -> X
     """Reads a request.
 
     Returns:
-        None for a type that is not served here.
+        The request, or None for a resource type that is not served.
 
     Raises:
-        RefusedRequestError: it asks for more than the limits allow.
+        RefusedRequestError: It asks for more than the limits allow.
     """
     check_names("resource_names", message.resource_names, limits)
     if (type_ := TYPES_BY_URL.get(message.type_url)) is None:
@@ -74,6 +74,6 @@ def read_sotw(message: discovery_pb2.DiscoveryRequest, limits: ProxyLimits) -> X
         type=type_,
         nonce=message.response_nonce,
         error=message.error_detail.message if message.HasField("error_detail") else None,
-        # Many streams ask for the same names; one string serves them all.
+        # Many streams subscribe to the same names; interning keeps one string for all of them.
         subscribe=frozenset(map(sys.intern, message.resource_names)),
     )

@@ -1,18 +1,19 @@
-"""One proxy's stream: in which order its types are served. A state machine without I/O.
+"""One proxy's stream: the order in which its resource types are served. No I/O.
 
-Make before break, as Envoy's "eventual consistency considerations" ask: clusters, endpoints,
-scopes, listeners, route configurations and virtual hosts, in this order, each type only when the
-proxy has answered for those before it; and only when it has answered for all of them, what leaves,
-in the opposite order. Four things are not as simple:
+The order is make before break, as Envoy's "eventual consistency considerations" ask. Additions go
+out as clusters, endpoints, scopes, listeners, route configurations and virtual hosts; each type
+waits until the proxy has answered the types before it. Removals go out last, in the opposite order,
+when every addition is answered. Four cases are less simple:
 
-- Envoy answers for a cluster only when it is warm, for which it needs the endpoints: so these go as
-  soon as their clusters are on their way, and go again whenever their cluster is sent.
-- Envoy drops virtual hosts that come before their route configuration, and never asks again: so
-  they follow when the route configuration is accepted, and once more when it is asked for anew.
-- A proxy that comes back asks for its types one after the other. Nothing leaves until all have been
-  heard, which is when the answer to some response has come: the questions were on their way before.
-- Routes are not warmed. One that names a cluster which the proxy refused and does not have is held
-  back until it has it.
+- Envoy answers for a cluster only when the cluster is warm, and for that it needs the endpoints. So
+  the endpoints go out as soon as their clusters are in flight, and again with every cluster sent.
+- Envoy drops virtual hosts that come before their route configuration, and never asks again. So
+  they are sent when the route configuration is accepted, and again after each new subscription to
+  it.
+- A proxy that reconnects subscribes to its types one after the other. Removals wait until the proxy
+  has answered some response: it had sent all of its subscriptions before that answer.
+- Envoy does not warm routes. A route that names a cluster which the proxy rejected and lacks is
+  held back until the proxy has that cluster.
 """
 
 import itertools
@@ -38,21 +39,21 @@ _NAMES_CLUSTERS: Final = (_SCOPED_ROUTE, _ROUTE, _VIRTUAL_HOST)
 
 
 class ProxyStream:
-    """What one proxy has, is owed, and refused.
+    """What one proxy has, still has to get, and has rejected.
 
     Args:
-        proxy_kind: which resources are made for it.
-        view: where they are looked up.
-        rules: in which it asks.
-        limits: on what it may ask for.
+        proxy_kind: The proxy kind.
+        view: The resources to serve.
+        rules: The rules of the proxy's xDS variant.
+        limits: Limits on what the proxy may ask for.
 
     Attributes:
-        watched_types: the state of each type.
+        watched_types: The state of each resource type.
     """
 
     __slots__ = (
         "_has_replied",
-        "_held",
+        "_held_back",
         "_limits",
         "_proxy_kind",
         "_reconnected",
@@ -70,7 +71,7 @@ class ProxyStream:
         self._limits = limits
         self._reconnected = False
         self._has_replied = False
-        self._held: set[ResourceKey] = set()
+        self._held_back: set[ResourceKey] = set()
         self.watched_types = {
             each: WatchedType(each, view, rules.traits(each), self._may_send)
             for each in ResourceType
@@ -79,18 +80,18 @@ class ProxyStream:
     def receive(
         self, request: XdsRequest, at: float
     ) -> tuple[Acknowledgement | None, SubscriptionDelta]:
-        """Takes a request in.
+        """Processes a request.
 
         Args:
-            request: what the proxy says.
-            at: now, in seconds since the epoch.
+            request: The request.
+            at: The time, in seconds since the epoch.
 
         Returns:
-            What it said of a response, if that was in flight; and what is different about what it
-            asks for.
+            The ACK or NACK, if the request answers the response in flight, and the change of the
+            subscription.
 
         Raises:
-            RefusedRequestError: it asks for more names than it may.
+            RefusedRequestError: The proxy subscribes to more names than the limits allow.
         """
         watched = self.watched_types[request.type]
         ack = watched.receive_ack(request.nonce, request.error, at)
@@ -99,38 +100,39 @@ class ProxyStream:
         elif self._rules.is_stale(watched, request):
             return None, SubscriptionDelta()
         first = not watched.subscription.started
-        delta = self._rules.delta(watched, request)
+        delta = self._rules.update_subscription(watched, request)
         if len(watched.subscription.names) > self._limits.names:
             raise RefusedRequestError(
                 "resource_names_subscribe",
-                f"asks for more than {self._limits.names} resources of {request.type.value}",
+                f"names more than {self._limits.names} resources of {request.type.value}",
             )
         initial_versions = request.initial_versions if first else {}
         self._reconnected |= bool(initial_versions)
-        watched.ask(delta, initial_versions, first=first)
+        watched.apply_subscription(delta, initial_versions, first=first)
         if request.type is _ENDPOINT and initial_versions:
-            # The clusters in flight came after these endpoints, and are not warm by them, even if
-            # their versions fit those that are served by now.
+            # The proxy got these endpoints before the clusters in flight. They do not warm those
+            # clusters, even if their versions match the versions served now.
             self._resend_endpoints()
         if request.type is _ROUTE:
             self._review_virtual_hosts({*initial_versions, *delta.subscribed, *delta.unsubscribed})
         return ack, delta
 
-    def changed(self, key: ResourceKey) -> None:
-        """Takes note that a resource is different, there, or gone."""
-        self._held.discard(key)
+    def resource_changed(self, key: ResourceKey) -> None:
+        """Checks what to send after a resource was added, changed or removed."""
+        self._held_back.discard(key)
         self.watched_types[key.type].review(key.name)
         if key.type is _CLUSTER:
             self._review_routes()
 
     def next_response(self) -> XdsResponse | None:
-        """Takes out the next response that may be sent by now; None when none may."""
+        """Takes the next response that may be sent now, or None."""
         if not self._view.loaded:
             return None
         for type_, watched in self.watched_types.items():
             if watched.is_due and watched.in_flight is None and self._is_turn_of(type_):
                 response = watched.take_due()
-                self._pushed(response)
+                if response.type is _CLUSTER:
+                    self._resend_endpoints()
                 return response
         if any(each.is_due or each.in_flight is not None for each in self.watched_types.values()):
             return None
@@ -142,11 +144,11 @@ class ProxyStream:
         return None
 
     def outcome(self, key: ResourceKey) -> tuple[AckOutcome, ResourceKey]:
-        """How far the proxy is with what is served now under a key.
+        """Returns whether the proxy has acknowledged what is served now under a key.
 
         Returns:
-            The outcome, and the key that stands in its way: the one that was asked about, the one
-            in which it travels, or the endpoints of a cluster that is not warm.
+            The outcome, and the key that it depends on: the key itself, the resource that carries
+            it, or the endpoints of a cluster that is not warm.
         """
         key = self._view.carrier(key)
         watched = self.watched_types[key.type]
@@ -154,9 +156,9 @@ class ProxyStream:
             return AckOutcome.DONE, key
         if key.type is _VIRTUAL_HOST and not self._asks_for_route_of(key.name):
             return AckOutcome.DONE, key
-        if watched.has(key.name):
+        if watched.is_current(key.name):
             return self._cluster_outcome(key) if key.type is _CLUSTER else (AckOutcome.DONE, key)
-        if key.name in watched.refused:
+        if key.name in watched.rejected:
             return AckOutcome.REJECTED, key
         return AckOutcome.WAITING, key
 
@@ -164,19 +166,15 @@ class ProxyStream:
         for earlier in itertools.takewhile(lambda each: each is not type_, self.watched_types):
             watched = self.watched_types[earlier]
             if earlier is _CLUSTER and type_ is _ENDPOINT:
-                # Clusters in flight are answered for when their endpoints have come.
+                # Envoy acknowledges clusters in flight only when it has their endpoints.
                 if watched.is_due and watched.in_flight is None:
                     return False
             elif watched.is_due or watched.in_flight is not None:
                 return False
         return True
 
-    def _pushed(self, response: XdsResponse) -> None:
-        if response.type is _CLUSTER:
-            self._resend_endpoints()
-
     def _resend_endpoints(self) -> None:
-        """Has the endpoints of the clusters in flight sent again."""
+        """Marks the endpoints of the clusters in flight to be sent again."""
         for name, version in (self.watched_types[_CLUSTER].in_flight or {}).items():
             if version != ABSENT:
                 self.watched_types[_ENDPOINT].resend(name)
@@ -195,8 +193,8 @@ class ProxyStream:
         key = resource.key
         if key.type is _VIRTUAL_HOST and not self._has_route_of(key.name):
             return False
-        if key.type in _NAMES_CLUSTERS and self._names_refused_cluster(resource):
-            self._held.add(key)
+        if key.type in _NAMES_CLUSTERS and self._names_rejected_cluster(resource):
+            self._held_back.add(key)
             return False
         return True
 
@@ -208,11 +206,11 @@ class ProxyStream:
         by_name = host in self.watched_types[_VIRTUAL_HOST].subscription.names
         return by_name or self.watched_types[_ROUTE].subscription.covers(route_of(host))
 
-    def _names_refused_cluster(self, resource: Resource) -> bool:
+    def _names_rejected_cluster(self, resource: Resource) -> bool:
         clusters = self.watched_types[_CLUSTER]
         return any(
             name not in clusters.accepted and name.encode() in resource.body.value
-            for name in clusters.refused
+            for name in clusters.rejected
         )
 
     def _review_virtual_hosts(self, routes: Iterable[str]) -> None:
@@ -221,17 +219,17 @@ class ProxyStream:
                 self.watched_types[_VIRTUAL_HOST].review(host)
 
     def _review_routes(self) -> None:
-        """Looks again at what waits for clusters, or must from now on."""
-        held, self._held = self._held, set()
+        """Checks again which resources have to wait for a rejected cluster."""
+        held, self._held_back = self._held_back, set()
         for key in held:
             self.watched_types[key.type].review(key.name)
-        if self.watched_types[_CLUSTER].refused:
+        if self.watched_types[_CLUSTER].rejected:
             for type_ in _NAMES_CLUSTERS:
                 for name in tuple(self.watched_types[type_].due):
                     self.watched_types[type_].review(name)
 
     def _cluster_outcome(self, cluster: ResourceKey) -> tuple[AckOutcome, ResourceKey]:
-        """How far a proxy that has the cluster is with its endpoints."""
+        """Returns whether a proxy that has a cluster has its endpoints too."""
         endpoints = ResourceKey(_ENDPOINT, cluster.name)
         if not self._view.find(_CLUSTER, cluster.name) or not self._view.find(
             _ENDPOINT, cluster.name
@@ -239,7 +237,7 @@ class ProxyStream:
             return AckOutcome.DONE, cluster
         if self.watched_types[_ENDPOINT].subscription.covers(cluster.name):
             return self.outcome(endpoints)
-        # An Envoy will ask yet; a gRPC client says by not asking that it needs none.
+        # An Envoy will still subscribe to them. A gRPC client that does not subscribe needs none.
         if self._proxy_kind is ProxyKind.ENVOY:
             return AckOutcome.WAITING, endpoints
         return AckOutcome.DONE, cluster

@@ -1,9 +1,9 @@
-"""What a proxy asks for of one type, and how each dialect says so.
+"""A proxy's subscription to one resource type, and how requests change it.
 
 The rules are those of Envoy's "xDS REST and gRPC protocol" ("How the client specifies what
-resources to return", "Subscribing" and "Unsubscribing from resources"). Clusters, scopes,
-listeners and virtual hosts may be asked for as a whole, with the name ``*`` or by never having
-named any; once a name was given, naming none means none.
+resources to return", "Subscribing" and "Unsubscribing from resources"). A proxy can subscribe to
+all clusters, scopes, listeners or virtual hosts: with the name ``*``, or by never naming any. Once
+it has given a name, a request without names means none.
 """
 
 from collections.abc import Collection
@@ -31,10 +31,10 @@ class SubscriptionDelta:
     """What a request changes about a subscription.
 
     Attributes:
-        subscribed: names that must be answered, whether or not they were asked for before.
-        unsubscribed: names that are no longer asked for by name.
-        wildcard_subscribed: whether everything must be answered.
-        wildcard_unsubscribed: whether everything is no longer asked for.
+        subscribed: Names that need a response, whether or not they were subscribed to before.
+        unsubscribed: Names that are no longer subscribed to by name.
+        wildcard_subscribed: Whether all resources need a response.
+        wildcard_unsubscribed: Whether the wildcard subscription has ended.
     """
 
     subscribed: frozenset[str] = frozenset()
@@ -45,13 +45,13 @@ class SubscriptionDelta:
 
 @dataclass(slots=True)
 class ResourceSubscription:
-    """What is asked for.
+    """The resources of one type that a stream subscribes to.
 
     Attributes:
-        type: of the resources.
-        wildcard: whether all of them are asked for.
-        names: that are asked for one by one.
-        started: whether there was a request at all.
+        type: The resource type.
+        wildcard: Whether the stream subscribes to all resources of the type.
+        names: The names that it subscribes to one by one.
+        started: Whether there was a request for the type.
     """
 
     type: ResourceType
@@ -61,11 +61,11 @@ class ResourceSubscription:
     _ever_named: bool = False
 
     def covers(self, name: str) -> bool:
-        """Whether a resource of that name is asked for."""
+        """Whether the stream subscribes to a resource of that name."""
         return self.wildcard or name in self.names
 
     def replace(self, names: Collection[str]) -> SubscriptionDelta:
-        """State of the world: a request names all that is asked for."""
+        """Applies a state-of-the-world request, which names the whole subscription."""
         wanted = set(names)
         had_wildcard, had = self.wildcard, self.names
         if wanted:
@@ -83,7 +83,7 @@ class ResourceSubscription:
         )
 
     def update(self, subscribe: Collection[str], unsubscribe: Collection[str]) -> SubscriptionDelta:
-        """DeltaRules: a request names what is asked for from now on, and what no longer."""
+        """Applies a delta request, which names what is added and what is removed."""
         had_wildcard = self.wildcard
         subscribed, unsubscribed = set(subscribe), set(unsubscribe)
         if not self.started and not subscribed and not unsubscribed and self._may_be_wildcard:

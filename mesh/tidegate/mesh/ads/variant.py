@@ -1,7 +1,7 @@
-"""What the two dialects of the protocol have in common: a request as a value, and its bounds.
+"""What the two xDS variants share: the request as a value, its limits, and the rules' interface.
 
-Proxies are not trusted to be sane. How many names a request may bring and how long they may be is
-checked before anything of it is kept: what a stream can make the server remember is bounded.
+Proxies are not trusted. The number and the length of the names in a request are checked before
+anything of it is stored, so that the memory of a stream is bounded.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,16 +25,16 @@ RequestT_contra = TypeVar("RequestT_contra", bound=Message, contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class ProxyLimits:
-    """How much one proxy, or all of them, may ask of the server.
+    """Limits on what one proxy, or all of them, may ask of the server.
 
     Attributes:
-        names: resources of one type that a stream may ask for by name.
-        name_bytes: length of one name, in UTF-8.
-        streams: open at the same time.
-        first_request_s: how long a stream may say nothing at first, in seconds.
-        unsolicited_requests_per_s: requests beyond the answers to responses that are taken at full
-            speed, per second and stream; what comes faster is read more slowly.
-        unsolicited_requests_burst: so many of them are taken at once.
+        names: Most resources of one type that a stream may subscribe to by name.
+        name_bytes: Most bytes in one name, in UTF-8.
+        streams: Most streams open at the same time.
+        first_request_s: Longest wait for the first request of a stream, in seconds.
+        unsolicited_requests_per_s: Requests per second and stream, beyond ACKs and NACKs, that are
+            read at full speed. The server reads faster ones more slowly.
+        unsolicited_requests_burst: How many of them are read at once at full speed.
     """
 
     names: int = 20_000
@@ -47,15 +47,16 @@ class ProxyLimits:
 
 @dataclass(frozen=True, slots=True)
 class XdsRequest:
-    """A request of either dialect.
+    """A request of either variant.
 
     Attributes:
-        type: of the resources.
-        nonce: of the response that it answers; may be empty or stale.
-        error: why that response is refused; None when it is not.
-        subscribe: names that are asked for: all of them, or in delta only the further ones.
-        unsubscribe: names that are no longer asked for; always empty in state of the world.
-        initial_versions: What the proxy has from an earlier stream; empty in state of the world.
+        type: The resource type.
+        nonce: Nonce of the response that it answers. It may be empty or stale.
+        error: Why the proxy rejects that response, or None if it does not.
+        subscribe: The names subscribed to: all of them, or in delta the additional ones.
+        unsubscribe: The names no longer subscribed to. Always empty in state of the world.
+        initial_versions: What the proxy has from an earlier stream, as versions by name. Always
+            empty in state of the world.
     """
 
     type: ResourceType
@@ -67,44 +68,44 @@ class XdsRequest:
 
 
 class VariantRules(Protocol):
-    """One of the two ways in which the protocol is spoken."""
+    """What differs between the two variants of the xDS protocol."""
 
     @property
     def variant(self) -> XdsVariant:
-        """Its name."""
+        """The variant."""
         ...
 
     def traits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
-        """How it treats a type."""
+        """Returns how the variant treats a type."""
         ...
 
     def is_stale(self, watched: WatchedType, request: XdsRequest) -> bool:
-        """Whether the request was overtaken by a response and is to be ignored."""
+        """Whether the server sent a newer response meanwhile, so that the request is ignored."""
         ...
 
-    def delta(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
-        """Takes what the request asks for into the subscription."""
+    def update_subscription(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
+        """Applies the request to the subscription."""
         ...
 
     def encode(self, response: XdsResponse) -> Message:
-        """Writes a response."""
+        """Encodes a response."""
         ...
 
 
 def check_names(field_name: str, names: Collection[str], limits: ProxyLimits) -> None:
-    """Bounds what a request may make the server remember.
+    """Checks the names in a field of a request.
 
     Raises:
-        RefusedRequestError: there are too many names, or one is empty or too long.
+        RefusedRequestError: There are too many names, or one is empty or too long.
     """
     if len(names) > limits.names:
         raise RefusedRequestError(
-            field_name, f"has {len(names)} names, at most {limits.names} may be"
+            field_name, f"has {len(names)} names; the limit is {limits.names}"
         )
     for name in names:
         if not name:
             raise RefusedRequestError(field_name, "has an empty name")
-        # A character is at most four bytes, so most names need not be encoded.
+        # A character has at most four bytes, so most names need no encoding to be checked.
         if len(name) * 4 > limits.name_bytes and len(name.encode()) > limits.name_bytes:
             raise RefusedRequestError(
                 field_name, f"has a name longer than {limits.name_bytes} bytes: {name[:64]}…"

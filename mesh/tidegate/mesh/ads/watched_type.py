@@ -1,17 +1,18 @@
-"""One type of resources on one stream: what the proxy has, what it is owed, what it refused.
+"""One resource type on one stream: what the proxy has, still has to get, and has rejected.
 
-A state machine without I/O. `ask` and `review` say what has become different, `take_due` and
-`take_removals` take out what shall be sent, and `receive_ack` takes the answer in. Three rules:
+A state machine without I/O. `apply_subscription` and `review` take in what has changed, `take_due`
+and `take_removals` build responses, and `receive_ack` takes in the ACK or NACK. Three rules hold:
 
-- One response is in flight at a time. What changes meanwhile is only noted by name, and the next
-  response carries what is newest then: a slow reader costs names, not queued messages.
-- What a proxy has refused is not sent again, but for the cases in docs/mesh-ads.md, "When a proxy
-  refuses": `review` finds the changes, `ask` the names asked for anew, and `resend` is told what
-  must follow another resource. What the proxy had before stays what it has.
-- What leaves is kept apart from what is put, because it is sent last (see `stream`).
+- One response is in flight at a time. Later changes are stored by name only, and the next response
+  carries the newest versions. A slow proxy costs the server names, not queued messages.
+- The server does not send rejected resources again, except in the cases of docs/mesh-ads.md, "When
+  a proxy rejects an update". `review` finds changed resources, `apply_subscription` finds names
+  with a new subscription, and the stream calls `resend` for a resource that must follow another
+  one. The proxy keeps what it had before.
+- Removals are stored apart from additions, because they are sent last (see `stream`).
 
-A proxy sends its answer to a response before whatever else it asks for afterwards. So one that lets
-a name go and wants it back while a response with that name is on its way has it in the end.
+A proxy answers a response before it sends any later request. So a proxy that unsubscribes from a
+name and subscribes again, while a response with that name is in flight, has the name afterwards.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -26,18 +27,18 @@ from tidegate.mesh.resources import Resource, ResourceKey, ResourceType, Version
 __all__ = ["ABSENT", "Acknowledgement", "ProtocolTraits", "WatchedType", "XdsResponse"]
 
 ABSENT: Final = Version("")
-"""The version of what is not there."""
+"""The version of a resource that does not exist."""
 
 _MAX_MESSAGE_CHARACTERS: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class ProtocolTraits:
-    """How a dialect treats one type.
+    """How an xDS variant treats one resource type.
 
     Attributes:
-        full_state: every response holds all that is asked for; what is missing is gone.
-        reports_absence: what is gone, or never was, is named as such.
+        full_state: Every response holds the whole subscription; what it lacks is removed.
+        reports_absence: Responses name resources that were removed or do not exist.
     """
 
     full_state: bool
@@ -46,13 +47,13 @@ class ProtocolTraits:
 
 @dataclass(frozen=True, slots=True)
 class XdsResponse:
-    """A response to be sent.
+    """A response of either variant.
 
     Attributes:
-        type: of everything in it.
-        nonce: which the answer will bear.
-        resources: what is put.
-        removed: names of what is not there, for a dialect that says so.
+        type: The type of all resources in it.
+        nonce: The nonce, which the ACK or NACK repeats.
+        resources: Resources that are new or changed, or the full state.
+        removed: Names that do not exist, for a variant that reports absence.
     """
 
     type: ResourceType
@@ -63,13 +64,13 @@ class XdsResponse:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """What a proxy said of a response.
+    """The ACK or NACK of a response.
 
     Attributes:
-        type: of the response.
-        accepted: whether it was an ACK.
-        gained: names that the proxy has now, and had not before or had asked for anew.
-        lost: names that the proxy has not, or no longer.
+        type: The type of the response.
+        accepted: Whether it is an ACK.
+        gained: Names that the proxy has now, and did not have before or had subscribed to again.
+        lost: Names that the proxy does not have, or no longer has.
     """
 
     type: ResourceType
@@ -79,26 +80,27 @@ class Acknowledgement:
 
 
 class WatchedType:
-    """The state of one type on one stream.
+    """The state of one resource type on one stream.
 
     Args:
-        type: of the resources.
-        view: where they are looked up.
-        traits: of the dialect with this type.
-        may_send: whether a resource may be sent by now; see `stream`.
+        type: The resource type.
+        view: The resources to serve.
+        traits: How the stream's xDS variant treats this type.
+        may_send: Whether a resource may be sent now; see `stream`.
 
     Attributes:
-        subscription: what the proxy asks for.
-        nonce: of the response sent last; empty before the first.
-        due: names to be sent or told absent.
-        removals: names that the proxy has and shall have no longer.
-        accepted: what the proxy has, in which version.
-        in_flight: what the response carries that waits for its answer; None when none does.
+        subscription: The proxy's subscription.
+        nonce: Nonce of the last response, empty before the first.
+        due: Names to send, or to report as absent.
+        removals: Names that the proxy has and is to remove.
+        accepted: Versions that the proxy has, by name.
+        in_flight: Versions in the response that waits for its ACK, by name; None without one.
     """
 
     __slots__ = (
         "_count",
         "_error",
+        "_last_response",
         "_may_send",
         "_must_respond",
         "_rejected",
@@ -108,7 +110,6 @@ class WatchedType:
         "_type",
         "_unsubscribed_in_flight",
         "_view",
-        "_world",
         "accepted",
         "due",
         "in_flight",
@@ -130,14 +131,14 @@ class WatchedType:
         self._may_send = may_send
         self._count = 0
         self._must_respond = False
-        # To be sent even if the proxy has it; which of these are in flight; and what was in the
-        # response in flight when the proxy let it go.
+        # Names to send even if the proxy has them, and those of them that are in flight.
         self._to_resend: set[str] = set()
         self._resent_in_flight: set[str] = set()
+        # What the response in flight carries of names that the proxy has unsubscribed from since.
         self._unsubscribed_in_flight: dict[str, Version] = {}
         self._rejected: dict[str, Version] = {}
         self._error = ("", 0.0)
-        self._world: dict[str, Resource] = {}
+        self._last_response: dict[str, Resource] = {}
         self.subscription = ResourceSubscription(type)
         self.nonce = ""
         self.due: set[str] = set()
@@ -147,23 +148,23 @@ class WatchedType:
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to send that takes nothing away."""
+        """Whether there is a response to send that removes nothing."""
         return bool(self.due) or self._must_respond
 
     @property
-    def refused(self) -> Collection[str]:
-        """Names that the proxy refused in the version that is served now."""
+    def rejected(self) -> Collection[str]:
+        """Names that the proxy rejected in the version that is served now."""
         return self._rejected.keys()
 
-    def ask(
+    def apply_subscription(
         self, delta: SubscriptionDelta, initial_versions: Mapping[str, Version], *, first: bool
     ) -> None:
-        """Takes in what the proxy asks for, of which `subscription` knows already.
+        """Takes in a change of the subscription, which `subscription` already includes.
 
         Args:
-            delta: what is different.
-            initial_versions: what the proxy brought along from an earlier stream.
-            first: whether this is the first request of the type.
+            delta: The change.
+            initial_versions: What the proxy has from an earlier stream.
+            first: Whether this is the first request for the type.
         """
         self.accepted |= {
             name: initial_versions[name]
@@ -171,8 +172,8 @@ class WatchedType:
             if self.subscription.covers(name)
         }
         for name in delta.unsubscribed:
-            self._forget(name)
-            # Under a wildcard the proxy cannot know whether it still is to have it.
+            self._drop(name)
+            # Under a wildcard the proxy cannot know whether it is still to have the resource.
             if self._traits.reports_absence and self.subscription.wildcard:
                 self._to_resend.add(name)
             self.review(name)
@@ -183,8 +184,9 @@ class WatchedType:
         if delta.wildcard_subscribed:
             subscribed.update(self._view.names(self._type))
         for name in subscribed - initial_versions.keys():
-            self._forget(name)
-            # What is only asked for with all the rest is not told absent if it goes before it came.
+            self._drop(name)
+            # Absence is reported only for names that the proxy named itself, or that it
+            # unsubscribed from while they were in flight. A name of the wildcard needs no report.
             needed = name in delta.subscribed or name in self._unsubscribed_in_flight
             if needed and self._traits.reports_absence:
                 self._to_resend.add(name)
@@ -193,24 +195,24 @@ class WatchedType:
         if not initial_versions and (
             delta.wildcard_subscribed or (first and self._traits.full_state)
         ):
-            # A proxy that starts up waits for the answer, even to an empty world; and so does one
-            # that asks anew, as an Envoy does for scopes after its last listener with them went.
+            # A starting proxy waits for the response, even an empty one. So does a proxy that
+            # subscribes again, as Envoy does for scopes after it removed its last scoped listener.
             self._must_respond = True
 
     def review(self, name: str) -> None:
-        """Looks at one name again: is something to be sent for it?"""
+        """Checks whether something is to be sent for a name."""
         self.due.discard(name)
         self.removals.discard(name)
         if not self.subscription.covers(name):
-            self._forget(name)
+            self._drop(name)
             return
         resource = self._view.find(self._type, name)
         version = resource.version if resource else ABSENT
         if self._rejected.get(name, version) != version:
-            self._try_refused_again()
+            self._retry_rejected()
         if resource and not self._may_send(resource):
             return
-        held = self._held(name)
+        held = self._expected_version(name)
         if name in self._to_resend and (
             resource or (held == ABSENT and self._traits.reports_absence)
         ):
@@ -225,46 +227,46 @@ class WatchedType:
                 self._to_resend.discard(name)
 
     def resend(self, name: str) -> None:
-        """Has one name sent once more, refused or not, if the proxy asks for it and it exists."""
+        """Marks a name to be sent again, rejected or not, if it is subscribed to and exists."""
         if self.subscription.covers(name) and self._view.find(self._type, name):
             self._rejected.pop(name, None)
             self._to_resend.add(name)
             self.review(name)
 
     def take_due(self) -> XdsResponse:
-        """Takes out all that takes nothing away."""
+        """Builds the response with everything that is due and no removals."""
         if self._traits.full_state:
             return self._full_response(keep=self.removals)
         found = {name: self._view.find(self._type, name) for name in sorted(self.due)}
         self.due.clear()
-        return self._sent(
+        return self._respond(
             {name: each.version if each else ABSENT for name, each in found.items()},
             resources=[each for each in found.values() if each],
             removed=[name for name, each in found.items() if not each],
         )
 
     def take_removals(self) -> XdsResponse:
-        """Takes out what shall leave; call it only when nothing is due."""
+        """Builds the response with the removals. Call it only when nothing is due."""
         if self._traits.full_state:
             return self._full_response(keep=())
         names = sorted(self.removals)
         self.removals.clear()
-        return self._sent(dict.fromkeys(names, ABSENT), resources=(), removed=names)
+        return self._respond(dict.fromkeys(names, ABSENT), resources=(), removed=names)
 
     def empty_response(self) -> XdsResponse:
-        """Makes an empty response, which a proxy only acknowledges."""
-        return self._sent({}, resources=(), removed=())
+        """Builds an empty response, which the proxy only acknowledges."""
+        return self._respond({}, resources=(), removed=())
 
     def receive_ack(self, nonce: str, error: str | None, at: float) -> Acknowledgement | None:
-        """Takes in what a proxy says of a response.
+        """Takes in the ACK or NACK of a response.
 
         Args:
-            nonce: of the response.
-            error: why it was refused; None when it was accepted.
-            at: now, in seconds since the epoch.
+            nonce: The nonce of the response.
+            error: Why the proxy rejected it, or None if it accepted it.
+            at: The time, in seconds since the epoch.
 
         Returns:
-            None when no such response is in flight.
+            The ACK or NACK, or None when no such response is in flight.
         """
         if self.in_flight is None or nonce != self.nonce:
             return None
@@ -292,8 +294,8 @@ class WatchedType:
             self._type, accepted=accepted, gained=tuple(gained), lost=tuple(lost)
         )
 
-    def has(self, name: str) -> bool:
-        """Whether the proxy has what is served now under a name, or nothing if nothing is."""
+    def is_current(self, name: str) -> bool:
+        """Whether the proxy has the version of a name that is served now, or its absence."""
         if name in self._to_resend or name in self.due or name in self.removals:
             return False
         if self.in_flight and name in self.in_flight:
@@ -302,7 +304,7 @@ class WatchedType:
         return self.accepted.get(name, ABSENT) == (resource.version if resource else ABSENT)
 
     def rejection(self) -> Rejection | None:
-        """What the proxy refuses now."""
+        """Returns what the proxy rejects now, or None."""
         if not self._rejected:
             return None
         message, at = self._error
@@ -310,7 +312,7 @@ class WatchedType:
         return Rejection(versions, message, at)
 
     def status(self) -> TypeStatus:
-        """Counts, for display."""
+        """Returns the counts for display."""
         pending = {*self.due, *self.removals, *(self.in_flight or ())}
         names = self._view.names(self._type)
         wildcard = self.subscription.wildcard
@@ -328,22 +330,26 @@ class WatchedType:
         if self.subscription.wildcard:
             subscribed = {*subscribed, *self._view.names(self._type)}
         found = {name: self._view.find(self._type, name) for name in sorted(subscribed)}
-        held = {name for name, each in found.items() if each and not self._may_send(each)}
-        world = {name: each for name, each in found.items() if each and name not in held}
-        # What leaves later, or must not change yet, is in the world until then as it was before.
-        world |= {name: self._world[name] for name in {*keep, *held} if name in self._world}
+        held_back = {name for name, each in found.items() if each and not self._may_send(each)}
+        resources = {name: each for name, each in found.items() if each and name not in held_back}
+        # Resources that are removed later, or must not change yet, stay as they were before.
+        resources |= {
+            name: self._last_response[name]
+            for name in {*keep, *held_back}
+            if name in self._last_response
+        }
         changed = {
             name: each.version
-            for name, each in world.items()
+            for name, each in resources.items()
             if name not in keep and self.accepted.get(name) != each.version
         }
-        changed |= dict.fromkeys(self.accepted.keys() - world.keys(), ABSENT)
+        changed |= dict.fromkeys(self.accepted.keys() - resources.keys(), ABSENT)
         self.due.clear()
         self.removals.intersection_update(keep)
-        self._world = world
-        return self._sent(changed, resources=world.values(), removed=())
+        self._last_response = resources
+        return self._respond(changed, resources=resources.values(), removed=())
 
-    def _sent(
+    def _respond(
         self,
         versions: dict[str, Version],
         *,
@@ -358,20 +364,20 @@ class WatchedType:
         self.in_flight = versions
         return XdsResponse(self._type, self.nonce, tuple(resources), tuple(removed))
 
-    def _held(self, name: str) -> Version:
-        """What the proxy has of a name, or will have if it accepts what is in flight."""
+    def _expected_version(self, name: str) -> Version:
+        """Returns the version that the proxy has, or will have if it accepts what is in flight."""
         if self.in_flight and name in self.in_flight:
             return self.in_flight[name]
         return self.accepted.get(name, ABSENT)
 
-    def _forget(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
         self.accepted.pop(name, None)
         self._rejected.pop(name, None)
         self._to_resend.discard(name)
         if self.in_flight and (version := self.in_flight.pop(name, ABSENT)) != ABSENT:
             self._unsubscribed_in_flight[name] = version
 
-    def _try_refused_again(self) -> None:
+    def _retry_rejected(self) -> None:
         names = tuple(self._rejected)
         self._rejected.clear()
         for name in names:
