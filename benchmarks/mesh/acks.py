@@ -51,8 +51,12 @@ from prometheus_client import REGISTRY
 
 from tidegate.chassis import ChassisSettings, Health, running
 from tidegate.mesh.ads import AckReport, AdsServicer, Distribution
-from tidegate.mesh.compiler.merged_gateways import MergedGateway
-from tidegate.mesh.compiler.route_tables import domain_resources, look_up, route_configuration
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway
+from tidegate.mesh.compiler.routes.route_tables import (
+    domain_resources,
+    look_up,
+    route_configuration,
+)
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.resources import Change, ProxyKind, Resource, ResourceKey, ResourceType
 
@@ -60,8 +64,8 @@ CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, _, VIRTUAL_HOST = ResourceType
 ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
 )
-ENTRANCE = MergedGateway("http.80", 80, tls=False, doors=(), scoped=True)
-WITHOUT_SCOPES = MergedGateway("http.80", 80, tls=False, doors=(), scoped=False)
+SCOPED = MergedGateway("http.80", 80, tls=False, servers=(), scoped=True)
+WITHOUT_SCOPES = MergedGateway("http.80", 80, tls=False, servers=(), scoped=False)
 PATIENCE_S, PAUSE_S = 60.0, 0.03
 RESULTS = Path("bench-results/mesh-acks.json")
 
@@ -85,9 +89,9 @@ class Scenario:
     scoped: bool
 
     @property
-    def entrance(self) -> MergedGateway:
+    def merged_gateway(self) -> MergedGateway:
         """Where requests for the hosts come in."""
-        return ENTRANCE if self.scoped else WITHOUT_SCOPES
+        return SCOPED if self.scoped else WITHOUT_SCOPES
 
 
 @dataclass(frozen=True)
@@ -141,17 +145,17 @@ def cluster_of(number: int) -> str:
     return f"outbound|80||{host_name(number)}"
 
 
-def domain(entrance: MergedGateway, number: int, weight: int) -> tuple[Resource, ...]:
-    """Makes what an entrance does with a host, with a weight that differs."""
+def domain(merged_gateway: MergedGateway, number: int, weight: int) -> tuple[Resource, ...]:
+    """Makes what a merged gateway does with a host, with a weight that differs."""
     message = route_components_pb2.VirtualHost(domains=[host_name(number)])
     route = message.routes.add(match=route_components_pb2.RouteMatch(prefix="/"))
     other = cluster_of(number + 1 if number == 0 else number - 1)
     for target, share in ((cluster_of(number), weight), (other, 1_000_000 - weight)):
         route.route.weighted_clusters.clusters.add(name=target).weight.value = share
-    return domain_resources(entrance, host_name(number), message)
+    return domain_resources(merged_gateway, host_name(number), message)
 
 
-def host(entrance: MergedGateway, number: int) -> Iterator[Resource]:
+def host(merged_gateway: MergedGateway, number: int) -> Iterator[Resource]:
     """Makes the resources of a host."""
     name = cluster_of(number)
     eds = cluster_pb2.Cluster.EdsClusterConfig(eds_config=ADS)
@@ -165,25 +169,25 @@ def host(entrance: MergedGateway, number: int) -> Iterator[Resource]:
         address.address = f"10.{number // 250}.{number % 250}.{each + 1}"
         address.port_value = 8500
     yield Resource.of(ENDPOINT, name, endpoints)
-    yield from domain(entrance, number, 0)
+    yield from domain(merged_gateway, number, 0)
 
 
 def mesh(scenario: Scenario) -> tuple[Resource, ...]:
     """Makes a whole mesh."""
-    entrance = scenario.entrance
+    merged_gateway = scenario.merged_gateway
     http = hcm_pb2.HttpConnectionManager(
         stat_prefix="ingress",
         http_filters=[hcm_pb2.HttpFilter(name="router", typed_config=packed(router_pb2.Router()))],
     )
-    look_up(http, entrance)
+    look_up(http, merged_gateway)
     listener = listener_pb2.Listener(name="ingress")
     listener.address.socket_address.address = "127.0.0.1"
     listener.address.socket_address.port_value = 0
     listener.filter_chains.add().filters.add(name="http", typed_config=packed(http))
     return (
         Resource.of(LISTENER, "ingress", listener),
-        route_configuration(entrance),
-        *(each for number in range(scenario.hosts) for each in host(entrance, number)),
+        route_configuration(merged_gateway),
+        *(each for number in range(scenario.hosts) for each in host(merged_gateway, number)),
     )
 
 
@@ -244,7 +248,8 @@ async def serve(scenario: Scenario, changes: int, rounds: int) -> Result:
         first_s = time.perf_counter() - began
         weights = itertools.count(1)
         samples = [
-            await measure(distribution, scenario.entrance, changes, weights) for _ in range(rounds)
+            await measure(distribution, scenario.merged_gateway, changes, weights)
+            for _ in range(rounds)
         ]
         memory = psutil.Process().memory_info().rss / 2**20
     medians = [statistics.median(column) for column in zip(*samples, strict=True)]
@@ -262,7 +267,7 @@ def is_complete(distribution: Distribution, scenario: Scenario) -> bool:
 
 
 async def measure(
-    distribution: Distribution, entrance: MergedGateway, changes: int, weights: Iterator[int]
+    distribution: Distribution, merged_gateway: MergedGateway, changes: int, weights: Iterator[int]
 ) -> tuple[float, float, float, float]:
     """Changes one weight again and again; gives the costs of one change."""
     times_ms = []
@@ -270,7 +275,7 @@ async def measure(
     for _ in range(changes):
         # Otherwise the mesh that is slower to answer would find the caches colder.
         await asyncio.sleep(PAUSE_S)
-        changed = domain(entrance, 5, next(weights))
+        changed = domain(merged_gateway, 5, next(weights))
         began = time.perf_counter()
         distribution.apply(ProxyKind.ENVOY, Change(put=changed))
         await acknowledged(distribution, *(each.key for each in changed))

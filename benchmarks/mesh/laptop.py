@@ -129,7 +129,7 @@ class Laptop:
 
     def _write_objects(self, vision: int, llm: int, *, with_llm: bool) -> None:
         self.objects.mkdir()
-        for file in (ROOT / "mesh" / "istio").glob("*.yaml"):
+        for file in (ROOT / "mesh/istio/base/traffic").glob("*.yaml"):
             if with_llm or file.name != "llm.yaml":
                 shutil.copy(file, self.objects)
         gateway = self.objects / "gateway.yaml"

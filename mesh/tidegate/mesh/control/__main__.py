@@ -7,7 +7,6 @@ import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from tidegate.chassis import get_logger
 from tidegate.chassis.server import run
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
@@ -33,6 +32,7 @@ from tidegate.mesh.traces.jaeger_api import jaeger_api
 from tidegate.mesh.traces.receiver import OtlpTraceServicer
 from tidegate.mesh.traces.store import TraceStore
 from tidegate.mesh.v1 import mesh_pb2_grpc
+from tidegate.runtime.logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

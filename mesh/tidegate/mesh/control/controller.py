@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tidegate.chassis import get_logger
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.istio import IstioObjects
@@ -50,6 +49,7 @@ from tidegate.mesh.control.shifted import ShiftedFiles
 from tidegate.mesh.control.taking_over import TakingOver
 from tidegate.mesh.control.transitions import Transitions
 from tidegate.mesh.resources import ProxyKind, ResourceKey
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["Controller"]
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.control.endpoints import addresses, with_leaving
 from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.resources import ProxyKind, Resource, ResourceKey
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["Departure", "Departures"]
 

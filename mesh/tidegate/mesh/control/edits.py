@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.errors import TidegateError
 from tidegate.mesh.control.effective import Differences, Effective
 from tidegate.mesh.control.endpoint_states import Endpoints
@@ -19,6 +18,7 @@ from tidegate.mesh.control.files import Files
 from tidegate.mesh.control.journal import TextChange
 from tidegate.mesh.control.problems import Problems
 from tidegate.mesh.control.shifted import ShiftedFiles
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["FileEdits"]
 

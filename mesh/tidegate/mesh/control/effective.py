@@ -5,7 +5,7 @@ be made again. Files that hold nothing but WorkloadEntries say which servers run
 apart from the others, because servers come and go by themselves and count at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,11 +17,9 @@ from tidegate.istio import (
     Kind,
     Loaded,
     ObjectName,
-    ObjectProblem,
     plan_changes,
 )
-from tidegate.istio.files import ObjectFile, ObjectPart
-from tidegate.istio.parsing import parse_part, parts
+from tidegate.istio.files import ObjectFile, parse_file
 from tidegate.mesh.control.about import HostIndex
 from tidegate.mesh.control.errors import ObjectsError
 from tidegate.mesh.control.journal import TextChange
@@ -109,8 +107,8 @@ class Effective:
             text = self._texts.pop(each.path, None)
             if text is not None:
                 file = self._file(each.path, text)
-                self._hosts.remove(_objects(file))
-                for item in _objects(file):
+                self._hosts.remove(file.objects)
+                for item in file.objects:
                     self._path_of.pop(item.name, None)
             self._workloads.discard(each.path)
         for each in changes:
@@ -119,8 +117,8 @@ class Effective:
                 continue
             file = self._file(each.path, each.after)
             self._texts[each.path] = each.after
-            self._path_of.update((item.name, each.path) for item in _objects(file))
-            self._hosts.add(_objects(file))
+            self._path_of.update((item.name, each.path) for item in file.objects)
+            self._hosts.add(file.objects)
             if _only_workloads(file):
                 self._workloads.add(each.path)
 
@@ -157,7 +155,7 @@ class Effective:
             for each in changes
             if each.after is not None
         }
-        objects = IstioObjects.of(item for file in files.values() for item in _objects(file))
+        objects = IstioObjects.of(item for file in files.values() for item in file.objects)
         planned = plan_changes(Loaded(tuple(files), files, objects), edit(objects))
         texts = {each.path: each.after.decode() for each in planned}
         return tuple(replace(each, after=texts.get(each.path, each.after)) for each in changes)
@@ -165,55 +163,25 @@ class Effective:
     def _file(self, path: Path, text: str) -> ObjectFile:
         known = self._read.setdefault(path, {})
         if text not in known:
-            file = _read(path, text, tuple(known.values()))
+            file = parse_file(path, text, tuple(known.values()))
             for other in [each for each in known if each != self._texts.get(path)]:
                 del known[other]
             known[text] = file
         return known[text]
 
 
-def _read(path: Path, text: str, known: Sequence[ObjectFile]) -> ObjectFile:
-    """Reads a text, anew only the parts that no text known of the file has."""
-    same = {part.text: part for file in known for part in file.parts}
-    earlier = {item.name: item for file in known for item in _objects(file)}
-    read: list[ObjectPart] = []
-    problems: list[ObjectProblem] = []
-    for lines_before, part_text in parts(text):
-        part = same.get(part_text)
-        if part is None:
-            parsed = parse_part(part_text, str(path), lines_before)
-            problems += parsed.problems
-            objects = tuple(
-                (_kept(each.object, earlier), each.line - lines_before) for each in parsed.objects
-            )
-            part = ObjectPart(part_text, objects, ())
-        read.append(part)
-    if problems:
-        raise IstioObjectErrors(problems)
-    return ObjectFile(path, tuple(read))
-
-
-def _kept(item: IstioObject, earlier: Mapping[ObjectName, IstioObject]) -> IstioObject:
-    known = earlier.get(item.name)
-    return known if known is not None and known == item else item
-
-
-def _objects(file: ObjectFile) -> Iterator[IstioObject]:
-    return (item for part in file.parts for item, _ in part.objects)
-
-
 def _only_workloads(file: ObjectFile) -> bool:
-    kinds = {item.name.kind for item in _objects(file)}
+    kinds = {item.name.kind for item in file.objects}
     return kinds == {Kind.WORKLOAD_ENTRY}
 
 
 def _replaced(
     objects: IstioObjects, before: Sequence[ObjectFile], after: Sequence[ObjectFile]
 ) -> IstioObjects:
-    old = {item.name for file in before for item in _objects(file)}
+    old = {item.name for file in before for item in file.objects}
     new: dict[ObjectName, IstioObject] = {}
     for file in after:
-        for item in _objects(file):
+        for item in file.objects:
             if item.name in new or (item.name in objects and item.name not in old):
                 raise ObjectsError(
                     f"{file.path}: {item.name} is there already; keep one, or rename one"

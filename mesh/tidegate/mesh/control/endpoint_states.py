@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
-from tidegate.chassis import get_logger
 from tidegate.istio.objects import IstioObjects
 from tidegate.mesh.compiler.settings import EndpointState
 from tidegate.mesh.control.health_checks import CheckPace, EndpointChecks
 from tidegate.mesh.control.health_watching import HealthWatch
 from tidegate.mesh.control.serving import Serving
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["EndpointStatus", "Endpoints"]
 

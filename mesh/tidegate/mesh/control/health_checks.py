@@ -21,9 +21,9 @@ from typing import Final
 from tidegate.istio.destination_rule import ClientTlsMode
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.service_entry import PortProtocol, Resolution
-from tidegate.mesh.compiler.services import Port, Service, ServicesBuilder
+from tidegate.mesh.compiler.hosts.services import Port, RegisteredService, ServiceRegistryBuilder
+from tidegate.mesh.compiler.hosts.upstreams import Upstream, Upstreams, UpstreamsBuilder
 from tidegate.mesh.compiler.settings import MeshSettings
-from tidegate.mesh.compiler.targets import Target, Targets, TargetsBuilder
 
 __all__ = ["CheckPace", "EndpointChecks", "HealthCheck", "is_checked"]
 
@@ -62,8 +62,8 @@ class EndpointChecks:
 
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
-        self._builders: list[tuple[ServicesBuilder, TargetsBuilder]] = []
-        self._targets: list[Targets] = []
+        self._builders: list[tuple[ServiceRegistryBuilder, UpstreamsBuilder]] = []
+        self._targets: list[Upstreams] = []
         self._checks: Mapping[str, HealthCheck] = {}
 
     def of(self, objects: Iterable[IstioObjects]) -> Mapping[str, HealthCheck]:
@@ -75,7 +75,7 @@ class EndpointChecks:
         found = []
         for index, each in enumerate(objects):
             if index == len(self._builders):
-                builders = ServicesBuilder(self._settings), TargetsBuilder(self._settings)
+                builders = ServiceRegistryBuilder(self._settings), UpstreamsBuilder(self._settings)
                 self._builders.append(builders)
             services, targets = self._builders[index]
             found.append(targets.build(services.build(each), each.destination_rules))
@@ -85,12 +85,12 @@ class EndpointChecks:
         return self._checks
 
 
-def is_checked(service: Service) -> bool:
+def is_checked(service: RegisteredService) -> bool:
     """Whether the health of a host's endpoints is checked."""
     return not service.external and service.resolution is Resolution.STATIC
 
 
-def _checks(targets: Iterable[Targets]) -> dict[str, HealthCheck]:
+def _checks(targets: Iterable[Upstreams]) -> dict[str, HealthCheck]:
     checks: dict[str, HealthCheck] = {}
     for each in targets:
         for target in each.by_host.values():
@@ -104,13 +104,13 @@ def _checks(targets: Iterable[Targets]) -> dict[str, HealthCheck]:
     return checks
 
 
-def _check(service: Service, port: Port) -> HealthCheck:
+def _check(service: RegisteredService, port: Port) -> HealthCheck:
     if not is_checked(service):
         return HealthCheck.NONE
     return HealthCheck.GRPC if port.protocol in _GRPC else HealthCheck.TCP
 
 
-def _with_tls(target: Target, port: Port) -> frozenset[str]:
+def _with_tls(target: Upstream, port: Port) -> frozenset[str]:
     """The endpoints of a port, ``address:port``, that some cluster calls with TLS."""
     if not target.rules:
         return frozenset()

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.ads import AckOutcome, AckReport, Distribution, ProxyAck, ProxyId
 from tidegate.mesh.control.errors import RolledBackError, StateError
 from tidegate.mesh.control.events import EventKind, TransitionEvent
@@ -20,6 +19,7 @@ from tidegate.mesh.control.serving import Proposal, Serving
 from tidegate.mesh.control.taking_over import TakingOver
 from tidegate.mesh.control.transition import Reached, Stage, StageKind, keys_of, wanted
 from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["Performer", "Say"]
 

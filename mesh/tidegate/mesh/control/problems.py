@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.chassis import get_logger
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["Problem", "Problems"]
 

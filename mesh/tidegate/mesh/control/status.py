@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidegate.istio.virtual_service import Destination, HttpMatchRequest, HttpRoute, VirtualService
 from tidegate.mesh.ads import Distribution, ProxyStatus, Rejection, TypeStatus, XdsVariant
 from tidegate.mesh.compiler import EndpointState
-from tidegate.mesh.compiler.services import Service
+from tidegate.mesh.compiler.hosts.services import RegisteredService
 from tidegate.mesh.control.controller import Controller
 from tidegate.mesh.control.health_checks import is_checked
 from tidegate.mesh.control.loads import Loads
@@ -131,7 +131,7 @@ def _rejection(rejection: Rejection) -> mesh_pb2.Rejection:
 
 
 def _subset(
-    service: Service, subset: SubsetView, controller: Controller, loads: Loads
+    service: RegisteredService, subset: SubsetView, controller: Controller, loads: Loads
 ) -> mesh_pb2.Subset:
     counts = [loads.last_known(cluster) for cluster in subset.clusters]
     known = [each for each in counts if each is not None]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.envoy import Admin, AdminError
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["TakingOver", "estimated_s"]
 

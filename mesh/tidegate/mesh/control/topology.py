@@ -12,7 +12,12 @@ from typing import Final
 from tidegate.istio import IstioObjects
 from tidegate.istio.shapes import HostName, SubsetName
 from tidegate.mesh.compiler import MeshSettings, cluster_name
-from tidegate.mesh.compiler.services import Endpoint, Service, Services, ServicesBuilder
+from tidegate.mesh.compiler.hosts.services import (
+    Endpoint,
+    RegisteredService,
+    ServiceRegistry,
+    ServiceRegistryBuilder,
+)
 from tidegate.mesh.telemetry import IstioWorkload
 
 __all__ = ["SubsetView", "Topology"]
@@ -62,10 +67,10 @@ class Topology:
     """
 
     def __init__(self, settings: MeshSettings, clock: Callable[[], float] = time.time) -> None:
-        self._builder = ServicesBuilder(settings)
-        self._of_the_next = ServicesBuilder(settings)
+        self._builder = ServiceRegistryBuilder(settings)
+        self._of_the_next = ServiceRegistryBuilder(settings)
         self._clock = clock
-        self._services: tuple[Services, ...] = ()
+        self._services: tuple[ServiceRegistry, ...] = ()
         self._now: dict[str, _Tenancy] = {}
         # By address, the newest last.
         self._before: dict[str, tuple[_Tenancy, ...]] = {}
@@ -133,7 +138,9 @@ class Topology:
                 return each.workload
         return None if now is None else now.workload
 
-    def hosts(self, objects: IstioObjects) -> Iterator[tuple[Service, tuple[SubsetView, ...]]]:
+    def hosts(
+        self, objects: IstioObjects
+    ) -> Iterator[tuple[RegisteredService, tuple[SubsetView, ...]]]:
         """Every host with its subsets, the host as a whole first.
 
         Args:
@@ -149,7 +156,9 @@ class Topology:
             yield service, tuple(_view(service, name, wanted) for name, wanted in subsets)
 
 
-def _view(service: Service, name: SubsetName | None, labels: dict[str, str]) -> SubsetView:
+def _view(
+    service: RegisteredService, name: SubsetName | None, labels: dict[str, str]
+) -> SubsetView:
     return SubsetView(
         name,
         tuple(cluster_name(service.host, port, name) for port in service.ports),
@@ -163,6 +172,6 @@ def _view(service: Service, name: SubsetName | None, labels: dict[str, str]) -> 
     )
 
 
-def _endpoints(service: Service) -> Iterator[Endpoint]:
+def _endpoints(service: RegisteredService) -> Iterator[Endpoint]:
     for port in service.ports.values():
         yield from port.endpoints

@@ -15,7 +15,6 @@ from typing import Final
 
 from prometheus_client import Counter, Histogram
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.control.errors import RolledBackError, StateError, UnexpectedChangeError
 from tidegate.mesh.control.events import EventKind, Events, TransitionEvent
@@ -23,6 +22,7 @@ from tidegate.mesh.control.journal import Begun, Journal, TextChange
 from tidegate.mesh.control.performing import Performer
 from tidegate.mesh.control.serving import Proposal, Serving
 from tidegate.mesh.control.transition import StageKind
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["TransitionState", "TransitionStatus", "Transitions"]
 

@@ -9,19 +9,13 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
 from tidegate.istio.errors import ObjectProblem
 from tidegate.istio.files import Loaded
 from tidegate.istio.nodes import find, line_of
 from tidegate.istio.parsing import Ignored, ParsedObject, parse_part
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
-from tidegate.mesh.lint import (  # noqa: F401  # their import declares the rules
-    gateway_rules,
-    host_rules,
-    match_rules,
-    policy_rules,
-    route_rules,
-)
 from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
 from tidegate.mesh.lint.view import MeshView
 

@@ -10,11 +10,12 @@ from typing import Final
 import grpc
 import structlog
 
-from tidegate.chassis.errors import ServiceError, StartupError
+from tidegate.chassis.errors import ServiceError
 from tidegate.chassis.health import Health
-from tidegate.chassis.logging import adopt_library_loggers
-from tidegate.chassis.scheduling import schedule_in_batches
 from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
+from tidegate.runtime.errors import StartupError
+from tidegate.runtime.logging import adopt_library_loggers
+from tidegate.runtime.process import schedule_in_batches
 from tidegate.serving.llm.admission import Admission
 from tidegate.serving.llm.engine import Engine, EngineDiedError, loaded_engine
 from tidegate.serving.llm.generation import Serving

@@ -19,7 +19,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
 
-from tidegate.chassis.errors import StartupError
+from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm.launch import TESTED_VLLM, check_vllm
 from tidegate.serving.llm.vocabulary import AnswerText, Vocabulary
 

@@ -20,13 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from tidegate.chassis.errors import (
-    Internal,
-    InvalidArgument,
-    StartupError,
-    Unavailable,
-)
+from tidegate.chassis.errors import Internal, InvalidArgument, Unavailable
 from tidegate.errors import TidegateError
+from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm.engine_process import HAS_RAW_LOGPROBS
 from tidegate.serving.llm.environment import prepare_environment
 from tidegate.serving.llm.launch import launch

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import structlog
 
-from tidegate.chassis.errors import StartupError
+from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm import kernels
 from tidegate.serving.llm.engine_process import HAS_KERNELS, HAS_RAW_LOGPROBS, PLUGIN
 from tidegate.serving.llm.environment import engine_libraries, has_few_cores, preloaded

@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from tidegate.chassis.errors import StartupError
+from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tidegate.chassis.errors import StartupError
+from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm.launch import TESTED_VLLM, check_vllm
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

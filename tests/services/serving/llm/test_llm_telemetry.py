@@ -8,10 +8,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from tidegate.chassis import tracing
 from tidegate.chassis.calls import CurrentCall, current_call
 from tidegate.chassis.errors import NotFound, ResourceExhausted, ServiceError
 from tidegate.llm.v1 import llm_pb2
+from tidegate.runtime import tracing
 from tidegate.serving.llm.requests import ModelFacts
 from tidegate.serving.llm.sampling import Sampling
 from tidegate.serving.llm.service import LlmServicer, ModelCard

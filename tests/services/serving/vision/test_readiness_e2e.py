@@ -194,5 +194,5 @@ async def test_everybody_tells_the_same_in_every_transition(settings, channel_to
             await eventually(lambda: process.health.is_shut_down)
             assert not await server.is_ready()
             assert await server.ready_models() == set()
-            process.ask_to_stop()
+            process.request_shutdown()
         await draining
