@@ -1,4 +1,4 @@
-"""What proxies tell the controller: finished requests, and how many are running where."""
+"""What proxies report to the controller: finished requests, and requests in progress."""
 
 from tidegate.mesh.telemetry.access_log import AccessLogServicer
 from tidegate.mesh.telemetry.envoy_config import (
