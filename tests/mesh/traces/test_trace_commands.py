@@ -170,7 +170,7 @@ async def test_nothing_that_listens_is_told(tidegate):
     assert done.returncode == 3
     told = done.stderr.decode()
     assert "no traces can be had at http://127.0.0.1:9: Connection refused" in told
-    assert "say with --url where a Jaeger is" in told
+    assert "give the URL of a Jaeger with --url" in told
     assert "--vision" not in told
 
 
