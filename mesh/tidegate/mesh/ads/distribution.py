@@ -3,10 +3,12 @@
 A change costs only the streams that subscribe to a changed resource.
 """
 
+import asyncio
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 from tidegate.mesh.ads.ack_waiter import AckWaiter
 from tidegate.mesh.ads.connections import Connection, Watchers
@@ -49,6 +51,7 @@ class Distribution:
         # In the order in which the proxies connected.
         self._connections: dict[Connection, None] = {}
         self._stream_numbers = count(1)
+        self._disconnected = asyncio.Event()
         self._ack_waiters: set[AckWaiter] = set()
 
     def apply(self, proxy_kind: ProxyKind, change: Change) -> None:
@@ -83,6 +86,10 @@ class Distribution:
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """Every connected proxy, in the order in which they connected."""
         return tuple(each.status() for each in self._connections)
+
+    def proxy_gone(self) -> Coroutine[Any, Any, bool]:
+        """Waits until a proxy disconnects. The wait begins with the call."""
+        return self._disconnected.wait()
 
     async def acknowledged(
         self, keys: Mapping[ProxyKind, Collection[ResourceKey]], deadline_s: float
@@ -129,6 +136,8 @@ class Distribution:
             self._watchers[view_key].remove(connection)
             for ack_waiter in self._ack_waiters:
                 ack_waiter.remove(connection)
+            disconnected, self._disconnected = self._disconnected, asyncio.Event()
+            disconnected.set()
 
     def receive(self, connection: Connection, request: XdsRequest) -> Acknowledgement | None:
         """Processes a request of a proxy.

@@ -19,7 +19,7 @@ from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSe
 from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
 from tidegate.mesh.lint.view import MeshView
 
-__all__ = ["ALL_RULES", "INVALID", "Report", "check", "problems_as_report"]
+__all__ = ["ALL_RULES", "INVALID", "LocatedFinding", "check", "findings_of_problems"]
 
 INVALID = Rule("invalid", Severity.ERROR, "an object cannot be read, or says what cannot be done")
 """The rule of everything that the parser refuses."""
@@ -31,7 +31,7 @@ ALL_RULES: tuple[Rule, ...] = (INVALID, NOT_COMPILED, *RULES)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LocatedFinding:
     """A finding with its place.
 
     Attributes:
@@ -55,7 +55,9 @@ class Report:
     fix: str
 
 
-def check(loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None) -> list[Report]:
+def check(
+    loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None
+) -> list[LocatedFinding]:
     """What is wrong with objects, in the order of files and lines.
 
     Args:
@@ -78,10 +80,10 @@ def check(loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None) ->
     return sorted(reports, key=lambda each: (order[each.source], each.line))
 
 
-def problems_as_report(problems: Iterable[ObjectProblem]) -> list[Report]:
+def findings_of_problems(problems: Iterable[ObjectProblem]) -> list[LocatedFinding]:
     """What the parser refused, as findings."""
     return [
-        Report(
+        LocatedFinding(
             *(INVALID.name, INVALID.severity, each.object, each.path, each.source, each.line),
             each.problem,
             each.fix,
@@ -112,7 +114,7 @@ def _refused(error: CompileError) -> Finding:
     )
 
 
-def _same(report: Report, error: CompileError) -> bool:
+def _same(report: LocatedFinding, error: CompileError) -> bool:
     """Whether an error has been found by a rule already, at the field or around it."""
     around = report.path.startswith(error.path) or error.path.startswith(report.path)
     return report.severity is Severity.ERROR and report.object == str(error.object) and around
@@ -140,11 +142,11 @@ class _Places:
         return str(file.path), lines_before + line_of(find(node, finding.path))
 
 
-def _report(rule: Rule, finding: Finding, places: _Places) -> Report:
+def _report(rule: Rule, finding: Finding, places: _Places) -> LocatedFinding:
     source, line = places.of(finding)
     name = finding.object
     label = f"{name.kind} {name.name}" if isinstance(name, Ignored) else str(name)
-    return Report(
+    return LocatedFinding(
         *(rule.name, rule.severity, label, finding.path, source, line),
         finding.traffic,
         finding.fix,

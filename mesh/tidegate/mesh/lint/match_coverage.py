@@ -11,7 +11,7 @@ from tidegate.istio.expressions import full_match
 from tidegate.istio.shapes import StringMatch, StringMatchKind
 from tidegate.istio.virtual_service import HttpMatchRequest, HttpRoute
 
-__all__ = ["match_covers", "matches_of", "may_match", "takes_everything"]
+__all__ = ["match_covers", "matches_of", "may_match"]
 
 _K = TypeVar("_K")
 
@@ -35,18 +35,6 @@ def match_covers(one: HttpMatchRequest, other: HttpMatchRequest) -> bool:
         and one.without_headers.items() <= other.without_headers.items()
         and one.port in (None, other.port)
         and (not one.gateways or (bool(other.gateways) and {*other.gateways} <= {*one.gateways}))
-    )
-
-
-def takes_everything(match: HttpMatchRequest) -> bool:
-    """Whether conditions are a catch-all, which Envoy gets after all others of a domain."""
-    return _any_path(match.uri) and not (
-        match.scheme
-        or match.method
-        or match.authority
-        or match.headers
-        or match.without_headers
-        or match.query_params
     )
 
 

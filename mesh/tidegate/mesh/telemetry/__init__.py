@@ -11,7 +11,7 @@ from tidegate.mesh.telemetry.istio_metrics import IstioMetrics, IstioWorkload, W
 from tidegate.mesh.telemetry.load_reports import (
     LoadReportingServicer,
     LoadReports,
-    RequestsInProgress,
+    ProxyLoad,
 )
 from tidegate.mesh.telemetry.request_log import RecordSubscription, RequestLog
 from tidegate.mesh.telemetry.request_record import RequestRecord
@@ -24,10 +24,10 @@ __all__ = [
     "IstioWorkload",
     "LoadReportingServicer",
     "LoadReports",
+    "ProxyLoad",
     "RecordSubscription",
     "RequestLog",
     "RequestRecord",
-    "RequestsInProgress",
     "WorkloadLookup",
     "access_log_config",
     "tracing_config",

@@ -19,10 +19,10 @@ Tried with Envoy 1.40 (see ``tests/mesh/telemetry``) and grpcio 1.85:
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -34,7 +34,7 @@ from prometheus_client import Gauge
 from tidegate.chassis.calls import ResponseWriter, ServicerContext
 from tidegate.mesh.telemetry.request_record import address_text
 
-__all__ = ["LoadReportingServicer", "LoadReports", "RequestsInProgress"]
+__all__ = ["LoadReportingServicer", "LoadReports", "ProxyLoad"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -49,7 +49,7 @@ _TRANSIT_STEPS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class RequestsInProgress:
+class ProxyLoad:
     """The requests of one cluster that are in progress at one proxy.
 
     Attributes:
@@ -100,11 +100,11 @@ class _ReportingProxy:
         self.counts = {each.cluster_name: _by_endpoint(each) for each in stats}
         self.reported_s = time.monotonic()
 
-    def in_progress(self, cluster: str) -> RequestsInProgress:
+    def in_progress(self, cluster: str) -> ProxyLoad:
         if cluster not in self.requested or self.reported_s is None:
-            return RequestsInProgress(None, {}, None)
+            return ProxyLoad(None, {}, None)
         age_s = time.monotonic() - self.reported_s
-        return RequestsInProgress(self.totals.get(cluster, 0), self.counts.get(cluster, {}), age_s)
+        return ProxyLoad(self.totals.get(cluster, 0), self.counts.get(cluster, {}), age_s)
 
 
 class LoadReports:
@@ -113,6 +113,7 @@ class LoadReports:
     def __init__(self) -> None:
         self._proxies: list[_ReportingProxy] = []
         self._watched: Counter[str] = Counter()
+        self._reported = asyncio.Event()
 
     @contextmanager
     def watch(self, clusters: Collection[str]) -> Iterator[None]:
@@ -132,7 +133,7 @@ class LoadReports:
             self._watched -= Counter(clusters)
             self._request_reports()
 
-    def in_progress(self, cluster: str) -> dict[str, RequestsInProgress]:
+    def in_progress(self, cluster: str) -> dict[str, ProxyLoad]:
         """Returns the requests in progress at each proxy with an open stream, by node id.
 
         Proxies with the same id are added up, with the age of the oldest report.
@@ -140,12 +141,16 @@ class LoadReports:
         Args:
             cluster: A cluster that is watched.
         """
-        found: dict[str, RequestsInProgress] = {}
+        found: dict[str, ProxyLoad] = {}
         for proxy in self._proxies:
             in_proxy = proxy.in_progress(cluster)
             other = found.get(proxy.name)
             found[proxy.name] = in_proxy if other is None else _sum_of(in_proxy, other)
         return found
+
+    def next_report(self) -> Coroutine[Any, Any, bool]:
+        """Waits until a proxy reports or ends its stream. The wait begins with the call."""
+        return self._reported.wait()
 
     @contextmanager
     def connected(self) -> Iterator[_ReportingProxy]:
@@ -159,6 +164,12 @@ class LoadReports:
                 yield proxy
         finally:
             self._proxies.remove(proxy)
+            self.notify()
+
+    def notify(self) -> None:
+        """Wakes everyone who waits for a report."""
+        reported, self._reported = self._reported, asyncio.Event()
+        reported.set()
 
     @property
     def watched(self) -> frozenset[str]:
@@ -199,6 +210,7 @@ class LoadReportingServicer:
                         proxy.name = request.node.id
                         _log.info("load reports", proxy=proxy.name, peer=context.peer())
                     proxy.record(request.cluster_stats)
+                    self._reports.notify()
             finally:
                 request_task.cancel()
                 # If a write fails, the stream ends too, and reports the reason.
@@ -239,12 +251,12 @@ def _by_endpoint(stats: ClusterStats) -> dict[str, int]:
     return dict(+counts)
 
 
-def _sum_of(one: RequestsInProgress, other: RequestsInProgress) -> RequestsInProgress:
+def _sum_of(one: ProxyLoad, other: ProxyLoad) -> ProxyLoad:
     if one.requests is None or one.age_s is None:
         return one
     if other.requests is None or other.age_s is None:
         return other
-    return RequestsInProgress(
+    return ProxyLoad(
         one.requests + other.requests,
         dict(Counter(one.endpoints) + Counter(other.endpoints)),
         max(one.age_s, other.age_s),

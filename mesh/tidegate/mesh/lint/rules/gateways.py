@@ -6,10 +6,15 @@ from collections.abc import Iterator
 
 from tidegate.istio.gateway import Gateway, GatewayProtocol, Server
 from tidegate.istio.names import MESH
-from tidegate.istio.virtual_service import HttpRoute, VirtualService
+from tidegate.istio.shapes import GatewayName
+from tidegate.istio.virtual_service import HttpMatchRequest, HttpRoute, VirtualService
+from tidegate.mesh.compiler.gateways.merged_gateways import Domain, domains_of
+from tidegate.mesh.compiler.naming import narrower
+from tidegate.mesh.compiler.routes.matches import is_catch_all, route_match
+from tidegate.mesh.compiler.settings import OWN_NAMESPACE
 from tidegate.mesh.lint.findings import Finding, Severity, rule
-from tidegate.mesh.lint.match_coverage import match_covers, matches_of, takes_everything
-from tidegate.mesh.lint.view import MeshView, covers_domain
+from tidegate.mesh.lint.match_coverage import match_covers, matches_of
+from tidegate.mesh.lint.view import MeshView
 
 __all__: list[str] = []
 
@@ -17,15 +22,16 @@ __all__: list[str] = []
 @rule("unknown-gateway", Severity.ERROR, "a VirtualService is for a gateway that does not exist")
 def unknown_gateway(view: MeshView) -> Iterator[Finding]:
     """Gateways that are named and not defined."""
-    known = _gateways(view)
     for service in view.objects.virtual_services.values():
         for index, gateway in view.gateways_of(service):
-            if gateway not in known:
+            if gateway not in view.gateways:
                 yield Finding(
                     service.name,
                     f"spec.gateways[{index}]",
                     f"there is no Gateway {gateway}: its rules are never followed there",
-                    f"write one of {', '.join(sorted(known))}" if known else "add the Gateway",
+                    f"write one of {', '.join(sorted(view.gateways))}"
+                    if view.gateways
+                    else "add the Gateway",
                 )
 
 
@@ -55,12 +61,11 @@ def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
 @rule("idle-gateway", Severity.WARNING, "a gateway of a VirtualService takes none of its hosts")
 def idle_gateway(view: MeshView) -> Iterator[Finding]:
     """Gateways where no rule of a VirtualService is followed, though its hosts are at others."""
-    known = _gateways(view)
     for service in view.objects.virtual_services.values():
         homeless = _homeless(view, service)
         for index, gateway in view.gateways_of(service):
             taken = any(_takes(view, gateway, service, host) for host in service.hosts)
-            if gateway in known and not taken and len(homeless) < len(service.hosts):
+            if gateway in view.gateways and not taken and len(homeless) < len(service.hosts):
                 yield Finding(
                     service.name,
                     f"spec.gateways[{index}]",
@@ -73,8 +78,7 @@ def idle_gateway(view: MeshView) -> Iterator[Finding]:
 def _homeless(view: MeshView, service: VirtualService) -> set[int]:
     """The hosts of a VirtualService that no gateway of its takes; none where one is not known."""
     gateways = [gateway for _, gateway in view.gateways_of(service)]
-    known = _gateways(view)
-    if not gateways or any(each not in known for each in gateways):
+    if not gateways or any(each not in view.gateways for each in gateways):
         return set()
     return {
         index
@@ -85,32 +89,26 @@ def _homeless(view: MeshView, service: VirtualService) -> set[int]:
     }
 
 
-def _gateways(view: MeshView) -> dict[str, Gateway]:
-    return {f"{name.namespace}/{name.name}": each for name, each in view.objects.gateways.items()}
-
-
-def _takes(view: MeshView, gateway: str, service: VirtualService, host: str) -> bool:
+def _takes(view: MeshView, gateway: GatewayName, service: VirtualService, host: str) -> bool:
     return any(
-        covers_domain(domain, host) or covers_domain(host, domain)
+        narrower(domain.lower(), host.lower()) is not None
         for domain in _domains(view, gateway, service)
     )
 
 
-def _shown(view: MeshView, gateway: str, service: VirtualService) -> str:
+def _shown(view: MeshView, gateway: GatewayName, service: VirtualService) -> str:
     domains = ", ".join(dict.fromkeys(_domains(view, gateway, service)))
     return domains or f"nothing of the namespace {service.name.namespace}"
 
 
-def _domains(view: MeshView, gateway: str, service: VirtualService) -> Iterator[str]:
+def _domains(view: MeshView, gateway: GatewayName, service: VirtualService) -> Iterator[str]:
     """The domains that a gateway takes for the VirtualServices of a namespace."""
-    found = _gateways(view).get(gateway)
+    found = view.gateways.get(gateway)
     if found is None:
         return
     for server in found.servers:
-        for host in server.hosts:
-            namespace, _, domain = host.rpartition("/")
-            own = found.name.namespace if namespace == "." else namespace
-            if own in ("", "*", service.name.namespace):
+        for only_from, domain in domains_of(found, server):
+            if only_from in (None, service.name.namespace):
                 yield domain
 
 
@@ -141,7 +139,7 @@ def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
 def two_virtual_services(view: MeshView) -> Iterator[Finding]:
     """Hosts whose rules come from several objects, of which clients in the mesh get one."""
     first: dict[str, list[VirtualService]] = {}
-    for service in _in_order(view):
+    for service in view.in_order():
         for index, host in enumerate(service.hosts):
             if MESH not in service.gateways:
                 continue
@@ -158,17 +156,10 @@ def two_virtual_services(view: MeshView) -> Iterator[Finding]:
                 )
 
 
-def _in_order(view: MeshView) -> list[VirtualService]:
-    """VirtualServices as the compiler takes them, since files have no age."""
-    services = view.objects.virtual_services.values()
-    return sorted(services, key=lambda each: (each.name.name, each.name.namespace))
-
-
 def _meet(one: VirtualService, other: VirtualService) -> bool:
     """Whether a client in some namespace sees both."""
-    private = (".",)
     return one.name.namespace == other.name.namespace or not (
-        one.export_to == private and other.export_to == private
+        one.export_to == other.export_to == OWN_NAMESPACE
     )
 
 
@@ -179,7 +170,7 @@ def _meet(one: VirtualService, other: VirtualService) -> bool:
 )
 def order_of_two(view: MeshView) -> Iterator[Finding]:
     """Rules that are put together at a gateway, and whose order is not in the objects."""
-    for one, other in itertools.combinations(_in_order(view), 2):
+    for one, other in itertools.combinations(view.in_order(), 2):
         both = [
             (host, gateway)
             for host in one.hosts
@@ -209,11 +200,15 @@ def _contested(one: VirtualService, other: VirtualService) -> tuple[int, int] | 
                 continue
             for first, second in itertools.product(matches_of(rule_), matches_of(against)):
                 # Catch-alls of all objects come last: beside other rules their order is known.
-                if takes_everything(first) is takes_everything(second) and (
+                if _is_catch_all(first) is _is_catch_all(second) and (
                     match_covers(first, second) or match_covers(second, first)
                 ):
                     return mine, index
     return None
+
+
+def _is_catch_all(match: HttpMatchRequest) -> bool:
+    return is_catch_all(route_match(match))
 
 
 def _action(rule_: HttpRoute) -> HttpRoute:
@@ -224,14 +219,15 @@ def _action(rule_: HttpRoute) -> HttpRoute:
 @rule("two-servers", Severity.WARNING, "two servers of a port take one domain")
 def two_servers(view: MeshView) -> Iterator[Finding]:
     """Domains of plain ports that several servers name; of HTTPS the second is refused."""
-    first: dict[tuple[tuple[tuple[str, str], ...], int, str], tuple[Gateway, Server, int]] = {}
+    first: dict[tuple[tuple[tuple[str, str], ...], int, Domain], tuple[Gateway, Server, int]] = {}
     for gateway in view.objects.gateways.values():
         proxies = tuple(sorted(gateway.selector.items()))
         for index, server in enumerate(gateway.servers):
             if server.port.protocol is GatewayProtocol.HTTPS:
                 continue
-            for place, host in enumerate(server.hosts):
-                key = (proxies, server.port.number, _full(gateway, host))
+            for place, (only_from, domain) in enumerate(domains_of(gateway, server)):
+                host = server.hosts[place]
+                key = (proxies, server.port.number, Domain(only_from, domain.lower()))
                 other, before, known = first.setdefault(key, (gateway, server, place))
                 if before is server and known == place:
                     continue
@@ -243,10 +239,3 @@ def two_servers(view: MeshView) -> Iterator[Finding]:
                     "host, in which the rules of either's VirtualServices are put together",
                     "name each domain once at a port",
                 )
-
-
-def _full(gateway: Gateway, host: str) -> str:
-    """A domain of a server with the namespace whose VirtualServices it takes."""
-    namespace, slash, domain = host.rpartition("/")
-    own = gateway.name.namespace if namespace == "." else namespace
-    return f"{own if slash else '*'}/{domain.lower()}"

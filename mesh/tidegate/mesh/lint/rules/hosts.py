@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from tidegate.istio.destination_rule import ClientTlsMode
 from tidegate.istio.service_entry import PortProtocol, ServiceEntry, ServicePort
 from tidegate.istio.virtual_service import Destination
+from tidegate.mesh.compiler.settings import OWN_NAMESPACE
 from tidegate.mesh.lint.findings import Finding, Severity, rule
 from tidegate.mesh.lint.view import MeshView, Route
 
@@ -34,7 +35,7 @@ def host_defined_twice(view: MeshView) -> Iterator[Finding]:
 
 def _meet(one: ServiceEntry, other: ServiceEntry) -> bool:
     """Whether entries of two namespaces are both seen somewhere."""
-    private = one.export_to == other.export_to == (".",)
+    private = one.export_to == other.export_to == OWN_NAMESPACE
     return one.name.namespace != other.name.namespace and not private
 
 
@@ -46,14 +47,13 @@ def _meet(one: ServiceEntry, other: ServiceEntry) -> bool:
 def selects_no_workload(view: MeshView) -> Iterator[Finding]:
     """Hosts without endpoints, where the objects say which workloads there are."""
     for entry in view.objects.service_entries.values():
-        wanted = (entry.workload_selector or {}).items()
-        there = [
-            each.labels.items()
+        wanted = entry.workload_selector
+        some = any(
+            each.name.namespace == entry.name.namespace
             for each in view.objects.workload_entries.values()
-            if each.name.namespace == entry.name.namespace
-        ]
-        if wanted and there and not any(wanted <= labels for labels in there):
-            labels = ", ".join(f"{key}={value}" for key, value in wanted)
+        )
+        if wanted and some and not view.workloads.of(entry):
+            labels = ", ".join(f"{key}={value}" for key, value in wanted.items())
             yield Finding(
                 entry.name,
                 "spec.workloadSelector.labels",
@@ -213,16 +213,13 @@ def _used_ports(
 @rule("unselected-workload", Severity.WARNING, "no ServiceEntry selects a WorkloadEntry")
 def unselected_workload(view: MeshView) -> Iterator[Finding]:
     """WorkloadEntries that are endpoints of nothing."""
-    selectors = [
-        (entry.name.namespace, entry.workload_selector.items())
+    selected = {
+        each.name
         for entry in view.objects.service_entries.values()
-        if entry.workload_selector
-    ]
+        for each in view.workloads.of(entry)
+    }
     for each in view.objects.workload_entries.values():
-        labels = each.labels.items()
-        if not any(
-            namespace == each.name.namespace and wanted <= labels for namespace, wanted in selectors
-        ):
+        if each.name not in selected:
             yield Finding(
                 each.name,
                 "spec.labels",
@@ -274,13 +271,13 @@ def gateway_without_routes(view: MeshView) -> Iterator[Finding]:
         for service in view.objects.virtual_services.values()
         for gateway in service.gateways
     }
-    for name in view.objects.gateways:
-        if f"{name.namespace}/{name.name}" not in used:
+    for name, gateway in view.gateways.items():
+        if name not in used:
             yield Finding(
-                name,
+                gateway.name,
                 "",
                 "every request there gets 404 (UNIMPLEMENTED)",
-                f"name it in the 'gateways' of a VirtualService: {name.namespace}/{name.name}",
+                f"name it in the 'gateways' of a VirtualService: {name}",
             )
 
 

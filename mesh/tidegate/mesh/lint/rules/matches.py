@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tidegate.istio.names import MESH
-from tidegate.istio.shapes import StringMatchKind
+from tidegate.istio.shapes import GatewayName, StringMatchKind
 from tidegate.istio.virtual_service import HttpMatchRequest, VirtualService
 from tidegate.mesh.lint.findings import Finding, Severity, rule
 from tidegate.mesh.lint.match_coverage import match_covers, matches_of
@@ -139,9 +139,8 @@ def _impossible(
         )
 
 
-def _ports(view: MeshView, gateways: tuple[str, ...]) -> set[int]:
+def _ports(view: MeshView, gateways: tuple[GatewayName, ...]) -> set[int]:
     """The ports of some gateways; none where requests may come in at any."""
-    known = {f"{name.namespace}/{name.name}": each for name, each in view.objects.gateways.items()}
-    if any(each == MESH or each not in known for each in gateways):
+    if any(each == MESH or each not in view.gateways for each in gateways):
         return set()
-    return {server.port.number for each in gateways for server in known[each].servers}
+    return {server.port.number for each in gateways for server in view.gateways[each].servers}

@@ -309,8 +309,8 @@ def hash_without_sticky(view: MeshView) -> Iterator[Finding]:
         if len(shared) < 2 or route.service.annotations.sticky is not None:
             continue
         for destination in shared:
-            policies = view.policies(destination.host, destination.subset, destination.port)
-            balancers = [each.load_balancer for _, each in policies if each.load_balancer]
+            layers = view.policies(destination.host, destination.subset, destination.port)
+            balancers = [each.policy.load_balancer for each in layers if each.policy.load_balancer]
             if balancers and balancers[0].consistent_hash is not None:
                 yield Finding(
                     route.service.name,
