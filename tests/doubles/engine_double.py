@@ -10,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.serving.repository import Precision
-from tidegate.serving.vision.engine import EngineTraits, InputForm, ModelTensors, Output
+from tidegate.serving.vision.engines.engine import (
+    EngineOutput,
+    EngineTraits,
+    InputForm,
+    ModelTensors,
+)
 from tidegate.serving.vision.errors import EngineError
 
 CLASSES = 3
@@ -18,7 +23,7 @@ _PATIENCE_S = 30
 
 
 class EngineDouble:
-    """Implements :class:`~tidegate.serving.vision.engine.Engine`.
+    """Implements :class:`~tidegate.serving.vision.engines.engine.InferenceEngine`.
 
     Args:
         slots: runs at once.
@@ -84,7 +89,7 @@ class EngineDouble:
 
     def run(
         self, form: InputForm, images: Sequence[npt.NDArray[np.generic]], *, alone: bool = False
-    ) -> Output:
+    ) -> EngineOutput:
         """Runs a batch when it may."""
         marks = [int(image.flat[0]) for image in images]
         with self._lock:
@@ -102,7 +107,7 @@ class EngineDouble:
             output = np.zeros((len(images), self._classes), dtype=np.float32)
             output[:, 0] = marks
             powers = np.exp(output - output.max(axis=1, keepdims=True))
-            return Output(output, powers / powers.sum(axis=1, keepdims=True))
+            return EngineOutput(output, powers / powers.sum(axis=1, keepdims=True))
         finally:
             with self._lock:
                 self._at_once -= 1

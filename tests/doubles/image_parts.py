@@ -7,8 +7,8 @@ import zlib
 import pytest
 
 from tidegate.serving.repository import Interpolation
-from tidegate.serving.vision.decode import Geometry, decode
 from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.serving.vision.images.decode import Geometry, decode
 
 SMALL = Geometry(48, 64, None, Interpolation.BILINEAR, True, (255, 255, 255), 1 << 24)
 

@@ -18,11 +18,11 @@ from grpc_status import rpc_status
 from PIL import Image
 
 from tidegate.chassis.server import running
-from tidegate.serving.vision.lane import Bounds, Lane
-from tidegate.serving.vision.metrics import LaneMetrics
-from tidegate.serving.vision.planning import BatchPlan, Pace
-from tidegate.serving.vision.tickets import Pixels, Ticket
-from tidegate.serving.vision.worker_pool import WorkerPool
+from tidegate.serving.vision.batching.inference_request import InferenceRequest, PixelImage
+from tidegate.serving.vision.batching.model_queue import ModelQueue, QueueLimits
+from tidegate.serving.vision.batching.planning import BatchPlan, ServiceTimeEstimate
+from tidegate.serving.vision.batching.worker_pool import WorkerPool
+from tidegate.serving.vision.metrics import ModelMetrics
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 ROOT = Path(__file__).parents[4]
@@ -42,35 +42,35 @@ class Clock:
 
 def marked(mark):
     """Pixels that :class:`EngineDouble` knows again."""
-    return Pixels(np.full((2, 2, 3), mark, dtype=np.uint8))
+    return PixelImage(np.full((2, 2, 3), mark, dtype=np.uint8))
 
 
-class Workshop:
-    """A pool of workers on a standing clock, and lanes of engine doubles."""
+class PoolHarness:
+    """A worker pool with a manual clock, and model queues over engine doubles."""
 
     def __init__(self, workers):
         self.clock = Clock()
         self.pool = WorkerPool(workers, self.clock)
         self.engines = []
 
-    def lane(self, name="net 1", *, bounds=None, prepare=None, **engine):
+    def queue(self, name="net 1", *, limits=None, prepare=None, **engine):
         double = EngineDouble(**engine)
         self.engines.append(double)
         sizes = double.traits.batch_sizes
-        lane = Lane(
+        queue = ModelQueue(
             name,
             double,
             prepare or (lambda image: image.array),
             BatchPlan.measured({size: 1.0 + 0.01 * size for size in sizes}),
-            Pace(prepare_s=0.001, run_s=0.001),
-            bounds or Bounds(1000, 1 << 20),
-            LaneMetrics(name, "1"),
+            ServiceTimeEstimate(prepare_s=0.001, run_s=0.001),
+            limits or QueueLimits(1000, 1 << 20),
+            ModelMetrics(name, "1"),
         )
-        self.pool.add(lane)
-        return lane
+        self.pool.add(queue)
+        return queue
 
-    def ticket(self, *marks, top_k=1, client="a", deadline_s=FAR, **how):
-        return Ticket(
+    def request(self, *marks, top_k=1, client="a", deadline_s=FAR, **how):
+        return InferenceRequest(
             [marked(mark) for mark in marks],
             top_k=top_k,
             client=client if callable(client) else lambda: client,
@@ -80,17 +80,17 @@ class Workshop:
             **how,
         )
 
-    def submit(self, lane, *marks, **how):
-        ticket = self.ticket(*marks, **how)
-        self.pool.submit(lane, ticket)
-        return ticket
+    def submit(self, queue, *marks, **how):
+        request = self.request(*marks, **how)
+        self.pool.submit(queue, request)
+        return request
 
-    async def occupy(self, lane, mark=0):
+    async def occupy(self, queue, mark=0):
         """Has the engine run one image until it is let go on."""
-        lane.engine.hold()
-        ticket = self.submit(lane, mark)
-        await asyncio.to_thread(lane.engine.wait_for_run)
-        return ticket
+        queue.engine.hold()
+        request = self.submit(queue, mark)
+        await asyncio.to_thread(queue.engine.wait_for_run)
+        return request
 
 
 async def eventually(condition):
@@ -101,12 +101,12 @@ async def eventually(condition):
 
 
 @pytest.fixture
-def workshop():
+def make_harness():
     """Makes a workshop whose workers are running; lets held engines go at the end."""
     made = []
 
     def make(workers=1):
-        made.append(Workshop(workers))
+        made.append(PoolHarness(workers))
         made[-1].pool.__enter__()
         return made[-1]
 

@@ -11,12 +11,12 @@ from engine_double import EngineDouble
 from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from tidegate.chassis.health import Health
 from tidegate.serving.repository import CorruptFileError, EntryNotFoundError, Precision, Repository
+from tidegate.serving.vision.batching.inference_request import EncodedImage, InferenceRequest
+from tidegate.serving.vision.batching.model_queue import QueueLimits
+from tidegate.serving.vision.batching.worker_pool import WorkerPool
 from tidegate.serving.vision.errors import EngineError
-from tidegate.serving.vision.lane import Bounds
-from tidegate.serving.vision.loading import Loader
-from tidegate.serving.vision.models import Models, ModelState
-from tidegate.serving.vision.tickets import Encoded, Ticket
-from tidegate.serving.vision.worker_pool import WorkerPool
+from tidegate.serving.vision.loading import ModelLoader
+from tidegate.serving.vision.models import ModelRegistry, ModelState
 
 
 class Depot:
@@ -28,14 +28,14 @@ class Depot:
         self.classes = 3
         self.may_open = None
         self.pool = pool
-        loader = Loader(
+        loader = ModelLoader(
             Repository(root),
             self._open,
             precisions={Precision.FP32, Precision.INT8},
-            bounds=Bounds(100, 1 << 20),
+            limits=QueueLimits(100, 1 << 20),
             max_pixels=10_000,
         )
-        self.models = Models(loader, pool, **how)
+        self.models = ModelRegistry(loader, pool, **how)
 
     def _open(self, entry):
         if self.may_open is not None:
@@ -49,17 +49,17 @@ class Depot:
         return {f"{each.name}/{each.version}": each.state for each in self.models.versions()}
 
     def submit(self, encode, picture, name="net", version=""):
-        serving = self.models.find(name, version)
-        ticket = Ticket(
-            [Encoded(encode(picture(8, 8), "PNG"))],
+        loaded = self.models.find(name, version)
+        request = InferenceRequest(
+            [EncodedImage(encode(picture(8, 8), "PNG"))],
             top_k=1,
             client=lambda: "a",
             deadline_s=1e12,
             accepted_s=0.0,
             loop=asyncio.get_running_loop(),
         )
-        self.pool.submit(serving.lane, ticket)
-        return ticket
+        self.pool.submit(loaded.queue, request)
+        return request
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ async def test_loading_again_changes_nothing_while_the_files_are_the_same(depot,
     write_model()
     depot = depot()
     await depot.models.load("net", "1")
-    serving = depot.models.find("net", "1")
+    loaded = depot.models.find("net", "1")
     await depot.models.load("net", "1")
-    assert depot.models.find("net", "1") is serving
+    assert depot.models.find("net", "1") is loaded
     assert len(depot.engines) == 1
 
 
@@ -183,7 +183,7 @@ async def test_unloading_waits_for_what_was_accepted(
     assert (unload.done(), engine.closed) == (False, False)
     engine.release()
     await unload
-    assert all(ticket.future.done() for ticket in accepted)
+    assert all(request.future.done() for request in accepted)
     assert engine.closed
     assert depot.states() == {"net/1": ModelState.UNLOADED}
     await depot.models.load("net", "1")
