@@ -1,4 +1,4 @@
-"""A pool with controlled engines, repositories written by hand, and real servers."""
+"""Worker pools with controlled engines, hand-written repositories, and real servers."""
 
 import asyncio
 import io
@@ -31,7 +31,7 @@ NETWORK = "efficientnet-lite0"
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that the test sets."""
 
     def __init__(self):
         self.now_s = 100.0
@@ -41,7 +41,7 @@ class Clock:
 
 
 def marked(mark):
-    """Pixels that :class:`EngineDouble` knows again."""
+    """Pixels with a mark, by which :class:`EngineDouble` identifies them."""
     return PixelImage(np.full((2, 2, 3), mark, dtype=np.uint8))
 
 
@@ -86,7 +86,7 @@ class PoolHarness:
         return request
 
     async def occupy(self, queue, mark=0):
-        """Has the engine run one image until it is let go on."""
+        """Makes the engine run one image until the test releases it."""
         queue.engine.hold()
         request = self.submit(queue, mark)
         await asyncio.to_thread(queue.engine.wait_for_run)
@@ -94,7 +94,7 @@ class PoolHarness:
 
 
 async def eventually(condition):
-    """Waits until a condition holds that nothing announces."""
+    """Polls until a condition holds."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)
@@ -102,7 +102,7 @@ async def eventually(condition):
 
 @pytest.fixture
 def make_harness():
-    """Makes a workshop whose workers are running; lets held engines go at the end."""
+    """Makes harnesses with running workers; releases held engines at the end."""
     made = []
 
     def make(workers=1):
@@ -123,7 +123,7 @@ def eventually_fixture():
 
 
 def write_classifier(root, name="net", version="1", *, labels=("cat", "dog", "owl"), **fields):
-    """Writes an image classifier as a person would; its network is only a shell."""
+    """Writes an image classifier by hand; its network is empty."""
     folder = root / name / version
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(b"\x08\x0a\x42\x02\x10\x12")
@@ -153,7 +153,7 @@ def models_root():
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
-    """Photographs as JPEG files by name, with the classes that are right for each."""
+    """Photographs as JPEG files by name, with the correct classes of each."""
     pytest.importorskip("skimage", reason="scikit-image has the photographs; install .[models]")
     from tidegate.serving.build.photographs import SAMPLES, write_samples
 
@@ -210,14 +210,14 @@ async def serving(models_root, **values):
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def vision(models_root):
-    """One server with every precision that the CPU has, for all tests that leave it as it is."""
+    """One server with every precision of the CPU, shared by all tests that do not change it."""
     async with serving(models_root) as server:
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def vision_process(models_root, tmp_path):
-    """Starts vision servers as processes; kills those that a test leaves."""
+    """Starts vision servers as processes; kills those that a test leaves running."""
     processes = []
 
     async def start(*flags):
@@ -261,7 +261,7 @@ async def vision_process(models_root, tmp_path):
 
 
 def details_of(error):
-    """The details of a failure's rich status, by their kind."""
+    """The details of an error's rich status, by message name."""
     status = error if isinstance(error, status_pb2.Status) else rpc_status.from_call(error)
     kinds = (
         error_details_pb2.ErrorInfo,
@@ -292,7 +292,7 @@ def serving_fixture():
 
 
 def picture(height=48, width=64, seed=1):
-    """A smooth picture, unlike itself under every rotation: codecs keep it nearly as it is."""
+    """A smooth picture, which codecs hardly change, and different under every rotation."""
     rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     red = 255 * columns
     green = 255 * rows
@@ -321,7 +321,7 @@ def encode_fixture():
 
 @pytest.fixture(scope="module")
 def jpegs(picture, encode):
-    """JPEGs of one picture, by what is particular about them."""
+    """JPEGs of one picture, by their special feature."""
     image = picture(48, 64)
     return {
         "baseline": encode(image, quality=90),

@@ -77,7 +77,7 @@ async def test_labels_belong_to_their_classes(vision, photographs):
     assert "cat" in best[0].label
 
 
-async def test_many_images_give_what_each_gives_alone(vision, photographs):
+async def test_many_images_get_the_results_that_each_gets_alone(vision, photographs):
     files = [photographs[name][0] for name in SAMPLES] * 3
     together = await vision.vision.Classify(request(*encoded(*files), include_logits=True))
     for index, file in enumerate(files[: len(SAMPLES)]):
@@ -86,7 +86,9 @@ async def test_many_images_give_what_each_gives_alone(vision, photographs):
             assert logits(together)[place] == pytest.approx(logits(alone)[0], abs=2e-3)
 
 
-async def test_every_form_of_an_image_gives_the_same(vision, photographs, models_root, encode):
+async def test_every_form_of_an_image_gets_the_same_result(
+    vision, photographs, models_root, encode
+):
     model = Repository(models_root).find(NETWORK, "1-fp32", verify=False).image_classifier()
     file = photographs["cat"][0]
     pixels = decode(file, Geometry.of(model, 1 << 24))
@@ -109,13 +111,15 @@ async def test_every_form_of_an_image_gives_the_same(vision, photographs, models
 
 
 @pytest.mark.parametrize("size", [(224, 224), (256, 256), (1, 1)])
-async def test_raw_pixels_of_any_size_are_taken(vision, picture, size):
+async def test_raw_pixels_of_any_size_are_accepted(vision, picture, size):
     alone = await vision.vision.Classify(request(raw(picture(*size)), include_logits=True))
     many = await vision.vision.Classify(request(*[raw(picture(*size))] * 5, include_logits=True))
     assert logits(many)[4] == pytest.approx(logits(alone)[0], abs=2e-3)
 
 
-async def test_grey_rotated_deep_and_cmyk_images_are_taken(vision, photographs, picture, encode):
+async def test_grey_rotated_16_bit_and_cmyk_images_are_accepted(
+    vision, photographs, picture, encode
+):
     cat = Image.open(io.BytesIO(photographs["cat"][0]))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -136,7 +140,7 @@ async def test_grey_rotated_deep_and_cmyk_images_are_taken(vision, photographs, 
     assert {each.classifications[0].class_id for each in response.results} <= {872, 759}
 
 
-async def test_answers_say_where_the_time_went(vision, photographs):
+async def test_responses_have_the_time_of_each_stage(vision, photographs):
     response = await vision.vision.Classify(request(*encoded(photographs["cat"][0])))
     timings = response.timings
     parts = (timings.decode, timings.queue, timings.inference)
@@ -145,7 +149,7 @@ async def test_answers_say_where_the_time_went(vision, photographs):
     assert timings.batch_size >= 1
 
 
-async def test_trailers_tell_a_proxy_what_analysis_needs(vision, photographs):
+async def test_trailers_hold_what_rollout_analysis_needs(vision, photographs):
     call = vision.vision.Classify(request(*encoded(photographs["coffee"][0]), version="1-int8"))
     best = (await call).results[0].classifications[0].class_id
     trailers = dict(await call.trailing_metadata())
@@ -181,7 +185,7 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-async def test_a_bad_image_is_refused_by_its_place(vision, photographs, details_of, kind):
+async def test_the_error_of_a_bad_image_names_its_index(vision, photographs, details_of, kind):
     make, says, reason = BAD_IMAGES[kind]
     good = photographs["cat"][0]
     error = await failure(vision.vision.Classify(request(*encoded(good, make(good), good))))
@@ -233,7 +237,7 @@ async def test_a_wrong_request_is_refused_with_its_reason(vision, details_of, ki
         assert [each.field for each in details["BadRequest"].field_violations] == [field]
 
 
-async def test_a_message_over_the_limit_is_refused_in_clear_words(vision):
+async def test_a_message_over_the_limit_is_refused_with_a_clear_error(vision):
     asked = request(*encoded(bytes(65 << 20)))
     error = await failure(vision.vision.Classify(asked))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -241,7 +245,7 @@ async def test_a_message_over_the_limit_is_refused_in_clear_words(vision):
     await vision.vision.GetModel(pb.GetModelRequest())
 
 
-async def test_a_deadline_that_cannot_be_met_is_told(vision, photographs):
+async def test_a_deadline_that_cannot_be_met_is_an_error(vision, photographs):
     error = await failure(
         vision.vision.Classify(request(*encoded(photographs["cat"][0])), timeout=1e-4)
     )

@@ -1,4 +1,4 @@
-"""What a ClassifyRequest may ask for: each mistake is named by its field."""
+"""Reading a ClassifyRequest: an error names every wrong field."""
 
 import numpy as np
 import pytest
@@ -58,18 +58,18 @@ def violations(*images, **fields):
         ),
     ],
 )
-def test_a_mistake_is_named_by_its_field(images, fields, field, says):
+def test_an_error_names_the_wrong_field(images, fields, field, says):
     found = violations(*images, **fields)
     assert list(found) == [field]
     assert says in found[field]
 
 
-def test_all_mistakes_are_told_at_once():
+def test_one_error_lists_all_wrong_fields():
     found = violations(pb.Image(), FINE, raw(2, 2, 1), top_k=99)
     assert list(found) == ["top_k", "images[0]", "images[2].raw.data"]
 
 
-def test_very_many_mistakes_are_cut_off():
+def test_a_long_list_of_wrong_fields_is_cut_off():
     with pytest.raises(InvalidArgument) as refused:
         check_classify(
             pb.ClassifyRequest(images=[pb.Image()] * 60), TENSORS, RequestLimits(64, 100)
@@ -98,7 +98,7 @@ def test_each_form_is_read_as_it_was_sent():
 
 
 @pytest.mark.parametrize(("classes", "top_k"), [(7, 5), (3, 3)])
-def test_without_top_k_five_labels_are_given_or_all(classes, top_k):
+def test_without_top_k_a_request_gets_five_labels_or_all(classes, top_k):
     tensors = ModelTensors("input", (3, 2, 2), "logits", classes)
     assert check_classify(pb.ClassifyRequest(images=[FINE]), tensors, LIMITS)[1] == top_k
 

@@ -1,4 +1,4 @@
-"""ClassifyStream: order, errors, and clients that do not behave."""
+"""ClassifyStream: order, errors, and misbehaving clients."""
 
 import asyncio
 
@@ -45,8 +45,8 @@ def held():
     return REGISTRY.get_sample_value("tidegate_vision_held_images", labels)
 
 
-async def test_answers_come_in_the_order_of_the_requests(vision, photographs, picture):
-    # The photographs take long and the pixels do not, so that without care they would overtake.
+async def test_responses_come_in_the_order_of_the_requests(vision, photographs, picture):
+    # The photographs take longer than the pixels, which would overtake them without ordering.
     cat = pb.Image(encoded=photographs["motorcycle"][0])
     requests = [asked(n, raw(picture(8, 8)) if n % 3 else cat, top_k=1) for n in range(100)]
     answers = [answer async for answer in vision.vision.ClassifyStream(iter(requests))]
@@ -56,7 +56,7 @@ async def test_answers_come_in_the_order_of_the_requests(vision, photographs, pi
         assert (best.class_id in photographs["motorcycle"][1]) == (number % 3 == 0)
 
 
-async def test_a_request_that_fails_is_answered_and_the_stream_goes_on(
+async def test_a_failed_request_gets_its_status_and_the_stream_continues(
     vision, photographs, picture, details_of
 ):
     fine = raw(picture(8, 8))
@@ -133,7 +133,7 @@ async def test_trailers_name_the_version_of_a_stream_that_ends_with_an_error(vis
     }
 
 
-async def test_an_empty_stream_is_answered_with_nothing(vision):
+async def test_an_empty_stream_has_no_responses(vision):
     assert [each async for each in vision.vision.ClassifyStream(iter(()))] == []
 
 
@@ -157,7 +157,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(vision, picture, eve
 async def test_a_client_that_stops_reading_is_not_read_further(
     vision, picture, channel_to, eventually
 ):
-    """Neither requests nor answers pile up in the server; when it reads again it gets them all."""
+    """Requests and responses do not pile up in the server; a client that reads again gets all."""
     received, sent = counted("msg_received_total"), counted("msg_sent_total")
     large = [raw(picture(100, 100))] * 8
     async with channel_to(vision.address, **{"grpc.http2.bdp_probe": 0}) as channel:
@@ -203,7 +203,7 @@ async def test_a_client_that_vanishes_while_it_is_not_reading_leaves_nothing_beh
                 request = asked(number, image, top_k=1000, include_logits=True)
                 request.request.images.extend([image] * 7)
                 await call.write(request)
-            # Every request was read and run; the answers do not fit into what the client takes.
+            # Every request was read and run, but the responses exceed the client's flow-control window.
             await eventually(lambda: counted("msg_received_total") == received + 24)
             await eventually(lambda: held() == 0)
             assert counted("msg_sent_total") < sent + 24

@@ -1,4 +1,4 @@
-"""What a ModelInferRequest may ask for: the field that is wrong is named."""
+"""Reading a ModelInferRequest: an error names the wrong field."""
 
 import struct
 
@@ -224,7 +224,7 @@ FLOATS = given_as()
         ),
     ],
 )
-def test_a_mistake_is_named_by_its_field(asked, field, says):
+def test_an_error_names_the_wrong_field(asked, field, says):
     with pytest.raises(InvalidArgument) as refused:
         check_infer(asked, TENSORS, LIMITS)
     assert [each.field for each in refused.value.violations] == [field]
@@ -252,7 +252,7 @@ def test_encoded_images_are_read_raw_or_typed(shape, raw):
     assert check_infer(asked, TENSORS, LIMITS).images == [EncodedImage(each) for each in images]
 
 
-def test_the_best_classes_can_be_asked_for():
+def test_a_request_may_ask_for_the_best_classes():
     asked = request(FLOATS, raw=RAW, outputs=[output(classification=number(3))])
     assert check_infer(asked, TENSORS, LIMITS).top_k == 3
     plain = request(FLOATS, raw=RAW, outputs=[output(binary_data=flag(True))])
@@ -260,7 +260,7 @@ def test_the_best_classes_can_be_asked_for():
 
 
 @pytest.mark.parametrize("count", [7, 8, 1000, 2**62])
-def test_more_classes_than_there_are_means_all(count):
+def test_asking_for_too_many_classes_returns_all(count):
     asked = request(FLOATS, raw=RAW, outputs=[output(classification=number(count))])
     assert check_infer(asked, TENSORS, LIMITS).top_k == 7
 
@@ -290,7 +290,7 @@ def test_a_timeout_in_microseconds_and_a_priority_are_read():
 
 
 @pytest.mark.parametrize(("asked", "level"), [(0, 2), (1, 1), (2, 2), (3, 3), (4, 2), (2**62, 2)])
-def test_a_priority_that_there_is_not_means_the_default(asked, level):
+def test_an_unknown_priority_means_the_default(asked, level):
     call = check_infer(request(FLOATS, raw=RAW, priority=number(asked)), TENSORS, LIMITS)
     assert call.priority == level
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, by clients that know nothing of Tidegate."""
+"""The Open Inference Protocol, used by clients that know nothing about Tidegate."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ CATS = {281, 282, 285}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def server(models_root, serving, tmp_path_factory):
-    """A server of one version, whose clients may load and unload it."""
+    """A server of one version, which clients may load and unload."""
     root = tmp_path_factory.mktemp("models")
     (root / NETWORK).mkdir()
     (root / NETWORK / VERSION).symlink_to(models_root / NETWORK / VERSION)
@@ -60,7 +60,7 @@ def needs(package):
         pytest.skip(f"no {package}; install requirements/dev.txt")
 
 
-async def test_an_unmodified_triton_client_is_served(server, cat):
+async def test_an_unmodified_triton_client_works(server, cat):
     needs("tritonclient")
     seen = await output_of(HERE / "unmodified_triton_client.py", server.address, cat)
     assert [seen[key] for key in ("live", "ready", "model ready", "unknown ready")] == [
@@ -162,7 +162,7 @@ async def test_an_unmodified_triton_client_is_served(server, cat):
     assert images >= 10
     assert int(statistics["execution_count"]) <= images
     assert int(counts["success"]["count"]) >= 7
-    # Those that were no image, and the one after it on the strict stream if it was accepted.
+    # The requests without an image, and on the strict stream the next one if it was accepted.
     assert int(counts["fail"]["count"]) in {6, 7}
     assert all(int(counts[stage]["ns"]) > 0 for stage in ("success", "queue", "compute_infer"))
     batches = {int(each["batch_size"]): each for each in statistics["batch_stats"]}
@@ -176,7 +176,7 @@ async def test_an_unmodified_triton_client_is_served(server, cat):
     assert seen["loaded again"] == [True, True, best[0]]
 
 
-async def test_an_unmodified_kserve_client_is_served(server, cat):
+async def test_an_unmodified_kserve_client_works(server, cat):
     needs("kserve")
     seen = await output_of(HERE / "unmodified_kserve_client.py", server.address, cat)
     assert (seen["live"], seen["ready"], seen["model ready"]) == (True, True, True)
@@ -250,8 +250,8 @@ async def test_every_message_and_method_is_tritons():
         assert file.package == "inference"
         ours |= described(file)
     assert {name: theirs.get(name) for name in ours} == ours
-    # What is left out is left out whole: no message of ours lacks a field that Triton's has, but
-    # for those of the configuration, which have what can be told of a model here.
+    # Omitted messages are omitted whole: each message of ours has every field of Triton's, except
+    # those of the configuration, which have only the fields that apply here.
     shortened = {
         f".inference.{name}"
         for name in ("ModelConfig", "ModelInput", "ModelOutput", "ModelDynamicBatching")
@@ -276,7 +276,7 @@ def tensor_request(values, **fields):
     )
 
 
-async def test_both_protocols_give_the_same(server, photographs):
+async def test_both_protocols_return_the_same_results(server, photographs):
     image = photographs["coffee"][0]
     stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
     asked = oip.ModelInferRequest(
@@ -300,7 +300,7 @@ async def test_both_protocols_give_the_same(server, photographs):
     assert trailers["tidegate-top1"] == str(logits.argmax())
 
 
-async def test_control_of_models_can_be_refused(models_root, serving):
+async def test_model_control_can_be_turned_off(models_root, serving):
     values = {"load": [f"{NETWORK}/{VERSION}"], "batch_sizes": [1], "model_control": False}
     async with serving(models_root, **values) as server:
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
@@ -359,14 +359,16 @@ async def test_control_of_models_can_be_refused(models_root, serving):
         ),
     ],
 )
-async def test_what_the_repository_cannot_do_is_named(server, details_of, method, request_, field):
+async def test_the_error_names_what_the_repository_does_not_support(
+    server, details_of, method, request_, field
+):
     stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
     with pytest.raises(AioRpcError) as refused:
         await getattr(stub, method)(request_)
     assert refused.value.code() is StatusCode.INVALID_ARGUMENT
     (violation,) = details_of(refused.value)["BadRequest"].field_violations
     assert re.fullmatch(re.escape(field), violation.field)
-    # Nothing was done of it.
+    # The refused request had no effect.
     ready = await stub.ModelReady(oip.ModelReadyRequest(name=NETWORK, version=VERSION))
     assert ready.ready
 
@@ -392,7 +394,7 @@ async def test_one_version_is_loaded_and_unloaded_by_name(server):
     assert ready.ready
 
 
-async def test_what_has_waited_longer_than_its_timeout_is_never_run(server):
+async def test_a_request_that_waits_longer_than_its_timeout_is_never_run(server):
     stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)
 
     async def run():
@@ -413,7 +415,7 @@ async def test_what_has_waited_longer_than_its_timeout_is_never_run(server):
         await stub.ModelInfer(tensor_request(values, parameters=parameters))
 
 
-async def test_the_input_image_can_be_left_out_of_what_is_told(models_root, serving, photographs):
+async def test_metadata_can_omit_the_input_image(models_root, serving, photographs):
     values = {"load": [f"{NETWORK}/{VERSION}"], "batch_sizes": [1], "list_image_input": False}
     async with serving(models_root, **values) as server:
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(server.channel)

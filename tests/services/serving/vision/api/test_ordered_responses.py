@@ -1,4 +1,4 @@
-"""Answering a stream in its order."""
+"""Responding to a stream in order."""
 
 import asyncio
 from contextlib import aclosing
@@ -9,7 +9,7 @@ from tidegate.serving.vision.api.ordered_responses import respond_in_order
 
 
 class Answers:
-    """Answers each request when the test says so; remembers what it was asked and what was cut."""
+    """Responds to each request when the test lets it; records requests and cancellations."""
 
     def __init__(self):
         self.begun = []
@@ -46,12 +46,12 @@ async def endless(read):
 
 
 async def settle():
-    """Lets every task go on until all wait."""
+    """Lets every task run until all wait."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-async def test_answers_come_in_the_order_of_the_requests():
+async def test_responses_come_in_the_order_of_the_requests():
     answer = Answers()
     answers = respond_in_order(stream(1, 2, 3), answer, 8)
     first = asyncio.ensure_future(anext(answers))
@@ -63,11 +63,11 @@ async def test_answers_come_in_the_order_of_the_requests():
     assert [await first, *[each async for each in answers]] == [10, 20, 30]
 
 
-async def test_an_empty_stream_has_no_answers():
+async def test_an_empty_stream_has_no_responses():
     assert [each async for each in respond_in_order(stream(), Answers(), 2)] == []
 
 
-async def test_no_more_is_read_than_the_window():
+async def test_it_reads_no_more_requests_than_the_window():
     answer, read = Answers(), []
     async with aclosing(respond_in_order(endless(read), answer, 3)) as answers:
         first = asyncio.ensure_future(anext(answers))
@@ -76,14 +76,14 @@ async def test_no_more_is_read_than_the_window():
         answer.finish(0, 1)
         await first
         await settle()
-        # The answer was given, but is not taken until the next is asked for.
+        # The response exists, but is consumed only when the next one is requested.
         assert read == [0, 1, 2]
         await anext(answers)
         await settle()
         assert read == [0, 1, 2, 3]
 
 
-async def test_closing_gives_up_what_is_being_answered():
+async def test_closing_cancels_the_requests_in_progress():
     answer, read = Answers(), []
     answers = respond_in_order(endless(read), answer, 3)
     answer.finish(0)
@@ -93,7 +93,7 @@ async def test_closing_gives_up_what_is_being_answered():
     assert sorted(answer.cut) == [1, 2]
 
 
-async def test_cancelling_the_reader_of_answers_is_not_swallowed():
+async def test_cancelling_the_reader_of_responses_is_not_swallowed():
     answer = Answers()
 
     async def consume():
@@ -109,7 +109,7 @@ async def test_cancelling_the_reader_of_answers_is_not_swallowed():
     assert sorted(answer.cut) == [0, 1]
 
 
-async def test_cancelling_while_an_answer_is_written_is_a_cancellation():
+async def test_cancelling_while_a_response_is_written_is_a_cancellation():
     answer = Answers()
 
     async def consume():
@@ -126,7 +126,7 @@ async def test_cancelling_while_an_answer_is_written_is_a_cancellation():
     assert answer.cut == [1]
 
 
-async def test_an_error_ends_the_stream_after_the_answers_before_it():
+async def test_an_error_ends_the_stream_after_the_earlier_responses():
     answer = Answers()
     answer.gate(2).set_exception(ValueError("second"))
     answers = respond_in_order(stream(1, 2, 3), answer, 8)
@@ -134,14 +134,14 @@ async def test_an_error_ends_the_stream_after_the_answers_before_it():
     await settle()
     answer.finish(1)
     assert await first == 10
-    # Between two answers the consumer is at work of its own, which the error must not disturb.
+    # Between two responses the consumer does other work, which the error must not disturb.
     await settle()
     with pytest.raises(ValueError, match="second"):
         await anext(answers)
     assert answer.cut == [3]
 
 
-async def test_an_error_of_the_stream_itself_is_told():
+async def test_an_error_of_the_stream_itself_is_raised():
     async def broken():
         yield 1
         raise OSError("the client is gone")

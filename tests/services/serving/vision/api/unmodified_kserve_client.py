@@ -1,4 +1,4 @@
-"""Uses `kserve.InferenceGRPCClient` as its users do; prints what it saw as JSON.
+"""Uses `kserve.InferenceGRPCClient` as its users do; prints the results as JSON.
 
 It is a program of its own because its protos have the names of Tidegate's.
 

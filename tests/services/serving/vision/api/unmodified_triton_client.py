@@ -1,4 +1,4 @@
-"""Uses `tritonclient.grpc` as its users do; prints what it saw as JSON.
+"""Uses `tritonclient.grpc` as its users do; prints the results as JSON.
 
 It is a program of its own because its protos have the names of Tidegate's.
 
@@ -41,7 +41,7 @@ def failure(call):
 
 
 def stream(client, contents, headers=None):
-    """What the callback of a stream is told of each request, until the stream fails."""
+    """The results that the callback of a stream receives, until the stream fails."""
     answers = queue.Queue()
     client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
     for number, content in enumerate(contents):
@@ -83,7 +83,7 @@ def until_final(client, contents, **how):
 
 
 def raw_stream(client, contents):
-    """The id and parameters of each answer of a stream, errors included."""
+    """The id and parameters of each response of a stream, errors included."""
     requests = [
         triton.service_pb2.ModelInferRequest(
             model_name=MODEL,

@@ -1,4 +1,4 @@
-"""From scores to labels."""
+"""Finding the best classes in a model's output."""
 
 import numpy as np
 from hypothesis import given
@@ -14,7 +14,7 @@ OUTPUTS = arrays(np.float32, SIZES, elements=st.integers(-5, 5).map(float))
 
 
 def scored(rows):
-    """An output whose probabilities are told apart from the rows, in their order."""
+    """An output whose probabilities differ from the rows but have the same order."""
     return EngineOutput(rows, (rows + 5) / 10)
 
 
@@ -26,7 +26,7 @@ def test_the_best_classes_are_those_of_a_full_sort(rows, data):
     assert len(found) == len(rows)
     for row, probabilities, count, (classes, scores) in zip(*output, counts, found, strict=True):
         expected = sorted(range(len(row)), key=lambda number: (-row[number], number))[:count]
-        # Which of several classes at the edge is left out is open; their values are not.
+        # Any of several equal classes at the end may be missing, but the values must be right.
         assert row[classes].tolist() == row[expected].tolist()
         assert classes == sorted(classes, key=lambda number: (-row[number], number))
         assert len(set(classes)) == count
@@ -40,7 +40,7 @@ def test_classes_of_equal_probability_have_the_order_of_their_scores():
     assert found == ([0, 1, 3, 2], [0.9375, 0.0625, 0.0, 0.0])
 
 
-def test_classes_without_a_score_are_told_apart():
+def test_classes_without_a_score_are_different_classes():
     rows = np.array([[-np.inf, 3.0, -np.inf, -np.inf]], dtype=np.float32)
     (found,) = find_top_classes(EngineOutput(rows, np.array([[0, 1, 0, 0]], dtype=np.float32)), [3])
     assert found.classes[0] == 1
@@ -48,7 +48,7 @@ def test_classes_without_a_score_are_told_apart():
     assert found.scores == [1.0, 0.0, 0.0]
 
 
-def test_an_output_that_is_not_finite_is_read_all_the_same():
+def test_an_output_that_is_not_finite_still_has_best_classes():
     rows = np.array([[np.nan, 1.0, np.inf], [-np.inf, 0.0, 1.0]], dtype=np.float32)
     first, second = find_top_classes(EngineOutput(rows, rows), [2, 2])
     assert len(first.classes) == 2

@@ -60,7 +60,7 @@ def filled(items):
 
 
 @given(st.lists(MIXED, max_size=40))
-def test_everything_that_may_run_is_handed_out_once_and_nothing_else(items):
+def test_every_item_that_may_run_leaves_once_and_no_other_item_does(items):
     queue = filled(items)
     handed, expired = drained(queue)
     alive = [item for item in items if not item.abandoned]
@@ -72,7 +72,7 @@ def test_everything_that_may_run_is_handed_out_once_and_nothing_else(items):
 
 
 @given(st.lists(ITEMS, max_size=40))
-def test_a_clients_own_items_leave_in_the_order_they_came(items):
+def test_the_items_of_a_client_leave_in_order_of_arrival(items):
     handed, _ = drained(filled(items))
     for client in "abcd":
         numbers = [item.number for item in handed if item.client == client]
@@ -89,7 +89,7 @@ def test_while_two_clients_wait_neither_is_served_twice_more_than_the_other(firs
         queue.push(item)
     handed += drained(queue)[0]
     handed = [item for item in handed if item is not None]
-    # Both wait from the first push on until one's last item leaves: count over that window.
+    # Count only while both clients wait: from the first push until the last item of one leaves.
     waiting = [item for item in first if item.deadline_s > NOW_S and not item.abandoned]
     for one, other in (("a", "b"), ("c", "d"), ("a", "d")):
         left = Counter(item.client for item in waiting)
@@ -104,13 +104,13 @@ def test_while_two_clients_wait_neither_is_served_twice_more_than_the_other(firs
 
 
 @given(st.lists(MIXED, max_size=60))
-def test_priorities_change_nothing_about_whose_turn_it_is(items):
+def test_priorities_do_not_change_the_turns_of_clients(items):
     handed, _ = drained(filled(items))
     plain, _ = drained(filled([replace(item, priority=DEFAULT_PRIORITY) for item in items]))
     assert [item.client for item in handed] == [item.client for item in plain]
 
 
-def test_items_that_were_given_up_cost_their_client_no_turn():
+def test_abandoned_and_expired_items_cost_their_client_no_turn():
     given_up = [Item("b", abandoned=True), Item("b", deadline_s=NOW_S)] * 3
     queue = filled([Item("a") for _ in range(3)] + given_up + [Item("b")])
     handed, _ = drained(queue)
@@ -118,7 +118,7 @@ def test_items_that_were_given_up_cost_their_client_no_turn():
 
 
 @given(st.lists(FRESH, max_size=30), st.integers(0, 10), CLIENTS, st.integers(1, 6))
-def test_ahead_of_is_what_a_drain_shows_when_the_others_go_on_sending(items, popped, client, new):
+def test_ahead_of_is_exact_when_the_other_clients_continue_to_send(items, popped, client, new):
     queue = filled(items)
     for _ in range(popped):
         queue.pop(NOW_S)
@@ -135,7 +135,7 @@ def test_ahead_of_is_what_a_drain_shows_when_the_others_go_on_sending(items, pop
 
 
 @given(st.lists(MIXED, max_size=60), st.integers(0, 30), CLIENTS, st.integers(1, 40), PRIORITIES)
-def test_ahead_of_never_promises_too_much(items, popped, client, new, priority):
+def test_ahead_of_is_never_too_small(items, popped, client, new, priority):
     queue = filled(items)
     for _ in range(popped):
         queue.pop(NOW_S)
@@ -147,13 +147,13 @@ def test_ahead_of_never_promises_too_much(items, popped, client, new, priority):
     assert foreseen >= handed.index(mine[-1]) + 1
 
 
-def test_an_empty_queue_has_nothing_to_hand_out():
+def test_an_empty_queue_returns_no_item():
     queue = FairQueue()
     assert queue.pop(NOW_S) == (None, [])
     assert queue.ahead_of("a", 3) == 3
 
 
-def test_a_higher_priority_overtakes_its_clients_own_items_and_nobody_elses():
+def test_a_higher_priority_overtakes_only_items_of_its_own_client():
     queue = filled([Item("a", priority=3), Item("a"), Item("b", priority=3), Item("b", priority=3)])
     queue.push(Item("a", priority=1))
     handed, _ = drained(queue)
@@ -163,7 +163,7 @@ def test_a_higher_priority_overtakes_its_clients_own_items_and_nobody_elses():
 
 
 @given(st.lists(st.builds(Item, client=st.just("a"), priority=PRIORITIES), max_size=60))
-def test_within_a_priority_items_leave_in_the_order_they_came(items):
+def test_the_items_of_a_priority_leave_in_order_of_arrival(items):
     handed, _ = drained(filled(items))
     for priority in range(1, LOWEST_PRIORITY + 1):
         numbers = [item.number for item in handed if item.priority == priority]

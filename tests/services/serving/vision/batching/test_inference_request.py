@@ -1,4 +1,4 @@
-"""Requests and their images."""
+"""Inference requests and their images."""
 
 import asyncio
 
@@ -93,14 +93,14 @@ def test_a_failed_or_cancelled_request_holds_no_image(pair, end):
     assert [(image.content, image.prepared) for image in pair.images] == [(None, None)] * 2
 
 
-def test_an_answer_to_a_client_that_left_is_dropped(pair):
+def test_a_result_for_a_client_that_left_is_dropped(pair):
     pair.future.cancel()
     pair.fail(RuntimeError())
     pair.deliver()
     assert pair.future.cancelled()
 
 
-def test_size_counts_every_image_as_it_was_received():
+def test_the_size_counts_every_image_as_received():
     loop = asyncio.new_event_loop()
     pixels = PixelImage(np.zeros((4, 5, 3), dtype=np.uint8))
     tensor = TensorImage(np.zeros((3, 2, 2), dtype=np.float32))
@@ -114,7 +114,7 @@ def test_size_counts_every_image_as_it_was_received():
     loop.close()
 
 
-def test_queue_time_is_all_waiting_and_nothing_else():
+def test_queue_time_is_exactly_the_waiting_time():
     timestamps = StageTimestamps(
         accepted_s=10.0, prepare_start_s=11.0, prepare_end_s=15.0, run_start_s=15.5, run_end_s=20.0
     )

@@ -88,7 +88,7 @@ class Simulation:
             self.outcomes[refused.reason] += 1
             return
         self.most_held = max(self.most_held, self.queue.held_images)
-        # At its deadline a client goes away, and its request is cancelled.
+        # At the deadline the client goes away, which cancels its request.
         self.at(request.deadline_s, self.leave, request)
 
     def leave(self, request):
@@ -137,7 +137,7 @@ class Simulation:
 @pytest.mark.parametrize(("spread", "late"), [(0.3, 0.0), (0.8, 0.1)])
 @pytest.mark.parametrize("clients", [1, 5])
 @pytest.mark.parametrize(("images", "deadline_s"), [(2, 0.3), (16, 1.5)])
-def test_what_is_accepted_is_answered_in_time(clients, images, deadline_s, spread, late):
+def test_accepted_requests_meet_their_deadlines(clients, images, deadline_s, spread, late):
     simulation = Simulation(
         clients=clients, images=images, deadline_s=deadline_s, spread=spread, limits=2000
     )
@@ -148,7 +148,7 @@ def test_what_is_accepted_is_answered_in_time(clients, images, deadline_s, sprea
     assert outcomes["DEADLINE_WOULD_PASS"] > accepted
 
 
-def test_the_bound_holds_and_the_server_works_on():
+def test_the_queue_stays_within_its_limit_and_the_server_keeps_working():
     simulation = Simulation(clients=3, images=4, deadline_s=60, spread=0.3, limits=64)
     outcomes = simulation.run(seconds=3)
     assert simulation.most_held <= 64

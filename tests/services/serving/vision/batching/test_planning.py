@@ -98,7 +98,7 @@ RUN_TIMES = st.dictionaries(st.integers(1, 6), st.floats(0.1, 10), min_size=1, m
 
 
 def cheapest(run_s, images):
-    """The least total time to run so many images, by trying every split."""
+    """The least total time to run this many images: tries every split."""
     sizes = sorted(run_s)
     best = float("inf")
     for runs in range(1, images + 1):
@@ -139,7 +139,7 @@ def test_the_larger_run_goes_first():
 
 
 @pytest.mark.parametrize("run_s", [{}, {0: 1.0}, {1: 0.0}, {1: 1.0, 2: -1.0}])
-def test_run_times_that_cannot_be_are_refused(run_s):
+def test_impossible_run_times_are_refused(run_s):
     with pytest.raises(ValueError, match="positive"):
         BatchPlan.measured(run_s)
 

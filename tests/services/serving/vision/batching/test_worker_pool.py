@@ -1,4 +1,4 @@
-"""The workers, with an engine that runs when the test lets it."""
+"""The worker pool, with an engine whose runs the test controls."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ def marks_of(result):
 
 
 class Decoding:
-    """A way to decode that waits until the test lets it go on."""
+    """A decoder that waits until the test lets it continue."""
 
     def __init__(self):
         self.begun, self.may_end = threading.Event(), threading.Event()
@@ -81,7 +81,7 @@ async def test_cancelled_request_is_never_run(make_harness, eventually):
     await answered(running, last)
     assert [mark for mark in queue.engine.ran if mark != 2 and mark < 100] == [1, 3]
     assert 2 not in queue.engine.ran
-    # Of those that were being decoded when they were cancelled none is run either.
+    # Images that were being decoded when they were cancelled do not run either.
     assert not [mark for mark in queue.engine.ran if mark >= 100]
 
 
@@ -98,7 +98,7 @@ async def test_the_client_of_the_only_image_is_not_looked_up(make_harness):
     queue = harness.queue()
     asked = [True]
     async with asyncio.timeout(20):
-        # The workers may not be idle yet at first.
+        # At first the workers may not be idle yet.
         while asked:
             asked.clear()
             request = harness.request(1, client=lambda: asked.append(True) or "a")
@@ -123,7 +123,7 @@ async def test_the_only_image_is_not_run_when_its_client_has_gone(make_harness):
     queue = harness.queue(prepare=(decoding := Decoding()))
     gone = harness.submit(queue, 1)
     await decoding.has_begun()
-    # Now there is one image again, and it is another.
+    # One image remains, but not the one that is being decoded.
     other = harness.submit(queue, 2)
     harness.pool.cancel(queue, gone)
     decoding.may_end.set()
@@ -200,7 +200,7 @@ async def test_a_run_whose_client_has_gone_still_counts_as_another_run(make_harn
     assert queue.engine.alone == [True, False]
 
 
-async def test_on_its_own_cores_a_worker_decodes_an_efficient_batch_before_it_runs(make_harness):
+async def test_on_a_cpu_a_worker_decodes_an_efficient_batch_before_it_runs(make_harness):
     harness = make_harness(workers=1)
     queue = harness.queue(shares_host=True)
     running = await harness.occupy(queue, 0)
@@ -210,7 +210,7 @@ async def test_on_its_own_cores_a_worker_decodes_an_efficient_batch_before_it_ru
     assert queue.engine.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-async def test_a_device_is_given_what_is_ready_as_soon_as_it_is_free(make_harness):
+async def test_a_free_device_gets_the_ready_images_at_once(make_harness):
     harness = make_harness(workers=1)
     queue = harness.queue(shares_host=False)
     running = await harness.occupy(queue, 0)
@@ -309,7 +309,7 @@ async def test_a_higher_priority_goes_ahead_of_its_clients_own_requests(make_har
     ]
     queue.engine.release()
     await answered(running, *requests)
-    # The first client's by priority; and the other, whose are all low, has every second turn.
+    # Client a's by priority; client b, whose requests all have low priority, has every second turn.
     assert queue.engine.ran == [0, 3, 4, 2, 5, 1, 6]
 
 
@@ -323,7 +323,7 @@ async def test_models_take_turns(make_harness):
     requests = [harness.submit(queue, mark) for queue in queues for mark in range(1, 5)]
     queues[0].engine.release()
     await answered(running, *requests)
-    # While all three have images waiting, each three that are decoded are one of each.
+    # While all three models have waiting images, every three decoded images are one of each.
     assert [set(order[at : at + 3]) for at in (0, 3, 6)] == [{0, 1, 2}] * 3
 
 
@@ -385,7 +385,7 @@ async def test_a_closed_queue_is_idle_when_its_last_request_ends_without_a_run(m
     assert closing.engine.ran == []
 
 
-async def test_counts_and_times_are_kept(make_harness):
+async def test_statistics_count_requests_and_times(make_harness):
     harness = make_harness(workers=1)
     queue = harness.queue(batch_sizes=(1, 2), shares_host=True)
     running = await harness.occupy(queue, 0)
@@ -413,7 +413,7 @@ async def test_a_pool_outlives_an_event_loop(make_harness, eventually):
     await eventually(lambda: queue.held_images == 0)
     (result,) = await answered(harness.submit(queue, 2))
     assert marks_of(result) == [2]
-    # A batch is counted on the loop that was answered, and by the worker where there is none.
+    # The event loop that gets the results counts a batch; without a loop the worker does.
     await eventually(lambda: queue.statistics.images == 2)
 
 
@@ -442,9 +442,7 @@ def test_a_pool_without_workers_is_refused():
         WorkerPool(0)
 
 
-async def test_each_request_of_a_batch_gets_as_many_classes_as_it_wants(
-    make_harness, eventually
-):
+async def test_each_request_of_a_batch_gets_as_many_classes_as_it_wants(make_harness, eventually):
     harness = make_harness(workers=2)
     queue = harness.queue()
     running = await harness.occupy(queue, 1)

@@ -1,4 +1,4 @@
-"""The OpenVINO engine by itself, on the real model."""
+"""The OpenVINO engine alone, on the real model."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def engine(models_root):
 
 
 def images(count):
-    """Different images that may only be read, as those of a request are."""
+    """Different read-only images, as those of a request are."""
     random = np.random.default_rng(3)
     made = random.integers(0, 256, size=(count, 224, 224, 3), dtype=np.uint8)
     return [np.frombuffer(each.tobytes(), dtype=np.uint8).reshape(224, 224, 3) for each in made]
@@ -41,7 +41,7 @@ def normalised(image):
     )
 
 
-def test_padding_company_and_form_do_not_change_a_result(engine):
+def test_padding_other_images_and_form_do_not_change_a_result(engine):
     three = images(3)
     together = engine.run(InputForm.PIXELS, three).rows
     assert together.shape == (3, 1000)
@@ -75,7 +75,7 @@ def test_probabilities_are_the_softmax_of_logits_whatever_the_network_computes_i
         assert output.probabilities == pytest.approx(softmax(output.rows), rel=1e-5, abs=1e-9)
 
 
-def test_runs_at_once_do_not_disturb_each_other(engine):
+def test_parallel_runs_do_not_disturb_each_other(engine):
     ten = images(10)
     alone = [engine.run(InputForm.PIXELS, [image]) for image in ten]
     kept = [tuple(array.copy() for array in output) for output in alone]
@@ -90,12 +90,12 @@ def test_runs_at_once_do_not_disturb_each_other(engine):
         ]
     for index, run in enumerate(runs):
         assert run.result().rows == pytest.approx(alone[index // 2].rows, abs=2e-3)
-    # What was given is the caller's own, and not memory that the next run writes to.
+    # The caller owns the output: the next run does not overwrite it.
     for output, copies in zip(alone, kept, strict=True):
         assert all((array == copy).all() for array, copy in zip(output, copies, strict=True))
 
 
-def test_a_precision_that_the_cpu_does_not_have_is_refused(models_root, write_model):
+def test_a_precision_without_cpu_support_is_refused(models_root, write_model):
     folder = write_model("half", "1", precision={"compute": "fp16"})
     entry = Repository(folder.parents[1]).find("half", "1")
     with pytest.raises(EngineError, match="fp16 does not run on the CPU; build the model"):
@@ -106,7 +106,7 @@ def test_a_precision_that_the_cpu_does_not_have_is_refused(models_root, write_mo
 
 
 def two_outputs(path):
-    """A network of two by two pixels: its features, and scores for three classes in double."""
+    """A network of two by two pixels with two outputs: features, and three scores as doubles."""
     make = onnx.helper.make_node
     value = onnx.helper.make_tensor_value_info
     kind = onnx.TensorProto
@@ -125,7 +125,7 @@ def two_outputs(path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
 
 
-def test_of_several_outputs_the_one_that_was_named_is_read_whatever_its_type(write_model):
+def test_the_named_output_is_read_whatever_its_type(write_model):
     folder = write_model("two", "1", output={"tensor": "scores"})
     two_outputs(folder / "model.onnx")
     entry = Repository(folder.parents[1]).find("two", "1", verify=False)
@@ -180,7 +180,7 @@ def test_classes_without_a_score_have_no_probability(logits_of_tensor):
     assert found.scores == [1.0, 0.0, 0.0]
 
 
-def test_an_output_of_probabilities_is_given_as_it_is(write_model):
+def test_an_output_of_probabilities_is_returned_unchanged(write_model):
     folder = write_model("two", "1", output={"tensor": "scores", "kind": "probabilities"})
     two_outputs(folder / "model.onnx")
     entry = Repository(folder.parents[1]).find("two", "1", verify=False)

@@ -1,4 +1,4 @@
-"""Images of every kind, whole and broken."""
+"""Decoding images of every kind, whole and damaged."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from tidegate.serving.repository import ImageClassifier, Interpolation
 from tidegate.serving.vision.errors import InvalidImageError
 from tidegate.serving.vision.images.decode import Geometry, decode, fit
 
-# As in a server, where `decode` sees to it; pytest has filters of its own.
+# As `decode` sets it in a server; pytest replaces the filters.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
@@ -26,7 +26,7 @@ WHITE = (255, 255, 255)
 
 
 def whole(height, width, max_pixels=1 << 24, background=WHITE):
-    """Brings an image to a size without cutting anything off."""
+    """Resizes an image without a crop."""
     return Geometry(height, width, None, Interpolation.BILINEAR, True, background, max_pixels)
 
 
@@ -73,7 +73,7 @@ def test_cmyk_jpeg_becomes_rgb(picture, encode):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_lossless_files_are_given_exactly(picture, encode, kind):
+def test_lossless_files_are_decoded_exactly(picture, encode, kind):
     image = picture()
     options = {"lossless": True} if kind == "WEBP" else {}
     assert (decode(encode(image, kind, **options), like(image)) == image).all()
@@ -97,7 +97,7 @@ def composed(rgb, alpha, background):
 @pytest.mark.parametrize("background", BACKGROUNDS, ids=str)
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_shows_the_background(picture, encode, kind, mode, background):
+def test_transparent_pixels_show_the_background(picture, encode, kind, mode, background):
     image = picture()
     alpha = np.tile(np.linspace(0, 255, image.shape[1]).astype(np.uint8), (image.shape[0], 1))
     stored = Image.fromarray(image).convert(mode[:-1])
@@ -192,7 +192,7 @@ def test_sixteen_bit_png_keeps_its_upper_eight(picture, colour, channels):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_gives_the_same_picture(picture, encode, kind, orientation):
     image = picture(48, 64)
-    # What a camera held so would have stored: the inverse of what the tag asks for.
+    # What a camera held in this orientation stores: the inverse of the rotation of the tag.
     stored = {
         1: image,
         2: image[:, ::-1],
@@ -236,7 +236,7 @@ def test_profiles_and_text_in_a_file_do_not_matter(picture, encode):
     assert (decode(data, like(image)) == image).all()
 
 
-def test_the_first_picture_of_an_animation_is_taken(picture, encode):
+def test_the_first_picture_of_an_animation_is_used(picture, encode):
     frames = [Image.fromarray(picture(seed=seed)) for seed in (1, 30)]
     for kind in ("WEBP", "PNG"):
         options = {"lossless": True} if kind == "WEBP" else {}
@@ -266,13 +266,13 @@ def refusal(data, geometry=CLASSIFIER):
         ),
     ],
 )
-def test_what_is_no_image_is_refused_with_what_would_do(data, says):
+def test_a_file_that_is_no_image_is_refused_with_the_fix(data, says):
     assert re.search(says, refusal(data))
 
 
 @pytest.fixture(scope="module")
 def files(picture, encode):
-    """A small file of each format, with the size that it has."""
+    """A small file of each format, with its size."""
     image = picture(40, 56)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -297,7 +297,7 @@ SMALL = whole(16, 16, max_pixels=1 << 20)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere_is_refused_and_nothing_else(files, kind):
+def test_a_truncated_file_is_refused_without_another_error(files, kind):
     data = files[kind]
     refused = 0
     for end in range(len(data)):
@@ -305,7 +305,7 @@ def test_a_file_cut_anywhere_is_refused_and_nothing_else(files, kind):
             decode(data[:end], SMALL)
         except InvalidImageError:
             refused += 1
-    # The last bytes of a file may add nothing to the picture; before them no cut goes unseen.
+    # The last bytes of a file may add nothing to the picture; any earlier cut must be detected.
     assert refused >= len(data) - 24
 
 
@@ -356,7 +356,7 @@ def test_random_bytes_are_refused(data, magic):
     exif=st.binary(max_size=80),
     prefix=st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"]),
 )
-def test_a_jpeg_with_damaged_exif_is_decoded_as_it_lies(files, exif, prefix):
+def test_a_jpeg_with_damaged_exif_is_not_rotated(files, exif, prefix):
     body = b"Exif\0\0" + prefix + exif
     segment = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
     data = files["jpeg"][:2] + segment + files["jpeg"][2:]
@@ -364,12 +364,12 @@ def test_a_jpeg_with_damaged_exif_is_decoded_as_it_lies(files, exif, prefix):
 
 
 def bomb(height, width):
-    """A PNG of a few kilobytes that says it is as large as that."""
+    """A PNG of a few kilobytes whose header states this size."""
     return png(height, width, 8, 2, [bytes(1000)])
 
 
 @pytest.mark.parametrize("size", [(8001, 8000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
-def test_a_decompression_bomb_is_refused_for_what_its_header_says(size):
+def test_a_decompression_bomb_is_refused_by_its_header(size):
     data = bomb(*size)
     tracemalloc.start()
     try:
@@ -392,7 +392,7 @@ def jpeg_that_says(encode, height, width):
     return bytes(data)
 
 
-def test_a_huge_jpeg_is_refused_for_what_its_header_says(encode):
+def test_a_huge_jpeg_is_refused_by_its_header(encode):
     assert "is too large: 65000×60000" in refusal(jpeg_that_says(encode, 60000, 65000))
 
 

@@ -1,4 +1,4 @@
-"""Which way up a camera was held."""
+"""Reading the orientation from EXIF data."""
 
 import struct
 
@@ -12,7 +12,7 @@ from tidegate.serving.vision.images import exif
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("header", [b"", exif.HEADER])
-def test_what_pillow_writes_is_read(orientation, header):
+def test_it_reads_the_orientation_that_pillow_writes(orientation, header):
     written = Image.Exif()
     written[0x010F] = "A camera"
     written[0x0112] = orientation
@@ -29,5 +29,5 @@ def test_both_byte_orders_and_both_types_are_read(order, mark, kind, form, value
 
 
 @given(st.binary(max_size=120), st.sampled_from([b"", b"II*\0", b"MM\0*", b"II*\0\x08\0\0\0"]))
-def test_whatever_it_is_gives_an_orientation(data, start):
+def test_any_data_gives_an_orientation(data, start):
     assert 1 <= exif.orientation(start + data) <= 8

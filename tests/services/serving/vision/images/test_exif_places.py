@@ -1,4 +1,4 @@
-"""EXIF data is found wherever a file has it, and nothing else is taken for it."""
+"""EXIF data is found wherever a file has it, and other data is not mistaken for it."""
 
 import pytest
 from image_parts import SMALL, after_start, chunk, exif_segment, orientation_data, segment

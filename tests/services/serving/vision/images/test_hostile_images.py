@@ -1,4 +1,4 @@
-"""Files that are made to take memory or time: refused before they do."""
+"""Files made to exhaust memory or time are refused before they do."""
 
 import struct
 import tracemalloc
@@ -12,14 +12,14 @@ from PIL import Image, PngImagePlugin
 from tidegate.serving.vision.images.decode import decode
 
 
-def test_a_second_header_of_a_png_does_not_unfold_to_a_size_that_nobody_checked(encode):
+def test_a_second_png_header_cannot_set_an_unchecked_size(encode):
     png = encode(Image.new("RGB", (16, 16), (40, 90, 200)), "PNG")
     second = chunk(b"IHDR", struct.pack(">IIBBBBB", 8192, 8192, 1, 0, 0, 0, 0))
     np.testing.assert_array_equal(decode(png[:33] + second + png[33:], SMALL), decode(png, SMALL))
 
 
-def test_a_frame_hidden_from_the_first_look_is_not_decoded(encode, monkeypatch):
-    # The decoder reads the marker 02 as nothing, and what it is to hide as the file's header.
+def test_a_frame_that_the_header_reader_misses_is_not_decoded(encode, monkeypatch):
+    # The decoder ignores the marker 02, and reads the frame that it hides as the file's header.
     jpeg = encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG", progressive=True)
     at = jpeg.index(b"\xff\xc2")
     frame = jpeg[at : at + 19]
@@ -38,7 +38,7 @@ def test_a_frame_hidden_from_the_first_look_is_not_decoded(encode, monkeypatch):
 
 
 def of_many_scans(count):
-    """A progressive JPEG of 64×64 that refines one coefficient after another, by nothing at all."""
+    """A progressive JPEG of 64×64 with many scans, each of which refines nothing."""
     one_code = bytes([1]) + bytes(15)
     start = [
         segment(0xDB, bytes(1) + b"\1" * 64),
@@ -60,10 +60,10 @@ def of_many_scans(count):
     return b"\xff\xd8" + b"".join(start + scans) + b"\xff\xd9"
 
 
-def test_a_jpeg_of_scans_without_end_is_refused(jpegs):
+def test_a_jpeg_of_endless_scans_is_refused(jpegs):
     assert decode(of_many_scans(100), SMALL).shape == (48, 64, 3)
     assert refusal(of_many_scans(101)).startswith("is a JPEG of more than 100 scans; convert")
-    # What looks like scans in metadata or behind the picture is none.
+    # Bytes in metadata or behind the picture that look like scans do not count.
     picture = jpegs["progressive"]
     many = segment(0xDA, bytes(4)) * 101
     np.testing.assert_array_equal(
@@ -71,14 +71,14 @@ def test_a_jpeg_of_scans_without_end_is_refused(jpegs):
     )
 
 
-def test_a_jpeg_of_segments_without_end_is_refused(jpegs):
+def test_a_jpeg_of_endless_segments_is_refused(jpegs):
     picture = jpegs["baseline"]
     comment = segment(0xFE, b"")
     np.testing.assert_array_equal(
         decode(after_start(picture, comment * 60_000), SMALL), decode(picture, SMALL)
     )
     hostile = [after_start(picture, comment * 70_000)]
-    # Behind the pixels, only a file that is looked at twice is read so far.
+    # Only the lenient decoder reads segments behind the pixels.
     hostile.append(picture[:-2] + b"\xff\xfe\0\3\0" * 70_000 + b"stray" + picture[-2:])
     for each in hostile:
         assert refusal(each).startswith("has more than 65536 segments; send the file as")
@@ -93,7 +93,7 @@ def test_a_png_of_a_palette_without_its_colours_is_refused():
         assert refused.startswith("is damaged: the PNG has no palette; send")
 
 
-def test_restart_markers_without_end_take_no_memory(jpegs):
+def test_endless_restart_markers_take_no_memory(jpegs):
     plain = jpegs["many restarts"]
     stray = stray_before(plain, restarts_of(plain)[2], count=40)
     hostile = stray[:-2] + b"\xff\xd0" * (1 << 19) + stray[-2:]

@@ -1,4 +1,4 @@
-"""Files as cameras and programs write them: what is odd in them, and what is missing."""
+"""Files as cameras and programs write them: harmless oddities and missing pixels."""
 
 import random
 import re
@@ -33,13 +33,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 @pytest.mark.parametrize("kind", SEQUENTIAL)
 @pytest.mark.parametrize("oddity", HARMLESS)
-def test_what_is_odd_in_a_jpeg_without_loss_changes_nothing(jpegs, kind, oddity):
+def test_harmless_oddities_of_a_jpeg_change_nothing(jpegs, kind, oddity):
     odd = HARMLESS[oddity](jpegs[kind])
     assert odd != jpegs[kind]
     assert (decode(odd, SMALL) == decode(jpegs[kind], SMALL)).all()
 
 
-def test_oddities_come_together(jpegs):
+def test_several_harmless_oddities_change_nothing(jpegs):
     odd = jpegs["many restarts"]
     for make in HARMLESS.values():
         odd = make(odd)
@@ -61,7 +61,7 @@ def test_stray_bytes_before_every_restart_marker_change_nothing(jpegs):
 
 
 @pytest.mark.parametrize("oddity", ["stray bytes between segments", "bytes after the end"])
-def test_what_is_odd_in_a_progressive_jpeg_changes_nothing(jpegs, oddity):
+def test_harmless_oddities_of_a_progressive_jpeg_change_nothing(jpegs, oddity):
     odd = HARMLESS[oddity](jpegs["progressive"])
     assert (decode(odd, SMALL) == decode(jpegs["progressive"], SMALL)).all()
 
@@ -83,7 +83,7 @@ def test_missing_pixels_are_found_behind_harmless_oddities(jpegs):
     assert "pixels are missing" in refusal(holed)
     assert "pixels are missing" in refusal(stray_before(holed, restarts[2]))
     assert "pixels are missing" in refusal(with_scan_parameters(holed, b"\0\0\0"))
-    # What stands behind the pixels says nothing of them.
+    # Bytes behind the pixels tell nothing about the pixels.
     without_interval = holed[:-2] + segment(0xDD, b"\0\0") + holed[-2:]
     assert "pixels are missing" in refusal(stray_before(without_interval, restarts[2], count=40))
     without_one = plain[: restarts[4]] + plain[restarts[5] :]
@@ -98,7 +98,7 @@ def test_missing_pixels_of_one_scan_are_found_behind_harmless_oddities(jpegs):
     assert "missing" in refusal(stray_before(holed, plain.index(b"\xff\xc4", scans[0])))
 
 
-def test_an_error_says_what_is_wrong(jpegs, picture, encode):
+def test_an_error_names_the_cause(jpegs, picture, encode):
     plain = jpegs["baseline"]
     assert "is cut short" in refusal(plain[: len(plain) // 2])
     assert "is cut short" in refusal(plain[:100])
@@ -152,12 +152,10 @@ ANCILLARY = (
     checksum=st.none() | st.integers(0, 2**32 - 1),
     after_pixels=st.booleans(),
 )
-def test_damage_in_what_a_png_has_beside_its_pixels_changes_nothing(
-    files, kind, body, checksum, after_pixels
-):
+def test_damage_in_other_chunks_of_a_png_changes_nothing(files, kind, body, checksum, after_pixels):
     plain = files["png"]
     if kind == b"eXIf":
-        # An orientation that is whole turns the picture, as it should.
+        # A complete orientation rotates the picture, as it should.
         body = b"XX" + body
     at = plain.index(b"IEND") - 4 if after_pixels else plain.index(b"IDAT") - 4
     damaged = plain[:at] + chunk(kind, body, checksum) + plain[at:]
@@ -171,7 +169,7 @@ def test_a_wrong_checksum_of_transparency_changes_nothing(picture, encode):
     assert (decode(damaged, SMALL) == decode(paletted, SMALL)).all()
 
 
-# APP0 and APP14 say what the colours are: their bytes belong to the picture.
+# APP0 and APP14 define the colours, so their bytes belong to the picture.
 BESIDE_THE_PICTURE = (*range(0xE1, 0xEE), 0xEF, 0xFE)
 
 
@@ -191,7 +189,7 @@ def test_damage_in_the_metadata_of_a_jpeg_changes_nothing(files, kind, marker, s
 
 
 def webp_with(file, kind, body, length=None):
-    """A WebP file with one more chunk, which may say that it is longer than it is."""
+    """A WebP file with one more chunk, whose stated length may be too long."""
     size = len(body) if length is None else length
     more = kind + struct.pack("<I", size) + body + bytes(len(body) % 2)
     content = b"WEBP" + file[12:] + more
@@ -226,7 +224,7 @@ def files(jpegs, picture, encode):
     }
 
 
-# Where the pixels of a file begin, and how many bytes at its end are none of them.
+# Where the pixels of a file begin, and how many bytes at its end are not pixels.
 PIXELS = {"PNG": (b"IDAT", 24), "WebP": (b"WEBPVP8", 2), "JPEG": (b"\xff\xda", 12)}
 
 
@@ -236,7 +234,7 @@ PIXELS = {"PNG": (b"IDAT", 24), "WebP": (b"WEBPVP8", 2), "JPEG": (b"\xff\xda", 1
 )
 @settings(max_examples=60, deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_in_its_pixels_is_refused(files, kind, where):
+def test_a_file_truncated_in_its_pixels_is_refused(files, kind, where):
     data = files[kind]
     start, tail = next(pixels for pixels in PIXELS.values() if pixels[0] in data)
     begin, end = data.index(start) + 14, len(data) - tail
@@ -245,7 +243,7 @@ def test_a_file_cut_in_its_pixels_is_refused(files, kind, where):
 
 
 @pytest.mark.parametrize("kind", SEQUENTIAL)
-def test_a_cut_jpeg_is_refused_whatever_else_is_odd_in_it(jpegs, kind):
+def test_a_truncated_jpeg_is_refused_whatever_oddities_it_has(jpegs, kind):
     numbers = random.Random(4)
     data = jpegs[kind]
     pixels = data.index(b"\xff\xda") + 14
@@ -263,7 +261,7 @@ def with_scan_parameters_zeroed(jpeg):
 
 
 def test_a_jpeg_of_unusual_sampling_is_decoded(encode, picture):
-    """The factors of a grey JPEG mean nothing; any will do."""
+    """The sampling factors of a grey JPEG mean nothing, so any value is accepted."""
     grey = encode(picture(48, 64)[:, :, 0], quality=90)
     at = grey.index(b"\xff\xc0") + 11
     odd = grey[:at] + b"\x41" + grey[at + 1 :]
@@ -271,7 +269,7 @@ def test_a_jpeg_of_unusual_sampling_is_decoded(encode, picture):
 
 
 def test_no_file_makes_a_running_server_import_anything(tmp_path, jpegs, picture, encode):
-    """What is first decoded, or refused, does not wait for modules."""
+    """The first decoded or refused file does not wait for an import."""
     files = [
         *jpegs.values(),
         b"no image",

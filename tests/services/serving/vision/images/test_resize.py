@@ -26,7 +26,7 @@ def textured(height, width, seed=1):
 
 
 def by_pillow(image, filter_name, shortest=256, height=224, width=224):
-    """torchvision's Resize and CenterCrop on a PIL image, as its source has them."""
+    """torchvision's Resize and CenterCrop on a PIL image, as in its source."""
     picture = Image.fromarray(image)
     kernel = Image.Resampling[filter_name.upper()]
     if shortest is None:
@@ -49,13 +49,13 @@ def differences(one, other):
 def test_an_image_is_resized_and_cropped_as_by_pillow(filter_name, size):
     image = textured(*size)
     found = differences(fit(image, geometry(filter_name)), by_pillow(image, filter_name))
-    # Pillow's filter is computed in 22 bits, the SIMD one in 16: now and then it rounds otherwise.
+    # Pillow computes its filter in 22 bits, the SIMD code in 16: sometimes they round differently.
     assert found.max() <= 2
     assert (found > 0).mean() < 0.02
 
 
 @pytest.mark.parametrize("size", [(301, 451), (97, 190)], ids=str)
-# A box ends between two pixels here; which of them it takes is rounded either way.
+# The box ends between two pixels here, so rounding may choose either.
 @pytest.mark.parametrize("filter_name", ANTIALIASED[1:])
 def test_an_image_is_stretched_as_by_pillow(filter_name, size):
     image = textured(*size)
@@ -77,7 +77,7 @@ def test_a_very_large_image_is_averaged_first_and_looks_the_same():
 @pytest.mark.parametrize("size", [(9000, 300), (200, 8000)], ids=str)
 def test_a_long_image_looks_the_same(size):
     image = textured(*size)
-    # Pillow resizes a very tall image down first and then across: more is rounded otherwise.
+    # Pillow resizes a very tall image vertically first, so more pixels round differently.
     assert differences(fit(image, geometry()), by_pillow(image, "bilinear")).mean() < 0.3
 
 
@@ -89,7 +89,7 @@ def test_a_very_tall_image_is_stretched_in_little_memory():
 def test_without_antialiasing_the_filter_stays_as_narrow_as_it_is():
     image = textured(700, 700)
     narrow = fit(image, geometry("bilinear", antialias=False, shortest=None)).astype(float)
-    # Each pixel of the result is between the four that are nearest to it.
+    # Each pixel of the result is between its four nearest pixels.
     at = (np.arange(224) + 0.5) * 700 / 224 - 0.5
     low = np.floor(at).astype(int)
     share = (at - low)[:, None, None]
@@ -100,7 +100,7 @@ def test_without_antialiasing_the_filter_stays_as_narrow_as_it_is():
     assert np.abs(narrow - fit(image, geometry("bilinear", shortest=None))).mean() > 5
 
 
-def test_nearest_takes_pixels_as_they_are():
+def test_nearest_copies_pixels_unchanged():
     image = textured(300, 451)
     assert (
         fit(image, geometry("nearest", shortest=None)) == by_pillow(image, "nearest", None)
@@ -109,7 +109,7 @@ def test_nearest_takes_pixels_as_they_are():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(301, 452), (452, 301), (1500, 2201)], ids=str)
-def test_a_turned_image_is_resized_as_if_it_had_been_turned_first(encode, orientation, size):
+def test_a_rotated_image_is_resized_as_if_it_had_been_rotated_first(encode, orientation, size):
     stored = textured(*size)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -145,7 +145,7 @@ def test_a_jpeg_that_is_scaled_while_it_is_decoded_is_near_to_pillow(encode, sca
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize(("filter_name", "antialias"), [("nearest", True), ("bilinear", False)])
 @pytest.mark.parametrize("shape", [(1 << 18, 1), (1, 1 << 18)])
-def test_a_line_of_pixels_is_not_widened_before_it_is_shortened(
+def test_a_one_pixel_image_side_is_not_enlarged_before_the_other_shrinks(
     monkeypatch, shape, filter_name, antialias, orientation
 ):
     sizes = []
@@ -163,7 +163,7 @@ def test_a_line_of_pixels_is_not_widened_before_it_is_shortened(
     resized = fit(image, how, orientation=orientation)
     assert max(sizes) <= 1 << 18
     seen = resized if (shape[1] == 1) == (orientation == 1) else resized.transpose(1, 0, 2)
-    # A quarter turn to the right shows what was at the bottom first.
+    # A quarter turn to the right shows the bottom first.
     expected = line[:: 1 << 10]
     if orientation == 6 and shape[1] == 1:
         expected = expected[::-1]
