@@ -62,7 +62,7 @@ from measured_servers import (
 from processes import ROOT, suspended
 from results import BASELINE, QUIET_CORES, Environment, Results, Sample, bounds, plot, table
 
-from common import cpu_name, print_bounds
+from reporting import cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -1,14 +1,11 @@
-"""Changes of files: planned as bytes before and after, shown as a diff, made in one step.
+"""Changes of files: planned as bytes before and after, made in one step.
 
 What a file held when it was read is part of the change, so that a file which another program
 changed meanwhile is never overwritten, and a change can be taken back byte by byte.
 """
 
 import contextlib
-import difflib
-import itertools
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +24,7 @@ from tidegate.istio.writing import plain
 
 __all__ = ["FileChange", "apply_changes", "plan_changes"]
 
-_CONTEXT_LINES = 3
 _MARK = "\ufeff"
-_HUNK = re.compile(r"([-+])(\d+)(?=[, ])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +44,6 @@ class FileChange:
     def reversed(self) -> Self:
         """The change that takes this one back."""
         return type(self)(self.path, self.after, self.before)
-
-    def diff(self) -> str:
-        """The change as a unified diff."""
-        before, after = (
-            text.decode().splitlines(keepends=True) for text in (self.before, self.after)
-        )
-        # difflib loses itself in files of tens of thousands of lines, of which a few changed.
-        head = max(0, _shared(before, after) - _CONTEXT_LINES)
-        tail = max(0, _shared(before[:head:-1], after[:head:-1]) - _CONTEXT_LINES)
-        lines = difflib.unified_diff(
-            before[head : len(before) - tail],
-            after[head : len(after) - tail],
-            *(str(self.path), str(self.path)),
-            n=_CONTEXT_LINES,
-        )
-        return "".join(
-            _HUNK.sub(lambda found: f"{found[1]}{int(found[2]) + head}", line)
-            if line.startswith("@@")
-            else line
-            for line in lines
-        )
 
 
 def plan_changes(loaded: Loaded, objects: IstioObjects) -> tuple[FileChange, ...]:
@@ -185,9 +159,3 @@ def _write(change: FileChange) -> None:
             raise
     except OSError as error:
         raise IstioError(f"{change.path} cannot be written: {error.strerror}") from error
-
-
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many lines two texts have in common from their start."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,4 +1,4 @@
-"""Folders of YAML files: read once, and read again only where they changed."""
+"""YAML files and their objects: parsed as a whole, or only in the parts that changed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from tidegate.istio.names import ObjectName
 from tidegate.istio.objects import IstioObject, IstioObjects
 from tidegate.istio.parsing import Ignored, named_twice, parse_part, parts
 
-__all__ = ["Loaded", "ObjectFile", "ObjectPart", "load", "read_files"]
+__all__ = ["Loaded", "ObjectFile", "ObjectPart", "load", "parse_file", "read_files"]
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -45,6 +45,11 @@ class ObjectFile:
     def text(self) -> str:
         """The whole text."""
         return "".join(part.text for part in self.parts)
+
+    @property
+    def objects(self) -> Iterator[IstioObject]:
+        """Its objects, in their order."""
+        return (item for part in self.parts for item, _ in part.objects)
 
     def placed(self) -> Iterator[tuple[ObjectPart, int]]:
         """Its parts, each with the number of lines before it."""
@@ -97,23 +102,20 @@ def load(paths: Sequence[Path]) -> IstioObjects:
     return read_files(paths).objects
 
 
-def read_files(paths: Sequence[Path], before: Loaded | None = None) -> Loaded:
+def read_files(paths: Sequence[Path]) -> Loaded:
     """Reads files and folders (with what is below them).
 
     Args:
         paths: where to look.
-        before: what was read earlier. Files that still hold the same are not parsed again, and an
-            object that is still equal stays the identical value.
 
     Raises:
         IstioObjectErrors: something in them is wrong; every problem of every file is told.
         IstioError: a path cannot be read.
     """
-    earlier = Loaded(()) if before is None else before
     files: dict[Path, ObjectFile] = {}
     problems: list[ObjectProblem] = []
     for path in _files_in(paths):
-        files[path] = _read_file(path, earlier, problems)
+        files[path] = _read_file(path, problems)
     placed = (
         (item.name, f"{path}:{lines_before + line}")
         for path, file in files.items()
@@ -123,10 +125,27 @@ def read_files(paths: Sequence[Path], before: Loaded | None = None) -> Loaded:
     problems += named_twice(placed)
     if problems:
         raise IstioObjectErrors(problems)
-    objects = IstioObjects.of(
-        item for file in files.values() for part in file.parts for item, _ in part.objects
-    )
-    return Loaded(tuple(paths), files, objects.sharing(earlier.objects))
+    objects = IstioObjects.of(item for file in files.values() for item in file.objects)
+    return Loaded(tuple(paths), files, objects)
+
+
+def parse_file(path: Path, text: str, known: Sequence[ObjectFile] = ()) -> ObjectFile:
+    """Parses the text of a file. Only the parts that no known text of the file has are parsed.
+
+    Args:
+        path: The file, for messages.
+        text: Its text.
+        known: Texts of the same file that were parsed before. An object that is equal to one of
+            theirs stays the identical value.
+
+    Raises:
+        IstioObjectErrors: The text has errors.
+    """
+    problems: list[ObjectProblem] = []
+    file = _parsed(path, text, known, problems)
+    if problems:
+        raise IstioObjectErrors(problems)
+    return file
 
 
 def _files_in(paths: Iterable[Path]) -> list[Path]:
@@ -146,7 +165,7 @@ def _files_in(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def _read_file(path: Path, earlier: Loaded, problems: list[ObjectProblem]) -> ObjectFile:
+def _read_file(path: Path, problems: list[ObjectProblem]) -> ObjectFile:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -158,8 +177,14 @@ def _read_file(path: Path, earlier: Loaded, problems: list[ObjectProblem]) -> Ob
         fix = "save it as UTF-8"
         problems.append(ObjectProblem(str(path), line, "", "", "is not UTF-8", fix))
         return ObjectFile(path, ())
-    known = earlier.files.get(path, ObjectFile(path, ()))
-    same = {part.text: part for part in known.parts}
+    return _parsed(path, text, (), problems)
+
+
+def _parsed(
+    path: Path, text: str, known: Sequence[ObjectFile], problems: list[ObjectProblem]
+) -> ObjectFile:
+    same = {part.text: part for file in known for part in file.parts}
+    earlier = {item.name: item for file in known for item in file.objects}
     read = []
     for lines_before, part_text in parts(text):
         part = same.get(part_text)
@@ -168,13 +193,13 @@ def _read_file(path: Path, earlier: Loaded, problems: list[ObjectProblem]) -> Ob
             problems += parsed.problems
             part = ObjectPart(
                 part_text,
-                tuple((_kept(each.object, earlier.objects), each.line) for each in parsed.objects),
+                tuple((_kept(each.object, earlier), each.line) for each in parsed.objects),
                 tuple(replace(each, line=each.line - lines_before) for each in parsed.ignored),
             )
         read.append(part)
     return ObjectFile(path, tuple(read))
 
 
-def _kept(item: IstioObject, earlier: IstioObjects) -> IstioObject:
+def _kept(item: IstioObject, earlier: Mapping[ObjectName, IstioObject]) -> IstioObject:
     known = earlier.get(item.name)
     return item if known is None or known != item else known

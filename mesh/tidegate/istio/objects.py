@@ -89,15 +89,6 @@ class IstioObjects(Mapping[ObjectName, IstioObject]):
             changed.setdefault(view, dict(self._view(name.kind))).pop(name, None)
         return replace(self, **changed)
 
-    def sharing(self, before: Self) -> Self:
-        """The same, with each kind's mapping taken from ``before`` where nothing in it changed."""
-        same: dict[str, Mapping[ObjectName, Any]] = {}
-        for kind, view in _VIEWS.items():
-            old, new = before._view(kind), self._view(kind)
-            if len(old) == len(new) and all(old.get(name) is each for name, each in new.items()):
-                same[view] = old
-        return replace(self, **same)
-
     def changed_from(self, before: Self) -> frozenset[ObjectName]:
         """Names of objects that are new, gone, or not the identical value they were.
 

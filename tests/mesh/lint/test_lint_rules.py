@@ -515,12 +515,14 @@ def test_rule_is_unreachable_only_where_that_is_sure(tmp_path, earlier, later, c
 
 
 def test_objects_that_tidegate_comes_with_have_no_errors():
-    loaded = read_files([ROOT / "mesh" / "istio", ROOT / "mesh" / "local" / "services.yaml"])
+    loaded = read_files(
+        [ROOT / "mesh/istio/base/traffic", ROOT / "mesh" / "local" / "services.yaml"]
+    )
     assert [dataclasses.asdict(each) for each in check(loaded)] == []
 
 
 def test_objects_that_tidegate_comes_with_are_read():
-    kinds = {name.kind.value for name in load([ROOT / "mesh" / "istio"])}
+    kinds = {name.kind.value for name in load([ROOT / "mesh/istio/base/traffic"])}
     assert kinds == {"DestinationRule", "Gateway", "VirtualService"}
 
 

@@ -100,7 +100,9 @@ async def test_loading_makes_a_version_ready(make_registry, write_model):
     assert harness.models.is_ready("net", "")
 
 
-async def test_loading_again_changes_nothing_while_the_files_are_the_same(make_registry, write_model):
+async def test_loading_again_changes_nothing_while_the_files_are_the_same(
+    make_registry, write_model
+):
     write_model()
     harness = make_registry()
     await harness.models.load("net", "1")
