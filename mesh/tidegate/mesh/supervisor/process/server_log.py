@@ -1,4 +1,4 @@
-"""The log of one server: a file that is rotated by size, and its last lines at hand."""
+"""The log of one process: a file rotated by size, with its last lines in memory."""
 
 from collections import deque
 from pathlib import Path
@@ -11,12 +11,12 @@ _KEPT_LINES = 5
 
 
 class ServerLog:
-    """Appends what a server writes to ``NAME.log``; older parts are ``NAME.log.1`` and so on.
+    """Appends the output of a process to ``NAME.log``; older parts are ``NAME.log.1`` and so on.
 
     Args:
-        path: the file; its folder must exist.
-        max_bytes: size above which it is rotated.
-        backups: how many older parts are kept.
+        path: The file; its folder must exist.
+        max_bytes: The size above which the file is rotated.
+        backups: How many older parts are kept.
     """
 
     def __init__(self, path: Path, *, max_bytes: int = 10_000_000, backups: int = 3) -> None:
@@ -28,7 +28,7 @@ class ServerLog:
         self._partial = b""
 
     def write(self, data: bytes) -> None:
-        """Appends bytes; a line is never cut in two by rotation."""
+        """Appends bytes; rotation never cuts a line in two."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             if text := line.decode(errors="replace").rstrip():
@@ -39,7 +39,7 @@ class ServerLog:
             self._rotate()
 
     def last_lines(self) -> tuple[str, ...]:
-        """The last lines that are not empty, oldest first."""
+        """The last non-empty lines, oldest first."""
         partial = self._partial.decode(errors="replace").rstrip()
         return (*self._last, partial)[-_KEPT_LINES:] if partial else tuple(self._last)
 

@@ -1,13 +1,13 @@
-"""The life of one server process, as a pure state machine.
+"""The state machine of one process under supervision.
 
-``advance`` takes what is so, what happened and the time, and says what is so now and what to do. It
-starts nothing and waits for nothing: the shell in `process` does both. Three rules make it:
+``advance`` is a pure function from the state, an event and the time to the next state and the
+actions. `server_process` runs the actions. Three rules:
 
-- A process that ends without being asked to is started again, later each time (exponential
-  backoff), until it has ended ``crash_limit`` times within ``crash_window_s``: then it has failed
-  for good, because a process that cannot start does not start by trying faster.
-- A process that does not serve within ``startup_timeout_s`` is stopped and counts as ended.
-- Stopping asks first, and kills what is still there after ``drain_deadline_s``.
+- A process that exits unasked is restarted with exponential backoff. When it has exited
+  ``crash_limit`` times within ``crash_window_s``, it has failed for good, because faster retries do
+  not help a process that cannot start.
+- A process that does not serve within ``startup_timeout_s`` is stopped; this counts as a crash.
+- A process that is to stop gets SIGTERM, and SIGKILL after ``drain_deadline_s``.
 """
 
 import enum
@@ -17,12 +17,12 @@ __all__ = [
     "Action",
     "Event",
     "Exited",
-    "HealthSeen",
     "Kill",
     "Phase",
+    "Probed",
+    "ProcessState",
     "RestartPolicy",
     "Start",
-    "State",
     "Stop",
     "Tick",
     "advance",
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Phase(enum.StrEnum):
-    """Where a process is in its life."""
+    """The phase of a process."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -47,7 +47,7 @@ class Phase(enum.StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Whether waiting for the process to serve is over, well or badly."""
+        """Whether the start is over, well or badly."""
         return self in (Phase.SERVING, Phase.UNHEALTHY, Phase.FAILED, Phase.STOPPED)
 
 
@@ -56,16 +56,16 @@ _WITH_PROCESS = frozenset({Phase.STARTING, Phase.SERVING, Phase.UNHEALTHY, Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
-    """How patient the machine is; all times in seconds.
+    """The timeouts and limits of the state machine; all times in seconds.
 
     Attributes:
-        startup_timeout_s: from being started to serving.
-        drain_deadline_s: from being asked to stop to being killed.
-        initial_backoff_s: the wait before the first restart; each further one is twice as long.
-        max_backoff_s: the longest wait before a restart.
-        stable_after_s: a process that served this long starts over with the first wait.
-        crash_limit: ends within the window that make it fail for good.
-        crash_window_s: the window.
+        startup_timeout_s: From start to ready.
+        drain_deadline_s: From SIGTERM to SIGKILL.
+        initial_backoff_s: The wait before the first restart; each further wait is twice as long.
+        max_backoff_s: The longest wait before a restart.
+        stable_after_s: The time of serving after which the backoff starts over.
+        crash_limit: Crashes within the window after which the process has failed for good.
+        crash_window_s: The window.
     """
 
     startup_timeout_s: float = 300.0
@@ -78,19 +78,19 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What is so.
+class ProcessState:
+    """The state of a process; times are of a clock that never goes back.
 
     Attributes:
-        phase: where the process is in its life.
-        since: when the phase began.
-        deadline: when a `Tick` is due; ``None`` when nothing is waited for.
-        wanted: whether the process should run; untrue from the first `Stop` on.
-        serving_since: when this process began to serve; ``None`` unless it has.
-        restarts: how often it was started again.
-        ends: when it ended unasked, within the crash window.
-        streak: ends in a row without serving for long between them.
-        reason: why it last ended unasked; empty unless it has.
+        phase: The phase.
+        since: When the phase began.
+        deadline: When a `Tick` is due; ``None`` for never.
+        wanted: Whether the process should run; false from the first `Stop` on.
+        serving_since: When this process became ready; ``None`` if it has not.
+        restarts: How often it was restarted after a crash.
+        crashes: When it crashed, within the crash window.
+        streak: Crashes in a row without ``stable_after_s`` of serving between them.
+        reason: Why it last crashed; empty if it has not.
     """
 
     phase: Phase = Phase.STOPPED
@@ -99,13 +99,13 @@ class State:
     wanted: bool = False
     serving_since: float | None = None
     restarts: int = 0
-    ends: tuple[float, ...] = ()
+    crashes: tuple[float, ...] = ()
     streak: int = 0
     reason: str = ""
 
 
 class Action(enum.Enum):
-    """What to do."""
+    """An action for the caller of `advance`."""
 
     SPAWN = enum.auto()
     TERMINATE = enum.auto()
@@ -114,31 +114,39 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The server is wanted."""
+    """The process should run."""
 
 
 @dataclass(frozen=True, slots=True)
-class HealthSeen:
-    """Its health was asked for; ``serving`` says whether it serves."""
+class Probed:
+    """The readiness probe has a result.
 
-    serving: bool
+    Attributes:
+        ready: Whether the process is ready.
+    """
+
+    ready: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process ended; ``reason`` says how."""
+    """The process exited.
+
+    Attributes:
+        reason: How it exited, such as ``exited with status 1``.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The server is no longer wanted."""
+    """The process should stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """The server is no longer wanted, and nobody waits for it to finish."""
+    """The process should stop at once, without draining."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,27 +154,27 @@ class Tick:
     """Time has passed."""
 
 
-Event = Start | HealthSeen | Exited | Stop | Kill | Tick
-_Step = tuple[State, tuple[Action, ...]]
+Event = Start | Probed | Exited | Stop | Kill | Tick
+_Step = tuple[ProcessState, tuple[Action, ...]]
 
 
-def advance(policy: RestartPolicy, state: State, event: Event, now: float) -> _Step:
+def advance(policy: RestartPolicy, state: ProcessState, event: Event, now: float) -> _Step:
     """Takes one step.
 
     Args:
-        policy: how patient to be.
-        state: what is so.
-        event: what happened; one that means nothing in this phase changes nothing.
-        now: the time in seconds, of a clock that never goes back.
+        policy: The timeouts and limits.
+        state: The state.
+        event: The event. An event without a meaning in this phase changes nothing.
+        now: The time in seconds, of a clock that never goes back.
 
     Returns:
-        What is so now, and what to do, in order.
+        The next state, and the actions in order.
     """
     match event:
         case Start() if not state.phase.has_process:
-            return _start(policy, State(), now)
-        case HealthSeen(serving):
-            return _health(state, serving=serving, now=now), ()
+            return _start(policy, ProcessState(), now)
+        case Probed(ready):
+            return _probed(state, ready=ready, now=now), ()
         case Exited(reason) if state.phase.has_process:
             return _exited(policy, state, reason, now), ()
         case Stop():
@@ -181,7 +189,7 @@ def advance(policy: RestartPolicy, state: State, event: Event, now: float) -> _S
             return state, ()
 
 
-def _start(policy: RestartPolicy, state: State, now: float) -> _Step:
+def _start(policy: RestartPolicy, state: ProcessState, now: float) -> _Step:
     started = replace(
         state,
         phase=Phase.STARTING,
@@ -193,21 +201,21 @@ def _start(policy: RestartPolicy, state: State, now: float) -> _Step:
     return started, (Action.SPAWN,)
 
 
-def _health(state: State, *, serving: bool, now: float) -> State:
-    if serving and state.phase in (Phase.STARTING, Phase.UNHEALTHY):
+def _probed(state: ProcessState, *, ready: bool, now: float) -> ProcessState:
+    if ready and state.phase in (Phase.STARTING, Phase.UNHEALTHY):
         since = now if state.serving_since is None else state.serving_since
         return replace(state, phase=Phase.SERVING, since=now, deadline=None, serving_since=since)
-    if not serving and state.phase is Phase.SERVING:
+    if not ready and state.phase is Phase.SERVING:
         return replace(state, phase=Phase.UNHEALTHY, since=now)
     return state
 
 
-def _exited(policy: RestartPolicy, state: State, reason: str, now: float) -> State:
+def _exited(policy: RestartPolicy, state: ProcessState, reason: str, now: float) -> ProcessState:
     if not state.wanted:
         return replace(state, phase=Phase.STOPPED, since=now, deadline=None)
-    # A process that is stopped for not serving in time has its reason already.
+    # A process that was stopped because it did not serve in time already has its reason.
     why = state.reason if state.phase is Phase.STOPPING else reason
-    ends = (*(end for end in state.ends if end > now - policy.crash_window_s), now)
+    crashes = (*(time for time in state.crashes if time > now - policy.crash_window_s), now)
     stable = state.serving_since is not None and now - state.serving_since >= policy.stable_after_s
     streak = 1 if stable else state.streak + 1
     failed = replace(
@@ -215,18 +223,18 @@ def _exited(policy: RestartPolicy, state: State, reason: str, now: float) -> Sta
         phase=Phase.FAILED,
         since=now,
         deadline=None,
-        ends=ends,
+        crashes=crashes,
         streak=streak,
         reason=why,
     )
-    if len(ends) >= policy.crash_limit:
+    if len(crashes) >= policy.crash_limit:
         return failed
-    # Doubling is cut off where it would overflow; the longest wait is reached far before.
+    # The exponent has a limit because the power would overflow; the longest wait comes far before.
     wait_s = min(policy.max_backoff_s, policy.initial_backoff_s * 2.0 ** min(streak - 1, 60))
     return replace(failed, phase=Phase.BACKING_OFF, deadline=now + wait_s)
 
 
-def _stop(policy: RestartPolicy, state: State, now: float) -> _Step:
+def _stop(policy: RestartPolicy, state: ProcessState, now: float) -> _Step:
     match state.phase:
         case Phase.STOPPING:
             return replace(state, wanted=False), ()
@@ -238,14 +246,14 @@ def _stop(policy: RestartPolicy, state: State, now: float) -> _Step:
             return replace(state, phase=Phase.STOPPED, since=now, deadline=None, wanted=False), ()
 
 
-def _stopping(policy: RestartPolicy, state: State, now: float) -> _Step:
+def _stopping(policy: RestartPolicy, state: ProcessState, now: float) -> _Step:
     stopping = replace(
         state, phase=Phase.STOPPING, since=now, deadline=now + policy.drain_deadline_s
     )
     return stopping, (Action.TERMINATE,)
 
 
-def _due(policy: RestartPolicy, state: State, now: float) -> _Step:
+def _due(policy: RestartPolicy, state: ProcessState, now: float) -> _Step:
     match state.phase:
         case Phase.STARTING:
             reason = f"did not serve within {policy.startup_timeout_s:g} s"

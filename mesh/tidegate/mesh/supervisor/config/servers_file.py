@@ -1,4 +1,4 @@
-"""The file that says which servers to run: ``tidegate.yaml``.
+"""The file that lists the servers to run: ``tidegate.yaml``.
 
     servers:
       vision:
@@ -7,14 +7,13 @@
         metrics_port: 9500
         settings: {model_repository: models}
 
-``settings`` become flags of the server (``max_batch_size: 8`` is ``--max-batch-size=8``), which
-checks them itself; everything else is checked here, and each error says where, what is wrong, and
-what would be right. With ``mesh`` (see `mesh_config`), servers that have ``labels`` stand behind an
-Envoy.
+`settings` become flags of the server (``max_batch_size: 8`` is ``--max-batch-size=8``), and the
+server checks them. This module checks everything else, and each error says where it is, what is
+wrong, and how to fix it. With a section ``mesh`` (see `mesh_section`), servers that have ``labels``
+stand behind an Envoy.
 """
 
 import difflib
-import enum
 import importlib.resources
 import re
 from collections.abc import Iterator, Mapping
@@ -22,19 +21,31 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+from tidegate.mesh.supervisor.config.mesh_section import (
+    ControllerConfig,
+    EnvoyConfig,
+    MeshConfig,
+    StrictModel,
+)
+from tidegate.mesh.supervisor.config.server_kinds import Port, ServerKind, find_kind
 from tidegate.mesh.supervisor.errors import ConfigError
-from tidegate.mesh.supervisor.machine import RestartPolicy
-from tidegate.mesh.supervisor.mesh_config import ControllerConfig, EnvoyConfig, MeshConfig
+from tidegate.mesh.supervisor.process.state_machine import RestartPolicy
 
 __all__ = [
     "CONTROLLER_NAME",
     "DEFAULT_FILE",
     "ENVOY_NAME",
     "ServerConfig",
-    "ServerKind",
     "ServersFile",
     "find_config",
     "flag",
@@ -46,50 +57,41 @@ DEFAULT_FILE = "tidegate.yaml"
 CONTROLLER_NAME, ENVOY_NAME = "controller", "envoy"
 
 _MESH_NAMES = frozenset({CONTROLLER_NAME, ENVOY_NAME})
-_OWN_FLAGS = frozenset({"grpc_port", "metrics_port", "port_file"})
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-# As Kubernetes has them; a prefix of the key that names a domain is left out.
+_PortNumber = Annotated[int, Field(ge=0, le=65535)]
+# Kubernetes's syntax for labels, without the optional domain before the key.
 _LabelKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?$")]
 _LabelValue = Annotated[str, Field(pattern=r"^([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?$")]
 
 
-class ServerKind(enum.StrEnum):
-    """What a server is."""
-
-    VISION = "vision"
-    LLM = "llm"
-    PROGRAM = "program"
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ServerConfig(_Model):
+class ServerConfig(StrictModel):
     """One server.
 
     Attributes:
-        kind: ``vision``, ``llm``, or ``program`` for one of your own that takes the same flags.
-        command: the program and its first arguments; only for a ``program``.
-        grpc_port: port for gRPC; 0 takes a free one.
-        metrics_port: port for metrics over HTTP; 0 takes a free one.
-        labels: what the mesh knows it by, such as its app and version; none: not in the mesh.
-        settings: flags of the server by name.
-        env: environment variables, added to the supervisor's own.
-        startup_timeout_s: from being started to serving, in seconds.
-        drain_deadline_s: from being asked to stop to being killed, in seconds.
-        initial_backoff_s: wait before the first restart, in seconds; each further is twice as long.
-        max_backoff_s: longest wait before a restart, in seconds.
-        stable_after_s: a server that served this many seconds starts over with the first wait.
-        crash_limit: crashes within the window after which it is given up.
-        crash_window_s: the window, in seconds.
+        kind: A registered kind (see `server_kinds`); ``program`` is one of your own servers.
+        command: The program and its first arguments, for a kind that has no command of its own.
+        grpc_port: The port for gRPC; 0 takes a free one.
+        http_port: The port for HTTP; 0 takes a free one.
+        metrics_port: The HTTP port for metrics; 0 takes a free one.
+        labels: The server's labels in the mesh, such as its app and version. A server without
+            labels is not in the mesh. ``None`` means the labels of the kind.
+        settings: Flags of the server by name.
+        env: Environment variables, added to the supervisor's own.
+        startup_timeout_s: Seconds from start to ready.
+        drain_deadline_s: Seconds from SIGTERM to SIGKILL.
+        initial_backoff_s: Seconds before the first restart; each further wait is twice as long.
+        max_backoff_s: Longest wait before a restart, in seconds.
+        stable_after_s: Seconds of serving after which the backoff starts over.
+        crash_limit: Crashes within the window after which the supervisor gives the server up.
+        crash_window_s: The window, in seconds.
     """
 
-    kind: ServerKind
+    kind: Annotated[ServerKind, PlainValidator(find_kind)]
     command: tuple[str, ...] = ()
-    grpc_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    labels: Mapping[_LabelKey, _LabelValue] = Field(default_factory=dict)
+    grpc_port: _PortNumber = 0
+    http_port: _PortNumber = 0
+    metrics_port: _PortNumber = 0
+    labels: Mapping[_LabelKey, _LabelValue] | None = None
     settings: Mapping[str, Any] = Field(default_factory=dict)
     env: Mapping[str, str] = Field(default_factory=dict)
     startup_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
@@ -102,51 +104,54 @@ class ServerConfig(_Model):
 
     @field_validator("settings")
     @classmethod
-    def _settings_are_not_ours(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _supervisor_sets_its_own_flags(
+        cls, settings: Mapping[str, Any], info: ValidationInfo
+    ) -> Mapping[str, Any]:
+        kind = info.data.get("kind")
+        own = {"port_file", *(port.setting for port in (kind.ports if kind else ()))}
         for name in settings:
-            if name.replace("-", "_") in _OWN_FLAGS:
+            if name.replace("-", "_") in own:
                 raise ValueError(f"'{name}' is set by the supervisor; write it beside 'settings'")
         return settings
 
     @model_validator(mode="after")
-    def _command_fits_kind(self) -> "ServerConfig":
-        if self.kind is ServerKind.PROGRAM and not self.command:
-            raise ValueError("kind 'program' needs 'command', for example [python, server.py]")
-        if self.kind is not ServerKind.PROGRAM and self.command:
-            raise ValueError(f"kind '{self.kind}' has its own command; remove 'command'")
+    def _fits_its_kind(self) -> "ServerConfig":
+        kind = self.kind
+        if kind.command is None and not self.command:
+            raise ValueError(f"kind '{kind.name}' needs 'command', for example [python, server.py]")
+        if kind.command is not None and self.command:
+            raise ValueError(f"kind '{kind.name}' has its own command; remove 'command'")
+        for port in Port:
+            if self.port(port) and port not in kind.ports:
+                known = ", ".join(f"'{each.setting}'" for each in kind.ports)
+                raise ValueError(f"kind '{kind.name}' has no '{port.setting}'; it has {known}")
         return self
 
-    @model_validator(mode="after")
-    def _mesh_gives_the_ports(self) -> "ServerConfig":
-        if self.labels and (self.grpc_port or self.metrics_port):
-            raise ValueError(
-                "with 'labels' it stands behind the mesh, where a second process takes over in a "
-                "restart: remove 'grpc_port' and 'metrics_port', each process takes free ones"
-            )
-        return self
+    @property
+    def mesh_labels(self) -> Mapping[str, str]:
+        """The labels in the mesh; empty if the server is not in it."""
+        return self.kind.labels if self.labels is None else self.labels
 
-    def arguments(self, python: str, port_file: Path) -> list[str]:
-        """The command line.
+    def port(self, port: Port) -> int:
+        """The number that the file gives a port; 0 for a free one."""
+        return int(getattr(self, port.setting))
+
+    def arguments(self, port_file: Path) -> list[str]:
+        """Builds the command line.
 
         Args:
-            python: the interpreter that runs Tidegate's own servers.
-            port_file: where the server is to write its ports.
+            port_file: The file to which the server writes its ports.
         """
-        command = (
-            list(self.command)
-            if self.kind is ServerKind.PROGRAM
-            else [python, "-m", f"tidegate.serving.{self.kind}"]
-        )
+        command = self.command if self.kind.command is None else self.kind.command
         flags = {
-            "grpc_port": self.grpc_port,
-            "metrics_port": self.metrics_port,
+            **{port.setting: self.port(port) for port in self.kind.ports},
             "port_file": str(port_file),
             **self.settings,
         }
-        return command + [flag(name, value) for name, value in flags.items()]
+        return [*command, *(flag(name, value) for name, value in flags.items())]
 
     def policy(self) -> RestartPolicy:
-        """How patient to be with it."""
+        """The timeouts and limits of the state machine."""
         return RestartPolicy(
             startup_timeout_s=self.startup_timeout_s,
             drain_deadline_s=self.drain_deadline_s,
@@ -158,19 +163,23 @@ class ServerConfig(_Model):
         )
 
     @property
+    def host(self) -> str:
+        """The address that the server listens on, by its own setting."""
+        return str(self.settings.get("host", "127.0.0.1"))
+
+    @property
     def client_host(self) -> str:
-        """The host at which it is reached from here."""
-        host = str(self.settings.get("host", "127.0.0.1"))
-        # A server that listens on every address is called on this host's own.
-        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+        """The address at which this host reaches the server."""
+        # A server that listens on every address is reached on the loopback address.
+        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
 
 
-class ServersFile(_Model):
+class ServersFile(StrictModel):
     """The whole file.
 
     Attributes:
-        servers: the servers by name.
-        mesh: what stands before them; ``None`` when they are reached directly.
+        servers: The servers by name.
+        mesh: The Envoy in front of them and its controller; ``None`` without a mesh.
     """
 
     servers: Annotated[dict[str, ServerConfig], Field(min_length=1)]
@@ -178,7 +187,7 @@ class ServersFile(_Model):
 
     @field_validator("servers")
     @classmethod
-    def _names_can_be_used(cls, servers: dict[str, ServerConfig]) -> dict[str, ServerConfig]:
+    def _names_are_valid(cls, servers: dict[str, ServerConfig]) -> dict[str, ServerConfig]:
         for name in servers:
             if not _NAME.fullmatch(name):
                 raise ValueError(
@@ -194,24 +203,34 @@ class ServersFile(_Model):
                 raise ValueError(f"{taken[port]} and {place} are both {port}; change one")
         for name, server in self.servers.items():
             if self.mesh is None and server.labels:
-                raise ValueError(f"servers.{name}.labels mean nothing without 'mesh'; add that")
-            if self.mesh is not None and name in _MESH_NAMES:
-                raise ValueError(f"servers.{name}: the mesh has a process of that name; rename it")
+                raise ValueError(f"servers.{name}.labels mean nothing without 'mesh'; add 'mesh'")
+            if self.mesh is not None:
+                self._check_behind_mesh(name, server)
         return self
 
+    @staticmethod
+    def _check_behind_mesh(name: str, server: ServerConfig) -> None:
+        if name in _MESH_NAMES:
+            raise ValueError(f"servers.{name}: the mesh has a process of that name; rename it")
+        if server.mesh_labels and any(server.port(port) for port in Port):
+            ports = " and ".join(f"'{port.setting}'" for port in server.kind.ports)
+            raise ValueError(
+                f"servers.{name}: with 'labels' the server stands behind the mesh, where a second "
+                f"process takes over in a restart: remove {ports}, each process takes free ones"
+            )
+
     def ports(self) -> Iterator[tuple[str, str, int]]:
-        """Every port that is asked for: its place in the file, its host, and the port, or 0."""
+        """Lists the ports of the file: the place in the file, the host, and the port or 0."""
         for name, server in self.servers.items():
-            host = str(server.settings.get("host", "127.0.0.1"))
-            yield f"servers.{name}.grpc_port", host, server.grpc_port
-            yield f"servers.{name}.metrics_port", host, server.metrics_port
+            for port in server.kind.ports:
+                yield f"servers.{name}.{port.setting}", server.host, server.port(port)
         if self.mesh is not None:
-            for place, port in self.mesh.ports():
-                yield place, "127.0.0.1", port
+            for place, number in self.mesh.ports():
+                yield place, "127.0.0.1", number
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice, which YAML forbids and PyYAML lets pass."""
+    """Rejects a key that is written twice: YAML forbids it, and PyYAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -227,20 +246,20 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def find_config(file: Path | None, directory: Path) -> Path:
-    """The file to use: the one given, the directory's ``tidegate.yaml``, or the packaged one."""
+    """Finds the file to use: the given one, the folder's ``tidegate.yaml``, or the packaged one."""
     if file is not None:
         return file
     own = directory / DEFAULT_FILE
     if own.exists():
         return own
-    return Path(str(importlib.resources.files("tidegate.mesh.supervisor") / "default.yaml"))
+    return Path(str(importlib.resources.files("tidegate.mesh.supervisor.config") / "default.yaml"))
 
 
 def load_config(path: Path) -> ServersFile:
     """Reads and checks a file.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, or says something wrong.
+        ConfigError: The file cannot be read, is not YAML, or has a wrong value.
     """
     try:
         data = yaml.load(path.read_bytes(), Loader=_StrictLoader)  # noqa: S506  # it is a SafeLoader
@@ -278,8 +297,8 @@ def _problem(detail: ErrorDetails) -> str:
             return f"{where}{detail['msg'].removeprefix('Value error, ')}{got}"
 
 
-def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model whose keys stand at a place."""
+def _model_at(place: tuple[int | str, ...]) -> type[StrictModel]:
+    """The model that defines the keys at a place of the file."""
     match place:
         case ("servers", _, _, *_):
             return ServerConfig
@@ -294,7 +313,7 @@ def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
 
 
 def flag(name: str, value: object) -> str:
-    """A setting as the chassis reads it: switches by name, lists with commas."""
+    """Writes a setting as a flag of the chassis: switches by name, lists with commas."""
     flag = name.replace("_", "-")
     match value:
         case True:

@@ -1,17 +1,17 @@
-"""Runs one server as its own process group, and ends the whole group when nobody watches it.
+"""The parent-death guard: runs one server as a process group, and ends it with the supervisor.
 
-The supervisor starts this file as a script, one for each server, with three pipes. Through standard
-input it sends ``T`` (ask the server to stop) and ``K`` (kill it and all that it started). When that
-pipe closes, the supervisor is gone however it went, even by SIGKILL: the server is asked to stop,
-and killed when the drain deadline passes. Standard output carries the server's process id; standard
-error is the server's log.
+The supervisor starts this file as a script, once for each process, with three pipes. Through
+standard input it sends ``T`` (SIGTERM to the server) and ``K`` (SIGKILL to the whole group). When
+that pipe closes, the supervisor is gone, even if it was killed by SIGKILL. The guard then sends
+SIGTERM to the server, and SIGKILL when the drain deadline passes. Standard output carries the
+server's process id, standard error its log.
 
-A process between the two costs 10 MB and buys what ``PR_SET_PDEATHSIG`` alone does not: it works on
-macOS too, lets the server drain, and leaves none of the server's own children (an engine, say)
-behind. On Linux the server has that death signal as well, in case the guard itself is killed. Only
-the standard library is used, and no thread, so that forking is safe.
+This extra process costs 10 MB. In return it works on macOS too, lets the server drain, and leaves
+none of the server's children (an engine, for example) behind; ``PR_SET_PDEATHSIG`` alone does none
+of these. On Linux the server has that signal as well, in case the guard itself is killed. The guard
+uses only the standard library and no threads, so that its fork is safe.
 
-Usage: guard.py DRAIN_DEADLINE_S NICE PROGRAM [ARGUMENT ...]
+Usage: parent_death_guard.py DRAIN_DEADLINE_S NICE PROGRAM [ARGUMENT ...]
 """
 
 import contextlib
@@ -30,13 +30,13 @@ def main() -> int:
     """Runs the server until it ends.
 
     Returns:
-        Its exit status, or 128 and the number of the signal that ended it.
+        The server's exit status, or 128 plus the number of the signal that ended it.
     """
     drain_s, nice, command = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-    # A handler of Python's own is what makes the wake-up descriptor be written.
+    # Python writes to the wake-up descriptor only for signals with a handler.
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ours, signal.SIG_IGN)
@@ -44,7 +44,7 @@ def main() -> int:
     server = os.fork()
     if server == 0:
         _become_server(command, guard, nice)
-    # The server does it too: whichever comes first, the group is there before it is needed.
+    # The server sets it too: the group must exist before either process needs it.
     with contextlib.suppress(OSError):
         os.setpgid(server, server)
     os.write(1, f"{server}\n".encode())
@@ -65,12 +65,12 @@ def _watch(server: int, wake: int, drain_s: float) -> int:
         if wake in ready:
             os.read(wake, 512)
         if 0 in ready:
-            orders = os.read(0, 512)
-            if b"T" in orders:
+            commands = os.read(0, 512)
+            if b"T" in commands:
                 os.kill(server, signal.SIGTERM)
-            if b"K" in orders:
+            if b"K" in commands:
                 _kill_group(server)
-            if not orders:
+            if not commands:
                 watched.remove(0)
                 deadline = time.monotonic() + drain_s
                 os.kill(server, signal.SIGTERM)
@@ -80,7 +80,7 @@ def _watch(server: int, wake: int, drain_s: float) -> int:
 
 
 def _kill_group(server: int) -> None:
-    # When nobody is left, Linux says so and macOS refuses permission.
+    # For an empty group Linux raises ProcessLookupError, and macOS PermissionError.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(server, signal.SIGKILL)
 
@@ -89,7 +89,7 @@ def _become_server(command: list[str], guard: int, nice: int) -> None:
     """Turns this process into the server; never returns."""
     try:
         os.setpgid(0, 0)
-        _let_others_go_first(nice)
+        _lower_priority(nice)
         for changed in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(changed, signal.SIG_DFL)
         if sys.platform == "linux":
@@ -97,7 +97,7 @@ def _become_server(command: list[str], guard: int, nice: int) -> None:
 
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != guard:
-                # The guard ended before the signal was set.
+                # The guard ended before the death signal was set.
                 os._exit(1)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
@@ -107,13 +107,13 @@ def _become_server(command: list[str], guard: int, nice: int) -> None:
     os._exit(_NOT_FOUND)
 
 
-def _let_others_go_first(nice: int) -> None:
+def _lower_priority(nice: int) -> None:
     """Lowers the priority of this process and its session."""
     if not nice:
         return
     os.nice(nice)
-    # Where Linux shares the cores among sessions (sched_autogroup), a process's own value counts
-    # only within its session, which is the guard's.
+    # With sched_autogroup, Linux shares the cores among sessions, and the niceness of a process
+    # counts only within its session, which is the guard's.
     with contextlib.suppress(OSError), Path("/proc/self/autogroup").open("w") as session:
         session.write(str(nice))
 

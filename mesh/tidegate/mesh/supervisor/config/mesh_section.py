@@ -1,11 +1,11 @@
-"""The part of ``tidegate.yaml`` that puts the servers behind an Envoy.
+"""The section ``mesh`` of ``tidegate.yaml``, which puts the servers behind an Envoy.
 
     mesh:
       objects: [mesh/istio/base/traffic, mesh/local/services.yaml]
       ingress: {vision: 8500, llm: 8600}
 
-The traffic rules themselves are Istio objects, which the controller reads and checks; here stands
-only where they are, and where the controller and Envoy listen.
+The traffic rules are Istio objects, which the controller reads and checks. This section only says
+where they are and where the controller and Envoy listen.
 """
 
 from collections.abc import Iterator
@@ -14,27 +14,29 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ControllerConfig", "EnvoyConfig", "MeshConfig"]
+__all__ = ["ControllerConfig", "EnvoyConfig", "MeshConfig", "StrictModel"]
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
+    """A part of the file; an unknown key is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ControllerConfig(_Model):
+class ControllerConfig(StrictModel):
     """The controller.
 
     Attributes:
-        grpc_port: port for gRPC: Envoy's discovery, access logs, spans, and `tidegate shift`.
-        metrics_port: port for metrics over HTTP.
-        traces_port: port for Jaeger's query interface over HTTP.
-        health_check_interval_s: time between two health checks of a server; 0 checks none by the
-            clock.
-        health_check_timeout_s: how long a server may take to answer a health check.
-        health_check_failures: health checks without an answer, one after another, after which a
-            server gets no new requests.
+        grpc_port: The gRPC port: Envoy's discovery, access logs, spans, and `tidegate shift`.
+        metrics_port: The HTTP port for metrics.
+        traces_port: The HTTP port for Jaeger's query interface.
+        health_check_interval_s: Seconds between two health checks of a server; 0 switches the
+            periodic checks off.
+        health_check_timeout_s: Seconds that a server may take to answer a health check.
+        health_check_failures: Health checks in a row without an answer after which a server gets
+            no new requests.
     """
 
     grpc_port: _Port = 15010
@@ -45,27 +47,27 @@ class ControllerConfig(_Model):
     health_check_failures: Annotated[int, Field(ge=1, le=1000)] = 3
 
 
-class EnvoyConfig(_Model):
+class EnvoyConfig(StrictModel):
     """Envoy.
 
     Attributes:
-        admin_port: port of its admin interface; 0 takes a free one.
-        concurrency: threads that carry requests.
+        admin_port: The port of its admin interface; 0 takes a free one.
+        concurrency: Worker threads.
     """
 
     admin_port: Annotated[int, Field(ge=0, le=65535)] = 15000
     concurrency: Annotated[int, Field(ge=1, le=256)] = 2
 
 
-class MeshConfig(_Model):
-    """An Envoy before the servers, and the controller that tells it what to do.
+class MeshConfig(StrictModel):
+    """An Envoy in front of the servers, and the controller that configures it.
 
     Attributes:
-        objects: files with Istio objects, and folders of them.
-        ingress: the ports at which clients find each kind of server; Gateways open them.
-        namespace: the namespace of the servers, as Istio objects name it.
-        gateway: what Envoy is called in Istio's metrics: the Deployment of a cluster's gateway.
-        controller: the controller.
+        objects: Files with Istio objects, and folders of such files.
+        ingress: The ports at which clients find each kind of server; Gateways open them.
+        namespace: The namespace of the servers, as the Istio objects name it.
+        gateway: Envoy's name in Istio's metrics: on a cluster, the Deployment of the gateway.
+        controller: The controller.
         envoy: Envoy.
     """
 
@@ -79,7 +81,7 @@ class MeshConfig(_Model):
     envoy: EnvoyConfig = EnvoyConfig()
 
     def ports(self) -> Iterator[tuple[str, int]]:
-        """Every port that is listened on, with its place in the file."""
+        """Lists every port that the mesh listens on, with its place in the file."""
         for name, port in self.ingress.items():
             yield f"mesh.ingress.{name}", port
         for field in ("grpc_port", "metrics_port", "traces_port"):
