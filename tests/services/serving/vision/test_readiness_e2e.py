@@ -189,7 +189,7 @@ async def test_every_source_agrees_in_every_transition(settings, channel_to, eve
             assert await server.is_ready()
             assert await server.ready_models() == {INT8}
 
-            # During the drain delay the server still accepts requests of clients that have not noticed.
+            # During the drain delay the server still accepts requests of unaware clients.
             draining = asyncio.create_task(process.drain())
             await eventually(lambda: process.health.is_shut_down)
             assert not await server.is_ready()

@@ -203,7 +203,7 @@ async def test_a_client_that_vanishes_while_it_is_not_reading_leaves_nothing_beh
                 request = asked(number, image, top_k=1000, include_logits=True)
                 request.request.images.extend([image] * 7)
                 await call.write(request)
-            # Every request was read and run, but the responses exceed the client's flow-control window.
+            # Every request has run, but the responses exceed the client's flow-control window.
             await eventually(lambda: counted("msg_received_total") == received + 24)
             await eventually(lambda: held() == 0)
             assert counted("msg_sent_total") < sent + 24
