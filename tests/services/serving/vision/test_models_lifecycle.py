@@ -100,9 +100,7 @@ async def test_loading_makes_a_version_ready(make_registry, write_model):
     assert harness.models.is_ready("net", "")
 
 
-async def test_a_second_load_of_unchanged_files_changes_nothing(
-    make_registry, write_model
-):
+async def test_a_second_load_of_unchanged_files_changes_nothing(make_registry, write_model):
     write_model()
     harness = make_registry()
     await harness.models.load("net", "1")

@@ -96,7 +96,7 @@ async def test_every_form_of_an_image_gets_the_same_result(
     values = (pixels * np.float32(pre.scale) - np.float32(pre.mean)) / np.float32(pre.std)
     data = np.ascontiguousarray(values.transpose(2, 0, 1), dtype="<f4").tobytes()
     tensor = pb.Image(tensor=pb.FloatTensor(shape=[3, 224, 224], data=data))
-    # The server resizes and crops pixels even of the model's own size, so this compares larger ones.
+    # Larger pixels, because the server resizes and crops even pixels of the model's own size.
     larger = replace(Geometry.of(model, 1 << 24), height=256, width=384, shortest_side=None)
     large = decode(file, larger)
     lossless = await vision.vision.Classify(
