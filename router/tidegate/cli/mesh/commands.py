@@ -39,8 +39,8 @@ from tidegate.mesh.lint import (
     reached,
 )
 from tidegate.mesh.lint.view import MeshView, Route
-from tidegate.mesh.supervisor.config import find_config, load_config
-from tidegate.mesh.supervisor.state import StateDirectory
+from tidegate.mesh.supervisor.config.servers_file import find_config, load_config
+from tidegate.mesh.supervisor.state.directory import StateDirectory
 
 __all__ = ["app"]
 
