@@ -27,7 +27,7 @@ from tidegate.istio import EditError, IstioError, IstioObjectErrors, read_files
 from tidegate.istio.edits import find_host
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import HostName
-from tidegate.mesh.control.journal import Journal
+from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.lint import (
     LocatedFinding,
     SampleRequest,
@@ -39,8 +39,8 @@ from tidegate.mesh.lint import (
     reached,
 )
 from tidegate.mesh.lint.view import MeshView, Route
-from tidegate.mesh.supervisor.config import find_config, load_config
-from tidegate.mesh.supervisor.state import StateDirectory
+from tidegate.mesh.supervisor.config.servers_file import find_config, load_config
+from tidegate.mesh.supervisor.state.directory import StateDirectory
 
 __all__ = ["app"]
 

@@ -13,6 +13,7 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import UInt32Value
 
+from tidegate.istio.names import CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS
 from tidegate.istio.shapes import SubsetName
 from tidegate.mesh.compiler.hosts.services import Endpoint, Port
 from tidegate.mesh.compiler.hosts.upstreams import Upstream
@@ -29,16 +30,6 @@ _HEALTH: Final[Mapping[EndpointState, int]] = {
 }
 _GREATEST_TOTAL: Final = 2**32 - 1
 _UNKNOWN: Final[int] = health_check_pb2.UNKNOWN
-_CANONICAL_NAME: Final = (
-    "service.istio.io/canonical-name",
-    "app.kubernetes.io/name",
-    "app",
-)
-_CANONICAL_REVISION: Final = (
-    "service.istio.io/canonical-revision",
-    "app.kubernetes.io/version",
-    "version",
-)
 
 
 def assignment(
@@ -97,8 +88,8 @@ def _endpoint(endpoint: Endpoint, weight: int, health: int) -> endpoint_componen
 
 
 def _workload(endpoint: Endpoint) -> str:
-    name = _first(endpoint.labels, _CANONICAL_NAME) or endpoint.workload
-    revision = _first(endpoint.labels, _CANONICAL_REVISION)
+    name = _first(endpoint.labels, CANONICAL_NAME_LABELS) or endpoint.workload
+    revision = _first(endpoint.labels, CANONICAL_REVISION_LABELS)
     return f"{endpoint.workload};{endpoint.namespace};{name};{revision};Kubernetes"
 
 
