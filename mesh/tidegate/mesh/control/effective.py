@@ -20,6 +20,7 @@ from tidegate.istio import (
     plan_changes,
 )
 from tidegate.istio.files import ObjectFile, parse_file
+from tidegate.mesh.compiler import unsupported
 from tidegate.mesh.control.about import HostIndex
 from tidegate.mesh.control.errors import ObjectsError
 from tidegate.mesh.control.journal import TextChange
@@ -163,7 +164,7 @@ class Effective:
     def _file(self, path: Path, text: str) -> ObjectFile:
         known = self._read.setdefault(path, {})
         if text not in known:
-            file = parse_file(path, text, tuple(known.values()))
+            file = parse_file(path, text, tuple(known.values()), unsupported)
             for other in [each for each in known if each != self._texts.get(path)]:
                 del known[other]
             known[text] = file
