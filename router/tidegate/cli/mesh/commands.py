@@ -60,8 +60,7 @@ _P99 = Annotated[
     list[str] | None,
     typer.Option(
         "--p99",
-        help="How long the slowest hundredth of a host's answers takes: HOST=1.5s. "
-        "May be given again.",
+        help="99th percentile of a host's response times: HOST=1.5s. May be given again.",
         show_default=False,
         metavar="HOST=TIME",
     ),
