@@ -1,7 +1,7 @@
-"""Whether one rule takes every request that another would: then the other never matches.
+"""Whether an earlier rule takes every request of a later rule, so that the later never matches.
 
-The answer is yes only where it is sure. Conditions are compared one by one: the earlier has to ask
-for nothing that the later does not ask for at least as strictly.
+The answer is yes only where it is certain. Conditions are compared one by one: the later rule must
+have every condition of the earlier rule, at least as strict.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from tidegate.istio.expressions import full_match
 from tidegate.istio.shapes import StringMatch, StringMatchKind
 from tidegate.istio.virtual_service import HttpMatchRequest, HttpRoute
 
-__all__ = ["match_covers", "matches_of", "may_match", "takes_everything"]
+__all__ = ["match_covers", "matches_of", "may_match"]
 
 _K = TypeVar("_K")
 
 
 def matches_of(rule: HttpRoute) -> tuple[HttpMatchRequest, ...]:
-    """The conditions of a rule, any one of which suffices; one without any is for every request."""
+    """The conditions of a rule, one of which must hold; a rule without any has an empty one."""
     return rule.match or (HttpMatchRequest(),)
 
 
@@ -35,18 +35,6 @@ def match_covers(one: HttpMatchRequest, other: HttpMatchRequest) -> bool:
         and one.without_headers.items() <= other.without_headers.items()
         and one.port in (None, other.port)
         and (not one.gateways or (bool(other.gateways) and {*other.gateways} <= {*one.gateways}))
-    )
-
-
-def takes_everything(match: HttpMatchRequest) -> bool:
-    """Whether conditions are a catch-all, which Envoy gets after all others of a domain."""
-    return _any_path(match.uri) and not (
-        match.scheme
-        or match.method
-        or match.authority
-        or match.headers
-        or match.without_headers
-        or match.query_params
     )
 
 

@@ -1,33 +1,34 @@
-"""Which rule of a VirtualService takes a request, found as Envoy does: the first that matches.
+"""Finds the rule of a VirtualService that takes a request, as Envoy does: the first that matches.
 
-Of a request only the path is known, with its query, and of a gRPC call that it is a POST. What a
-rule asks for beside that stays a condition: the rule takes the request if it is met, and else the
-next rules are looked at.
+Only the path of a request is known, with its query, and that a gRPC call is a POST. Other parts of
+a rule's condition stay open: the rule takes the request if they hold, and the next rules are
+explained too.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from tidegate.istio.expressions import full_match
-from tidegate.istio.shapes import StringMatch, StringMatchKind
-from tidegate.istio.virtual_service import HttpMatchRequest
-from tidegate.mesh.lint.view import Route
+from tidegate.istio.shapes import HostName, StringMatch, StringMatchKind
+from tidegate.istio.virtual_service import HttpMatchRequest, VirtualService
+from tidegate.mesh.lint.explaining import heading, merged, route_lines
+from tidegate.mesh.lint.view import MeshView, Route
 
-__all__ = ["Request", "Verdict", "judge"]
+__all__ = ["SampleRequest", "Verdict", "explain_request", "judge", "reached"]
 
 _METHOD = re.compile(r"/?([A-Za-z_]\w*(?:\.\w+)+/[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A request.
+class SampleRequest:
+    """A request to explain.
 
     Attributes:
-        path: what it asks for, without the query.
-        query: its query parameters.
-        grpc: whether it is a gRPC call.
+        path: Its path, without the query.
+        query: Its query parameters.
+        grpc: Whether it is a gRPC call.
     """
 
     path: str
@@ -35,7 +36,7 @@ class Request:
     grpc: bool = False
 
     @classmethod
-    def of(cls, text: str) -> "Request | None":
+    def of(cls, text: str) -> "SampleRequest | None":
         """A request for a path (``/v1/models?limit=2``) or method (``pkg.Service/Method``)."""
         method = _METHOD.fullmatch(text)
         if method is not None:
@@ -51,16 +52,81 @@ class Verdict:
     """Whether a rule takes a request.
 
     Attributes:
-        taken: yes, no, or None where it depends on what is not known of the request.
-        why: what the request meets, does not meet, or has to meet.
+        taken: Whether it does; None where that depends on unknown parts of the request.
+        why: The conditions that hold, do not hold, or must hold.
     """
 
     taken: bool | None
     why: str
 
 
-def judge(route: Route, request: Request) -> Verdict:
-    """Whether a rule takes a request that came to it."""
+def explain_request(
+    view: MeshView, request: SampleRequest, host: HostName | None = None
+) -> list[str]:
+    """Explains in lines which rules take a request, and why others do not.
+
+    Args:
+        view: The mesh.
+        request: The request.
+        host: Explain only VirtualServices that send requests to this host; None for all.
+    """
+    lines = [f"{'call of' if request.grpc else 'request for'} {request.path}", ""]
+    for virtual_service in view.objects.virtual_services.values():
+        routes = view.routes_of(virtual_service)
+        if host is None or any(host in route.hosts for route in routes):
+            lines += [*_walk(view, virtual_service, routes, request), ""]
+    if len(lines) == 2:
+        whom = f"sends requests to {host}" if host is not None else "is there"
+        lines += [f"no VirtualService {whom}", ""]
+    return lines[:-1]
+
+
+def reached(view: MeshView, request: SampleRequest, host: HostName | None = None) -> list[Route]:
+    """The rules that take a request, or may take it."""
+    found: list[Route] = []
+    for virtual_service in view.objects.virtual_services.values():
+        routes = view.routes_of(virtual_service)
+        if host is not None and not any(host in route.hosts for route in routes):
+            continue
+        for route in routes:
+            taken = judge(route, request).taken
+            if taken is not False:
+                found.append(route)
+            if taken:
+                break
+    return found
+
+
+def _walk(
+    view: MeshView, virtual_service: VirtualService, routes: list[Route], request: SampleRequest
+) -> Iterator[str]:
+    yield heading(virtual_service)
+    yield from merged(view, virtual_service)
+    for number, route in enumerate(routes, start=1):
+        name = f" {route.rule.name!r}" if route.rule.name else ""
+        start = f"  {number}. rule{name} ({route.path})"
+        verdict = judge(route, request)
+        if verdict.taken is False:
+            yield f"{start}: not taken: {verdict.why}"
+            continue
+        words = "takes it" if verdict.taken else "takes it if"
+        why = f" ({verdict.why})" if verdict.taken else f" {verdict.why}"
+        yield f"{start}: {words}{why}"
+        yield from (f"       {line}" for line in route_lines(view, route))
+        if verdict.taken:
+            later = len(routes) - number
+            if later:
+                yield (
+                    f"  the {later} rules after it are not reached"
+                    if later > 1
+                    else ("  the rule after it is not reached")
+                )
+            return
+    yield "  otherwise: 404 (a gRPC client sees UNIMPLEMENTED)"
+
+
+def judge(route: Route, request: SampleRequest) -> Verdict:
+    """Whether a rule takes a request that no earlier rule took."""
     if not route.rule.match:
         return Verdict(True, "every request")
     found = [_judge(route, each, request) for each in route.rule.match]
@@ -73,10 +139,10 @@ def judge(route: Route, request: Request) -> Verdict:
     return Verdict(False, "; ".join(dict.fromkeys(each.why for each in found)))
 
 
-def _judge(route: Route, match: HttpMatchRequest, request: Request) -> Verdict:
+def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Verdict:
     met: list[str] = []
     open_: list[str] = []
-    # What the request has is judged, and what nobody said of it stays open.
+    # Known parts of the request are judged; conditions on unknown parts stay open.
     known: list[tuple[str, StringMatch | None, str | None]] = [("path", match.uri, request.path)]
     known += [
         (f"query {name}", condition, request.query.get(name, ""))
@@ -92,7 +158,7 @@ def _judge(route: Route, match: HttpMatchRequest, request: Request) -> Verdict:
         if fits is False:
             return Verdict(False, f"it asks that {words}")
         (met if fits else open_).append(words)
-    elsewhere = [each for each in match.gateways if each not in route.service.gateways]
+    elsewhere = [each for each in match.gateways if each not in route.virtual_service.gateways]
     if match.gateways and len(elsewhere) == len(match.gateways):
         return Verdict(False, f"it is for {' or '.join(elsewhere)} only")
     open_ += [
@@ -104,7 +170,7 @@ def _judge(route: Route, match: HttpMatchRequest, request: Request) -> Verdict:
     open_ += [f"not header {name} {each}" for name, each in match.without_headers.items()]
     if match.port is not None:
         open_.append(f"it came in at port {match.port}")
-    if match.gateways and {*match.gateways} != {*route.service.gateways}:
+    if match.gateways and {*match.gateways} != {*route.virtual_service.gateways}:
         open_.append(f"it came in at {' or '.join(match.gateways)}")
     if open_:
         return Verdict(None, " and ".join(open_))

@@ -23,8 +23,8 @@ from tidegate.chassis.errors import ServiceError, status_code
 from tidegate.chassis.served_models import ServedModel
 from tidegate.llm.v1 import llm_pb2
 from tidegate.runtime import tracing
-from tidegate.serving.llm.requests import ModelFacts
-from tidegate.serving.llm.sampling import Sampling
+from tidegate.serving.llm.requests.parser import ModelFacts
+from tidegate.serving.llm.requests.sampling import Sampling
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue

@@ -1,10 +1,11 @@
-"""What hosts there are: the registry that istiod keeps, made of ServiceEntries and WorkloadEntries.
+"""The service registry: the hosts that ServiceEntries and WorkloadEntries define.
 
 A host is a service with ports, and each port has endpoints. Several ServiceEntries of one namespace
-may define a host together: it has the ports and the endpoints of all. Those of other namespaces
-do not count beside the first, by the names of namespaces, as in istiod. A service that is made of
-the same objects as before is the identical value, so that what is built on it can tell by that that
-nothing changed.
+may define a host together: it has the ports and the endpoints of all. If several namespaces define
+a host, only the first namespace by name counts, as in istiod.
+
+A service that is made of the same objects as before is the identical value. So whatever is built on
+it sees by identity that nothing changed.
 """
 
 from collections import defaultdict
@@ -28,22 +29,32 @@ from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE, MeshSettings
 
-__all__ = ["Endpoint", "Port", "RegisteredService", "ServiceRegistry", "ServiceRegistryBuilder"]
+__all__ = [
+    "Endpoint",
+    "RegisteredPort",
+    "RegisteredService",
+    "ServiceRegistry",
+    "ServiceRegistryBuilder",
+    "WorkloadSelection",
+    "entries_by_host",
+    "has_labels",
+    "ports_of",
+]
 
 _HTTP2: Final = (PortProtocol.GRPC, PortProtocol.HTTP2, PortProtocol.GRPC_WEB)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place where a port of a host is served.
+    """An address at which a port of a host is served.
 
     Attributes:
-        address: an IP address, or a name of DNS.
-        port: the port there.
-        workload: the name of what runs there.
-        namespace: where that is.
-        labels: what subsets select by.
-        weight: its share among the endpoints.
+        address: An IP address, or a DNS name.
+        port: The port at this address.
+        workload: The name of its workload.
+        namespace: The namespace of its workload.
+        labels: The labels by which subsets select it.
+        weight: Its share among the endpoints.
     """
 
     address: str
@@ -61,13 +72,13 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
+class RegisteredPort:
     """A port of a host.
 
     Attributes:
-        number: the port that clients name.
-        protocol: what is spoken there, where that is said.
-        endpoints: where it is served.
+        number: The port that clients name.
+        protocol: The protocol, where one is declared.
+        endpoints: The endpoints that serve it.
     """
 
     number: int
@@ -76,20 +87,20 @@ class Port:
 
     @property
     def http2(self) -> bool:
-        """Whether endpoints are spoken to by HTTP/2."""
+        """Whether proxies speak HTTP/2 to its endpoints."""
         return self.protocol in _HTTP2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RegisteredService:
-    """A host.
+    """A host in the registry.
 
     Attributes:
-        host: its name.
-        source: the object that defines it, the first of several.
-        resolution: how endpoints' addresses are found.
-        external: whether it is outside of the mesh.
-        ports: its ports by number.
+        host: Its name.
+        source: The object that defines it, the first of several.
+        resolution: How proxies find the addresses of its endpoints.
+        external: Whether it is outside of the mesh.
+        ports: Its ports by number.
         addresses: ``address:port`` of its endpoints, at all ports, each once.
     """
 
@@ -97,7 +108,7 @@ class RegisteredService:
     source: ObjectName
     resolution: Resolution
     external: bool
-    ports: Mapping[int, Port]
+    ports: Mapping[int, RegisteredPort]
     addresses: tuple[str, ...]
 
 
@@ -106,8 +117,8 @@ class ServiceRegistry:
     """All hosts.
 
     Attributes:
-        by_host: the hosts by name.
-        errors: what is wrong with those that are left out.
+        by_host: The hosts by name.
+        errors: What is wrong with the definitions that are left out.
     """
 
     by_host: Mapping[HostName, RegisteredService]
@@ -115,29 +126,33 @@ class ServiceRegistry:
 
 
 class ServiceRegistryBuilder:
-    """Makes services of objects, anew only those whose objects changed.
+    """Builds the registry; it makes only those services again whose objects changed.
 
     Args:
-        settings: where proxies live, who do not see what other namespaces keep to themselves.
+        settings: The namespace of the proxies, who do not see objects that other namespaces keep
+            to themselves.
     """
 
     def __init__(self, settings: MeshSettings) -> None:
         self._proxy_namespace = settings.proxy_namespace
         self._inputs: tuple[object, object] = (None, None)
-        self._services = ServiceRegistry({}, ())
+        self._registry = ServiceRegistry({}, ())
         self._made: dict[HostName, tuple[tuple[object, ...], RegisteredService]] = {}
 
     def build(self, objects: IstioObjects) -> ServiceRegistry:
         """The hosts that the objects define."""
         entries, workloads = objects.service_entries, objects.workload_entries
         if self._inputs[0] is entries and self._inputs[1] is workloads:
-            return self._services
-        by_label = _by_label(workloads.values())
+            return self._registry
+        selection = WorkloadSelection(workloads.values())
         made: dict[HostName, tuple[tuple[object, ...], RegisteredService]] = {}
-        chosen = {each.name: _chosen(each, by_label) for each in entries.values()}
-        errors = list(_names((entry, chosen[entry.name]) for entry in entries.values()))
-        for host, group in self._by_host(entries.values()).items():
-            parts = tuple((entry, chosen[entry.name]) for entry in group)
+        selected = {
+            each.name: tuple(sorted(selection.of(each), key=lambda one: one.name.name))
+            for each in entries.values()
+        }
+        errors = list(_dns_names((entry, selected[entry.name]) for entry in entries.values()))
+        for host, group in entries_by_host(filter(self._is_visible, entries.values())).items():
+            parts = tuple((entry, selected[entry.name]) for entry in group)
             contradiction = _contradiction(host, group)
             if contradiction is not None:
                 errors.append(contradiction)
@@ -147,44 +162,63 @@ class ServiceRegistryBuilder:
             made[host] = known if known and known[0] == inputs else (inputs, _service(host, parts))
         self._made, self._inputs = made, (entries, workloads)
         by_host = {host: service for host, (_, service) in made.items()}
-        self._services = ServiceRegistry(by_host, tuple(errors))
-        return self._services
+        self._registry = ServiceRegistry(by_host, tuple(errors))
+        return self._registry
 
-    def _by_host(self, entries: Iterable[ServiceEntry]) -> Mapping[HostName, list[ServiceEntry]]:
-        """For each host the entries that define it, which are of one namespace."""
-        by_host: dict[HostName, list[ServiceEntry]] = {}
-        for entry in sorted(entries, key=lambda each: (each.name.namespace, each.name.name)):
-            namespace = entry.name.namespace
-            if entry.export_to == OWN_NAMESPACE and namespace != self._proxy_namespace:
-                continue
-            for host in entry.hosts:
-                group = by_host.setdefault(host, [])
-                if not group or group[0].name.namespace == namespace:
-                    group.append(entry)
-        return by_host
+    def _is_visible(self, entry: ServiceEntry) -> bool:
+        own = entry.name.namespace == self._proxy_namespace
+        return own or entry.export_to != OWN_NAMESPACE
 
 
-_ByLabel: TypeAlias = Mapping[tuple[str, str, str], list[WorkloadEntry]]
+class WorkloadSelection:
+    """Finds the WorkloadEntries that ServiceEntries select.
+
+    Args:
+        workloads: All WorkloadEntries.
+    """
+
+    def __init__(self, workloads: Iterable[WorkloadEntry]) -> None:
+        # By namespace, label and its value, so that a selector reads only a few.
+        self._by_label: dict[tuple[str, str, str], list[WorkloadEntry]] = defaultdict(list)
+        for each in workloads:
+            for label, value in each.labels.items():
+                self._by_label[each.name.namespace, label, value].append(each)
+
+    def of(self, entry: ServiceEntry) -> tuple[WorkloadEntry, ...]:
+        """The WorkloadEntries of an entry's namespace that have the labels of its selector."""
+        selector = entry.workload_selector
+        if not selector:
+            return ()
+        candidates = min(
+            (self._by_label.get((entry.name.namespace, *item), []) for item in selector.items()),
+            key=len,
+        )
+        return tuple(each for each in candidates if has_labels(each.labels, selector))
 
 
-def _by_label(workloads: Iterable[WorkloadEntry]) -> _ByLabel:
-    """WorkloadEntries by namespace, label and its value, so that a selector reads only a few."""
-    found: dict[tuple[str, str, str], list[WorkloadEntry]] = defaultdict(list)
-    for each in workloads:
-        for label, value in each.labels.items():
-            found[each.name.namespace, label, value].append(each)
-    return found
+def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a selector of labels, such as that of a subset, selects something with labels."""
+    return wanted.items() <= labels.items()
 
 
-def _chosen(entry: ServiceEntry, by_label: _ByLabel) -> tuple[WorkloadEntry, ...]:
-    selector = entry.workload_selector
-    if not selector:
-        return ()
-    candidates = min(
-        (by_label.get((entry.name.namespace, *item), []) for item in selector.items()), key=len
-    )
-    chosen = [each for each in candidates if selector.items() <= each.labels.items()]
-    return tuple(sorted(chosen, key=lambda each: each.name.name))
+def entries_by_host(entries: Iterable[ServiceEntry]) -> Mapping[HostName, list[ServiceEntry]]:
+    """The entries that define each host: those of the first namespace by name, in order."""
+    by_host: dict[HostName, list[ServiceEntry]] = {}
+    for entry in sorted(entries, key=lambda each: (each.name.namespace, each.name.name)):
+        for host in entry.hosts:
+            group = by_host.setdefault(host, [])
+            if not group or group[0].name.namespace == entry.name.namespace:
+                group.append(entry)
+    return by_host
+
+
+def ports_of(entries: Iterable[ServiceEntry]) -> Mapping[int, ServicePort]:
+    """The ports of a host by number; the first entry that defines a port counts."""
+    ports: dict[int, ServicePort] = {}
+    for entry in entries:
+        for port in entry.ports:
+            ports.setdefault(port.number, port)
+    return ports
 
 
 _Part: TypeAlias = tuple[ServiceEntry, tuple[WorkloadEntry, ...]]
@@ -193,11 +227,8 @@ _Part: TypeAlias = tuple[ServiceEntry, tuple[WorkloadEntry, ...]]
 
 def _service(host: HostName, parts: Sequence[_Part]) -> RegisteredService:
     first, _ = parts[0]
-    named: dict[int, ServicePort] = {}
-    for entry, _ in parts:
-        for port in entry.ports:
-            named.setdefault(port.number, port)
-    ports = {number: _port(host, port, parts) for number, port in named.items()}
+    declared = ports_of(entry for entry, _ in parts)
+    ports = {number: _port(host, port, parts) for number, port in declared.items()}
     found = (each.key for port in ports.values() for each in port.endpoints)
     return RegisteredService(
         host=host,
@@ -209,24 +240,24 @@ def _service(host: HostName, parts: Sequence[_Part]) -> RegisteredService:
     )
 
 
-def _port(host: HostName, port: ServicePort, parts: Sequence[_Part]) -> Port:
+def _port(host: HostName, port: ServicePort, parts: Sequence[_Part]) -> RegisteredPort:
     """A port with the endpoints of all entries that have a port of its name."""
     endpoints = (
         _endpoint(name, workload, entry, own)
-        for entry, chosen in parts
+        for entry, selected in parts
         for own in entry.ports
         if own.name == port.name
-        for name, workload in _workloads(host, entry, chosen)
+        for name, workload in _workloads(host, entry, selected)
     )
-    return Port(port.number, port.protocol, tuple(endpoints))
+    return RegisteredPort(port.number, port.protocol, tuple(endpoints))
 
 
 def _workloads(
-    host: HostName, entry: ServiceEntry, chosen: tuple[WorkloadEntry, ...]
+    host: HostName, entry: ServiceEntry, selected: tuple[WorkloadEntry, ...]
 ) -> Iterator[tuple[str, Workload]]:
-    """What an entry says of its endpoints; of a host that DNS finds, the host itself."""
+    """The endpoints of an entry; the host itself where DNS finds its addresses."""
     if entry.workload_selector:
-        yield from ((each.name.name, each) for each in chosen)
+        yield from ((each.name.name, each) for each in selected)
     elif entry.endpoints:
         yield from ((entry.name.name, each) for each in entry.endpoints)
     elif entry.resolution is not Resolution.STATIC:
@@ -244,10 +275,10 @@ def _endpoint(name: str, workload: Workload, entry: ServiceEntry, port: ServiceP
     )
 
 
-def _names(parts: Iterable[_Part]) -> Iterator[CompileError]:
-    """Endpoints that Envoy would have to resolve, of a host of which it resolves none."""
-    for entry, chosen in parts:
-        for each in chosen if entry.resolution is Resolution.STATIC else ():
+def _dns_names(parts: Iterable[_Part]) -> Iterator[CompileError]:
+    """Endpoints with DNS names, of hosts for which Envoy resolves none."""
+    for entry, selected in parts:
+        for each in selected if entry.resolution is Resolution.STATIC else ():
             if not is_ip_address(each.address):
                 yield CompileError(
                     each.name,
@@ -259,7 +290,7 @@ def _names(parts: Iterable[_Part]) -> Iterator[CompileError]:
 
 
 def _contradiction(host: HostName, group: Sequence[ServiceEntry]) -> CompileError | None:
-    """What in the entries for a host cannot hold together."""
+    """The first contradiction between the entries of a host."""
     first = group[0]
     ports = {port.number: (first, port) for port in first.ports}
     for other in group[1:]:

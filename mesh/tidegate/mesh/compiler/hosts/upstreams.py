@@ -1,17 +1,18 @@
-"""How hosts are called: each host with the DestinationRule that holds for it.
+"""Upstreams: each host with the DestinationRules that hold for it.
 
-istiod looks for the rule in three places: the namespace of the proxy, the namespace of the host,
-the root namespace. The first place that has one decides; rules of different places are not mixed.
-Several rules for one host in one namespace are taken together if their ``exportTo`` is the same, as
-far as they do not contradict each other (istiod lets the older win, and files have no age). Rules
-whose ``exportTo`` differs are not: the last of them decides, which is the youngest in istiod, and
-here that whose name comes last.
+istiod looks for rules in three namespaces: that of the proxy, that of the host, and the root
+namespace. The first namespace that has one decides; rules of several namespaces are not mixed.
+
+Several rules for one host in one namespace are merged if their ``exportTo`` is the same, as far as
+they do not contradict each other (istiod lets the older win, and files have no age). Rules whose
+``exportTo`` differs are not merged: the last of them decides. That is the youngest in istiod, and
+here the one whose name comes last.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from tidegate.istio.annotations import DestinationRuleAnnotations
 from tidegate.istio.destination_rule import (
@@ -29,24 +30,112 @@ from tidegate.istio.destination_rule import (
 from tidegate.istio.names import ObjectName
 from tidegate.istio.shapes import HostName, SubsetName
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.hosts.services import Endpoint, Port, RegisteredService, ServiceRegistry
+from tidegate.mesh.compiler.hosts.services import (
+    Endpoint,
+    RegisteredPort,
+    RegisteredService,
+    ServiceRegistry,
+    has_labels,
+)
 from tidegate.mesh.compiler.settings import OWN_NAMESPACE, MeshSettings
 
-__all__ = ["ClusterPolicy", "Upstream", "Upstreams", "UpstreamsBuilder"]
+__all__ = [
+    "ClusterPolicy",
+    "PolicyLayer",
+    "Upstream",
+    "Upstreams",
+    "UpstreamsBuilder",
+    "policy_layers",
+    "subsets_of",
+]
+
+_Rules: TypeAlias = tuple[DestinationRule, ...]
+
+
+class PolicyLayer(NamedTuple):
+    """One traffic policy that holds for a port of a host or subset.
+
+    Attributes:
+        rule: The DestinationRule that has it.
+        path: Its path there.
+        policy: The policy.
+    """
+
+    rule: ObjectName
+    path: str
+    policy: TrafficPolicy | PortTrafficPolicy
+
+    @property
+    def is_of_port(self) -> bool:
+        """Whether it is a port's own policy."""
+        return isinstance(self.policy, PortTrafficPolicy)
+
+
+def subsets_of(rules: Iterable[DestinationRule]) -> Mapping[SubsetName, Subset]:
+    """The subsets that some rules define; the first of a name counts."""
+    subsets: dict[SubsetName, Subset] = {}
+    for rule in rules:
+        for each in rule.subsets:
+            subsets.setdefault(each.name, each)
+    return subsets
+
+
+def policy_layers(
+    rules: Iterable[DestinationRule], subset: SubsetName | None, port: int | None
+) -> tuple[PolicyLayer, ...]:
+    """The policies that hold for a port of a host, or of a subset of it, the nearest first.
+
+    A layer inherits from the next layer each part that it leaves out. A port's own policy inherits
+    nothing, so it is the last layer.
+    """
+    layers = _all_layers(rules, subset, port)
+    if layers and layers[0].is_of_port:
+        return layers[:1]
+    return layers
+
+
+def _all_layers(
+    rules: Iterable[DestinationRule], subset: SubsetName | None, port: int | None
+) -> tuple[PolicyLayer, ...]:
+    """The policy of the subset and that of the host, as far as they exist, each at the port."""
+    rules = tuple(rules)
+    of_subset = (
+        (rule, f"spec.subsets[{index}].trafficPolicy", each.traffic_policy)
+        for rule in rules
+        for index, each in enumerate(rule.subsets)
+        if each.name == subset
+    )
+    of_host = ((rule, "spec.trafficPolicy", rule.traffic_policy) for rule in rules)
+    found = (
+        next(of_subset, None),
+        next((each for each in of_host if each[2] is not None), None),
+    )
+    return tuple(
+        _at_port(rule.name, path, policy, port)
+        for rule, path, policy in filter(None, found)
+        if policy is not None
+    )
+
+
+def _at_port(rule: ObjectName, path: str, policy: TrafficPolicy, port: int | None) -> PolicyLayer:
+    for index, each in enumerate(policy.port_level_settings):
+        if each.port == port:
+            return PolicyLayer(rule, f"{path}.portLevelSettings[{index}]", each)
+    return PolicyLayer(rule, path, policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterPolicy:
-    """How one cluster is called, when everything that is inherited has been inherited.
+    """The traffic policy of one cluster, after inheritance.
 
     Attributes:
-        load_balancer: how an endpoint is chosen.
-        connection_pool: limits.
-        outlier_detection: when an endpoint is left out.
+        load_balancer: How Envoy chooses an endpoint.
+        connection_pool: Limits of connections and requests.
+        outlier_detection: When Envoy ejects an endpoint.
         tls: TLS to the endpoints.
-        retry_budget: most retries at a time.
-        annotations: of the rule that says all this.
-        rule: that rule, if there is one.
+        retry_budget: The most retries at a time.
+        annotations: The annotations of the rule.
+        rule: The rule, if there is one.
     """
 
     load_balancer: LoadBalancer | None = None
@@ -60,52 +149,50 @@ class ClusterPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upstream:
-    """A host and the rule for it; the same value as long as both are the same objects.
+    """A host with its rules; the same value as long as both are the same objects.
 
     Attributes:
-        service: the host.
-        rules: the objects that together are its rule; none is no rule.
-        subsets: its subsets by name.
+        service: The host.
+        rules: The DestinationRules that are merged for it; empty without a rule.
+        subsets: Its subsets by name.
     """
 
     service: RegisteredService
-    rules: tuple[DestinationRule, ...]
+    rules: _Rules
     subsets: Mapping[SubsetName, Subset]
 
-    def endpoints(self, port: Port, subset: SubsetName | None) -> tuple[Endpoint, ...]:
+    def endpoints(self, port: RegisteredPort, subset: SubsetName | None) -> tuple[Endpoint, ...]:
         """The endpoints of a port, or those of them that a subset selects."""
         if subset is None:
             return port.endpoints
-        labels = self.subsets[subset].labels.items()
-        return tuple(each for each in port.endpoints if labels <= each.labels.items())
+        wanted = self.subsets[subset].labels
+        return tuple(each for each in port.endpoints if has_labels(each.labels, wanted))
 
     def policy(self, port: int, subset: SubsetName | None = None) -> ClusterPolicy:
-        """How a port of the host, or of a subset of it, is called."""
-        rule = next((each for each in self.rules if each.traffic_policy), None)
-        base, _ = _at_port(rule.traffic_policy if rule else None, port)
-        own = self.subsets[subset].traffic_policy if subset else None
-        over, replaces = _at_port(own, port)
-        deciding = self.rules[0] if self.rules else None
+        """The traffic policy of a port of the host, or of a subset of it."""
+        layers = policy_layers(self.rules, subset, port)
+        rule = self.rules[0] if self.rules else None
         return ClusterPolicy(
-            load_balancer=_either(base, over, "load_balancer", replaces),
-            connection_pool=_either(base, over, "connection_pool", replaces),
-            outlier_detection=_either(base, over, "outlier_detection", replaces),
-            tls=_either(base, over, "tls", replaces),
-            retry_budget=_either(base, over, "retry_budget", False),
-            annotations=deciding.annotations if deciding else DestinationRuleAnnotations(),
-            rule=deciding.name if deciding else None,
+            load_balancer=_nearest(layers, "load_balancer"),
+            connection_pool=_nearest(layers, "connection_pool"),
+            outlier_detection=_nearest(layers, "outlier_detection"),
+            tls=_nearest(layers, "tls"),
+            # A port's policy can have no retry budget, so a subset's port has that of the host.
+            retry_budget=_nearest(_all_layers(self.rules, subset, port), "retry_budget"),
+            annotations=rule.annotations if rule else DestinationRuleAnnotations(),
+            rule=rule.name if rule else None,
         )
 
     def hashed_by(
         self, port: int | None, subset: SubsetName | None = None
     ) -> ConsistentHash | None:
-        """What a route to the host, or to a subset of it, hashes of a request.
+        """The part of a request that a route to the host, or to a subset of it, hashes.
 
         A port's own settings count only for routes that name the port, as in istiod.
 
         Args:
-            port: the port that the route names, if it names one.
-            subset: the subset that it names, if it names one.
+            port: The port that the route names, if it names one.
+            subset: The subset that it names, if it names one.
         """
         policies = (
             self.subsets[subset].traffic_policy if subset else None,
@@ -119,31 +206,10 @@ class Upstream:
         return None
 
 
-_PolicyParts: TypeAlias = TrafficPolicy | PortTrafficPolicy | None
-
-
-def _at_port(policy: TrafficPolicy | None, port: int) -> tuple[_PolicyParts, bool]:
-    """The policy for a port, and whether it is one of the port's own.
-
-    A port's own policy inherits nothing of the policy around it.
-    """
-    if policy is None:
-        return None, False
-    own = next((each for each in policy.port_level_settings if each.port == port), None)
-    return (policy, False) if own is None else (own, True)
-
-
-def _either(base: _PolicyParts, over: _PolicyParts, part: str, replaces: bool) -> Any:
-    """A part of a policy: of the subset if it has it, else of the rule.
-
-    Args:
-        base: the policy of the rule.
-        over: the policy of the subset.
-        part: the field.
-        replaces: whether what the subset leaves out is not inherited.
-    """
-    value = getattr(over, part, None)
-    return value if value is not None or replaces else getattr(base, part, None)
+def _nearest(layers: Iterable[PolicyLayer], part: str) -> Any:
+    """A part of a policy, from the nearest layer that has it."""
+    parts = (getattr(each.policy, part, None) for each in layers)
+    return next((each for each in parts if each is not None), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,8 +217,8 @@ class Upstreams:
     """All hosts with their rules.
 
     Attributes:
-        by_host: them by the host's name.
-        errors: what is wrong with rules.
+        by_host: The upstreams by the name of the host.
+        errors: Contradictions between rules.
     """
 
     by_host: Mapping[HostName, Upstream]
@@ -160,7 +226,11 @@ class Upstreams:
 
 
 class UpstreamsBuilder:
-    """Finds the rule of each host, and makes upstreams anew only where something is different."""
+    """Finds the rules of each host; it makes only those upstreams again that changed.
+
+    Args:
+        settings: The namespace of the proxies, and the root namespace.
+    """
 
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
@@ -168,35 +238,32 @@ class UpstreamsBuilder:
         self._upstreams = Upstreams({}, ())
 
     def build(
-        self, services: ServiceRegistry, rules: Mapping[ObjectName, DestinationRule]
+        self, registry: ServiceRegistry, rules: Mapping[ObjectName, DestinationRule]
     ) -> Upstreams:
         """The hosts with their rules."""
-        if self._inputs[0] is services and self._inputs[1] is rules:
+        if self._inputs[0] is registry and self._inputs[1] is rules:
             return self._upstreams
-        by_namespace = _Namespaces(rules.values())
+        by_namespace = _RulesByNamespace(rules.values())
         by_host: dict[HostName, Upstream] = {}
-        for host, service in services.by_host.items():
+        for host, service in registry.by_host.items():
             found = self._find(service, by_namespace)
             known = self._upstreams.by_host.get(host)
             if known is not None and known.service is service and known.rules == found:
                 by_host[host] = known
             else:
-                subsets = {each.name: each for rule in found for each in rule.subsets}
-                by_host[host] = Upstream(service, found, subsets)
+                by_host[host] = Upstream(service, found, subsets_of(found))
         self._upstreams = Upstreams(by_host, tuple(by_namespace.contradictions()))
-        self._inputs = (services, rules)
+        self._inputs = (registry, rules)
         return self._upstreams
 
-    def _find(
-        self, service: RegisteredService, rules: "_Namespaces"
-    ) -> tuple[DestinationRule, ...]:
+    def _find(self, service: RegisteredService, rules: "_RulesByNamespace") -> _Rules:
         host = service.host
         proxy, root = self._settings.proxy_namespace, self._settings.root_namespace
         own = rules.private(root, host) if proxy == root else rules.all(proxy, host)
         return own or rules.exported(service.source.namespace, host) or rules.exported(root, host)
 
 
-class _Namespaces:
+class _RulesByNamespace:
     """Rules by namespace and host."""
 
     def __init__(self, rules: Iterable[DestinationRule]) -> None:
@@ -204,22 +271,22 @@ class _Namespaces:
         for each in sorted(rules, key=lambda rule: rule.name.name):
             self._rules[each.name.namespace, each.host].append(each)
 
-    def all(self, namespace: str, host: HostName) -> tuple[DestinationRule, ...]:
-        """The rule for a host in a namespace for the proxies there; nothing without one."""
-        return _last(_merged(self._rules.get((namespace, host), ())))
+    def all(self, namespace: str, host: HostName) -> _Rules:
+        """The rules for a host that a namespace has for its own proxies."""
+        return _deciding(self._rules.get((namespace, host), ()))
 
-    def exported(self, namespace: str, host: HostName) -> tuple[DestinationRule, ...]:
-        """The rule for a host in a namespace for the proxies elsewhere; nothing without one."""
+    def exported(self, namespace: str, host: HostName) -> _Rules:
+        """The rules for a host that a namespace has for the proxies of others."""
         rules = self._rules.get((namespace, host), ())
-        return _last(_merged(each for each in rules if each.export_to != OWN_NAMESPACE))
+        return _deciding(each for each in rules if each.export_to != OWN_NAMESPACE)
 
-    def private(self, namespace: str, host: HostName) -> tuple[DestinationRule, ...]:
-        """The rule for a host that a namespace keeps to itself; nothing without one."""
+    def private(self, namespace: str, host: HostName) -> _Rules:
+        """The rules for a host that a namespace keeps to itself."""
         rules = self._rules.get((namespace, host), ())
-        return _last(_merged(each for each in rules if each.export_to == OWN_NAMESPACE))
+        return _deciding(each for each in rules if each.export_to == OWN_NAMESPACE)
 
-    def contradictions(self) -> Iterable[CompileError]:
-        """Rules for one host in one namespace of which only one can hold."""
+    def contradictions(self) -> Iterator[CompileError]:
+        """Rules for one host in one namespace that cannot hold together."""
         for rules in self._rules.values():
             for index, rule in enumerate(rules):
                 for other in rules[:index]:
@@ -227,31 +294,24 @@ class _Namespaces:
                         yield from _contradictions(rule, other)
 
 
-_Rules: TypeAlias = tuple[DestinationRule, ...]
+def _deciding(rules: Iterable[DestinationRule]) -> _Rules:
+    """The rules for one host that decide, merged as istiod merges them; empty without a rule.
 
-
-def _merged(rules: Iterable[DestinationRule]) -> list[_Rules]:
-    """The rules for one host that are taken together, as istiod does it.
-
-    A rule joins those before it that are exported alike, and stands for itself too if the last of
-    all is exported otherwise.
+    A rule joins each earlier group with the same ``exportTo``. It begins a group of its own if the
+    last group has another ``exportTo``. The last group decides.
     """
-    merged: list[_Rules] = []
+    groups: list[_Rules] = []
     for rule in rules:
-        alike = [group[0].export_to == rule.export_to for group in merged]
-        merged = [
-            (*group, rule) if joins else group for group, joins in zip(merged, alike, strict=True)
+        alike = [group[0].export_to == rule.export_to for group in groups]
+        groups = [
+            (*group, rule) if joins else group for group, joins in zip(groups, alike, strict=True)
         ]
         if not alike or not alike[-1]:
-            merged.append((rule,))
-    return merged
+            groups.append((rule,))
+    return groups[-1] if groups else ()
 
 
-def _last(merged: list[_Rules]) -> _Rules:
-    return merged[-1] if merged else ()
-
-
-def _contradictions(rule: DestinationRule, other: DestinationRule) -> Iterable[CompileError]:
+def _contradictions(rule: DestinationRule, other: DestinationRule) -> Iterator[CompileError]:
     fix = f"write both in one object, or remove it from {other.name}"
     if rule.traffic_policy and other.traffic_policy:
         yield CompileError(
