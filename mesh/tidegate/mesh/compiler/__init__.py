@@ -17,6 +17,7 @@ from tidegate.mesh.compiler.compiler import Compiler
 from tidegate.mesh.compiler.errors import CompileError, CompileErrors
 from tidegate.mesh.compiler.naming import cluster_name, listener_name, virtual_host_name
 from tidegate.mesh.compiler.settings import EndpointState, EndpointStates, MeshSettings
+from tidegate.mesh.compiler.unsupported import unsupported
 
 __all__ = [
     "CompileError",
@@ -28,5 +29,6 @@ __all__ = [
     "MeshSettings",
     "cluster_name",
     "listener_name",
+    "unsupported",
     "virtual_host_name",
 ]

@@ -15,7 +15,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 
 from tidegate.istio.names import CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS
 from tidegate.istio.shapes import SubsetName
-from tidegate.mesh.compiler.hosts.services import Endpoint, Port
+from tidegate.mesh.compiler.hosts.services import Endpoint, RegisteredPort
 from tidegate.mesh.compiler.hosts.upstreams import Upstream
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import socket_address
@@ -33,7 +33,7 @@ _UNKNOWN: Final[int] = health_check_pb2.UNKNOWN
 
 
 def assignment(
-    upstream: Upstream, port: Port, subset: SubsetName | None, states: EndpointStates
+    upstream: Upstream, port: RegisteredPort, subset: SubsetName | None, states: EndpointStates
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of one cluster."""
     # Two entries may name one endpoint. gRPC clients refuse an assignment with duplicates.

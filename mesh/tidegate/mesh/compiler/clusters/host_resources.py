@@ -21,7 +21,7 @@ from tidegate.mesh.compiler.clusters.load_balancing import (
     contradiction,
 )
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.hosts.services import Port
+from tidegate.mesh.compiler.hosts.services import RegisteredPort
 from tidegate.mesh.compiler.hosts.upstreams import Upstream
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import ADS
@@ -80,7 +80,7 @@ def contradictions(upstream: Upstream) -> Iterator[CompileError]:
             )
 
 
-def _parts(upstream: Upstream) -> Iterator[tuple[Port, SubsetName | None]]:
+def _parts(upstream: Upstream) -> Iterator[tuple[RegisteredPort, SubsetName | None]]:
     for port in upstream.service.ports.values():
         yield port, None
         for subset in upstream.subsets:
@@ -88,7 +88,7 @@ def _parts(upstream: Upstream) -> Iterator[tuple[Port, SubsetName | None]]:
 
 
 def _envoy_cluster(
-    name: str, upstream: Upstream, port: Port, subset: SubsetName | None
+    name: str, upstream: Upstream, port: RegisteredPort, subset: SubsetName | None
 ) -> _Cluster:
     cluster = _Cluster(name=name)
     cluster.common_lb_config.healthy_panic_threshold.value = 0
@@ -107,7 +107,9 @@ def _envoy_cluster(
     return cluster
 
 
-def _grpc_cluster(name: str, upstream: Upstream, port: Port, subset: SubsetName | None) -> _Cluster:
+def _grpc_cluster(
+    name: str, upstream: Upstream, port: RegisteredPort, subset: SubsetName | None
+) -> _Cluster:
     """A cluster for gRPC clients (gRFC A27 and those that build on it).
 
     Clients report their load to the ADS server, which so knows which requests still run.
