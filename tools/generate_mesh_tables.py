@@ -35,6 +35,7 @@ from tidegate.istio.shapes import (
     StringMatch,
     SubsetName,
 )
+from tidegate.mesh.compiler.unsupported import UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
 from tidegate.mesh.lint.checking import ALL_RULES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -106,12 +107,16 @@ def kind_table(message: type[Message]) -> Iterator[str]:
     refused: list[str] = []
     for path, owner, name, shape, seen in walked(message, "", {}):
         if shape is None:
-            reason, _, fix = owner.REFUSED[name].rpartition("; ")
+            reason, _, fix = UNSUPPORTED_FIELDS[owner][name].rpartition("; ")
             refused.append(f"| `{path}` | {reason} | {fix} |")
         else:
             required = " (required)" if shape.required else ""
             value = f"as `{seen}`" if seen else value_words(shape.type)
             yield f"| `{path}` | {value}{required} | {documented(owner)[shape.name]} |"
+            words = {} if seen else UNSUPPORTED_VALUES.get(bare(shape.type)[0], {})
+            for word, told in words.items():
+                reason, _, fix = told.rpartition("; ")
+                refused.append(f"| `{path}: {word}` | {reason} | {fix} |")
     if refused:
         yield from ("", "| refused | why | instead |", "|---|---|---|", *refused)
 
@@ -130,8 +135,9 @@ def walked(message: type[Message], path: str, expanded: dict[type, str]) -> Iter
         if isinstance(inner, type) and issubclass(inner, Message) and inner not in expanded:
             expanded[inner] = place
             yield from walked(inner, f"{place}.", expanded)
-    for name in message.REFUSED:
-        yield f"{path}{name}", message, name, None, ""
+    for owner in message.__mro__:
+        for name in UNSUPPORTED_FIELDS.get(owner, ()):
+            yield f"{path}{name}", owner, name, None, ""
 
 
 def bare(hint: Any) -> tuple[Any, str]:
@@ -158,7 +164,8 @@ def value_words(hint: Any) -> str:
     if isinstance(inner, type) and issubclass(inner, Message):
         return "message"
     if isinstance(inner, type) and issubclass(inner, enum.Enum):
-        return " or ".join(f"`{member.value}`" for member in inner)
+        refused = UNSUPPORTED_VALUES.get(inner, {})
+        return " or ".join(f"`{each.value}`" for each in inner if each.value not in refused)
     words = WORDS[inner]
     for marker in markers(hint):
         if isinstance(marker, Range):

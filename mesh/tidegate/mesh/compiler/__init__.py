@@ -17,6 +17,7 @@ from tidegate.mesh.compiler.compiler import Compiler
 from tidegate.mesh.compiler.errors import CompileError, CompileErrors
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.settings import EndpointState, EndpointStates, MeshSettings
+from tidegate.mesh.compiler.unsupported import unsupported
 
 __all__ = [
     "CompileError",
@@ -27,4 +28,5 @@ __all__ = [
     "EndpointStates",
     "MeshSettings",
     "cluster_name",
+    "unsupported",
 ]

@@ -27,6 +27,7 @@ from tidegate.istio import EditError, IstioError, IstioObjectErrors, read_files
 from tidegate.istio.edits import find_host
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import HostName
+from tidegate.mesh.compiler import unsupported
 from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.lint import (
     LocatedFinding,
@@ -79,7 +80,7 @@ def lint(
     ignored: list[str] = []
     limits = [_limit(text) for text in p99 or []]
     try:
-        loaded = read_files(paths or _default_paths())
+        loaded = read_files(paths or _default_paths(), unsupported)
     except IstioObjectErrors as error:
         reports = findings_of_problems(error.problems)
     else:
@@ -119,7 +120,7 @@ def explain_command(
     With a request: which rule takes it and where it goes, and why the rules before do not.
     """
     asked = _Asked.of(target, others or [])
-    loaded = read_files(asked.paths or _default_paths())
+    loaded = read_files(asked.paths or _default_paths(), unsupported)
     host = None if asked.host is None else find_host(loaded.objects, asked.host)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     if not asked.paths:
