@@ -74,16 +74,16 @@ bench: bench-vision bench-llm bench-hop bench-shifts ## Run every benchmark.
 bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its bare engine and its peers.
 	@$(BIN)/python benchmarks/vision/run.py
 
-bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's own server.
+bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's OpenAI server.
 	@$(BIN)/python benchmarks/llm/run.py
 
-bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load: is a request ever lost? Twenty minutes.
+bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load, and fail when a request is lost. Twenty minutes.
 	@$(BIN)/python benchmarks/mesh/shifts.py
 
-bench-hop: $(DEV_READY) $(MODELS_READY) ## Measure what the hop through Envoy adds to a call.
+bench-hop: $(DEV_READY) $(MODELS_READY) ## Measure the latency that the hop through Envoy adds to a call.
 	@$(BIN)/python benchmarks/mesh/hop.py
 
-soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes: is memory flat, is every error accounted for?
+soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes: is memory flat, is every status expected?
 	@$(BIN)/python benchmarks/soak.py
 
 protos: $(DEV_READY) ## Make the Python stubs from the protos.

@@ -1,8 +1,8 @@
-"""What the chassis costs: an empty unary call on plain grpc.aio and on the chassis, side by side.
+"""Measures the overhead of the chassis: an empty unary call on plain grpc.aio and on the chassis.
 
-Each server is a process of its own on uvloop; h2load (package nghttp2-client) calls them in turns,
-so that whatever else the machine does hits all alike. The processor time that the server spent on
-a call is what counts; throughput depends on the load generator as well.
+Each server is a separate process on uvloop. h2load (package nghttp2-client) calls the servers in
+turns, so a drift of the machine affects all of them alike. Compare the server's CPU time per call;
+the throughput also depends on the load generator.
 
     python benchmarks/chassis_overhead.py [--calls 20000] [--rounds 5] [--json FILE]
 """
@@ -40,9 +40,9 @@ class Variant:
     """A server and the calls made to it.
 
     Attributes:
-        name: As printed.
-        flags: Of the chassis; None for plain grpc.aio.
-        headers: That the calls carry.
+        name: The name in the table.
+        flags: Flags of the chassis; None for plain grpc.aio.
+        headers: Headers of the calls.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Result:
     """Medians over the rounds.
 
     Attributes:
-        name: Of the variant.
+        name: The variant's name.
         calls_per_s: Throughput.
-        cpu_us_per_call: Processor time of the server, in microseconds.
+        cpu_us_per_call: CPU time of the server, in microseconds.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Result:
 
 
 async def do_nothing(request: Empty, context: grpc.aio.ServicerContext) -> Empty:
-    """Answers."""
+    """Returns the request."""
     del context
     return request
 
@@ -110,17 +110,17 @@ async def serve_plain() -> None:
 
 
 class SpanSink(trace_service_pb2_grpc.TraceServiceServicer):
-    """A collector that throws spans away."""
+    """A collector that discards spans."""
 
     async def Export(self, request, context):  # noqa: ANN001, ANN201, N802
-        """Takes spans."""
+        """Accepts spans."""
         del request, context
         return trace_service_pb2.ExportTraceServiceResponse()
 
 
 @asynccontextmanager
 async def started(variant: Variant):  # noqa: ANN201
-    """Runs the server of a variant; gives its process and port."""
+    """Runs the server of a variant; yields its process and port."""
     arguments = ("--plain",)
     if variant.flags is not None:
         arguments = ("--chassis", *variant.flags, "--grpc-port=0", "--metrics-port=0")
@@ -143,7 +143,7 @@ async def started(variant: Variant):  # noqa: ANN201
 async def measure(
     process: psutil.Process, port: int, variant: Variant, calls: int, body: Path
 ) -> tuple[float, float]:
-    """Makes calls; gives calls per second and processor microseconds per call."""
+    """Makes calls; returns calls per second and CPU microseconds per call."""
     headers = ("content-type: application/grpc", "te: trailers", *variant.headers)
     before = process.cpu_times()
     load = await asyncio.create_subprocess_exec(
@@ -198,7 +198,7 @@ async def compare(calls: int, rounds: int) -> list[Result]:
 
 
 def environment() -> dict[str, str]:
-    """Describes where this ran."""
+    """Describes the machine and the packages."""
     return {
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
@@ -212,7 +212,9 @@ def environment() -> dict[str, str]:
 def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--calls", type=int, default=20_000, help="in a round (default 20000)")
+    parser.add_argument(
+        "--calls", type=int, default=20_000, help="calls in a round (default 20000)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every server (default 5)")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     arguments = parser.parse_args()

@@ -1,11 +1,10 @@
-"""Ten minutes of everything at once: is memory flat, and is every error accounted for?
+"""Soak test: ten minutes of mixed load; is memory flat, and is every status code expected?
 
-Starts the vision and the LLM server, and calls them with what real clients do: photographs, float
-tensors, streams, damaged files, deadlines too short to be met, cancelled and abandoned calls, chats
-that are read to the end and chats that are left after a few tokens. Every outcome is counted; one
-that its kind of call does not allow for is an error that is not accounted for, and fails the run.
-The resident memory of each server, its child processes included, is sampled and a line fitted to
-it, the warm-up left out.
+It starts the vision and the LLM server and makes the calls of real clients: photographs, float
+tensors, streams, damaged files, deadlines that are too short, cancelled and abandoned calls, chats
+that are read to the end and chats that are left after a few tokens. It counts the status code of
+every call. A status that is not expected of its kind of call fails the run. It samples the resident
+memory of each server with its child processes, and fits a line to the samples after the warm-up.
 
     python benchmarks/soak.py [--minutes 10] [--models models]
 """
@@ -46,30 +45,35 @@ WARM_UP_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs."""
+    """A running server."""
 
     name: str
     process: psutil.Process
     channel: grpc.aio.Channel
 
     def resident_mib(self) -> float:
-        """Memory that it and its children hold, in MiB; shared pages count once a process."""
+        """Returns the memory of the server and its children in MiB; shared pages count for each."""
         family = [self.process, *self.process.children(recursive=True)]
         return sum(each.memory_info().rss for each in family) / 2**20
 
 
 @dataclass
-class Tally:
-    """What came of the calls."""
+class CallCounts:
+    """Counts calls by their kind and status code.
+
+    Attributes:
+        outcomes: Calls by kind and status code.
+        unexpected: Descriptions of the calls with an unexpected result.
+    """
 
     outcomes: Counter[tuple[str, grpc.StatusCode]] = field(default_factory=Counter)
-    unaccounted: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
 
-    def count(self, kind: str, code: grpc.StatusCode, allowed: set[grpc.StatusCode]) -> None:
-        """Counts an outcome."""
+    def count(self, kind: str, code: grpc.StatusCode, expected: set[grpc.StatusCode]) -> None:
+        """Counts a call."""
         self.outcomes[kind, code] += 1
-        if code not in allowed:
-            self.unaccounted.append(f"{kind}: {code.name}")
+        if code not in expected:
+            self.unexpected.append(f"{kind}: {code.name}")
 
 
 @asynccontextmanager
@@ -105,7 +109,7 @@ async def served(name: str, *flags: str) -> AsyncIterator[Server]:
 async def until_serving(
     channel: grpc.aio.Channel, process: asyncio.subprocess.Process, log: Path
 ) -> None:
-    """Waits for health."""
+    """Waits until the server's health is SERVING."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     stub = health_pb2_grpc.HealthStub(channel)
@@ -118,16 +122,16 @@ async def until_serving(
 
 
 def vision_calls(
-    server: Server, photograph: bytes, tally: Tally, dice: random.Random
+    server: Server, photograph: bytes, counts: CallCounts, rng: random.Random
 ) -> list[Callable[[], Awaitable[None]]]:
-    """The kinds of calls to the vision server."""
+    """Returns the kinds of calls to the vision server."""
     stub = vision_pb2_grpc.VisionServiceStub(server.channel)
     versions = ["1-fp32", "1-bf16", "1-int8"]
     tensor = np.zeros((3, 224, 224), dtype="<f4").tobytes()
 
     def request(*images: vision_pb2.Image) -> vision_pb2.ClassifyRequest:
         return vision_pb2.ClassifyRequest(
-            model="efficientnet-lite0", version=dice.choice(versions), images=images
+            model="efficientnet-lite0", version=rng.choice(versions), images=images
         )
 
     whole = vision_pb2.Image(encoded=photograph)
@@ -136,13 +140,13 @@ def vision_calls(
     async def unary(kind: str, images: list[vision_pb2.Image], allowed: set[grpc.StatusCode],
                     timeout_s: float = 20.0) -> None:  # fmt: skip
         call = stub.Classify(request(*images), timeout=timeout_s)
-        tally.count(kind, await call.code(), allowed)
+        counts.count(kind, await call.code(), allowed)
 
     async def cancelled() -> None:
         call = stub.Classify(request(whole, whole, whole), timeout=20)
-        await asyncio.sleep(dice.uniform(0, 0.05))
+        await asyncio.sleep(rng.uniform(0, 0.05))
         call.cancel()
-        tally.count("classify, cancelled", await call.code(), {OK, CANCELLED})
+        counts.count("classify, cancelled", await call.code(), {OK, CANCELLED})
 
     async def stream(leave: bool) -> None:
         call = stub.ClassifyStream(timeout=60)
@@ -153,16 +157,16 @@ def vision_calls(
         if leave:
             await call.read()
             call.cancel()
-            tally.count("stream, left", await call.code(), {OK, CANCELLED})
+            counts.count("stream, left", await call.code(), {OK, CANCELLED})
             return
         await call.done_writing()
         ids = [answer.request_id async for answer in call]
         if ids != [str(number) for number in range(6)]:
-            tally.unaccounted.append(f"stream: answers out of order: {ids}")
-        tally.count("stream", await call.code(), {OK})
+            counts.unexpected.append(f"stream: answers out of order: {ids}")
+        counts.count("stream", await call.code(), {OK})
 
     def cut() -> vision_pb2.Image:
-        return vision_pb2.Image(encoded=photograph[: dice.randrange(1, len(photograph) - 100)])
+        return vision_pb2.Image(encoded=photograph[: rng.randrange(1, len(photograph) - 100)])
 
     return [
         lambda: unary("classify", [whole], {OK}),
@@ -177,14 +181,14 @@ def vision_calls(
 
 
 def llm_calls(
-    server: Server, tally: Tally, dice: random.Random
+    server: Server, counts: CallCounts, rng: random.Random
 ) -> list[Callable[[], Awaitable[None]]]:
-    """The kinds of calls to the LLM server."""
+    """Returns the kinds of calls to the LLM server."""
     stub = llm_pb2_grpc.LlmServiceStub(server.channel)
 
     def request(tokens: int, temperature: float = 1.0) -> llm_pb2.ChatRequest:
         sampling = llm_pb2.SamplingParameters(max_tokens=tokens, temperature=temperature)
-        number = dice.randrange(10**6)
+        number = rng.randrange(10**6)
         message = llm_pb2.Message(role=llm_pb2.ROLE_USER, content=f"Say something about {number}.")
         return llm_pb2.ChatRequest(
             messages=[message], options=llm_pb2.GenerationOptions(sampling=sampling)
@@ -194,44 +198,44 @@ def llm_calls(
         call = stub.Chat(request(24), timeout=120)
         pieces = [piece async for piece in call]
         if not pieces or not pieces[-1].HasField("finish"):
-            tally.unaccounted.append("chat: the last message has no finish")
-        tally.count("chat", await call.code(), {OK})
+            counts.unexpected.append("chat: the last message has no finish")
+        counts.count("chat", await call.code(), {OK})
 
     async def left() -> None:
         call = stub.Chat(request(200), timeout=120)
-        for _ in range(dice.randrange(1, 6)):
+        for _ in range(rng.randrange(1, 6)):
             await call.read()
         call.cancel()
-        tally.count("chat, left", await call.code(), {OK, CANCELLED})
+        counts.count("chat, left", await call.code(), {OK, CANCELLED})
 
     async def late() -> None:
-        call = stub.Chat(request(200), timeout=dice.uniform(0.05, 0.5))
+        call = stub.Chat(request(200), timeout=rng.uniform(0.05, 0.5))
         try:
             async for _ in call:
                 pass
         except grpc.aio.AioRpcError:
             pass
-        tally.count("chat, short deadline", await call.code(), {OK, LATE})
+        counts.count("chat, short deadline", await call.code(), {OK, LATE})
 
     async def refused() -> None:
         call = stub.Chat(request(10, temperature=9.0), timeout=60)
         with suppress(grpc.aio.AioRpcError):
             await call.read()
-        tally.count("chat, bad temperature", await call.code(), {INVALID})
+        counts.count("chat, bad temperature", await call.code(), {INVALID})
 
     return [read, left, late, refused]
 
 
 async def repeat(
-    calls: list[Callable[[], Awaitable[None]]], until_s: float, dice: random.Random
+    calls: list[Callable[[], Awaitable[None]]], until_s: float, rng: random.Random
 ) -> None:
-    """One client: one call after another, of a kind drawn each time."""
+    """Runs one client: one call after another, each of a random kind."""
     while time.monotonic() < until_s:
-        await dice.choice(calls)()
+        await rng.choice(calls)()
 
 
 async def sample(server: Server, until_s: float) -> list[tuple[float, float]]:
-    """Seconds since the start, and MiB."""
+    """Samples memory; returns pairs of seconds since the start and MiB."""
     began_s, samples = time.monotonic(), []
     while time.monotonic() < until_s:
         samples.append((time.monotonic() - began_s, server.resident_mib()))
@@ -240,7 +244,7 @@ async def sample(server: Server, until_s: float) -> list[tuple[float, float]]:
 
 
 def report(name: str, samples: list[tuple[float, float]]) -> dict[str, float]:
-    """Prints and gives the slope of memory after the warm-up."""
+    """Prints and returns the slope of memory after the warm-up."""
     steady = samples[int(len(samples) * WARM_UP_SHARE) :]
     slope, _ = statistics.linear_regression(*zip(*steady, strict=True))
     first, last = steady[0][1], steady[-1][1]
@@ -252,8 +256,8 @@ def report(name: str, samples: list[tuple[float, float]]) -> dict[str, float]:
 
 
 async def soak(minutes: float, models: Path, clients: int) -> int:
-    """Runs everything; returns the exit status."""
-    dice, tally = random.Random(1), Tally()
+    """Runs the soak test; returns the exit status."""
+    rng, counts = random.Random(1), CallCounts()
     from tidegate.serving.build.photographs import write_samples
 
     with tempfile.TemporaryDirectory() as folder:
@@ -271,22 +275,22 @@ async def soak(minutes: float, models: Path, clients: int) -> int:
             }
             for _ in range(clients):
                 group.create_task(
-                    repeat(vision_calls(vision, photograph, tally, dice), until_s, dice)
+                    repeat(vision_calls(vision, photograph, counts, rng), until_s, rng)
                 )
-                group.create_task(repeat(llm_calls(llm, tally, dice), until_s, dice))
-        for (kind, code), count in sorted(tally.outcomes.items(), key=str):
+                group.create_task(repeat(llm_calls(llm, counts, rng), until_s, rng))
+        for (kind, code), count in sorted(counts.outcomes.items(), key=str):
             print(f"{kind:24} {code.name:20} {count:8}")
         slopes = {name: report(name, task.result()) for name, task in memory.items()}
-    print(f"errors not accounted for: {len(tally.unaccounted)}")
-    for each in tally.unaccounted[:20]:
+    print(f"unexpected results: {len(counts.unexpected)}")
+    for each in counts.unexpected[:20]:
         print(f"  {each}")
     results = Path("bench-results")
     results.mkdir(exist_ok=True)
-    outcomes = {f"{kind}: {code.name}": count for (kind, code), count in tally.outcomes.items()}
+    outcomes = {f"{kind}: {code.name}": count for (kind, code), count in counts.outcomes.items()}
     (results / "soak.json").write_text(
         json.dumps({"minutes": minutes, "outcomes": outcomes, "memory": slopes}, indent=2) + "\n"
     )
-    return 1 if tally.unaccounted else 0
+    return 1 if counts.unexpected else 0
 
 
 def main() -> int:

@@ -1,12 +1,12 @@
-"""What the options of the LLM server's engine are worth on a CPU, side by side.
+"""Compares options of the LLM server's engine on a CPU, side by side.
 
     python benchmarks/llm/options.py                          # some minutes
     python benchmarks/llm/options.py --only bfloat16 float32
 
-Servers with the same model, asked in turns: as it comes in bfloat16, in float32, with norms as
-PyTorch's operations instead of as kernels, and compiled, which takes a while at the first start.
-Prints tokens a second and the time to the first token of each, their ratio to the first one within
-a round, and which type ``--dtype=auto`` takes here.
+Servers with the same model take turns: in bfloat16 with the other defaults, in float32, with norms
+as PyTorch's operations instead of kernels, and compiled, which takes a while at the first start.
+The benchmark prints each server's tokens a second, the ratio to the first server within a round,
+and the time to first token. It also prints the type that ``--dtype=auto`` takes on this machine.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from contenders import ROOT, tidegates
-from loads import Load
 from results import Turn
+from systems import ROOT, running_tidegate_servers
+from workloads import Workload
 
-from common import cpu_name
-from tidegate.serving.llm.precision import computing_type
+from reporting import cpu_name
+from tidegate.serving.llm.engine.launch import computing_type
 from tidegate.serving.llm.settings import Precision
 
 _BFLOAT16 = ["--dtype", Precision.BFLOAT16.value]
@@ -42,8 +42,10 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=16, help="of an answer")
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32], help="at once")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of an answer")
+    parser.add_argument(
+        "--streams", type=int, nargs="+", default=[1, 8, 32], help="requests in flight"
+    )
     parser.add_argument("--only", nargs="+", choices=_OPTIONS, default=list(_OPTIONS))
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2" / "1")
     given = parser.parse_args()
@@ -52,15 +54,15 @@ def main() -> None:
     options = {kind: _OPTIONS[kind] for kind in given.only}
     with (
         tempfile.TemporaryDirectory() as name,
-        tidegates(given.model, Path(name), options) as found,
+        running_tidegate_servers(given.model, Path(name), options) as systems,
     ):
-        for each in found:
-            each.measure(Load("at once", 2, 4, 0, "warm-up"))
+        for each in systems:
+            each.measure(Workload("burst", 2, 4, 0, "warm-up"))
         for number in range(given.rounds):
             for streams in given.streams:
-                load = Load("at once", streams, given.tokens, 0, f"{number}-{streams}")
-                for each in found if number % 2 else reversed(found):
-                    turn = Turn(0, number, each.kind, load, *each.measure(load))
+                workload = Workload("burst", streams, given.tokens, 0, f"{number}-{streams}")
+                for each in systems if number % 2 else reversed(systems):
+                    turn = Turn(0, number, each.kind, workload, *each.measure(workload))
                     turns.setdefault(streams, {}).setdefault(each.kind, []).append(turn)
     console.print(_table(turns))
     taken = computing_type(Precision.AUTO, given.model)
@@ -68,8 +70,8 @@ def main() -> None:
 
 
 def _table(turns: dict[int, dict[str, list[Turn]]]) -> Table:
-    shown = Table("at once", "", box=None)
-    for column in ("tokens/s", "of the first", "TTFT p50"):
+    shown = Table("in flight", "", box=None)
+    for column in ("tokens/s", "ratio to the first", "TTFT p50"):
         shown.add_column(column, justify="right")
     for streams, by_kind in turns.items():
         kinds = [kind for kind in _OPTIONS if kind in by_kind]

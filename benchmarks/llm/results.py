@@ -1,4 +1,4 @@
-"""From measurements to a table, bounds and a plot: every ratio is taken within one round."""
+"""Turns measurements into a table, bounds and a plot; every ratio is taken within one round."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from common import Bound
+from reporting import Bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from loads import Load, Measured
+    from workloads import Measurement, Workload
 
 __all__ = [
-    "BARE",
-    "BARE_KERNELS",
+    "BASELINE",
+    "BASELINE_KERNELS",
     "LABELS",
-    "OURS",
-    "PEER",
-    "TUNED_PEER",
+    "OPENAI",
+    "TIDEGATE",
+    "TUNED_OPENAI",
     "Estimate",
     "Row",
     "Turn",
@@ -32,116 +32,117 @@ __all__ = [
     "table",
 ]
 
-BARE, BARE_KERNELS = "bare", "bare-kernels"
-OURS, PEER, TUNED_PEER = "tidegate", "openai", "tuned"
+BASELINE, BASELINE_KERNELS = "baseline", "baseline-kernels"
+TIDEGATE, OPENAI, TUNED_OPENAI = "tidegate", "openai", "tuned"
 LABELS = {
-    BARE: "bare AsyncLLM",
-    BARE_KERNELS: "same, our kernels",
-    OURS: "tidegate gRPC",
-    PEER: "vLLM OpenAI HTTP",
-    TUNED_PEER: "same, tuned as ours",
+    BASELINE: "AsyncLLM",
+    BASELINE_KERNELS: "AsyncLLM, kernels",
+    TIDEGATE: "Tidegate gRPC",
+    OPENAI: "vLLM OpenAI HTTP",
+    TUNED_OPENAI: "vLLM OpenAI, tuned",
 }
-_SHARE_OF_BARE = 0.95
-_OVER_BARE_MS = 3.0
+_SHARE_OF_BASELINE = 0.95
+_OVER_BASELINE_MS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One contender's measurement under one load.
+    """The measurement of one system with one workload.
 
     Attributes:
-        start: which start of all contenders it belongs to.
-        round_number: measurements of one round are compared with each other.
-        kind: the contender.
-        load: what it was asked.
-        measured: what it gave.
-        front_cpu_s: processor time of the process in front of its engine.
-        client_cpu_s: processor time of its load generator; the same where that is in front.
+        start: The number of the start of all systems.
+        round_number: The round; measurements of one round are compared with each other.
+        kind: The system.
+        load: The workload.
+        measurement: The result.
+        front_cpu_s: CPU time of the process in front of the engine.
+        client_cpu_s: CPU time of the load generator; equal where that is the front.
     """
 
     start: int
     round_number: int
     kind: str
-    load: Load
-    measured: Measured
+    load: Workload
+    measurement: Measurement
     front_cpu_s: float
     client_cpu_s: float
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens a second."""
-        return self.measured.tokens / self.measured.seconds
+        return self.measurement.tokens / self.measurement.seconds
 
     @property
     def ttft_p50_ms(self) -> float:
         """The median time to the first token, in ms."""
-        return 1000 * statistics.median(self.measured.ttft_s)
+        return 1000 * statistics.median(self.measurement.ttft_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is compared: the mean over the starts of the median of each one's rounds.
+    """A comparison: the mean over the starts of the median over the rounds of each start.
 
     Attributes:
-        value: the mean.
-        error: its standard error; None where there was one start, which tells nothing of others,
-            and of a contender beside itself.
+        value: The mean.
+        error: Its standard error; None for a single start, and where a system is compared with
+            itself.
     """
 
     value: float
     error: float | None
 
     def shown(self, form: str) -> str:
-        """Formats both."""
+        """Formats value and error."""
         found = format(self.value, form)
         return found if self.error is None else f"{found} ± {format(self.error, form.lstrip('+'))}"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contender under one load: medians over the rounds, and estimates where it is compared.
+    """One system with one workload: medians over the rounds, and comparisons.
 
     Attributes:
-        load: what and how many at once.
-        kind: the contender.
-        tokens_per_s: tokens a second.
-        of_bare: that of bare AsyncLLM in the same round, as a ratio.
-        of_bare_kernels: that of bare AsyncLLM with our engine's kernels.
-        of_peer: that of vLLM's own server as it comes.
-        of_tuned_peer: that of the same server with our engine's cores, libraries and kernels.
-        ttft_p50_ms: median time to the first token.
-        ttft_over_bare_ms: what it has more than bare AsyncLLM in the same round.
-        ttft_over_bare_kernels_ms: than bare AsyncLLM with our engine's kernels.
-        ttft_p95_ms: the time to the first token that one answer in twenty exceeds, of all rounds.
-        front_us_per_token: processor time of the front.
-        client_us_per_token: processor time of the load generator.
+        load: The workload and the requests in flight.
+        kind: The system.
+        tokens_per_s: Tokens a second.
+        of_baseline: Ratio of the tokens a second to those of AsyncLLM in the same round.
+        of_baseline_kernels: Ratio to AsyncLLM with Tidegate's kernels.
+        of_openai: Ratio to vLLM's OpenAI server with its defaults.
+        of_tuned_openai: Ratio to the same server with the cores, libraries and kernels of
+            Tidegate's engine.
+        ttft_p50_ms: Median time to first token.
+        ttft_over_baseline_ms: Its difference from AsyncLLM in the same round.
+        ttft_over_baseline_kernels_ms: Its difference from AsyncLLM with Tidegate's kernels.
+        ttft_p95_ms: Time to first token that one request in twenty exceeds, over all rounds.
+        front_us_per_token: CPU time of the front.
+        client_us_per_token: CPU time of the load generator.
     """
 
     load: str
     kind: str
     tokens_per_s: float
-    of_bare: Estimate
-    of_bare_kernels: Estimate
-    of_peer: Estimate
-    of_tuned_peer: Estimate
+    of_baseline: Estimate
+    of_baseline_kernels: Estimate
+    of_openai: Estimate
+    of_tuned_openai: Estimate
     ttft_p50_ms: float
-    ttft_over_bare_ms: Estimate
-    ttft_over_bare_kernels_ms: Estimate
+    ttft_over_baseline_ms: Estimate
+    ttft_over_baseline_kernels_ms: Estimate
     ttft_p95_ms: float
     front_us_per_token: float
     client_us_per_token: float
 
     @property
     def is_speed(self) -> bool:
-        """Whether its tokens a second are worth a look: those of answers of two tokens are not."""
-        return not self.load.endswith("in turn")
+        """Whether tokens a second are shown; for answers of two tokens they mean nothing."""
+        return not self.load.endswith("sequential")
 
 
 def rows(turns: Sequence[Turn]) -> list[Row]:
-    """Summarises.
+    """Summarises measurements.
 
     Args:
-        turns: as many of each contender under each load.
+        turns: The same number for each system and workload.
     """
     found: dict[tuple[str, int], dict[str, list[Turn]]] = {}
     for turn in turns:
@@ -156,20 +157,20 @@ def rows(turns: Sequence[Turn]) -> list[Row]:
 
 
 def _row(load: str, by_kind: dict[str, list[Turn]], kind: str) -> Row:
-    own, bare, same = by_kind[kind], by_kind[BARE], by_kind[BARE_KERNELS]
+    own, baseline, kernels = by_kind[kind], by_kind[BASELINE], by_kind[BASELINE_KERNELS]
     median = statistics.median
-    ttft_s = sorted(each for turn in own for each in turn.measured.ttft_s)
+    ttft_s = sorted(each for turn in own for each in turn.measurement.ttft_s)
     return Row(
         load=load,
         kind=kind,
         tokens_per_s=median(turn.tokens_per_s for turn in own),
-        of_bare=_estimate(own, bare, _speed_ratio),
-        of_bare_kernels=_estimate(own, same, _speed_ratio),
-        of_peer=_estimate(own, by_kind[PEER], _speed_ratio),
-        of_tuned_peer=_estimate(own, by_kind[TUNED_PEER], _speed_ratio),
+        of_baseline=_estimate(own, baseline, _speed_ratio),
+        of_baseline_kernels=_estimate(own, kernels, _speed_ratio),
+        of_openai=_estimate(own, by_kind[OPENAI], _speed_ratio),
+        of_tuned_openai=_estimate(own, by_kind[TUNED_OPENAI], _speed_ratio),
         ttft_p50_ms=median(turn.ttft_p50_ms for turn in own),
-        ttft_over_bare_ms=_estimate(own, bare, _later_ms),
-        ttft_over_bare_kernels_ms=_estimate(own, same, _later_ms),
+        ttft_over_baseline_ms=_estimate(own, baseline, _later_ms),
+        ttft_over_baseline_kernels_ms=_estimate(own, kernels, _later_ms),
         ttft_p95_ms=1000 * ttft_s[int(0.95 * (len(ttft_s) - 1))],
         front_us_per_token=median(_us_per_token(turn, turn.front_cpu_s) for turn in own),
         client_us_per_token=median(_us_per_token(turn, turn.client_cpu_s) for turn in own),
@@ -197,62 +198,66 @@ def _later_ms(own: Turn, other: Turn) -> float:
 
 
 def _us_per_token(turn: Turn, seconds: float) -> float:
-    return 1e6 * seconds / turn.measured.all_tokens
+    return 1e6 * seconds / turn.measurement.all_tokens
 
 
 def bounds(found: Sequence[Row]) -> list[Bound]:
-    """What is to hold of our server, and whether it does."""
+    """Returns the bounds on the Tidegate server."""
     concluded = []
     for row in found:
-        if row.kind != OURS:
+        if row.kind != TIDEGATE:
             continue
-        bare = ("bare AsyncLLM", row.of_bare, row.ttft_over_bare_ms)
-        same = ("the same, our kernels", row.of_bare_kernels, row.ttft_over_bare_kernels_ms)
+        baseline = (LABELS[BASELINE], row.of_baseline, row.ttft_over_baseline_ms)
+        kernels = (
+            LABELS[BASELINE_KERNELS],
+            row.of_baseline_kernels,
+            row.ttft_over_baseline_kernels_ms,
+        )
         if row.is_speed:
-            for says, ratio, _ in (bare, same):
-                of_bare = f"{row.load}: {ratio.shown('.3f')} of the tokens/s of {says}"
-                met = ratio.value >= _SHARE_OF_BARE
-                concluded.append(Bound(f"{of_bare}, at least {_SHARE_OF_BARE}", met))
-            for says, ratio in (
-                ("vLLM's own server", row.of_peer),
-                ("the same, tuned as ours", row.of_tuned_peer),
+            for name, ratio, _ in (baseline, kernels):
+                speed = f"{row.load}: {ratio.shown('.3f')} of the tokens/s of {name}"
+                met = ratio.value >= _SHARE_OF_BASELINE
+                concluded.append(Bound(f"{speed}, at least {_SHARE_OF_BASELINE}", met))
+            for name, ratio in (
+                (LABELS[OPENAI], row.of_openai),
+                (LABELS[TUNED_OPENAI], row.of_tuned_openai),
             ):
-                of_peer = f"{row.load}: {ratio.shown('.3f')} of the tokens/s of {says}, ahead"
-                concluded.append(Bound(of_peer, ratio.value > 1))
-        for says, _, later in (bare, same):
-            over = f"{row.load}: TTFT p50 {later.shown('+.1f')} ms over {says}"
-            met = later.value <= _OVER_BARE_MS
-            concluded.append(Bound(f"{over}, at most {_OVER_BARE_MS:+.1f}", met))
+                speed = f"{row.load}: {ratio.shown('.3f')} of the tokens/s of {name}, above 1"
+                concluded.append(Bound(speed, ratio.value > 1))
+        for name, _, later in (baseline, kernels):
+            over = f"{row.load}: TTFT p50 {later.shown('+.1f')} ms over {name}"
+            met = later.value <= _OVER_BASELINE_MS
+            concluded.append(Bound(f"{over}, at most {_OVER_BASELINE_MS:+.1f}", met))
     return concluded
 
 
 def table(found: Sequence[Row]) -> Table:
-    """The summary."""
+    """Returns the summary as a table."""
     shown = Table("load", "", box=None)
     for column in (
         "tokens/s",
-        "of bare",
-        "of same",
-        "of OpenAI",
-        "of tuned",
+        "/ AsyncLLM",
+        "/ kernels",
+        "/ OpenAI",
+        "/ tuned",
         "TTFT p50",
-        "over bare",
-        "over same",
+        "- AsyncLLM",
+        "- kernels",
         "p95",
         "front",
         "client",
     ):
         shown.add_column(column, justify="right")
     for row in found:
-        ratios = (row.of_bare, row.of_bare_kernels, row.of_peer, row.of_tuned_peer)
+        ratios = (row.of_baseline, row.of_baseline_kernels, row.of_openai, row.of_tuned_openai)
         speed = [f"{row.tokens_per_s:.1f}", *(each.shown(".3f") for each in ratios)]
         shown.add_row(
             row.load,
             LABELS[row.kind],
             *(speed if row.is_speed else [""] * len(speed)),
             f"{row.ttft_p50_ms:.1f} ms",
-            f"{row.ttft_over_bare_ms.shown('+.1f')} ms",
-            f"{row.ttft_over_bare_kernels_ms.shown('+.1f')} ms",
+            f"{row.ttft_over_baseline_ms.shown('+.1f')} ms",
+            f"{row.ttft_over_baseline_kernels_ms.shown('+.1f')} ms",
             f"{row.ttft_p95_ms:.1f} ms",
             f"{row.front_us_per_token:.0f} us",
             f"{row.client_us_per_token:.0f} us",
@@ -261,7 +266,7 @@ def table(found: Sequence[Row]) -> Table:
 
 
 def plot(found: Sequence[Row], path: Path) -> None:
-    """Draws the summary."""
+    """Draws the summary as a plot."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -270,7 +275,7 @@ def plot(found: Sequence[Row], path: Path) -> None:
     panels: list[tuple[str, Sequence[Row], Callable[[Row], float]]] = [
         ("time to first token, p50, ms", found, lambda row: row.ttft_p50_ms)
     ]
-    # One question after another has no speed worth a look.
+    # Sequential requests are too short for a throughput.
     if fast := [row for row in found if row.is_speed]:
         panels.insert(0, ("tokens/s", fast, lambda row: row.tokens_per_s))
     size = (5.5 * len(panels), 4)

@@ -1,20 +1,23 @@
-"""What serving costs an LLM: bare AsyncLLM, our gRPC server and vLLM's OpenAI server, side by side.
+"""Compares the Tidegate LLM server with bare AsyncLLM and vLLM's OpenAI server, side by side.
 
     python benchmarks/llm/run.py            # about half an hour
     python benchmarks/llm/run.py --quick    # about eight minutes
 
-All run the same engine with the same model, which none of them compiles, and answer the same
-prompts in short turns, in an order that changes from round to round; what counts is the ratio
-within a round, so that a drift of the machine hits all alike. Bare AsyncLLM has the cores and
-libraries that ours gives its engine, and is there twice: without and with the kernels that ours
-runs, so that what they gain does not hide what serving costs. vLLM's own server is there twice,
-too: as it comes, and with all of it. On few cores ours computes in the engine's own process, the
-others beside it, as vLLM does. The same engine is some per cent faster or slower from one start to
-the next, so all are started afresh every few rounds, and the standard error over the starts is
-told. The loads are those of ``loads.py``. Front and client are the processor time that the process
-in front of the engine and the load generator spend on a token; with bare AsyncLLM both are one
-process. Prints a table and whether the bounds are met, and writes ``bench-results/llm.json`` and a
-plot beside it.
+All systems run the same engine with the same model, without compilation. They answer the same
+prompts in short turns, in an order that changes from round to round. The ratio within a round
+counts, so a drift of the machine affects all systems alike.
+
+The baseline is vLLM's ``AsyncLLM`` without a server, with the cores and libraries that Tidegate
+gives its engine. It runs twice: without and with the kernels that Tidegate's engine runs, so the
+gain of the kernels does not hide the cost of serving. vLLM's OpenAI server also runs twice: with
+its defaults, and tuned with the same cores, libraries and kernels. On few cores Tidegate computes
+in the engine's own process; the others compute in a process beside it, as vLLM does.
+
+The same engine is some per cent faster or slower from one start to the next. So all systems start
+again every few rounds, and the table shows the standard error over the starts. ``workloads.py``
+describes the workloads. Front and client are the CPU time per token of the process in front of the
+engine and of the load generator; for the baseline both are one process. The benchmark prints a
+table and whether the bounds are met, and writes ``bench-results/llm.json`` and a plot.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from contenders import ROOT, Contender, contenders
-from loads import LOADS, Load
 from results import Turn, bounds, plot, rows, table
+from systems import ROOT, SystemUnderTest, running_systems
+from workloads import WORKLOADS, Workload
 
-from common import cpu_name, print_bounds
+from reporting import cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,29 +82,29 @@ def main() -> None:
 
 
 def _started(start: int, given: argparse.Namespace) -> Iterator[Turn]:
-    """Starts everyone, and has them measured."""
+    """Starts all systems and measures them."""
     with tempfile.TemporaryDirectory() as name:
         began = time.monotonic()
-        with contenders(given.model.resolve(), Path(name)) as all_of_them:
+        with running_systems(given.model.resolve(), Path(name)) as systems:
             console.print(f"[dim]loaded after {time.monotonic() - began:.0f} s[/dim]")
-            yield from _turns(start, all_of_them, given)
+            yield from _turns(start, systems, given)
 
 
-def _turns(start: int, all_of_them: list[Contender], given: argparse.Namespace) -> Iterator[Turn]:
+def _turns(start: int, systems: list[SystemUnderTest], given: argparse.Namespace) -> Iterator[Turn]:
     kinds = [
         (kind, streams)
         for kind in given.loads
-        for streams in ([1] if kind == "in turn" else given.streams)
+        for streams in ([1] if kind == "sequential" else given.streams)
     ]
-    for each in all_of_them:
-        each.measure(Load("at once", 2, 4, 0, "warm-up"))
+    for each in systems:
+        each.measure(Workload("burst", 2, 4, 0, "warm-up"))
     for number in range(start * given.rounds, (start + 1) * given.rounds):
-        first = number % len(all_of_them)
+        first = number % len(systems)
         for kind, streams in kinds:
-            salt = f"{number}-{kind[0]}{streams}"
-            load = Load(kind, streams, given.tokens, given.seconds, salt)
-            for each in (*all_of_them[first:], *all_of_them[:first]):
-                yield Turn(start, number, each.kind, load, *each.measure(load))
+            salt = f"{number}-{kind[:2]}{streams}"
+            workload = Workload(kind, streams, given.tokens, given.seconds, salt)
+            for each in (*systems[first:], *systems[:first]):
+                yield Turn(start, number, each.kind, workload, *each.measure(workload))
         console.print(f"[dim]round {number + 1} of {given.starts * given.rounds}[/dim]")
 
 
@@ -125,12 +128,12 @@ def _version(package: str) -> str | None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one start")
-    parser.add_argument("--starts", type=int, default=4, help="of everyone")
-    parser.add_argument("--rounds", type=int, default=3, help="after each start")
-    parser.add_argument("--tokens", type=int, default=32, help="of an answer, or their mean")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each steady measurement")
+    parser.add_argument("--starts", type=int, default=4, help="starts of all systems")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after each start")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer, or the mean")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a steady measurement")
     parser.add_argument("--streams", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
+    parser.add_argument("--loads", nargs="+", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2" / "1")
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results")
     given = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What a weight costs the compiler, in a mesh of ten hosts and in one of a thousand.
+"""Measures what one weight change costs the compiler, in a mesh of 10 hosts and in one of 1,000.
 
 Each host has ten endpoints in two subsets, a route at a gateway and a route for clients inside the
-mesh. One change is one VirtualService with other weights: it is compiled, and what is different is
-found and counted as it goes on the wire. Meshes take turns, and the median counts. The bound is
-that the great mesh costs at most twice what the small one does.
+mesh. One change is one VirtualService with other weights. The benchmark compiles it, finds the
+resources that differ, and counts their bytes on the wire. The meshes take turns, and the median
+counts. The bound: the large mesh costs at most twice what the small one does.
 
     python benchmarks/mesh/compile.py [--hosts 10 1000] [--changes 300]
 """
@@ -45,7 +45,7 @@ def _object(kind: str, name: str, spec: dict[str, object]) -> str:
 
 
 def _host(number: int) -> str:
-    """The objects of one host."""
+    """Returns the objects of one host."""
     name = f"h{number}"
     endpoints = [
         {
@@ -92,10 +92,10 @@ class Mesh:
     """A mesh whose weights change.
 
     Attributes:
-        hosts: how many hosts it has.
+        hosts: Number of hosts.
         first_s: CPU time of the first compilation.
         costs_us: CPU time of each change, in microseconds.
-        sizes: bytes of each change as it is sent.
+        sizes: Bytes of each change on the wire.
     """
 
     hosts: int
@@ -139,7 +139,7 @@ class Mesh:
 
 
 def main() -> int:
-    """Prints the costs and their ratios; fails when a bound is not met."""
+    """Prints the costs and their ratios; returns 1 when they exceed the bound."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hosts", type=int, nargs=2, default=[10, 1000])
     parser.add_argument("--changes", type=int, default=300)
@@ -150,14 +150,14 @@ def main() -> int:
             mesh.change(number)
     resident = psutil.Process().memory_info().rss / 2**20
     print(f"Python {platform.python_version()}, {psutil.cpu_count()} cores; {ENDPOINTS} endpoints")
-    print(f"{'hosts':>6} {'first, s':>9} {'a weight, µs p50':>17} {'p95':>7} {'bytes':>7}")
+    print(f"{'hosts':>6} {'first, s':>9} {'a change, µs p50':>17} {'p95':>7} {'bytes':>7}")
     for mesh in meshes:
         p95 = statistics.quantiles(mesh.costs_us, n=20)[-1]
         middle, size = statistics.median(mesh.costs_us), statistics.median(mesh.sizes)
         print(f"{mesh.hosts:6} {mesh.first_s:9.3f} {middle:17.0f} {p95:7.0f} {size:7.0f}")
-    small, great = meshes
-    cpu = statistics.median(great.costs_us) / statistics.median(small.costs_us)
-    sent = statistics.median(great.sizes) / statistics.median(small.sizes)
+    small, large = meshes
+    cpu = statistics.median(large.costs_us) / statistics.median(small.costs_us)
+    sent = statistics.median(large.sizes) / statistics.median(small.sizes)
     print(f"ratio: CPU {cpu:.2f}, bytes {sent:.2f} (bound {BOUND}); resident {resident:.0f} MiB")
     return 0 if max(cpu, sent) <= BOUND else 1
 

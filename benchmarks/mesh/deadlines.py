@@ -1,15 +1,17 @@
-"""Lets deadlines pass through Envoy and counts what the callers are told.
+"""Lets deadlines pass through Envoy, and counts the status codes that the callers get.
 
     python benchmarks/mesh/deadlines.py            # 1,000 calls through Envoy: about four minutes
     python benchmarks/mesh/deadlines.py --quick    # 100 calls
 
-Runs the real ``tidegate up`` with a vision server and the language model in a temporary folder.
-Callers use `tidegate.client`. Their deadlines are spread over a range, so that the clocks of
-client, Envoy and server run out in every order; the streams would go on for long without them. It
-calls the servers directly too, for a fifth as often. A caller must be told ``DEADLINE_EXCEEDED``
-every time; a short unary call may be answered before, or be refused at once because its deadline
-would pass in the queue (``DEADLINE_WOULD_PASS``). It prints a table, writes
-``bench-results/deadlines.json``, and fails when any caller was told something else.
+It runs the real ``tidegate up`` with a vision server and the language model in a temporary folder.
+Callers use `tidegate.client`. Deadlines are spread over a range, so that the clocks of client,
+Envoy and server run out in every order. Without a deadline the streams would run for long. A fifth
+as many calls go directly to the servers.
+
+Every caller must get ``DEADLINE_EXCEEDED``. There are two exceptions for short unary calls: the
+answer may come before the deadline, or the server may refuse the call at once because its deadline
+would pass in the queue (``DEADLINE_WOULD_PASS``). The benchmark prints a table, writes
+``bench-results/deadlines.json``, and fails when any caller got another status.
 
 It needs the models that ``make models`` builds.
 """
@@ -28,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from laptop import ROOT, Laptop, VisionServer
+from local_mesh import ROOT, LocalMesh, VisionServer
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +38,7 @@ from tidegate.client import AsyncClient, ClientOptions, Retry, TidegateRpcError,
 from tidegate.serving.build.photographs import write_samples
 
 sys.path.append(str(ROOT / "benchmarks"))
-from common import Bound, cpu_name, print_bounds
+from reporting import Bound, cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -58,43 +60,45 @@ class Kind:
     """A kind of call.
 
     Attributes:
-        name: as printed.
+        name: The name in the table.
         server: ``vision`` or ``llm``.
-        calls: how many of a thousand.
-        at_once: how many at the same time.
-        deadlines_s: the shortest and the longest deadline.
-        begin: makes a call with a deadline and reads all of it.
+        calls: Number of calls, of a thousand in all.
+        concurrency: Calls in flight at the same time.
+        deadlines_s: The shortest and the longest deadline.
+        begin: Makes a call with a deadline and reads the whole response.
     """
 
     name: str
     server: str
     calls: int
-    at_once: int
+    concurrency: int
     deadlines_s: tuple[float, float]
     begin: Callable[[AsyncClient, float], Awaitable[object]]
 
 
 def main() -> int:
-    """Lets deadlines pass; returns the exit status."""
+    """Runs the benchmark; returns the exit status."""
     given = _arguments()
     with tempfile.TemporaryDirectory(prefix="bench-deadlines-") as folder:
         measuring = _measure(
             Path(folder), given.models.resolve(), quick=given.quick, with_llm=not given.without_llm
         )
-        told = asyncio.run(measuring)
-    console.print(_table(told))
-    through = sum((codes for (_, way), codes in told.items() if way == "Envoy"), Counter[str]())
-    others = sum(codes.total() for codes in told.values()) - sum(
-        codes[LATE] + codes[ANSWERED] + codes[REFUSED] for codes in told.values()
+        outcomes = asyncio.run(measuring)
+    console.print(_table(outcomes))
+    through = sum(
+        (codes for (_, path), codes in outcomes.items() if path == "Envoy"), Counter[str]()
+    )
+    others = sum(codes.total() for codes in outcomes.values()) - sum(
+        codes[LATE] + codes[ANSWERED] + codes[REFUSED] for codes in outcomes.values()
     )
     bounds = [
-        Bound(f"{others} callers were told something else than {LATE}; 0 may be", others == 0),
+        Bound(f"{others} callers got another status than {LATE}; none may", others == 0),
         Bound(f"{through[LATE]} deadlines passed through Envoy", through[LATE] > 0),
     ]
     print_bounds(console, bounds)
     console.print(f"{cpu_name()}, seed {_SEED}")
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    document = {f"{name}, {way}": dict(codes) for (name, way), codes in told.items()}
+    document = {f"{name}, {path}": dict(codes) for (name, path), codes in outcomes.items()}
     given.output.write_text(json.dumps(document, indent=2) + "\n")
     console.print(f"Written: {given.output}")
     return 0 if all(each.met for each in bounds) else 1
@@ -104,32 +108,34 @@ async def _measure(
     folder: Path, models: Path, *, quick: bool, with_llm: bool
 ) -> Mapping[tuple[str, str], Counter[str]]:
     kinds = [each for each in _kinds(folder) if with_llm or each.server != "llm"]
-    laptop = Laptop(folder, models, {"vision-v1": VisionServer("v1", "1-int8")}, with_llm=with_llm)
-    told: dict[tuple[str, str], Counter[str]] = {}
-    async with laptop.up():
+    local_mesh = LocalMesh(
+        folder, models, {"vision-v1": VisionServer("v1", "1-int8")}, with_llm=with_llm
+    )
+    outcomes: dict[tuple[str, str], Counter[str]] = {}
+    async with local_mesh.up():
         # The objects of the repository have two subsets; one of them has a server here.
-        await laptop.tidegate("shift", "vision", "v1=100", "v2=0")
+        await local_mesh.tidegate("shift", "vision", "v1=100", "v2=0")
         addresses = {
-            ("vision", "Envoy"): laptop.vision,
-            ("vision", "direct"): str(laptop.server("vision-v1").grpc_address),
+            ("vision", "Envoy"): local_mesh.vision,
+            ("vision", "direct"): str(local_mesh.server("vision-v1").grpc_address),
         }
         if with_llm:
-            addresses["llm", "Envoy"] = laptop.llm
-            addresses["llm", "direct"] = str(laptop.server("llm").grpc_address)
-        # A retry would hide what a caller is told.
+            addresses["llm", "Envoy"] = local_mesh.llm
+            addresses["llm", "direct"] = str(local_mesh.server("llm").grpc_address)
+        # A retry would hide the status that the caller gets.
         options = ClientOptions(retry=Retry(attempts=1))
         for kind in kinds:
-            for way, share in (("Envoy", 1), ("direct", _DIRECT_SHARE)):
+            for path, share in (("Envoy", 1), ("direct", _DIRECT_SHARE)):
                 calls = max(1, kind.calls // share // (_QUICK if quick else 1))
-                console.print(f"[dim]{kind.name}, {way}: {calls} calls[/dim]")
-                async with AsyncClient(addresses[kind.server, way], options) as client:
+                console.print(f"[dim]{kind.name}, {path}: {calls} calls[/dim]")
+                async with AsyncClient(addresses[kind.server, path], options) as client:
                     await _connected(client, kind.server)
-                    told[kind.name, way] = await _ends(client, kind, calls)
-    return told
+                    outcomes[kind.name, path] = await _outcomes_of(client, kind, calls)
+    return outcomes
 
 
 async def _connected(client: AsyncClient, server: str) -> None:
-    """Waits for the connection, which on a busy machine may be refused or time out at first."""
+    """Waits for the connection; on a busy machine the first attempts may fail or time out."""
     models = client.vision.models if server == "vision" else client.llm.models
     async with asyncio.timeout(_CONNECTED_WITHIN_S):
         while True:
@@ -139,25 +145,25 @@ async def _connected(client: AsyncClient, server: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def _ends(client: AsyncClient, kind: Kind, calls: int) -> Counter[str]:
-    """How often calls ended how."""
-    ends: Counter[str] = Counter()
-    turns = asyncio.Semaphore(kind.at_once)
+async def _outcomes_of(client: AsyncClient, kind: Kind, calls: int) -> Counter[str]:
+    """Makes the calls; returns how many ended with each status."""
+    outcomes: Counter[str] = Counter()
+    turns = asyncio.Semaphore(kind.concurrency)
     deadlines = random.Random(_SEED)
 
     async def one(within_s: float) -> None:
         async with turns:
             try:
                 await kind.begin(client, within_s)
-                ends[ANSWERED] += 1
+                outcomes[ANSWERED] += 1
             except TidegateRpcError as error:
-                told = REFUSED if error.reason == _WOULD_PASS else error.code.name
-                ends[told] += 1
-                if told not in (LATE, REFUSED):
+                status = REFUSED if error.reason == _WOULD_PASS else error.code.name
+                outcomes[status] += 1
+                if status not in (LATE, REFUSED):
                     console.print(f"[red]{kind.name}: {error}[/red]")
 
     await asyncio.gather(*(one(deadlines.uniform(*kind.deadlines_s)) for _ in range(calls)))
-    return ends
+    return outcomes
 
 
 def _kinds(folder: Path) -> Sequence[Kind]:
@@ -205,16 +211,16 @@ def _kinds(folder: Path) -> Sequence[Kind]:
     )
 
 
-def _table(told: Mapping[tuple[str, str], Counter[str]]) -> Table:
+def _table(outcomes: Mapping[tuple[str, str], Counter[str]]) -> Table:
     codes = [LATE, ANSWERED, REFUSED]
-    codes += sorted({code for each in told.values() for code in each} - set(codes))
-    drawn = Table(title="What callers were told when their deadline passed")
+    codes += sorted({code for each in outcomes.values() for code in each} - set(codes))
+    drawn = Table(title="Status codes of calls whose deadline passed")
     drawn.add_column("call")
-    drawn.add_column("way")
+    drawn.add_column("path")
     for name in codes:
         drawn.add_column(name, justify="right")
-    for (name, way), each in told.items():
-        drawn.add_row(name, way, *(str(each[code]) for code in codes))
+    for (name, path), each in outcomes.items():
+        drawn.add_row(name, path, *(str(each[code]) for code in codes))
     return drawn
 
 

@@ -1,17 +1,17 @@
-"""Freezes a server, and counts the calls that fail although another server is idle.
+"""Freezes one of two servers, and counts the calls that fail although the other server is idle.
 
     python benchmarks/mesh/freeze.py               # about three minutes
-    python benchmarks/mesh/freeze.py --with-llm    # the language model is kept busy too
+    python benchmarks/mesh/freeze.py --with-llm    # also keeps the language model busy
 
-Runs the real ``tidegate up`` with two vision servers that serve one version. One of them gets
-SIGSTOP while two calls a second, each with a deadline of 1.5 s, go through Envoy; later it gets
-SIGCONT. That is done twice: with ``health_check_interval_s: 0``, where only the health stream is
-followed, and with the defaults.
+It runs the real ``tidegate up`` with two vision servers that serve one version. One server gets
+SIGSTOP while two calls a second, each with a deadline of 1.5 s, go through Envoy. Later it gets
+SIGCONT. The benchmark does this twice: with ``health_check_interval_s: 0``, where the controller
+follows only the health stream, and with the defaults.
 
-Then it shows that a busy server is not taken for a frozen one: callers keep all servers busy with
-more than they can do, and every server is checked ten times a second, as the controller checks it.
-The script prints how long the answers took, and fails if three in a row took longer than the
-controller waits. It writes ``bench-results/freeze.json``.
+Then it shows that the controller does not take a busy server for a frozen one. Callers overload all
+servers, and the benchmark checks each server ten times a second, as the controller does. It prints
+how long the answers took, and fails if three in a row took longer than the controller waits. It
+writes ``bench-results/freeze.json``.
 
 It needs the models that ``make models`` builds.
 """
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from laptop import ROOT, Laptop, VisionServer
+from local_mesh import ROOT, LocalMesh, VisionServer
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +42,7 @@ from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.serving.build.photographs import write_samples
 
 sys.path.append(str(ROOT / "benchmarks"))
-from common import Bound, cpu_name, print_bounds
+from reporting import Bound, cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,64 +63,67 @@ console = Console(width=None if sys.stdout.isatty() else 110)
 
 @dataclass(slots=True)
 class Freeze:
-    """What one freeze did.
+    """The effect of one freeze.
 
     Attributes:
-        checks: which health checks there were.
-        lasted_s: how long the server was frozen.
-        out_s: when it was unhealthy; ``None`` if it never was.
-        back_s: when it was healthy again, after SIGCONT; ``None`` if it never was out.
-        calls: how many calls began while it was frozen.
-        failed: how many of them failed.
+        checks: The health checks that were on.
+        lasted_s: How long the server was frozen.
+        unhealthy_after_s: Time from SIGSTOP until the controller had the server as unhealthy; None
+            if it never did.
+        healthy_after_s: Time from SIGCONT until the server was healthy again; None if it was never
+            unhealthy.
+        calls: Calls that began while the server was frozen.
+        failed: The part of these calls that failed.
     """
 
     checks: str
     lasted_s: float
-    out_s: float | None = None
-    back_s: float | None = None
+    unhealthy_after_s: float | None = None
+    healthy_after_s: float | None = None
     calls: int = 0
     failed: int = 0
 
 
 @dataclass(slots=True)
-class Answers:
-    """How long the answers to the checks of a busy server took.
+class CheckTimes:
+    """How long a busy server took to answer its health checks.
 
     Attributes:
-        seconds: each of them.
+        seconds: The time of each answer.
     """
 
     seconds: list[float] = field(default_factory=list)
 
     @property
-    def in_a_row(self) -> int:
+    def longest_failure_run(self) -> int:
         """The most answers in a row that took longer than the controller waits."""
-        most = now = 0
+        longest = current = 0
         for each in self.seconds:
-            now = now + 1 if each > _TIMEOUT_S else 0
-            most = max(most, now)
-        return most
+            current = current + 1 if each > _TIMEOUT_S else 0
+            longest = max(longest, current)
+        return longest
 
 
 def main() -> int:
-    """Measures; returns the exit status."""
+    """Runs the benchmark; returns the exit status."""
     given = _arguments()
     models = given.models.resolve()
-    freezes, answers = asyncio.run(_measure(models, given.freeze_s, with_llm=given.with_llm))
+    freezes, check_times = asyncio.run(_measure(models, given.freeze_s, with_llm=given.with_llm))
     console.print(_freeze_table(freezes))
-    console.print(_answer_table(answers))
+    console.print(_check_table(check_times))
     bounds = [
         Bound(
-            f"{name}: {each.in_a_row} checks in a row over {_TIMEOUT_S:g} s; {_FAILURES} mark it",
-            each.in_a_row < _FAILURES,
+            f"{name}: {each.longest_failure_run} checks in a row over {_TIMEOUT_S:g} s;"
+            f" {_FAILURES} make it unhealthy",
+            each.longest_failure_run < _FAILURES,
         )
-        for name, each in answers.items()
+        for name, each in check_times.items()
     ]
     print_bounds(console, bounds)
     console.print(f"{cpu_name()}, {os.cpu_count()} cores")
     document = {
         "freezes": [asdict(each) for each in freezes],
-        "busy": {name: each.seconds for name, each in answers.items()},
+        "busy": {name: each.seconds for name, each in check_times.items()},
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(document, indent=2) + "\n")
@@ -130,9 +133,9 @@ def main() -> int:
 
 async def _measure(
     models: Path, freeze_s: float, *, with_llm: bool
-) -> tuple[Sequence[Freeze], Mapping[str, Answers]]:
+) -> tuple[Sequence[Freeze], Mapping[str, CheckTimes]]:
     freezes: list[Freeze] = []
-    answers: Mapping[str, Answers] = {}
+    check_times: Mapping[str, CheckTimes] = {}
     servers = {"vision-a": VisionServer("v1", "1-int8"), "vision-b": VisionServer("v1", "1-int8")}
     for checks, settings in (("stream alone", {"health_check_interval_s": 0}), ("default", {})):
         is_last = not settings
@@ -140,29 +143,29 @@ async def _measure(
             folder = Path(name)
             write_samples(folder)
             image = (folder / "cat.jpg").read_bytes()
-            laptop = Laptop(
+            local_mesh = LocalMesh(
                 folder, models, servers, with_llm=with_llm and is_last, settings=settings
             )
-            async with laptop.up():
-                await laptop.tidegate("shift", "vision", "v1=100", "v2=0")
+            async with local_mesh.up():
+                await local_mesh.tidegate("shift", "vision", "v1=100", "v2=0")
                 console.print(f"[dim]{checks}: frozen for {freeze_s:g} s[/dim]")
-                freezes.append(await _freeze(laptop, image, Freeze(checks, freeze_s)))
+                freezes.append(await _freeze(local_mesh, image, Freeze(checks, freeze_s)))
                 if is_last:
                     console.print(f"[dim]busy for {_BUSY_S:g} s[/dim]")
-                    answers = await _busy(laptop, image, with_llm=with_llm)
-    return freezes, answers
+                    check_times = await _check_busy_servers(local_mesh, image, with_llm=with_llm)
+    return freezes, check_times
 
 
-async def _freeze(laptop: Laptop, image: bytes, freeze: Freeze) -> Freeze:
-    address, pid = laptop.server("vision-a").grpc_address, laptop.pid("vision-a")
+async def _freeze(local_mesh: LocalMesh, image: bytes, freeze: Freeze) -> Freeze:
+    address, pid = local_mesh.server("vision-a").grpc_address, local_mesh.pid("vision-a")
     async with (
-        grpc.aio.insecure_channel(laptop.controller) as channel,
-        AsyncClient(laptop.vision, ClientOptions(retry=Retry(attempts=1))) as client,
+        grpc.aio.insecure_channel(local_mesh.controller) as channel,
+        AsyncClient(local_mesh.vision, ClientOptions(retry=Retry(attempts=1))) as client,
     ):
         mesh = mesh_pb2_grpc.MeshServiceStub(channel)
 
-        async def after(state: int, within_s: float) -> float | None:
-            """The seconds until the controller has the server in a state."""
+        async def seconds_until(state: int, within_s: float) -> float | None:
+            """Returns the seconds until the controller has the server in a state."""
             began = time.monotonic()
             while time.monotonic() - began < within_s:
                 status = await mesh.GetStatus(mesh_pb2.GetStatusRequest())
@@ -182,25 +185,30 @@ async def _freeze(laptop: Laptop, image: bytes, freeze: Freeze) -> Freeze:
         os.kill(pid, signal.SIGSTOP)
         try:
             async with asyncio.TaskGroup() as tasks:
-                out = tasks.create_task(after(mesh_pb2.ENDPOINT_STATE_UNHEALTHY, freeze.lasted_s))
+                unhealthy = tasks.create_task(
+                    seconds_until(mesh_pb2.ENDPOINT_STATE_UNHEALTHY, freeze.lasted_s)
+                )
                 for _ in range(int((freeze.lasted_s - _DEADLINE_S) / _BETWEEN_CALLS_S)):
                     tasks.create_task(call())
                     await asyncio.sleep(_BETWEEN_CALLS_S)
         finally:
             os.kill(pid, signal.SIGCONT)
-        freeze.out_s = out.result()
-        if freeze.out_s is not None:
-            freeze.back_s = await after(mesh_pb2.ENDPOINT_STATE_HEALTHY, _BACK_WITHIN_S)
+        freeze.unhealthy_after_s = unhealthy.result()
+        if freeze.unhealthy_after_s is not None:
+            healthy = mesh_pb2.ENDPOINT_STATE_HEALTHY
+            freeze.healthy_after_s = await seconds_until(healthy, _BACK_WITHIN_S)
     return freeze
 
 
-async def _busy(laptop: Laptop, image: bytes, *, with_llm: bool) -> Mapping[str, Answers]:
-    """Keeps every server busy and checks each."""
+async def _check_busy_servers(
+    local_mesh: LocalMesh, image: bytes, *, with_llm: bool
+) -> Mapping[str, CheckTimes]:
+    """Overloads every server and checks each."""
     names = ["vision-a", "vision-b", *(["llm"] if with_llm else [])]
-    answers = {name: Answers() for name in names}
+    check_times = {name: CheckTimes() for name in names}
     async with contextlib.AsyncExitStack() as stack:
-        vision = await stack.enter_async_context(AsyncClient(laptop.vision))
-        llm = await stack.enter_async_context(AsyncClient(laptop.llm))
+        vision = await stack.enter_async_context(AsyncClient(local_mesh.vision))
+        llm = await stack.enter_async_context(AsyncClient(local_mesh.llm))
 
         async def classify() -> None:
             while True:
@@ -221,48 +229,48 @@ async def _busy(laptop: Laptop, image: bytes, *, with_llm: bool) -> Mapping[str,
         try:
             async with asyncio.TaskGroup() as tasks:
                 for name in names:
-                    address = str(laptop.server(name).grpc_address)
-                    tasks.create_task(_check(address, answers[name]))
+                    address = str(local_mesh.server(name).grpc_address)
+                    tasks.create_task(_check(address, check_times[name]))
         finally:
             for each in working:
                 each.cancel()
             await asyncio.gather(*working, return_exceptions=True)
-    return answers
+    return check_times
 
 
-async def _check(address: str, answers: Answers) -> None:
+async def _check(address: str, check_times: CheckTimes) -> None:
     ends = time.monotonic() + _BUSY_S
     async with grpc.aio.insecure_channel(address) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         while time.monotonic() < ends:
             began = time.monotonic()
             await check(health_pb2.HealthCheckRequest(), timeout=_ANSWER_S)
-            answers.seconds.append(time.monotonic() - began)
+            check_times.seconds.append(time.monotonic() - began)
             await asyncio.sleep(_CHECK_INTERVAL_S)
 
 
 def _freeze_table(freezes: Sequence[Freeze]) -> Table:
     table = Table(title="One of two servers frozen", title_justify="left")
-    for title in ("health checks", "frozen", "out after", "back after", "calls failed"):
+    for title in ("health checks", "frozen", "unhealthy after", "healthy after", "calls failed"):
         table.add_column(title, justify="left" if title == "health checks" else "right")
     for each in freezes:
         table.add_row(
             *(
                 each.checks,
                 f"{each.lasted_s:g} s",
-                _seconds(each.out_s),
-                _seconds(each.back_s, "-"),
+                _seconds(each.unhealthy_after_s),
+                _seconds(each.healthy_after_s, "-"),
             ),
             f"{each.failed} of {each.calls}",
         )
     return table
 
 
-def _answer_table(answers: Mapping[str, Answers]) -> Table:
-    table = Table(title="Checks of busy servers", title_justify="left")
+def _check_table(check_times: Mapping[str, CheckTimes]) -> Table:
+    table = Table(title="Health checks of busy servers", title_justify="left")
     for title in ("server", "checks", "median", "99 %", "longest", f"over {_TIMEOUT_S:g} s"):
         table.add_column(title, justify="left" if title == "server" else "right")
-    for name, each in answers.items():
+    for name, each in check_times.items():
         ordered = sorted(each.seconds)
         at = (len(ordered) // 2, len(ordered) * 99 // 100, -1)
         late = sum(seconds > _TIMEOUT_S for seconds in ordered)
@@ -280,8 +288,8 @@ def _seconds(value: float | None, none: str = "never") -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=Path, default=Path("models"), help="model repository")
-    parser.add_argument("--freeze-s", type=float, default=30.0, help="how long a freeze lasts")
-    parser.add_argument("--with-llm", action="store_true", help="keep the language model busy too")
+    parser.add_argument("--freeze-s", type=float, default=30.0, help="length of a freeze")
+    parser.add_argument("--with-llm", action="store_true", help="also keep the language model busy")
     parser.add_argument(
         "--output", type=Path, default=Path("bench-results/freeze.json"), help="file to write"
     )

@@ -1,9 +1,10 @@
-"""Steady load through the ingress: each call has to be answered, and by a version that may.
+"""A steady load through the ingress that checks every answer and the version that gave it.
 
-Calls start by the clock, not when others end, so that the rate holds while servers come and go.
-Some classify a photograph; the others, so that there are enough, ask the server which version of
-the model it has (``ModelMetadata``), and so every answer names who gave it. Nothing is tried again:
-gRPC's own retries are off. Beside them, chats stream from the language model, each to its end.
+The load is open-loop: calls start at a fixed rate, whether or not others have ended, so the rate
+holds while servers come and go. Some calls classify a photograph. The others are cheap: they ask
+the server for the version of its model (``ModelMetadata``). So every answer names its version. Each
+call is made once: gRPC's own retries are off. Beside these calls, chats stream from the language
+model, each to its end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from laptop import MODEL
+from local_mesh import MODEL
 
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.llm.v1 import llm_pb2
@@ -27,7 +28,7 @@ from tidegate.vision.v1 import vision_pb2
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from ledger import Ledger
+    from weight_history import WeightHistory
 
 __all__ = ["Failure", "Load", "LoadPlan", "Misrouted"]
 
@@ -37,16 +38,16 @@ _CHAT: Final = "/tidegate.llm.v1.LlmService/Chat"
 _CHANNELS: Final = 4
 _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
-    # A connection for each channel; they would share one otherwise.
+    # One connection for each channel; without this option channels share one.
     ("grpc.use_local_subchannel_pool", 1),
 )
 _TIMEOUT_S: Final = 30.0
 _TICK_S: Final = 0.002
-# Connections take a moment to be there, and the clock is looked at now and then.
+# Makes up for the time to connect and for the pauses between looks at the clock.
 _AHEAD: Final = 1.03
-# Beyond this the rate cannot be held, and more calls would only wait in more places.
+# With more calls than this in flight the server cannot hold the rate; more would only queue.
 _MOST_IN_FLIGHT: Final = 512
-_LULL_S: Final = 5
+_WINDOW_S: Final = 5
 
 if TYPE_CHECKING:
     _Stub = Callable[..., grpc.aio.UnaryUnaryCall[bytes, bytes]]
@@ -54,13 +55,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What load to make.
+    """The load to make.
 
     Attributes:
-        calls_per_s: calls of the vision servers, photographs included.
-        photographs_per_s: how many of them classify a photograph.
-        streams: chats that run at any time.
-        tokens: length of each chat's answer.
+        calls_per_s: Calls of the vision servers per second, photographs included.
+        photographs_per_s: The part of these calls that classify a photograph.
+        streams: Chats that run at any time.
+        tokens: Length of each chat's answer.
     """
 
     calls_per_s: float
@@ -71,16 +72,16 @@ class LoadPlan:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that was not answered as it should have been.
+    """A call that failed, or a chat that ended too early.
 
     Attributes:
-        at_s: when it ended, in seconds since the load began.
-        during: what was going on.
-        method: what was called.
-        lasted_s: for how long it ran.
-        status: how it ended.
-        details: what that said.
-        metadata: what came with it, initial metadata and trailers.
+        at_s: When it ended, in seconds since the load began.
+        during: The change of the mesh that was in progress.
+        method: The method.
+        lasted_s: How long the call ran.
+        status: Its status code, or `cut` for a chat that ended too early.
+        details: The message of the status.
+        metadata: Its initial metadata and trailers.
     """
 
     at_s: float
@@ -94,16 +95,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Misrouted:
-    """A call that was answered by a version without weight.
+    """A call that a version without weight answered.
 
     Attributes:
-        at_s: when it ended, in seconds since the load began.
-        during: what was going on.
-        method: what was called.
-        lasted_s: for how long it ran.
-        after_s: how long after the last acknowledgement it began.
-        version: who answered.
-        allowed: who might have.
+        at_s: When it ended, in seconds since the load began.
+        during: The change of the mesh that was in progress.
+        method: The method.
+        lasted_s: How long the call ran.
+        after_s: Time from the last acknowledgement to the beginning of the call.
+        version: The version that answered.
+        allowed: The versions that were allowed to answer.
     """
 
     at_s: float
@@ -117,14 +118,14 @@ class Misrouted:
 
 @dataclass(slots=True)
 class Totals:
-    """What was counted so far.
+    """Counts since the load began.
 
     Attributes:
-        calls: calls of vision servers that were answered.
-        photographs: how many of them classified a photograph.
-        decided: how many of them only one version might answer.
-        streams: chats that came to their end.
-        tokens: tokens that they brought.
+        calls: Answered calls of vision servers.
+        photographs: The part of these calls that classified a photograph.
+        decided: The part of these calls that only one version was allowed to answer.
+        streams: Chats that ended normally.
+        tokens: Tokens of these chats.
     """
 
     calls: int = 0
@@ -136,7 +137,7 @@ class Totals:
 
 @dataclass(slots=True)
 class _Clock:
-    """Calls that ended, by the second."""
+    """Counts answered calls by the second."""
 
     begun_s: float = field(default_factory=time.perf_counter)
     ended: Counter[int] = field(default_factory=Counter)
@@ -149,23 +150,23 @@ class _Clock:
 
 
 class Load:
-    """The load, and what came of it.
+    """Makes the load and checks its answers.
 
     Args:
-        plan: what load.
-        ledger: knows who may answer.
-        photograph: a JPEG.
+        plan: The load to make.
+        weight_history: Knows which versions may answer a call.
+        photograph: A JPEG.
 
     Attributes:
-        during: what is going on, for the failures.
-        totals: what was counted.
-        failures: calls that failed.
-        misrouted: calls that the wrong version answered.
-        versions: how many calls each version answered.
-        lasted_s: for how long calls were begun; 0 until the end.
+        during: The change of the mesh that is in progress; failures record it.
+        totals: The counts.
+        failures: Calls that failed.
+        misrouted: Calls that the wrong version answered.
+        versions: Answered calls by version.
+        lasted_s: How long the load started calls; 0 until the end.
     """
 
-    def __init__(self, plan: LoadPlan, ledger: Ledger, photograph: bytes) -> None:
+    def __init__(self, plan: LoadPlan, weight_history: WeightHistory, photograph: bytes) -> None:
         self.plan = plan
         self.during = "the beginning"
         self.totals = Totals()
@@ -173,7 +174,7 @@ class Load:
         self.misrouted: list[Misrouted] = []
         self.versions: Counter[str] = Counter()
         self.lasted_s = 0.0
-        self._ledger = ledger
+        self._weight_history = weight_history
         self._clock = _Clock()
         self._stopping = asyncio.Event()
         self._classify = vision_pb2.ClassifyRequest(
@@ -183,20 +184,20 @@ class Load:
 
     @asynccontextmanager
     async def running(self, vision: str, llm: str) -> AsyncIterator[None]:
-        """Makes the load until the context ends, and then waits for what still runs.
+        """Makes the load until the context ends, and then waits for the calls in flight.
 
         Args:
-            vision: the ingress for vision.
-            llm: the ingress for the language model.
+            vision: The ingress address for vision.
+            llm: The ingress address for the language model.
         """
         channels = [grpc.aio.insecure_channel(vision, _OPTIONS) for _ in range(_CHANNELS)]
-        talks = grpc.aio.insecure_channel(llm, _OPTIONS)
+        chat_channel = grpc.aio.insecure_channel(llm, _OPTIONS)
         self._clock = _Clock()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._call_by_the_clock(channels))
+                tasks.create_task(self._call_at_fixed_rate(channels))
                 for number in range(self.plan.streams):
-                    tasks.create_task(self._talk(talks, number))
+                    tasks.create_task(self._chat(chat_channel, number))
                 try:
                     yield
                 finally:
@@ -204,31 +205,31 @@ class Load:
                     self.lasted_s = self.now_s()
                     self._stopping.set()
         finally:
-            for channel in (*channels, talks):
+            for channel in (*channels, chat_channel):
                 await channel.close()
 
     def now_s(self) -> float:
-        """Seconds since the load began."""
+        """Returns the seconds since the load began."""
         return self._clock.now_s()
 
-    def lull(self, from_s: float, to_s: float) -> float:
-        """Answered calls a second, in the five seconds between two moments that had fewest."""
+    def min_calls_per_s(self, from_s: float, to_s: float) -> float:
+        """Returns the rate of answered calls in the worst five seconds between two moments."""
         each = [self._clock.ended[second] for second in range(int(from_s) + 1, int(to_s))]
-        lulls = [each[start : start + _LULL_S] for start in range(len(each) - _LULL_S + 1)]
-        return min(statistics.mean(lull) for lull in lulls or [each or [0]])
+        windows = [each[start : start + _WINDOW_S] for start in range(len(each) - _WINDOW_S + 1)]
+        return min(statistics.mean(window) for window in windows or [each or [0]])
 
     async def answered_by(self, version: str, limit_s: float) -> None:
-        """Waits until one more call is answered by a version.
+        """Waits until a version answers one more call.
 
         Raises:
-            TimeoutError: none is in time.
+            TimeoutError: The version answered none in time.
         """
         before = self.versions[version]
         async with asyncio.timeout(limit_s):
-            while self.versions[version] == before:  # noqa: ASYNC110 - a look is cheaper than a call
+            while self.versions[version] == before:  # noqa: ASYNC110 - polling costs less than one call
                 await asyncio.sleep(_TICK_S)
 
-    async def _call_by_the_clock(self, channels: list[grpc.aio.Channel]) -> None:
+    async def _call_at_fixed_rate(self, channels: list[grpc.aio.Channel]) -> None:
         room = asyncio.Semaphore(_MOST_IN_FLIGHT)
         classify: list[_Stub] = [each.unary_unary(_CLASSIFY) for each in channels]
         metadata: list[_Stub] = [each.unary_unary(_METADATA) for each in channels]
@@ -258,7 +259,7 @@ class Load:
         ended_s = time.perf_counter()
         is_photograph = method == _CLASSIFY
         version = _classified_by(answer) if is_photograph else _served_version(answer)
-        allowed = self._ledger.allowed(began_s, ended_s)
+        allowed = self._weight_history.allowed(began_s, ended_s)
         self._clock.count()
         self.versions[version] += 1
         self.totals.calls += 1
@@ -270,14 +271,14 @@ class Load:
                 during=self.during,
                 method=method,
                 lasted_s=ended_s - began_s,
-                after_s=self._ledger.since_acknowledged_s(began_s),
+                after_s=self._weight_history.since_acknowledged_s(began_s),
                 version=version,
                 allowed=tuple(sorted(allowed)),
             )
             self.misrouted.append(found)
 
-    async def _talk(self, channel: grpc.aio.Channel, number: int) -> None:
-        """One chat after the other; the last one comes to its end, too."""
+    async def _chat(self, channel: grpc.aio.Channel, number: int) -> None:
+        """Makes one chat after another; the last one also runs to its end."""
         stub = channel.unary_stream(
             _CHAT, llm_pb2.ChatRequest.SerializeToString, llm_pb2.ChatResponse.FromString
         )
@@ -292,21 +293,21 @@ class Load:
                     finish = piece.finish if piece.HasField("finish") else None
             except grpc.aio.AioRpcError as error:
                 self._fail(f"{_CHAT}, after {tokens} tokens", began_s, error)
-                # Who cannot chat at all would ask without end.
+                # Without a pause, a server that is down would get calls without end.
                 await asyncio.sleep(1)
                 continue
             if finish is None or tokens != self.plan.tokens:
-                words = f"ended after {tokens} of {self.plan.tokens} tokens, finish: {finish}"
-                self._note(_CHAT, began_s, "cut", words, ())
+                details = f"ended after {tokens} of {self.plan.tokens} tokens, finish: {finish}"
+                self._note(_CHAT, began_s, "cut", details, ())
                 continue
             self.totals.streams += 1
             self.totals.tokens += tokens
 
     def _question(self, number: int, turn: int) -> llm_pb2.ChatRequest:
         sampling = llm_pb2.SamplingParameters(max_tokens=self.plan.tokens, ignore_end_of_text=True)
-        words = f"Tell the story of harbour {number}, chapter {turn}."
+        question = f"Tell the story of harbour {number}, chapter {turn}."
         return llm_pb2.ChatRequest(
-            messages=[llm_pb2.Message(role=llm_pb2.ROLE_USER, content=words)],
+            messages=[llm_pb2.Message(role=llm_pb2.ROLE_USER, content=question)],
             options=llm_pb2.GenerationOptions(sampling=sampling),
         )
 
@@ -337,5 +338,5 @@ def _classified_by(answer: bytes) -> str:
 
 
 def _served_version(answer: bytes) -> str:
-    """The version of a server that has one."""
+    """Returns the version of a server that serves one version."""
     return ",".join(oip.ModelMetadataResponse.FromString(answer).versions)

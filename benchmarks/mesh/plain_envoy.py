@@ -1,4 +1,4 @@
-"""A second Envoy with the same objects, but without an access log and without tracing."""
+"""Runs a second Envoy with the same objects, without access log and without tracing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from laptop import LaptopError, free_ports
+from local_mesh import LocalMeshError, free_ports
 
 from tidegate.istio import load
 from tidegate.mesh.ads import Distribution
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from laptop import Laptop
+    from local_mesh import LocalMesh
 
     from tidegate.istio import IstioObjects
 
@@ -34,25 +34,25 @@ _POLL_S: Final = 0.05
 
 
 @asynccontextmanager
-async def plain_envoy(laptop: Laptop, endpoints: Sequence[str]) -> AsyncIterator[str]:
-    """Runs an Envoy beside that of a mesh, before the same servers.
+async def plain_envoy(local_mesh: LocalMesh, endpoints: Sequence[str]) -> AsyncIterator[str]:
+    """Runs a second Envoy in front of the servers of a mesh.
 
     Args:
-        laptop: the mesh.
-        endpoints: its servers, ``HOST:PORT``.
+        local_mesh: The mesh.
+        endpoints: Its servers, ``HOST:PORT``.
 
     Yields:
-        Its address for vision.
+        The second Envoy's address for vision.
 
     Raises:
-        LaptopError: it does not start.
+        LocalMeshError: The Envoy did not start.
     """
     (port,) = free_ports(1)
-    objects = load([laptop.objects, laptop.folder / "services.yaml", laptop.workloads])
+    objects = load([local_mesh.objects, local_mesh.folder / "services.yaml", local_mesh.workloads])
     resources = (
         Compiler(MeshSettings())
         .compile(
-            _moved(objects, int(laptop.vision.rpartition(":")[2]), port),
+            _moved(objects, int(local_mesh.vision.rpartition(":")[2]), port),
             dict.fromkeys(endpoints, EndpointState.HEALTHY),
         )
         .resources[ProxyKind.ENVOY]
@@ -64,7 +64,7 @@ async def plain_envoy(laptop: Laptop, endpoints: Sequence[str]) -> AsyncIterator
     LoadReportingServicer(LoadReports()).register(server)
     ads = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    folder = laptop.folder / "plain"
+    folder = local_mesh.folder / "plain"
     folder.mkdir()
     try:
         async with _envoy(folder, ads):
@@ -86,12 +86,12 @@ async def _envoy(folder: Path, ads: int) -> AsyncIterator[None]:
         )
     try:
         async with asyncio.timeout(_READY_WITHIN_S):
-            while not await _is_ready(admin_file):  # noqa: ASYNC110 - Envoy tells only who asks
+            while not await _is_ready(admin_file):  # noqa: ASYNC110 - Envoy can only be polled
                 await asyncio.sleep(_POLL_S)
         yield
     except TimeoutError:
-        words = (folder / "envoy.log").read_text(errors="replace")
-        raise LaptopError(f"the plain Envoy is not ready:\n{words[-2000:]}") from None
+        log_text = (folder / "envoy.log").read_text(errors="replace")
+        raise LocalMeshError(f"the plain Envoy is not ready:\n{log_text[-2000:]}") from None
     finally:
         with suppress(ProcessLookupError):
             process.terminate()
@@ -108,7 +108,7 @@ async def _is_ready(admin_file: Path) -> bool:
 
 
 def _moved(objects: IstioObjects, old: int, new: int) -> IstioObjects:
-    """The objects with the Gateway's port changed, and without other Gateways' ports."""
+    """Returns the objects with the Gateway's port changed, and without the other Gateways."""
     moved = []
     for gateway in objects.gateways.values():
         servers = tuple(

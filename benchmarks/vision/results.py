@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from common import Bound
+from reporting import Bound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

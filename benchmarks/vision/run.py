@@ -59,7 +59,7 @@ from contestants import (
 from processes import ROOT, suspended
 from results import BARE, QUIET_CORES, Environment, Results, Sample, bounds, plot, table
 
-from common import cpu_name, print_bounds
+from reporting import cpu_name, print_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -20,37 +20,37 @@ def scripts_are_found(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "mesh")
 
 
-def new_ledger(*versions):
-    from ledger import Ledger
+def new_history(*versions):
+    from weight_history import WeightHistory
 
-    return Ledger(versions)
+    return WeightHistory(versions)
 
 
 def test_before_any_change_the_first_weights_hold():
-    assert new_ledger(OLD).allowed(1.0, 2.0) == {OLD}
+    assert new_history(OLD).allowed(1.0, 2.0) == {OLD}
 
 
 def test_between_asking_and_acknowledgement_either_may_answer():
-    ledger = new_ledger(OLD)
-    ledger.ask([NEW], 1.0).acknowledged_s = 3.0
-    assert ledger.allowed(0.0, 0.5) == {OLD}
-    assert ledger.allowed(0.0, 2.0) == {OLD, NEW}
-    assert ledger.allowed(2.0, 5.0) == {OLD, NEW}
+    weight_history = new_history(OLD)
+    weight_history.request([NEW], 1.0).acknowledged_s = 3.0
+    assert weight_history.allowed(0.0, 0.5) == {OLD}
+    assert weight_history.allowed(0.0, 2.0) == {OLD, NEW}
+    assert weight_history.allowed(2.0, 5.0) == {OLD, NEW}
 
 
 def test_after_the_acknowledgement_the_old_version_may_not_answer():
-    ledger = new_ledger(OLD)
-    ledger.ask([NEW], 1.0).acknowledged_s = 3.0
-    assert ledger.allowed(3.1, 4.0) == {NEW}
-    assert ledger.since_acknowledged_s(3.5) == 0.5
+    weight_history = new_history(OLD)
+    weight_history.request([NEW], 1.0).acknowledged_s = 3.0
+    assert weight_history.allowed(3.1, 4.0) == {NEW}
+    assert weight_history.since_acknowledged_s(3.5) == 0.5
 
 
 def test_a_change_that_was_never_acknowledged_allows_both_until_the_next_one_is():
-    ledger = new_ledger(OLD)
-    ledger.ask([NEW], 1.0)
-    assert ledger.allowed(9.0, 10.0) == {OLD, NEW}
-    ledger.ask([NEW], 11.0).acknowledged_s = 12.0
-    assert ledger.allowed(13.0, 14.0) == {NEW}
+    weight_history = new_history(OLD)
+    weight_history.request([NEW], 1.0)
+    assert weight_history.allowed(9.0, 10.0) == {OLD, NEW}
+    weight_history.request([NEW], 11.0).acknowledged_s = 12.0
+    assert weight_history.allowed(13.0, 14.0) == {NEW}
 
 
 class Vision(vision_pb2_grpc.VisionServiceServicer):
@@ -101,18 +101,18 @@ async def load_on(*, version=OLD, fails=False, tokens=5, finishes=True):
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     plan = LoadPlan(calls_per_s=300, photographs_per_s=60, streams=2, tokens=5)
-    load = Load(plan, new_ledger(OLD), b"a photograph")
+    load = Load(plan, new_history(OLD), b"a photograph")
     try:
         async with load.running(address, address), asyncio.timeout(30):
             load.during = "a test"
-            while load.totals.photographs < 5 or load.totals.calls < 30 or not talked(load):
+            while load.totals.photographs < 5 or load.totals.calls < 30 or not chatted(load):
                 await asyncio.sleep(0.01)
     finally:
         await server.stop(None)
     return load
 
 
-def talked(load):
+def chatted(load):
     return load.totals.streams or any(each.method.endswith("Chat") for each in load.failures)
 
 

@@ -20,11 +20,11 @@ def stopped(process: int, thread: str) -> Iterator[None]:
     """Stops the first thread of that name for as long as the context is open.
 
     Args:
-        process: its process, a descendant of this one.
-        thread: what the thread calls itself.
+        process: Its process, a descendant of this one.
+        thread: What the thread calls itself.
 
     Raises:
-        OSError: it may not be traced.
+        OSError: It may not be traced.
     """
     number = next(
         int(each.name)

@@ -40,7 +40,7 @@ def test_changes_of_traffic_lose_no_request(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(output.read_text())
     assert results["problems"] == []
-    assert {each["name"]: each["changes"] for each in results["phases"]} == counts
+    assert {each["name"]: each["changes"] for each in results["scenarios"]} == counts
     assert set(results["versions"]) == set(VERSIONS)
     # Calls of which a wrong route would have shown.
     assert results["totals"]["decided"] > 0

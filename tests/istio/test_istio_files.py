@@ -25,7 +25,9 @@ from tidegate.istio import (
     plan_changes,
     read_files,
 )
+from tidegate.istio.annotations import VirtualServiceAnnotations
 from tidegate.istio.destination_rule import Subset
+from tidegate.istio.edits import sticky_source
 from tidegate.istio.files import parse_file
 from tidegate.istio.parsing import parse_part
 from tidegate.istio.splicing import spliced
@@ -182,6 +184,22 @@ def test_annotation_is_added_where_there_was_none(tmp_path):
     assert come == ["  annotations:", "    tidegate.dev/sticky: header:x-id"]
 
 
+def test_annotations_of_others_stay_beside_one_that_comes_and_goes(tmp_path):
+    def edit(objects):
+        service = objects.virtual_services[VISION]
+        sticky = VirtualServiceAnnotations(sticky=sticky_source("header:x-id"))
+        return objects.with_(dataclasses.replace(service, annotations=sticky))
+
+    text = MESH.replace(
+        "  labels: {team", "  annotations:\n    other/x: z  # theirs\n  labels: {team"
+    )
+    gone, come = edited(tmp_path, edit, text)
+    assert gone == []
+    assert come == ["    tidegate.dev/sticky: header:x-id"]
+    (change,) = plan_changes(read_files([tmp_path]), parse(text, ""))
+    assert change.after.decode() == text
+
+
 def test_line_ends_of_windows_stay(tmp_path):
     text = MESH.replace("\n", "\r\n")
     path = written(tmp_path, text)
@@ -302,7 +320,8 @@ def mutated(item, chance):
         changes = {
             each.name: mutated(getattr(item, each.name), chance)
             for each in dataclasses.fields(item)
-            if each.name not in ("name", "annotations", "kind", "match", "hosts", "gateways")
+            if each.name
+            not in ("name", "annotations", "kind", "match", "hosts", "gateways", "opaque")
         }
         return dataclasses.replace(item, **changes)
     if isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):

@@ -14,9 +14,10 @@ from tidegate.istio.errors import (
     ObjectProblem,
 )
 from tidegate.istio.files import Loaded, load, read_files
+from tidegate.istio.manifests import edit_manifest
 from tidegate.istio.names import MESH, Kind, ObjectName, full_gateway_name, full_host_name
 from tidegate.istio.objects import IstioObject, IstioObjects
-from tidegate.istio.parsing import Ignored, parse
+from tidegate.istio.parsing import Ignored, parse, parse_manifest
 
 __all__ = [
     "MESH",
@@ -33,10 +34,12 @@ __all__ = [
     "ObjectName",
     "ObjectProblem",
     "apply_changes",
+    "edit_manifest",
     "full_gateway_name",
     "full_host_name",
     "load",
     "parse",
+    "parse_manifest",
     "plan_changes",
     "read_files",
 ]

@@ -53,6 +53,9 @@ def read_annotations(node: Node | None, annotations: type, path: str, reading: R
         if not key.startswith(PREFIX):
             continue
         place = join(path, key)
+        if key not in known and reading.validated:
+            # A newer version of Tidegate may know it.
+            continue
         if key not in known:
             fix = meant(key, known) if known else "remove it; this kind has none"
             reading.refuse(key_node, place, "is not an annotation of Tidegate here", fix)

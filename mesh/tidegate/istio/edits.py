@@ -39,6 +39,8 @@ __all__ = [
     "without_idle",
 ]
 
+_MIRROR_SHARES = ("mirrorPercent", "mirror_percent", "mirrorPercentage")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
@@ -249,6 +251,12 @@ def _changed(route: HttpRoute, host: HostName, change: Shift, place: str) -> Htt
     if change.mirrors:
         mirrors = route.mirrors
         if route.mirror is not None:
+            if field := next((each for each in _MIRROR_SHARES if each in route.opaque), None):
+                raise EditError(
+                    f"{place}.{field} is not read, so the share of the mirror there is not known; "
+                    "write 'mirrorPercentage: {value: N}'",
+                    "mirrors",
+                )
             share = route.mirror_percentage
             single = Mirror(destination=route.mirror, percentage=100.0 if share is None else share)
             mirrors = (single, *mirrors)
@@ -329,6 +337,8 @@ def _without(
 
 def _conditions(route: HttpRoute) -> Mapping[HeaderName, StringMatch] | None:
     """The conditions on headers that all matches of a route share; None where they differ."""
+    if any("headers" in match.opaque for match in route.match):
+        return None
     each = [match.headers for match in route.match] or [{}]
     return each[0] if all(headers == each[0] for headers in each) else None
 

@@ -20,7 +20,7 @@ class ObjectProblem:
 
     Attributes:
         source: the file, or whatever the text came from.
-        line: the line there, from 1.
+        line: the line there, from 1; 0 where there are no lines.
         object: the object, as ``VirtualService models/vision``; empty where none could be made out.
         path: the field, as ``spec.http[0].route[1].weight``; empty for the whole object.
         problem: what is wrong.
@@ -35,10 +35,9 @@ class ObjectProblem:
     fix: str
 
     def __str__(self) -> str:
-        where = ": ".join(part for part in (self.object, self.path) if part)
-        return (
-            f"{self.source}:{self.line}: {where + ': ' if where else ''}{self.problem}; {self.fix}"
-        )
+        source = f"{self.source}:{self.line}" if self.line else self.source
+        where = ": ".join(part for part in (source, self.object, self.path) if part)
+        return f"{where}: {self.problem}; {self.fix}"
 
 
 class IstioError(TidegateError):

@@ -63,16 +63,23 @@ class Reading:
 
     Attributes:
         namespace: the object's, for short names.
+        validated: whether an API server has validated the object. Then what cannot be read is kept
+            as it is.
         problems: line, path, problem and fix of what was wrong so far.
     """
 
     namespace: str
+    validated: bool = False
     problems: list[tuple[int, str, str, str]] = field(default_factory=list)
 
     def refuse(self, node: Node, path: str, problem: str, fix: str) -> Any:
         """Notes a problem; gives what a reader gives then."""
         self.problems.append((line_of(node), path, problem, fix))
         return NOTHING
+
+    def doubt(self, value: Any, node: Node, path: str, problem: str, fix: str) -> Any:
+        """Refuses a value of the right type, unless an API server has validated it."""
+        return value if self.validated else self.refuse(node, path, problem, fix)
 
 
 def meant(word: str, known: Iterable[str]) -> str:
@@ -186,7 +193,7 @@ def _checked(
         text = _read_text(node, path, reading)
         if text is NOTHING or text == "" or check(text):
             return text
-        return reading.refuse(node, path, f"{text!r} {problem}", fix)
+        return reading.doubt(text, node, path, f"{text!r} {problem}", fix)
 
     return read
 
@@ -197,7 +204,7 @@ def _read_regex(node: Node, path: str, reading: Reading) -> Any:
     if problem is None:
         return text
     fix = "write '.*', or {} to ask for presence" if text == "*" else "write an RE2 expression"
-    return reading.refuse(node, path, f"{text!r} {problem}", fix)
+    return reading.doubt(text, node, path, f"{text!r} {problem}", fix)
 
 
 def _read_host(node: Node, path: str, reading: Reading) -> Any:
@@ -209,13 +216,9 @@ def _read_host(node: Node, path: str, reading: Reading) -> Any:
         return full
     for unusual, problem, fix in _UNUSUAL_HOSTS:
         if unusual(text):
-            return reading.refuse(node, path, f"{text!r} is not supported: {problem}", fix)
-    return reading.refuse(
-        node,
-        path,
-        f"{text!r} is not a host",
-        "write a name such as vision.models.svc.cluster.local",
-    )
+            return reading.doubt(full, node, path, f"{text!r} is not supported: {problem}", fix)
+    fix = "write a name such as vision.models.svc.cluster.local"
+    return reading.doubt(full, node, path, f"{text!r} is not a host", fix)
 
 
 def _is_ipv4_address(text: str) -> bool:
@@ -243,10 +246,11 @@ def _read_gateway(node: Node, path: str, reading: Reading) -> Any:
     if text is NOTHING:
         return text
     where, slash, name = text.partition("/")
+    full = full_gateway_name(text, reading.namespace)
     if (is_host_label(where) and is_host_label(name)) if slash else is_subdomain(text):
-        return full_gateway_name(text, reading.namespace)
+        return full
     fix = "write its name, namespace/name, or mesh"
-    return reading.refuse(node, path, f"{text!r} is not a gateway", fix)
+    return reading.doubt(full, node, path, f"{text!r} is not a gateway", fix)
 
 
 def _read_header(node: Node, path: str, reading: Reading) -> Any:
@@ -256,8 +260,9 @@ def _read_header(node: Node, path: str, reading: Reading) -> Any:
         return text if text is NOTHING else text.lower()
     if text.lower().startswith("@request.auth.claims"):
         problem = "is not supported: claims of tokens are not read"
-        return reading.refuse(node, path, problem, "let clients send a header")
-    return reading.refuse(node, path, f"{text!r} is not a header", "write it like x-user-tier")
+        return reading.doubt(text, node, path, problem, "let clients send a header")
+    fix = "write it like x-user-tier"
+    return reading.doubt(text.lower(), node, path, f"{text!r} is not a header", fix)
 
 
 LEAVES: Mapping[Any, Read] = {

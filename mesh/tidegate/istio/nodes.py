@@ -10,8 +10,9 @@ are numbers, ``12:30`` and a date are texts.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import yaml
 from yaml.constructor import SafeConstructor
@@ -27,8 +28,10 @@ __all__ = [
     "is_null",
     "kind_of",
     "line_of",
+    "node_of",
     "number_of",
     "truth_of",
+    "value_of",
 ]
 
 _TAG = "tag:yaml.org,2002:"
@@ -195,9 +198,43 @@ def find(node: Node, path: str) -> Node:
     return node
 
 
+def node_of(value: Any) -> Node:
+    """The node of a plain value, as JSON has them; it stands in no text."""
+    match value:
+        case None:
+            return ScalarNode(f"{_TAG}null", "")
+        case bool():
+            return ScalarNode(f"{_TAG}bool", str(value).lower())
+        case int():
+            return ScalarNode(f"{_TAG}int", str(value))
+        case float():
+            return ScalarNode(f"{_TAG}float", repr(value))
+        case Mapping():
+            pairs = [(node_of(str(key)), node_of(each)) for key, each in value.items()]
+            return MappingNode(f"{_TAG}map", pairs)
+        case list() | tuple():
+            return SequenceNode(f"{_TAG}seq", [node_of(each) for each in value])
+        case _:
+            return ScalarNode(f"{_TAG}str", str(value))
+
+
+def value_of(node: Node) -> Any:
+    """The plain value of a node, as Kubernetes' parser makes JSON of it."""
+    if isinstance(node, MappingNode):
+        return {key: value_of(value) for key, (_, value) in entries(node)[0].items()}
+    if isinstance(node, SequenceNode):
+        return [value_of(each) for each in node.value]
+    if is_null(node):
+        return None
+    truth, number = truth_of(node), number_of(node)
+    if truth is not None:
+        return truth
+    return str(node.value) if number is None else number
+
+
 def line_of(node: Node) -> int:
-    """The line at which a node starts, from 1."""
-    return int(node.start_mark.line) + 1
+    """The line at which a node starts, from 1; 0 for a node that stands in no text."""
+    return int(node.start_mark.line) + 1 if node.start_mark else 0
 
 
 def is_null(node: Node) -> bool:

@@ -6,22 +6,39 @@ because traffic would depend on it on a cluster.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tidegate.istio.annotations_reading import PREFIX, read_annotations
-from tidegate.istio.errors import IstioObjectErrors, ObjectProblem
+from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
 from tidegate.istio.leaves import LEAVES, NOTHING, Reading, join, meant, read_key, wrong_kind
 from tidegate.istio.names import DEFAULT_NAMESPACE, Kind, ObjectName
-from tidegate.istio.nodes import YamlSyntaxError, compose, entries, is_null, kind_of, line_of
+from tidegate.istio.nodes import (
+    YamlSyntaxError,
+    compose,
+    entries,
+    is_null,
+    kind_of,
+    line_of,
+    node_of,
+)
 from tidegate.istio.objects import CLASSES, IstioObject, IstioObjects
 from tidegate.istio.reading import annotations_of, read_message
 from tidegate.istio.scalars import is_label, is_label_name, is_label_value, is_object_name, is_time
 
-__all__ = ["Ignored", "Parsed", "ParsedObject", "named_twice", "parse", "parse_part", "parts"]
+__all__ = [
+    "Ignored",
+    "Parsed",
+    "ParsedObject",
+    "named_twice",
+    "parse",
+    "parse_manifest",
+    "parse_part",
+    "parts",
+]
 
 _GROUP = "networking.istio.io"
 # Istio's CRDs serve every kind that is compiled in all three; their fields are the same.
@@ -81,6 +98,7 @@ class Parsed:
     Attributes:
         source: where the text came from.
         lines_before: lines of the text before the part.
+        validated: whether an API server has validated the objects; see `parse_manifest`.
         objects: objects in their order.
         ignored: documents that are not ours; their lines are those of the whole text.
         problems: all that is wrong; likewise.
@@ -88,6 +106,7 @@ class Parsed:
 
     source: str
     lines_before: int = 0
+    validated: bool = False
     objects: list[ParsedObject] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     problems: list[ObjectProblem] = field(default_factory=list)
@@ -119,6 +138,30 @@ def parse(text: str, source: str) -> IstioObjects:
     if problems:
         raise IstioObjectErrors(problems)
     return IstioObjects.of(found.object for each in parsed for found in each.objects)
+
+
+def parse_manifest(manifest: Mapping[str, Any], source: str = "API server") -> IstioObject:
+    """The object of a manifest as an API server returns it, with uid, managedFields, status.
+
+    The server has validated the object. So a field that Tidegate does not know, or a value that it
+    cannot read, is no error: the object keeps it as it is.
+
+    Args:
+        manifest: The manifest as plain values.
+        source: What the manifest is called in problems; these name paths and no lines.
+
+    Raises:
+        IstioObjectErrors: The manifest lacks what every object has, or a ``tidegate.dev``
+            annotation is wrong, which no API server checks.
+        IstioError: The manifest is of a kind that Tidegate does not read.
+    """
+    parsed = Parsed(source, validated=True)
+    _read_document(node_of(manifest), parsed)
+    if parsed.problems:
+        raise IstioObjectErrors(parsed.problems)
+    if not parsed.objects:
+        raise IstioError(f"{source}: {manifest.get('kind')} is no object of {_GROUP}")
+    return parsed.objects[0].object
 
 
 def parts(text: str) -> Iterator[tuple[int, str]]:
@@ -224,12 +267,15 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
     in_metadata = {key: pair for key, pair in in_metadata.items() if not is_null(pair[1])}
     namespace = _text(in_metadata, "namespace") or DEFAULT_NAMESPACE
     name = ObjectName(kind, namespace, _text(in_metadata, "name"))
-    reading = Reading(namespace)
-    for key in found.keys() - set(_TOP):
-        reading.refuse(found[key][0], key, "is not a field here", meant(key, _TOP))
-    if metadata is not None and not is_null(metadata) and not isinstance(metadata, MappingNode):
-        wrong_kind(metadata, "metadata", reading, "a mapping")
-    _check_metadata(metadata or node, in_metadata, name, reading)
+    reading = Reading(namespace, parsed.validated)
+    if not parsed.validated:
+        for key in found.keys() - set(_TOP):
+            reading.refuse(found[key][0], key, "is not a field here", meant(key, _TOP))
+        if metadata is not None and not is_null(metadata) and not isinstance(metadata, MappingNode):
+            wrong_kind(metadata, "metadata", reading, "a mapping")
+        _check_metadata(metadata or node, in_metadata, name, reading)
+    elif not name.name:
+        reading.refuse(node, "metadata.name", "is missing", "add it")
     cls = CLASSES[kind]
     pair = in_metadata.get("annotations")
     noted = pair[1] if pair is not None and not is_null(pair[1]) else None

@@ -30,13 +30,13 @@ from tidegate.istio.leaves import (
     read_optional_match,
     wrong_kind,
 )
-from tidegate.istio.nodes import entries, find, is_null
+from tidegate.istio.nodes import entries, find, is_null, value_of
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.shapes import AnyCase, Inside, Message, Positive, Range, StringMatch
 
 __all__ = ["FieldShape", "annotations_of", "camel_case", "fields_of", "read_message"]
 
-_ALWAYS_GIVEN = ("name", "annotations")
+_NOT_IN_SPEC = ("name", "annotations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
     """
     if message not in _FIELDS:
         hints = typing.get_type_hints(message, include_extras=True)
-        given = _ALWAYS_GIVEN if "annotations" in hints else ()
+        apart = ("opaque", *(_NOT_IN_SPEC if "annotations" in hints else ()))
         shapes = (
             FieldShape(
                 each.name,
@@ -75,7 +75,7 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
                 each.default is MISSING and each.default_factory is MISSING,
             )
             for each in dataclasses.fields(message)
-            if each.name not in given
+            if each.name not in apart
         )
         _FIELDS[message] = {shape.yaml_name: shape for shape in shapes}
     return _FIELDS[message]
@@ -118,7 +118,7 @@ def read_message(
     if any(shape.required and shape.name not in values for shape in shapes.values()):
         return NOTHING
     made = message(**values)
-    if whole:
+    if whole and not reading.validated:
         for complaint in rules.complaints(made):
             place = find(node, complaint.path)
             reading.refuse(place, _below(path, complaint.path), complaint.problem, complaint.fix)
@@ -138,14 +138,21 @@ def _read_fields(
         reading.refuse(each.node, join(path, each.key), "stands twice", "keep one")
     shapes = fields_of(message)
     whole = not twice
+    opaque: dict[str, Any] = {}
     for key, (key_node, value_node) in found.items():
         shape = shapes.get(key)
-        if shape is None:
+        if shape is None and reading.validated:
+            opaque[key] = value_of(value_node)
+        elif shape is None:
             _refuse_unknown(key_node, key, path, message, reading)
             whole = False
         elif not is_null(value_node):
+            before = len(reading.problems)
             value = _reader(shape.type)(value_node, join(path, key), reading)
-            if value is NOTHING:
+            if value is NOTHING and reading.validated and not shape.required:
+                del reading.problems[before:]
+                opaque[key] = value_of(value_node)
+            elif value is NOTHING:
                 whole = False
             elif value == () and not shape.required:
                 # To Istio an empty list is one that is not there: `gateways: []` is the mesh.
@@ -154,12 +161,19 @@ def _read_fields(
                 values[shape.name] = value
             elif shape.required:
                 reading.refuse(value_node, join(path, key), "is empty", "write it")
-    for shape in shapes.values():
-        if shape.required and (shape.yaml_name not in found or is_null(found[shape.yaml_name][1])):
-            problem, _, fix = message.ABSENT.get(shape.yaml_name, "; add it").rpartition("; ")
-            words = f"is missing: {problem}" if problem else "is missing"
-            reading.refuse(node, join(path, shape.yaml_name), words, fix)
+    _refuse_missing(node, message, path, reading)
+    if opaque:
+        values["opaque"] = opaque
     return whole
+
+
+def _refuse_missing(node: MappingNode, message: type[Message], path: str, reading: Reading) -> None:
+    found, _ = entries(node)
+    for name, shape in fields_of(message).items():
+        if shape.required and (name not in found or is_null(found[name][1])):
+            problem, _, fix = message.ABSENT.get(name, "; add it").rpartition("; ")
+            words = f"is missing: {problem}" if problem else "is missing"
+            reading.refuse(node, join(path, name), words, fix)
 
 
 def _refuse_unknown(
@@ -275,7 +289,7 @@ def _read_in_range(read: Read, limits: Range, node: Node, path: str, reading: Re
     span = f"{limits.minimum:,g} to {limits.maximum:,g}".replace(",", "")
     if isinstance(value, int):
         span = f"{int(limits.minimum)} to {int(limits.maximum)}"
-    return reading.refuse(node, path, f"cannot be {value}", f"write a number of {span}")
+    return reading.doubt(value, node, path, f"cannot be {value}", f"write a number of {span}")
 
 
 def _read_long_enough(read: Read, limit: Positive, node: Node, path: str, reading: Reading) -> Any:
@@ -284,11 +298,10 @@ def _read_long_enough(read: Read, limit: Positive, node: Node, path: str, readin
         return value
     if value < limit.minimum:
         least = duration_text(limit.minimum)
-        return reading.refuse(node, path, f"cannot be {node.value}", f"at least {least}")
+        return reading.doubt(value, node, path, f"cannot be {node.value}", f"at least {least}")
     if value % dt.timedelta(milliseconds=1):
-        return reading.refuse(
-            node, path, f"{node.value} has parts of a millisecond", "write whole milliseconds"
-        )
+        problem = f"{node.value} has parts of a millisecond"
+        return reading.doubt(value, node, path, problem, "write whole milliseconds")
     return value
 
 

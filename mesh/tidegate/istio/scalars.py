@@ -18,6 +18,7 @@ __all__ = [
     "is_subdomain",
     "is_time",
     "parse_duration",
+    "parse_nanoseconds",
 ]
 
 _UNITS_NS = {
@@ -29,8 +30,9 @@ _UNITS_NS = {
     "s": 10**9,
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
+    "d": 24 * 3600 * 10**9,
 }
-_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
+_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)"
 _DURATION = re.compile(rf"\+?(?:{_PART})+", re.ASCII)
 # Go keeps a duration in 64 bits.
 _LONGEST_NS = 2**63 - 1
@@ -47,17 +49,28 @@ def parse_duration(text: str) -> dt.timedelta | None:
 
     What is finer than a microsecond is rounded up, so that it is never taken for less.
     """
-    if text == "0":
-        return dt.timedelta()
-    if not _DURATION.fullmatch(text):
-        return None
-    length_ns = sum(
-        Fraction(number.removesuffix(".")) * _UNITS_NS[unit]
-        for number, unit in re.findall(_PART, text, re.ASCII)
-    )
-    if length_ns > _LONGEST_NS:
+    length_ns = None if "d" in text else parse_nanoseconds(text)
+    if length_ns is None or length_ns > _LONGEST_NS:
         return None
     return dt.timedelta(microseconds=math.ceil(length_ns / 1000))
+
+
+def parse_nanoseconds(text: str) -> Fraction | None:
+    """A duration in nanoseconds, however long; None where it is not one.
+
+    Days (``1d``) count too, which Go does not have and Jaeger takes.
+    """
+    if text == "0":
+        return Fraction()
+    if not _DURATION.fullmatch(text):
+        return None
+    return sum(
+        (
+            Fraction(number.removesuffix(".")) * _UNITS_NS[unit]
+            for number, unit in re.findall(_PART, text, re.ASCII)
+        ),
+        Fraction(),
+    )
 
 
 def duration_text(duration: dt.timedelta) -> str:

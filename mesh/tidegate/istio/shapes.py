@@ -10,8 +10,8 @@ the reason, so that nothing is dropped in silence.
 import datetime as dt
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NewType
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NewType
 
 __all__ = [
     "AnyCase",
@@ -75,13 +75,20 @@ class Inside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """Root of every message of Istio that is declared here."""
+    """Root of every message of Istio that is declared here.
+
+    Attributes:
+        opaque: Fields that are kept as plain values and not read, by their names in YAML. An edit
+            copies them with the message, and writing returns them as they were.
+    """
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
     """Istio's fields that Tidegate does not have: each with the reason and what to do instead."""
 
     ABSENT: ClassVar[Mapping[str, str]] = {}
     """Required fields that Istio's objects may leave out: what that means there, and the fix."""
+
+    opaque: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
 
 class AnyCase(enum.Enum):

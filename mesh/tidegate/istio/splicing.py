@@ -6,7 +6,6 @@ are, byte by byte, because they are not written anew. What cannot be changed lik
 aliases share) is found by reading the result: the caller compares.
 """
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNo
 
 from tidegate.istio.names import full_host_name
 from tidegate.istio.nodes import content_end, entries
+from tidegate.istio.writing import list_steps
 
 __all__ = ["spliced"]
 
@@ -216,28 +216,22 @@ class _Editor:
     def _change_list(
         self, node: SequenceNode, before: list[Any], after: list[Any], key: str
     ) -> None:
-        matcher = difflib.SequenceMatcher(
-            None, list(map(_identity, before)), list(map(_identity, after)), autojunk=False
-        )
-        steps = matcher.get_opcodes()
-        paired = [
-            verb == "equal" or (verb == "replace" and end - start == new_end - new_start)
-            for verb, start, end, new_start, new_end in steps
-        ]
+        steps = list(list_steps(before, after))
+        paired = [step.paired for step in steps]
         in_place = not node.flow_style and any(paired)
         if len(node.value) != len(before) or not (all(paired) or in_place):
             self._replace(node, after, key)
             return
-        for (_, start, end, new_start, new_end), is_paired in zip(steps, paired, strict=True):
-            if is_paired:
-                for index in range(end - start):
-                    old, new = before[start + index], after[new_start + index]
-                    self.change(node.value[start + index], old, new)
+        for step in steps:
+            if step.paired:
+                for old, new in zip(step.before, step.after, strict=True):
+                    self.change(node.value[old], before[old], after[new])
                 continue
-            for item in node.value[start:end]:
+            for old in step.before:
+                item = node.value[old]
                 self._remove_lines(int(item.start_mark.index), content_end(item, self._text))
-            for item in after[new_start:new_end]:
-                self._insert_item(node, start - 1, item)
+            for new in step.after:
+                self._insert_item(node, step.before.start - 1, after[new])
 
     def _insert_item(self, node: SequenceNode, after: int, item: Any) -> None:
         indent = int(node.start_mark.column)
@@ -266,17 +260,6 @@ class _Editor:
     def _line_end(self, index: int) -> int:
         end = self._text.find(self._style.newline, index)
         return len(self._text) if end < 0 else end
-
-
-def _identity(item: Any) -> str:
-    """What makes an item of a list the same one after a change of its other fields."""
-    if isinstance(item, Mapping):
-        for key in ("destination", "name", "match", "port"):
-            if key in item:
-                return json.dumps([key, item[key]], sort_keys=True)
-        if "route" in item:
-            return "a route that takes every request"
-    return json.dumps(item, sort_keys=True)
 
 
 def _scalar(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""The chassis: what every gRPC server of Tidegate stands on.
+"""The chassis: the gRPC server that every Tidegate service runs in.
 
-A server is an `Application` with some services and an engine; the chassis gives it its port,
-health, reflection, channelz, traces, metrics, logs, TLS, statuses, configuration and an end that
-loses nothing:
+A server is an `Application` with its services and an engine. The chassis provides the port,
+health, reflection, channelz, traces, metrics, logs, TLS, statuses, configuration and a drain that
+loses no call:
 
     class VisionApplication:
         service_names = ("tidegate.vision.v1.VisionService",)
@@ -12,9 +12,12 @@ loses nothing:
         def run(self, health: Health) -> AbstractAsyncContextManager[None]: ...
 
     sys.exit(run(VisionApplication, VisionSettings.from_command_line()))
+
+Logs, traces, metrics, TLS and settings come from `tidegate.runtime`, which also serves servers
+without gRPC.
 """
 
-from tidegate.chassis import _grpc_core  # noqa: F401 - for what it sets, before anything imports grpc
+from tidegate.chassis import _event_engine  # noqa: F401 - it must run before anything imports grpc
 from tidegate.chassis.calls import (
     ResponseWriter,
     ServicerContext,
@@ -25,11 +28,9 @@ from tidegate.chassis.calls import (
     set_trailers,
 )
 from tidegate.chassis.health import Health
-from tidegate.chassis.logging import get_logger
 from tidegate.chassis.orca import LoadReport
 from tidegate.chassis.server import Application, RunningServer, run, running, serve
 from tidegate.chassis.settings import ChassisSettings
-from tidegate.chassis.tracing import record_span, span, traced
 
 __all__ = [
     "Application",
@@ -42,13 +43,9 @@ __all__ = [
     "code_of_cancellation",
     "deadline_of",
     "deferred_client_identity",
-    "get_logger",
-    "record_span",
     "report_load",
     "run",
     "running",
     "serve",
     "set_trailers",
-    "span",
-    "traced",
 ]

@@ -1,43 +1,45 @@
-"""The calls that are being answered: what a drain waits for, holds and, at its deadline, cuts."""
+"""The calls in flight: a drain waits for them, holds them and, at its deadline, cancels them."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
 
-__all__ = ["Call", "InFlight"]
+__all__ = ["InFlightCall", "InFlightCalls"]
 
 
-class Call:
-    """One call while it is answered.
+class InFlightCall:
+    """One call that the server is answering.
 
     Attributes:
         path: ``/service/method``, or ``other`` for a method that does not exist.
-        is_application: False for health, reflection and channelz, which no drain waits for.
-        task: The task that answers it.
-        is_cut: Set when the drain has cancelled it, to tell that from a client that left.
+        is_application: False for the built-in services (health, reflection and channelz), which
+            no drain waits for.
+        task: Task that answers the call.
+        is_cancelled_by_drain: Whether the drain has cancelled the call, not its client.
     """
 
-    __slots__ = ("is_application", "is_cut", "path", "task")
+    __slots__ = ("is_application", "is_cancelled_by_drain", "path", "task")
 
     def __init__(self, path: str, *, is_application: bool, task: "asyncio.Task[object]") -> None:
         self.path = path
         self.is_application = is_application
         self.task = task
-        self.is_cut = False
+        self.is_cancelled_by_drain = False
 
 
-class InFlight:
-    """All calls of one server that are being answered.
+class InFlightCalls:
+    """All calls that one server is answering.
 
     Attributes:
-        held: What calls wait for before they begin and before they end; None when they need not.
-        is_closing: Whether calls that are not the application's are refused.
+        held: Event that calls await before they begin and before they end; None while calls are
+            not held.
+        is_refusing_built_in: Whether the server refuses new calls of its built-in services.
     """
 
     def __init__(self) -> None:
         self.held: asyncio.Event | None = None
-        self.is_closing = False
-        self._calls: set[Call] = set()
+        self.is_refusing_built_in = False
+        self._calls: set[InFlightCall] = set()
         self._application_calls = 0
 
     @property
@@ -45,13 +47,13 @@ class InFlight:
         """How many calls of the application's own services run."""
         return self._application_calls
 
-    def begin(self, call: Call) -> None:
-        """Takes a call in."""
+    def begin(self, call: InFlightCall) -> None:
+        """Adds a call."""
         self._calls.add(call)
         self._application_calls += call.is_application
 
-    def end(self, call: Call) -> None:
-        """Lets a call go."""
+    def end(self, call: InFlightCall) -> None:
+        """Removes a call."""
         self._calls.discard(call)
         self._application_calls -= call.is_application
 
@@ -65,25 +67,25 @@ class InFlight:
         if held is not None:
             held.set()
 
-    def close_own(self) -> None:
-        """Cuts and refuses from now on the calls that are not the application's.
+    def refuse_built_in(self) -> None:
+        """Cancels the calls of the built-in services, and refuses new ones from now on.
 
         A health watch never ends by itself.
         """
-        self.is_closing = True
-        self._cut(lambda call: not call.is_application)
+        self.is_refusing_built_in = True
+        self._cancel(lambda call: not call.is_application)
 
-    def cut_all(self) -> Counter[str]:
-        """Cancels every call; their clients are told UNAVAILABLE.
+    def cancel_all(self) -> Counter[str]:
+        """Cancels every call; their clients receive UNAVAILABLE.
 
         Returns:
-            How many were cut, by path.
+            Number of cancelled calls, by path.
         """
-        return self._cut(lambda _: True)
+        return self._cancel(lambda _: True)
 
-    def _cut(self, which: Callable[[Call], bool]) -> Counter[str]:
+    def _cancel(self, which: Callable[[InFlightCall], bool]) -> Counter[str]:
         chosen = [call for call in self._calls if which(call)]
         for call in chosen:
-            call.is_cut = True
+            call.is_cancelled_by_drain = True
             call.task.cancel()
         return Counter(call.path for call in chosen)

@@ -22,10 +22,10 @@ from google.protobuf.message import DecodeError
 from opentelemetry.semconv._incubating.attributes.rpc_attributes import RPC_METHOD, RPC_SYSTEM_NAME
 from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
 
-from tidegate.chassis.answering import Answering, Method
+from tidegate.chassis.call_lifecycle import CallLifecycle, Method
 from tidegate.chassis.calls import ResponseWriter, ServicerContext, details_of_call
 from tidegate.chassis.errors import InvalidArgument, Unimplemented
-from tidegate.chassis.in_flight import InFlight
+from tidegate.chassis.in_flight import InFlightCalls
 from tidegate.chassis.metrics import MethodMetrics, RequestCounters, method_metrics
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ class MethodTable(grpc.GenericRpcHandler):
     """
 
     def __init__(
-        self, services: frozenset[str], in_flight: InFlight, max_concurrent_rpcs: int | None = None
+        self,
+        services: frozenset[str],
+        in_flight: InFlightCalls,
+        max_concurrent_rpcs: int | None = None,
     ) -> None:
         self._services = services
         self._in_flight = in_flight
@@ -159,18 +162,19 @@ class MethodTable(grpc.GenericRpcHandler):
             requests=requests,
             metrics=method_metrics(kind, service, name),
             attributes=attributes,
+            log_fields={"rpc_method": path},
         )
 
     def _answer(self, method: Method, behavior: _Behavior, prepare: _Prepare) -> _Behavior:
         in_flight = self._in_flight
 
         async def answer(request: Any, context: ServicerContext) -> Any:
-            async with Answering(method, context, in_flight) as call:
+            async with CallLifecycle(method, context, in_flight) as call:
                 await call.admit()
                 return await behavior(prepare(request), context)
 
         async def answer_many(request: Any, context: ServicerContext) -> None:
-            async with Answering(method, context, in_flight) as call:
+            async with CallLifecycle(method, context, in_flight) as call:
                 await call.admit()
                 writer = ResponseWriter(context)
                 async with aclosing(behavior(prepare(request), context)) as responses:

@@ -12,21 +12,15 @@ value as where it begins: a series that appears with its first failure hides tha
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
-from platform import python_version
 from typing import Final
 
 import grpc
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import Counter, Gauge, Histogram
 
 from tidegate.chassis.errors import STATUS_CODES
 
 __all__ = [
     "CODES",
-    "TLS_EXPIRY",
-    "TLS_RELOADS",
     "MethodMetrics",
     "RequestCounters",
     "code_label",
@@ -60,43 +54,6 @@ _REQUESTS = Counter(
     ("model", "model_version", "grpc_service", "grpc_method", "grpc_code"),
 )
 
-_BUILD_INFO = Gauge(
-    "tidegate_build_info",
-    "1, with the versions of Tidegate and of what it stands on.",
-    ("version", "python_version", "grpc_version"),
-)
-_BUILD_INFO.labels(
-    version=version("tidegate"), python_version=python_version(), grpc_version=version("grpcio")
-).set(1)
-
-TLS_RELOADS = Counter(
-    "tidegate_tls_reloads_total", "Rotations of the TLS files, taken or refused.", ("result",)
-)
-
-
-class _CertificateExpiry(Collector):
-    """When the certificate in use expires. Without TLS there is no series: 0 would be 1970.
-
-    Attributes:
-        timestamp_s: Seconds since 1970; None without a certificate.
-    """
-
-    def __init__(self) -> None:
-        self.timestamp_s: float | None = None
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Gives the one series, or none."""
-        if self.timestamp_s is not None:
-            yield GaugeMetricFamily(
-                "tidegate_tls_certificate_expiry_timestamp_seconds",
-                "When the certificate in use expires, seconds since the epoch.",
-                value=self.timestamp_s,
-            )
-
-
-TLS_EXPIRY: Final = _CertificateExpiry()
-REGISTRY.register(TLS_EXPIRY)
-
 _CODE_LABELS: Final = {
     code: "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")
     for code in grpc.StatusCode
@@ -119,7 +76,7 @@ class MethodMetrics:
         received: Messages received, counted for client streams.
         sent: Messages sent, counted for server streams.
         ended: RPCs ended, by code.
-        labels: grpc_type, grpc_service and grpc_method.
+        labels: Grpc_type, grpc_service and grpc_method.
     """
 
     started: Counter

@@ -1,54 +1,53 @@
-"""The life of a server: open, load, serve, drain.
+"""The life of a server: open its ports, load, serve, drain.
 
-The ports open first, so that health answers NOT_SERVING while the application loads its engine; the
-application says when its services serve. SIGTERM or SIGINT drains, and nothing that was accepted is
-lost:
+The ports open first, so that health answers NOT_SERVING while the application loads its engine. The
+application then says when its services serve. SIGTERM or SIGINT starts the drain, which loses no
+accepted call:
 
-1. Health says NOT_SERVING, for `drain_delay_s` while requests are still taken.
-2. Calls are held for `drain_hold_s`: none begins and none ends. A call that reaches gRPC just when
-   it shuts down is cancelled before any handler sees it, and a client that gets an answer sends its
-   next request at once; after the hold what was on its way has arrived, and no new one has been
-   provoked.
-3. Connections are told to go (GOAWAY) and the port closes; held calls go on. What comes now finds
-   no server and is UNAVAILABLE.
-4. What runs has `drain_deadline_s` to finish. What has not is cut with UNAVAILABLE and reported.
-5. The application leaves its context and frees its engine; spans are exported.
+1. Health says NOT_SERVING for `drain_delay_s`, while the server still accepts calls.
+2. The server holds calls for `drain_hold_s`: none begins and none ends. gRPC cancels a call that
+   reaches it just when it shuts down, before any handler sees the call. And a client that gets an
+   answer sends its next request at once. During the hold, calls on their way arrive and no answer
+   provokes new ones.
+3. The server sends GOAWAY, closes the port and releases the held calls. Later calls find no server
+   and end with UNAVAILABLE.
+4. Running calls have `drain_deadline_s` to finish. The server cancels the others with UNAVAILABLE
+   and logs them.
+5. The application leaves its context and frees its engine. The process exports its spans.
 
-A second signal cuts at once.
+A second signal cancels all calls at once.
 """
 
 import asyncio
 import contextlib
-import gc
-import json
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc
 import structlog
-import uvloop
 
-from tidegate.chassis import logging as chassis_logging
-from tidegate.chassis import tracing
-from tidegate.chassis.errors import StartupError
 from tidegate.chassis.health import Health
-from tidegate.chassis.in_flight import InFlight
-from tidegate.chassis.listening import (
-    add_common_services,
-    channel_options,
-    look_methods_up_in,
-    open_port,
-)
+from tidegate.chassis.in_flight import InFlightCalls
 from tidegate.chassis.method_table import MethodTable
-from tidegate.chassis.monitoring import monitoring
+from tidegate.chassis.server_builder import (
+    add_built_in_services,
+    channel_options,
+    open_port,
+    server_credentials,
+    use_method_table,
+)
 from tidegate.chassis.settings import ChassisSettings
-from tidegate.chassis.tls import RotatingCertificate
-from tidegate.errors import TidegateError
+from tidegate.runtime.monitoring import monitoring
+from tidegate.runtime.process import (
+    Shutdown,
+    port_file,
+    run_process,
+    settle_garbage_collection,
+    shutdown_on_signals,
+)
+from tidegate.runtime.tls import RotatingCertificate
 
 __all__ = ["Application", "RunningServer", "run", "running", "serve"]
 
@@ -56,17 +55,13 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _Settings = TypeVar("_Settings", bound=ChassisSettings)
 
-# After calls are cut, their statuses need a moment on the wire; after it gRPC cancels what is left.
-# Ten thousand new objects that may form cycles, instead of 700, before the youngest are looked at.
-_GC_YOUNG_OBJECTS: Final = 10_000
-_CUT_GRACE_S: Final = 1.0
-_TRACE_EXPORT_S: Final = 5.0
+# Cancelled calls need a moment to send their statuses; then gRPC cancels what is left.
+_CANCEL_GRACE_S: Final = 1.0
 _FIRST: Final = asyncio.FIRST_COMPLETED
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Application(Protocol):
-    """What a server serves."""
+    """The services and the engine of one server."""
 
     @property
     def service_names(self) -> Sequence[str]:
@@ -80,24 +75,12 @@ class Application(Protocol):
     def run(self, health: Health) -> AbstractAsyncContextManager[None]:
         """Gives the context in which it serves.
 
-        It is entered once the port is open: it loads the engine, then sets each service in
-        `health`. It is left once the last call has ended: it frees the engine. Should the engine
-        die, it raises, and the server drains and fails.
+        The server enters the context once the port is open: the application loads the engine, then
+        sets each service in `health`. The server leaves the context once the last call has ended:
+        the application frees the engine. If the engine dies, the context raises; the server then
+        drains and fails.
         """
         ...
-
-
-class _Stop:
-    """Whether somebody has asked the server to end, and asked again to be quick about it."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.hurried = asyncio.Event()
-
-    def ask(self) -> None:
-        if self.asked.is_set():
-            self.hurried.set()
-        self.asked.set()
 
 
 class RunningServer:
@@ -106,7 +89,7 @@ class RunningServer:
     Attributes:
         grpc_port: Port of gRPC.
         metrics_port: Port of HTTP for metrics and probes.
-        health: Who serves.
+        health: Serving state of its services.
     """
 
     def __init__(
@@ -114,27 +97,27 @@ class RunningServer:
         server: grpc.aio.Server,
         settings: ChassisSettings,
         health: Health,
-        in_flight: InFlight,
-        stop: _Stop,
+        in_flight: InFlightCalls,
+        shutdown: Shutdown,
         metrics_port: int,
         grpc_port: int,
     ) -> None:
         self._server = server
         self._settings = settings
         self._in_flight = in_flight
-        self._stop = stop
+        self._shutdown = shutdown
         self._draining: asyncio.Task[None] | None = None
         self.health = health
         self.metrics_port = metrics_port
         self.grpc_port = grpc_port
 
-    def ask_to_stop(self) -> None:
-        """Begins the end as SIGTERM does; a second time, cuts what still runs."""
-        self._stop.ask()
+    def request_shutdown(self) -> None:
+        """Begins the drain, as SIGTERM does; a second request cancels the calls still running."""
+        self._shutdown.request()
 
     async def drain(self) -> None:
-        """Stops serving and loses nothing that was accepted; returns when every call has ended."""
-        self._stop.asked.set()
+        """Stops serving without losing an accepted call; returns when every call has ended."""
+        self._shutdown.requested.set()
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain(), name="drain")
         await asyncio.shield(self._draining)
@@ -148,50 +131,52 @@ class RunningServer:
         in_flight.hold()
         await self._pause(settings.drain_hold_s)
         deadline_s = settings.drain_deadline_s
-        stopping = asyncio.create_task(self._server.stop(deadline_s + _CUT_GRACE_S), name="stop")
-        # One turn of the loop, in which gRPC closes the port and sends GOAWAY, ahead of any answer.
+        stopping = asyncio.create_task(self._server.stop(deadline_s + _CANCEL_GRACE_S), name="stop")
+        # In this turn of the loop gRPC closes the port and sends GOAWAY, ahead of any answer.
         await asyncio.sleep(0)
         in_flight.release()
-        in_flight.close_own()
-        _log.info("connections told to go", in_flight=in_flight.application_calls)
-        hurry = asyncio.create_task(self._stop.hurried.wait(), name="hurry")
-        await asyncio.wait({stopping, hurry}, timeout=deadline_s, return_when=_FIRST)
-        hurry.cancel()
-        if cut := in_flight.cut_all():
-            _log.warning("calls cut", total=cut.total(), by_method=dict(cut))
-        await asyncio.wait({stopping}, timeout=_CUT_GRACE_S)
+        in_flight.refuse_built_in()
+        _log.info("sent GOAWAY", in_flight=in_flight.application_calls)
+        forced = asyncio.create_task(self._shutdown.forced.wait(), name="wait-for-force")
+        await asyncio.wait({stopping, forced}, timeout=deadline_s, return_when=_FIRST)
+        forced.cancel()
+        if cancelled := in_flight.cancel_all():
+            _log.warning("calls cancelled", total=cancelled.total(), by_method=dict(cancelled))
+        await asyncio.wait({stopping}, timeout=_CANCEL_GRACE_S)
         if not stopping.done():
             await self._server.stop(None)
         await stopping
-        _log.info("drained", cut=cut.total(), seconds=round(time.monotonic() - began_s, 3))
+        _log.info(
+            "drained", cancelled=cancelled.total(), seconds=round(time.monotonic() - began_s, 3)
+        )
 
     async def _pause(self, seconds: float) -> None:
         if seconds:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.hurried.wait(), seconds)
+                await asyncio.wait_for(self._shutdown.forced.wait(), seconds)
 
 
 async def serve(application: Application, settings: ChassisSettings) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
     Args:
-        application: What to serve.
-        settings: How to serve it.
+        application: The application to serve.
+        settings: Settings of the server.
 
     Raises:
-        StartupError: A port or a TLS file cannot be had.
+        StartupError: A port cannot be opened, or a TLS file is invalid.
         Exception: The application failed to load, or failed later; the server has drained.
     """
-    stop = _Stop()
-    with _signals(stop):
+    shutdown = Shutdown()
+    with shutdown_on_signals(shutdown):
         async with (
-            _opened(application, settings, stop) as server,
-            _alive(application, server, stop) as lifetime,
+            _opened(application, settings, shutdown) as server,
+            _loaded(application, server, shutdown) as lifetime,
         ):
-            _settle_garbage_collection()
-            asked = asyncio.create_task(stop.asked.wait(), name="wait-for-stop")
-            await asyncio.wait({asked, lifetime}, return_when=_FIRST)
-            asked.cancel()
+            settle_garbage_collection()
+            requested = asyncio.create_task(shutdown.requested.wait(), name="wait-for-shutdown")
+            await asyncio.wait({requested, lifetime}, return_when=_FIRST)
+            requested.cancel()
 
 
 @asynccontextmanager
@@ -201,20 +186,20 @@ async def running(
     """Serves while the context is open: enters once the application has loaded, drains on leaving.
 
     Args:
-        application: What to serve.
-        settings: How to serve it.
+        application: The application to serve.
+        settings: Settings of the server.
 
     Yields:
         The server, for its ports and to drain it early.
 
     Raises:
-        StartupError: A port or a TLS file cannot be had.
+        StartupError: A port cannot be opened, or a TLS file is invalid.
         Exception: The application failed to load, or failed later.
     """
-    stop = _Stop()
+    shutdown = Shutdown()
     async with (
-        _opened(application, settings, stop) as server,
-        _alive(application, server, stop),
+        _opened(application, settings, shutdown) as server,
+        _loaded(application, server, shutdown),
     ):
         yield server
 
@@ -224,60 +209,42 @@ def run(application_factory: Callable[[_Settings], Application], settings: _Sett
 
     Args:
         application_factory: Makes the application, on the running event loop.
-        settings: Of the chassis and of the application.
+        settings: Settings of the chassis and of the application.
 
     Returns:
         The exit code: 0 after a drain, 1 after a failure, which is logged.
     """
-    chassis_logging.configure(settings.log_level, settings.log_format)
-    provider = tracing.start(settings)
 
     async def main() -> None:
         await serve(application_factory(settings), settings)
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-    except StartupError as error:
-        _log.error("cannot start", error=str(error))
-        return 1
-    except TidegateError as error:
-        # Our own errors say what, where and what to do; a traceback would only hide it.
-        _log.error("the server failed", error=str(error))
-        return 1
-    except Exception:  # noqa: BLE001 - the edge of the process, which reports it
-        _log.exception("the server failed")
-        return 1
-    finally:
-        if provider is not None and not tracing.stop(provider, _TRACE_EXPORT_S):
-            _log.warning("spans were lost: the collector did not take them in time")
-    return 0
+    return run_process(main, settings)
 
 
 @asynccontextmanager
 async def _opened(
-    application: Application, settings: ChassisSettings, stop: _Stop
+    application: Application, settings: ChassisSettings, shutdown: Shutdown
 ) -> AsyncIterator[RunningServer]:
     health = Health(application.service_names)
-    in_flight = InFlight()
+    in_flight = InFlightCalls()
     certificate = RotatingCertificate.from_settings(settings)
     methods = MethodTable(
         frozenset(application.service_names), in_flight, settings.max_concurrent_rpcs
     )
     grpc_server = grpc.aio.server(options=channel_options(settings))
-    look_methods_up_in(methods, grpc_server)
+    use_method_table(methods, grpc_server)
     application.register(grpc_server)
-    add_common_services(grpc_server, health, application.service_names)
+    add_built_in_services(grpc_server, health, application.service_names)
     async with AsyncExitStack() as stack:
         metrics_port = stack.enter_context(
             monitoring(settings.host, settings.metrics_port, lambda: bool(health.is_serving()))
         )
-        credentials = None if certificate is None else certificate.credentials()
+        credentials = None if certificate is None else server_credentials(certificate)
         grpc_port = open_port(grpc_server, settings, credentials)
         methods.listens_on(settings.host, grpc_port)
         await grpc_server.start()
         server = RunningServer(
-            grpc_server, settings, health, in_flight, stop, metrics_port, grpc_port
+            grpc_server, settings, health, in_flight, shutdown, metrics_port, grpc_port
         )
         stack.push_async_callback(server.drain)
         if certificate is not None:
@@ -285,7 +252,8 @@ async def _opened(
                 _background(certificate.follow(settings.tls_reload_interval_s))
             )
         if settings.port_file is not None:
-            stack.enter_context(_port_file(settings.port_file, server))
+            ports = {"grpc": grpc_port, "metrics": metrics_port}
+            stack.enter_context(port_file(settings.port_file, ports))
         _log.info(
             "listening",
             host=settings.host,
@@ -297,10 +265,10 @@ async def _opened(
 
 
 @asynccontextmanager
-async def _alive(
-    application: Application, server: RunningServer, stop: _Stop
+async def _loaded(
+    application: Application, server: RunningServer, shutdown: Shutdown
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Runs the application in a task of its own; enters when it is loaded or asked to stop."""
+    """Runs the application in a task; enters once it has loaded or a shutdown is requested."""
     loaded = asyncio.Event()
     began_s = time.monotonic()
 
@@ -308,15 +276,15 @@ async def _alive(
         async with application.run(server.health):
             loaded.set()
             _log.info("loaded", seconds=round(time.monotonic() - began_s, 3))
-            await stop.asked.wait()
+            await shutdown.requested.wait()
             await server.drain()
 
     lifetime = asyncio.create_task(live(), name="application")
-    waits = [asyncio.create_task(each) for each in (loaded.wait(), stop.asked.wait())]
+    waits = [asyncio.create_task(each) for each in (loaded.wait(), shutdown.requested.wait())]
     try:
         await asyncio.wait({lifetime, *waits}, return_when=_FIRST)
         if lifetime.done():
-            # It can only have failed; what it raised is raised below.
+            # The application can only have failed; this raises its error.
             await lifetime
         yield lifetime
     finally:
@@ -324,37 +292,9 @@ async def _alive(
             wait.cancel()
         if not loaded.is_set():
             lifetime.cancel()
-        stop.asked.set()
+        shutdown.requested.set()
         with contextlib.suppress(asyncio.CancelledError):
             await lifetime
-
-
-def _settle_garbage_collection() -> None:
-    """Keeps the collector away from what was loaded, which stays, and lets it look less often.
-
-    A full collection walks every object of the imported libraries, for tens of milliseconds and
-    with the GIL held; a server makes few cycles, so it is nearly always for nothing.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_YOUNG_OBJECTS)
-
-
-@contextlib.contextmanager
-def _signals(stop: _Stop) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-
-    def ask(number: signal.Signals) -> None:
-        _log.info("signal", name=number.name)
-        stop.ask()
-
-    for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, ask, number)
-    try:
-        yield
-    finally:
-        for number in _STOP_SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 @asynccontextmanager
@@ -365,20 +305,3 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait({task})
-
-
-@contextlib.contextmanager
-def _port_file(path: Path, server: RunningServer) -> Iterator[None]:
-    ports = {"grpc": server.grpc_port, "metrics": server.metrics_port, "pid": os.getpid()}
-    written = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        written.write_text(json.dumps(ports) + "\n")
-        written.replace(path)
-    except OSError as error:
-        raise StartupError(
-            f"port_file: cannot write {path}: {error.strerror}; name a file in a folder there is"
-        ) from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

@@ -145,7 +145,7 @@ async def test_gateways_come_and_go_while_others_serve(mesh, vision):
 async def test_a_gateway_that_names_its_domains_in_full_has_a_scope_for_each(mesh, vision):
     exact = gateway(mesh.ports[4], hosts=[DOMAIN, "./b.test"], name="exact")
     await mesh.apply(vision(exact, virtual({"route": [to("v1")]}, gateways=("exact",))))
-    entrance = f"http.{mesh.ports[4]}"
+    merged_gateway = f"http.{mesh.ports[4]}"
     ads = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
     made = manager(mesh.compiled, mesh.ports[4])
     assert "rds" not in made
@@ -153,7 +153,7 @@ async def test_a_gateway_that_names_its_domains_in_full_has_a_scope_for_each(mes
         "name": "gateways",
         "scope_key_builder": {
             "fragments": [
-                {"header_value_extractor": {"name": "x-tidegate-entrance", "index": 0}},
+                {"header_value_extractor": {"name": "x-tidegate-merged-gateway", "index": 0}},
                 {
                     "header_value_extractor": {
                         "name": ":authority",
@@ -177,27 +177,29 @@ async def test_a_gateway_that_names_its_domains_in_full_has_a_scope_for_each(mes
         }
         for name, value in (
             ("x-tidegate-grpc-timeout", "%REQ(grpc-timeout)%"),
-            ("x-tidegate-entrance", entrance),
+            ("x-tidegate-merged-gateway", merged_gateway),
         )
     ]
-    assert names(mesh.compiled, "SCOPED_ROUTE") == {f"{entrance}/{DOMAIN}"}
-    scope = body(mesh.compiled, "SCOPED_ROUTE", f"{entrance}/{DOMAIN}")
-    assert scope["key"]["fragments"] == [{"string_key": entrance}, {"string_key": DOMAIN}]
+    assert names(mesh.compiled, "SCOPED_ROUTE") == {f"{merged_gateway}/{DOMAIN}"}
+    scope = body(mesh.compiled, "SCOPED_ROUTE", f"{merged_gateway}/{DOMAIN}")
+    assert scope["key"]["fragments"] == [{"string_key": merged_gateway}, {"string_key": DOMAIN}]
     routes = scope["route_configuration"]
     (host,) = routes.pop("virtual_hosts")
-    assert host["name"] == f"{entrance}/{DOMAIN}"
+    assert host["name"] == f"{merged_gateway}/{DOMAIN}"
     assert host["domains"] == [DOMAIN]
     assert routes == {
-        "name": f"{entrance}/{DOMAIN}",
+        "name": f"{merged_gateway}/{DOMAIN}",
         "ignore_port_in_host_matching": True,
         "max_direct_response_body_size_bytes": 1048576,
-        "request_headers_to_remove": ["x-tidegate-grpc-timeout", "x-tidegate-entrance"],
+        "request_headers_to_remove": ["x-tidegate-grpc-timeout", "x-tidegate-merged-gateway"],
         "validate_clusters": False,
     }
     for authority in (DOMAIN, f"{DOMAIN}:{mesh.ports[4]}"):
-        answer = await mesh.call(authority, ("x-tidegate-entrance", "http.1"), port=mesh.ports[4])
+        answer = await mesh.call(
+            authority, ("x-tidegate-merged-gateway", "http.1"), port=mesh.ports[4]
+        )
         assert answer.backend == "v1"
-        assert "x-tidegate-entrance" not in answer.headers
+        assert "x-tidegate-merged-gateway" not in answer.headers
     for domain in ("b.test", "c.test"):
         answer = await mesh.call(domain, port=mesh.ports[4])
         assert answer.code is grpc.StatusCode.UNIMPLEMENTED

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mesh_objects import DOMAIN, body, entry, gateway, rule, text, to, virtual
 
-from tidegate.mesh.compiler.weights import STICKY_TOTAL, for_random, for_sticky
+from tidegate.mesh.compiler.routes.weights import STICKY_TOTAL, for_random, for_sticky
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,20 +9,20 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 
 from tidegate.chassis.health import Health, HealthServicer
-from tidegate.mesh.control.health_checks import CheckPace, HealthCheck
-from tidegate.mesh.control.health_watching import HealthWatch, Seen
+from tidegate.mesh.control.endpoints.health_checks import HealthCheck, HealthCheckTiming
+from tidegate.mesh.control.endpoints.health_watch import HealthWatch, ObservedHealth
 
 GRPC, TCP, NONE = HealthCheck.GRPC, HealthCheck.TCP, HealthCheck.NONE
-QUICK = CheckPace(interval_s=0.05, timeout_s=1.0, failures=3)
+QUICK = HealthCheckTiming(interval_s=0.05, timeout_s=1.0, failures=3)
 
 
 class Watcher:
     """A watch, and a way to wait for what it sees."""
 
-    def __init__(self, limit=10, pace=QUICK):
+    def __init__(self, limit=10, timing=QUICK):
         self.changed = asyncio.Event()
         self.told = []
-        self.watch = HealthWatch(limit, self._tell, pace)
+        self.watch = HealthWatch(limit, self._tell, timing)
 
     def _tell(self, address):
         self.told.append(self.watch.seen[address])
@@ -86,9 +86,9 @@ async def test_an_endpoint_that_comes_back_is_seen_again(watcher):
             await watcher.until(lambda seen: seen[address].serving)
 
 
-@pytest.mark.parametrize("pace", [QUICK, CheckPace(interval_s=0)])
-async def test_a_server_without_health_serves_while_it_is_connected(pace):
-    watcher = Watcher(pace=pace)
+@pytest.mark.parametrize("timing", [QUICK, HealthCheckTiming(interval_s=0)])
+async def test_a_server_without_health_serves_while_it_is_connected(timing):
+    watcher = Watcher(timing=timing)
     async with watcher.watch:
         async with server(has_health=False) as (address, _):
             watcher.watch.watch({address: GRPC})
@@ -120,7 +120,7 @@ async def test_an_endpoint_that_is_not_grpc_is_connected_to_by_tcp(watcher):
         async with listener:
             watcher.watch.watch({address: TCP})
             await watcher.watch.answered(20)
-            assert watcher.watch.seen[address] == Seen(serving=True)
+            assert watcher.watch.seen[address] == ObservedHealth(serving=True)
         await watcher.until(lambda seen: not seen[address].serving)
         assert watcher.watch.seen[address].reason == "it refuses TCP connections"
         async with await asyncio.start_server(close, "127.0.0.1", port):
@@ -128,7 +128,7 @@ async def test_an_endpoint_that_is_not_grpc_is_connected_to_by_tcp(watcher):
 
 
 async def test_a_listener_that_takes_no_connection_any_more_is_unhealthy():
-    watcher = Watcher(pace=CheckPace(interval_s=0.05, timeout_s=0.2, failures=3))
+    watcher = Watcher(timing=HealthCheckTiming(interval_s=0.05, timeout_s=0.2, failures=3))
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         host, port = listener.getsockname()
         # Linux takes one connection more than the backlog; nobody accepts any.
@@ -140,7 +140,7 @@ async def test_a_listener_that_takes_no_connection_any_more_is_unhealthy():
 
 
 async def test_a_listener_that_gets_requests_keeps_them_for_one_missed_check():
-    watcher = Watcher(pace=CheckPace(interval_s=0.05, timeout_s=0.2, failures=3))
+    watcher = Watcher(timing=HealthCheckTiming(interval_s=0.05, timeout_s=0.2, failures=3))
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         host, port = listener.getsockname()
         address = f"{host}:{port}"

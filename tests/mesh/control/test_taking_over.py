@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from tidegate.mesh.control import taking_over
-from tidegate.mesh.control.taking_over import TakingOver
+from tidegate.mesh.control.transitions import worker_sync
+from tidegate.mesh.control.transitions.worker_sync import WorkerSync
 
 
 @contextlib.asynccontextmanager
@@ -36,7 +36,7 @@ def estimates(monkeypatch):
         seen.append(acknowledged_s)
         return 0
 
-    monkeypatch.setattr(taking_over, "estimated_s", estimate)
+    monkeypatch.setattr(worker_sync, "estimated_s", estimate)
     return seen
 
 
@@ -47,14 +47,14 @@ def counted(flushes):
 async def test_an_envoy_that_tells_is_not_estimated(tmp_path, estimates):
     file = tmp_path / "admin"
     async with admin_interface(file, counted(3)):
-        assert await TakingOver([file], lambda: ["ingress"]).done(0.5, 10) == ()
+        assert await WorkerSync([file], lambda: ["ingress"]).wait(0.5, 10) == ()
     assert estimates == []
 
 
 async def test_other_proxies_beside_it_are(tmp_path, estimates):
     file = tmp_path / "admin"
     async with admin_interface(file, counted(3)):
-        assert await TakingOver([file], lambda: ["ingress", "a client"]).done(0.5, 10) == ()
+        assert await WorkerSync([file], lambda: ["ingress", "a client"]).wait(0.5, 10) == ()
     assert estimates == [0.5]
 
 
@@ -62,15 +62,15 @@ async def test_other_proxies_beside_it_are(tmp_path, estimates):
 async def test_an_envoy_that_is_there_and_does_not_tell_is_no_proof(tmp_path, estimates, stats):
     file = tmp_path / "admin"
     async with admin_interface(file, stats):
-        assert await TakingOver([file], lambda: ["ingress"]).done(0.5, 10) == ()
+        assert await WorkerSync([file], lambda: ["ingress"]).wait(0.5, 10) == ()
     assert estimates == [0.5]
 
 
 async def test_an_envoy_that_has_not_written_its_address_is_estimated(tmp_path, estimates):
-    assert await TakingOver([tmp_path / "none"], lambda: ["ingress"]).done(0.5, 10) == ()
+    assert await WorkerSync([tmp_path / "none"], lambda: ["ingress"]).wait(0.5, 10) == ()
     assert estimates == [0.5]
 
 
 async def test_who_has_gone_is_not_waited_for(tmp_path, estimates):
-    assert await TakingOver([tmp_path / "none"], list).done(0.5, 10) == ()
+    assert await WorkerSync([tmp_path / "none"], list).wait(0.5, 10) == ()
     assert estimates == []

@@ -24,11 +24,9 @@ from tidegate.chassis import (
     code_of_cancellation,
     deadline_of,
     deferred_client_identity,
-    get_logger,
     report_load,
     run,
     set_trailers,
-    traced,
 )
 from tidegate.chassis.errors import (
     DeadlineExceeded,
@@ -42,6 +40,8 @@ from tidegate.chassis.errors import (
     Unimplemented,
 )
 from tidegate.chassis.served_models import ServedModel, counted_request
+from tidegate.runtime.logging import get_logger
+from tidegate.runtime.tracing import traced
 
 SERVICE = "tidegate.test.EchoService"
 KINDS = {

@@ -60,7 +60,7 @@ async def test_sigterm_under_load_loses_no_accepted_call(start_process, echo_cli
     # Every caller was refused once, at its last call, and in no other way.
     assert codes.keys() == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     assert codes[grpc.StatusCode.UNAVAILABLE] == CLIENTS
-    assert [line["cut"] for line in lines if line["event"] == "drained"] == [0]
+    assert [line["cancelled"] for line in lines if line["event"] == "drained"] == [0]
     assert not [line for line in lines if line["event"] == "rpc failed"]
 
 
@@ -107,7 +107,7 @@ async def test_calls_are_answered_during_the_drain_delay(serving, echo):
         draining = asyncio.create_task(server.drain())
         assert await anext(watch) is False
         assert await client.call("echo", "ok") == ["ok"]
-        server.ask_to_stop()  # the second time, so what is left of the delay is skipped
+        server.request_shutdown()  # the second time, so what is left of the delay is skipped
         await draining
 
 
@@ -122,7 +122,7 @@ async def test_what_does_not_finish_in_time_is_cut_and_told_so(serving, kind, ca
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "going away" in error.details()
     name = {"echo": "Echo", "repeat": "Repeat", "collect": "Collect", "chat": "Chat"}[kind]
-    cut = [line for line in capfd.readouterr().out.splitlines() if "calls cut" in line]
+    cut = [line for line in capfd.readouterr().out.splitlines() if "calls cancelled" in line]
     assert len(cut) == 1
     assert f"/tidegate.test.EchoService/{name}': 1" in cut[0]
 
@@ -140,7 +140,7 @@ async def test_second_signal_cuts_at_once(start_process, echo_client):
     lines = await logged(process)
     assert process.returncode == 0
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert [line["by_method"] for line in lines if line["event"] == "calls cut"] == [
+    assert [line["by_method"] for line in lines if line["event"] == "calls cancelled"] == [
         {"/tidegate.test.EchoService/Repeat": 1}
     ]
 

@@ -6,7 +6,7 @@ import logging
 
 import grpc
 
-from tidegate.chassis.logging import adopt_library_loggers
+from tidegate.runtime.logging import adopt_library_loggers
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = [("traceparent", f"00-{TRACE_ID}-b7ad6b7169203331-01")]

@@ -4,9 +4,9 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 
-from tidegate.chassis.in_flight import InFlight
-from tidegate.chassis.listening import look_methods_up_in
+from tidegate.chassis.in_flight import InFlightCalls
 from tidegate.chassis.method_table import MethodTable
+from tidegate.chassis.server_builder import use_method_table
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 SERVICE = "tidegate.vision.v1.VisionService"
@@ -21,7 +21,7 @@ class Half(vision_pb2_grpc.VisionServiceServicer):
 
 async def test_what_a_servicer_leaves_out_is_unimplemented_and_the_rest_is_served():
     server = grpc.aio.server()
-    look_methods_up_in(MethodTable(frozenset({SERVICE}), InFlight()), server)
+    use_method_table(MethodTable(frozenset({SERVICE}), InFlightCalls()), server)
     vision_pb2_grpc.add_VisionServiceServicer_to_server(Half(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -45,7 +45,7 @@ def test_a_handler_that_is_not_async_is_refused_when_it_is_registered():
     def echo(request, context):
         return request
 
-    table = MethodTable(frozenset(), InFlight())
+    table = MethodTable(frozenset(), InFlightCalls())
     handler = grpc.unary_unary_rpc_method_handler(echo, Empty.FromString, Empty.SerializeToString)
     with pytest.raises(TypeError, match="Echo is neither async def nor"):
         table.add_service("a.Service", {"Echo": handler})

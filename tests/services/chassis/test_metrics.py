@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from tidegate.chassis.calls import deadline_has_passed
-from tidegate.chassis.monitoring import monitoring
 from tidegate.chassis.served_models import ServedModel
+from tidegate.runtime.monitoring import monitoring
 
 SERVICE = "tidegate.test.EchoService"
 

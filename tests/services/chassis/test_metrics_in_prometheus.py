@@ -5,7 +5,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_server import prometheus
 
-from tidegate.chassis.monitoring import monitoring
+from tidegate.runtime.monitoring import monitoring
 
 SERVICE = "tidegate.test.EchoService"
 # As service discovery maps the labels of pods.

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tidegate.chassis import running
-from tidegate.chassis.errors import StartupError
+from tidegate.runtime.errors import StartupError
 
 
 @pytest.fixture

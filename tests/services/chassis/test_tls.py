@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from prometheus_client import REGISTRY
 
 from tidegate.chassis import running
-from tidegate.chassis.tls import RotatingCertificate, TlsError
+from tidegate.runtime.tls import RotatingCertificate, TlsError
 
 DAY = timedelta(days=1)
 

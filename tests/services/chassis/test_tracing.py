@@ -1,37 +1,20 @@
 """Spans, as a collector receives them."""
 
 import asyncio
-import threading
-import time
 
 import grpc
 import pytest
 from conventions import LATEST_SCHEMA, current_attributes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 from otlp_collectors import grpc_collector
 
-from tidegate.chassis import record_span, span, traced, tracing
+from tidegate.chassis.call_lifecycle import peer_attributes
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT_ID = "b7ad6b7169203331"
 SAMPLED = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("baggage", "tenant=a")]
 UNSAMPLED = [("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-00")]
-
-
-@pytest.fixture
-def recorded():
-    """Turns tracing on; gives a function that gives the finished spans by name."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=ParentBased(ALWAYS_ON), shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracing.install(provider)
-    yield lambda: {each.name: each for each in exporter.get_finished_spans()}
-    tracing.install(None)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +103,7 @@ async def test_method_that_does_not_exist_names_no_span(serving, recorded):
     ],
 )
 def test_peer_is_told_in_parts(peer, attributes):
-    assert tracing.peer_attributes(peer) == attributes
+    assert peer_attributes(peer) == attributes
 
 
 async def test_span_of_a_client_that_leaves_is_ended(serving, recorded):
@@ -145,65 +128,6 @@ async def test_calls_after_one_another_do_not_inherit_the_trace(serving, recorde
         await client.call("collect", "ok")
     spans = recorded()
     assert spans["tidegate.test.EchoService/Collect"].parent is None
-
-
-def test_failure_inside_a_stage_is_on_its_span(recorded):
-    @traced("stage")
-    def fail():
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        fail()
-    assert recorded()["stage"].status.status_code.name == "ERROR"
-
-
-def test_stage_of_another_thread_is_recorded_with_its_own_times(recorded):
-    start_ns = time.time_ns()
-    with span("request") as request:
-        parent = tracing.current_context()
-        attributes = {"batch": 8}
-        thread = threading.Thread(
-            target=record_span,
-            args=("inference", start_ns, start_ns + 1000, parent, attributes),
-        )
-        thread.start()
-        thread.join()
-    inference = recorded()["inference"]
-    assert (inference.start_time, inference.end_time) == (start_ns, start_ns + 1000)
-    assert inference.parent.span_id == request.get_span_context().span_id
-    assert dict(inference.attributes) == attributes
-
-
-def test_stages_of_an_unsampled_request_are_not_recorded():
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF), shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracing.install(provider)
-    try:
-        with span("request"), span("stage"):
-            record_span("inference", 1, 2)
-    finally:
-        tracing.install(None)
-    assert exporter.get_finished_spans() == ()
-
-
-def test_without_a_collector_nothing_is_recorded_and_everything_works():
-    @traced("stage")
-    def add(one, other):
-        return one + other
-
-    with span("request") as request:
-        assert add(1, 2) == 3
-    record_span("inference", 1, 2)
-    assert not request.is_recording()
-
-
-def test_generators_cannot_be_traced():
-    def numbers():
-        yield 1
-
-    with pytest.raises(TypeError, match="numbers is a generator"):
-        traced("numbers")(numbers)
 
 
 async def test_spans_are_exported_before_the_process_ends(start_process, echo_client):

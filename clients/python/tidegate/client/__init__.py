@@ -18,6 +18,7 @@
 from tidegate.client._async import AsyncClient
 from tidegate.client._async_llm import AsyncGenerationStream, AsyncLlmClient
 from tidegate.client._async_vision import AsyncVisionClient
+from tidegate.client._shared.calls import HealthStatus
 from tidegate.client._shared.channel import ClientOptions, Retry, Tls
 from tidegate.client._shared.errors import (
     DeadlineExceededError,
@@ -35,7 +36,6 @@ from tidegate.client._shared.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from tidegate.client._shared.health import HealthStatus
 from tidegate.client._shared.images import ArrayLike, ImageInput
 from tidegate.client._shared.llm import MessageInput, PromptInput
 from tidegate.client._shared.llm_types import (

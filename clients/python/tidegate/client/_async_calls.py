@@ -35,8 +35,8 @@ async def call_unary(
     """Calls and awaits the answer.
 
     Raises:
-        InvalidInputError: the request is too large to send.
-        TidegateRpcError: the call failed.
+        InvalidInputError: The request is too large to send.
+        TidegateRpcError: The call failed.
     """
     context.checked(request)
     deadline_s = context.unary_deadline_s(timeout_s)
@@ -51,7 +51,7 @@ class FinalStatus:
     """The status that ended a call which sends a stream of requests.
 
     Args:
-        call: that has just begun.
+        call: That has just begun.
     """
 
     def __init__(self, call: "grpc.aio.StreamStreamCall[Any, Any]") -> None:
@@ -64,7 +64,7 @@ class FinalStatus:
         """The error with the status that ended the call.
 
         Args:
-            error: what gRPC raised where the answers were read.
+            error: What gRPC raised where the answers were read.
 
         Returns:
             The same, unless gRPC put its own in the status's place.

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import grpc
 
 from tidegate.client._async_calls import call_unary
-from tidegate.client._shared.answer import PartialAnswer
 from tidegate.client._shared.calls import CallContext
 from tidegate.client._shared.errors import TidegateRpcError
 from tidegate.client._shared.llm import (
     MessageInput,
+    PartialAnswer,
     PromptInput,
     chat_request,
     complete_request,
@@ -85,7 +85,7 @@ class AsyncGenerationStream:
         """Waits for the rest and returns the whole answer.
 
         Raises:
-            TidegateRpcError: the call failed.
+            TidegateRpcError: The call failed.
         """
         async for _ in self:
             pass
@@ -151,14 +151,14 @@ class AsyncLlmClient:
         """Answers a conversation, as a stream.
 
         Args:
-            messages: the conversation so far, oldest first; a text is one message of the user's.
-            continue_last_message: go on with the last message, which is the assistant's.
-            template_arguments: further variables of the model's chat template.
-            timeout_s: the deadline of the whole stream in seconds; the client's unless given.
-            **options: model and sampling; see :class:`GenerateOptions`.
+            messages: The conversation so far, oldest first; a text is one message of the user's.
+            continue_last_message: Go on with the last message, which is the assistant's.
+            template_arguments: Further variables of the model's chat template.
+            timeout_s: The deadline of the whole stream in seconds; the client's unless given.
+            **options: Model and sampling; see :class:`GenerateOptions`.
 
         Raises:
-            InvalidInputError: an argument cannot be sent.
+            InvalidInputError: An argument cannot be sent.
         """
         request = chat_request(
             messages,
@@ -184,14 +184,14 @@ class AsyncLlmClient:
         """Continues a prompt, as a stream.
 
         Args:
-            prompt: a text, or token ids.
-            special_tokens_as_text: take the names of special tokens within a text ("<|im_end|>")
+            prompt: A text, or token ids.
+            special_tokens_as_text: Take the names of special tokens within a text ("<|im_end|>")
                 for mere text.
-            timeout_s: the deadline of the whole stream in seconds; the client's unless given.
-            **options: model and sampling; see :class:`GenerateOptions`.
+            timeout_s: The deadline of the whole stream in seconds; the client's unless given.
+            **options: Model and sampling; see :class:`GenerateOptions`.
 
         Raises:
-            InvalidInputError: an argument cannot be sent.
+            InvalidInputError: An argument cannot be sent.
         """
         request = generate_request(prompt, options, special_tokens_as_text=special_tokens_as_text)
         self._context.checked(request)
@@ -212,15 +212,15 @@ class AsyncLlmClient:
         """Continues a prompt (a text or token ids), or answers messages, in one piece.
 
         Args:
-            prompt_or_messages: the prompt, or the conversation so far.
-            special_tokens_as_text: take the names of special tokens within a text prompt for mere
+            prompt_or_messages: The prompt, or the conversation so far.
+            special_tokens_as_text: Take the names of special tokens within a text prompt for mere
                 text, as they are within messages.
-            timeout_s: the deadline in seconds; the client's for unary calls unless given.
-            **options: model and sampling; see :class:`GenerateOptions`.
+            timeout_s: The deadline in seconds; the client's for unary calls unless given.
+            **options: Model and sampling; see :class:`GenerateOptions`.
 
         Raises:
-            InvalidInputError: an argument cannot be sent.
-            TidegateRpcError: the call failed.
+            InvalidInputError: An argument cannot be sent.
+            TidegateRpcError: The call failed.
         """
         request = complete_request(
             prompt_or_messages, options, special_tokens_as_text=special_tokens_as_text
@@ -239,15 +239,15 @@ class AsyncLlmClient:
         """Turns a text, or a conversation through the chat template, into tokens.
 
         Args:
-            text_or_messages: the text, or the conversation.
-            model: the model's name; the one that the server serves unless given.
-            omit_special_tokens: leave out the special tokens that the tokenizer adds to a text.
-            special_tokens_as_text: take the names of special tokens within a text for mere text, as
+            text_or_messages: The text, or the conversation.
+            model: The model's name; the one that the server serves unless given.
+            omit_special_tokens: Leave out the special tokens that the tokenizer adds to a text.
+            special_tokens_as_text: Take the names of special tokens within a text for mere text, as
                 they are within messages.
-            timeout_s: the deadline in seconds; the client's for unary calls unless given.
+            timeout_s: The deadline in seconds; the client's for unary calls unless given.
 
         Raises:
-            TidegateRpcError: the call failed.
+            TidegateRpcError: The call failed.
         """
         request = tokenize_request(
             text_or_messages,
@@ -270,7 +270,7 @@ class AsyncLlmClient:
         """Turns token ids into text.
 
         Raises:
-            TidegateRpcError: the call failed.
+            TidegateRpcError: The call failed.
         """
         request = llm_pb2.DetokenizeRequest(
             model=model, token_ids=token_ids, skip_special_tokens=skip_special_tokens
@@ -289,14 +289,14 @@ class AsyncLlmClient:
         """Turns texts, or token ids, into vectors of length 1.
 
         Args:
-            inputs: texts, or lists of token ids; one text is one input.
-            model: the model's name; the one that the server serves unless given.
-            special_tokens_as_text: take the names of special tokens within texts for mere text.
-            timeout_s: the deadline in seconds; the client's for unary calls unless given.
+            inputs: Texts, or lists of token ids; one text is one input.
+            model: The model's name; the one that the server serves unless given.
+            special_tokens_as_text: Take the names of special tokens within texts for mere text.
+            timeout_s: The deadline in seconds; the client's for unary calls unless given.
 
         Raises:
-            UnsupportedError: the server's model generates text instead.
-            TidegateRpcError: the call failed.
+            UnsupportedError: The server's model generates text instead.
+            TidegateRpcError: The call failed.
         """
         request = embed_request(inputs, model=model, special_tokens_as_text=special_tokens_as_text)
         return embeddings(await call_unary(self._context, self._stub.Embed, request, timeout_s))
@@ -305,7 +305,7 @@ class AsyncLlmClient:
         """What the server serves.
 
         Raises:
-            TidegateRpcError: the call failed.
+            TidegateRpcError: The call failed.
         """
         request = llm_pb2.ListModelsRequest()
         response = await call_unary(self._context, self._stub.ListModels, request, timeout_s)

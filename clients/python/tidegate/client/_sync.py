@@ -6,7 +6,12 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from tidegate.client._shared.calls import CallContext
+from tidegate.client._shared.calls import (
+    HEALTH_CHECK,
+    CallContext,
+    HealthStatus,
+    health_status,
+)
 from tidegate.client._shared.channel import (
     ClientOptions,
     channel_arguments,
@@ -14,7 +19,6 @@ from tidegate.client._shared.channel import (
     credentials,
 )
 from tidegate.client._shared.errors import NotFoundError
-from tidegate.client._shared.health import CHECK, HealthStatus, health_status
 from tidegate.client._sync_calls import call_unary
 from tidegate.client._sync_llm import LlmClient
 from tidegate.client._sync_vision import VisionClient
@@ -32,16 +36,16 @@ class Client:
     ``with`` block.
 
     Args:
-        target: an address such as ``127.0.0.1:8500`` or ``dns:///vision:8500``, whose addresses
+        target: An address such as ``127.0.0.1:8500`` or ``dns:///vision:8500``, whose addresses
             are all used in turn; several by hand are ``ipv4:10.0.0.1:8500,10.0.0.2:8500``.
-        options: everything else; :class:`ClientOptions` has the defaults.
+        options: Everything else; :class:`ClientOptions` has the defaults.
 
     Attributes:
-        vision: image classification.
-        llm: text generation.
+        vision: Image classification.
+        llm: Text generation.
 
     Raises:
-        InvalidInputError: the address is a URL, or a TLS file cannot be read.
+        InvalidInputError: The address is a URL, or a TLS file cannot be read.
     """
 
     def __init__(self, target: str, options: ClientOptions | None = None) -> None:
@@ -54,7 +58,7 @@ class Client:
             else grpc.secure_channel(target, credentials(options.tls), arguments)
         )
         self._check = self._channel.unary_unary(
-            CHECK,
+            HEALTH_CHECK,
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
@@ -65,7 +69,7 @@ class Client:
         """What the server says of itself, or of one of its services by full name.
 
         Raises:
-            TidegateRpcError: the call failed; it is never tried again.
+            TidegateRpcError: The call failed; it is never tried again.
         """
         request = health_pb2.HealthCheckRequest(service=service)
         try:

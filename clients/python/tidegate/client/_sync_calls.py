@@ -22,8 +22,8 @@ def call_unary(
     """Calls and waits for the answer.
 
     Raises:
-        InvalidInputError: the request is too large to send.
-        TidegateRpcError: the call failed.
+        InvalidInputError: The request is too large to send.
+        TidegateRpcError: The call failed.
     """
     context.checked(request)
     deadline_s = context.unary_deadline_s(timeout_s)

@@ -41,16 +41,16 @@ class VisionClient:
         """Classifies one image or several.
 
         Args:
-            images: the image or images; see :data:`tidegate.client.ImageInput`.
-            model: the model's name; the server's default unless given.
-            version: its version; the server's default unless given.
-            top_k: how many labels to return for each image.
-            include_logits: also return the model's raw output.
-            timeout_s: the deadline in seconds; the client's unless given.
+            images: The image or images; see :data:`tidegate.client.ImageInput`.
+            model: The model's name; the server's default unless given.
+            version: Its version; the server's default unless given.
+            top_k: How many labels to return for each image.
+            include_logits: Also return the model's raw output.
+            timeout_s: The deadline in seconds; the client's unless given.
 
         Raises:
-            InvalidInputError: an image cannot be sent.
-            TidegateRpcError: the call failed.
+            InvalidInputError: An image cannot be sent.
+            TidegateRpcError: The call failed.
         """
         request = classify_request(
             images, model=model, version=version, top_k=top_k, include_logits=include_logits
@@ -72,15 +72,15 @@ class VisionClient:
         that fails has its error in its answer, and the stream goes on.
 
         Args:
-            requests: an image, or several, for each request.
-            model: the model's name; the server's default unless given.
-            version: its version; the server's default unless given.
-            top_k: how many labels to return for each image.
-            timeout_s: the deadline of the whole stream in seconds; the client's unless given.
+            requests: An image, or several, for each request.
+            model: The model's name; the server's default unless given.
+            version: Its version; the server's default unless given.
+            top_k: How many labels to return for each image.
+            timeout_s: The deadline of the whole stream in seconds; the client's unless given.
 
         Raises:
-            InvalidInputError: an image cannot be sent.
-            TidegateRpcError: the stream broke.
+            InvalidInputError: An image cannot be sent.
+            TidegateRpcError: The stream broke.
         """
         context = self._context
         raised: list[Exception] = []
@@ -117,7 +117,7 @@ class VisionClient:
         """Every model version that the server knows, loaded or not.
 
         Raises:
-            TidegateRpcError: the call failed.
+            TidegateRpcError: The call failed.
         """
         request = vision_pb2.ListModelsRequest()
         response = call_unary(self._context, self._stub.ListModels, request, timeout_s)
@@ -129,8 +129,8 @@ class VisionClient:
         """One model version with its labels; the server's default unless named.
 
         Raises:
-            NotFoundError: the server has no such model or version.
-            TidegateRpcError: the call failed.
+            NotFoundError: The server has no such model or version.
+            TidegateRpcError: The call failed.
         """
         request = vision_pb2.GetModelRequest(model=model, version=version)
         response = call_unary(self._context, self._stub.GetModel, request, timeout_s)

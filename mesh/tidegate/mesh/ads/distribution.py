@@ -3,10 +3,12 @@
 A change reaches the streams that ask for what it touches, and no other is looked at.
 """
 
+import asyncio
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 from tidegate.mesh.ads.ack_waiter import AckWaiter
 from tidegate.mesh.ads.connections import Connection, Watchers
@@ -47,6 +49,7 @@ class Distribution:
         # Connections in the order in which they came.
         self._connections: dict[Connection, None] = {}
         self._stream_numbers = count(1)
+        self._gone = asyncio.Event()
         self._quorums: set[AckWaiter] = set()
 
     def apply(self, proxy_kind: ProxyKind, change: Change) -> None:
@@ -81,6 +84,10 @@ class Distribution:
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """Everybody who is connected, in the order in which they came."""
         return tuple(each.status() for each in self._connections)
+
+    def proxy_gone(self) -> Coroutine[Any, Any, bool]:
+        """Waits until a proxy disconnects. The wait begins with the call."""
+        return self._gone.wait()
 
     async def acknowledged(
         self, keys: Mapping[ProxyKind, Collection[ResourceKey]], deadline_s: float
@@ -125,6 +132,8 @@ class Distribution:
             self._watchers[place].forget(connection)
             for quorum in self._quorums:
                 quorum.gone(connection)
+            gone, self._gone = self._gone, asyncio.Event()
+            gone.set()
 
     def receive(self, connection: Connection, request: Request) -> Answer | None:
         """Takes a request of a proxy in.

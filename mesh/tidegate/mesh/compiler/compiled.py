@@ -1,15 +1,18 @@
-"""What objects are compiled to, and what is different between two of them.
+"""The result of a compilation: resources in units, and the difference between two results.
 
-Resources are kept in units: the clusters and endpoints of a host, the listener and route
-configurations of a port, a virtual host, what gRPC clients get to find a host. A unit that is the
-identical value in two compilations has not changed, so a difference costs what differs.
+A unit holds the resources that are compiled together: the clusters and endpoints of a host, the
+listener and route configurations of a port, a virtual host, or what gRPC clients need to call a
+host. `Units` keeps each unit with the values from which it was compiled, and compiles it again only
+if one of them is another value. A unit that is the identical value in two results has not changed,
+so the difference of two results costs only what differs.
 """
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
+from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.resources import (
     Change,
     ProxyKind,
@@ -20,11 +23,14 @@ from tidegate.mesh.resources import (
     difference,
 )
 
-__all__ = ["Compiled", "Unit", "UnitKey", "UnitKind"]
+__all__ = ["Compiled", "Made", "Unit", "UnitKey", "UnitKind", "Units"]
+
+Made: TypeAlias = Mapping[ProxyKind, Iterable[Resource]]
+"""The resources of a unit, by proxy kind."""
 
 
 class UnitKind(enum.Enum):
-    """What is compiled as one."""
+    """What a unit is for."""
 
     HOST = "host"
     PORT = "port"
@@ -33,22 +39,22 @@ class UnitKind(enum.Enum):
 
 
 UnitKey = tuple[UnitKind, str]
-"""A unit: the host, the port's number, the virtual host's name, or the host that is dialled."""
+"""The key of a unit: its kind, and the name of the host or virtual host, or the port's number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unit:
-    """Resources that are made together.
+    """Resources that are compiled together.
 
     Attributes:
-        resources: them by proxy kind and key.
+        resources: The resources by proxy kind and key.
     """
 
     resources: Mapping[ProxyKind, Mapping[ResourceKey, Resource]]
 
     @classmethod
-    def of(cls, resources: Mapping[ProxyKind, Iterable[Resource]]) -> "Unit":
-        """Gathers resources."""
+    def of(cls, resources: Made) -> "Unit":
+        """Sorts resources by key."""
         return cls(
             {
                 proxy_kind: {resource.key: resource for resource in each}
@@ -62,12 +68,12 @@ _ORDER: Final = {each: index for index, each in enumerate(ResourceType)}
 
 
 class Compiled:
-    """All resources of a mesh; never changed once made.
+    """All resources of a mesh; never changed after it is made.
 
     Args:
-        units: the resources, by what they were made of.
-        changed: the units in which it can differ from the compilation before it.
-        before: the stamp of that one.
+        units: The units.
+        changed: The keys of the units that can differ from the result before.
+        before: The stamp of the result before.
     """
 
     def __init__(
@@ -81,16 +87,16 @@ class Compiled:
 
     @property
     def stamp(self) -> object:
-        """What this compilation is recognised by."""
+        """An object that identifies this result."""
         return self._stamp
 
     @property
     def resources(self) -> Mapping[ProxyKind, Resources]:
-        """All resources of each proxy kind. Looking one up costs the same in every mesh."""
+        """All resources by proxy kind. A look-up costs the same in a mesh of any size."""
         return self._resources
 
     def changed_from(self, previous: "Compiled") -> Mapping[ProxyKind, Change]:
-        """The step from another compilation to this one, for each proxy kind.
+        """The change from another result to this one, by proxy kind.
 
         Additions stand in the order of `ResourceType`.
         """
@@ -105,6 +111,68 @@ class Compiled:
             proxy_kind: _difference(previous._units, self._units, differing, proxy_kind)
             for proxy_kind in ProxyKind
         }
+
+
+class Units:
+    """The units of the latest compilation, and which of them changed since the last result."""
+
+    def __init__(self) -> None:
+        self._units: dict[UnitKey, Unit] = {}
+        self._inputs: dict[UnitKey, tuple[object, ...]] = {}
+        self._errors: dict[UnitKey, tuple[CompileError, ...]] = {}
+        self._changed: set[UnitKey] = set()
+
+    def compile(
+        self,
+        key: UnitKey,
+        inputs: tuple[object, ...],
+        make: Callable[[list[CompileError]], Made],
+    ) -> None:
+        """Compiles a unit, unless it was compiled from the same inputs.
+
+        Args:
+            key: The key of the unit.
+            inputs: All values from which it is compiled.
+            make: Makes its resources, and adds errors to a list.
+        """
+        # A comparison ends at once for identical values. Values that are equal and not identical
+        # come from a file that was read again.
+        if self._inputs.get(key) == inputs:
+            return
+        errors: list[CompileError] = []
+        self._units[key] = Unit.of(make(errors))
+        self._inputs[key] = inputs
+        self._changed.add(key)
+        if errors:
+            self._errors[key] = tuple(errors)
+        else:
+            self._errors.pop(key, None)
+
+    def remove(self, key: UnitKey) -> None:
+        """Removes a unit, if it is there."""
+        if self._units.pop(key, None) is not None:
+            del self._inputs[key]
+            self._errors.pop(key, None)
+            self._changed.add(key)
+
+    def remove_others(self, kind: UnitKind, names: Collection[str]) -> None:
+        """Removes the units of a kind that have other names."""
+        for key in [key for key in self._units if key[0] is kind and key[1] not in names]:
+            self.remove(key)
+
+    def errors(self) -> Iterable[CompileError]:
+        """The errors of all units."""
+        return (error for each in self._errors.values() for error in each)
+
+    def result(self, last: Compiled | None) -> Compiled:
+        """All units as one value.
+
+        Args:
+            last: The result before.
+        """
+        made = Compiled(dict(self._units), frozenset(self._changed), last and last.stamp)
+        self._changed.clear()
+        return made
 
 
 def _difference(
@@ -125,7 +193,7 @@ def _difference(
 
 
 class _Resources(Mapping[ResourceKey, Resource]):
-    """The resources of one proxy kind, found through the units that they are in."""
+    """The resources of one proxy kind, found through their units."""
 
     def __init__(self, units: Mapping[UnitKey, Unit], proxy_kind: ProxyKind) -> None:
         self._units = units
@@ -146,7 +214,7 @@ class _Resources(Mapping[ResourceKey, Resource]):
 
 
 def _unit_of(key: ResourceKey, proxy_kind: ProxyKind) -> UnitKey:
-    """The unit that has a resource, if anything has it; names are as `naming` makes them."""
+    """The unit that has a resource, if any unit has it: `naming` makes the names."""
     match key.type:
         case ResourceType.CLUSTER | ResourceType.ENDPOINT:
             return UnitKind.HOST, key.name.rpartition("|")[2]

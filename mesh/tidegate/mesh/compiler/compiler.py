@@ -1,9 +1,9 @@
-"""The compiler: Istio objects and endpoints' states to resources, anew only where they differ.
+"""The compiler: Istio objects and states of endpoints in, resources out; it compiles changes only.
 
-It is a function of its arguments; what it remembers of the last call only saves work. Every unit
-is kept with the very values of which it was made. As long as they are the identical values, the
-unit is the identical unit, which costs a comparison and no protobuf. And most comparisons are not
-made either: where only VirtualServices changed, no host is looked at but theirs.
+The result is a function of the arguments; what the compiler keeps of the last call only saves work.
+It keeps each unit of resources with the values from which it was compiled. While these are the
+identical values, the unit stays, which costs a comparison and no protobuf. Most comparisons are
+skipped too: where only VirtualServices changed, the compiler looks at no hosts but theirs.
 """
 
 import operator
@@ -17,151 +17,159 @@ from tidegate.istio.names import ObjectName
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
-from tidegate.mesh.compiler.bindings import GatewayBindings, MeshBindings, Place
-from tidegate.mesh.compiler.clusters import contradictions, host_resources
-from tidegate.mesh.compiler.compiled import Compiled, UnitKind
-from tidegate.mesh.compiler.destinations import destinations_of
+from tidegate.mesh.compiler.clusters.host_resources import contradictions, host_resources
+from tidegate.mesh.compiler.compiled import Compiled, Made, UnitKind, Units
 from tidegate.mesh.compiler.errors import CompileError, CompileErrors
+from tidegate.mesh.compiler.gateways.bindings import (
+    BoundVirtualService,
+    GatewayVirtualServices,
+    MeshVirtualServices,
+    VirtualHostKey,
+)
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway, MergedGateways
+from tidegate.mesh.compiler.hosts.services import ServiceRegistryBuilder
+from tidegate.mesh.compiler.hosts.upstreams import Upstream, Upstreams, UpstreamsBuilder
 from tidegate.mesh.compiler.listeners import listener_resources
-from tidegate.mesh.compiler.merged_gateways import MergedGateway, MergedGateways
 from tidegate.mesh.compiler.naming import virtual_host_name
 from tidegate.mesh.compiler.proxyless import client_resources
-from tidegate.mesh.compiler.services import ServicesBuilder
+from tidegate.mesh.compiler.routes.destinations import hosts_of
+from tidegate.mesh.compiler.routes.virtual_hosts import virtual_host
 from tidegate.mesh.compiler.settings import EndpointStates, MeshSettings
-from tidegate.mesh.compiler.targets import Target, Targets, TargetsBuilder
-from tidegate.mesh.compiler.units import Units
-from tidegate.mesh.compiler.virtual_hosts import Bound, virtual_host
-from tidegate.mesh.resources import ProxyKind, Resource
+from tidegate.mesh.resources import ProxyKind
 
 __all__ = ["Compiler"]
 
-_Services: TypeAlias = Mapping[ObjectName, VirtualService]
-_Targets: TypeAlias = Mapping[HostName, Target]
-_Made: TypeAlias = Mapping[ProxyKind, Iterable[Resource]]
+_VirtualServices: TypeAlias = Mapping[ObjectName, VirtualService]
+_Upstreams: TypeAlias = Mapping[HostName, Upstream]
 
 
 class Compiler:
     """Compiles the objects of a mesh, again and again.
 
     Args:
-        settings: what holds for the whole mesh.
+        settings: The settings of the whole mesh.
     """
 
     def __init__(self, settings: MeshSettings) -> None:
         self._settings = settings
-        self._services = ServicesBuilder(settings)
-        self._targets = TargetsBuilder(settings)
-        self._gateways = GatewayBindings(settings.proxy_namespace)
-        self._mesh = MeshBindings(settings.proxy_namespace)
+        self._registry = ServiceRegistryBuilder(settings)
+        self._upstreams = UpstreamsBuilder(settings)
+        self._at_gateways = GatewayVirtualServices(settings.proxy_namespace)
+        self._in_mesh = MeshVirtualServices(settings.proxy_namespace)
         self._units = Units()
-        self._entrances = MergedGateways({}, {}, ())
+        self._merged_gateways = MergedGateways({}, {}, ())
         self._objects = IstioObjects()
         self._states: EndpointStates = {}
-        self._known: Targets | None = None
+        self._last_upstreams: Upstreams | None = None
         self._last: Compiled | None = None
 
     @property
     def settings(self) -> MeshSettings:
-        """What holds for the whole mesh."""
+        """The settings of the whole mesh."""
         return self._settings
 
     def compile(self, objects: IstioObjects, states: EndpointStates) -> Compiled:
-        """Makes the resources of a mesh.
+        """Compiles the resources of a mesh.
 
         Args:
-            objects: all objects.
-            states: what is known of the endpoints; another mapping when anything changed.
+            objects: All objects.
+            states: The states of endpoints; another mapping when any state changed.
 
         Raises:
-            CompileErrors: objects contradict each other, or name what is not there.
+            CompileErrors: Objects contradict each other, or name something that does not exist.
         """
-        services = objects.virtual_services
-        hosts = self._services.build(objects)
-        targets = self._targets.build(hosts, objects.destination_rules)
-        everywhere = targets is not self._known
-        if everywhere or not (states is self._states or states == self._states):
-            self._compile_hosts(targets, states)
-        changed = _changed(self._objects.virtual_services, services)
-        touched_hosts = self._mesh.update(services, changed)
-        other_gateways = objects.gateways is not self._objects.gateways
-        if other_gateways:
+        virtual_services = objects.virtual_services
+        registry = self._registry.build(objects)
+        upstreams = self._upstreams.build(registry, objects.destination_rules)
+        hosts_changed = upstreams is not self._last_upstreams
+        if hosts_changed or not (states is self._states or states == self._states):
+            self._compile_hosts(upstreams, states)
+        changed = _changed(self._objects.virtual_services, virtual_services)
+        touched_hosts = self._in_mesh.update(virtual_services, changed)
+        gateways_changed = objects.gateways is not self._objects.gateways
+        if gateways_changed:
             self._compile_ports(objects)
-            changed.update(services)
-        touched = self._gateways.update(services, changed, self._entrances)
-        if everywhere or other_gateways:
-            touched = touched.union(self._gateways.places())
-        self._compile_virtual_hosts(touched, services, targets.by_host)
-        if everywhere:
-            self._units.keep(UnitKind.CLIENT, targets.by_host)
+            changed.update(virtual_services)
+        touched = self._at_gateways.update(virtual_services, changed, self._merged_gateways)
+        if hosts_changed or gateways_changed:
+            touched = touched.union(self._at_gateways.keys())
+        self._compile_virtual_hosts(touched, virtual_services, upstreams.by_host)
+        if hosts_changed:
+            self._units.remove_others(UnitKind.CLIENT, upstreams.by_host)
         self._compile_clients(
-            targets.by_host if everywhere or touched_hosts is None else touched_hosts,
-            services,
-            targets.by_host,
+            upstreams.by_host if hosts_changed or touched_hosts is None else touched_hosts,
+            virtual_services,
+            upstreams.by_host,
         )
-        self._objects, self._states, self._known = objects, states, targets
-        self._raise_errors((*hosts.errors, *targets.errors))
-        self._last = self._units.compiled(self._last)
+        self._objects, self._states, self._last_upstreams = objects, states, upstreams
+        self._raise_errors((*registry.errors, *upstreams.errors))
+        self._last = self._units.result(self._last)
         return self._last
 
-    def _compile_hosts(self, targets: Targets, states: EndpointStates) -> None:
-        for host, target in targets.by_host.items():
-            self._units.offer(
+    def _compile_hosts(self, upstreams: Upstreams, states: EndpointStates) -> None:
+        for host, upstream in upstreams.by_host.items():
+            self._units.compile(
                 (UnitKind.HOST, host),
-                (target, *map(states.get, target.service.addresses)),
-                partial(_host, target, states),
+                (upstream, *map(states.get, upstream.service.addresses)),
+                partial(_host, upstream, states),
             )
-        self._units.keep(UnitKind.HOST, targets.by_host)
+        self._units.remove_others(UnitKind.HOST, upstreams.by_host)
 
     def _compile_ports(self, objects: IstioObjects) -> None:
-        self._entrances = self._entrances.updated(objects.gateways.values())
+        self._merged_gateways = self._merged_gateways.updated(objects.gateways.values())
         by_port: dict[str, list[MergedGateway]] = defaultdict(list)
-        for entrance in self._entrances.by_name.values():
-            by_port[str(entrance.port)].append(entrance)
-        for port, entrances in by_port.items():
-            self._units.offer(
-                (UnitKind.PORT, port), tuple(entrances), partial(_port, entrances, self._settings)
+        for merged_gateway in self._merged_gateways.by_name.values():
+            by_port[str(merged_gateway.port)].append(merged_gateway)
+        for port, merged_gateways in by_port.items():
+            self._units.compile(
+                (UnitKind.PORT, port),
+                tuple(merged_gateways),
+                partial(_port, merged_gateways, self._settings),
             )
-        self._units.keep(UnitKind.PORT, by_port)
+        self._units.remove_others(UnitKind.PORT, by_port)
 
     def _compile_virtual_hosts(
-        self, places: Iterable[Place], services: _Services, targets: _Targets
+        self,
+        keys: Iterable[VirtualHostKey],
+        virtual_services: _VirtualServices,
+        upstreams: _Upstreams,
     ) -> None:
-        for place in places:
-            key = (UnitKind.VIRTUAL_HOST, virtual_host_name(*place))
-            entrance = self._entrances.by_name.get(place.entrance)
-            bound = self._gateways.at(place, services)
-            if entrance is None or bound is None:
-                self._units.remove(key)
+        for key in keys:
+            unit = (UnitKind.VIRTUAL_HOST, virtual_host_name(*key))
+            merged_gateway = self._merged_gateways.by_name.get(key.merged_gateway)
+            bound = self._at_gateways.at(key, virtual_services)
+            if merged_gateway is None or bound is None:
+                self._units.remove(unit)
                 continue
-            named = (host for each in bound for host in destinations_of(each.service))
-            self._units.offer(
-                key,
-                (entrance, bound, *map(targets.get, named)),
-                partial(_virtual_host, entrance, place.domain, bound, targets),
+            named = (host for each in bound for host in hosts_of(each.virtual_service))
+            self._units.compile(
+                unit,
+                (merged_gateway, bound, *map(upstreams.get, named)),
+                partial(_virtual_host, merged_gateway, key.domain, bound, upstreams),
             )
 
     def _compile_clients(
-        self, hosts: Iterable[HostName], services: _Services, targets: _Targets
+        self, hosts: Iterable[HostName], virtual_services: _VirtualServices, upstreams: _Upstreams
     ) -> None:
         for host in hosts:
-            target = targets.get(host)
-            if target is None:
+            upstream = upstreams.get(host)
+            if upstream is None:
                 continue
-            name = self._mesh.service(host)
-            service = None if name is None else services[name]
-            named = destinations_of(service) if service else ()
-            self._units.offer(
+            name = self._in_mesh.for_host(host)
+            virtual_service = None if name is None else virtual_services[name]
+            named = hosts_of(virtual_service) if virtual_service else ()
+            self._units.compile(
                 (UnitKind.CLIENT, host),
-                (target, service, *map(targets.get, named)),
-                partial(_client, target, service, targets),
+                (upstream, virtual_service, *map(upstreams.get, named)),
+                partial(_client, upstream, virtual_service, upstreams),
             )
 
     def _raise_errors(self, found: Iterable[CompileError]) -> None:
         errors = {
             *found,
-            *self._entrances.errors,
-            *self._gateways.errors(),
-            *self._mesh.errors(),
+            *self._merged_gateways.errors,
+            *self._at_gateways.errors(),
+            *self._in_mesh.errors(),
             *self._units.errors(),
         }
         if errors:
@@ -170,40 +178,40 @@ class Compiler:
             )
 
 
-def _host(target: Target, states: EndpointStates, errors: list[CompileError]) -> _Made:
-    errors.extend(contradictions(target))
-    return host_resources(target, states)
+def _host(upstream: Upstream, states: EndpointStates, errors: list[CompileError]) -> Made:
+    errors.extend(contradictions(upstream))
+    return host_resources(upstream, states)
 
 
 def _port(
-    entrances: Iterable[MergedGateway], settings: MeshSettings, _errors: list[CompileError]
-) -> _Made:
-    return {ProxyKind.ENVOY: listener_resources(entrances, settings)}
+    merged_gateways: Iterable[MergedGateway], settings: MeshSettings, _errors: list[CompileError]
+) -> Made:
+    return {ProxyKind.ENVOY: listener_resources(merged_gateways, settings)}
 
 
 def _virtual_host(
-    entrance: MergedGateway,
+    merged_gateway: MergedGateway,
     domain: str,
-    bound: Iterable[Bound],
-    targets: _Targets,
+    bound: Iterable[BoundVirtualService],
+    upstreams: _Upstreams,
     errors: list[CompileError],
-) -> _Made:
-    return {ProxyKind.ENVOY: virtual_host(entrance, domain, bound, targets, errors)}
+) -> Made:
+    return {ProxyKind.ENVOY: virtual_host(merged_gateway, domain, bound, upstreams, errors)}
 
 
 def _client(
-    target: Target,
-    service: VirtualService | None,
-    targets: _Targets,
+    upstream: Upstream,
+    virtual_service: VirtualService | None,
+    upstreams: _Upstreams,
     errors: list[CompileError],
-) -> _Made:
-    return {ProxyKind.GRPC: tuple(client_resources(target, service, targets, errors))}
+) -> Made:
+    return {ProxyKind.GRPC: tuple(client_resources(upstream, virtual_service, upstreams, errors))}
 
 
-def _changed(before: _Services, now: _Services) -> set[ObjectName]:
-    """The names under which something else stands, or nothing any more.
+def _changed(before: _VirtualServices, now: _VirtualServices) -> set[ObjectName]:
+    """The names of objects that changed, came or went.
 
-    Of two that were made of each other it compares identities only, without a look at a name.
+    Where one mapping was made from the other, it compares identities only and looks at no name.
     """
     if before is now:
         return set()

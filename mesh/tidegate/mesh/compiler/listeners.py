@@ -24,11 +24,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from tidegate.istio.gateway import ServerTls, ServerTlsMode, TlsVersion
-from tidegate.mesh.compiler.filters import envoy_filters
-from tidegate.mesh.compiler.merged_gateways import MergedGateway
+from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway
 from tidegate.mesh.compiler.naming import listener_name
 from tidegate.mesh.compiler.protobuf import packed, socket_address
-from tidegate.mesh.compiler.route_tables import look_up, route_configuration
+from tidegate.mesh.compiler.routes.filters import envoy_filters
+from tidegate.mesh.compiler.routes.route_tables import look_up, route_configuration
 from tidegate.mesh.compiler.settings import MeshSettings
 from tidegate.mesh.resources import Resource, ResourceType
 
@@ -43,62 +43,66 @@ _TLS_VERSIONS: Final = {
 
 
 def listener_resources(
-    entrances: Iterable[MergedGateway], settings: MeshSettings
+    merged_gateways: Iterable[MergedGateway], settings: MeshSettings
 ) -> tuple[Resource, ...]:
     """The listener of a port and its route configurations.
 
     Args:
-        entrances: those of the port; one, or several with TLS.
+        merged_gateways: those of the port; one, or several with TLS.
         settings: where to listen, and to whom requests are told.
     """
-    entrances = tuple(entrances)
-    port = entrances[0].port
+    merged_gateways = tuple(merged_gateways)
+    port = merged_gateways[0].port
     listener = listener_pb2.Listener(
         name=listener_name(port),
         address=socket_address(settings.listen_address, port),
-        filter_chains=[_filter_chain(entrance, settings) for entrance in entrances],
+        filter_chains=[
+            _filter_chain(merged_gateway, settings) for merged_gateway in merged_gateways
+        ],
     )
-    if entrances[0].tls:
+    if merged_gateways[0].tls:
         listener.listener_filters.add(
             name="envoy.filters.listener.tls_inspector",
             typed_config=packed(tls_inspector_pb2.TlsInspector()),
         )
     return (
         Resource.of(ResourceType.LISTENER, listener.name, listener),
-        *map(route_configuration, entrances),
+        *map(route_configuration, merged_gateways),
     )
 
 
 def _filter_chain(
-    entrance: MergedGateway, settings: MeshSettings
+    merged_gateway: MergedGateway, settings: MeshSettings
 ) -> listener_components_pb2.FilterChain:
     chain = listener_components_pb2.FilterChain(
         filters=[
             listener_components_pb2.Filter(
                 name="envoy.filters.network.http_connection_manager",
-                typed_config=packed(_connection_manager(entrance, settings)),
+                typed_config=packed(_connection_manager(merged_gateway, settings)),
             )
         ],
         transport_socket_connect_timeout=Duration(seconds=_HANDSHAKE_SECONDS),
     )
-    if entrance.tls:
-        domains = [domain for door in entrance.doors for _, domain in door.domains]
+    if merged_gateway.tls:
+        domains = [domain for server in merged_gateway.servers for _, domain in server.domains]
         if "*" not in domains:
             chain.filter_chain_match.server_names.extend(domains)
-        tls = next(door.server.tls for door in entrance.doors if door.server.tls)
+        tls = next(server.server.tls for server in merged_gateway.servers if server.server.tls)
         chain.transport_socket.name = "envoy.transport_sockets.tls"
         chain.transport_socket.typed_config.CopyFrom(packed(_downstream_tls(tls)))
     return chain
 
 
-def _connection_manager(entrance: MergedGateway, settings: MeshSettings) -> HttpConnectionManager:
+def _connection_manager(
+    merged_gateway: MergedGateway, settings: MeshSettings
+) -> HttpConnectionManager:
     details = HttpConnectionManager.SetCurrentClientCertDetails(
         subject=BoolValue(value=True), cert=True, dns=True, uri=True
     )
     manager = HttpConnectionManager(
         codec_type=HttpConnectionManager.AUTO,
-        stat_prefix=f"outbound_{listener_name(entrance.port)}",
-        http_filters=envoy_filters(grpc_web=entrance.grpc_web),
+        stat_prefix=f"outbound_{listener_name(merged_gateway.port)}",
+        http_filters=envoy_filters(grpc_web=merged_gateway.grpc_web),
         use_remote_address=BoolValue(value=True),
         generate_request_id=BoolValue(value=True),
         normalize_path=BoolValue(value=True),
@@ -110,7 +114,7 @@ def _connection_manager(entrance: MergedGateway, settings: MeshSettings) -> Http
         proxy_100_continue=True,
         upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
     )
-    look_up(manager, entrance)
+    look_up(manager, merged_gateway)
     if settings.access_log is not None:
         manager.access_log.append(settings.access_log)
     if settings.tracing is not None:

@@ -1,9 +1,9 @@
-"""What gRPC clients get that dial ``xds:///HOST:PORT``: a listener and routes for each port.
+"""Proxyless gRPC: a listener and routes for clients that dial ``xds:///HOST:PORT``.
 
-VirtualServices with the gateway ``mesh`` (Istio's default) hold for them. A client takes of a route
-what gRPC knows: conditions, destinations and weights, the longest time, retries by gRPC status, and
-faults. Of the rest it would ignore some and refuse the whole for other, so the rest is left
-out; ``tidegate mesh lint`` says where that matters.
+VirtualServices for the gateway ``mesh`` (Istio's default) hold for these clients. A client gets the
+parts of a route that gRPC supports: conditions, destinations with weights, the longest time of a
+call, retries by gRPC status, and faults. gRPC ignores some of the other parts and refuses the whole
+route for others, so they are left out; ``tidegate mesh lint`` says where that matters.
 """
 
 import datetime as dt
@@ -21,16 +21,17 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from tidegate.istio.names import MESH
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import HttpRoute, VirtualService
-from tidegate.mesh.compiler.destinations import Scope, hash_policy
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.filters import grpc_filters, inject_fault
-from tidegate.mesh.compiler.matches import is_catch_all, route_match
+from tidegate.mesh.compiler.hosts.services import Port
+from tidegate.mesh.compiler.hosts.upstreams import Upstream
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import ADS, duration, packed
-from tidegate.mesh.compiler.retries import retry_policy
-from tidegate.mesh.compiler.routes import applicable, hash_policies, weighted
-from tidegate.mesh.compiler.services import Port
-from tidegate.mesh.compiler.targets import Target
+from tidegate.mesh.compiler.routes.destinations import RouteContext
+from tidegate.mesh.compiler.routes.filters import grpc_filters, inject_fault
+from tidegate.mesh.compiler.routes.hashing import hash_policies, hash_policy
+from tidegate.mesh.compiler.routes.matches import is_catch_all, matches_at, route_match
+from tidegate.mesh.compiler.routes.retries import retry_policy
+from tidegate.mesh.compiler.routes.weights import weighted_clusters
 from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = ["client_resources"]
@@ -39,28 +40,29 @@ _Route: TypeAlias = route_components_pb2.Route
 
 
 def client_resources(
-    target: Target,
-    service: VirtualService | None,
-    targets: Mapping[HostName, Target],
+    upstream: Upstream,
+    virtual_service: VirtualService | None,
+    upstreams: Mapping[HostName, Upstream],
     errors: list[CompileError],
 ) -> Iterator[Resource]:
     """The listeners and routes of a host for clients inside the mesh.
 
     Args:
-        target: the host.
-        service: the VirtualService for it, if there is one.
-        targets: all hosts.
-        errors: takes what is found wrong.
+        upstream: The host.
+        virtual_service: The VirtualService of the host, if it has one.
+        upstreams: All hosts.
+        errors: Takes the errors that are found.
     """
-    for port in target.service.ports.values():
+    host = upstream.service.host
+    for port in upstream.service.ports.values():
         if not port.http2:
             continue
-        scope = Scope(MESH, port.number, False, targets, errors)
-        routes = list(_routes(service, scope)) if service else []
-        # Where no rule of the VirtualService holds, the host is routed as if there were none.
-        routes = routes or [_default(target, port)]
-        name = cluster_name(target.service.host, port.number)
-        address = f"{target.service.host}:{port.number}"
+        context = RouteContext(MESH, port.number, False, upstreams, errors)
+        routes = list(_routes(virtual_service, context)) if virtual_service else []
+        # A host for which no rule holds is routed as if it had no VirtualService.
+        routes = routes or [_default(upstream, port)]
+        name = cluster_name(host, port.number)
+        address = f"{host}:{port.number}"
         yield Resource.of(ResourceType.LISTENER, address, _listener(address, name))
         yield Resource.of(
             ResourceType.ROUTE,
@@ -69,7 +71,7 @@ def client_resources(
                 name=name,
                 virtual_hosts=[
                     route_components_pb2.VirtualHost(
-                        name=address, domains=[target.service.host, address], routes=routes
+                        name=address, domains=[host, address], routes=routes
                     )
                 ],
             ),
@@ -85,12 +87,12 @@ def _listener(address: str, routes: str) -> listener_pb2.Listener:
     )
 
 
-def _default(target: Target, port: Port) -> _Route:
-    """Everything to the host itself, as istiod routes a host without a VirtualService."""
+def _default(upstream: Upstream, port: Port) -> _Route:
+    """A route for every request to the host itself, as istiod makes it."""
     route = _Route(match=route_match(None))
-    route.route.cluster = cluster_name(target.service.host, port.number)
+    route.route.cluster = cluster_name(upstream.service.host, port.number)
     route.route.max_stream_duration.max_stream_duration.CopyFrom(duration(dt.timedelta()))
-    hashing = target.hashed_by(port.number)
+    hashing = upstream.hashed_by(port.number)
     if hashing:
         route.route.hash_policy.append(hash_policy(hashing))
     retries = retry_policy(None, hashed=False)
@@ -99,13 +101,13 @@ def _default(target: Target, port: Port) -> _Route:
     return route
 
 
-def _routes(service: VirtualService, scope: Scope) -> Iterator[_Route]:
-    for index, rule, match in applicable(service, scope):
+def _routes(virtual_service: VirtualService, context: RouteContext) -> Iterator[_Route]:
+    for index, rule, match in matches_at(virtual_service, context.gateway, context.port):
         route = _Route(name=rule.name or "", match=route_match(match))
         if rule.redirect or rule.direct_response:
             route.non_forwarding_action.SetInParent()
         else:
-            _forward(route, service, f"spec.http[{index}]", rule, scope)
+            _forward(route, virtual_service, f"spec.http[{index}]", rule, context)
         if rule.fault:
             inject_fault(route, rule.fault)
         yield route
@@ -114,20 +116,26 @@ def _routes(service: VirtualService, scope: Scope) -> Iterator[_Route]:
 
 
 def _forward(
-    route: _Route, service: VirtualService, path: str, rule: HttpRoute, scope: Scope
+    route: _Route,
+    virtual_service: VirtualService,
+    path: str,
+    rule: HttpRoute,
+    context: RouteContext,
 ) -> None:
     action = route.route
     action.max_stream_duration.max_stream_duration.CopyFrom(
         duration(rule.timeout or dt.timedelta())
     )
-    called = weighted(service, path, rule, scope)
+    called = weighted_clusters(virtual_service, path, rule, context)
     single = len(rule.route) == 1
-    for _, cluster, weight in called:
+    for each in called:
         if single:
-            action.cluster = cluster
+            action.cluster = each.cluster
         else:
-            action.weighted_clusters.clusters.add(name=cluster, weight=UInt32Value(value=weight))
-    policies = hash_policies(called, scope)
+            action.weighted_clusters.clusters.add(
+                name=each.cluster, weight=UInt32Value(value=each.weight)
+            )
+    policies = hash_policies(called, context)
     action.hash_policy.extend(policies)
     retries = retry_policy(rule.retries, hashed=bool(policies) and single)
     if retries is not None:

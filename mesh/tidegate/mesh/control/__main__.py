@@ -7,17 +7,16 @@ import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from tidegate.chassis import get_logger
 from tidegate.chassis.server import run
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
 from tidegate.mesh.compiler import Compiler, MeshSettings
+from tidegate.mesh.control.api.service import SERVICE_NAME, MeshServicer
+from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.control.controller import Controller
-from tidegate.mesh.control.journal import Journal
-from tidegate.mesh.control.loads import Loads
-from tidegate.mesh.control.service import SERVICE_NAME, MeshServicer
+from tidegate.mesh.control.endpoints.topology import Topology
 from tidegate.mesh.control.settings import ControlSettings
-from tidegate.mesh.control.topology import Topology
+from tidegate.mesh.control.transitions.drainer import RequestsInProgress
 from tidegate.mesh.telemetry import (
     AccessLogServicer,
     IstioMetrics,
@@ -33,6 +32,7 @@ from tidegate.mesh.traces.limits import TraceLimits
 from tidegate.mesh.traces.receiver import OtlpTraceServicer
 from tidegate.mesh.traces.store import TraceStore
 from tidegate.mesh.v1 import mesh_pb2_grpc
+from tidegate.runtime.logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,7 +63,7 @@ class ControlApplication:
         self._distribution = Distribution()
         self._requests = RequestLog()
         self._reports = LoadReports()
-        self._loads = Loads(self._reports, self._distribution)
+        self._in_progress = RequestsInProgress(self._reports, self._distribution)
         self._journal = Journal(settings.state_file)
         self._traces = TraceStore(settings.traces_file, TraceLimits(max_traces=settings.max_traces))
         mesh = MeshSettings(
@@ -73,7 +73,7 @@ class ControlApplication:
         )
         self._topology = Topology(mesh)
         self._controller = Controller(
-            settings, self._distribution, Compiler(mesh), self._loads, self._journal
+            settings, self._distribution, Compiler(mesh), self._in_progress, self._journal
         )
         gateway = {"app": settings.gateway_workload}
         self._metrics = IstioMetrics(
@@ -81,7 +81,7 @@ class ControlApplication:
             Workload.from_labels(settings.gateway_workload, settings.gateway_namespace, gateway),
         )
         self._mesh = MeshServicer(
-            self._controller, self._distribution, self._topology, self._loads, self._requests
+            self._controller, self._distribution, self._topology, self._in_progress, self._requests
         )
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -116,7 +116,7 @@ class ControlApplication:
 
     async def _note_workloads(self) -> None:
         """Keeps who serves at which address, for records that come when it is gone."""
-        serving = self._controller.serving
+        serving = self._controller.served
         while True:
             self._topology.note(*serving.in_use)
             await serving.changed()

@@ -18,44 +18,45 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from tidegate.chassis import get_logger
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.istio import IstioObjects
 from tidegate.istio.edits import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler
-from tidegate.mesh.control.departures import Departures
-from tidegate.mesh.control.draining import Drained, drained
-from tidegate.mesh.control.edits import FileEdits
-from tidegate.mesh.control.effective import Effective
-from tidegate.mesh.control.endpoint_states import Endpoints
+from tidegate.mesh.control.configuration.applied import AppliedConfiguration
+from tidegate.mesh.control.configuration.file_edits import FileEdits
+from tidegate.mesh.control.configuration.journal import Journal, PendingTransition, TextChange
+from tidegate.mesh.control.configuration.proposals import ChangeProposer, names_of
+from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
+from tidegate.mesh.control.endpoints.health_checks import HealthCheckTiming
+from tidegate.mesh.control.endpoints.monitor import EndpointMonitor
 from tidegate.mesh.control.errors import (
     InterruptedTransitionError,
     ObjectsError,
+    Problems,
     StateError,
     UnexpectedChangeError,
 )
-from tidegate.mesh.control.events import Events, in_effect
-from tidegate.mesh.control.health_checks import CheckPace
-from tidegate.mesh.control.journal import Begun, Journal, TextChange
-from tidegate.mesh.control.loads import Loads
-from tidegate.mesh.control.performing import Performer
-from tidegate.mesh.control.preview import Preview, preview
-from tidegate.mesh.control.problems import Problems
-from tidegate.mesh.control.proposals import Proposals, ProposedChange, names_of
-from tidegate.mesh.control.serving import Serving
+from tidegate.mesh.control.served_configuration import ProposedChange, ServedConfiguration
 from tidegate.mesh.control.settings import ControlSettings
-from tidegate.mesh.control.shifted import ShiftedFiles
-from tidegate.mesh.control.taking_over import TakingOver
-from tidegate.mesh.control.transitions import Transitions
+from tidegate.mesh.control.transitions.drainer import (
+    DrainResult,
+    EndpointDrainer,
+    RequestsInProgress,
+)
+from tidegate.mesh.control.transitions.events import TransitionEvents, in_effect
+from tidegate.mesh.control.transitions.executor import TransitionExecutor
+from tidegate.mesh.control.transitions.gates import StageGates
+from tidegate.mesh.control.transitions.worker_sync import WorkerSync
 from tidegate.mesh.resources import ProxyKind, ResourceKey
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["Controller"]
 
 _log = get_logger(__name__)
 
-_Make = Callable[[Events], Coroutine[Any, Any, None]]
+_Make = Callable[[TransitionEvents], Coroutine[Any, Any, None]]
 """Makes a change and tells what happens."""
 
 
@@ -66,11 +67,11 @@ class Controller:
         settings: what it is told.
         distribution: serves the proxies.
         compiler: makes resources of objects.
-        loads: knows what runs in the proxies.
+        in_progress: Counts the requests that run in the proxies.
         journal: remembers.
 
     Attributes:
-        serving: what is served.
+        served: What is served.
         endpoints: the endpoints' states.
         transitions: the changes.
         problems: what is wrong and not in effect.
@@ -82,58 +83,55 @@ class Controller:
         settings: ControlSettings,
         distribution: Distribution,
         compiler: Compiler,
-        loads: Loads,
+        in_progress: RequestsInProgress,
         journal: Journal,
     ) -> None:
         self._settings = settings
-        self._distribution = distribution
         self._journal = journal
-        self._effective = Effective()
+        self._applied = AppliedConfiguration()
         self._tasks: asyncio.TaskGroup | None = None
         self._changing: set[asyncio.Task[None]] = set()
         self._running = False
         self._is_back = False
         self._interrupted: _Make | None = None
         self._settled = asyncio.Event()
-        self._loads = loads
         self.problems = Problems()
-        self._departures = Departures(
-            distribution, loads, settings.leave_deadline_s, self._stranded
+        self._drainer = EndpointDrainer(
+            distribution, in_progress, settings.leave_deadline_s, self._stranded
         )
-        self.serving = Serving(distribution, compiler, self._departures)
-        self.endpoints = Endpoints(
-            self.serving,
+        self.served = ServedConfiguration(distribution, compiler, self._drainer)
+        self.endpoints = EndpointMonitor(
+            self.served,
             settings.health_watches,
-            CheckPace(
+            HealthCheckTiming(
                 interval_s=settings.health_check_interval_s,
                 timeout_s=settings.health_check_timeout_s,
                 failures=settings.health_check_failures,
             ),
         )
-        performer = Performer(
+        gates = StageGates(
             distribution,
-            self.serving,
-            journal,
-            loads,
-            TakingOver(
+            self.served,
+            in_progress,
+            WorkerSync(
                 settings.envoy_admin_files,
                 lambda: {each.proxy.node for each in distribution.proxies()},
             ),
-            leave_deadline_s=settings.leave_deadline_s,
-            why_unhealthy=self._why_unhealthy,
+            drain_deadline_s=settings.leave_deadline_s,
+            why_unhealthy=self.endpoints.why_unhealthy,
         )
-        self.transitions = Transitions(distribution, self.serving, journal, performer)
+        self.transitions = TransitionExecutor(distribution, self.served, journal, gates)
         self.shifted = ShiftedFiles(journal)
         self._edits = FileEdits(
             settings.objects,
-            self._effective,
+            self._applied,
             self.endpoints,
             self.shifted,
             self.problems,
             self._begin_edits,
             settings.file_settle_s,
         )
-        self._proposals = Proposals(self._effective, self._edits, self.shifted, self.serving)
+        self._proposer = ChangeProposer(self._applied, self._edits, self.shifted, self.served)
 
     @property
     def is_running(self) -> bool:
@@ -146,10 +144,10 @@ class Controller:
         Raises:
             TidegateError: the objects cannot be used, and there are none to go on with.
         """
-        begun = self._journal.begun()
-        self._is_back = bool(begun or self._journal.effective())
+        pending = self._journal.pending()
+        self._is_back = bool(pending or self._journal.applied())
         if self._is_back:
-            self._interrupted = self._start_again(begun)
+            self._interrupted = self._resume(pending)
         else:
             self._start_anew()
 
@@ -159,9 +157,9 @@ class Controller:
         async with self.endpoints, asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             await self.endpoints.answered(self._settings.settle_s)
-            self.serving.open()
+            self.served.open()
             following = [
-                tasks.create_task(self._departures.follow(self.serving.release)),
+                tasks.create_task(self._drainer.follow(self.served.release)),
                 tasks.create_task(self._edits.follow(self._settings.file_interval_s)),
                 tasks.create_task(self._settle(self._settings.settle_s if self._is_back else 0.0)),
             ]
@@ -181,7 +179,9 @@ class Controller:
         for task in self._changing:
             task.cancel()
 
-    def shift(self, change: Shift, description: str, deadline_s: float | None = None) -> Events:
+    def shift(
+        self, change: Shift, description: str, deadline_s: float | None = None
+    ) -> TransitionEvents:
         """Begins a shift.
 
         Args:
@@ -193,18 +193,18 @@ class Controller:
             What happens. Iterating it raises at the end what kept the shift from being made.
         """
 
-        async def make(events: Events) -> None:
+        async def make(events: TransitionEvents) -> None:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
-                proposed = self._proposals.of_shift(change)
+                proposed = self._proposer.propose_shift(change)
                 if not proposed.files:
-                    events.say(in_effect(id_))
+                    events.add(in_effect(id_))
                     return
                 await self._make(id_, description, proposed, events, deadline_s)
 
         return self._change(make)
 
-    def reset(self, deadline_s: float | None = None) -> Events:
+    def reset(self, deadline_s: float | None = None) -> TransitionEvents:
         """Begins to take every shift back: each file means again what it holds now.
 
         Args:
@@ -214,32 +214,32 @@ class Controller:
             What happens, as of `shift`; nothing where nothing is shifted.
         """
 
-        async def make(events: Events) -> None:
+        async def make(events: TransitionEvents) -> None:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
                 await self._edits.look_now()
-                proposed = self._proposals.of_reset()
+                proposed = self._proposer.propose_reset()
                 if proposed.files:
-                    description = f"reset of {proposed.names}"
+                    description = f"reset of {names_of(proposed.files)}"
                     await self._make(id_, description, proposed, events, deadline_s)
 
         return self._change(make)
 
-    def objects_about(self, host: str) -> IstioObjects:
+    def objects_of(self, host: str) -> IstioObjects:
         """The objects in effect that are about a host, by its full or short name; else all."""
-        return self._effective.about(host, self.serving.objects)
+        return self._applied.objects_of(host, self.served.objects)
 
-    def preview(self, change: Shift | None) -> Preview:
-        """Tells what a shift would change, or without one what a reset would.
+    def propose(self, shift: Shift | None) -> ProposedChange:
+        """Works out what a shift would change, or without one what a reset would.
 
         Raises:
             TidegateError: it cannot be made.
         """
-        proposals = self._proposals
-        proposed = proposals.of_reset() if change is None else proposals.of_shift(change)
-        return preview(proposed.files, self.serving.compiled.resources, proposed.proposal)
+        if shift is None:
+            return self._proposer.propose_reset()
+        return self._proposer.propose_shift(shift)
 
-    async def drain(self, address: str, deadline_s: float | None = None) -> Drained:
+    async def drain(self, address: str, deadline_s: float | None = None) -> DrainResult:
         """Takes an endpoint out of use and waits for the requests that run there.
 
         Args:
@@ -251,9 +251,7 @@ class Controller:
         """
         places = self._places(address)
         self.endpoints.drain(address)
-        if deadline_s is None:
-            deadline_s = self._settings.leave_deadline_s
-        return await drained(address, places, self._distribution, self._loads, deadline_s)
+        return await self._drainer.drain(address, places, deadline_s)
 
     def undrain(self, address: str) -> None:
         """Takes an endpoint into use again.
@@ -273,41 +271,41 @@ class Controller:
         if wrong:
             raise ObjectsError("\n".join(wrong))
         changes = (*found.config, *found.workloads)
-        self.serving.start(self._effective.edit(changes)(IstioObjects()))
-        self._effective.take(changes)
-        self._journal.start_with(self._effective.config)
+        self.served.start(self._applied.edit(changes)(IstioObjects()))
+        self._applied.take(changes)
+        self._journal.start_with(self._applied.config)
 
-    def _start_again(self, begun: Begun | None) -> _Make | None:
+    def _resume(self, pending: PendingTransition | None) -> _Make | None:
         """Starts with what was in effect, and what was interrupted as far as it was.
 
         Returns:
             What goes on with the interrupted change.
         """
-        texts = self._journal.effective()
+        texts = self._journal.applied()
         known = [TextChange(path, None, text, None) for path, text in texts.items()]
         try:
-            self.serving.start(self._effective.edit(known)(IstioObjects()))
+            self.served.start(self._applied.edit(known)(IstioObjects()))
         except TidegateError as error:
             self._start_over(error)
             return None
-        self._effective.take(known)
+        self._applied.take(known)
         self._edits.take_workloads(self._edits.differences().workloads)
-        if begun is None:
+        if pending is None:
             return None
         try:
-            proposal = self._proposals.of(begun.files).proposal
+            change = self._proposer.propose(pending.files)
         except TidegateError as error:
             # Workloads that came meanwhile can make it impossible; nobody is served it yet.
-            self._journal.end(begun.files, made=False)
-            self.problems.put(begun.description, f"was interrupted and given up: {error}")
+            self._journal.end(pending.files, made=False)
+            self.problems.put(pending.description, f"was interrupted and given up: {error}")
             return None
-        self.serving.enter(proposal, begun.reached)
+        self.served.enter(change, pending.reached)
 
-        async def go_on(events: Events) -> None:
+        async def go_on(events: TransitionEvents) -> None:
             async with self.transitions.turn(events):
                 await self._settled.wait()
-                await self.transitions.go_on(begun, proposal, events)
-                self._effective.take(begun.files)
+                await self.transitions.resume(pending, change, events)
+                self._applied.take(pending.files)
 
         return go_on
 
@@ -328,8 +326,8 @@ class Controller:
         await asyncio.sleep(seconds)
         self._settled.set()
 
-    def _change(self, make: _Make) -> Events:
-        events = Events()
+    def _change(self, make: _Make) -> TransitionEvents:
+        events = TransitionEvents()
 
         async def run() -> None:
             try:
@@ -366,16 +364,16 @@ class Controller:
         id_: str,
         description: str,
         proposed: ProposedChange,
-        events: Events,
+        events: TransitionEvents,
         deadline_s: float | None = None,
     ) -> None:
-        await self.transitions.make(
-            *(id_, description, proposed.files, proposed.proposal, events),
+        await self.transitions.execute(
+            *(id_, description, proposed, events),
             deadline_s=deadline_s or self._settings.stage_deadline_s,
         )
-        self._effective.take(proposed.files)
+        self._applied.take(proposed.files)
 
-    async def _take_edits(self, events: Events) -> None:
+    async def _take_edits(self, events: TransitionEvents) -> None:
         """Makes a change of what people have written in files."""
         async with self.transitions.turn(events) as id_:
             await self._settled.wait()
@@ -385,8 +383,8 @@ class Controller:
                 return
             names = names_of(found.config)
             try:
-                proposed = self._proposals.of_edits(found.config)
-                names = proposed.names
+                proposed = self._proposer.propose_edits(found.config)
+                names = names_of(proposed.files)
                 lost = ", in place of what was shifted" * self.shifted.lost_in(proposed.files)
                 await self._make(id_, f"edit of {names}{lost}", proposed, events)
             except TidegateError as error:
@@ -409,15 +407,7 @@ class Controller:
         self.problems.put(f"endpoint {address}", words)
 
     def _places(self, address: str) -> dict[ProxyKind, list[ResourceKey]]:
-        places = self.serving.places(address)
+        places = self.served.places(address)
         if not places:
             raise NotFound(f"there is no endpoint {address}", reason="ENDPOINT_UNKNOWN")
         return places
-
-    def _why_unhealthy(self, cluster: str) -> str:
-        statuses = self.endpoints.statuses
-        reasons = [
-            f"{address}: {statuses[address].reason}" if address in statuses else address
-            for address in sorted(self.serving.addresses(cluster))
-        ]
-        return ", ".join(reasons) or "no server has its labels"

@@ -1,24 +1,24 @@
-"""Finds mistakes in Istio objects before requests do, and says what becomes of a request.
+"""Finds mistakes in Istio objects before requests do, and explains what happens to a request.
 
-The rules are functions of the mesh, in the modules `*_rules`; `checking` gathers and places what
-they find, `explaining` puts routes into words, `walking` what becomes of one request.
+`rules` holds the rules, which are functions of the mesh (`view`). `checking` runs them and finds
+the file and line of each finding. `explaining` puts routes into words, and `requests` what happens
+to one request.
 """
 
-from tidegate.mesh.lint.checking import Report, check, problems_as_report
+from tidegate.mesh.lint.checking import LocatedFinding, check, findings_of_problems
 from tidegate.mesh.lint.explaining import explain
 from tidegate.mesh.lint.findings import Finding, Rule, Severity
-from tidegate.mesh.lint.requests import Request
-from tidegate.mesh.lint.walking import explain_request, reached
+from tidegate.mesh.lint.requests import SampleRequest, explain_request, reached
 
 __all__ = [
     "Finding",
-    "Report",
-    "Request",
+    "LocatedFinding",
     "Rule",
+    "SampleRequest",
     "Severity",
     "check",
     "explain",
     "explain_request",
-    "problems_as_report",
+    "findings_of_problems",
     "reached",
 ]

@@ -9,23 +9,17 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
 from tidegate.istio.errors import ObjectProblem
 from tidegate.istio.files import Loaded
 from tidegate.istio.nodes import find, line_of
 from tidegate.istio.parsing import Ignored, ParsedObject, parse_part
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
-from tidegate.mesh.lint import (  # noqa: F401  # their import declares the rules
-    gateway_rules,
-    host_rules,
-    match_rules,
-    policy_rules,
-    route_rules,
-)
 from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
 from tidegate.mesh.lint.view import MeshView
 
-__all__ = ["ALL_RULES", "INVALID", "Report", "check", "problems_as_report"]
+__all__ = ["ALL_RULES", "INVALID", "LocatedFinding", "check", "findings_of_problems"]
 
 INVALID = Rule("invalid", Severity.ERROR, "an object cannot be read, or says what cannot be done")
 """The rule of everything that the parser refuses."""
@@ -37,7 +31,7 @@ ALL_RULES: tuple[Rule, ...] = (INVALID, NOT_COMPILED, *RULES)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LocatedFinding:
     """A finding with its place.
 
     Attributes:
@@ -61,7 +55,9 @@ class Report:
     fix: str
 
 
-def check(loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None) -> list[Report]:
+def check(
+    loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None
+) -> list[LocatedFinding]:
     """What is wrong with objects, in the order of files and lines.
 
     Args:
@@ -84,10 +80,10 @@ def check(loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None) ->
     return sorted(reports, key=lambda each: (order[each.source], each.line))
 
 
-def problems_as_report(problems: Iterable[ObjectProblem]) -> list[Report]:
+def findings_of_problems(problems: Iterable[ObjectProblem]) -> list[LocatedFinding]:
     """What the parser refused, as findings."""
     return [
-        Report(
+        LocatedFinding(
             *(INVALID.name, INVALID.severity, each.object, each.path, each.source, each.line),
             each.problem,
             each.fix,
@@ -118,7 +114,7 @@ def _refused(error: CompileError) -> Finding:
     )
 
 
-def _same(report: Report, error: CompileError) -> bool:
+def _same(report: LocatedFinding, error: CompileError) -> bool:
     """Whether an error has been found by a rule already, at the field or around it."""
     around = report.path.startswith(error.path) or error.path.startswith(report.path)
     return report.severity is Severity.ERROR and report.object == str(error.object) and around
@@ -146,11 +142,11 @@ class _Places:
         return str(file.path), lines_before + line_of(find(node, finding.path))
 
 
-def _report(rule: Rule, finding: Finding, places: _Places) -> Report:
+def _report(rule: Rule, finding: Finding, places: _Places) -> LocatedFinding:
     source, line = places.of(finding)
     name = finding.object
     label = f"{name.kind} {name.name}" if isinstance(name, Ignored) else str(name)
-    return Report(
+    return LocatedFinding(
         *(rule.name, rule.severity, label, finding.path, source, line),
         finding.traffic,
         finding.fix,

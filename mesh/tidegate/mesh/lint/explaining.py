@@ -22,9 +22,9 @@ from tidegate.istio.virtual_service import (
     VirtualService,
 )
 from tidegate.istio.writing import plain
-from tidegate.mesh.lint.view import Host, MeshView, Route
+from tidegate.mesh.lint.view import DefinedHost, MeshView, Route
 
-__all__ = ["destinations_of", "explain", "heading", "merged", "route_lines"]
+__all__ = ["explain", "heading", "merged", "route_lines"]
 
 _DEFAULT = "Istio's default"
 _RETRY_ON = "connect-failure, refused-stream, unavailable, cancelled, retriable-status-codes"
@@ -43,10 +43,10 @@ def explain(view: MeshView, host: HostName | None = None) -> list[str]:
         if host in (None, each.name):
             lines += [*_host(view, each), ""]
     for service in view.objects.virtual_services.values():
-        routes = [route for route in view.routes if route.service is service]
-        if host is None or any(host in destinations_of(route) for route in routes):
+        routes = view.routes_of(service)
+        if host is None or any(host in route.hosts for route in routes):
             lines += [*_service(view, service, routes), ""]
-    used = {name for route in view.routes for name in destinations_of(route)}
+    used = {name for route in view.routes for name in route.hosts}
     for name in view.hosts:
         if host in (None, name) and name not in used:
             lines += [f"no VirtualService sends requests to {name}", ""]
@@ -65,15 +65,7 @@ def merged(view: MeshView, service: VirtualService) -> Iterator[str]:
             )
 
 
-def destinations_of(route: Route) -> set[HostName]:
-    """The hosts that a rule sends requests or copies to."""
-    return {
-        *(each.host for _, each, _ in route.shares()),
-        *(each.host for _, each, _ in route.mirrors()),
-    }
-
-
-def _host(view: MeshView, host: Host) -> Iterator[str]:
+def _host(view: MeshView, host: DefinedHost) -> Iterator[str]:
     defined = f"{host.entry.name}" if host.entry is not None else "a Service of Kubernetes"
     yield f"host {host.name} ({defined})"
     for port in host.ports:
@@ -242,9 +234,10 @@ def _elsewhere(view: MeshView, route: Route, retries: HttpRetry | None) -> str:
     """Whether retries avoid the endpoints that were tried."""
     said = retries.retry_ignore_previous_hosts if retries is not None else None
     hashed = any(
-        each.load_balancer is not None and each.load_balancer.consistent_hash is not None
+        each.policy.load_balancer is not None
+        and each.policy.load_balancer.consistent_hash is not None
         for _, destination, _ in route.shares()
-        for _, each in view.policies(destination.host, destination.subset, destination.port)
+        for each in view.policies(destination.host, destination.subset, destination.port)
     )
     avoids = said if said is not None else not hashed
     return "at another endpoint" if avoids else "perhaps at the same endpoint"
@@ -257,7 +250,6 @@ def _policies(view: MeshView, destination: Destination) -> Iterator[str]:
     if port is None and host is not None and len(host.ports) == 1:
         found = view.policies(destination.host, destination.subset, host.ports[0].number)
     rules = view.rules_of.get(destination.host, ())
-    rule = str(rules[0].name) if rules else ""
     whose = destination.subset or destination.host
     parts: dict[str, tuple[str, Any]] = {
         "load_balancer": ("loadBalancer", _load_balancer),
@@ -273,14 +265,14 @@ def _policies(view: MeshView, destination: Destination) -> Iterator[str]:
     }
     for name, (yaml, say) in parts.items():
         given = next(
-            ((path, part) for path, each in found if (part := getattr(each, name)) is not None),
+            ((each, part) for each in found if (part := getattr(each.policy, name)) is not None),
             None,
         )
         if given is None:
             yield f"{whose}: {absent[name]} ({_DEFAULT})"
         else:
-            path, part = given
-            yield f"{whose}: {say(part)} ({rule} {path}.{yaml})"
+            layer, part = given
+            yield f"{whose}: {say(part)} ({layer.rule} {layer.path}.{yaml})"
     for each in rules:
         if each.annotations.load_balancer is not None:
             option = each.annotations.load_balancer.value

@@ -6,22 +6,23 @@ next rules are looked at.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 from tidegate.istio.expressions import full_match
-from tidegate.istio.shapes import StringMatch, StringMatchKind
-from tidegate.istio.virtual_service import HttpMatchRequest
-from tidegate.mesh.lint.view import Route
+from tidegate.istio.shapes import HostName, StringMatch, StringMatchKind
+from tidegate.istio.virtual_service import HttpMatchRequest, VirtualService
+from tidegate.mesh.lint.explaining import heading, merged, route_lines
+from tidegate.mesh.lint.view import MeshView, Route
 
-__all__ = ["Request", "Verdict", "judge"]
+__all__ = ["SampleRequest", "Verdict", "explain_request", "judge", "reached"]
 
 _METHOD = re.compile(r"/?([A-Za-z_]\w*(?:\.\w+)+/[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SampleRequest:
     """A request.
 
     Attributes:
@@ -35,7 +36,7 @@ class Request:
     grpc: bool = False
 
     @classmethod
-    def of(cls, text: str) -> "Request | None":
+    def of(cls, text: str) -> "SampleRequest | None":
         """A request for a path (``/v1/models?limit=2``) or method (``pkg.Service/Method``)."""
         method = _METHOD.fullmatch(text)
         if method is not None:
@@ -59,7 +60,72 @@ class Verdict:
     why: str
 
 
-def judge(route: Route, request: Request) -> Verdict:
+def explain_request(
+    view: MeshView, request: SampleRequest, host: HostName | None = None
+) -> list[str]:
+    """What becomes of one request, as lines: which rules take it, and why others do not.
+
+    Args:
+        view: the mesh.
+        request: the request.
+        host: only VirtualServices that send requests to this host; all when None.
+    """
+    lines = [f"{'call of' if request.grpc else 'request for'} {request.path}", ""]
+    for service in view.objects.virtual_services.values():
+        routes = view.routes_of(service)
+        if host is None or any(host in route.hosts for route in routes):
+            lines += [*_walk(view, service, routes, request), ""]
+    if len(lines) == 2:
+        whom = f"sends requests to {host}" if host is not None else "is there"
+        lines += [f"no VirtualService {whom}", ""]
+    return lines[:-1]
+
+
+def reached(view: MeshView, request: SampleRequest, host: HostName | None = None) -> list[Route]:
+    """The rules that take a request, or may."""
+    found: list[Route] = []
+    for service in view.objects.virtual_services.values():
+        routes = view.routes_of(service)
+        if host is not None and not any(host in route.hosts for route in routes):
+            continue
+        for route in routes:
+            taken = judge(route, request).taken
+            if taken is not False:
+                found.append(route)
+            if taken:
+                break
+    return found
+
+
+def _walk(
+    view: MeshView, service: VirtualService, routes: list[Route], request: SampleRequest
+) -> Iterator[str]:
+    yield heading(service)
+    yield from merged(view, service)
+    for number, route in enumerate(routes, start=1):
+        name = f" {route.rule.name!r}" if route.rule.name else ""
+        start = f"  {number}. rule{name} ({route.path})"
+        verdict = judge(route, request)
+        if verdict.taken is False:
+            yield f"{start}: not taken: {verdict.why}"
+            continue
+        words = "takes it" if verdict.taken else "takes it if"
+        why = f" ({verdict.why})" if verdict.taken else f" {verdict.why}"
+        yield f"{start}: {words}{why}"
+        yield from (f"       {line}" for line in route_lines(view, route))
+        if verdict.taken:
+            later = len(routes) - number
+            if later:
+                yield (
+                    f"  the {later} rules after it are not reached"
+                    if later > 1
+                    else ("  the rule after it is not reached")
+                )
+            return
+    yield "  otherwise: 404 (a gRPC client sees UNIMPLEMENTED)"
+
+
+def judge(route: Route, request: SampleRequest) -> Verdict:
     """Whether a rule takes a request that came to it."""
     if not route.rule.match:
         return Verdict(True, "every request")
@@ -73,7 +139,7 @@ def judge(route: Route, request: Request) -> Verdict:
     return Verdict(False, "; ".join(dict.fromkeys(each.why for each in found)))
 
 
-def _judge(route: Route, match: HttpMatchRequest, request: Request) -> Verdict:
+def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Verdict:
     met: list[str] = []
     open_: list[str] = []
     # What the request has is judged, and what nobody said of it stays open.

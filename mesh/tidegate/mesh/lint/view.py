@@ -1,8 +1,10 @@
-"""The mesh as rules look at it: hosts with their endpoints, routes, and what holds for each.
+"""The mesh as rules look at it: hosts with their endpoints, routes, and the policies of each.
 
-A host of which no endpoint is in the objects, because its WorkloadEntries are made while servers
-run, or because it is a Service of Kubernetes, has endpoints that are not known: nothing is said
-about them.
+Hosts, subsets, policies and ports are resolved by the compiler's own functions. One thing differs:
+the compiler serves the proxies of one namespace, and lint looks at the objects of all namespaces.
+
+The endpoints of a host are unknown if no object holds any: they are WorkloadEntries that are made
+while servers run, or the host is a Service of Kubernetes. Lint says nothing about them.
 """
 
 import datetime as dt
@@ -10,41 +12,55 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tidegate.istio.destination_rule import (
-    ClientTls,
-    DestinationRule,
-    PortTrafficPolicy,
-    Subset,
-    TrafficPolicy,
-)
+from tidegate.istio.destination_rule import ClientTls, DestinationRule, Subset
+from tidegate.istio.gateway import Gateway
 from tidegate.istio.names import DOMAIN, MESH
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.parsing import Ignored
 from tidegate.istio.service_entry import ServiceEntry, ServicePort, Workload
 from tidegate.istio.shapes import GatewayName, HostName, SubsetName
 from tidegate.istio.virtual_service import Destination, HttpRoute, VirtualService
+from tidegate.mesh.compiler.gateways.bindings import order_of
+from tidegate.mesh.compiler.gateways.merged_gateways import gateway_name
+from tidegate.mesh.compiler.hosts.services import (
+    WorkloadSelection,
+    entries_by_host,
+    has_labels,
+    ports_of,
+)
+from tidegate.mesh.compiler.hosts.upstreams import PolicyLayer, policy_layers, subsets_of
+from tidegate.mesh.compiler.routes.destinations import (
+    destination_port,
+    hosts_of_rule,
+    mirrors_of,
+)
 
-__all__ = ["Host", "MeshView", "Route", "covers_domain"]
+__all__ = ["DefinedHost", "MeshView", "Route"]
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """A host.
+class DefinedHost:
+    """A host that the objects define.
 
     Attributes:
-        name: its name.
-        entry: the ServiceEntry that defines it; None for a Service of Kubernetes.
-        endpoints: its endpoints; None where they are not known.
+        name: Its name.
+        entries: The ServiceEntries that define it; empty for a Service of Kubernetes.
+        endpoints: Its endpoints; None where they are unknown.
     """
 
     name: HostName
-    entry: ServiceEntry | None
+    entries: tuple[ServiceEntry, ...]
     endpoints: tuple[Workload, ...] | None
 
     @property
+    def entry(self) -> ServiceEntry | None:
+        """The first ServiceEntry that defines it; None for a Service of Kubernetes."""
+        return self.entries[0] if self.entries else None
+
+    @property
     def ports(self) -> tuple[ServicePort, ...]:
-        """Its ports; none where they are not known."""
-        return self.entry.ports if self.entry is not None else ()
+        """Its ports; empty where they are unknown."""
+        return tuple(ports_of(self.entries).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +68,9 @@ class Route:
     """One rule of a VirtualService.
 
     Attributes:
-        service: the VirtualService.
-        index: its place in it.
-        rule: the rule.
+        service: The VirtualService.
+        index: The index of the rule in it.
+        rule: The rule.
     """
 
     service: VirtualService
@@ -63,28 +79,30 @@ class Route:
 
     @property
     def path(self) -> str:
-        """Its path in the object."""
+        """The path of the rule in the object."""
         return f"spec.http[{self.index}]"
 
     @property
     def for_clients_in_mesh(self) -> bool:
-        """Whether clients inside the mesh, such as gRPC clients without a proxy, follow it."""
+        """Whether clients inside the mesh, such as proxyless gRPC clients, follow it."""
         return MESH in self.service.gateways
 
+    @property
+    def hosts(self) -> set[HostName]:
+        """The hosts to which it sends requests or copies."""
+        return set(hosts_of_rule(self.rule))
+
     def shares(self) -> Iterator[tuple[int, Destination, float]]:
-        """Its weighted destinations: place, destination, and share of the requests, 0 to 1."""
+        """Its weighted destinations: index, destination, and share of the requests, 0 to 1."""
         total = sum(each.weight for each in self.rule.route)
         for index, each in enumerate(self.rule.route):
             single = len(self.rule.route) == 1
             yield index, each.destination, 1.0 if single else each.weight / (total or 1)
 
     def mirrors(self) -> Iterator[tuple[str, Destination, float]]:
-        """Its mirrors: path in the rule, destination, and percentage."""
-        if self.rule.mirror is not None:
-            percentage = self.rule.mirror_percentage
-            yield "mirror", self.rule.mirror, 100.0 if percentage is None else percentage
-        for index, each in enumerate(self.rule.mirrors):
-            yield f"mirrors[{index}].destination", each.destination, each.percentage
+        """Its mirrors: path in the rule, destination, and percentage of the requests."""
+        for path, each in mirrors_of(self.rule):
+            yield path, each.destination, each.percentage
 
 
 @dataclass(frozen=True)
@@ -92,9 +110,9 @@ class MeshView:
     """The mesh.
 
     Attributes:
-        objects: its objects.
-        ignored: documents beside them that are not compiled.
-        p99: how long the slowest hundredth of a host's answers takes, where somebody said so.
+        objects: Its objects.
+        ignored: Other documents in the files, which are not compiled.
+        p99: The 99th percentile of hosts' response times, where it was given.
     """
 
     objects: IstioObjects
@@ -102,18 +120,30 @@ class MeshView:
     p99: Mapping[HostName, dt.timedelta] = field(default_factory=dict)
 
     @functools.cached_property
-    def hosts(self) -> Mapping[HostName, Host]:
+    def hosts(self) -> Mapping[HostName, DefinedHost]:
         """Every host that is defined."""
-        found: dict[HostName, Host] = {}
+        found: dict[HostName, DefinedHost] = {}
         for each in self.ignored:
             if each.kind == "Service":
                 namespace, _, name = each.name.rpartition("/")
                 full = HostName(f"{name}.{namespace or 'default'}.svc.{DOMAIN}")
-                found[full] = Host(full, None, None)
-        for entry in self.objects.service_entries.values():
-            for name in entry.hosts:
-                found[name] = Host(name, entry, self._endpoints(entry))
+                found[full] = DefinedHost(full, (), None)
+        entries_of = entries_by_host(self.objects.service_entries.values())
+        for host in (host for each in self.objects.service_entries.values() for host in each.hosts):
+            entries = entries_of[host]
+            endpoints = tuple(each for entry in entries for each in self._endpoints(entry))
+            found[host] = DefinedHost(host, tuple(entries), endpoints or None)
         return found
+
+    @functools.cached_property
+    def workloads(self) -> WorkloadSelection:
+        """Finds the WorkloadEntries that ServiceEntries select."""
+        return WorkloadSelection(self.objects.workload_entries.values())
+
+    @functools.cached_property
+    def gateways(self) -> Mapping[GatewayName, Gateway]:
+        """The Gateways by the names that VirtualServices use."""
+        return {gateway_name(name): each for name, each in self.objects.gateways.items()}
 
     @functools.cached_property
     def routes(self) -> tuple[Route, ...]:
@@ -134,103 +164,71 @@ class MeshView:
 
     @functools.cached_property
     def sent_to(self) -> Mapping[HostName, tuple[tuple[Route, Destination, float], ...]]:
-        """What is sent to each host: route, destination, and share of the route's requests."""
+        """The routes to each host: route, destination, and share of the route's requests."""
         found: dict[HostName, list[tuple[Route, Destination, float]]] = {}
         for route in self.routes:
             for _, destination, share in route.shares():
                 found.setdefault(destination.host, []).append((route, destination, share))
         return {host: tuple(each) for host, each in found.items()}
 
+    def in_order(self) -> list[VirtualService]:
+        """The VirtualServices in the order in which the compiler puts their routes together."""
+        services = self.objects.virtual_services.values()
+        return sorted(services, key=lambda each: order_of(each.name))
+
+    def routes_of(self, service: VirtualService) -> list[Route]:
+        """The rules of a VirtualService."""
+        return [route for route in self.routes if route.service is service]
+
     def subset(self, host: HostName, name: SubsetName) -> Subset | None:
-        """A subset of a host."""
-        for each in self.rules_of.get(host, ()):
-            for subset in each.subsets:
-                if subset.name == name:
-                    return subset
-        return None
+        """A subset of a host; None where no DestinationRule defines it."""
+        return subsets_of(self.rules_of.get(host, ())).get(name)
 
     def endpoints(self, host: HostName, subset: SubsetName | None) -> tuple[Workload, ...] | None:
-        """The endpoints of a host, or of a subset of it; None where they are not known."""
+        """The endpoints of a host, or of a subset of it; None where they are unknown."""
         known = self.hosts.get(host)
         if known is None or known.endpoints is None or subset is None:
             return known.endpoints if known is not None else None
         found = self.subset(host, subset)
         if found is None:
             return None
-        labels = found.labels.items()
-        return tuple(each for each in known.endpoints if labels <= each.labels.items())
+        return tuple(each for each in known.endpoints if has_labels(each.labels, found.labels))
 
     def port_of(self, destination: Destination) -> ServicePort | None:
-        """The port that a destination means; None where it is not known."""
+        """The port of a destination; None where it is unknown."""
         known = self.hosts.get(destination.host)
-        ports = known.ports if known is not None else ()
-        if destination.port is None:
-            return ports[0] if len(ports) == 1 else None
-        return next((each for each in ports if each.number == destination.port), None)
+        if known is None:
+            return None
+        ports = ports_of(known.entries)
+        number = destination_port(destination, ports)
+        return None if number is None else ports[number]
 
     def tls_of(self, destination: Destination) -> ClientTls | None:
         """How connections to a destination are secured, where a DestinationRule says it."""
         port = self.port_of(destination)
         number = port.number if port is not None else destination.port
-        policies = self.policies(destination.host, destination.subset, number)
-        return next((each.tls for _, each in policies if each.tls is not None), None)
+        layers = self.policies(destination.host, destination.subset, number)
+        return next((each.policy.tls for each in layers if each.policy.tls is not None), None)
 
     def gateways_of(self, service: VirtualService) -> Iterator[tuple[int, GatewayName]]:
-        """The gateways that a VirtualService names, but for the word ``mesh``."""
+        """The Gateways that a VirtualService names, without the word ``mesh``."""
         return ((index, name) for index, name in enumerate(service.gateways) if name != MESH)
 
     def p99_of(self, host: HostName) -> dt.timedelta | None:
-        """How long the slowest hundredth of a host's answers takes."""
+        """The 99th percentile of a host's response times; None where it is unknown."""
         if host in self.p99:
             return self.p99[host]
         known = self.hosts.get(host)
-        return known.entry.annotations.p99 if known is not None and known.entry else None
+        told = (each.annotations.p99 for each in known.entries) if known is not None else ()
+        return next((each for each in told if each is not None), None)
 
     def policies(
         self, host: HostName, subset: SubsetName | None, port: int | None
-    ) -> tuple[tuple[str, TrafficPolicy | PortTrafficPolicy], ...]:
-        """What holds for a host or subset: path of each policy and the policy, the nearest first.
+    ) -> tuple[PolicyLayer, ...]:
+        """The policies that hold for a host or subset, the nearest first."""
+        return policy_layers(self.rules_of.get(host, ()), subset, port)
 
-        A part that the first leaves out comes from the second. A port's own policy stands alone.
-        """
-        found: list[tuple[str, TrafficPolicy | PortTrafficPolicy]] = []
-        for each in self.rules_of.get(host, ()):
-            places = [
-                (f"spec.subsets[{index}].trafficPolicy", one.traffic_policy)
-                for index, one in enumerate(each.subsets)
-                if one.name == subset
-            ]
-            places.append(("spec.trafficPolicy", each.traffic_policy))
-            for path, policy in places:
-                if policy is None:
-                    continue
-                own = [
-                    (f"{path}.portLevelSettings[{index}]", one)
-                    for index, one in enumerate(policy.port_level_settings)
-                    if one.port == port
-                ]
-                found.extend(own or [(path, policy)])
-                if own:
-                    return tuple(found)
-        return tuple(found)
-
-    def _endpoints(self, entry: ServiceEntry) -> tuple[Workload, ...] | None:
+    def _endpoints(self, entry: ServiceEntry) -> tuple[Workload, ...]:
         if entry.workload_selector is None:
-            return entry.endpoints or None
-        wanted = entry.workload_selector.items()
-        return (
-            tuple(
-                each
-                for each in self.objects.workload_entries.values()
-                if each.name.namespace == entry.name.namespace and wanted <= each.labels.items()
-            )
-            or None
-        )
-
-
-def covers_domain(pattern: str, domain: str) -> bool:
-    """Whether a domain of a gateway, such as ``*.example.com``, takes another."""
-    pattern, domain = pattern.lower(), domain.lower()
-    if pattern in ("*", domain):
-        return True
-    return pattern.startswith("*.") and domain.removeprefix("*").endswith(pattern[1:])
+            return entry.endpoints
+        return self.workloads.of(entry)

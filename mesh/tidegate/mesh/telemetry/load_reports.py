@@ -19,10 +19,10 @@ What is sure, tried with Envoy 1.40 (see ``tests/mesh/telemetry``) and grpcio 1.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -147,9 +147,9 @@ class LoadReports:
             found[proxy.name] = told if other is None else _together(told, other)
         return found
 
-    async def next_report(self) -> None:
-        """Waits until a proxy has reported, or has come or gone."""
-        await self._reported.wait()
+    def next_report(self) -> Coroutine[Any, Any, bool]:
+        """Waits until a proxy reports or ends its stream. The wait begins with the call."""
+        return self._reported.wait()
 
     @contextmanager
     def joined(self) -> Iterator[_Proxy]:

@@ -17,7 +17,6 @@ from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 
-from tidegate.chassis import get_logger
 from tidegate.mesh.traces.errors import (
     BadQueryError,
     StoreBusyError,
@@ -35,6 +34,7 @@ from tidegate.mesh.traces.jaeger_query import (
 )
 from tidegate.mesh.traces.query import StoredTrace, TraceSummary
 from tidegate.mesh.traces.store import TraceStore
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["JAEGER_PORT", "application", "jaeger_api"]
 

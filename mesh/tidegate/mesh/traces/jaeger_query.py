@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
+from tidegate.istio.scalars import parse_nanoseconds
 from tidegate.mesh.traces.errors import BadQueryError
 from tidegate.mesh.traces.query import TraceQuery
 
@@ -27,21 +28,11 @@ _LATEST_NS: Final = 2**63 - 1
 _DEFAULT_LIMIT: Final = 100
 _MOST_TRACES: Final = 1_500
 _DEPENDENCY_LOOKBACK_MS: Final = 24 * 3600 * 1000
-_UNITS_NS: Final = {
-    "ns": 1,
-    "us": 1_000,
-    "µs": 1_000,  # the micro sign
-    "μs": 1_000,  # the Greek letter
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-    "d": 86_400_000_000_000,
-}
 _BOOLEANS: Final = frozenset(
     ("1", "t", "T", "true", "TRUE", "True", "0", "f", "F", "false", "FALSE", "False")
 )
-_PART: Final = re.compile(r"(\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(ns|us|µs|μs|ms|s|m|h|d)")
+# A number longer than this is no duration; Python refuses to read one of thousands of digits.
+_DURATION_CHARACTERS: Final = 100
 _FRACTION: Final = re.compile(r"\.(\d{1,9})(?=Z|[+-]|$)")
 
 
@@ -220,15 +211,12 @@ def _integer(parameters: Parameters, name: str, default: int, most: int = _LATES
 
 
 def _duration_ns(name: str, text: str) -> int:
-    position, total_ns = 0, 0.0
-    while part := _PART.match(text, position):
-        total_ns += float(part[1]) * _UNITS_NS[part[2]]
-        position = part.end()
-    if not text or position != len(text):
+    length_ns = parse_nanoseconds(text) if len(text) <= _DURATION_CHARACTERS else None
+    if length_ns is None:
         raise BadQueryError(
             f"unable to parse param '{name}': not a duration such as 1.5ms or 2h: {text[:80]!r}"
         )
-    return min(round(total_ns), _LATEST_NS)
+    return min(round(length_ns), _LATEST_NS)
 
 
 def _instant_ns(name: str, text: str) -> int:

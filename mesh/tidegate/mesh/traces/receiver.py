@@ -10,10 +10,11 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-from tidegate.chassis import ServicerContext, get_logger
+from tidegate.chassis import ServicerContext
 from tidegate.chassis.errors import ResourceExhausted, Unavailable
 from tidegate.mesh.traces.errors import StoreBusyError, StoreError
 from tidegate.mesh.traces.store import TraceStore
+from tidegate.runtime.logging import get_logger
 
 __all__ = ["SERVICE_NAME", "OtlpTraceServicer"]
 

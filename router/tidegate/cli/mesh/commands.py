@@ -27,18 +27,17 @@ from tidegate.istio import EditError, IstioError, IstioObjectErrors, read_files
 from tidegate.istio.edits import find_host
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import HostName
-from tidegate.mesh.control.journal import Journal
+from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.lint import (
-    Report,
-    Request,
+    LocatedFinding,
+    SampleRequest,
     Severity,
     check,
     explain,
     explain_request,
-    problems_as_report,
+    findings_of_problems,
     reached,
 )
-from tidegate.mesh.lint.explaining import destinations_of
 from tidegate.mesh.lint.view import MeshView, Route
 from tidegate.mesh.supervisor.config import find_config, load_config
 from tidegate.mesh.supervisor.state import StateDirectory
@@ -83,7 +82,7 @@ def lint(
     try:
         loaded = read_files(paths or _default_paths())
     except IstioObjectErrors as error:
-        reports = problems_as_report(error.problems)
+        reports = findings_of_problems(error.problems)
     else:
         reports = check(loaded, {find_host(loaded.objects, name): limit for name, limit in limits})
         ignored = [str(each) for each in loaded.ignored]
@@ -134,7 +133,7 @@ def explain_command(
     else:
         lines = explain_request(view, asked.request, host)
         routes = reached(view, asked.request, host)
-        hosts = {name for route in routes for name in destinations_of(route)}
+        hosts = {name for route in routes for name in route.hosts}
         concerned = {name for each in hosts for name in _definitions(view, each)}
     for line in lines:
         console.print(Text(line))
@@ -162,7 +161,7 @@ class _Asked:
 
     host: str | None
     paths: list[Path]
-    request: Request | None
+    request: SampleRequest | None
 
     @classmethod
     def of(cls, target: str, others: list[str]) -> "_Asked":
@@ -173,9 +172,9 @@ class _Asked:
         """
         host: str | None = None
         paths: list[Path] = []
-        requests: list[Request] = []
+        requests: list[SampleRequest] = []
         for index, text in enumerate((target, *others)):
-            request = None if Path(text).suffix in _SUFFIXES else Request.of(text)
+            request = None if Path(text).suffix in _SUFFIXES else SampleRequest.of(text)
             if Path(text).exists():
                 paths.append(Path(text))
             elif request is not None:
@@ -196,7 +195,7 @@ class _Asked:
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
-def _show(reports: list[Report], ignored: list[str]) -> None:
+def _show(reports: list[LocatedFinding], ignored: list[str]) -> None:
     output = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     colours = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
     for each in reports:
@@ -247,7 +246,7 @@ def _limit(text: str) -> tuple[str, dt.timedelta]:
     return name, limit
 
 
-def _is_about(report: Report, route: Route) -> bool:
+def _is_about(report: LocatedFinding, route: Route) -> bool:
     """Whether a finding is about a rule, or about the whole of its VirtualService."""
     if report.object != str(route.service.name):
         return False
@@ -259,9 +258,7 @@ def _is_about(report: Report, route: Route) -> bool:
 def _concerned(view: MeshView, host: HostName) -> set[str]:
     """The objects that have to do with a host."""
     return _definitions(view, host) | {
-        str(route.service.name)
-        for route in view.routes
-        if any(each.host == host for _, each, _ in (*route.shares(), *route.mirrors()))
+        str(route.service.name) for route in view.routes if host in route.hosts
     }
 
 
@@ -269,4 +266,5 @@ def _definitions(view: MeshView, host: HostName) -> set[str]:
     """The objects that define a host and how it is called."""
     known = view.hosts.get(host)
     names = {str(each.name) for each in view.rules_of.get(host, ())}
-    return names | ({str(known.entry.name)} if known is not None and known.entry else set())
+    entries = known.entries if known is not None else ()
+    return names | {str(each.name) for each in entries}

@@ -10,7 +10,7 @@ from rich.spinner import Spinner
 from rich.syntax import Syntax
 from rich.text import Text
 
-from tidegate.mesh.control.events import IN_EFFECT
+from tidegate.mesh.control.transitions.events import IN_EFFECT
 from tidegate.mesh.v1 import mesh_pb2
 
 __all__ = ["ShiftView"]

@@ -52,8 +52,8 @@ class Found:
     """The value of a setting, as text.
 
     Attributes:
-        variable: which variable gives it.
-        value: what it gives.
+        variable: Which variable gives it.
+        value: What it gives.
     """
 
     variable: str
@@ -66,9 +66,9 @@ def read(
     """Reads what the variables say; an empty variable says nothing.
 
     Args:
-        environment: the variables.
-        decided: settings that a flag or a variable of ours has decided already.
-        protocol: what it has decided for ``otlp_protocol``; an address over HTTP is read otherwise.
+        environment: The variables.
+        decided: Settings that a flag or a variable of ours has decided already.
+        protocol: What it has decided for ``otlp_protocol``; an address over HTTP is read otherwise.
 
     Returns:
         What they give, by the names of settings.

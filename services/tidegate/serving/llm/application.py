@@ -10,19 +10,20 @@ from typing import Final
 import grpc
 import structlog
 
-from tidegate.chassis.errors import ServiceError, StartupError
+from tidegate.chassis.errors import ServiceError
 from tidegate.chassis.health import Health
-from tidegate.chassis.logging import adopt_library_loggers
-from tidegate.chassis.scheduling import schedule_in_batches
 from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
+from tidegate.runtime.errors import StartupError
+from tidegate.runtime.logging import adopt_library_loggers
+from tidegate.runtime.process import schedule_in_batches
 from tidegate.serving.llm.admission import Admission
-from tidegate.serving.llm.engine import Engine, EngineDiedError, loaded_engine
-from tidegate.serving.llm.generation import Serving
-from tidegate.serving.llm.grammar import grammar_gate
-from tidegate.serving.llm.prompts import Prompts
-from tidegate.serving.llm.requests import ChatPrompt, Options
-from tidegate.serving.llm.sampling import Sampling
-from tidegate.serving.llm.service import LlmServicer, ModelCard
+from tidegate.serving.llm.api.generation import InferencePipeline
+from tidegate.serving.llm.api.service import LlmServicer, ModelCard
+from tidegate.serving.llm.engine.vllm_engine import EngineDiedError, VllmEngine, loaded_engine
+from tidegate.serving.llm.preprocessing.grammar_checker import running_grammar_checker
+from tidegate.serving.llm.preprocessing.tokenizer import PromptTokenizer
+from tidegate.serving.llm.requests.parser import ChatPrompt, Options
+from tidegate.serving.llm.requests.sampling import Sampling
 from tidegate.serving.llm.settings import LlmSettings, Runner
 from tidegate.serving.llm.telemetry import served_model
 from tidegate.serving.repository import Repository, RepositoryError
@@ -78,39 +79,39 @@ class LlmApplication:
                 # Now that the engine's processes are there, which are not to inherit it.
                 schedule_in_batches()
             facts = engine.facts
-            async with grammar_gate(
+            async with running_grammar_checker(
                 self._path / "tokenizer.json",
                 facts.vocabulary_size,
                 settings.grammar_limit_s,
                 settings.grammar_memory_mib,
-            ) as gate:
-                serving = Serving(
+            ) as grammar_checker:
+                pipeline = InferencePipeline(
                     engine=engine,
-                    prompts=await asyncio.to_thread(Prompts, engine.renderer, facts),
-                    gate=gate,
+                    tokenizer=await asyncio.to_thread(PromptTokenizer, engine.renderer, facts),
+                    grammar_checker=grammar_checker,
                     admission=Admission(engine.max_running, settings.max_waiting_requests),
                     stalled_write_limit_s=settings.stalled_write_limit_s,
                     loaded_at_s=time.time(),
                 )
-                await _warm_up(serving)
+                await _warm_up(pipeline)
                 with served_model(facts, engine.precision, f"vllm {engine.version}") as model:
-                    self._servicer.serving, self._servicer.model = serving, model
+                    self._servicer.pipeline, self._servicer.model = pipeline, model
                     health.set_all(True)
                     async with _failing_with(engine, health):
                         try:
                             yield
                         finally:
-                            self._servicer.serving = self._servicer.model = None
+                            self._servicer.pipeline = self._servicer.model = None
 
 
-async def _warm_up(serving: Serving) -> None:
+async def _warm_up(pipeline: InferencePipeline) -> None:
     """Answers once, since vLLM imports part of what it needs only when it is first asked."""
-    engine, prompts = serving.engine, serving.prompts
+    engine, tokenizer = pipeline.engine, pipeline.tokenizer
     prompt = ChatPrompt([{"role": "user", "content": "Hi"}], {}, False, "messages")
     with suppress(ServiceError):
         # A model may have no template, or one that wants more than this.
-        await prompts.encode_chat(prompt)
-    ids = await prompts.encode("Hi")
+        await tokenizer.encode_chat(prompt)
+    ids = await tokenizer.encode("Hi")
     if engine.embeds:
         await engine.embed(ids)
         return
@@ -121,7 +122,7 @@ async def _warm_up(serving: Serving) -> None:
 
 
 @asynccontextmanager
-async def _failing_with(engine: Engine, health: Health) -> AsyncIterator[None]:
+async def _failing_with(engine: VllmEngine, health: Health) -> AsyncIterator[None]:
     """Ends the block when the engine dies, as `asyncio.timeout` ends one when time is up."""
     owner = asyncio.current_task()
     has_died = False

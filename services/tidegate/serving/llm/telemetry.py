@@ -19,12 +19,12 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from tidegate.chassis import tracing
 from tidegate.chassis.errors import ServiceError, status_code
 from tidegate.chassis.served_models import ServedModel
 from tidegate.llm.v1 import llm_pb2
-from tidegate.serving.llm.requests import ModelFacts
-from tidegate.serving.llm.sampling import Sampling
+from tidegate.runtime import tracing
+from tidegate.serving.llm.requests.parser import ModelFacts
+from tidegate.serving.llm.requests.sampling import Sampling
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue

@@ -6,9 +6,9 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from tidegate.chassis.scheduling import schedule_in_batches
 from tidegate.chassis.server import run
 from tidegate.inference.v2 import open_inference_pb2_grpc
+from tidegate.runtime.process import schedule_in_batches
 from tidegate.serving.repository import Entry, Repository
 from tidegate.serving.vision import open_inference, service
 from tidegate.serving.vision.image_requests import Limits

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tidegate.chassis.calls import ServicerContext, deadline_of, deferred_client_identity
-from tidegate.chassis.tracing import current_context, is_recording, record_span
+from tidegate.runtime.tracing import current_context, is_recording, record_span
 from tidegate.serving.vision.fair_queue import DEFAULT_PRIORITY
 from tidegate.serving.vision.tickets import Ticket
 

@@ -10,7 +10,7 @@ import pytest
 from llm_server import CONTEXT_TOKENS, chat, fields, refusal
 
 from tidegate.llm.v1 import llm_pb2
-from tidegate.serving.llm.precision import computing_type
+from tidegate.serving.llm.engine.launch import computing_type
 from tidegate.serving.llm.settings import Precision
 
 pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]

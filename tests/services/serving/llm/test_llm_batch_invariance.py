@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from llm_server import LlmServer
 
-from tidegate.chassis.errors import StartupError
 from tidegate.llm.v1 import llm_pb2
-from tidegate.serving.llm import launch
+from tidegate.runtime.errors import StartupError
+from tidegate.serving.llm.engine import launch
 from tidegate.serving.llm.settings import LlmSettings
 
 INVARIANT = "VLLM_BATCH_INVARIANT"

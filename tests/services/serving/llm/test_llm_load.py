@@ -13,7 +13,7 @@ import pytest
 from llm_server import MAX_RUNNING, MAX_WAITING, chat, details_of, refusal
 
 from tidegate.llm.v1 import llm_pb2
-from tidegate.serving.llm.environment import has_few_cores
+from tidegate.serving.llm.engine.environment import has_few_cores
 
 pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -8,13 +8,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from tidegate.chassis import tracing
 from tidegate.chassis.calls import CurrentCall, current_call
 from tidegate.chassis.errors import NotFound, ResourceExhausted, ServiceError
 from tidegate.llm.v1 import llm_pb2
-from tidegate.serving.llm.requests import ModelFacts
-from tidegate.serving.llm.sampling import Sampling
-from tidegate.serving.llm.service import LlmServicer, ModelCard
+from tidegate.runtime import tracing
+from tidegate.serving.llm.api.service import LlmServicer, ModelCard
+from tidegate.serving.llm.requests.parser import ModelFacts
+from tidegate.serving.llm.requests.sampling import Sampling
 from tidegate.serving.llm.telemetry import inference_span, served_model, trace_response
 
 FACTS = ModelFacts("small", "2", 1000, 128)
@@ -98,7 +98,7 @@ async def test_a_request_for_a_model_that_is_not_there_counts_for_none(method):
     servicer = LlmServicer(ModelCard("small", "2", method == "Embed", "A model."))
     # The engine needs vLLM; these requests never come to it.
     engine = SimpleNamespace(facts=FACTS, embeds=method == "Embed")
-    servicer.serving = SimpleNamespace(engine=engine)
+    servicer.pipeline = SimpleNamespace(engine=engine)
     with served_model(FACTS, "float32", "vllm") as model:
         servicer.model = model
         for asked, counted in (("other", None), ("small", model), ("", model)):

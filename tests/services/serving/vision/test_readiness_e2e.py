@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidegate.chassis.server import running
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
-from tidegate.mesh.control.health_checks import HealthCheck
-from tidegate.mesh.control.health_watching import HealthWatch
+from tidegate.mesh.control.endpoints.health_checks import HealthCheck
+from tidegate.mesh.control.endpoints.health_watch import HealthWatch
 from tidegate.serving.vision.__main__ import VisionApplication
 from tidegate.serving.vision.settings import VisionSettings
 
@@ -194,5 +194,5 @@ async def test_everybody_tells_the_same_in_every_transition(settings, channel_to
             await eventually(lambda: process.health.is_shut_down)
             assert not await server.is_ready()
             assert await server.ready_models() == set()
-            process.ask_to_stop()
+            process.request_shutdown()
         await draining

@@ -3,9 +3,11 @@
 import math
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 
 import grpc
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
 
 from tidegate.client._shared.channel import ClientOptions
 from tidegate.client._shared.errors import (
@@ -16,7 +18,9 @@ from tidegate.client._shared.errors import (
 )
 from tidegate.client._shared.spans import CallSpan, call_span
 
-__all__ = ["CallContext"]
+__all__ = ["HEALTH_CHECK", "CallContext", "HealthStatus", "health_status"]
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +28,8 @@ class CallContext:
     """A client's address and options, as its calls need them.
 
     Attributes:
-        target: the address, for error messages.
-        options: the client's options.
+        target: The address, for error messages.
+        options: The client's options.
     """
 
     target: str
@@ -43,7 +47,7 @@ class CallContext:
         """Begins the span of a call, in a program that traces.
 
         Args:
-            request: the type of the message that the call sends.
+            request: The type of the message that the call sends.
         """
         return call_span(request, self.target)
 
@@ -51,7 +55,7 @@ class CallContext:
         """The client's metadata, and the trace context of the call's span or of the running one.
 
         Args:
-            span: of the call.
+            span: Of the call.
         """
         metadata = self.options.metadata
         # A program that traces has imported OpenTelemetry; one that has not is spared its cost.
@@ -67,7 +71,7 @@ class CallContext:
         """Makes sure that a request is not too large to send.
 
         Raises:
-            InvalidInputError: it is; gRPC would try it again as if the server were busy.
+            InvalidInputError: It is; gRPC would try it again as if the server were busy.
         """
         size = request.ByteSize()
         limit = self.options.max_message_bytes
@@ -80,6 +84,21 @@ class CallContext:
     def error(self, error: grpc.RpcError, timeout_s: float | None) -> TidegateRpcError:
         """The exception to raise for what a stub raised."""
         return error_of(failure_of_call(error, self.target, timeout_s))
+
+
+class HealthStatus(StrEnum):
+    """What a server says of itself or of one of its services."""
+
+    UNKNOWN = "unknown"
+    SERVING = "serving"
+    NOT_SERVING = "not_serving"
+    SERVICE_UNKNOWN = "service_unknown"
+
+
+def health_status(response: health_pb2.HealthCheckResponse) -> HealthStatus:
+    """The status of an answer."""
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+    return HealthStatus(status.lower())
 
 
 def _finite(timeout_s: float) -> float | None:

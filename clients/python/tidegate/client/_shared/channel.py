@@ -40,11 +40,11 @@ class Retry:
     """When and how often a call is tried again.
 
     Attributes:
-        attempts: most tries in all, from 1 (never again) to 5 (gRPC's limit).
-        initial_backoff_s: the wait before the second try, in seconds; gRPC varies it by a fifth
+        attempts: Most tries in all, from 1 (never again) to 5 (gRPC's limit).
+        initial_backoff_s: The wait before the second try, in seconds; gRPC varies it by a fifth
             and keeps 0.01 at the least.
-        max_backoff_s: the longest wait between two tries, in seconds.
-        backoff_multiplier: how much longer each wait is than the one before it.
+        max_backoff_s: The longest wait between two tries, in seconds.
+        backoff_multiplier: How much longer each wait is than the one before it.
     """
 
     attempts: int = 4
@@ -70,7 +70,7 @@ class Tls:
         ca: PEM file of the authorities to trust; ``None`` trusts the system's.
         certificate: PEM file of the client's certificate chain, for mutual TLS.
         private_key: PEM file of the key of ``certificate``.
-        server_name: the name to expect in the server's certificate, where it is not the address's.
+        server_name: The name to expect in the server's certificate, where it is not the address's.
     """
 
     ca: Path | None = None
@@ -88,13 +88,13 @@ class ClientOptions:
     """Everything about a client but its address.
 
     Attributes:
-        timeout_s: deadline of a unary call that names none, in seconds; ``math.inf`` for none.
-        stream_timeout_s: deadline of a whole stream that names none, in seconds.
-        retry: when calls are tried again.
-        tls: how connections are secured; ``None`` means plain text.
-        metadata: sent with each call.
-        max_message_bytes: largest message to send or to receive.
-        keepalive_s: how often a connection with calls on it is probed, in seconds; servers of
+        timeout_s: Deadline of a unary call that names none, in seconds; ``math.inf`` for none.
+        stream_timeout_s: Deadline of a whole stream that names none, in seconds.
+        retry: When calls are tried again.
+        tls: How connections are secured; ``None`` means plain text.
+        metadata: Sent with each call.
+        max_message_bytes: Largest message to send or to receive.
+        keepalive_s: How often a connection with calls on it is probed, in seconds; servers of
             Tidegate allow 10 and more.
     """
 
@@ -166,7 +166,7 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
     """The channel credentials for TLS.
 
     Raises:
-        InvalidInputError: a file cannot be read.
+        InvalidInputError: A file cannot be read.
     """
     return grpc.ssl_channel_credentials(
         root_certificates=_pem("ca", tls.ca),
@@ -179,7 +179,7 @@ def checked_target(target: str) -> str:
     """The target, if gRPC can call it.
 
     Raises:
-        InvalidInputError: it is empty or a URL of another protocol.
+        InvalidInputError: It is empty or a URL of another protocol.
     """
     if not target.strip():
         raise InvalidInputError("the address is empty; pass for example '127.0.0.1:8500'")

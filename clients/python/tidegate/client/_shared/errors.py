@@ -55,8 +55,8 @@ class FieldViolation:
     """One field of a request that the server refused.
 
     Attributes:
-        field: its path, for example ``images[0].encoded``.
-        description: what is wrong with it and what would be right.
+        field: Its path, for example ``images[0].encoded``.
+        description: What is wrong with it and what would be right.
     """
 
     field: str
@@ -68,13 +68,13 @@ class RpcFailure:
     """What is known of a failed call.
 
     Attributes:
-        code: the gRPC status code.
-        message: the server's message, or gRPC's own when no server answered.
-        reason: the reason of its ``ErrorInfo``, for example ``QUEUE_FULL``; empty when none came.
-        field_violations: the fields that the server refused.
-        retry_after_s: when to try again, in seconds; ``None`` when the server does not say.
-        target: the address that was called.
-        timeout_s: the call's deadline in seconds; ``None`` when it had none.
+        code: The gRPC status code.
+        message: The server's message, or gRPC's own when no server answered.
+        reason: The reason of its ``ErrorInfo``, for example ``QUEUE_FULL``; empty when none came.
+        field_violations: The fields that the server refused.
+        retry_after_s: When to try again, in seconds; ``None`` when the server does not say.
+        target: The address that was called.
+        timeout_s: The call's deadline in seconds; ``None`` when it had none.
     """
 
     code: grpc.StatusCode
@@ -90,7 +90,7 @@ class TidegateRpcError(TidegateError):
     """A call failed.
 
     Args:
-        failure: what is known of it; its attributes are also this exception's.
+        failure: What is known of it; its attributes are also this exception's.
     """
 
     lead: ClassVar[str] = "The call failed"
@@ -244,9 +244,9 @@ def failure_of_call(error: grpc.RpcError, target: str, timeout_s: float | None) 
     """Reads what gRPC raised, with the ``google.rpc`` details of the trailers when there are some.
 
     Args:
-        error: what a stub raised; always a :class:`grpc.Call` too, or its asyncio counterpart.
-        target: the address that was called.
-        timeout_s: the call's deadline in seconds, if it had one.
+        error: What a stub raised; always a :class:`grpc.Call` too, or its asyncio counterpart.
+        target: The address that was called.
+        timeout_s: The call's deadline in seconds, if it had one.
     """
     code = getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN)()
     message = getattr(error, "details", lambda: None)() or ""

@@ -46,7 +46,7 @@ def image_message(image: object) -> vision_pb2.Image:
     """The message for an image.
 
     Raises:
-        InvalidInputError: it is none, or its file cannot be read.
+        InvalidInputError: It is none, or its file cannot be read.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return vision_pb2.Image(encoded=bytes(image))

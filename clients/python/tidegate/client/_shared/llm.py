@@ -4,7 +4,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
-from tidegate.client._shared.errors import InvalidInputError
+import grpc
+
+from tidegate.client._shared.errors import (
+    InvalidInputError,
+    RpcFailure,
+    TidegateRpcError,
+    error_of,
+)
 from tidegate.client._shared.llm_types import (
     Completion,
     Delta,
@@ -27,6 +34,7 @@ from tidegate.llm.v1 import llm_pb2
 
 __all__ = [
     "MessageInput",
+    "PartialAnswer",
     "PromptInput",
     "chat_request",
     "complete_request",
@@ -57,7 +65,7 @@ def generate_request(
     """The request to continue a prompt.
 
     Raises:
-        InvalidInputError: an argument cannot be sent.
+        InvalidInputError: An argument cannot be sent.
     """
     return llm_pb2.GenerateRequest(
         prompt=_prompt(prompt, special_tokens_as_text), options=_generation_options(options)
@@ -74,7 +82,7 @@ def chat_request(
     """The request to answer a conversation, or a single text of the user's.
 
     Raises:
-        InvalidInputError: an argument cannot be sent.
+        InvalidInputError: An argument cannot be sent.
     """
     request = llm_pb2.ChatRequest(
         messages=_messages(messages),
@@ -98,7 +106,7 @@ def complete_request(
     """The request to complete a prompt (a text or token ids) or a conversation (messages).
 
     Raises:
-        InvalidInputError: an argument cannot be sent.
+        InvalidInputError: An argument cannot be sent.
     """
     if _is_conversation(prompt_or_messages):
         messages = cast("Sequence[MessageInput]", prompt_or_messages)
@@ -190,6 +198,54 @@ def llm_model(model: llm_pb2.Model) -> LlmModel:
         loaded_at=timestamp(model.loaded_at) if model.HasField("loaded_at") else None,
         batch_invariant=model.batch_invariant,
     )
+
+
+class PartialAnswer:
+    """What has come of an answer; the server ends every whole one with a ``finish``."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._deltas: list[Delta] = []
+
+    def add(self, delta: Delta) -> None:
+        """Takes the next delta."""
+        self._deltas.append(delta)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(delta.text for delta in self._deltas)
+
+    @property
+    def finish(self) -> Finish | None:
+        """How the answer ended; ``None`` while it has not."""
+        return self._deltas[-1].finish if self._deltas else None
+
+    def whole(self) -> Completion:
+        """The whole answer.
+
+        Raises:
+            ServerFaultError: The stream ended without saying how.
+        """
+        finish = self.finish
+        if finish is None:
+            raise self.cut_short()
+        return Completion(
+            text=self.text,
+            token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
+            logprobs=tuple(item for delta in self._deltas for item in delta.logprobs),
+            finish=finish,
+        )
+
+    def cut_short(self) -> TidegateRpcError:
+        """The error for a stream that ended without saying how."""
+        return error_of(
+            RpcFailure(
+                code=grpc.StatusCode.DATA_LOSS,
+                message="the answer ended without a finish; it may be cut short",
+                target=self._target,
+            )
+        )
 
 
 def _prompt(prompt: PromptInput, special_tokens_as_text: bool) -> llm_pb2.Prompt:

@@ -39,8 +39,8 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: who says it.
-        content: what is said.
+        role: Who says it.
+        content: What is said.
     """
 
     role: Role
@@ -51,33 +51,33 @@ class GenerateOptions(TypedDict, total=False):
     """What a generating request may say; what is left out takes the model's own default.
 
     Attributes:
-        model: the model's name; the one that the server serves unless set.
-        version: its version.
-        max_tokens: most tokens to generate; as many as the context has room for unless set.
-        min_tokens: fewest tokens before the end may come.
+        model: The model's name; the one that the server serves unless set.
+        version: Its version.
+        max_tokens: Most tokens to generate; as many as the context has room for unless set.
+        min_tokens: Fewest tokens before the end may come.
         temperature: 0 takes the likeliest token each time; up to 2 evens the choice.
-        top_p: choose among the likeliest tokens that together have this probability.
-        top_k: choose among this many likeliest tokens; 0 means all.
-        min_p: leave out tokens less likely than this share of the likeliest one.
-        presence_penalty: from -2 to 2, taken off tokens that have appeared.
-        frequency_penalty: from -2 to 2, taken off for each time that a token appeared.
-        repetition_penalty: above 1 makes repeats rarer.
-        seed: makes the random choice repeatable. The same seed and request give the same text while
+        top_p: Choose among the likeliest tokens that together have this probability.
+        top_k: Choose among this many likeliest tokens; 0 means all.
+        min_p: Leave out tokens less likely than this share of the likeliest one.
+        presence_penalty: From -2 to 2, taken off tokens that have appeared.
+        frequency_penalty: From -2 to 2, taken off for each time that a token appeared.
+        repetition_penalty: Above 1 makes repeats rarer.
+        seed: Makes the random choice repeatable. The same seed and request give the same text while
             the server runs no other request; whatever else it runs, if its model is
             ``batch_invariant`` (:class:`LlmModel`).
-        stop: texts that end the answer; looked for in the answer alone.
-        stop_token_ids: tokens that end the answer.
-        include_stop_string: keep the stop string in the answer.
-        ignore_end_of_text: go on past the model's own end.
-        logprobs: also return the log probabilities of this many likeliest tokens at each place; see
+        stop: Texts that end the answer; looked for in the answer alone.
+        stop_token_ids: Tokens that end the answer.
+        include_stop_string: Keep the stop string in the answer.
+        ignore_end_of_text: Go on past the model's own end.
+        logprobs: Also return the log probabilities of this many likeliest tokens at each place; see
             :class:`TokenLogprob` for what they mean.
-        logit_bias: added to the logits of token ids, from -100 to 100.
-        json_schema: the answer is JSON that this schema allows: text, a mapping, or a pydantic
+        logit_bias: Added to the logits of token ids, from -100 to 100.
+        json_schema: The answer is JSON that this schema allows: text, a mapping, or a pydantic
             model class.
-        regex: the answer matches this regular expression.
-        choice: the answer is one of these texts.
-        lora_adapter: a LoRA adapter that the server has.
-        priority: smaller runs first, where the server schedules by priority.
+        regex: The answer matches this regular expression.
+        choice: The answer is one of these texts.
+        lora_adapter: A LoRA adapter that the server has.
+        priority: Smaller runs first, where the server schedules by priority.
     """
 
     model: str
@@ -119,9 +119,9 @@ class Usage:
     """Tokens that a request used.
 
     Attributes:
-        prompt_tokens: tokens of the prompt, the chat template's included.
-        completion_tokens: tokens of the answer.
-        cached_prompt_tokens: tokens of the prompt that were still in the server's cache.
+        prompt_tokens: Tokens of the prompt, the chat template's included.
+        completion_tokens: Tokens of the answer.
+        cached_prompt_tokens: Tokens of the prompt that were still in the server's cache.
     """
 
     prompt_tokens: int
@@ -134,11 +134,11 @@ class LlmTimings:
     """Where the time of a request went, in seconds.
 
     Attributes:
-        queue_s: waiting in the engine.
-        time_to_first_token_s: from the server's receipt of the request to its first token.
-        mean_inter_token_s: mean time between two tokens; ``None`` when there were fewer than two.
-        max_inter_message_s: longest time between two messages; ``None`` when fewer than two came.
-        total_s: from the server's receipt of the request to its last token.
+        queue_s: Waiting in the engine.
+        time_to_first_token_s: From the server's receipt of the request to its first token.
+        mean_inter_token_s: Mean time between two tokens; ``None`` when there were fewer than two.
+        max_inter_message_s: Longest time between two messages; ``None`` when fewer than two came.
+        total_s: From the server's receipt of the request to its last token.
     """
 
     queue_s: float
@@ -153,11 +153,11 @@ class Finish:
     """How an answer ended.
 
     Attributes:
-        reason: why.
-        stop_string: the stop string that ended it; empty when none did.
-        stop_token_id: the stop token that ended it; ``None`` when none did.
-        usage: tokens used.
-        timings: where the time went.
+        reason: Why.
+        stop_string: The stop string that ended it; empty when none did.
+        stop_token_id: The stop token that ended it; ``None`` when none did.
+        usage: Tokens used.
+        timings: Where the time went.
     """
 
     reason: FinishReason
@@ -175,11 +175,11 @@ class TokenLogprob:
     constraints.
 
     Attributes:
-        token_id: its id.
-        token: its text; bytes that are not whole characters are shown as U+FFFD.
-        logprob: the natural logarithm of its probability.
-        rank: its place among all tokens, 1 for the likeliest.
-        token_bytes: its bytes; those of the chosen tokens together are the answer's UTF-8.
+        token_id: Its id.
+        token: Its text; bytes that are not whole characters are shown as U+FFFD.
+        logprob: The natural logarithm of its probability.
+        rank: Its place among all tokens, 1 for the likeliest.
+        token_bytes: Its bytes; those of the chosen tokens together are the answer's UTF-8.
     """
 
     token_id: int
@@ -194,8 +194,8 @@ class PositionLogprobs:
     """Log probabilities at one place of the answer.
 
     Attributes:
-        chosen: the token that was chosen.
-        top: the likeliest tokens, best first.
+        chosen: The token that was chosen.
+        top: The likeliest tokens, best first.
     """
 
     chosen: TokenLogprob
@@ -207,10 +207,10 @@ class Delta:
     """A piece of an answer.
 
     Attributes:
-        text: what is new since the last piece; may be empty.
-        token_ids: the token ids that are new.
-        logprobs: one for each new token, when they were asked for.
-        finish: how the answer ended; in the last piece and only there.
+        text: What is new since the last piece; may be empty.
+        token_ids: The token ids that are new.
+        logprobs: One for each new token, when they were asked for.
+        finish: How the answer ended; in the last piece and only there.
     """
 
     text: str
@@ -224,10 +224,10 @@ class Completion:
     """A whole answer.
 
     Attributes:
-        text: the text.
-        token_ids: its token ids.
-        logprobs: one for each token, when they were asked for.
-        finish: how it ended.
+        text: The text.
+        token_ids: Its token ids.
+        logprobs: One for each token, when they were asked for.
+        finish: How it ended.
     """
 
     text: str
@@ -241,9 +241,9 @@ class Tokenization:
     """The tokens of a text or a conversation.
 
     Attributes:
-        token_ids: their ids.
-        tokens: the text of each.
-        max_context_tokens: the longest context that the server runs the model with.
+        token_ids: Their ids.
+        tokens: The text of each.
+        max_context_tokens: The longest context that the server runs the model with.
     """
 
     token_ids: tuple[int, ...]
@@ -259,8 +259,8 @@ class Embeddings:
     """The vectors of texts, in the order of the request.
 
     Attributes:
-        vectors: each of Euclidean length 1.
-        usage: tokens used.
+        vectors: Each of Euclidean length 1.
+        usage: Tokens used.
     """
 
     vectors: tuple[tuple[float, ...], ...]
@@ -280,18 +280,18 @@ class LlmModel:
     """A language model and how it is served.
 
     Attributes:
-        name: the model.
-        version: its version.
-        ready: whether it answers now.
-        kind: what it does.
-        engine: the engine and its version.
-        precision: what it computes in.
-        max_context_tokens: the longest context, prompt and answer together.
-        vocabulary_size: token ids are below this.
-        lora_adapters: the adapters that requests may name.
-        description: what the model is and where its weights come from.
-        loaded_at: when it became ready; ``None`` unless it is.
-        batch_invariant: whether the same request and seed give the same text whatever else runs.
+        name: The model.
+        version: Its version.
+        ready: Whether it answers now.
+        kind: What it does.
+        engine: The engine and its version.
+        precision: What it computes in.
+        max_context_tokens: The longest context, prompt and answer together.
+        vocabulary_size: Token ids are below this.
+        lora_adapters: The adapters that requests may name.
+        description: What the model is and where its weights come from.
+        loaded_at: When it became ready; ``None`` unless it is.
+        batch_invariant: Whether the same request and seed give the same text whatever else runs.
     """
 
     name: str

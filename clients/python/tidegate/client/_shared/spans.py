@@ -60,7 +60,7 @@ class CallSpan:
         """Ends the span; does nothing the second time.
 
         Args:
-            error: why the call failed, if it did.
+            error: Why the call failed, if it did.
         """
         if error is None:
             self._end(grpc.StatusCode.OK, "")
@@ -105,8 +105,8 @@ def call_span(request: type[Message], target: str) -> CallSpan:
     """Begins the span of a call, inside the span that runs if there is one.
 
     Args:
-        request: the type of the message that the call sends; it tells the method.
-        target: the address that is called.
+        request: The type of the message that the call sends; it tells the method.
+        target: The address that is called.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
@@ -134,7 +134,7 @@ def server_of(target: str) -> "Mapping[str, str | int]":
     A target of several addresses has none: which of them answers is not known.
 
     Args:
-        target: as gRPC takes it, such as ``vision:8500``, ``dns:///vision:8500``, ``unix:/path``.
+        target: As gRPC takes it, such as ``vision:8500``, ``dns:///vision:8500``, ``unix:/path``.
     """
     scheme, colon, rest = target.partition(":")
     if colon and scheme in {"unix", "unix-abstract"}:

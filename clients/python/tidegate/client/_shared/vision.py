@@ -62,9 +62,9 @@ class Classification:
     """One label and how sure the model is of it.
 
     Attributes:
-        class_id: the class number, from 0.
-        label: the label's name.
-        score: softmax probability, from 0 to 1.
+        class_id: The class number, from 0.
+        label: The label's name.
+        score: Softmax probability, from 0 to 1.
     """
 
     class_id: int
@@ -77,8 +77,8 @@ class ImageResult:
     """What the model says of one image.
 
     Attributes:
-        classifications: the best labels, best first.
-        logits: the model's raw output; empty unless it was asked for.
+        classifications: The best labels, best first.
+        logits: The model's raw output; empty unless it was asked for.
     """
 
     classifications: tuple[Classification, ...]
@@ -95,11 +95,11 @@ class VisionTimings:
     """Where the time of a request went, each the longest over its images, in seconds.
 
     Attributes:
-        decode_s: decoding, resizing and cropping.
-        queue_s: waiting for a worker and for a batch.
-        inference_s: the engine's run of the batch.
-        total_s: from the server's receipt of the request to its answer being ready.
-        batch_size: images in the largest batch that served it, other requests' included.
+        decode_s: Decoding, resizing and cropping.
+        queue_s: Waiting for a worker and for a batch.
+        inference_s: The engine's run of the batch.
+        total_s: From the server's receipt of the request to its answer being ready.
+        batch_size: Images in the largest batch that served it, other requests' included.
     """
 
     decode_s: float
@@ -114,11 +114,11 @@ class ClassifyResult:
     """The answer to a request: one result for each image, in the order of the request.
 
     Attributes:
-        model: the name of the model that ran.
-        version: its version.
-        precision: what its engine computed in.
-        results: one for each image; the answer itself can be indexed and iterated instead.
-        timings: where the time went.
+        model: The name of the model that ran.
+        version: Its version.
+        precision: What its engine computed in.
+        results: One for each image; the answer itself can be indexed and iterated instead.
+        timings: Where the time went.
     """
 
     model: str
@@ -147,8 +147,8 @@ class StreamAnswer:
     """The answer to one request of a stream: a result or, where that request failed, an error.
 
     Attributes:
-        index: which request of the stream it answers, from 0.
-        error: why there is no result; ``None`` when there is one.
+        index: Which request of the stream it answers, from 0.
+        error: Why there is no result; ``None`` when there is one.
     """
 
     index: int
@@ -160,7 +160,7 @@ class StreamAnswer:
         """The result.
 
         Raises:
-            TidegateRpcError: the request failed.
+            TidegateRpcError: The request failed.
         """
         if self._result is None:
             raise self.error or InvalidInputError("the answer is empty")
@@ -172,19 +172,19 @@ class VisionModel:
     """A model version and how it is served.
 
     Attributes:
-        name: the model.
-        version: its version.
-        state: where it is in its life.
-        reason: why loading failed; empty unless it did.
-        precision: what its engine computes in.
-        engine: the engine and its version.
-        description: what the model is and where its weights come from.
-        num_classes: classes that it tells apart.
-        input_shape: one input tensor's shape without the batch dimension.
-        batch_sizes: batch sizes that the engine prefers, ascending.
-        loaded_at: when it became ready; ``None`` unless it is.
-        is_default: whether requests that name no version get this one.
-        labels: every label by class number; only :meth:`~tidegate.client.VisionClient.model`
+        name: The model.
+        version: Its version.
+        state: Where it is in its life.
+        reason: Why loading failed; empty unless it did.
+        precision: What its engine computes in.
+        engine: The engine and its version.
+        description: What the model is and where its weights come from.
+        num_classes: Classes that it tells apart.
+        input_shape: One input tensor's shape without the batch dimension.
+        batch_sizes: Batch sizes that the engine prefers, ascending.
+        loaded_at: When it became ready; ``None`` unless it is.
+        is_default: Whether requests that name no version get this one.
+        labels: Every label by class number; only :meth:`~tidegate.client.VisionClient.model`
             fetches them.
     """
 
@@ -214,7 +214,7 @@ def classify_request(
     """The request for these images.
 
     Raises:
-        InvalidInputError: an image is none or cannot be read, or an argument is out of range.
+        InvalidInputError: An image is none or cannot be read, or an argument is out of range.
     """
     if top_k < 0:
         raise InvalidInputError(f"top_k is {top_k}; use 1 or more")

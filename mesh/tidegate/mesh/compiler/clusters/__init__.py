@@ -1,0 +1,1 @@
+"""Hosts as Envoy's clusters and endpoints."""

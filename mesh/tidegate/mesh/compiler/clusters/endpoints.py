@@ -1,0 +1,110 @@
+"""Endpoints: the `ClusterLoadAssignment` of a cluster, with what is known of their health.
+
+An endpoint that must get no new requests stays in the assignment and is marked, so that its running
+streams end by themselves. Labels go along: under ``envoy.lb`` as they are, and under ``istio`` as
+``workload;namespace;canonical name;canonical revision;cluster``, which is what telemetry reads.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from envoy.config.core.v3 import base_pb2, health_check_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.wrappers_pb2 import UInt32Value
+
+from tidegate.istio.shapes import SubsetName
+from tidegate.mesh.compiler.hosts.services import Endpoint, Port
+from tidegate.mesh.compiler.hosts.upstreams import Upstream
+from tidegate.mesh.compiler.naming import cluster_name
+from tidegate.mesh.compiler.protobuf import socket_address
+from tidegate.mesh.compiler.settings import EndpointState, EndpointStates
+
+__all__ = ["assignment"]
+
+_HEALTH: Final[Mapping[EndpointState, int]] = {
+    EndpointState.HEALTHY: health_check_pb2.HEALTHY,
+    EndpointState.UNHEALTHY: health_check_pb2.UNHEALTHY,
+    EndpointState.DRAINING: health_check_pb2.DRAINING,
+}
+_GREATEST_TOTAL: Final = 2**32 - 1
+_UNKNOWN: Final[int] = health_check_pb2.UNKNOWN
+_CANONICAL_NAME: Final = (
+    "service.istio.io/canonical-name",
+    "app.kubernetes.io/name",
+    "app",
+)
+_CANONICAL_REVISION: Final = (
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+)
+
+
+def assignment(
+    upstream: Upstream, port: Port, subset: SubsetName | None, states: EndpointStates
+) -> endpoint_pb2.ClusterLoadAssignment:
+    """The endpoints of one cluster."""
+    # Two entries may name one endpoint; gRPC clients refuse an assignment that has it twice.
+    endpoints = list({each.key: each for each in upstream.endpoints(port, subset)}.values())
+    result = endpoint_pb2.ClusterLoadAssignment(
+        cluster_name=cluster_name(upstream.service.host, port.number, subset)
+    )
+    if endpoints:
+        weights = _in_32_bits([each.weight for each in endpoints])
+        # gRPC clients want a locality with a weight, and take no endpoints without.
+        group = result.endpoints.add(
+            locality=base_pb2.Locality(),
+            load_balancing_weight=UInt32Value(value=sum(weights)),
+        )
+        group.lb_endpoints.extend(
+            _endpoint(each, weight, _health(upstream, each, states))
+            for each, weight in zip(endpoints, weights, strict=True)
+        )
+    return result
+
+
+def _in_32_bits(weights: Sequence[int]) -> Sequence[int]:
+    """The weights, or smaller ones of the same proportions: Envoy keeps their sum in 32 bits."""
+    parts = -(-sum(weights) // (_GREATEST_TOTAL - len(weights)))
+    return weights if parts <= 1 else [max(1, weight // parts) for weight in weights]
+
+
+def _health(upstream: Upstream, endpoint: Endpoint, states: EndpointStates) -> int:
+    if upstream.service.resolution.by_dns:
+        return _UNKNOWN
+    state = states.get(endpoint.key, EndpointState.UNHEALTHY)
+    if upstream.service.external and state is not EndpointState.DRAINING:
+        # The state is that of a host of the mesh at the same address, and may be of long ago.
+        state = EndpointState.HEALTHY
+    return _HEALTH[state]
+
+
+def _endpoint(endpoint: Endpoint, weight: int, health: int) -> endpoint_components_pb2.LbEndpoint:
+    return endpoint_components_pb2.LbEndpoint(
+        endpoint=endpoint_components_pb2.Endpoint(
+            address=socket_address(endpoint.address, endpoint.port)
+        ),
+        health_status=health,
+        load_balancing_weight=UInt32Value(value=weight),
+        metadata=base_pb2.Metadata(
+            filter_metadata={
+                "envoy.lb": _struct(endpoint.labels),
+                "istio": _struct({"workload": _workload(endpoint)}),
+            }
+        ),
+    )
+
+
+def _workload(endpoint: Endpoint) -> str:
+    name = _first(endpoint.labels, _CANONICAL_NAME) or endpoint.workload
+    revision = _first(endpoint.labels, _CANONICAL_REVISION)
+    return f"{endpoint.workload};{endpoint.namespace};{name};{revision};Kubernetes"
+
+
+def _first(labels: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((labels[name] for name in names if labels.get(name)), "")
+
+
+def _struct(values: Mapping[str, str]) -> Struct:
+    return Struct(fields={name: Value(string_value=value) for name, value in values.items()})

@@ -1,0 +1,1 @@
+"""Where traffic enters the mesh, and which VirtualServices hold there."""

@@ -1,0 +1,1 @@
+"""Which hosts there are, with their endpoints, and which DestinationRules hold for them."""

@@ -1,0 +1,322 @@
+"""vLLM behind a narrow door: load it, run a request, notice that it died.
+
+The engine's core is a process of its own; this module talks to it through `AsyncLLM`, the class
+that vLLM's own OpenAI server stands on. Closing the iterator that `generate` gives frees the
+sequence in the core at once. vLLM registers its metrics (``vllm:*``) in Prometheus' default
+registry, where the chassis shows them as they are.
+
+vLLM takes seconds to import, and reads part of its configuration from the environment when it is
+imported, so it is imported where it is loaded.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from tidegate.chassis.errors import Internal, InvalidArgument, Unavailable
+from tidegate.errors import TidegateError
+from tidegate.runtime.errors import StartupError
+from tidegate.serving.llm.engine.environment import prepare_environment
+from tidegate.serving.llm.engine.launch import launch
+from tidegate.serving.llm.engine.vocabulary import Vocabulary
+from tidegate.serving.llm.engine_process.plugin import HAS_RAW_LOGPROBS
+from tidegate.serving.llm.requests.parser import ModelFacts, Options
+from tidegate.serving.llm.requests.sampling import (
+    Constraint,
+    ConstraintKind,
+    Sampling,
+    SamplingDefaults,
+)
+from tidegate.serving.llm.settings import LlmSettings, Runner, SchedulingPolicy
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["EngineDiedError", "VllmEngine", "loaded_engine", "sampling_params"]
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_LIVENESS_INTERVAL_S: Final = 0.1
+_SHUTDOWN_S: Final = 3.0
+
+
+class EngineDiedError(TidegateError):
+    """The engine's process ended by itself; the server cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmEngine:
+    """A loaded model.
+
+    Attributes:
+        facts: What requests are checked against.
+        version: Of vLLM.
+        precision: The type that it computes in.
+        max_running: Requests that it works on at once.
+        batch_invariant: Whether a text does not depend on what else runs.
+        embeds: Whether it makes vectors; otherwise it generates.
+    """
+
+    facts: ModelFacts
+    version: str
+    precision: str
+    max_running: int
+    batch_invariant: bool
+    embeds: bool
+    _llm: "AsyncLLM"
+    _vocabulary: Vocabulary | None
+    _adapters: "dict[str, LoRARequest]"
+    _ids: "count[int]"
+
+    @property
+    def renderer(self) -> Any:
+        """The renderer of chat templates, which has the tokenizer."""
+        return self._llm.renderer
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Gives the bytes of a token: of a special one its name, and else those of its text."""
+        if self._vocabulary is not None:
+            return self._vocabulary.bytes_of(token_id)
+        text: str = self.renderer.get_tokenizer().decode([token_id])
+        return text.encode()
+
+    async def generate(
+        self, token_ids: list[int], options: Options, arrival_s: float, *, streams: bool
+    ) -> "AsyncGenerator[RequestOutput, None]":
+        """Runs a request. Close the iterator to end it early.
+
+        Args:
+            token_ids: The prompt.
+            options: How to generate.
+            arrival_s: When the request came, as `time.time` tells; vLLM's own timings begin there.
+            streams: Whether to give every piece as it comes, or the whole answer once.
+
+        Yields:
+            What is new, merged where the caller is slower than the engine.
+
+        Raises:
+            Unavailable: The engine died.
+            InvalidArgument: vLLM refuses the request for a reason that is not known here.
+        """
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        room = self.facts.max_context_tokens - len(token_ids)
+        outputs = self._llm.generate(
+            {"type": "token", "prompt_token_ids": token_ids, "arrival_time": arrival_s},
+            sampling_params(options.sampling, room, streams=streams),
+            f"tidegate-{next(self._ids)}",
+            lora_request=self._adapters.get(options.lora_adapter),
+            priority=options.priority,
+        )
+        try:
+            async for output in outputs:
+                if output.finished and output.outputs[0].finish_reason == "error":
+                    raise _failed(options)
+                yield output
+        except EngineDeadError as error:
+            raise _dead() from error
+        except VLLMClientError as error:
+            raise InvalidArgument.of(options.at, str(error), reason="REFUSED_BY_ENGINE") from error
+        except EngineGenerateError as error:
+            if self._llm.errored:
+                raise _dead() from error
+            raise
+        finally:
+            await outputs.aclose()
+
+    async def embed(self, token_ids: list[int]) -> list[float]:
+        """Makes the vector of a prompt, of Euclidean length 1.
+
+        Raises:
+            Unavailable: The engine died.
+        """
+        from vllm.pooling_params import PoolingParams
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        outputs = self._llm.encode(
+            {"type": "token", "prompt_token_ids": token_ids},
+            PoolingParams(task="embed"),
+            f"tidegate-{next(self._ids)}",
+        )
+        try:
+            async for output in outputs:
+                vector = output.outputs.data.float().flatten()
+                unit: list[float] = (vector / vector.norm()).tolist()
+                return unit
+        except (EngineDeadError, EngineGenerateError) as error:
+            if self._llm.errored:
+                raise _dead() from error
+            raise
+        finally:
+            await outputs.aclose()
+        raise Internal("the engine gave no vector")
+
+    async def died(self) -> None:
+        """Returns when the engine has died."""
+        # vLLM sets a flag from a thread and tells nobody.
+        while not self._llm.errored:  # noqa: ASYNC110
+            await asyncio.sleep(_LIVENESS_INTERVAL_S)
+
+
+@asynccontextmanager
+async def loaded_engine(
+    settings: LlmSettings, path: Path, name: str, version: str
+) -> AsyncIterator[VllmEngine]:
+    """Loads a model; leaving the context ends the engine's processes.
+
+    Args:
+        settings: How to run it.
+        path: Folder of the model.
+        name: Name that clients know it by.
+        version: Version that clients know it by.
+
+    Raises:
+        StartupError: vLLM cannot load it.
+    """
+    prepare_environment(settings.kv_cache_gib)
+    loading = asyncio.create_task(asyncio.to_thread(launch, settings, path, name))
+    try:
+        llm = await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        # The thread cannot be stopped; what it starts must be.
+        _shut_down(await loading)
+        raise
+    except Exception as error:
+        raise StartupError(f"vLLM cannot load {path}: {error}") from error
+    try:
+        yield await _describe(llm, settings, name, version)
+    finally:
+        await asyncio.to_thread(_shut_down, llm)
+
+
+def sampling_params(sampling: Sampling, room: int, *, streams: bool) -> "SamplingParams":
+    """Says in vLLM's words how tokens are chosen.
+
+    Args:
+        sampling: Checked parameters.
+        room: Tokens that the context leaves for the answer.
+        streams: Whether pieces are wanted or the whole.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
+        min_tokens=sampling.min_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        # vLLM takes -1 for no seed.
+        seed=2**63 - 1 if sampling.seed == -1 else sampling.seed,
+        stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
+        include_stop_str_in_output=sampling.include_stop_string,
+        ignore_eos=sampling.ignore_end_of_text,
+        logprobs=sampling.logprobs,
+        logit_bias=dict(sampling.logit_bias) or None,
+        structured_outputs=_structured(sampling.constraint),
+        output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def _structured(constraint: Constraint | None) -> Any:
+    if constraint is None:
+        return None
+    from vllm.sampling_params import StructuredOutputsParams
+
+    match constraint.kind:
+        case ConstraintKind.JSON_SCHEMA:
+            return StructuredOutputsParams(json=constraint.texts[0])
+        case ConstraintKind.REGEX:
+            return StructuredOutputsParams(regex=constraint.texts[0])
+        case ConstraintKind.CHOICE:
+            return StructuredOutputsParams(choice=list(constraint.texts))
+
+
+def _failed(options: Options) -> InvalidArgument | Internal:
+    if options.sampling.constraint is not None:
+        return InvalidArgument.of(
+            f"{options.at}.sampling.constraint",
+            "became too complex while the answer was made, or spells the name of a special token",
+            reason="BAD_CONSTRAINT",
+        )
+    return Internal("the engine failed this request", reason="ENGINE_FAILED")
+
+
+def _dead() -> Unavailable:
+    return Unavailable("the engine died; another replica may answer", reason="ENGINE_DIED")
+
+
+async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: str) -> VllmEngine:
+    import vllm
+    from vllm.lora.request import LoRARequest
+
+    from tidegate.serving.llm.engine.detokenizer import install_detokenizer
+
+    config = llm.model_config
+    adapters = {
+        adapter: LoRARequest(adapter, number, str(folder))
+        for number, (adapter, folder) in enumerate(settings.adapters, start=1)
+    }
+    for adapter in adapters.values():
+        # Loaded now, so that a broken one is found before the server says that it serves.
+        await llm.add_lora(adapter)
+    vocabulary = await asyncio.to_thread(Vocabulary.of, llm.renderer.get_tokenizer())
+    install_detokenizer(llm.output_processor, vocabulary)
+    defaults = config.get_diff_sampling_param() or {}
+    known = {field: defaults[field] for field in SamplingDefaults.__slots__ if field in defaults}
+    facts = ModelFacts(
+        name=name,
+        version=version,
+        vocabulary_size=config.get_vocab_size(),
+        max_context_tokens=config.max_model_len,
+        lora_adapters=tuple(adapters),
+        schedules_by_priority=settings.scheduling_policy is SchedulingPolicy.PRIORITY,
+        # vLLM's second model runner, which a GPU has, masks elsewhere.
+        has_raw_logprobs=HAS_RAW_LOGPROBS in os.environ and not llm.vllm_config.use_v2_model_runner,
+        defaults=SamplingDefaults(**known),
+    )
+    _log.info(
+        "engine loaded",
+        vllm=vllm.__version__,
+        dtype=str(config.dtype),
+        max_context_tokens=facts.max_context_tokens,
+        adapters=list(adapters),
+    )
+    return VllmEngine(
+        facts=facts,
+        version=vllm.__version__,
+        precision=str(config.dtype).removeprefix("torch."),
+        max_running=llm.vllm_config.scheduler_config.max_num_seqs,
+        batch_invariant=settings.batch_invariant,
+        embeds=settings.runner is Runner.POOLING,
+        _llm=llm,
+        _vocabulary=vocabulary,
+        _adapters=adapters,
+        _ids=count(),
+    )
+
+
+def _shut_down(llm: "AsyncLLM") -> None:
+    llm.shutdown(timeout=_SHUTDOWN_S)
+    # Its destructor does it again, when the interpreter has already taken vLLM's modules apart.
+    llm.shutdown = _nothing  # type: ignore[method-assign]
+
+
+def _nothing(timeout: float | None = None) -> None:
+    del timeout

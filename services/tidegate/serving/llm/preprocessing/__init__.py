@@ -1,0 +1,1 @@
+"""Prepares requests for the engine: token ids of prompts, and constraints that compile."""

@@ -1,0 +1,279 @@
+"""Turns prompts into token ids, with the model's own tokenizer and chat template.
+
+The texts of a conversation stay text, whatever they spell; see
+:mod:`~tidegate.serving.llm.preprocessing.special_tokens`.
+
+Short texts are tokenized on the event loop, where it takes less than handing them to a thread
+would; long ones on a thread. A text that cannot fit the context however it is tokenized is refused
+before.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from tidegate.chassis.errors import InvalidArgument, Unimplemented
+from tidegate.serving.llm.preprocessing.special_tokens import (
+    LiteralTokenizer,
+    NameEscaper,
+    SpecialTokenNames,
+)
+from tidegate.serving.llm.requests.parser import (
+    ChatPrompt,
+    ModelFacts,
+    Options,
+    TextPrompt,
+    TokenPrompt,
+)
+from tidegate.serving.llm.requests.sampling import Constraint, ConstraintKind
+
+__all__ = ["PromptTokenizer"]
+
+_INLINE_CHARACTERS: Final = 8192
+_INLINE_TOKENS: Final = 4096
+
+
+class PromptTokenizer:
+    """The tokenizer and chat template of a loaded model.
+
+    Args:
+        renderer: vLLM's, of the loaded model.
+        facts: Of the model.
+    """
+
+    def __init__(self, renderer: Any, facts: ModelFacts) -> None:
+        self._renderer = renderer
+        self._tokenizer = renderer.get_tokenizer()
+        self._facts = facts
+        self._longest_token = max(int(self._tokenizer.max_chars_per_token), 1)
+        self._adds_to_chat = renderer.default_chat_tok_params.add_special_tokens
+        self._as_text = LiteralTokenizer.of(self._tokenizer)
+        self._names = (
+            SpecialTokenNames(self._tokenizer.all_special_tokens)
+            if self._as_text is None
+            else self._as_text.names
+        )
+
+    async def token_ids(
+        self, prompt: TextPrompt | TokenPrompt | ChatPrompt, options: Options | None = None
+    ) -> list[int]:
+        """Gives the token ids of a prompt that fits the context.
+
+        Args:
+            prompt: As it was read.
+            options: Of a request that generates, for which the context must leave room.
+
+        Raises:
+            InvalidArgument: It is too long, or its chat template refuses it.
+            Unimplemented: The model has no chat template.
+        """
+        match prompt:
+            case TokenPrompt():
+                ids = prompt.token_ids
+            case TextPrompt():
+                self._check_characters(len(prompt.text), prompt.at)
+                ids = await self.encode(
+                    prompt.text, plain=prompt.special_tokens_as_text, at=prompt.at
+                )
+            case ChatPrompt():
+                self._check_characters(sum(len(m["content"]) for m in prompt.messages), prompt.at)
+                ids = await self.encode_chat(prompt)
+        if not ids:
+            raise InvalidArgument.of(prompt.at, "holds no token")
+        self._check_length(len(ids), prompt.at, options)
+        return ids
+
+    async def encode(
+        self, text: str, *, special: bool = True, plain: bool = False, at: str = "text"
+    ) -> list[int]:
+        """Tokenizes a text of any length.
+
+        Args:
+            text: To tokenize.
+            special: Whether the tokenizer adds its special tokens.
+            plain: Whether names of special tokens within the text are text.
+            at: Path of the text in the request.
+
+        Raises:
+            InvalidArgument: They cannot be text for this tokenizer, and one is there.
+        """
+        if plain and self._as_text is None:
+            self._refuse_names([(at, text)])
+        if len(text) <= _INLINE_CHARACTERS:
+            return self._encode(text, special=special, plain=plain)
+        return await asyncio.to_thread(self._encode, text, special=special, plain=plain)
+
+    async def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        """Puts a conversation through the chat template and tokenizes it.
+
+        Raises:
+            InvalidArgument: The template refuses it.
+            Unimplemented: The model has no chat template.
+        """
+        from vllm.exceptions import VLLMClientError
+        from vllm.renderers.params import ChatParams
+
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise Unimplemented(
+                f"{self._facts.name} has no chat template; use Generate", reason="NO_CHAT_TEMPLATE"
+            )
+        arguments = {
+            name: _whole_numbers(value) for name, value in prompt.template_arguments.items()
+        }
+        contents = [message["content"] for message in prompt.messages]
+        if self._as_text is None:
+            self._refuse_names(
+                (f"{prompt.at}[{index}].content", each) for index, each in enumerate(contents)
+            )
+            at = f"{prompt.at.removesuffix('messages')}template_arguments"
+            self._refuse_names(
+                (f"{at}.{name}", text)
+                for name, value in arguments.items()
+                for text in (name, *_texts(value))
+            )
+        template = str(self._tokenizer.chat_template)
+        marks = NameEscaper(self._names, [*contents, *_texts(arguments)], template)
+        params = ChatParams(
+            chat_template_kwargs={
+                **{name: marks.marked_all(value) for name, value in arguments.items()},
+                "add_generation_prompt": not prompt.continues_last,
+                "continue_final_message": prompt.continues_last,
+                "tokenize": False,
+            }
+        )
+        try:
+            _, rendered = await self._renderer.render_messages_async(
+                [
+                    {"role": message["role"], "content": marks.marked(message["content"])}
+                    for message in prompt.messages
+                ],
+                params,
+            )
+        except (VLLMClientError, ValueError, TypeError, TimeoutError) as error:
+            raise InvalidArgument.of(
+                prompt.at, f"the chat template refuses them: {error}", reason="TEMPLATE_REFUSED"
+            ) from error
+        text: str = rendered["prompt"]
+        if len(text) <= _INLINE_CHARACTERS:
+            return self._encode_rendered(text, marks.mark)
+        return await asyncio.to_thread(self._encode_rendered, text, marks.mark)
+
+    def check_constraint(self, constraint: Constraint, at: str) -> None:
+        """Refuses choices that name a special token.
+
+        llguidance asks the model's tokenizer which tokens spell the text that must come next. The
+        tokenizer takes the name for the special token, and the request fails.
+
+        Args:
+            constraint: Of a request.
+            at: Its path in the request.
+
+        Raises:
+            InvalidArgument: A choice holds such a name.
+        """
+        if constraint.kind is ConstraintKind.CHOICE:
+            for index, text in enumerate(constraint.texts):
+                if name := self._names.found(text):
+                    raise InvalidArgument.of(
+                        f"{at}.choice.options[{index}]",
+                        f"holds {name!r}, the name of a special token, which the engine cannot"
+                        " spell; leave it out",
+                        reason="BAD_CONSTRAINT",
+                    )
+
+    async def tokens(self, ids: Sequence[int]) -> list[str]:
+        """Gives the text of each token; incomplete characters as the replacement character."""
+        if len(ids) <= _INLINE_TOKENS:
+            return self._tokens(ids)
+        return await asyncio.to_thread(self._tokens, ids)
+
+    async def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """Gives the text of token ids."""
+        if len(ids) <= _INLINE_TOKENS:
+            return self._decode(ids, skip_special=skip_special)
+        return await asyncio.to_thread(self._decode, ids, skip_special=skip_special)
+
+    def _encode(self, text: str, *, special: bool, plain: bool = False) -> list[int]:
+        if plain and self._as_text is not None:
+            return self._as_text.encode(text, special=special)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
+        return ids
+
+    def _encode_rendered(self, text: str, mark: str) -> list[int]:
+        if self._as_text is None:
+            return self._encode(text.replace(mark, ""), special=self._adds_to_chat)
+        return self._as_text.encode_rendered(text, mark, special=self._adds_to_chat)
+
+    def _refuse_names(self, texts: Iterable[tuple[str, str]]) -> None:
+        """Refuses texts with names of special tokens, for a tokenizer that cannot be copied."""
+        for at, text in texts:
+            if name := self._names.found(text):
+                raise InvalidArgument.of(
+                    at,
+                    f"holds {name!r}, which this model's tokenizer takes for a special token, and"
+                    " not for text; leave it out",
+                    reason="SPECIAL_TOKEN_IN_TEXT",
+                )
+
+    def _tokens(self, ids: Sequence[int]) -> list[str]:
+        return [self._decode([each], skip_special=False) for each in ids]
+
+    def _decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def _check_characters(self, characters: int, at: str) -> None:
+        fewest = -(-characters // self._longest_token)
+        if fewest > self._facts.max_context_tokens:
+            raise _too_long(at, f"at least {fewest}", self._facts.max_context_tokens)
+
+    def _check_length(self, tokens: int, at: str, options: Options | None) -> None:
+        limit = self._facts.max_context_tokens
+        if options is None:
+            if tokens > limit:
+                raise _too_long(at, str(tokens), limit)
+            return
+        if tokens >= limit:
+            raise _too_long(at, str(tokens), limit - 1)
+        if options.sampling.min_tokens > limit - tokens:
+            raise InvalidArgument.of(
+                f"{options.at}.sampling.min_tokens",
+                f"must be at most {limit - tokens}, which the context of {limit} tokens leaves"
+                f" after a prompt of {tokens}",
+            )
+
+
+def _too_long(at: str, tokens: str, limit: int) -> InvalidArgument:
+    return InvalidArgument.of(
+        at,
+        f"is {tokens} tokens long; this model takes at most {limit}",
+        reason="PROMPT_TOO_LONG",
+        metadata={"tokens": tokens, "limit": str(limit)},
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Gives the texts in a value of JSON, the keys of objects among them."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            for key, each in value.items():
+                yield key
+                yield from _texts(each)
+        case list():
+            for each in value:
+                yield from _texts(each)
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Undoes what ``google.protobuf.Struct`` does to integers, whose only number is the double."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {key: _whole_numbers(each) for key, each in value.items()}
+        case list():
+            return [_whole_numbers(each) for each in value]
+        case _:
+            return value

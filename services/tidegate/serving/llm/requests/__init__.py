@@ -1,0 +1,1 @@
+"""Reads requests: from protobuf messages to checked values."""

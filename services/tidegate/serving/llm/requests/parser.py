@@ -1,0 +1,314 @@
+"""Reads requests: pure functions from messages of the wire to values the server works with.
+
+The comments in ``llm.proto`` are the contract, and each range in them is checked here, before
+anything is tokenized or queued. All that is wrong with a request is reported at once, each by the
+path of its field in the message that the client sent, so `at` leads every function to the place it
+reads.
+
+Nothing here knows vLLM, a clock or the event loop.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from google.protobuf.json_format import MessageToDict
+
+from tidegate.chassis.errors import FieldViolation, InvalidArgument, NotFound
+from tidegate.llm.v1 import llm_pb2
+from tidegate.serving.llm.requests.sampling import Sampling, SamplingDefaults, read_sampling
+
+__all__ = [
+    "ChatPrompt",
+    "ModelFacts",
+    "Options",
+    "TextPrompt",
+    "TokenPrompt",
+    "check_model",
+    "check_token_ids",
+    "read_chat",
+    "read_generate",
+    "read_messages",
+    "read_prompt",
+]
+
+_ROLES: Final = {
+    llm_pb2.ROLE_SYSTEM: "system",
+    llm_pb2.ROLE_USER: "user",
+    llm_pb2.ROLE_ASSISTANT: "assistant",
+    llm_pb2.ROLE_TOOL: "tool",
+}
+
+# Arguments of transformers' apply_chat_template that are the server's to set; the first would let a
+# client replace the template itself.
+_RESERVED_ARGUMENTS: Final = frozenset(
+    {
+        "chat_template",
+        "conversation",
+        "messages",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What requests are checked against.
+
+    Attributes:
+        name: The model's name.
+        version: Its version.
+        vocabulary_size: Token ids are below this.
+        max_context_tokens: Most tokens of prompt and answer together.
+        lora_adapters: SpecialTokenNames of the adapters.
+        schedules_by_priority: Whether a request's priority means something.
+        has_raw_logprobs: Whether log probabilities are the model's own under a constraint, too.
+        defaults: What the model's generation configuration says of sampling.
+    """
+
+    name: str
+    version: str
+    vocabulary_size: int
+    max_context_tokens: int
+    lora_adapters: tuple[str, ...] = ()
+    schedules_by_priority: bool = False
+    has_raw_logprobs: bool = True
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A text to continue or embed.
+
+    Attributes:
+        text: The text.
+        at: Its path in the request, for errors to come.
+        special_tokens_as_text: Whether names of special tokens within it are text.
+    """
+
+    text: str
+    at: str
+    special_tokens_as_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids to continue or embed. `at` is their path in the request."""
+
+    token_ids: list[int]
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation to answer.
+
+    Attributes:
+        messages: Role and content of each, as chat templates know them.
+        template_arguments: Further variables of the template.
+        continues_last: Whether the answer goes on with the last message.
+        at: Path of the messages in the request.
+    """
+
+    messages: list[dict[str, str]]
+    template_arguments: dict[str, object]
+    continues_last: bool
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to generate.
+
+    Attributes:
+        sampling: How tokens are chosen.
+        lora_adapter: Name of the adapter; empty for none.
+        priority: Smaller runs first.
+        at: Path of the options in the request.
+    """
+
+    sampling: Sampling
+    lora_adapter: str
+    priority: int
+    at: str
+
+
+def read_generate(
+    request: llm_pb2.GenerateRequest, facts: ModelFacts, at: str = ""
+) -> tuple[TextPrompt | TokenPrompt, Options]:
+    """Reads a request to continue a prompt.
+
+    Args:
+        request: As it came.
+        facts: Of the model that is served.
+        at: Path that leads to `request`, with a dot at its end; empty for the request itself.
+
+    Raises:
+        NotFound: The model, version or adapter is not here.
+        InvalidArgument: Fields are wrong; all of them are named.
+    """
+    violations: list[FieldViolation] = []
+    prompt = read_prompt(request.prompt, facts, f"{at}prompt", violations)
+    options = _read_options(request.options, facts, f"{at}options", violations)
+    _raise_if_any(violations)
+    return prompt, options
+
+
+def read_chat(
+    request: llm_pb2.ChatRequest, facts: ModelFacts, at: str = ""
+) -> tuple[ChatPrompt, Options]:
+    """Reads a request to answer a conversation; see `read_generate`."""
+    violations: list[FieldViolation] = []
+    messages = read_messages(request.messages, f"{at}messages", violations)
+    if request.messages:
+        ends_with_assistant = request.messages[-1].role == llm_pb2.ROLE_ASSISTANT
+        if request.continue_last_message and not ends_with_assistant:
+            violations.append(
+                FieldViolation(
+                    f"{at}continue_last_message", "needs a last message that is the assistant's"
+                )
+            )
+        if ends_with_assistant and not request.continue_last_message:
+            violations.append(
+                FieldViolation(
+                    f"{at}messages[{len(messages) - 1}].role",
+                    "the last message is the assistant's; set continue_last_message to go on",
+                )
+            )
+    arguments = _read_template_arguments(request, at, violations)
+    options = _read_options(request.options, facts, f"{at}options", violations)
+    _raise_if_any(violations)
+    return (
+        ChatPrompt(messages, arguments, request.continue_last_message, f"{at}messages"),
+        options,
+    )
+
+
+def read_prompt(
+    prompt: llm_pb2.Prompt, facts: ModelFacts, at: str, violations: list[FieldViolation]
+) -> TextPrompt | TokenPrompt:
+    """Reads a prompt and adds to `violations` what is wrong with it."""
+    match prompt.WhichOneof("content"):
+        case "text":
+            if not prompt.text:
+                violations.append(FieldViolation(f"{at}.text", "must not be empty"))
+            return TextPrompt(prompt.text, f"{at}.text", prompt.special_tokens_as_text)
+        case "token_ids":
+            ids = list(prompt.token_ids.ids)
+            if not ids:
+                violations.append(FieldViolation(f"{at}.token_ids.ids", "must not be empty"))
+            check_token_ids(ids, facts, f"{at}.token_ids.ids", violations)
+            if prompt.special_tokens_as_text:
+                violations.append(
+                    FieldViolation(
+                        f"{at}.special_tokens_as_text", "applies to text only; leave it out"
+                    )
+                )
+            return TokenPrompt(ids, f"{at}.token_ids")
+        case _:
+            violations.append(FieldViolation(at, "set text or token_ids"))
+            return TextPrompt("", at)
+
+
+def read_messages(
+    messages: Iterable[llm_pb2.Message], at: str, violations: list[FieldViolation]
+) -> list[dict[str, str]]:
+    """Reads the messages of a conversation and adds to `violations` what is wrong with them."""
+    read: list[dict[str, str]] = []
+    for index, message in enumerate(messages):
+        role = _ROLES.get(message.role)
+        if role is None:
+            violations.append(
+                FieldViolation(
+                    f"{at}[{index}].role", "must be ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL"
+                )
+            )
+        read.append({"role": role or "user", "content": message.content})
+    if not read:
+        violations.append(FieldViolation(at, "must hold at least one message"))
+    return read
+
+
+def check_token_ids(
+    ids: list[int], facts: ModelFacts, at: str, violations: list[FieldViolation]
+) -> None:
+    """Adds to `violations` the first id that is not in the vocabulary."""
+    if ids and max(ids) >= facts.vocabulary_size:
+        index = next(i for i, each in enumerate(ids) if each >= facts.vocabulary_size)
+        violations.append(
+            FieldViolation(
+                f"{at}[{index}]",
+                f"{ids[index]} is not in the vocabulary; must be below {facts.vocabulary_size}",
+            )
+        )
+
+
+def check_model(facts: ModelFacts, name: str, version: str = "") -> None:
+    """Refuses a model or version that is not the one served; empty names mean it.
+
+    Raises:
+        NotFound: It is another one.
+    """
+    if (name and name != facts.name) or (version and version != facts.version):
+        asked = f"{name or facts.name} {version}".rstrip()
+        raise NotFound(
+            f"no model {asked} here; this server serves {facts.name} {facts.version}",
+            reason="MODEL_NOT_FOUND",
+            metadata={"model": facts.name, "version": facts.version},
+        )
+
+
+def _read_options(
+    options: llm_pb2.GenerationOptions,
+    facts: ModelFacts,
+    at: str,
+    violations: list[FieldViolation],
+) -> Options:
+    check_model(facts, options.model, options.version)
+    if options.lora_adapter and options.lora_adapter not in facts.lora_adapters:
+        known = ", ".join(facts.lora_adapters) or "none"
+        raise NotFound(
+            f"no LoRA adapter {options.lora_adapter!r} here; there is: {known}",
+            reason="LORA_ADAPTER_NOT_FOUND",
+        )
+    if options.priority and not facts.schedules_by_priority:
+        violations.append(
+            FieldViolation(f"{at}.priority", "must be 0: this server runs requests in order")
+        )
+    sampling = read_sampling(
+        options.sampling, facts.vocabulary_size, facts.defaults, f"{at}.sampling", violations
+    )
+    if sampling.logprobs is not None and sampling.constraint and not facts.has_raw_logprobs:
+        violations.append(
+            FieldViolation(
+                f"{at}.sampling.logprobs",
+                "cannot be combined with a constraint on this server, whose engine has only those"
+                " of tokens that the constraint allows; leave one of them out",
+            )
+        )
+    return Options(sampling, options.lora_adapter, options.priority, at)
+
+
+def _read_template_arguments(
+    request: llm_pb2.ChatRequest, at: str, violations: list[FieldViolation]
+) -> dict[str, object]:
+    arguments: dict[str, object] = MessageToDict(request.template_arguments)
+    violations.extend(
+        FieldViolation(f"{at}template_arguments.{name}", "is the server's to set")
+        for name in sorted(arguments.keys() & _RESERVED_ARGUMENTS)
+    )
+    return arguments
+
+
+def _raise_if_any(violations: list[FieldViolation]) -> None:
+    if violations:
+        raise InvalidArgument(violations)

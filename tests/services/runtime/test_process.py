@@ -1,0 +1,19 @@
+"""Threads that do not interrupt; that they do not is tested with the servers that ask for it."""
+
+import os
+
+from structlog.testing import capture_logs
+
+from tidegate.runtime.process import schedule_in_batches
+
+
+def test_a_sandbox_that_forbids_it_is_told_of_and_nothing_fails(monkeypatch):
+    def forbidden(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    with capture_logs() as logs:
+        schedule_in_batches()
+    assert [(each["log_level"], each["event"]) for each in logs] == [
+        ("warning", "batch_scheduling has no effect here")
+    ]

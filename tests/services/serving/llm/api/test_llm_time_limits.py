@@ -1,0 +1,79 @@
+"""The watch over messages that nobody reads."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, closing
+
+import pytest
+
+from tidegate.serving.llm.api.time_limits import StalledClientWatch
+
+LIMIT_S = 0.08
+
+
+@asynccontextmanager
+async def watched(deadline_s=None):
+    """A call with its watch, ended when nobody reads."""
+    async with asyncio.timeout(deadline_s) as timeout:
+        with closing(StalledClientWatch(timeout, LIMIT_S)) as watch:
+            yield watch
+
+
+async def write(watch, seconds):
+    """A message that is read after so long."""
+    watch.writing()
+    await asyncio.sleep(seconds)
+    watch.written()
+
+
+async def test_a_message_that_stays_unread_ends_the_call():
+    with pytest.raises(TimeoutError):
+        async with watched() as watch:
+            await write(watch, 60)
+
+
+async def test_each_message_has_the_whole_limit():
+    ended_s = []
+
+    async def call():
+        async with watched() as watch:
+            for _ in range(5):
+                await write(watch, LIMIT_S / 2)
+                ended_s.append(time.monotonic())
+            await write(watch, 60)
+
+    with pytest.raises(TimeoutError):
+        await call()
+    assert len(ended_s) == 5
+    # Clocks of event loops tick in milliseconds.
+    assert time.monotonic() - ended_s[-1] >= LIMIT_S - 0.002
+
+
+async def test_an_engine_that_is_silent_is_not_the_clients_fault():
+    async with watched() as watch:
+        await write(watch, 0)
+        await asyncio.sleep(3 * LIMIT_S)
+
+
+async def test_nothing_is_looked_at_when_the_call_has_ended():
+    async with asyncio.timeout(None) as timeout:
+        with closing(StalledClientWatch(timeout, LIMIT_S)) as watch:
+            watch.writing()
+        await asyncio.sleep(2 * LIMIT_S)
+    assert not timeout.expired()
+
+
+async def test_a_deadline_that_has_just_passed_is_left_as_it_is():
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+
+    async def call():
+        async with watched(LIMIT_S) as watch:
+            watch.writing()
+            time.sleep(2 * LIMIT_S)  # noqa: ASYNC251 - both are due when the loop is back
+            await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError):
+        await call()
+    await asyncio.sleep(0)
+    assert not faults
