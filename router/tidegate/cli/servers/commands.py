@@ -16,25 +16,20 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from tidegate.cli.console import exit_on_interrupt
 from tidegate.cli.servers.display import ROUTED_S, mesh_lines, server_line, server_table
-from tidegate.mesh.supervisor.config import ServersFile, find_config, load_config
+from tidegate.mesh.supervisor.config.port_check import check_ports
+from tidegate.mesh.supervisor.config.servers_file import ServersFile, find_config, load_config
 from tidegate.mesh.supervisor.errors import (
     AlreadyRunningError,
     NotRunningError,
     StillRunningError,
     SupervisorError,
 )
-from tidegate.mesh.supervisor.following import following
-from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.orders import give_order
-from tidegate.mesh.supervisor.ports import check_ports
-from tidegate.mesh.supervisor.state import (
-    DIRECTORY,
-    RestartSnapshot,
-    RestartStage,
-    Snapshot,
-    StateDirectory,
-)
+from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.state.command_files import send_restart
+from tidegate.mesh.supervisor.state.directory import DIRECTORY, StateDirectory
+from tidegate.mesh.supervisor.state.snapshot import RestartSnapshot, RestartStage, Snapshot
 from tidegate.mesh.supervisor.supervisor import Supervisor
 
 __all__ = ["down", "restart", "status", "up"]
@@ -90,8 +85,8 @@ def down(directory: _Directory = DIRECTORY) -> None:
     os.kill(snapshot.pid, signal.SIGTERM)
     names = ", ".join(server.name for server in snapshot.servers)
     limit_s = snapshot.drain_deadline_s + _STOP_MARGIN_S
-    goes_on = f"{names} still stop; follow it with `tidegate status`"
-    with following(goes_on), console.status(f"stopping {names}"):
+    continues = f"{names} still stop; follow it with `tidegate status`"
+    with exit_on_interrupt(continues), console.status(f"stopping {names}"):
         if not _wait(lambda: not state.held(), limit_s):
             raise StillRunningError(
                 f"the supervisor (pid {snapshot.pid}) still runs after {limit_s:g} s; "
@@ -130,12 +125,12 @@ def restart(
     state = StateDirectory(directory)
     snapshot = _running(state)
     console = Console(stderr=True, highlight=False)
-    order = give_order(state, snapshot.pid, name)
+    command = send_restart(state, snapshot.pid, name)
     seen: RestartSnapshot | None = None
-    goes_on = f"the restart of {name} goes on; follow it with `tidegate status`"
-    with following(goes_on), console.status(f"restarting {name}"):
+    continues = f"the restart of {name} goes on; follow it with `tidegate status`"
+    with exit_on_interrupt(continues), console.status(f"restarting {name}"):
         while seen is None or not seen.stage.over:
-            current = _running(state).restart(order.id)
+            current = _running(state).restart(command.id)
             if current is not None and current != seen:
                 seen = current
                 console.print(f"{name}: {f'{seen.stage}: {seen.reason}'.removesuffix(': ')}")
@@ -209,11 +204,11 @@ def _detach(state: StateDirectory, config: ServersFile, path: Path, console: Con
             start_new_session=True,
         )
     settled_at: float | None = None
-    goes_on = (
+    continues = (
         "the servers go on starting in the background; follow it with `tidegate status`, stop them"
         " with `tidegate down`"
     )
-    with following(goes_on), _Progress(console) as progress:
+    with exit_on_interrupt(continues), _Progress(console) as progress:
         while True:
             snapshot = state.running()
             if snapshot is not None and snapshot.pid == child.pid:

@@ -7,8 +7,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.state import ServerSnapshot, Snapshot, last_words
+from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.state.snapshot import ServerSnapshot, Snapshot, last_log_message
 
 __all__ = ["ROUTED_S", "duration_text", "mesh_lines", "server_line", "server_table"]
 
@@ -86,7 +86,7 @@ def server_line(server: ServerSnapshot) -> str:
         place = server.grpc_address or server.metrics_address
         return f"{text} on {place} (pid {server.pid})"
     if server.phase in (Phase.BACKING_OFF, Phase.FAILED):
-        words = last_words(server)
+        words = last_log_message(server)
         tail = f": {words}" if words else ""
         return f"{text}; it {server.reason}{tail} (log: {_shortened(server.log)})"
     return text

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.addresses import Service, address_of
-from tidegate.cli.console import JsonOption, LlmOption, errors, print_json, readable
+from tidegate.cli.addresses import LlmOption, ModelService, address_of
+from tidegate.cli.console import JsonOption, errors, print_json, readable
 from tidegate.cli.tracing import TraceOption, exported_spans
 from tidegate.client import (
     Client,
@@ -99,7 +99,7 @@ def chat(
     client_options = ClientOptions(stream_timeout_s=timeout_s)
     with (
         exported_spans(trace),
-        Client(address_of(Service.LLM, llm), client_options) as client,
+        Client(address_of(ModelService.LLM, llm), client_options) as client,
     ):
         if prompt is None and sys.stdin.isatty():
             _converse(client, history, options, as_json=as_json)

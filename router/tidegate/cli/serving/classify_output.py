@@ -7,9 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.serving.latency import LatencySummary
-from tidegate.cli.serving.outcomes import Outcome
-from tidegate.cli.serving.repeats import RepeatReport
+from tidegate.cli.serving.classify_results import ImageOutcome, LatencySummary, RepeatReport
 from tidegate.client import ClassifyResult, TidegateRpcError
 
 __all__ = ["as_object", "print_failure", "print_repeats", "print_results"]
@@ -19,7 +17,7 @@ _BAR_WIDTH = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
-def print_results(console: Console, outcomes: Sequence[Outcome]) -> None:
+def print_results(console: Console, outcomes: Sequence[ImageOutcome]) -> None:
     """Prints what the images show."""
     answered = [(item.name, item.result) for item in outcomes if item.result is not None]
     if len(outcomes) > _IN_FULL:
@@ -31,7 +29,7 @@ def print_results(console: Console, outcomes: Sequence[Outcome]) -> None:
         _print_in_full(console, name, result)
 
 
-def print_failure(console: Console, outcome: Outcome) -> None:
+def print_failure(console: Console, outcome: ImageOutcome) -> None:
     """Prints why one image failed."""
     console.print(Text.assemble((f"{outcome.name}: ", "bold red"), str(outcome.error)))
 
@@ -73,7 +71,7 @@ def _print_latency(console: Console, summary: LatencySummary, concurrency: int) 
     console.print(f"as this client saw them, {concurrency} at a time", style="dim")
 
 
-def as_object(outcome: Outcome) -> Mapping[str, object]:
+def as_object(outcome: ImageOutcome) -> Mapping[str, object]:
     """One image's outcome as a JSON object."""
     if outcome.result is None:
         error = outcome.error

@@ -7,8 +7,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.addresses import Service, address_of
-from tidegate.cli.console import JsonOption, LlmOption, VisionOption, errors, print_json, results
+from tidegate.cli.addresses import LlmOption, ModelService, VisionOption, address_of
+from tidegate.cli.console import JsonOption, errors, print_json, results
 from tidegate.client import Client, LlmModel, TidegateRpcError, UnavailableError, VisionModel
 
 __all__ = ["models"]
@@ -20,7 +20,7 @@ _STYLES = {"ready": "green", "loading": "yellow", "unloading": "yellow", "failed
 class _Row:
     """A model in the terms that both services share."""
 
-    service: Service
+    service: ModelService
     name: str
     version: str
     state: str
@@ -36,8 +36,8 @@ def models(as_json: JsonOption = False, vision: VisionOption = None, llm: LlmOpt
     A server that does not answer is skipped; when none does, the exit status is 3.
     """
     addresses = {
-        Service.VISION: address_of(Service.VISION, vision),
-        Service.LLM: address_of(Service.LLM, llm),
+        ModelService.VISION: address_of(ModelService.VISION, vision),
+        ModelService.LLM: address_of(ModelService.LLM, llm),
     }
     rows: list[_Row] = []
     problems: list[TidegateRpcError] = []
@@ -61,12 +61,12 @@ def models(as_json: JsonOption = False, vision: VisionOption = None, llm: LlmOpt
         raise typer.Exit(1)
 
 
-def _models(service: Service, address: str) -> Iterator[VisionModel | LlmModel]:
+def _models(service: ModelService, address: str) -> Iterator[VisionModel | LlmModel]:
     with Client(address) as client:
-        yield from client.vision.models() if service is Service.VISION else client.llm.models()
+        yield from client.vision.models() if service is ModelService.VISION else client.llm.models()
 
 
-def _row(service: Service, model: VisionModel | LlmModel) -> _Row:
+def _row(service: ModelService, model: VisionModel | LlmModel) -> _Row:
     if isinstance(model, VisionModel):
         shape = "x".join(str(length) for length in model.input_shape)
         facts = f"{model.num_classes} classes, {shape}" if model.num_classes else ""
