@@ -157,7 +157,7 @@ def test_errors_have_one_root_and_a_code(server):
     with Client(server.address) as client, pytest.raises(TidegateError) as caught:
         client.vision.classify(b"jpeg")
     assert isinstance(caught.value, PermissionDeniedError)
-    assert "The server does not allow it" in str(caught.value)
+    assert "The server does not allow the call" in str(caught.value)
     assert "not you [PERMISSION_DENIED]" in str(caught.value)
 
 

@@ -71,7 +71,7 @@ def test_leaving_a_stream_stops_the_answer(client, server):
 
 def test_answer_without_a_finish_is_an_error(client, server):
     server.script.finishes = False
-    with pytest.raises(ServerFaultError, match="may be cut short"):
+    with pytest.raises(ServerFaultError, match="may be truncated"):
         client.llm.chat("hello").read()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from tidegate.istio import rules
 from tidegate.istio.annotations_reading import PREFIX, read_annotations
 from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
 from tidegate.istio.leaves import LEAVES, NOTHING, Reading, join, meant, read_key, wrong_kind
@@ -20,6 +21,7 @@ from tidegate.istio.nodes import (
     YamlSyntaxError,
     compose,
     entries,
+    find_key,
     is_null,
     kind_of,
     line_of,
@@ -30,6 +32,7 @@ from tidegate.istio.reading import annotations_of, read_message
 from tidegate.istio.scalars import is_label, is_label_name, is_label_value, is_object_name, is_time
 
 __all__ = [
+    "Check",
     "Ignored",
     "Parsed",
     "ParsedObject",
@@ -51,6 +54,10 @@ _METADATA = (
 )
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _KINDS = {kind.value: kind for kind in Kind}
+
+
+Check = Callable[[IstioObject], Iterable[rules.Complaint]]
+"""Tells what is wrong with an object for a program that uses it, such as the compiler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class Parsed:
         source: where the text came from.
         lines_before: lines of the text before the part.
         validated: whether an API server has validated the objects; see `parse_manifest`.
+        check: finds more problems in each object, by paths from its root.
         objects: objects in their order.
         ignored: documents that are not ours; their lines are those of the whole text.
         problems: all that is wrong; likewise.
@@ -107,6 +115,7 @@ class Parsed:
     source: str
     lines_before: int = 0
     validated: bool = False
+    check: Check | None = None
     objects: list[ParsedObject] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     problems: list[ObjectProblem] = field(default_factory=list)
@@ -179,15 +188,16 @@ def parts(text: str) -> Iterator[tuple[int, str]]:
     yield lines_before, text[start:]
 
 
-def parse_part(text: str, source: str, lines_before: int = 0) -> Parsed:
+def parse_part(text: str, source: str, lines_before: int = 0, check: Check | None = None) -> Parsed:
     """The objects of one part, and what is wrong with the others.
 
     Args:
         text: the part.
         source: where the whole text came from.
         lines_before: lines of the whole text before the part.
+        check: finds more problems in each object, by paths from its root.
     """
-    parsed = Parsed(source, lines_before)
+    parsed = Parsed(source, lines_before, check=check)
     try:
         documents = compose(text)
     except YamlSyntaxError as error:
@@ -286,6 +296,10 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
     else:
         spec = found["spec"][1]
         made = read_message(spec, cls, "spec", reading, name=name, annotations=annotations)
+    if made is not NOTHING and parsed.check is not None:
+        for found_wrong in parsed.check(made):
+            place = find_key(node, found_wrong.path)
+            reading.refuse(place, found_wrong.path, found_wrong.problem, found_wrong.fix)
     for line, path, problem, fix in sorted(reading.problems, key=lambda each: each[0]):
         parsed.refuse(line, str(name) if name.name else kind.value, path, problem, fix)
     if made is not NOTHING and not reading.problems:

@@ -141,10 +141,12 @@ def _read_fields(
     opaque: dict[str, Any] = {}
     for key, (key_node, value_node) in found.items():
         shape = shapes.get(key)
-        if shape is None and reading.validated:
+        if shape is None and (key in message.OPAQUE or reading.validated):
             opaque[key] = value_of(value_node)
+            whole = False
         elif shape is None:
-            _refuse_unknown(key_node, key, path, message, reading)
+            fix = meant(key, (*shapes, *message.OPAQUE))
+            reading.refuse(key_node, join(path, key), "is not a field here", fix)
             whole = False
         elif not is_null(value_node):
             before = len(reading.problems)
@@ -171,21 +173,7 @@ def _refuse_missing(node: MappingNode, message: type[Message], path: str, readin
     found, _ = entries(node)
     for name, shape in fields_of(message).items():
         if shape.required and (name not in found or is_null(found[name][1])):
-            problem, _, fix = message.ABSENT.get(name, "; add it").rpartition("; ")
-            words = f"is missing: {problem}" if problem else "is missing"
-            reading.refuse(node, join(path, name), words, fix)
-
-
-def _refuse_unknown(
-    node: Node, key: str, path: str, message: type[Message], reading: Reading
-) -> None:
-    if key in message.REFUSED:
-        reason, _, fix = message.REFUSED[key].rpartition("; ")
-        problem = f"is not supported: {reason}" if reason else "is not supported"
-        reading.refuse(node, join(path, key), problem, fix)
-    else:
-        fix = meant(key, fields_of(message))
-        reading.refuse(node, join(path, key), "is not a field here", fix)
+            reading.refuse(node, join(path, name), "is missing", "add it")
 
 
 @functools.cache
@@ -276,9 +264,6 @@ def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -
         return kind(text)
     except ValueError:
         known = [str(member.value) for member in kind]
-        if text in rules.REFUSED_WORDS.get(kind, {}):
-            reason, _, fix = rules.REFUSED_WORDS[kind][text].rpartition("; ")
-            return reading.refuse(node, path, f"{text} is not supported: {reason}", fix)
         return reading.refuse(node, path, f"cannot be {text!r}", meant(text, known))
 
 

@@ -1,4 +1,4 @@
-"""Each rule of lint: a sound mesh has no findings, and each mistake in it the one that names it."""
+"""Each rule of lint: a sound mesh has no findings, and each mistake in it has exactly its own."""
 
 import dataclasses
 import datetime as dt
@@ -116,7 +116,7 @@ kind: GRPCRoute
 metadata: {name: r}
 """
 
-# Rule, path of its finding, and what is replaced in the sound mesh by what.
+# Rule, path of its finding, and replacements in the sound mesh.
 MISTAKES = [
     (
         "unknown-host",

@@ -120,7 +120,7 @@ async def test_what_does_not_finish_in_time_is_cut_and_told_so(serving, kind, ca
         error = await call
         await application.closed.acquire()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert "going away" in error.details()
+    assert "shutting down" in error.details()
     name = {"echo": "Echo", "repeat": "Repeat", "collect": "Collect", "chat": "Chat"}[kind]
     cut = [line for line in capfd.readouterr().out.splitlines() if "calls cancelled" in line]
     assert len(cut) == 1

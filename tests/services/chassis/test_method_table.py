@@ -47,5 +47,5 @@ def test_a_handler_that_is_not_async_is_refused_when_it_is_registered():
 
     table = MethodTable(frozenset(), InFlightCalls())
     handler = grpc.unary_unary_rpc_method_handler(echo, Empty.FromString, Empty.SerializeToString)
-    with pytest.raises(TypeError, match="Echo is neither async def nor"):
+    with pytest.raises(TypeError, match="Echo must be an async function or"):
         table.add_service("a.Service", {"Echo": handler})

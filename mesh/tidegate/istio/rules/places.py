@@ -49,18 +49,14 @@ def _server(message: gw.Server) -> Iterator[Complaint]:
         elif not known or not (domain == "*" or is_subdomain(domain, wildcard=True)):
             fix = "write a domain, '*', or namespace/domain"
             yield Complaint(f"hosts[{index}]", f"{host!r} is not a domain", fix)
-    secure = message.port.protocol is gw.GatewayProtocol.HTTPS
-    tls = message.tls
-    if secure and (tls is None or tls.mode is None):
-        problem = (
-            "is missing for HTTPS"
-            if tls is None
-            else ("has no mode: Istio's default PASSTHROUGH is not supported")
-        )
-        yield Complaint("tls", problem, "add 'tls' with mode SIMPLE and files")
+    protocol, tls = message.port.protocol, message.tls
+    secure = protocol in (gw.GatewayProtocol.HTTPS, gw.GatewayProtocol.TLS)
+    if secure and tls is None:
+        fix = "add 'tls' with mode SIMPLE and files"
+        yield Complaint("tls", f"is missing for {protocol.value}", fix)
     if not secure and tls is not None and tls != gw.ServerTls(https_redirect=True):
         fix = "write protocol HTTPS, or keep only httpsRedirect"
-        yield Complaint("tls", f"has no effect with {message.port.protocol.value}", fix)
+        yield Complaint("tls", f"has no effect with {protocol.value}", fix)
 
 
 def _server_tls(message: gw.ServerTls) -> Iterator[Complaint]:
@@ -69,14 +65,15 @@ def _server_tls(message: gw.ServerTls) -> Iterator[Complaint]:
     if versions == (gw.TlsVersion.TLSV1_2, gw.TlsVersion.TLSV1_3):
         fix = "write a newer maxProtocolVersion"
         yield Complaint("minProtocolVersion", "is newer than maxProtocolVersion", fix)
-    if message.mode is not gw.ServerTlsMode.MUTUAL:
+    mutual = message.mode in (gw.ServerTlsMode.MUTUAL, gw.ServerTlsMode.OPTIONAL_MUTUAL)
+    if not mutual:
         if message.ca_crl or message.ca_certificates or message.subject_alt_names:
             problem = "clients' certificates are checked in mode MUTUAL only"
             yield Complaint("", problem, "write mode MUTUAL")
-        if message.mode is None:
+        if message.mode is not gw.ServerTlsMode.SIMPLE:
             return
     needed = [("server_certificate", "serverCertificate"), ("private_key", "privateKey")]
-    if message.mode is gw.ServerTlsMode.MUTUAL:
+    if mutual:
         needed.append(("ca_certificates", "caCertificates"))
     for name, yaml in needed:
         if getattr(message, name) is None:
@@ -126,10 +123,7 @@ def _entry_hosts(message: se.ServiceEntry) -> Iterator[Complaint]:
     if not message.hosts:
         yield Complaint("hosts", "is empty", "name the host")
     for index, host in enumerate(message.hosts):
-        if host.startswith("*"):
-            problem = "a wildcard is not supported: an entry is for single hosts"
-            yield Complaint(f"hosts[{index}]", problem, "name it in full")
-        elif not host or is_ip_address(host):
+        if not host or is_ip_address(host):
             problem = "is an address and not a host" if host else "is empty"
             yield Complaint(f"hosts[{index}]", problem, "name the host")
     yield from twice(message.hosts, "hosts[{}]", "host")
@@ -166,10 +160,8 @@ def _workload(message: se.Workload) -> Iterator[Complaint]:
         if not is_host_label(name):
             fix = "use letters, 0-9 and -, at most 63"
             yield Complaint(f"ports.{name}", f"{name!r} is no name of a port", fix)
-    if message.address.startswith("unix://"):
-        fix = "write an IP address or a DNS name"
-        yield Complaint("address", "is not supported: sockets of this machine are not called", fix)
-    elif not is_ip_address(message.address) and not is_subdomain(message.address):
+    is_socket = message.address.startswith("unix://")
+    if not is_socket and not is_ip_address(message.address) and not is_subdomain(message.address):
         fix = "write an IP address or a DNS name; the port goes into 'ports'"
         yield Complaint("address", f"{message.address!r} is not an address", fix)
 

@@ -17,9 +17,6 @@ _LONGEST_KEEPALIVE = dt.timedelta(seconds=32_767)
 
 
 def _destination_rule(message: dr.DestinationRule) -> Iterator[Complaint]:
-    if message.host.startswith("*"):
-        problem = "a wildcard is not supported: a rule is for one host"
-        yield Complaint("host", problem, "write a rule for each host")
     if is_ip_address(message.host):
         yield Complaint("host", "is an address and not a host", "name the host")
     names = [subset.name for subset in message.subsets]
@@ -60,9 +57,6 @@ def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Complaint]:
         ("http_query_parameter_name", "httpQueryParameterName"),
         least=1,
     )
-    if message.use_source_ip is False:
-        fix = "write true, or hash something else"
-        yield Complaint("useSourceIp", "is not supported as false: nothing is hashed", fix)
     yield from at_most_one(
         message,
         ("ring_hash", "ringHash"),

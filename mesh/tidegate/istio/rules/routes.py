@@ -37,8 +37,6 @@ _CORS_METHODS = frozenset(
 
 
 def _virtual_service(message: vs.VirtualService) -> Iterator[Complaint]:
-    if not message.hosts:
-        yield Complaint("hosts", "is empty", "name the host, or '*' at a gateway")
     if not message.http:
         yield Complaint("http", "is empty", "add a route")
     if "*" in message.hosts and MESH in message.gateways:
@@ -148,9 +146,6 @@ def _match(message: vs.HttpMatchRequest) -> Iterator[Complaint]:
 
 
 def _destination(message: vs.Destination) -> Iterator[Complaint]:
-    if message.host.startswith("*"):
-        problem = "a wildcard is not supported: a destination is one host"
-        yield Complaint("host", problem, "name it in full")
     if is_ip_address(message.host):
         fix = "declare it in a ServiceEntry and name its host"
         yield Complaint("host", "is an address and not a host", fix)

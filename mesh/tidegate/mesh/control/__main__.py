@@ -20,15 +20,15 @@ from tidegate.mesh.control.transitions.drainer import RequestsInProgress
 from tidegate.mesh.telemetry import (
     AccessLogServicer,
     IstioMetrics,
+    IstioWorkload,
     LoadReportingServicer,
     LoadReports,
     RequestLog,
-    Workload,
     access_log_config,
     tracing_config,
 )
+from tidegate.mesh.traces.intake import TraceLimits
 from tidegate.mesh.traces.jaeger_api import jaeger_api
-from tidegate.mesh.traces.limits import TraceLimits
 from tidegate.mesh.traces.receiver import OtlpTraceServicer
 from tidegate.mesh.traces.store import TraceStore
 from tidegate.mesh.v1 import mesh_pb2_grpc
@@ -78,7 +78,9 @@ class ControlApplication:
         gateway = {"app": settings.gateway_workload}
         self._metrics = IstioMetrics(
             self._topology.workload_at,
-            Workload.from_labels(settings.gateway_workload, settings.gateway_namespace, gateway),
+            IstioWorkload.from_labels(
+                settings.gateway_workload, settings.gateway_namespace, gateway
+            ),
         )
         self._mesh = MeshServicer(
             self._controller, self._distribution, self._topology, self._in_progress, self._requests

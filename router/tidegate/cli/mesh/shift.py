@@ -14,6 +14,7 @@ import typer
 from google.protobuf import json_format
 from rich.console import Console
 
+from tidegate.cli.console import exit_on_interrupt
 from tidegate.cli.mesh.client import AddressOption, mesh_service
 from tidegate.cli.mesh.shift_view import ShiftView
 from tidegate.client import TidegateRpcError
@@ -22,7 +23,6 @@ from tidegate.istio.edits import header_condition, sticky_source
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import StringMatchKind
 from tidegate.istio.shares import MAX_DECIMALS, check_shares
-from tidegate.mesh.supervisor.following import following
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 __all__ = ["reset", "shift"]
@@ -139,7 +139,7 @@ def _follow(
     count = 0
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     try:
-        with following(goes_on), mesh_service(address) as mesh, ShiftView(console) as view:
+        with exit_on_interrupt(goes_on), mesh_service(address) as mesh, ShiftView(console) as view:
             for message in call(mesh):
                 count += 1
                 if as_json:

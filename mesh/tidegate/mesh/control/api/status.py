@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.istio.virtual_service import Destination, HttpMatchRequest, HttpRoute, VirtualService
-from tidegate.mesh.ads import Distribution, Protocol, ProxyStatus, Rejection, TypeStatus
+from tidegate.mesh.ads import Distribution, ProxyStatus, Rejection, TypeStatus, XdsVariant
 from tidegate.mesh.compiler import EndpointState
 from tidegate.mesh.compiler.hosts.services import RegisteredService
 from tidegate.mesh.control.controller import Controller
@@ -46,7 +46,7 @@ _TRANSITION_STATES: Final = {
     TransitionState.DONE: mesh_pb2.TRANSITION_STATE_DONE,
     TransitionState.ROLLED_BACK: mesh_pb2.TRANSITION_STATE_ROLLED_BACK,
 }
-_PROTOCOLS: Final = {Protocol.DELTA: "delta", Protocol.SOTW: "sotw"}
+_VARIANTS: Final = {XdsVariant.DELTA: "delta", XdsVariant.SOTW: "sotw"}
 
 
 def status_of(
@@ -110,7 +110,7 @@ def _proxy(proxy: ProxyStatus) -> mesh_pb2.Proxy:
     return mesh_pb2.Proxy(
         node_id=proxy.proxy.node,
         proxy_kind=_PROXY_KINDS[proxy.proxy_kind],
-        protocol=_PROTOCOLS[proxy.protocol],
+        protocol=_VARIANTS[proxy.variant],
         user_agent=proxy.user_agent,
         connected_at=timestamp(proxy.connected_since),
         synchronized=not rejections and not any(each.pending for each in proxy.types.values()),

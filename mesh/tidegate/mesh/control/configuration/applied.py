@@ -24,6 +24,7 @@ from tidegate.istio.files import ObjectFile, parse_file
 from tidegate.istio.service_entry import ServiceEntry
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
+from tidegate.mesh.compiler import unsupported
 from tidegate.mesh.control.configuration.journal import TextChange
 from tidegate.mesh.control.errors import ObjectsError
 
@@ -166,7 +167,7 @@ class AppliedConfiguration:
     def _file(self, path: Path, text: str) -> ObjectFile:
         known = self._parsed.setdefault(path, {})
         if text not in known:
-            file = parse_file(path, text, tuple(known.values()))
+            file = parse_file(path, text, tuple(known.values()), unsupported)
             for other in [each for each in known if each != self._texts.get(path)]:
                 del known[other]
             known[text] = file

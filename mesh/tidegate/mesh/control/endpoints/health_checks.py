@@ -21,7 +21,11 @@ from typing import Final
 from tidegate.istio.destination_rule import ClientTlsMode
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.service_entry import PortProtocol, Resolution
-from tidegate.mesh.compiler.hosts.services import Port, RegisteredService, ServiceRegistryBuilder
+from tidegate.mesh.compiler.hosts.services import (
+    RegisteredPort,
+    RegisteredService,
+    ServiceRegistryBuilder,
+)
 from tidegate.mesh.compiler.hosts.upstreams import Upstream, Upstreams, UpstreamsBuilder
 from tidegate.mesh.compiler.settings import MeshSettings
 
@@ -104,13 +108,13 @@ def _checks(targets: Iterable[Upstreams]) -> dict[str, HealthCheck]:
     return checks
 
 
-def _check(service: RegisteredService, port: Port) -> HealthCheck:
+def _check(service: RegisteredService, port: RegisteredPort) -> HealthCheck:
     if not is_checked(service):
         return HealthCheck.NONE
     return HealthCheck.GRPC if port.protocol in _GRPC else HealthCheck.TCP
 
 
-def _with_tls(target: Upstream, port: Port) -> frozenset[str]:
+def _with_tls(target: Upstream, port: RegisteredPort) -> frozenset[str]:
     """The endpoints of a port, ``address:port``, that proxies call with TLS in some cluster."""
     if not target.rules:
         return frozenset()

@@ -18,7 +18,7 @@ from tidegate.mesh.compiler.hosts.services import (
     ServiceRegistry,
     ServiceRegistryBuilder,
 )
-from tidegate.mesh.telemetry import Workload
+from tidegate.mesh.telemetry import IstioWorkload
 
 __all__ = ["SubsetView", "Topology"]
 
@@ -38,7 +38,7 @@ class _Tenancy:
         until_s: When it ended; ``None`` while it runs.
     """
 
-    workload: Workload
+    workload: IstioWorkload
     since_s: float
     until_s: float | None = None
 
@@ -92,7 +92,7 @@ class Topology:
         self._services = services
         # Where both name a workload at an address, the objects in effect count.
         found = {
-            endpoint.key: Workload.from_labels(
+            endpoint.key: IstioWorkload.from_labels(
                 endpoint.workload, endpoint.namespace, endpoint.labels
             )
             for each in reversed(services)
@@ -123,7 +123,7 @@ class Topology:
         for address in list(self._before)[:-_MAX_REMEMBERED]:
             del self._before[address]
 
-    def workload_at(self, address: str, at_s: float) -> Workload | None:
+    def workload_at(self, address: str, at_s: float) -> IstioWorkload | None:
         """What ran at an ``address:port``.
 
         Args:
