@@ -21,7 +21,7 @@ from typing import Any
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.istio import IstioObjects
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shifts import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler
 from tidegate.mesh.control.configuration.applied import AppliedConfiguration

@@ -19,10 +19,10 @@ from tidegate.cli.mesh.client import AddressOption, mesh_service
 from tidegate.cli.mesh.shift_view import ShiftView
 from tidegate.client import TidegateRpcError
 from tidegate.istio import EditError
-from tidegate.istio.edits import header_condition, sticky_source
+from tidegate.istio.editing.shares import MAX_DECIMALS, check_shares
+from tidegate.istio.editing.shifts import header_condition, sticky_source
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import StringMatchKind
-from tidegate.istio.shares import MAX_DECIMALS, check_shares
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 __all__ = ["reset", "shift"]

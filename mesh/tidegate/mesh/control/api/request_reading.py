@@ -6,10 +6,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from tidegate.chassis.errors import FieldViolation, InvalidArgument
 from tidegate.istio.annotations import Sticky
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shares import MAX_DECIMALS
+from tidegate.istio.editing.shifts import Shift
 from tidegate.istio.scalars import is_header_name
 from tidegate.istio.shapes import HeaderName, StringMatch, StringMatchKind, SubsetName
-from tidegate.istio.shares import MAX_DECIMALS
 from tidegate.mesh.v1 import mesh_pb2
 
 __all__ = ["description_of", "read_shift", "seconds_of"]

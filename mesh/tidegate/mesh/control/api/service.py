@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from tidegate.chassis.errors import NotFound, Unavailable
 from tidegate.errors import TidegateError
-from tidegate.istio import EditError, edits
+from tidegate.istio import EditError
+from tidegate.istio.editing import shifts as edits
 from tidegate.mesh.control.api.changes import event_message, preview, service_error
 from tidegate.mesh.control.api.request_reading import description_of, read_shift, seconds_of
 from tidegate.mesh.control.api.request_records import finished_requests

@@ -20,7 +20,7 @@ from tidegate.istio import (
     plan_changes,
 )
 from tidegate.istio.destination_rule import DestinationRule
-from tidegate.istio.files import ObjectFile, parse_file
+from tidegate.istio.reading.files import ObjectFile, parse_file
 from tidegate.istio.service_entry import ServiceEntry
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
