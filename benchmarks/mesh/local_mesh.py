@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from tidegate.mesh.supervisor import StateDirectory
-from tidegate.mesh.supervisor.machine import Phase
+from tidegate.mesh.supervisor.process.state_machine import Phase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from tidegate.mesh.supervisor.state import ServerSnapshot, Snapshot
+    from tidegate.mesh.supervisor.state.snapshot import ServerSnapshot, Snapshot
 
 __all__ = ["MODEL", "ROOT", "LocalMesh", "LocalMeshError", "VisionServer", "free_ports"]
 

@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 
 from tidegate.serving.build.photographs import read_photograph
 from tidegate.serving.repository import Repository
-from tidegate.serving.vision.decode import Geometry, decode
+from tidegate.serving.vision.images.decode import Geometry, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

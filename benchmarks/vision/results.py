@@ -1,4 +1,4 @@
-"""What was measured, the bounds that it is held against, and the table, file and plot of it."""
+"""Measurements, the bounds that they must meet, and their table, file and plot."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "BARE",
-    "LEAST",
+    "BASELINE",
+    "MINIMAL",
     "OURS",
     "Environment",
     "Results",
@@ -27,40 +27,40 @@ __all__ = [
     "table",
 ]
 
-BARE = "bare loop"
+BASELINE = "baseline loop"
 OURS = "Tidegate"
-LEAST = "least grpc.aio"
-SHARE_OF_BARE = 0.90
-OVER_BARE_MS = 1.0
-# Load by others, in cores, beyond which a measurement means little.
+MINIMAL = "minimal gRPC"
+SHARE_OF_BASELINE = 0.90
+OVER_BASELINE_MS = 1.0
+# Cores that other programs may keep busy before a measurement means little.
 QUIET_CORES = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measurement of a contestant, and the mean of the bare loop's before and after it.
+    """One measurement of a server, and the mean of the baseline loop before and after it.
 
     Attributes:
-        images_per_s: with many requests in flight.
-        loaded_p50_ms: the median time of those requests; None for the bare loop.
-        loaded_p99_ms: the time that one in a hundred of them exceeds; None for the bare loop.
-        p50_ms: the median time of a request alone.
-        bare_images_per_s: of the bare loop.
-        bare_p50_ms: of the bare loop.
-        other_cores: cores that were busy with something else just before.
+        images_per_s: Images a second with many requests in flight.
+        loaded_p50_ms: The median time of those requests; None for the baseline loop.
+        loaded_p99_ms: The time that one in a hundred of them exceeds; None for the baseline loop.
+        p50_ms: The median time of a single request.
+        baseline_images_per_s: Images a second of the baseline loop.
+        baseline_p50_ms: The median time of one image in the baseline loop.
+        other_cores: Cores that other programs kept busy just before.
     """
 
     images_per_s: float
     loaded_p50_ms: float | None
     loaded_p99_ms: float | None
     p50_ms: float
-    bare_images_per_s: float
-    bare_p50_ms: float
+    baseline_images_per_s: float
+    baseline_p50_ms: float
     other_cores: float
 
-    def of_bare(self) -> Sample:
-        """The bare loop's own part."""
-        rate, p50_ms = self.bare_images_per_s, self.bare_p50_ms
+    def baseline_sample(self) -> Sample:
+        """The sample of the baseline loop itself."""
+        rate, p50_ms = self.baseline_images_per_s, self.baseline_p50_ms
         return Sample(rate, None, None, p50_ms, rate, p50_ms, self.other_cores)
 
 
@@ -95,9 +95,9 @@ class Results:
 
     Attributes:
         environment: where.
-        settings: the bare loop's best setting by precision.
-        samples: by precision and contestant.
-        failures: contestants that failed, and why.
+        settings: the baseline loop's best setting by precision.
+        samples: by precision and server.
+        failures: servers that failed, and why.
     """
 
     environment: Environment
@@ -123,13 +123,13 @@ def p50_ms(samples: Sequence[Sample]) -> float:
 
 
 def share(samples: Sequence[Sample]) -> float:
-    """Images a second as a share of the bare loop's, the median."""
-    return statistics.median(each.images_per_s / each.bare_images_per_s for each in samples)
+    """Images a second as a share of the baseline loop's, the median."""
+    return statistics.median(each.images_per_s / each.baseline_images_per_s for each in samples)
 
 
 def over_ms(samples: Sequence[Sample]) -> float:
-    """Milliseconds beyond the bare loop's, the median."""
-    return statistics.median(each.p50_ms - each.bare_p50_ms for each in samples)
+    """Milliseconds beyond the baseline loop's, the median."""
+    return statistics.median(each.p50_ms - each.baseline_p50_ms for each in samples)
 
 
 def bounds(results: Results) -> list[Bound]:
@@ -142,23 +142,23 @@ def bounds(results: Results) -> list[Bound]:
         part, over = share(ours), over_ms(ours)
         found.append(
             Bound(
-                f"{precision}: {part:.2f} of the bare loop (at least {SHARE_OF_BARE:.2f})",
-                part >= SHARE_OF_BARE,
+                f"{precision}: {part:.2f} of the baseline loop (at least {SHARE_OF_BASELINE:.2f})",
+                part >= SHARE_OF_BASELINE,
             )
         )
         found.append(
             Bound(
-                f"{precision}: p50 of one at a time {over:+.2f} ms against the bare loop "
-                f"(at most +{OVER_BARE_MS:.1f} ms)",
-                over <= OVER_BARE_MS,
+                f"{precision}: p50 of one at a time {over:+.2f} ms against the baseline loop "
+                f"(at most +{OVER_BASELINE_MS:.1f} ms)",
+                over <= OVER_BASELINE_MS,
             )
         )
         for name, theirs in samples.items():
-            if name in {BARE, LEAST, OURS} or not theirs:
+            if name in {BASELINE, MINIMAL, OURS} or not theirs:
                 continue
-            # They were measured at different times, but each beside the bare loop.
+            # They were measured at different times, but each beside the baseline loop.
             times = part / share(theirs)
-            says = f"{precision}: {times:.2f} times {name}'s share of the bare loop (ahead)"
+            says = f"{precision}: {times:.2f} times {name}'s share of the baseline loop (ahead)"
             found.append(Bound(says, times > 1))
     return found
 
@@ -167,8 +167,15 @@ def table(results: Results) -> Table:
     """Everything in one table, medians."""
     drawn = Table(title="EfficientNet-Lite0, JPEG bytes in, five classes out")
     drawn.add_column("precision")
-    drawn.add_column("contestant", no_wrap=True)
-    for name in ("images/s", "of bare", "p50 loaded, ms", "p99, ms", "p50 alone, ms", "over bare"):
+    drawn.add_column("server", no_wrap=True)
+    for name in (
+        "images/s",
+        "of baseline",
+        "p50 loaded, ms",
+        "p99, ms",
+        "p50 alone, ms",
+        "over baseline",
+    ):
         drawn.add_column(name, justify="right")
     for precision, samples in results.samples.items():
         for name, each in samples.items():

@@ -1,6 +1,6 @@
-"""A test double of the engine: it runs when a test lets it, and remembers what it ran.
+"""A test double of the inference engine: a test controls its runs, and it records them.
 
-An image is known by its mark, the first of its numbers, which comes back as the score of class 0.
+The first number of an image, its mark, identifies it; the mark is returned as the score of class 0.
 """
 
 import threading
@@ -10,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tidegate.serving.repository import Precision
-from tidegate.serving.vision.engine import EngineTraits, InputForm, ModelTensors, Output
+from tidegate.serving.vision.engines.engine import (
+    EngineOutput,
+    EngineTraits,
+    InputForm,
+    ModelTensors,
+)
 from tidegate.serving.vision.errors import EngineError
 
 CLASSES = 3
@@ -18,14 +23,14 @@ _PATIENCE_S = 30
 
 
 class EngineDouble:
-    """Implements :class:`~tidegate.serving.vision.engine.Engine`.
+    """Implements :class:`~tidegate.serving.vision.engines.engine.InferenceEngine`.
 
     Args:
-        slots: runs at once.
-        batch_sizes: what it says it was compiled for.
-        shares_host: whether it says it runs on the workers' cores.
-        shape: rows and columns of an image.
-        classes: width of the output that it gives; as it says unless given.
+        slots: Parallel runs.
+        batch_sizes: Its batch sizes.
+        shares_host: Whether it claims to run on the workers' cores.
+        shape: Rows and columns of an image.
+        classes: The width of the output, which may contradict its ``tensors``.
     """
 
     def __init__(
@@ -61,31 +66,31 @@ class EngineDouble:
 
     @property
     def ran(self) -> list[int]:
-        """The marks of all images that were run, in their order."""
+        """The marks of all images that were run, in order."""
         with self._lock:
             return [mark for batch in self.batches for mark in batch]
 
     def hold(self) -> None:
-        """Makes every run from now on wait for :meth:`allow`."""
+        """Makes every further run wait for :meth:`allow`."""
         self._gated = True
 
     def allow(self, runs: int = 1) -> None:
-        """Lets so many runs end, those that have not begun included."""
+        """Lets this many runs end, including runs that have not begun."""
         self._allowed.release(runs)
 
     def release(self) -> None:
-        """Lets every run end from now on."""
+        """Lets every run end."""
         self._gated = False
         self._allowed.release(1_000)
 
     def wait_for_run(self) -> None:
-        """Blocks until one more run has begun than was waited for."""
+        """Blocks until one more run has begun."""
         assert self._entered.acquire(timeout=_PATIENCE_S), "no run began"
 
     def run(
         self, form: InputForm, images: Sequence[npt.NDArray[np.generic]], *, alone: bool = False
-    ) -> Output:
-        """Runs a batch when it may."""
+    ) -> EngineOutput:
+        """Runs a batch; waits for permission while held."""
         marks = [int(image.flat[0]) for image in images]
         with self._lock:
             assert not self.closed, "a run after close"
@@ -96,13 +101,15 @@ class EngineDouble:
         self._entered.release()
         try:
             if self._gated:
-                assert self._allowed.acquire(timeout=_PATIENCE_S), "nobody let the run end"
+                assert self._allowed.acquire(timeout=_PATIENCE_S), (
+                    "the test did not let the run end"
+                )
             if self.fails_on.intersection(marks):
                 raise EngineError("out of memory")
             output = np.zeros((len(images), self._classes), dtype=np.float32)
             output[:, 0] = marks
             powers = np.exp(output - output.max(axis=1, keepdims=True))
-            return Output(output, powers / powers.sum(axis=1, keepdims=True))
+            return EngineOutput(output, powers / powers.sum(axis=1, keepdims=True))
         finally:
             with self._lock:
                 self._at_once -= 1

@@ -1,4 +1,4 @@
-"""Image files taken apart and put together: segments, chunks, and what is odd but harmless."""
+"""Parts of image files: segments, chunks, and harmless oddities."""
 
 import re
 import struct
@@ -7,8 +7,8 @@ import zlib
 import pytest
 
 from tidegate.serving.repository import Interpolation
-from tidegate.serving.vision.decode import Geometry, decode
 from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.serving.vision.images.decode import Geometry, decode
 
 SMALL = Geometry(48, 64, None, Interpolation.BILINEAR, True, (255, 255, 255), 1 << 24)
 
@@ -50,7 +50,7 @@ JPEGS = ("baseline", "grey", "restarts", "many restarts", "progressive", "cmyk")
 
 
 def with_scan_parameters(jpeg, parameters):
-    """As some phones write a baseline JPEG: the numbers of a progressive scan are not 0, 63, 0."""
+    """A baseline JPEG as some phones write it: its progressive scan parameters are not 0, 63, 0."""
     at = jpeg.index(b"\xff\xda")
     end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4])
     return jpeg[: end - 3] + parameters + jpeg[end:]

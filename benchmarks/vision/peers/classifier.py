@@ -1,7 +1,7 @@
 """What every peer serves: Tidegate's own decoding and batch plan, and its model as it compiles it.
 
 The peers run in an environment of their own but read these few modules from the source tree (the
-runner sets ``PYTHONPATH``), so that between two contestants only the serving differs. Two things
+runner sets ``PYTHONPATH``), so that between two servers only the serving differs. Two things
 are arranged in the peers' favour. A peer may hand over any number of images at once; they are split
 into the runs that were quickest when measured at start, as Tidegate splits them, so that a peer's
 batch of 16 does not suffer from falling out of the processor's caches. And threads are not pinned:
@@ -22,8 +22,8 @@ import openvino as ov
 from openvino.preprocess import PrePostProcessor
 
 from tidegate.serving.repository import Precision, Repository
-from tidegate.serving.vision.decode import Geometry, decode
-from tidegate.serving.vision.planning import BatchPlan
+from tidegate.serving.vision.batching.planning import BatchPlan
+from tidegate.serving.vision.images.decode import Geometry, decode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,34 +1,58 @@
-"""Where the servers are: as the caller says, as `tidegate up` wrote down, or the usual ports."""
+"""Server addresses: an option or variable, or the state of `tidegate up`, or the default ports."""
 
 import enum
+from typing import Annotated
+
+import typer
 
 from tidegate.mesh.supervisor import StateDirectory, SupervisorError
 
-__all__ = ["Service", "address_of"]
+__all__ = ["LlmOption", "ModelService", "VisionOption", "address_of"]
+
+VisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vision",
+        envvar="TIDEGATE_VISION_ADDRESS",
+        help="Address of the vision server. Default: that of `tidegate up`, or 127.0.0.1:8500.",
+        show_default=False,
+        metavar="HOST:PORT",
+    ),
+]
+LlmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--llm",
+        envvar="TIDEGATE_LLM_ADDRESS",
+        help="Address of the LLM server. Default: that of `tidegate up`, or 127.0.0.1:8600.",
+        show_default=False,
+        metavar="HOST:PORT",
+    ),
+]
 
 
-class Service(enum.StrEnum):
-    """A service that is called; its value is the kind of server in ``tidegate.yaml``."""
+class ModelService(enum.StrEnum):
+    """A service of model servers; its value is also a kind of server in ``tidegate.yaml``."""
 
     VISION = "vision"
     LLM = "llm"
 
 
-_USUAL = {Service.VISION: "127.0.0.1:8500", Service.LLM: "127.0.0.1:8600"}
+_DEFAULTS = {ModelService.VISION: "127.0.0.1:8500", ModelService.LLM: "127.0.0.1:8600"}
 
 
-def address_of(service: Service, given: str | None) -> str:
-    """The address to call.
+def address_of(service: ModelService, given: str | None) -> str:
+    """Finds the address to call.
 
     Args:
-        service: the service.
-        given: what an option or the environment says, if anything.
+        service: The service.
+        given: The value of the option or of the environment variable, if any.
     """
     if given:
         return given
     try:
         snapshot = StateDirectory().running()
     except SupervisorError:
-        # A state that cannot be read is the business of `tidegate status`.
+        # `tidegate status` reports a state file that cannot be read.
         snapshot = None
-    return (snapshot and snapshot.address_of(service)) or _USUAL[service]
+    return (snapshot and snapshot.address_of(service)) or _DEFAULTS[service]

@@ -1,43 +1,35 @@
-"""Where output goes: results to standard output, everything else to standard error."""
+"""Input and output that commands share: the consoles, JSON lines, files, and Ctrl-C."""
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["JsonOption", "LlmOption", "VisionOption", "errors", "print_json", "results"]
+__all__ = [
+    "INTERRUPTED",
+    "JsonOption",
+    "errors",
+    "exit_on_interrupt",
+    "print_json",
+    "readable",
+    "results",
+]
 
-VisionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--vision",
-        envvar="TIDEGATE_VISION_ADDRESS",
-        help="Address of the vision server. Default: that of `tidegate up`, or 127.0.0.1:8500.",
-        show_default=False,
-        metavar="HOST:PORT",
-    ),
-]
-LlmOption = Annotated[
-    str | None,
-    typer.Option(
-        "--llm",
-        envvar="TIDEGATE_LLM_ADDRESS",
-        help="Address of the LLM server. Default: that of `tidegate up`, or 127.0.0.1:8600.",
-        show_default=False,
-        metavar="HOST:PORT",
-    ),
-]
+INTERRUPTED: Final = 130
+"""The exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 
 def results() -> "Console":
-    """The console for results; in a pipe its lines are as long as they need to be."""
+    """The console for results, on standard output; a pipe gets lines of any length."""
     from rich.console import Console
 
     piped = not sys.stdout.isatty()
@@ -45,25 +37,42 @@ def results() -> "Console":
 
 
 def errors() -> "Console":
-    """The console for progress and problems."""
+    """The console for progress and errors, on standard error."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """Writes one object as one line."""
+    """Writes one object as one line of JSON to standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def readable(path: Path) -> str:
-    """The text of a file that an option names.
+    """Reads the text of a file that an option names.
 
     Raises:
-        typer.BadParameter: it cannot be read as UTF-8.
+        typer.BadParameter: The file cannot be read as UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"cannot read {path}: {error}") from error
+
+
+@contextmanager
+def exit_on_interrupt(continues: str) -> Iterator[None]:
+    """Ends a command on Ctrl-C, and says that its work continues in another process.
+
+    The command only waits for that work, and a user who presses Ctrl-C often means to stop it.
+
+    Args:
+        continues: What continues, how to follow it, and how to stop it or undo it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        # The terminal has shown ^C on the line of the cursor.
+        typer.echo(f"\ninterrupted: {continues}", err=True)
+        raise typer.Exit(INTERRUPTED) from None

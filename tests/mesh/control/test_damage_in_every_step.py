@@ -16,16 +16,16 @@ import pytest
 from mesh_objects import entry, gateway, rule, text, to, virtual
 
 from tidegate.errors import TidegateError
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shifts import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler, MeshSettings
+from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.control.controller import Controller
 from tidegate.mesh.control.errors import ObjectsError, StateError
-from tidegate.mesh.control.journal import Journal
-from tidegate.mesh.control.loads import Loads
-from tidegate.mesh.control.performing import _Run
 from tidegate.mesh.control.settings import ControlSettings
-from tidegate.mesh.control.transition import StageKind
+from tidegate.mesh.control.transitions.drainer import RequestsInProgress
+from tidegate.mesh.control.transitions.gates import StageGates
+from tidegate.mesh.control.transitions.plan import StageKind
 from tidegate.mesh.telemetry import LoadReports
 
 FILE_DAMAGES = ("read-only", "replaced", "not UTF-8", "emptied", "deleted", "pipe")
@@ -56,13 +56,13 @@ class Held:
         self.go_on = asyncio.Event()
         self.reached = asyncio.Event()
         self.step = None
-        self._pass = _Run._pass
+        wait = StageGates.wait
 
-        async def held(run, stage):
+        async def held(gates, stage, deadline_s, emit):
             await self.at(stage.kind)
-            await self._pass(run, stage)
+            await wait(gates, stage, deadline_s, emit)
 
-        monkeypatch.setattr(_Run, "_pass", held)
+        monkeypatch.setattr(StageGates, "wait", held)
 
     async def at(self, step):
         if step == self.step:
@@ -81,9 +81,9 @@ class Held:
                 file_interval_s=0.02,
                 file_settle_s=300,
             )
-            loads = Loads(LoadReports(), distribution)
+            in_progress = RequestsInProgress(LoadReports(), distribution)
             controller = Controller(
-                settings, distribution, Compiler(MeshSettings()), loads, journal
+                settings, distribution, Compiler(MeshSettings()), in_progress, journal
             )
             controller.load()
             async with controller.running():
@@ -100,7 +100,7 @@ def weights(controller):
     """Where requests go; nowhere without objects."""
     return {
         each.destination.subset: each.weight
-        for service in controller.serving.objects.virtual_services.values()
+        for service in controller.served.objects.virtual_services.values()
         for each in service.http[0].route
         if each.weight
     }
@@ -200,8 +200,8 @@ async def test_a_damaged_file_spoils_no_shift(held, step, damage):
             harmless = said.made
         assert said.made == harmless, said.words
         assert said.made or "x.yaml" in said.words
-        assert controller.transitions.current is None
-        assert journal.begun() is None
+        assert controller.transitions.history.current is None
+        assert journal.pending() is None
         if damage == "read-only":
             assert held.path.read_text() == before
         if damage == "deleted":
@@ -227,7 +227,7 @@ async def test_a_damaged_state_file_leaves_nothing_half_done(held, step, damage)
                 said = await asked(controller, 40)
                 assert not said.made
                 assert "mesh.sqlite" in said.words
-                assert controller.transitions.current is None
+                assert controller.transitions.history.current is None
             assert weights(controller) == first
         else:
             held.path.write_text(objects("v3", "v2"))
@@ -237,11 +237,11 @@ async def test_a_damaged_state_file_leaves_nothing_half_done(held, step, damage)
                 held.go_on.set()
                 # It ends when it can be written, and not before.
                 await asyncio.sleep(0.3)
-                assert controller.transitions.last is None or damage == "disk full"
+                assert controller.transitions.history.last is None or damage == "disk full"
         held.step = None
-        await until(lambda: controller.transitions.current is None)
+        await until(lambda: controller.transitions.history.current is None)
         await until(lambda: not controller.transitions.busy)
-        assert journal.begun() is None
+        assert journal.pending() is None
         if step != "begin":
             # An edit that the state file kept from being made is made when it can be written.
             await until(lambda: weights(controller) == {"v3": 100})
@@ -267,7 +267,7 @@ async def test_what_a_kill_leaves_is_carried_on_with(held, step):
         await until(lambda: not controller.transitions.busy)
     held.step = None
     async with held.running(copy / held.state.name) as (controller, journal):
-        await until(lambda: journal.begun() is None)
+        await until(lambda: journal.pending() is None)
         assert weights(controller) == {"v3": 100}
         assert (await asked(controller, 30)).made
 
@@ -279,7 +279,7 @@ async def test_a_fault_while_files_are_followed_does_not_end_the_controller(held
             def fail():
                 raise ZeroDivisionError
 
-            patch.setattr(controller._edits._files, "look", fail)
+            patch.setattr(controller._edits._files, "poll", fail)
             await until(lambda: any("ZeroDivision" in each.message for each in controller.problems))
         await until(lambda: not list(controller.problems))
         held.path.write_text(objects("v3", "v2"))
@@ -294,7 +294,7 @@ async def test_who_follows_what_is_served_sees_the_end_of_a_change(held):
         async def follow():
             while True:
                 seen.append(weights(controller))
-                await controller.serving.changed()
+                await controller.served.changed()
 
         following = asyncio.create_task(follow())
         assert (await asked(controller, 40)).made
@@ -309,7 +309,7 @@ async def test_a_text_that_an_earlier_version_took_does_not_keep_it_from_startin
             assert (await asked(controller, 40)).made
     refused = objects("v1", "v2").replace('"weight": 100', '"weight": "100"')
     with contextlib.closing(sqlite3.connect(held.state)) as database:
-        database.execute("UPDATE effective SET text = ?", (refused,))
+        database.execute("UPDATE applied SET text = ?", (refused,))
         database.execute("UPDATE shifted SET text = ?", (refused,))
         database.commit()
     async with held.running() as (controller, journal):
@@ -325,7 +325,7 @@ async def test_neither_an_old_text_nor_an_unreadable_file_is_started_with(held):
     async with held.running():
         pass
     with contextlib.closing(sqlite3.connect(held.state)) as database:
-        database.execute("UPDATE effective SET text = 'kind: VirtualService'")
+        database.execute("UPDATE applied SET text = 'kind: VirtualService'")
         database.commit()
     good = held.path.read_text()
     held.path.write_bytes(b"\xff")

@@ -8,14 +8,14 @@ import pytest
 from mesh_objects import entry, gateway, rule, text, to, virtual
 
 from tidegate.errors import TidegateError
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shifts import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler, MeshSettings
+from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.control.controller import Controller
 from tidegate.mesh.control.errors import UnexpectedChangeError
-from tidegate.mesh.control.journal import Journal
-from tidegate.mesh.control.loads import Loads
 from tidegate.mesh.control.settings import ControlSettings
+from tidegate.mesh.control.transitions.drainer import RequestsInProgress
 from tidegate.mesh.resources import ProxyKind
 from tidegate.mesh.telemetry import LoadReports
 
@@ -25,9 +25,9 @@ def controller_of(folder, journal):
     settings = ControlSettings(
         objects=[folder / "x.yaml"], settle_s=0, stage_deadline_s=0.2, health_watches=0
     )
-    loads = Loads(LoadReports(), distribution)
+    in_progress = RequestsInProgress(LoadReports(), distribution)
     return distribution, Controller(
-        settings, distribution, Compiler(MeshSettings()), loads, journal
+        settings, distribution, Compiler(MeshSettings()), in_progress, journal
     )
 
 
@@ -40,7 +40,7 @@ def served(distribution):
 
 
 def weights(controller):
-    (service,) = controller.serving.objects.virtual_services.values()
+    (service,) = controller.served.objects.virtual_services.values()
     return [(each.destination.subset, each.weight) for each in service.http[0].route]
 
 
@@ -68,7 +68,7 @@ async def test_a_fault_of_the_controller_ends_one_change_and_no_more(tmp_path, m
         async with controller.running():
             before = served(distribution)
             with monkeypatch.context() as patch:
-                reach, calls = controller.serving.reach, []
+                reach, calls = controller.served.reach, []
 
                 def fail_once(reached):
                     calls.append(reached)
@@ -76,12 +76,12 @@ async def test_a_fault_of_the_controller_ends_one_change_and_no_more(tmp_path, m
                         raise ZeroDivisionError
                     reach(reached)
 
-                patch.setattr(controller.serving, "reach", fail_once)
+                patch.setattr(controller.served, "reach", fail_once)
                 with pytest.raises(UnexpectedChangeError, match="ZeroDivisionError"):
                     await shifted(controller, 40)
             assert served(distribution) == before
-            assert controller.transitions.current is None
-            assert journal.begun() is None
+            assert controller.transitions.history.current is None
+            assert journal.pending() is None
             await shifted(controller, 60)
             assert ("v2", 60) in weights(controller)
 
@@ -110,8 +110,8 @@ async def test_a_file_that_is_damaged_keeps_what_was_in_effect_and_refuses_shift
                 with pytest.raises(TidegateError, match=r"x\.yaml"):
                     await shifted(controller, 40)
                 assert served(distribution) == before
-            assert controller.transitions.current is None
-            assert journal.begun() is None
+            assert controller.transitions.history.current is None
+            assert journal.pending() is None
 
 
 @pytest.mark.parametrize("failing", range(4))
@@ -139,8 +139,8 @@ async def test_a_write_that_fails_leaves_a_shift_made_or_untraced(tmp_path, fail
                 made = "state file" not in str(error)
             journal._database.set_authorizer(None)
             assert writes > failing or made
-            assert controller.transitions.current is None
-            assert journal.begun() is None
+            assert controller.transitions.history.current is None
+            assert journal.pending() is None
             if not made:
                 assert served(distribution) == before
                 assert weights(controller) == first

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tidegate.mesh.control.configuration.files import FilePoller
+from tidegate.mesh.control.configuration.journal import Journal, PendingTransition, TextChange
 from tidegate.mesh.control.errors import StateError
-from tidegate.mesh.control.files import Files
-from tidegate.mesh.control.journal import Begun, Journal, TextChange
 
 FILES = (TextChange(Path("x.yaml"), "a", "b", "a"),)
-BEGUN = Begun(id="1", description="x", files=FILES, deadline_s=1.0)
+BEGUN = PendingTransition(id="1", description="x", files=FILES, deadline_s=1.0)
 
 
-@pytest.mark.parametrize("table", ["begun", "changed", "effective", "shifted", "COMMIT"])
+@pytest.mark.parametrize("table", ["pending", "pending_files", "applied", "shifted", "COMMIT"])
 def test_what_cannot_be_written_leaves_no_trace(tmp_path, table):
     with Journal(tmp_path / "state") as journal:
 
@@ -29,15 +29,15 @@ def test_what_cannot_be_written_leaves_no_trace(tmp_path, table):
         journal._database.set_authorizer(refuse)
         with pytest.raises(StateError, match="state file"):
             attempt()
-        assert not journal.effective()
+        assert not journal.applied()
         assert not journal.shifted()
         journal._database.set_authorizer(None)
-        if journal.begun() is None:
+        if journal.pending() is None:
             journal.begin(BEGUN)
         journal.end(FILES, made=True)
         assert journal.shifted()
     with Journal(tmp_path / "state") as journal:
-        assert journal.begun() is None
+        assert journal.pending() is None
         assert journal.shifted()
 
 
@@ -50,11 +50,11 @@ def test_a_state_file_that_is_removed_begins_nothing(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bytes", "pipe", "folder", "link", "loop"])
 def test_a_file_that_cannot_be_read_stops_no_other(tmp_path, kind):
-    files = Files([tmp_path])
+    files = FilePoller([tmp_path])
     bad, good = tmp_path / "bad.yaml", tmp_path / "good.yaml"
     bad.write_text("before")
     good.write_text("1")
-    files.look()
+    files.poll()
     bad.unlink()
     match kind:
         case "bytes":
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_read_stops_no_other(tmp_path, kind):
         case "loop":
             bad.symlink_to(bad)
     good.write_text("22")
-    assert good in files.look()
+    assert good in files.poll()
     assert files.texts[good] == "22"
     assert files.texts[bad] == "before"
     assert bad in files.problems
@@ -79,30 +79,30 @@ def test_a_file_that_holds_less_counts_once_it_has_settled(tmp_path, text):
     now = 0.0
     path = tmp_path / "x.yaml"
     whole = "kind: a\n---\nkind: b\n"
-    files = Files([path], 5.0, lambda: now)
+    files = FilePoller([path], 5.0, lambda: now)
     path.write_text(whole)
-    files.look()
+    files.poll()
     path.write_text(text)
     # The clock reads it.
     for now in (1.0, 1.9) if text else (1.0, 5.9):  # noqa: B007
-        assert not files.look()
+        assert not files.poll()
         assert files.texts[path] == whole
         assert path in files.problems
     now = 2.0 if text else 6.0
-    assert files.look() == {path}
+    assert files.poll() == {path}
     assert files.texts[path] == text
     assert not files.problems
 
 
 def test_a_file_that_is_away_for_one_look_is_not_deleted(tmp_path):
     path = tmp_path / "x.yaml"
-    files = Files([path])
+    files = FilePoller([path])
     path.write_text("1")
-    files.look()
+    files.poll()
     path.unlink()
-    assert not files.look()
+    assert not files.poll()
     assert files.texts
-    assert files.look() == {path}
+    assert files.poll() == {path}
     assert not files.texts
 
 
@@ -111,8 +111,8 @@ def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkey
     folder.mkdir()
     (folder / "x.yaml").write_text("1")
     (tmp_path / "y.yaml").write_text("1")
-    files = Files([tmp_path])
-    files.look()
+    files = FilePoller([tmp_path])
+    files.poll()
     with monkeypatch.context() as patch:
         scandir = os.scandir
 
@@ -125,12 +125,12 @@ def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkey
         patch.setattr(os, "scandir", refuse)
         (tmp_path / "y.yaml").write_text("22")
         for _ in range(3):
-            files.look()
+            files.poll()
             assert files.texts == {folder / "x.yaml": "1", tmp_path / "y.yaml": "22"}
             assert "Permission denied" in files.problems[folder]
     (folder / "x.yaml").unlink()
-    files.look()
-    files.look()
+    files.poll()
+    files.poll()
     assert files.texts.keys() == {tmp_path / "y.yaml"}
     assert not files.problems
 
@@ -141,8 +141,8 @@ def test_a_folder_that_cannot_be_looked_for_is_not_deleted(tmp_path, monkeypatch
     folder.mkdir()
     (folder / "x.yaml").write_text("1")
     other.write_text("1")
-    files = Files([folder, other])
-    files.look()
+    files = FilePoller([folder, other])
+    files.poll()
     is_dir = Path.is_dir
 
     def refuse(path):
@@ -153,6 +153,6 @@ def test_a_folder_that_cannot_be_looked_for_is_not_deleted(tmp_path, monkeypatch
     monkeypatch.setattr(Path, "is_dir", refuse)
     other.write_text("22")
     for _ in range(3):
-        files.look()
+        files.poll()
         assert files.texts == {folder / "x.yaml": "1", other: "22"}
         assert "Permission denied" in files.problems[folder]

@@ -11,8 +11,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mesh_objects import entry, everywhere, gateway, rule
 
-from tidegate.mesh.control.health_checks import CheckPace, HealthCheck
-from tidegate.mesh.control.health_watching import HealthWatch
+from tidegate.mesh.control.endpoints.health_checks import HealthCheck, HealthCheckTiming
+from tidegate.mesh.control.endpoints.health_watch import HealthWatch
 
 SCRIPT = Path(__file__).with_name("frozen_backend.py")
 GRPC = HealthCheck.GRPC
@@ -42,10 +42,10 @@ async def process(name):
 class Watched:
     """A watch of one endpoint, and all that it told."""
 
-    def __init__(self, pace):
+    def __init__(self, timing):
         self.told = []
         self._changed = asyncio.Event()
-        self.watch = HealthWatch(10, self._tell, pace)
+        self.watch = HealthWatch(10, self._tell, timing)
 
     def _tell(self, address):
         self.told.append(self.watch.seen[address])
@@ -59,7 +59,7 @@ class Watched:
 
 
 async def test_a_frozen_server_is_unhealthy_until_it_goes_on():
-    watched = Watched(CheckPace(interval_s=0.1, timeout_s=0.5, failures=3))
+    watched = Watched(HealthCheckTiming(interval_s=0.1, timeout_s=0.5, failures=3))
     async with process("v1") as server, watched.watch:
         watched.watch.watch({server.address: GRPC})
         await watched.until(server.address, lambda seen: seen.serving)
@@ -93,7 +93,7 @@ class Slow(health_pb2_grpc.HealthServicer):
 
 
 async def test_a_slow_server_that_answers_is_not_taken_out():
-    watched = Watched(CheckPace(interval_s=0.01, timeout_s=1.0, failures=3))
+    watched = Watched(HealthCheckTiming(interval_s=0.01, timeout_s=1.0, failures=3))
     slow = Slow()
     server = grpc.aio.server()
     health_pb2_grpc.add_HealthServicer_to_server(slow, server)
@@ -111,7 +111,7 @@ async def test_a_slow_server_that_answers_is_not_taken_out():
 
 
 async def test_a_frozen_server_without_health_is_unhealthy():
-    watched = Watched(CheckPace(interval_s=0.1, timeout_s=0.5, failures=3))
+    watched = Watched(HealthCheckTiming(interval_s=0.1, timeout_s=0.5, failures=3))
     async with process("no-health") as server, watched.watch:
         watched.watch.watch({server.address: GRPC})
         await watched.until(server.address, lambda seen: seen.serving)

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mesh_objects import rule, to, virtual
 
-from tidegate.mesh.control.journal import Shifted
-from tidegate.mesh.control.shifted import merged
+from tidegate.mesh.control.configuration.journal import ShiftedText
+from tidegate.mesh.control.configuration.shifted_files import merged
 
 FILE = "retries: 2\nweights:\n  v1: 90\n  v2: 10\ntimeout: 5s\n"
 SHIFT = FILE.replace("v1: 90", "v1: 50").replace("v2: 10", "v2: 50")
 
 
 def after(edited):
-    return merged(Shifted(FILE, SHIFT), edited)
+    return merged(ShiftedText(FILE, SHIFT), edited)
 
 
 def test_the_shift_holds_while_nobody_edits_the_file():
@@ -43,9 +43,9 @@ LINES = st.lists(st.sampled_from(["a\n", "b\n", "c\n", "d\n"]), max_size=8).map(
 
 @given(LINES, LINES, LINES)
 def test_what_a_file_means_is_made_of_lines_of_the_file_and_the_shift(file, shifted, edited):
-    result = merged(Shifted(file, shifted), edited)
-    assert merged(Shifted(file, shifted), file) == shifted
-    assert merged(Shifted(file, file), edited) == edited
+    result = merged(ShiftedText(file, shifted), edited)
+    assert merged(ShiftedText(file, shifted), file) == shifted
+    assert merged(ShiftedText(file, file), edited) == edited
     assert set(result.splitlines()) <= {*shifted.splitlines(), *edited.splitlines()}
 
 

@@ -3,9 +3,9 @@
 import pytest
 from mesh_objects import entry, istio, text
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import MeshSettings
-from tidegate.mesh.control.topology import Topology
+from tidegate.mesh.control.endpoints.topology import Topology
 
 ADDRESS = "127.0.0.1:7001"
 

@@ -12,9 +12,21 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.mesh.control.endpoints import addresses, has_healthy, health_of, leaving, with_leaving
-from tidegate.mesh.control.references import ROUTING, clusters_named, clusters_with_traffic
-from tidegate.mesh.control.transition import Gate, StageKind, keys_of, plan, step
+from tidegate.mesh.control.endpoints.assignments import (
+    addresses,
+    has_healthy,
+    health_of,
+    with_draining,
+)
+from tidegate.mesh.control.transitions.plan import (
+    ROUTING,
+    Gate,
+    StageKind,
+    clusters_with_traffic,
+    keys_of,
+    plan,
+    step,
+)
 from tidegate.mesh.resources import (
     Change,
     ProxyKind,
@@ -122,6 +134,11 @@ def applied(served, step):
     return result
 
 
+def clusters_named(resource):
+    """Every cluster whose name stands in a resource, mirrored ones and those of weight 0 too."""
+    return {name for name in CLUSTERS if name.encode() in resource.body.value}
+
+
 def dangling(served):
     """Clusters that routes name and that are not there."""
     return {
@@ -218,23 +235,23 @@ def test_a_weight_alone_is_one_stage():
 def test_traffic_is_a_weight_above_zero_or_a_mirror():
     for make in (host_resource, route_resource, listener_resource):
         resource = make("vision", {CLUSTERS[0]: 1, CLUSTERS[1]: 0}, mirrors=[CLUSTERS[2]])
-        assert clusters_named(resource) == frozenset(CLUSTERS[:3])
-        assert clusters_with_traffic(resource) == {CLUSTERS[0], CLUSTERS[2]}
+        assert clusters_named(resource) == set(CLUSTERS[:3])
+        assert set(clusters_with_traffic(resource)) == {CLUSTERS[0], CLUSTERS[2]}
 
 
 def test_endpoint_that_leaves_stays_as_draining():
     before = assignment("c", {"10.0.0.1:80": HEALTHY, "10.0.0.2:80": HEALTHY})
     after = assignment("c", {"10.0.0.1:80": HEALTHY, "10.0.0.3:80": HEALTHY})
-    gone = leaving(before, after)
+    gone = addresses(before) - addresses(after)
     assert gone == {"10.0.0.2:80"}
-    merged = with_leaving(before, after, gone)
+    merged = with_draining(before, after, gone)
     assert health_of(merged) == {
         "10.0.0.1:80": HEALTHY,
         "10.0.0.2:80": DRAINING,
         "10.0.0.3:80": HEALTHY,
     }
-    assert addresses(with_leaving(merged, after, frozenset())) == addresses(after)
-    assert with_leaving(merged, after, frozenset()) == after
+    assert addresses(with_draining(merged, after, frozenset())) == addresses(after)
+    assert with_draining(merged, after, frozenset()) == after
 
 
 def test_endpoint_that_drains_takes_no_requests():

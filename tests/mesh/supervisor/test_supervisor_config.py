@@ -1,12 +1,13 @@
 """The file of servers: what is refused, and what the error says."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from tidegate.mesh.supervisor.config import find_config, load_config
+from tidegate.mesh.supervisor.config.port_check import check_ports
+from tidegate.mesh.supervisor.config.servers_file import find_config, load_config
 from tidegate.mesh.supervisor.errors import ConfigError, PortInUseError
-from tidegate.mesh.supervisor.ports import check_ports
 
 ROOT = Path(__file__).parents[3]
 MESH = "mesh: {objects: [mesh/istio/base/traffic], ingress: {vision: 8500}}"
@@ -36,7 +37,15 @@ def write(tmp_path: Path, text: str) -> Path:
         ("servers: {a: {grpc_port: 1}}", "servers.a.kind: is missing; add it"),
         (
             "servers: {a: {kind: cnn}}",
-            r"servers.a.kind: .*'vision', 'llm' or 'program' \(got",
+            r"servers.a.kind: unknown kind; registered kinds: vision, llm, program \(got 'cnn'\)",
+        ),
+        (
+            "servers: {a: {kind: visoin}}",
+            r"servers.a.kind: unknown kind; did you mean 'vision'\? registered kinds: vision, llm",
+        ),
+        (
+            "servers: {a: {kind: vision, http_port: 8000}}",
+            "servers.a: kind 'vision' has no 'http_port'; it has 'grpc_port', 'metrics_port'",
         ),
         (
             "servers: {a: {kind: vision, grpc_port: 70000}}",
@@ -60,7 +69,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("servers: {a: [", "line 1, column"),
         (
             "servers: {a: {kind: vision, labels: {app: a}}}",
-            "servers.a.labels mean nothing without 'mesh'; add that",
+            "servers.a.labels mean nothing without 'mesh'; add 'mesh'",
         ),
         (
             "servers: {a: {kind: vision, labels: {app: a}, metrics_port: 1}}\n" + MESH,
@@ -122,8 +131,8 @@ def test_settings_become_flags(tmp_path):
         "{max_batch_size: 8, preload: true, audit: false, root: m, ratio: 0.5, only: [a, b]}}}",
     )
     server = load_config(path).servers["v"]
-    assert server.arguments("python", Path("p.json")) == [
-        *("python", "-m", "tidegate.serving.vision"),
+    assert server.arguments(Path("p.json")) == [
+        *(sys.executable, "-m", "tidegate.serving.vision"),
         *("--grpc-port=8500", "--metrics-port=0", "--port-file=p.json", "--max-batch-size=8"),
         *("--preload", "--no-audit", "--root=m", "--ratio=0.5", "--only=a,b"),
     ]

@@ -10,17 +10,17 @@ import pytest
 
 from tidegate.cli.servers.display import duration_text, mesh_lines
 from tidegate.mesh.supervisor.errors import NotRunningError, SupervisorError
-from tidegate.mesh.supervisor.logs import ServerLog
-from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.orders import ORDER_SIGNAL, give_order, take_orders
-from tidegate.mesh.supervisor.state import (
+from tidegate.mesh.supervisor.process.server_log import ServerLog
+from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.state.command_files import COMMAND_SIGNAL, send_restart, take_commands
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.snapshot import (
     IngressSnapshot,
     RestartSnapshot,
     RestartStage,
     ServerSnapshot,
     Snapshot,
-    StateDirectory,
-    last_words,
+    last_log_message,
 )
 
 
@@ -84,7 +84,7 @@ def test_state_is_read_as_it_was_written(tmp_path):
     assert directory.read() is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 2, "pid": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 3, "pid": 1}'])
 def test_state_of_another_kind_is_refused_by_name(tmp_path, text):
     directory = StateDirectory(tmp_path)
     directory.state_file.write_text(text)
@@ -109,7 +109,7 @@ def test_state_of_a_mesh_is_read_as_it_was_written():
         snapshot_of(routed=False),
         ingress=(IngressSnapshot(name="llm", address="127.0.0.1:8600", listening=True),),
         traces_address="127.0.0.1:16686",
-        restarts=(RestartSnapshot(order="x", name="llm", stage=RestartStage.JOINING),),
+        restarts=(RestartSnapshot(command="x", name="llm", stage=RestartStage.JOINING),),
     )
     assert Snapshot.from_json(snapshot.to_json()) == snapshot
 
@@ -134,35 +134,35 @@ def test_what_a_dead_supervisor_left_is_cleared(tmp_path):
     directory = StateDirectory(tmp_path)
     with directory.lock():
         directory.workload_file("llm").write_text("address: gone")
-        (directory.orders / "old.json").write_text("{}")
+        (directory.commands / "old.json").write_text("{}")
     with directory.lock():
         assert list(directory.workloads.iterdir()) == []
-        assert list(directory.orders.iterdir()) == []
+        assert list(directory.commands.iterdir()) == []
 
 
-def test_an_order_is_taken_once_and_what_is_none_is_dropped(tmp_path):
+def test_a_command_is_taken_once_and_other_files_are_dropped(tmp_path):
     directory = StateDirectory(tmp_path)
     came = []
-    before = signal.signal(ORDER_SIGNAL, lambda number, _: came.append(number))
+    before = signal.signal(COMMAND_SIGNAL, lambda number, _: came.append(number))
     try:
         with directory.lock():
-            order = give_order(directory, os.getpid(), "llm")
-            (directory.orders / "x.json").write_text('{"no": "order"}')
-            assert take_orders(directory) == (order,)
-            assert take_orders(directory) == ()
+            command = send_restart(directory, os.getpid(), "llm")
+            (directory.commands / "x.json").write_text('{"no": "command"}')
+            assert take_commands(directory) == (command,)
+            assert take_commands(directory) == ()
     finally:
-        signal.signal(ORDER_SIGNAL, before)
-    assert came == [ORDER_SIGNAL]
+        signal.signal(COMMAND_SIGNAL, before)
+    assert came == [COMMAND_SIGNAL]
 
 
-def test_an_order_to_nobody_is_an_error_and_leaves_nothing(tmp_path):
+def test_a_command_to_a_dead_supervisor_is_an_error_and_leaves_no_file(tmp_path):
     directory = StateDirectory(tmp_path)
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     with directory.lock():
         with pytest.raises(NotRunningError):
-            give_order(directory, gone.pid, "llm")
-        assert list(directory.orders.iterdir()) == []
+            send_restart(directory, gone.pid, "llm")
+        assert list(directory.commands.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_an_order_to_nobody_is_an_error_and_leaves_nothing(tmp_path):
     ],
 )
 def test_last_words_are_for_people(line, words):
-    assert last_words(snapshot_of(last_lines=("x", line)).servers[0]) == words
+    assert last_log_message(snapshot_of(last_lines=("x", line)).servers[0]) == words
 
 
 def test_durations_have_two_units():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from interruptible import TIDEGATE
 
-from tidegate.mesh.supervisor.state import StateDirectory
+from tidegate.mesh.supervisor.state.directory import StateDirectory
 
 CHILD = Path(__file__).parents[2] / "doubles" / "child_server.py"
 

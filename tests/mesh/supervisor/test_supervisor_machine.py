@@ -3,16 +3,16 @@
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tidegate.mesh.supervisor.machine import (
+from tidegate.mesh.supervisor.process.state_machine import (
     Action,
     Event,
     Exited,
-    HealthSeen,
     Kill,
     Phase,
+    Probed,
+    ProcessState,
     RestartPolicy,
     Start,
-    State,
     Stop,
     Tick,
     advance,
@@ -31,7 +31,7 @@ POLICY = RestartPolicy(
 
 def run(*steps: tuple[Event, float], policy: RestartPolicy = POLICY):
     """Takes steps from the start; returns the last state and its actions."""
-    state, actions = State(), ()
+    state, actions = ProcessState(), ()
     for event, now in steps:
         state, actions = advance(policy, state, event, now)
     return state, actions
@@ -40,22 +40,20 @@ def run(*steps: tuple[Event, float], policy: RestartPolicy = POLICY):
 def test_start_spawns_and_health_makes_it_serve():
     state, actions = run((Start(), 0))
     assert (state.phase, actions) == (Phase.STARTING, (Action.SPAWN,))
-    state, actions = run(
-        (Start(), 0), (HealthSeen(serving=False), 1), (HealthSeen(serving=True), 2)
-    )
+    state, actions = run((Start(), 0), (Probed(ready=False), 1), (Probed(ready=True), 2))
     assert (state.phase, state.serving_since, actions) == (Phase.SERVING, 2, ())
 
 
 def test_health_that_goes_and_comes_restarts_nothing():
-    serving = ((Start(), 0), (HealthSeen(serving=True), 1))
-    state, actions = run(*serving, (HealthSeen(serving=False), 5))
+    serving = ((Start(), 0), (Probed(ready=True), 1))
+    state, actions = run(*serving, (Probed(ready=False), 5))
     assert (state.phase, actions) == (Phase.UNHEALTHY, ())
-    state, actions = run(*serving, (HealthSeen(serving=False), 5), (HealthSeen(serving=True), 6))
+    state, actions = run(*serving, (Probed(ready=False), 5), (Probed(ready=True), 6))
     assert (state.phase, state.serving_since, actions) == (Phase.SERVING, 1, ())
 
 
 def test_what_ends_unasked_is_started_again_after_a_wait():
-    crashed = ((Start(), 0), (HealthSeen(serving=True), 1), (Exited("exited with status 3"), 2))
+    crashed = ((Start(), 0), (Probed(ready=True), 1), (Exited("exited with status 3"), 2))
     state, actions = run(*crashed)
     assert (state.phase, state.deadline, actions) == (Phase.BACKING_OFF, 3, ())
     assert state.reason == "exited with status 3"
@@ -65,7 +63,7 @@ def test_what_ends_unasked_is_started_again_after_a_wait():
 
 def test_waits_double_up_to_the_longest():
     patient = RestartPolicy(initial_backoff_s=1, max_backoff_s=8, crash_limit=99)
-    state, now, waits = State(), 0.0, []
+    state, now, waits = ProcessState(), 0.0, []
     state, _ = advance(patient, state, Start(), now)
     for _ in range(6):
         state, _ = advance(patient, state, Exited(""), now)
@@ -78,7 +76,7 @@ def test_waits_double_up_to_the_longest():
 def test_a_long_good_life_starts_over_with_the_first_wait():
     state, _ = run(
         *((Start(), 0), (Exited(""), 1), (Tick(), 2), (Exited(""), 3), (Tick(), 5)),
-        *((HealthSeen(serving=True), 6), (Exited(""), 6 + POLICY.stable_after_s)),
+        *((Probed(ready=True), 6), (Exited(""), 6 + POLICY.stable_after_s)),
     )
     assert (state.streak, state.deadline - state.since) == (1, POLICY.initial_backoff_s)
 
@@ -100,7 +98,7 @@ def test_slow_start_is_stopped_and_counts():
 
 
 def test_stop_asks_then_kills():
-    asked = ((Start(), 0), (HealthSeen(serving=True), 1), (Stop(), 5))
+    asked = ((Start(), 0), (Probed(ready=True), 1), (Stop(), 5))
     state, actions = run(*asked)
     assert (state.phase, state.deadline, actions) == (Phase.STOPPING, 15, (Action.TERMINATE,))
     assert run(*asked, (Tick(), 14))[1] == ()
@@ -124,11 +122,11 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = State()
+        self.state = ProcessState()
         self.now = 0.0
         self.alive = False
         self.told_to_stop = True
-        self.ends: list[float] = []
+        self.crashes: list[float] = []
 
     def step(self, event: Event) -> None:
         before = self.state
@@ -147,19 +145,19 @@ class AnyHistory(RuleBasedStateMachine):
     @rule()
     def start(self) -> None:
         self.told_to_stop = False
-        self.ends = []
+        self.crashes = []
         self.step(Start())
 
-    @rule(serving=st.booleans())
-    def health(self, serving: bool) -> None:
-        self.step(HealthSeen(serving))
+    @rule(ready=st.booleans())
+    def probe(self, ready: bool) -> None:
+        self.step(Probed(ready))
 
     @precondition(lambda self: self.alive)
     @rule()
     def exit(self) -> None:
         self.alive = False
         if not self.told_to_stop:
-            self.ends.append(self.now)
+            self.crashes.append(self.now)
         self.step(Exited("exited with status 1"))
 
     @rule(kill=st.booleans())
@@ -196,10 +194,10 @@ class AnyHistory(RuleBasedStateMachine):
 
     @invariant()
     def it_is_given_up_exactly_at_the_crash_limit(self) -> None:
-        if self.told_to_stop or not self.ends or self.alive:
+        if self.told_to_stop or not self.crashes or self.alive:
             return
-        last = self.ends[-1]
-        recent = [end for end in self.ends if end > last - POLICY.crash_window_s]
+        last = self.crashes[-1]
+        recent = [end for end in self.crashes if end > last - POLICY.crash_window_s]
         given_up = self.state.phase is Phase.FAILED
         assert given_up == (len(recent) >= POLICY.crash_limit)
 

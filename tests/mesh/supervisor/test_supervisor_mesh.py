@@ -11,10 +11,11 @@ from pathlib import Path
 import yaml
 
 from tidegate.client import AsyncClient, HealthStatus
-from tidegate.mesh.supervisor.config import ServersFile
-from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.orders import give_order
-from tidegate.mesh.supervisor.state import RestartStage, Snapshot, StateDirectory
+from tidegate.mesh.supervisor.config.servers_file import ServersFile
+from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.state.command_files import send_restart
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.snapshot import RestartStage, Snapshot
 from tidegate.mesh.supervisor.supervisor import Supervisor
 
 CHILD = Path(__file__).parents[2] / "doubles" / "child_server.py"
@@ -108,11 +109,11 @@ class Mesh:
         )
 
     async def restart(self, name: str) -> tuple[Snapshot, list[RestartStage]]:
-        order = give_order(self.directory, os.getpid(), name)
+        command = send_restart(self.directory, os.getpid(), name)
         stages: list[RestartStage] = []
 
         def over(snapshot: Snapshot) -> bool:
-            restart = snapshot.restart(order.id)
+            restart = snapshot.restart(command.id)
             if restart is not None and restart.stage not in stages:
                 stages.append(restart.stage)
             return restart is not None and restart.stage.over

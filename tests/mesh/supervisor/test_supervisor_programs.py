@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tidegate.mesh.supervisor import guard
-from tidegate.mesh.supervisor.config import ServersFile
+from tidegate.mesh.supervisor.config.servers_file import ServersFile
+from tidegate.mesh.supervisor.process import parent_death_guard
 from tidegate.mesh.supervisor.programs import (
     Program,
     controller_program,
     envoy_program,
     server_program,
 )
-from tidegate.mesh.supervisor.state import StateDirectory
-from tidegate.mesh.supervisor.workloads import Routing, Workload
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.workloads import EnvoyRouting, WorkloadEntryFile
 
 MESH = {
     "objects": ["mesh/istio/base/traffic", "more.yaml"],
@@ -42,10 +42,11 @@ def test_a_server_in_the_mesh_announces_its_end_and_sends_its_spans_to_the_contr
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
     }
-    assert program.workload == Workload(
+    assert program.workload == WorkloadEntryFile(
         name="a.2",
         namespace="models",
         labels={"app": "vision"},
+        port_name="grpc",
         file=tmp_path / "workloads" / "a.2.yaml",
     )
 
@@ -134,9 +135,9 @@ def test_servers_behind_the_mesh_let_envoy_and_the_controller_go_first(tmp_path)
 @pytest.mark.parametrize("nice", [0, 7])
 def test_a_program_runs_with_the_priority_that_it_is_given(nice):
     command = [sys.executable, "-c", "import os; print('nice', os.nice(0))"]
-    # While the guard's input is open it lets the program run.
+    # The guard runs the program while its input is open.
     with subprocess.Popen(
-        [sys.executable, guard.__file__, "5", str(nice), *command],
+        [sys.executable, parent_death_guard.__file__, "5", str(nice), *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -171,21 +172,24 @@ def test_envoy_is_told_where_its_controller_is(tmp_path):
 )
 def test_a_workload_is_an_istio_object_while_it_is_there(tmp_path, address, host, port):
     file = tmp_path / "deep" / "a.yaml"
-    workload = Workload(name="a", namespace="models", labels={"app": "vision"}, file=file)
-    workload.enter(address)
+    labels = {"app": "vision"}
+    workload = WorkloadEntryFile(
+        name="a", namespace="models", labels=labels, port_name="grpc", file=file
+    )
+    workload.write(address)
     assert yaml.safe_load(file.read_text()) == {
         "apiVersion": "networking.istio.io/v1",
         "kind": "WorkloadEntry",
         "metadata": {"name": "a", "namespace": "models"},
         "spec": {"address": host, "ports": {"grpc": port}, "labels": {"app": "vision"}},
     }
-    workload.leave()
+    workload.remove()
     assert list(file.parent.iterdir()) == []
-    workload.leave()
+    workload.remove()
 
 
 async def test_an_envoy_that_is_not_there_routes_nothing(tmp_path):
     file = tmp_path / "admin"
-    assert await Routing(file).clusters_of("127.0.0.1:1") == frozenset()
+    assert await EnvoyRouting(file).clusters_of("127.0.0.1:1") == frozenset()
     file.write_text("127.0.0.1:1")
-    assert await Routing(file).clusters_of("127.0.0.1:1") == frozenset()
+    assert await EnvoyRouting(file).clusters_of("127.0.0.1:1") == frozenset()

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.mesh.supervisor.config import ServersFile
+from tidegate.mesh.supervisor.config.servers_file import ServersFile
 from tidegate.mesh.supervisor.errors import AlreadyRunningError
-from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.orders import give_order
-from tidegate.mesh.supervisor.state import RestartStage, Snapshot, StateDirectory
+from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.state.command_files import send_restart
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.snapshot import RestartStage, Snapshot
 from tidegate.mesh.supervisor.supervisor import Supervisor
 
 CHILD = Path(__file__).parents[2] / "doubles" / "child_server.py"
@@ -209,11 +210,11 @@ async def test_two_supervisors_do_not_share_a_directory(tmp_path):
 
 async def restarted(running: Running, name: str) -> tuple[Snapshot, list[RestartStage]]:
     """Orders a restart and waits until it is over; returns the last state and the stages."""
-    order = give_order(running.directory, os.getpid(), name)
+    command = send_restart(running.directory, os.getpid(), name)
     stages: list[RestartStage] = []
 
     def over(snapshot: Snapshot) -> bool:
-        restart = snapshot.restart(order.id)
+        restart = snapshot.restart(command.id)
         if restart is not None and restart.stage not in stages:
             stages.append(restart.stage)
         return restart is not None and restart.stage.over

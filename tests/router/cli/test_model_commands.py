@@ -36,7 +36,7 @@ def build_by_hand(root, name="talk", version="1", source=None):
     return assemble(root, name, version, writes(source))
 
 
-def test_a_model_that_was_built_in_an_earlier_way_is_built_anew(model, tmp_path, monkeypatch):
+def test_a_model_of_an_older_recipe_is_rebuilt(model, tmp_path, monkeypatch):
     now = Source(package="weights", recipe=smollm2.RECIPE)
     monkeypatch.setattr(smollm2, "write_language_model", writes(now))
     build = ("build", "smollm2", "--repository", str(tmp_path))
@@ -44,12 +44,12 @@ def test_a_model_that_was_built_in_an_earlier_way_is_built_anew(model, tmp_path,
     assert entry.metadata.source.recipe < smollm2.RECIPE
     status, output = model(*build)
     assert status == 0
-    assert "smollm2 1 was built in an earlier way, and is built anew" in output
+    assert "smollm2 1 was built by an older recipe, and is built again" in output
     assert f'"recipe": {smollm2.RECIPE}' in (entry.path / "model.json").read_text()
     assert "already built" in model(*build)[1]
 
 
-def test_a_model_of_somebody_else_is_left_as_it_is(model, tmp_path, monkeypatch):
+def test_a_model_without_a_source_is_not_rebuilt(model, tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2, "write_language_model", None)
     build_by_hand(tmp_path, "smollm2")
     status, output = model("build", "smollm2", "--repository", str(tmp_path))
@@ -68,7 +68,7 @@ def test_list_shows_every_version_and_marks_the_default(model, tmp_path):
     ]
 
 
-def test_list_of_nothing_says_how_to_build_something(model, tmp_path):
+def test_the_error_of_an_empty_list_says_how_to_build_a_model(model, tmp_path):
     status, output = model("list", "--repository", str(tmp_path))
     assert status == 1
     assert "tidegate model build" in output
@@ -93,7 +93,7 @@ def test_verify_of_an_unknown_model_is_an_error(model, tmp_path):
     assert "no model 'nobody'" in output
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(model, tmp_path, monkeypatch):
+def test_the_error_of_a_missing_package_names_the_extra(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     status, output = model("build", "efficientnet-lite0", "--repository", str(tmp_path))
     assert status == 1
@@ -101,7 +101,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(model, tmp_pat
     assert "1-fp32" not in [path.name for path in tmp_path.rglob("*")]
 
 
-def test_a_package_that_a_package_needs_is_the_one_that_is_named(monkeypatch, tmp_path):
+def test_the_error_names_the_dependency_that_is_missing(monkeypatch, tmp_path):
     (tmp_path / "needs_another.py").write_text("import one_that_is_not_there\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(MissingPackageError, match="'one_that_is_not_there'"):
@@ -129,7 +129,7 @@ def test_samples_are_written_where_asked(model, tmp_path):
     assert (tmp_path / "samples" / "cat.jpg").is_file()
 
 
-def test_what_a_library_prints_is_kept_for_when_it_fails(capsys):
+def test_the_output_of_a_library_is_shown_if_it_fails(capsys):
     with quietly():
         print("chatter")  # noqa: T201
 

@@ -1,15 +1,15 @@
-"""The controller: takes what files, commands and endpoints say, and changes the mesh accordingly.
+"""The controller: changes the mesh as files, commands and endpoints require.
 
-One change of objects is made at a time; what comes meanwhile waits, and edits of files that come
-one after another are made as one. Health and workloads do not wait: they count at once, in the
-middle of a change too.
+The controller makes one change of objects at a time. Other changes wait, and edits of files that
+come one after another become one change. Health and workloads do not wait: they take effect at
+once, in the middle of a change too.
 
-A person's edit that has errors, or that could not be made, is refused: the objects stay as they
-were, the file stays as the person left it, and the status says what is wrong, until the file is
-another one. No command changes a file: what it shifts is kept apart (see `ShiftedFiles`).
+The controller refuses an edit of a file that has errors or was rolled back. The objects stay as
+they were, the file stays as the person left it, and the status says what is wrong until the file is
+saved again. No command changes a file: a shift is kept apart from it (see `ShiftedFiles`).
 
-At its start the controller finds in its journal which objects are in effect and which change was
-interrupted. Proxies get no answer until the endpoints have said how they are: an answer without
+At its start the controller finds in its journal which objects are in effect and which transition is
+pending. Proxies get no answer until the endpoints have reported their health: an answer without
 that would take every endpoint out of use.
 """
 
@@ -21,33 +21,34 @@ from typing import Any
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.istio import IstioObjects
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shifts import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler
-from tidegate.mesh.control.departures import Departures
-from tidegate.mesh.control.draining import Drained, drained
-from tidegate.mesh.control.edits import FileEdits
-from tidegate.mesh.control.effective import Effective
-from tidegate.mesh.control.endpoint_states import Endpoints
+from tidegate.mesh.control.configuration.applied import AppliedConfiguration
+from tidegate.mesh.control.configuration.file_edits import FileEdits
+from tidegate.mesh.control.configuration.journal import Journal, PendingTransition, TextChange
+from tidegate.mesh.control.configuration.proposals import ChangeProposer, names_of
+from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
+from tidegate.mesh.control.endpoints.health_checks import HealthCheckTiming
+from tidegate.mesh.control.endpoints.monitor import EndpointMonitor
 from tidegate.mesh.control.errors import (
     InterruptedTransitionError,
     ObjectsError,
+    Problems,
     StateError,
     UnexpectedChangeError,
 )
-from tidegate.mesh.control.events import Events, in_effect
-from tidegate.mesh.control.health_checks import CheckPace
-from tidegate.mesh.control.journal import Begun, Journal, TextChange
-from tidegate.mesh.control.loads import Loads
-from tidegate.mesh.control.performing import Performer
-from tidegate.mesh.control.preview import Preview, preview
-from tidegate.mesh.control.problems import Problems
-from tidegate.mesh.control.proposals import Proposals, ProposedChange, names_of
-from tidegate.mesh.control.serving import Serving
+from tidegate.mesh.control.served_configuration import ProposedChange, ServedConfiguration
 from tidegate.mesh.control.settings import ControlSettings
-from tidegate.mesh.control.shifted import ShiftedFiles
-from tidegate.mesh.control.taking_over import TakingOver
-from tidegate.mesh.control.transitions import Transitions
+from tidegate.mesh.control.transitions.drainer import (
+    DrainResult,
+    EndpointDrainer,
+    RequestsInProgress,
+)
+from tidegate.mesh.control.transitions.events import TransitionEvents, in_effect
+from tidegate.mesh.control.transitions.executor import TransitionExecutor
+from tidegate.mesh.control.transitions.gates import StageGates
+from tidegate.mesh.control.transitions.worker_sync import WorkerSync
 from tidegate.mesh.resources import ProxyKind, ResourceKey
 from tidegate.runtime.logging import get_logger
 
@@ -55,26 +56,26 @@ __all__ = ["Controller"]
 
 _log = get_logger(__name__)
 
-_Make = Callable[[Events], Coroutine[Any, Any, None]]
-"""Makes a change and tells what happens."""
+_Make = Callable[[TransitionEvents], Coroutine[Any, Any, None]]
+"""Makes a change and adds its events."""
 
 
 class Controller:
     """The mesh's controller. Use it from the event loop.
 
     Args:
-        settings: what it is told.
-        distribution: serves the proxies.
-        compiler: makes resources of objects.
-        loads: knows what runs in the proxies.
-        journal: remembers.
+        settings: The controller's settings.
+        distribution: Serves the proxies.
+        compiler: Compiles objects to resources.
+        in_progress: Counts the requests that run in the proxies.
+        journal: Keeps what must survive a restart.
 
     Attributes:
-        serving: what is served.
-        endpoints: the endpoints' states.
-        transitions: the changes.
-        problems: what is wrong and not in effect.
-        shifted: the files that commands changed.
+        served: What is served.
+        endpoints: The states of the endpoints.
+        transitions: Executes changes.
+        problems: What is wrong and therefore not in effect.
+        shifted: The files whose text commands have shifted.
     """
 
     def __init__(
@@ -82,76 +83,73 @@ class Controller:
         settings: ControlSettings,
         distribution: Distribution,
         compiler: Compiler,
-        loads: Loads,
+        in_progress: RequestsInProgress,
         journal: Journal,
     ) -> None:
         self._settings = settings
-        self._distribution = distribution
         self._journal = journal
-        self._effective = Effective()
+        self._applied = AppliedConfiguration()
         self._tasks: asyncio.TaskGroup | None = None
         self._changing: set[asyncio.Task[None]] = set()
         self._running = False
         self._is_back = False
         self._interrupted: _Make | None = None
         self._settled = asyncio.Event()
-        self._loads = loads
         self.problems = Problems()
-        self._departures = Departures(
-            distribution, loads, settings.leave_deadline_s, self._stranded
+        self._drainer = EndpointDrainer(
+            distribution, in_progress, settings.leave_deadline_s, self._stranded
         )
-        self.serving = Serving(distribution, compiler, self._departures)
-        self.endpoints = Endpoints(
-            self.serving,
+        self.served = ServedConfiguration(distribution, compiler, self._drainer)
+        self.endpoints = EndpointMonitor(
+            self.served,
             settings.health_watches,
-            CheckPace(
+            HealthCheckTiming(
                 interval_s=settings.health_check_interval_s,
                 timeout_s=settings.health_check_timeout_s,
                 failures=settings.health_check_failures,
             ),
         )
-        performer = Performer(
+        gates = StageGates(
             distribution,
-            self.serving,
-            journal,
-            loads,
-            TakingOver(
+            self.served,
+            in_progress,
+            WorkerSync(
                 settings.envoy_admin_files,
                 lambda: {each.proxy.node for each in distribution.proxies()},
             ),
-            leave_deadline_s=settings.leave_deadline_s,
-            why_unhealthy=self._why_unhealthy,
+            drain_deadline_s=settings.leave_deadline_s,
+            why_unhealthy=self.endpoints.why_unhealthy,
         )
-        self.transitions = Transitions(distribution, self.serving, journal, performer)
+        self.transitions = TransitionExecutor(distribution, self.served, journal, gates)
         self.shifted = ShiftedFiles(journal)
         self._edits = FileEdits(
             settings.objects,
-            self._effective,
+            self._applied,
             self.endpoints,
             self.shifted,
             self.problems,
             self._begin_edits,
             settings.file_settle_s,
         )
-        self._proposals = Proposals(self._effective, self._edits, self.shifted, self.serving)
+        self._proposer = ChangeProposer(self._applied, self._edits, self.shifted, self.served)
 
     @property
     def is_running(self) -> bool:
-        """Whether proxies are served and changes are made."""
+        """Whether the controller serves proxies and makes changes."""
         return self._running
 
     def load(self) -> None:
-        """Finds the objects that are in effect; before anything is served.
+        """Finds the objects that are in effect. Call it before `running`.
 
         Raises:
-            TidegateError: the objects cannot be used, and there are none to go on with.
+            TidegateError: The objects have errors, and there are no earlier ones to go on with.
         """
-        begun = self._journal.begun()
-        self._is_back = bool(begun or self._journal.effective())
+        pending = self._journal.pending()
+        self._is_back = bool(pending or self._journal.applied())
         if self._is_back:
-            self._interrupted = self._start_again(begun)
+            self._interrupted = self._start_from_journal(pending)
         else:
-            self._start_anew()
+            self._start_from_files()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -159,9 +157,9 @@ class Controller:
         async with self.endpoints, asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             await self.endpoints.answered(self._settings.settle_s)
-            self.serving.open()
+            self.served.open()
             following = [
-                tasks.create_task(self._departures.follow(self.serving.release)),
+                tasks.create_task(self._drainer.follow(self.served.release)),
                 tasks.create_task(self._edits.follow(self._settings.file_interval_s)),
                 tasks.create_task(self._settle(self._settings.settle_s if self._is_back else 0.0)),
             ]
@@ -176,95 +174,95 @@ class Controller:
                     task.cancel()
 
     def interrupt(self) -> None:
-        """Makes no more changes; one that has begun goes on at the next start."""
+        """Interrupts all changes; a pending one goes on at the next start."""
         self._running = False
         for task in self._changing:
             task.cancel()
 
-    def shift(self, change: Shift, description: str, deadline_s: float | None = None) -> Events:
+    def shift(
+        self, change: Shift, description: str, deadline_s: float | None = None
+    ) -> TransitionEvents:
         """Begins a shift.
 
         Args:
-            change: what is asked for.
-            description: the same in words.
-            deadline_s: how long each of its stages may take; that of the settings unless given.
+            change: The shift.
+            description: The same in words.
+            deadline_s: How long each of its stages may take; that of the settings unless given.
 
         Returns:
-            What happens. Iterating it raises at the end what kept the shift from being made.
+            The events. Iterating them raises an error at the end if the shift was not made.
         """
 
-        async def make(events: Events) -> None:
+        async def make(events: TransitionEvents) -> None:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
-                proposed = self._proposals.of_shift(change)
+                proposed = self._proposer.propose_shift(change)
                 if not proposed.files:
-                    events.say(in_effect(id_))
+                    events.add(in_effect(id_))
                     return
                 await self._make(id_, description, proposed, events, deadline_s)
 
         return self._change(make)
 
-    def reset(self, deadline_s: float | None = None) -> Events:
-        """Begins to take every shift back: each file means again what it holds now.
+    def reset(self, deadline_s: float | None = None) -> TransitionEvents:
+        """Begins to undo every shift: each file means again what it holds now.
 
         Args:
-            deadline_s: how long each stage may take; that of the settings unless given.
+            deadline_s: How long each stage may take; that of the settings unless given.
 
         Returns:
-            What happens, as of `shift`; nothing where nothing is shifted.
+            The events, as of `shift`; none if nothing is shifted.
         """
 
-        async def make(events: Events) -> None:
+        async def make(events: TransitionEvents) -> None:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
-                await self._edits.look_now()
-                proposed = self._proposals.of_reset()
+                await self._edits.poll_now()
+                proposed = self._proposer.propose_reset()
                 if proposed.files:
-                    description = f"reset of {proposed.names}"
+                    description = f"reset of {names_of(proposed.files)}"
                     await self._make(id_, description, proposed, events, deadline_s)
 
         return self._change(make)
 
-    def objects_about(self, host: str) -> IstioObjects:
-        """The objects in effect that are about a host, by its full or short name; else all."""
-        return self._effective.about(host, self.serving.objects)
+    def objects_of(self, host: str) -> IstioObjects:
+        """The objects in effect of a host, by its full or short name; see `HostIndex`."""
+        return self._applied.objects_of(host, self.served.objects)
 
-    def preview(self, change: Shift | None) -> Preview:
-        """Tells what a shift would change, or without one what a reset would.
+    def propose(self, shift: Shift | None) -> ProposedChange:
+        """Works out what a shift would change, or what a reset would change if none is given.
 
         Raises:
-            TidegateError: it cannot be made.
+            TidegateError: The change cannot be made.
         """
-        proposals = self._proposals
-        proposed = proposals.of_reset() if change is None else proposals.of_shift(change)
-        return preview(proposed.files, self.serving.compiled.resources, proposed.proposal)
+        if shift is None:
+            return self._proposer.propose_reset()
+        return self._proposer.propose_shift(shift)
 
-    async def drain(self, address: str, deadline_s: float | None = None) -> Drained:
+    async def drain(self, address: str, deadline_s: float | None = None) -> DrainResult:
         """Takes an endpoint out of use and waits for the requests that run there.
 
         Args:
-            address: the endpoint, ``address:port``.
-            deadline_s: how long to wait; as long as endpoints that leave may take unless given.
+            address: The endpoint, ``address:port``.
+            deadline_s: How long to wait; ``leave_deadline_s`` of the settings unless given.
 
         Raises:
-            NotFound: there is no such endpoint.
+            NotFound: There is no such endpoint.
         """
         places = self._places(address)
         self.endpoints.drain(address)
-        if deadline_s is None:
-            deadline_s = self._settings.leave_deadline_s
-        return await drained(address, places, self._distribution, self._loads, deadline_s)
+        return await self._drainer.drain(address, places, deadline_s)
 
     def undrain(self, address: str) -> None:
         """Takes an endpoint into use again.
 
         Raises:
-            NotFound: there is no such endpoint.
+            NotFound: There is no such endpoint.
         """
         self._places(address)
         self.endpoints.undrain(address)
 
-    def _start_anew(self) -> None:
+    def _start_from_files(self) -> None:
         found = self._edits.differences()
         wrong = [
             *(f"{path} {words}" for path, words in self._edits.unread.items()),
@@ -273,63 +271,63 @@ class Controller:
         if wrong:
             raise ObjectsError("\n".join(wrong))
         changes = (*found.config, *found.workloads)
-        self.serving.start(self._effective.edit(changes)(IstioObjects()))
-        self._effective.take(changes)
-        self._journal.start_with(self._effective.config)
+        self.served.start(self._applied.edit(changes)(IstioObjects()))
+        self._applied.take(changes)
+        self._journal.start_with(self._applied.config)
 
-    def _start_again(self, begun: Begun | None) -> _Make | None:
-        """Starts with what was in effect, and what was interrupted as far as it was.
+    def _start_from_journal(self, pending: PendingTransition | None) -> _Make | None:
+        """Starts with what was in effect, and with the pending transition as far as it was.
 
         Returns:
-            What goes on with the interrupted change.
+            Makes the rest of the pending transition.
         """
-        texts = self._journal.effective()
+        texts = self._journal.applied()
         known = [TextChange(path, None, text, None) for path, text in texts.items()]
         try:
-            self.serving.start(self._effective.edit(known)(IstioObjects()))
+            self.served.start(self._applied.edit(known)(IstioObjects()))
         except TidegateError as error:
             self._start_over(error)
             return None
-        self._effective.take(known)
+        self._applied.take(known)
         self._edits.take_workloads(self._edits.differences().workloads)
-        if begun is None:
+        if pending is None:
             return None
         try:
-            proposal = self._proposals.of(begun.files).proposal
+            change = self._proposer.propose(pending.files)
         except TidegateError as error:
-            # Workloads that came meanwhile can make it impossible; nobody is served it yet.
-            self._journal.end(begun.files, made=False)
-            self.problems.put(begun.description, f"was interrupted and given up: {error}")
+            # Workloads that came meanwhile can make it impossible; no proxy has been served it yet.
+            self._journal.end(pending.files, made=False)
+            self.problems.put(pending.description, f"was interrupted and given up: {error}")
             return None
-        self.serving.enter(proposal, begun.reached)
+        self.served.enter(change, pending.reached)
 
-        async def go_on(events: Events) -> None:
+        async def go_on(events: TransitionEvents) -> None:
             async with self.transitions.turn(events):
                 await self._settled.wait()
-                await self.transitions.go_on(begun, proposal, events)
-                self._effective.take(begun.files)
+                await self.transitions.resume(pending, change, events)
+                self._applied.take(pending.files)
 
         return go_on
 
     def _start_over(self, reason: TidegateError) -> None:
-        """Starts with what the files mean: what was in effect is refused by this version."""
+        """Starts with what the files mean, because this version rejects what was in effect."""
         self._journal.end((), made=False)
         try:
-            self._start_anew()
+            self._start_from_files()
         except TidegateError:
-            # What was shifted may be what is refused.
+            # The errors may be in a shifted text.
             for path in self.shifted.paths:
                 self._journal.keep(path, None)
-            self._start_anew()
+            self._start_from_files()
         _log.warning("starts with the files, not with what was in effect", reason=str(reason))
 
     async def _settle(self, seconds: float) -> None:
-        """Lets proxies come back before anything is changed, since those away are not asked."""
+        """Lets proxies come back before any change: gates wait only for those connected."""
         await asyncio.sleep(seconds)
         self._settled.set()
 
-    def _change(self, make: _Make) -> Events:
-        events = Events()
+    def _change(self, make: _Make) -> TransitionEvents:
+        events = TransitionEvents()
 
         async def run() -> None:
             try:
@@ -344,7 +342,7 @@ class Controller:
                     )
                 )
                 raise
-            except Exception as error:  # noqa: BLE001 - it is logged and told
+            except Exception as error:  # noqa: BLE001 - it is logged and reported
                 # One change must not end the controller.
                 _log.exception("a change failed unexpectedly")
                 events.end(
@@ -366,40 +364,40 @@ class Controller:
         id_: str,
         description: str,
         proposed: ProposedChange,
-        events: Events,
+        events: TransitionEvents,
         deadline_s: float | None = None,
     ) -> None:
-        await self.transitions.make(
-            *(id_, description, proposed.files, proposed.proposal, events),
+        await self.transitions.execute(
+            *(id_, description, proposed, events),
             deadline_s=deadline_s or self._settings.stage_deadline_s,
         )
-        self._effective.take(proposed.files)
+        self._applied.take(proposed.files)
 
-    async def _take_edits(self, events: Events) -> None:
-        """Makes a change of what people have written in files."""
+    async def _take_edits(self, events: TransitionEvents) -> None:
+        """Makes a change of what people have written to files."""
         async with self.transitions.turn(events) as id_:
             await self._settled.wait()
-            # A change that was taken back has rewritten what was seen last.
-            found = await self._edits.look_now()
+            # A change that ended meanwhile has changed what is in effect.
+            found = await self._edits.poll_now()
             if found.broken or not found.config:
                 return
             names = names_of(found.config)
             try:
-                proposed = self._proposals.of_edits(found.config)
-                names = proposed.names
+                proposed = self._proposer.propose_edits(found.config)
+                names = names_of(proposed.files)
                 lost = ", in place of what was shifted" * self.shifted.lost_in(proposed.files)
                 await self._make(id_, f"edit of {names}{lost}", proposed, events)
             except TidegateError as error:
                 if isinstance(error, StateError) or isinstance(error.__cause__, StateError):
-                    # Nothing is wrong with the files: they are tried again.
-                    self._edits.tell(f"the edit of {names} is not in effect yet: {error}")
+                    # Nothing is wrong with the files: the controller tries them again.
+                    self._edits.postpone(f"the edit of {names} is not in effect yet: {error}")
                 else:
                     words = f"the edit of {names} is not in effect: {error}"
                     self._edits.refuse(found.config, words)
                 raise
 
     def _begin_edits(self) -> bool:
-        """Begins a change of what people have written, unless another is being made."""
+        """Begins a change of what people have written, unless another runs."""
         if not self._running or self.transitions.busy:
             return False
         self._change(self._take_edits)
@@ -409,15 +407,7 @@ class Controller:
         self.problems.put(f"endpoint {address}", words)
 
     def _places(self, address: str) -> dict[ProxyKind, list[ResourceKey]]:
-        places = self.serving.places(address)
+        places = self.served.places(address)
         if not places:
             raise NotFound(f"there is no endpoint {address}", reason="ENDPOINT_UNKNOWN")
         return places
-
-    def _why_unhealthy(self, cluster: str) -> str:
-        statuses = self.endpoints.statuses
-        reasons = [
-            f"{address}: {statuses[address].reason}" if address in statuses else address
-            for address in sorted(self.serving.addresses(cluster))
-        ]
-        return ", ".join(reasons) or "no server has its labels"

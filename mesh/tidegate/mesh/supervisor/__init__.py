@@ -1,7 +1,9 @@
-"""Starts Tidegate's servers on a laptop, keeps them running, and stops them cleanly.
+"""The supervisor: starts servers on a laptop, keeps them running, and stops them cleanly.
 
-`config` says what to run, `machine` decides, `process` and `guard` do, `state` tells others. The
-servers are programs to it: it imports none of their code.
+`config` reads what to run, `programs` turns it into command lines, `process` runs and probes one
+process, `server` restarts a server without loss, and `state` publishes it all. The supervisor
+starts servers as programs and imports none of their code. To add a kind of server, add a value to
+`config.server_kinds`.
 """
 
 from tidegate.mesh.supervisor.errors import (
@@ -12,7 +14,8 @@ from tidegate.mesh.supervisor.errors import (
     StillRunningError,
     SupervisorError,
 )
-from tidegate.mesh.supervisor.state import ServerSnapshot, Snapshot, StateDirectory
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.snapshot import ServerSnapshot, Snapshot
 
 __all__ = [
     "AlreadyRunningError",

@@ -1,4 +1,4 @@
-"""The supervisor without a terminal, as `tidegate up --detach` starts it.
+"""The supervisor in the background, as `tidegate up --detach` starts it.
 
 Usage: python -m tidegate.mesh.supervisor FILE DIRECTORY
 """
@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 
 from tidegate.errors import TidegateError
-from tidegate.mesh.supervisor.config import load_config
-from tidegate.mesh.supervisor.state import StateDirectory
+from tidegate.mesh.supervisor.config.servers_file import load_config
+from tidegate.mesh.supervisor.state.directory import StateDirectory
 from tidegate.mesh.supervisor.supervisor import Supervisor
 
 
 def main() -> int:
-    """Runs until it is told to stop.
+    """Runs the supervisor until it is asked to stop.
 
     Returns:
-        The exit status: 1 when it could not start or every server failed.
+        The exit status: 1 if the supervisor could not start or every server failed.
     """
     path, directory = (Path(argument) for argument in sys.argv[1:3])
     try:

@@ -1,4 +1,4 @@
-"""What keeps the supervisor from starting or stopping servers; each message says what to do."""
+"""Errors of the supervisor; each message says what to do."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ __all__ = [
 
 
 class SupervisorError(TidegateError):
-    """The supervisor cannot do what it was asked."""
+    """The supervisor cannot do what it was asked to."""
 
 
 class ConfigError(SupervisorError):
-    """The file of servers cannot be read or says something wrong.
+    """The file that lists the servers cannot be read or has a wrong value.
 
     Args:
-        path: the file.
-        problems: what is wrong, each with its place in the file and the fix.
+        path: The file.
+        problems: The problems, each with its place in the file and the fix.
     """
 
     def __init__(self, path: Path, *problems: str) -> None:
@@ -34,7 +34,7 @@ class ConfigError(SupervisorError):
 
 
 class PortInUseError(SupervisorError):
-    """A port that a server is to listen on is taken."""
+    """A server cannot listen on a port."""
 
 
 class AlreadyRunningError(SupervisorError):
@@ -46,8 +46,8 @@ class NotRunningError(SupervisorError):
 
 
 class StillRunningError(SupervisorError):
-    """A supervisor was told to stop and has not."""
+    """A supervisor was asked to stop and still runs."""
 
 
 class RestartError(SupervisorError):
-    """A server could not be restarted."""
+    """A restart of a server failed."""

@@ -1,8 +1,11 @@
-"""What is run for each part of a file: the command line, the environment, and how to ask after it.
+"""The programs that the supervisor runs: servers of any kind, the controller, and Envoy.
 
-Pure functions of the file's values. Servers get their own settings; those behind the mesh are told
-besides to announce their end before it comes and, unless the user has a collector, to send their
-spans to the controller.
+Pure functions from the values of the file to a command line, an environment and a probe. Servers
+get the settings of the file. Those behind the mesh also announce that they stop before they do and,
+unless the user has a collector, send their spans to the controller.
+
+The command line and the probe of a server come from its kind (see `server_kinds`). Those of the
+controller and Envoy come from the section ``mesh``.
 """
 
 import sys
@@ -10,34 +13,38 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidegate.mesh.supervisor.config import CONTROLLER_NAME, ENVOY_NAME, ServerConfig, flag
-from tidegate.mesh.supervisor.machine import RestartPolicy
-from tidegate.mesh.supervisor.mesh_config import MeshConfig
-from tidegate.mesh.supervisor.probes import EnvoyProbe, GrpcProbe, Probe
-from tidegate.mesh.supervisor.state import StateDirectory
-from tidegate.mesh.supervisor.workloads import Workload
+from tidegate.mesh.supervisor.config.mesh_section import MeshConfig
+from tidegate.mesh.supervisor.config.servers_file import (
+    CONTROLLER_NAME,
+    ENVOY_NAME,
+    ServerConfig,
+    flag,
+)
+from tidegate.mesh.supervisor.process.probes import EnvoyProbe, GrpcProbe, Probe, probe_of
+from tidegate.mesh.supervisor.process.state_machine import RestartPolicy
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.workloads import WorkloadEntryFile
 from tidegate.runtime.otlp.environment import read
 
 __all__ = ["Program", "controller_program", "envoy_program", "server_program"]
 
 _COLLECTOR_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
-# The chassis's own variables, which go before OpenTelemetry's.
+# The chassis's own variables, which win over OpenTelemetry's.
 _OWN_VARIABLES = {
     "otlp_endpoint": "TIDEGATE_OTLP_ENDPOINT",
     "otlp_protocol": "TIDEGATE_OTLP_PROTOCOL",
     "traces_exporter": "TIDEGATE_TRACES_EXPORTER",
 }
-# As soon as Envoy sends its own, in milliseconds; after OpenTelemetry's five seconds whoever asks
-# for the last trace has looked already.
-_SPANS_SOON = ("OTEL_BSP_SCHEDULE_DELAY", "500")
+# Milliseconds, as often as Envoy sends its spans. OpenTelemetry's default of five seconds is too
+# late for a user who makes a call and then asks for the last trace.
+_SPAN_INTERVAL = ("OTEL_BSP_SCHEDULE_DELAY", "500")
 _DRAIN_DELAY_VARIABLE = "TIDEGATE_DRAIN_DELAY_S"
-# From a server's NOT_SERVING to every proxy's knowledge of it takes milliseconds, and longer where
-# all cores are busy.
+# After a server says NOT_SERVING, every proxy knows within milliseconds, or later on busy cores.
 _DRAIN_DELAY_S = 2.0
-# What decides about traffic and carries it goes before the models, which take every core that they
-# get: a proxy that waits for one keeps a change of traffic waiting.
+# The controller and Envoy run before the models, which take every core that they get: a proxy that
+# waits for a core delays every change of traffic.
 _BEHIND_THE_MESH_NICE = 10
-# Both start in about a second; more often they wait for each other, or for a busy machine.
+# The controller and Envoy start in about a second, but they wait for each other or a busy machine.
 _MESH_POLICY = RestartPolicy(
     startup_timeout_s=120.0,
     drain_deadline_s=10.0,
@@ -53,16 +60,16 @@ class Program:
     """One process to run.
 
     Attributes:
-        name: what people call it.
-        instance: its name among files; two processes of one name differ in it.
-        kind: what it is.
-        command: the program and its arguments.
-        env: environment variables, beside those of the supervisor.
-        policy: how patient to be with it.
-        port_file: where it writes where it listens.
-        probe: how to ask after it.
-        workload: what the mesh is told of it; ``None`` when it is not in the mesh.
-        nice: by how much it lets other processes go first, 0 to 19 as in ``nice(1)``.
+        name: The name of the server.
+        instance: The name of its files. The two processes of a server that restarts differ in it.
+        kind: The kind, as `tidegate status` reports it.
+        command: The program and its arguments.
+        env: Environment variables, added to the supervisor's own.
+        policy: The timeouts and limits of the state machine.
+        port_file: The file to which it writes its ports.
+        probe: The readiness probe.
+        workload: Its WorkloadEntry; ``None`` when it is not in the mesh.
+        nice: Its niceness, 0 to 19 as in ``nice(1)``.
     """
 
     name: str
@@ -73,7 +80,7 @@ class Program:
     policy: RestartPolicy
     port_file: Path
     probe: Probe
-    workload: Workload | None = None
+    workload: WorkloadEntryFile | None = None
     nice: int = 0
 
 
@@ -85,51 +92,52 @@ def server_program(
     mesh: MeshConfig | None,
     environment: Mapping[str, str],
 ) -> Program:
-    """A server of the file.
+    """Builds the program of a server.
 
     Args:
-        name: its name.
-        instance: its name among files.
-        config: what the file says of it.
-        directory: where its files go.
-        mesh: what the file says of the mesh.
-        environment: the supervisor's own variables.
+        name: The name of the server.
+        instance: The name of its files.
+        config: The server's part of the file.
+        directory: The folder for its files.
+        mesh: The mesh's part of the file.
+        environment: The supervisor's own environment variables.
     """
     port_file = directory.port_file(instance).resolve()
     env = dict(config.env)
     workload = None
     if mesh is not None:
-        if config.labels:
+        if config.mesh_labels:
             env.setdefault(_DRAIN_DELAY_VARIABLE, f"{_DRAIN_DELAY_S:g}")
-            workload = Workload(
+            workload = WorkloadEntryFile(
                 name=instance,
                 namespace=mesh.namespace,
-                labels=config.labels,
+                labels=config.mesh_labels,
+                port_name=config.kind.ports[0].value,
                 file=directory.workload_file(instance),
             )
-        told = _traces({**environment, **env})
-        if "otlp_endpoint" not in told:
+        export = _span_export({**environment, **env})
+        if "otlp_endpoint" not in export:
             env[_COLLECTOR_VARIABLE] = _controller_url(mesh)
-            env.setdefault(*_SPANS_SOON)
-            if told.get("otlp_protocol", "grpc") != "grpc":
-                # The user's choice is for a collector of the user's; the controller takes gRPC.
+            env.setdefault(*_SPAN_INTERVAL)
+            if export.get("otlp_protocol", "grpc") != "grpc":
+                # The user's protocol is for the user's own collector; the controller takes gRPC.
                 env[_OWN_VARIABLES["otlp_protocol"]] = "grpc"
     return Program(
         name=name,
         instance=instance,
-        kind=config.kind,
-        command=config.arguments(sys.executable, port_file),
+        kind=config.kind.name,
+        command=config.arguments(port_file),
         env=env,
         policy=config.policy(),
         port_file=port_file,
-        probe=GrpcProbe(port_file, config.client_host),
+        probe=probe_of(config.kind, port_file, config.client_host),
         workload=workload,
         nice=0 if mesh is None else _BEHIND_THE_MESH_NICE,
     )
 
 
 def controller_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
-    """The controller."""
+    """Builds the program of the controller."""
     port_file = directory.port_file(CONTROLLER_NAME).resolve()
     flags = {
         **mesh.controller.model_dump(),
@@ -159,7 +167,7 @@ def controller_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
 def envoy_program(
     mesh: MeshConfig, directory: StateDirectory, environment: Mapping[str, str]
 ) -> Program:
-    """Envoy."""
+    """Builds the program of Envoy."""
     admin_file = directory.port_file(ENVOY_NAME).resolve()
     flags = {
         "controller": f"127.0.0.1:{mesh.controller.grpc_port}",
@@ -184,8 +192,8 @@ def envoy_program(
     )
 
 
-def _traces(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the user's variables say of spans, by the names of the servers' settings."""
+def _span_export(environment: Mapping[str, str]) -> dict[str, str]:
+    """Reads where the user's variables send spans, by the names of the servers' settings."""
     own = {name: environment.get(variable, "") for name, variable in _OWN_VARIABLES.items()}
     own = {name: value for name, value in own.items() if value}
     return own | {name: each.value for name, each in read(environment, own).items()}
@@ -194,14 +202,14 @@ def _traces(environment: Mapping[str, str]) -> dict[str, str]:
 def _envoy_collector(environment: Mapping[str, str]) -> str | None:
     """Where Envoy's spans go: ``none``, the user's collector, or ``None`` for the controller.
 
-    Envoy speaks OTLP over gRPC. Where the user's collector is spoken to over HTTP, the spans of
-    Envoy stay with the controller.
+    Envoy speaks OTLP over gRPC only. If the user's collector takes OTLP over HTTP, Envoy's spans go
+    to the controller.
     """
-    told = _traces(environment)
-    if told.get("traces_exporter") == "none":
+    export = _span_export(environment)
+    if export.get("traces_exporter") == "none":
         return "none"
-    endpoint = told.get("otlp_endpoint")
-    if endpoint is None or told.get("otlp_protocol", "grpc") != "grpc":
+    endpoint = export.get("otlp_endpoint")
+    if endpoint is None or export.get("otlp_protocol", "grpc") != "grpc":
         return None
     if "://" in endpoint:
         return endpoint

@@ -1,24 +1,24 @@
-"""One server of the file, whichever of its processes is it now, and how one follows another.
+"""One server of the file, and its restarts on request.
 
-Behind the mesh a restart loses nothing: the new process is started beside the old one, must serve,
-and must be sent requests by Envoy wherever the old one is; only then is the old one asked to stop.
-It tells the controller that it is about to go and finishes what it has. Should the new process not
-come that far, it goes, and nobody has noticed.
+Behind the mesh a restart loses no request. The server starts a new process beside the old one. The
+new process must serve, and Envoy must send it requests in every cluster of the old one; only then
+the old one is asked to stop. The old process announces to the controller that it stops, and
+finishes its requests. If the new process fails on the way, it is stopped and the old one goes on.
 
-Whatever has a port of its own cannot be there twice; it is stopped and started.
+A process with a fixed port cannot run twice, so the server stops it and starts a new one.
 """
 
 import asyncio
 from collections.abc import Callable
 
 from tidegate.mesh.supervisor.errors import RestartError
-from tidegate.mesh.supervisor.machine import Phase, State
-from tidegate.mesh.supervisor.orders import RestartOrder
-from tidegate.mesh.supervisor.process import ServerProcess
-from tidegate.mesh.supervisor.state import RestartSnapshot, RestartStage, last_words
-from tidegate.mesh.supervisor.workloads import Routing
+from tidegate.mesh.supervisor.process.server_process import ServerProcess
+from tidegate.mesh.supervisor.process.state_machine import Phase, ProcessState
+from tidegate.mesh.supervisor.state.command_files import RestartCommand
+from tidegate.mesh.supervisor.state.snapshot import RestartSnapshot, RestartStage, last_log_message
+from tidegate.mesh.supervisor.workloads import EnvoyRouting
 
-__all__ = ["Server"]
+__all__ = ["SupervisedServer"]
 
 _STARTED = frozenset({Phase.SERVING, Phase.UNHEALTHY, Phase.BACKING_OFF, Phase.FAILED})
 _JOIN_TIMEOUT_S, _JOIN_POLL_S = 60.0, 0.1
@@ -26,21 +26,22 @@ _JOIN_TIMEOUT_S, _JOIN_POLL_S = 60.0, 0.1
 _Note = Callable[[RestartStage], None]
 
 
-class Server:
+class SupervisedServer:
     """One server.
 
     Args:
-        name: its name.
-        make: makes a process of it, given the name of the instance.
-        routing: what Envoy says, for a server behind it; ``None`` for what cannot be there twice.
-        on_restart: called with each stage of a restart.
+        name: Its name.
+        make: Makes a process of the server, given the name of the instance.
+        routing: The endpoints of Envoy, for a server behind it; ``None`` for a server that cannot
+            run twice.
+        on_restart: Called at each stage of a restart.
     """
 
     def __init__(
         self,
         name: str,
         make: Callable[[str], ServerProcess],
-        routing: Routing | None,
+        routing: EnvoyRouting | None,
         on_restart: Callable[[RestartSnapshot], None],
     ) -> None:
         self.name = name
@@ -54,18 +55,18 @@ class Server:
         self._stopping = False
 
     @property
-    def state(self) -> State:
-        """Where its process is in its life."""
+    def state(self) -> ProcessState:
+        """The state of its process."""
         return self._current.state
 
     @property
     def drain_deadline_s(self) -> float:
-        """From being asked to stop to being killed, in seconds."""
+        """Seconds from SIGTERM to SIGKILL."""
         return self._current.policy.drain_deadline_s
 
     @property
     def processes(self) -> tuple[ServerProcess, ...]:
-        """Its process, and during a restart the one beside it."""
+        """Its process, and during a restart the second one."""
         return (self._current,) if self._other is None else (self._current, self._other)
 
     async def run(self) -> None:
@@ -76,23 +77,23 @@ class Server:
         self._tasks = None
 
     def stop(self) -> None:
-        """Asks it to stop."""
+        """Asks its processes to stop."""
         self._stopping = True
         for process in self.processes:
             process.stop()
 
     def kill(self) -> None:
-        """Ends it without waiting."""
+        """Kills its processes."""
         self._stopping = True
         for process in self.processes:
             process.kill()
 
-    def restart(self, order: RestartOrder) -> None:
-        """Begins a restart, unless one is under way."""
+    def restart(self, command: RestartCommand) -> None:
+        """Begins a restart, unless one is already running."""
 
         def note(stage: RestartStage, reason: str = "") -> None:
             self._on_restart(
-                RestartSnapshot(order=order.id, name=self.name, stage=stage, reason=reason)
+                RestartSnapshot(command=command.id, name=self.name, stage=stage, reason=reason)
             )
 
         async def follow(tasks: asyncio.TaskGroup) -> None:
@@ -110,25 +111,25 @@ class Server:
                 self._restarting = False
 
         if self._tasks is None or self._stopping:
-            note(RestartStage.FAILED, "it is being stopped")
+            note(RestartStage.FAILED, "the server is stopping")
         elif self._restarting:
-            note(RestartStage.FAILED, "another restart of it is under way")
+            note(RestartStage.FAILED, "another restart of it is already running")
         else:
             self._restarting = True
             self._tasks.create_task(follow(self._tasks))
 
-    async def _surge(self, tasks: asyncio.TaskGroup, routing: Routing, note: _Note) -> None:
+    async def _surge(self, tasks: asyncio.TaskGroup, routing: EnvoyRouting, note: _Note) -> None:
         old = self._current
         second = f"{self.name}.2"
         self._other = new = self._make(self.name if old.instance == second else second)
-        life = tasks.create_task(new.run())
+        running = tasks.create_task(new.run())
         try:
             await _started(new)
             note(RestartStage.JOINING)
             await _joined(new, old, routing)
         except RestartError:
             new.stop()
-            await asyncio.wait({life})
+            await asyncio.wait({running})
             self._other = None
             raise
         self._current, self._other = new, old
@@ -142,7 +143,7 @@ class Server:
         self._current.stop()
         await _ended(self._current)
         if self._stopping:
-            raise RestartError("everything was stopped meanwhile")
+            raise RestartError("the supervisor stopped all servers")
         self._current = self._make(self.name)
         note(RestartStage.STARTING)
         tasks.create_task(self._current.run())
@@ -153,31 +154,31 @@ async def _started(process: ServerProcess) -> None:
     """Waits until a process serves.
 
     Raises:
-        RestartError: it does not, or it was stopped.
+        RestartError: The process does not serve, or was stopped.
     """
     if not await process.until(lambda: process.state.phase in _STARTED):
-        raise RestartError("everything was stopped meanwhile")
+        raise RestartError("the supervisor stopped all servers")
     if process.state.phase is not Phase.SERVING:
         seen = process.snapshot()
-        words = last_words(seen)
+        message = last_log_message(seen)
         raise RestartError(
             f"the new process {seen.reason or 'does not serve'}"
-            f"{f': {words}' if words else ''} (log: {seen.log})"
+            f"{f': {message}' if message else ''} (log: {seen.log})"
         )
 
 
-async def _joined(new: ServerProcess, old: ServerProcess, routing: Routing) -> None:
-    """Waits until Envoy sends a process requests, wherever it sends them to another.
+async def _joined(new: ServerProcess, old: ServerProcess, routing: EnvoyRouting) -> None:
+    """Waits until Envoy sends requests to the new process in every cluster of the old one.
 
     Raises:
-        RestartError: it does not in time, or the process ended.
+        RestartError: Envoy does not do so in time, or the new process ended.
     """
-    addresses = new.listening.grpc or "", old.listening.grpc or ""
+    addresses = new.mesh_address or "", old.mesh_address or ""
     try:
         async with asyncio.timeout(_JOIN_TIMEOUT_S):
             while new.state.phase is Phase.SERVING:
-                there, wanted = [await routing.clusters_of(each) for each in addresses]
-                if there and there >= wanted:
+                joined, wanted = [await routing.clusters_of(each) for each in addresses]
+                if joined and joined >= wanted:
                     return
                 await asyncio.sleep(_JOIN_POLL_S)
     except TimeoutError:

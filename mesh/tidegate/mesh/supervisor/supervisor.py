@@ -1,10 +1,10 @@
-"""Runs the servers of a file together, and keeps the state file true.
+"""Runs the servers of a file together, and keeps the state file up to date.
 
     supervisor = Supervisor(load_config(path), path, StateDirectory())
     gave_up = await supervisor.run()
 
-With a mesh, the controller and Envoy start beside the servers, each waiting for what it needs, and
-stop after them: what the servers still answer must find its way back.
+With a mesh, the controller and Envoy start together with the servers, and each waits for what it
+needs. They stop after the servers, because the servers' last answers go through Envoy.
 """
 
 import asyncio
@@ -15,42 +15,47 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidegate.mesh.envoy import check_packages
-from tidegate.mesh.supervisor.config import CONTROLLER_NAME, ENVOY_NAME, ServerConfig, ServersFile
-from tidegate.mesh.supervisor.machine import Phase
-from tidegate.mesh.supervisor.mesh_config import MeshConfig
-from tidegate.mesh.supervisor.orders import ORDER_SIGNAL, take_orders
-from tidegate.mesh.supervisor.ports import check_ports
-from tidegate.mesh.supervisor.process import ServerProcess
+from tidegate.mesh.supervisor.config.mesh_section import MeshConfig
+from tidegate.mesh.supervisor.config.port_check import check_ports
+from tidegate.mesh.supervisor.config.servers_file import (
+    CONTROLLER_NAME,
+    ENVOY_NAME,
+    ServerConfig,
+    ServersFile,
+)
+from tidegate.mesh.supervisor.process.server_process import ServerProcess
+from tidegate.mesh.supervisor.process.state_machine import Phase
 from tidegate.mesh.supervisor.programs import (
     Program,
     controller_program,
     envoy_program,
     server_program,
 )
-from tidegate.mesh.supervisor.server import Server
-from tidegate.mesh.supervisor.state import (
+from tidegate.mesh.supervisor.server import SupervisedServer
+from tidegate.mesh.supervisor.state.command_files import COMMAND_SIGNAL, take_commands
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.snapshot import (
     IngressSnapshot,
     RestartSnapshot,
     RestartStage,
     Snapshot,
-    StateDirectory,
 )
-from tidegate.mesh.supervisor.workloads import Routing
+from tidegate.mesh.supervisor.workloads import EnvoyRouting
 
 __all__ = ["Supervisor"]
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_KEPT_RESTARTS = 16
+_MAX_RESTARTS = 16
 
 
 class Supervisor:
     """All servers of a file.
 
     Args:
-        config: the servers.
-        path: the file that they come from, to be shown.
-        directory: where state and logs go.
-        on_change: called with the state after each change of it.
+        config: The content of the file.
+        path: The path of the file, for display.
+        directory: The folder for state and logs.
+        on_change: Called with the state after each change.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class Supervisor:
         self._stopping = False
         self._gave_up: set[str] = set()
         self._restarts: dict[str, RestartSnapshot] = {}
-        self._routing = Routing(directory.port_file(ENVOY_NAME))
+        self._routing = EnvoyRouting(directory.port_file(ENVOY_NAME))
         self._servers = tuple(self._server(*each) for each in config.servers.items())
         self._mesh = () if config.mesh is None else self._mesh_servers(config.mesh)
 
@@ -76,12 +81,12 @@ class Supervisor:
         """Runs until a signal, :meth:`stop`, or the failure of every server.
 
         Returns:
-            The names of the servers that were given up.
+            The names of the servers that the supervisor gave up.
 
         Raises:
-            AlreadyRunningError: another supervisor has the directory.
-            EnvoyError: packages overwrite each other; nothing was started.
-            PortInUseError: a port is taken; nothing was started.
+            AlreadyRunningError: Another supervisor holds the directory.
+            EnvoyError: Installed packages overwrite each other; nothing was started.
+            PortInUseError: A port is taken; nothing was started.
         """
         loop = asyncio.get_running_loop()
         with self._directory.lock():
@@ -89,7 +94,7 @@ class Supervisor:
             check_ports(self._config)
             for number in _STOP_SIGNALS:
                 loop.add_signal_handler(number, self.stop)
-            loop.add_signal_handler(ORDER_SIGNAL, self._follow_orders)
+            loop.add_signal_handler(COMMAND_SIGNAL, self._take_commands)
             try:
                 async with asyncio.TaskGroup() as mesh:
                     for each in self._mesh:
@@ -100,12 +105,12 @@ class Supervisor:
                     for each in self._mesh:
                         each.stop()
             finally:
-                for number in (*_STOP_SIGNALS, ORDER_SIGNAL):
+                for number in (*_STOP_SIGNALS, COMMAND_SIGNAL):
                     loop.remove_signal_handler(number)
         return frozenset(self._gave_up)
 
     def stop(self) -> None:
-        """Asks all servers to stop, at once; asked again, kills everything."""
+        """Asks all servers to stop; a second call kills all processes."""
         if self._stopping:
             for server in (*self._servers, *self._mesh):
                 server.kill()
@@ -115,7 +120,7 @@ class Supervisor:
         self._stopping = True
 
     def snapshot(self) -> Snapshot:
-        """How everything is."""
+        """The state of everything that it runs."""
         mesh = self._config.mesh
         return Snapshot(
             pid=os.getpid(),
@@ -131,7 +136,7 @@ class Supervisor:
             restarts=tuple(self._restarts.values()),
         )
 
-    def _server(self, name: str, config: ServerConfig) -> Server:
+    def _server(self, name: str, config: ServerConfig) -> SupervisedServer:
         def make(instance: str) -> ServerProcess:
             return self._process(
                 server_program(
@@ -139,17 +144,18 @@ class Supervisor:
                 )
             )
 
-        routing = self._routing if config.labels else None
-        return Server(name, make, routing, self._note_restart)
+        routing = self._routing if config.mesh_labels and self._config.mesh else None
+        return SupervisedServer(name, make, routing, self._note_restart)
 
-    def _mesh_servers(self, mesh: MeshConfig) -> tuple[Server, ...]:
+    def _mesh_servers(self, mesh: MeshConfig) -> tuple[SupervisedServer, ...]:
         def make(instance: str) -> ServerProcess:
             if instance == ENVOY_NAME:
                 return self._process(envoy_program(mesh, self._directory, os.environ))
             return self._process(controller_program(mesh, self._directory))
 
         return tuple(
-            Server(name, make, None, self._note_restart) for name in (CONTROLLER_NAME, ENVOY_NAME)
+            SupervisedServer(name, make, None, self._note_restart)
+            for name in (CONTROLLER_NAME, ENVOY_NAME)
         )
 
     def _process(self, program: Program) -> ServerProcess:
@@ -161,7 +167,7 @@ class Supervisor:
 
     def _ingress(self, mesh: MeshConfig) -> tuple[IngressSnapshot, ...]:
         envoy = next(each for each in self._mesh if each.name == ENVOY_NAME)
-        listeners = envoy.processes[0].listening.listeners
+        listeners = envoy.processes[0].addresses.listeners
         return tuple(
             IngressSnapshot(
                 name=name,
@@ -171,23 +177,23 @@ class Supervisor:
             for name, port in mesh.ingress.items()
         )
 
-    def _follow_orders(self) -> None:
+    def _take_commands(self) -> None:
         servers = {server.name: server for server in (*self._servers, *self._mesh)}
-        for order in take_orders(self._directory):
-            if order.name in servers:
-                servers[order.name].restart(order)
+        for command in take_commands(self._directory):
+            if command.name in servers:
+                servers[command.name].restart(command)
             else:
                 failed = RestartSnapshot(
-                    order=order.id,
-                    name=order.name,
+                    command=command.id,
+                    name=command.name,
                     stage=RestartStage.FAILED,
                     reason=f"there is no such server; there are {', '.join(servers)}",
                 )
                 self._note_restart(failed)
 
     def _note_restart(self, restart: RestartSnapshot) -> None:
-        self._restarts[restart.order] = restart
-        while len(self._restarts) > _KEPT_RESTARTS:
+        self._restarts[restart.command] = restart
+        while len(self._restarts) > _MAX_RESTARTS:
             del self._restarts[next(iter(self._restarts))]
         self._changed()
 

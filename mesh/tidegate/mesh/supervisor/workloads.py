@@ -1,7 +1,7 @@
-"""What the mesh is told of the servers: a WorkloadEntry in a file for each that runs.
+"""The supervisor's interface to the mesh: a WorkloadEntry file for each server, and Envoy's hosts.
 
 On a cluster the orchestrator knows where each pod is; here the supervisor does. The controller
-reads the folder and finds out by itself which of the entries serve.
+reads the folder of WorkloadEntries and checks by itself which of them are healthy.
 """
 
 import asyncio
@@ -13,29 +13,29 @@ import yaml
 
 from tidegate.mesh.envoy import Admin, AdminError
 
-__all__ = ["Routing", "Workload"]
-
-_PORT_NAME = "grpc"
+__all__ = ["EnvoyRouting", "WorkloadEntryFile"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """A server process as the mesh knows it.
+class WorkloadEntryFile:
+    """The file with the WorkloadEntry of a server process.
 
     Attributes:
-        name: name of its object.
-        namespace: namespace of its object.
-        labels: what services and subsets select it by.
-        file: where its object is written.
+        name: The name of the WorkloadEntry.
+        namespace: Its namespace.
+        labels: The labels by which services and subsets select it.
+        port_name: The name of the port, as in the ServiceEntry.
+        file: The path of the file.
     """
 
     name: str
     namespace: str
     labels: Mapping[str, str]
+    port_name: str
     file: Path
 
-    def enter(self, address: str) -> None:
-        """Tells the mesh that it is there, at ``HOST:PORT``."""
+    def write(self, address: str) -> None:
+        """Adds the process to the mesh, at ``HOST:PORT``."""
         host, _, port = address.rpartition(":")
         entry = {
             "apiVersion": "networking.istio.io/v1",
@@ -43,26 +43,26 @@ class Workload:
             "metadata": {"name": self.name, "namespace": self.namespace},
             "spec": {
                 "address": host.strip("[]"),
-                "ports": {_PORT_NAME: int(port)},
+                "ports": {self.port_name: int(port)},
                 "labels": dict(self.labels),
             },
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all, under a name that nobody takes for an object.
+        # The controller reads no file with this suffix, so it never reads half a file.
         draft = self.file.with_suffix(".new")
         draft.write_text(yaml.safe_dump(entry, sort_keys=False), encoding="utf-8")
         draft.replace(self.file)
 
-    def leave(self) -> None:
-        """Tells the mesh that it is gone."""
+    def remove(self) -> None:
+        """Removes the process from the mesh."""
         self.file.unlink(missing_ok=True)
 
 
-class Routing:
-    """Which endpoints Envoy sends requests to.
+class EnvoyRouting:
+    """The endpoints to which Envoy sends requests.
 
     Args:
-        admin_file: where Envoy writes the address of its admin interface.
+        admin_file: The file to which Envoy writes the address of its admin interface.
     """
 
     def __init__(self, admin_file: Path) -> None:

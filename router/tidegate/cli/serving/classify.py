@@ -1,30 +1,47 @@
-"""``tidegate classify``: images in, labels out."""
+"""``tidegate classify``: finds the images, sends them to the server, and shows the labels."""
 
 import asyncio
+import importlib.resources
+import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tidegate.cli.addresses import Service, address_of
-from tidegate.cli.console import JsonOption, VisionOption, errors, print_json, results
+from tidegate.cli.addresses import ModelService, VisionOption, address_of
+from tidegate.cli.console import JsonOption, errors, print_json, results
 from tidegate.cli.serving import classify_output as output
-from tidegate.cli.serving.images import NamedImage, built_in_image, named_images
-from tidegate.cli.serving.outcomes import Outcome
-from tidegate.cli.serving.repeats import summarise_repeats
+from tidegate.cli.serving.classify_results import ImageOutcome, summarise_repeats
 from tidegate.cli.tracing import TraceOption, exported_spans
 from tidegate.client import AsyncClient, ClassifyResult, ClientOptions, UnavailableError
 from tidegate.errors import TidegateError
 
 __all__ = ["classify"]
 
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_STDIN = "-"
+
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _NamedImage:
+    """An image and its name in the output.
+
+    Attributes:
+        name: The path, or ``-``.
+        content: The bytes, or the path, which is read when the image is sent.
+    """
+
+    name: str
+    content: bytes | Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
     model: str
     version: str
     top_k: int
@@ -60,18 +77,18 @@ def classify(
 
     An image that fails does not stop the others; the exit status is then 1.
     """
-    found = list(named_images(images)) if images else [built_in_image()]
+    found = list(_named_images(images)) if images else [_built_in_image()]
     if not found:
         raise typer.BadParameter(
             f"there are no JPEG, PNG or WebP files in {', '.join(images or ())}"
         )
-    question = _Question(model, model_version, top_k, repeat)
-    address = address_of(Service.VISION, vision)
+    query = _Query(model, model_version, top_k, repeat)
+    address = address_of(ModelService.VISION, vision)
     options = ClientOptions(timeout_s=timeout_s)
     with exported_spans(trace):
         started = time.perf_counter()
-        asking = _all(found, question, address, options, concurrency, as_json=as_json)
-        outcomes = asyncio.run(asking)
+        calls = _send_all(found, query, address, options, concurrency, as_json=as_json)
+        outcomes = asyncio.run(calls)
         seconds = time.perf_counter() - started
     if not as_json:
         output.print_results(results(), outcomes)
@@ -85,35 +102,35 @@ def classify(
         raise typer.Exit(1)
 
 
-async def _all(
-    images: Sequence[NamedImage],
-    question: _Question,
+async def _send_all(
+    images: Sequence[_NamedImage],
+    query: _Query,
     address: str,
     options: ClientOptions,
     concurrency: int,
     *,
     as_json: bool,
-) -> list[Outcome]:
-    """Asks about every image, tells failures and JSON as they come, and keeps the outcomes."""
+) -> list[ImageOutcome]:
+    """Sends every image, prints errors and JSON as they come, and returns the outcomes."""
     console = errors()
     outcomes = []
-    shown = console.is_terminal and len(images) * question.repeat > 1
+    shown = console.is_terminal and len(images) * query.repeat > 1
     with Progress(
         *(TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
         console=console,
         disable=not shown,
         transient=True,
     ) as progress:
-        bar = progress.add_task("", total=len(images) * question.repeat)
+        bar = progress.add_task("", total=len(images) * query.repeat)
         async with (
             AsyncClient(address, options) as client,
-            aclosing(_in_order(client, images, question, concurrency)) as stream,
+            aclosing(_in_order(client, images, query, concurrency)) as stream,
         ):
             async for outcome in stream:
-                progress.advance(bar, question.repeat)
+                progress.advance(bar, query.repeat)
                 outcomes.append(outcome)
                 if isinstance(outcome.error, UnavailableError) and outcome.error.unreachable:
-                    # Every other image would fail the same way.
+                    # Every other image would fail in the same way.
                     raise outcome.error
                 if as_json:
                     print_json(output.as_object(outcome))
@@ -123,13 +140,12 @@ async def _all(
 
 
 async def _in_order(
-    client: AsyncClient, images: Sequence[NamedImage], question: _Question, concurrency: int
-) -> AsyncGenerator[Outcome, None]:
-    """The outcomes in the order of the images, so many calls at a time."""
+    client: AsyncClient, images: Sequence[_NamedImage], query: _Query, concurrency: int
+) -> AsyncGenerator[ImageOutcome, None]:
+    """Yields the outcomes in the order of the images, with a limit on concurrent calls."""
     slots = asyncio.Semaphore(concurrency)
     tasks = [
-        asyncio.create_task(_ask(client, image, question, slots), name=image.name)
-        for image in images
+        asyncio.create_task(_send(client, image, query, slots), name=image.name) for image in images
     ]
     try:
         for task in tasks:
@@ -140,9 +156,9 @@ async def _in_order(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _ask(
-    client: AsyncClient, image: NamedImage, question: _Question, slots: asyncio.Semaphore
-) -> Outcome:
+async def _send(
+    client: AsyncClient, image: _NamedImage, query: _Query, slots: asyncio.Semaphore
+) -> ImageOutcome:
     latencies: list[float] = []
 
     async def once() -> ClassifyResult | TidegateError:
@@ -151,9 +167,9 @@ async def _ask(
             try:
                 result = await client.vision.classify(
                     image.content,
-                    model=question.model,
-                    version=question.version,
-                    top_k=question.top_k,
+                    model=query.model,
+                    version=query.version,
+                    top_k=query.top_k,
                 )
             except TidegateError as error:
                 return error
@@ -161,11 +177,35 @@ async def _ask(
             return result
 
     async with asyncio.TaskGroup() as tasks:
-        calls = [tasks.create_task(once()) for _ in range(question.repeat)]
+        calls = [tasks.create_task(once()) for _ in range(query.repeat)]
     answers = [call.result() for call in calls]
-    return Outcome(
+    return ImageOutcome(
         image.name,
         results=tuple(answer for answer in answers if isinstance(answer, ClassifyResult)),
         errors=tuple(answer for answer in answers if isinstance(answer, TidegateError)),
         latencies_s=tuple(latencies),
     )
+
+
+def _named_images(paths: Iterable[str]) -> Iterator[_NamedImage]:
+    """Finds the images that the arguments name, in a stable order; folders recursively.
+
+    A path that does not exist is kept: it fails when the image is sent, after the images before it.
+    """
+    for path in paths:
+        if path == _STDIN:
+            yield _NamedImage(_STDIN, sys.stdin.buffer.read())
+            continue
+        place = Path(path)
+        if not place.is_dir():
+            yield _NamedImage(path, place)
+            continue
+        for file in sorted(place.rglob("*")):
+            if file.suffix.lower() in _SUFFIXES and file.is_file():
+                yield _NamedImage(str(file), file)
+
+
+def _built_in_image() -> _NamedImage:
+    """A photograph to try a server with: the cat Chelsea, by Stéfan van der Walt (CC0)."""
+    file = importlib.resources.files("tidegate.cli.serving") / "cat.jpg"
+    return _NamedImage("a cat", file.read_bytes())

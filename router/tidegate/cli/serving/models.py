@@ -1,4 +1,4 @@
-"""``tidegate models``: what the servers serve."""
+"""``tidegate models``: lists the models that the servers serve."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -7,8 +7,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.addresses import Service, address_of
-from tidegate.cli.console import JsonOption, LlmOption, VisionOption, errors, print_json, results
+from tidegate.cli.addresses import LlmOption, ModelService, VisionOption, address_of
+from tidegate.cli.console import JsonOption, errors, print_json, results
 from tidegate.client import Client, LlmModel, TidegateRpcError, UnavailableError, VisionModel
 
 __all__ = ["models"]
@@ -18,9 +18,9 @@ _STYLES = {"ready": "green", "loading": "yellow", "unloading": "yellow", "failed
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A model in the terms that both services share."""
+    """A model in the columns that both services share."""
 
-    service: Service
+    service: ModelService
     name: str
     version: str
     state: str
@@ -31,13 +31,13 @@ class _Row:
 
 
 def models(as_json: JsonOption = False, vision: VisionOption = None, llm: LlmOption = None) -> None:
-    """List what the servers serve.
+    """List the models that the servers serve.
 
-    A server that does not answer is skipped; when none does, the exit status is 3.
+    A server that does not answer is skipped; when no server answers, the exit status is 3.
     """
     addresses = {
-        Service.VISION: address_of(Service.VISION, vision),
-        Service.LLM: address_of(Service.LLM, llm),
+        ModelService.VISION: address_of(ModelService.VISION, vision),
+        ModelService.LLM: address_of(ModelService.LLM, llm),
     }
     rows: list[_Row] = []
     problems: list[TidegateRpcError] = []
@@ -57,16 +57,16 @@ def models(as_json: JsonOption = False, vision: VisionOption = None, llm: LlmOpt
         _print_table(rows)
     for problem in problems:
         errors().print(Text(str(problem), style="yellow"))
-    if any(not _is_absence(problem) for problem in problems):
+    if any(not _is_unreachable(problem) for problem in problems):
         raise typer.Exit(1)
 
 
-def _models(service: Service, address: str) -> Iterator[VisionModel | LlmModel]:
+def _models(service: ModelService, address: str) -> Iterator[VisionModel | LlmModel]:
     with Client(address) as client:
-        yield from client.vision.models() if service is Service.VISION else client.llm.models()
+        yield from client.vision.models() if service is ModelService.VISION else client.llm.models()
 
 
-def _row(service: Service, model: VisionModel | LlmModel) -> _Row:
+def _row(service: ModelService, model: VisionModel | LlmModel) -> _Row:
     if isinstance(model, VisionModel):
         shape = "x".join(str(length) for length in model.input_shape)
         facts = f"{model.num_classes} classes, {shape}" if model.num_classes else ""
@@ -99,5 +99,5 @@ def _print_table(rows: list[_Row]) -> None:
     console.print(table)
 
 
-def _is_absence(error: TidegateRpcError) -> bool:
+def _is_unreachable(error: TidegateRpcError) -> bool:
     return isinstance(error, UnavailableError) and error.unreachable

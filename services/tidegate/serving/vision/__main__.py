@@ -10,15 +10,20 @@ from tidegate.chassis.server import run
 from tidegate.inference.v2 import open_inference_pb2_grpc
 from tidegate.runtime.process import schedule_in_batches
 from tidegate.serving.repository import Entry, Repository
-from tidegate.serving.vision import open_inference, service
-from tidegate.serving.vision.image_requests import Limits
-from tidegate.serving.vision.inference import Inference
-from tidegate.serving.vision.lane import Bounds
-from tidegate.serving.vision.loading import Loader
-from tidegate.serving.vision.models import Models
-from tidegate.serving.vision.openvino_engine import PRECISIONS, OpenVinoEngine
+from tidegate.serving.vision.api import (
+    open_inference_service as open_inference,
+)
+from tidegate.serving.vision.api import (
+    vision_service as service,
+)
+from tidegate.serving.vision.api.classify_requests import RequestLimits
+from tidegate.serving.vision.batching.inference import Inference
+from tidegate.serving.vision.batching.model_queue import QueueLimits
+from tidegate.serving.vision.batching.worker_pool import WorkerPool
+from tidegate.serving.vision.engines.openvino_engine import PRECISIONS, OpenVinoEngine
+from tidegate.serving.vision.loading import ModelLoader
+from tidegate.serving.vision.models import ModelRegistry
 from tidegate.serving.vision.settings import VisionSettings
-from tidegate.serving.vision.worker_pool import WorkerPool
 from tidegate.vision.v1 import vision_pb2_grpc
 
 if TYPE_CHECKING:
@@ -47,20 +52,20 @@ class VisionApplication:
     def __init__(self, settings: VisionSettings) -> None:
         self._settings = settings
         self._pool = WorkerPool(_WORKERS_PER_CORE * settings.cores)
-        loader = Loader(
+        loader = ModelLoader(
             Repository(settings.model_repository),
             self._load_engine,
             precisions=PRECISIONS,
-            bounds=Bounds(settings.queue_images, settings.queue_mib << 20),
+            limits=QueueLimits(settings.queue_images, settings.queue_mib << 20),
             max_pixels=settings.max_pixels,
             verify=settings.verify_checksums,
         )
-        self._models = Models(loader, self._pool, default_model=settings.default_model)
+        self._models = ModelRegistry(loader, self._pool, default_model=settings.default_model)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds VisionService and GRPCInferenceService."""
         settings = self._settings
-        limits = Limits(settings.max_images_per_request, settings.max_pixels)
+        limits = RequestLimits(settings.max_images_per_request, settings.max_pixels)
         inference = Inference(
             self._pool,
             client_header=settings.client_header,

@@ -14,13 +14,17 @@ import structlog
 from tidegate.chassis.errors import FailedPrecondition
 from tidegate.chassis.served_models import ServedModel
 from tidegate.serving.repository import Entry, EntryNotFoundError, ModelKind, RepositoryError
-from tidegate.serving.vision.decode import Geometry, decode, fit
-from tidegate.serving.vision.engine import Engine, InputForm
+from tidegate.serving.vision.batching.inference_request import (
+    EncodedImage,
+    ImageContent,
+    PixelImage,
+)
+from tidegate.serving.vision.batching.model_queue import ModelQueue, QueueLimits
+from tidegate.serving.vision.batching.planning import BatchPlan, ServiceTimeEstimate
+from tidegate.serving.vision.engines.engine import InferenceEngine, InputForm
 from tidegate.serving.vision.errors import EngineError
-from tidegate.serving.vision.lane import Bounds, Lane
-from tidegate.serving.vision.metrics import METHODS, LaneMetrics
-from tidegate.serving.vision.planning import BatchPlan, Pace
-from tidegate.serving.vision.tickets import Encoded, Image, Pixels
+from tidegate.serving.vision.images.decode import Geometry, decode, fit
+from tidegate.serving.vision.metrics import METHODS, ModelMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
     from tidegate.serving.repository import Precision, Repository
 
-__all__ = ["Loader", "Serving"]
+__all__ = ["LoadedModel", "ModelLoader"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -44,48 +48,48 @@ _FIRST_PREPARE_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class LoadedModel:
     """A model version that takes requests.
 
     Attributes:
         entry: what the repository says of it.
         geometry: how images are brought to its size.
-        lane: where its requests wait and are run.
-        model: as metrics and spans name it.
+        queue: where its requests wait and are run.
+        served_model: as metrics and spans name it.
         loaded_at_s: wall-clock time, in seconds since 1970.
-        stamp: its files when they were read; another value means that they have changed.
+        fingerprint: its files when they were read; another value means that they have changed.
     """
 
     entry: Entry
     geometry: Geometry
-    lane: Lane
-    model: ServedModel
+    queue: ModelQueue
+    served_model: ServedModel
     loaded_at_s: float
-    stamp: tuple[int, ...]
+    fingerprint: tuple[int, ...]
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> InferenceEngine:
         """What runs it."""
-        return self.lane.engine
+        return self.queue.engine
 
 
 @dataclass(frozen=True, slots=True)
-class Loader:
+class ModelLoader:
     """Opens the image classifiers of a repository. Reads the disk and computes: call it in threads.
 
     Attributes:
         repository: where models are read from.
         load_engine: opens an entry's engine.
         precisions: what the engine can compute in.
-        bounds: how much each model holds.
+        limits: how much each model holds.
         max_pixels: pixels that one image may have.
         verify: whether checksums are verified at load.
     """
 
     repository: Repository
-    load_engine: Callable[[Entry], Engine]
+    load_engine: Callable[[Entry], InferenceEngine]
     precisions: Collection[Precision]
-    bounds: Bounds
+    limits: QueueLimits
     max_pixels: int
     verify: bool = True
 
@@ -146,13 +150,15 @@ class Loader:
             )
         return chosen
 
-    def open(self, name: str, version: str, stamp: tuple[int, ...] | None) -> Serving | None:
+    def open(
+        self, name: str, version: str, fingerprint: tuple[int, ...] | None
+    ) -> LoadedModel | None:
         """Reads, compiles, warms up and measures a version.
 
         Args:
             name: the model.
             version: the version.
-            stamp: of what serves it now; None if nothing does.
+            fingerprint: of what serves it now; None if nothing does.
 
         Returns:
             What serves it; None when its files are those of the stamp.
@@ -161,8 +167,8 @@ class Loader:
             TidegateError: it cannot be served.
         """
         location = self.repository.locate(name, version)
-        found = _stamp(location.path)
-        if found == stamp:
+        found = _fingerprint(location.path)
+        if found == fingerprint:
             return None
         started = time.monotonic()
         entry = Entry.open(location.path, verify=self.verify)
@@ -175,28 +181,28 @@ class Loader:
                 f"{location.path} has {len(entry.labels)} labels, but its network has "
                 f"{engine.tensors.classes} classes; correct the labels"
             )
-        lane = _lane(name, version, engine, geometry, self.bounds)
+        queue = _model_queue(name, version, engine, geometry, self.limits)
         wanted, computed = entry.metadata.precision.compute, engine.traits.precision
         if computed is not wanted:
             _log.warning(
                 "this machine computes the model in another precision",
-                model=lane.name,
+                model=queue.name,
                 wanted=str(wanted),
                 computed=str(computed),
             )
         _log.info(
             "model ready",
-            model=lane.name,
+            model=queue.name,
             engine=engine.traits.name,
             precision=str(computed),
-            batch=lane.plan.target,
-            image_ms=round(lane.pace.run_s * 1000, 3),
+            batch=queue.plan.target,
+            image_ms=round(queue.service_time.run_s * 1000, 3),
             seconds=round(time.monotonic() - started, 1),
         )
-        model = ServedModel(
+        served_model = ServedModel(
             name, version, precision=str(computed), engine=engine.traits.name, methods=METHODS
         )
-        return Serving(entry, geometry, lane, model, time.time(), found)
+        return LoadedModel(entry, geometry, queue, served_model, time.time(), found)
 
     def _runnable(self, name: str) -> list[str]:
         """The versions of a model that are image classifiers of a precision the engine has.
@@ -217,20 +223,20 @@ class Loader:
         return found
 
 
-def _stamp(folder: Path) -> tuple[int, ...]:
+def _fingerprint(folder: Path) -> tuple[int, ...]:
     """Numbers that change with the files of a folder: their times and sizes."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     stats = [path.stat() for path in found]
     return tuple(number for each in stats for number in (each.st_mtime_ns, each.st_size))
 
 
-def _lane(
+def _model_queue(
     model: str,
     version: str,
-    engine: Engine,
+    engine: InferenceEngine,
     geometry: Geometry,
-    bounds: Bounds,
-) -> Lane:
+    limits: QueueLimits,
+) -> ModelQueue:
     """Warms an engine up, measures it at each batch size, and makes its lane.
 
     Args:
@@ -238,7 +244,7 @@ def _lane(
         version: its version.
         engine: a loaded engine, not in use.
         geometry: how images are brought to its size.
-        bounds: how much the lane holds.
+        limits: how much the lane holds.
 
     Raises:
         EngineError: a run failed, or gave something other than images × classes.
@@ -247,14 +253,16 @@ def _lane(
     plan = BatchPlan.measured(run_s)
     # When the server is busy every slot is taken, and a run lasts longer for it.
     crowd = engine.traits.slots / engine.traits.parallel
-    pace = Pace(prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target * crowd)
+    service_time = ServiceTimeEstimate(
+        prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target * crowd
+    )
     prepare = partial(_prepare, geometry)
     # Only now, when nothing can fail any more: series would stay of a version that never served.
-    metrics = LaneMetrics(model, version)
-    return Lane(f"{model} {version}", engine, prepare, plan, pace, bounds, metrics)
+    metrics = ModelMetrics(model, version)
+    return ModelQueue(f"{model} {version}", engine, prepare, plan, service_time, limits, metrics)
 
 
-def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:
+def _measure(engine: InferenceEngine, geometry: Geometry) -> Mapping[int, float]:
     """Seconds of a run at each batch size while as many run beside it as compute at once.
 
     Runs share caches and memory, and the larger ones suffer more by it: of one run alone on the
@@ -277,7 +285,7 @@ def _measure(engine: Engine, geometry: Geometry) -> Mapping[int, float]:
 
 
 def _run_s(
-    engine: Engine, images: Sequence[npt.NDArray[np.uint8]], pool: ThreadPoolExecutor
+    engine: InferenceEngine, images: Sequence[npt.NDArray[np.uint8]], pool: ThreadPoolExecutor
 ) -> float:
     """Seconds of a run among others; of processor time where the host computes and it is less.
 
@@ -294,7 +302,7 @@ def _run_s(
 
 
 def _try_out(
-    engine: Engine,
+    engine: InferenceEngine,
     form: InputForm,
     images: Sequence[npt.NDArray[np.generic]],
     *,
@@ -306,9 +314,9 @@ def _try_out(
         raise EngineError(f"the model's output is {shape} where images × classes is {expected}")
 
 
-def _prepare(geometry: Geometry, image: Image) -> npt.NDArray[np.generic]:
-    if isinstance(image, Encoded):
+def _prepare(geometry: Geometry, image: ImageContent) -> npt.NDArray[np.generic]:
+    if isinstance(image, EncodedImage):
         return decode(image.data, geometry)
-    if isinstance(image, Pixels):
+    if isinstance(image, PixelImage):
         return fit(image.array, geometry)
     return image.array

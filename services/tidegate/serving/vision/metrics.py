@@ -5,7 +5,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-__all__ = ["METHODS", "LaneMetrics"]
+__all__ = ["METHODS", "ModelMetrics"]
 
 METHODS: Final = (
     "/tidegate.vision.v1.VisionService/Classify",
@@ -51,10 +51,10 @@ _held = Gauge(
 
 _METRICS = (_prepare, _queue, _run, _batch, _images, _held)
 # A version that is loaded anew has two lanes for a moment, and one set of series.
-_lanes: Tally[tuple[str, str]] = Tally()
+_model_queues: Tally[tuple[str, str]] = Tally()
 
 
-class LaneMetrics:
+class ModelMetrics:
     """The metrics of one model version, with the labels looked up once.
 
     Args:
@@ -66,7 +66,7 @@ class LaneMetrics:
 
     def __init__(self, model: str, version: str) -> None:
         self._labels = (model, version)
-        _lanes[self._labels] += 1
+        _model_queues[self._labels] += 1
         self._prepare = _prepare.labels(*self._labels)
         self._queue = _queue.labels(*self._labels)
         self._run = _run.labels(*self._labels)
@@ -74,12 +74,12 @@ class LaneMetrics:
         self._images = _images.labels(*self._labels)
         self.held = _held.labels(*self._labels)
 
-    def image(self, queue_s: float, prepare_s: float) -> None:
+    def observe_image(self, queue_s: float, prepare_s: float) -> None:
         """Records the waiting and the decoding of an image that was run."""
         self._queue.observe(queue_s)
         self._prepare.observe(prepare_s)
 
-    def ran(self, images: int, seconds: float) -> None:
+    def observe_run(self, images: int, seconds: float) -> None:
         """Records the run of a batch."""
         self._run.observe(seconds)
         self._batch.observe(images)
@@ -87,7 +87,7 @@ class LaneMetrics:
 
     def forget(self) -> None:
         """Takes the series of a model away that was unloaded, and not loaded anew meanwhile."""
-        _lanes[self._labels] -= 1
-        if not _lanes[self._labels]:
+        _model_queues[self._labels] -= 1
+        if not _model_queues[self._labels]:
             for metric in _METRICS:
                 metric.remove(*self._labels)

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from tidegate.chassis.health import Health
-    from tidegate.serving.vision.loading import Loader, Serving
-    from tidegate.serving.vision.worker_pool import WorkerPool
+    from tidegate.serving.vision.batching.worker_pool import WorkerPool
+    from tidegate.serving.vision.loading import LoadedModel, ModelLoader
 
-__all__ = ["ModelState", "Models", "Version"]
+__all__ = ["ModelRegistry", "ModelState", "ModelVersion"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class ModelState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class ModelVersion:
     """A model version that the server knows.
 
     Attributes:
@@ -60,17 +60,17 @@ class Version:
         version: the version.
         state: where it is in its life.
         reason: why loading failed; empty otherwise.
-        serving: what serves it, when it is ready.
+        loaded: what serves it, when it is ready.
     """
 
     name: str
     version: str
     state: ModelState
     reason: str = ""
-    serving: Serving | None = None
+    loaded: LoadedModel | None = None
 
 
-class Models:
+class ModelRegistry:
     """Every model version that a server knows. Use it from the event loop.
 
     Args:
@@ -80,25 +80,25 @@ class Models:
     """
 
     def __init__(
-        self, loader: Loader, pool: WorkerPool, *, default_model: str | None = None
+        self, loader: ModelLoader, pool: WorkerPool, *, default_model: str | None = None
     ) -> None:
         self._loader = loader
         self._pool = pool
         self._default_model = default_model
-        self._versions: dict[tuple[str, str], Version] = {}
+        self._versions: dict[tuple[str, str], ModelVersion] = {}
         self._defaults: dict[str, str] = {}
         # What `find` found, by the name and version asked for; empty after every change.
-        self._found: dict[tuple[str, str], Serving] = {}
+        self._found: dict[tuple[str, str], LoadedModel] = {}
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
         # Set when the models wanted at start are loaded; told of every change from then on.
         self._health: Health | None = None
 
-    def versions(self) -> list[Version]:
+    def versions(self) -> list[ModelVersion]:
         """Every version known, in order, with the classifiers of the repository not loaded yet."""
         known = dict(self._versions)
         others = [
-            Version(name, version, ModelState.UNLOADED, reason)
+            ModelVersion(name, version, ModelState.UNLOADED, reason)
             for name, version, reason in self._loader.others(known)
         ]
         everyone = [*known.values(), *others]
@@ -157,7 +157,7 @@ class Models:
         }
         return names.pop() if len(names) == 1 else None
 
-    def find(self, name: str, version: str) -> Serving:
+    def find(self, name: str, version: str) -> LoadedModel:
         """What serves a model.
 
         Args:
@@ -169,15 +169,15 @@ class Models:
             NotFound: there is no such model or version.
             Unavailable: it is not ready, or no name was given and no model is.
         """
-        serving = self._found.get((name, version))
-        if serving is None:
-            serving = self._found[name, version] = self._look_up(name, version)
-        return serving
+        loaded = self._found.get((name, version))
+        if loaded is None:
+            loaded = self._found[name, version] = self._look_up(name, version)
+        return loaded
 
-    def _look_up(self, name: str, version: str) -> Serving:
+    def _look_up(self, name: str, version: str) -> LoadedModel:
         if not name:
             name = self.default_model() or ""
-            if not name and not any(each.serving for each in self._versions.values()):
+            if not name and not any(each.loaded for each in self._versions.values()):
                 raise Unavailable(
                     "no model is ready yet; try again", reason="MODEL_NOT_READY", retry_after_s=1.0
                 )
@@ -189,8 +189,8 @@ class Models:
         wanted = version or self.default_version(name)
         if wanted is not None:
             known = self._versions.get((name, wanted))
-            if known is not None and known.serving is not None:
-                return known.serving
+            if known is not None and known.loaded is not None:
+                return known.loaded
         raise self._missing(name, wanted)
 
     async def start(self, wanted: list[str], health: Health) -> None:
@@ -199,7 +199,7 @@ class Models:
         From then on every service serves while at least one version is ready.
 
         Args:
-            wanted: as in :meth:`Loader.choose`.
+            wanted: as in :meth:`ModelLoader.choose`.
             health: of the server.
 
         Raises:
@@ -213,7 +213,7 @@ class Models:
         """Loads models.
 
         Args:
-            wanted: as in :meth:`Loader.choose`.
+            wanted: as in :meth:`ModelLoader.choose`.
 
         Raises:
             TidegateError: one of them cannot be loaded, or there is none.
@@ -221,7 +221,9 @@ class Models:
         chosen = await asyncio.to_thread(self._loader.choose, wanted)
         # Requests for those that are still to come are told to wait, not that there are none.
         to_come = {
-            key: Version(*key, ModelState.LOADING) for key in chosen if key not in self._versions
+            key: ModelVersion(*key, ModelState.LOADING)
+            for key in chosen
+            if key not in self._versions
         }
         for each in to_come.values():
             self._note(each)
@@ -256,7 +258,7 @@ class Models:
         if self._changes:
             await asyncio.wait(self._changes)
         for each in list(self._versions.values()):
-            if each.serving is not None:
+            if each.loaded is not None:
                 await self.unload(each.name, each.version)
 
     async def _finish(self, change: Coroutine[Any, Any, None]) -> None:
@@ -270,56 +272,56 @@ class Models:
         async with self._changing:
             key = (name, version)
             before = self._versions.get(key)
-            serving = before.serving if before is not None else None
-            if serving is None:
-                self._note(Version(*key, ModelState.LOADING))
+            loaded = before.loaded if before is not None else None
+            if loaded is None:
+                self._note(ModelVersion(*key, ModelState.LOADING))
             try:
                 await self._refresh_default(name)
-                stamp = serving.stamp if serving is not None else None
-                fresh = await asyncio.to_thread(self._loader.open, name, version, stamp)
+                fingerprint = loaded.fingerprint if loaded is not None else None
+                fresh = await asyncio.to_thread(self._loader.open, name, version, fingerprint)
             except (EntryNotFoundError, FailedPrecondition, asyncio.CancelledError):
                 # There is nothing of the kind, or nobody was told how it ended: no state to keep.
-                if serving is None:
+                if loaded is None:
                     self._forget(*key)
                 raise
             except Exception as error:
-                if serving is None:
-                    self._note(Version(*key, ModelState.FAILED, str(error)))
+                if loaded is None:
+                    self._note(ModelVersion(*key, ModelState.FAILED, str(error)))
                 raise
             if fresh is None:
                 return
-            self._pool.add(fresh.lane)
-            fresh.model.publish()
-            self._note(Version(*key, ModelState.READY, serving=fresh))
-            if serving is not None:
-                await self._retire(serving)
+            self._pool.add(fresh.queue)
+            fresh.served_model.publish()
+            self._note(ModelVersion(*key, ModelState.READY, loaded=fresh))
+            if loaded is not None:
+                await self._retire(loaded)
 
     async def _unload(self, name: str, version: str) -> None:
         async with self._changing:
             key = (name, version)
             known = self._versions.get(key)
-            if known is None or known.serving is None:
+            if known is None or known.loaded is None:
                 raise NotFound(f"model {name!r} has no version {version!r} loaded")
-            self._note(replace(known, state=ModelState.UNLOADING, serving=None))
-            await self._retire(known.serving)
+            self._note(replace(known, state=ModelState.UNLOADING, loaded=None))
+            await self._retire(known.loaded)
             self._forget(*key)
             await self._refresh_default(name)
 
-    async def _retire(self, serving: Serving) -> None:
+    async def _retire(self, loaded: LoadedModel) -> None:
         loop, idle = asyncio.get_running_loop(), asyncio.Event()
 
         def became_idle() -> None:
             loop.call_soon_threadsafe(idle.set)
 
-        self._pool.close(serving.lane, became_idle)
+        self._pool.close(loaded.queue, became_idle)
         await idle.wait()
-        self._pool.remove(serving.lane)
-        await asyncio.to_thread(serving.engine.close)
-        serving.lane.metrics.forget()
-        serving.model.withdraw()
-        _log.info("model unloaded", model=serving.lane.name)
+        self._pool.remove(loaded.queue)
+        await asyncio.to_thread(loaded.engine.close)
+        loaded.queue.metrics.forget()
+        loaded.served_model.withdraw()
+        _log.info("model unloaded", model=loaded.queue.name)
 
-    def _note(self, known: Version) -> None:
+    def _note(self, known: ModelVersion) -> None:
         self._versions[known.name, known.version] = known
         self._found.clear()
         self._report_health()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tidegate.cli.mesh.commands import app
 from tidegate.istio import EditError, IstioError
-from tidegate.mesh.control.journal import Journal, Shifted
+from tidegate.mesh.control.configuration.journal import Journal, ShiftedText
 from tidegate.mesh.supervisor import StateDirectory
 
 MESH = """\
@@ -203,7 +203,7 @@ def test_a_shift_that_the_files_do_not_show_is_told(mesh, monkeypatch):
     )
     assert run("explain", "vision").stderr == "0 errors, 1 warnings\n"
     with Journal(StateDirectory().mesh_state) as journal:
-        journal.keep(Path("mesh.yaml"), Shifted(file=MESH, text=MESH))
+        journal.keep(Path("mesh.yaml"), ShiftedText(file=MESH, text=MESH))
     told = run("explain", "vision").stderr.splitlines()
     assert told[0] == "mesh.yaml is shifted: `tidegate mesh status` shows what is in effect"
     # Named files are explained as they are.

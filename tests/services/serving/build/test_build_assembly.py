@@ -19,7 +19,7 @@ def everything_under(root):
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
 
 
-def test_what_was_built_opens_and_every_file_has_a_checksum(tmp_path):
+def test_a_built_entry_opens_and_every_file_has_a_checksum(tmp_path):
     entry = assemble(tmp_path, "talk", "1", write_model("{}"))
     assert entry == Repository(tmp_path).find("talk", "1")
     assert list(entry.metadata.files) == ["config.json"]
@@ -33,7 +33,7 @@ def test_what_was_built_opens_and_every_file_has_a_checksum(tmp_path):
     ]
 
 
-def test_a_build_that_dies_leaves_nothing_and_keeps_what_was_there(tmp_path):
+def test_a_build_that_dies_leaves_nothing_and_keeps_the_old_entry(tmp_path):
     def die(folder):
         (folder / "config.json").write_text("half")
         raise KeyboardInterrupt
@@ -47,7 +47,7 @@ def test_a_build_that_dies_leaves_nothing_and_keeps_what_was_there(tmp_path):
     assert Repository(tmp_path).find("talk").metadata.description == "old"
 
 
-def test_a_build_that_is_not_sound_is_refused_and_leaves_nothing(tmp_path):
+def test_an_unsound_build_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(BuildError, match=r"net 1 is not sound: .*model\.onnx: is missing"):
         assemble(tmp_path, "net", "1", lambda folder: ImageClassifier(kind="image-classifier"))
     assert everything_under(tmp_path) == ["net"]

@@ -1,4 +1,4 @@
-"""The photographs are real, offline, and the same every time."""
+"""The photographs are real, available offline, and always the same."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tidegate.serving.build.photographs import (
 )
 
 
-def test_samples_are_written_as_jpeg_files_one_can_open(tmp_path):
+def test_samples_are_written_as_readable_jpeg_files(tmp_path):
     paths = write_samples(tmp_path / "deep" / "samples")
     assert [path.name for path in paths] == [f"{sample.name}.jpg" for sample in SAMPLES]
     for path in paths:

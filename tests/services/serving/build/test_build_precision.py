@@ -1,4 +1,4 @@
-"""A precision is a rewriting of the graph: types inside, fp32 outside, the same function."""
+"""A precision rewrites the graph: other types inside, fp32 outside, the same function."""
 
 import numpy as np
 import onnx
@@ -54,7 +54,7 @@ def io_types(model):
     ("precision", "element", "tolerance"),
     [("bf16", TensorProto.BFLOAT16, 5e-2), ("fp16", TensorProto.FLOAT16, 5e-3)],
 )
-def test_a_retyped_network_computes_inside_in_the_new_type(precision, element, tolerance):
+def test_a_retyped_network_computes_in_the_new_type(precision, element, tolerance):
     model = small_network()
     narrow = retyped(model, precision)
     assert {weights.data_type for weights in narrow.graph.initializer} == {element}
@@ -68,7 +68,7 @@ def test_a_retyped_network_computes_inside_in_the_new_type(precision, element, t
         )
 
 
-def test_retyping_leaves_the_original_as_it_was():
+def test_retyping_does_not_change_the_original():
     model = small_network()
     before = model.SerializeToString(deterministic=True)
     retyped(model, "bf16")

@@ -1,4 +1,4 @@
-"""The models that ``make models`` builds know what is on the photographs, at every precision."""
+"""The models that ``make models`` builds recognise the photographs, at every precision."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def normalised(planes, metadata):
 
 
 def prepared(pixels, metadata):
-    """The evaluation view, by Pillow: shortest side, centre crop, normalise."""
+    """The evaluation preprocessing, by Pillow: shortest side, centre crop, normalise."""
     photograph = Image.fromarray(pixels)
     steps = metadata.preprocessing
     scale = steps.resize_shortest_side / min(photograph.size)
@@ -70,7 +70,7 @@ def logits(entry, images):
 
 @pytest.fixture(scope="module")
 def reference(models):
-    """The fp32 network's answers to views that the calibration has not seen."""
+    """The fp32 network's outputs for views outside the calibration set."""
     entry = built(models, "efficientnet-lite0", "1-fp32")
     metadata = entry.image_classifier()
     views = np.stack(
@@ -122,7 +122,7 @@ def test_labels_are_a_thousand_different_names(models):
     assert (labels[134], labels[517]) == ("crane bird", "construction crane")
 
 
-def test_building_again_finds_it_built(models):
+def test_a_second_build_finds_the_model_built(models):
     entry = built(models, "efficientnet-lite0", "1-int8")
     before = (entry.path / "model.json").stat().st_mtime_ns
     result = CliRunner().invoke(
@@ -142,7 +142,7 @@ def test_the_language_model_splits_text_as_it_was_trained_to(models):
     assert tokenizer.model_max_length == entry.language_model().context_length == 8192
 
 
-def test_the_language_model_brings_what_a_server_needs(models):
+def test_the_language_model_has_what_a_server_needs(models):
     entry = built(models, "smollm2", "1")
     metadata = entry.language_model()
     config = json.loads((entry.path / "config.json").read_text())

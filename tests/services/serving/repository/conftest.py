@@ -13,7 +13,7 @@ def onnx_like(payload: bytes = b"weights" * 1000) -> bytes:
 
 
 class Hand:
-    """Writes entries as a person would, into a repository of its own."""
+    """Writes entries by hand, into a repository of the test's own."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""``model.json``: little need be written, and what is written must be right."""
+"""``model.json``: almost every field has a default, and a wrong field is an error."""
 
 import json
 
@@ -113,7 +113,7 @@ def test_a_digest_for_a_path_that_leaves_the_folder_is_refused(tmp_path):
         parse_metadata(write(tmp_path, {"kind": "language-model", "files": {"../x": digest}}))
 
 
-def test_text_that_is_not_json_is_reported_with_its_place(tmp_path):
+def test_text_that_is_not_json_is_reported_with_its_position(tmp_path):
     path = tmp_path / "model.json"
     path.write_text('{"kind": \n oops}', encoding="utf-8")
     with pytest.raises(MetadataError, match="line 2, column 2"):
@@ -131,12 +131,12 @@ def test_text_that_is_not_json_is_reported_with_its_place(tmp_path):
         LanguageModel(kind="language-model", name="talk", version="2", context_length=8192),
     ],
 )
-def test_what_is_written_reads_back_unchanged(tmp_path, metadata):
+def test_written_metadata_reads_back_unchanged(tmp_path, metadata):
     path = tmp_path / "model.json"
     path.write_text(render_metadata(metadata), encoding="utf-8")
     assert parse_metadata(path) == metadata
 
 
-def test_an_absent_file_says_what_to_write(tmp_path):
+def test_the_error_of_a_missing_file_says_what_to_write(tmp_path):
     with pytest.raises(MetadataError, match="image-classifier"):
         Entry.open(tmp_path)

@@ -21,28 +21,28 @@ def test_versions_are_listed_oldest_first(repository):
     assert repository.versions("net") == ("1-fp32", "1-int8", "9-fp32", "10-fp32")
 
 
-def test_the_latest_version_is_meant_when_none_is_named(repository):
+def test_the_default_version_is_the_latest(repository):
     assert repository.find("net").version == "10-fp32"
 
 
-def test_a_default_file_says_which_version_is_meant(repository):
+def test_a_default_file_sets_the_default_version(repository):
     (repository.root / "net" / "default").write_text("1-int8\n")
     assert repository.find("net").version == "1-int8"
     assert repository.find("net", "9-fp32").version == "9-fp32"
 
 
-def test_a_default_that_is_not_there_is_an_error_that_names_the_file(repository):
+def test_a_missing_default_version_is_an_error_that_names_the_file(repository):
     (repository.root / "net" / "default").write_text("2\n")
     with pytest.raises(EntryNotFoundError, match=r"net/default names version '2'.*10-fp32"):
         repository.find("net")
 
 
-def test_an_unknown_version_lists_those_there_are(repository):
+def test_the_error_of_an_unknown_version_lists_the_known_ones(repository):
     with pytest.raises(EntryNotFoundError, match=r"no version '2' of 'net'.*1-fp32, 1-int8"):
         repository.find("net", "2")
 
 
-def test_an_unknown_model_lists_those_there_are(repository):
+def test_the_error_of_an_unknown_model_lists_the_known_ones(repository):
     with pytest.raises(EntryNotFoundError, match=r"'nett'.*net, other"):
         repository.find("nett")
 
@@ -55,7 +55,7 @@ def test_a_name_cannot_leave_the_repository(repository, name, version):
         repository.find(name, version)
 
 
-def test_folders_that_are_not_models_are_left_alone(repository):
+def test_folders_that_are_not_models_are_ignored(repository):
     (repository.root / ".building-x" / "1").mkdir(parents=True)
     (repository.root / "net" / "notes").mkdir()
     (repository.root / "README").write_text("hello")

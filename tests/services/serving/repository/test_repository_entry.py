@@ -1,4 +1,4 @@
-"""Opening an entry finds what is wrong with it before a server loads it."""
+"""Opening an entry finds its errors before a server loads it."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_an_altered_file_of_the_same_length_is_found(hand):
         Entry.open(folder)
 
 
-def test_reading_the_content_can_be_left_out_but_not_the_length(hand):
+def test_the_content_check_can_be_skipped_but_not_the_length_check(hand):
     folder = hand.classifier(digests=True)
     model = folder / "model.onnx"
     model.write_bytes(model.read_bytes().replace(b"weights", b"weighty", 1))

@@ -1,4 +1,4 @@
-"""Version names sort as a reader would sort them, and the order is total."""
+"""Version names sort as a reader expects, and the order is total."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ def test_different_versions_never_tie(one, other):
 
 
 @given(st.lists(names, unique=True, max_size=8), st.randoms())
-def test_the_order_does_not_depend_on_where_one_starts(versions, random):
+def test_the_order_does_not_depend_on_the_initial_order(versions, random):
     shuffled = list(versions)
     random.shuffle(shuffled)
     assert sorted(shuffled, key=version_order) == sorted(versions, key=version_order)

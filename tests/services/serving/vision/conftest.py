@@ -1,4 +1,4 @@
-"""A pool with controlled engines, repositories written by hand, and real servers."""
+"""Worker pools with controlled engines, hand-written repositories, and real servers."""
 
 import asyncio
 import io
@@ -18,11 +18,11 @@ from grpc_status import rpc_status
 from PIL import Image
 
 from tidegate.chassis.server import running
-from tidegate.serving.vision.lane import Bounds, Lane
-from tidegate.serving.vision.metrics import LaneMetrics
-from tidegate.serving.vision.planning import BatchPlan, Pace
-from tidegate.serving.vision.tickets import Pixels, Ticket
-from tidegate.serving.vision.worker_pool import WorkerPool
+from tidegate.serving.vision.batching.inference_request import InferenceRequest, PixelImage
+from tidegate.serving.vision.batching.model_queue import ModelQueue, QueueLimits
+from tidegate.serving.vision.batching.planning import BatchPlan, ServiceTimeEstimate
+from tidegate.serving.vision.batching.worker_pool import WorkerPool
+from tidegate.serving.vision.metrics import ModelMetrics
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 ROOT = Path(__file__).parents[4]
@@ -31,7 +31,7 @@ NETWORK = "efficientnet-lite0"
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that the test sets."""
 
     def __init__(self):
         self.now_s = 100.0
@@ -41,36 +41,36 @@ class Clock:
 
 
 def marked(mark):
-    """Pixels that :class:`EngineDouble` knows again."""
-    return Pixels(np.full((2, 2, 3), mark, dtype=np.uint8))
+    """Pixels with a mark, by which :class:`EngineDouble` identifies them."""
+    return PixelImage(np.full((2, 2, 3), mark, dtype=np.uint8))
 
 
-class Workshop:
-    """A pool of workers on a standing clock, and lanes of engine doubles."""
+class PoolHarness:
+    """A worker pool with a manual clock, and model queues over engine doubles."""
 
     def __init__(self, workers):
         self.clock = Clock()
         self.pool = WorkerPool(workers, self.clock)
         self.engines = []
 
-    def lane(self, name="net 1", *, bounds=None, prepare=None, **engine):
+    def queue(self, name="net 1", *, limits=None, prepare=None, **engine):
         double = EngineDouble(**engine)
         self.engines.append(double)
         sizes = double.traits.batch_sizes
-        lane = Lane(
+        queue = ModelQueue(
             name,
             double,
             prepare or (lambda image: image.array),
             BatchPlan.measured({size: 1.0 + 0.01 * size for size in sizes}),
-            Pace(prepare_s=0.001, run_s=0.001),
-            bounds or Bounds(1000, 1 << 20),
-            LaneMetrics(name, "1"),
+            ServiceTimeEstimate(prepare_s=0.001, run_s=0.001),
+            limits or QueueLimits(1000, 1 << 20),
+            ModelMetrics(name, "1"),
         )
-        self.pool.add(lane)
-        return lane
+        self.pool.add(queue)
+        return queue
 
-    def ticket(self, *marks, top_k=1, client="a", deadline_s=FAR, **how):
-        return Ticket(
+    def request(self, *marks, top_k=1, client="a", deadline_s=FAR, **how):
+        return InferenceRequest(
             [marked(mark) for mark in marks],
             top_k=top_k,
             client=client if callable(client) else lambda: client,
@@ -80,33 +80,33 @@ class Workshop:
             **how,
         )
 
-    def submit(self, lane, *marks, **how):
-        ticket = self.ticket(*marks, **how)
-        self.pool.submit(lane, ticket)
-        return ticket
+    def submit(self, queue, *marks, **how):
+        request = self.request(*marks, **how)
+        self.pool.submit(queue, request)
+        return request
 
-    async def occupy(self, lane, mark=0):
-        """Has the engine run one image until it is let go on."""
-        lane.engine.hold()
-        ticket = self.submit(lane, mark)
-        await asyncio.to_thread(lane.engine.wait_for_run)
-        return ticket
+    async def occupy(self, queue, mark=0):
+        """Makes the engine run one image until the test releases it."""
+        queue.engine.hold()
+        request = self.submit(queue, mark)
+        await asyncio.to_thread(queue.engine.wait_for_run)
+        return request
 
 
 async def eventually(condition):
-    """Waits until a condition holds that nothing announces."""
+    """Polls until a condition holds."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 @pytest.fixture
-def workshop():
-    """Makes a workshop whose workers are running; lets held engines go at the end."""
+def make_harness():
+    """Makes harnesses with running workers; releases held engines at the end."""
     made = []
 
     def make(workers=1):
-        made.append(Workshop(workers))
+        made.append(PoolHarness(workers))
         made[-1].pool.__enter__()
         return made[-1]
 
@@ -123,7 +123,7 @@ def eventually_fixture():
 
 
 def write_classifier(root, name="net", version="1", *, labels=("cat", "dog", "owl"), **fields):
-    """Writes an image classifier as a person would; its network is only a shell."""
+    """Writes an image classifier by hand; its network is empty."""
     folder = root / name / version
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(b"\x08\x0a\x42\x02\x10\x12")
@@ -153,7 +153,7 @@ def models_root():
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
-    """Photographs as JPEG files by name, with the classes that are right for each."""
+    """Photographs as JPEG files by name, with the correct classes of each."""
     pytest.importorskip("skimage", reason="scikit-image has the photographs; install .[models]")
     from tidegate.serving.build.photographs import SAMPLES, write_samples
 
@@ -210,14 +210,14 @@ async def serving(models_root, **values):
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def vision(models_root):
-    """One server with every precision that the CPU has, for all tests that leave it as it is."""
+    """One server with every precision of the CPU, shared by all tests that do not change it."""
     async with serving(models_root) as server:
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def vision_process(models_root, tmp_path):
-    """Starts vision servers as processes; kills those that a test leaves."""
+    """Starts vision servers as processes; kills those that a test leaves running."""
     processes = []
 
     async def start(*flags):
@@ -261,7 +261,7 @@ async def vision_process(models_root, tmp_path):
 
 
 def details_of(error):
-    """The details of a failure's rich status, by their kind."""
+    """The details of an error's rich status, by message name."""
     status = error if isinstance(error, status_pb2.Status) else rpc_status.from_call(error)
     kinds = (
         error_details_pb2.ErrorInfo,
@@ -292,7 +292,7 @@ def serving_fixture():
 
 
 def picture(height=48, width=64, seed=1):
-    """A smooth picture, unlike itself under every rotation: codecs keep it nearly as it is."""
+    """A smooth picture, which codecs hardly change, and different under every rotation."""
     rows, columns = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     red = 255 * columns
     green = 255 * rows
@@ -321,7 +321,7 @@ def encode_fixture():
 
 @pytest.fixture(scope="module")
 def jpegs(picture, encode):
-    """JPEGs of one picture, by what is particular about them."""
+    """JPEGs of one picture, by their special feature."""
     image = picture(48, 64)
     return {
         "baseline": encode(image, quality=90),

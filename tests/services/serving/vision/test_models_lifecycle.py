@@ -1,4 +1,4 @@
-"""Loading, replacing and unloading models, with engines that run when the test lets them."""
+"""Loading, replacing and unloading models, with engines whose runs the test controls."""
 
 import asyncio
 import json
@@ -11,16 +11,16 @@ from engine_double import EngineDouble
 from tidegate.chassis.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from tidegate.chassis.health import Health
 from tidegate.serving.repository import CorruptFileError, EntryNotFoundError, Precision, Repository
+from tidegate.serving.vision.batching.inference_request import EncodedImage, InferenceRequest
+from tidegate.serving.vision.batching.model_queue import QueueLimits
+from tidegate.serving.vision.batching.worker_pool import WorkerPool
 from tidegate.serving.vision.errors import EngineError
-from tidegate.serving.vision.lane import Bounds
-from tidegate.serving.vision.loading import Loader
-from tidegate.serving.vision.models import Models, ModelState
-from tidegate.serving.vision.tickets import Encoded, Ticket
-from tidegate.serving.vision.worker_pool import WorkerPool
+from tidegate.serving.vision.loading import ModelLoader
+from tidegate.serving.vision.models import ModelRegistry, ModelState
 
 
-class Depot:
-    """Models over a repository of the test's own, and the engines that were opened for them."""
+class RegistryHarness:
+    """A model registry over the test's own repository, and the engines that it loaded."""
 
     def __init__(self, root, pool, **how):
         self.engines = []
@@ -28,14 +28,14 @@ class Depot:
         self.classes = 3
         self.may_open = None
         self.pool = pool
-        loader = Loader(
+        loader = ModelLoader(
             Repository(root),
             self._open,
             precisions={Precision.FP32, Precision.INT8},
-            bounds=Bounds(100, 1 << 20),
+            limits=QueueLimits(100, 1 << 20),
             max_pixels=10_000,
         )
-        self.models = Models(loader, pool, **how)
+        self.models = ModelRegistry(loader, pool, **how)
 
     def _open(self, entry):
         if self.may_open is not None:
@@ -49,28 +49,28 @@ class Depot:
         return {f"{each.name}/{each.version}": each.state for each in self.models.versions()}
 
     def submit(self, encode, picture, name="net", version=""):
-        serving = self.models.find(name, version)
-        ticket = Ticket(
-            [Encoded(encode(picture(8, 8), "PNG"))],
+        loaded = self.models.find(name, version)
+        request = InferenceRequest(
+            [EncodedImage(encode(picture(8, 8), "PNG"))],
             top_k=1,
             client=lambda: "a",
             deadline_s=1e12,
             accepted_s=0.0,
             loop=asyncio.get_running_loop(),
         )
-        self.pool.submit(serving.lane, ticket)
-        return ticket
+        self.pool.submit(loaded.queue, request)
+        return request
 
 
 @pytest.fixture
-def depot(tmp_path):
-    """Makes depots; closes them at the end."""
+def make_registry(tmp_path):
+    """Makes registry harnesses; closes them at the end."""
     made = []
 
     def make(**how):
         pool = WorkerPool(2)
         pool.__enter__()
-        made.append(Depot(tmp_path / "models", pool, **how))
+        made.append(RegistryHarness(tmp_path / "models", pool, **how))
         return made[-1]
 
     yield make
@@ -81,58 +81,58 @@ def depot(tmp_path):
 
 
 def touch(folder):
-    """Changes a model's files as a new build would."""
+    """Changes a model's files as a new build does."""
     path = folder / "model.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps(document | {"description": "built anew"}))
     os.utime(path, ns=(1, 1))
 
 
-async def test_loading_makes_a_version_ready(depot, write_model):
+async def test_loading_makes_a_version_ready(make_registry, write_model):
     write_model("net", "1")
-    depot = depot()
-    assert depot.states() == {"net/1": ModelState.UNLOADED}
+    harness = make_registry()
+    assert harness.states() == {"net/1": ModelState.UNLOADED}
     with pytest.raises(NotFound):
-        depot.models.find("net", "1")
-    await depot.models.load("net", "1")
-    assert depot.states() == {"net/1": ModelState.READY}
-    assert depot.models.find("net", "1").entry.labels == ("cat", "dog", "owl")
-    assert depot.models.is_ready("net", "")
+        harness.models.find("net", "1")
+    await harness.models.load("net", "1")
+    assert harness.states() == {"net/1": ModelState.READY}
+    assert harness.models.find("net", "1").entry.labels == ("cat", "dog", "owl")
+    assert harness.models.is_ready("net", "")
 
 
-async def test_loading_again_changes_nothing_while_the_files_are_the_same(depot, write_model):
+async def test_a_second_load_of_unchanged_files_changes_nothing(make_registry, write_model):
     write_model()
-    depot = depot()
-    await depot.models.load("net", "1")
-    serving = depot.models.find("net", "1")
-    await depot.models.load("net", "1")
-    assert depot.models.find("net", "1") is serving
-    assert len(depot.engines) == 1
+    harness = make_registry()
+    await harness.models.load("net", "1")
+    loaded = harness.models.find("net", "1")
+    await harness.models.load("net", "1")
+    assert harness.models.find("net", "1") is loaded
+    assert len(harness.engines) == 1
 
 
-async def test_a_changed_model_is_replaced_before_the_old_one_goes(
-    depot, write_model, picture, encode, eventually
+async def test_a_changed_model_serves_before_the_old_one_is_freed(
+    make_registry, write_model, picture, encode, eventually
 ):
     folder = write_model()
-    depot = depot()
-    await depot.models.load("net", "1")
-    old = depot.engines[0]
+    harness = make_registry()
+    await harness.models.load("net", "1")
+    old = harness.engines[0]
     old.hold()
-    in_flight = depot.submit(encode, picture)
+    in_flight = harness.submit(encode, picture)
     touch(folder)
-    reload = asyncio.create_task(depot.models.load("net", "1"))
-    await eventually(lambda: depot.models.find("net", "1").engine is not old)
-    # The new one answers while the old one still has a request.
-    await depot.submit(encode, picture).future
+    reload = asyncio.create_task(harness.models.load("net", "1"))
+    await eventually(lambda: harness.models.find("net", "1").engine is not old)
+    # The new version serves while the old one still has a request.
+    await harness.submit(encode, picture).future
     assert (in_flight.future.done(), old.closed, reload.done()) == (False, False, False)
     old.release()
     await reload
     await in_flight.future
     assert old.closed
-    assert depot.models.find("net", "1").entry.metadata.description == "built anew"
+    assert harness.models.find("net", "1").entry.metadata.description == "built anew"
 
 
-async def test_the_gauge_of_a_replaced_model_stays(depot, write_model):
+async def test_the_gauge_of_a_replaced_model_stays(make_registry, write_model):
     from prometheus_client import REGISTRY
 
     labels = {"model": "gauged-net", "model_version": "1"}
@@ -141,250 +141,256 @@ async def test_the_gauge_of_a_replaced_model_stays(depot, write_model):
         return REGISTRY.get_sample_value("tidegate_vision_held_images", labels)
 
     folder = write_model("gauged-net", "1")
-    depot = depot()
-    await depot.models.load("gauged-net", "1")
+    harness = make_registry()
+    await harness.models.load("gauged-net", "1")
     touch(folder)
-    await depot.models.load("gauged-net", "1")
+    await harness.models.load("gauged-net", "1")
     assert gauge() == 0
-    await depot.models.unload("gauged-net", "1")
+    await harness.models.unload("gauged-net", "1")
     assert gauge() is None
 
 
-async def test_what_served_goes_on_when_its_replacement_fails(depot, write_model, picture, encode):
+async def test_a_version_continues_to_serve_when_its_replacement_fails(
+    make_registry, write_model, picture, encode
+):
     folder = write_model()
-    depot = depot()
-    await depot.models.load("net", "1")
+    harness = make_registry()
+    await harness.models.load("net", "1")
     touch(folder)
-    depot.failure = EngineError("cannot be compiled")
+    harness.failure = EngineError("cannot be compiled")
     with pytest.raises(EngineError):
-        await depot.models.load("net", "1")
-    assert depot.states() == {"net/1": ModelState.READY}
-    await depot.submit(encode, picture).future
+        await harness.models.load("net", "1")
+    assert harness.states() == {"net/1": ModelState.READY}
+    await harness.submit(encode, picture).future
     (folder / "labels.txt").unlink()
     with pytest.raises(CorruptFileError):
-        await depot.models.load("net", "1")
-    await depot.submit(encode, picture).future
+        await harness.models.load("net", "1")
+    await harness.submit(encode, picture).future
 
 
-async def test_unloading_waits_for_what_was_accepted(
-    depot, write_model, picture, encode, eventually
+async def test_unloading_waits_for_accepted_requests(
+    make_registry, write_model, picture, encode, eventually
 ):
     write_model()
-    depot = depot()
-    await depot.models.load("net", "1")
-    (engine,) = depot.engines
+    harness = make_registry()
+    await harness.models.load("net", "1")
+    (engine,) = harness.engines
     engine.hold()
-    accepted = [depot.submit(encode, picture) for _ in range(3)]
-    unload = asyncio.create_task(depot.models.unload("net", "1"))
-    await eventually(lambda: depot.states() == {"net/1": ModelState.UNLOADING})
+    accepted = [harness.submit(encode, picture) for _ in range(3)]
+    unload = asyncio.create_task(harness.models.unload("net", "1"))
+    await eventually(lambda: harness.states() == {"net/1": ModelState.UNLOADING})
     with pytest.raises(Unavailable) as refused:
-        depot.models.find("net", "1")
+        harness.models.find("net", "1")
     assert refused.value.reason == "MODEL_NOT_READY"
     assert (unload.done(), engine.closed) == (False, False)
     engine.release()
     await unload
-    assert all(ticket.future.done() for ticket in accepted)
+    assert all(request.future.done() for request in accepted)
     assert engine.closed
-    assert depot.states() == {"net/1": ModelState.UNLOADED}
-    await depot.models.load("net", "1")
-    assert len(depot.engines) == 2
+    assert harness.states() == {"net/1": ModelState.UNLOADED}
+    await harness.models.load("net", "1")
+    assert len(harness.engines) == 2
 
 
 @pytest.mark.parametrize("change", ["load", "unload"])
-async def test_a_change_is_finished_when_who_asked_for_it_goes_away(
-    depot, write_model, picture, encode, eventually, change
+async def test_a_change_is_finished_when_its_caller_goes_away(
+    make_registry, write_model, picture, encode, eventually, change
 ):
     import threading
 
     write_model()
-    depot = depot()
+    harness = make_registry()
     if change == "load":
-        depot.may_open = threading.Event()
-        asked = asyncio.create_task(depot.models.load("net", "1"))
-        await eventually(lambda: depot.states() == {"net/1": ModelState.LOADING})
+        harness.may_open = threading.Event()
+        asked = asyncio.create_task(harness.models.load("net", "1"))
+        await eventually(lambda: harness.states() == {"net/1": ModelState.LOADING})
     else:
-        await depot.models.load("net", "1")
-        depot.engines[0].hold()
-        depot.submit(encode, picture)
-        asked = asyncio.create_task(depot.models.unload("net", "1"))
-        await eventually(lambda: depot.states() == {"net/1": ModelState.UNLOADING})
+        await harness.models.load("net", "1")
+        harness.engines[0].hold()
+        harness.submit(encode, picture)
+        asked = asyncio.create_task(harness.models.unload("net", "1"))
+        await eventually(lambda: harness.states() == {"net/1": ModelState.UNLOADING})
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
     if change == "load":
-        depot.may_open.set()
-        await eventually(lambda: depot.states() == {"net/1": ModelState.READY})
+        harness.may_open.set()
+        await eventually(lambda: harness.states() == {"net/1": ModelState.READY})
     else:
-        depot.engines[0].release()
-        await eventually(lambda: depot.states() == {"net/1": ModelState.UNLOADED})
-        assert depot.engines[0].closed
+        harness.engines[0].release()
+        await eventually(lambda: harness.states() == {"net/1": ModelState.UNLOADED})
+        assert harness.engines[0].closed
 
 
-async def test_a_version_that_cannot_be_loaded_says_why_until_it_can(depot, write_model):
+async def test_a_version_that_cannot_be_loaded_says_why_until_it_can(make_registry, write_model):
     folder = write_model()
-    depot = depot()
-    depot.failure = EngineError("out of memory")
+    harness = make_registry()
+    harness.failure = EngineError("out of memory")
     with pytest.raises(EngineError):
-        await depot.models.load("net", "1")
-    (version,) = depot.models.versions()
+        await harness.models.load("net", "1")
+    (version,) = harness.models.versions()
     assert (version.state, version.reason) == (ModelState.FAILED, "out of memory")
-    assert not depot.models.is_ready("net", "")
+    assert not harness.models.is_ready("net", "")
     with pytest.raises(Unavailable, match="failed"):
-        depot.models.find("net", "1")
-    depot.failure = None
+        harness.models.find("net", "1")
+    harness.failure = None
     touch(folder)
-    await depot.models.load("net", "1")
-    assert depot.models.is_ready("net", "")
+    await harness.models.load("net", "1")
+    assert harness.models.is_ready("net", "")
 
 
-async def test_asking_for_what_there_is_not_leaves_no_trace(depot, write_model):
+async def test_a_request_for_an_unknown_model_leaves_no_state(make_registry, write_model):
     write_model()
-    depot = depot()
-    await depot.models.load("net", "1")
+    harness = make_registry()
+    await harness.models.load("net", "1")
     for name, version in (("net", "9"), ("nothing", "1"), ("../net", "1"), ("", "")):
         with pytest.raises(EntryNotFoundError):
-            await depot.models.load(name, version)
+            await harness.models.load(name, version)
     with pytest.raises(EntryNotFoundError):
-        await depot.models.load_all(["nothing"])
-    assert depot.states() == {"net/1": ModelState.READY}
-    assert set(depot.models._defaults) == {"net"}
-    assert depot.models.is_ready("net", "")
+        await harness.models.load_all(["nothing"])
+    assert harness.states() == {"net/1": ModelState.READY}
+    assert set(harness.models._defaults) == {"net"}
+    assert harness.models.is_ready("net", "")
 
 
-async def test_models_that_are_still_to_come_are_not_unknown(depot, write_model, eventually):
+async def test_models_that_are_not_loaded_yet_are_unavailable_and_not_unknown(
+    make_registry, write_model, eventually
+):
     import threading
 
     write_model("net", "1")
     write_model("net", "2")
-    depot = depot()
-    depot.may_open = threading.Event()
-    loading = asyncio.create_task(depot.models.load_all([]))
-    await eventually(lambda: set(depot.states().values()) == {ModelState.LOADING})
+    harness = make_registry()
+    harness.may_open = threading.Event()
+    loading = asyncio.create_task(harness.models.load_all([]))
+    await eventually(lambda: set(harness.states().values()) == {ModelState.LOADING})
     for version in ("1", "2", ""):
         with pytest.raises(Unavailable, match=r"loading|not ready"):
-            depot.models.find("net", version)
-    assert not depot.models.is_ready("net", "")
-    depot.may_open.set()
+            harness.models.find("net", version)
+    assert not harness.models.is_ready("net", "")
+    harness.may_open.set()
     await loading
-    assert depot.models.find("net", "2").entry.version == "2"
+    assert harness.models.find("net", "2").entry.version == "2"
 
 
-async def test_models_after_one_that_cannot_be_loaded_are_forgotten(depot, write_model):
+async def test_models_after_one_that_cannot_be_loaded_are_forgotten(make_registry, write_model):
     write_model("net", "1")
     write_model("net", "2")
     write_model("net", "3")
-    depot = depot()
-    depot.failure = EngineError("it is broken")
+    harness = make_registry()
+    harness.failure = EngineError("it is broken")
     with pytest.raises(EngineError, match="broken"):
-        await depot.models.load_all([])
-    assert depot.states() == {
+        await harness.models.load_all([])
+    assert harness.states() == {
         "net/1": ModelState.FAILED,
         "net/2": ModelState.UNLOADED,
         "net/3": ModelState.UNLOADED,
     }
 
 
-async def test_who_gives_up_forgets_nothing_that_another_loads(depot, write_model, eventually):
+async def test_a_cancelled_load_does_not_forget_what_another_call_loads(
+    make_registry, write_model, eventually
+):
     import threading
 
     write_model("net", "1")
     gone = write_model("net", "2")
-    depot = depot()
-    depot.may_open = threading.Event()
-    everything = asyncio.create_task(depot.models.load_all(["net"]))
-    await eventually(lambda: depot.states().get("net/2") is ModelState.LOADING)
-    second = asyncio.create_task(depot.models.load_all(["net/2"]))
-    await eventually(lambda: len(depot.models._changes) == 2)
-    depot.failure = EngineError("broken")
+    harness = make_registry()
+    harness.may_open = threading.Event()
+    everything = asyncio.create_task(harness.models.load_all(["net"]))
+    await eventually(lambda: harness.states().get("net/2") is ModelState.LOADING)
+    second = asyncio.create_task(harness.models.load_all(["net/2"]))
+    await eventually(lambda: len(harness.models._changes) == 2)
+    harness.failure = EngineError("broken")
     shutil.rmtree(gone)
-    depot.may_open.set()
+    harness.may_open.set()
     with pytest.raises(EngineError):
         await everything
     with pytest.raises(EntryNotFoundError):
         await second
-    assert depot.states() == {"net/1": ModelState.FAILED}
+    assert harness.states() == {"net/1": ModelState.FAILED}
 
 
-async def test_only_what_the_engine_can_compute_is_loaded(depot, write_model):
+async def test_only_precisions_of_the_engine_are_loaded(make_registry, write_model):
     write_model("net", "1-fp32")
     write_model("net", "1-fp16", precision={"compute": "fp16"})
     write_model("half", "1", precision={"compute": "fp16"})
-    depot = depot()
-    await depot.models.load_all([])
-    ready = {place for place, state in depot.states().items() if state is ModelState.READY}
+    harness = make_registry()
+    await harness.models.load_all([])
+    ready = {place for place, state in harness.states().items() if state is ModelState.READY}
     assert ready == {"net/1-fp32"}
-    await depot.models.load_all(["net"])
-    assert depot.models.is_ready("net", "")
+    await harness.models.load_all(["net"])
+    assert harness.models.is_ready("net", "")
     with pytest.raises(FailedPrecondition, match="'half' has no version that this engine can run"):
-        await depot.models.load_all(["half"])
+        await harness.models.load_all(["half"])
 
 
-async def test_only_image_classifiers_are_loaded_and_listed(depot, write_model, tmp_path):
+async def test_only_image_classifiers_are_loaded_and_listed(make_registry, write_model, tmp_path):
     write_model()
     folder = tmp_path / "models" / "writer" / "1"
     folder.mkdir(parents=True)
     (folder / "model.json").write_text('{"kind": "language-model"}')
     (folder / "config.json").write_text("{}")
-    depot = depot()
-    await depot.models.load_all([])
+    harness = make_registry()
+    await harness.models.load_all([])
     with pytest.raises(FailedPrecondition, match="language-model"):
-        await depot.models.load("writer", "1")
-    assert depot.states() == {"net/1": ModelState.READY}
+        await harness.models.load("writer", "1")
+    assert harness.states() == {"net/1": ModelState.READY}
 
 
-async def test_an_entry_that_is_unsound_is_listed_with_its_reason(depot, write_model):
+async def test_an_entry_that_is_unsound_is_listed_with_its_reason(make_registry, write_model):
     folder = write_model()
     (folder / "labels.txt").unlink()
-    (version,) = depot().models.versions()
+    (version,) = make_registry().models.versions()
     assert version.state is ModelState.UNLOADED
     assert "labels.txt" in version.reason
 
 
-async def test_a_network_that_disagrees_with_its_labels_is_not_loaded(depot, write_model):
+async def test_a_network_that_disagrees_with_its_labels_is_not_loaded(make_registry, write_model):
     write_model(labels=("cat", "dog"))
-    depot = depot()
+    harness = make_registry()
     with pytest.raises(EngineError, match="2 labels, but its network has 3 classes"):
-        await depot.models.load("net", "1")
+        await harness.models.load("net", "1")
 
 
-async def test_a_network_whose_output_is_no_row_of_scores_is_not_loaded(depot, write_model):
+async def test_a_network_without_a_row_of_scores_is_not_loaded(make_registry, write_model):
     write_model()
-    depot = depot()
-    depot.classes = 5
+    harness = make_registry()
+    harness.classes = 5
     with pytest.raises(EngineError, match=r"\(1, 5\)"):
-        await depot.models.load("net", "1")
+        await harness.models.load("net", "1")
 
 
-async def test_the_default_version_is_the_repositorys_if_it_serves_or_the_latest(
-    depot, write_model, tmp_path
+async def test_the_default_version_is_the_repositorys_if_ready_or_the_latest(
+    make_registry, write_model, tmp_path
 ):
     for version in ("9", "10", "11"):
         write_model("net", version)
     marker = tmp_path / "models" / "net" / "default"
-    depot = depot()
-    assert depot.models.default_version("net") is None
-    await depot.models.load("net", "9")
-    await depot.models.load("net", "10")
-    assert depot.models.default_version("net") == "10"
+    harness = make_registry()
+    assert harness.models.default_version("net") is None
+    await harness.models.load("net", "9")
+    await harness.models.load("net", "10")
+    assert harness.models.default_version("net") == "10"
     marker.write_text("9\n")
-    await depot.models.load("net", "10")
-    assert depot.models.default_version("net") == "9"
-    assert depot.models.find("net", "").entry.version == "9"
+    await harness.models.load("net", "10")
+    assert harness.models.default_version("net") == "9"
+    assert harness.models.find("net", "").entry.version == "9"
     marker.write_text("11")
-    await depot.models.load("net", "9")
-    assert depot.models.default_version("net") == "10"
-    assert depot.models.find("net", "").entry.version == "10"
+    await harness.models.load("net", "9")
+    assert harness.models.default_version("net") == "10"
+    assert harness.models.find("net", "").entry.version == "10"
     marker.write_text("nonsense")
-    await depot.models.unload("net", "10")
-    assert depot.models.default_version("net") == "9"
-    assert depot.models.find("net", "").entry.version == "9"
-    assert depot.models.default_version("unknown") is None
+    await harness.models.unload("net", "10")
+    assert harness.models.default_version("net") == "9"
+    assert harness.models.find("net", "").entry.version == "9"
+    assert harness.models.default_version("unknown") is None
 
 
-async def test_an_empty_name_means_the_only_model_or_the_configured_one(depot, write_model):
+async def test_an_empty_name_means_the_only_model_or_the_configured_one(make_registry, write_model):
     for name in ("one", "two"):
         write_model(name, "1")
-    plain, configured = depot(), depot(default_model="two")
+    plain, configured = make_registry(), make_registry(default_model="two")
     with pytest.raises(Unavailable, match="no model is ready yet"):
         plain.models.find("", "")
     await plain.models.load("one", "1")
@@ -396,79 +402,79 @@ async def test_an_empty_name_means_the_only_model_or_the_configured_one(depot, w
     assert configured.models.find("", "").entry.name == "two"
 
 
-async def test_what_is_not_there_is_told_with_what_is(depot, write_model):
+async def test_the_error_of_an_unknown_model_lists_the_known_ones(make_registry, write_model):
     write_model("net", "1")
-    depot = depot()
+    harness = make_registry()
     with pytest.raises(NotFound, match="no model 'net'; the server has none yet"):
-        depot.models.find("net", "")
-    await depot.models.load("net", "1")
+        harness.models.find("net", "")
+    await harness.models.load("net", "1")
     with pytest.raises(NotFound, match="no version '2'; it has 1") as version:
-        depot.models.find("net", "2")
+        harness.models.find("net", "2")
     with pytest.raises(NotFound, match="no model 'other'; the server has net") as model:
-        depot.models.find("other", "")
+        harness.models.find("other", "")
     assert (version.value.reason, model.value.reason) == ("VERSION_NOT_FOUND", "MODEL_NOT_FOUND")
     with pytest.raises(NotFound):
-        await depot.models.unload("net", "2")
+        await harness.models.unload("net", "2")
 
 
-async def test_closing_unloads_everything(depot, write_model):
+async def test_closing_unloads_everything(make_registry, write_model):
     for version in ("1", "2"):
         write_model("net", version)
-    depot = depot()
-    await depot.models.load_all(["net"])
-    await depot.models.close()
-    assert all(engine.closed for engine in depot.engines)
-    assert set(depot.states().values()) == {ModelState.UNLOADED}
+    harness = make_registry()
+    await harness.models.load_all(["net"])
+    await harness.models.close()
+    assert all(engine.closed for engine in harness.engines)
+    assert set(harness.states().values()) == {ModelState.UNLOADED}
 
 
 async def test_health_follows_the_models_from_the_start_on(
-    depot, write_model, picture, encode, eventually
+    make_registry, write_model, picture, encode, eventually
 ):
     for version in ("1", "2"):
         write_model("net", version)
-    depot, health = depot(), Health(["one", "other"])
+    harness, health = make_registry(), Health(["one", "other"])
 
     def truth():
         assert health.is_serving("one") == health.is_serving("other") == health.is_serving()
-        assert depot.models.server_ready == health.is_serving()
+        assert harness.models.server_ready == health.is_serving()
         return health.is_serving()
 
-    # What serves before the rest of the start is loaded makes no ready server.
-    await depot.models.load("net", "1")
+    # The server is not ready before all initial models are loaded.
+    await harness.models.load("net", "1")
     assert not truth()
-    await depot.models.start([], health)
+    await harness.models.start([], health)
     assert truth()
-    await depot.models.unload("net", "2")
+    await harness.models.unload("net", "2")
     assert truth()
-    depot.failure = EngineError("out of memory")
+    harness.failure = EngineError("out of memory")
     with pytest.raises(EngineError):
-        await depot.models.load("net", "2")
+        await harness.models.load("net", "2")
     assert truth()
-    assert not depot.models.is_ready("net", "2")
-    # The last one stops to be ready when its unloading begins, not when it has ended.
-    depot.engines[0].hold()
-    depot.submit(encode, picture)
-    unload = asyncio.create_task(depot.models.unload("net", "1"))
-    await eventually(lambda: depot.states()["net/1"] is ModelState.UNLOADING)
+    assert not harness.models.is_ready("net", "2")
+    # The last version is not ready from the start of its unloading on.
+    harness.engines[0].hold()
+    harness.submit(encode, picture)
+    unload = asyncio.create_task(harness.models.unload("net", "1"))
+    await eventually(lambda: harness.states()["net/1"] is ModelState.UNLOADING)
     assert not truth()
-    depot.engines[0].release()
+    harness.engines[0].release()
     await unload
     assert not truth()
     with pytest.raises(EngineError):
-        await depot.models.load("net", "1")
+        await harness.models.load("net", "1")
     assert not truth()
-    depot.failure = None
-    await depot.models.load("net", "1")
+    harness.failure = None
+    await harness.models.load("net", "1")
     assert truth()
     health.shut_down()
     assert not truth()
-    assert not depot.models.is_ready("net", "1")
+    assert not harness.models.is_ready("net", "1")
 
 
-async def test_a_replacement_never_makes_the_server_unready(depot, write_model):
+async def test_a_replacement_never_makes_the_server_unready(make_registry, write_model):
     folder = write_model()
-    depot, health = depot(), Health(["one"])
-    await depot.models.start([], health)
+    harness, health = make_registry(), Health(["one"])
+    await harness.models.start([], health)
     seen = []
 
     async def watch():
@@ -477,8 +483,8 @@ async def test_a_replacement_never_makes_the_server_unready(depot, write_model):
 
     watching = asyncio.create_task(watch())
     touch(folder)
-    await depot.models.load("net", "1")
+    await harness.models.load("net", "1")
     await asyncio.sleep(0)
-    assert len(depot.engines) == 2
+    assert len(harness.engines) == 2
     assert seen == [True]
     watching.cancel()

@@ -1,4 +1,4 @@
-"""One truth about readiness, whoever is asked: health, probes, the protocol and the mesh."""
+"""All sources agree on readiness: health service, probes, inference protocol and mesh."""
 
 import asyncio
 import json
@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidegate.chassis.server import running
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
-from tidegate.mesh.control.health_checks import HealthCheck
-from tidegate.mesh.control.health_watching import HealthWatch
+from tidegate.mesh.control.endpoints.health_checks import HealthCheck
+from tidegate.mesh.control.endpoints.health_watch import HealthWatch
 from tidegate.serving.vision.__main__ import VisionApplication
 from tidegate.serving.vision.settings import VisionSettings
 
@@ -29,7 +29,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class HeldApplication(VisionApplication):
-    """The vision server, which loads when the test lets it."""
+    """The vision server; the test controls when it loads."""
 
     def __init__(self, settings):
         super().__init__(settings)
@@ -41,7 +41,7 @@ class HeldApplication(VisionApplication):
 
 
 class Asked:
-    """A server whose readiness everybody is asked for."""
+    """A server and every source of its readiness."""
 
     def __init__(self, channel, address, metrics_port, watches, mesh):
         self.stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -60,13 +60,13 @@ class Asked:
             return False
 
     async def is_ready(self):
-        """Whether the server is ready; fails unless everybody says the same."""
+        """Whether the server is ready; fails unless all sources agree."""
         ready = (await self.stub.ServerReady(oip.ServerReadyRequest())).ready
         assert await asyncio.to_thread(self._probe) == ready
         for service in SERVICES:
             request = health_pb2.HealthCheckRequest(service=service)
             assert ((await self._health.Check(request)).status == SERVING) == ready, service
-        # Streams tell a change once: what was told last may have been told before.
+        # A stream reports each change once, so the last report may be an older one.
         async with asyncio.timeout(20):
             for service, watch in self._watches.items():
                 while self._watched.get(service) != ready:
@@ -138,7 +138,7 @@ def settings(models_root, tmp_path):
 
 
 def break_a_version(settings):
-    """Adds a version whose network is none."""
+    """Adds a version without a valid network."""
     whole = settings.model_repository / NETWORK / INT8
     broken = settings.model_repository / NETWORK / BROKEN
     broken.mkdir()
@@ -148,7 +148,7 @@ def break_a_version(settings):
         )
 
 
-async def test_everybody_tells_the_same_in_every_transition(settings, channel_to, eventually):
+async def test_every_source_agrees_in_every_transition(settings, channel_to, eventually):
     application = HeldApplication(settings)
 
     async def ask_while_it_loads():
@@ -189,7 +189,7 @@ async def test_everybody_tells_the_same_in_every_transition(settings, channel_to
             assert await server.is_ready()
             assert await server.ready_models() == {INT8}
 
-            # Requests are still taken in the delay of the drain, for those who have not heard.
+            # During the drain delay the server still accepts requests of unaware clients.
             draining = asyncio.create_task(process.drain())
             await eventually(lambda: process.health.is_shut_down)
             assert not await server.is_ready()

@@ -1,4 +1,4 @@
-"""What operators see: health, reflection, metrics, spans."""
+"""Observability: health, reflection, metrics, spans."""
 
 import asyncio
 import base64
@@ -34,7 +34,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @pytest.fixture
 def grpcurl():
-    """Runs grpcurl against a server and gives what it printed."""
+    """Runs grpcurl against a server and returns its output."""
     found = Path(sys.executable).with_name("grpcurl")
     program = str(found) if found.exists() else shutil.which("grpcurl")
     if program is None:
@@ -85,8 +85,8 @@ async def test_grpcurl_finds_and_calls_every_service(vision, grpcurl, photograph
     answer = await grpcurl(*classify, stdin=json.dumps(asked).encode())
     (best,) = json.loads(answer)["results"][0]["classifications"]
     assert best["class_id"] in {281, 282, 285}
-    # gRPC for Python keeps ORCA's load report for its balancers; grpcurl shows it. Field 9 of it,
-    # a double, is the share of the queue in use, here that of one image.
+    # gRPC for Python consumes ORCA's load report; grpcurl shows it. Its field 9, a double, is the
+    # share of the queue in use, here that of one image.
     answer = await grpcurl("-v", *classify, stdin=json.dumps(asked).encode())
     (report,) = re.findall(r"^endpoint-load-metrics-bin: (\S+)$", answer, re.MULTILINE)
     load = base64.b64decode(report + "=" * (-len(report) % 4))
@@ -96,7 +96,7 @@ async def test_grpcurl_finds_and_calls_every_service(vision, grpcurl, photograph
 
 
 async def scraped(server):
-    """The samples of a server's metrics page, by name and labels as they are written."""
+    """The samples of a server's metrics page, by name and labels."""
     url = f"http://127.0.0.1:{server.metrics_port}/metrics"
     page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
     lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
@@ -128,7 +128,7 @@ async def test_metrics_count_requests_images_and_stages(vision, photographs):
 
 @contextmanager
 def recorded():
-    """Turns tracing on; gives the exporter, which has the finished spans."""
+    """Turns tracing on; returns the exporter, which has the finished spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -141,7 +141,7 @@ def recorded():
 
 
 @pytest.mark.parametrize("method", ["Classify", "ModelInfer"])
-async def test_failure_tells_its_model_version_on_the_span_and_in_the_count(vision, method):
+async def test_a_failure_is_counted_and_traced_with_its_model_version(vision, method):
     before = await scraped(vision)
     if method == "Classify":
         request = pb.ClassifyRequest(
@@ -165,7 +165,7 @@ async def test_failure_tells_its_model_version_on_the_span_and_in_the_count(visi
     assert after[series] - before[series] == 1
 
 
-async def test_model_info_tells_what_computes_each_version(vision):
+async def test_model_info_names_the_engine_of_each_version(vision):
     samples = await scraped(vision)
     told = [name for name in samples if name.startswith('tidegate_model_info{engine="openvino ')]
     assert any('model_version="1-int8",precision="int8"' in each for each in told)

@@ -1,4 +1,4 @@
-"""What the vision server can be told, and what is refused."""
+"""Settings of the vision server, and which are refused."""
 
 import pytest
 from pydantic import ValidationError
@@ -19,12 +19,12 @@ def test_batch_sizes_are_different_and_ascending(sizes):
         ({"queue_mib": 63}, "queue_mib must be at least max_message_bytes"),
     ],
 )
-def test_a_queue_that_the_largest_request_never_fits_into_is_refused(values, says):
+def test_a_queue_smaller_than_the_largest_request_is_refused(values, says):
     with pytest.raises(ValidationError, match=says):
         VisionSettings(**values)
 
 
-def test_a_small_queue_goes_with_small_requests():
+def test_a_small_queue_is_allowed_with_small_requests():
     settings = VisionSettings(queue_images=8, max_images_per_request=8)
     assert (settings.queue_images, settings.max_images_per_request) == (8, 8)
 

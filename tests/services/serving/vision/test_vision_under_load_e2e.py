@@ -1,4 +1,4 @@
-"""A server process that is asked for more than it can do, and one that is told to end."""
+"""A server process under overload, and one that gets SIGTERM under load."""
 
 import asyncio
 import json
@@ -24,13 +24,13 @@ LARGE_BYTES = 3_000_000
 
 
 def request(images=IMAGES):
-    """Images that cost the client nothing and the server as much as any."""
+    """Images that cost the client little and the server as much as any."""
     image = pb.Image(raw=pb.RawImage(height=8, width=8, data=bytes(range(192))))
     return pb.ClassifyRequest(images=[image] * images, top_k=1)
 
 
 async def rate(stub):
-    """Requests a second that the server answers when it is kept busy."""
+    """Requests a second that the busy server completes."""
 
     async def one_after_another(count):
         for _ in range(count):
@@ -42,7 +42,7 @@ async def rate(stub):
     return 32 / (time.monotonic() - began)
 
 
-async def test_ten_times_too_much_is_refused_early_and_what_is_accepted_is_in_time(
+async def test_ten_times_the_load_is_refused_early_and_accepted_requests_are_in_time(
     vision_process, channel_to, details_of
 ):
     process, address, _ = await vision_process("--queue-images=128", "--max-images-per-request=64")
@@ -79,9 +79,9 @@ async def test_ten_times_too_much_is_refused_early_and_what_is_accepted_is_in_ti
                 await asyncio.sleep(0.01)
     assert codes.keys() <= {OK, EXHAUSTED, LATE}
     assert late_answers == 0
-    # The server does its usual work all the while; the rest is told at once to come back later.
+    # The server keeps its usual throughput; it refuses the rest at once with a retry delay.
     assert codes[OK] > capacity
-    # How many are late is measured on a simulated clock; here the client competes for the cores.
+    # A simulated test measures how many are late; here the client competes for the cores.
     assert codes[LATE] <= 0.1 * (codes[OK] + codes[LATE])
     assert codes[EXHAUSTED] > sent / 2
     for error in refusals:
@@ -91,7 +91,7 @@ async def test_ten_times_too_much_is_refused_early_and_what_is_accepted_is_in_ti
     assert most_bytes - before_bytes < 100 << 20
 
 
-async def test_large_requests_that_are_refused_are_not_kept(vision_process, channel_to):
+async def test_large_refused_requests_do_not_stay_in_memory(vision_process, channel_to):
     process, address, _ = await vision_process()
     memory = psutil.Process(process.pid)
     refused = pb.ClassifyRequest(images=[pb.Image(encoded=b"no image" + bytes(LARGE_BYTES))])
@@ -106,7 +106,7 @@ async def test_large_requests_that_are_refused_are_not_kept(vision_process, chan
         assert memory.memory_info().rss - before_bytes < 30 * LARGE_BYTES
 
 
-async def test_large_requests_that_find_no_room_are_not_kept(vision_process, channel_to):
+async def test_large_requests_to_a_full_queue_do_not_stay_in_memory(vision_process, channel_to):
     process, address, _ = await vision_process("--queue-images=64")
     memory = psutil.Process(process.pid)
     large = pb.ClassifyRequest(images=[pb.Image(encoded=bytes(LARGE_BYTES))])
@@ -158,7 +158,7 @@ async def test_sigterm_under_load_loses_no_accepted_request(vision_process, chan
         await channel.close()
     async with asyncio.timeout(30):
         assert await process.wait() == 0
-    # Every client was refused once, at its last call, and in no other way.
+    # Every client was refused exactly once, at its last call.
     assert codes.keys() == {OK, UNAVAILABLE}
     assert codes[UNAVAILABLE] == clients
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
@@ -171,7 +171,7 @@ async def test_sigterm_under_load_loses_no_accepted_request(vision_process, chan
     ("flag", "policy"),
     [("--batch-scheduling", os.SCHED_BATCH), ("--no-batch-scheduling", os.SCHED_OTHER)],
 )
-async def test_no_thread_interrupts_another_unless_asked_to(vision_process, flag, policy):
+async def test_no_thread_preempts_another_unless_configured(vision_process, flag, policy):
     process, address, _ = await vision_process(flag)
     async with grpc.aio.insecure_channel(address) as channel:
         await vision_pb2_grpc.VisionServiceStub(channel).Classify(request())

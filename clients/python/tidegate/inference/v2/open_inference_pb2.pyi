@@ -3,7 +3,7 @@
 isort:skip_file
 The Open Inference Protocol, version 2, with the streaming, repository and statistics extensions
 that Triton defines: the same package, names and field numbers, so that Triton and KServe clients
-talk to Tidegate as they are. The wording is our own.
+work with Tidegate unchanged. The wording is our own.
 """
 
 from collections import abc as _abc
@@ -47,7 +47,7 @@ class ServerLiveResponse(_message.Message):
 
     LIVE_FIELD_NUMBER: _builtins.int
     live: _builtins.bool
-    """True when it can answer."""
+    """Always true: a server that responds is alive."""
     def __init__(
         self,
         *,
@@ -86,7 +86,7 @@ class ServerReadyResponse(_message.Message):
 
     READY_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """True when the server has started, at least one model version serves, and it does not drain."""
+    """True if the server has started, at least one model version is ready, and it is not draining."""
     def __init__(
         self,
         *,
@@ -134,7 +134,7 @@ class ModelReadyResponse(_message.Message):
 
     READY_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
-    """True when it serves."""
+    """True if it accepts requests."""
     def __init__(
         self,
         *,
@@ -167,7 +167,7 @@ Global___ServerMetadataRequest: _TypeAlias = ServerMetadataRequest  # noqa: Y015
 
 @_typing.final
 class ServerMetadataResponse(_message.Message):
-    """What the server is."""
+    """The server's metadata."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -180,7 +180,7 @@ class ServerMetadataResponse(_message.Message):
     """The server's version."""
     @_builtins.property
     def extensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The extensions of the protocol that it has."""
+        """The extensions of the protocol that it supports."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ Global___ModelMetadataRequest: _TypeAlias = ModelMetadataRequest  # noqa: Y015
 
 @_typing.final
 class ModelMetadataResponse(_message.Message):
-    """What a model takes and gives."""
+    """A model's metadata."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -244,7 +244,7 @@ class ModelMetadataResponse(_message.Message):
         """The element type: "FP32", "UINT8", "BYTES" and so on."""
         @_builtins.property
         def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """The shape; -1 where it varies, which the batch dimension does."""
+            """The shape; -1 for a dimension that varies, such as the batch dimension."""
 
         def __init__(
             self,
@@ -270,7 +270,7 @@ class ModelMetadataResponse(_message.Message):
     """The framework, for example "onnx_openvino"."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The versions that serve."""
+        """The versions that are ready."""
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMetadataResponse.TensorMetadata]:
@@ -299,7 +299,7 @@ Global___ModelMetadataResponse: _TypeAlias = ModelMetadataResponse  # noqa: Y015
 
 @_typing.final
 class ModelConfigRequest(_message.Message):
-    """Asks how a model is served."""
+    """Asks for a model's configuration."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -325,7 +325,7 @@ Global___ModelConfigRequest: _TypeAlias = ModelConfigRequest  # noqa: Y015
 
 @_typing.final
 class ModelConfigResponse(_message.Message):
-    """How a model is served."""
+    """A model's configuration."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -349,8 +349,8 @@ Global___ModelConfigResponse: _TypeAlias = ModelConfigResponse  # noqa: Y015
 
 @_typing.final
 class InferParameter(_message.Message):
-    """A parameter of a request, a tensor or an answer. One of an unknown name or of another type than is
-    wanted is an error, wherever it stands.
+    """A parameter of a request, a tensor or a response. A parameter with an unknown name or the wrong
+    type is an error, in any message.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -365,7 +365,7 @@ class InferParameter(_message.Message):
     int64_param: _builtins.int
     """A signed integer."""
     string_param: _builtins.str
-    """A text."""
+    """A string."""
     double_param: _builtins.float
     """A floating-point number."""
     uint64_param: _builtins.int
@@ -391,8 +391,8 @@ Global___InferParameter: _TypeAlias = InferParameter  # noqa: Y015
 
 @_typing.final
 class InferTensorContents(_message.Message):
-    """The elements of a tensor, row by row, in the field that fits its type. The raw form (bytes, in
-    ModelInferRequest and ModelInferResponse) is faster and the only one for 16-bit floats.
+    """The elements of a tensor, row by row, in the field of its type. The raw form (bytes, in
+    ModelInferRequest and ModelInferResponse) is faster, and the only one for 16-bit floats.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -505,13 +505,13 @@ class ModelInferRequest(_message.Message):
 
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """None is used. "binary_data_size", which KServe's clients send, has no effect; shared memory is
-            not supported.
+            """No parameter is used. "binary_data_size", which KServe's clients send, has no effect; shared
+            memory is not supported.
             """
 
         @_builtins.property
         def contents(self) -> Global___InferTensorContents:
-            """The elements; unset where the raw form is used."""
+            """The elements; unset if the raw form is used."""
 
         def __init__(
             self,
@@ -530,7 +530,7 @@ class ModelInferRequest(_message.Message):
 
     @_typing.final
     class InferRequestedOutputTensor(_message.Message):
-        """One output that the client wants."""
+        """One output that the client requests."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -561,8 +561,8 @@ class ModelInferRequest(_message.Message):
         """The tensor's name."""
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """"classification" (an integer k, at least 1): give the k best classes, or all if there are
-            fewer, as "score:class:label" texts instead of the tensor. "binary_data", which KServe's
+            """"classification" (an integer k, at least 1): return the k best classes, or all if there are
+            fewer, as "score:class:label" strings instead of the tensor. "binary_data", which KServe's
             clients send, has no effect; shared memory is not supported.
             """
 
@@ -611,32 +611,32 @@ class ModelInferRequest(_message.Message):
     model_version: _builtins.str
     """The model's version; empty means the default one."""
     id: _builtins.str
-    """Sent back with the answer."""
+    """An id that the response repeats."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """"timeout" (an integer): microseconds after which the request must not be run any more
-        (DEADLINE_EXCEEDED); it can only shorten the call's deadline, and 0 means none.
-        "priority" (an integer): 1 goes ahead of 2, the default, and that of 3, among the requests of
-        one client; another number means the default.
-        "triton_enable_empty_final_response" (a bool) has no effect, since every request has exactly one
-        answer; nor has "binary_data_output", which KServe's clients send.
+        """"timeout" (an integer): microseconds after which the server no longer runs the request
+        (DEADLINE_EXCEEDED). It can only shorten the call's deadline; 0 means none.
+        "priority" (an integer): among the requests of one client, 1 goes first, 2 is the default, 3
+        goes last; any other number means the default.
+        "triton_enable_empty_final_response" (a bool) has no effect, because every request has exactly
+        one response. "binary_data_output", which KServe's clients send, has no effect either.
         """
 
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferRequest.InferInputTensor]:
-        """The model's input tensor. In its place there may be one input "image", which the server
-        preprocesses: of type BYTES, [images] or [images, 1], each element a JPEG, PNG or WebP file; or of
-        type UINT8, [images, height, width, 3], RGB pixels of any size.
+        """The model's input tensor, or instead one input "image", which the server preprocesses: of type
+        BYTES, [images] or [images, 1], each element a JPEG, PNG or WebP file; or of type UINT8,
+        [images, height, width, 3], RGB pixels of any size.
         """
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferRequest.InferRequestedOutputTensor]:
-        """The outputs wanted; empty means all."""
+        """The requested outputs; empty means all."""
 
     @_builtins.property
     def raw_input_contents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The inputs' bytes in their order, little-endian; each BYTES element has its length before it
-        as four bytes. Either every input is given so or none.
+        """The bytes of the inputs in order, little-endian. Four bytes of length precede each BYTES
+        element. Either every input uses this form or none.
         """
 
     def __init__(
@@ -706,11 +706,11 @@ class ModelInferResponse(_message.Message):
 
         @_builtins.property
         def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-            """None is set."""
+            """No parameter is set."""
 
         @_builtins.property
         def contents(self) -> Global___InferTensorContents:
-            """Never set: outputs are given in the raw form."""
+            """Never set: outputs have the raw form."""
 
         def __init__(
             self,
@@ -762,7 +762,7 @@ class ModelInferResponse(_message.Message):
     """The request's id."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___InferParameter]:
-        """On a stream "triton_final_response" is true: the request has no further answer."""
+        """On a stream "triton_final_response" is true: the request has no further response."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInferResponse.InferOutputTensor]:
@@ -770,7 +770,7 @@ class ModelInferResponse(_message.Message):
 
     @_builtins.property
     def raw_output_contents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """The outputs' bytes in their order."""
+        """The bytes of the outputs in order."""
 
     def __init__(
         self,
@@ -792,17 +792,17 @@ Global___ModelInferResponse: _TypeAlias = ModelInferResponse  # noqa: Y015
 
 @_typing.final
 class ModelStreamInferResponse(_message.Message):
-    """One answer on a ModelStreamInfer."""
+    """One response on a ModelStreamInfer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ERROR_MESSAGE_FIELD_NUMBER: _builtins.int
     INFER_RESPONSE_FIELD_NUMBER: _builtins.int
     error_message: _builtins.str
-    """Why the request failed; empty when it did not."""
+    """Why the request failed; empty if it succeeded."""
     @_builtins.property
     def infer_response(self) -> Global___ModelInferResponse:
-        """The answer; on failure only its id and the parameter "triton_final_response" are set."""
+        """The response; on failure only its id and the parameter "triton_final_response" are set."""
 
     def __init__(
         self,
@@ -853,9 +853,9 @@ class StatisticDuration(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     NS_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """How often it happened."""
+    """The number of events."""
     ns: _builtins.int
-    """How long it took altogether, in nanoseconds."""
+    """Their total duration in nanoseconds."""
     def __init__(
         self,
         *,
@@ -872,7 +872,7 @@ Global___StatisticDuration: _TypeAlias = StatisticDuration  # noqa: Y015
 
 @_typing.final
 class InferStatistics(_message.Message):
-    """Where the time of a model's requests went."""
+    """The time of each stage of a model's requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -910,11 +910,11 @@ class InferStatistics(_message.Message):
 
     @_builtins.property
     def cache_hit(self) -> Global___StatisticDuration:
-        """Answers from a cache; there is none, so always zero."""
+        """Responses from a cache; there is none, so always zero."""
 
     @_builtins.property
     def cache_miss(self) -> Global___StatisticDuration:
-        """Answers not found in a cache; there is none, so always zero."""
+        """Responses not found in a cache; there is none, so always zero."""
 
     def __init__(
         self,
@@ -938,7 +938,7 @@ Global___InferStatistics: _TypeAlias = InferStatistics  # noqa: Y015
 
 @_typing.final
 class InferResponseStatistics(_message.Message):
-    """Statistics of streamed answers, by their place in the stream."""
+    """Statistics of streamed responses, by their position in the stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -958,19 +958,19 @@ class InferResponseStatistics(_message.Message):
 
     @_builtins.property
     def success(self) -> Global___StatisticDuration:
-        """Answers that succeeded."""
+        """Responses that succeeded."""
 
     @_builtins.property
     def fail(self) -> Global___StatisticDuration:
-        """Answers that failed."""
+        """Responses that failed."""
 
     @_builtins.property
     def empty_response(self) -> Global___StatisticDuration:
-        """Answers without content."""
+        """Responses without content."""
 
     @_builtins.property
     def cancel(self) -> Global___StatisticDuration:
-        """Answers that were cancelled."""
+        """Responses that were cancelled."""
 
     def __init__(
         self,
@@ -1108,7 +1108,7 @@ class ModelStatistics(_message.Message):
     """Batches that were run."""
     @_builtins.property
     def inference_stats(self) -> Global___InferStatistics:
-        """Where the time went."""
+        """The time of each stage."""
 
     @_builtins.property
     def batch_stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___InferBatchStatistics]:
@@ -1116,11 +1116,11 @@ class ModelStatistics(_message.Message):
 
     @_builtins.property
     def memory_usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryUsage]:
-        """Memory; empty, since the CPU engine does not tell it by model."""
+        """Memory; empty, because the CPU engine does not report it by model."""
 
     @_builtins.property
     def response_stats(self) -> _containers.MessageMap[_builtins.str, Global___InferResponseStatistics]:
-        """Empty: every answer is a single one."""
+        """Empty: every request has a single response."""
 
     def __init__(
         self,
@@ -1145,7 +1145,7 @@ Global___ModelStatistics: _TypeAlias = ModelStatistics  # noqa: Y015
 
 @_typing.final
 class ModelStatisticsResponse(_message.Message):
-    """Statistics of the models that were asked for."""
+    """Statistics of the requested models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1169,9 +1169,7 @@ Global___ModelStatisticsResponse: _TypeAlias = ModelStatisticsResponse  # noqa: 
 
 @_typing.final
 class ModelRepositoryParameter(_message.Message):
-    """A parameter of a repository call. One of an unknown name or of another type than is wanted is an
-    error.
-    """
+    """A parameter of a repository call. A parameter with an unknown name or the wrong type is an error."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1184,7 +1182,7 @@ class ModelRepositoryParameter(_message.Message):
     int64_param: _builtins.int
     """An integer."""
     string_param: _builtins.str
-    """A text."""
+    """A string."""
     bytes_param: _builtins.bytes
     """Bytes."""
     def __init__(
@@ -1214,9 +1212,9 @@ class RepositoryIndexRequest(_message.Message):
     REPOSITORY_NAME_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     repository_name: _builtins.str
-    """The repository; must be empty, since there is one."""
+    """The repository; must be empty, because there is only one."""
     ready: _builtins.bool
-    """Only those that serve."""
+    """Whether to list only those that are ready."""
     def __init__(
         self,
         *,
@@ -1323,7 +1321,7 @@ class RepositoryModelLoadRequest(_message.Message):
     """The model's name."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelRepositoryParameter]:
-        """"version" (a text): load only this version. Any other parameter is refused."""
+        """"version" (a string): load only this version. Any other parameter is refused."""
 
     def __init__(
         self,
@@ -1393,7 +1391,7 @@ class RepositoryModelUnloadRequest(_message.Message):
     """The model's name."""
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelRepositoryParameter]:
-        """"version" (a text): unload only this version. "unload_dependents" is accepted, as Triton's
+        """"version" (a string): unload only this version. "unload_dependents" is accepted, as Triton's
         clients send it, and has no effect. Any other parameter is refused.
         """
 

@@ -3,7 +3,7 @@
 isort:skip_file
 The Open Inference Protocol, version 2, with the streaming, repository and statistics extensions
 that Triton defines: the same package, names and field numbers, so that Triton and KServe clients
-talk to Tidegate as they are. The wording is our own.
+work with Tidegate unchanged. The wording is our own.
 """
 
 from collections import abc as _abc
@@ -37,33 +37,33 @@ class GRPCInferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GRPCInferenceServiceAsyncStub: ...
     ServerLive: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ServerLiveRequest, _open_inference_pb2.ServerLiveResponse]
-    """Whether the server process runs and can answer."""
+    """Whether the server is alive."""
     ServerReady: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ServerReadyRequest, _open_inference_pb2.ServerReadyResponse]
-    """Whether the server is ready, as its health says: it has started, at least one model version
-    serves, and it does not drain.
+    """Whether the server is ready, as its health says: it has started, at least one model version is
+    ready, and it is not draining.
     """
     ModelReady: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelReadyRequest, _open_inference_pb2.ModelReadyResponse]
-    """Whether one model version takes requests."""
+    """Whether one model version accepts requests."""
     ServerMetadata: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ServerMetadataRequest, _open_inference_pb2.ServerMetadataResponse]
     """The server's name, version and extensions."""
     ModelMetadata: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]
     """A model's versions, inputs and outputs."""
     ModelConfig: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelConfigRequest, _open_inference_pb2.ModelConfigResponse]
-    """How a model is served, in the terms of Triton's model configuration."""
+    """A model's configuration, in the form of Triton's."""
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]
     """Runs a model on one set of input tensors."""
     ModelStreamInfer: _grpc.StreamStreamMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelStreamInferResponse]
-    """Runs a model on each request of a stream. A request that fails is answered with its error
-    message and the stream goes on, as Triton does it.
+    """Runs a model on each request of a stream. A request that fails gets its error message as its
+    response and the stream continues, as in Triton.
     """
     ModelStatistics: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelStatisticsRequest, _open_inference_pb2.ModelStatisticsResponse]
     """Counts and durations since a model was loaded."""
     RepositoryIndex: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryIndexRequest, _open_inference_pb2.RepositoryIndexResponse]
     """The models of the repository and their states."""
     RepositoryModelLoad: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelLoadRequest, _open_inference_pb2.RepositoryModelLoadResponse]
-    """Loads every version of a model, or loads it anew where the files changed."""
+    """Loads every version of a model, or reloads those whose files have changed."""
     RepositoryModelUnload: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]
-    """Stops taking requests for a model, finishes what was accepted, and unloads it."""
+    """Refuses further requests for a model, finishes those that it accepted, and unloads it."""
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
@@ -71,33 +71,33 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ServerLive: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ServerLiveRequest, _open_inference_pb2.ServerLiveResponse]  # type: ignore[assignment]
-    """Whether the server process runs and can answer."""
+    """Whether the server is alive."""
     ServerReady: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ServerReadyRequest, _open_inference_pb2.ServerReadyResponse]  # type: ignore[assignment]
-    """Whether the server is ready, as its health says: it has started, at least one model version
-    serves, and it does not drain.
+    """Whether the server is ready, as its health says: it has started, at least one model version is
+    ready, and it is not draining.
     """
     ModelReady: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelReadyRequest, _open_inference_pb2.ModelReadyResponse]  # type: ignore[assignment]
-    """Whether one model version takes requests."""
+    """Whether one model version accepts requests."""
     ServerMetadata: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ServerMetadataRequest, _open_inference_pb2.ServerMetadataResponse]  # type: ignore[assignment]
     """The server's name, version and extensions."""
     ModelMetadata: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]  # type: ignore[assignment]
     """A model's versions, inputs and outputs."""
     ModelConfig: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelConfigRequest, _open_inference_pb2.ModelConfigResponse]  # type: ignore[assignment]
-    """How a model is served, in the terms of Triton's model configuration."""
+    """A model's configuration, in the form of Triton's."""
     ModelInfer: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]  # type: ignore[assignment]
     """Runs a model on one set of input tensors."""
     ModelStreamInfer: _aio.StreamStreamMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelStreamInferResponse]  # type: ignore[assignment]
-    """Runs a model on each request of a stream. A request that fails is answered with its error
-    message and the stream goes on, as Triton does it.
+    """Runs a model on each request of a stream. A request that fails gets its error message as its
+    response and the stream continues, as in Triton.
     """
     ModelStatistics: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelStatisticsRequest, _open_inference_pb2.ModelStatisticsResponse]  # type: ignore[assignment]
     """Counts and durations since a model was loaded."""
     RepositoryIndex: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryIndexRequest, _open_inference_pb2.RepositoryIndexResponse]  # type: ignore[assignment]
     """The models of the repository and their states."""
     RepositoryModelLoad: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelLoadRequest, _open_inference_pb2.RepositoryModelLoadResponse]  # type: ignore[assignment]
-    """Loads every version of a model, or loads it anew where the files changed."""
+    """Loads every version of a model, or reloads those whose files have changed."""
     RepositoryModelUnload: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.RepositoryModelUnloadRequest, _open_inference_pb2.RepositoryModelUnloadResponse]  # type: ignore[assignment]
-    """Stops taking requests for a model, finishes what was accepted, and unloads it."""
+    """Refuses further requests for a model, finishes those that it accepted, and unloads it."""
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs models on tensors."""
@@ -108,7 +108,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ServerLiveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ServerLiveResponse, _abc.Awaitable[_open_inference_pb2.ServerLiveResponse]]:
-        """Whether the server process runs and can answer."""
+        """Whether the server is alive."""
 
     @_abc_1.abstractmethod
     def ServerReady(
@@ -116,8 +116,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ServerReadyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ServerReadyResponse, _abc.Awaitable[_open_inference_pb2.ServerReadyResponse]]:
-        """Whether the server is ready, as its health says: it has started, at least one model version
-        serves, and it does not drain.
+        """Whether the server is ready, as its health says: it has started, at least one model version is
+        ready, and it is not draining.
         """
 
     @_abc_1.abstractmethod
@@ -126,7 +126,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ModelReadyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ModelReadyResponse, _abc.Awaitable[_open_inference_pb2.ModelReadyResponse]]:
-        """Whether one model version takes requests."""
+        """Whether one model version accepts requests."""
 
     @_abc_1.abstractmethod
     def ServerMetadata(
@@ -150,7 +150,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ModelConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ModelConfigResponse, _abc.Awaitable[_open_inference_pb2.ModelConfigResponse]]:
-        """How a model is served, in the terms of Triton's model configuration."""
+        """A model's configuration, in the form of Triton's."""
 
     @_abc_1.abstractmethod
     def ModelInfer(
@@ -166,8 +166,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_open_inference_pb2.ModelInferRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_open_inference_pb2.ModelStreamInferResponse], _abc.AsyncIterator[_open_inference_pb2.ModelStreamInferResponse]]:
-        """Runs a model on each request of a stream. A request that fails is answered with its error
-        message and the stream goes on, as Triton does it.
+        """Runs a model on each request of a stream. A request that fails gets its error message as its
+        response and the stream continues, as in Triton.
         """
 
     @_abc_1.abstractmethod
@@ -192,7 +192,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.RepositoryModelLoadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.RepositoryModelLoadResponse, _abc.Awaitable[_open_inference_pb2.RepositoryModelLoadResponse]]:
-        """Loads every version of a model, or loads it anew where the files changed."""
+        """Loads every version of a model, or reloads those whose files have changed."""
 
     @_abc_1.abstractmethod
     def RepositoryModelUnload(
@@ -200,6 +200,6 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.RepositoryModelUnloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.RepositoryModelUnloadResponse, _abc.Awaitable[_open_inference_pb2.RepositoryModelUnloadResponse]]:
-        """Stops taking requests for a model, finishes what was accepted, and unloads it."""
+        """Refuses further requests for a model, finishes those that it accepted, and unloads it."""
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MeshServiceStub:
-    """Shows the mesh and moves its traffic.
+    """Shows the mesh and shifts its traffic.
     """
 
     def __init__(self, channel):
@@ -68,39 +68,39 @@ class MeshServiceStub:
 
 
 class MeshServiceServicer:
-    """Shows the mesh and moves its traffic.
+    """Shows the mesh and shifts its traffic.
     """
 
     def GetStatus(self, request, context):
-        """Tells how the mesh is: proxies, hosts, endpoints, routes, and what is being changed.
+        """Returns the state of the mesh: proxies, hosts, endpoints, routes, and the current change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Shift(self, request, context):
-        """Changes the weights of a host's subsets: edits its VirtualService, apart from the file that it
-        comes from, and brings the change to the proxies stage by stage. The events are sent as they happen. The stream ends with
-        OK when every live proxy has acknowledged the change, and with FAILED_PRECONDITION when the
-        change was rolled back; the error names the proxy, the resource and the cause. A client that
-        leaves does not stop a change that has begun.
+        """Changes the weights of a host's subsets. The controller changes the VirtualService in effect,
+        not its file, and brings the change to the proxies stage by stage. It sends events as they
+        happen. The stream ends with OK when every live proxy has acknowledged the change, and with
+        FAILED_PRECONDITION when the change was rolled back; the error names the proxy, the resource and
+        the cause. A client that leaves does not stop a change that has begun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reset(self, request, context):
-        """Takes every shift back, so that each file of objects means what it holds. The events and the
-        end of the stream are as of Shift; no event comes where nothing is shifted.
+        """Undoes every shift, so that each file of objects means what it holds. The events and the end of
+        the stream are as in Shift. There are no events if nothing is shifted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainEndpoint(self, request, context):
-        """Takes an endpoint out of use: new requests go elsewhere and running ones finish. Answers when
-        none runs there any more, or when the deadline has passed. It stays out of use until
-        UndrainEndpoint, or until the controller starts again.
+        """Takes an endpoint out of use: new requests go elsewhere and running requests finish. Answers
+        when no request runs there any more, or when the deadline has passed. The endpoint stays out of
+        use until UndrainEndpoint, or until the controller restarts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,8 +114,8 @@ class MeshServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRequests(self, request, context):
-        """Sends a record of every request that a proxy has finished from now on, until the client leaves
-        or the controller goes away. A client that reads too slowly loses records, and is told how many.
+        """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
+        controller shuts down. A client that reads too slowly loses records; each message counts them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,7 +163,7 @@ def add_MeshServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MeshService:
-    """Shows the mesh and moves its traffic.
+    """Shows the mesh and shifts its traffic.
     """
 
     @staticmethod

@@ -4,10 +4,10 @@ isort:skip_file
 Image classification.
 
 Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
-  INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each field
+  INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each wrong field
   NOT_FOUND            no such model or version
   RESOURCE_EXHAUSTED   the queue is full, or the wait would outlast the deadline;
-                       google.rpc.RetryInfo says when to try again
+                       google.rpc.RetryInfo says when to retry
   DEADLINE_EXCEEDED    the deadline passed while the request waited; it was never run
   UNAVAILABLE          the model is loading, unloading, or the server is draining
 """
@@ -38,11 +38,11 @@ class _Precision:
 class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
-    """Not known."""
+    """Unknown."""
     PRECISION_FP32: _Precision.ValueType  # 1
     """32-bit floating point."""
     PRECISION_TF32: _Precision.ValueType  # 2
-    """NVIDIA's 19-bit floating point, on tensors of 32 bits."""
+    """NVIDIA's 19-bit floating point, on 32-bit tensors."""
     PRECISION_FP16: _Precision.ValueType  # 3
     """16-bit floating point, IEEE 754 half precision."""
     PRECISION_BF16: _Precision.ValueType  # 4
@@ -53,14 +53,14 @@ class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.V
     """8-bit floating point (E4M3)."""
 
 class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
-    """The numeric type that an engine computes in."""
+    """The numeric type in which an engine computes."""
 
 PRECISION_UNSPECIFIED: Precision.ValueType  # 0
-"""Not known."""
+"""Unknown."""
 PRECISION_FP32: Precision.ValueType  # 1
 """32-bit floating point."""
 PRECISION_TF32: Precision.ValueType  # 2
-"""NVIDIA's 19-bit floating point, on tensors of 32 bits."""
+"""NVIDIA's 19-bit floating point, on 32-bit tensors."""
 PRECISION_FP16: Precision.ValueType  # 3
 """16-bit floating point, IEEE 754 half precision."""
 PRECISION_BF16: Precision.ValueType  # 4
@@ -78,7 +78,7 @@ class _ModelState:
 class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
-    """Not known."""
+    """Unknown."""
     MODEL_STATE_UNLOADED: _ModelState.ValueType  # 1
     """In the repository, not loaded."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 2
@@ -86,15 +86,15 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_READY: _ModelState.ValueType  # 3
     """Serving."""
     MODEL_STATE_UNLOADING: _ModelState.ValueType  # 4
-    """Takes no new requests; what it accepted is being finished."""
+    """Refuses new requests and finishes those that it accepted."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 5
     """Loading failed; the reason says why."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
-    """Where a model version is in its life."""
+    """The state of a model version."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
-"""Not known."""
+"""Unknown."""
 MODEL_STATE_UNLOADED: ModelState.ValueType  # 1
 """In the repository, not loaded."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 2
@@ -102,7 +102,7 @@ MODEL_STATE_LOADING: ModelState.ValueType  # 2
 MODEL_STATE_READY: ModelState.ValueType  # 3
 """Serving."""
 MODEL_STATE_UNLOADING: ModelState.ValueType  # 4
-"""Takes no new requests; what it accepted is being finished."""
+"""Refuses new requests and finishes those that it accepted."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 5
 """Loading failed; the reason says why."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
@@ -118,15 +118,15 @@ class Image(_message.Message):
     TENSOR_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
     """An encoded JPEG, PNG or WebP file. EXIF orientation is applied. Grey, palette, CMYK and
-    16-bit images are converted to 8-bit RGB; what is transparent shows the model's background.
+    16-bit images are converted to 8-bit RGB; transparent pixels show the model's background.
     """
     @_builtins.property
     def raw(self) -> Global___RawImage:
-        """Decoded pixels; resized and cropped by the server as the model's preprocessing says."""
+        """Decoded pixels. The server resizes and crops them as the model's preprocessing says."""
 
     @_builtins.property
     def tensor(self) -> Global___FloatTensor:
-        """An input tensor that is already preprocessed; passed to the model as it is."""
+        """An input tensor that is already preprocessed; the server passes it to the model unchanged."""
 
     def __init__(
         self,
@@ -217,13 +217,13 @@ class ClassifyRequest(_message.Message):
     model: _builtins.str
     """The model's name. Empty means the server's default model."""
     version: _builtins.str
-    """The model's version. Empty means the version that the server serves by default."""
+    """The model's version. Empty means the default version."""
     top_k: _builtins.int
-    """How many labels to return for each image, best first. 0 means 5; more than the model has
-    classes is an error.
+    """How many labels to return for each image, best first. 0 means 5; more than the number of the
+    model's classes is an error.
     """
     include_logits: _builtins.bool
-    """Also return the model's raw output for each image."""
+    """Whether to also return the model's raw output for each image."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """From 1 image to the server's limit of images a request (64 unless configured)."""
@@ -247,7 +247,7 @@ Global___ClassifyRequest: _TypeAlias = ClassifyRequest  # noqa: Y015
 
 @_typing.final
 class Classification(_message.Message):
-    """One label and how sure the model is of it."""
+    """One label and its probability."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -257,7 +257,7 @@ class Classification(_message.Message):
     class_id: _builtins.int
     """The class number, from 0."""
     label: _builtins.str
-    """The label's name, as the model's label file has it."""
+    """The label's name in the model's label file."""
     score: _builtins.float
     """Softmax probability, from 0 to 1."""
     def __init__(
@@ -277,7 +277,7 @@ Global___Classification: _TypeAlias = Classification  # noqa: Y015
 
 @_typing.final
 class ImageResult(_message.Message):
-    """What the model says of one image."""
+    """The result of one image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -289,7 +289,7 @@ class ImageResult(_message.Message):
 
     @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The model's raw output, one value a class; empty unless it was asked for."""
+        """The model's raw output, one value a class; empty unless requested."""
 
     def __init__(
         self,
@@ -307,8 +307,8 @@ Global___ImageResult: _TypeAlias = ImageResult  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
-    """Where the time of a request went. Images of one request may run in different batches: each
-    duration is the longest over the images.
+    """The time of each stage of a request. Images of one request may run in different batches; each
+    duration is that of the slowest image.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -326,7 +326,7 @@ class Timings(_message.Message):
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Waiting: for a worker to decode, then for a batch to start."""
+        """Waiting, first for a worker to decode, then for a batch to start."""
 
     @_builtins.property
     def inference(self) -> _duration_pb2.Duration:
@@ -334,7 +334,7 @@ class Timings(_message.Message):
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """From the server's receipt of the request to its answer being ready."""
+        """From the receipt of the request to its finished result."""
 
     def __init__(
         self,
@@ -355,7 +355,7 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class ClassifyResponse(_message.Message):
-    """The answer to a ClassifyRequest."""
+    """The response to a ClassifyRequest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -369,14 +369,14 @@ class ClassifyResponse(_message.Message):
     version: _builtins.str
     """The version of the model that ran."""
     precision: Global___Precision.ValueType
-    """The precision that the engine computed in."""
+    """The precision in which the engine computed."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageResult]:
         """One result for each image, in the order of the request."""
 
     @_builtins.property
     def timings(self) -> Global___Timings:
-        """Where the time went."""
+        """The time of each stage."""
 
     def __init__(
         self,
@@ -404,7 +404,7 @@ class ClassifyStreamRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the client and sent back with the answer. May be empty; need not be unique."""
+    """An id that the client chooses and the response repeats. May be empty; need not be unique."""
     @_builtins.property
     def request(self) -> Global___ClassifyRequest:
         """The request."""
@@ -425,7 +425,7 @@ Global___ClassifyStreamRequest: _TypeAlias = ClassifyStreamRequest  # noqa: Y015
 
 @_typing.final
 class ClassifyStreamResponse(_message.Message):
-    """The answer to one request of a ClassifyStream."""
+    """The response to one request of a ClassifyStream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -433,14 +433,14 @@ class ClassifyStreamResponse(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The request's own id."""
+    """The id of the request."""
     @_builtins.property
     def response(self) -> Global___ClassifyResponse:
-        """The answer."""
+        """The response."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Why this request failed: the code, message and details that a unary call would have had."""
+        """Why this request failed: the code, message and details that a unary call would have."""
 
     def __init__(
         self,
@@ -461,7 +461,7 @@ Global___ClassifyStreamResponse: _TypeAlias = ClassifyStreamResponse  # noqa: Y0
 
 @_typing.final
 class Model(_message.Message):
-    """A model version and how it is served."""
+    """A model version and its state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -482,17 +482,17 @@ class Model(_message.Message):
     version: _builtins.str
     """The model's version."""
     state: Global___ModelState.ValueType
-    """Where it is in its life."""
+    """Its state."""
     reason: _builtins.str
     """Why it is in that state; empty unless loading failed."""
     precision: Global___Precision.ValueType
-    """The precision that the engine computes in."""
+    """The precision in which the engine computes."""
     engine: _builtins.str
     """The engine and its version, for example "openvino 2026.1"."""
     description: _builtins.str
-    """What the model is and where its weights come from."""
+    """A description of the model and the source of its weights."""
     num_classes: _builtins.int
-    """Classes that it tells apart."""
+    """The number of its classes."""
     is_default: _builtins.bool
     """Whether an empty version in a request means this one."""
     @_builtins.property
@@ -505,7 +505,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def loaded_at(self) -> _timestamp_pb2.Timestamp:
-        """When it became ready; unset unless it is."""
+        """When it became ready; unset unless it is ready."""
 
     def __init__(
         self,
@@ -559,7 +559,7 @@ Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
-    """The model version that was asked for."""
+    """The requested model version."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class VisionServiceStub:
-    """Classifies images with the models that the server has loaded.
+    """Classifies images with the loaded models.
     """
 
     def __init__(self, channel):
@@ -58,22 +58,22 @@ class VisionServiceStub:
 
 
 class VisionServiceServicer:
-    """Classifies images with the models that the server has loaded.
+    """Classifies images with the loaded models.
     """
 
     def Classify(self, request, context):
-        """Classifies the images of one request. They may be batched with those of other requests.
+        """Classifies the images of one request. The server may batch them with those of other requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
-        The server reads ahead only a bounded number of requests, so a client that writes faster than
-        the model runs is slowed by flow control. A request that fails is answered with its own
-        status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
-        set if all requests of the stream were for one version; nothing in them is of a single answer.
+        """Classifies requests as they arrive on one stream. Responses come in the order of the requests.
+        The server reads ahead only a limited number of requests, so flow control slows a client that
+        writes faster than the model runs. A request that fails gets its own status as its response,
+        and the stream continues. The trailers "tidegate-model" and "tidegate-model-version" are set if
+        all requests of the stream were for one version; no trailer belongs to a single response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +125,7 @@ def add_VisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionService:
-    """Classifies images with the models that the server has loaded.
+    """Classifies images with the loaded models.
     """
 
     @staticmethod

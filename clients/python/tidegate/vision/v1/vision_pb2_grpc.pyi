@@ -4,10 +4,10 @@ isort:skip_file
 Image classification.
 
 Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
-  INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each field
+  INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each wrong field
   NOT_FOUND            no such model or version
   RESOURCE_EXHAUSTED   the queue is full, or the wait would outlast the deadline;
-                       google.rpc.RetryInfo says when to try again
+                       google.rpc.RetryInfo says when to retry
   DEADLINE_EXCEEDED    the deadline passed while the request waited; it was never run
   UNAVAILABLE          the model is loading, unloading, or the server is draining
 """
@@ -36,20 +36,20 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VisionServiceStub:
-    """Classifies images with the models that the server has loaded."""
+    """Classifies images with the loaded models."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VisionServiceAsyncStub: ...
     Classify: _grpc.UnaryUnaryMultiCallable[_vision_pb2.ClassifyRequest, _vision_pb2.ClassifyResponse]
-    """Classifies the images of one request. They may be batched with those of other requests."""
+    """Classifies the images of one request. The server may batch them with those of other requests."""
     ClassifyStream: _grpc.StreamStreamMultiCallable[_vision_pb2.ClassifyStreamRequest, _vision_pb2.ClassifyStreamResponse]
-    """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
-    The server reads ahead only a bounded number of requests, so a client that writes faster than
-    the model runs is slowed by flow control. A request that fails is answered with its own
-    status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
-    set if all requests of the stream were for one version; nothing in them is of a single answer.
+    """Classifies requests as they arrive on one stream. Responses come in the order of the requests.
+    The server reads ahead only a limited number of requests, so flow control slows a client that
+    writes faster than the model runs. A request that fails gets its own status as its response,
+    and the stream continues. The trailers "tidegate-model" and "tidegate-model-version" are set if
+    all requests of the stream were for one version; no trailer belongs to a single response.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]
     """Describes one model version."""
@@ -58,17 +58,17 @@ class VisionServiceStub:
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
-    """Classifies images with the models that the server has loaded."""
+    """Classifies images with the loaded models."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Classify: _aio.UnaryUnaryMultiCallable[_vision_pb2.ClassifyRequest, _vision_pb2.ClassifyResponse]  # type: ignore[assignment]
-    """Classifies the images of one request. They may be batched with those of other requests."""
+    """Classifies the images of one request. The server may batch them with those of other requests."""
     ClassifyStream: _aio.StreamStreamMultiCallable[_vision_pb2.ClassifyStreamRequest, _vision_pb2.ClassifyStreamResponse]  # type: ignore[assignment]
-    """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
-    The server reads ahead only a bounded number of requests, so a client that writes faster than
-    the model runs is slowed by flow control. A request that fails is answered with its own
-    status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
-    set if all requests of the stream were for one version; nothing in them is of a single answer.
+    """Classifies requests as they arrive on one stream. Responses come in the order of the requests.
+    The server reads ahead only a limited number of requests, so flow control slows a client that
+    writes faster than the model runs. A request that fails gets its own status as its response,
+    and the stream continues. The trailers "tidegate-model" and "tidegate-model-version" are set if
+    all requests of the stream were for one version; no trailer belongs to a single response.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one model version."""
@@ -76,7 +76,7 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """Describes every model version that the server knows, loaded or not."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Classifies images with the models that the server has loaded."""
+    """Classifies images with the loaded models."""
 
     @_abc_1.abstractmethod
     def Classify(
@@ -84,7 +84,7 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.ClassifyResponse, _abc.Awaitable[_vision_pb2.ClassifyResponse]]:
-        """Classifies the images of one request. They may be batched with those of other requests."""
+        """Classifies the images of one request. The server may batch them with those of other requests."""
 
     @_abc_1.abstractmethod
     def ClassifyStream(
@@ -92,11 +92,11 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_vision_pb2.ClassifyStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_vision_pb2.ClassifyStreamResponse], _abc.AsyncIterator[_vision_pb2.ClassifyStreamResponse]]:
-        """Classifies requests as they arrive on one stream. Answers come in the order of the requests.
-        The server reads ahead only a bounded number of requests, so a client that writes faster than
-        the model runs is slowed by flow control. A request that fails is answered with its own
-        status, and the stream goes on. The trailers "tidegate-model" and "tidegate-model-version" are
-        set if all requests of the stream were for one version; nothing in them is of a single answer.
+        """Classifies requests as they arrive on one stream. Responses come in the order of the requests.
+        The server reads ahead only a limited number of requests, so flow control slows a client that
+        writes faster than the model runs. A request that fails gets its own status as its response,
+        and the stream continues. The trailers "tidegate-model" and "tidegate-model-version" are set if
+        all requests of the stream were for one version; no trailer belongs to a single response.
         """
 
     @_abc_1.abstractmethod

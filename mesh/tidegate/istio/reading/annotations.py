@@ -1,0 +1,105 @@
+"""How ``tidegate.dev/*`` annotations are read; an unknown one is a mistake, never ignored."""
+
+import datetime as dt
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from yaml.nodes import MappingNode, Node
+
+from tidegate.istio.annotations import LoadBalancerOption, Sticky
+from tidegate.istio.reading.nodes import entries
+from tidegate.istio.reading.scalar_readers import (
+    NOTHING,
+    SCALAR_READERS,
+    Reading,
+    join,
+    meant,
+    wrong_kind,
+)
+from tidegate.istio.scalars import duration_text, is_header_name, parse_duration
+from tidegate.istio.shapes import HeaderName
+
+__all__ = ["PREFIX", "annotation_names", "annotation_text", "parse_sticky", "read_annotations"]
+
+PREFIX = "tidegate.dev/"
+
+
+def annotation_names(annotations: type) -> Mapping[str, str]:
+    """The fields of a kind's annotations by their names in YAML."""
+    return {PREFIX + each.name.replace("_", "-"): each.name for each in fields(annotations)}
+
+
+def parse_sticky(text: str) -> Sticky | None:
+    """Reads ``header:x-user-id``; None where it is not that."""
+    source, _, header = text.partition(":")
+    if source != "header" or not is_header_name(header.lower()):
+        return None
+    return Sticky(HeaderName(header.lower()))
+
+
+def read_annotations(node: Node | None, annotations: type, path: str, reading: Reading) -> Any:
+    """Reads the annotations of one kind.
+
+    Args:
+        node: ``metadata.annotations``; None where there are none.
+        annotations: the kind's.
+        path: of the node.
+        reading: takes the problems.
+    """
+    if node is None:
+        return annotations()
+    if not isinstance(node, MappingNode):
+        wrong_kind(node, path, reading, "a mapping")
+        return annotations()
+    hints = typing.get_type_hints(annotations)
+    known = annotation_names(annotations)
+    values: dict[str, object] = {}
+    for key, (key_node, value_node) in entries(node)[0].items():
+        if not key.startswith(PREFIX):
+            continue
+        place = join(path, key)
+        if key not in known and reading.validated:
+            # A newer version of Tidegate may know it.
+            continue
+        if key not in known:
+            fix = meant(key, known) if known else "remove it; this kind has none"
+            reading.refuse(key_node, place, "is not an annotation of Tidegate here", fix)
+            continue
+        text = SCALAR_READERS[str](value_node, place, reading)
+        if text is NOTHING:
+            continue
+        parse, words = _PARSERS[_kept(hints[known[key]])]
+        value = parse(text)
+        if value is None:
+            reading.refuse(value_node, place, f"cannot be {text!r}", f"write {words}")
+        else:
+            values[known[key]] = value
+    return annotations(**values)
+
+
+def annotation_text(value: object) -> str:
+    """An annotation's value as it is written."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dt.timedelta):
+        return duration_text(value)
+    return str(value.value) if isinstance(value, LoadBalancerOption) else str(value)
+
+
+def _kept(hint: Any) -> Any:
+    """The type without the None that stands for an annotation that is not there."""
+    return next((one for one in typing.get_args(hint) if one is not type(None)), hint)
+
+
+def _load_balancer(text: str) -> LoadBalancerOption | None:
+    return next((option for option in LoadBalancerOption if option.value == text), None)
+
+
+_PARSERS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
+    bool: ({"true": True, "false": False}.get, "'true' or 'false', in quotes"),
+    dt.timedelta: (parse_duration, "a duration such as 1.5s"),
+    LoadBalancerOption: (_load_balancer, "orca or full-scan"),
+    Sticky: (parse_sticky, "header:NAME, as header:x-user-id"),
+}

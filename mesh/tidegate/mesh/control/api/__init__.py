@@ -1,0 +1,1 @@
+"""``tidegate.mesh.v1.MeshService``: the API of the controller."""

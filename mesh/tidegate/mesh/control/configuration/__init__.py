@@ -1,0 +1,1 @@
+"""What is configured: object files, edits, the applied configuration, shifts and the journal."""

@@ -1,0 +1,137 @@
+"""Works out changes before they are made: which texts change, and how the mesh changes with them.
+
+A shift changes what files mean, a reset makes each file mean what it holds again, and an edit takes
+what people wrote. Nothing here is served or written.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+from tidegate.chassis.errors import FailedPrecondition
+from tidegate.errors import TidegateError
+from tidegate.istio.editing.shifts import Shift, shift, without_idle
+from tidegate.mesh.control.configuration.applied import AppliedConfiguration
+from tidegate.mesh.control.configuration.file_edits import FileEdits
+from tidegate.mesh.control.configuration.files import text_of
+from tidegate.mesh.control.configuration.journal import TextChange
+from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
+from tidegate.mesh.control.errors import ObjectsError
+from tidegate.mesh.control.served_configuration import ProposedChange, ServedConfiguration
+
+__all__ = ["ChangeProposer", "names_of"]
+
+
+class ChangeProposer:
+    """Works out changes.
+
+    Args:
+        applied: What is in effect.
+        edits: Gives the files.
+        shifted: Gives the text in effect of shifted files.
+        served: Compiles the objects and plans the change.
+    """
+
+    def __init__(
+        self,
+        applied: AppliedConfiguration,
+        edits: FileEdits,
+        shifted: ShiftedFiles,
+        served: ServedConfiguration,
+    ) -> None:
+        self._applied = applied
+        self._edits = edits
+        self._shifted = shifted
+        self._served = served
+
+    def propose(self, files: Sequence[TextChange]) -> ProposedChange:
+        """Works out a change of texts.
+
+        Raises:
+            TidegateError: The change cannot be made.
+        """
+        objects = self._applied.edit(files)(self._served.objects)
+        return self._served.propose(files, objects)
+
+    def propose_shift(self, change: Shift) -> ProposedChange:
+        """Works out a shift.
+
+        Raises:
+            FailedPrecondition: A file that the shift changes holds edits that are not in effect.
+            TidegateError: The shift cannot be made.
+        """
+        before = self._applied.objects_of(change.host, self._served.objects)
+        files = []
+        for each in self._applied.rewritten(before, shift(before, change)):
+            try:
+                file, text = text_of(each.path), each.before.decode()
+            except (OSError, UnicodeDecodeError) as error:
+                raise FailedPrecondition(
+                    f"{each.path} cannot be read: {error}; mend it first",
+                    reason="FILE_NOT_IN_EFFECT",
+                    metadata={"file": str(each.path)},
+                ) from error
+            if self._shifted.text(each.path, file) != text:
+                raise FailedPrecondition(
+                    f"{each.path} holds changes that are not in effect; see `tidegate mesh"
+                    " status`, mend or undo them first",
+                    reason="FILE_NOT_IN_EFFECT",
+                    metadata={"file": str(each.path)},
+                )
+            files.append(TextChange(each.path, text, each.after.decode(), file))
+        return self.propose(files)
+
+    def propose_reset(self) -> ProposedChange:
+        """Works out the change after which every file means what it held when last polled.
+
+        Raises:
+            ObjectsError: A file has errors.
+            TidegateError: The change cannot be made.
+        """
+        found = self._edits.without_shifts(self._shifted.paths)
+        if found.broken:
+            raise ObjectsError("\n".join(found.broken.values()))
+        return self.propose(found.config)
+
+    def propose_edits(self, files: Sequence[TextChange]) -> ProposedChange:
+        """Works out an edit of files.
+
+        A shift leaves destinations of weight 0 behind. If people remove the subset of such a
+        destination, the destination goes too. A shift that contradicts the edit in another way is
+        given up.
+
+        Args:
+            files: The files that mean something else than what is in effect.
+
+        Raises:
+            TidegateError: The edit cannot be made, neither with the shifts nor without them.
+        """
+        try:
+            return self.propose(files)
+        except TidegateError:
+            shifted = self._shifted.paths
+            with contextlib.suppress(TidegateError):
+                return self.propose(self._without_idle(files))
+            for given_up in [*([path] for path in shifted), *([shifted] * bool(shifted))]:
+                with contextlib.suppress(TidegateError):
+                    return self.propose(self._edits.without_shifts(given_up).config)
+            raise
+
+    def _without_idle(self, files: Sequence[TextChange]) -> tuple[TextChange, ...]:
+        """An edit without the idle destinations of shifts whose subset the edit removes."""
+        edited = {each.path for each in files}
+        texts = self._applied.texts
+        others = tuple(
+            TextChange(path, texts[path], texts[path], self._edits.file(path))
+            for path in self._shifted.paths
+            if path not in edited and path in texts
+        )
+        mesh = self._applied.edit(files)(self._served.objects)
+        shifted = [each for each in (*files, *others) if each.shifted]
+        pruned = self._applied.changed_further(shifted, lambda found: without_idle(found, mesh))
+        kept = tuple(each for each in files if not each.shifted)
+        return (*kept, *(each for each in pruned if each.before != each.after))
+
+
+def names_of(files: Sequence[TextChange]) -> str:
+    """The names of files, for messages."""
+    return ", ".join(each.path.name for each in files)

@@ -1,0 +1,1 @@
+"""Endpoints: their health and state, their cluster load assignments, and what runs at each."""

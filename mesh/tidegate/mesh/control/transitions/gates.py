@@ -1,0 +1,193 @@
+"""The gates of a transition's stages: what each stage waits for before the next may begin.
+
+A stage that sends resources waits until every live proxy has acknowledged them; the routes also
+wait until the proxies' workers have them (`worker_sync`). The first stage waits for a healthy
+endpoint in each cluster that routes will name. The drain stage waits until no request runs on the
+clusters that go (`drainer`).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
+
+from tidegate.mesh.ads import AckOutcome, AckReport, Distribution, ProxyAck, ProxyId
+from tidegate.mesh.control.served_configuration import ServedConfiguration
+from tidegate.mesh.control.transitions.drainer import RequestsInProgress
+from tidegate.mesh.control.transitions.events import Emit, EventKind
+from tidegate.mesh.control.transitions.plan import Stage, StageKind
+from tidegate.mesh.control.transitions.worker_sync import WorkerSync
+from tidegate.mesh.resources import ProxyKind, ResourceKey
+from tidegate.runtime.logging import get_logger
+
+__all__ = ["GateError", "StageGates"]
+
+_log = get_logger(__name__)
+
+# How often a wait for acknowledgements emits an event for each proxy that has answered so far.
+_SLICE_S: Final = 0.2
+
+Keys = Mapping[ProxyKind, Collection[ResourceKey]]
+
+
+class GateError(Exception):
+    """The gate of a stage did not open in time, or cannot open."""
+
+
+class StageGates:
+    """Waits for the gates of stages.
+
+    Args:
+        distribution: Tells which proxies have acknowledged what.
+        served: Tells which clusters have a healthy endpoint.
+        in_progress: Tells which requests run on a cluster that goes.
+        worker_sync: Tells when the workers of proxies use what the proxies have acknowledged.
+        drain_deadline_s: How long requests on clusters that go may take to finish.
+        why_unhealthy: Says why no endpoint of a cluster takes requests.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        served: ServedConfiguration,
+        in_progress: RequestsInProgress,
+        worker_sync: WorkerSync,
+        *,
+        drain_deadline_s: float,
+        why_unhealthy: Callable[[str], str],
+    ) -> None:
+        self._distribution = distribution
+        self._served = served
+        self._in_progress = in_progress
+        self._worker_sync = worker_sync
+        self._drain_deadline_s = drain_deadline_s
+        self._why_unhealthy = why_unhealthy
+
+    async def wait(self, stage: Stage, deadline_s: float, emit: Emit) -> None:
+        """Waits until the gate of a stage is open.
+
+        Args:
+            stage: The stage; what it sends is served already.
+            deadline_s: How long proxies and endpoints may take, in seconds.
+            emit: Takes the events.
+
+        Raises:
+            GateError: The gate is not open in time, or a proxy has rejected a resource.
+        """
+        began = time.monotonic()
+        deadline = began + deadline_s
+        if stage.gate.acknowledged:
+            await self._acknowledged(stage, deadline_s, deadline, emit)
+            if stage.kind is StageKind.ROUTES:
+                await self._workers_synced(time.monotonic() - began, deadline_s, deadline)
+        await self._healthy(stage.gate.healthy, deadline_s, deadline, emit)
+        await self.drained(stage.gate.drained, stage.kind, emit)
+
+    async def wait_undone(self, undone: StageKind, keys: Keys, deadline_s: float) -> None:
+        """Waits until proxies have acknowledged that a stage is undone, or the deadline passes.
+
+        Args:
+            undone: The stage.
+            keys: The names under which something else is served than in the stage.
+            deadline_s: How long proxies may take, in seconds.
+        """
+        began = time.monotonic()
+        report = await self._distribution.acknowledged(keys, deadline_s)
+        if not report.done:
+            _log.warning("rolled back without acknowledgement", proxies=_unfinished(report))
+        elif undone is StageKind.ROUTES:
+            late = await self._worker_sync.wait(time.monotonic() - began, deadline_s)
+            if late:
+                _log.warning("rolled back, but workers are not in sync yet", proxies=late)
+
+    async def drained(self, clusters: Collection[str], stage: StageKind | None, emit: Emit) -> None:
+        """Waits until no request runs on clusters that no route names, or their time is over."""
+        deadline = time.monotonic() + self._drain_deadline_s
+        left = await self._in_progress.drained(
+            clusters,
+            deadline,
+            on_drained=lambda name: emit(EventKind.CLUSTER_DRAINED, stage, subject=name),
+        )
+        for name, running in left.items():
+            count = "requests" if running is None else f"{running} requests"
+            message = f"{count} may still run there after {self._drain_deadline_s:g} s"
+            emit(EventKind.STRANDED, stage, subject=name, message=message)
+
+    async def _acknowledged(
+        self, stage: Stage, deadline_s: float, deadline: float, emit: Emit
+    ) -> None:
+        keys = stage.gate.acknowledged
+        asked = {each.proxy for each in self._distribution.proxies() if each.proxy_kind in keys}
+        done: set[ProxyId] = set()
+        while True:
+            left_s = deadline - time.monotonic()
+            report = await self._distribution.acknowledged(keys, max(0.0, min(_SLICE_S, left_s)))
+            connected = {each.proxy for each in report.proxies}
+            for gone in sorted(asked - done - connected):
+                emit(EventKind.PROXY_GONE, stage.kind, proxy=gone.node)
+            for each in report.of(AckOutcome.DONE):
+                if each.proxy not in done:
+                    emit(EventKind.PROXY_ACKNOWLEDGED, stage.kind, proxy=each.proxy.node)
+                    done.add(each.proxy)
+            asked = connected
+            if report.done:
+                return
+            if rejected := report.of(AckOutcome.REJECTED):
+                raise GateError("; ".join(map(_rejection, rejected)))
+            if left_s <= 0:
+                raise GateError(f"no answer within {deadline_s:g} s: {_unfinished(report)}")
+
+    async def _workers_synced(
+        self, acknowledged_s: float, deadline_s: float, deadline: float
+    ) -> None:
+        """Waits until routes that were acknowledged apply to every new request."""
+        late = await self._worker_sync.wait(acknowledged_s, deadline - time.monotonic())
+        if late:
+            raise GateError(
+                f"{', '.join(late)} acknowledged, but not all of its workers use the routes within"
+                f" {deadline_s:g} s"
+            )
+
+    async def _healthy(
+        self, clusters: frozenset[str], deadline_s: float, deadline: float, emit: Emit
+    ) -> None:
+        left = clusters
+        while True:
+            unhealthy = self._served.unhealthy(left)
+            for name in sorted(left - unhealthy):
+                emit(EventKind.CLUSTER_HEALTHY, StageKind.CLUSTERS, subject=name)
+            left = unhealthy
+            if not left:
+                return
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._served.changed()
+            except TimeoutError:
+                reasons = "; ".join(
+                    f"{name} has no healthy endpoint ({self._why_unhealthy(name)})"
+                    for name in sorted(left)
+                )
+                raise GateError(f"{reasons}; waited {deadline_s:g} s") from None
+
+
+def _rejection(ack: ProxyAck) -> str:
+    return "; ".join(
+        f"{ack.proxy.node} refused {', '.join(map(str, sorted(each.versions, key=str)))}:"
+        f" {each.message}"
+        for each in ack.rejections
+    )
+
+
+def _unfinished(report: AckReport) -> str:
+    return "; ".join(
+        f"{each.proxy.node} has not acknowledged {_some(map(str, each.waiting))}"
+        if each.outcome is AckOutcome.WAITING
+        else _rejection(each)
+        for each in report.proxies
+        if each.outcome is not AckOutcome.DONE
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first

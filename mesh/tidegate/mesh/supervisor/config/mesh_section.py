@@ -1,0 +1,89 @@
+"""The section ``mesh`` of ``tidegate.yaml``, which puts the servers behind an Envoy.
+
+    mesh:
+      objects: [mesh/istio/base/traffic, mesh/local/services.yaml]
+      ingress: {vision: 8500, llm: 8600}
+
+The traffic rules are Istio objects, which the controller reads and checks. This section only says
+where they are and where the controller and Envoy listen.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ControllerConfig", "EnvoyConfig", "MeshConfig", "StrictModel"]
+
+_Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class StrictModel(BaseModel):
+    """A part of the file; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ControllerConfig(StrictModel):
+    """The controller.
+
+    Attributes:
+        grpc_port: The gRPC port: Envoy's discovery, access logs, spans, and `tidegate shift`.
+        metrics_port: The HTTP port for metrics.
+        traces_port: The HTTP port for Jaeger's query interface.
+        health_check_interval_s: Seconds between two health checks of a server; 0 switches the
+            periodic checks off.
+        health_check_timeout_s: Seconds that a server may take to answer a health check.
+        health_check_failures: Health checks in a row without an answer after which a server gets
+            no new requests.
+    """
+
+    grpc_port: _Port = 15010
+    metrics_port: _Port = 15014
+    traces_port: _Port = 16686
+    health_check_interval_s: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    health_check_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    health_check_failures: Annotated[int, Field(ge=1, le=1000)] = 3
+
+
+class EnvoyConfig(StrictModel):
+    """Envoy.
+
+    Attributes:
+        admin_port: The port of its admin interface; 0 takes a free one.
+        concurrency: Worker threads.
+    """
+
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = 15000
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 2
+
+
+class MeshConfig(StrictModel):
+    """An Envoy in front of the servers, and the controller that configures it.
+
+    Attributes:
+        objects: Files with Istio objects, and folders of such files.
+        ingress: The ports at which clients find each kind of server; Gateways open them.
+        namespace: The namespace of the servers, as the Istio objects name it.
+        gateway: Envoy's name in Istio's metrics: on a cluster, the Deployment of the gateway.
+        controller: The controller.
+        envoy: Envoy.
+    """
+
+    objects: Annotated[tuple[Path, ...], Field(min_length=1)]
+    ingress: Annotated[dict[str, _Port], Field(min_length=1)]
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "models"
+    gateway: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")] = (
+        "istio-ingressgateway"
+    )
+    controller: ControllerConfig = ControllerConfig()
+    envoy: EnvoyConfig = EnvoyConfig()
+
+    def ports(self) -> Iterator[tuple[str, int]]:
+        """Lists every port that the mesh listens on, with its place in the file."""
+        for name, port in self.ingress.items():
+            yield f"mesh.ingress.{name}", port
+        for field in ("grpc_port", "metrics_port", "traces_port"):
+            yield f"mesh.controller.{field}", getattr(self.controller, field)
+        yield "mesh.envoy.admin_port", self.envoy.admin_port

@@ -1,0 +1,121 @@
+"""Server kinds that other packages register: a server with an HTTP probe, alone and in a mesh."""
+
+import asyncio
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tidegate.mesh.supervisor.config.server_kinds import (
+    KINDS,
+    GrpcHealth,
+    HttpReadiness,
+    Port,
+    ServerKind,
+)
+from tidegate.mesh.supervisor.config.servers_file import ServersFile, load_config
+from tidegate.mesh.supervisor.errors import ConfigError
+from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.programs import server_program
+from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from tidegate.mesh.supervisor.state.snapshot import Snapshot
+
+HTTP_SERVER = Path(__file__).parents[2] / "doubles" / "http_server.py"
+MESH = {"objects": ["objects.yaml"], "ingress": {"web": 8000}}
+
+
+@pytest.fixture
+def web(monkeypatch) -> ServerKind:
+    """A registered kind: an HTTP server that is ready when GET /readyz says so."""
+    kind = ServerKind(
+        name="web",
+        command=(sys.executable, str(HTTP_SERVER)),
+        ports=(Port.HTTP, Port.METRICS),
+        probe=HttpReadiness("/readyz"),
+        labels={"app": "web"},
+    )
+    monkeypatch.setitem(KINDS, kind.name, kind)
+    return kind
+
+
+def get(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as response:
+        return response.read()
+
+
+async def test_supervisor_runs_and_probes_a_registered_http_server(tmp_path, web):
+    directory = StateDirectory(tmp_path / ".tidegate")
+    config = ServersFile.model_validate({"servers": {"one": {"kind": "web"}}})
+    changes: asyncio.Queue[Snapshot] = asyncio.Queue()
+    supervisor = Supervisor(config, Path("x.yaml"), directory, changes.put_nowait)
+
+    async def until(phase: Phase):
+        while True:
+            (server,) = (await changes.get()).servers
+            if server.phase is phase:
+                return server
+
+    async with asyncio.timeout(60):
+        run = asyncio.create_task(supervisor.run())
+        # The server answers 503 until it has been told that it may be ready.
+        while (server := (await changes.get()).servers[0]).http_address is None:
+            pass
+        assert server.phase is Phase.STARTING
+        assert directory.running().address_of("web") == server.http_address
+        await asyncio.to_thread(get, server.http_address, "/become-ready")
+        serving = await until(Phase.SERVING)
+        assert serving.http_address == server.http_address
+        assert serving.grpc_address is None
+        assert serving.metrics_address is not None
+        await asyncio.to_thread(get, server.http_address, "/become-unready")
+        await until(Phase.UNHEALTHY)
+        supervisor.stop()
+        assert await run == frozenset()
+
+
+def test_registered_kind_gets_flags_for_its_own_ports(tmp_path, web):
+    config = ServersFile.model_validate({"servers": {"one": {"kind": "web", "http_port": 8080}}})
+    assert config.servers["one"].arguments(Path("p.json")) == [
+        *(sys.executable, str(HTTP_SERVER)),
+        *("--http-port=8080", "--metrics-port=0", "--port-file=p.json"),
+    ]
+    places = [place for place, _, _ in config.ports()]
+    assert places == ["servers.one.http_port", "servers.one.metrics_port"]
+
+
+def test_registered_kind_brings_its_labels_and_port_to_the_mesh(tmp_path, web):
+    def workload(**server: object):
+        config = ServersFile.model_validate({"servers": {"one": server}, "mesh": MESH})
+        directory = StateDirectory(tmp_path)
+        return server_program(
+            "one", "one", config.servers["one"], directory, config.mesh, {}
+        ).workload
+
+    assert workload(kind="web").labels == {"app": "web"}
+    assert workload(kind="web").port_name == "http"
+    assert workload(kind="web", labels={"app": "a"}).labels == {"app": "a"}
+    assert workload(kind="web", labels={}) is None
+    assert workload(kind="vision") is None
+
+
+def test_ports_of_a_kind_are_checked_by_name(tmp_path, web):
+    path = tmp_path / "tidegate.yaml"
+    for server, message in (
+        ({"kind": "web", "grpc_port": 1}, "kind 'web' has no 'grpc_port'; it has 'http_port'"),
+        ({"kind": "web", "settings": {"http_port": 1}}, "'http_port' is set by the supervisor"),
+        ({"kind": "web", "command": ["x"]}, "kind 'web' has its own command; remove 'command'"),
+        ({"kind": "wed"}, r"did you mean 'web'\? registered kinds: vision, llm, program, web"),
+    ):
+        path.write_text(json.dumps({"servers": {"one": server}}))
+        with pytest.raises(ConfigError, match=message):
+            load_config(path)
+
+
+def test_builtin_kinds_have_grpc_probes():
+    assert {kind.probe for kind in KINDS.values()} == {GrpcHealth()}
