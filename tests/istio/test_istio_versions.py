@@ -65,7 +65,7 @@ def test_every_kind_is_the_same_object_in_every_version(kind, version):
 def test_an_object_in_two_versions_is_there_twice(kind, tmp_path):
     for version in ("v1", "v1alpha3"):
         (tmp_path / f"{version}.yaml").write_text(document(kind, version))
-    with pytest.raises(IstioObjectErrors, match=r"v1alpha3.yaml:1: .* is there already, at .*v1.y"):
+    with pytest.raises(IstioObjectErrors, match=r"v1alpha3.yaml:1: .* already defined at .*v1.y"):
         read_files([tmp_path])
 
 
