@@ -139,10 +139,10 @@ def test_destination_rule_is_read():
         (
             "match: [{headers: {uri: {exact: a}}}]",
             "match[0].headers.uri",
-            "is no header; Istio ign",
+            "is not a header; Istio ign",
         ),
         ("match: [{sourceLabels: {a: b}}]", "match[0].sourceLabels", "need a sidecar at each clie"),
-        ("match: [{ignoreUriCase: true}]", "match[0].ignoreUriCase", "for exact and prefix only"),
+        ("match: [{ignoreUriCase: true}]", "match[0].ignoreUriCase", "to exact and prefix conditions"),
         ("match: [{port: 0}]", "match[0].port", "cannot be 0; write a number of 1 to 65535"),
         ("mirror: {host: a}\nmirrors: [{destination: {host: b}}]", "mirrors", "beside 'mirror'"),
         ("mirrorPercentage: {value: 5}", "mirrorPercentage", "has no effect without 'mirror'"),
@@ -161,7 +161,7 @@ def test_destination_rule_is_read():
         ("retries: {attempts: -1}", "retries.attempts", "cannot be -1; write a number of 0 to"),
         ("rewrite: {}", "rewrite", "rewrites nothing"),
         ("redirect: {uri: /x}", "redirect", "cannot stand beside 'route'; keep one of route, re"),
-        ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "no method of HTTP"),
+        ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "not an HTTP method"),
         ("headers: {request: {set: {':path': x}}}", "headers.request.set", "cannot change the hea"),
         (
             "headers: {response: {add: {a: '5%'}}}",

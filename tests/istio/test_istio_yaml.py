@@ -154,13 +154,13 @@ def test_aliases_that_would_grow_without_end_are_not_written_out():
         (
             ALIAS.replace("&w ", ""),
             11,
-            "*w stands for an anchor that this",
+            "*w refers to an anchor that this",
             "write &w at the value",
         ),
         (
             PLAIN + "---\n" + ALIAS.replace("&w ", ""),
             23,
-            "*w stands for an anchor",
+            "*w refers to an anchor",
             "same document",
         ),
         (PLAIN.replace("[a]", "[*.b.com]"), 5, "begins with *", "quote it, as in '*.example.com'"),
