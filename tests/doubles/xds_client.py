@@ -1,8 +1,8 @@
-"""A gRPC client that knows nothing but where the controller is; told what to call line by line.
+"""A proxyless gRPC client that reads the calls to make from standard input, one line for each set.
 
     python xds_client.py BOOTSTRAP-JSON
 
-A process of its own, because gRPC reads its bootstrap once and keeps its xDS client.
+It needs its own process, because gRPC reads its bootstrap once and keeps its xDS client.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ os.environ["GRPC_XDS_BOOTSTRAP_CONFIG"] = sys.argv[1]
 import grpc
 
 METHOD = "/tidegate.test.v1.Echo/Say"
-# Of the server that never ends a call.
+# Methods of the server that never ends a call.
 ENDLESS = {
     False: "/tidegate.llm.v1.LlmService/Complete",
     True: "/tidegate.llm.v1.LlmService/Chat",

@@ -1,4 +1,4 @@
-"""What the discovery service tells Prometheus, read as a scraper reads it."""
+"""The metrics of the discovery service, as Prometheus scrapes them."""
 
 import re
 
@@ -33,7 +33,7 @@ async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delt
         return after[name] - before.get(name, 0)
 
     labels = '{proxy_kind="envoy",type="cluster"}'
-    # Two of the cluster, and the answer to the last question.
+    # Two for the cluster, and one for the last request.
     assert grown(f"tidegate_xds_pushes_total{labels}") == 3
     size = response.message.ByteSize()
     assert grown(f"tidegate_xds_push_bytes_total{labels}") > 2 * size

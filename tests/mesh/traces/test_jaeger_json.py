@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry in Jaeger's JSON: examples, and that whatever comes is JSON."""
+"""OpenTelemetry spans in Jaeger's JSON: examples, and a property test that any span is JSON."""
 
 import json
 import re
@@ -129,7 +129,7 @@ def test_attributes_keep_their_types(value, written):
     assert tags(converted(sent)["spans"][0])["key"] == written
 
 
-def test_what_is_odd_is_told_as_a_warning():
+def test_inconsistent_spans_have_a_warning():
     sent = span(1, 1)
     sent.end_time_unix_nano = sent.start_time_unix_nano - 1
     sent.dropped_events_count = 3
@@ -155,7 +155,7 @@ def test_processes_are_numbered_as_they_come():
     assert trace["processes"]["p1"]["serviceName"] == "ingress"
 
 
-def test_tags_are_sought_in_the_span_its_events_and_its_process():
+def test_tags_are_searched_in_the_span_its_events_and_its_process():
     sent = span(1, 1, kind=Span.SPAN_KIND_CLIENT, failed=True, retried=True, n=3, share=0.5)
     sent.events.add(name="x").attributes.extend(attributes(level="high"))
     body = ScopeSpans(scope=InstrumentationScope(name="lib"), spans=[sent]).SerializeToString()
