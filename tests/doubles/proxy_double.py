@@ -101,8 +101,8 @@ class Proxy:
         self.versions = versions or {each: {} for each in ResourceType}
         self.answered = {each: dict(self.holds[each]) for each in ResourceType}
         self.in_flight = {}
-        self.refused = {each: [] for each in ResourceType}
-        self.refusals = set()
+        self.rejected = {each: [] for each in ResourceType}
+        self.rejections = set()
         self.cold = set()
         self.withheld = None
         self.history = []
@@ -150,18 +150,18 @@ class Proxy:
         }
         if type_ not in wanted or wanted[type_] == self.names[type_]:
             return
-        fresh, gone = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
-        self.resubscribe(type_, fresh, gone)
+        added, removed = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
+        self.resubscribe(type_, added, removed)
 
-    def resubscribe(self, type_, fresh, gone):
+    def resubscribe(self, type_, added, removed):
         """Subscribes to some names and unsubscribes from others."""
         if self.delta:
-            for name in gone:
+            for name in removed:
                 self.holds[type_].pop(name, None)
                 self.versions[type_].pop(name, None)
-            self.ask(type_, fresh, gone)
+            self.ask(type_, added, removed)
         else:
-            self.ask(type_, self.names[type_] - gone | fresh, nonce=self.nonces[type_])
+            self.ask(type_, self.names[type_] - removed | added, nonce=self.nonces[type_])
 
     # The line.
 
@@ -175,12 +175,12 @@ class Proxy:
         stale = not self.delta and bool(self.stream.watched_types[request.type].nonce)
         stale = stale and request.nonce != self.stream.watched_types[request.type].nonce
         asked = self.stream.watched_types[request.type].subscription
-        anew = set(request.subscribe) - request.initial_versions.keys()
-        anew |= asked.names & set(request.unsubscribe)
+        resubscribed = set(request.subscribe) - request.initial_versions.keys()
+        resubscribed |= asked.names & set(request.unsubscribe)
         self._distribution.receive(self.connection, request)
         if not stale:
             # The proxy drops unsubscribed names, and a new subscription gets a new response.
-            again = anew if self.delta else set()
+            again = resubscribed if self.delta else set()
             self.answered[request.type] = {
                 name: body
                 for name, body in self.answered[request.type].items()
@@ -189,7 +189,7 @@ class Proxy:
         if effect is not None:
             effect()
         if not stale and (request.subscribe or request.unsubscribe):
-            self.refused[request.type].clear()
+            self.rejected[request.type].clear()
 
     def server_writes(self):
         push = self.stream.next_response()
@@ -204,12 +204,12 @@ class Proxy:
         self.to_proxy.append(response)
         return True
 
-    def proxy_reads(self, *, refuse):
+    def proxy_reads(self, *, reject):
         response = self.to_proxy.popleft()
         type_ = response.type
         self.nonces[type_] = response.nonce
-        if refuse:
-            self.answer(response, refuse=True)
+        if reject:
+            self.answer(response, reject=True)
             return
         self.take(response)
         if self.careful:
@@ -255,15 +255,15 @@ class Proxy:
             response, self.withheld = self.withheld, None
             self.answer(response)
 
-    def answer(self, response, *, refuse=False):
+    def answer(self, response, *, reject=False):
         type_ = response.type
 
-        def heard():
+        def received():
             if self.in_flight.get(type_) is not response:
                 return
             del self.in_flight[type_]
-            if refuse:
-                self.refused[type_].append((response.bodies, response.removed))
+            if reject:
+                self.rejected[type_].append((response.bodies, response.removed))
                 return
             if type_ in WHOLE and not self.delta:
                 self.answered[type_].clear()
@@ -276,15 +276,15 @@ class Proxy:
                     VIRTUAL_HOST, (each for each in HOSTS if route_of(each) in response.bodies)
                 )
 
-        error = "no good" if refuse else ""
-        self.ask(type_, **self.repeat(type_, nonce=response.nonce), error=error, effect=heard)
+        error = "no good" if reject else ""
+        self.ask(type_, **self.repeat(type_, nonce=response.nonce), error=error, effect=received)
 
     def may_come_again(self, type_, names):
         """Allows the server to send some rejected names again."""
         names = set(names)
-        self.refused[type_] = [
+        self.rejected[type_] = [
             (bodies, removed)
-            for bodies, removed in self.refused[type_]
+            for bodies, removed in self.rejected[type_]
             if not names & {*bodies, *removed}
         ]
 
@@ -293,8 +293,8 @@ class Proxy:
     def check(self, response):
         type_ = response.type
         assert type_ not in self.in_flight, "a second response is in flight"
-        said = (response.bodies, response.removed)
-        assert not response.bodies or said not in self.refused[type_], "sent again after a NACK"
+        content = (response.bodies, response.removed)
+        assert not response.bodies or content not in self.rejected[type_], "sent again after a NACK"
         served = self._distribution.served(ENVOY)
         asked = self.stream.watched_types[CLUSTER].subscription
         if type_ in {SCOPED_ROUTE, ROUTE, VIRTUAL_HOST}:
@@ -305,8 +305,8 @@ class Proxy:
         if type_ is VIRTUAL_HOST and self.careful:
             for name in response.names:
                 assert name.split("/")[0] in self.answered[ROUTE], "a host before its route"
-        lost = [name for name in response.removed if name in self.answered[type_]]
-        if lost:
+        removed_names = [name for name in response.removed if name in self.answered[type_]]
+        if removed_names:
             for each, watched in self.stream.watched_types.items():
                 assert not self.in_flight.get(each), "a removal while an addition is in flight"
                 assert not watched.due, "a removal before an addition that is due"

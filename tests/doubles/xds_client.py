@@ -52,17 +52,17 @@ async def call(channel, metadata, within_s):
 async def main():
     channels = {}
     for line in iter(sys.stdin.readline, ""):
-        told = json.loads(line)
-        target = told["target"]
+        order = json.loads(line)
+        target = order["target"]
         if target not in channels:
             channels[target] = grpc.aio.insecure_channel(f"xds:///{target}")
-        channel, within_s, answers = channels[target], told["within_s"], Counter()
-        if "stream" in told:
-            calls = (end(channel, told["stream"], within_s) for _ in range(told["count"]))
+        channel, within_s, answers = channels[target], order["within_s"], Counter()
+        if "stream" in order:
+            calls = (end(channel, order["stream"], within_s) for _ in range(order["count"]))
             answers.update(await asyncio.gather(*calls))
         else:
-            metadata = [tuple(pair) for pair in told["metadata"]]
-            for _ in range(told["count"]):
+            metadata = [tuple(pair) for pair in order["metadata"]]
+            for _ in range(order["count"]):
                 answers[await call(channel, metadata, within_s)] += 1
         print(json.dumps(answers), flush=True)
     for channel in channels.values():

@@ -121,8 +121,8 @@ class Discovery(RuleBasedStateMachine):
     def apply(self, change):
         self.distribution.apply(ENVOY, change)
         for proxy in self.proxies:
-            for refused in proxy.refused.values():
-                refused.clear()
+            for rejected in proxy.rejected.values():
+                rejected.clear()
             proxy.warm()
 
     @precondition(lambda self: len(self.proxies) < 3)
@@ -205,8 +205,8 @@ class Discovery(RuleBasedStateMachine):
         proxy = self.pick(data, speaks_delta)
         proxy.to_server.append((discovery_pb2.DeltaDiscoveryRequest(type_url=url), None))
 
-    @rule(data=st.data(), refuse=st.booleans(), steps=st.lists(steps, min_size=1, max_size=8))
-    def time_passes(self, data, refuse, steps):
+    @rule(data=st.data(), reject=st.booleans(), steps=st.lists(steps, min_size=1, max_size=8))
+    def time_passes(self, data, reject, steps):
         """Delivers some messages in transit, and sends some that are due."""
         proxy = self.pick(data)
         for step in steps:
@@ -216,7 +216,7 @@ class Discovery(RuleBasedStateMachine):
                 case Step.SERVER_WRITES:
                     proxy.server_writes()
                 case Step.PROXY_READS if proxy.to_proxy:
-                    proxy.proxy_reads(refuse=refuse and not proxy.careful)
+                    proxy.proxy_reads(reject=reject and not proxy.careful)
             self.nobody_is_said_to_have_what_he_has_not()
 
     @rule()
@@ -227,7 +227,7 @@ class Discovery(RuleBasedStateMachine):
                 if proxy.to_server:
                     proxy.server_reads()
                 elif proxy.to_proxy:
-                    proxy.proxy_reads(refuse=False)
+                    proxy.proxy_reads(reject=False)
                 elif not proxy.server_writes():
                     break
             else:

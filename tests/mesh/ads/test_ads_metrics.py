@@ -17,7 +17,7 @@ async def scrape(port):
     return {name: float(value) for name, value in found}
 
 
-async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delta):
+async def test_responses_rejections_and_proxies_are_counted(distribution, ports, delta):
     _, metrics_port = ports
     distribution.apply(ProxyKind.ENVOY, Change(put=(cluster("a"),)))
     before = await scrape(metrics_port)

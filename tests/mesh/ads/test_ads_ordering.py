@@ -179,13 +179,13 @@ async def test_rejected_endpoints_follow_each_response_of_their_cluster_once(dis
     await delta.take()
     # It rejects the endpoints of the changed cluster, which it requests at the same moment.
     served(distribution, cluster("c", 2))
-    refused = await delta.read()
+    rejected = await delta.read()
     await delta.send(CLUSTER, "c")
-    await delta.nack(refused)
+    await delta.nack(rejected)
     changed = await delta.read()
     assert (changed.type, changed.names) == (CLUSTER, ["c"])
     again = await delta.read()
-    assert (again.type, again.bodies) == (ENDPOINT, refused.bodies)
+    assert (again.type, again.bodies) == (ENDPOINT, rejected.bodies)
     await delta.nack(again)
     await delta.ack(changed)
     # This answer follows those for clusters, and leaves no cluster in flight.
@@ -194,7 +194,7 @@ async def test_rejected_endpoints_follow_each_response_of_their_cluster_once(dis
     served(distribution, cluster("c", 3))
     changed = await delta.read()
     again = await delta.read()
-    assert (changed.names, again.bodies) == (["c"], refused.bodies)
+    assert (changed.names, again.bodies) == (["c"], rejected.bodies)
     await delta.nack(again)
     await delta.ack(changed)
     assert await delta.is_quiet(LISTENER)
@@ -203,12 +203,12 @@ async def test_rejected_endpoints_follow_each_response_of_their_cluster_once(dis
 async def test_rejected_hosts_follow_their_route_configuration_once(distribution, delta):
     served(distribution, vhds_route("r"), virtual_host("r/h", c=1))
     await delta.send(VIRTUAL_HOST, "r/h")
-    refused = await delta.read()
+    rejected = await delta.read()
     await delta.send(ROUTE, "r")
-    await delta.nack(refused)
+    await delta.nack(rejected)
     await delta.take()
     again = await delta.read()
-    assert (again.type, again.bodies) == (VIRTUAL_HOST, refused.bodies)
+    assert (again.type, again.bodies) == (VIRTUAL_HOST, rejected.bodies)
     await delta.nack(again)
     assert await delta.is_quiet()
 
@@ -287,11 +287,11 @@ async def test_full_state_keeps_the_old_scope_while_its_new_cluster_is_rejected(
     new = scope("s", broken=1)
     served(distribution, cluster("broken"), new, scope("never", broken=1), scope("t", old=1))
     await sotw.nack(await sotw.read())
-    world = {"s": scope("s", old=1).body, "t": scope("t", old=1).body}
-    assert (await sotw.take()).bodies == world
+    scopes = {"s": scope("s", old=1).body, "t": scope("t", old=1).body}
+    assert (await sotw.take()).bodies == scopes
     served(distribution, cluster("broken", 2))
     assert (await sotw.take()).type is CLUSTER
-    assert (await sotw.take()).bodies == world | {
+    assert (await sotw.take()).bodies == scopes | {
         "s": new.body,
         "never": scope("never", broken=1).body,
     }

@@ -179,7 +179,7 @@ async def test_a_changed_cluster_warms_although_its_endpoints_are_rejected_again
     distribution.apply(ENVOY, Change(put=(patient("c"), impossible("c"))))
     envoy = await start_envoy(port, variant)
 
-    def refusals():
+    def rejections():
         labels = {"proxy_kind": "envoy", "type": "endpoint"}
         return REGISTRY.get_sample_value("tidegate_xds_nacks_total", labels)
 
@@ -190,13 +190,13 @@ async def test_a_changed_cluster_warms_although_its_endpoints_are_rejected_again
     await uses(1)
     # Its answer to the first response has arrived once it has acknowledged a later one.
     await roll_out(distribution, {ENVOY: Change(put=subset("other-0", 1))})
-    before = refusals()
+    before = rejections()
     for count, timeout_s in enumerate((2, 3, 4), 1):
         distribution.apply(ENVOY, Change(put=(patient("c", timeout_s),)))
         await uses(timeout_s)
         # Once for each response, and not in a loop.
         await roll_out(distribution, {ENVOY: Change(put=subset(f"other-{count}", 1))})
-        assert refusals() == before + count
+        assert rejections() == before + count
 
 
 @pytest.mark.parametrize("variant", XdsVariant)
@@ -204,7 +204,7 @@ async def test_scopes_come_change_and_go_without_a_failed_call(
     distribution, port, start_envoy, backends, variant
 ):
     subsets = [each for name in ("v1", "v2") for each in subset(name, backends[name])]
-    # An Envoy listens even if no scope matches.
+    # An Envoy opens the listener even without any scope.
     distribution.apply(ENVOY, Change(put=(*subsets, scoped_listener("ingress"))))
     envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:

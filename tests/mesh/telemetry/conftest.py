@@ -133,8 +133,8 @@ class Mesh:
             return await answer.text()
 
     async def stat(self, name):
-        told = json.loads(await self.admin_text(f"/stats?format=json&filter=^{name}$"))
-        return next(each["value"] for each in told["stats"] if each.get("name") == name)
+        stats = json.loads(await self.admin_text(f"/stats?format=json&filter=^{name}$"))
+        return next(each["value"] for each in stats["stats"] if each.get("name") == name)
 
     def write_clusters(self, *clusters):
         kind = f"{_TYPES}.config.cluster.v3.Cluster"

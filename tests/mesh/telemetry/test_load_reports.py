@@ -33,7 +33,7 @@ def name(subset):
     return f"outbound|50051|{subset}|{HOST}"
 
 
-async def told(loads, cluster, condition):
+async def reported(loads, cluster, condition):
     """Waits until the reports on a cluster meet a condition."""
     async with asyncio.timeout(WAIT_S):
         while not condition(found := loads.in_progress(cluster)):
@@ -41,13 +41,13 @@ async def told(loads, cluster, condition):
         return found
 
 
-async def envoy_told(mesh, subset, requests):
+async def envoy_reported(mesh, subset, requests):
     """Waits until Envoy reports a number of requests for a subset; returns its endpoints."""
 
     def is_so(found):
         return "ingress-1" in found and found["ingress-1"].requests == requests
 
-    return (await told(mesh.loads, name(subset), is_so))["ingress-1"].endpoints
+    return (await reported(mesh.loads, name(subset), is_so))["ingress-1"].endpoints
 
 
 async def opened(mesh, to, count):
@@ -80,10 +80,10 @@ async def test_streams_are_counted_until_they_end(mesh, held):
     calls = await opened(mesh, "v1", 3)
     with mesh.loads.watch([name("v1")]):
         assert mesh.loads.in_progress(name("v1"))["ingress-1"].requests is None
-        assert await envoy_told(mesh, "v1", 3) == {mesh.v1.address: 3}
+        assert await envoy_reported(mesh, "v1", 3) == {mesh.v1.address: 3}
         mesh.v1.go_on.set()
         await finished(calls)
-        assert await envoy_told(mesh, "v1", 0) == {}
+        assert await envoy_reported(mesh, "v1", 0) == {}
         assert mesh.loads.in_progress(name("v1"))["ingress-1"].age_s >= 0
     assert mesh.loads.in_progress(name("v1"))["ingress-1"].requests is None
 
@@ -92,7 +92,7 @@ async def test_streams_are_counted_until_they_end(mesh, held):
 async def test_clusters_without_traffic_and_unknown_clusters_have_no_requests(mesh):
     with mesh.loads.watch([name("empty"), name("refused"), name("no-such")]):
         for subset in ("empty", "refused", "no-such"):
-            assert await envoy_told(mesh, subset, 0) == {}
+            assert await envoy_reported(mesh, subset, 0) == {}
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -107,17 +107,17 @@ async def test_a_draining_endpoint_is_reported_until_it_leaves_its_cluster(mesh,
             )
             while not only.metadata or len(calls) % 2:
                 calls += await opened(mesh, "v2", 1)
-        both = await envoy_told(mesh, "v2", len(calls))
+        both = await envoy_reported(mesh, "v2", len(calls))
         assert both.keys() == {v2.address, v3.address}
         mesh.write_endpoints({v2.port: "DRAINING", v3.port: "HEALTHY"})
-        assert await envoy_told(mesh, "v2", len(calls)) == both
+        assert await envoy_reported(mesh, "v2", len(calls)) == both
         # The endpoint leaves its cluster: its streams go on, but Envoy no longer reports them.
         mesh.write_endpoints({v3.port: "HEALTHY"})
-        assert await envoy_told(mesh, "v2", both[v3.address]) == {v3.address: both[v3.address]}
+        assert await envoy_reported(mesh, "v2", both[v3.address]) == {v3.address: both[v3.address]}
         v2.go_on.set()
         v3.go_on.set()
         await finished(calls)
-        assert await envoy_told(mesh, "v2", 0) == {}
+        assert await envoy_reported(mesh, "v2", 0) == {}
     mesh.write_endpoints({v2.port: "HEALTHY", v3.port: "HEALTHY"})
 
 
@@ -125,9 +125,9 @@ async def test_a_draining_endpoint_is_reported_until_it_leaves_its_cluster(mesh,
 async def test_a_removed_cluster_is_reported_as_idle_although_its_streams_go_on(mesh, held):
     calls = await opened(mesh, "v1", 2)
     with mesh.loads.watch([name("v1")]):
-        await envoy_told(mesh, "v1", 2)
+        await envoy_reported(mesh, "v1", 2)
         mesh.write_clusters(*(each for each in mesh.first_clusters if each["name"] != name("v1")))
-        await envoy_told(mesh, "v1", 0)
+        await envoy_reported(mesh, "v1", 0)
     mesh.v1.go_on.set()
     await finished(calls)
     added = await mesh.stat("cluster_manager.cluster_added")
@@ -139,7 +139,7 @@ async def test_a_removed_cluster_is_reported_as_idle_although_its_streams_go_on(
                 await mesh.loads.next_report()
         calls = await opened(mesh, "v1", 1)
         # A cluster that is added again while it is watched is reported again.
-        await envoy_told(mesh, "v1", 1)
+        await envoy_reported(mesh, "v1", 1)
         mesh.v1.go_on.set()
         await finished(calls)
 
@@ -173,7 +173,7 @@ async def test_proxies_are_asked_only_while_a_cluster_is_watched(lrs):
     loads, stub = lrs
     stream = stub.StreamLoadStats()
     await stream.write(report("a"))
-    await told(loads, "c", lambda found: "a" in found)
+    await reported(loads, "c", lambda found: "a" in found)
     asked = asyncio.create_task(stream.read())
     with loads.watch(["c", "d"]), loads.watch(["d"]):
         first = await asked
@@ -192,19 +192,19 @@ async def test_proxies_with_one_node_id_are_added_up(lrs):
         async with asyncio.TaskGroup() as group:
             first = group.create_task(_reporting(stub, report("same", c=3, d=100)))
             other = group.create_task(_reporting(stub, report("other", c=0)))
-            found = await told(loads, "c", _known(same=4, other=1))
+            found = await reported(loads, "c", _known(same=4, other=1))
             silent = stub.StreamLoadStats()
             await silent.write(report("same"))
             # One of the two has not reported, so the number is unknown.
-            await told(loads, "c", _known(same=None, other=1))
+            await reported(loads, "c", _known(same=None, other=1))
             silent.cancel()
-            await told(loads, "c", _known(same=4, other=1))
+            await reported(loads, "c", _known(same=4, other=1))
             second = group.create_task(_reporting(stub, report("same", c=7)))
-            found = await told(loads, "c", _known(same=12, other=1))
+            found = await reported(loads, "c", _known(same=12, other=1))
             assert found["same"].at("10.0.0.1:1") == 12
             for each in (first, second, other):
                 each.cancel()
-        assert await told(loads, "c", lambda found: not found) == {}
+        assert await reported(loads, "c", lambda found: not found) == {}
 
 
 def _known(**requests):
@@ -311,15 +311,15 @@ async def test_a_grpc_client_reports_its_clusters():
             def is_so(requests):
                 return lambda found: "client-1" in found and found["client-1"].requests == requests
 
-            found = await told(loads, name("v1"), is_so(2))
+            found = await reported(loads, name("v1"), is_so(2))
             assert (found["client-1"].endpoints, found["client-1"].at("a:1")) == ({}, 2)
             assert loads.in_progress(name("v2"))["client-1"].requests == 0
             client.stdin.write(b"\n")
             assert await client.stdout.readline() == b"closed\n"
-            await told(loads, name("v1"), is_so(0))
+            await reported(loads, name("v1"), is_so(0))
         # After another request it reports zero again.
         with loads.watch([name("v1")]):
             assert loads.in_progress(name("v1"))["client-1"].requests is None
-            await told(loads, name("v1"), is_so(0))
+            await reported(loads, name("v1"), is_so(0))
     for server in (control, backend):
         await server.stop(None)

@@ -133,9 +133,9 @@ def test_inconsistent_spans_have_a_warning():
     sent = span(1, 1)
     sent.end_time_unix_nano = sent.start_time_unix_nano - 1
     sent.dropped_events_count = 3
-    (told,) = converted(sent)["spans"]
-    assert told["duration"] == 0
-    assert told["warnings"] == [
+    (converted_span,) = converted(sent)["spans"]
+    assert converted_span["duration"] == 0
+    assert converted_span["warnings"] == [
         "the span ended before it began; its duration is shown as 0",
         "3 events were dropped by the sender",
     ]
@@ -235,11 +235,11 @@ def test_any_span_becomes_json(sent, resource, scope):
     process = Resource(attributes=resource).SerializeToString()
     stored = StoredTrace(sent.trace_id, (StoredSpan(b"1", body),), {b"1": process})
     text = json.dumps(trace_object(stored), allow_nan=False, ensure_ascii=False)
-    (told,) = json.loads(text)["spans"]
-    assert re.fullmatch("[0-9a-f]{32}", told["traceID"])
-    assert re.fullmatch("[0-9a-f]{16}", told["spanID"])
-    assert told["duration"] >= 0
-    for tag in told["tags"]:
+    (converted_span,) = json.loads(text)["spans"]
+    assert re.fullmatch("[0-9a-f]{32}", converted_span["traceID"])
+    assert re.fullmatch("[0-9a-f]{16}", converted_span["spanID"])
+    assert converted_span["duration"] >= 0
+    for tag in converted_span["tags"]:
         kinds = {"string": str, "bool": bool, "int64": int | str, "float64": float | int | str}
         assert isinstance(tag["value"], kinds.get(tag["type"], str))
     assert has_tags({}, body, process)

@@ -168,10 +168,10 @@ async def test_last_without_traces_is_an_error(tidegate, collector):
 async def test_a_closed_port_is_an_error(tidegate):
     done = await tidegate("trace", "list", "--url", "http://127.0.0.1:9")
     assert done.returncode == 3
-    told = done.stderr.decode()
-    assert "cannot read traces from http://127.0.0.1:9: Connection refused" in told
-    assert "give the URL of a Jaeger with --url" in told
-    assert "--vision" not in told
+    stderr = done.stderr.decode()
+    assert "cannot read traces from http://127.0.0.1:9: Connection refused" in stderr
+    assert "give the URL of a Jaeger with --url" in stderr
+    assert "--vision" not in stderr
 
 
 async def test_a_malformed_url_is_an_error(tidegate):
