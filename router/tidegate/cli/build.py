@@ -1,4 +1,4 @@
-"""``tidegate model``: build models from published weights, list what is there, verify it.
+"""``tidegate model``: builds models from published weights, and lists and verifies them.
 
     tidegate model build efficientnet-lite0 --precision int8
     tidegate model build smollm2
@@ -6,9 +6,9 @@
     tidegate model verify
     tidegate model samples samples/
 
-The first build of a model takes from seconds to a minute or two; a second finds every checksum in
-order, says so and does nothing. The fp32 build of a classifier becomes its default version if none
-has been chosen, since the others are measured against it.
+The first build of a model takes from seconds to two minutes. A second build finds that every
+checksum is right, says so and does nothing. The fp32 build of a classifier becomes its default
+version unless one is set, because the other precisions are measured against it.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class BuildableModel(StrEnum):
 
 
 class BuildablePrecision(StrEnum):
-    """The precisions a classifier is built in."""
+    """The precisions of a classifier."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -73,7 +73,7 @@ def build(
     model: Annotated[BuildableModel, typer.Argument(help="Which model.")],
     precision: Annotated[
         BuildablePrecision | None,
-        typer.Option(help="What a classifier computes in; fp32 if not given.", show_default=False),
+        typer.Option(help="Precision of a classifier; fp32 if not given.", show_default=False),
     ] = None,
     version: Annotated[
         str | None,
@@ -84,11 +84,11 @@ def build(
     ] = None,
     repository: RepositoryOption = _DEFAULT_REPOSITORY,
     force: Annotated[
-        bool, typer.Option("--force", help="Build it anew even if it is there.")
+        bool, typer.Option("--force", help="Build the model again even if it exists.")
     ] = False,
 ) -> None:
     """Build a model from published weights into the repository."""
-    with _reported():
+    with _errors_reported():
         match model:
             case BuildableModel.EFFICIENTNET_LITE0:
                 _build_classifier(repository, Precision(precision or "fp32"), version, force=force)
@@ -100,8 +100,8 @@ def build(
 
 @app.command("list")
 def list_models(repository: RepositoryOption = _DEFAULT_REPOSITORY) -> None:
-    """List the models of the repository; * marks the version that is meant when none is named."""
-    with _reported():
+    """List the models of the repository; * marks the default version."""
+    with _errors_reported():
         models = Repository(repository)
         table = Table(box=None)
         for heading in ("model", "version", "kind", "precision", "size"):
@@ -132,7 +132,7 @@ def verify(
     repository: RepositoryOption = _DEFAULT_REPOSITORY,
 ) -> None:
     """Check every file of the repository against its recorded checksum."""
-    with _reported():
+    with _errors_reported():
         locations = [
             location
             for location in Repository(repository).locations()
@@ -162,7 +162,7 @@ def samples(
     folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("samples"),
 ) -> None:
     """Write a few real photographs as JPEG files, to classify."""
-    with _reported():
+    with _errors_reported():
         for path, sample in zip(write_samples(folder), SAMPLES, strict=True):
             _output.print(f"{path}: {sample.shows}")
 
@@ -181,7 +181,7 @@ def _build_classifier(
     )
     if entry.metadata.precision.compute is not precision:
         raise BuildError(
-            f"{entry.path} is there and computes in {entry.metadata.precision.compute}, not "
+            f"{entry.path} exists and computes in {entry.metadata.precision.compute}, not "
             f"{precision}; choose another --version, or replace it with --force"
         )
     if precision is Precision.FP32:
@@ -217,7 +217,7 @@ def _build(
                 f"{name} {version} is already built and its checksums are right: {entry.path}"
             )
             return entry
-        _output.print(f"{name} {version} was built in an earlier way, and is built anew")
+        _output.print(f"{name} {version} was built by an older recipe, and is built again")
     with _progress.status(f"{name} {version}: loading libraries") as status:
 
         def say(step: str) -> None:
@@ -236,8 +236,8 @@ def _size_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
-    """Errors that are ours, or the file system's, end the command with one line and status 1."""
+def _errors_reported() -> Iterator[None]:
+    """Turns an error of Tidegate or of the file system into one line and exit status 1."""
     try:
         yield
     except (TidegateError, OSError) as error:

@@ -44,7 +44,7 @@ def test_a_model_of_an_older_recipe_is_rebuilt(model, tmp_path, monkeypatch):
     assert entry.metadata.source.recipe < smollm2.RECIPE
     status, output = model(*build)
     assert status == 0
-    assert "smollm2 1 was built in an earlier way, and is built anew" in output
+    assert "smollm2 1 was built by an older recipe, and is built again" in output
     assert f'"recipe": {smollm2.RECIPE}' in (entry.path / "model.json").read_text()
     assert "already built" in model(*build)[1]
 

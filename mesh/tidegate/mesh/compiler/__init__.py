@@ -15,7 +15,7 @@ into Envoy's messages, and so do `listeners` for gateways and `proxyless` for gR
 from tidegate.mesh.compiler.compiled import Compiled
 from tidegate.mesh.compiler.compiler import Compiler
 from tidegate.mesh.compiler.errors import CompileError, CompileErrors
-from tidegate.mesh.compiler.naming import cluster_name, listener_name, virtual_host_name
+from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.settings import EndpointState, EndpointStates, MeshSettings
 from tidegate.mesh.compiler.unsupported import unsupported
 
@@ -28,7 +28,5 @@ __all__ = [
     "EndpointStates",
     "MeshSettings",
     "cluster_name",
-    "listener_name",
     "unsupported",
-    "virtual_host_name",
 ]

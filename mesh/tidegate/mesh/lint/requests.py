@@ -16,7 +16,7 @@ from tidegate.istio.virtual_service import HttpMatchRequest, VirtualService
 from tidegate.mesh.lint.explaining import heading, merged, route_lines
 from tidegate.mesh.lint.view import MeshView, Route
 
-__all__ = ["SampleRequest", "Verdict", "explain_request", "judge", "reached"]
+__all__ = ["SampleRequest", "explain_request", "reached"]
 
 _METHOD = re.compile(r"/?([A-Za-z_]\w*(?:\.\w+)+/[A-Za-z_]\w*)")
 
@@ -48,7 +48,7 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class _Verdict:
     """Whether a rule takes a request.
 
     Attributes:
@@ -89,7 +89,7 @@ def reached(view: MeshView, request: SampleRequest, host: HostName | None = None
         if host is not None and not any(host in route.hosts for route in routes):
             continue
         for route in routes:
-            taken = judge(route, request).taken
+            taken = _verdict(route, request).taken
             if taken is not False:
                 found.append(route)
             if taken:
@@ -105,7 +105,7 @@ def _walk(
     for number, route in enumerate(routes, start=1):
         name = f" {route.rule.name!r}" if route.rule.name else ""
         start = f"  {number}. rule{name} ({route.path})"
-        verdict = judge(route, request)
+        verdict = _verdict(route, request)
         if verdict.taken is False:
             yield f"{start}: not taken: {verdict.why}"
             continue
@@ -125,21 +125,21 @@ def _walk(
     yield "  otherwise: 404 (a gRPC client sees UNIMPLEMENTED)"
 
 
-def judge(route: Route, request: SampleRequest) -> Verdict:
+def _verdict(route: Route, request: SampleRequest) -> _Verdict:
     """Whether a rule takes a request that no earlier rule took."""
     if not route.rule.match:
-        return Verdict(True, "every request")
-    found = [_judge(route, each, request) for each in route.rule.match]
+        return _Verdict(True, "every request")
+    found = [_verdict_of_match(route, each, request) for each in route.rule.match]
     met = next((each for each in found if each.taken), None)
     if met is not None:
         return met
     perhaps = [each.why for each in found if each.taken is None]
     if perhaps:
-        return Verdict(None, ", or ".join(dict.fromkeys(perhaps)))
-    return Verdict(False, "; ".join(dict.fromkeys(each.why for each in found)))
+        return _Verdict(None, ", or ".join(dict.fromkeys(perhaps)))
+    return _Verdict(False, "; ".join(dict.fromkeys(each.why for each in found)))
 
 
-def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Verdict:
+def _verdict_of_match(route: Route, match: HttpMatchRequest, request: SampleRequest) -> _Verdict:
     met: list[str] = []
     open_: list[str] = []
     # Known parts of the request are judged; conditions on unknown parts stay open.
@@ -156,11 +156,11 @@ def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Ver
         absent = name.startswith("query ") and name.removeprefix("query ") not in request.query
         fits = None if value is None else not absent and _meets(condition, value, match, name)
         if fits is False:
-            return Verdict(False, f"it asks that {words}")
+            return _Verdict(False, f"it asks that {words}")
         (met if fits else open_).append(words)
     elsewhere = [each for each in match.gateways if each not in route.virtual_service.gateways]
     if match.gateways and len(elsewhere) == len(match.gateways):
-        return Verdict(False, f"it is for {' or '.join(elsewhere)} only")
+        return _Verdict(False, f"it is for {' or '.join(elsewhere)} only")
     open_ += [
         f"{name} {condition}"
         for name, condition in (("scheme", match.scheme), ("authority", match.authority))
@@ -173,8 +173,8 @@ def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Ver
     if match.gateways and {*match.gateways} != {*route.virtual_service.gateways}:
         open_.append(f"it came in at {' or '.join(match.gateways)}")
     if open_:
-        return Verdict(None, " and ".join(open_))
-    return Verdict(True, " and ".join(met) or "every request")
+        return _Verdict(None, " and ".join(open_))
+    return _Verdict(True, " and ".join(met) or "every request")
 
 
 def _meets(condition: StringMatch, value: str, match: HttpMatchRequest, name: str) -> bool:

@@ -10,9 +10,9 @@ from tidegate.mesh.lint.findings import Finding, Severity, rule
 from tidegate.mesh.lint.match_coverage import matches_of, may_match
 from tidegate.mesh.lint.view import MeshView, Route
 
-__all__ = ["NOT_TO_BE_REPEATED"]
+__all__: list[str] = []
 
-NOT_TO_BE_REPEATED = (
+_NOT_TO_BE_REPEATED = (
     "/tidegate.llm.v1.LlmService/Generate",
     "/tidegate.llm.v1.LlmService/Chat",
     "/tidegate.llm.v1.LlmService/Complete",
@@ -174,7 +174,7 @@ def _repeated(view: MeshView, route: Route) -> str | None:
         return None
     conditions = matches_of(route.rule)
     hosts = " ".join(each.destination.host.split(".")[0] for each in route.rule.route)
-    for method in NOT_TO_BE_REPEATED:
+    for method in _NOT_TO_BE_REPEATED:
         service = method.removeprefix("/").split("/")[0]
         words = service.split(".")
         word = words[1] if words[0] == "tidegate" else words[0]
