@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tidegate.istio.annotations_reading import annotation_names
 from tidegate.istio.names import Kind
 from tidegate.istio.objects import CLASSES
-from tidegate.istio.reading import annotations_of, camel_case, fields_of
+from tidegate.istio.reading.annotations import annotation_names
+from tidegate.istio.reading.messages import annotations_of, camel_case, fields_of
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.shapes import (
     GatewayName,

@@ -22,7 +22,7 @@ from ads_double import xds_bootstrap
 from aiohttp import web
 
 from tidegate.istio.objects import IstioObjects
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.ads import AdsServicer, Distribution
 from tidegate.mesh.compiler import Compiler, EndpointState, MeshSettings
 from tidegate.mesh.envoy import Admin

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tidegate.istio.objects import CLASSES
-from tidegate.istio.reading import fields_of
+from tidegate.istio.reading.messages import fields_of
 from tidegate.istio.shapes import Inside, Message, StringMatch
 from tidegate.mesh.compiler.unsupported import UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
 

@@ -21,10 +21,10 @@ from tidegate.istio import (
     edit_manifest,
     parse_manifest,
 )
-from tidegate.istio.edits import Shift, header_condition, shift, sticky_source
-from tidegate.istio.parsing import parse_part
-from tidegate.istio.splicing import spliced
-from tidegate.istio.writing import plain
+from tidegate.istio.editing.plain_values import plain
+from tidegate.istio.editing.shifts import Shift, header_condition, shift, sticky_source
+from tidegate.istio.editing.yaml_text import spliced
+from tidegate.istio.reading.documents import parse_part
 
 HOST = "vision.models.svc.cluster.local"
 VISION = ObjectName(Kind.VIRTUAL_SERVICE, "models", "vision")

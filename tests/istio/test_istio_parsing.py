@@ -9,7 +9,7 @@ import pytest
 from tidegate.istio import IstioObjectErrors, Kind, ObjectName, parse
 from tidegate.istio.annotations import LoadBalancerOption, Sticky
 from tidegate.istio.destination_rule import SimpleLoadBalancer
-from tidegate.istio.parsing import parse_part
+from tidegate.istio.reading.documents import parse_part
 from tidegate.istio.shapes import StringMatch, StringMatchKind
 from tidegate.mesh.compiler import unsupported
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tidegate.istio.parsing import parse_part
+from tidegate.istio.reading.documents import parse_part
 from tidegate.mesh.compiler import unsupported
 
 VERDICTS = yaml.safe_load(Path(__file__).with_name("verdicts.yaml").read_text())

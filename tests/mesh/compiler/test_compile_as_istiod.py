@@ -9,7 +9,7 @@ all requests.
 import pytest
 from mesh_objects import HTTP_OPTIONS, VISION, body, entry, istio, names, rule, text, virtual
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.resources import ProxyKind
 

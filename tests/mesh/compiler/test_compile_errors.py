@@ -3,7 +3,7 @@
 import pytest
 from mesh_objects import DOMAIN, VISION, entry, gateway, istio, rule, text, to, virtual
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import CompileErrors, Compiler, MeshSettings
 
 BASE = (gateway(80), entry({"v1": 7001, "v2": 7002}), rule(subsets=["v1", "v2"]))

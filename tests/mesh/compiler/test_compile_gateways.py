@@ -18,7 +18,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from envoy_harness import METHOD
 from mesh_objects import DOMAIN, body, entry, gateway, names, rule, text, to, virtual
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import Compiler, MeshSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

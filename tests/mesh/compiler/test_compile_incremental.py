@@ -9,7 +9,7 @@ from mesh_objects import DOMAIN, VISION, entry, gateway, istio, names, rule, tex
 
 from tidegate.istio.names import Kind, ObjectName
 from tidegate.istio.objects import IstioObjects
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import CompileErrors, Compiler, EndpointState, MeshSettings
 from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 

@@ -6,18 +6,18 @@ stricter, where Istio takes what can never have an effect.
 
 from collections.abc import Iterator
 
-from tidegate.istio.rules.complaint import Complaint
 from tidegate.istio.rules.places import PLACE_RULES
 from tidegate.istio.rules.policies import POLICY_RULES
 from tidegate.istio.rules.routes import GRPC_STATUSES, ROUTE_RULES
+from tidegate.istio.rules.violation import Violation
 from tidegate.istio.shapes import Message
 
-__all__ = ["GRPC_STATUSES", "Complaint", "complaints"]
+__all__ = ["GRPC_STATUSES", "Violation", "violations"]
 
 _RULES = {**ROUTE_RULES, **POLICY_RULES, **PLACE_RULES}
 
 
-def complaints(message: Message) -> Iterator[Complaint]:
+def violations(message: Message) -> Iterator[Violation]:
     """What contradicts itself in a message, apart from the messages inside it."""
     rule = _RULES.get(type(message))
     return rule(message) if rule is not None else iter(())

@@ -17,8 +17,8 @@ from tidegate.istio import gateway as gw
 from tidegate.istio import service_entry as se
 from tidegate.istio import virtual_service as vs
 from tidegate.istio.objects import IstioObject
-from tidegate.istio.reading import fields_of
-from tidegate.istio.rules import Complaint
+from tidegate.istio.reading.messages import fields_of
+from tidegate.istio.rules import Violation
 from tidegate.istio.shapes import Message
 
 __all__ = ["UNSUPPORTED_FIELDS", "UNSUPPORTED_VALUES", "unsupported"]
@@ -154,7 +154,7 @@ UNSUPPORTED_VALUES: Mapping[type[enum.Enum], Mapping[str, str]] = {
 """Words that Istio has for a field: the reason and the fix of each."""
 
 
-def unsupported(item: IstioObject) -> Iterator[Complaint]:
+def unsupported(item: IstioObject) -> Iterator[Violation]:
     """Finds what of an object the compiler cannot compile.
 
     Args:
@@ -166,7 +166,7 @@ def unsupported(item: IstioObject) -> Iterator[Complaint]:
     return _in_message(item, "spec")
 
 
-def _in_message(message: Message, path: str) -> Iterator[Complaint]:
+def _in_message(message: Message, path: str) -> Iterator[Violation]:
     for name in message.opaque:
         yield _opaque(message, name, f"{path}.{name}")
     if limit := _LIMITS.get(type(message)):
@@ -178,7 +178,7 @@ def _in_message(message: Message, path: str) -> Iterator[Complaint]:
         if isinstance(value, enum.Enum):
             if words := UNSUPPORTED_VALUES[type(value)].get(value.value):
                 reason, _, fix = words.rpartition("; ")
-                yield Complaint(place, f"{value.value} is not supported: {reason}", fix)
+                yield Violation(place, f"{value.value} is not supported: {reason}", fix)
         elif isinstance(value, Message):
             yield from _in_message(value, place)
         elif value is not None:
@@ -186,13 +186,13 @@ def _in_message(message: Message, path: str) -> Iterator[Complaint]:
                 yield from _in_message(each, f"{place}[{index}]")
 
 
-def _opaque(message: Message, name: str, path: str) -> Complaint:
+def _opaque(message: Message, name: str, path: str) -> Violation:
     for each in type(message).__mro__:
         if words := UNSUPPORTED_FIELDS.get(each, {}).get(name):
             reason, _, fix = words.rpartition("; ")
-            return Complaint(path, f"is not supported: {reason}", fix)
+            return Violation(path, f"is not supported: {reason}", fix)
     # Only an object from an API server has such a field.
-    return Complaint(path, "is not a field that Tidegate knows", "remove it")
+    return Violation(path, "is not a field that Tidegate knows", "remove it")
 
 
 @functools.cache
@@ -216,54 +216,54 @@ def _types_in(hint: Any) -> Iterator[type]:
         yield from _types_in(each)
 
 
-def _virtual_service(message: vs.VirtualService) -> Iterator[Complaint]:
+def _virtual_service(message: vs.VirtualService) -> Iterator[Violation]:
     if not message.hosts:
         problem = (
             "is missing: without hosts another VirtualService delegates to the rules, which is not "
             "supported"
         )
-        yield Complaint("hosts", problem, "name the hosts")
+        yield Violation("hosts", problem, "name the hosts")
 
 
-def _destination(message: vs.Destination) -> Iterator[Complaint]:
+def _destination(message: vs.Destination) -> Iterator[Violation]:
     if message.host.startswith("*"):
         problem = "a wildcard is not supported: a destination is one host"
-        yield Complaint("host", problem, "name it in full")
+        yield Violation("host", problem, "name it in full")
 
 
-def _destination_rule(message: dr.DestinationRule) -> Iterator[Complaint]:
+def _destination_rule(message: dr.DestinationRule) -> Iterator[Violation]:
     if message.host.startswith("*"):
         problem = "a wildcard is not supported: a rule is for one host"
-        yield Complaint("host", problem, "write a rule for each host")
+        yield Violation("host", problem, "write a rule for each host")
 
 
-def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Complaint]:
+def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Violation]:
     if message.use_source_ip is False:
         fix = "write true, or hash something else"
-        yield Complaint("useSourceIp", "is not supported as false: nothing is hashed", fix)
+        yield Violation("useSourceIp", "is not supported as false: nothing is hashed", fix)
 
 
-def _server(message: gw.Server) -> Iterator[Complaint]:
+def _server(message: gw.Server) -> Iterator[Violation]:
     is_https = message.port.protocol is gw.GatewayProtocol.HTTPS
     if is_https and message.tls is not None and message.tls.mode is None:
         problem = "has no mode: Istio's default PASSTHROUGH is not supported"
-        yield Complaint("tls", problem, "add 'tls' with mode SIMPLE and files")
+        yield Violation("tls", problem, "add 'tls' with mode SIMPLE and files")
 
 
-def _service_entry(message: se.ServiceEntry) -> Iterator[Complaint]:
+def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:
     for index, host in enumerate(message.hosts):
         if host.startswith("*"):
             problem = "a wildcard is not supported: an entry is for single hosts"
-            yield Complaint(f"hosts[{index}]", problem, "name it in full")
+            yield Violation(f"hosts[{index}]", problem, "name it in full")
 
 
-def _workload(message: se.Workload) -> Iterator[Complaint]:
+def _workload(message: se.Workload) -> Iterator[Violation]:
     if message.address.startswith("unix://"):
         fix = "write an IP address or a DNS name"
-        yield Complaint("address", "is not supported: sockets of this machine are not called", fix)
+        yield Violation("address", "is not supported: sockets of this machine are not called", fix)
 
 
-_LIMITS: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
+_LIMITS: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     vs.VirtualService: _virtual_service,
     vs.Destination: _destination,
     dr.DestinationRule: _destination_rule,

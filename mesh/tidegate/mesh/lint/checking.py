@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
 from tidegate.istio.errors import ObjectProblem
-from tidegate.istio.files import Loaded
-from tidegate.istio.nodes import find, line_of
-from tidegate.istio.parsing import Ignored, ParsedObject, parse_part
+from tidegate.istio.reading.documents import Ignored, ParsedObject, parse_part
+from tidegate.istio.reading.files import Loaded
+from tidegate.istio.reading.nodes import find, line_of
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
 from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity

@@ -10,6 +10,7 @@ from tidegate.istio.destination_rule import (
     LoadBalancer,
     OutlierDetection,
 )
+from tidegate.istio.editing.plain_values import plain
 from tidegate.istio.names import MESH
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.service_entry import Workload
@@ -21,7 +22,6 @@ from tidegate.istio.virtual_service import (
     HttpRetry,
     VirtualService,
 )
-from tidegate.istio.writing import plain
 from tidegate.mesh.lint.view import DefinedHost, MeshView, Route
 
 __all__ = ["explain", "heading", "merged", "route_lines"]

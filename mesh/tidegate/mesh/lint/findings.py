@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidegate.istio.names import ObjectName
-from tidegate.istio.parsing import Ignored
+from tidegate.istio.reading.documents import Ignored
 
 if TYPE_CHECKING:
     from tidegate.mesh.lint.view import MeshView

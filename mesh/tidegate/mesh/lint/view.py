@@ -16,7 +16,7 @@ from tidegate.istio.destination_rule import ClientTls, DestinationRule, Subset
 from tidegate.istio.gateway import Gateway
 from tidegate.istio.names import DOMAIN, MESH
 from tidegate.istio.objects import IstioObjects
-from tidegate.istio.parsing import Ignored
+from tidegate.istio.reading.documents import Ignored
 from tidegate.istio.service_entry import ServiceEntry, ServicePort, Workload
 from tidegate.istio.shapes import GatewayName, HostName, SubsetName
 from tidegate.istio.virtual_service import Destination, HttpRoute, VirtualService

@@ -24,7 +24,7 @@ from rich.text import Text
 from tidegate.cli.mesh.shift import reset
 from tidegate.cli.mesh.status import status
 from tidegate.istio import EditError, IstioError, IstioObjectErrors, read_files
-from tidegate.istio.edits import find_host
+from tidegate.istio.editing.shifts import find_host
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import unsupported

@@ -19,9 +19,10 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tidegate.istio import rules
-from tidegate.istio.leaves import (
-    LEAVES,
+from tidegate.istio.reading.nodes import entries, find, is_null, value_of
+from tidegate.istio.reading.scalar_readers import (
     NOTHING,
+    SCALAR_READERS,
     Read,
     Reading,
     join,
@@ -30,7 +31,6 @@ from tidegate.istio.leaves import (
     read_optional_match,
     wrong_kind,
 )
-from tidegate.istio.nodes import entries, find, is_null, value_of
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.shapes import AnyCase, Inside, Message, Positive, Range, StringMatch
 
@@ -119,9 +119,9 @@ def read_message(
         return NOTHING
     made = message(**values)
     if whole and not reading.validated:
-        for complaint in rules.complaints(made):
-            place = find(node, complaint.path)
-            reading.refuse(place, _below(path, complaint.path), complaint.problem, complaint.fix)
+        for each in rules.violations(made):
+            place = find(node, each.path)
+            reading.refuse(place, _below(path, each.path), each.problem, each.fix)
     return made
 
 
@@ -194,7 +194,7 @@ def _reader(hint: Any) -> Read:
         return lambda node, path, reading: read_message(node, hint, path, reading)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return functools.partial(_read_enum, hint)
-    return LEAVES[hint]
+    return SCALAR_READERS[hint]
 
 
 def _annotated(hint: Any) -> Read:
@@ -252,7 +252,7 @@ def _read_mapping(
 
 
 def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -> Any:
-    text = LEAVES[str](node, path, reading)
+    text = SCALAR_READERS[str](node, path, reading)
     if text is NOTHING:
         return text
     if issubclass(kind, AnyCase):

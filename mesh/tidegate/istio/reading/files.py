@@ -7,9 +7,9 @@ from pathlib import Path
 from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
 from tidegate.istio.names import ObjectName
 from tidegate.istio.objects import IstioObject, IstioObjects
-from tidegate.istio.parsing import Check, Ignored, named_twice, parse_part, parts
+from tidegate.istio.reading.documents import Check, Ignored, named_twice, parse_part, parts
 
-__all__ = ["Loaded", "ObjectFile", "ObjectPart", "load", "parse_file", "read_files"]
+__all__ = ["Loaded", "ObjectFile", "ObjectPart", "parse_file", "read_files"]
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -90,16 +90,6 @@ class Loaded:
                 if any(each.name == name for each, _ in part.objects):
                     return file, part, lines_before
         return None
-
-
-def load(paths: Sequence[Path]) -> IstioObjects:
-    """The objects of files and folders.
-
-    Raises:
-        IstioObjectErrors: something in them is wrong; every problem of every file is told.
-        IstioError: a path cannot be read.
-    """
-    return read_files(paths).objects
 
 
 def read_files(paths: Sequence[Path], check: Check | None = None) -> Loaded:

@@ -13,11 +13,12 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tidegate.istio import rules
-from tidegate.istio.annotations_reading import PREFIX, read_annotations
 from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
-from tidegate.istio.leaves import LEAVES, NOTHING, Reading, join, meant, read_key, wrong_kind
 from tidegate.istio.names import DEFAULT_NAMESPACE, Kind, ObjectName
-from tidegate.istio.nodes import (
+from tidegate.istio.objects import CLASSES, IstioObject, IstioObjects
+from tidegate.istio.reading.annotations import PREFIX, read_annotations
+from tidegate.istio.reading.messages import annotations_of, read_message
+from tidegate.istio.reading.nodes import (
     YamlSyntaxError,
     compose,
     entries,
@@ -27,8 +28,15 @@ from tidegate.istio.nodes import (
     line_of,
     node_of,
 )
-from tidegate.istio.objects import CLASSES, IstioObject, IstioObjects
-from tidegate.istio.reading import annotations_of, read_message
+from tidegate.istio.reading.scalar_readers import (
+    NOTHING,
+    SCALAR_READERS,
+    Reading,
+    join,
+    meant,
+    read_key,
+    wrong_kind,
+)
 from tidegate.istio.scalars import is_label, is_label_name, is_label_value, is_object_name, is_time
 
 __all__ = [
@@ -56,7 +64,7 @@ _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _KINDS = {kind.value: kind for kind in Kind}
 
 
-Check = Callable[[IstioObject], Iterable[rules.Complaint]]
+Check = Callable[[IstioObject], Iterable[rules.Violation]]
 """Tells what is wrong with an object for a program that uses it, such as the compiler."""
 
 
@@ -315,7 +323,7 @@ def _check_metadata(
         reading.refuse(found[key][0], join("metadata", key), "is not a field here", fix)
     if not name.name:
         reading.refuse(place, "metadata.name", "is missing", "add it")
-    elif LEAVES[str](found["name"][1], "metadata.name", reading) is NOTHING:
+    elif SCALAR_READERS[str](found["name"][1], "metadata.name", reading) is NOTHING:
         pass
     elif not is_object_name(name.name):
         fix = "use a-z, 0-9, - and dots"
@@ -326,7 +334,7 @@ def _check_metadata(
         reading.refuse(found["name"][1], "metadata.name", problem, fix)
     if "namespace" in found:
         where = found["namespace"][1]
-        read = LEAVES[str](where, "metadata.namespace", reading)
+        read = SCALAR_READERS[str](where, "metadata.namespace", reading)
         if read is not NOTHING and not is_label(name.namespace):
             fix = "use a-z, 0-9 and -"
             problem = f"cannot be {name.namespace!r}"
@@ -340,7 +348,7 @@ def _check_metadata(
 
 
 def _check_time(node: Node, path: str, reading: Reading) -> None:
-    text = LEAVES[str](node, path, reading)
+    text = SCALAR_READERS[str](node, path, reading)
     if text is not NOTHING and not is_time(text):
         fix = "write it like 2026-01-31T12:00:00Z, or remove it"
         reading.refuse(node, path, f"{text!r} is not a time", fix)
@@ -355,7 +363,7 @@ def _check_texts(
         return
     for key, (key_node, value_node) in entries(node)[0].items():
         place = join(path, key)
-        if read_key(LEAVES[str], key_node, place, reading) is NOTHING:
+        if read_key(SCALAR_READERS[str], key_node, place, reading) is NOTHING:
             continue
         if not is_label_name(key):
             fix = "write it like version or example.com/tier"
@@ -363,7 +371,7 @@ def _check_texts(
         # Our own annotations are read and judged elsewhere; a value that is left out is empty.
         if is_null(value_node) or key.startswith(PREFIX):
             continue
-        value = LEAVES[str](value_node, place, reading)
+        value = SCALAR_READERS[str](value_node, place, reading)
         if value is not NOTHING and is_value is not None and not is_value(value):
             fix = "use letters, 0-9, -, _ and dots, at most 63"
             reading.refuse(value_node, place, f"{value!r} is no value of a label", fix)
