@@ -142,7 +142,11 @@ def test_destination_rule_is_read():
             "is not a header; Istio ign",
         ),
         ("match: [{sourceLabels: {a: b}}]", "match[0].sourceLabels", "need a sidecar at each clie"),
-        ("match: [{ignoreUriCase: true}]", "match[0].ignoreUriCase", "to exact and prefix conditions"),
+        (
+            "match: [{ignoreUriCase: true}]",
+            "match[0].ignoreUriCase",
+            "to exact and prefix conditions",
+        ),
         ("match: [{port: 0}]", "match[0].port", "cannot be 0; write a number of 1 to 65535"),
         ("mirror: {host: a}\nmirrors: [{destination: {host: b}}]", "mirrors", "beside 'mirror'"),
         ("mirrorPercentage: {value: 5}", "mirrorPercentage", "has no effect without 'mirror'"),

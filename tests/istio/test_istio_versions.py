@@ -71,7 +71,7 @@ def test_an_object_in_two_versions_is_there_twice(kind, tmp_path):
 
 @pytest.mark.parametrize("version", ["v2", "v1alpha1", "V1", "v1beta3"])
 def test_a_version_that_istio_has_not_is_refused_at_its_line(version):
-    words = rf"x:1: WorkloadEntry: apiVersion: networking.istio.io/{version} is not an API version of Istio"
+    words = rf"x:1: WorkloadEntry: apiVersion: .*/{version} is not an API version of Istio"
     with pytest.raises(IstioObjectErrors, match=words):
         parse(document(Kind.WORKLOAD_ENTRY, version), "x")
 
