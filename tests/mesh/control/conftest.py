@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 from mesh_objects import DOMAIN, entry, gateway, istio, rule, text, to, virtual
 
 from tidegate.chassis.health import Health, HealthServicer
-from tidegate.mesh.envoy import Admin, Host
+from tidegate.mesh.envoy import Admin, HostStatus
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 WAIT_S = 30.0
@@ -303,7 +303,7 @@ class Mesh:
 
     async def envoy_has(self, backend, *, healthy):
         """Waits until Envoy has an endpoint and considers it healthy, or not."""
-        host = Host(backend.address, healthy)
+        host = HostStatus(backend.address, healthy)
         await until(lambda: self._in_envoy(lambda hosts: host in hosts))
 
     async def envoy_lost(self, backend):
