@@ -6,9 +6,9 @@
     tidegate model verify
     tidegate model samples samples/
 
-The first build of a model takes from seconds to a minute or two; a second finds every checksum in
-order, says so and does nothing. The fp32 build of a classifier becomes its default version if none
-has been chosen, since the others are measured against it.
+The first build of a model takes from seconds to two minutes. A second build verifies every
+checksum, reports it and does nothing. The fp32 build of a classifier becomes its default version if
+it has none, because the other precisions are measured against it.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class BuildableModel(StrEnum):
 
 
 class BuildablePrecision(StrEnum):
-    """The precisions a classifier is built in."""
+    """The precisions in which a classifier can be built."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -73,7 +73,7 @@ def build(
     model: Annotated[BuildableModel, typer.Argument(help="Which model.")],
     precision: Annotated[
         BuildablePrecision | None,
-        typer.Option(help="What a classifier computes in; fp32 if not given.", show_default=False),
+        typer.Option(help="The precision of a classifier; fp32 if not given.", show_default=False),
     ] = None,
     version: Annotated[
         str | None,
@@ -83,12 +83,10 @@ def build(
         ),
     ] = None,
     repository: RepositoryOption = _DEFAULT_REPOSITORY,
-    force: Annotated[
-        bool, typer.Option("--force", help="Build it anew even if it is there.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild it even if it exists.")] = False,
 ) -> None:
     """Build a model from published weights into the repository."""
-    with _reported():
+    with _errors_reported():
         match model:
             case BuildableModel.EFFICIENTNET_LITE0:
                 _build_classifier(repository, Precision(precision or "fp32"), version, force=force)
@@ -100,8 +98,8 @@ def build(
 
 @app.command("list")
 def list_models(repository: RepositoryOption = _DEFAULT_REPOSITORY) -> None:
-    """List the models of the repository; * marks the version that is meant when none is named."""
-    with _reported():
+    """List the models of the repository; * marks the default version."""
+    with _errors_reported():
         models = Repository(repository)
         table = Table(box=None)
         for heading in ("model", "version", "kind", "precision", "size"):
@@ -132,7 +130,7 @@ def verify(
     repository: RepositoryOption = _DEFAULT_REPOSITORY,
 ) -> None:
     """Check every file of the repository against its recorded checksum."""
-    with _reported():
+    with _errors_reported():
         locations = [
             location
             for location in Repository(repository).locations()
@@ -162,7 +160,7 @@ def samples(
     folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("samples"),
 ) -> None:
     """Write a few real photographs as JPEG files, to classify."""
-    with _reported():
+    with _errors_reported():
         for path, sample in zip(write_samples(folder), SAMPLES, strict=True):
             _output.print(f"{path}: {sample.shows}")
 
@@ -181,7 +179,7 @@ def _build_classifier(
     )
     if entry.metadata.precision.compute is not precision:
         raise BuildError(
-            f"{entry.path} is there and computes in {entry.metadata.precision.compute}, not "
+            f"{entry.path} exists and computes in {entry.metadata.precision.compute}, not "
             f"{precision}; choose another --version, or replace it with --force"
         )
     if precision is Precision.FP32:
@@ -214,10 +212,10 @@ def _build(
         source = entry.metadata.source
         if source is None or source.recipe >= recipe:
             _output.print(
-                f"{name} {version} is already built and its checksums are right: {entry.path}"
+                f"{name} {version} is already built and its checksums are correct: {entry.path}"
             )
             return entry
-        _output.print(f"{name} {version} was built in an earlier way, and is built anew")
+        _output.print(f"{name} {version} was built by an older recipe; rebuilding it")
     with _progress.status(f"{name} {version}: loading libraries") as status:
 
         def say(step: str) -> None:
@@ -236,8 +234,8 @@ def _size_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
-    """Errors that are ours, or the file system's, end the command with one line and status 1."""
+def _errors_reported() -> Iterator[None]:
+    """Ends the command with one line and status 1 on a Tidegate or file system error."""
     try:
         yield
     except (TidegateError, OSError) as error:

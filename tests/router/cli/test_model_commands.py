@@ -1,4 +1,4 @@
-"""``tidegate model``, as a person uses it."""
+"""``tidegate model`` on the command line."""
 
 import sys
 
@@ -9,13 +9,13 @@ from tidegate.cli.build import app
 from tidegate.serving.build import smollm2
 from tidegate.serving.build.assembly import assemble
 from tidegate.serving.build.errors import MissingPackageError
-from tidegate.serving.build.quiet import quietly, required
+from tidegate.serving.build.libraries import quietly, required
 from tidegate.serving.repository import LanguageModel, Source
 
 
 @pytest.fixture
 def model(tmp_path):
-    """Runs ``tidegate model`` in a folder of its own; gives the exit status and all output."""
+    """Runs ``tidegate model``; returns the exit status and all output."""
 
     def run(*arguments):
         result = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
@@ -44,7 +44,7 @@ def test_a_model_of_an_older_recipe_is_rebuilt(model, tmp_path, monkeypatch):
     assert entry.metadata.source.recipe < smollm2.RECIPE
     status, output = model(*build)
     assert status == 0
-    assert "smollm2 1 was built in an earlier way, and is built anew" in output
+    assert "smollm2 1 was built by an older recipe; rebuilding it" in output
     assert f'"recipe": {smollm2.RECIPE}' in (entry.path / "model.json").read_text()
     assert "already built" in model(*build)[1]
 
