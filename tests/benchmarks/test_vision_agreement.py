@@ -29,7 +29,7 @@ def classifier(agreement):
 
 def test_a_picture_of_each_kind_gets_the_scores_that_it_gets_by_pil(agreement, classifier):
     found = [
-        agreement.compared(classifier, picture)
+        agreement.compare(classifier, picture)
         for picture in agreement.corpus(("coffee.png", "chelsea.png"))
     ]
     assert len(found) == 32
