@@ -1,4 +1,4 @@
-# Each target creates what it needs first and is quick the second time. `make help` lists them.
+# Each target first creates what it needs, and is quick the second time. `make help` lists the targets.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -15,10 +15,10 @@ INSTALL := tools/install_packages.py
 SOURCES := clients/python services router mesh tests benchmarks tools
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
-# int8 takes the longest: it goes first, so that the others are built beside it with `make -j 2`.
+# int8 takes the longest, so it goes first: `make -j 2` builds the others beside it.
 CLASSIFIERS := $(addprefix models/.efficientnet-lite0-,int8 fp32 bf16)
 MODELS_READY := $(CLASSIFIERS) models/.smollm2
-# A model is built anew only where what builds it says so; it looks when it has changed itself.
+# A change of the builder's code runs it again; it rebuilds only models whose recipe has changed.
 BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
@@ -42,7 +42,7 @@ test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
 	@echo '── test: pytest'
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-fuzz: $(DEV_READY) ## Try fresh examples of every property: FUZZ=PATH for some, SEED=N to repeat a run.
+fuzz: $(DEV_READY) ## Try fresh examples of every property test: FUZZ=PATH for some, SEED=N to repeat a run.
 	@seed=$(or $(SEED),$$RANDOM$$RANDOM); again="make fuzz SEED=$$seed$(if $(FUZZ), FUZZ=$(FUZZ))"; \
 	echo "── fuzz: seed $$seed; \`$$again\` repeats this run"; \
 	$(BIN)/python -m pytest $(FUZZ) -m hypothesis --hypothesis-profile=fuzz --hypothesis-seed=$$seed \
@@ -77,22 +77,22 @@ bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN ser
 bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's OpenAI server.
 	@$(BIN)/python benchmarks/llm/run.py
 
-bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load, and fail when a request is lost. Twenty minutes.
+bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load; fail if a request is lost. Twenty minutes.
 	@$(BIN)/python benchmarks/mesh/shifts.py
 
 bench-hop: $(DEV_READY) $(MODELS_READY) ## Measure the latency that the hop through Envoy adds to a call.
 	@$(BIN)/python benchmarks/mesh/hop.py
 
-soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes: is memory flat, is every status expected?
+soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes; check memory and statuses.
 	@$(BIN)/python benchmarks/soak.py
 
 protos: $(DEV_READY) ## Make the Python stubs from the protos.
 	@$(BIN)/python tools/generate_protos.py
 
-lock: $(DEV_READY) ## Pin every package anew.
+lock: $(DEV_READY) ## Pin every package.
 	@$(BIN)/python tools/lock_requirements.py
 
-clean: ## Remove what was built: environments, models, results, caches.
+clean: ## Remove environments, models, results and caches.
 	rm -rf .venv .venv-peers models bench-results .tidegate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 

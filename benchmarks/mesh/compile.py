@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tidegate.istio.names import Kind, ObjectName
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import Compiler, EndpointState, MeshSettings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from local_mesh import LocalMeshError, free_ports
 
-from tidegate.istio import load
+from tidegate.istio import read_files
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
 from tidegate.mesh.compiler import Compiler, EndpointState, MeshSettings
@@ -48,7 +48,8 @@ async def plain_envoy(local_mesh: LocalMesh, endpoints: Sequence[str]) -> AsyncI
         LocalMeshError: The Envoy did not start.
     """
     (port,) = free_ports(1)
-    objects = load([local_mesh.objects, local_mesh.folder / "services.yaml", local_mesh.workloads])
+    services = local_mesh.folder / "services.yaml"
+    objects = read_files([local_mesh.objects, services, local_mesh.workloads]).objects
     resources = (
         Compiler(MeshSettings())
         .compile(

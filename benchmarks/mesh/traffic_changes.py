@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from local_mesh import LocalMeshError
 
-from tidegate.istio import apply_changes, plan_changes, read_files
+from tidegate.istio import plan_changes, read_files
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class ChangeRunner:
         began_s = time.perf_counter()
         loaded = read_files([self.local_mesh.objects])
         if changes := plan_changes(loaded, change(loaded.objects)):
-            apply_changes(changes)
+            for each in changes:
+                each.path.write_bytes(each.after)
         else:
             # The files already say so, but later shifts have overridden them.
             async for _ in self.mesh.Reset(mesh_pb2.ResetRequest()):

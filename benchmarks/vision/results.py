@@ -27,9 +27,9 @@ __all__ = [
     "table",
 ]
 
-BASELINE = "baseline loop"
+BASELINE = "baseline"
 OURS = "Tidegate"
-MINIMAL = "minimal gRPC"
+MINIMAL = "minimal gRPC server"
 SHARE_OF_BASELINE = 0.90
 OVER_BASELINE_MS = 1.0
 # Cores that other programs may keep busy before a measurement means little.

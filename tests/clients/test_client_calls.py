@@ -1,4 +1,4 @@
-"""Deadlines, retries, balancing, security, tracing and errors: what holds for every call."""
+"""Deadlines, retries, load balancing, TLS, tracing and errors, which every call shares."""
 
 import contextlib
 import datetime as dt
@@ -40,28 +40,28 @@ def server():
         yield double
 
 
-def test_unavailable_server_is_tried_again(server):
+def test_unavailable_is_retried(server):
     server.script.failures.extend([unavailable(), unavailable()])
     with Client(server.address, QUICK) as client:
         assert client.vision.classify(b"jpeg").top.label == "tabby"
     assert len(server.script.requests) == 3
 
 
-def test_large_request_is_tried_again_too(server):
+def test_large_request_is_retried(server):
     server.script.failures.append(unavailable())
     with Client(server.address, QUICK) as client:
         client.vision.classify(bytes(2_000_000))
     assert len(server.script.requests) == 2
 
 
-def test_stream_is_tried_again_before_its_first_message(server):
+def test_stream_is_retried_before_its_first_message(server):
     server.script.failures.append(overloaded(5))
     with Client(server.address, QUICK) as client:
         assert client.llm.chat("hello").read().text == "Paris."
     assert len(server.script.requests) == 2
 
 
-def test_tries_are_limited_and_the_last_failure_is_told(server):
+def test_attempts_are_limited_and_the_last_error_is_raised(server):
     server.script.failures.extend([overloaded(250)] * 9)
     with Client(server.address, QUICK) as client, pytest.raises(OverloadedError) as caught:
         client.vision.classify(b"jpeg")
@@ -74,13 +74,13 @@ def test_tries_are_limited_and_the_last_failure_is_told(server):
 def test_pushback_of_the_server_replaces_the_backoff(server):
     server.script.failures.append(overloaded(1))
     server.script.pushback_ms = 1
-    # Only a client that heeds the pushback gets through: its own wait outlasts the deadline.
+    # The client's own backoff outlasts the deadline, so only the pushback can let it succeed.
     slow = ClientOptions(timeout_s=20, retry=Retry(initial_backoff_s=1000, max_backoff_s=1000))
     with Client(server.address, slow) as client:
         assert client.vision.classify(b"jpeg").top.label == "tabby"
 
 
-def test_negative_pushback_ends_the_tries(server):
+def test_negative_pushback_ends_the_retries(server):
     server.script.failures.extend([overloaded(1)] * 2)
     server.script.pushback_ms = -1
     with Client(server.address, QUICK) as client, pytest.raises(OverloadedError):
@@ -89,7 +89,7 @@ def test_negative_pushback_ends_the_tries(server):
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT])
-def test_other_failures_are_not_tried_again(server, code):
+def test_other_errors_are_not_retried(server, code):
     server.script.failures.append(status(code, "no"))
     with Client(server.address, QUICK) as client, pytest.raises(TidegateRpcError) as caught:
         client.vision.classify(b"jpeg")
@@ -105,21 +105,21 @@ def test_one_attempt_means_no_retry(server):
     assert len(server.script.requests) == 1
 
 
-def test_calls_have_a_deadline_unless_told_otherwise(server):
+def test_calls_have_a_default_deadline(server):
     with Client(server.address) as client:
         client.vision.classify(b"jpeg")
         client.vision.classify(b"jpeg", timeout_s=7)
         client.llm.chat("hello").read()
         client.vision.classify(b"jpeg", timeout_s=math.inf)
     default, seven, stream, none = server.script.time_remaining_s
-    # The server rounds what the client's clock left.
+    # The client sends its remaining time rounded.
     assert 20 < default < 31
     assert 1 < seven < 8
     assert 500 < stream < 601
     assert none is None or none > 1e6
 
 
-def test_missed_deadline_says_which(server):
+def test_deadline_error_names_the_deadline(server):
     server.script.failures.append(unavailable())
     server.script.pushback_ms = 60_000
     with Client(server.address) as client, pytest.raises(DeadlineExceededError) as caught:
@@ -131,7 +131,7 @@ def test_calls_are_spread_over_all_addresses():
     with double_server() as first, double_server() as second:
         target = f"ipv4:{first.address},{second.address}"
         with Client(target) as client:
-            # The first calls may find one connection only.
+            # The first calls may use the only connection that is ready.
             while not (first.script.requests and second.script.requests):
                 client.vision.classify(b"jpeg")
             first.script.requests.clear()
@@ -141,7 +141,7 @@ def test_calls_are_spread_over_all_addresses():
         assert len(first.script.requests) == len(second.script.requests) == 5
 
 
-def test_nobody_at_the_address_is_said_plainly():
+def test_error_says_that_nothing_answers_at_the_address():
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -157,7 +157,7 @@ def test_errors_have_one_root_and_a_code(server):
     with Client(server.address) as client, pytest.raises(TidegateError) as caught:
         client.vision.classify(b"jpeg")
     assert isinstance(caught.value, PermissionDeniedError)
-    assert "The server does not allow it" in str(caught.value)
+    assert "The server does not allow the call" in str(caught.value)
     assert "not you [PERMISSION_DENIED]" in str(caught.value)
 
 
@@ -173,7 +173,7 @@ def test_metadata_and_trace_context_are_sent(server):
     assert sent["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
 
 
-def test_health_is_told(server):
+def test_health_statuses(server):
     server.health.set(
         "tidegate.vision.v1.VisionService", health_pb2.HealthCheckResponse.NOT_SERVING
     )
@@ -205,7 +205,7 @@ async def test_async_errors_retries_and_health(server):
         (lambda: Retry(initial_backoff_s=0.001), "at least 0.01 s"),
     ],
 )
-def test_wrong_options_say_what_is_right(make, message):
+def test_invalid_options_name_a_valid_value(make, message):
     with pytest.raises(InvalidInputError, match=message):
         make()
 
@@ -266,7 +266,7 @@ def test_mutual_tls(tmp_path):
             client.vision.classify(b"jpeg")
 
 
-def test_tls_files_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_tls_files_are_named(tmp_path):
     with pytest.raises(InvalidInputError, match=r"Tls.ca: cannot read .*missing.pem"):
         Client("127.0.0.1:1", ClientOptions(tls=Tls(ca=tmp_path / "missing.pem")))
     with pytest.raises(InvalidInputError, match="needs both"):

@@ -1,4 +1,4 @@
-"""Generating text: streams, options, and the unary calls."""
+"""The LLM client: streams, options and unary calls."""
 
 import threading
 
@@ -50,7 +50,7 @@ def test_stream_can_be_read_whole(client):
     assert (answer.text, answer.token_ids) == ("Paris.", (0, 1, 2))
 
 
-def test_deltas_arrive_while_the_answer_is_still_made(client, server):
+def test_deltas_arrive_before_the_answer_is_complete(client, server):
     go_on = threading.Event()
     server.script.deltas = ("first", go_on, "last")
     stream = client.llm.chat("hello")
@@ -71,11 +71,11 @@ def test_leaving_a_stream_stops_the_answer(client, server):
 
 def test_answer_without_a_finish_is_an_error(client, server):
     server.script.finishes = False
-    with pytest.raises(ServerFaultError, match="may be cut short"):
+    with pytest.raises(ServerFaultError, match="may be truncated"):
         client.llm.chat("hello").read()
 
 
-def test_stream_that_breaks_keeps_what_came_and_is_not_tried_again(client, server):
+def test_broken_stream_keeps_its_deltas_and_is_not_retried(client, server):
     server.script.deltas = ("half", status(StatusCode.UNAVAILABLE, "the engine died"))
     stream = client.llm.chat("hello")
     with pytest.raises(UnavailableError, match="the engine died"):
@@ -155,7 +155,7 @@ def test_schema_may_be_a_mapping(client, server):
         ({"json_schema": int}, "int is not a pydantic model"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_sent(client, server, options, message):
+def test_invalid_options_are_rejected_before_the_call(client, server, options, message):
     with pytest.raises(InvalidInputError, match=message):
         client.llm.chat("hello", **options)
     assert not server.script.requests
@@ -166,7 +166,7 @@ def test_unknown_option_is_a_type_error(client):
         client.llm.chat("hello", max_token=1)
 
 
-def test_wrong_message_names_its_place(client):
+def test_invalid_message_names_its_index(client):
     with pytest.raises(InvalidInputError, match=r"messages\[1\] must have 'role' \(one of system"):
         client.llm.chat([Message(Role.USER, "a"), {"role": "king"}])
 

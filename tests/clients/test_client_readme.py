@@ -1,4 +1,4 @@
-"""The example of the README runs as it stands, but for its addresses."""
+"""The example of the README runs unchanged but for its addresses."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The client's spans: one for each call of a program that traces, continued by the server."""
+"""The client's spans: one for each call of a program that traces, whose trace the server joins."""
 
 import subprocess
 import sys
@@ -34,11 +34,11 @@ def server():
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Turns tracing on, as a program does; gives a function that gives the finished spans."""
+    """Turns tracing on, as a program does; gives a function that returns the finished spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    # A process sets its provider once and for all; a test must not.
+    # A process can set its provider only once, so a test must not set it.
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     return exporter.get_finished_spans
 
@@ -91,11 +91,11 @@ def test_spans_follow_the_latest_conventions_that_are_pinned(server, recorded):
         ("ipv4:10.0.0.1,10.0.0.2:8500", {}),
     ],
 )
-def test_target_is_told_as_address_and_port(target, attributes):
+def test_target_becomes_address_and_port(target, attributes):
     assert server_of(target) == attributes
 
 
-def test_span_of_a_call_is_inside_the_span_that_runs(server, recorded):
+def test_span_of_a_call_is_a_child_of_the_current_span(server, recorded):
     with (
         Client(server.address) as client,
         trace.get_tracer("program").start_as_current_span("outer") as outer,
@@ -140,7 +140,7 @@ def test_stream_that_is_left_early_is_cancelled(server, recorded):
     assert span.attributes["rpc.response.status_code"] == "CANCELLED"
 
 
-def test_stream_whose_finish_has_come_is_not_cancelled_by_leaving_it(server, recorded):
+def test_leaving_a_finished_stream_does_not_cancel_it(server, recorded):
     with Client(server.address) as client, client.llm.chat("hello") as stream:
         while stream.finish is None:
             next(stream)
@@ -168,8 +168,8 @@ async def test_async_calls_have_the_same_spans(server, recorded):
         with suppress(TidegateRpcError):
             await client.vision.classify(b"not an image")
         await client.health()
-    told = [(span.name, span.attributes["rpc.response.status_code"]) for span in recorded()]
-    assert told == [
+    codes = [(span.name, span.attributes["rpc.response.status_code"]) for span in recorded()]
+    assert codes == [
         ("tidegate.vision.v1.VisionService/Classify", "OK"),
         ("tidegate.llm.v1.LlmService/Chat", "OK"),
         ("tidegate.vision.v1.VisionService/ClassifyStream", "OK"),

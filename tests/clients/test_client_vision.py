@@ -1,4 +1,4 @@
-"""Classifying images: what is sent, what comes back, streams."""
+"""The vision client: requests, results and streams."""
 
 import asyncio
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_result_is_typed_and_frozen(client):
         result.model = "other"
 
 
-def test_every_form_of_image_is_sent_as_what_it_is(client, server, tmp_path):
+def test_every_form_of_image_is_sent_in_its_own_field(client, server, tmp_path):
     path = tmp_path / "cat.jpg"
     path.write_bytes(b"from a file")
     pixels = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
@@ -77,13 +77,13 @@ def test_model_version_and_top_k_are_passed_on(client, server):
         (np.zeros((4, 4, 3), np.float64), "float64"),
     ],
 )
-def test_what_is_no_image_is_refused_before_it_is_sent(client, server, images, message):
+def test_value_that_is_no_image_is_rejected_before_the_call(client, server, images, message):
     with pytest.raises(InvalidInputError, match=message):
         client.vision.classify(images)
     assert not server.script.requests
 
 
-def test_refused_image_names_field_and_fix(client):
+def test_error_about_an_image_names_field_and_fix(client):
     with pytest.raises(InvalidRequestError) as caught:
         client.vision.classify([b"jpeg", b"not an image"])
     assert caught.value.field_violations[0].field == "images[1].encoded"
@@ -101,7 +101,7 @@ def test_stream_answers_in_order_and_goes_on_after_a_failure(client):
     assert len(answers[2].result) == 2
 
 
-def test_stream_raises_what_its_requests_raise(client):
+def test_stream_raises_the_error_of_its_iterable(client):
     def images():
         yield b"a"
         raise LookupError("the camera is gone")
@@ -110,7 +110,7 @@ def test_stream_raises_what_its_requests_raise(client):
         list(client.vision.classify_stream(images()))
 
 
-def test_stream_with_a_bad_image_says_so(client):
+def test_stream_raises_the_error_of_an_invalid_image(client):
     with pytest.raises(InvalidInputError, match="str is not an image"):
         list(client.vision.classify_stream(["cat.jpg"]))
 
@@ -137,7 +137,7 @@ def test_request_above_the_limit_is_not_sent(server):
     assert not server.script.requests
 
 
-async def test_async_client_does_the_same(server):
+async def test_async_client_classifies(server):
     async with AsyncClient(server.address) as client:
         assert (await client.vision.classify(b"jpeg")).top.label == "tabby"
         assert (await client.vision.model()).labels == ("tench", "goldfish")
@@ -158,7 +158,7 @@ async def test_async_stream_takes_both_kinds_of_iterable(server):
         assert [answer.index for answer in answers] == [0, 1, 2]
 
 
-async def test_async_stream_raises_what_its_requests_raise(server):
+async def test_async_stream_raises_the_error_of_its_iterable(server):
     async def images():
         yield b"a"
         raise LookupError("the camera is gone")
@@ -168,7 +168,7 @@ async def test_async_stream_raises_what_its_requests_raise(server):
             _ = [answer async for answer in client.vision.classify_stream(images())]
 
 
-async def test_async_stream_is_told_why_it_ended_though_it_was_being_written(server):
+async def test_async_stream_that_ends_during_a_write_keeps_its_status(server):
     async def endless():
         while True:
             yield b"jpeg"
@@ -184,7 +184,7 @@ async def test_async_stream_is_told_why_it_ended_though_it_was_being_written(ser
             assert (caught.value.reason, caught.value.retry_after_s) == ("QUEUE_FULL", 1.25)
 
 
-async def test_async_stream_whose_deadline_passes_is_late_though_it_was_being_written(server):
+async def test_async_stream_whose_deadline_passes_during_a_write_exceeds_its_deadline(server):
     async def endless():
         while True:
             yield b"jpeg"

@@ -1,8 +1,8 @@
-"""The same objects do the same here and on a cluster: one Envoy by Tidegate, one by a real istiod.
+"""The same objects have the same effect here and on a cluster: Tidegate and a real istiod compared.
 
-Each case gives both the same objects and sends both the same requests. What is compared is what a
-client and a server see: who answered what, and what arrived. A case names what must come, so that
-both cannot be wrong in the same way, and that the case shows what it is about.
+Each case gives the same objects to both, and sends the same requests to the Envoy of each. The test
+compares what clients and servers see: who answered what, and what arrived. A case states its
+expected result too, so that both cannot be wrong in the same way.
 """
 
 import json
@@ -29,7 +29,7 @@ async def twin(tmp_path_factory):
 
 WEB = "web.models.svc.cluster.local"
 
-# Of no interest here: who asked, and what either side adds to find a request again.
+# Not compared: the client's name, and the identifiers that each side adds to requests.
 _OWN = {
     *("accept", "accept-encoding", "content-length", "date", "grpc-accept-encoding", "server"),
     *("traceparent", "user-agent", "x-request-id"),
@@ -37,7 +37,7 @@ _OWN = {
 
 
 def web(twin, **spec):
-    """A host with an HTTP server that says what it got."""
+    """A host with an HTTP server that answers with what it got."""
     return entry(
         [{"address": "127.0.0.1", "ports": {"main": twin.ours.http.port}}],
         *(WEB, 80, "HTTP"),
@@ -47,7 +47,7 @@ def web(twin, **spec):
 
 
 def vision(twin, subsets=("v1", "v2", "v3"), policy=None):
-    """A gateway for everything, and a host with three gRPC servers as subsets."""
+    """A gateway for all hosts, and a host with three gRPC servers as subsets."""
     ports = {name: backend.port for name, backend in twin.ours.backends.items()}
     return gateway(twin.ours.port), entry(ports), rule(policy, subsets)
 
@@ -61,7 +61,7 @@ def kept(headers):
 
 
 async def same_call(twin, *metadata, authority=DOMAIN, **how):
-    """Makes a gRPC call through both; what came of it, which is the same."""
+    """Makes a gRPC call through both Envoys, asserts equal answers, and returns one."""
     ours, istios = await twin.call(authority, *metadata, **how)
     for each in (ours, istios):
         each.headers, each.metadata = kept(each.headers), kept(each.metadata)
@@ -71,7 +71,7 @@ async def same_call(twin, *metadata, authority=DOMAIN, **how):
 
 
 async def same_get(twin, host, path="/", headers=None, **how):
-    """Makes an HTTP request through both; what came of it, which is the same."""
+    """Makes an HTTP request through both Envoys, asserts equal answers, and returns one."""
     ours, istios = [
         _got(twin, side, *answer)
         for side, answer in zip(
@@ -98,7 +98,7 @@ def _got(twin, side, status, headers, text):
 
 @dataclass
 class Got:
-    """What a client sees of an HTTP request, and what the server said it got."""
+    """The result of an HTTP request for the client, and what the server got."""
 
     status: int
     headers: dict
@@ -109,8 +109,8 @@ def at(uri, **more):
     return {"match": [{"uri": uri, **more}], "route": [to(host="web")]}
 
 
-# A VirtualService for each, under a domain of its own: rules, then requests of a path and headers
-# with what must come of them.
+# A VirtualService for each, under its own domain: rules, then requests with path and headers, each
+# with its expected result.
 RULES = {
     "exact": (
         [at({"exact": "/a"})],
@@ -246,7 +246,7 @@ async def test_weights_of_zero_take_nothing(twin):
 
 @pytest.mark.parametrize("hashed", [("v1", "v2"), ("v1",), ("v2",)], ids="-".join)
 async def test_users_stay_after_a_finished_shift(twin, hashed):
-    """A destination of weight 0 brings its hash policy too; 10 users of two replicas each."""
+    """A destination of weight 0 has a hash policy too; 10 users, two replicas each."""
     keys = {
         name: {"loadBalancer": {"consistentHash": {"httpHeaderName": f"x-user-{name}"}}}
         for name in hashed
@@ -287,7 +287,7 @@ async def test_several_services_of_a_host_on_one_gateway_are_merged(twin):
 
 
 async def test_a_service_of_the_gateways_own_namespace_comes_first(twin):
-    """A VirtualService that is exported to its namespace alone wins over one that all see."""
+    """A VirtualService that is exported only to its own namespace comes first."""
     public = virtual({"directResponse": {"status": 201}}, hosts=["web.test"], name="a-public")
     private = virtual(
         {"directResponse": {"status": 202}},
@@ -302,7 +302,7 @@ async def test_a_service_of_the_gateways_own_namespace_comes_first(twin):
 
 
 async def test_a_redirect_of_all_hosts_leaves_those_that_are_served(twin):
-    """`httpsRedirect` of a wildcard beside a server of the port that serves a host plainly."""
+    """`httpsRedirect` of a wildcard, and a server of the port that serves a host in plain text."""
     redirecting = gateway(twin.ours.port, ["*"], "HTTP", name="all", tls={"httpsRedirect": True})
     plain = gateway(twin.ours.port, ["web.test"], "HTTP", name="plain")
     service = virtual({"route": [to(host="web")]}, hosts=["web.test"], gateways=["plain"])
@@ -353,7 +353,7 @@ async def test_a_host_that_dns_finds_needs_no_endpoints(twin):
 
 
 async def test_a_port_without_a_protocol_is_http_1(twin):
-    """Whatever its name says; so gRPC does not get through."""
+    """The port's name does not set its protocol, so gRPC does not pass."""
     gate, host, subsets = vision(twin)
     host["spec"]["ports"] = [{"number": 8500, "name": "grpc"}]
     for each in host["spec"]["endpoints"]:
@@ -377,7 +377,7 @@ async def test_browsers_are_served_where_the_gateway_speaks_grpc_web(twin, proto
 
 
 async def test_retries(twin):
-    """How often a call is tried that fails each time: by default, and as rules say."""
+    """The number of attempts of a failing call: by default, and with rules."""
     failing = ("x-do", "fail UNAVAILABLE")
     for retries in (
         None,

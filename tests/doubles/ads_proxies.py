@@ -12,14 +12,14 @@ import grpc
 import proxyless_client
 from ads_double import xds_bootstrap
 
-from tidegate.mesh.ads import Protocol
+from tidegate.mesh.ads import XdsVariant
 
 PATIENCE_S = 20
 HOST = "vision:80"
 _PROXYLESS = Path(proxyless_client.__file__)
 
 
-def bootstrap(ads_port, protocol):
+def bootstrap(ads_port, variant):
     """The configuration of an Envoy that takes everything else from a control plane."""
     http2 = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -30,11 +30,11 @@ def bootstrap(ads_port, protocol):
     backoff = {"base_interval": "0.01s", "max_interval": "0.05s"}
     service = {"envoy_grpc": {"cluster_name": "ads", "retry_policy": {"retry_back_off": backoff}}}
     return {
-        "node": {"id": f"envoy-{protocol.name.lower()}", "cluster": "ingress"},
+        "node": {"id": f"envoy-{variant.name.lower()}", "cluster": "ingress"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
         "dynamic_resources": {
             "ads_config": {
-                "api_type": "DELTA_GRPC" if protocol is Protocol.DELTA else "GRPC",
+                "api_type": "DELTA_GRPC" if variant is XdsVariant.DELTA else "GRPC",
                 "transport_api_version": "V3",
                 "grpc_services": [service],
             },

@@ -1,4 +1,4 @@
-"""Servers that `make servers` builds: where they are, and how a test runs one."""
+"""Finds and runs the servers that `make servers` builds."""
 
 import contextlib
 import subprocess
@@ -12,7 +12,7 @@ _STOP_S = 20.0
 
 
 def built(program):
-    """Path of a program; where it was not built the test is skipped."""
+    """The path of a program; skips the test if it was not built."""
     asked = (sys.executable, _TOOL, "--where", program)
     folder = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     path = Path(folder, program)
@@ -23,7 +23,7 @@ def built(program):
 
 @contextlib.contextmanager
 def running(command, log, **options):
-    """Runs a program whose output goes to a file, and ends it."""
+    """Runs a program with its output in a file, and stops it."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(each) for each in command], stdout=output, stderr=output, **options

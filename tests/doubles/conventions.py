@@ -1,4 +1,4 @@
-"""OpenTelemetry's semantic conventions, as the pinned package has them."""
+"""OpenTelemetry's semantic conventions, from the pinned package."""
 
 import importlib
 import inspect
@@ -15,7 +15,7 @@ LATEST_SCHEMA = list(Schemas)[-1].value
 
 
 def current_attributes():
-    """The names of all attributes that are not deprecated."""
+    """Gives the names of all attributes that are not deprecated."""
     names = set()
     for package in (development, stable):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):

@@ -1,6 +1,6 @@
-"""A real Envoy, fed with compiled objects, between real servers on loopback.
+"""A real Envoy that gets compiled objects, with real servers behind it, all on loopback.
 
-One harness is meant for a module of tests; each test applies its own objects to it.
+One harness serves a module of tests; each test applies its own objects.
 
     async with EnvoyHarness.running(folder) as mesh:
         await mesh.apply(yaml)
@@ -22,7 +22,7 @@ from ads_double import xds_bootstrap
 from aiohttp import web
 
 from tidegate.istio.objects import IstioObjects
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.ads import AdsServicer, Distribution
 from tidegate.mesh.compiler import Compiler, EndpointState, MeshSettings
 from tidegate.mesh.envoy import Admin
@@ -40,15 +40,15 @@ def free_port():
 
 @dataclass
 class Answer:
-    """What came of a call.
+    """The result of a call.
 
     Attributes:
-        code: the gRPC status.
-        backend: who answered, if anybody did.
-        headers: what the backend got.
-        metadata: what came back before the answer.
-        details: the words of the status.
-        remaining_s: the time that the backend was given.
+        code: The gRPC status.
+        backend: The name of the backend that answered, if one did.
+        headers: The headers that the backend got.
+        metadata: The metadata before the response.
+        details: The text of the status.
+        remaining_s: The time that the backend had left.
     """
 
     code: grpc.StatusCode
@@ -61,10 +61,10 @@ class Answer:
 
 
 class Backend(grpc.GenericRpcHandler):
-    """A gRPC server that says who it is and what it got.
+    """A gRPC server that answers with its name and what it got.
 
-    The header ``x-do`` tells it what to do: ``fail NAME`` ends the call with the status, and
-    ``hang`` never answers.
+    The header ``x-do`` controls it: ``fail NAME`` ends the call with this status, and ``hang``
+    never answers.
     """
 
     def __init__(self, name, credentials=None):
@@ -103,13 +103,13 @@ class Backend(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(say)
 
     async def got(self, count):
-        """Waits until there were so many calls."""
+        """Waits until it got this many calls."""
         async with asyncio.timeout(WAIT_S), self.more_calls:
             await self.more_calls.wait_for(lambda: len(self.calls) >= count)
 
 
 class XdsClient:
-    """A process with a gRPC client that knows nothing but where the controller is."""
+    """A process with a gRPC client that knows only the address of the controller."""
 
     def __init__(self, process):
         self.process = process
@@ -130,11 +130,11 @@ class XdsClient:
             await process.wait()
 
     async def calls(self, target, count, *metadata, within_s=WAIT_S):
-        """How often each backend, or each status, was the answer."""
+        """The number of calls by backend, or by status where they failed."""
         return await self._ask(target=target, count=count, metadata=metadata, within_s=within_s)
 
     async def ends(self, target, count, *, stream, within_s):
-        """How often calls of a server that never ends one ended with each status."""
+        """The number of calls by final status, of a server that never ends a call."""
         return await self._ask(target=target, count=count, stream=stream, within_s=within_s)
 
     async def _ask(self, **request):
@@ -145,7 +145,7 @@ class XdsClient:
 
 
 class HttpBackend:
-    """An HTTP/1.1 server that says what it got."""
+    """An HTTP/1.1 server that answers with what it got."""
 
     def __init__(self):
         self.runner = None
@@ -170,12 +170,12 @@ class HttpBackend:
 
 
 class EnvoyHarness:
-    """Everything that a test of compiled objects talks to.
+    """An Envoy with its ADS server and backends.
 
     Attributes:
-        port: where gateways listen that name it; other ports are for tests that need more.
-        backends: gRPC servers by name.
-        http: an HTTP/1.1 server.
+        port: The first of `ports`, which tests use as their gateway's port.
+        backends: The gRPC servers by name.
+        http: The HTTP/1.1 server.
     """
 
     def __init__(self, folder):
@@ -227,7 +227,7 @@ class EnvoyHarness:
         return backend
 
     async def apply(self, text, states=None):
-        """Compiles objects and waits until Envoy has them, and listens where it shall."""
+        """Compiles objects, and waits until Envoy has them and is live."""
         for backend in self.backends.values():
             backend.calls.clear()
         states = {**self.states, **(states or {})}
@@ -248,7 +248,7 @@ class EnvoyHarness:
         return change
 
     def compile(self, text):
-        """What objects become, without a proxy that gets it."""
+        """Compiles objects for no proxy."""
         return Compiler(MeshSettings()).compile(parse(text, "test"), self.states)
 
     def channel(self, authority, port=None):
@@ -259,7 +259,7 @@ class EnvoyHarness:
         return self._channels[key]
 
     async def call(self, authority, *metadata, method=METHOD, within_s=WAIT_S, port=None):
-        """One call; the backend's words or the error."""
+        """Makes one call; returns its answer or its error."""
         call = self.channel(authority, port).unary_unary(method)(
             b"", metadata=metadata, timeout=within_s, wait_for_ready=True
         )
@@ -275,7 +275,7 @@ class EnvoyHarness:
         return Answer(grpc.StatusCode.OK, name, path, headers, metadata, remaining_s=remaining_s)
 
     async def share(self, authority, count, *metadata):
-        """How many of some calls each backend took; fails when one failed."""
+        """Makes calls, and counts them by backend; fails if a call fails."""
         taken = {}
         for start in range(0, count, 100):
             wanted = min(100, count - start)

@@ -1,11 +1,11 @@
-"""How many examples a property test tries that has a number of its own."""
+"""The number of examples of a property test that sets its own number."""
 
 from hypothesis import settings
 
 FUZZING = not settings.default.derandomize
-"""Whether `make fuzz` runs, which looks for what `make test` has not found."""
+"""Whether this is `make fuzz`, which searches for failures that `make test` has not found."""
 
 
 def examples(count):
-    """That many in `make test`, ten times as many in `make fuzz`."""
+    """Gives the count for `make test`, and ten times as many for `make fuzz`."""
     return 10 * count if FUZZING else count

@@ -1,12 +1,12 @@
-"""A real istiod, and a real Envoy that is a gateway of it, beside the tests' own mesh.
+"""A real istiod with an Envoy as its gateway, beside a mesh that Tidegate programs.
 
     async with TwinMesh.running(folder) as twin:
         await twin.apply(*objects)
         assert await twin.call("vision.example.com")
 
-Both Envoys are the same program and have the same servers behind them. A port is free for one of
-them alone, so a gateway listens elsewhere for istiod. istiod needs an API server to start; objects
-it reads from a folder, in one step, and an object is as old as it says itself.
+Both Envoys are the same program with the same servers behind them. Only one of them can listen on a
+port, so istiod's gateways get other ports. istiod needs an API server to start. It reads objects
+from a folder, all at once, and takes an object's age from its own metadata.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tidegate.mesh.envoy.binary import find_envoy
 MARKER = "marker.test"
 START_S = 60.0
 
-# Without a certificate authority, webhooks and what Envoys of Istio's own build have in addition.
+# Without a certificate authority, webhooks, and the filters of Istio's own build of Envoy.
 _SETTINGS = {
     "ENABLE_CA_SERVER": "false",
     "ENABLE_LEADER_ELECTION": "false",
@@ -45,11 +45,11 @@ _MESH = "enableAutoMtls: false\nrootNamespace: istio-system\n"
 
 
 class TwinMesh:
-    """The same servers behind two Envoys: one that Tidegate programs and one that istiod does.
+    """The same servers behind two Envoys: Tidegate programs one, and istiod the other.
 
     Attributes:
-        ours: the mesh of Tidegate.
-        istio_ports: for each port of `ours`, the one that istiod's Envoy listens on.
+        ours: The mesh of Tidegate.
+        istio_ports: The port on which istiod's Envoy listens, for each port of `ours`.
     """
 
     def __init__(self, folder, ours):
@@ -73,14 +73,14 @@ class TwinMesh:
             istiod = _istiod(istiod_program, folder, api.kubeconfig)
             ads_port = await stack.enter_async_context(istiod)
             twin._admin = await stack.enter_async_context(_envoy(folder, ads_port))
-            # A connection that stays open stays with the listener of earlier objects.
+            # An open connection would stay with the listener of earlier objects.
             connector = aiohttp.TCPConnector(force_close=True)
             session = aiohttp.ClientSession(connector=connector)
             twin.session = await stack.enter_async_context(session)
             yield twin
 
     async def apply(self, *objects):
-        """Gives both meshes the same objects, and waits until both Envoys act on them."""
+        """Gives both meshes the same objects, and waits until both Envoys apply them."""
         self._applied += 1
         marker = self._marker(str(self._applied))
         await self.ours.apply(text(*objects))
@@ -89,19 +89,19 @@ class TwinMesh:
         made.write_text(text(*moved))
         with (self._folder / "istiod.log").open() as log:
             log.seek(0, os.SEEK_END)
-            # In one step: istiod would take half a file for all there is.
+            # In one step: istiod would take half a file for the whole.
             made.rename(self._folder / "objects/all.yaml")
             await self._taken(log)
 
     async def _taken(self, log):
         async with asyncio.timeout(WAIT_S):
             while await self._marked() != str(self._applied):
-                said = log.read()
-                assert "configuration is invalid" not in said, said
+                output = log.read()
+                assert "configuration is invalid" not in output, output
                 await asyncio.sleep(0.02)
 
     async def call(self, authority, *metadata, method=METHOD):
-        """What comes of a gRPC call: the answer of our Envoy and that of istiod's."""
+        """The answers to a gRPC call from our Envoy and from istiod's."""
         port = self.ours.port
         return [
             await self.ours.call(authority, *metadata, method=method, port=each)
@@ -109,7 +109,7 @@ class TwinMesh:
         ]
 
     async def get(self, host, path="/", headers=None, *, port=None, **request):
-        """What comes of an HTTP request: status, headers and text from our Envoy and istiod's."""
+        """The answers to an HTTP request, as status, headers and text: our Envoy's and istiod's."""
         port = port or self.ours.port
         return [
             await self._get(host, path, headers or {}, each, **request)
@@ -139,7 +139,7 @@ class TwinMesh:
         return item | {"spec": item["spec"] | {"servers": servers}}
 
     def _marker(self, count):
-        """Objects of a name of their own that tell which objects are in effect."""
+        """A Gateway and a VirtualService whose answer tells which objects are in effect."""
         port = self.ours.ports[-1]
         server = {
             "port": {"number": port, "name": "marker", "protocol": "HTTP"},
@@ -177,7 +177,7 @@ async def _istiod(program, folder, kubeconfig):
         *(f"--monitoringAddr=127.0.0.1:{free_port()}", f"--ctrlz_port={free_port()}"),
         *("--httpsAddr=", "--secureGRPCAddr=", "--log_output_level=default:warn"),
     )
-    # Go's own count of threads would take all cores while it starts.
+    # By default Go would use all cores while it starts.
     environment = {**os.environ, **_SETTINGS, "GOMAXPROCS": "1"}
     with running(command, folder / "istiod.log", env=environment, cwd=folder) as process:
         async with asyncio.timeout(START_S), aiohttp.ClientSession() as session:
@@ -197,7 +197,7 @@ async def _is_ready(session, url):
 
 @contextlib.asynccontextmanager
 async def _envoy(folder, ads_port):
-    """A gateway as Istio's agent would start it, without the agent."""
+    """An Envoy as Istio's agent would start it as a gateway."""
     admin_file = folder / "admin"
     bootstrap = folder / "bootstrap.json"
     bootstrap.write_text(json.dumps(_bootstrap(ads_port)))

@@ -3,7 +3,7 @@
     async with kubernetes_api(folder) as api:
         kubeconfig = api.kubeconfig
 
-No controller, scheduler or node is there: it keeps objects, checks them and tells who watches.
+There is no controller, scheduler or node: it stores objects, validates them and serves watches.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from envoy_harness import free_port
 
 START_S = 90.0
-_TOKEN = "tests-only"  # the server is there for one test and reached on loopback alone
+_TOKEN = "tests-only"  # the server runs for one test, on loopback only
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class KubernetesApi:
     """A running API server.
 
     Attributes:
-        url: where it is.
-        kubeconfig: a file that tells clients so, with all rights.
+        url: Its URL.
+        kubeconfig: A file for clients with its URL and an administrator's token.
     """
 
     url: str
@@ -55,7 +55,7 @@ async def kubernetes_api(folder):
             f"--secure-port={port}",
             "--bind-address=127.0.0.1",
         ),
-        # It takes no address on loopback for this, and nobody calls this one.
+        # It refuses a loopback address here, and no client calls this one.
         *("--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none"),
         *(f"--cert-dir={folder / 'certs'}", f"--token-auth-file={folder / 'tokens.csv'}"),
         *("--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16"),

@@ -71,7 +71,7 @@ class LaptopMesh:
             env={k: v for k, v in os.environ.items() if not k.startswith(("TIDEGATE_", "OTEL_"))},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=400,
             check=False,
         )
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}{self.logs()}"

@@ -1,4 +1,4 @@
-"""Istio objects for tests, as short as what a test says of them, and resources as dictionaries."""
+"""Short forms of Istio objects for tests, and compiled resources as dictionaries."""
 
 import importlib
 import json
@@ -7,7 +7,7 @@ from google.protobuf import json_format
 
 from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 
-# Any messages are shown only when their types are known.
+# JSON of an Any message needs its type to be imported.
 for _module in (
     "filters.http.cors.v3.cors",
     "filters.http.fault.v3.fault",
@@ -32,7 +32,7 @@ HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def text(*objects):
-    """Objects as YAML, of which JSON is a part."""
+    """Objects as YAML; JSON is a subset of it."""
     return "\n---\n".join(json.dumps(each) for each in objects)
 
 
@@ -62,7 +62,7 @@ def gateway(port, hosts=("*",), protocol="GRPC", name="in", tls=None, namespace=
 
 
 def entry(endpoints, host=VISION, port=8500, protocol="GRPC", **spec):
-    """A host whose endpoints are ``version: port`` on loopback, or Istio's own dictionaries."""
+    """A host with endpoints on loopback, as ``{version: port}`` or as Istio's own dictionaries."""
     if isinstance(endpoints, dict):
         endpoints = [
             {"address": "127.0.0.1", "ports": {"main": number}, "labels": {"version": version}}
@@ -108,7 +108,7 @@ def to(subset=None, weight=None, host="vision", **more):
 
 
 def body(compiled, kind, name, proxy_kind=ProxyKind.ENVOY):
-    """A resource as a dictionary, under the names of the protos."""
+    """A resource as a dictionary, with the field names of the protos."""
     resource = compiled.resources[proxy_kind][ResourceKey(ResourceType[kind], name)]
     return json_format.MessageToDict(resource.body, preserving_proto_field_name=True)
 

@@ -27,11 +27,11 @@ from envoy.config.route.v3 import route_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
 
-from tidegate.mesh.ads import AckOutcome, NodeId, Protocol
-from tidegate.mesh.ads.delta import Delta, read_delta
-from tidegate.mesh.ads.identity import Identity
+from tidegate.mesh.ads import AckOutcome, NodeId, XdsVariant
+from tidegate.mesh.ads.delta import DeltaRules, read_delta
+from tidegate.mesh.ads.identity import NodeIdentity
 from tidegate.mesh.ads.snapshot import route_of
-from tidegate.mesh.ads.sotw import StateOfTheWorld, read_sotw
+from tidegate.mesh.ads.sotw import SotwRules, read_sotw
 from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 
 ENVOY = ProxyKind.ENVOY
@@ -86,16 +86,16 @@ class Proxy:
     def __init__(self, distribution, *, delta, careful, holds=None, versions=None):
         self.delta, self.careful = delta, careful
         self._distribution = distribution
-        protocol = Protocol.DELTA if delta else Protocol.SOTW
-        self.dialect = Delta() if delta else StateOfTheWorld()
-        identity = Identity(NodeId("proxy"), ENVOY, protocol, "envoy", "here")
-        self._context = distribution.connected(identity, self.dialect)
+        variant = XdsVariant.DELTA if delta else XdsVariant.SOTW
+        self.rules = DeltaRules() if delta else SotwRules()
+        identity = NodeIdentity(NodeId("proxy"), ENVOY, variant, "envoy", "here")
+        self._context = distribution.connected(identity, self.rules)
         self.connection = self._context.__enter__()
         self.stream = self.connection.stream
         self.to_server, self.to_proxy = deque(), deque()
         self.names = {each: set() for each in ResourceType}
         self.wildcard = dict.fromkeys(ResourceType, False)
-        self.begun = set()
+        self.started = set()
         self.nonces = dict.fromkeys(ResourceType, "")
         self.holds = holds or {each: {} for each in ResourceType}
         self.versions = versions or {each: {} for each in ResourceType}
@@ -113,17 +113,17 @@ class Proxy:
     # What the proxy says.
 
     def ask(self, type_, names=(), drop=(), *, nonce="", error="", effect=None):
-        known = {}
+        initial_versions = {}
         if self.delta:
             self.names[type_] |= set(names) - {"*"}
             self.names[type_] -= set(drop)
-            if type_ not in self.begun:
-                known = dict(self.versions[type_])
+            if type_ not in self.started:
+                initial_versions = dict(self.versions[type_])
         else:
             self.names[type_] = set(names) - {"*"}
-        if type_ in WILD and type_ not in self.begun and not names and not drop:
+        if type_ in WILD and type_ not in self.started and not names and not drop:
             self.wildcard[type_] = True
-        self.begun.add(type_)
+        self.started.add(type_)
         common = {"type_url": type_.url, "response_nonce": nonce}
         if error:
             common["error_detail"] = status_pb2.Status(message=error)
@@ -131,7 +131,7 @@ class Proxy:
             message = discovery_pb2.DeltaDiscoveryRequest(
                 resource_names_subscribe=sorted(names),
                 resource_names_unsubscribe=sorted(drop),
-                initial_resource_versions=known,
+                initial_resource_versions=initial_versions,
                 **common,
             )
         else:
@@ -172,10 +172,10 @@ class Proxy:
         request = read(message, self._distribution.limits)
         if request is None:
             return
-        stale = not self.delta and bool(self.stream.exchanges[request.type].nonce)
-        stale = stale and request.nonce != self.stream.exchanges[request.type].nonce
-        asked = self.stream.exchanges[request.type].subscription
-        anew = set(request.subscribe) - request.known.keys()
+        stale = not self.delta and bool(self.stream.watched_types[request.type].nonce)
+        stale = stale and request.nonce != self.stream.watched_types[request.type].nonce
+        asked = self.stream.watched_types[request.type].subscription
+        anew = set(request.subscribe) - request.initial_versions.keys()
         anew |= asked.names & set(request.unsubscribe)
         self._distribution.receive(self.connection, request)
         if not stale:
@@ -192,10 +192,10 @@ class Proxy:
             self.refused[request.type].clear()
 
     def server_writes(self):
-        push = self.stream.next_push()
+        push = self.stream.next_response()
         if push is None:
             return False
-        response = Response(self.dialect.encode(push), delta=self.delta)
+        response = Response(self.rules.encode(push), delta=self.delta)
         self.check(response)
         if response.type is CLUSTER:
             # Endpoints follow each push of their cluster once, refused or not.
@@ -215,9 +215,9 @@ class Proxy:
         if self.careful:
             for each in FOLLOWED:
                 self.learn(each)
-            if type_ is ROUTE and self.delta and VIRTUAL_HOST not in self.begun:
+            if type_ is ROUTE and self.delta and VIRTUAL_HOST not in self.started:
                 self.ask(VIRTUAL_HOST)
-            if type_ is LISTENER and SCOPED_ROUTE not in self.begun:
+            if type_ is LISTENER and SCOPED_ROUTE not in self.started:
                 self.ask(SCOPED_ROUTE)
             if type_ is CLUSTER:
                 self.withheld = response
@@ -296,7 +296,7 @@ class Proxy:
         said = (response.bodies, response.removed)
         assert not response.bodies or said not in self.refused[type_], "sent again after a NACK"
         served = self._distribution.served(ENVOY)
-        asked = self.stream.exchanges[CLUSTER].subscription
+        asked = self.stream.watched_types[CLUSTER].subscription
         if type_ in {SCOPED_ROUTE, ROUTE, VIRTUAL_HOST}:
             for each in CLUSTERS:
                 named = any(each.encode() in body.value for body in response.bodies.values())
@@ -307,12 +307,12 @@ class Proxy:
                 assert name.split("/")[0] in self.answered[ROUTE], "a host before its route"
         lost = [name for name in response.removed if name in self.answered[type_]]
         if lost:
-            for each, exchange in self.stream.exchanges.items():
+            for each, watched in self.stream.watched_types.items():
                 assert not self.in_flight.get(each), "something leaves while something is put"
-                assert not exchange.due, "something leaves before something is put"
+                assert not watched.due, "something leaves before something is put"
             later = list(ResourceType)[list(ResourceType).index(type_) + 1 :]
             for each in later:
-                assert not self.stream.exchanges[each].leaving, "something leaves too early"
+                assert not self.stream.watched_types[each].removals, "something leaves too early"
 
     def check_acknowledged(self):
         served = self._distribution.served(ENVOY)
@@ -335,11 +335,11 @@ class Proxy:
         )
 
     def asks(self, key):
-        exchange = self.stream.exchanges[key.type]
-        if key.type is VIRTUAL_HOST and key.name not in exchange.subscription.names:
-            route = self.stream.exchanges[ROUTE].subscription
-            return exchange.subscription.wildcard and route.covers(key.name.split("/")[0])
-        return exchange.subscription.covers(key.name)
+        watched = self.stream.watched_types[key.type]
+        if key.type is VIRTUAL_HOST and key.name not in watched.subscription.names:
+            route = self.stream.watched_types[ROUTE].subscription
+            return watched.subscription.wildcard and route.covers(key.name.split("/")[0])
+        return watched.subscription.covers(key.name)
 
 
 def expected(served, key, delta):

@@ -5,8 +5,8 @@ import dataclasses
 import grpc
 from envoy.data.accesslog.v3.accesslog_pb2 import HTTPAccessLogEntry
 
-from tidegate.mesh.telemetry.istio_metrics import Workload
-from tidegate.mesh.telemetry.record import parse_entry
+from tidegate.mesh.telemetry.istio_metrics import IstioWorkload
+from tidegate.mesh.telemetry.request_record import parse_entry
 
 HOST = "vision.models.svc.cluster.local"
 LABELS = {
@@ -14,7 +14,7 @@ LABELS = {
     "version": "v2",
     "app.kubernetes.io/version": "2-int8",
 }
-VISION = Workload.from_labels("vision-v2", "models", LABELS)
+VISION = IstioWorkload.from_labels("vision-v2", "models", LABELS)
 RECORD = dataclasses.replace(
     parse_entry(HTTPAccessLogEntry()),
     proxy_role="ingress",
@@ -35,7 +35,7 @@ RECORD = dataclasses.replace(
     request_messages=1,
     response_messages=4,
 )
-GATEWAY = Workload.from_labels("gateway", "models", {"app": "gateway"})
+GATEWAY = IstioWorkload.from_labels("gateway", "models", {"app": "gateway"})
 
 
 def at(workloads):

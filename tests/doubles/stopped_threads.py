@@ -1,6 +1,7 @@
-"""Stops one thread of a child process, as if it got no core, while the others go on.
+"""Stops one thread of a child process, as if it got no core, while its other threads go on.
 
-With ``ptrace``, which on Linux may trace a descendant, and from the one thread that began it.
+It uses ``ptrace``, with which a Linux process may trace its descendants. The thread that begins the
+trace must also end it.
 """
 
 import contextlib
@@ -20,11 +21,11 @@ def stopped(process: int, thread: str) -> Iterator[None]:
     """Stops the first thread of that name for as long as the context is open.
 
     Args:
-        process: Its process, a descendant of this one.
-        thread: What the thread calls itself.
+        process: Process id of a descendant of this process.
+        thread: Name of the thread.
 
     Raises:
-        OSError: It may not be traced.
+        OSError: This process may not trace the other.
     """
     number = next(
         int(each.name)

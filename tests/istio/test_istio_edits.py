@@ -5,7 +5,7 @@ import pytest
 from tidegate.istio import EditError, Kind, ObjectName, parse
 from tidegate.istio.annotations import Sticky
 from tidegate.istio.destination_rule import Subset
-from tidegate.istio.edits import (
+from tidegate.istio.editing.shifts import (
     Shift,
     add_subset,
     find_host,

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tidegate.istio.objects import CLASSES
-from tidegate.istio.reading import fields_of
-from tidegate.istio.rules import REFUSED_WORDS
+from tidegate.istio.reading.messages import fields_of
 from tidegate.istio.shapes import Inside, Message, StringMatch
+from tidegate.mesh.compiler.unsupported import UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
 
 SCHEMAS = json.loads(Path(__file__).with_name("crd_fields.json").read_text())
 
@@ -48,9 +48,9 @@ def unwrapped(schema):
 def compared(message, schema, path):
     """Yields what of a message does not agree with Istio's schema."""
     declared = fields_of(message)
-    for name in schema.keys() - declared.keys() - message.REFUSED.keys():
+    for name in schema.keys() - declared.keys() - message.OPAQUE:
         yield f"{path}.{name} is neither supported nor refused"
-    for name in (declared.keys() | message.REFUSED.keys()) - schema.keys():
+    for name in (declared.keys() | message.OPAQUE) - schema.keys():
         yield f"{path}.{name} is no field of Istio"
     for name in declared.keys() & schema.keys():
         hint, wrapper = bare(declared[name].type)
@@ -62,7 +62,7 @@ def compared(message, schema, path):
         elif isinstance(hint, type) and issubclass(hint, Message):
             yield from compared(hint, inner, place)
         elif isinstance(hint, type) and issubclass(hint, enum.Enum):
-            words = {member.value for member in hint} | REFUSED_WORDS.get(hint, {}).keys()
+            words = {member.value for member in hint}
             if "|" in inner and words != set(inner.split("|")):
                 yield f"{place} has the words {words}, Istio {inner}"
         elif hint is StringMatch:
@@ -80,10 +80,30 @@ def test_every_field_of_istio_is_supported_or_refused_by_name(message):
 @pytest.mark.parametrize("message", CLASSES.values(), ids=lambda each: each.__name__)
 def test_every_refusal_says_why_and_what_to_do(message):
     def refusals(each):
-        yield from each.REFUSED.values()
+        for owner in each.__mro__:
+            yield from UNSUPPORTED_FIELDS.get(owner, {}).values()
         for shape in fields_of(each).values():
             hint, _ = bare(shape.type)
             if isinstance(hint, type) and issubclass(hint, Message):
                 yield from refusals(hint)
+            yield from UNSUPPORTED_VALUES.get(hint, {}).values()
 
     assert [words for words in refusals(message) if "; " not in words] == []
+
+
+@pytest.mark.parametrize("message", CLASSES.values(), ids=lambda each: each.__name__)
+def test_every_field_that_is_not_read_is_refused_by_the_compiler(message):
+    def unread(each):
+        refused = {name for owner in each.__mro__ for name in UNSUPPORTED_FIELDS.get(owner, ())}
+        yield from (f"{each.__name__}.{name}" for name in refused ^ each.OPAQUE)
+        for shape in fields_of(each).values():
+            hint, _ = bare(shape.type)
+            if isinstance(hint, type) and issubclass(hint, Message):
+                yield from unread(hint)
+
+    assert list(unread(message)) == []
+
+
+def test_every_refused_value_is_one_of_its_field():
+    for kind, refused in UNSUPPORTED_VALUES.items():
+        assert refused.keys() <= {member.value for member in kind}

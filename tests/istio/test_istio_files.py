@@ -3,7 +3,6 @@
 import dataclasses
 import random
 import re
-import stat
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,23 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tidegate.istio import (
-    FileChangedError,
     IstioError,
     IstioObjectErrors,
     IstioObjects,
     Kind,
     ObjectName,
-    apply_changes,
-    load,
     parse,
     plan_changes,
     read_files,
 )
 from tidegate.istio.annotations import VirtualServiceAnnotations
 from tidegate.istio.destination_rule import Subset
-from tidegate.istio.edits import sticky_source
-from tidegate.istio.files import parse_file
-from tidegate.istio.parsing import parse_part
-from tidegate.istio.splicing import spliced
+from tidegate.istio.editing.plain_values import plain
+from tidegate.istio.editing.shifts import sticky_source
+from tidegate.istio.editing.yaml_text import spliced
+from tidegate.istio.reading.documents import parse_part
+from tidegate.istio.reading.files import parse_file
 from tidegate.istio.virtual_service import HttpRouteDestination
-from tidegate.istio.writing import plain
 
 MESH = """\
 # The vision model, behind the ingress.
@@ -91,9 +87,10 @@ def edited(tmp_path, edit, text=MESH):
     """The lines that go and come when an edit of the objects is written to their file."""
     path = written(tmp_path, text)
     loaded = read_files([path])
-    apply_changes(plan_changes(loaded, edit(loaded.objects)))
-    after = path.read_text()
-    assert read_files([path]).objects == edit(loaded.objects)
+    (change,) = plan_changes(loaded, edit(loaded.objects))
+    after = change.after.decode()
+    path.write_bytes(change.after)
+    assert parse(after, "") == edit(loaded.objects)
     gone = [line for line in text.splitlines() if line not in after.splitlines()]
     come = [line for line in after.splitlines() if line not in text.splitlines()]
     return gone, come
@@ -204,9 +201,8 @@ def test_line_ends_of_windows_stay(tmp_path):
     text = MESH.replace("\n", "\r\n")
     path = written(tmp_path, text)
     loaded = read_files([path])
-    apply_changes(plan_changes(loaded, with_weights(loaded.objects, 10, 90)))
-    after = path.read_bytes().decode()
-    assert after == text.replace("weight: 5\r", "weight: 10\r").replace("95", "90")
+    (change,) = plan_changes(loaded, with_weights(loaded.objects, 10, 90))
+    assert change.after.decode() == text.replace("weight: 5\r", "weight: 10\r").replace("95", "90")
 
 
 def test_part_that_aliases_share_is_changed_in_one_of_its_places(tmp_path):
@@ -225,42 +221,6 @@ def test_part_that_aliases_share_is_changed_in_one_of_its_places(tmp_path):
     (change,) = plan_changes(loaded, objects)
     assert b"*one" not in change.after
     assert parse(change.after.decode(), "mesh").virtual_services[VISION].http == rules
-
-
-def test_file_that_another_program_changed_is_left_as_it_is(tmp_path):
-    path = written(tmp_path)
-    loaded = read_files([path])
-    changes = plan_changes(loaded, with_weights(loaded.objects, 10, 90))
-    path.write_text(MESH + "# theirs\n")
-    with pytest.raises(FileChangedError, match="was changed by another program"):
-        apply_changes(changes)
-    assert path.read_text() == MESH + "# theirs\n"
-    assert [each.name for each in tmp_path.iterdir()] == ["mesh.yaml"]
-
-
-def test_when_one_of_two_files_cannot_be_written_none_is_changed(tmp_path):
-    service, rule = MESH.split("---\n")
-    (tmp_path / "a.yaml").write_text(service)
-    (tmp_path / "b.yaml").write_text(rule)
-    loaded = read_files([tmp_path])
-    objects = with_weights(loaded.objects, 10, 90)
-    changed = dataclasses.replace(objects.destination_rules[RULE], subsets=())
-    changes = plan_changes(loaded, objects.with_(changed))
-    (tmp_path / "a.yaml").write_text(service + "# theirs\n")
-    with pytest.raises(FileChangedError):
-        apply_changes(changes)
-    assert (tmp_path / "b.yaml").read_text() == rule
-
-
-def test_change_can_be_taken_back_byte_by_byte_and_keeps_the_files_mode(tmp_path):
-    path = written(tmp_path)
-    path.chmod(0o640)
-    loaded = read_files([path])
-    changes = plan_changes(loaded, with_weights(loaded.objects, 10, 90))
-    apply_changes(changes)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    apply_changes([each.reversed() for each in changes])
-    assert path.read_text() == MESH
 
 
 def test_parsing_again_keeps_what_is_equal_identical(tmp_path):
@@ -299,7 +259,7 @@ def test_problems_of_all_files_are_told_together(tmp_path):
     (tmp_path / "c.yaml").write_text(MESH.split("---\n")[1])
     (tmp_path / "d.yaml").write_text(MESH.split("---\n")[1])
     with pytest.raises(IstioObjectErrors) as caught:
-        load([tmp_path])
+        read_files([tmp_path])
     found = [(Path(each.source).name, each.line, each.path) for each in caught.value.problems]
     assert found == [
         ("a.yaml", 18, "spec.http[0].route[0].weight"),
@@ -311,7 +271,7 @@ def test_problems_of_all_files_are_told_together(tmp_path):
 
 def test_path_that_is_not_there_is_named(tmp_path):
     with pytest.raises(IstioError, match=r"none.yaml cannot be read: No such file"):
-        load([tmp_path / "none.yaml"])
+        read_files([tmp_path / "none.yaml"])
 
 
 def mutated(item, chance):

@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 import datetime as dt
+import json
 
 import pytest
+import yaml
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +21,10 @@ from tidegate.istio import (
     edit_manifest,
     parse_manifest,
 )
-from tidegate.istio.edits import Shift, header_condition, shift, sticky_source
-from tidegate.istio.writing import plain
+from tidegate.istio.editing.plain_values import plain
+from tidegate.istio.editing.shifts import Shift, header_condition, shift, sticky_source
+from tidegate.istio.editing.yaml_text import spliced
+from tidegate.istio.reading.documents import parse_part
 
 HOST = "vision.models.svc.cluster.local"
 VISION = ObjectName(Kind.VIRTUAL_SERVICE, "models", "vision")
@@ -271,7 +275,11 @@ def test_subsets_are_added_and_removed():
         ({"kind": "Sidecar"}, IstioObjectErrors, "API server: Sidecar: kind: is not supported"),
         ({"metadata": {}}, IstioObjectErrors, "API server: VirtualService: metadata.name: is miss"),
         ({"spec": None}, IstioObjectErrors, "VirtualService models/vision: spec: is missing"),
-        ({"spec": {"hosts": "vision"}}, IstioObjectErrors, r"models/vision: spec.hosts: is text"),
+        (
+            {"spec": ["hosts"]},
+            IstioObjectErrors,
+            "models/vision: spec: is a list; must be",
+        ),
         (
             {
                 "metadata": {
@@ -295,11 +303,18 @@ def test_manifest_of_another_object_is_not_edited():
         edit_manifest(RULE, parse_manifest(SERVICE))
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
+def json_values(text):
+    """Values as JSON has them."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | text,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+        max_leaves=6,
+    )
+
+
+JSON = json_values(st.text())
+# The parser of YAML does not take every character that a JSON text may have.
+YAML = json_values(st.text("ab0 :#{'-é"))
 
 
 def mappings(value):
@@ -328,3 +343,42 @@ def test_no_extra_field_is_changed_by_an_edit(extra, share):
     for each in service["spec"]["http"][2]["route"]:
         del each["weight"]
     assert changes(service, after) == []
+
+
+TEXT = """\
+# A service of a cluster.
+apiVersion: networking.istio.io/v1beta1
+kind: VirtualService
+metadata:
+  {name: vision, namespace: models, uid: 0c8e, managedFields: [{manager: kubectl, fieldsV1: {}}]}
+spec:
+  hosts: [vision]
+  http:
+  - match: [{uri: {prefix: /old}, sourceLabels: {app: shop}}]
+    delegate: {name: old}  # theirs
+  - route:
+    - {destination: {host: vision, subset: v2}, weight: 20}
+    - {destination: {host: vision, subset: v1}, weight: 80}
+    fault: {delay: {percent: FAULT, fixedDelay: 1s}}
+  tcp: TCP
+  tls: # and these
+  - match: [{port: 443, sniHosts: [a.b]}]
+    route: [{destination: {host: a.b}}]
+status: {observedGeneration: 7}
+"""
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(tcp=YAML, fault=YAML, share=st.integers(0, 100))
+def test_edit_of_a_text_touches_its_weights_only(tcp, fault, share):
+    text = TEXT.replace("TCP", json.dumps(tcp)).replace("FAULT", json.dumps(fault))
+    (service,) = parse_part(text, "").objects
+    objects = IstioObjects.of([service.object, parse_manifest(RULE)])
+    after = shift(objects, Shift(host="vision", weights={"v2": share}))[VISION]
+    assert spliced(text, service.node, plain(service.object), plain(after)) == text.replace(
+        "weight: 20", f"weight: {share}"
+    ).replace("weight: 80", f"weight: {100 - share}")
+
+
+def test_text_and_manifest_give_the_same_object():
+    assert parse_part(TEXT, "").objects[0].object == parse_manifest(yaml.safe_load(TEXT))

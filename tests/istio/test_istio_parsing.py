@@ -9,8 +9,9 @@ import pytest
 from tidegate.istio import IstioObjectErrors, Kind, ObjectName, parse
 from tidegate.istio.annotations import LoadBalancerOption, Sticky
 from tidegate.istio.destination_rule import SimpleLoadBalancer
-from tidegate.istio.parsing import parse_part
+from tidegate.istio.reading.documents import parse_part
 from tidegate.istio.shapes import StringMatch, StringMatchKind
+from tidegate.mesh.compiler import unsupported
 
 VISION = ObjectName(Kind.VIRTUAL_SERVICE, "models", "vision")
 HEAD = {
@@ -39,7 +40,7 @@ def route(body):
 def problems(text):
     return [
         (each.line, each.path, f"{each.problem}; {each.fix}")
-        for each in parse_part(text, "mesh.yaml").problems
+        for each in parse_part(text, "mesh.yaml", check=unsupported).problems
     ]
 
 

@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tidegate.istio import EditError, Kind, ObjectName, parse
-from tidegate.istio.edits import Shift, header_condition, shift
-from tidegate.istio.shares import with_shares
+from tidegate.istio.editing.shares import with_shares
+from tidegate.istio.editing.shifts import Shift, header_condition, shift
 from tidegate.istio.virtual_service import Destination, HttpRouteDestination
 
 HOST = "web.models.svc.cluster.local"

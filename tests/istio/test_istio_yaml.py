@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from tidegate.istio import EditError, IstioObjectErrors, parse, plan_changes, read_files
-from tidegate.istio.aliases import without_aliases
-from tidegate.istio.edits import Shift, shift
-from tidegate.istio.parsing import parse_part
+from tidegate.istio.editing.aliases import without_aliases
+from tidegate.istio.editing.shifts import Shift, shift
+from tidegate.istio.reading.documents import parse_part
 
 RULE = """\
 apiVersion: networking.istio.io/v1
@@ -113,7 +113,7 @@ def test_a_route_that_two_rules_share_is_changed_in_one_of_them(tmp_path):
 
 
 def test_what_cannot_be_written_out_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("tidegate.istio.aliases._MOST_CHARACTERS", 1)
+    monkeypatch.setattr("tidegate.istio.editing.aliases._MOST_CHARACTERS", 1)
     with pytest.raises(EditError, match=r"aliases share its parts: \*w in line 11.* write their"):
         shifted(tmp_path, ALIAS)
 

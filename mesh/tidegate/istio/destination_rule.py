@@ -4,7 +4,7 @@ import datetime as dt
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from tidegate.istio.annotations import DestinationRuleAnnotations
 from tidegate.istio.names import ObjectName
@@ -47,6 +47,8 @@ class SimpleLoadBalancer(enum.Enum):
     RANDOM = "RANDOM"
     ROUND_ROBIN = "ROUND_ROBIN"
     LEAST_REQUEST = "LEAST_REQUEST"
+    LEAST_CONN = "LEAST_CONN"
+    PASSTHROUGH = "PASSTHROUGH"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +61,7 @@ class HttpCookie(Message):
         ttl: its lifetime, where Envoy makes it; 0 is a session cookie.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "attributes": "attributes of the cookie are not supported; remove them",
-    }
+    OPAQUE = frozenset({"attributes"})
 
     name: str
     path: str | None = None
@@ -139,10 +139,7 @@ class LoadBalancer(Message):
         warmup_duration_secs: deprecated by Istio for ``warmup``.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "localityLbSetting": "a laptop is one locality; remove it",
-        "zoneAwareLbSetting": "a laptop is one locality; remove it",
-    }
+    OPAQUE = frozenset({"localityLbSetting", "zoneAwareLbSetting"})
 
     simple: SimpleLoadBalancer | None = None
     consistent_hash: ConsistentHash | None = None
@@ -176,9 +173,7 @@ class TcpSettings(Message):
         max_connection_duration: longest life of a connection.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "idleTimeout": "it counts for TCP routes only; write 'http.idleTimeout'",
-    }
+    OPAQUE = frozenset({"idleTimeout"})
 
     max_connections: Annotated[int | None, _INT32] = None
     connect_timeout: Annotated[dt.timedelta | None, Positive()] = None
@@ -262,10 +257,7 @@ class OutlierDetection(Message):
         min_health_percent: below this share of healthy endpoints nobody is ejected; 0 without it.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "consecutiveErrors": "Istio deprecates it; write 'consecutive5xxErrors'",
-        "outlierDetectionHttpErrorCodes": "it is new in Istio and not supported; remove it",
-    }
+    OPAQUE = frozenset({"consecutiveErrors", "outlierDetectionHttpErrorCodes"})
 
     consecutive_5xx_errors: Annotated[int | None, _UINT32] = None
     consecutive_gateway_errors: Annotated[int | None, _UINT32] = None
@@ -283,6 +275,7 @@ class ClientTlsMode(enum.Enum):
     DISABLE = "DISABLE"
     SIMPLE = "SIMPLE"
     MUTUAL = "MUTUAL"
+    ISTIO_MUTUAL = "ISTIO_MUTUAL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,9 +294,7 @@ class ClientTls(Message):
         insecure_skip_verify: whether servers' certificates are not checked.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "credentialName": "secrets of Kubernetes are not read; name files",
-    }
+    OPAQUE = frozenset({"credentialName"})
 
     mode: ClientTlsMode = ClientTlsMode.DISABLE
     client_certificate: str | None = None
@@ -324,9 +315,7 @@ class RetryBudget(Message):
         min_retry_concurrency: retries that are always allowed.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "budgetInterval": "Envoy counts the requests in progress; remove it",
-    }
+    OPAQUE = frozenset({"budgetInterval"})
 
     percent: Annotated[float, _PERCENT] = 20.0
     min_retry_concurrency: Annotated[int, _UINT32] = 3
@@ -364,10 +353,7 @@ class TrafficPolicy(Message):
         retry_budget: most retries at a time.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "tunnel": "tunnels are not supported; remove it",
-        "proxyProtocol": "gRPC servers do not read the PROXY protocol; remove it",
-    }
+    OPAQUE = frozenset({"tunnel", "proxyProtocol"})
 
     load_balancer: LoadBalancer | None = None
     connection_pool: ConnectionPool | None = None
@@ -407,9 +393,7 @@ class DestinationRule(Message):
             merges only rules of a host that say the same.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "workloadSelector": "rules for some clients only need sidecars; remove it",
-    }
+    OPAQUE = frozenset({"workloadSelector"})
 
     name: ObjectName
     annotations: DestinationRuleAnnotations = field(default_factory=DestinationRuleAnnotations)

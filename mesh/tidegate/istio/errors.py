@@ -7,7 +7,6 @@ from tidegate.errors import TidegateError
 
 __all__ = [
     "EditError",
-    "FileChangedError",
     "IstioError",
     "IstioObjectErrors",
     "ObjectProblem",
@@ -67,7 +66,3 @@ class EditError(IstioError):
     def __init__(self, message: str, field: str = "weights") -> None:
         super().__init__(message)
         self.field = field
-
-
-class FileChangedError(IstioError):
-    """A file is not what it was when its objects were read; it was left as it is."""

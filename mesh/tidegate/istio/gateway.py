@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from tidegate.istio.annotations import NoAnnotations
 from tidegate.istio.names import ObjectName
@@ -28,6 +28,13 @@ class GatewayProtocol(AnyCase):
     GRPC = "GRPC"
     GRPC_WEB = "GRPC-WEB"
     HTTPS = "HTTPS"
+    TCP = "TCP"
+    TLS = "TLS"
+    HTTP_PROXY = "HTTP_PROXY"
+    MONGO = "MONGO"
+    MYSQL = "MYSQL"
+    REDIS = "REDIS"
+    UDP = "UDP"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +48,7 @@ class GatewayPort(Message):
             served too.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "targetPort": "Istio deprecates it; write the port in 'number'",
-    }
+    OPAQUE = frozenset({"targetPort"})
 
     number: Annotated[int, Range(1, 65535)]
     name: str
@@ -55,12 +60,18 @@ class ServerTlsMode(enum.Enum):
 
     SIMPLE = "SIMPLE"
     MUTUAL = "MUTUAL"
+    PASSTHROUGH = "PASSTHROUGH"
+    AUTO_PASSTHROUGH = "AUTO_PASSTHROUGH"
+    ISTIO_MUTUAL = "ISTIO_MUTUAL"
+    OPTIONAL_MUTUAL = "OPTIONAL_MUTUAL"
 
 
 class TlsVersion(enum.Enum):
     """A version of TLS, by Istio's word."""
 
     TLS_AUTO = "TLS_AUTO"
+    TLSV1_0 = "TLSV1_0"
+    TLSV1_1 = "TLSV1_1"
     TLSV1_2 = "TLSV1_2"
     TLSV1_3 = "TLSV1_3"
 
@@ -82,15 +93,17 @@ class ServerTls(Message):
         https_redirect: whether plain HTTP is answered with a redirect; only at an HTTP port.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "credentialName": "secrets of Kubernetes are not read; name files",
-        "credentialNames": "secrets of Kubernetes are not read; name files",
-        "caCertCredentialName": "secrets of Kubernetes are not read; name files",
-        "tlsCertificates": "one certificate a server; name it in 'serverCertificate'",
-        "insecureSkipVerify": "clients' certificates are checked in mode MUTUAL; remove it",
-        "verifyCertificateHash": "pinned certificates are not supported; use 'subjectAltNames'",
-        "verifyCertificateSpki": "pinned certificates are not supported; use 'subjectAltNames'",
-    }
+    OPAQUE = frozenset(
+        {
+            "credentialName",
+            "credentialNames",
+            "caCertCredentialName",
+            "tlsCertificates",
+            "insecureSkipVerify",
+            "verifyCertificateHash",
+            "verifyCertificateSpki",
+        }
+    )
 
     mode: ServerTlsMode | None = None
     server_certificate: str | None = None
@@ -116,10 +129,7 @@ class Server(Message):
         name: what it is called.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "bind": "the address to listen on is a setting of the controller; remove it",
-        "defaultEndpoint": "Istio does not support it either; remove it",
-    }
+    OPAQUE = frozenset({"bind", "defaultEndpoint"})
 
     port: GatewayPort
     hosts: tuple[str, ...]

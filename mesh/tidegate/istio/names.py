@@ -7,6 +7,8 @@ from tidegate.istio.scalars import is_ip_address
 from tidegate.istio.shapes import GatewayName, HostName
 
 __all__ = [
+    "CANONICAL_NAME_LABELS",
+    "CANONICAL_REVISION_LABELS",
     "DEFAULT_NAMESPACE",
     "DOMAIN",
     "MESH",
@@ -18,6 +20,16 @@ __all__ = [
 
 DEFAULT_NAMESPACE = "default"
 DOMAIN = "cluster.local"
+CANONICAL_NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+"""Labels that give a workload its canonical name in Istio's telemetry; the first one counts."""
+
+CANONICAL_REVISION_LABELS = (
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+)
+"""Labels that give a workload its canonical revision; the first one counts."""
+
 MESH = GatewayName("mesh")
 """Istio's word for the clients inside the mesh, where a VirtualService names gateways."""
 

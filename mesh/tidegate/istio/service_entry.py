@@ -6,7 +6,7 @@ On a cluster Kubernetes' Services say it; on a laptop these objects do.
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from tidegate.istio.annotations import NoAnnotations, ServiceEntryAnnotations
 from tidegate.istio.names import ObjectName
@@ -36,6 +36,11 @@ class PortProtocol(AnyCase):
     HTTPS = "HTTPS"
     TCP = "TCP"
     TLS = "TLS"
+    HTTP_PROXY = "HTTP_PROXY"
+    MONGO = "MONGO"
+    MYSQL = "MYSQL"
+    REDIS = "REDIS"
+    UDP = "UDP"
 
     @property
     def routed(self) -> bool:
@@ -71,14 +76,16 @@ class Location(enum.Enum):
 class Resolution(enum.Enum):
     """How endpoints' addresses are found."""
 
+    NONE = "NONE"
     STATIC = "STATIC"
     DNS = "DNS"
     DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
+    DYNAMIC_DNS = "DYNAMIC_DNS"
 
     @property
     def by_dns(self) -> bool:
         """Whether addresses are names that proxies resolve."""
-        return self is not Resolution.STATIC
+        return self in (Resolution.DNS, Resolution.DNS_ROUND_ROBIN, Resolution.DYNAMIC_DNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +100,7 @@ class Workload(Message):
         locality: where it is, as ``region/zone/subzone``; kept for reports.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "network": "there is one network; remove it",
-        "serviceAccount": "endpoints have no identities; remove it",
-    }
+    OPAQUE = frozenset({"network", "serviceAccount"})
 
     address: str
     ports: Mapping[str, Annotated[int, _PORT]] = field(default_factory=dict)
@@ -123,24 +127,14 @@ class ServiceEntry(Message):
         export_to: ``*`` for every namespace, ``.`` for its own.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "addresses": "virtual addresses need captured traffic; clients name the host; remove it",
-        "subjectAltNames": "TLS is a policy; write them in the 'tls' of a DestinationRule",
-    }
-
-    ABSENT: ClassVar[Mapping[str, str]] = {
-        "resolution": (
-            "Istio's default NONE is not supported, as there are no original addresses to pass on "
-            "to; write STATIC or DNS"
-        ),
-    }
+    OPAQUE = frozenset({"addresses", "subjectAltNames"})
 
     name: ObjectName
     annotations: ServiceEntryAnnotations = field(default_factory=ServiceEntryAnnotations)
     hosts: tuple[HostName, ...]
     ports: tuple[ServicePort, ...] = ()
     location: Location = Location.MESH_EXTERNAL
-    resolution: Resolution
+    resolution: Resolution = Resolution.NONE
     endpoints: tuple[Workload, ...] = ()
     workload_selector: Annotated[Mapping[str, str] | None, Inside("labels")] = None
     export_to: tuple[str, ...] = ("*",)

@@ -82,11 +82,8 @@ class Message:
             copies them with the message, and writing returns them as they were.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {}
-    """Istio's fields that Tidegate does not have: each with the reason and what to do instead."""
-
-    ABSENT: ClassVar[Mapping[str, str]] = {}
-    """Required fields that Istio's objects may leave out: what that means there, and the fix."""
+    OPAQUE: ClassVar[frozenset[str]] = frozenset()
+    """Istio's fields that are kept as plain values and not read. The compiler refuses them."""
 
     opaque: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 

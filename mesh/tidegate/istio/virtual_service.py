@@ -4,7 +4,7 @@ import datetime as dt
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from tidegate.istio.annotations import VirtualServiceAnnotations
 from tidegate.istio.names import MESH, ObjectName
@@ -109,17 +109,7 @@ class HttpMatchRequest(Message):
         gateways: where the condition counts; everywhere the VirtualService does when empty.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "sourceLabels": (
-            "routes by the client's labels need a sidecar at each client; let clients send a "
-            "header and match 'headers' instead"
-        ),
-        "sourceNamespace": (
-            "routes by the client's namespace need a sidecar at each client; let clients send a "
-            "header and match 'headers' instead"
-        ),
-        "statPrefix": "Envoy's statistics per route are not kept; remove it",
-    }
+    OPAQUE = frozenset({"sourceLabels", "sourceNamespace", "statPrefix"})
 
     name: str | None = None
     uri: StringMatch | None = None
@@ -174,9 +164,7 @@ class HttpRedirect(Message):
         redirect_code: the HTTP status.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "prefixRewrite": "it is new in Istio and not supported; write the whole path with 'uri'",
-    }
+    OPAQUE = frozenset({"prefixRewrite"})
 
     uri: str | None = None
     authority: str | None = None
@@ -259,10 +247,7 @@ class FaultDelay(Message):
         percentage: of how many requests, 0 to 100; of none without it, as in Istio.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "exponentialDelay": "Envoy has no such delay; write 'fixedDelay'",
-        "percent": "Istio deprecates it; write 'percentage: {value: N}'",
-    }
+    OPAQUE = frozenset({"exponentialDelay", "percent"})
 
     fixed_delay: Annotated[dt.timedelta, Positive()]
     percentage: Annotated[float, Inside("value"), _PERCENT] = 0.0
@@ -278,9 +263,7 @@ class FaultAbort(Message):
         percentage: of how many requests, 0 to 100; of none without it, as in Istio.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "http2Error": "Envoy cannot abort with an HTTP/2 error code; write 'grpcStatus'",
-    }
+    OPAQUE = frozenset({"http2Error"})
 
     http_status: Annotated[int | None, Range(200, 599)] = None
     grpc_status: str | None = None
@@ -335,9 +318,7 @@ class CorsPolicy(Message):
         unmatched_preflights: what becomes of preflight requests from other origins.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "allowOrigin": "Istio deprecates it; write 'allowOrigins: [{exact: ORIGIN}]'",
-    }
+    OPAQUE = frozenset({"allowOrigin"})
 
     allow_origins: tuple[StringMatch, ...] = ()
     allow_methods: tuple[str, ...] = ()
@@ -369,11 +350,7 @@ class HttpRoute(Message):
         headers: changes of headers.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "delegate": "routes of several objects are not joined; write them here",
-        "mirrorPercent": "Istio deprecates it; write 'mirrorPercentage: {value: N}'",
-        "mirror_percent": "Istio deprecates it; write 'mirrorPercentage: {value: N}'",
-    }
+    OPAQUE = frozenset({"delegate", "mirrorPercent", "mirror_percent"})
 
     name: str | None = None
     match: tuple[HttpMatchRequest, ...] = ()
@@ -398,27 +375,18 @@ class VirtualService(Message):
     Attributes:
         name: what the object is called.
         annotations: its ``tidegate.dev/*`` annotations.
-        hosts: what clients call: names of hosts, or domains at a gateway, ``*`` for any.
+        hosts: what clients call: names of hosts, or domains at a gateway, ``*`` for any. Without
+            any, another VirtualService may delegate to the rules.
         gateways: where the rules count.
         http: the rules, in order.
         export_to: ``*`` for every namespace, ``.`` for its own.
     """
 
-    REFUSED: ClassVar[Mapping[str, str]] = {
-        "tcp": "only HTTP and gRPC are routed; call the server's port directly",
-        "tls": "only HTTP and gRPC are routed; end TLS at a Gateway and write 'http' rules",
-    }
-
-    ABSENT: ClassVar[Mapping[str, str]] = {
-        "hosts": (
-            "to Istio its rules are then for another VirtualService to delegate to, which is not "
-            "supported; name the hosts"
-        ),
-    }
+    OPAQUE = frozenset({"tcp", "tls"})
 
     name: ObjectName
     annotations: VirtualServiceAnnotations = field(default_factory=VirtualServiceAnnotations)
-    hosts: tuple[HostName, ...]
+    hosts: tuple[HostName, ...] = ()
     gateways: tuple[GatewayName, ...] = (MESH,)
     http: tuple[HttpRoute, ...] = ()
     export_to: tuple[str, ...] = ("*",)

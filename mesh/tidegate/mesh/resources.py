@@ -1,12 +1,13 @@
-"""xDS resources as values: what the compiler makes, the ADS server serves and proxies acknowledge.
+"""xDS resources as values: the compiler makes them, the ADS server serves them, proxies ACK them.
 
-A resource is named by its type and its name. Its version is a digest of its content, so the same
-content is the same version whoever made it and whenever: nothing is sent again because a control
-plane came back, and a proxy that reconnects with what it holds is understood.
+A resource is identified by its type and its name. Its version is a digest of its content, so equal
+content has the same version in every control plane and at any time. A restarted control plane does
+not send everything again, and it understands the versions of a proxy that reconnects.
 
-Proxies differ in what they understand, so resources come in proxy kinds. An Envoy gets what it does
-with a domain as a resource of its own (a scope, or a virtual host by VHDS), so that a weight costs
-one host and not the mesh; a gRPC client gets a route configuration for each host that it dials.
+Proxies differ in what they understand, so each set of resources is made for a proxy kind. An Envoy
+gets a resource of its own for each domain (a scope, or a virtual host by VHDS), so that a change of
+weight updates one host instead of the mesh. A gRPC client gets a route configuration for each host
+that it dials.
 """
 
 import enum
@@ -30,16 +31,16 @@ __all__ = [
 ]
 
 Version = NewType("Version", str)
-"""Sixteen hexadecimal digits of a resource's content."""
+"""A digest of a resource's content: sixteen hexadecimal digits."""
 
 
 class ResourceType(enum.Enum):
-    """The types that are served, in the order in which an addition must reach a proxy.
+    """The resource types that are served, in the order in which additions must reach a proxy.
 
-    Clusters come before the endpoints in them and both before the routes that name them
-    (Envoy's "eventual consistency considerations"); removals go the other way. Scopes come before
-    listeners: all listeners share them, so one that comes later opens with what is there, and one
-    that goes is gone before its scopes are.
+    Clusters come before their endpoints, and both come before the routes that name them (Envoy's
+    "eventual consistency considerations"). Removals go in the opposite order. Scopes come before
+    listeners because all listeners share them: a new listener opens with its scopes in place, and a
+    removed listener goes before its scopes do.
     """
 
     CLUSTER = "envoy.config.cluster.v3.Cluster"
@@ -56,7 +57,7 @@ class ResourceType(enum.Enum):
 
 
 class ProxyKind(enum.Enum):
-    """Who a set of resources is made for."""
+    """The kind of proxy that a set of resources is made for."""
 
     ENVOY = "envoy"
     GRPC = "grpc"
@@ -64,11 +65,11 @@ class ProxyKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ResourceKey:
-    """What a resource is called.
+    """The identity of a resource.
 
     Attributes:
-        type: its type.
-        name: its name within the type.
+        type: The resource type.
+        name: The name within the type.
     """
 
     type: ResourceType
@@ -83,9 +84,9 @@ class Resource:
     """One resource, ready to be sent.
 
     Attributes:
-        key: its type and name.
-        body: the message with its type URL, as it goes on the wire.
-        version: digest of the body.
+        key: The type and name.
+        body: The message with its type URL, as sent on the wire.
+        version: A digest of the body.
     """
 
     key: ResourceKey
@@ -94,7 +95,7 @@ class Resource:
 
     @classmethod
     def of(cls, type: ResourceType, name: str, message: Message) -> Self:  # noqa: A002
-        """Packs a message."""
+        """Packs a message into a resource."""
         content = message.SerializeToString(deterministic=True)
         return cls(
             ResourceKey(type, name),
@@ -111,8 +112,8 @@ class Change:
     """A step from one set of resources to another.
 
     Attributes:
-        put: resources that are new or different.
-        delete: what is no longer there.
+        put: Resources that are new or changed.
+        delete: Keys of resources that are removed.
     """
 
     put: tuple[Resource, ...] = ()
@@ -122,7 +123,7 @@ class Change:
         return bool(self.put or self.delete)
 
     def only(self, *types: ResourceType) -> Self:
-        """The part of the change that is of these types."""
+        """Returns the part of the change that concerns some types."""
         return type(self)(
             tuple(each for each in self.put if each.key.type in types),
             tuple(each for each in self.delete if each.type in types),
@@ -130,12 +131,12 @@ class Change:
 
 
 def difference(before: Resources, after: Resources, keys: Iterable[ResourceKey]) -> Change:
-    """What leads from one set to another, looking only at some keys.
+    """Returns the change from one set of resources to another, comparing only some keys.
 
     Args:
-        before: the set that is served.
-        after: the set that shall be served.
-        keys: where they can differ; all others are taken to be the same.
+        before: The set that is served.
+        after: The set to be served.
+        keys: The keys that may differ. All others are taken to be equal.
     """
     put, delete = [], []
     for key in keys:

@@ -1,4 +1,4 @@
-"""``tidegate model``: build models from published weights, list what is there, verify it.
+"""``tidegate model``: builds models from published weights, and lists and verifies them.
 
     tidegate model build efficientnet-lite0 --precision int8
     tidegate model build smollm2
@@ -6,9 +6,9 @@
     tidegate model verify
     tidegate model samples samples/
 
-The first build of a model takes from seconds to two minutes. A second build verifies every
-checksum, reports it and does nothing. The fp32 build of a classifier becomes its default version if
-it has none, because the other precisions are measured against it.
+The first build of a model takes from seconds to two minutes. A second build finds that every
+checksum is right, says so and does nothing. The fp32 build of a classifier becomes its default
+version unless one is set, because the other precisions are measured against it.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class BuildableModel(StrEnum):
 
 
 class BuildablePrecision(StrEnum):
-    """The precisions in which a classifier can be built."""
+    """The precisions of a classifier."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -73,7 +73,7 @@ def build(
     model: Annotated[BuildableModel, typer.Argument(help="Which model.")],
     precision: Annotated[
         BuildablePrecision | None,
-        typer.Option(help="The precision of a classifier; fp32 if not given.", show_default=False),
+        typer.Option(help="Precision of a classifier; fp32 if not given.", show_default=False),
     ] = None,
     version: Annotated[
         str | None,
@@ -83,7 +83,9 @@ def build(
         ),
     ] = None,
     repository: RepositoryOption = _DEFAULT_REPOSITORY,
-    force: Annotated[bool, typer.Option("--force", help="Rebuild it even if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build the model again even if it exists.")
+    ] = False,
 ) -> None:
     """Build a model from published weights into the repository."""
     with _errors_reported():
@@ -212,10 +214,10 @@ def _build(
         source = entry.metadata.source
         if source is None or source.recipe >= recipe:
             _output.print(
-                f"{name} {version} is already built and its checksums are correct: {entry.path}"
+                f"{name} {version} is already built and its checksums are right: {entry.path}"
             )
             return entry
-        _output.print(f"{name} {version} was built by an older recipe; rebuilding it")
+        _output.print(f"{name} {version} was built by an older recipe, and is built again")
     with _progress.status(f"{name} {version}: loading libraries") as status:
 
         def say(step: str) -> None:
@@ -235,7 +237,7 @@ def _size_bytes(folder: Path) -> int:
 
 @contextmanager
 def _errors_reported() -> Iterator[None]:
-    """Ends the command with one line and status 1 on a Tidegate or file system error."""
+    """Turns an error of Tidegate or of the file system into one line and exit status 1."""
     try:
         yield
     except (TidegateError, OSError) as error:

@@ -1,8 +1,7 @@
 """The table of commands. A command's module is imported only when the command runs.
 
-So ``tidegate --help`` answers at once, and a command may need packages that are not installed: when
-such a command is called, the error names the extra to install. To add a command, add a line to
-`_COMMANDS`.
+So ``tidegate --help`` answers at once, and a command may need packages that are not installed. The
+error of such a command names the extra to install. To add a command, add a line to `_COMMANDS`.
 """
 
 import difflib
@@ -70,31 +69,31 @@ _COMMANDS = {
 
 
 class LazyGroup(TyperGroup):
-    """A group whose commands are in modules that are not imported yet."""
+    """A group of commands whose modules are imported on demand."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # the framework's signature
-        """The names of all commands, in the order of the table."""
+        """Lists the names of all commands, in the order of the table."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        """A stand-in with the command's help line; :meth:`resolve_command` has the command."""
+        """Returns a placeholder with the help line of a command, which is not imported yet."""
         command = _COMMANDS.get(cmd_name)
         return None if command is None else TyperCommand(cmd_name, help=command.summary)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that is called, imported.
+        """Imports and returns the command that is called.
 
         Raises:
-            MissingExtraError: it needs packages that are not installed.
+            MissingExtraError: The command needs packages that are not installed.
         """
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else "see `tidegate --help`."
             ctx.fail(f"There is no command '{args[0]}'; {hint}")
-        name, stand_in, rest = super().resolve_command(ctx, args)
-        if name is None or stand_in is None:
-            return name, stand_in, rest
+        name, placeholder, rest = super().resolve_command(ctx, args)
+        if name is None or placeholder is None:
+            return name, placeholder, rest
         return name, _load(name, _COMMANDS[name]), rest
 
 

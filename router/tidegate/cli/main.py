@@ -1,14 +1,14 @@
-"""``tidegate``: the entry point, and the only place where an error becomes a message and a status.
+"""``tidegate``: the entry point, which turns errors into messages and exit statuses.
 
 Results go to standard output and everything else to standard error, so that output can be piped.
-The exit status says what happened:
+The exit status:
 
 ====  ==============================================================
-0     all of it worked
-1     it failed, or part of it did; standard error says what and why
+0     the command succeeded
+1     the command, or a part of it, failed; standard error says what and why
 2     the command line is wrong
 3     no server answers
-130   it was interrupted
+130   the user interrupted the command
 ====  ==============================================================
 """
 
@@ -59,14 +59,14 @@ def _root(
 
 def main() -> None:
     """Runs the command line and exits."""
-    # gRPC's own log lines would stand between a person and the message below.
+    # gRPC's own log lines would hide the message below.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         app()
     except TidegateError as error:
         sys.exit(_report(error))
     except BrokenPipeError:
-        # Who read the output has gone; nothing is left to be said, nor to be flushed at exit.
+        # The reader of the output has gone; Python must not flush standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
 

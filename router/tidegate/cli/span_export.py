@@ -1,4 +1,4 @@
-"""The way of spans from this process to an OTLP collector; needs OpenTelemetry's packages."""
+"""The exporter of a command's spans. Only this module needs OpenTelemetry's packages."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,17 +15,17 @@ from tidegate.runtime.otlp.exporters import otlp_exporter
 __all__ = ["exporting"]
 
 _SERVICE = "tidegate-cli"
-_PATIENCE_S = 3.0
+_TIMEOUT_S = 3.0
 
 
 class _CountingExporter(SpanExporter):
-    """Counts what it cannot deliver.
+    """Counts the spans that an exporter cannot deliver.
 
     Args:
-        exporter: delivers.
+        exporter: The exporter.
 
     Attributes:
-        lost: spans that were not delivered.
+        lost: The number of spans that were not delivered.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
@@ -33,33 +33,33 @@ class _CountingExporter(SpanExporter):
         self.lost = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Delivers spans."""
+        """Exports spans."""
         result = self._exporter.export(spans)
         if result is not SpanExportResult.SUCCESS:
             self.lost += len(spans)
         return result
 
     def shutdown(self) -> None:
-        """Ends the connection."""
+        """Closes the exporter."""
         self._exporter.shutdown()
 
 
 @contextmanager
 def exporting(endpoint: str | None, protocol: str = "grpc") -> Iterator[None]:
-    """Records the spans of the process from here on, and has sent them when it ends.
+    """Records the spans of the process, and sends them before the context ends.
 
-    Which traces are recorded, OpenTelemetry's variables say to its SDK.
+    The SDK takes sampling from OpenTelemetry's own variables.
 
     Args:
-        endpoint: the collector; ``None`` for that of this host.
+        endpoint: The collector; ``None`` for the default one on this host.
         protocol: ``grpc`` or ``http/protobuf``.
     """
-    # The exporter logs each try to reach an absent collector; that is told once, below.
+    # The exporter logs each failed try; the message below reports the loss once.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    # What OpenTelemetry's variables say of the process goes before our name for it.
+    # OpenTelemetry's variables win over our name for the process.
     resource = Resource.create({"service.name": _SERVICE}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    exporter = _CountingExporter(otlp_exporter(endpoint, protocol, _PATIENCE_S))
+    exporter = _CountingExporter(otlp_exporter(endpoint, protocol, _TIMEOUT_S))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     try:

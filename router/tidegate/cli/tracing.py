@@ -1,10 +1,10 @@
-"""Spans of what a command calls, sent to an OTLP collector when one is named.
+"""Export of the spans of a command's calls to an OTLP collector, if one is configured.
 
-The client makes the spans; here they are given a way out. The packages that this takes are not in
-the light install: without them the command does its work all the same, and says what it lacks.
+The client makes the spans; this module exports them. The base install lacks the packages for it:
+without them the command works all the same, and says which package is missing.
 
-``--trace`` goes before ``TIDEGATE_OTLP_ENDPOINT``, and that before OpenTelemetry's own variables,
-which mean here what they mean to the servers.
+``--trace`` wins over ``TIDEGATE_OTLP_ENDPOINT``, and that wins over OpenTelemetry's own variables,
+which have the same meaning as for the servers.
 """
 
 import os
@@ -25,7 +25,7 @@ TraceOption = Annotated[
         "--trace",
         envvar="TIDEGATE_OTLP_ENDPOINT",
         help="OTLP collector for spans of the calls, such as http://127.0.0.1:4317. "
-        "Default: what OpenTelemetry's variables say, and no spans if they say nothing.",
+        "Default: the collector of OpenTelemetry's variables; without them, no spans.",
         show_default=False,
         metavar="URL",
     ),
@@ -36,41 +36,43 @@ _PROTOCOL_VARIABLE = "TIDEGATE_OTLP_PROTOCOL"
 
 @contextmanager
 def exported_spans(endpoint: str | None) -> Iterator[None]:
-    """Records a span for each call that is made inside; they are sent when it ends.
+    """Records a span for each call inside the context, and sends the spans when it ends.
 
     Args:
-        endpoint: the collector, if a flag or a variable of ours names one.
+        endpoint: The collector, if ``--trace`` or ``TIDEGATE_OTLP_ENDPOINT`` names one.
 
     Raises:
-        typer.BadParameter: spans cannot be sent there, or not as a variable wants it.
+        typer.BadParameter: The endpoint or the protocol of a variable is not supported.
     """
     collector = _collector(endpoint)
     if collector is None:
         yield
         return
     if is_disabled(os.environ):
-        _not_recorded("OTEL_SDK_DISABLED is set")
+        _warn_not_recorded("OTEL_SDK_DISABLED is set")
         yield
         return
     try:
         from tidegate.cli.span_export import exporting
     except ModuleNotFoundError as error:
-        _not_recorded(f"{error.name} is not installed; pip install 'tidegate[server]' brings it")
+        _warn_not_recorded(
+            f"{error.name} is not installed; pip install 'tidegate[server]' brings it"
+        )
         yield
         return
     with exporting(*collector):
         yield
 
 
-def _not_recorded(why: str) -> None:
+def _warn_not_recorded(why: str) -> None:
     errors().print(f"no spans are recorded: {why}", style="yellow", markup=False)
 
 
 def _collector(endpoint: str | None) -> tuple[str | None, str] | None:
-    """Where spans go, and over which protocol; None for nowhere."""
+    """The collector and the protocol; ``None`` to export no spans."""
     own_protocol = os.environ.get(_PROTOCOL_VARIABLE)
-    decided = {"otlp_protocol"} if own_protocol else set()
-    found = read(os.environ, decided, own_protocol)
+    already_set = {"otlp_protocol"} if own_protocol else set()
+    found = read(os.environ, already_set, own_protocol)
     protocol = own_protocol or (
         found["otlp_protocol"].value if "otlp_protocol" in found else "grpc"
     )
@@ -98,5 +100,5 @@ def _check(endpoint: str, protocol: str) -> None:
         return
     if protocol == HTTP or "/" in endpoint or not endpoint:
         raise typer.BadParameter(
-            f"--trace: {endpoint!r} is no collector; http://127.0.0.1:4317 is one"
+            f"--trace: {endpoint!r} is not a collector's URL; use for example http://127.0.0.1:4317"
         )

@@ -1,4 +1,8 @@
-"""What surrounds one call, from its begin to the status it ends with."""
+"""The lifecycle of one call, from its begin to the status that ends it.
+
+Around each handler a `CallLifecycle` counts and times the call, opens its span, sets the fields of
+its log lines, keeps it known to the drain, and turns what the handler raises into a rich status.
+"""
 
 import asyncio
 import logging
@@ -12,7 +16,6 @@ from typing import TYPE_CHECKING, Final, Self, cast
 from urllib.parse import unquote
 
 import grpc
-import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
@@ -45,18 +48,18 @@ from tidegate.chassis.errors import (
 from tidegate.chassis.in_flight import InFlightCall, InFlightCalls
 from tidegate.chassis.metrics import MethodMetrics, RequestCounters
 from tidegate.runtime import tracing
-from tidegate.runtime.logging import call_fields
+from tidegate.runtime.logging import call_fields, get_logger
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 __all__ = ["CallLifecycle", "Method", "peer_attributes"]
 
-_log = structlog.stdlib.get_logger(__name__)
+_log = get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
 
-# These are the server's fault: logged as warnings, and marked as errors on the server's span
-# (OpenTelemetry semantic conventions for gRPC). Other codes are the client's.
+# Codes of server faults: they are logged as warnings and marked as errors on the server's span
+# (OpenTelemetry semantic conventions for gRPC). Other codes are faults of the client.
 _SERVER_FAULTS: Final = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
@@ -67,8 +70,8 @@ _SERVER_FAULTS: Final = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-# What a stream ends with that was cut from outside, and so the requests on it.
-_CUTS: Final = frozenset(
+# Codes of streams that were ended from outside; the open requests on a stream end with its code.
+_INTERRUPTIONS: Final = frozenset(
     {
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -82,19 +85,19 @@ _PUSHBACK_TRAILER: Final = "grpc-retry-pushback-ms"
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What is known of a method before it is called.
+    """A method, with everything about it that is known before a call.
 
     Attributes:
         path: ``/service/method``, or ``other``.
         span_name: Name of its spans.
-        is_application: Whether the application, and not the chassis, answers it.
-        is_one_request: Whether a call is one request; a client's stream may bring many, which the
+        is_application: Whether the application answers it, not a built-in service.
+        is_one_request: Whether a call is one request. A client's stream may carry many, which the
             application counts one by one.
-        limit: Calls of the application run at once before more are refused; None for no limit.
-        requests: Counts its requests that no model answers; None for the chassis's services.
+        limit: Calls of the application that may run at once; None for no limit.
+        requests: Counts its requests that no model answers; None for the built-in services.
         metrics: Its collectors.
-        attributes: Of its spans.
-        log_fields: Of the log lines in its calls.
+        attributes: Attributes of its spans.
+        log_fields: Fields of the log lines that its calls write.
     """
 
     path: str
@@ -109,16 +112,16 @@ class Method:
 
 
 class CallLifecycle(InFlightCall):
-    """Context in which a handler runs; leaving it by an error ends the call with a rich status.
+    """Context in which a handler runs; an error that leaves it ends the call with a rich status.
 
-    The error goes no further. gRPC keeps what a call was ended by, and an error keeps the frames
-    that it went through, and so the request: a cycle of megabytes that would wait for the garbage
-    collector, which counts objects and not bytes.
+    The context swallows the error. gRPC keeps the error that ended a call, and an error keeps its
+    frames, and so the request: a cycle of megabytes that would wait for the garbage collector,
+    which counts objects, not bytes.
 
     Args:
-        method: That is called.
-        context: GRPC's context of the call.
-        in_flight: Where running calls are kept.
+        method: The called method.
+        context: The gRPC context of the call.
+        in_flight: The running calls of the server.
     """
 
     __slots__ = (
@@ -132,7 +135,7 @@ class CallLifecycle(InFlightCall):
     )
 
     def __init__(self, method: Method, context: ServicerContext, in_flight: InFlightCalls) -> None:
-        # The call lives as long as the task that gRPC made for it, and so do the context variables.
+        # gRPC makes one task for each call, so the context variables live as long as the call.
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - handlers are coroutines
         super().__init__(method.path, is_application=method.is_application, task=task)
@@ -177,11 +180,11 @@ class CallLifecycle(InFlightCall):
         return True
 
     async def admit(self) -> None:
-        """Waits while calls are held; to be called in the context, ahead of the handler.
+        """Waits while calls are held. Call it in the context, before the handler.
 
         Raises:
-            Unavailable: The server is going away.
-            ResourceExhausted: As many calls run as may.
+            Unavailable: The server is draining.
+            ResourceExhausted: `Method.limit` calls run already.
         """
         if self._in_flight.held is not None:
             await self._in_flight.held.wait()
@@ -190,29 +193,29 @@ class CallLifecycle(InFlightCall):
         limit = self._method.limit
         if limit is not None and self._in_flight.application_calls > limit:
             raise ResourceExhausted(
-                f"{limit} calls run already, the most this server takes at once",
+                f"{limit} calls run already, which is this server's limit (max_concurrent_rpcs)",
                 reason="TOO_MANY_RPCS",
                 retry_after_s=_RETRY_AFTER_LIMIT_S,
             )
 
     def message_sent(self) -> None:
-        """See `CallInProgress`."""
+        """Counts a message that the server has sent."""
         self._method.metrics.sent.inc()
 
     def code_of_cancellation(self) -> grpc.StatusCode:
-        """See `CallInProgress`; whoever asks is told the same once the call is being cancelled."""
+        """Gives the code of a cancellation; once the call is being cancelled, always the same."""
         if self.is_cancelled_by_drain:
             return grpc.StatusCode.UNAVAILABLE
         if self._cancelled_as is not None:
             return self._cancelled_as
         code = self._why_cancelled()
         if self.task.cancelling():
-            # A task of the call's may be cancelled by itself, and ask while the call goes on.
+            # Only then: a subtask may be cancelled and ask for the code while the call goes on.
             self._cancelled_as = code
         return code
 
     def _why_cancelled(self) -> grpc.StatusCode:
-        """Tells a client whose deadline passed from one that left: gRPC cancels for both."""
+        """Tells a passed deadline from a client that left: gRPC cancels the task for both."""
         remaining_s = self._context.time_remaining()
         if remaining_s is not None:
             elapsed_s = time.perf_counter() - self._began_s
@@ -223,19 +226,19 @@ class CallLifecycle(InFlightCall):
     def _begin(self) -> None:
         method = self._method
         self._began_s = time.perf_counter()
-        # The call goes first, as its answer does below: nobody waits for the metrics.
+        # The call goes first, as the response does in `_end`: nobody waits for the metrics.
         self.task.get_loop().call_soon(method.metrics.began)
         self._in_flight.begin(self)
         current_call.set(self._current)
         call_fields.set(method.log_fields)
         parent = tracing.extract(details_of_call.get().invocation_metadata)
-        # Supervisors and balancers ask after the health all the time: such a call joins a trace
-        # that somebody has begun, and begins none.
+        # Supervisors and load balancers check the health all the time. Such a call joins its
+        # caller's trace and begins none.
         if method.is_application or parent is not None:
             self._span = tracing.server_span(method.span_name, method.attributes, parent)
         if self._span is not None:
             if self._span.is_recording():
-                # gRPC takes its time to tell the peer, so it is asked only for these.
+                # Asking gRPC for the peer is slow, so only recorded spans do it.
                 self._span.set_attributes(peer_attributes(self._context.peer()))
             if method.attributes[RPC_METHOD] == "_OTHER":
                 original = details_of_call.get().method.removeprefix("/")
@@ -247,14 +250,14 @@ class CallLifecycle(InFlightCall):
     def _end(self, code: grpc.StatusCode, error: ServiceError | None = None) -> None:
         seconds = time.perf_counter() - self._began_s
         self._in_flight.end(self)
-        # The task holds its context, and this call holds the task: no cycle is to outlive the call.
-        self._current.in_progress = None
-        # The answer goes first: nobody waits for the metrics.
+        # The task holds its context, and this call holds the task: break the cycle here.
+        self._current.lifecycle = None
+        # The response goes first: nobody waits for the metrics.
         self.task.get_loop().call_soon(
             self._method.metrics.handled, code, seconds, self._ended_requests(code)
         )
         fault = code in _SERVER_FAULTS
-        # An overloaded server has no time to log each refusal; the metric counts them.
+        # An overloaded server has no time to log each rejection; the metric counts them.
         quiet = code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
         if not quiet or (error and _logs_debug()):
             log = _log.warning if fault else _log.info
@@ -278,7 +281,7 @@ class CallLifecycle(InFlightCall):
             self._span.end()
 
     def _ended_requests(self, code: grpc.StatusCode) -> Sequence[RequestCounters]:
-        """The counters of the requests that end with the call, and with the same code."""
+        """Gives the counters of the requests that end with the call and with its code."""
         call, method = self._current, self._method
         if method.requests is None:
             return ()
@@ -286,16 +289,16 @@ class CallLifecycle(InFlightCall):
             model = call.model
             counters = None if model is None else model.requests(method.path)
             return (counters or method.requests,)
-        if code in _CUTS:
-            return call.cut
-        # The stream ended for another reason; these were not answered because of it.
-        for each in call.cut:
+        if code in _INTERRUPTIONS:
+            return call.interrupted
+        # The stream ended for another reason, before the server answered these requests.
+        for each in call.interrupted:
             each.count(grpc.StatusCode.CANCELLED)
         return ()
 
     def _as_service_error(self, error: BaseException) -> ServiceError:
         if isinstance(error, asyncio.CancelledError):
-            # The drain cancelled the task, not the client; the task goes on to send the status.
+            # The drain, not the client, cancelled the task, which goes on to send the status.
             self.task.uncancel()
             return _draining()
         if known := _service_error_in(error):
@@ -313,7 +316,7 @@ class CallLifecycle(InFlightCall):
         self._end(code, error)
         trailers: dict[str, str | bytes] = {_DETAILS_TRAILER: status.SerializeToString()}
         if isinstance(error, ResourceExhausted | Unavailable) and error.retry_after_s is not None:
-            # RetryInfo is for programs; this is what gRPC's own retries wait for (gRFC A6).
+            # Programs read RetryInfo; gRPC's own retries wait as this trailer says (gRFC A6).
             trailers[_PUSHBACK_TRAILER] = str(math.ceil(error.retry_after_s * 1000))
         set_trailers(self._context, trailers)
         try:
@@ -321,19 +324,20 @@ class CallLifecycle(InFlightCall):
                 code, status.message, tuple(self._context.trailing_metadata())
             )
         except grpc.aio.AbortError as aborted:
-            # gRPC raises it again when the handler has ended.
+            # gRPC raises the error again when the handler has ended.
             _forget_frames(aborted)
         except grpc.aio.InternalError:
-            # The client has gone in the meantime: there is nobody to tell, and gRPC frees what it
-            # keeps of a call that was cancelled only when the handler ends as cancelled.
+            # The client has gone meanwhile, so there is no one to send the status to. gRPC frees a
+            # cancelled call only when its handler ends as cancelled.
             raise asyncio.CancelledError from error
 
 
 def peer_attributes(peer: str) -> "dict[str, AttributeValue]":
-    """Gives the attributes of the other end of a connection.
+    """Gives the span attributes of a call's peer.
 
     Args:
-        peer: As gRPC writes it: ``ipv4:10.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``, ``unix:/path``.
+        peer: Peer as gRPC writes it: ``ipv4:10.0.0.1:50051``, ``ipv6:%5B::1%5D:50051``,
+            ``unix:/path``.
     """
     kind, _, address = unquote(peer).partition(":")
     if kind not in {"ipv4", "ipv6"}:
@@ -358,11 +362,11 @@ def _code_set_by_handler(context: ServicerContext) -> grpc.StatusCode:
 
 
 def _draining() -> Unavailable:
-    return Unavailable("the server is going away", reason="SERVER_DRAINING")
+    return Unavailable("the server is shutting down", reason="SERVER_DRAINING")
 
 
 def _service_error_in(error: BaseException) -> ServiceError | None:
-    """Finds what a handler meant: task groups wrap what their tasks raise."""
+    """Finds the error that a handler raised: task groups wrap the errors of their tasks."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, BaseExceptionGroup):

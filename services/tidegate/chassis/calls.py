@@ -1,8 +1,8 @@
-"""What a handler may ask and tell about the call it answers.
+"""The call that a handler answers: its deadline, its client, its cancellation and its trailers.
 
-When it must be done (`deadline_of`), who calls (`deferred_client_identity`), why it was cancelled
-(`code_of_cancellation`), and what goes into the trailers (`set_trailers`), which reach the client
-and the mesh's access log even when the call fails.
+A handler asks for the deadline (`deadline_of`), the client (`deferred_client_identity`) and the
+reason of a cancellation (`code_of_cancellation`). It sets trailers with `set_trailers`; they reach
+the client and the mesh's access log even when the call fails.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import grpc
@@ -20,12 +20,12 @@ import grpc
 from tidegate.chassis.orca import LoadReport
 
 if TYPE_CHECKING:
+    from tidegate.chassis.call_lifecycle import CallLifecycle
     from tidegate.chassis.metrics import RequestCounters
     from tidegate.chassis.served_models import ServedModel
 
 __all__ = [
     "ORCA_TRAILER",
-    "CallInProgress",
     "CurrentCall",
     "ResponseWriter",
     "ServicerContext",
@@ -48,56 +48,46 @@ _FIRST_WRITE_S: Final = 0.5
 _TRANSIT_S: Final = 0.005
 
 
-class CallInProgress(Protocol):
-    """What surrounds a call while it is answered."""
-
-    def message_sent(self) -> None:
-        """Counts a message that went out."""
-        ...
-
-    def code_of_cancellation(self) -> grpc.StatusCode:
-        """See the function of this name."""
-        ...
-
-
 details_of_call: Final[ContextVar[grpc.HandlerCallDetails]] = ContextVar("tidegate_rpc_details")
-"""Set where a handler is looked up, read where it runs: gRPC gives each call a task of its own."""
+"""Details of the current call. The method table sets them when gRPC looks up the handler, in the
+task that then runs it: gRPC gives each call its own task."""
 
 
 @dataclass(slots=True)
 class CurrentCall:
-    """What is known of a call while it is answered. It holds no request.
+    """The call that a task answers. It holds no request.
 
     Attributes:
         path: ``/service/method``, or ``other``.
-        in_progress: What surrounds it; None once it has ended, so that whoever still knows the call
-            then keeps nothing of gRPC's.
-        requests: What counts its requests that no model answers; None for the chassis's services.
-        model: The model that answers it, as far as there is one and only one.
-        is_mixed: Whether several models answer it.
-        cut: Counters of requests of its stream that were cut off, and count as the call ends.
+        lifecycle: The lifecycle of the call. None once the call has ended, so that a task that
+            outlives the call keeps none of gRPC's objects alive.
+        requests: Counts its requests that no model answers; None for the built-in services.
+        model: The model that answers the call; None while there is none, or more than one.
+        is_mixed: Whether several models answer the call.
+        interrupted: Counters of its stream's requests that ended with the stream. They count when
+            the call ends, with its code.
     """
 
     path: str
-    in_progress: CallInProgress | None
+    lifecycle: "CallLifecycle | None"
     requests: "RequestCounters | None" = None
     model: "ServedModel | None" = None
     is_mixed: bool = False
-    cut: "list[RequestCounters]" = field(default_factory=list)
+    interrupted: "list[RequestCounters]" = field(default_factory=list)
 
-    def answered_in_part_by(self, model: "ServedModel") -> None:
-        """Notes a model that answers one of several requests."""
+    def add_model(self, model: "ServedModel") -> None:
+        """Adds a model that answers one of the stream's requests."""
         if self.model is not model:
             self.is_mixed = self.is_mixed or self.model is not None
             self.model = None if self.is_mixed else model
 
 
 current_call: Final[ContextVar[CurrentCall | None]] = ContextVar("tidegate_rpc", default=None)
-"""The call that the current task answers, or that started it; None outside of the chassis."""
+"""The call that the current task answers, or that started the task; None outside of a call."""
 
 
 def deadline_of(context: ServicerContext) -> float | None:
-    """Tells when the caller stops waiting, in seconds of `time.monotonic`; None when never."""
+    """Gives the call's deadline in seconds of `time.monotonic`; None when the call has none."""
     remaining_s = context.time_remaining()
     return None if remaining_s is None else time.monotonic() + remaining_s
 
@@ -105,12 +95,12 @@ def deadline_of(context: ServicerContext) -> float | None:
 def deadline_has_passed(given_s: float, elapsed_s: float) -> bool:
     """Tells whether a call that its client ended has ended at its deadline.
 
-    gRPC rounds the time that it sends up to three digits: a second may come as 1.01 s. And the
-    client's clock has run since it sent the call, ours since the call came. So a client whose
-    deadline has passed may leave a little before the deadline that came with the call.
+    gRPC rounds ``grpc-timeout`` up to three digits: one second may arrive as 1.01 s. And the
+    client's clock starts when it sends the call, the server's when the call arrives. So a client
+    may end a call at its deadline a little before the deadline that the server knows.
 
     Args:
-        given_s: The time that came with the call, in seconds (``grpc-timeout``).
+        given_s: Timeout that came with the call, in seconds (``grpc-timeout``).
         elapsed_s: How long the call took, in seconds.
     """
     rounded_s = 10.0 ** (math.floor(math.log10(max(given_s, 0.1))) - 2)
@@ -118,32 +108,32 @@ def deadline_has_passed(given_s: float, elapsed_s: float) -> bool:
 
 
 def code_of_cancellation() -> grpc.StatusCode:
-    """Tells a handler that is being cancelled why: the status that the call is counted with.
+    """Gives a handler that is being cancelled the status code with which the call counts.
 
     Returns:
-        ``DEADLINE_EXCEEDED`` when the deadline passed, ``CANCELLED`` when the client left before
-        it, ``UNAVAILABLE`` when the server cuts the call because it goes away.
+        ``DEADLINE_EXCEEDED`` when the deadline has passed, ``CANCELLED`` when the client left
+        before it, ``UNAVAILABLE`` when the drain cancels the call.
     """
     call = current_call.get()
-    if call is None or call.in_progress is None:
+    if call is None or call.lifecycle is None:
         return grpc.StatusCode.CANCELLED
-    return call.in_progress.code_of_cancellation()
+    return call.lifecycle.code_of_cancellation()
 
 
 def deferred_client_identity(context: ServicerContext, header: str) -> Callable[[], str]:
-    """Gives a function that names the caller, for fairness between callers, not for access control.
+    """Gives a function that names the client, for fairness between clients, not for access control.
 
-    The header wins, since behind a proxy it is what tells callers apart; then the name in the
-    client's TLS certificate; then the peer's address without its port. The function may be called
-    in any task while the RPC is answered, and need not be: to ask gRPC for the peer takes longer
-    than all else that a call wants to know of itself.
+    The header wins, because behind a proxy only the header tells clients apart. Next come the name
+    in the client's TLS certificate and the peer's address without its port. Call the function only
+    when the name is needed, in any task while the call runs: asking gRPC for the peer takes longer
+    than everything else that a handler asks about its call.
 
     Args:
-        context: Of the call.
-        header: Name of a metadata key that may carry an identity, such as ``tidegate-client``.
+        context: The gRPC context of the call.
+        header: Metadata key that may carry an identity, such as ``tidegate-client``.
     """
     details = details_of_call.get(None)
-    # Asking the context for the metadata converts it a second time.
+    # The context would convert the metadata a second time.
     metadata = context.invocation_metadata() if details is None else details.invocation_metadata
     return partial(_identity, context, metadata or (), header.lower())
 
@@ -161,14 +151,15 @@ def _identity(
 
 
 class ResponseWriter:
-    """Writes the messages of a stream and counts them; the call can be cut at any time.
+    """Writes the messages of a stream and counts them; the call may be cancelled at any time.
 
-    `grpc.aio` takes note that the headers have gone out only when the first write returns. If that
-    is cancelled meanwhile, the status is sent with headers again, gRPC's core refuses both, and the
-    client never hears that the call has ended. So a cancellation waits for the first write.
+    `grpc.aio` records that the headers are sent only when the first write returns. If the call is
+    cancelled before that, `grpc.aio` sends the headers again with the status. gRPC's core refuses
+    both, and the client never learns that the call has ended. So a cancellation waits for the first
+    write.
 
     Args:
-        context: Of the call.
+        context: The gRPC context of the call.
     """
 
     __slots__ = ("_call", "_context", "_is_first")
@@ -176,7 +167,7 @@ class ResponseWriter:
     def __init__(self, context: ServicerContext) -> None:
         self._context = context
         call = current_call.get()
-        self._call = None if call is None else call.in_progress
+        self._call = None if call is None else call.lifecycle
         self._is_first = True
 
     async def write(self, response: Any) -> None:
@@ -193,7 +184,7 @@ class ResponseWriter:
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            # Only a client that grants no room at all keeps it waiting.
+            # Only a client whose flow-control window is empty delays the first write.
             written, _ = await asyncio.wait({writing}, timeout=_FIRST_WRITE_S)
             if written and not writing.cancelled() and writing.exception() is None:
                 self._count()
@@ -209,18 +200,18 @@ def set_trailers(context: ServicerContext, trailers: Mapping[str, str | bytes]) 
     """Adds trailing metadata, replacing keys that are set already.
 
     Args:
-        context: Of the call.
-        trailers: Lower-case keys; those that end in ``-bin`` have bytes for values.
+        context: The gRPC context of the call.
+        trailers: Values by lower-case key; keys that end in ``-bin`` have bytes for values.
     """
     kept = [pair for pair in context.trailing_metadata() or () if pair[0] not in trailers]
     context.set_trailing_metadata((*kept, *trailers.items()))
 
 
 def report_load(context: ServicerContext, load: LoadReport) -> None:
-    """Puts an ORCA load report into the trailers, for balancers that weigh replicas by load.
+    """Adds an ORCA load report to the trailers, for balancers that weight replicas by load.
 
     Args:
-        context: Of the call.
-        load: How busy this replica is.
+        context: The gRPC context of the call.
+        load: Load of this replica.
     """
     set_trailers(context, {ORCA_TRAILER: load.to_bytes()})

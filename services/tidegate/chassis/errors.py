@@ -1,11 +1,10 @@
-"""Failures as clients see them.
+"""Errors that a server returns to its clients.
 
-Handlers raise a `ServiceError`; the chassis turns it into a rich gRPC status, so no handler ever
-calls `context.abort`. Which class becomes which status code stands in one table, `STATUS_CODES`,
-and `to_status` is a pure function of the error. Every status carries `google.rpc.ErrorInfo` with
-the domain ``tidegate`` and a reason that programs may match on; refused fields add `BadRequest`
-and a known time to come back adds `RetryInfo`. The whole travels in the trailer
-``grpc-status-details-bin``.
+Handlers raise a `ServiceError`, and the chassis turns it into a rich gRPC status, so no handler
+calls `context.abort`. The table `STATUS_CODES` maps each class to its status code, and `to_status`
+is a pure function of the error. Every status carries `google.rpc.ErrorInfo` with the domain
+``tidegate`` and a reason for programs to match on. Invalid fields add `BadRequest`, and a known
+retry delay adds `RetryInfo`. The details travel in the trailer ``grpc-status-details-bin``.
 
     raise InvalidArgument.of("image.data", "must not be empty")
     raise ResourceExhausted("the queue is full", retry_after_s=0.25, reason="QUEUE_FULL")
@@ -43,8 +42,8 @@ __all__ = [
 
 DOMAIN: Final = "tidegate"
 
-# Trailers share one header block, of which gRPC refuses some above 8 KiB and all above 16 KiB, and
-# the details travel in base64: an error too long to be sent would reach the client as another one.
+# All trailers share one header block, and the details travel in base64. gRPC rejects some blocks
+# above 8 KiB and all above 16 KiB: an error that is too long would reach the client as another.
 _MAX_MESSAGE_BYTES: Final = 512
 _MAX_ENTRIES: Final = 8
 _MAX_NAME_BYTES: Final = 80
@@ -59,11 +58,11 @@ class StartupError(TidegateError):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One request field that is wrong.
+    """One invalid field of a request.
 
     Attributes:
         field: Path of the field in the request message, such as ``images[2].data``.
-        description: What is wrong with it and what would be right.
+        description: What is wrong with the field, and which value would be right.
     """
 
     field: str
@@ -71,11 +70,11 @@ class FieldViolation:
 
 
 class ServiceError(TidegateError):
-    """A failure that the client is told about. Raise one of its subclasses.
+    """An error that the server returns to the client. Raise one of its subclasses.
 
     Args:
         message: What happened and what the caller can do; clients see it.
-        reason: UPPER_SNAKE word that programs match on; a default for each class.
+        reason: UPPER_SNAKE word for programs to match on; each class has a default.
         metadata: Further facts for programs, such as ``{"model": "efficientnet"}``.
 
     Raises:
@@ -100,10 +99,10 @@ class ServiceError(TidegateError):
 
 
 class InvalidArgument(ServiceError):
-    """The request itself is wrong; sending it again cannot help.
+    """The request itself is invalid; sending it again cannot help.
 
     Args:
-        violations: The fields that are wrong, at least one.
+        violations: The invalid fields, at least one.
         message: Summary; made from the violations unless given.
         reason: See `ServiceError`.
         metadata: See `ServiceError`.
@@ -137,41 +136,41 @@ class InvalidArgument(ServiceError):
 
 
 class NotFound(ServiceError):
-    """What the request names, a model for instance, is not here."""
+    """The server does not have what the request names, such as a model."""
 
     default_reason = "NOT_FOUND"
 
 
 class FailedPrecondition(ServiceError):
-    """The request is right but the server's state forbids it until somebody changes that."""
+    """The request is valid, but the server's state forbids it until somebody changes that state."""
 
     default_reason = "FAILED_PRECONDITION"
 
 
 class DeadlineExceeded(ServiceError):
-    """The request's time ran out, in the queue or while it ran."""
+    """The request's deadline passed, in the queue or while it ran."""
 
     default_reason = "DEADLINE_EXCEEDED"
 
 
 class Unimplemented(ServiceError):
-    """This server does not do what was asked."""
+    """This server does not support the request."""
 
     default_reason = "UNIMPLEMENTED"
 
 
 class Internal(ServiceError):
-    """Something broke on our side. Unexpected exceptions become this, without their text."""
+    """The server failed. Unexpected exceptions become this error, without their text."""
 
     default_reason = "INTERNAL"
 
 
 class _Retryable(ServiceError):
-    """A failure that may pass by itself.
+    """An error that may pass by itself.
 
     Args:
         message: See `ServiceError`.
-        retry_after_s: Seconds after which trying again makes sense, when known.
+        retry_after_s: Seconds after which a retry makes sense, when known.
         reason: See `ServiceError`.
         metadata: See `ServiceError`.
     """
@@ -189,7 +188,7 @@ class _Retryable(ServiceError):
 
 
 class ResourceExhausted(_Retryable):
-    """No room for the request now: a full queue, a limit that is reached."""
+    """The server has no room for the request now: a queue is full, or a limit is reached."""
 
     default_reason = "RESOURCE_EXHAUSTED"
 
@@ -213,7 +212,7 @@ STATUS_CODES: Final[Mapping[type[ServiceError], grpc.StatusCode]] = {
 
 
 def status_code(error: ServiceError) -> grpc.StatusCode:
-    """Looks up the code of an error; a subclass has that of its nearest ancestor in the table."""
+    """Gives the code of an error: that of its nearest ancestor in `STATUS_CODES`."""
     for ancestor in type(error).__mro__:
         if code := STATUS_CODES.get(ancestor):
             return code
@@ -221,7 +220,7 @@ def status_code(error: ServiceError) -> grpc.StatusCode:
 
 
 def to_status(error: ServiceError) -> status_pb2.Status:
-    """Renders an error as `google.rpc.Status` with all its details, bounded to fit a trailer."""
+    """Renders an error as `google.rpc.Status` with its details, shortened to fit a trailer."""
     status = status_pb2.Status(
         code=status_code(error).value[0],
         message=_shortened(error.message, _MAX_MESSAGE_BYTES),
@@ -253,7 +252,7 @@ def to_status(error: ServiceError) -> status_pb2.Status:
 
 
 def _shortened(text: str, limit_bytes: int) -> str:
-    # Lone surrogates, as undecodable file names have them, cannot be sent.
+    # gRPC cannot send lone surrogates, which undecodable file names contain.
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit_bytes:
         return encoded.decode()

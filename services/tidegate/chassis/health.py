@@ -1,11 +1,12 @@
-"""Who is serving: the state behind ``grpc.health.v1``.
+"""The serving state of a server, as ``grpc.health.v1`` reports it.
 
-Each gRPC service of an application has a flag that the application flips when its engine is
-loaded or lost; the empty name stands for the whole server and serves when all of them do.
-``Check`` answers the state at once, ``Watch`` first the state and then every change.
+Each gRPC service of an application has a flag, which the application sets when its engine loads
+and clears when the engine is lost. The empty name stands for the whole server, which serves when
+all its services do. ``Check`` returns the state once; ``Watch`` returns the state, then every
+change.
 
-The servicer of `grpcio-health-checking` is not used: when one of two watchers of a service
-leaves, it forgets the condition that the other waits on, which then hears of no further change.
+The servicer of `grpcio-health-checking` is not used. When one of two watchers of a service leaves,
+it forgets the condition that the other awaits, and that watcher receives no further change.
 """
 
 import asyncio
@@ -36,11 +37,11 @@ class Health:
         self._changed = asyncio.Event()
 
     def set(self, service: str, serving: bool) -> None:
-        """Says whether a service serves. After the drain has begun this has no effect.
+        """Sets whether a service serves. After the drain has begun, this has no effect.
 
         Args:
             service: Full name, such as ``tidegate.vision.v1.VisionService``.
-            serving: Whether requests to it would be answered.
+            serving: Whether the service answers requests.
 
         Raises:
             ValueError: The application does not have this service.
@@ -54,25 +55,25 @@ class Health:
         self._announce()
 
     def set_all(self, serving: bool) -> None:
-        """Says of every service at once whether it serves."""
+        """Sets whether the services serve, all at once."""
         if self._shut_down or set(self._serving.values()) == {serving}:
             return
         self._serving = dict.fromkeys(self._serving, serving)
         self._announce()
 
     def is_serving(self, service: str = OVERALL) -> bool | None:
-        """Tells whether a service serves; None for a service that is not known."""
+        """Tells whether a service serves; None for an unknown service."""
         if service == OVERALL:
             return not self._shut_down and all(self._serving.values())
         return self._serving.get(service)
 
     @property
     def is_shut_down(self) -> bool:
-        """Whether nothing will serve again, since the drain has begun."""
+        """Whether the drain has begun, after which no service serves again."""
         return self._shut_down
 
     def shut_down(self) -> None:
-        """Turns every service to not serving, for good."""
+        """Sets every service to not serving, for good."""
         if self._shut_down:
             return
         self._shut_down = True
@@ -80,7 +81,7 @@ class Health:
         self._announce()
 
     async def watch(self, service: str) -> AsyncIterator[bool | None]:
-        """Yields the state now and then each change, until the caller stops asking."""
+        """Yields the current state, then each change, until the caller stops iterating."""
         last: tuple[bool | None] | None = None
         while True:
             changed, state = self._changed, self.is_serving(service)
@@ -107,7 +108,7 @@ class HealthServicer:
             health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
         ],
     ) -> health_pb2.HealthCheckResponse:
-        """Answers the state of one service now."""
+        """Returns the current state of one service."""
         del context
         serving = self._health.is_serving(request.service)
         if serving is None:
@@ -121,7 +122,7 @@ class HealthServicer:
             health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
         ],
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Streams the state of one service; SERVICE_UNKNOWN when there is no such service."""
+        """Streams the state of one service; SERVICE_UNKNOWN for an unknown service."""
         del context
         async for serving in self._health.watch(request.service):
             yield _Status(status=_to_wire(serving))

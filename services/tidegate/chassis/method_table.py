@@ -1,13 +1,13 @@
-"""The methods of a server, each with all that happens around it in one wrapper made once.
+"""The methods of a server, each with one wrapper around its handler.
 
-Around every call of every kind it counts and times, opens the span, sets what log lines carry,
-keeps the call known to the drain, refuses what is beyond the limit, parses the request, and turns
-what the handler raises into a rich status. One wrapper rather than four stacked ones, with label
-children bound and handlers cached by method, keeps it cheap beside gRPC's own work. It is what gRPC
-looks methods up in and not an interceptor, for which `grpc.aio` makes two coroutines for each call.
+The wrapper runs every call in a `CallLifecycle`, rejects calls beyond the limit and parses the
+request. One wrapper instead of four stacked ones, with metric labels bound and handlers cached by
+method, costs little beside gRPC's own work. The table is a generic handler, not an interceptor: for
+an interceptor `grpc.aio` makes two more coroutines for each call.
 
-Server streams are driven here with a `ResponseWriter` and not by gRPC from the generator, so that
-the handler's generator is closed, and frees what it holds, in the moment its client leaves.
+The wrapper writes server streams itself with a `ResponseWriter`; gRPC does not iterate the
+handler's generator. So the generator is closed, and frees its resources, as soon as its client
+leaves.
 """
 
 import inspect
@@ -52,9 +52,10 @@ class MethodTable(grpc.GenericRpcHandler):
     """Finds the wrapped handler of every call of a server.
 
     Args:
-        services: Full names of the application's services; the limit and the drain are for these.
-        in_flight: Where running calls are kept.
-        max_concurrent_rpcs: Calls of the application run at once before more are refused.
+        services: Full names of the application's services; only these count for the limit and
+            the drain.
+        in_flight: The running calls of the server.
+        max_concurrent_rpcs: Calls of the application that may run at once; None for no limit.
     """
 
     def __init__(
@@ -73,11 +74,11 @@ class MethodTable(grpc.GenericRpcHandler):
         self._unknown = self._wrap_unknown()
 
     def listens_on(self, host: str, port: int) -> None:
-        """Says where the server is, for its spans.
+        """Sets the address of the server on its spans.
 
         Args:
-            host: Address that it listens on; for all addresses the host's name stands.
-            port: Port that it listens on.
+            host: Address that the server listens on; spans name the host where it is all addresses.
+            port: Port that the server listens on.
         """
         address = socket.gethostname() if host in _ALL_ADDRESSES else host
         self._server = {SERVER_ADDRESS: address, SERVER_PORT: port}
@@ -89,18 +90,18 @@ class MethodTable(grpc.GenericRpcHandler):
         self._sources.extend(generic_rpc_handlers)
 
     def add_service(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
-        """Adds a service's methods by name, so that all are counted, from 0, before one is called.
+        """Adds a service's methods by name, so that each has its series, at 0, before any call.
 
         Args:
             service_name: Full name of the service.
-            method_handlers: By the names of its methods.
+            method_handlers: Handlers by method name.
         """
         for name, handler in method_handlers.items():
             path = f"/{service_name}/{name}"
             self._handlers[path] = self._wrap(path, handler)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
-        """Finds the wrapped handler of a call; gRPC asks in the task that will run it."""
+        """Finds the wrapped handler of a call, in the task that then runs it."""
         details_of_call.set(handler_call_details)
         path = handler_call_details.method
         return self._handlers.get(path) or self._find(path, handler_call_details)
@@ -123,14 +124,14 @@ class MethodTable(grpc.GenericRpcHandler):
                 behavior, wrap = handler.unary_stream, grpc.unary_stream_rpc_method_handler
             case _:
                 behavior, wrap = handler.stream_stream, grpc.stream_stream_rpc_method_handler
-        if _is_left_out(behavior):
+        if _is_unimplemented(behavior):
             behavior = _refuse_unknown
         service, _, name = path.removeprefix("/").rpartition("/")
         method = self._method(kind, path, service, name)
-        parse = _refusing_malformed(handler.request_deserializer)
+        parse = _checked_parser(handler.request_deserializer)
         if handler.request_streaming:
-            # gRPC parses these while they are iterated, so what is raised passes through the
-            # handler.
+            # gRPC parses these while the handler iterates them, so a parse error passes through
+            # the handler.
             answer = self._answer(method, behavior, partial(_CountedRequests, method.metrics))
             return wrap(answer, parse, handler.response_serializer)
         return wrap(self._answer(method, behavior, parse), None, handler.response_serializer)
@@ -154,7 +155,7 @@ class MethodTable(grpc.GenericRpcHandler):
             requests.bind()
         return Method(
             path=path,
-            # Any caller can make up a method's name; spans are grouped by theirs.
+            # Any caller can invent a method name, and spans are grouped by name.
             span_name=f"{service}/{name}" if path != _OTHER else _RPC_SYSTEM,
             is_application=is_application,
             is_one_request=kind in {"unary", "server_stream"},
@@ -185,7 +186,9 @@ class MethodTable(grpc.GenericRpcHandler):
             return answer_many
         if inspect.iscoroutinefunction(behavior):
             return answer
-        raise TypeError(f"the handler of {method.path} is neither async def nor async generator")
+        raise TypeError(
+            f"the handler of {method.path} must be an async function or an async generator"
+        )
 
 
 async def _refuse_unknown(request: object, context: ServicerContext) -> None:
@@ -194,8 +197,8 @@ async def _refuse_unknown(request: object, context: ServicerContext) -> None:
     raise Unimplemented(f"this server has no method {path}", reason="METHOD_UNKNOWN")
 
 
-def _is_left_out(behavior: _Behavior) -> bool:
-    """Whether a servicer does not have a method of its service: the generated one stands there."""
+def _is_unimplemented(behavior: _Behavior) -> bool:
+    """Tells whether a servicer omits a method of its service and inherits the generated one."""
     return getattr(behavior, "__module__", "").endswith("_pb2_grpc")
 
 
@@ -217,7 +220,7 @@ class _CountedRequests:
         return request
 
 
-def _refusing_malformed(parse: Callable[[bytes], Any] | None) -> _Prepare:
+def _checked_parser(parse: Callable[[bytes], Any] | None) -> _Prepare:
     if parse is None:
         return _unchanged
 

@@ -1,13 +1,13 @@
-"""What every server counts about its RPCs, for Prometheus.
+"""Prometheus metrics about the RPCs of every server.
 
 Names, labels and codes are those of the gRPC ecosystem (go-grpc-middleware's ``grpc_server_*``,
 codes written as in Go: ``OK``, ``ResourceExhausted``), so that existing dashboards and alerts
 fit. Labels are bounded: a method that no service registered counts as ``other``. The collectors
-live in the default registry, beside those of engines such as vLLM, which stay as they are.
+live in the default registry, beside those of engines such as vLLM, which keep their names.
 
-Every method has a series for every code from the start, at 0. Prometheus takes a series' first
-value as where it begins: a series that appears with its first failure hides that failure from
-``rate()``.
+Every method has a series for every code from the start, at 0. Prometheus takes the first value of a
+series as its start: if a series appeared with its first failure, ``rate()`` would miss that
+failure.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 CODES: Final = (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, *STATUS_CODES.values())
-"""The codes that calls end with: those of our errors, of clients that leave, and OK."""
+"""The codes that calls end with: OK, CANCELLED for clients that leave, and those of our errors."""
 
 # From a cache hit to a long generation.
 _BUCKETS_S: Final = (
@@ -67,7 +67,7 @@ def code_label(code: grpc.StatusCode) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MethodMetrics:
-    """The collectors of one method with their labels bound, so that a call looks none up.
+    """The collectors of one method with their labels bound, so that no call looks them up.
 
     Attributes:
         started: RPCs begun.
@@ -76,7 +76,7 @@ class MethodMetrics:
         received: Messages received, counted for client streams.
         sent: Messages sent, counted for server streams.
         ended: RPCs ended, by code.
-        labels: Grpc_type, grpc_service and grpc_method.
+        labels: Values of grpc_type, grpc_service and grpc_method.
     """
 
     started: Counter
@@ -88,7 +88,7 @@ class MethodMetrics:
     labels: tuple[str, str, str]
 
     def began(self) -> None:
-        """Counts the begin of an RPC."""
+        """Counts the start of an RPC."""
         self.started.inc()
         self.in_flight.inc()
 
@@ -98,9 +98,9 @@ class MethodMetrics:
         """Counts the end of an RPC.
 
         Args:
-            code: How it ended.
-            seconds: How long it took.
-            requests: Counters of the requests that ended with it.
+            code: Code that the RPC ended with.
+            seconds: Duration of the RPC.
+            requests: Counters of the requests that ended with the RPC.
         """
         for each in requests:
             each.count(code)
@@ -134,8 +134,8 @@ class RequestCounters:
     """Counts the requests of one method that one model version answers, by code.
 
     Args:
-        model: Name of the model; empty for requests that none answers.
-        model_version: Its version.
+        model: Name of the model; empty for requests that no model answers.
+        model_version: Version of the model.
         path: ``/service/method``.
     """
 
@@ -148,20 +148,20 @@ class RequestCounters:
         self._is_removed = False
 
     def bind(self) -> None:
-        """Begins the series of every code, at 0 unless they are there."""
+        """Creates the series of every code, at 0 where they do not exist."""
         self._by_code = {code: self._counter(code) for code in CODES}
 
     def count(self, code: grpc.StatusCode) -> None:
         """Counts a request that has ended."""
         counter = self._by_code.get(code)
         if counter is None and not self._is_removed:
-            # Handlers may end a call with a code that none of our errors has.
+            # A handler may end a call with a code that is not in `CODES`.
             counter = self._counter(code)
         if counter is not None:
             counter.inc()
 
     def remove(self) -> None:
-        """Takes the series away; what is counted from now on is not seen."""
+        """Removes the series; later counts create none."""
         self._is_removed = True
         labels = ("model", "model_version", "grpc_service", "grpc_method")
         _REQUESTS.remove_by_labels(dict(zip(labels, self._labels, strict=True)))

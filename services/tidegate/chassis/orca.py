@@ -1,8 +1,8 @@
-"""Load reports as proxies and gRPC's balancers read them.
+"""ORCA load reports, which proxies and gRPC's load balancers read.
 
-ORCA (Open Request Cost Aggregation, gRFC A51) defines `xds.data.orca.v3.OrcaLoadReport`, sent in
-the trailer ``endpoint-load-metrics-bin``. The message has only numbers and maps of numbers, so it
-is encoded here and a server needs no package of xDS protos.
+ORCA (Open Request Cost Aggregation, gRFC A51) defines `xds.data.orca.v3.OrcaLoadReport`, which the
+trailer ``endpoint-load-metrics-bin`` carries. The message has only numbers and maps of numbers, so
+this module encodes it itself, and a server needs no package of xDS protos.
 """
 
 import struct
@@ -14,15 +14,15 @@ __all__ = ["LoadReport"]
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """How busy a replica is.
+    """The load of a replica.
 
     Attributes:
         cpu_utilization: Share of the CPU in use; may exceed 1.
         mem_utilization: Share of the memory in use, 0 to 1.
-        application_utilization: Share of the capacity the application knows of; may exceed 1.
+        application_utilization: Share of the application's own capacity in use; may exceed 1.
         rps_fractional: Requests per second.
         eps: Errors per second.
-        request_cost: What this request took, by name.
+        request_cost: Costs of this request, by name.
         utilization: Further shares, 0 to 1, by name.
         named_metrics: Any other numbers, by name, such as ``queue_depth``.
     """

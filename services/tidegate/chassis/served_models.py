@@ -1,6 +1,6 @@
-"""Model versions that a server serves, as its metrics and spans name them.
+"""The model versions of a server, as its metrics and spans name them.
 
-A rollout compares two versions of a model by what became of their requests, so the chassis counts
+A rollout compares two versions of a model by the outcome of their requests. So the chassis counts
 requests by model version and status code. An application makes a `ServedModel` for each version
 that it has loaded, and its handlers say which one answers:
 
@@ -9,11 +9,11 @@ that it has loaded, and its handlers say which one answers:
     ...
     model.answers()  # in a handler
 
-The status that the call ends with then counts for that version, and the span of the call names the
-version, whether the call succeeds or fails. A call that no model answers, because it asks for none
-or for one that is not there, counts for the empty name.
+The status of the call then counts for that version, and the span of the call names the version,
+whether the call succeeds or fails. A call that no model answers, because it names none or an
+unknown one, counts for the empty name.
 
-The requests on a client's stream may ask for different models. The handler counts each by itself:
+The requests on a client's stream may name different models. The handler counts each request:
 
     with counted_request() as counted:
         counted.answered_by(find(request.model))
@@ -41,24 +41,24 @@ _INFO: Final = Gauge(
     ("model", "model_version", "precision", "engine"),
 )
 
-# Versions, and what is known of them, that are published; a version that is loaded anew is twice.
+# How often each version, and each set of its labels, is published: twice while it is reloaded.
 _published: Tally[tuple[str, ...]] = Tally()
 
 
 class ServedModel:
-    """A model version that answers requests. `publish` and `withdraw` bound its series in time.
+    """A model version that answers requests. It has series from `publish` until `withdraw`.
 
     Args:
-        name: Of the model.
-        version: Its version.
-        precision: What it computes in.
-        engine: What computes it, with its version.
-        methods: Paths of the methods that it answers, such as ``/service/method``.
+        name: Name of the model.
+        version: Version of the model.
+        precision: Numeric type that the model computes in.
+        engine: Engine that runs the model, with its version.
+        methods: Paths of the methods that the model answers, such as ``/service/method``.
 
     Attributes:
-        name: Of the model.
-        version: Its version.
-        attributes: Of the spans of its calls.
+        name: Name of the model.
+        version: Version of the model.
+        attributes: Attributes of the spans of its calls.
     """
 
     __slots__ = ("_info", "_key", "_requests", "attributes", "name", "version")
@@ -72,7 +72,7 @@ class ServedModel:
         self.attributes = {"tidegate.model": name, "tidegate.model.version": version}
 
     def publish(self) -> None:
-        """Shows the model to Prometheus: all that is counted for it is there, from 0."""
+        """Creates the model's series, each at 0."""
         _published[self._key] += 1
         _published[self._info] += 1
         _INFO.labels(*self._info).set(1)
@@ -80,7 +80,7 @@ class ServedModel:
             counters.bind()
 
     def withdraw(self) -> None:
-        """Takes the series of the model away, unless it has been loaded anew meanwhile."""
+        """Removes the model's series, unless the version has been reloaded meanwhile."""
         for key in (self._key, self._info):
             _published[key] -= 1
         if not _published[self._info]:
@@ -90,12 +90,12 @@ class ServedModel:
                 counters.remove()
 
     def answers(self) -> None:
-        """Says, in the handler of a call, that this model answers it."""
+        """Marks this model, in the handler of a call, as the one that answers it."""
         if (call := current_call.get()) is not None:
             call.model = self
 
     def requests(self, path: str) -> RequestCounters | None:
-        """The counters of a method; None when it is not the model's to answer.
+        """Gives the counters of a method; None for a method that the model does not answer.
 
         Args:
             path: ``/service/method``.
@@ -104,13 +104,13 @@ class ServedModel:
 
 
 def answering_model() -> ServedModel | None:
-    """The model that answers the call of this task, if there is one and only one."""
+    """Gives the model that answers the current call; None when none, or more than one, does."""
     call = current_call.get()
     return None if call is None else call.model
 
 
 class CountedRequest:
-    """A request on a client's stream, while it is answered."""
+    """A request on a client's stream, while the server answers it."""
 
     __slots__ = ("model",)
 
@@ -118,17 +118,17 @@ class CountedRequest:
         self.model: ServedModel | None = None
 
     def answered_by(self, model: ServedModel) -> None:
-        """Says which model answers it."""
+        """Sets the model that answers the request."""
         self.model = model
         if (call := current_call.get()) is not None:
-            call.answered_in_part_by(model)
+            call.add_model(model)
 
 
 @contextmanager
 def counted_request() -> Iterator[CountedRequest]:
-    """Counts one request of a stream when the block ends, by the error that leaves it if any.
+    """Counts one request of a stream when the block ends, with OK or the code of its error.
 
-    A request that is cut off with its stream counts with the status of the stream.
+    A request that is cancelled together with its stream counts with the code of the stream.
     """
     request = CountedRequest()
     code = grpc.StatusCode.OK
@@ -149,6 +149,6 @@ def counted_request() -> Iterator[CountedRequest]:
             counters = request.model.requests(call.path) if request.model else None
             counters = counters or call.requests
             if counters is not None and code is grpc.StatusCode.CANCELLED:
-                call.cut.append(counters)
+                call.interrupted.append(counters)
             elif counters is not None:
                 counters.count(code)

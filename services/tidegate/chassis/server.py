@@ -26,7 +26,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any, Final, Protocol, TypeVar
 
 import grpc
-import structlog
 
 from tidegate.chassis.health import Health
 from tidegate.chassis.in_flight import InFlightCalls
@@ -39,6 +38,7 @@ from tidegate.chassis.server_builder import (
     use_method_table,
 )
 from tidegate.chassis.settings import ChassisSettings
+from tidegate.runtime.logging import get_logger
 from tidegate.runtime.monitoring import monitoring
 from tidegate.runtime.process import (
     Shutdown,
@@ -51,7 +51,7 @@ from tidegate.runtime.tls import RotatingCertificate
 
 __all__ = ["Application", "RunningServer", "run", "running", "serve"]
 
-_log = structlog.stdlib.get_logger(__name__)
+_log = get_logger(__name__)
 
 _Settings = TypeVar("_Settings", bound=ChassisSettings)
 

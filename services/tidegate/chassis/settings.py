@@ -25,48 +25,49 @@ class ChassisSettings(RuntimeSettings):
         64 * 1024 * 1024,
         ge=4096,
         le=2**31 - 1,
-        description="Largest message received or sent; clients have a limit of their own, 4 MiB"
-        " unless they set it.",
+        description="Largest message to receive or send; clients have their own limit, 4 MiB unless"
+        " they set it.",
     )
     max_concurrent_rpcs: int | None = Field(
         None,
         ge=1,
-        description="RPCs run at once before more are refused with RESOURCE_EXHAUSTED; health"
-        " checks do not count. Unset leaves admission to the application's own queue.",
+        description="RPCs that may run at once; the server rejects more with RESOURCE_EXHAUSTED."
+        " Health checks do not count. Unset leaves admission to the application's own queue.",
     )
     keepalive_time_s: float = Field(
         60.0,
         gt=0,
         le=7200,
-        description="Silence on a connection after which the server pings the peer, so that dead"
-        " peers are found and idle timeouts of proxies do not hit during a long prefill.",
+        description="Silence on a connection after which the server pings the peer. This detects"
+        " dead peers and prevents idle timeouts of proxies during a long prefill.",
     )
     keepalive_timeout_s: float = Field(
         20.0,
         gt=0,
         le=600,
-        description="How long a ping may stay unanswered before the peer is dead.",
+        description="How long a ping may stay unanswered before the peer counts as dead.",
     )
     min_ping_interval_s: float = Field(
         10.0,
         gt=0,
         le=7200,
-        description="How often clients may ping, streams open or not, before their connection is"
-        " closed for too_many_pings; gRPC's own 300 s kills those that ping during a long prefill.",
+        description="Shortest interval of a client's pings, with or without open streams. The"
+        " server closes connections that ping more often, for too_many_pings; gRPC's own 300 s"
+        " would close those of clients that ping during a long prefill.",
     )
     max_connection_age_s: float = Field(
         1800.0,
         ge=0,
         le=86400,
-        description="Age, give or take 10 %, at which a connection is asked to go so that clients"
-        " connect anew and see replicas that came since; running RPCs are not hurt. 0 never asks.",
+        description="Age, within 10 %, at which the server sends GOAWAY on a connection, so that"
+        " its client reconnects and finds new replicas; running RPCs continue. 0 means no limit.",
     )
     max_connection_age_grace_s: float = Field(
         3600.0,
         gt=0,
         le=86400,
-        description="How long after that the RPCs still open on the connection may go on; longer"
-        " than any answer takes.",
+        description="How long open RPCs may continue on a connection after that GOAWAY; longer than"
+        " any response takes.",
     )
 
     @classmethod

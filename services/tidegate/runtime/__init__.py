@@ -1,1 +1,1 @@
-"""What every program stands on: settings, logs, traces, metrics, TLS. No gRPC in it."""
+"""The parts of every server that need no gRPC: settings, logs, traces, metrics, TLS and process."""

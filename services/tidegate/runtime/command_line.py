@@ -1,8 +1,12 @@
 """Flags, help and the printed configuration, made from a settings model.
 
-Every field of the model is a flag; its description, default, range and environment variables are
-its help. Flags reach the model as text, so there is one place where values are parsed and
-checked.
+Every field of the model is a flag. The help of a flag is the field's description, default, range
+and environment variables. Flags reach the model as text, so that only the model parses and checks
+values.
+
+`pydantic_settings` has a command line of its own, which cannot say all this: its help has no ranges
+and none of OpenTelemetry's variables, an invalid value ends in a traceback that names neither flag
+nor variable, and nothing prints the configuration.
 """
 
 import argparse
@@ -37,7 +41,7 @@ _BOUNDS: Final = (
 
 
 def parse(model: type[_Settings], argv: Sequence[str] | None) -> _Settings:
-    """Builds the settings from arguments and environment, or ends the process with an answer."""
+    """Builds the settings from arguments and environment, or prints a message and exits."""
     parser = _parser(model)
     flags = vars(parser.parse_args(argv))
     print_config = flags.pop("print_config")
@@ -80,7 +84,7 @@ def _parser(model: "type[RuntimeSettings]") -> argparse.ArgumentParser:
 
 
 def _program() -> str | None:
-    """How this was called; by itself argparse calls every package that is run ``__main__.py``."""
+    """Gives the command of this process; argparse would call every package ``__main__.py``."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.parent}" if spec and spec.name.endswith(".__main__") else None
 
@@ -90,7 +94,7 @@ def _flag(name: str) -> str:
 
 
 def _variables(model: "type[RuntimeSettings]", name: str) -> tuple[str, ...]:
-    """The variables that may give a setting: our own, and OpenTelemetry's behind it."""
+    """Gives the variables of a setting: our own first, then OpenTelemetry's."""
     own = (model.model_config.get("env_prefix") or "").upper() + name.upper()
     return (own, *environment.STANDARD_VARIABLES.get(name, ()))
 

@@ -1,8 +1,8 @@
 """Logs: one event a line on stderr, with its facts as keys.
 
-Ours are written with structlog; those of libraries (vLLM, OpenVINO, gRPC) come through the
-standard `logging` and leave in the same form. A line written while a call is answered carries its
-method and, when the caller is traced, the ids of its trace.
+Tidegate logs with structlog. Libraries (vLLM, OpenVINO, gRPC) log with the standard `logging`, and
+their lines take the same form. A line that is logged during a call carries the `call_fields` of the
+call, such as its method, and the ids of its trace when the caller is traced.
 
     log = get_logger(__name__)
     log.info("model loaded", model="efficientnet", seconds=1.2)
@@ -26,7 +26,7 @@ _NO_FIELDS: Final[Mapping[str, object]] = {}
 call_fields: Final[ContextVar[Mapping[str, object]]] = ContextVar(
     "tidegate_log_call_fields", default=_NO_FIELDS
 )
-"""Fields of the current call, such as its method; every line that is logged in it carries them."""
+"""Fields of the current call, such as its method; each line that is logged in it carries them."""
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -36,7 +36,7 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def configure(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.JSON) -> None:
-    """Sends everything that is logged to stderr in one form.
+    """Sends all log lines to stderr in one form.
 
     Args:
         level: Least severe events that are logged.
@@ -75,10 +75,9 @@ def configure(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.JSON)
 
 
 def adopt_library_loggers() -> None:
-    """Takes away the handlers of libraries' loggers, so that their lines leave as ours do.
+    """Removes the handlers of libraries' loggers, so that their lines take the same form as ours.
 
-    Call it again after importing a library that configures logging when it is imported, as vLLM
-    does.
+    Call it again after importing a library that configures logging on import, as vLLM does.
     """
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger) and logger.handlers:

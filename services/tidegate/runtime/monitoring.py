@@ -1,12 +1,13 @@
-"""The HTTP port for machines: ``/metrics`` for Prometheus, ``/healthz`` and ``/readyz`` for probes.
+"""The HTTP port for monitoring: ``/metrics`` for Prometheus, ``/healthz`` and ``/readyz`` probes.
 
-It runs on a thread of its own, so that rendering thousands of series never stalls a call, and so
-that a stalled event loop is seen: ``/healthz`` is well only when the loop answers.
+The HTTP server has its own thread. So rendering thousands of series never stalls a call, and probes
+detect a stalled event loop: ``/healthz`` succeeds only when the loop answers.
 
-Metrics are always written in Prometheus' text format 0.0.4, which every version of it reads,
-whatever a scraper prefers. `prometheus_client` 0.26 writes the colons of ``vllm:*`` as underscores
-where OpenMetrics is preferred, as Prometheus 2 does. What OpenMetrics has beyond the text format,
-exemplars and names beyond letters, digits, ``_`` and ``:``, no metric here uses.
+``/metrics`` always uses Prometheus' text format 0.0.4, whichever format a scraper prefers; every
+version of Prometheus reads it. For scrapers that prefer OpenMetrics, as Prometheus 2 does,
+`prometheus_client` 0.26 would write the colons of ``vllm:*`` as underscores. No metric here uses
+what OpenMetrics adds to the text format: exemplars, and names beyond letters, digits, ``_`` and
+``:``.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ _POLL_S: Final = 0.05
 
 _BUILD_INFO = Gauge(
     "tidegate_build_info",
-    "1, with the versions of Tidegate and of what it stands on.",
+    "1, with the versions of Tidegate, Python and gRPC.",
     ("version", "python_version", "grpc_version"),
 )
 _BUILD_INFO.labels(
@@ -53,14 +54,14 @@ def monitoring(
     Args:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
-        is_ready: Tells whether the server answers requests; asked on another thread.
-        registry: What ``/metrics`` renders.
+        is_ready: Tells whether the server answers requests; called on another thread.
+        registry: Collectors that ``/metrics`` renders.
 
     Yields:
-        The port that is listened on.
+        The port that the HTTP server listens on.
 
     Raises:
-        StartupError: The port cannot be had.
+        StartupError: The HTTP server cannot listen on the port.
     """
     loop = asyncio.get_running_loop()
 
@@ -121,7 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.OK if probe() else HTTPStatus.SERVICE_UNAVAILABLE
             self._answer(status, f"{status.phrase}\n".encode())
         else:
-            self._answer(HTTPStatus.NOT_FOUND, b"there are /metrics, /healthz and /readyz\n")
+            self._answer(
+                HTTPStatus.NOT_FOUND, b"not found; the paths are /metrics, /healthz and /readyz\n"
+            )
 
     def _answer(
         self, status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8"
@@ -133,4 +136,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the parent has it
-        """Says nothing: probes come every few seconds."""
+        """Logs nothing: probes come every few seconds."""

@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import structlog
 import uvloop
 
 from tidegate.errors import TidegateError
 from tidegate.runtime import logging as runtime_logging
 from tidegate.runtime import tracing
 from tidegate.runtime.errors import StartupError
+from tidegate.runtime.logging import get_logger
 from tidegate.runtime.settings import RuntimeSettings
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "shutdown_on_signals",
 ]
 
-_log = structlog.stdlib.get_logger(__name__)
+_log = get_logger(__name__)
 
 # The collector looks at the youngest objects after this many new ones that may form cycles.
 # Python's default is 700.

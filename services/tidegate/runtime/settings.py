@@ -105,7 +105,7 @@ class RuntimeSettings(BaseSettings):
     host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="Address to listen on; 0.0.0.0 or :: to be reached from outside this host.",
+        description="Address to listen on; 0.0.0.0 or :: to accept connections from other hosts.",
     )
     metrics_port: int = Field(
         9090,
@@ -122,15 +122,16 @@ class RuntimeSettings(BaseSettings):
         0.0,
         ge=0,
         le=3600,
-        description="How long after SIGTERM requests are still taken while health already says"
-        " NOT_SERVING, so that balancers notice; on a cluster, a few seconds.",
+        description="How long after SIGTERM the server still accepts requests while health says"
+        " NOT_SERVING, so that load balancers notice; on a cluster, a few seconds.",
     )
     drain_hold_s: float = Field(
         0.1,
         ge=0,
         le=10,
-        description="How long RPCs are held, not refused, just before connections are told to go,"
-        " so that none is on its way then; at least a client's round trip. 0 does not hold.",
+        description="How long the server holds RPCs, without rejecting them, before it sends"
+        " GOAWAY, so that no RPC is on its way then; at least a client's round trip. 0 does not"
+        " hold.",
     )
     drain_deadline_s: float = Field(
         30.0,
@@ -148,7 +149,10 @@ class RuntimeSettings(BaseSettings):
         None, description="PEM authorities that client certificates must come from (mutual TLS)."
     )
     tls_reload_interval_s: float = Field(
-        30.0, gt=0, le=86400, description="How often the TLS files are looked at for a rotation."
+        30.0,
+        gt=0,
+        le=86400,
+        description="How often the server checks the TLS files for a rotation.",
     )
 
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe events that are logged.")
@@ -168,8 +172,8 @@ class RuntimeSettings(BaseSettings):
     )
     traces_exporter: str | None = Field(
         None,
-        description="How spans leave: otlp to a collector, console on standard output, both with a"
-        " comma, or none. Unset means otlp where otlp_endpoint is set, and none elsewhere.",
+        description="Exporters of spans: otlp to a collector, console on standard output, both with"
+        " a comma, or none. Unset means otlp where otlp_endpoint is set, and none elsewhere.",
     )
     otlp_endpoint: str | None = Field(
         None,
@@ -178,18 +182,18 @@ class RuntimeSettings(BaseSettings):
         " host:4317 for TLS unless OTEL_EXPORTER_OTLP_INSECURE is true; over HTTP a URL.",
     )
     otlp_protocol: OtlpProtocol = Field(
-        OtlpProtocol.GRPC, description="How the collector is spoken to."
+        OtlpProtocol.GRPC, description="Protocol to the OTLP collector."
     )
     trace_sampler: TraceSampler = Field(
         TraceSampler.PARENTBASED_TRACEIDRATIO,
-        description="Which traces are recorded; the parentbased ones follow a caller's choice, and"
-        " the traceidratio ones take trace_sample_ratio.",
+        description="Which traces are recorded; the parentbased samplers follow the caller's"
+        " choice, and the traceidratio samplers use trace_sample_ratio.",
     )
     trace_sample_ratio: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="Share of traces begun here that are recorded.",
+        description="Share of the traces begun by this server that are recorded.",
     )
 
     @classmethod

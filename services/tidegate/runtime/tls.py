@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -26,6 +25,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tidegate.runtime.errors import StartupError
+from tidegate.runtime.logging import get_logger
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Certificate", "RotatingCertificate", "TlsError"]
 
-_log = structlog.stdlib.get_logger(__name__)
+_log = get_logger(__name__)
 
 
 class TlsError(StartupError):

@@ -1,19 +1,19 @@
 """Spans: one for each RPC, and one for each stage inside it.
 
-`start` turns tracing on for the process when a collector is configured; without one every
-function here costs a comparison. A caller's W3C ``traceparent`` is followed either way, so log
-lines carry its trace id. Inside a request:
+`start` turns tracing on for the process when a collector is configured. Without one, every function
+here costs one comparison. A server reads its caller's W3C ``traceparent`` either way, so that log
+lines carry the trace id. Inside a request:
 
     @traced("decode")
     def decode(data: bytes) -> Image: ...
 
     with span("batch", size=8): ...
 
-Stages that run on worker threads are recorded after the fact, with their own times, by
-`record_span`. The interceptor of `opentelemetry-instrumentation-grpc` is not used: for each call
-it wraps the context in a proxy, keeps a server stream inside an asynchronous generator whose span
-leaks when the client leaves between two messages, and marks refusals such as NOT_FOUND by their
-exception.
+`record_span` records a stage that ran on a worker thread, afterwards and with its own times.
+
+The interceptor of `opentelemetry-instrumentation-grpc` is not used. For each call it wraps the
+context in a proxy. It runs a server stream inside an asynchronous generator, whose span leaks when
+the client leaves between two messages. And it marks rejections such as NOT_FOUND as exceptions.
 """
 
 import functools
@@ -25,7 +25,6 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
-import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -64,8 +63,6 @@ __all__ = [
     "traced",
 ]
 
-_log = structlog.stdlib.get_logger(__name__)
-
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -81,13 +78,13 @@ _tracer: Tracer | None = None
 
 
 def start(settings: "RuntimeSettings") -> TracerProvider | None:
-    """Begins to record and export spans, when the settings say where to.
+    """Starts to record and export spans, if the settings name an exporter.
 
     Args:
-        settings: Where to, what share, and the resource attributes.
+        settings: Exporters, sampler and resource attributes.
 
     Returns:
-        The provider to hand to `stop`, or None when spans go nowhere.
+        The provider to pass to `stop`; None when there is no exporter.
     """
     exporters = _exporters(settings)
     if not exporters:
@@ -100,7 +97,7 @@ def start(settings: "RuntimeSettings") -> TracerProvider | None:
     if "service.instance.id" not in OTELResourceDetector().detect().attributes:
         attributes["service.instance.id"] = str(uuid.uuid4())
     provider = TracerProvider(
-        # What OTEL_RESOURCE_ATTRIBUTES says besides is in it, too.
+        # `create` adds the other attributes of OTEL_RESOURCE_ATTRIBUTES.
         resource=Resource.create(attributes),
         sampler=_sampler(settings),
         shutdown_on_exit=False,
@@ -135,7 +132,7 @@ def _sampler(settings: "RuntimeSettings") -> Sampler:
 
 
 def install(provider: TracerProvider | None) -> None:
-    """Makes a provider the one that this module records with; None turns recording off."""
+    """Makes this module record with a provider; None turns recording off."""
     global _tracer
     _tracer = None
     if provider is not None:
@@ -145,17 +142,17 @@ def install(provider: TracerProvider | None) -> None:
 
 
 def stop(provider: TracerProvider, timeout_s: float) -> bool:
-    """Exports what is recorded and turns tracing off. Blocks; call it off the event loop.
+    """Exports the recorded spans and turns tracing off. It blocks: call it off the event loop.
 
     Args:
-        provider: What `start` returned.
-        timeout_s: How long a slow or absent collector is waited for.
+        provider: The provider that `start` returned.
+        timeout_s: How long to wait for a slow or absent collector.
 
     Returns:
-        Whether everything was handed to the collector in time.
+        Whether the collector took every span in time.
     """
     install(None)
-    # Shutting down exports what is left and retries beyond any timeout; a daemon thread bounds it.
+    # `shutdown` exports the last spans and retries beyond any timeout; a daemon thread bounds it.
     closing = threading.Thread(target=provider.shutdown, name="tracing-stop", daemon=True)
     closing.start()
     closing.join(timeout_s)
@@ -163,7 +160,7 @@ def stop(provider: TracerProvider, timeout_s: float) -> bool:
 
 
 def extract(metadata: Iterable[tuple[str, str | bytes]]) -> "Context | None":
-    """Reads the caller's W3C trace context and baggage from RPC metadata; None without any."""
+    """Reads the caller's W3C trace context and baggage from metadata; None when there is none."""
     carrier = {key: value for key, value in metadata if key in _CARRIED and isinstance(value, str)}
     if not carrier:
         return None
@@ -174,7 +171,7 @@ def extract(metadata: Iterable[tuple[str, str | bytes]]) -> "Context | None":
 def server_span(
     name: str, attributes: Mapping[str, "AttributeValue"], parent: "Context | None"
 ) -> Span | None:
-    """Starts the span of an RPC, or returns None when nothing is recorded."""
+    """Starts the span of an RPC; None when nothing is recorded."""
     if _tracer is None:
         return None
     return _tracer.start_span(
@@ -186,12 +183,12 @@ def server_span(
 
 
 def is_recording() -> bool:
-    """Tells whether a span of the current request is recorded."""
+    """Tells whether the spans of the current request are recorded."""
     return _tracer is not None and trace.get_current_span().is_recording()
 
 
 def current_context() -> "Context":
-    """Gives the current context, to parent spans that are recorded later or on other threads."""
+    """Gives the current context, as the parent of spans recorded later or on other threads."""
     return otel_context.get_current()
 
 
@@ -199,8 +196,8 @@ def span(name: str, **attributes: "AttributeValue") -> AbstractContextManager[Sp
     """Opens a span around a block; an exception marks it as failed.
 
     Args:
-        name: What is done, such as ``decode``.
-        attributes: What to know about it.
+        name: Name of the stage, such as ``decode``.
+        attributes: Attributes of the span.
     """
     if _tracer is None or _is_unsampled(trace.get_current_span()):
         return _NO_SPAN
@@ -253,14 +250,15 @@ def record_span(
     parent_context: "Context | None" = None,
     attributes: Mapping[str, "AttributeValue"] | None = None,
 ) -> None:
-    """Records a stage that is over, from any thread.
+    """Records a stage that has ended, from any thread.
 
     Args:
-        name: What was done.
-        start_ns: When it began, as `time.time_ns` tells.
-        end_ns: When it ended, as `time.time_ns` tells.
-        parent_context: Context of the request, from `current_context`; this one unless given.
-        attributes: What to know about it.
+        name: Name of the stage.
+        start_ns: Start of the stage, from `time.time_ns`.
+        end_ns: End of the stage, from `time.time_ns`.
+        parent_context: Context of the request, from `current_context`; the current one unless
+            given.
+        attributes: Attributes of the span.
     """
     if _tracer is None:
         return

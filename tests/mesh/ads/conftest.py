@@ -26,7 +26,6 @@ class ControlPlane:
     async def run(self, health):
         health.set_all(True)
         yield
-        self.servicer.shut_down()
 
 
 def settings(port=0):
@@ -39,9 +38,8 @@ def control_plane():
 
     @asynccontextmanager
     async def serve(distribution, port=0):
-        application = ControlPlane(distribution)
-        async with running(application, settings(port)) as server:
-            yield server.grpc_port, application.servicer
+        async with running(ControlPlane(distribution), settings(port)) as server:
+            yield server.grpc_port
 
     return serve
 

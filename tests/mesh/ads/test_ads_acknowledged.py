@@ -15,7 +15,7 @@ from ads_double import (
     virtual_host,
 )
 
-from tidegate.mesh.ads import AckOutcome, Protocol
+from tidegate.mesh.ads import AckOutcome, XdsVariant
 from tidegate.mesh.resources import Change, ProxyKind
 
 ENVOY, GRPC = ProxyKind.ENVOY, ProxyKind.GRPC
@@ -203,7 +203,7 @@ async def test_proxies_are_described(distribution, connect):
     assert response.names == ["a", "b"]
     (proxy,) = distribution.proxies()
     assert proxy.proxy.node == "ingress"
-    assert (proxy.proxy_kind, proxy.protocol) == (ENVOY, Protocol.DELTA)
+    assert (proxy.proxy_kind, proxy.variant) == (ENVOY, XdsVariant.DELTA)
     assert proxy.user_agent == "envoy 1.40.0"
     clusters, ends = proxy.types[CLUSTER], proxy.types[ENDPOINT]
     assert clusters.wildcard

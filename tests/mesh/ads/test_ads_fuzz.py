@@ -152,9 +152,9 @@ class Discovery(RuleBasedStateMachine):
         again.ask(LISTENER)
         if proxy.delta and proxy.names[ROUTE]:
             again.ask(ROUTE, proxy.names[ROUTE])
-        if SCOPED_ROUTE in proxy.begun:
+        if SCOPED_ROUTE in proxy.started:
             again.ask(SCOPED_ROUTE)
-        if proxy.delta and VIRTUAL_HOST in proxy.begun:
+        if proxy.delta and VIRTUAL_HOST in proxy.started:
             again.ask(VIRTUAL_HOST)
 
     @if_any(careless)
@@ -239,7 +239,7 @@ class Discovery(RuleBasedStateMachine):
         served = self.distribution.served(ENVOY)
         assert not proxy.in_flight
         assert proxy.withheld is None
-        for type_ in proxy.begun:
+        for type_ in proxy.started:
             wanted = {
                 key.name: expected(served, key, proxy.delta)
                 for key in served

@@ -1,12 +1,14 @@
 """Proxies that are broken or mean: they are told so, and cost the server little."""
 
+import asyncio
+
 import grpc
 import pytest
 from ads_double import CLUSTER, ENDPOINT, ROUTE, Proxy, cluster, endpoints
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from tidegate.mesh.ads import Distribution, Limits
+from tidegate.mesh.ads import Distribution, ProxyLimits
 from tidegate.mesh.resources import Change, ProxyKind
 
 ENVOY = ProxyKind.ENVOY
@@ -15,8 +17,12 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 @pytest.fixture
 def distribution():
-    limits = Limits(
-        names=10, name_bytes=40, streams=3, unasked_requests_per_s=1000, unasked_requests_burst=50
+    limits = ProxyLimits(
+        names=10,
+        name_bytes=40,
+        streams=3,
+        unsolicited_requests_per_s=1000,
+        unsolicited_requests_burst=50,
     )
     distribution = Distribution(limits)
     distribution.apply(ENVOY, Change(put=(cluster("a"), endpoints("a", 1))))
@@ -146,9 +152,9 @@ async def test_a_stream_that_says_nothing_ends_in_peace(port, connect):
 
 
 async def test_a_silent_stream_is_ended(control_plane):
-    distribution = Distribution(Limits(first_request_s=0.01))
+    distribution = Distribution(ProxyLimits(first_request_s=0.01))
     async with (
-        control_plane(distribution) as (port, _),
+        control_plane(distribution) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         code, _ = await Proxy(channel, delta=True).failure()
@@ -170,16 +176,15 @@ async def test_hostile_proxies_do_not_disturb_others(distribution, connect):
 
 
 async def test_streams_end_when_the_control_plane_drains(distribution, control_plane):
-    async with (
-        control_plane(distribution) as (port, servicer),
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-    ):
+    async with control_plane(distribution) as port:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         proxy, silent = Proxy(channel, delta=True), Proxy(channel, delta=False)
         await proxy.send(CLUSTER)
         await proxy.take()
-        servicer.shut_down()
-        for each in (proxy, silent):
-            assert (await each.failure())[0] is grpc.StatusCode.UNAVAILABLE
+        ends = asyncio.gather(proxy.failure(), silent.failure())
+    for code, _ in await ends:
+        assert code is grpc.StatusCode.UNAVAILABLE
+    await channel.close()
 
 
 def test_the_message_of_the_tests_is_garbage():

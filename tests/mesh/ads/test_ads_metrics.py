@@ -46,4 +46,4 @@ async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delt
     )
     assert grown(f"grpc_server_msg_sent_total{{{method}}}") == 3
     assert grown("tidegate_xds_ignored_requests_total") == 1
-    assert grown('tidegate_xds_proxies{proxy_kind="envoy",protocol="delta"}') == 1
+    assert grown('tidegate_xds_proxies{protocol="delta",proxy_kind="envoy"}') == 1

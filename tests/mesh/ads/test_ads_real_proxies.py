@@ -28,7 +28,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from prometheus_client import REGISTRY
 
-from tidegate.mesh.ads import Distribution, Protocol
+from tidegate.mesh.ads import Distribution, XdsVariant
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.resources import Change, ProxyKind, Resource
 
@@ -40,10 +40,10 @@ async def start_envoy(tmp_path):
     """Starts an Envoy."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(ads_port, protocol):
-            folder = tmp_path / protocol.name
+        async def start(ads_port, variant):
+            folder = tmp_path / variant.name
             folder.mkdir()
-            (folder / "envoy.json").write_text(json.dumps(bootstrap(ads_port, protocol)))
+            (folder / "envoy.json").write_text(json.dumps(bootstrap(ads_port, variant)))
             log = stack.enter_context((folder / "log").open("wb"))
             process = await asyncio.create_subprocess_exec(
                 *(find_envoy(), "--config-path", folder / "envoy.json"),
@@ -129,7 +129,7 @@ async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
         distribution.apply(proxy_kind, change)
     async with contextlib.AsyncExitStack() as stack:
         callers = [await stack.enter_async_context(proxyless(port, "client"))]
-        for envoy in await asyncio.gather(*(start_envoy(port, each) for each in Protocol)):
+        for envoy in await asyncio.gather(*(start_envoy(port, each) for each in XdsVariant)):
             callers.append(await stack.enter_async_context(Load(await envoy.listening())))
         assert {each.proxy.node for each in distribution.proxies()} == {
             "client",
@@ -170,14 +170,14 @@ def patient(name, timeout_s=1):
     return Resource.of(CLUSTER, name, message)
 
 
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("variant", XdsVariant)
 async def test_a_changed_cluster_warms_though_its_endpoints_are_refused_again(
-    distribution, port, start_envoy, protocol
+    distribution, port, start_envoy, variant
 ):
     # Envoy uses the new cluster only when it has answered for endpoints that came after it, be it
     # with a refusal. So what it refused is sent once more, for each push of the cluster.
     distribution.apply(ENVOY, Change(put=(patient("c"), impossible("c"))))
-    envoy = await start_envoy(port, protocol)
+    envoy = await start_envoy(port, variant)
 
     def refusals():
         labels = {"proxy_kind": "envoy", "type": "endpoint"}
@@ -199,14 +199,14 @@ async def test_a_changed_cluster_warms_though_its_endpoints_are_refused_again(
         assert refusals() == before + count
 
 
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("variant", XdsVariant)
 async def test_scopes_come_change_and_go_without_a_failed_call(
-    distribution, port, start_envoy, backends, protocol
+    distribution, port, start_envoy, backends, variant
 ):
     subsets = [each for name in ("v1", "v2") for each in subset(name, backends[name])]
     # Of whom nobody speaks, an Envoy listens all the same.
     distribution.apply(ENVOY, Change(put=(*subsets, scoped_listener("ingress"))))
-    envoy = await start_envoy(port, protocol)
+    envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
         assert {each.partition(" ")[2].split()[0] for each in await load.more()} == {
             "UNIMPLEMENTED"
@@ -234,9 +234,9 @@ async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cl
 ):
     changes = mesh(backends, ["v1", "v2"], v2=0, v1=100)
     async with contextlib.AsyncExitStack() as stack:
-        async with control_plane(distribution) as (port, _):
+        async with control_plane(distribution) as port:
             distribution.apply(ENVOY, changes[ENVOY])
-            envoy = await start_envoy(port, Protocol.DELTA)
+            envoy = await start_envoy(port, XdsVariant.DELTA)
             load = await stack.enter_async_context(Load(await envoy.listening()))
             await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
         assert (await load.more()).keys() == {"v1"}
@@ -275,9 +275,9 @@ async def test_an_envoy_with_scopes_is_taken_over_cleanly(
     subsets = [each for name in ("v1", "v2") for each in subset(name, backends[name])]
     first = (*subsets, scoped_listener("ingress"), scope("127.0.0.1", v1=1), scope("old", v1=1))
     async with contextlib.AsyncExitStack() as stack:
-        async with control_plane(distribution) as (port, _):
+        async with control_plane(distribution) as port:
             distribution.apply(ENVOY, Change(put=first))
-            envoy = await start_envoy(port, Protocol.DELTA)
+            envoy = await start_envoy(port, XdsVariant.DELTA)
             load = await stack.enter_async_context(Load(await envoy.listening()))
             await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
         assert (await load.more()).keys() == {"v1"}
@@ -304,7 +304,7 @@ async def test_a_listener_that_comes_later_gets_its_virtual_hosts(
     distribution, port, start_envoy, backends
 ):
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
-    envoy = await start_envoy(port, Protocol.DELTA)
+    envoy = await start_envoy(port, XdsVariant.DELTA)
     await envoy.listening()
     later = (
         listener("later", "http.90"),
@@ -324,12 +324,12 @@ async def test_a_listener_that_comes_later_gets_its_virtual_hosts(
             pass
 
 
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("variant", XdsVariant)
 async def test_a_refusal_by_an_envoy_is_shown_and_what_it_had_is_kept(
-    distribution, port, start_envoy, backends, protocol
+    distribution, port, start_envoy, backends, variant
 ):
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
-    envoy = await start_envoy(port, protocol)
+    envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
         await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
         broken = cluster("v1", timeout_s=-1)
@@ -344,12 +344,12 @@ async def test_a_refusal_by_an_envoy_is_shown_and_what_it_had_is_kept(
         assert (await load.more()).keys() == {"v1"}
 
 
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize("variant", XdsVariant)
 async def test_a_changed_cluster_is_warm_at_once_and_loses_no_call(
-    distribution, port, start_envoy, backends, protocol
+    distribution, port, start_envoy, backends, variant
 ):
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
-    envoy = await start_envoy(port, protocol)
+    envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
         await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
         for timeout_s in range(2, 12):
@@ -359,5 +359,5 @@ async def test_a_changed_cluster_is_warm_at_once_and_loses_no_call(
         assert (await load.more()).keys() == {"v1"}
         (proxy,) = distribution.proxies()
         asked = {CLUSTER, ENDPOINT, LISTENER, ROUTE}
-        asked |= {VIRTUAL_HOST} if protocol is Protocol.DELTA else set()
+        asked |= {VIRTUAL_HOST} if variant is XdsVariant.DELTA else set()
         assert proxy.types.keys() == asked

@@ -1,4 +1,4 @@
-"""One Envoy for each module of tests."""
+"""Fixtures: one Envoy for each module of tests, and objects for it."""
 
 import pytest
 import pytest_asyncio
@@ -15,7 +15,7 @@ async def mesh(tmp_path_factory):
 
 @pytest.fixture
 def vision(mesh):
-    """Objects with which the host ``vision`` has the three servers as subsets, plus others."""
+    """Objects of a host ``vision`` with the three servers as subsets, plus those of the test."""
 
     def with_(*objects, policy=None, annotations=None, subsets=("v1", "v2", "v3")):
         ports = {name: backend.port for name, backend in mesh.backends.items()}
@@ -27,6 +27,6 @@ def vision(mesh):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(mesh):
-    """A new gRPC client, so that nothing of the test before is in it."""
+    """A new gRPC client, without state of earlier tests."""
     async with XdsClient.running(mesh.ads_port) as xds_client:
         yield xds_client

@@ -1,4 +1,4 @@
-"""What a real Envoy does where the compiler follows istiod: mirrors, redirects, finished shifts."""
+"""The compiler follows istiod in mirrors, redirects and finished shifts, over a real Envoy."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ USERS = 30
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def shadow():
-    """An HTTP server: its port, and the authorities that it was called by."""
+    """An HTTP server: its port, and the authorities of its requests."""
     called = asyncio.Queue()
 
     async def note(request):
@@ -34,7 +34,7 @@ async def shadow():
 
 
 async def get(mesh, domain, port=None):
-    """One plain HTTP request; status, and where it is redirected."""
+    """Makes one plain HTTP request; returns its status and the target of a redirect."""
     url = f"http://127.0.0.1:{port or mesh.port}/x"
     async with (
         aiohttp.ClientSession() as session,
@@ -66,7 +66,7 @@ async def test_a_mirror_is_called_by_the_host_that_the_client_asked_for(mesh, sh
         assert await called.get() == DOMAIN
 
 
-async def test_a_wildcard_server_does_not_redirect_what_another_gateway_serves(mesh, vision):
+async def test_a_wildcard_server_does_not_redirect_hosts_of_another_gateway(mesh, vision):
     tls = {"httpsRedirect": True}
     port = mesh.ports[5]
     everything = gateway(port, hosts=["*"], name="all", tls=tls)
@@ -102,7 +102,7 @@ def two_versions(mesh, old, new, weights):
 
 
 async def servers_of(mesh, user, calls=8):
-    """The servers of the new version that a user gets whose every call is of another device."""
+    """The servers of the new version that a user reaches, with another device in each call."""
     answers = [
         await mesh.call(DOMAIN, ("x-user", user), ("x-device", str(call))) for call in range(calls)
     ]

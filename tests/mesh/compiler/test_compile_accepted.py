@@ -1,8 +1,8 @@
-"""Whatever the parser lets through and the compiler takes, Envoy and gRPC take too.
+"""Envoy and gRPC accept everything that the parser and the compiler accept.
 
-Samples of all that may be said of a route and of a host; each is sent to a real Envoy and a real
-gRPC client, and neither may refuse any of it (Envoy checks with protoc-gen-validate and its own
-rules, and a refusal is a NACK).
+Each sample of the fields of a route and of a host goes to a real Envoy and a real gRPC client.
+Neither may refuse any of it. (Envoy checks with protoc-gen-validate and its own rules, and a
+refusal is a NACK.)
 """
 
 import pytest
@@ -232,7 +232,7 @@ POLICY = any_of(
 async def test_nothing_is_refused(mesh, client, rules, policy, subset, option, sticky):
     third = {"name": "v3", "labels": {"version": "v3"}}
     if option:
-        # Beside an annotation about load balancing, load balancing is not spoken of.
+        # The annotation about load balancing contradicts a load balancer, so leave that out.
         policy, subset = (
             {k: v for k, v in p.items() if k != "loadBalancer"} for p in (policy, subset)
         )

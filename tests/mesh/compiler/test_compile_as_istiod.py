@@ -1,14 +1,15 @@
-"""The compiler beside istiod: what istiod sent for the same objects, case by case.
+"""The compiler makes what istiod makes of the same objects, case by case.
 
-Recorded from istiod 1.32-dev (commit eed52ebb66ad, August 2026), which read the objects from a file
-and sent them to a gateway in the namespace ``istio-ingress``. Routes are written in short: path,
-destinations with weights, what is hashed; ``https`` is a redirect of all requests.
+istiod's side was recorded from istiod 1.32-dev (commit eed52ebb66ad, August 2026). It read the
+objects from a file and sent the result to a gateway in the namespace ``istio-ingress``. Routes are
+written in a short form: path, destinations with weights, hash policies; ``https`` is a redirect of
+all requests.
 """
 
 import pytest
 from mesh_objects import HTTP_OPTIONS, VISION, body, entry, istio, names, rule, text, virtual
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.resources import ProxyKind
 
@@ -36,7 +37,7 @@ def to(subset, weight=None, **destination):
 
 
 def route(name, *http, host="a.test", gateways=(f"{INGRESS}/in",), namespace="models", **spec):
-    """A VirtualService; a rule in short is ``path subset``."""
+    """A VirtualService; the short form of a rule is ``path subset``."""
     rules = [at(each) if isinstance(each, str) else each for each in http]
     hosts = [host] if isinstance(host, str) else host
     made = virtual(*rules, hosts=hosts, gateways=gateways, name=name, namespace=namespace)
@@ -55,7 +56,7 @@ RULE = rule()
 
 
 def hashed(*destinations, policy=None, **of_subsets):
-    """A route to destinations, and what the DestinationRule says of them."""
+    """A route to destinations, and the traffic policies of their DestinationRule."""
     subsets = [{"name": each, "labels": {"version": each}} for each in ("v1", "v2", "v3")]
     for each in subsets:
         if each["name"] in of_subsets:
@@ -238,14 +239,14 @@ ROUTES = {
 def virtual_hosts(compiled):
     found = (body(compiled, "VIRTUAL_HOST", each) for each in names(compiled, "VIRTUAL_HOST"))
     by_domain = {domain: in_short(each) for each in found for domain in each["domains"]}
-    # A gateway without routes needs a virtual host; istiod's is called ``blackhole``.
+    # A gateway without routes needs a virtual host; istiod calls it ``blackhole``.
     return {} if by_domain == {"*": []} else by_domain
 
 
 def in_short(virtual_host):
     if virtual_host.get("require_tls") == "ALL":
         return ["https"]
-    # istiod repeats routes that came through two servers; the first of a kind counts.
+    # istiod repeats routes that are bound through two servers; Envoy uses the first.
     return list(dict.fromkeys(map(_in_short, virtual_host.get("routes", ()))))
 
 

@@ -1,4 +1,4 @@
-"""Clusters and endpoints: what becomes of a host, its subsets and the rule that is found for it.
+"""Clusters and endpoints of a host, its subsets and its DestinationRules.
 
 Defaults are those of istiod: LEAST_REQUEST, no limits, no outlier detection, no panic.
 """
@@ -142,7 +142,7 @@ async def test_only_healthy_endpoints_get_requests_however_few_are_left(mesh, vi
     assert (await mesh.call(DOMAIN)).code is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_draining_endpoint_finishes_what_runs(mesh, vision):
+async def test_a_draining_endpoint_finishes_its_calls(mesh, vision):
     only_v1 = virtual({"route": [to("v1")], "retries": {"attempts": 0}})
     await mesh.apply(vision(only_v1))
     backend = mesh.backends["v1"]
@@ -180,7 +180,7 @@ async def test_an_external_endpoint_has_no_state_of_a_host_of_the_mesh(mesh, sta
     assert health(mesh) == {1: served}
 
 
-async def test_labels_go_along_with_endpoints(mesh):
+async def test_endpoints_have_their_labels(mesh):
     labels = {"app": "vision", "version": "v1", "zone": "a"}
     endpoint = {"address": "127.0.0.1", "ports": {"main": mesh.backends["v1"].port}, "weight": 3}
     await mesh.apply(text(gateway(mesh.port), entry([endpoint | {"labels": labels}]), everywhere()))
@@ -239,12 +239,12 @@ async def test_a_subset_inherits_part_by_part_and_a_port_inherits_nothing(mesh):
     assert of(8500, "") == of(8500, "v1") == ("RANDOM", 11)
     assert of(8500, "v2") == ("RANDOM", 22)
     assert of(9000, "") == of(9000, "v1") == ("ROUND_ROBIN", limit)
-    # The subset's own policy lies over the port's, whose unset parts are Istio's defaults.
+    # The subset's policy inherits from the port's own, whose unset parts are Istio's defaults.
     assert of(9000, "v2") == ("ROUND_ROBIN", 22)
     assert (await mesh.call(DOMAIN)).backend == "v2"
 
 
-async def test_the_rule_is_looked_for_in_three_places(mesh, vision):
+async def test_the_rule_is_looked_up_in_three_namespaces(mesh, vision):
     def limit(requests, namespace):
         pool = {"connectionPool": {"http": {"http2MaxRequests": requests}}}
         return rule(pool, (), VISION, namespace=namespace)
@@ -268,7 +268,7 @@ async def test_the_rule_is_looked_for_in_three_places(mesh, vision):
     assert (await mesh.call(DOMAIN)).backend == "v1"
 
 
-async def test_rules_for_one_host_in_one_namespace_are_taken_together(mesh):
+async def test_rules_for_one_host_in_one_namespace_are_merged(mesh):
     one = rule(subsets=["v1"])
     two = rule({"loadBalancer": {"simple": "RANDOM"}}, subsets=["v2"])
     two["metadata"]["name"] = "more"
@@ -279,7 +279,7 @@ async def test_rules_for_one_host_in_one_namespace_are_taken_together(mesh):
     assert (await mesh.share(DOMAIN, 40)).keys() == {"v1", "v2"}
 
 
-async def test_http_ports_are_spoken_to_by_http_1_and_upgraded_when_told(mesh):
+async def test_http_ports_get_http_1_unless_the_policy_upgrades_them(mesh):
     ports = {"v1": mesh.backends["v1"].port}
     for protocol, policy, expected in (
         ("HTTP", None, None),

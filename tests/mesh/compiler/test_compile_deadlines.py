@@ -1,4 +1,4 @@
-"""What a caller is told when a time is over: its own deadline, or the timeout of its route.
+"""The status that a caller gets after its own deadline, or after the timeout of its route.
 
 Real clients call a real server of the chassis through a real Envoy. Deadlines are spread over a
 range, so that timers of client, Envoy and server expire in every order.
@@ -34,7 +34,7 @@ TARGET = f"{VISION}:8500"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def apply(mesh):
-    """Puts a server that never ends a call behind Envoy, with the given rule of a route."""
+    """Puts a server that never ends a call behind Envoy, with a given rule."""
     async with endless_server() as server:
         states = {f"127.0.0.1:{server.grpc_port}": EndpointState.HEALTHY}
 
@@ -58,7 +58,7 @@ async def caller(mesh):
 
 
 async def images():
-    """Images without end, so that the stream is written while its deadline passes."""
+    """Endless images, so that the client still writes to the stream when its deadline passes."""
     while True:
         yield b"jpeg"
         await asyncio.sleep(0.003)
@@ -96,7 +96,7 @@ STREAMS = (chat, silent_chat, generate, classify_stream)
 
 
 async def outcomes(client, call, deadlines_s):
-    """How often the calls ended how."""
+    """The number of calls by final status."""
     counted = Counter()
     turns = asyncio.Semaphore(AT_ONCE)
 
@@ -125,7 +125,7 @@ async def test_a_passed_deadline_is_deadline_exceeded_every_time(apply, caller, 
     assert ended == {grpc.StatusCode.DEADLINE_EXCEEDED: CALLS}
 
 
-async def test_a_blocking_client_is_told_the_same(mesh, apply):
+async def test_a_blocking_client_gets_the_same_status(mesh, apply):
     await apply()
 
     def endless():
@@ -155,27 +155,27 @@ async def test_a_blocking_client_is_told_the_same(mesh, apply):
     assert counted == {grpc.StatusCode.DEADLINE_EXCEEDED: 16}
 
 
-async def test_the_server_is_told_of_the_clients_deadline_or_else_of_the_routes_timeout(
-    mesh, vision
-):
+async def test_the_server_gets_the_clients_deadline_or_else_the_routes_timeout(mesh, vision):
     await mesh.apply(vision(virtual({"route": [to("v1")], "timeout": "5s"})))
     for within_s, told_s in ((2, 2), (60, 60), (None, 5)):
         forged = ("x-tidegate-grpc-timeout", "1S")
         answer = await mesh.call(DOMAIN, forged, within_s=within_s)
-        # gRPC rounds up, by a hundredth at most.
+        # gRPC rounds up by 1 % at most.
         assert told_s - 1 < answer.remaining_s <= told_s * 1.01
         assert "x-tidegate-grpc-timeout" not in answer.headers
 
 
 @pytest.mark.parametrize("call", UNARY)
-async def test_a_routes_timeout_ends_what_has_no_answer_with_deadline_exceeded(apply, caller, call):
+async def test_a_routes_timeout_ends_calls_without_a_response_with_deadline_exceeded(
+    apply, caller, call
+):
     await apply(timeout="0.1s")
     assert await outcomes(caller, call, [LONG_S] * 8) == {grpc.StatusCode.DEADLINE_EXCEEDED: 8}
 
 
 async def test_a_routes_timeout_ends_streams_that_have_begun(apply, caller):
-    # Envoy cannot send a status after the headers: gRPC makes INTERNAL of RST_STREAM. Envoy tells
-    # the server of the timeout, and the server may be the one that ends the call.
+    # Envoy cannot send a status after the headers: gRPC turns RST_STREAM into INTERNAL. Envoy sends
+    # the timeout to the server too, and the server may be the one that ends the call.
     await apply(timeout="2s")
     streams = [
         caller.llm.chat("go on", timeout_s=LONG_S),

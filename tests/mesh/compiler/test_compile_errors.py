@@ -1,9 +1,9 @@
-"""What only shows when objects are seen together, each with object, path, reason and fix."""
+"""Mistakes that show only when objects are compared: each has object, path, reason and fix."""
 
 import pytest
 from mesh_objects import DOMAIN, VISION, entry, gateway, istio, rule, text, to, virtual
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import CompileErrors, Compiler, MeshSettings
 
 BASE = (gateway(80), entry({"v1": 7001, "v2": 7002}), rule(subsets=["v1", "v2"]))
@@ -195,11 +195,11 @@ HASHED = {"loadBalancer": {"consistentHash": {"httpHeaderName": "x-other"}}}
         ),
     ],
 )
-def test_contradictions_are_told(objects, where, path, reason):
+def test_contradictions_are_errors(objects, where, path, reason):
     assert (where, path, reason) in errors(*objects)
 
 
-def test_everything_that_is_wrong_is_told_at_once_and_once():
+def test_all_errors_come_at_once_and_each_once():
     both = virtual(
         {"route": [to("v8")]}, {"route": [to(host="nowhere.test")]}, hosts=[DOMAIN, "b.test"]
     )
@@ -210,13 +210,13 @@ def test_everything_that_is_wrong_is_told_at_once_and_once():
     ]
 
 
-def test_the_text_of_an_error_says_what_to_do():
+def test_the_text_of_an_error_has_a_fix():
     objects = parse(text(*BASE, virtual({"route": [to("v9")]})), "test")
     with pytest.raises(CompileErrors, match=r"subset v9 .*; define it in a DestinationRule, or"):
         Compiler(MeshSettings()).compile(objects, {})
 
 
-def test_what_was_wrong_can_be_mended_and_changes_before_are_not_lost():
+def test_after_a_fix_no_earlier_change_is_lost():
     compiler = Compiler(MeshSettings())
     good = parse(text(*BASE, virtual({"route": [to("v1")]})), "test")
     first = compiler.compile(good, {})

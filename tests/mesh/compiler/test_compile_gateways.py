@@ -1,9 +1,9 @@
-"""Gateways: listeners, the domains that are taken there, and what is guarded at the edge.
+"""Gateways: listeners, their domains, and the protection of headers at the edge.
 
-Names and defaults are istiod's for gateways: ``0.0.0.0_PORT``, ``http.PORT``,
+Names and defaults are those of istiod: ``0.0.0.0_PORT``, ``http.PORT``,
 ``https.PORT.NAME.GATEWAY.NAMESPACE``, the connection's address as the client's, no idle timeout of
-streams. Domains come one by one: as scopes where gateways name them in full (SRDS), else as Envoy's
-page "Virtual Host Discovery Service" has it.
+streams. Domains come one by one: as scopes (SRDS) where gateways name them in full, else as virtual
+hosts (VHDS).
 """
 
 import subprocess
@@ -18,7 +18,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from envoy_harness import METHOD
 from mesh_objects import DOMAIN, body, entry, gateway, names, rule, text, to, virtual
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import Compiler, MeshSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -29,7 +29,7 @@ def manager(compiled, port, chain=0):
     return listener["filter_chains"][chain]["filters"][0]["typed_config"]
 
 
-async def test_a_listener_knows_no_hosts_and_its_routes_come_one_by_one(mesh, vision):
+async def test_a_listener_names_no_hosts_and_its_domains_come_one_by_one(mesh, vision):
     await mesh.apply(vision(virtual({"route": [to("v1")]})))
     listener = body(mesh.compiled, "LISTENER", f"0.0.0.0_{mesh.port}")
     address = listener["address"]["socket_address"]
@@ -81,7 +81,7 @@ async def test_a_weight_changes_its_domain_and_nothing_else(mesh, vision):
     assert taken["v2"] > 80
 
 
-async def test_domains_are_those_that_both_the_gateway_and_the_object_name(mesh, vision):
+async def test_domains_are_those_that_both_gateway_and_virtual_service_name(mesh, vision):
     hosts = ["*.example.com", "./own.test", "models/mine.test", "elsewhere/not.test"]
     services = virtual(
         {"route": [to("v1")]},
@@ -115,7 +115,7 @@ async def test_domains_are_those_that_both_the_gateway_and_the_object_name(mesh,
         assert (await mesh.call(domain)).code is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_gateway_for_which_nobody_speaks_listens_and_answers_unimplemented(mesh):
+async def test_a_gateway_without_virtual_services_listens_and_answers_unimplemented(mesh):
     await mesh.apply(text(gateway(mesh.ports[1])))
     host = body(mesh.compiled, "VIRTUAL_HOST", f"http.{mesh.ports[1]}/*")
     assert host["domains"] == ["*"]
@@ -252,7 +252,7 @@ async def test_scopes_come_and_go_while_others_serve(mesh, vision):
         assert (await mesh.call(DOMAIN, port=mesh.ports[4])).backend == "v1"
 
 
-async def test_a_gateway_of_full_names_for_which_nobody_speaks_listens(mesh):
+async def test_a_gateway_of_full_names_without_virtual_services_listens(mesh):
     await mesh.apply(text(gateway(mesh.ports[5], hosts=[DOMAIN])))
     assert names(mesh.compiled, "LISTENER") == {f"0.0.0.0_{mesh.ports[5]}"}
     assert names(mesh.compiled, "VIRTUAL_HOST") == names(mesh.compiled, "SCOPED_ROUTE") == set()
@@ -260,7 +260,7 @@ async def test_a_gateway_of_full_names_for_which_nobody_speaks_listens(mesh):
     assert answer.code is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_open_connections_are_served_on_when_a_gateway_is_edited(mesh, vision):
+async def test_open_connections_stay_served_when_a_gateway_is_edited(mesh, vision):
     port = mesh.ports[6]
 
     def objects(hosts, backend):
@@ -274,13 +274,13 @@ async def test_open_connections_are_served_on_when_a_gateway_is_edited(mesh, vis
         assert [str(each.key) for each in change.put] == [f"listener 0.0.0.0_{port}"]
         assert change.delete == ()
         await mesh.apply(objects(hosts, backend))
-        # The connection of before, and a new one.
+        # The old connection, and a new one.
         for authority in (DOMAIN, f"{DOMAIN}:{backend[1:]}"):
             assert (await mesh.call(authority, port=port)).backend == backend
 
 
 @pytest.mark.parametrize("host", ["*", "*.example.com"])
-async def test_one_name_with_a_star_keeps_all_of_a_port_from_looking_among_scopes(mesh, host):
+async def test_one_name_with_a_star_keeps_a_port_from_using_scopes(mesh, host):
     exact = gateway(mesh.port, hosts=[DOMAIN])
     other = gateway(mesh.port, hosts=[host], name="other")
     elsewhere = gateway(mesh.ports[1], hosts=["c.test"], name="elsewhere")
@@ -313,7 +313,7 @@ async def test_objects_that_are_not_exported_hold_in_their_namespace_only(mesh, 
     assert (await mesh.call(DOMAIN)).backend == "v1"
 
 
-async def test_headers_are_guarded_at_the_edge(mesh, vision):
+async def test_headers_are_protected_at_the_edge(mesh, vision):
     await mesh.apply(vision(virtual({"route": [to("v1")]})))
     forged = [
         ("x-forwarded-client-cert", "By=spiffe://forged"),
@@ -345,7 +345,7 @@ async def test_logs_and_spans_go_where_the_settings_say(mesh, vision):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """A certificate for each of two domains, each its own authority."""
+    """A self-signed certificate for each of two domains."""
     folder = tmp_path_factory.mktemp("tls")
     for domain in (DOMAIN, "other.example.com"):
         subprocess.run(

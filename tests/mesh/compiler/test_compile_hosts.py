@@ -1,7 +1,7 @@
-"""Hosts: which ports and endpoints ServiceEntries give them.
+"""Hosts: the ports and endpoints that ServiceEntries give them.
 
-What is expected was read from what a real istiod sends (1.32-dev, commit eed52ebb66ad) to a gateway
-for the same objects.
+The expectations are what a real istiod (1.32-dev, commit eed52ebb66ad) sends to a gateway for the
+same objects.
 """
 
 import pytest
@@ -41,7 +41,7 @@ def addresses(mesh, cluster):
 
 
 def by_dns(resolution, **spec):
-    """A host without endpoints, which DNS finds."""
+    """A host without endpoints, whose addresses DNS finds."""
     made = entry([], WEB, **spec, resolution=resolution, location="MESH_EXTERNAL")
     del made["spec"]["endpoints"]
     return made
@@ -126,7 +126,7 @@ async def test_entries_of_another_namespace_do_not_count(mesh):
 
 
 @pytest.mark.parametrize("name", ["grpc", "http2-main", "grpc-web"])
-async def test_the_name_of_a_port_says_nothing_of_its_protocol(mesh, name):
+async def test_the_name_of_a_port_does_not_set_its_protocol(mesh, name):
     host = entry([endpoint(mesh.backends["v1"].port, name=name)])
     host["spec"]["ports"] = [{"number": 8500, "name": name}]
     await mesh.apply(text(gateway(mesh.port), host, everywhere()))
@@ -135,8 +135,8 @@ async def test_the_name_of_a_port_says_nothing_of_its_protocol(mesh, name):
     assert (await mesh.call(DOMAIN)).backend == ""
 
 
-async def test_round_robin_of_one_name_is_left_where_a_subset_has_none(mesh):
-    """Envoy refuses a LOGICAL_DNS cluster that has not exactly one name."""
+async def test_dns_round_robin_becomes_strict_dns_where_a_subset_has_no_endpoint(mesh):
+    """Envoy refuses a LOGICAL_DNS cluster unless it has exactly one name."""
     subsets = rule(subsets=["v1", "v2"])
     name = {"address": "a.localhost", "ports": {"main": mesh.backends["v1"].port}}
     host = entry([name | {"labels": {"version": "v1"}}], resolution="DNS_ROUND_ROBIN")

@@ -1,4 +1,4 @@
-"""The compiler that remembers gives what one that remembers nothing gives, and does less."""
+"""An incremental compilation gives the same result as a fresh one, and costs less."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from mesh_objects import DOMAIN, VISION, entry, gateway, istio, names, rule, tex
 
 from tidegate.istio.names import Kind, ObjectName
 from tidegate.istio.objects import IstioObjects
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import CompileErrors, Compiler, EndpointState, MeshSettings
 from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 
@@ -134,7 +134,7 @@ def applied(before, changes):
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=14))
-def test_any_history_gives_what_the_last_objects_give(steps):
+def test_the_result_does_not_depend_on_earlier_objects(steps):
     compiler = Compiler(MeshSettings())
     objects, states = IstioObjects.of([one(gateway(80))]), {}
     last = compiler.compile(objects, states)

@@ -1,4 +1,4 @@
-"""What gRPC clients get that dial ``xds:///HOST:PORT``, proven with grpcio's own xDS client.
+"""gRPC clients that dial ``xds:///HOST:PORT``, tested with grpcio's own xDS client.
 
 Expectations follow gRPC's feature table (grpc/doc/grpc_xds_features.md) and the gRFCs A27 (load
 balancing), A28 (routes), A31 (timeouts), A33 (faults), A42 (ring hash), A44 (retries), A52 and A58
@@ -91,7 +91,7 @@ async def test_a_ring_of_hashes_keeps_users(mesh, vision, client):
     assert len({name for each in seen for name in each}) > 1
 
 
-async def test_orca_is_taken(mesh, vision, client):
+async def test_clients_accept_orca(mesh, vision, client):
     await mesh.apply(vision(annotations={"load-balancer": "orca"}))
     assert (await client.calls(TARGET, 30)).keys() == {"v1", "v2", "v3"}
     assert rejections(mesh) == []
@@ -109,11 +109,13 @@ async def test_faults_and_timeouts_and_retries(mesh, vision, client):
     slow = (("x-slow", "1"), ("x-do", "hang"))
     assert await client.calls(TARGET, 2, *slow) == {"DEADLINE_EXCEEDED": 2}
     assert await client.calls(TARGET, 2, ("x-do", "fail UNAVAILABLE")) == {"UNAVAILABLE": 2}
-    # Four tries of each: the first and three more.
+    # Four attempts of each call: the first and three retries.
     assert len(mesh.backends["v2"].calls) == 8
 
 
-async def test_what_grpc_cannot_do_is_left_out_and_the_rest_holds(mesh, vision, client):
+async def test_parts_that_grpc_does_not_support_are_left_out_and_the_rest_holds(
+    mesh, vision, client
+):
     rich = {
         "route": [to("v1", headers={"request": {"set": {"x-a": "b"}}})],
         "corsPolicy": {"allowOrigins": [{"exact": "https://a.test"}]},

@@ -1,8 +1,8 @@
-"""Routes: what becomes of a VirtualService, and what a real Envoy does with it.
+"""Routes: how a VirtualService is compiled, and what a real Envoy does with the result.
 
 Where a test compares resources, the expectation is istiod's documented translation (the comments of
-VirtualService in istio/api, and Istio's page "Traffic Management"); what traffic must do
-is from Envoy's documentation of the field.
+VirtualService in istio/api, and Istio's page "Traffic Management"). Where it observes traffic, the
+expectation is from Envoy's documentation of the field.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ async def test_the_first_rule_that_matches_takes_the_request(mesh, vision):
     assert (await mesh.call(DOMAIN)).backend == "v1"
 
 
-async def test_what_follows_a_catch_all_is_left_out(mesh, vision):
+async def test_rules_after_a_catch_all_are_left_out(mesh, vision):
     await mesh.apply(vision(virtual({"route": [to("v1")]}, {"route": [to("v2")]})))
     assert [each["route"]["cluster"] for each in routes(mesh)] == [cluster("v1")]
 
@@ -135,7 +135,7 @@ async def test_without_a_timeout_the_clients_deadline_holds_and_nothing_else(mes
     (made,) = routes(mesh)
     assert made["route"]["timeout"] == "0s"
     assert made["route"]["max_stream_duration"] == {"max_stream_duration": "0s"}
-    # gRPC rounds what it sends up, by a hundredth at most.
+    # gRPC rounds the sent deadline up by 1 % at most.
     assert 19 < (await mesh.call(DOMAIN, within_s=20)).remaining_s <= 20.2
     backend = mesh.backends["v1"]
     backend.cancelled.clear()
@@ -153,7 +153,7 @@ async def test_a_timeout_ends_a_call_before_the_clients_deadline(mesh, vision):
     answer = await mesh.call(DOMAIN, ("x-do", "hang"), within_s=20)
     assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert answer.details == "downstream duration timeout"
-    # A server whose client has no deadline is told the timeout, and may be first to end the call.
+    # Without a client deadline, the server gets the timeout, and may end the call first.
     answer = await mesh.call(DOMAIN, ("x-do", "hang"), within_s=None)
     assert answer.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert answer.details in {"downstream duration timeout", "Deadline Exceeded"}
@@ -188,7 +188,7 @@ async def test_attempts_0_turns_retries_off(mesh, vision):
     assert len(mesh.backends["v1"].calls) == 1
 
 
-async def test_retries_as_a_route_says(mesh, vision):
+async def test_retries_of_a_route(mesh, vision):
     retries = {
         "attempts": 4,
         "retryOn": "resource-exhausted,503",
@@ -400,7 +400,7 @@ async def test_cors_for_browsers(mesh, vision):
     assert b"grpc-status:0" in content
 
 
-async def test_two_objects_may_speak_of_one_domain_and_catch_alls_come_last(mesh, vision):
+async def test_two_objects_may_route_one_domain_and_catch_alls_come_last(mesh, vision):
     all_ = virtual({"route": [to("v1")]}, name="a")
     some = virtual({"match": [{"headers": {"x-b": {}}}], "route": [to("v2")]}, name="b")
     await mesh.apply(vision(all_, some))
@@ -409,7 +409,7 @@ async def test_two_objects_may_speak_of_one_domain_and_catch_alls_come_last(mesh
     assert (await mesh.call(DOMAIN)).backend == "v1"
 
 
-async def test_spans_are_called_after_what_is_routed(mesh, vision):
+async def test_spans_are_named_for_the_destination(mesh, vision):
     exact = {"match": [{"uri": {"exact": "/a.B/C"}}], "route": [to("v1")]}
     split = {"route": [to("v2", 1), to("v1", 1)]}
     await mesh.apply(vision(virtual(exact, split)))

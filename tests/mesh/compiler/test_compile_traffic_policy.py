@@ -1,6 +1,6 @@
 """Traffic policies: how a real Envoy chooses, limits and ejects endpoints.
 
-What is set is translated as the comments of DestinationRule in istio/api say.
+The translation of fields follows the comments of DestinationRule in istio/api.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ async def test_warmup(mesh, vision):
 
 
 @pytest.mark.parametrize("kind", HASHED)
-async def test_consistent_hash_sends_what_is_alike_to_one_endpoint(mesh, vision, kind):
+async def test_consistent_hash_sends_equal_values_to_one_endpoint(mesh, vision, kind):
     hashing = {
         "header": {"httpHeaderName": "x-user"},
         "cookie": {"httpCookie": {"name": "user", "path": "/p", "ttl": "60s"}},
@@ -131,7 +131,7 @@ async def test_consistent_hash_sends_what_is_alike_to_one_endpoint(mesh, vision,
         assert "Path=/p" in issued
 
 
-async def test_a_hash_is_not_left_by_a_retry(mesh, vision):
+async def test_a_retry_stays_at_the_hashed_endpoint(mesh, vision):
     policy = {"loadBalancer": {"consistentHash": {"httpHeaderName": "x-user"}}}
     await mesh.apply(vision(virtual({"route": [to()]}), policy=policy))
     metadata = (("x-user", "7"), ("x-do", "fail UNAVAILABLE"))
@@ -139,7 +139,7 @@ async def test_a_hash_is_not_left_by_a_retry(mesh, vision):
     assert sorted(len(each.calls) for each in mesh.backends.values()) == [0, 0, 3]
 
 
-async def test_a_limit_of_requests_refuses_those_above_it(mesh, vision):
+async def test_requests_above_a_limit_are_refused(mesh, vision):
     pool = {
         "tcp": {
             "maxConnections": 3,
@@ -236,7 +236,7 @@ async def test_outlier_detection_ejects_an_endpoint_that_fails(mesh, vision):
 async def test_always_eject_one_host_where_the_percentage_comes_to_none(mesh, vision, always):
     outliers = {"consecutive5xxErrors": 1, "interval": "600s", "baseEjectionTime": "600s"}
     annotations = {"always-eject-one-host": "true"} if always else None
-    # Another name is another cluster, which has not ejected anybody yet.
+    # Another name is another cluster, which has ejected no endpoint yet.
     host = f"fresh-{str(always).lower()}"
     ports = {name: backend.port for name, backend in mesh.backends.items()}
     objects = text(
@@ -252,7 +252,7 @@ async def test_always_eject_one_host_where_the_percentage_comes_to_none(mesh, vi
     assert (failed not in taken) == always
 
 
-async def test_without_outlier_detection_nobody_is_ejected(mesh, vision):
+async def test_without_outlier_detection_no_endpoint_is_ejected(mesh, vision):
     await mesh.apply(vision(everywhere()))
     assert "outlier_detection" not in cluster(mesh)
     for _ in range(30):

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """A certificate for vision.example.com that is its own authority."""
+    """A self-signed certificate for vision.example.com."""
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
         [
@@ -76,7 +76,7 @@ async def test_tls_to_the_endpoints(mesh, certificates, authority):
         assert secured.calls == []
 
 
-async def test_the_client_names_the_server_it_wants_unless_told_another(mesh, vision):
+async def test_sni_is_the_requested_host_unless_the_rule_sets_it(mesh, vision):
     tls = {"mode": "SIMPLE", "caCertificates": "/etc/ssl/certs/ca-certificates.crt"}
     compiled = mesh.compile(vision(everywhere(), policy={"tls": tls}))
     made = body(compiled, "CLUSTER", f"outbound|8500||{VISION}")

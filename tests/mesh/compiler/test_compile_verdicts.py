@@ -1,7 +1,8 @@
-"""Every value that the parser takes is one that a real Envoy takes.
+"""A real Envoy accepts every value that the parser accepts.
 
-The values are those of `verdicts.yaml`, which a real cluster judged too. Each makes an object of
-its own, for a domain of its own, and all of one kind go to Envoy at once: it rejects all for one.
+The values are those of `verdicts.yaml`, which a real cluster judged too. Each value gets its own
+object with its own domain. All objects of a kind go to Envoy at once, which rejects all for one
+mistake.
 """
 
 import subprocess
@@ -26,9 +27,9 @@ HEAD = (
 
 
 def specs(kind, before):
-    """The specs that begin with a text, one for each value that is taken."""
+    """The specs that begin with a text, one for each value that the parser accepts."""
     for name, field in VERDICTS.items():
-        # The files that are named there do not exist.
+        # The files that it names do not exist.
         if name != "trafficPolicy.tls" and (field["kind"], before) == (
             kind,
             field["spec"][: len(before)],
@@ -42,11 +43,11 @@ def written(kind, index, spec):
 
 
 async def rejections(mesh, others, objects):
-    """What Envoy says against those of the objects that compile, and how many these are."""
+    """Envoy's objections to the objects that compile, and the number of these objects."""
     try:
         mesh.compile("\n---\n".join([others, *objects.values()]))
     except CompileErrors as caught:
-        # Redirects that Envoy does not have, and subsets and ports that are not there.
+        # Redirects that Envoy does not support, and subsets and ports that do not exist.
         for error in caught.errors:
             objects.pop(error.object.name, None)
     await mesh.apply("\n---\n".join([others, *objects.values()]))
@@ -110,7 +111,7 @@ async def test_endpoints_weigh_more_than_32_bits_together(mesh):
 @pytest.mark.parametrize(
     "keepalive", [{"probes": 127}, {"time": "32767s"}, {"interval": "32767s"}], ids=str
 )
-async def test_connections_are_made_with_the_longest_keepalive_that_is_taken(mesh, keepalive):
+async def test_connections_work_with_the_longest_accepted_keepalive(mesh, keepalive):
     policy = {"connectionPool": {"tcp": {"tcpKeepalive": keepalive}}}
     hosts = entry({"v1": mesh.backends["v1"].port})
     await mesh.apply(text(gateway(mesh.port), hosts, rule(policy, ["v1"]), everywhere()))
@@ -127,7 +128,7 @@ async def test_connections_are_made_with_the_longest_keepalive_that_is_taken(mes
     ],
     ids=str,
 )
-async def test_a_keepalive_with_which_no_connection_is_made_is_refused(mesh, keepalive, words):
+async def test_a_keepalive_that_prevents_connections_is_refused(mesh, keepalive, words):
     policy = {"connectionPool": {"tcp": {"tcpKeepalive": keepalive}}}
     with pytest.raises(IstioObjectErrors, match=f"connectionPool.tcp.tcpKeepalive.{words}"):
         mesh.compile(text(rule(policy, ["v1"])))
@@ -150,7 +151,7 @@ async def test_a_keepalive_with_which_no_connection_is_made_is_refused(mesh, kee
         ("headers: {response: {add: {a: '%FOO%'}}}", "headers.response.add.a"),
     ],
 )
-async def test_what_istio_takes_and_envoy_rejects_is_refused(mesh, rule_, path):
+async def test_values_that_istio_accepts_and_envoy_rejects_are_refused(mesh, rule_, path):
     route = "" if rule_.startswith("redirect") else "\n  route: [{destination: {host: a.b}}]"
     spec = f"hosts: [a.b]\ngateways: [in]\nhttp:\n- {rule_}{route}\n"
     with pytest.raises(IstioObjectErrors) as caught:
@@ -171,7 +172,7 @@ def tls(tmp_path_factory):
     return {"mode": "SIMPLE", "serverCertificate": str(cert), "privateKey": str(key)}
 
 
-async def test_envoy_knows_every_cipher_suite_that_is_taken(mesh, tls):
+async def test_envoy_supports_every_accepted_cipher_suite(mesh, tls):
     for suite in (*sorted(CIPHERS), "[AES128-SHA|AES256-SHA]"):
         secured = gateway(mesh.port, protocol="HTTPS", tls=tls | {"cipherSuites": [suite]})
         hosts = entry({"v1": mesh.backends["v1"].port})

@@ -1,4 +1,4 @@
-"""Weights: shares as they are written, and cohorts that only grow while a canary's weight grows."""
+"""Weights: shares as written, and cohorts that only grow while a canary's weight grows."""
 
 import asyncio
 from collections import Counter
@@ -36,13 +36,13 @@ async def test_sticky_weights_always_have_one_sum(weights):
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 1000)), min_size=2, max_size=8))
 async def test_a_cohort_is_part_of_that_of_any_greater_share(canaries):
-    # Whatever sums the weights were written with.
+    # Whatever the sums of the weights are.
     by_share = sorted(canaries, key=lambda pair: pair[0] / (pair[0] + pair[1]))
     cohorts = [for_sticky(pair)[0] for pair in by_share]
     assert cohorts == sorted(cohorts)
 
 
-async def test_a_user_stays_with_one_version_and_others_divide(mesh, vision):
+async def test_a_user_stays_with_one_version_and_users_divide(mesh, vision):
     split = virtual({"route": [to("v2", 30), to("v1", 70)]}, annotations=STICKY)
     await mesh.apply(vision(split))
     (made,) = body(mesh.compiled, "VIRTUAL_HOST", f"http.{mesh.port}/{DOMAIN}")["routes"]
@@ -71,7 +71,7 @@ async def test_stickiness_and_a_hash_of_the_same_header_go_together(mesh, vision
 
 
 async def answers(port, users):
-    """What each user is answered, over a few connections on which requests are pipelined."""
+    """The answer to each user, over a few connections with pipelined requests."""
 
     async def some(part):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -96,7 +96,7 @@ async def answers(port, users):
 
 
 async def test_a_cohort_of_ten_thousand_users_only_grows(mesh):
-    """Both versions are answered by Envoy itself, at two more ports, so that all users can ask."""
+    """Envoy itself answers for both versions at two more ports, so that many users can call."""
     ports = dict(zip(("v1", "v2"), mesh.ports[1:], strict=False))
     versions = [
         each

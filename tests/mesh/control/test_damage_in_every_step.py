@@ -16,7 +16,7 @@ import pytest
 from mesh_objects import entry, gateway, rule, text, to, virtual
 
 from tidegate.errors import TidegateError
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shifts import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler, MeshSettings
 from tidegate.mesh.control.configuration.journal import Journal

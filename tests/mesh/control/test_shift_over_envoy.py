@@ -57,7 +57,7 @@ async def test_a_hundred_shifts_under_load_lose_nothing(shared):
 async def test_a_shift_waits_for_the_workers_of_envoy_and_not_for_its_word_alone(shared):
     with stopped(shared.envoy_pid, "wrk:worker_0"):
         error, told = await shared.controller.refused({"v2": 100}, deadline_s=1)
-    assert "ingress acknowledged, but not all of its threads have taken over within 1 s" in str(
+    assert "ingress acknowledged, but not all of its workers use the routes within 1 s" in str(
         error.details()
     )
     # Envoy's main thread said yes at once, and that was not taken for the answer.

@@ -3,7 +3,7 @@
 import pytest
 from mesh_objects import entry, istio, text
 
-from tidegate.istio.parsing import parse
+from tidegate.istio.reading.documents import parse
 from tidegate.mesh.compiler import MeshSettings
 from tidegate.mesh.control.endpoints.topology import Topology
 

@@ -74,7 +74,6 @@ async def controller(port: int, *resources: Resource):
     try:
         yield distribution
     finally:
-        servicer.shut_down()
         await server.stop(None)
 
 

@@ -1,4 +1,4 @@
-"""`tidegate mesh explain` with a request: which rule takes it, and what its arguments mean."""
+"""`tidegate mesh explain` with a request: the rule that takes it, and how arguments are read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What works in Istio is no error of lint: egress tasks, merged gateways, hosts of plain HTTP."""
+"""Lint accepts what works in Istio: egress tasks, merged gateways, hosts of plain HTTP."""
 
 import pytest
 
@@ -140,7 +140,7 @@ def test_gateway_puts_rules_of_two_objects_together(tmp_path):
     gateway = GATEWAY.replace("NAME", "a")
     two = service("one", "/one") + service("two", "/two", timeout="2s")
     assert checked(tmp_path, ENTRY + gateway + two) == []
-    # A catch-all comes last whatever the order is.
+    # A catch-all comes last in any order.
     rest = service("one", "/") + service("two", "/two", timeout="2s")
     assert checked(tmp_path, ENTRY + gateway + rest) == []
     same = service("one", "/one") + service("two", "/one/more", timeout="2s")
@@ -185,7 +185,7 @@ def test_default_retries_name_what_the_host_serves(tmp_path, protocol, host, sai
     assert all(said in each for each in told)
 
 
-def test_weights_of_a_destination_named_twice_are_told(tmp_path):
+def test_weights_of_a_repeated_destination_are_added_up(tmp_path):
     twice = "{destination: {host: edition.cnn.com, port: {number: 80}}, weight: WEIGHT}"
     text = service("one", "/one").replace(
         "[{destination: {host: edition.cnn.com, port: {number: 80}}}]",
@@ -193,7 +193,7 @@ def test_weights_of_a_destination_named_twice_are_told(tmp_path):
     )
     (found,) = checked(tmp_path, ENTRY + GATEWAY.replace("NAME", "a") + text)
     assert (found.rule, found.path) == ("destination-twice", "spec.http[0].route[1].destination")
-    assert "30 + 70 together, 100" in found.traffic
+    assert "30 + 70 = 100" in found.traffic
 
 
 def test_private_objects_of_two_namespaces_do_not_meet(tmp_path):

@@ -1,4 +1,4 @@
-"""What a port's own policy drops of the policy around it, and whose subsets a route may name."""
+"""Policies of ports, which inherit nothing, and subsets that routes may name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Each rule of lint: a sound mesh has no findings, and each mistake in it the one that names it."""
+"""Each rule of lint: a sound mesh has no findings, and each mistake in it has exactly its own."""
 
 import dataclasses
 import datetime as dt
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tidegate.istio import load, read_files
+from tidegate.istio import read_files
 from tidegate.mesh.lint import Severity, check
 from tidegate.mesh.lint.checking import ALL_RULES, INVALID
 
@@ -116,7 +116,7 @@ kind: GRPCRoute
 metadata: {name: r}
 """
 
-# Rule, path of its finding, and what is replaced in the sound mesh by what.
+# Rule, path of its finding, and replacements in the sound mesh.
 MISTAKES = [
     (
         "unknown-host",
@@ -522,7 +522,7 @@ def test_objects_that_tidegate_comes_with_have_no_errors():
 
 
 def test_objects_that_tidegate_comes_with_are_read():
-    kinds = {name.kind.value for name in load([ROOT / "mesh/istio/base/traffic"])}
+    kinds = {name.kind.value for name in read_files([ROOT / "mesh/istio/base/traffic"]).objects}
     assert kinds == {"DestinationRule", "Gateway", "VirtualService"}
 
 

@@ -92,7 +92,7 @@ async def test_stream_is_read_no_faster_than_its_subscribers(log, stream):
             await stream.write(message(number, user_agent="x" * (1 << 20)).SerializeToString())
             sent += 1
 
-    with log.subscribe("slow", capacity=1, patience_s=WAIT_S) as records:
+    with log.subscribe("slow", capacity=1, max_wait_s=WAIT_S) as records:
         sending = asyncio.create_task(send())
         # The sender stands still: nothing was read for it all.
         still = -1
@@ -131,7 +131,7 @@ async def test_envoy_counts_exactly_what_it_cannot_keep_for_a_slow_reader(mesh):
         assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
 
     sent = 0
-    with mesh.log.subscribe("slow", capacity=1, patience_s=3600.0) as records:
+    with mesh.log.subscribe("slow", capacity=1, max_wait_s=3600.0) as records:
         async with asyncio.timeout(60):
             while not await stat("dropped"):
                 # One by one: it is the reader that Envoy waits for, not its own event loop.

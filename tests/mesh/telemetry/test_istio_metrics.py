@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from request_records import GATEWAY, HOST, RECORD, VISION, at
 
 from tidegate.mesh.telemetry import RequestLog
-from tidegate.mesh.telemetry.istio_metrics import MAX_LABEL_SETS, IstioMetrics, Workload
+from tidegate.mesh.telemetry.istio_metrics import MAX_LABEL_SETS, IstioMetrics, IstioWorkload
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ async def test_invented_clusters_are_bounded_and_still_counted(registry, metrics
     ],
 )
 def test_canonical_names_follow_istios_order(labels, service, revision):
-    workload = Workload.from_labels("name", "models", labels)
+    workload = IstioWorkload.from_labels("name", "models", labels)
     assert (workload.canonical_service, workload.canonical_revision) == (service, revision)
 
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_server import prometheus
 from request_records import GATEWAY, HOST, RECORD, at
 
-from tidegate.mesh.telemetry.istio_metrics import IstioMetrics, Workload
+from tidegate.mesh.telemetry.istio_metrics import IstioMetrics, IstioWorkload
 
 NAMESPACE = "models"
 GROUPED = (
@@ -45,7 +45,7 @@ MESSAGES = (
 
 def at_version(version):
     labels = {"app": "vision", "version": version}
-    return Workload.from_labels(f"vision-{version}", NAMESPACE, labels)
+    return IstioWorkload.from_labels(f"vision-{version}", NAMESPACE, labels)
 
 
 @pytest.fixture

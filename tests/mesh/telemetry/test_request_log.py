@@ -6,8 +6,8 @@ import pytest
 from envoy.data.accesslog.v3.accesslog_pb2 import HTTPAccessLogEntry
 from prometheus_client import REGISTRY
 
-from tidegate.mesh.telemetry.record import parse_entry
 from tidegate.mesh.telemetry.request_log import RequestLog
+from tidegate.mesh.telemetry.request_record import parse_entry
 
 FOREVER_S = 3600.0
 
@@ -72,7 +72,7 @@ async def test_impatient_subscriber_loses_exactly_what_it_had_no_room_for():
 
 async def test_patient_subscriber_holds_the_publisher_and_loses_nothing():
     log = RequestLog()
-    with log.subscribe("slow", capacity=2, patience_s=FOREVER_S) as subscription:
+    with log.subscribe("slow", capacity=2, max_wait_s=FOREVER_S) as subscription:
         publishing = asyncio.create_task(log.publish(records(5)))
         await all_waiting()
         assert not publishing.done()
@@ -85,7 +85,7 @@ async def test_patient_subscriber_holds_the_publisher_and_loses_nothing():
 async def test_others_do_not_wait_for_their_share_of_a_message():
     log = RequestLog()
     with (
-        log.subscribe("slow", capacity=1, patience_s=FOREVER_S) as slow,
+        log.subscribe("slow", capacity=1, max_wait_s=FOREVER_S) as slow,
         log.subscribe("quick", capacity=10) as quick,
     ):
         publishing = asyncio.create_task(log.publish(records(3)))
@@ -98,7 +98,7 @@ async def test_others_do_not_wait_for_their_share_of_a_message():
 async def test_subscriber_that_has_stopped_is_waited_for_once_and_never_again():
     log = RequestLog()
     with (
-        log.subscribe("stopped", capacity=1, patience_s=0.05) as stopped,
+        log.subscribe("stopped", capacity=1, max_wait_s=0.05) as stopped,
         log.subscribe("quick") as quick,
     ):
         await log.publish(records(3))
@@ -123,7 +123,7 @@ async def _without_waiting(coroutine):
 
 async def test_many_publishers_share_one_slow_subscriber():
     log = RequestLog()
-    with log.subscribe("slow", capacity=2, patience_s=FOREVER_S) as subscription:
+    with log.subscribe("slow", capacity=2, max_wait_s=FOREVER_S) as subscription:
         async with asyncio.TaskGroup() as group:
             for first in range(0, 100, 10):
                 group.create_task(log.publish(records(10, first=first)))
@@ -137,7 +137,7 @@ async def test_many_publishers_share_one_slow_subscriber():
 
 async def test_subscriber_that_leaves_sets_its_publishers_free():
     log = RequestLog()
-    with log.subscribe("leaving", capacity=1, patience_s=FOREVER_S) as subscription:
+    with log.subscribe("leaving", capacity=1, max_wait_s=FOREVER_S) as subscription:
         publishing = asyncio.create_task(log.publish(records(5)))
         await all_waiting()
         assert not publishing.done()
@@ -146,10 +146,10 @@ async def test_subscriber_that_leaves_sets_its_publishers_free():
     assert subscription.lost == 0
 
 
-@pytest.mark.parametrize("patience_s", [0.0, FOREVER_S])
-async def test_cancelled_reader_takes_nothing_along(patience_s):
+@pytest.mark.parametrize("max_wait_s", [0.0, FOREVER_S])
+async def test_cancelled_reader_takes_nothing_along(max_wait_s):
     log = RequestLog()
-    with log.subscribe("a", patience_s=patience_s) as subscription:
+    with log.subscribe("a", max_wait_s=max_wait_s) as subscription:
         waiting = asyncio.create_task(ids(subscription, 1))
         await all_waiting()
         waiting.cancel()

@@ -20,9 +20,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.mesh.telemetry import lenient
+from tidegate.mesh.telemetry import lenient_parsing
 from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, TRACE_TAG
-from tidegate.mesh.telemetry.record import ClusterName, address_text, parse_entry
+from tidegate.mesh.telemetry.request_record import ClusterName, address_text, parse_entry
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -321,7 +321,7 @@ def test_bytes_that_are_no_text_spoil_nothing_but_themselves(entry, spoilt, data
     message.http_logs.log_entry.extend([entry, entry])
     wire = message.SerializeToString()
     odd = spoilt.ljust(len(marker), b"\xff")
-    read = lenient.parse(StreamAccessLogsMessage, wire.replace(marker.encode(), odd))
+    read = lenient_parsing.parse(StreamAccessLogsMessage, wire.replace(marker.encode(), odd))
     for each in read.http_logs.log_entry:
         assert each.common_properties.stream_id == odd.decode(errors="replace")
         each.common_properties.stream_id = marker
@@ -331,7 +331,7 @@ def test_bytes_that_are_no_text_spoil_nothing_but_themselves(entry, spoilt, data
 @given(st.binary(max_size=200))
 def test_what_is_no_message_is_refused_and_nothing_else_happens(data):
     with contextlib.suppress(DecodeError):
-        lenient.parse(StreamAccessLogsMessage, data)
+        lenient_parsing.parse(StreamAccessLogsMessage, data)
 
 
 def test_bottomless_message_is_refused():
@@ -340,7 +340,7 @@ def test_bottomless_message_is_refused():
         # A Struct has a field whose value is a Struct.
         data = _nested(1, _nested(2, _nested(5, data)))
     with pytest.raises(DecodeError):
-        lenient.parse(Struct, data)
+        lenient_parsing.parse(Struct, data)
 
 
 def _nested(number, content):

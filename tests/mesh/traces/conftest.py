@@ -10,8 +10,8 @@ from otlp_spans import START_NS
 
 from tidegate.chassis import running
 from tidegate.chassis.settings import ChassisSettings
+from tidegate.mesh.traces.intake import TraceLimits
 from tidegate.mesh.traces.jaeger_api import jaeger_api
-from tidegate.mesh.traces.limits import TraceLimits
 from tidegate.mesh.traces.receiver import SERVICE_NAME, OtlpTraceServicer
 from tidegate.mesh.traces.store import TraceStore
 

@@ -10,6 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_spans import MS, START_NS, request, span
 
 from tidegate.mesh.traces.errors import BadQueryError, TracesError
+from tidegate.mesh.traces.intake import TraceLimits
 from tidegate.mesh.traces.jaeger_api import jaeger_api
 from tidegate.mesh.traces.jaeger_query import (
     dependency_period_ns,
@@ -17,7 +18,6 @@ from tidegate.mesh.traces.jaeger_query import (
     summary_query,
     trace_id,
 )
-from tidegate.mesh.traces.limits import TraceLimits
 
 START_US = START_NS // 1000
 

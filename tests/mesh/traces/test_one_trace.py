@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import json_format
 from otlp_spans import START_NS
 
-from tidegate.cli.traces.view import read_trace, rows
+from tidegate.cli.traces.span_tree import read_trace, rows
 from tidegate.mesh.envoy.addresses import Address
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.envoy.bootstrap import EnvoySettings

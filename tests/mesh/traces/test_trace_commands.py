@@ -169,8 +169,8 @@ async def test_nothing_that_listens_is_told(tidegate):
     done = await tidegate("trace", "list", "--url", "http://127.0.0.1:9")
     assert done.returncode == 3
     told = done.stderr.decode()
-    assert "no traces can be had at http://127.0.0.1:9: Connection refused" in told
-    assert "say with --url where a Jaeger is" in told
+    assert "cannot read traces from http://127.0.0.1:9: Connection refused" in told
+    assert "give the URL of a Jaeger with --url" in told
     assert "--vision" not in told
 
 
@@ -222,7 +222,7 @@ async def test_server_that_is_no_jaeger_is_told(tidegate, jaeger):
     url = await jaeger({f"/api/traces/{'1' * 32}": {"data": [{"spans": 3}]}})
     done = await tidegate("trace", "show", "1" * 32, "--url", url)
     assert done.returncode == 1
-    assert "is not made as Jaeger's are" in done.stderr.decode()
+    assert "does not have Jaeger's form" in done.stderr.decode()
 
 
 def test_commands_need_neither_grpc_nor_aiohttp():

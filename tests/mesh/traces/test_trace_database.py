@@ -12,8 +12,7 @@ from otlp_spans import MS, START_NS, request, span, trace_id
 
 from tidegate.mesh.traces.database import Database
 from tidegate.mesh.traces.errors import StoreError
-from tidegate.mesh.traces.intake import read_batch
-from tidegate.mesh.traces.limits import TraceLimits
+from tidegate.mesh.traces.intake import TraceLimits, read_batch
 from tidegate.mesh.traces.query import Dependency, Operation, ServiceSpans, TraceQuery
 
 LATER_NS = START_NS + 3600 * 1000 * MS
@@ -80,7 +79,7 @@ def test_span_that_is_sent_again_is_kept_once(opened):
     assert add(database, span(1, 1), span(1, 2)).taken == 2
     again = add(database, span(1, 2), span(1, 3))
     assert (again.taken, again.duplicates) == (1, 1)
-    assert (database.kept.traces, database.kept.spans) == (1, 3)
+    assert (database.stored.traces, database.stored.spans) == (1, 3)
 
 
 def test_span_id_that_client_and_server_share_is_two_spans(opened):
@@ -96,7 +95,7 @@ def test_trace_that_began_longest_ago_goes_first_and_whole(opened):
     assert add(database, span(3, 1, start_ms=30)).evicted == 1
     assert database.trace(trace_id(2)) is None
     assert found(database) == [1, 3]
-    assert (database.kept.traces, database.kept.spans) == (2, 2)
+    assert (database.stored.traces, database.stored.spans) == (2, 2)
 
 
 def test_late_span_of_an_evicted_trace_does_not_push_out_a_newer_one(opened):
@@ -119,15 +118,15 @@ def test_bytes_are_bounded_as_well(opened):
     for number in range(1, 20):
         add(database, span(number, 1, start_ms=number, text="x" * 1_000))
     assert found(database) == [19, 18, 17, 16]
-    assert database.kept.bytes <= 5_000
+    assert database.stored.bytes <= 5_000
 
 
 def test_trace_with_too_many_spans_takes_no_more(opened):
     database = opened(TraceLimits(max_spans_per_trace=2))
     added = add(database, *(span(1, number) for number in range(1, 5)))
-    assert (added.taken, added.full) == (2, 2)
-    assert add(database, span(1, 9)).full == 1
-    assert database.kept.spans == 2
+    assert (added.taken, added.trace_full) == (2, 2)
+    assert add(database, span(1, 9)).trace_full == 1
+    assert database.stored.spans == 2
 
 
 def test_queries_ask_for_one_span_that_is_everything(opened):
@@ -177,10 +176,10 @@ def test_services_operations_and_dependencies(opened):
 def test_everything_is_there_after_it_was_closed(opened):
     database = opened()
     add(database, span(1, 1), span(2, 1))
-    kept = database.kept
+    stored = database.stored
     database.close()
     again = opened()
-    assert again.kept == kept
+    assert again.stored == stored
     assert sorted(found(again)) == [1, 2]
 
 
@@ -190,7 +189,7 @@ def test_what_was_committed_survives_a_kill(path, opened):
         "from otlp_spans import request, span\n"
         "from tidegate.mesh.traces.database import Database\n"
         "from tidegate.mesh.traces.intake import read_batch\n"
-        "from tidegate.mesh.traces.limits import TraceLimits\n"
+        "from tidegate.mesh.traces.intake import TraceLimits\n"
         "limits = TraceLimits()\ndatabase = Database(Path(sys.argv[1]), limits)\n"
         "for number in range(1, 51):\n"
         "    database.add(read_batch(request(span(number, 1)), limits).spans, 2**62)\n"
@@ -248,7 +247,7 @@ def test_damage_that_is_met_later_costs_one_request(path, opened):
         read_everything()
     read_everything()
     assert add(database, span(500, 1)).taken == 1
-    assert database.kept.traces == 1
+    assert database.stored.traces == 1
     assert len(aside(path)) == 1
 
 
@@ -268,7 +267,7 @@ def test_second_process_is_told_that_the_file_is_taken(path, opened):
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from tidegate.mesh.traces.database import Database\n"
-        "from tidegate.mesh.traces.limits import TraceLimits\n"
+        "from tidegate.mesh.traces.intake import TraceLimits\n"
         "Database(Path(sys.argv[1]), TraceLimits())\n"
     )
     second = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)
@@ -290,5 +289,5 @@ def test_failed_batch_leaves_nothing_behind(opened):
     with pytest.raises(StoreError), database.guarded():
         database.add([good, bad], LATER_NS)
     assert found(database) == []
-    assert database.kept.traces == 0
+    assert database.stored.traces == 0
     assert add(database, span(1, 1)).taken == 1

@@ -6,8 +6,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_spans import START_NS, request, span
 
-from tidegate.mesh.traces.intake import Refusal, read_batch
-from tidegate.mesh.traces.limits import TraceLimits
+from tidegate.mesh.traces.intake import Refusal, TraceLimits, read_batch
 
 LIMITS = TraceLimits(max_span_bytes=2_000, max_attributes=4, max_batch_spans=3)
 

@@ -12,7 +12,7 @@ from otlp_spans import request, span, trace_id
 from prometheus_client import REGISTRY
 
 from tidegate.mesh.traces.errors import StoreBusyError, StoreError
-from tidegate.mesh.traces.limits import TraceLimits
+from tidegate.mesh.traces.intake import TraceLimits
 from tidegate.mesh.traces.query import TraceQuery
 from tidegate.mesh.traces.store import TraceStore
 

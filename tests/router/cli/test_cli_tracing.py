@@ -105,7 +105,7 @@ async def test_collector_that_cannot_be_called_is_refused(tidegate, server, url)
     arguments = ("classify", "-", "--vision", server.address, "--trace", url)
     done = await tidegate(*arguments, stdin=b"jpeg")
     assert done.returncode == 2
-    assert b"is no collector" in done.stderr
+    assert b"is not a collector's URL" in done.stderr
 
 
 @pytest.mark.parametrize("protocol", ["OTEL_EXPORTER_OTLP_PROTOCOL", "TIDEGATE_OTLP_PROTOCOL"])

@@ -1,4 +1,4 @@
-"""``tidegate model`` on the command line."""
+"""``tidegate model``, as a person uses it."""
 
 import sys
 
@@ -15,7 +15,7 @@ from tidegate.serving.repository import LanguageModel, Source
 
 @pytest.fixture
 def model(tmp_path):
-    """Runs ``tidegate model``; returns the exit status and all output."""
+    """Runs ``tidegate model`` in a folder of its own; gives the exit status and all output."""
 
     def run(*arguments):
         result = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
@@ -44,7 +44,7 @@ def test_a_model_of_an_older_recipe_is_rebuilt(model, tmp_path, monkeypatch):
     assert entry.metadata.source.recipe < smollm2.RECIPE
     status, output = model(*build)
     assert status == 0
-    assert "smollm2 1 was built by an older recipe; rebuilding it" in output
+    assert "smollm2 1 was built by an older recipe, and is built again" in output
     assert f'"recipe": {smollm2.RECIPE}' in (entry.path / "model.json").read_text()
     assert "already built" in model(*build)[1]
 

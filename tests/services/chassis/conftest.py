@@ -1,4 +1,4 @@
-"""Servers on the chassis, in this process and in processes of their own, and a client of them."""
+"""Echo servers on the chassis, in this process and in child processes, and a client of them."""
 
 import asyncio
 import importlib.util
@@ -53,14 +53,14 @@ class EchoClient:
         return self._method("stream_stream", "Chat")(iter(requests), **options)
 
     async def call(self, kind, text, **options):
-        """Makes a call of any kind and reads its answer to the end."""
+        """Makes a call of any kind and reads its response to the end."""
         call = getattr(self, kind)(text, **options)
         if kind in {"echo", "collect"}:
             return [(await call).value]
         return [message.value async for message in call]
 
     async def failure(self, kind, text, **options):
-        """Makes a call that fails and gives the failure."""
+        """Makes a call that fails and returns its error."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await self.call(kind, text, **options)
         return caught.value
@@ -68,7 +68,7 @@ class EchoClient:
 
 @pytest.fixture
 def make_settings(monkeypatch):
-    """Makes settings with free ports and without whatever the environment says."""
+    """Makes settings with free ports."""
 
     def make(model=ChassisSettings, **values):
         free = {"grpc_port": 0, "metrics_port": 0, "drain_hold_s": 0.01}
@@ -79,7 +79,7 @@ def make_settings(monkeypatch):
 
 @pytest.fixture
 def serving(echo, make_settings):
-    """Serves the echo application in this process; gives it, the server and a client."""
+    """Serves the echo application in this process; gives it, its server and a client."""
 
     @asynccontextmanager
     async def serve(application=None, **settings):
@@ -95,7 +95,7 @@ def serving(echo, make_settings):
 
 @pytest.fixture
 async def start_process(tmp_path):
-    """Starts the echo server as a process and gives it with its ports; kills it if it is left."""
+    """Starts the echo server as a process and gives it with its ports; kills it at the end."""
     processes = []
 
     async def start(*flags, env=None):
@@ -133,7 +133,7 @@ def echo_client(echo):
 
 @pytest.fixture
 def run_to_end():
-    """Runs the echo server as a process until it ends by itself; gives exit code and log lines."""
+    """Runs the echo server as a process until it ends; gives its exit code and log lines."""
 
     async def run(*flags):
         process = await asyncio.create_subprocess_exec(

@@ -1,7 +1,7 @@
-"""A server on the chassis with one method of every kind, to test the chassis with.
+"""A server on the chassis with one method of every kind, for tests of the chassis.
 
-Run as a program it is a server process; tests in one process use `EchoApplication` with `running`.
-What a call does is told by its text: ``ok``, ``invalid``, ``crash``, ``abort``, ``wait`` and so on.
+As a program it is a server process; tests in one process use `EchoApplication` with `running`. The
+text of a request says what the call does: ``ok``, ``invalid``, ``crash``, ``abort``, ``wait``, ….
 """
 
 import asyncio
@@ -66,7 +66,7 @@ ERRORS = {
 
 
 def register_descriptor() -> None:
-    """Makes the service known to reflection, as generated code does."""
+    """Adds the service to reflection, as generated code does."""
     file = descriptor_pb2.FileDescriptorProto(
         name="tidegate/test/echo.proto",
         package="tidegate.test",
@@ -95,7 +95,7 @@ def decode():
 
 @traced("infer")
 async def infer():
-    """A stage that does not."""
+    """A stage that awaits."""
 
 
 class EchoSettings(ChassisSettings):
@@ -118,17 +118,17 @@ MODELS = {
 
 
 class Held:
-    """What a handler holds while it runs."""
+    """An object that a handler keeps alive while it runs."""
 
 
 class EchoApplication:
-    """Answers what it is told."""
+    """Answers each call as its text says."""
 
     service_names = (SERVICE,)
 
     def __init__(self, settings=None):
         self.settings = settings
-        self.go_on = asyncio.Event()  # lets ``wait`` calls finish
+        self.go_on = asyncio.Event()  # set it to let ``wait`` calls finish
         self.waiting = asyncio.Semaphore(0)  # one release for each ``wait`` call that began
         self.closed = asyncio.Semaphore(0)  # one release for each ``wait`` call that ended
         self.may_load = asyncio.Event()
@@ -214,14 +214,14 @@ class EchoApplication:
 
     async def _do_identity_of(self, context, argument):
         find = deferred_client_identity(context, "Tidegate-Client")
-        # Whoever wants to know may be in the task of another call.
+        # The function may be called in the task of another call.
         self.identity = Context().run(find)
 
     async def _do_fail_while_first_write(self, context, argument):
         async with asyncio.TaskGroup() as group:
             group.create_task(ResponseWriter(context).write(StringValue(value="half")))
             await asyncio.sleep(0)
-            # The write has begun, and cannot have ended: its end comes by another thread.
+            # The write has begun and cannot have ended, because another thread completes it.
             raise ERRORS["not-found"]
 
     async def _do_write(self, context, count):
@@ -231,18 +231,18 @@ class EchoApplication:
 
     async def _do_code_of_cancellation(self, context, argument):
         if argument == "early":
-            # As a task of the call's would that is cancelled while the call goes on.
+            # A subtask may ask while the call goes on.
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ask())
         self.waiting.release()
         try:
             await self.go_on.wait()
         finally:
-            self.told = code_of_cancellation()
+            self.code = code_of_cancellation()
             self.closed.release()
 
     async def _ask(self):
-        self.told = code_of_cancellation()
+        self.code = code_of_cancellation()
 
     async def _do_load(self, context, argument):
         report_load(context, LoadReport(cpu_utilization=0.5, named_metrics={"queue": 3}))
@@ -255,7 +255,7 @@ class EchoApplication:
         await infer()
 
     async def _do_model(self, context, argument):
-        """Does what else it is told as a version of the model."""
+        """Does the rest of the text as a version of the model."""
         version, _, rest = argument.partition(" ")
         MODELS[version].answers()
         await self._do(rest, context)

@@ -1,4 +1,4 @@
-"""What a handler learns of its call and tells in its trailers."""
+"""Deadline, client identity and trailers of a call."""
 
 import asyncio
 import base64
@@ -21,13 +21,13 @@ NGHTTP = shutil.which("nghttp")
 async def test_deadline_is_in_monotonic_seconds(serving):
     async with serving() as (application, _, client):
         await client.call("echo", "deadline-of", timeout=1000)
-        # gRPC sends a timeout with few digits, rounded up: of so many seconds, to the next ten.
+        # gRPC rounds a timeout up to few digits: this one to the next ten seconds.
         assert 990 < application.deadline_s - time.monotonic() <= 1010
         await client.call("echo", "deadline-of")
         assert application.deadline_s is None
 
 
-async def test_client_is_known_by_its_header_then_by_its_address(serving):
+async def test_client_identity_is_its_header_then_its_address(serving):
     async with serving() as (application, _, client):
         await client.call("echo", "identity-of", metadata=[("tidegate-client", "team-a")])
         assert application.identity == "team-a"
@@ -35,7 +35,7 @@ async def test_client_is_known_by_its_header_then_by_its_address(serving):
         assert application.identity == "ipv4:127.0.0.1"
 
 
-async def test_a_stream_that_fails_while_it_first_writes_ends_with_its_status(serving):
+async def test_stream_that_fails_during_its_first_write_ends_with_its_status(serving):
     async with serving() as (_, _, client), asyncio.timeout(20):
         error = await client.failure("chat", "fail-while-first-write")
     assert error.code() is grpc.StatusCode.NOT_FOUND
@@ -43,7 +43,7 @@ async def test_a_stream_that_fails_while_it_first_writes_ends_with_its_status(se
 
 @pytest.mark.skipif(NGHTTP is None, reason="needs nghttp (Debian: nghttp2-client)")
 async def test_load_report_is_a_trailer(serving, tmp_path, echo):
-    # A gRPC client keeps this trailer to itself, for its balancer; on the wire it can be seen.
+    # A gRPC client keeps this trailer for its load balancer, so the test reads it on the wire.
     message = StringValue(value="load").SerializeToString()
     body = tmp_path / "body"
     body.write_bytes(struct.pack(">BI", 0, len(message)) + message)

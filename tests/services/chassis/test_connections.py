@@ -1,4 +1,4 @@
-"""Connections that live long: pings during a silent prefill, and connections asked to go."""
+"""Long-lived connections: pings during a silent prefill, and the maximum connection age."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ PINGING = [
 ]
 
 
-async def test_client_that_pings_during_a_long_prefill_is_not_sent_away(serving, echo_client):
+async def test_client_that_pings_during_a_long_prefill_keeps_its_connection(serving, echo_client):
     async with (
         serving(min_ping_interval_s=300) as (_, strict_server, _),
         serving(min_ping_interval_s=0.001) as (lenient, lenient_server, _),
@@ -25,7 +25,7 @@ async def test_client_that_pings_during_a_long_prefill_is_not_sent_away(serving,
     ):
         silent = asyncio.create_task(echo_client(to_lenient).call("echo", "wait"))
         await lenient.waiting.acquire()
-        # The strict server tells when there have been pings enough to be sent away.
+        # The strict server closes the connection once there were too many pings.
         error = await echo_client(to_strict).failure("echo", "wait")
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "ping" in error.details().lower()
@@ -34,7 +34,7 @@ async def test_client_that_pings_during_a_long_prefill_is_not_sent_away(serving,
         assert await silent == ["wait"]
 
 
-async def test_old_connections_are_replaced_and_no_call_notices(serving):
+async def test_old_connections_are_replaced_without_failing_a_call(serving):
     async with serving(max_connection_age_s=0.1, max_connection_age_grace_s=60) as (
         application,
         _,

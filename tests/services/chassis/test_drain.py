@@ -1,4 +1,4 @@
-"""The end of a server: a real process, a real signal, and clients that do not stop calling."""
+"""The drain: a real process, a real signal, and clients that do not stop calling."""
 
 import asyncio
 import json
@@ -14,14 +14,14 @@ CLIENTS = 48
 
 
 async def logged(process):
-    """Waits for the process to end and gives what it logged since it listened."""
+    """Waits for the process to end and gives the lines that it logged after listening."""
     async with asyncio.timeout(30):
         _, stderr = await process.communicate()
     return [json.loads(line) for line in stderr.splitlines()]
 
 
-async def call_until_refused(client, kind, text, codes, in_full_swing):
-    """Calls again and again, as fast as answers come, until a call fails."""
+async def call_until_rejected(client, kind, text, codes, in_full_swing):
+    """Calls in a loop, as fast as responses come, until a call fails."""
     while True:
         try:
             answers = await client.call(kind, text)
@@ -49,7 +49,7 @@ async def test_sigterm_under_load_loses_no_accepted_call(start_process, echo_cli
     async with asyncio.TaskGroup() as callers:
         for number in range(CLIENTS):
             client = echo_client(channels[number % len(channels)])
-            callers.create_task(call_until_refused(client, kind, text, codes, in_full_swing))
+            callers.create_task(call_until_rejected(client, kind, text, codes, in_full_swing))
         await in_full_swing.wait()
         process.send_signal(signal.SIGTERM)
     for channel in channels:
@@ -57,7 +57,7 @@ async def test_sigterm_under_load_loses_no_accepted_call(start_process, echo_cli
 
     lines = await logged(process)
     assert process.returncode == 0
-    # Every caller was refused once, at its last call, and in no other way.
+    # Each caller fails once, in its last call, and only with UNAVAILABLE.
     assert codes.keys() == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
     assert codes[grpc.StatusCode.UNAVAILABLE] == CLIENTS
     assert [line["cancelled"] for line in lines if line["event"] == "drained"] == [0]
@@ -89,12 +89,12 @@ async def test_long_call_finishes_after_the_port_is_closed(serving, kind):
 
 
 async def refuses(port):
-    """Waits until nobody listens on the port."""
+    """Waits until no server listens on the port."""
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except (ConnectionRefusedError, ConnectionResetError):
-            # Reset: it was in the queue of the socket that was closed.
+            # Reset: the connection was in the backlog of the socket that was closed.
             return
         writer.close()
         await writer.wait_closed()
@@ -107,12 +107,12 @@ async def test_calls_are_answered_during_the_drain_delay(serving, echo):
         draining = asyncio.create_task(server.drain())
         assert await anext(watch) is False
         assert await client.call("echo", "ok") == ["ok"]
-        server.request_shutdown()  # the second time, so what is left of the delay is skipped
+        server.request_shutdown()  # the second request, which skips the rest of the delay
         await draining
 
 
 @pytest.mark.parametrize("kind", ["echo", "repeat", "collect", "chat"])
-async def test_what_does_not_finish_in_time_is_cut_and_told_so(serving, kind, capfd):
+async def test_calls_that_miss_the_drain_deadline_end_with_unavailable(serving, kind, capfd):
     async with serving(drain_deadline_s=0.05) as (application, server, client):
         call = asyncio.create_task(client.failure(kind, "wait"))
         await application.waiting.acquire()
@@ -120,14 +120,14 @@ async def test_what_does_not_finish_in_time_is_cut_and_told_so(serving, kind, ca
         error = await call
         await application.closed.acquire()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert "going away" in error.details()
+    assert "shutting down" in error.details()
     name = {"echo": "Echo", "repeat": "Repeat", "collect": "Collect", "chat": "Chat"}[kind]
-    cut = [line for line in capfd.readouterr().out.splitlines() if "calls cancelled" in line]
-    assert len(cut) == 1
-    assert f"/tidegate.test.EchoService/{name}': 1" in cut[0]
+    cancelled = [line for line in capfd.readouterr().out.splitlines() if "calls cancelled" in line]
+    assert len(cancelled) == 1
+    assert f"/tidegate.test.EchoService/{name}': 1" in cancelled[0]
 
 
-async def test_second_signal_cuts_at_once(start_process, echo_client):
+async def test_second_signal_cancels_calls_at_once(start_process, echo_client):
     process, ports = await start_process("--drain-deadline-s=3600")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
         call = echo_client(channel).repeat("wait")

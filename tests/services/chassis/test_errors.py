@@ -1,4 +1,4 @@
-"""The errors themselves, and the statuses they become."""
+"""The errors, and the statuses that they become."""
 
 import grpc
 import pytest
@@ -18,7 +18,7 @@ from tidegate.chassis.errors import (
 )
 from tidegate.errors import TidegateError
 
-# gRPC's peers refuse some trailers above this; a quarter is left to what others put there.
+# gRPC rejects some trailers above 8 KiB; a quarter is left to other trailers.
 TRAILER_BYTES = 8192 * 3 // 4
 
 
@@ -49,7 +49,7 @@ def test_single_violation_is_made_in_one_line():
 
 
 @pytest.mark.parametrize("reason", ["queue full", "queueFull", "Q", "_QUEUE", "Q" * 64])
-def test_reason_that_programs_cannot_match_is_refused(reason):
+def test_malformed_reason_is_rejected(reason):
     with pytest.raises(ValueError, match="UPPER_SNAKE"):
         NotFound("x", reason=reason)
 
@@ -70,7 +70,7 @@ def test_status_always_fits_a_trailer(message, violations):
 
 
 @given(seconds=st.floats(min_value=0, max_value=1e6))
-def test_retry_delay_is_what_was_said(seconds):
+def test_retry_delay_is_that_of_the_error(seconds):
     status = to_status(ResourceExhausted("full", retry_after_s=seconds))
     retry = error_details_pb2.RetryInfo()
     assert status.details[-1].Unpack(retry)

@@ -1,4 +1,4 @@
-"""What clients see of errors, through a real server and a real client."""
+"""Errors as a real client receives them from a real server."""
 
 import grpc
 import pytest
@@ -55,14 +55,14 @@ async def test_raised_errors_become_rich_statuses(serving, kind, text, code, rea
 async def test_field_violations_and_retry_delay_reach_the_client(serving):
     async with serving() as (_, _, client):
         invalid = details_of(await client.failure("echo", "invalid"))["BadRequest"]
-        refusal = await client.failure("echo", "exhausted")
+        rejection = await client.failure("echo", "exhausted")
         not_found = details_of(await client.failure("echo", "not-found"))["ErrorInfo"]
     assert [(each.field, each.description) for each in invalid.field_violations] == [
         ("value", "is wrong"),
         ("other", "is missing"),
     ]
-    assert details_of(refusal)["RetryInfo"].retry_delay.ToMilliseconds() == 1250
-    assert dict(refusal.trailing_metadata())["grpc-retry-pushback-ms"] == "1250"
+    assert details_of(rejection)["RetryInfo"].retry_delay.ToMilliseconds() == 1250
+    assert dict(rejection.trailing_metadata())["grpc-retry-pushback-ms"] == "1250"
     assert dict(not_found.metadata) == {"model": "x"}
 
 
@@ -161,7 +161,7 @@ async def test_handler_ends_when_its_client_leaves(serving, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_error_for_a_client_that_has_left_harms_nobody(serving, kind, caplog):
+async def test_error_after_the_client_left_is_not_logged_as_an_error(serving, kind, caplog):
     async with serving() as (application, _, client):
         call = getattr(client, kind)("stubborn")
         await application.waiting.acquire()
@@ -178,7 +178,7 @@ async def test_message_beyond_the_limit_is_refused(serving):
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_message_larger_than_grpcs_own_limit_is_taken(serving, echo):
+async def test_message_larger_than_grpcs_own_limit_is_accepted(serving, echo):
     async with serving() as (_, server, _):
         unlimited = [("grpc.max_receive_message_length", -1)]
         address = f"127.0.0.1:{server.grpc_port}"

@@ -1,6 +1,6 @@
-"""What a call held is free as soon as it has ended, and does not wait for the garbage collector.
+"""A call frees its objects as soon as it ends, without waiting for the garbage collector.
 
-The collector counts objects: a hundred refused requests of megabytes each would not wake it.
+The collector counts objects: a hundred rejected requests of megabytes each would not start it.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ async def freed(application):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_call_that_was_answered(serving, kind):
+async def test_answered_call_is_freed(serving, kind):
     async with serving() as (application, _, client):
         await client.call(kind, "hold ok")
         assert await freed(application) == 1
@@ -36,7 +36,7 @@ async def test_a_call_that_was_answered(serving, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ends", ["refuse", "abort"])
-async def test_a_call_that_failed(serving, kind, ends):
+async def test_failed_call_is_freed(serving, kind, ends):
     async with serving() as (application, _, client):
         await client.failure(kind, f"hold {ends}")
         assert await freed(application) == 1
@@ -44,7 +44,7 @@ async def test_a_call_that_failed(serving, kind, ends):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stays", ["wait", "stubborn"])
-async def test_a_call_whose_client_left(serving, kind, stays):
+async def test_cancelled_call_is_freed(serving, kind, stays):
     async with serving() as (application, _, client):
         call = getattr(client, kind)(f"hold {stays}")
         await application.waiting.acquire()
@@ -53,7 +53,7 @@ async def test_a_call_whose_client_left(serving, kind, stays):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_call_whose_deadline_passed(serving, kind):
+async def test_call_whose_deadline_passed_is_freed(serving, kind):
     async with serving() as (application, _, client):
         error = await client.failure(kind, "hold wait", timeout=0.2)
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -61,7 +61,7 @@ async def test_a_call_whose_deadline_passed(serving, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_call_that_the_drain_cut(serving, kind):
+async def test_call_that_the_drain_cancelled_is_freed(serving, kind):
     async with serving(drain_deadline_s=0.1) as (application, server, client):
         call = asyncio.create_task(client.failure(kind, "hold wait"))
         await application.waiting.acquire()

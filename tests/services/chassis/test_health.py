@@ -39,14 +39,14 @@ async def test_check_of_unknown_service_is_not_found(serving):
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_watch_of_unknown_service_says_so_and_stays_open(serving):
+async def test_watch_of_unknown_service_says_service_unknown_and_stays_open(serving):
     async with serving() as (_, _, client):
         watch = stub_of(client).Watch(asked("nobody"))
         assert (await watch.read()).status == SERVICE_UNKNOWN
         assert not watch.done()
 
 
-async def test_watch_tells_every_change(serving, echo):
+async def test_watch_streams_every_change(serving, echo):
     async with serving() as (_, server, client):
         watch = stub_of(client).Watch(asked(echo.SERVICE))
         assert (await watch.read()).status == SERVING
@@ -55,7 +55,7 @@ async def test_watch_tells_every_change(serving, echo):
             assert (await watch.read()).status == status
 
 
-async def test_watcher_hears_of_changes_after_another_watcher_left(serving, echo):
+async def test_watcher_receives_changes_after_another_watcher_leaves(serving, echo):
     async with serving() as (_, server, client):
         stays, leaves = (stub_of(client).Watch(asked(echo.SERVICE)) for _ in range(2))
         assert (await stays.read()).status == SERVING
@@ -67,7 +67,7 @@ async def test_watcher_hears_of_changes_after_another_watcher_left(serving, echo
         assert (await stays.read()).status == NOT_SERVING
 
 
-async def test_drain_tells_watchers_and_then_ends_their_watch(serving, echo):
+async def test_drain_sends_not_serving_to_watchers_and_ends_their_watch(serving, echo):
     async with serving() as (_, server, client):
         watch = stub_of(client).Watch(asked(""))
         assert (await watch.read()).status == SERVING
@@ -95,7 +95,7 @@ def test_after_shutting_down_nothing_serves_again():
     assert health.is_serving() is False
 
 
-def test_service_that_is_not_there_cannot_be_set():
+def test_unknown_service_cannot_be_set():
     with pytest.raises(ValueError, match=r"no service 'b'.*a"):
         Health(["a"]).set("b", True)
 

@@ -78,9 +78,7 @@ def messages_of(pool, version):
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_a_client_that_knows_one_version_of_reflection_finds_every_service(
-    serving, echo, version
-):
+async def test_client_with_one_version_of_reflection_finds_every_service(serving, echo, version):
     async with serving() as (_, _, client):
         request, response = messages_of(descriptor_pool.Default(), version)
         ask = client.channel.stream_stream(
@@ -110,7 +108,7 @@ async def test_channelz_counts_calls_of_the_server(serving):
     assert any(each.data.calls_started >= 1 for each in shown.server)
 
 
-async def test_a_call_does_not_pay_for_every_method_of_the_server(serving):
+async def test_server_keeps_no_waiting_task_for_each_method(serving):
     def waiting():
         return [
             task

@@ -17,7 +17,7 @@ SERVICE = "tidegate.test.EchoService"
 
 
 async def get(port, path):
-    """Asks over HTTP; gives status and text."""
+    """Sends an HTTP GET; gives status and text."""
 
     def ask():
         try:
@@ -72,7 +72,7 @@ async def test_calls_are_counted_and_timed(serving, kind, grpc_type, method, rec
     assert gained("grpc_server_handled_total", grpc_code="ResourceExhausted") == 1
     assert gained("grpc_server_handling_seconds_count") == 2
     assert gained("grpc_server_in_flight_rpcs") == 0
-    # The refused stream was refused at its first message.
+    # The server rejected the failed stream at its first message.
     assert gained("grpc_server_msg_received_total") == 2 * received
     assert gained("grpc_server_msg_sent_total") == sent + (kind == "repeat")
 
@@ -89,7 +89,7 @@ async def test_running_calls_are_in_flight(serving):
             pass
 
 
-async def test_client_that_leaves_and_deadline_that_passes_are_told_apart(serving):
+async def test_cancelled_calls_and_passed_deadlines_have_different_codes(serving):
     async with serving() as (application, server, client):
         before = await samples(server)
         call = client.echo("wait")
@@ -103,7 +103,7 @@ async def test_client_that_leaves_and_deadline_that_passes_are_told_apart(servin
             named("grpc_server_handled_total", "unary", "Echo", grpc_code=each) for each in codes
         ]
         async with asyncio.timeout(20):
-            # They are counted a moment after they have ended.
+            # The server counts calls a moment after they have ended.
             while True:
                 after = await samples(server)
                 counted = [after.get(key, 0) - before.get(key, 0) for key in keys]
@@ -112,7 +112,7 @@ async def test_client_that_leaves_and_deadline_that_passes_are_told_apart(servin
     assert counted == [1, 1]
 
 
-async def test_messages_that_a_handler_writes_itself_are_counted(serving):
+async def test_messages_that_a_handler_writes_are_counted(serving):
     name = named("grpc_server_msg_sent_total", "server_stream", "Repeat")
     async with serving() as (_, server, client):
         before = await samples(server)
@@ -126,30 +126,30 @@ async def test_messages_that_a_handler_writes_itself_are_counted(serving):
 @pytest.mark.parametrize("asks", ["code-of-cancellation", "code-of-cancellation early"])
 @pytest.mark.parametrize("deadline_s", [0.05, 0.251, 1.0025])
 async def test_handler_and_metric_agree_on_a_deadline_that_passed(serving, deadline_s, asks):
-    # A second and a little travels as 1.01 s: gRPC rounds up.
+    # gRPC rounds up: a little more than one second travels as 1.01 s.
     name = named("grpc_server_handled_total", "unary", "Echo", grpc_code="DeadlineExceeded")
     async with serving() as (application, server, client):
         before = (await samples(server)).get(name, 0)
         await client.failure("echo", asks, timeout=deadline_s)
         await application.closed.acquire()
-        assert application.told is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert application.code is grpc.StatusCode.DEADLINE_EXCEEDED
         async with asyncio.timeout(20):
             while (await samples(server)).get(name, 0) == before:
                 pass
 
 
-async def test_handler_is_told_of_a_client_that_leaves_and_of_a_server_that_goes_away(serving):
+async def test_handler_learns_whether_the_client_left_or_the_server_shuts_down(serving):
     async with serving(drain_deadline_s=0.05) as (application, server, client):
         call = client.echo("code-of-cancellation", timeout=60)
         await application.waiting.acquire()
         call.cancel()
         await application.closed.acquire()
-        assert application.told is grpc.StatusCode.CANCELLED
+        assert application.code is grpc.StatusCode.CANCELLED
         call = client.echo("code-of-cancellation", timeout=60)
         await application.waiting.acquire()
         await server.drain()
         await application.closed.acquire()
-        assert application.told is grpc.StatusCode.UNAVAILABLE
+        assert application.code is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -167,11 +167,11 @@ async def test_handler_is_told_of_a_client_that_leaves_and_of_a_server_that_goes
         (0, 0, True),
     ],
 )
-def test_a_deadline_has_passed_though_grpc_rounded_it_up(given_s, elapsed_s, passed):
+def test_deadline_has_passed_although_grpc_rounded_it_up(given_s, elapsed_s, passed):
     assert deadline_has_passed(given_s, elapsed_s) is passed
 
 
-async def test_methods_that_do_not_exist_share_one_label(serving):
+async def test_unknown_methods_share_one_label(serving):
     async with serving() as (_, server, client):
         for name in ("Nonsense", "MoreNonsense"):
             call = client.channel.unary_unary(f"/{SERVICE}/{name}")
@@ -196,7 +196,7 @@ async def test_other_paths_are_not_found(serving):
         assert (await get(server.metrics_port, "/secrets"))[0] == 404
 
 
-async def test_metrics_of_others_are_served_as_they_are():
+async def test_metrics_of_libraries_are_served_unchanged():
     registry = CollectorRegistry()
     Gauge("vllm:num_requests_running", "Running.", registry=registry).set(3)
     with monitoring("127.0.0.1", 0, lambda: True, registry) as port:
@@ -236,7 +236,7 @@ async def test_requests_on_a_stream_count_one_by_one_for_the_model_that_answers(
     }
 
 
-async def test_model_that_is_withdrawn_has_no_series(serving):
+async def test_withdrawn_model_has_no_series(serving):
     async with serving() as (_, server, _):
         assert any(("model", "echo") in key for key in await samples(server))
     assert not any(
@@ -246,7 +246,7 @@ async def test_model_that_is_withdrawn_has_no_series(serving):
     )
 
 
-def test_model_that_is_withdrawn_stays_away_whatever_its_last_calls_end_with():
+def test_last_calls_of_a_withdrawn_model_create_no_series():
     path = "/test.Model/Ask"
     model = ServedModel("gone", "1", precision="float32", engine="none", methods=[path])
     model.publish()

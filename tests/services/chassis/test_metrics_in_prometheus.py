@@ -1,4 +1,4 @@
-"""A server's metrics as a real Prometheus stores and answers them."""
+"""A server's metrics, as a real Prometheus stores them."""
 
 import grpc
 import pytest
@@ -15,7 +15,7 @@ HANDLED = f'grpc_server_handled_total{{grpc_service="{SERVICE}",grpc_method="Ech
 
 @pytest.fixture
 async def server(start_process, echo_client, tmp_path):
-    """A new server in a process of its own, a client of it, and a Prometheus that scrapes it."""
+    """A new server process, a client of it, and a Prometheus that scrapes it."""
     _, ports = await start_process()
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel,
@@ -24,7 +24,7 @@ async def server(start_process, echo_client, tmp_path):
         yield echo_client(channel), scraper
 
 
-async def test_first_failures_of_a_new_server_are_in_its_failure_ratio(server):
+async def test_failure_ratio_of_a_new_server_includes_its_first_failures(server):
     client, scraper = server
     await scraper.until("count_over_time(up[1m]) >= 2")
     for _ in range(30):
@@ -36,7 +36,7 @@ async def test_first_failures_of_a_new_server_are_in_its_failure_ratio(server):
     assert await scraper.value(f"{failed} / sum(rate({HANDLED}}}[5m]))") == pytest.approx(0.5)
 
 
-async def test_names_with_colons_reach_prometheus_as_they_are(tmp_path):
+async def test_names_with_colons_reach_prometheus_unchanged(tmp_path):
     registry = CollectorRegistry()
     usage = Gauge("vllm:kv_cache_usage_perc", "Used.", ("model_name",), registry=registry)
     usage.labels("smollm2").set(0.25)
@@ -51,7 +51,7 @@ async def test_names_with_colons_reach_prometheus_as_they_are(tmp_path):
             assert (target["health"], target["lastError"]) == ("up", "")
 
 
-async def test_server_without_tls_has_no_certificate_that_could_expire(server):
+async def test_server_without_tls_has_no_certificate_series(server):
     _, scraper = server
     await scraper.until("up == 1")
     expiring = "tidegate_tls_certificate_expiry_timestamp_seconds - time() < 14 * 86400"
@@ -59,7 +59,7 @@ async def test_server_without_tls_has_no_certificate_that_could_expire(server):
     assert await scraper.query('{__name__=~"tidegate_tls_.+"}') == []
 
 
-async def test_server_that_nobody_has_called_has_every_method_and_code_at_zero(server):
+async def test_uncalled_server_has_every_method_and_code_at_zero(server):
     _, scraper = server
     await scraper.until("up == 1")
     for metric in ("grpc_server_started_total", "grpc_server_handled_total"):
@@ -76,7 +76,7 @@ async def test_server_that_nobody_has_called_has_every_method_and_code_at_zero(s
     assert await scraper.value('sum(grpc_server_handled_total{grpc_service="other"})') == 0
 
 
-async def test_failures_are_told_apart_by_model_version_from_the_first(server):
+async def test_failures_are_counted_by_model_version_from_the_first(server):
     client, scraper = server
     await scraper.until("count_over_time(up[1m]) >= 2")
     for _ in range(10):
@@ -100,7 +100,7 @@ async def test_failures_are_told_apart_by_model_version_from_the_first(server):
     assert [(labels["grpc_code"], value) for labels, value in codes] == [("Internal", "10")]
 
 
-async def test_build_and_models_are_told_and_no_label_of_a_pod_is_hidden(server):
+async def test_build_and_model_info_hide_no_label_of_a_pod(server):
     _, scraper = server
     await scraper.until("tidegate_model_info == 1")
     models = await scraper.query("tidegate_model_info")
@@ -113,6 +113,6 @@ async def test_build_and_models_are_told_and_no_label_of_a_pod_is_hidden(server)
     ]
     assert {labels["version"] for labels, _ in models} == {"canary"}
     assert len(await scraper.query("tidegate_build_info")) == 1
-    # These two bear a label of pods by convention, as every `*_build_info` does.
+    # These two have a label of pods by convention, as every `*_build_info` does.
     renamed = await scraper.query('{exported_version=~".+"} or {exported_model=~".+"}')
     assert {labels["__name__"] for labels, _ in renamed} == {"tidegate_build_info", "python_info"}

@@ -1,4 +1,4 @@
-"""OpenTelemetry's variables, as a server's spans show them at a real collector."""
+"""OpenTelemetry's variables, seen in the spans that a real collector receives."""
 
 import os
 
@@ -11,7 +11,7 @@ CALLS = 40
 
 @pytest.fixture
 def run(start_process, echo_client):
-    """Runs a server with variables, calls it, and ends it, by when its spans have left."""
+    """Runs a server with variables, calls it and ends it; then its spans are exported."""
 
     async def run(*flags, **variables):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
@@ -27,7 +27,7 @@ def run(start_process, echo_client):
     return run
 
 
-async def test_resource_has_what_the_variables_say_and_an_id_of_its_own(run):
+async def test_resource_has_the_attributes_of_the_variables(run):
     async with grpc_collector() as (received, address):
         await run(
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{address}",
@@ -46,7 +46,7 @@ async def test_resource_has_what_the_variables_say_and_an_id_of_its_own(run):
     assert len(received.spans) == CALLS
 
 
-async def test_flags_go_before_the_variables(run):
+async def test_flags_beat_the_variables(run):
     async with grpc_collector() as (received, address):
         await run(
             f"--otlp-endpoint=http://{address}",
@@ -67,14 +67,14 @@ async def test_flags_go_before_the_variables(run):
         ("TIDEGATE_OTLP_ENDPOINT", "/v1/traces"),
     ],
 )
-async def test_spans_leave_over_http(run, variable, path):
+async def test_spans_are_exported_over_http(run, variable, path):
     with http_collector() as (received, address):
         await run(**{variable: f"http://{address}", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"})
     assert set(received.paths) == {path}
     assert len(received.spans) == CALLS
 
 
-async def test_collector_without_a_scheme_is_called_as_the_sdk_calls_it(run):
+async def test_endpoint_without_a_scheme_means_what_it_means_to_the_sdk(run):
     async with grpc_collector() as (received, address):
         await run(OTEL_EXPORTER_OTLP_ENDPOINT=address, OTEL_EXPORTER_OTLP_INSECURE="true")
     assert len(received.spans) == CALLS
@@ -83,7 +83,7 @@ async def test_collector_without_a_scheme_is_called_as_the_sdk_calls_it(run):
 @pytest.mark.parametrize(
     "off", [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}], ids=str
 )
-async def test_spans_that_are_turned_off_do_not_leave(run, off):
+async def test_disabled_spans_are_not_exported(run, off):
     async with grpc_collector() as (received, address):
         await run(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{address}", **off)
     assert received.spans == []

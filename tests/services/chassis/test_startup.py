@@ -1,4 +1,4 @@
-"""What cannot start says which field is wrong, what is wrong with it, and what to do."""
+"""A server that cannot start names the field, the problem and the fix."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from tidegate.runtime.errors import StartupError
 
 @pytest.fixture
 def taken_port():
-    """A port that somebody else listens on."""
+    """A port that another socket listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -54,7 +54,7 @@ async def test_failure_to_start_is_one_log_line_and_exit_code_1(run_to_end, take
     [({}, "-event_engine_listener,-event_engine_client"), ({"GRPC_EXPERIMENTS": ""}, "")],
 )
 @pytest.mark.parametrize("server", ["vision", "llm"])
-def test_a_model_server_tells_grpcs_core_how_to_read_before_it_is_loaded(server, given, expected):
+def test_model_server_turns_the_event_engine_off_before_it_imports_grpc(server, given, expected):
     program = f"""
 import os, sys
 class Watch:

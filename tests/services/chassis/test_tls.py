@@ -1,4 +1,4 @@
-"""TLS with real certificates and real handshakes, and what happens when the files rotate."""
+"""TLS with real certificates and real handshakes, and rotations of the files."""
 
 import asyncio
 import ssl
@@ -37,7 +37,7 @@ class Certificate:
 
 
 def issue(name, issuer=None, lifetime=DAY):
-    """Makes a certificate for localhost; an authority when nobody issues it."""
+    """Makes a certificate for localhost; without an issuer, an authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -58,7 +58,7 @@ def issue(name, issuer=None, lifetime=DAY):
 
 @dataclass(frozen=True)
 class Files:
-    """Where a server's certificate lies."""
+    """The TLS files of a server."""
 
     cert: object
     key: object
@@ -90,7 +90,7 @@ def secure(echo, make_settings, files):
 
 
 def channel_to(server, authority, client=None):
-    """Connects with a connection of its own, trusting one authority."""
+    """Makes a channel with its own connection that trusts one authority."""
     credentials = grpc.ssl_channel_credentials(
         authority.pem, client and client.key_pem, client and client.pem
     )
@@ -102,7 +102,7 @@ def channel_to(server, authority, client=None):
 
 
 async def serial_of(server):
-    """Handshakes and gives the serial number of the certificate that the server shows."""
+    """Makes a handshake and gives the serial number of the server's certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -144,7 +144,7 @@ async def test_mutual_tls_serves_only_clients_of_the_authority(secure, files, ec
                 assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_rotation_is_shown_to_new_connections_while_old_streams_go_on(
+async def test_new_connections_use_the_rotated_certificate_while_old_streams_go_on(
     echo, make_settings, files, echo_client
 ):
     old_authority, new_authority = issue("old"), issue("new")
@@ -176,7 +176,7 @@ async def test_rotation_is_shown_to_new_connections_while_old_streams_go_on(
         assert expiry == renewed.certificate.not_valid_after_utc.timestamp()
 
 
-async def test_new_client_authority_counts_after_rotation(secure, files, echo_client):
+async def test_new_client_authority_applies_after_rotation(secure, files, echo_client):
     authority, old_clients, new_clients = issue("authority"), issue("old"), issue("new")
     server_certificate = issue("server", authority)
     files.write(server_certificate, old_clients)
@@ -209,7 +209,7 @@ def spoil_gone(files, authority):
 
 
 @pytest.mark.parametrize("spoil", [spoil_key, spoil_half, spoil_expired, spoil_gone])
-def test_bad_rotation_is_kept_out_and_counted(files, spoil):
+def test_invalid_rotation_is_refused_and_counted(files, spoil):
     authority = issue("authority")
     good = issue("server", authority)
     files.write(good)
@@ -223,7 +223,7 @@ def test_bad_rotation_is_kept_out_and_counted(files, spoil):
     assert certificate.reload() is True
 
 
-async def test_server_goes_on_with_the_last_good_certificate(secure, files):
+async def test_server_keeps_the_last_valid_certificate(secure, files):
     authority = issue("authority")
     good = issue("server", authority)
     files.write(good)
@@ -244,7 +244,7 @@ async def test_server_goes_on_with_the_last_good_certificate(secure, files):
         (spoil_gone, r"tls_cert_file .*cert.pem cannot be read"),
     ],
 )
-def test_bad_files_are_named_at_the_start(files, spoil, message):
+def test_invalid_files_are_named_at_startup(files, spoil, message):
     authority = issue("authority")
     files.write(issue("server", authority))
     spoil(files, authority)

@@ -44,7 +44,7 @@ async def test_every_call_has_a_server_span_in_the_callers_trace(serving, record
     assert spans["decode"].attributes["codec"] == "jpeg"
 
 
-async def test_a_health_check_joins_a_trace_and_begins_none(serving, recorded):
+async def test_health_check_joins_a_trace_and_begins_none(serving, recorded):
     async with serving() as (_, _, client):
         health = health_pb2_grpc.HealthStub(client.channel)
         await health.Check(health_pb2.HealthCheckRequest())
@@ -81,7 +81,7 @@ async def test_span_follows_the_latest_conventions_that_are_pinned(serving, reco
     assert rpc.attributes["tidegate.model.version"] == "v1"
 
 
-async def test_method_that_does_not_exist_names_no_span(serving, recorded):
+async def test_unknown_method_does_not_name_a_span(serving, recorded):
     async with serving() as (_, _, client):
         call = client.channel.unary_unary("/made.Up/Name123")
         with pytest.raises(grpc.aio.AioRpcError):
@@ -102,11 +102,11 @@ async def test_method_that_does_not_exist_names_no_span(serving, recorded):
         ("unknown", {}),
     ],
 )
-def test_peer_is_told_in_parts(peer, attributes):
+def test_peer_becomes_address_and_port(peer, attributes):
     assert peer_attributes(peer) == attributes
 
 
-async def test_span_of_a_client_that_leaves_is_ended(serving, recorded):
+async def test_span_ends_when_the_client_leaves(serving, recorded):
     async with serving() as (application, _, client):
         call = client.repeat("wait")
         await application.waiting.acquire()
@@ -116,13 +116,13 @@ async def test_span_of_a_client_that_leaves_is_ended(serving, recorded):
     assert rpc.attributes["rpc.response.status_code"] == "CANCELLED"
 
 
-async def test_call_that_its_caller_does_not_sample_records_nothing(serving, recorded):
+async def test_unsampled_call_records_nothing(serving, recorded):
     async with serving() as (_, _, client):
         await client.call("echo", "stage", metadata=UNSAMPLED)
     assert recorded() == {}
 
 
-async def test_calls_after_one_another_do_not_inherit_the_trace(serving, recorded):
+async def test_consecutive_calls_do_not_inherit_the_trace(serving, recorded):
     async with serving() as (_, _, client):
         await client.call("echo", "ok", metadata=SAMPLED)
         await client.call("collect", "ok")
@@ -155,7 +155,7 @@ async def test_spans_are_exported_before_the_process_ends(start_process, echo_cl
     assert rpc.status.code == Status.STATUS_CODE_ERROR
 
 
-async def test_absent_collector_does_not_keep_the_process(start_process, echo_client):
+async def test_absent_collector_does_not_keep_the_process_running(start_process, echo_client):
     process, ports = await start_process("--otlp-endpoint=http://127.0.0.1:9")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel:
         await echo_client(channel).call("echo", "ok", metadata=SAMPLED)

@@ -1,4 +1,4 @@
-"""Threads that do not interrupt; that they do not is tested with the servers that ask for it."""
+"""Batch scheduling where it is forbidden; the tests of the servers test it where it works."""
 
 import os
 
@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from tidegate.runtime.process import schedule_in_batches
 
 
-def test_a_sandbox_that_forbids_it_is_told_of_and_nothing_fails(monkeypatch):
+def test_forbidden_batch_scheduling_is_logged_and_nothing_fails(monkeypatch):
     def forbidden(*arguments):
         raise PermissionError(1, "Operation not permitted")
 

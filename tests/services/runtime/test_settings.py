@@ -1,4 +1,4 @@
-"""Configuration by flags and environment, and what it says when it is wrong."""
+"""Configuration by flags and environment, and the messages about invalid values."""
 
 import os
 
@@ -19,14 +19,14 @@ class ModelSettings(ChassisSettings):
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    """Takes away what the environment of the tests may say."""
+    """Removes the variables that the environment of the tests may have."""
     for name in os.environ:
         if name.startswith(("TIDEGATE_", "OTEL_")):
             monkeypatch.delenv(name)
 
 
 def refused(capsys, *flags, model=ModelSettings):
-    """Gives the message with which flags are refused."""
+    """Gives the message about invalid flags."""
     with pytest.raises(SystemExit) as caught:
         model.from_command_line(flags)
     assert caught.value.code == 2
@@ -34,7 +34,7 @@ def refused(capsys, *flags, model=ModelSettings):
 
 
 def printed(capsys, *flags):
-    """Gives what is printed before a successful exit."""
+    """Gives the output before a successful exit."""
     with pytest.raises(SystemExit) as caught:
         ModelSettings.from_command_line(flags)
     assert caught.value.code == 0
@@ -48,7 +48,7 @@ def test_flag_beats_environment_beats_default(monkeypatch):
     assert ModelSettings.from_command_line(["--batch-delay-ms=4"]).batch_delay_ms == 4.0
 
 
-def test_booleans_are_switched_on_and_off(monkeypatch):
+def test_boolean_flags_have_a_negative_form(monkeypatch):
     assert ModelSettings.from_command_line(["--no-warm-up"]).warm_up is False
     monkeypatch.setenv("TIDEGATE_WARM_UP", "false")
     assert ModelSettings.from_command_line(["--warm-up"]).warm_up is True
@@ -62,7 +62,7 @@ def test_help_lists_every_field_with_its_variable(capsys):
     assert "How long a batch may wait. Range: at least 0, at most 1000. Default: 2.0." in text
 
 
-def test_every_field_says_what_it_is():
+def test_every_field_has_a_description():
     assert [
         name for name, field in ModelSettings.model_fields.items() if not field.description
     ] == []
@@ -100,14 +100,14 @@ def test_value_out_of_range_is_named_with_its_range(capsys):
     assert "range: at least 0, at most 65535" in message
 
 
-def test_wrong_variable_of_the_environment_is_named(capsys, monkeypatch):
+def test_invalid_environment_variable_is_named(capsys, monkeypatch):
     monkeypatch.setenv("TIDEGATE_LOG_LEVEL", "loud")
     message = refused(capsys)
     assert "TIDEGATE_LOG_LEVEL" in message
     assert "debug, info, warning, error" in message
 
 
-def test_all_problems_are_told_at_once(capsys):
+def test_all_problems_are_reported_at_once(capsys):
     message = refused(capsys, "--grpc-port=x", "--drain-deadline-s=-1")
     assert "--grpc-port" in message
     assert "--drain-deadline-s" in message
@@ -118,7 +118,7 @@ def test_unknown_and_shortened_flags_are_refused(capsys):
     assert "--grpc-por" in refused(capsys, "--grpc-por=1")
 
 
-def test_file_that_is_not_there_is_named(capsys):
+def test_missing_file_is_named(capsys):
     message = refused(capsys, "--tls-cert-file=/nowhere.pem", "--tls-key-file=/nowhere.pem")
     assert "--tls-cert-file" in message
     assert "no such file: /nowhere.pem" in message
@@ -139,7 +139,7 @@ def test_certificate_without_key_is_refused(capsys, tmp_path):
         ("OTEL_SERVICE_NAME", "service_name", "vision"),
     ],
 )
-def test_standard_variables_of_opentelemetry_count(monkeypatch, variable, field, value):
+def test_standard_variables_of_opentelemetry_apply(monkeypatch, variable, field, value):
     monkeypatch.setenv(variable, value)
     assert getattr(ModelSettings.from_command_line([]), field) == value
     flag = f"--{field.replace('_', '-')}"
@@ -177,7 +177,7 @@ RESOURCE = "service.name=from%20resource,service.version=1.2,deployment.environm
             [],
             {"trace_sampler": "traceidratio", "trace_sample_ratio": 0.25},
         ),
-        # As with the SDK, a share without a sampler that takes one means nothing.
+        # As in the SDK, only samplers by ratio read the argument.
         ({"OTEL_TRACES_SAMPLER_ARG": "0.25"}, [], {"trace_sample_ratio": 1.0}),
         (
             {"OTEL_TRACES_SAMPLER": "parentbased_always_on", "OTEL_TRACES_SAMPLER_ARG": "x"},
@@ -203,7 +203,7 @@ RESOURCE = "service.name=from%20resource,service.version=1.2,deployment.environm
             [],
             {"otlp_protocol": "grpc"},
         ),
-        # Over HTTP one variable has the address of all signals, the other that of the spans.
+        # Over HTTP one variable has the base URL of all signals, the other the URL for spans.
         (
             {
                 "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
@@ -220,7 +220,7 @@ RESOURCE = "service.name=from%20resource,service.version=1.2,deployment.environm
             [],
             {"otlp_endpoint": "http://collector:4318/spans"},
         ),
-        # So they have where a flag or a variable of ours decides that it is HTTP.
+        # The same holds where a flag or a variable of Tidegate sets HTTP.
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/base"},
             ["--otlp-protocol=http/protobuf"],
@@ -242,7 +242,7 @@ RESOURCE = "service.name=from%20resource,service.version=1.2,deployment.environm
             ["--otlp-protocol=grpc"],
             {"otlp_endpoint": "http://collector:4317"},
         ),
-        # An empty variable is one that is not set.
+        # An empty variable counts as unset.
         ({"OTEL_SERVICE_NAME": "", "OTEL_TRACES_EXPORTER": ""}, [], {"service_name": "tidegate"}),
     ],
 )
@@ -253,14 +253,14 @@ def test_standard_variables_mean_what_they_mean_to_the_sdk(monkeypatch, environm
     assert {name: getattr(settings, name) for name in values} == values
 
 
-def test_model_with_a_name_of_its_own_is_named_by_the_standard_variable(monkeypatch):
+def test_standard_variable_beats_the_default_name_of_a_server(monkeypatch):
     from tidegate.serving.vision.settings import VisionSettings
 
     monkeypatch.setenv("OTEL_SERVICE_NAME", "cats")
     assert VisionSettings.from_command_line([]).service_name == "cats"
 
 
-def test_printed_configuration_names_the_standard_variable_that_counted(capsys, monkeypatch):
+def test_printed_configuration_names_the_standard_variable_that_applies(capsys, monkeypatch):
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", RESOURCE)
     monkeypatch.setenv("OTEL_SERVICE_NAME", "vision")
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
@@ -300,9 +300,7 @@ def test_printed_configuration_names_the_standard_variable_that_counted(capsys, 
         ),
     ],
 )
-def test_standard_variable_that_cannot_be_followed_is_named(
-    capsys, monkeypatch, environment, named
-):
+def test_unsupported_value_of_a_standard_variable_is_named(capsys, monkeypatch, environment, named):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert named in refused(capsys)

@@ -13,7 +13,7 @@ from tidegate.runtime import tracing
 from tidegate.runtime.tracing import record_span, span, traced
 
 
-def test_failure_inside_a_stage_is_on_its_span(recorded):
+def test_failed_stage_marks_its_span(recorded):
     @traced("stage")
     def fail():
         raise ValueError("broken")
@@ -23,7 +23,7 @@ def test_failure_inside_a_stage_is_on_its_span(recorded):
     assert recorded()["stage"].status.status_code.name == "ERROR"
 
 
-def test_stage_of_another_thread_is_recorded_with_its_own_times(recorded):
+def test_stage_on_another_thread_is_recorded_with_its_own_times(recorded):
     start_ns = time.time_ns()
     with span("request") as request:
         parent = tracing.current_context()

@@ -1,4 +1,4 @@
-"""The Python client: images to labels and text to text, over gRPC, with types and without fuss.
+"""The Python client: typed calls to the vision and LLM servers over gRPC.
 
     from pathlib import Path
     from tidegate.client import Client
@@ -10,9 +10,9 @@
         for delta in client.llm.chat("What is the capital of France?"):
             print(delta.text, end="", flush=True)
 
-:class:`AsyncClient` is the same with ``await``. Every failure is a
-:class:`~tidegate.errors.TidegateError`: an :class:`InvalidInputError` before anything is sent, a
-:class:`TidegateRpcError` after.
+:class:`AsyncClient` has the same methods with ``await``. Every error is a
+:class:`~tidegate.errors.TidegateError`: an :class:`InvalidInputError` before the client sends
+anything, a :class:`TidegateRpcError` after.
 """
 
 from tidegate.client._async import AsyncClient

@@ -33,20 +33,21 @@ class AsyncClient:
             result = await client.vision.classify(Path("cat.jpg"))
             print(result.top.label)
 
-    It connects at the first call, belongs to the loop that makes it, and is closed at the end of
-    its ``async with`` block.
+    The client connects at the first call and belongs to the event loop that makes it. The end of
+    its ``async with`` block closes it.
 
     Args:
-        target: An address such as ``127.0.0.1:8500`` or ``dns:///vision:8500``, whose addresses
-            are all used in turn; several by hand are ``ipv4:10.0.0.1:8500,10.0.0.2:8500``.
-        options: Everything else; :class:`ClientOptions` has the defaults.
+        target: Address of the server, such as ``127.0.0.1:8500``. The client balances over all
+            addresses of a name (``dns:///vision:8500``) or of a list
+            (``ipv4:10.0.0.1:8500,10.0.0.2:8500``).
+        options: All other options; :class:`ClientOptions` has the defaults.
 
     Attributes:
-        vision: Image classification.
-        llm: Text generation.
+        vision: Client of the vision service.
+        llm: Client of the LLM service.
 
     Raises:
-        InvalidInputError: The address is a URL, or a TLS file cannot be read.
+        InvalidInputError: The address is a URL, or the client cannot read a TLS file.
     """
 
     def __init__(self, target: str, options: ClientOptions | None = None) -> None:
@@ -67,10 +68,10 @@ class AsyncClient:
         self.llm = AsyncLlmClient(self._channel, self._context)
 
     async def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
-        """What the server says of itself, or of one of its services by full name.
+        """Checks the health of the server, or of one of its services by full name.
 
         Raises:
-            TidegateRpcError: The call failed; it is never tried again.
+            TidegateRpcError: The call failed; the client does not retry it.
         """
         request = health_pb2.HealthCheckRequest(service=service)
         try:
@@ -80,7 +81,7 @@ class AsyncClient:
         return health_status(response)
 
     async def close(self) -> None:
-        """Ends the connections; calls that are running are cancelled."""
+        """Closes the connections and cancels the running calls."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

@@ -1,8 +1,8 @@
-"""What calls on an event loop share: a unary call that is awaited, and the status of a stream.
+"""Calls on an event loop: an awaited unary call, and the final status of a stream.
 
-`FinalStatus` works around gRPC: where a stream's request is written at the moment when the call
-ends, gRPC's asyncio client replaces the status of the call by ``INTERNAL``, "Internal error from
-Core". One stream in ten whose deadline passes while it sends would look like a fault of the server.
+`FinalStatus` works around a fault of gRPC. If the call ends while the client writes a request of
+its stream, gRPC's asyncio client replaces the status by ``INTERNAL``, "Internal error from Core".
+One stream in ten whose deadline passes while it sends would look like a fault of the server.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from tidegate.client._shared.calls import CallContext
 
 __all__ = ["FinalStatus", "call_unary"]
 
-_LOST: Final = "Internal error from Core"
-# The status that gRPC is about to replace it with comes in the next turns of the event loop.
+_REPLACED: Final = "Internal error from Core"
+# The real status may arrive only in the next turns of the event loop.
 _LOOKS: Final = 100
 _LOOK_S: Final = 0.001
 
@@ -32,10 +32,10 @@ async def call_unary(
     request: _Request,
     timeout_s: float | None,
 ) -> _Response:
-    """Calls and awaits the answer.
+    """Calls and awaits the response.
 
     Raises:
-        InvalidInputError: The request is too large to send.
+        InvalidInputError: The request is larger than max_message_bytes.
         TidegateRpcError: The call failed.
     """
     context.checked(request)
@@ -48,31 +48,31 @@ async def call_unary(
 
 
 class FinalStatus:
-    """The status that ended a call which sends a stream of requests.
+    """Keeps the status that ended a call with a stream of requests.
 
     Args:
-        call: That has just begun.
+        call: A call that has just begun.
     """
 
     def __init__(self, call: "grpc.aio.StreamStreamCall[Any, Any]") -> None:
         self._call = call
         self._first: grpc.aio.AioRpcError | None = None
-        # gRPC calls back in the moment when the status is there, and has not replaced it yet.
+        # gRPC calls back as soon as the status arrives, before it replaces the status.
         call.add_done_callback(self._take)
 
     async def of(self, error: grpc.RpcError) -> grpc.RpcError:
-        """The error with the status that ended the call.
+        """Gives the error with the status that ended the call.
 
         Args:
-            error: What gRPC raised where the answers were read.
+            error: The error that gRPC raised where the client read the responses.
 
         Returns:
-            The same, unless gRPC put its own in the status's place.
+            The same error, unless gRPC has replaced the status.
         """
-        if not _is_lost(error):
+        if not _is_replaced(error):
             return error
         for _ in range(_LOOKS):
-            if self._first is not None and not _is_lost(self._first):
+            if self._first is not None and not _is_replaced(self._first):
                 return self._first
             self._take(self._call)
             await asyncio.sleep(_LOOK_S)
@@ -89,15 +89,15 @@ class FinalStatus:
             )
 
 
-def _is_lost(error: grpc.RpcError) -> bool:
+def _is_replaced(error: grpc.RpcError) -> bool:
     return isinstance(error, grpc.aio.AioRpcError) and (error.code(), error.details()) == (
         grpc.StatusCode.INTERNAL,
-        _LOST,
+        _REPLACED,
     )
 
 
 def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T | None:
-    """What a coroutine returns that need not wait; None where it must."""
+    """Gives the result of a coroutine that need not wait; None if it must wait."""
     try:
         coroutine.send(None)
     except StopIteration as returned:

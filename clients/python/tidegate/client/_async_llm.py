@@ -1,4 +1,4 @@
-"""Text generation on an event loop."""
+"""The client of the LLM service for an event loop."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -47,7 +47,7 @@ __all__ = ["AsyncGenerationStream", "AsyncLlmClient"]
 
 
 class AsyncGenerationStream:
-    """An answer as it comes: iterate it for the deltas, or :meth:`read` it whole.
+    """A streamed answer: iterate over its deltas, or :meth:`read` it whole.
 
         async with client.llm.chat("Tell me a story.") as stream:
             async for delta in stream:
@@ -73,16 +73,16 @@ class AsyncGenerationStream:
 
     @property
     def text(self) -> str:
-        """The text that has come so far."""
+        """The text so far."""
         return self._answer.text
 
     @property
     def finish(self) -> Finish | None:
-        """How the answer ended; ``None`` while it has not."""
+        """How the answer ended; ``None`` before its end."""
         return self._answer.finish
 
     async def read(self) -> Completion:
-        """Waits for the rest and returns the whole answer.
+        """Reads to the end and returns the whole answer.
 
         Raises:
             TidegateRpcError: The call failed.
@@ -92,9 +92,9 @@ class AsyncGenerationStream:
         return self._answer.whole()
 
     def close(self) -> None:
-        """Stops the call, and with it the model; does nothing after the end."""
+        """Cancels the call, and so stops the model; does nothing after the end."""
         self._call.cancel()
-        # Who has the finish has everything, though the stream was not read to its end.
+        # An answer with its finish is complete, even if the stream was not read to its end.
         if self.finish is None:
             self._span.abandon()
         else:
@@ -108,7 +108,7 @@ class AsyncGenerationStream:
             piece = delta(await anext(self._responses))
         except StopAsyncIteration:
             if self._answer.finish is None:
-                raise self._failed(self._answer.cut_short()) from None
+                raise self._failed(self._answer.truncated()) from None
             self._span.end()
             raise
         except grpc.RpcError as error:
@@ -151,14 +151,14 @@ class AsyncLlmClient:
         """Answers a conversation, as a stream.
 
         Args:
-            messages: The conversation so far, oldest first; a text is one message of the user's.
-            continue_last_message: Go on with the last message, which is the assistant's.
-            template_arguments: Further variables of the model's chat template.
-            timeout_s: The deadline of the whole stream in seconds; the client's unless given.
-            **options: Model and sampling; see :class:`GenerateOptions`.
+            messages: The conversation so far, oldest first; a text is one message of the user.
+            continue_last_message: Continue the last message, which is the assistant's.
+            template_arguments: Further variables for the model's chat template.
+            timeout_s: Deadline of the whole stream in seconds; the client's default unless given.
+            **options: Model and sampling options; see :class:`GenerateOptions`.
 
         Raises:
-            InvalidInputError: An argument cannot be sent.
+            InvalidInputError: An argument is invalid.
         """
         request = chat_request(
             messages,
@@ -185,13 +185,13 @@ class AsyncLlmClient:
 
         Args:
             prompt: A text, or token ids.
-            special_tokens_as_text: Take the names of special tokens within a text ("<|im_end|>")
-                for mere text.
-            timeout_s: The deadline of the whole stream in seconds; the client's unless given.
-            **options: Model and sampling; see :class:`GenerateOptions`.
+            special_tokens_as_text: Treat the names of special tokens in a text ("<|im_end|>") as
+                plain text.
+            timeout_s: Deadline of the whole stream in seconds; the client's default unless given.
+            **options: Model and sampling options; see :class:`GenerateOptions`.
 
         Raises:
-            InvalidInputError: An argument cannot be sent.
+            InvalidInputError: An argument is invalid.
         """
         request = generate_request(prompt, options, special_tokens_as_text=special_tokens_as_text)
         self._context.checked(request)
@@ -209,17 +209,17 @@ class AsyncLlmClient:
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion:
-        """Continues a prompt (a text or token ids), or answers messages, in one piece.
+        """Continues a prompt (a text or token ids), or answers messages, in one response.
 
         Args:
             prompt_or_messages: The prompt, or the conversation so far.
-            special_tokens_as_text: Take the names of special tokens within a text prompt for mere
-                text, as they are within messages.
-            timeout_s: The deadline in seconds; the client's for unary calls unless given.
-            **options: Model and sampling; see :class:`GenerateOptions`.
+            special_tokens_as_text: Treat the names of special tokens in a text prompt as plain
+                text; in messages they always are.
+            timeout_s: Deadline in seconds; the client's default unless given.
+            **options: Model and sampling options; see :class:`GenerateOptions`.
 
         Raises:
-            InvalidInputError: An argument cannot be sent.
+            InvalidInputError: An argument is invalid.
             TidegateRpcError: The call failed.
         """
         request = complete_request(
@@ -236,15 +236,15 @@ class AsyncLlmClient:
         special_tokens_as_text: bool = False,
         timeout_s: float | None = None,
     ) -> Tokenization:
-        """Turns a text, or a conversation through the chat template, into tokens.
+        """Turns a text, or a conversation by the chat template, into tokens.
 
         Args:
             text_or_messages: The text, or the conversation.
-            model: The model's name; the one that the server serves unless given.
-            omit_special_tokens: Leave out the special tokens that the tokenizer adds to a text.
-            special_tokens_as_text: Take the names of special tokens within a text for mere text, as
-                they are within messages.
-            timeout_s: The deadline in seconds; the client's for unary calls unless given.
+            model: Name of the model; the server's model unless given.
+            omit_special_tokens: Omit the special tokens that the tokenizer adds to a text.
+            special_tokens_as_text: Treat the names of special tokens in a text as plain text; in
+                messages they always are.
+            timeout_s: Deadline in seconds; the client's default unless given.
 
         Raises:
             TidegateRpcError: The call failed.
@@ -290,19 +290,19 @@ class AsyncLlmClient:
 
         Args:
             inputs: Texts, or lists of token ids; one text is one input.
-            model: The model's name; the one that the server serves unless given.
-            special_tokens_as_text: Take the names of special tokens within texts for mere text.
-            timeout_s: The deadline in seconds; the client's for unary calls unless given.
+            model: Name of the model; the server's model unless given.
+            special_tokens_as_text: Treat the names of special tokens in texts as plain text.
+            timeout_s: Deadline in seconds; the client's default unless given.
 
         Raises:
-            UnsupportedError: The server's model generates text instead.
+            UnsupportedError: The server's model generates text and makes no vectors.
             TidegateRpcError: The call failed.
         """
         request = embed_request(inputs, model=model, special_tokens_as_text=special_tokens_as_text)
         return embeddings(await call_unary(self._context, self._stub.Embed, request, timeout_s))
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[LlmModel, ...]:
-        """What the server serves.
+        """Lists the models of the server.
 
         Raises:
             TidegateRpcError: The call failed.

@@ -1,4 +1,4 @@
-"""Image classification on an event loop."""
+"""The client of the vision service for an event loop."""
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
@@ -45,15 +45,15 @@ class AsyncVisionClient:
         """Classifies one image or several.
 
         Args:
-            images: The image or images; see :data:`tidegate.client.ImageInput`.
-            model: The model's name; the server's default unless given.
-            version: Its version; the server's default unless given.
-            top_k: How many labels to return for each image.
-            include_logits: Also return the model's raw output.
-            timeout_s: The deadline in seconds; the client's unless given.
+            images: One image or several; see :data:`tidegate.client.ImageInput`.
+            model: Name of the model; the server's default unless given.
+            version: Version of the model; the server's default unless given.
+            top_k: Number of labels to return for each image.
+            include_logits: Also return the raw output of the model.
+            timeout_s: Deadline in seconds; the client's default unless given.
 
         Raises:
-            InvalidInputError: An image cannot be sent.
+            InvalidInputError: An image is invalid or unreadable.
             TidegateRpcError: The call failed.
         """
         request = classify_request(
@@ -73,19 +73,19 @@ class AsyncVisionClient:
     ) -> AsyncIterator[StreamAnswer]:
         """Classifies many requests over one stream, and yields the answers in their order.
 
-        The requests are read only as fast as the server takes them. A request that fails has its
-        error in its answer, and the stream goes on. Wrap the iteration in ``contextlib.aclosing``
-        where it may be left early, so that the call ends there and then.
+        The client reads the requests only as fast as the server accepts them. The answer to a
+        request that fails carries its error, and the stream goes on. If you may leave the iteration
+        early, wrap it in ``contextlib.aclosing``, so that the call ends at once.
 
         Args:
-            requests: An image, or several, for each request.
-            model: The model's name; the server's default unless given.
-            version: Its version; the server's default unless given.
-            top_k: How many labels to return for each image.
-            timeout_s: The deadline of the whole stream in seconds; the client's unless given.
+            requests: One image or several for each request.
+            model: Name of the model; the server's default unless given.
+            version: Version of the model; the server's default unless given.
+            top_k: Number of labels to return for each image.
+            timeout_s: Deadline of the whole stream in seconds; the client's default unless given.
 
         Raises:
-            InvalidInputError: An image cannot be sent.
+            InvalidInputError: An image is invalid or unreadable.
             TidegateRpcError: The stream broke.
         """
         context = self._context
@@ -102,7 +102,7 @@ class AsyncVisionClient:
                     yield vision_pb2.ClassifyStreamRequest(request_id=str(index), request=request)
                     index += 1
             except Exception as error:
-                # gRPC cancels the call and drops what the iterable raises; its owner wants it.
+                # gRPC cancels the call and drops the iterable's error; the caller must receive it.
                 raised.append(error)
                 raise
 
@@ -130,7 +130,7 @@ class AsyncVisionClient:
                 call.cancel()
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[VisionModel, ...]:
-        """Every model version that the server knows, loaded or not.
+        """Lists the model versions of the server, loaded or not.
 
         Raises:
             TidegateRpcError: The call failed.
@@ -142,7 +142,7 @@ class AsyncVisionClient:
     async def model(
         self, model: str = "", version: str = "", *, timeout_s: float | None = None
     ) -> VisionModel:
-        """One model version with its labels; the server's default unless named.
+        """Gives one model version with its labels; the server's default unless named.
 
         Raises:
             NotFoundError: The server has no such model or version.

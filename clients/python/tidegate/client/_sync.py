@@ -1,4 +1,4 @@
-"""The client that waits."""
+"""The blocking client."""
 
 from types import TracebackType
 from typing import Self
@@ -27,25 +27,26 @@ __all__ = ["Client"]
 
 
 class Client:
-    """Calls Tidegate's servers, or the mesh in front of them, and waits for the answers.
+    """Calls Tidegate's servers, or the mesh in front of them, and blocks until they respond.
 
         with Client("127.0.0.1:8500") as client:
             print(client.vision.classify(Path("cat.jpg")).top.label)
 
-    It connects at the first call, may be shared by threads, and is closed at the end of its
-    ``with`` block.
+    The client connects at the first call. Threads may share it. The end of its ``with`` block
+    closes it.
 
     Args:
-        target: An address such as ``127.0.0.1:8500`` or ``dns:///vision:8500``, whose addresses
-            are all used in turn; several by hand are ``ipv4:10.0.0.1:8500,10.0.0.2:8500``.
-        options: Everything else; :class:`ClientOptions` has the defaults.
+        target: Address of the server, such as ``127.0.0.1:8500``. The client balances over all
+            addresses of a name (``dns:///vision:8500``) or of a list
+            (``ipv4:10.0.0.1:8500,10.0.0.2:8500``).
+        options: All other options; :class:`ClientOptions` has the defaults.
 
     Attributes:
-        vision: Image classification.
-        llm: Text generation.
+        vision: Client of the vision service.
+        llm: Client of the LLM service.
 
     Raises:
-        InvalidInputError: The address is a URL, or a TLS file cannot be read.
+        InvalidInputError: The address is a URL, or the client cannot read a TLS file.
     """
 
     def __init__(self, target: str, options: ClientOptions | None = None) -> None:
@@ -66,10 +67,10 @@ class Client:
         self.llm = LlmClient(self._channel, self._context)
 
     def health(self, service: str = "", *, timeout_s: float | None = None) -> HealthStatus:
-        """What the server says of itself, or of one of its services by full name.
+        """Checks the health of the server, or of one of its services by full name.
 
         Raises:
-            TidegateRpcError: The call failed; it is never tried again.
+            TidegateRpcError: The call failed; the client does not retry it.
         """
         request = health_pb2.HealthCheckRequest(service=service)
         try:
@@ -79,7 +80,7 @@ class Client:
         return health_status(response)
 
     def close(self) -> None:
-        """Ends the connections; calls that are running are cancelled."""
+        """Closes the connections and cancels the running calls."""
         self._channel.close()
 
     def __enter__(self) -> Self:

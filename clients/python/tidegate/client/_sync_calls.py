@@ -1,4 +1,4 @@
-"""A unary call that waits, with the client's deadline, metadata and errors."""
+"""A blocking unary call, with the client's deadline, metadata and errors."""
 
 from typing import TypeVar
 
@@ -19,10 +19,10 @@ def call_unary(
     request: _Request,
     timeout_s: float | None,
 ) -> _Response:
-    """Calls and waits for the answer.
+    """Calls and blocks until the response.
 
     Raises:
-        InvalidInputError: The request is too large to send.
+        InvalidInputError: The request is larger than max_message_bytes.
         TidegateRpcError: The call failed.
     """
     context.checked(request)

@@ -1,4 +1,4 @@
-"""Image classification, waiting for each answer."""
+"""The blocking client of the vision service."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -41,15 +41,15 @@ class VisionClient:
         """Classifies one image or several.
 
         Args:
-            images: The image or images; see :data:`tidegate.client.ImageInput`.
-            model: The model's name; the server's default unless given.
-            version: Its version; the server's default unless given.
-            top_k: How many labels to return for each image.
-            include_logits: Also return the model's raw output.
-            timeout_s: The deadline in seconds; the client's unless given.
+            images: One image or several; see :data:`tidegate.client.ImageInput`.
+            model: Name of the model; the server's default unless given.
+            version: Version of the model; the server's default unless given.
+            top_k: Number of labels to return for each image.
+            include_logits: Also return the raw output of the model.
+            timeout_s: Deadline in seconds; the client's default unless given.
 
         Raises:
-            InvalidInputError: An image cannot be sent.
+            InvalidInputError: An image is invalid or unreadable.
             TidegateRpcError: The call failed.
         """
         request = classify_request(
@@ -68,18 +68,18 @@ class VisionClient:
     ) -> Iterator[StreamAnswer]:
         """Classifies many requests over one stream, and yields the answers in their order.
 
-        The requests are read in another thread, only as fast as the server takes them. A request
-        that fails has its error in its answer, and the stream goes on.
+        Another thread reads the requests, only as fast as the server accepts them. The answer to a
+        request that fails carries its error, and the stream goes on.
 
         Args:
-            requests: An image, or several, for each request.
-            model: The model's name; the server's default unless given.
-            version: Its version; the server's default unless given.
-            top_k: How many labels to return for each image.
-            timeout_s: The deadline of the whole stream in seconds; the client's unless given.
+            requests: One image or several for each request.
+            model: Name of the model; the server's default unless given.
+            version: Version of the model; the server's default unless given.
+            top_k: Number of labels to return for each image.
+            timeout_s: Deadline of the whole stream in seconds; the client's default unless given.
 
         Raises:
-            InvalidInputError: An image cannot be sent.
+            InvalidInputError: An image is invalid or unreadable.
             TidegateRpcError: The stream broke.
         """
         context = self._context
@@ -94,7 +94,7 @@ class VisionClient:
                     context.checked(request)
                     yield vision_pb2.ClassifyStreamRequest(request_id=str(index), request=request)
             except Exception as error:
-                # gRPC only logs what the iterable raises; it belongs to who passed the iterable.
+                # gRPC only logs the iterable's errors, but the caller must receive them.
                 raised.append(error)
                 raise
 
@@ -114,7 +114,7 @@ class VisionClient:
                 call.cancel()
 
     def models(self, *, timeout_s: float | None = None) -> tuple[VisionModel, ...]:
-        """Every model version that the server knows, loaded or not.
+        """Lists the model versions of the server, loaded or not.
 
         Raises:
             TidegateRpcError: The call failed.
@@ -126,7 +126,7 @@ class VisionClient:
     def model(
         self, model: str = "", version: str = "", *, timeout_s: float | None = None
     ) -> VisionModel:
-        """One model version with its labels; the server's default unless named.
+        """Gives one model version with its labels; the server's default unless named.
 
         Raises:
             NotFoundError: The server has no such model or version.

@@ -5,7 +5,7 @@ from typing import Any
 
 from tidegate.istio import gateway as gw
 from tidegate.istio import service_entry as se
-from tidegate.istio.rules.complaint import Complaint, export_to, labels, twice
+from tidegate.istio.rules.violation import Violation, export_to, labels, twice
 from tidegate.istio.scalars import is_host_label, is_ip_address, is_subdomain
 from tidegate.istio.shapes import Message
 
@@ -24,9 +24,9 @@ CIPHERS = frozenset(
 """What Envoy knows of TLS 1.2, by OpenSSL's words; it may also stand in a group, ``[A|B]``."""
 
 
-def _gateway(message: gw.Gateway) -> Iterator[Complaint]:
+def _gateway(message: gw.Gateway) -> Iterator[Violation]:
     if not message.servers:
-        yield Complaint("servers", "is empty", "add a server")
+        yield Violation("servers", "is empty", "add a server")
     names = [server.port.name for server in message.servers]
     yield from twice(names, "servers[{}].port.name", "the name of a port")
     yield from twice(
@@ -34,56 +34,53 @@ def _gateway(message: gw.Gateway) -> Iterator[Complaint]:
     )
 
 
-def _server(message: gw.Server) -> Iterator[Complaint]:
+def _server(message: gw.Server) -> Iterator[Violation]:
     if not message.hosts:
-        yield Complaint("hosts", "is empty", "name domains, or '*'")
+        yield Violation("hosts", "is empty", "name domains, or '*'")
     for index, host in enumerate(message.hosts):
         namespace, slash, domain = host.rpartition("/")
         known = not slash or namespace in ("*", ".") or is_host_label(namespace)
         short = domain != "*" and "." not in domain
         if short and known and is_host_label(domain):
             fix = "write it in full, as name.namespace.svc.cluster.local"
-            yield Complaint(
+            yield Violation(
                 f"hosts[{index}]", f"{host!r} is a short name, which Istio refuses", fix
             )
         elif not known or not (domain == "*" or is_subdomain(domain, wildcard=True)):
             fix = "write a domain, '*', or namespace/domain"
-            yield Complaint(f"hosts[{index}]", f"{host!r} is not a domain", fix)
-    secure = message.port.protocol is gw.GatewayProtocol.HTTPS
-    tls = message.tls
-    if secure and (tls is None or tls.mode is None):
-        problem = (
-            "is missing for HTTPS"
-            if tls is None
-            else ("has no mode: Istio's default PASSTHROUGH is not supported")
-        )
-        yield Complaint("tls", problem, "add 'tls' with mode SIMPLE and files")
+            yield Violation(f"hosts[{index}]", f"{host!r} is not a domain", fix)
+    protocol, tls = message.port.protocol, message.tls
+    secure = protocol in (gw.GatewayProtocol.HTTPS, gw.GatewayProtocol.TLS)
+    if secure and tls is None:
+        fix = "add 'tls' with mode SIMPLE and files"
+        yield Violation("tls", f"is missing for {protocol.value}", fix)
     if not secure and tls is not None and tls != gw.ServerTls(https_redirect=True):
         fix = "write protocol HTTPS, or keep only httpsRedirect"
-        yield Complaint("tls", f"has no effect with {message.port.protocol.value}", fix)
+        yield Violation("tls", f"has no effect with {protocol.value}", fix)
 
 
-def _server_tls(message: gw.ServerTls) -> Iterator[Complaint]:
+def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
     yield from _ciphers(message.cipher_suites)
     versions = (message.max_protocol_version, message.min_protocol_version)
     if versions == (gw.TlsVersion.TLSV1_2, gw.TlsVersion.TLSV1_3):
         fix = "write a newer maxProtocolVersion"
-        yield Complaint("minProtocolVersion", "is newer than maxProtocolVersion", fix)
-    if message.mode is not gw.ServerTlsMode.MUTUAL:
+        yield Violation("minProtocolVersion", "is newer than maxProtocolVersion", fix)
+    mutual = message.mode in (gw.ServerTlsMode.MUTUAL, gw.ServerTlsMode.OPTIONAL_MUTUAL)
+    if not mutual:
         if message.ca_crl or message.ca_certificates or message.subject_alt_names:
             problem = "clients' certificates are checked in mode MUTUAL only"
-            yield Complaint("", problem, "write mode MUTUAL")
-        if message.mode is None:
+            yield Violation("", problem, "write mode MUTUAL")
+        if message.mode is not gw.ServerTlsMode.SIMPLE:
             return
     needed = [("server_certificate", "serverCertificate"), ("private_key", "privateKey")]
-    if message.mode is gw.ServerTlsMode.MUTUAL:
+    if mutual:
         needed.append(("ca_certificates", "caCertificates"))
     for name, yaml in needed:
         if getattr(message, name) is None:
-            yield Complaint(yaml, f"is missing in mode {message.mode.value}", "name its file")
+            yield Violation(yaml, f"is missing in mode {message.mode.value}", "name its file")
 
 
-def _ciphers(suites: tuple[str, ...]) -> Iterator[Complaint]:
+def _ciphers(suites: tuple[str, ...]) -> Iterator[Violation]:
     """Names for which Envoy rejects a listener; Istio leaves them out."""
     for index, suite in enumerate(suites):
         group = suite[1:-1].split("|") if suite.startswith("[") and suite.endswith("]") else [suite]
@@ -91,13 +88,13 @@ def _ciphers(suites: tuple[str, ...]) -> Iterator[Complaint]:
             if name not in CIPHERS:
                 fix = f"known are {', '.join(sorted(CIPHERS))}"
                 problem = f"{name!r} is no cipher suite of TLS 1.2 that Envoy knows"
-                yield Complaint(f"cipherSuites[{index}]", problem, fix)
+                yield Violation(f"cipherSuites[{index}]", problem, fix)
 
 
-def _service_entry(message: se.ServiceEntry) -> Iterator[Complaint]:
+def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:
     yield from _entry_hosts(message)
     if not message.ports:
-        yield Complaint("ports", "is empty", "add the port that clients call")
+        yield Violation("ports", "is empty", "add the port that clients call")
     yield from twice([port.name for port in message.ports], "ports[{}].name", "port")
     yield from twice([port.number for port in message.ports], "ports[{}].number", "port")
     yield from export_to(message.export_to)
@@ -105,53 +102,50 @@ def _service_entry(message: se.ServiceEntry) -> Iterator[Complaint]:
     static = message.resolution is se.Resolution.STATIC
     if static and message.workload_selector is None and not message.endpoints:
         fix = "add 'endpoints', or a 'workloadSelector'"
-        yield Complaint("", "has no endpoints and selects none", fix)
+        yield Violation("", "has no endpoints and selects none", fix)
     if message.resolution is se.Resolution.DNS_ROUND_ROBIN and len(message.endpoints) > 1:
-        yield Complaint(
+        yield Violation(
             "endpoints", "are more than one for DNS_ROUND_ROBIN", "keep one, or write DNS"
         )
     names = {port.name for port in message.ports}
     for index, endpoint in enumerate(message.endpoints):
         for name in endpoint.ports.keys() - names:
             fix = f"known are {', '.join(sorted(names))}"
-            yield Complaint(f"endpoints[{index}].ports.{name}", "is no port of the host", fix)
+            yield Violation(f"endpoints[{index}].ports.{name}", "is no port of the host", fix)
         if static and is_subdomain(endpoint.address):
             fix = "write an IP address, or resolution DNS"
-            yield Complaint(
+            yield Violation(
                 f"endpoints[{index}].address", f"{endpoint.address!r} is not an IP address", fix
             )
 
 
-def _entry_hosts(message: se.ServiceEntry) -> Iterator[Complaint]:
+def _entry_hosts(message: se.ServiceEntry) -> Iterator[Violation]:
     if not message.hosts:
-        yield Complaint("hosts", "is empty", "name the host")
+        yield Violation("hosts", "is empty", "name the host")
     for index, host in enumerate(message.hosts):
-        if host.startswith("*"):
-            problem = "a wildcard is not supported: an entry is for single hosts"
-            yield Complaint(f"hosts[{index}]", problem, "name it in full")
-        elif not host or is_ip_address(host):
+        if not host or is_ip_address(host):
             problem = "is an address and not a host" if host else "is empty"
-            yield Complaint(f"hosts[{index}]", problem, "name the host")
+            yield Violation(f"hosts[{index}]", problem, "name the host")
     yield from twice(message.hosts, "hosts[{}]", "host")
     blind = [port.name for port in message.ports if not _tells_hosts_apart(port.protocol)]
     if len(message.hosts) > 1 and blind:
         problem = f"port {blind[0]} cannot tell several hosts apart"
         fix = "declare HTTP, HTTP2, GRPC, HTTPS or TLS, or write an entry for each host"
-        yield Complaint("hosts[1]", problem, fix)
+        yield Violation("hosts[1]", problem, fix)
 
 
-def _selector(message: se.ServiceEntry) -> Iterator[Complaint]:
+def _selector(message: se.ServiceEntry) -> Iterator[Violation]:
     if message.workload_selector is None:
         return
     if message.endpoints:
-        yield Complaint("workloadSelector", "cannot stand beside 'endpoints'", "keep one")
+        yield Violation("workloadSelector", "cannot stand beside 'endpoints'", "keep one")
     if not message.workload_selector:
-        yield Complaint("workloadSelector.labels", "is empty: selects every workload", "add labels")
+        yield Violation("workloadSelector.labels", "is empty: selects every workload", "add labels")
     for name, value in message.workload_selector.items():
         if not name or "*" in name or "*" in value:
             problem = f"{name!r} with {value!r} selects nothing: there are no wildcards"
             fix = "write the name and value of a label"
-            yield Complaint("workloadSelector.labels", problem, fix)
+            yield Violation("workloadSelector.labels", problem, fix)
 
 
 def _tells_hosts_apart(protocol: se.PortProtocol | None) -> bool:
@@ -160,21 +154,19 @@ def _tells_hosts_apart(protocol: se.PortProtocol | None) -> bool:
     return protocol is not None and (protocol.routed or protocol in secure)
 
 
-def _workload(message: se.Workload) -> Iterator[Complaint]:
+def _workload(message: se.Workload) -> Iterator[Violation]:
     yield from labels(message.labels, "labels")
     for name in message.ports:
         if not is_host_label(name):
             fix = "use letters, 0-9 and -, at most 63"
-            yield Complaint(f"ports.{name}", f"{name!r} is no name of a port", fix)
-    if message.address.startswith("unix://"):
-        fix = "write an IP address or a DNS name"
-        yield Complaint("address", "is not supported: sockets of this machine are not called", fix)
-    elif not is_ip_address(message.address) and not is_subdomain(message.address):
+            yield Violation(f"ports.{name}", f"{name!r} is no name of a port", fix)
+    is_socket = message.address.startswith("unix://")
+    if not is_socket and not is_ip_address(message.address) and not is_subdomain(message.address):
         fix = "write an IP address or a DNS name; the port goes into 'ports'"
-        yield Complaint("address", f"{message.address!r} is not an address", fix)
+        yield Violation("address", f"{message.address!r} is not an address", fix)
 
 
-PLACE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
+PLACE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     gw.Gateway: _gateway,
     gw.Server: _server,
     gw.ServerTls: _server_tls,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tidegate.istio import destination_rule as dr
-from tidegate.istio.rules.complaint import Complaint, at_most_one, export_to, labels, twice
+from tidegate.istio.rules.violation import Violation, at_most_one, export_to, labels, twice
 from tidegate.istio.scalars import duration_text, is_ip_address
 from tidegate.istio.shapes import Message
 
@@ -16,12 +16,9 @@ _MOST_PROBES = 127
 _LONGEST_KEEPALIVE = dt.timedelta(seconds=32_767)
 
 
-def _destination_rule(message: dr.DestinationRule) -> Iterator[Complaint]:
-    if message.host.startswith("*"):
-        problem = "a wildcard is not supported: a rule is for one host"
-        yield Complaint("host", problem, "write a rule for each host")
+def _destination_rule(message: dr.DestinationRule) -> Iterator[Violation]:
     if is_ip_address(message.host):
-        yield Complaint("host", "is an address and not a host", "name the host")
+        yield Violation("host", "is an address and not a host", "name the host")
     names = [subset.name for subset in message.subsets]
     yield from twice(names, "subsets[{}].name", "subset")
     for index, subset in enumerate(message.subsets):
@@ -29,29 +26,29 @@ def _destination_rule(message: dr.DestinationRule) -> Iterator[Complaint]:
     yield from export_to(message.export_to)
 
 
-def _traffic_policy(message: dr.TrafficPolicy) -> Iterator[Complaint]:
+def _traffic_policy(message: dr.TrafficPolicy) -> Iterator[Violation]:
     if message == dr.TrafficPolicy():
-        yield Complaint("", "says nothing", "remove it")
+        yield Violation("", "says nothing", "remove it")
     ports = [each.port for each in message.port_level_settings]
     yield from twice(ports, "portLevelSettings[{}].port", "port")
 
 
-def _port_policy(message: dr.PortTrafficPolicy) -> Iterator[Complaint]:
+def _port_policy(message: dr.PortTrafficPolicy) -> Iterator[Violation]:
     if message == dr.PortTrafficPolicy(port=message.port):
-        yield Complaint("", "says nothing but the port", "remove it")
+        yield Violation("", "says nothing but the port", "remove it")
 
 
-def _load_balancer(message: dr.LoadBalancer) -> Iterator[Complaint]:
+def _load_balancer(message: dr.LoadBalancer) -> Iterator[Violation]:
     yield from at_most_one(message, ("simple", "simple"), ("consistent_hash", "consistentHash"))
     warmups = (("warmup", "warmup"), ("warmup_duration_secs", "warmupDurationSecs"))
     yield from at_most_one(message, *warmups)
     warm = [yaml for name, yaml in warmups if getattr(message, name) is not None]
     if warm and (message.consistent_hash or message.simple is dr.SimpleLoadBalancer.RANDOM):
         fix = "use ROUND_ROBIN or LEAST_REQUEST, or remove it"
-        yield Complaint(warm[0], "counts for ROUND_ROBIN and LEAST_REQUEST only", fix)
+        yield Violation(warm[0], "counts for ROUND_ROBIN and LEAST_REQUEST only", fix)
 
 
-def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Complaint]:
+def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Violation]:
     yield from at_most_one(
         message,
         ("http_header_name", "httpHeaderName"),
@@ -60,9 +57,6 @@ def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Complaint]:
         ("http_query_parameter_name", "httpQueryParameterName"),
         least=1,
     )
-    if message.use_source_ip is False:
-        fix = "write true, or hash something else"
-        yield Complaint("useSourceIp", "is not supported as false: nothing is hashed", fix)
     yield from at_most_one(
         message,
         ("ring_hash", "ringHash"),
@@ -71,69 +65,69 @@ def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Complaint]:
     )
 
 
-def _maglev(message: dr.Maglev) -> Iterator[Complaint]:
+def _maglev(message: dr.Maglev) -> Iterator[Violation]:
     size = message.table_size
     if any(size % factor == 0 for factor in range(2, int(size**0.5) + 1)):
-        yield Complaint("tableSize", f"{size} is not a prime", "write 65537")
+        yield Violation("tableSize", f"{size} is not a prime", "write 65537")
 
 
-def _warmup(message: dr.Warmup) -> Iterator[Complaint]:
+def _warmup(message: dr.Warmup) -> Iterator[Violation]:
     if message.aggression == 0:
-        yield Complaint("aggression", "cannot be 0", "write more than 0; 1 is linear")
+        yield Violation("aggression", "cannot be 0", "write more than 0; 1 is linear")
 
 
-def _connection_pool(message: dr.ConnectionPool) -> Iterator[Complaint]:
+def _connection_pool(message: dr.ConnectionPool) -> Iterator[Violation]:
     if message == dr.ConnectionPool():
-        yield Complaint("", "limits nothing", "add 'http' or 'tcp'")
+        yield Violation("", "limits nothing", "add 'http' or 'tcp'")
 
 
-def _keepalive(message: dr.TcpKeepalive) -> Iterator[Complaint]:
+def _keepalive(message: dr.TcpKeepalive) -> Iterator[Violation]:
     """Options of sockets that Linux refuses: no connection is made with them."""
     if message.probes is not None and message.probes > _MOST_PROBES:
-        yield Complaint("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
+        yield Violation("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
     for name in ("time", "interval"):
         length = getattr(message, name)
         if length is not None and length > _LONGEST_KEEPALIVE:
             longest = duration_text(_LONGEST_KEEPALIVE)
-            yield Complaint(name, f"is longer than the {longest} of Linux", "write a shorter time")
+            yield Violation(name, f"is longer than the {longest} of Linux", "write a shorter time")
 
 
-def _http_settings(message: dr.HttpSettings) -> Iterator[Complaint]:
+def _http_settings(message: dr.HttpSettings) -> Iterator[Violation]:
     if message.use_client_protocol and message.h2_upgrade_policy is dr.H2UpgradePolicy.UPGRADE:
         fix = "remove one"
-        yield Complaint("useClientProtocol", "contradicts h2UpgradePolicy UPGRADE", fix)
+        yield Violation("useClientProtocol", "contradicts h2UpgradePolicy UPGRADE", fix)
 
 
-def _keep_alive(message: dr.Http2KeepAlive) -> Iterator[Complaint]:
+def _keep_alive(message: dr.Http2KeepAlive) -> Iterator[Violation]:
     for name in ("interval", "timeout"):
         if getattr(message, name) is None:
-            yield Complaint(name, "is missing", "add it")
+            yield Violation(name, "is missing", "add it")
 
 
-def _outlier_detection(message: dr.OutlierDetection) -> Iterator[Complaint]:
+def _outlier_detection(message: dr.OutlierDetection) -> Iterator[Violation]:
     apart = message.split_external_local_origin_errors
     if message.consecutive_local_origin_failures and not apart:
         fix = "add 'splitExternalLocalOriginErrors: true'"
-        yield Complaint("consecutiveLocalOriginFailures", "has no effect alone", fix)
+        yield Violation("consecutiveLocalOriginFailures", "has no effect alone", fix)
 
 
-def _client_tls(message: dr.ClientTls) -> Iterator[Complaint]:
+def _client_tls(message: dr.ClientTls) -> Iterator[Violation]:
     if message.mode is dr.ClientTlsMode.MUTUAL:
         for name, yaml in (
             ("client_certificate", "clientCertificate"),
             ("private_key", "privateKey"),
         ):
             if getattr(message, name) is None:
-                yield Complaint(yaml, "is missing in mode MUTUAL", "name its file")
+                yield Violation(yaml, "is missing in mode MUTUAL", "name its file")
     elif message.client_certificate or message.private_key:
         present = "clientCertificate" if message.client_certificate else "privateKey"
-        yield Complaint(present, f"has no effect in mode {message.mode.value}", "write mode MUTUAL")
+        yield Violation(present, f"has no effect in mode {message.mode.value}", "write mode MUTUAL")
     if message.insecure_skip_verify and (message.ca_certificates or message.subject_alt_names):
         fix = "remove it, or what is not checked"
-        yield Complaint("insecureSkipVerify", "contradicts what is to be checked", fix)
+        yield Violation("insecureSkipVerify", "contradicts what is to be checked", fix)
 
 
-POLICY_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
+POLICY_RULES: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     dr.DestinationRule: _destination_rule,
     dr.TrafficPolicy: _traffic_policy,
     dr.PortTrafficPolicy: _port_policy,

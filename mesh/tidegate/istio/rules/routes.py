@@ -6,8 +6,8 @@ from typing import Any
 
 from tidegate.istio import virtual_service as vs
 from tidegate.istio.names import MESH
-from tidegate.istio.rules.complaint import Complaint, at_most_one, export_to, on_one_line, twice
 from tidegate.istio.rules.header_values import header_value_problem
+from tidegate.istio.rules.violation import Violation, at_most_one, export_to, on_one_line, twice
 from tidegate.istio.scalars import is_header_name, is_ip_address
 from tidegate.istio.shapes import HostName, Message, StringMatchKind
 
@@ -36,25 +36,23 @@ _CORS_METHODS = frozenset(
 )
 
 
-def _virtual_service(message: vs.VirtualService) -> Iterator[Complaint]:
-    if not message.hosts:
-        yield Complaint("hosts", "is empty", "name the host, or '*' at a gateway")
+def _virtual_service(message: vs.VirtualService) -> Iterator[Violation]:
     if not message.http:
-        yield Complaint("http", "is empty", "add a route")
+        yield Violation("http", "is empty", "add a route")
     if "*" in message.hosts and MESH in message.gateways:
         index = message.hosts.index(HostName("*"))
         fix = "name hosts, or name a gateway and not mesh"
-        yield Complaint(f"hosts[{index}]", "'*' takes every call inside the mesh", fix)
+        yield Violation(f"hosts[{index}]", "'*' takes every call inside the mesh", fix)
     for index, host in enumerate(message.hosts):
         if not host:
-            yield Complaint(f"hosts[{index}]", "is empty", "name the host")
+            yield Violation(f"hosts[{index}]", "is empty", "name the host")
     yield from twice(message.hosts, "hosts[{}]", "host")
     yield from _overlapping(message.hosts)
     yield from twice(message.gateways, "gateways[{}]", "gateway")
     yield from export_to(message.export_to)
 
 
-def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Complaint]:
+def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Violation]:
     """Wildcards that take other hosts of the same list: Istio calls them duplicates."""
     for index, host in enumerate(hosts):
         for before in hosts[:index]:
@@ -67,7 +65,7 @@ def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Complaint]:
             if wide != narrow:
                 problem = f"{wide} takes {narrow} too, and Istio refuses both in one object"
                 fix = "keep one, or write a VirtualService for each"
-                yield Complaint(f"hosts[{index}]", problem, fix)
+                yield Violation(f"hosts[{index}]", problem, fix)
                 break
 
 
@@ -75,7 +73,7 @@ def _takes(wide: HostName, narrow: HostName) -> bool:
     return wide.startswith("*") and narrow.endswith(wide[1:])
 
 
-def _http_route(message: vs.HttpRoute) -> Iterator[Complaint]:
+def _http_route(message: vs.HttpRoute) -> Iterator[Violation]:
     actions = (
         ("route", "route"),
         ("redirect", "redirect"),
@@ -85,29 +83,29 @@ def _http_route(message: vs.HttpRoute) -> Iterator[Complaint]:
     if message.redirect is not None or message.direct_response is not None:
         for present, name in ((message.fault, "fault"), (message.rewrite, "rewrite")):
             if present is not None:
-                yield Complaint(name, "has no effect where no server is called", "remove it")
+                yield Violation(name, "has no effect where no server is called", "remove it")
     yield from at_most_one(message, ("mirror", "mirror"), ("mirrors", "mirrors"))
     if message.mirror_percentage is not None and message.mirror is None:
         fix = "add 'mirror', or write the percentage in 'mirrors'"
-        yield Complaint("mirrorPercentage", "has no effect without 'mirror'", fix)
+        yield Violation("mirrorPercentage", "has no effect without 'mirror'", fix)
     total = sum(each.weight for each in message.route)
     if len(message.route) > 1 and total == 0:
-        yield Complaint("route", "all weights are 0: no request could go anywhere", "add weights")
+        yield Violation("route", "all weights are 0: no request could go anywhere", "add weights")
     elif total and total % 2**32 == 0:
         # Istio adds them up in 32 bits and refuses a sum of 0.
-        yield Complaint("route", f"the weights add up to {total}", "write smaller weights")
+        yield Violation("route", f"the weights add up to {total}", "write smaller weights")
     if message.rewrite is not None and message.rewrite.authority:
         for verb in ("set", "add"):
             if any(map(_is_authority, getattr(message.headers.request, verb))):
                 fix = "keep rewrite.authority"
                 problem = "sets the authority a second time"
-                yield Complaint(f"headers.request.{verb}", problem, fix)
+                yield Violation(f"headers.request.{verb}", problem, fix)
     elif len(list(filter(_is_authority, _written(message.headers.request)))) > 1:
         problem = "changes the authority more than once"
-        yield Complaint("headers.request", problem, "keep one of :authority and host")
+        yield Violation("headers.request", problem, "keep one of :authority and host")
 
 
-def _headers(message: vs.Headers) -> Iterator[Complaint]:
+def _headers(message: vs.Headers) -> Iterator[Violation]:
     for way, operations in (("request", message.request), ("response", message.response)):
         for verb in ("set", "add", "remove"):
             changed: Iterable[str] = getattr(operations, verb)
@@ -116,13 +114,13 @@ def _headers(message: vs.Headers) -> Iterator[Complaint]:
                 yield from on_one_line((path, name))
                 allowed = way == "request" and verb != "remove" and _is_authority(name)
                 if not allowed and (not name or name.startswith(":") or name.lower() == "host"):
-                    yield Complaint(path, f"cannot change the header {name!r}", "remove it")
+                    yield Violation(path, f"cannot change the header {name!r}", "remove it")
                 if verb == "remove":
                     continue
                 told = header_value_problem(getattr(operations, verb)[name])
                 if told is not None:
                     problem, _, fix = told.partition("; ")
-                    yield Complaint(f"{path}.{name}", problem, fix)
+                    yield Violation(f"{path}.{name}", problem, fix)
 
 
 def _written(operations: vs.HeaderOperations) -> Iterator[str]:
@@ -134,39 +132,36 @@ def _is_authority(header: str) -> bool:
     return header.lower() in (":authority", "host")
 
 
-def _match(message: vs.HttpMatchRequest) -> Iterator[Complaint]:
+def _match(message: vs.HttpMatchRequest) -> Iterator[Violation]:
     for name in message.headers:
         if name in ("uri", "scheme", "method", "authority"):
             fix = f"write '{name}' beside 'headers'"
-            yield Complaint(f"headers.{name}", "is no header; Istio ignores it", fix)
+            yield Violation(f"headers.{name}", "is no header; Istio ignores it", fix)
     if "" in message.query_params:
-        yield Complaint("queryParams", "has an empty name, which Envoy rejects", "name it")
+        yield Violation("queryParams", "has an empty name, which Envoy rejects", "name it")
     uri = message.uri
     if message.ignore_uri_case and (uri is None or uri.kind is StringMatchKind.REGEX):
         fix = "remove it; in a regex write (?i)"
-        yield Complaint("ignoreUriCase", "counts for exact and prefix only", fix)
+        yield Violation("ignoreUriCase", "counts for exact and prefix only", fix)
 
 
-def _destination(message: vs.Destination) -> Iterator[Complaint]:
-    if message.host.startswith("*"):
-        problem = "a wildcard is not supported: a destination is one host"
-        yield Complaint("host", problem, "name it in full")
+def _destination(message: vs.Destination) -> Iterator[Violation]:
     if is_ip_address(message.host):
         fix = "declare it in a ServiceEntry and name its host"
-        yield Complaint("host", "is an address and not a host", fix)
+        yield Violation("host", "is an address and not a host", fix)
 
 
-def _redirect(message: vs.HttpRedirect) -> Iterator[Complaint]:
+def _redirect(message: vs.HttpRedirect) -> Iterator[Violation]:
     yield from at_most_one(message, ("port", "port"), ("derive_port", "derivePort"))
     parts = ("uri", "authority", "scheme", "port", "derive_port")
     if all(getattr(message, name) is None for name in parts):
-        yield Complaint("", "says nothing of where to", "add uri, authority, scheme or port")
+        yield Violation("", "says nothing of where to", "add uri, authority, scheme or port")
     yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     if message.scheme not in (None, "http", "https"):
-        yield Complaint("scheme", f"cannot be {message.scheme!r}", "write http or https")
+        yield Violation("scheme", f"cannot be {message.scheme!r}", "write http or https")
 
 
-def _rewrite(message: vs.HttpRewrite) -> Iterator[Complaint]:
+def _rewrite(message: vs.HttpRewrite) -> Iterator[Violation]:
     yield from at_most_one(message, ("uri", "uri"), ("uri_regex_rewrite", "uriRegexRewrite"))
     yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     pattern = message.uri_regex_rewrite
@@ -174,52 +169,52 @@ def _rewrite(message: vs.HttpRewrite) -> Iterator[Complaint]:
         yield from on_one_line(("uriRegexRewrite.rewrite", pattern.rewrite))
     if pattern is not None and not pattern.rewrite:
         fix = "write by what; to remove a part of the path, keep the rest as a group"
-        yield Complaint("uriRegexRewrite", "lacks 'rewrite', which may not be empty", fix)
+        yield Violation("uriRegexRewrite", "lacks 'rewrite', which may not be empty", fix)
     if message == vs.HttpRewrite():
-        yield Complaint("", "rewrites nothing", "add uri, authority or uriRegexRewrite")
+        yield Violation("", "rewrites nothing", "add uri, authority or uriRegexRewrite")
 
 
-def _retries(message: vs.HttpRetry) -> Iterator[Complaint]:
+def _retries(message: vs.HttpRetry) -> Iterator[Violation]:
     conditions = (message.per_try_timeout, message.retry_on, message.retry_remote_localities)
     if message.attempts == 0 and any(each is not None for each in conditions):
-        yield Complaint("", "has conditions and no attempts", "add 'attempts', or keep only it")
+        yield Violation("", "has conditions and no attempts", "add 'attempts', or keep only it")
     for condition in message.retry_on.split(",") if message.retry_on else ():
         known = condition in _RETRY_CONDITIONS or condition in _HTTP_STATUSES
         if not known:
             fix = f"known are {', '.join(sorted(_RETRY_CONDITIONS))} and HTTP statuses"
-            yield Complaint("retryOn", f"has no condition {condition!r}", fix)
+            yield Violation("retryOn", f"has no condition {condition!r}", fix)
 
 
-def _fault(message: vs.FaultInjection) -> Iterator[Complaint]:
+def _fault(message: vs.FaultInjection) -> Iterator[Violation]:
     if message.delay is None and message.abort is None:
-        yield Complaint("", "has neither 'delay' nor 'abort'", "add one")
+        yield Violation("", "has neither 'delay' nor 'abort'", "add one")
 
 
-def _delay(message: vs.FaultDelay) -> Iterator[Complaint]:
+def _delay(message: vs.FaultDelay) -> Iterator[Violation]:
     yield from _share(message.percentage)
 
 
-def _share(percentage: float) -> Iterator[Complaint]:
+def _share(percentage: float) -> Iterator[Violation]:
     """A share that Envoy, which counts millionths, would take for none."""
     if 0 < percentage < _LEAST_PERCENT:
         fix = f"write 0, or {_LEAST_PERCENT} or more"
-        yield Complaint("percentage.value", f"cannot be {percentage:g}", fix)
+        yield Violation("percentage.value", f"cannot be {percentage:g}", fix)
 
 
-def _abort(message: vs.FaultAbort) -> Iterator[Complaint]:
+def _abort(message: vs.FaultAbort) -> Iterator[Violation]:
     yield from _share(message.percentage)
     statuses = (("http_status", "httpStatus"), ("grpc_status", "grpcStatus"))
     yield from at_most_one(message, *statuses, least=1)
     if message.grpc_status is not None and message.grpc_status not in GRPC_STATUSES:
         fix = "write a name such as UNAVAILABLE"
-        yield Complaint("grpcStatus", f"{message.grpc_status!r} is no status of gRPC", fix)
+        yield Violation("grpcStatus", f"{message.grpc_status!r} is no status of gRPC", fix)
 
 
-def _cors(message: vs.CorsPolicy) -> Iterator[Complaint]:
+def _cors(message: vs.CorsPolicy) -> Iterator[Violation]:
     for index, method in enumerate(message.allow_methods):
         if method not in _CORS_METHODS:
             fix = "write a method such as POST"
-            yield Complaint(f"allowMethods[{index}]", f"{method!r} is no method of HTTP", fix)
+            yield Violation(f"allowMethods[{index}]", f"{method!r} is no method of HTTP", fix)
     for field, headers in (
         ("allowHeaders", message.allow_headers),
         ("exposeHeaders", message.expose_headers),
@@ -227,12 +222,12 @@ def _cors(message: vs.CorsPolicy) -> Iterator[Complaint]:
         for index, header in enumerate(headers):
             if header.startswith(":") or not is_header_name(header.lower()):
                 fix = "write it like x-user-tier, or '*'"
-                yield Complaint(f"{field}[{index}]", f"{header!r} is not a header", fix)
+                yield Violation(f"{field}[{index}]", f"{header!r} is not a header", fix)
     if message.max_age is not None and message.max_age.microseconds:
-        yield Complaint("maxAge", "has parts of a second", "write whole seconds")
+        yield Violation("maxAge", "has parts of a second", "write whole seconds")
 
 
-ROUTE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Complaint]]] = {
+ROUTE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     vs.VirtualService: _virtual_service,
     vs.HttpRoute: _http_route,
     vs.Headers: _headers,

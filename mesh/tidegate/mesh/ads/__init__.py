@@ -1,14 +1,18 @@
-"""The aggregated discovery service: resources on their way to proxies, and their answers.
+"""The aggregated discovery service (ADS): sends resources to proxies and tracks their ACKs.
 
     distribution = Distribution()
     AdsServicer(distribution).register(server)
     distribution.apply(ProxyKind.ENVOY, Change(put=resources))
     report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, deadline_s=10)
 
-From the bottom up: `world` is what should be served; `subscription`, `exchange` and `stream` are
-the protocol as state machines without I/O, and `sotw` and `delta` its two dialects; `distribution`
-brings worlds and streams together, `quorum` waits for their answers, and `servicer` is the thin
-shell over grpc.aio.
+The modules, from the bottom up:
+
+- `snapshot` holds the resources of each proxy kind.
+- `subscription`, `watched_type` and `stream` are the xDS protocol as state machines without I/O.
+- `variant`, `sotw` and `delta` hold what differs between the two variants of the protocol.
+- `connections` and `distribution` pass each change to the streams that subscribe to it.
+- `ack_waiter` waits until proxies have acknowledged resources.
+- `servicer` connects a `Distribution` to grpc.aio.
 """
 
 from tidegate.mesh.ads.distribution import Distribution
@@ -18,14 +22,14 @@ from tidegate.mesh.ads.status import (
     AckOutcome,
     AckReport,
     NodeId,
-    Protocol,
     ProxyAck,
     ProxyId,
     ProxyStatus,
     Rejection,
     TypeStatus,
+    XdsVariant,
 )
-from tidegate.mesh.ads.variant import Limits
+from tidegate.mesh.ads.variant import ProxyLimits
 
 __all__ = [
     "AckOutcome",
@@ -33,13 +37,13 @@ __all__ = [
     "AdsError",
     "AdsServicer",
     "Distribution",
-    "Limits",
     "NodeId",
-    "Protocol",
     "ProxyAck",
     "ProxyId",
+    "ProxyLimits",
     "ProxyStatus",
     "RefusedRequestError",
     "Rejection",
     "TypeStatus",
+    "XdsVariant",
 ]

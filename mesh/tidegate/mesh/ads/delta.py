@@ -1,8 +1,8 @@
-"""The delta dialect: requests and responses say only what is different.
+"""The delta variant of xDS: requests and responses carry only differences.
 
-What is gone is named, and so is what was asked for and does not exist. A stale nonce keeps a
-request from counting as an answer, never from changing the subscription. A proxy that comes back
-says what it has, and is not sent that again.
+Responses name removed resources, and resources that a proxy subscribes to and that do not exist. A
+request with a stale nonce is no ACK, but it still changes the subscription. A proxy that reconnects
+names the versions it has, and the server does not send those again.
 """
 
 import sys
@@ -11,59 +11,61 @@ from typing import Final
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from tidegate.mesh.ads.status import Protocol
+from tidegate.mesh.ads.status import XdsVariant
 from tidegate.mesh.ads.subscription import SubscriptionDelta
-from tidegate.mesh.ads.variant import TYPES_BY_URL, Limits, Request, check_names
-from tidegate.mesh.ads.watched_type import ProtocolTraits, Push, WatchedType
+from tidegate.mesh.ads.variant import TYPES_BY_URL, ProxyLimits, XdsRequest, check_names
+from tidegate.mesh.ads.watched_type import ProtocolTraits, WatchedType, XdsResponse
 from tidegate.mesh.resources import ResourceType, Version
 
-__all__ = ["Delta", "read_delta"]
+__all__ = ["DeltaRules", "read_delta"]
 
-_HABITS: Final = ProtocolTraits(whole_world=False, tells_absence=True)
+_TRAITS: Final = ProtocolTraits(full_state=False, reports_absence=True)
 _CONTROL_PLANE: Final = base_pb2.ControlPlane(identifier="tidegate")
 
 
-class Delta:
-    """The dialect of ``DeltaAggregatedResources``. Implements `XdsVariant`."""
+class DeltaRules:
+    """The rules of ``DeltaAggregatedResources``. Implements `VariantRules`."""
 
-    protocol: Final = Protocol.DELTA
+    variant: Final = XdsVariant.DELTA
 
-    def habits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
-        """See `XdsVariant`."""
+    def traits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
+        """See `VariantRules`."""
         del type
-        return _HABITS
+        return _TRAITS
 
-    def is_stale(self, exchange: WatchedType, request: Request) -> bool:
-        """See `XdsVariant`."""
-        del exchange, request
+    def is_stale(self, watched: WatchedType, request: XdsRequest) -> bool:
+        """See `VariantRules`."""
+        del watched, request
         return False
 
-    def interest(self, exchange: WatchedType, request: Request) -> SubscriptionDelta:
-        """See `XdsVariant`."""
-        return exchange.subscription.change_by(request.subscribe, request.unsubscribe)
+    def update_subscription(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
+        """See `VariantRules`."""
+        return watched.subscription.update(request.subscribe, request.unsubscribe)
 
-    def encode(self, push: Push) -> discovery_pb2.DeltaDiscoveryResponse:
-        """See `XdsVariant`."""
+    def encode(self, response: XdsResponse) -> discovery_pb2.DeltaDiscoveryResponse:
+        """See `VariantRules`."""
         return discovery_pb2.DeltaDiscoveryResponse(
             resources=[
                 discovery_pb2.Resource(name=each.key.name, version=each.version, resource=each.body)
-                for each in push.resources
+                for each in response.resources
             ],
-            removed_resources=push.removed,
-            type_url=push.type.url,
-            nonce=push.nonce,
+            removed_resources=response.removed,
+            type_url=response.type.url,
+            nonce=response.nonce,
             control_plane=_CONTROL_PLANE,
         )
 
 
-def read_delta(message: discovery_pb2.DeltaDiscoveryRequest, limits: Limits) -> Request | None:
+def read_delta(
+    message: discovery_pb2.DeltaDiscoveryRequest, limits: ProxyLimits
+) -> XdsRequest | None:
     """Reads a request.
 
     Returns:
-        None for a type that is not served here.
+        The request, or None for a resource type that is not served.
 
     Raises:
-        RefusedRequestError: it asks for more than the limits allow.
+        RefusedRequestError: It asks for more than the limits allow.
     """
     check_names("resource_names_subscribe", message.resource_names_subscribe, limits)
     check_names("resource_names_unsubscribe", message.resource_names_unsubscribe, limits)
@@ -71,13 +73,16 @@ def read_delta(message: discovery_pb2.DeltaDiscoveryRequest, limits: Limits) -> 
     check_names("initial_resource_versions", message.initial_resource_versions.values(), limits)
     if (type_ := TYPES_BY_URL.get(message.type_url)) is None:
         return None
-    known = message.initial_resource_versions
-    return Request(
+    initial_versions = message.initial_resource_versions
+    return XdsRequest(
         type=type_,
         nonce=message.response_nonce,
         error=message.error_detail.message if message.HasField("error_detail") else None,
-        # Many streams ask for the same names; one string serves them all.
+        # Many streams subscribe to the same names; interning keeps one string for all of them.
         subscribe=frozenset(map(sys.intern, message.resource_names_subscribe)),
         unsubscribe=frozenset(message.resource_names_unsubscribe),
-        known={sys.intern(name): Version(sys.intern(known[name])) for name in known},
+        initial_versions={
+            sys.intern(name): Version(sys.intern(initial_versions[name]))
+            for name in initial_versions
+        },
     )

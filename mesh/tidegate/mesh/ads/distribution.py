@@ -1,6 +1,6 @@
-"""What is served, and who has it: worlds and streams brought together. No sockets here.
+"""Connects resource snapshots with the streams of proxies. It opens no sockets.
 
-A change reaches the streams that ask for what it touches, and no other is looked at.
+A change costs only the streams that subscribe to a changed resource.
 """
 
 import asyncio
@@ -12,146 +12,150 @@ from typing import Any
 
 from tidegate.mesh.ads.ack_waiter import AckWaiter
 from tidegate.mesh.ads.connections import Connection, Watchers
-from tidegate.mesh.ads.identity import Identity
-from tidegate.mesh.ads.snapshot import InlinedSnapshot, ResourceSnapshot, View
-from tidegate.mesh.ads.status import AckReport, Protocol, ProxyId, ProxyStatus
+from tidegate.mesh.ads.identity import NodeIdentity
+from tidegate.mesh.ads.snapshot import InlinedSnapshot, ResourceSnapshot, SnapshotView
+from tidegate.mesh.ads.status import AckReport, ProxyId, ProxyStatus, XdsVariant
 from tidegate.mesh.ads.stream import ProxyStream
-from tidegate.mesh.ads.variant import Limits, Request, XdsVariant
-from tidegate.mesh.ads.watched_type import Answer
+from tidegate.mesh.ads.variant import ProxyLimits, VariantRules, XdsRequest
+from tidegate.mesh.ads.watched_type import Acknowledgement
 from tidegate.mesh.resources import Change, ProxyKind, ResourceKey, Resources
 
 __all__ = ["Distribution"]
 
 
 class Distribution:
-    """What is served to each proxy kind, and what each connected proxy has of it.
+    """The resources served to each proxy kind, and what each connected proxy has of them.
 
-    Use it from the event loop only. Nothing is served to a proxy kind before its first `apply`,
-    which must hold all there is: a proxy that comes back would lose what is missing.
+    Use it from the event loop only. A proxy kind is served nothing before its first `apply`. That
+    first change must hold all resources: a proxy that reconnects loses whatever is missing.
 
         distribution.apply(ProxyKind.ENVOY, Change(put=resources))
         report = await distribution.acknowledged({ProxyKind.ENVOY: keys}, deadline_s=10)
 
     Args:
-        limits: on what a proxy may ask for.
+        limits: Limits on what proxies may ask for.
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
-        self._worlds = {each: ResourceSnapshot() for each in ProxyKind}
-        self._views: dict[tuple[ProxyKind, Protocol], View] = {
-            (proxy_kind, protocol): self._worlds[proxy_kind]
+    def __init__(self, limits: ProxyLimits | None = None) -> None:
+        self.limits = limits or ProxyLimits()
+        self._snapshots = {each: ResourceSnapshot() for each in ProxyKind}
+        self._views: dict[tuple[ProxyKind, XdsVariant], SnapshotView] = {
+            (proxy_kind, variant): self._snapshots[proxy_kind]
             for proxy_kind in ProxyKind
-            for protocol in Protocol
+            for variant in XdsVariant
         }
-        self._views[ProxyKind.ENVOY, Protocol.SOTW] = InlinedSnapshot(self._worlds[ProxyKind.ENVOY])
+        self._views[ProxyKind.ENVOY, XdsVariant.SOTW] = InlinedSnapshot(
+            self._snapshots[ProxyKind.ENVOY]
+        )
         self._watchers = {each: Watchers() for each in self._views}
-        # Connections in the order in which they came.
+        # In the order in which the proxies connected.
         self._connections: dict[Connection, None] = {}
         self._stream_numbers = count(1)
-        self._gone = asyncio.Event()
-        self._quorums: set[AckWaiter] = set()
+        self._disconnected = asyncio.Event()
+        self._ack_waiters: set[AckWaiter] = set()
 
     def apply(self, proxy_kind: ProxyKind, change: Change) -> None:
-        """Serves a change: proxies that ask for what it touches are sent it. Never waits.
+        """Serves a change to the proxies that subscribe to its resources. Never waits.
 
         Args:
-            proxy_kind: whose world it is.
-            change: all there is the first time, from then on what is different.
+            proxy_kind: The proxy kind whose resources change.
+            change: All resources the first time, from then on the differences.
         """
-        is_first = not self._worlds[proxy_kind].loaded
-        touched = self._worlds[proxy_kind].apply(change)
-        stirred: dict[Connection, None] = {}
+        is_first = not self._snapshots[proxy_kind].loaded
+        changed = self._snapshots[proxy_kind].apply(change)
+        affected: dict[Connection, None] = {}
         if is_first:
-            stirred = dict.fromkeys(
+            affected = dict.fromkeys(
                 each for each in self._connections if each.identity.proxy_kind is proxy_kind
             )
-        for (of, protocol), view in self._views.items():
+        for (of, variant), view in self._views.items():
             if of is proxy_kind:
-                watchers = self._watchers[of, protocol]
-                for key in view.seen(touched):
+                watchers = self._watchers[of, variant]
+                for key in view.visible_keys(changed):
                     for connection in watchers.of(key):
-                        connection.stream.changed(key)
-                        stirred[connection] = None
-        for connection in stirred:
-            connection.stirred.set()
-            self._tell_quorums(connection, refused=False)
+                        connection.stream.resource_changed(key)
+                        affected[connection] = None
+        for connection in affected:
+            connection.wakeup.set()
+            self._notify_ack_waiters(connection, may_have_rejected=False)
 
     def served(self, proxy_kind: ProxyKind) -> Resources:
-        """What is served now; a live, read-only view."""
-        return self._worlds[proxy_kind].served
+        """The resources served now, as a live, read-only view."""
+        return self._snapshots[proxy_kind].served
 
     def proxies(self) -> tuple[ProxyStatus, ...]:
-        """Everybody who is connected, in the order in which they came."""
+        """Every connected proxy, in the order in which they connected."""
         return tuple(each.status() for each in self._connections)
 
     def proxy_gone(self) -> Coroutine[Any, Any, bool]:
         """Waits until a proxy disconnects. The wait begins with the call."""
-        return self._gone.wait()
+        return self._disconnected.wait()
 
     async def acknowledged(
         self, keys: Mapping[ProxyKind, Collection[ResourceKey]], deadline_s: float
     ) -> AckReport:
-        """Waits until every connected proxy has what is served under some keys.
+        """Waits until every connected proxy has acknowledged the resources under some keys.
 
-        A proxy that does not ask for a key need not have it, and one that goes away is not waited
-        for. A cluster is acknowledged when its endpoints are, too: it is warm then.
+        A proxy needs only the resources that it subscribes to, and a proxy that disconnects is no
+        longer waited for. A cluster counts as acknowledged once its endpoints are too: the proxy
+        has then warmed it.
 
         Args:
-            keys: what to ask about; a key that is not served any more is acknowledged by those who
-                have dropped it.
-            deadline_s: for how long to wait, in seconds.
+            keys: The keys to wait for, by proxy kind. A proxy acknowledges a key that is no longer
+                served by removing the resource.
+            deadline_s: The longest wait, in seconds.
 
         Returns:
-            At once when all have acknowledged or one has refused, else at the deadline.
+            The report, as soon as all proxies have acknowledged or one has rejected, otherwise at
+            the deadline.
         """
-        quorum = AckWaiter(keys, self._connections.keys)
-        self._quorums.add(quorum)
+        ack_waiter = AckWaiter(keys, self._connections.keys)
+        self._ack_waiters.add(ack_waiter)
         try:
-            return await quorum.reached(deadline_s)
+            return await ack_waiter.wait(deadline_s)
         finally:
-            self._quorums.discard(quorum)
+            self._ack_waiters.discard(ack_waiter)
 
     @contextmanager
-    def connected(self, identity: Identity, dialect: XdsVariant) -> Iterator[Connection]:
-        """Counts a proxy in while its stream is open.
+    def connected(self, identity: NodeIdentity, rules: VariantRules) -> Iterator[Connection]:
+        """Serves a proxy while the context is open.
 
         Args:
-            identity: who it is.
-            dialect: in which it asks.
+            identity: The proxy.
+            rules: The rules of its xDS variant.
         """
-        place = (identity.proxy_kind, identity.protocol)
+        view_key = (identity.proxy_kind, identity.variant)
         proxy = ProxyId(identity.node, next(self._stream_numbers))
-        stream = ProxyStream(identity.proxy_kind, self._views[place], dialect, self.limits)
+        stream = ProxyStream(identity.proxy_kind, self._views[view_key], rules, self.limits)
         connection = Connection(proxy, identity, stream, time.time())
         self._connections[connection] = None
         try:
             yield connection
         finally:
             del self._connections[connection]
-            self._watchers[place].forget(connection)
-            for quorum in self._quorums:
-                quorum.gone(connection)
-            gone, self._gone = self._gone, asyncio.Event()
-            gone.set()
+            self._watchers[view_key].remove(connection)
+            for ack_waiter in self._ack_waiters:
+                ack_waiter.remove(connection)
+            disconnected, self._disconnected = self._disconnected, asyncio.Event()
+            disconnected.set()
 
-    def receive(self, connection: Connection, request: Request) -> Answer | None:
-        """Takes a request of a proxy in.
+    def receive(self, connection: Connection, request: XdsRequest) -> Acknowledgement | None:
+        """Processes a request of a proxy.
 
         Returns:
-            What it said of a response, if that was in flight.
+            The ACK or NACK, if the request answers the response in flight.
 
         Raises:
-            RefusedRequestError: it asks for more than it may.
+            RefusedRequestError: The proxy asks for more than the limits allow.
         """
-        answer, interest = connection.stream.receive(request, time.time())
+        ack, delta = connection.stream.receive(request, time.time())
         identity = connection.identity
-        watchers = self._watchers[identity.proxy_kind, identity.protocol]
-        watchers.update(connection, request.type, interest)
-        connection.stirred.set()
-        self._tell_quorums(connection, refused=answer is not None and not answer.accepted)
-        return answer
+        watchers = self._watchers[identity.proxy_kind, identity.variant]
+        watchers.update(connection, request.type, delta)
+        connection.wakeup.set()
+        self._notify_ack_waiters(connection, may_have_rejected=ack is not None and not ack.accepted)
+        return ack
 
-    def _tell_quorums(self, connection: Connection, *, refused: bool) -> None:
-        for quorum in self._quorums:
-            quorum.moved(connection, refused=refused)
+    def _notify_ack_waiters(self, connection: Connection, *, may_have_rejected: bool) -> None:
+        for ack_waiter in self._ack_waiters:
+            ack_waiter.update(connection, may_have_rejected=may_have_rejected)

@@ -1,4 +1,4 @@
-"""Why a proxy's stream is ended; each message says what the proxy must send instead."""
+"""Errors that end a proxy's stream. Each message says what the proxy must send instead."""
 
 from tidegate.errors import TidegateError
 
@@ -6,15 +6,15 @@ __all__ = ["AdsError", "RefusedRequestError"]
 
 
 class AdsError(TidegateError):
-    """Root of what goes wrong between the discovery service and a proxy."""
+    """Root of the errors between the discovery service and a proxy."""
 
 
 class RefusedRequestError(AdsError):
-    """A request that no proxy in its right mind sends; it ends the stream.
+    """A request that no sane proxy sends. It ends the stream.
 
     Attributes:
-        field: path of the field that is wrong.
-        problem: what is wrong with it, and what would be right.
+        field: Path of the field that is wrong.
+        problem: What is wrong with it, and what would be right.
     """
 
     def __init__(self, field: str, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""Who a proxy says it is, and which resources are made for such as it."""
+"""The identity of a proxy, read from the ``node`` of its first request."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,39 +6,40 @@ from typing import Final
 from envoy.config.core.v3 import base_pb2
 
 from tidegate.mesh.ads.errors import RefusedRequestError
-from tidegate.mesh.ads.status import NodeId, Protocol
+from tidegate.mesh.ads.status import NodeId, XdsVariant
 from tidegate.mesh.resources import ProxyKind
 
-__all__ = ["Identity", "identify"]
+__all__ = ["NodeIdentity", "identify"]
 
 _MAX_ID_BYTES: Final = 1024
 _MAX_SHOWN_CHARACTERS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """Who opens a stream.
+class NodeIdentity:
+    """The proxy that opened a stream.
 
     Attributes:
-        node: what the proxy calls itself.
-        proxy_kind: which resources are made for it.
-        protocol: how it asks.
-        user_agent: name and version of its software.
-        peer: its address, as gRPC writes it.
+        node: The proxy's node id.
+        proxy_kind: The proxy kind, which decides what resources it gets.
+        variant: The xDS variant that it speaks.
+        user_agent: Name and version of its software.
+        peer: Its address, as gRPC writes it.
     """
 
     node: NodeId
     proxy_kind: ProxyKind
-    protocol: Protocol
+    variant: XdsVariant
     user_agent: str
     peer: str
 
 
-def identify(node: base_pb2.Node, protocol: Protocol, peer: str) -> Identity:
-    """Reads who a proxy is from its first request.
+def identify(node: base_pb2.Node, variant: XdsVariant, peer: str) -> NodeIdentity:
+    """Reads the identity of a proxy from its first request.
 
     Raises:
-        RefusedRequestError: it does not say who or what it is.
+        RefusedRequestError: The node has no id or an id that is too long, or its user agent is
+            neither Envoy nor gRPC.
     """
     if not node.id:
         raise RefusedRequestError("node.id", "is empty; name the proxy in its bootstrap")
@@ -48,10 +49,10 @@ def identify(node: base_pb2.Node, protocol: Protocol, peer: str) -> Identity:
     if node.HasField("user_agent_build_version"):
         build = node.user_agent_build_version.version
         version = f"{build.major_number}.{build.minor_number}.{build.patch}"
-    return Identity(
+    return NodeIdentity(
         node=NodeId(node.id),
         proxy_kind=_proxy_kind_of(node.user_agent_name),
-        protocol=protocol,
+        variant=variant,
         user_agent=f"{node.user_agent_name} {version}".strip()[:_MAX_SHOWN_CHARACTERS],
         peer=peer,
     )
@@ -64,5 +65,5 @@ def _proxy_kind_of(user_agent: str) -> ProxyKind:
         return ProxyKind.GRPC
     shown = user_agent[:_MAX_SHOWN_CHARACTERS]
     raise RefusedRequestError(
-        "node.user_agent_name", f"is {shown!r}; resources are made for 'envoy' and for 'gRPC …'"
+        "node.user_agent_name", f"is {shown!r}; only 'envoy' and 'gRPC …' are served"
     )

@@ -1,9 +1,9 @@
-"""The thin shell: streams of grpc.aio on one side, a `Distribution` on the other.
+"""The gRPC service: connects streams of grpc.aio to a `Distribution`.
 
-Each stream has a reader, which takes requests in as they come, and a writer, which sends what may
-be sent whenever something stirs. The writer waits for slow readers, and since a response is made
-only when it can be written, nothing queues up behind one. Proxies that send without being asked are
-read more slowly, and gRPC's flow control passes that on to them.
+Each stream has a reader, which processes requests as they arrive, and a writer, which sends
+responses whenever something changes. The writer waits for slow proxies. It builds a response only
+when it can write it, so no responses queue up. The reader slows down for proxies that send
+unsolicited requests, and gRPC's flow control passes that on to them.
 """
 
 import asyncio
@@ -20,16 +20,15 @@ from tidegate.chassis.errors import (
     DeadlineExceeded,
     InvalidArgument,
     ResourceExhausted,
-    Unavailable,
 )
 from tidegate.mesh.ads.connections import Connection
-from tidegate.mesh.ads.delta import Delta, read_delta
+from tidegate.mesh.ads.delta import DeltaRules, read_delta
 from tidegate.mesh.ads.distribution import Distribution
 from tidegate.mesh.ads.errors import RefusedRequestError
-from tidegate.mesh.ads.identity import Identity, identify
+from tidegate.mesh.ads.identity import NodeIdentity, identify
 from tidegate.mesh.ads.metrics import IGNORED_REQUESTS, REFUSED_STREAMS, StreamMetrics
-from tidegate.mesh.ads.sotw import StateOfTheWorld, read_sotw
-from tidegate.mesh.ads.variant import Limits, Request, XdsVariant
+from tidegate.mesh.ads.sotw import SotwRules, read_sotw
+from tidegate.mesh.ads.variant import ProxyLimits, VariantRules, XdsRequest
 from tidegate.mesh.resources import ResourceType
 
 __all__ = ["AdsServicer"]
@@ -40,71 +39,56 @@ _SERVICE: Final = ads_pb2.DESCRIPTOR.services_by_name["AggregatedDiscoveryServic
 _RETRY_AFTER_S: Final = 5.0
 _SHOWN_KEYS: Final = 8
 
-_Read = Callable[[Any, Limits], Request | None]
+_Read = Callable[[Any, ProxyLimits], XdsRequest | None]
 
 
 class AdsServicer:
     """``AggregatedDiscoveryService`` for a server on the chassis.
 
     Args:
-        distribution: what is served.
+        distribution: The resources to serve.
     """
 
     service_name: Final = _SERVICE.full_name
 
     def __init__(self, distribution: Distribution) -> None:
         self._distribution = distribution
-        self._shut_down = asyncio.Event()
-        self._open = 0
+        self._open_streams = 0
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server."""
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self, server)
 
-    def shut_down(self) -> None:
-        """Ends all streams and takes no more; for when the server drains.
-
-        Proxies go on with what they have, and come back to whoever serves next.
-        """
-        self._shut_down.set()
-
     async def StreamAggregatedResources(  # noqa: N802 - the name is the protocol's
         self, requests: AsyncIterator[Any], context: ServicerContext
     ) -> None:
-        """Serves a proxy that asks for the state of the world."""
-        await self._serve(requests, context, StateOfTheWorld(), read_sotw)
+        """Serves a proxy over the state-of-the-world variant."""
+        await self._serve(requests, context, SotwRules(), read_sotw)
 
     async def DeltaAggregatedResources(  # noqa: N802 - the name is the protocol's
         self, requests: AsyncIterator[Any], context: ServicerContext
     ) -> None:
-        """Serves a proxy that asks for what is different."""
-        await self._serve(requests, context, Delta(), read_delta)
+        """Serves a proxy over the delta variant."""
+        await self._serve(requests, context, DeltaRules(), read_delta)
 
     async def _serve(
         self,
         requests: AsyncIterator[Any],
         context: ServicerContext,
-        dialect: XdsVariant,
+        rules: VariantRules,
         read: _Read,
     ) -> None:
-        self._open += 1
+        self._open_streams += 1
         try:
-            async with asyncio.TaskGroup() as tasks:
-                ending = tasks.create_task(self._end())
-                await self._talk(requests, context, dialect, read)
-                ending.cancel()
+            await self._run_stream(requests, context, rules, read)
         finally:
-            self._open -= 1
+            self._open_streams -= 1
 
-    async def _end(self) -> NoReturn:
-        await self._shut_down.wait()
-        raise Unavailable("the control plane is going away", reason="CONTROL_PLANE_DRAINING")
-
-    async def _talk(
+    async def _run_stream(
         self,
         requests: AsyncIterator[Any],
         context: ServicerContext,
-        dialect: XdsVariant,
+        rules: VariantRules,
         read: _Read,
     ) -> None:
         limits = self._distribution.limits
@@ -114,113 +98,113 @@ class AdsServicer:
         except TimeoutError as error:
             REFUSED_STREAMS.labels("silent").inc()
             raise DeadlineExceeded(
-                f"no request came within {limits.first_request_s:g} s", reason="SILENT_STREAM"
+                f"no request arrived within {limits.first_request_s:g} s", reason="SILENT_STREAM"
             ) from error
         if first is None:
             return
-        if self._open > limits.streams:
+        if self._open_streams > limits.streams:
             REFUSED_STREAMS.labels("too_many_streams").inc()
             raise ResourceExhausted(
-                f"more than {limits.streams} streams are open, the most this server takes",
+                f"more than {limits.streams} streams are open, the limit of this server",
                 reason="TOO_MANY_STREAMS",
                 retry_after_s=_RETRY_AFTER_S,
             )
         try:
-            identity = identify(first.node, dialect.protocol, context.peer())
+            identity = identify(first.node, rules.variant, context.peer())
         except RefusedRequestError as error:
-            raise _refusal(error) from error
-        with self._distribution.connected(identity, dialect) as connection:
-            conversation = _Conversation(self._distribution, connection, dialect, read)
-            with conversation.metrics.proxies.track_inprogress():
+            raise _invalid_argument(error) from error
+        with self._distribution.connected(identity, rules) as connection:
+            session = _StreamSession(self._distribution, connection, rules, read)
+            with session.metrics.proxies.track_inprogress():
                 async with asyncio.TaskGroup() as tasks:
-                    writing = tasks.create_task(conversation.write(context))
-                    await conversation.take(first)
+                    writer_task = tasks.create_task(session.write(context))
+                    await session.receive(first)
                     async for message in requests:
-                        await conversation.take(message)
-                    writing.cancel()
+                        await session.receive(message)
+                    writer_task.cancel()
 
 
-class _Conversation:
-    """One stream's reading and writing.
+class _StreamSession:
+    """Reads and writes one stream.
 
     Args:
-        distribution: what is served.
-        connection: the stream.
-        dialect: in which it is spoken.
-        read: reads a message of the dialect.
+        distribution: The resources to serve.
+        connection: The stream.
+        rules: The rules of the stream's xDS variant.
+        read: Reads a request of that variant.
 
     Attributes:
-        metrics: of the stream.
+        metrics: The stream's metrics.
     """
 
     def __init__(
-        self, distribution: Distribution, connection: Connection, dialect: XdsVariant, read: _Read
+        self, distribution: Distribution, connection: Connection, rules: VariantRules, read: _Read
     ) -> None:
         self._distribution = distribution
         self._connection = connection
-        self._dialect = dialect
+        self._rules = rules
         self._read = read
-        self._pace = _Pace(distribution.limits)
+        self._throttle = _RequestThrottle(distribution.limits)
         self._sent_at = dict.fromkeys(ResourceType, 0.0)
         identity = connection.identity
         self._log = _log.bind(
             proxy=identity.node,
             stream=connection.proxy.stream,
             proxy_kind=identity.proxy_kind.value,
-            protocol=identity.protocol.name.lower(),
+            protocol=identity.variant.name.lower(),
         )
-        self.metrics = StreamMetrics(identity.proxy_kind, identity.protocol)
+        self.metrics = StreamMetrics(identity.proxy_kind, identity.variant)
 
     async def write(self, context: ServicerContext) -> NoReturn:
-        """Sends whatever may be sent, for as long as the stream lasts."""
+        """Sends responses for as long as the stream is open."""
         connection, writer = self._connection, ResponseWriter(context)
         while True:
-            connection.stirred.clear()
-            while (push := connection.stream.next_push()) is not None:
-                message = self._dialect.encode(push)
-                self._sent_at[push.type] = time.monotonic()
-                self.metrics.pushed(push.type, message.ByteSize())
+            connection.wakeup.clear()
+            while (response := connection.stream.next_response()) is not None:
+                message = self._rules.encode(response)
+                self._sent_at[response.type] = time.monotonic()
+                self.metrics.response_sent(response.type, message.ByteSize())
                 await writer.write(message)
-            await connection.stirred.wait()
+            await connection.wakeup.wait()
 
-    async def take(self, message: Any) -> None:
-        """Takes a request in."""
+    async def receive(self, message: Any) -> None:
+        """Processes a request."""
         try:
             _check_same_node(self._connection.identity, message)
             request = self._read(message, self._distribution.limits)
-            answer = None
+            ack = None
             if request is not None:
-                answer = self._distribution.receive(self._connection, request)
+                ack = self._distribution.receive(self._connection, request)
         except RefusedRequestError as error:
-            raise _refusal(error) from error
+            raise _invalid_argument(error) from error
         if request is None:
             IGNORED_REQUESTS.inc()
-        if answer is None:
-            await self._pace.keep()
+        if ack is None:
+            await self._throttle.wait()
             return
-        seconds = time.monotonic() - self._sent_at[answer.type]
-        self.metrics.answered(answer.type, seconds, accepted=answer.accepted)
-        rejection = self._connection.stream.exchanges[answer.type].rejection()
-        if not answer.accepted and rejection is not None:
+        seconds = time.monotonic() - self._sent_at[ack.type]
+        self.metrics.ack_received(ack.type, seconds, accepted=ack.accepted)
+        rejection = self._connection.stream.watched_types[ack.type].rejection()
+        if not ack.accepted and rejection is not None:
             self._log.warning(
-                "proxy refused resources",
-                type=answer.type.name.lower(),
+                "proxy rejected resources",
+                type=ack.type.name.lower(),
                 resources=[key.name for key in rejection.versions][:_SHOWN_KEYS],
                 count=len(rejection.versions),
                 message=rejection.message,
             )
 
 
-class _Pace:
-    """Slows down a proxy that sends more than it is asked for."""
+class _RequestThrottle:
+    """Slows down a proxy that sends unsolicited requests (token bucket)."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._rate_per_s = limits.unasked_requests_per_s
-        self._burst = float(limits.unasked_requests_burst)
+    def __init__(self, limits: ProxyLimits) -> None:
+        self._rate_per_s = limits.unsolicited_requests_per_s
+        self._burst = float(limits.unsolicited_requests_burst)
         self._left = self._burst
         self._at = time.monotonic()
 
-    async def keep(self) -> None:
+    async def wait(self) -> None:
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate_per_s) - 1
         self._at = now
@@ -228,13 +212,13 @@ class _Pace:
             await asyncio.sleep(-self._left / self._rate_per_s)
 
 
-def _check_same_node(identity: Identity, message: Any) -> None:
+def _check_same_node(identity: NodeIdentity, message: Any) -> None:
     if message.node.id not in {"", identity.node}:
         raise RefusedRequestError(
-            "node.id", "differs from that of the stream's first request; open a new stream"
+            "node.id", "differs from the one in the stream's first request; open a new stream"
         )
 
 
-def _refusal(error: RefusedRequestError) -> InvalidArgument:
+def _invalid_argument(error: RefusedRequestError) -> InvalidArgument:
     REFUSED_STREAMS.labels("refused_request").inc()
     return InvalidArgument.of(error.field, error.problem, reason="REFUSED_REQUEST")

@@ -1,15 +1,17 @@
-"""What should be served, as proxies get to see it.
+"""Resource snapshots: the resources to serve, as proxies see them.
 
-A world holds the resources of one proxy kind under their type and name. Two things differ from what
-the compiler made. The version of endpoints names their cluster's version too, because a cluster
-that has changed is warm only when its endpoints have come once more, changed or not (Envoy, "xDS
-protocol", resource warming): so the same endpoints under a new cluster are something new to send,
-also to a proxy that comes back in the middle, or has refused them (docs/mesh-ads.md, "When a proxy
-refuses"). And an Envoy that asks for the state of the world
-cannot ask for virtual hosts one by one (VHDS), so it sees a world in which each route
-configuration has its virtual hosts inside.
+A `ResourceSnapshot` holds the resources of one proxy kind by type and name. Two things differ from
+what the compiler made:
 
-Every change costs in proportion to itself.
+- The version of endpoints includes the version of their cluster. Envoy warms a changed cluster only
+  when its endpoints arrive again, changed or not (Envoy, "xDS protocol", resource warming). With a
+  new version, the same endpoints are sent again under a new cluster. This also holds for a proxy
+  that reconnects before they arrive, or has rejected them (docs/mesh-ads.md, "When a proxy rejects
+  an update").
+- An Envoy that speaks state of the world cannot subscribe to single virtual hosts (VHDS). It gets
+  an `InlinedSnapshot`, in which each route configuration contains its virtual hosts.
+
+The cost of a change depends on the size of the change only.
 """
 
 import hashlib
@@ -21,7 +23,7 @@ from envoy.config.route.v3 import route_pb2
 
 from tidegate.mesh.resources import Change, Resource, ResourceKey, Resources, ResourceType, Version
 
-__all__ = ["InlinedSnapshot", "ResourceSnapshot", "View", "route_of"]
+__all__ = ["InlinedSnapshot", "ResourceSnapshot", "SnapshotView", "route_of"]
 
 _CLUSTER: Final = ResourceType.CLUSTER
 _ENDPOINT: Final = ResourceType.ENDPOINT
@@ -29,42 +31,42 @@ _ROUTE: Final = ResourceType.ROUTE
 _VIRTUAL_HOST: Final = ResourceType.VIRTUAL_HOST
 
 
-class View(Protocol):
-    """A world as the streams of one kind see it."""
+class SnapshotView(Protocol):
+    """A snapshot as the streams of one proxy kind and xDS variant see it."""
 
     @property
     def loaded(self) -> bool:
-        """Whether it is known what should be served."""
+        """Whether the resources to serve are known."""
         ...
 
     def find(self, type: ResourceType, name: str) -> Resource | None:  # noqa: A002
-        """The resource of that name, with its version on the wire."""
+        """Returns the resource of that name, with its version on the wire."""
         ...
 
     def names(self, type: ResourceType) -> Collection[str]:  # noqa: A002
-        """The names of all resources of a type."""
+        """Returns the names of all resources of a type."""
         ...
 
     def virtual_hosts(self, route: str) -> Collection[str]:
-        """The names of the virtual hosts that are served apart from their route configuration."""
+        """Returns the virtual hosts that are sent separately from their route configuration."""
         ...
 
     def carrier(self, key: ResourceKey) -> ResourceKey:
-        """The resource in which this one travels: itself, mostly."""
+        """Returns the resource that carries this one on the wire, usually the resource itself."""
         ...
 
-    def seen(self, touched: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
-        """What looks different here after a change of the world."""
+    def visible_keys(self, changed: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
+        """Returns the keys that differ in this view after resources of the snapshot changed."""
         ...
 
 
 def route_of(virtual_host: str) -> str:
-    """The route configuration of a virtual host that is named ``ROUTE/DOMAIN``."""
+    """Returns the route configuration of a virtual host named ``ROUTE/DOMAIN``."""
     return virtual_host.rpartition("/")[0]
 
 
 class ResourceSnapshot:
-    """The resources of one proxy kind. Implements `View`."""
+    """The resources of one proxy kind. Implements `SnapshotView`."""
 
     def __init__(self) -> None:
         self.loaded = False
@@ -74,43 +76,43 @@ class ResourceSnapshot:
 
     @property
     def served(self) -> Resources:
-        """What was put in; a live, read-only view."""
+        """The resources that were put in, as a live, read-only view."""
         return MappingProxyType(self._served)
 
     def apply(self, change: Change) -> list[ResourceKey]:
-        """Takes a change in.
+        """Applies a change.
 
         Returns:
-            Every key whose resource has changed on the wire, once.
+            Each key whose resource has changed on the wire, once.
         """
         self.loaded = True
-        touched = dict.fromkeys(each.key for each in change.put if self._put(each))
-        touched |= dict.fromkeys(key for key in change.delete if self._delete(key))
-        for key in list(touched):
-            # Endpoints that outlive their cluster keep the version they had with it.
+        changed = dict.fromkeys(each.key for each in change.put if self._put(each))
+        changed |= dict.fromkeys(key for key in change.delete if self._delete(key))
+        for key in list(changed):
+            # Endpoints that outlive their cluster keep their last version.
             if key.type in {_CLUSTER, _ENDPOINT} and key in self._served:
-                touched |= dict.fromkeys(self._rewire_endpoints(key.name))
-        return list(touched)
+                changed |= dict.fromkeys(self._update_endpoints_version(key.name))
+        return list(changed)
 
     def find(self, type: ResourceType, name: str) -> Resource | None:  # noqa: A002
-        """See `View`."""
+        """See `SnapshotView`."""
         return self._wire[type].get(name)
 
     def names(self, type: ResourceType) -> Collection[str]:  # noqa: A002
-        """See `View`."""
+        """See `SnapshotView`."""
         return self._wire[type].keys()
 
     def virtual_hosts(self, route: str) -> Collection[str]:
-        """See `View`."""
+        """See `SnapshotView`."""
         return self._virtual_hosts.get(route, frozenset())
 
     def carrier(self, key: ResourceKey) -> ResourceKey:
-        """See `View`."""
+        """See `SnapshotView`."""
         return key
 
-    def seen(self, touched: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
-        """See `View`."""
-        return touched
+    def visible_keys(self, changed: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
+        """See `SnapshotView`."""
+        return changed
 
     def _put(self, resource: Resource) -> bool:
         key = resource.key
@@ -135,7 +137,7 @@ class ResourceSnapshot:
                 del self._virtual_hosts[route]
         return True
 
-    def _rewire_endpoints(self, name: str) -> tuple[ResourceKey, ...]:
+    def _update_endpoints_version(self, name: str) -> tuple[ResourceKey, ...]:
         key = ResourceKey(_ENDPOINT, name)
         endpoints = self._served.get(key)
         if endpoints is None:
@@ -149,64 +151,66 @@ class ResourceSnapshot:
 
 
 class InlinedSnapshot:
-    """A world in which route configurations hold their virtual hosts. Implements `View`.
+    """A view in which route configurations contain their virtual hosts. Implements `SnapshotView`.
+
+    Only route configurations that use VHDS differ from the snapshot. The view builds each of them
+    when it is read, and keeps it until it changes.
 
     Args:
-        world: what it is made from; only route configurations that would be completed by VHDS
-            differ. They are put together when they are looked at, and kept until they change.
+        snapshot: The snapshot to read from.
     """
 
-    def __init__(self, world: ResourceSnapshot) -> None:
-        self._world = world
-        self._made: dict[str, Resource] = {}
+    def __init__(self, snapshot: ResourceSnapshot) -> None:
+        self._snapshot = snapshot
+        self._inlined: dict[str, Resource] = {}
 
     @property
     def loaded(self) -> bool:
-        """See `View`."""
-        return self._world.loaded
+        """See `SnapshotView`."""
+        return self._snapshot.loaded
 
     def find(self, type: ResourceType, name: str) -> Resource | None:  # noqa: A002
-        """See `View`."""
+        """See `SnapshotView`."""
         if type is _VIRTUAL_HOST:
             return None
-        found = self._world.find(type, name)
+        found = self._snapshot.find(type, name)
         if type is not _ROUTE or found is None:
             return found
-        if name not in self._made:
-            self._made[name] = self._complete(found)
-        return self._made[name]
+        if name not in self._inlined:
+            self._inlined[name] = self._inline(found)
+        return self._inlined[name]
 
     def names(self, type: ResourceType) -> Collection[str]:  # noqa: A002
-        """See `View`."""
-        return () if type is _VIRTUAL_HOST else self._world.names(type)
+        """See `SnapshotView`."""
+        return () if type is _VIRTUAL_HOST else self._snapshot.names(type)
 
     def virtual_hosts(self, route: str) -> Collection[str]:
-        """See `View`."""
+        """See `SnapshotView`."""
         del route
         return ()
 
     def carrier(self, key: ResourceKey) -> ResourceKey:
-        """See `View`."""
+        """See `SnapshotView`."""
         return ResourceKey(_ROUTE, route_of(key.name)) if key.type is _VIRTUAL_HOST else key
 
-    def seen(self, touched: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
-        """See `View`."""
-        seen = dict.fromkeys(self.carrier(key) for key in touched)
-        for key in seen:
+    def visible_keys(self, changed: Iterable[ResourceKey]) -> Iterable[ResourceKey]:
+        """See `SnapshotView`."""
+        visible = dict.fromkeys(self.carrier(key) for key in changed)
+        for key in visible:
             if key.type is _ROUTE:
-                self._made.pop(key.name, None)
-        return seen
+                self._inlined.pop(key.name, None)
+        return visible
 
-    def _complete(self, resource: Resource) -> Resource:
+    def _inline(self, resource: Resource) -> Resource:
         route = route_pb2.RouteConfiguration.FromString(resource.body.value)
         if not route.HasField("vhds"):
             return resource
         route.ClearField("vhds")
         digest = hashlib.blake2b(resource.version.encode(), digest_size=8)
-        for name in sorted(self._world.virtual_hosts(resource.key.name)):
-            host = self._world.find(_VIRTUAL_HOST, name)
+        for name in sorted(self._snapshot.virtual_hosts(resource.key.name)):
+            host = self._snapshot.find(_VIRTUAL_HOST, name)
             if host is not None:
                 route.virtual_hosts.add().ParseFromString(host.body.value)
                 digest.update(host.version.encode())
-        made = Resource.of(_ROUTE, resource.key.name, route)
-        return Resource(made.key, made.body, Version(digest.hexdigest()))
+        inlined = Resource.of(_ROUTE, resource.key.name, route)
+        return Resource(inlined.key, inlined.body, Version(digest.hexdigest()))

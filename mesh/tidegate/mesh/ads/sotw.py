@@ -1,9 +1,9 @@
-"""The state-of-the-world dialect: every request names all that is asked for.
+"""The state-of-the-world (SOTW) variant of xDS: every request names the whole subscription.
 
-Responses of clusters, scopes and listeners hold all that is asked for, and what they lack is gone.
-Of the other types they hold what has changed, and nothing says that something is gone. A request
-that a response has overtaken (its nonce is not the newest) is ignored: the proxy will send another
-when it has read the response.
+Responses of clusters, scopes and listeners hold every resource subscribed to; the proxy removes
+what they lack. Responses of the other types hold what has changed, and cannot report removals. The
+server ignores a request whose nonce is not the newest: the proxy sends another request when it has
+read the newer response.
 """
 
 import hashlib
@@ -13,67 +13,67 @@ from typing import Final
 from envoy.config.core.v3 import base_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
-from tidegate.mesh.ads.status import Protocol
+from tidegate.mesh.ads.status import XdsVariant
 from tidegate.mesh.ads.subscription import SubscriptionDelta
-from tidegate.mesh.ads.variant import TYPES_BY_URL, Limits, Request, check_names
-from tidegate.mesh.ads.watched_type import ProtocolTraits, Push, WatchedType
+from tidegate.mesh.ads.variant import TYPES_BY_URL, ProxyLimits, XdsRequest, check_names
+from tidegate.mesh.ads.watched_type import ProtocolTraits, WatchedType, XdsResponse
 from tidegate.mesh.resources import ResourceType
 
-__all__ = ["StateOfTheWorld", "read_sotw"]
+__all__ = ["SotwRules", "read_sotw"]
 
-_WHOLE_WORLD: Final = frozenset(
+_FULL_STATE_TYPES: Final = frozenset(
     {ResourceType.CLUSTER, ResourceType.SCOPED_ROUTE, ResourceType.LISTENER}
 )
 _CONTROL_PLANE: Final = base_pb2.ControlPlane(identifier="tidegate")
 
 
-class StateOfTheWorld:
-    """The dialect of ``StreamAggregatedResources``. Implements `XdsVariant`."""
+class SotwRules:
+    """The rules of ``StreamAggregatedResources``. Implements `VariantRules`."""
 
-    protocol: Final = Protocol.SOTW
+    variant: Final = XdsVariant.SOTW
 
-    def habits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
-        """See `XdsVariant`."""
-        return ProtocolTraits(whole_world=type in _WHOLE_WORLD, tells_absence=False)
+    def traits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
+        """See `VariantRules`."""
+        return ProtocolTraits(full_state=type in _FULL_STATE_TYPES, reports_absence=False)
 
-    def is_stale(self, exchange: WatchedType, request: Request) -> bool:
-        """See `XdsVariant`; on a new stream any nonce will do, as it may be of the last one."""
-        return bool(exchange.nonce) and request.nonce != exchange.nonce
+    def is_stale(self, watched: WatchedType, request: XdsRequest) -> bool:
+        """See `VariantRules`. A new stream accepts any nonce: it may be from the last stream."""
+        return bool(watched.nonce) and request.nonce != watched.nonce
 
-    def interest(self, exchange: WatchedType, request: Request) -> SubscriptionDelta:
-        """See `XdsVariant`."""
-        return exchange.subscription.set_to(request.subscribe)
+    def update_subscription(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
+        """See `VariantRules`."""
+        return watched.subscription.replace(request.subscribe)
 
-    def encode(self, push: Push) -> discovery_pb2.DiscoveryResponse:
-        """See `XdsVariant`; the version is a digest of those of the resources."""
+    def encode(self, response: XdsResponse) -> discovery_pb2.DiscoveryResponse:
+        """See `VariantRules`. The version is a digest of the resources' versions."""
         digest = hashlib.blake2b(digest_size=8)
-        for each in push.resources:
+        for each in response.resources:
             digest.update(f"{each.key.name}\0{each.version}\0".encode())
         return discovery_pb2.DiscoveryResponse(
             version_info=digest.hexdigest(),
-            resources=[each.body for each in push.resources],
-            type_url=push.type.url,
-            nonce=push.nonce,
+            resources=[each.body for each in response.resources],
+            type_url=response.type.url,
+            nonce=response.nonce,
             control_plane=_CONTROL_PLANE,
         )
 
 
-def read_sotw(message: discovery_pb2.DiscoveryRequest, limits: Limits) -> Request | None:
+def read_sotw(message: discovery_pb2.DiscoveryRequest, limits: ProxyLimits) -> XdsRequest | None:
     """Reads a request.
 
     Returns:
-        None for a type that is not served here.
+        The request, or None for a resource type that is not served.
 
     Raises:
-        RefusedRequestError: it asks for more than the limits allow.
+        RefusedRequestError: It asks for more than the limits allow.
     """
     check_names("resource_names", message.resource_names, limits)
     if (type_ := TYPES_BY_URL.get(message.type_url)) is None:
         return None
-    return Request(
+    return XdsRequest(
         type=type_,
         nonce=message.response_nonce,
         error=message.error_detail.message if message.HasField("error_detail") else None,
-        # Many streams ask for the same names; one string serves them all.
+        # Many streams subscribe to the same names; interning keeps one string for all of them.
         subscribe=frozenset(map(sys.intern, message.resource_names)),
     )

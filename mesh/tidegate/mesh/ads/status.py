@@ -1,4 +1,4 @@
-"""What is known of the proxies: who is connected, what each has taken, and what it refused."""
+"""Status values: which proxies are connected, and what each has acknowledged or rejected."""
 
 import enum
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ __all__ = [
     "AckOutcome",
     "AckReport",
     "NodeId",
-    "Protocol",
     "ProxyAck",
     "ProxyId",
     "ProxyStatus",
     "Rejection",
     "TypeStatus",
+    "XdsVariant",
 ]
 
 NodeId = NewType("NodeId", str)
-"""What a proxy calls itself: ``node.id`` of its bootstrap."""
+"""The ``node.id`` of a proxy's bootstrap."""
 
 
-class Protocol(enum.Enum):
-    """The two ways in which a proxy may ask."""
+class XdsVariant(enum.Enum):
+    """The two variants of the xDS protocol."""
 
     SOTW = "state of the world"
     DELTA = "delta"
@@ -34,12 +34,12 @@ class Protocol(enum.Enum):
 class ProxyId:
     """One stream of one proxy.
 
-    A gRPC client opens a stream for each target that it dials, all with the same node id, and a
-    proxy that comes back may do so before its old stream is found dead.
+    The node id alone does not identify a stream. A gRPC client opens a stream for each target that
+    it dials. A proxy may reconnect before the server notices that its old stream is dead.
 
     Attributes:
-        node: what the proxy calls itself.
-        stream: number of the stream, unique for the life of the server.
+        node: The proxy's node id.
+        stream: Number of the stream, unique during the life of the server.
     """
 
     node: NodeId
@@ -51,12 +51,13 @@ class ProxyId:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A response that a proxy refused (NACK). It goes on with what it had before.
+    """A response that a proxy rejected (NACK). The proxy keeps what it had before.
 
     Attributes:
-        versions: what the response carried that is still refused; an empty version is a removal.
-        message: the proxy's words, shortened.
-        at: when, in seconds since the epoch.
+        versions: The resources of the response that are still rejected. An empty version stands
+            for a removal.
+        message: The proxy's error message, shortened.
+        at: When the proxy rejected it, in seconds since the epoch.
     """
 
     versions: Mapping[ResourceKey, Version]
@@ -66,14 +67,15 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class TypeStatus:
-    """Where a proxy stands with one type of resources.
+    """The state of one resource type at a proxy.
 
     Attributes:
-        wildcard: whether it asks for all of them.
-        subscribed: how many it asks for, existing or not; of a wildcard, those that exist.
-        acknowledged: how many it has accepted in the version that is served now.
-        pending: how many it has yet to be sent or to answer for.
-        rejection: what it refuses; None when nothing.
+        wildcard: Whether the proxy subscribes to all resources of the type.
+        subscribed: How many resources it subscribes to, existing or not. For a wildcard, how many
+            exist.
+        acknowledged: How many it has accepted in the version that is served now.
+        pending: How many are still to be sent or acknowledged.
+        rejection: What it rejects now, or None.
     """
 
     wildcard: bool
@@ -88,18 +90,18 @@ class ProxyStatus:
     """One connected proxy.
 
     Attributes:
-        proxy: its node id and stream.
-        proxy_kind: which resources are made for it.
-        protocol: how it asks.
-        user_agent: name and version of its software.
-        peer: its address, as gRPC writes it.
-        connected_since: seconds since the epoch.
-        types: the types it has asked for.
+        proxy: The proxy's node id and stream.
+        proxy_kind: The proxy kind.
+        variant: The xDS variant that it speaks.
+        user_agent: Name and version of its software.
+        peer: Its address, as gRPC writes it.
+        connected_since: When it connected, in seconds since the epoch.
+        types: The resource types that it has subscribed to.
     """
 
     proxy: ProxyId
     proxy_kind: ProxyKind
-    protocol: Protocol
+    variant: XdsVariant
     user_agent: str
     peer: str
     connected_since: float
@@ -107,12 +109,12 @@ class ProxyStatus:
 
     @property
     def rejections(self) -> tuple[Rejection, ...]:
-        """All that it refuses now."""
+        """Everything that the proxy rejects now."""
         return tuple(each.rejection for each in self.types.values() if each.rejection)
 
 
 class AckOutcome(enum.Enum):
-    """How far a proxy is with the resources it was asked about."""
+    """Whether a proxy has acknowledged some resources."""
 
     DONE = "done"
     WAITING = "waiting"
@@ -121,14 +123,14 @@ class AckOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ProxyAck:
-    """How far one proxy is.
+    """What one proxy has acknowledged.
 
     Attributes:
-        proxy: its node id and stream.
-        proxy_kind: which resources are made for it.
-        outcome: done, waiting or rejected.
-        waiting: what it has neither accepted nor refused.
-        rejections: what it refused.
+        proxy: The proxy's node id and stream.
+        proxy_kind: The proxy kind.
+        outcome: Done, waiting or rejected.
+        waiting: The resources that it has neither accepted nor rejected.
+        rejections: The responses that it rejected.
     """
 
     proxy: ProxyId
@@ -140,19 +142,19 @@ class ProxyAck:
 
 @dataclass(frozen=True, slots=True)
 class AckReport:
-    """Who has acknowledged and who has not.
+    """Which proxies have acknowledged some resources and which have not.
 
     Attributes:
-        proxies: each proxy that is connected and of a proxy kind that was asked about.
+        proxies: Each connected proxy of the proxy kinds that were waited for.
     """
 
     proxies: tuple[ProxyAck, ...]
 
     @property
     def done(self) -> bool:
-        """Whether every one has acknowledged everything."""
+        """Whether every proxy has acknowledged everything."""
         return all(each.outcome is AckOutcome.DONE for each in self.proxies)
 
     def of(self, outcome: AckOutcome) -> tuple[ProxyAck, ...]:
-        """The proxies of one outcome."""
+        """Returns the proxies with an outcome."""
         return tuple(each for each in self.proxies if each.outcome is outcome)

@@ -1,9 +1,9 @@
-"""What a proxy asks for of one type, and how each dialect says so.
+"""A proxy's subscription to one resource type, and how requests change it.
 
 The rules are those of Envoy's "xDS REST and gRPC protocol" ("How the client specifies what
-resources to return", "Subscribing" and "Unsubscribing from resources"). Clusters, scopes,
-listeners and virtual hosts may be asked for as a whole, with the name ``*`` or by never having
-named any; once a name was given, naming none means none.
+resources to return", "Subscribing" and "Unsubscribing from resources"). A proxy can subscribe to
+all clusters, scopes, listeners or virtual hosts: with the name ``*``, or by never naming any. Once
+it has given a name, a request without names means none.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from typing import Final
 
 from tidegate.mesh.resources import ResourceType
 
-__all__ = ["WILDCARD", "Subscription", "SubscriptionDelta"]
+__all__ = ["WILDCARD", "ResourceSubscription", "SubscriptionDelta"]
 
 WILDCARD: Final = "*"
 
@@ -31,41 +31,41 @@ class SubscriptionDelta:
     """What a request changes about a subscription.
 
     Attributes:
-        asked: names that must be answered, whether or not they were asked for before.
-        dropped: names that are no longer asked for by name.
-        wildcard_asked: whether everything must be answered.
-        wildcard_dropped: whether everything is no longer asked for.
+        subscribed: Names that need a response, whether or not they were subscribed to before.
+        unsubscribed: Names that are no longer subscribed to by name.
+        wildcard_subscribed: Whether all resources need a response.
+        wildcard_unsubscribed: Whether the wildcard subscription has ended.
     """
 
-    asked: frozenset[str] = frozenset()
-    dropped: frozenset[str] = frozenset()
-    wildcard_asked: bool = False
-    wildcard_dropped: bool = False
+    subscribed: frozenset[str] = frozenset()
+    unsubscribed: frozenset[str] = frozenset()
+    wildcard_subscribed: bool = False
+    wildcard_unsubscribed: bool = False
 
 
 @dataclass(slots=True)
-class Subscription:
-    """What is asked for.
+class ResourceSubscription:
+    """The resources of one type that a stream subscribes to.
 
     Attributes:
-        type: of the resources.
-        wildcard: whether all of them are asked for.
-        names: that are asked for one by one.
-        begun: whether there was a request at all.
+        type: The resource type.
+        wildcard: Whether the stream subscribes to all resources of the type.
+        names: The names that it subscribes to one by one.
+        started: Whether there was a request for the type.
     """
 
     type: ResourceType
     wildcard: bool = False
     names: set[str] = field(default_factory=set)
-    begun: bool = False
+    started: bool = False
     _ever_named: bool = False
 
     def covers(self, name: str) -> bool:
-        """Whether a resource of that name is asked for."""
+        """Whether the stream subscribes to a resource of that name."""
         return self.wildcard or name in self.names
 
-    def set_to(self, names: Collection[str]) -> SubscriptionDelta:
-        """State of the world: a request names all that is asked for."""
+    def replace(self, names: Collection[str]) -> SubscriptionDelta:
+        """Applies a state-of-the-world request, which names the whole subscription."""
         wanted = set(names)
         had_wildcard, had = self.wildcard, self.names
         if wanted:
@@ -73,38 +73,36 @@ class Subscription:
             self.wildcard = WILDCARD in wanted and self._may_be_wildcard
         else:
             self.wildcard = self._may_be_wildcard and not self._ever_named
-        self.begun = True
+        self.started = True
         self.names = wanted - {WILDCARD}
         return SubscriptionDelta(
-            asked=frozenset(self.names - had),
-            dropped=frozenset(had - self.names),
-            wildcard_asked=self.wildcard and not had_wildcard,
-            wildcard_dropped=had_wildcard and not self.wildcard,
+            subscribed=frozenset(self.names - had),
+            unsubscribed=frozenset(had - self.names),
+            wildcard_subscribed=self.wildcard and not had_wildcard,
+            wildcard_unsubscribed=had_wildcard and not self.wildcard,
         )
 
-    def change_by(
-        self, subscribe: Collection[str], unsubscribe: Collection[str]
-    ) -> SubscriptionDelta:
-        """Delta: a request names what is asked for from now on, and what no longer."""
+    def update(self, subscribe: Collection[str], unsubscribe: Collection[str]) -> SubscriptionDelta:
+        """Applies a delta request, which names what is added and what is removed."""
         had_wildcard = self.wildcard
-        asked, dropped = set(subscribe), set(unsubscribe)
-        if not self.begun and not asked and not dropped and self._may_be_wildcard:
-            asked = {WILDCARD}
-        self.begun = True
-        if self._may_be_wildcard and WILDCARD in asked:
+        subscribed, unsubscribed = set(subscribe), set(unsubscribe)
+        if not self.started and not subscribed and not unsubscribed and self._may_be_wildcard:
+            subscribed = {WILDCARD}
+        self.started = True
+        if self._may_be_wildcard and WILDCARD in subscribed:
             self.wildcard = True
-        if WILDCARD in dropped:
+        if WILDCARD in unsubscribed:
             self.wildcard = False
-        wildcard_asked = self.wildcard and WILDCARD in asked
-        asked -= {WILDCARD, *dropped}
-        dropped &= self.names
-        self.names |= asked
-        self.names -= dropped
+        wildcard_subscribed = self.wildcard and WILDCARD in subscribed
+        subscribed -= {WILDCARD, *unsubscribed}
+        unsubscribed &= self.names
+        self.names |= subscribed
+        self.names -= unsubscribed
         return SubscriptionDelta(
-            asked=frozenset(asked),
-            dropped=frozenset(dropped),
-            wildcard_asked=wildcard_asked,
-            wildcard_dropped=had_wildcard and not self.wildcard,
+            subscribed=frozenset(subscribed),
+            unsubscribed=frozenset(unsubscribed),
+            wildcard_subscribed=wildcard_subscribed,
+            wildcard_unsubscribed=had_wildcard and not self.wildcard,
         )
 
     @property

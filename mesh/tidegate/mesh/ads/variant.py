@@ -1,7 +1,7 @@
-"""What the two dialects of the protocol have in common: a request as a value, and its bounds.
+"""What the two xDS variants share: the request as a value, its limits, and the rules' interface.
 
-Proxies are not trusted to be sane. How many names a request may bring and how long they may be is
-checked before anything of it is kept: what a stream can make the server remember is bounded.
+Proxies are not trusted. The number and the length of the names in a request are checked before
+anything of it is stored, so that the memory of a stream is bounded.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,13 +10,13 @@ from typing import Final, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from tidegate.mesh.ads import status
 from tidegate.mesh.ads.errors import RefusedRequestError
+from tidegate.mesh.ads.status import XdsVariant
 from tidegate.mesh.ads.subscription import SubscriptionDelta
-from tidegate.mesh.ads.watched_type import ProtocolTraits, Push, WatchedType
+from tidegate.mesh.ads.watched_type import ProtocolTraits, WatchedType, XdsResponse
 from tidegate.mesh.resources import ResourceType, Version
 
-__all__ = ["TYPES_BY_URL", "Limits", "Request", "XdsVariant", "check_names"]
+__all__ = ["TYPES_BY_URL", "ProxyLimits", "VariantRules", "XdsRequest", "check_names"]
 
 TYPES_BY_URL: Final[Mapping[str, ResourceType]] = {each.url: each for each in ResourceType}
 
@@ -24,38 +24,39 @@ RequestT_contra = TypeVar("RequestT_contra", bound=Message, contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How much one proxy, or all of them, may ask of the server.
+class ProxyLimits:
+    """Limits on what one proxy, or all of them, may ask of the server.
 
     Attributes:
-        names: resources of one type that a stream may ask for by name.
-        name_bytes: length of one name, in UTF-8.
-        streams: open at the same time.
-        first_request_s: how long a stream may say nothing at first, in seconds.
-        unasked_requests_per_s: requests beyond the answers to responses that are taken at full
-            speed, per second and stream; what comes faster is read more slowly.
-        unasked_requests_burst: so many of them are taken at once.
+        names: Most resources of one type that a stream may subscribe to by name.
+        name_bytes: Most bytes in one name, in UTF-8.
+        streams: Most streams open at the same time.
+        first_request_s: Longest wait for the first request of a stream, in seconds.
+        unsolicited_requests_per_s: Requests per second and stream, beyond ACKs and NACKs, that are
+            read at full speed. The server reads faster ones more slowly.
+        unsolicited_requests_burst: How many of them are read at once at full speed.
     """
 
     names: int = 20_000
     name_bytes: int = 1024
     streams: int = 1000
     first_request_s: float = 10.0
-    unasked_requests_per_s: float = 200.0
-    unasked_requests_burst: int = 2000
+    unsolicited_requests_per_s: float = 200.0
+    unsolicited_requests_burst: int = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A request of either dialect.
+class XdsRequest:
+    """A request of either variant.
 
     Attributes:
-        type: of the resources.
-        nonce: of the response that it answers; may be empty or stale.
-        error: why that response is refused; None when it is not.
-        subscribe: names that are asked for: all of them, or in delta only the further ones.
-        unsubscribe: names that are no longer asked for; always empty in state of the world.
-        known: what the proxy has from an earlier stream; always empty in state of the world.
+        type: The resource type.
+        nonce: Nonce of the response that it answers. It may be empty or stale.
+        error: Why the proxy rejects that response, or None if it does not.
+        subscribe: The names subscribed to: all of them, or in delta the additional ones.
+        unsubscribe: The names no longer subscribed to. Always empty in state of the world.
+        initial_versions: What the proxy has from an earlier stream, as versions by name. Always
+            empty in state of the world.
     """
 
     type: ResourceType
@@ -63,48 +64,48 @@ class Request:
     error: str | None
     subscribe: Collection[str]
     unsubscribe: Collection[str] = ()
-    known: Mapping[str, Version] = field(default_factory=dict)
+    initial_versions: Mapping[str, Version] = field(default_factory=dict)
 
 
-class XdsVariant(Protocol):
-    """One of the two ways in which the protocol is spoken."""
+class VariantRules(Protocol):
+    """What differs between the two variants of the xDS protocol."""
 
     @property
-    def protocol(self) -> status.Protocol:
-        """Its name."""
+    def variant(self) -> XdsVariant:
+        """The variant."""
         ...
 
-    def habits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
-        """How it treats a type."""
+    def traits(self, type: ResourceType) -> ProtocolTraits:  # noqa: A002
+        """Returns how the variant treats a type."""
         ...
 
-    def is_stale(self, exchange: WatchedType, request: Request) -> bool:
-        """Whether the request was overtaken by a response and is to be ignored."""
+    def is_stale(self, watched: WatchedType, request: XdsRequest) -> bool:
+        """Whether the server sent a newer response meanwhile, so that the request is ignored."""
         ...
 
-    def interest(self, exchange: WatchedType, request: Request) -> SubscriptionDelta:
-        """Takes what the request asks for into the subscription."""
+    def update_subscription(self, watched: WatchedType, request: XdsRequest) -> SubscriptionDelta:
+        """Applies the request to the subscription."""
         ...
 
-    def encode(self, push: Push) -> Message:
-        """Writes a response."""
+    def encode(self, response: XdsResponse) -> Message:
+        """Encodes a response."""
         ...
 
 
-def check_names(field_name: str, names: Collection[str], limits: Limits) -> None:
-    """Bounds what a request may make the server remember.
+def check_names(field_name: str, names: Collection[str], limits: ProxyLimits) -> None:
+    """Checks the names in a field of a request.
 
     Raises:
-        RefusedRequestError: there are too many names, or one is empty or too long.
+        RefusedRequestError: There are too many names, or one is empty or too long.
     """
     if len(names) > limits.names:
         raise RefusedRequestError(
-            field_name, f"has {len(names)} names, at most {limits.names} may be"
+            field_name, f"has {len(names)} names; the limit is {limits.names}"
         )
     for name in names:
         if not name:
             raise RefusedRequestError(field_name, "has an empty name")
-        # A character is at most four bytes, so most names need not be encoded.
+        # A character has at most four bytes, so most names need no encoding to be checked.
         if len(name) * 4 > limits.name_bytes and len(name.encode()) > limits.name_bytes:
             raise RefusedRequestError(
                 field_name, f"has a name longer than {limits.name_bytes} bytes: {name[:64]}…"

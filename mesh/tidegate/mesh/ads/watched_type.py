@@ -1,58 +1,59 @@
-"""One type of resources on one stream: what the proxy has, what it is owed, what it refused.
+"""One resource type on one stream: what the proxy has, still has to get, and has rejected.
 
-A state machine without I/O. `ask` and `review` say what has become different, `push_due` and
-`push_leaving` take out what shall be sent, and `settle` takes the answer in. Three rules hold:
+A state machine without I/O. `apply_subscription` and `review` take in what has changed, `take_due`
+and `take_removals` build responses, and `receive_ack` takes in the ACK or NACK. Three rules hold:
 
-- One response is in flight at a time. What changes meanwhile is only noted by name, and the next
-  response carries what is newest then: a slow reader costs names, not queued messages.
-- What a proxy has refused is not sent again, but for the cases in docs/mesh-ads.md, "When a proxy
-  refuses": `review` finds the changes, `ask` the names asked for anew, and `renew` is told what
-  must follow another resource. What the proxy had before stays what it has.
-- What leaves is kept apart from what is put, because it is sent last (see `stream`).
+- One response is in flight at a time. Later changes are stored by name only, and the next response
+  carries the newest versions. A slow proxy costs the server names, not queued messages.
+- The server does not send rejected resources again, except in the cases of docs/mesh-ads.md, "When
+  a proxy rejects an update". `review` finds changed resources, `apply_subscription` finds names
+  with a new subscription, and the stream calls `resend` for a resource that must follow another
+  one. The proxy keeps what it had before.
+- Removals are stored apart from additions, because they are sent last (see `stream`).
 
-A proxy sends its answer to a response before whatever else it asks for afterwards. So one that lets
-a name go and wants it back while a response with that name is on its way has it in the end.
+A proxy answers a response before it sends any later request. So a proxy that unsubscribes from a
+name and subscribes again, while a response with that name is in flight, has the name afterwards.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from tidegate.mesh.ads.snapshot import View
+from tidegate.mesh.ads.snapshot import SnapshotView
 from tidegate.mesh.ads.status import Rejection, TypeStatus
-from tidegate.mesh.ads.subscription import Subscription, SubscriptionDelta
+from tidegate.mesh.ads.subscription import ResourceSubscription, SubscriptionDelta
 from tidegate.mesh.resources import Resource, ResourceKey, ResourceType, Version
 
-__all__ = ["ABSENT", "Answer", "ProtocolTraits", "Push", "WatchedType"]
+__all__ = ["ABSENT", "Acknowledgement", "ProtocolTraits", "WatchedType", "XdsResponse"]
 
 ABSENT: Final = Version("")
-"""The version of what is not there."""
+"""The version of a resource that does not exist."""
 
 _MAX_MESSAGE_CHARACTERS: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class ProtocolTraits:
-    """How a dialect treats one type.
+    """How an xDS variant treats one resource type.
 
     Attributes:
-        whole_world: every response holds all that is asked for; what is missing is gone.
-        tells_absence: what is gone, or never was, is named as such.
+        full_state: Every response holds the whole subscription; what it lacks is removed.
+        reports_absence: Responses name resources that were removed or do not exist.
     """
 
-    whole_world: bool
-    tells_absence: bool
+    full_state: bool
+    reports_absence: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Push:
-    """A response to be sent.
+class XdsResponse:
+    """A response of either variant.
 
     Attributes:
-        type: of everything in it.
-        nonce: which the answer will bear.
-        resources: what is put.
-        removed: names of what is not there, for a dialect that says so.
+        type: The type of all resources in it.
+        nonce: The nonce, which the ACK or NACK repeats.
+        resources: Resources that are new or changed, or the full state.
+        removed: Names that do not exist, for a variant that reports absence.
     """
 
     type: ResourceType
@@ -62,14 +63,14 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a proxy said of a response.
+class Acknowledgement:
+    """The ACK or NACK of a response.
 
     Attributes:
-        type: of the response.
-        accepted: whether it was an ACK.
-        gained: names that the proxy has now, and had not before or had asked for anew.
-        lost: names that the proxy has not, or no longer.
+        type: The type of the response.
+        accepted: Whether it is an ACK.
+        gained: Names that the proxy has now, and did not have before or had subscribed to again.
+        lost: Names that the proxy does not have, or no longer has.
     """
 
     type: ResourceType
@@ -79,189 +80,198 @@ class Answer:
 
 
 class WatchedType:
-    """The state of one type on one stream.
+    """The state of one resource type on one stream.
 
     Args:
-        type: of the resources.
-        view: where they are looked up.
-        habits: of the dialect with this type.
-        admits: whether a resource may be sent by now; see `stream`.
+        type: The resource type.
+        view: The resources to serve.
+        traits: How the stream's xDS variant treats this type.
+        may_send: Whether a resource may be sent now; see `stream`.
 
     Attributes:
-        subscription: what the proxy asks for.
-        nonce: of the response sent last; empty before the first.
-        due: names to be sent or told absent.
-        leaving: names that the proxy has and shall have no longer.
-        accepted: what the proxy has, in which version.
-        in_flight: what the response carries that waits for its answer; None when none does.
+        subscription: The proxy's subscription.
+        nonce: Nonce of the last response, empty before the first.
+        due: Names to send, or to report as absent.
+        removals: Names that the proxy has and is to remove.
+        accepted: Versions that the proxy has, by name.
+        in_flight: Versions in the response that waits for its ACK, by name; None without one.
     """
 
     __slots__ = (
-        "_admits",
-        "_again",
         "_count",
         "_error",
-        "_habits",
-        "_overtaken",
-        "_owes_answer",
+        "_last_response",
+        "_may_send",
+        "_must_respond",
         "_rejected",
-        "_repeated",
+        "_resent_in_flight",
+        "_to_resend",
+        "_traits",
         "_type",
+        "_unsubscribed_in_flight",
         "_view",
-        "_world",
         "accepted",
         "due",
         "in_flight",
-        "leaving",
         "nonce",
+        "removals",
         "subscription",
     )
 
     def __init__(
         self,
         type: ResourceType,  # noqa: A002
-        view: View,
-        habits: ProtocolTraits,
-        admits: Callable[[Resource], bool],
+        view: SnapshotView,
+        traits: ProtocolTraits,
+        may_send: Callable[[Resource], bool],
     ) -> None:
         self._type = type
         self._view = view
-        self._habits = habits
-        self._admits = admits
+        self._traits = traits
+        self._may_send = may_send
         self._count = 0
-        self._owes_answer = False
-        # To be sent even if the proxy has it; which of these are in flight; and what was in the
-        # response in flight when the proxy let it go.
-        self._again: set[str] = set()
-        self._repeated: set[str] = set()
-        self._overtaken: dict[str, Version] = {}
+        self._must_respond = False
+        # Names to send even if the proxy has them, and those of them that are in flight.
+        self._to_resend: set[str] = set()
+        self._resent_in_flight: set[str] = set()
+        # What the response in flight carries of names that the proxy has unsubscribed from since.
+        self._unsubscribed_in_flight: dict[str, Version] = {}
         self._rejected: dict[str, Version] = {}
         self._error = ("", 0.0)
-        self._world: dict[str, Resource] = {}
-        self.subscription = Subscription(type)
+        self._last_response: dict[str, Resource] = {}
+        self.subscription = ResourceSubscription(type)
         self.nonce = ""
         self.due: set[str] = set()
-        self.leaving: set[str] = set()
+        self.removals: set[str] = set()
         self.accepted: dict[str, Version] = {}
         self.in_flight: dict[str, Version] | None = None
 
     @property
     def is_due(self) -> bool:
-        """Whether there is something to send that takes nothing away."""
-        return bool(self.due) or self._owes_answer
+        """Whether there is a response to send that removes nothing."""
+        return bool(self.due) or self._must_respond
 
     @property
-    def refused(self) -> Collection[str]:
-        """Names that the proxy refused in the version that is served now."""
+    def rejected(self) -> Collection[str]:
+        """Names that the proxy rejected in the version that is served now."""
         return self._rejected.keys()
 
-    def ask(
-        self, interest: SubscriptionDelta, known: Mapping[str, Version], *, first: bool
+    def apply_subscription(
+        self, delta: SubscriptionDelta, initial_versions: Mapping[str, Version], *, first: bool
     ) -> None:
-        """Takes in what the proxy asks for, of which `subscription` knows already.
+        """Takes in a change of the subscription, which `subscription` already includes.
 
         Args:
-            interest: what is different.
-            known: what the proxy brought along from an earlier stream.
-            first: whether this is the first request of the type.
+            delta: The change.
+            initial_versions: What the proxy has from an earlier stream.
+            first: Whether this is the first request for the type.
         """
-        self.accepted |= {name: known[name] for name in known if self.subscription.covers(name)}
-        for name in interest.dropped:
-            self._forget(name)
-            # Under a wildcard the proxy cannot know whether it still is to have it.
-            if self._habits.tells_absence and self.subscription.wildcard:
-                self._again.add(name)
+        self.accepted |= {
+            name: initial_versions[name]
+            for name in initial_versions
+            if self.subscription.covers(name)
+        }
+        for name in delta.unsubscribed:
+            self._drop(name)
+            # Under a wildcard the proxy cannot know whether it is still to have the resource.
+            if self._traits.reports_absence and self.subscription.wildcard:
+                self._to_resend.add(name)
             self.review(name)
-        if interest.wildcard_dropped:
+        if delta.wildcard_unsubscribed:
             for name in (*self.accepted, *self.due, *self._rejected, *(self.in_flight or ())):
                 self.review(name)
-        asked = set(interest.asked)
-        if interest.wildcard_asked:
-            asked.update(self._view.names(self._type))
-        for name in asked - known.keys():
-            self._forget(name)
-            # What is only asked for with all the rest is not told absent if it goes before it came.
-            needed = name in interest.asked or name in self._overtaken
-            if needed and self._habits.tells_absence:
-                self._again.add(name)
-        for name in {*asked, *known}:
+        subscribed = set(delta.subscribed)
+        if delta.wildcard_subscribed:
+            subscribed.update(self._view.names(self._type))
+        for name in subscribed - initial_versions.keys():
+            self._drop(name)
+            # Absence is reported only for names that the proxy named itself, or that it
+            # unsubscribed from while they were in flight. A name of the wildcard needs no report.
+            needed = name in delta.subscribed or name in self._unsubscribed_in_flight
+            if needed and self._traits.reports_absence:
+                self._to_resend.add(name)
+        for name in {*subscribed, *initial_versions}:
             self.review(name)
-        if not known and (interest.wildcard_asked or (first and self._habits.whole_world)):
-            # A proxy that starts up waits for the answer, even to an empty world; and so does one
-            # that asks anew, as an Envoy does for scopes after its last listener with them went.
-            self._owes_answer = True
+        if not initial_versions and (
+            delta.wildcard_subscribed or (first and self._traits.full_state)
+        ):
+            # A starting proxy waits for the response, even an empty one. So does a proxy that
+            # subscribes again, as Envoy does for scopes after it removed its last scoped listener.
+            self._must_respond = True
 
     def review(self, name: str) -> None:
-        """Looks at one name again: is something to be sent for it?"""
+        """Checks whether something is to be sent for a name."""
         self.due.discard(name)
-        self.leaving.discard(name)
+        self.removals.discard(name)
         if not self.subscription.covers(name):
-            self._forget(name)
+            self._drop(name)
             return
         resource = self._view.find(self._type, name)
         version = resource.version if resource else ABSENT
         if self._rejected.get(name, version) != version:
-            self._try_refused_again()
-        if resource and not self._admits(resource):
+            self._retry_rejected()
+        if resource and not self._may_send(resource):
             return
-        held = self._held(name)
-        if name in self._again and (resource or (held == ABSENT and self._habits.tells_absence)):
+        held = self._expected_version(name)
+        if name in self._to_resend and (
+            resource or (held == ABSENT and self._traits.reports_absence)
+        ):
             self.due.add(name)
         elif version not in {held, self._rejected.get(name)}:
             if resource:
                 self.due.add(name)
-            elif self._habits.whole_world or self._habits.tells_absence:
-                self.leaving.add(name)
+            elif self._traits.full_state or self._traits.reports_absence:
+                self.removals.add(name)
             else:
                 self.accepted.pop(name, None)
-                self._again.discard(name)
+                self._to_resend.discard(name)
 
-    def renew(self, name: str) -> None:
-        """Has one name sent once more, refused or not, if the proxy asks for it and it exists."""
+    def resend(self, name: str) -> None:
+        """Marks a name to be sent again, rejected or not, if it is subscribed to and exists."""
         if self.subscription.covers(name) and self._view.find(self._type, name):
             self._rejected.pop(name, None)
-            self._again.add(name)
+            self._to_resend.add(name)
             self.review(name)
 
-    def push_due(self) -> Push:
-        """Takes out all that takes nothing away."""
-        if self._habits.whole_world:
-            return self._push_world(keep=self.leaving)
+    def take_due(self) -> XdsResponse:
+        """Builds the response with everything that is due and no removals."""
+        if self._traits.full_state:
+            return self._full_response(keep=self.removals)
         found = {name: self._view.find(self._type, name) for name in sorted(self.due)}
         self.due.clear()
-        return self._sent(
+        return self._respond(
             {name: each.version if each else ABSENT for name, each in found.items()},
             resources=[each for each in found.values() if each],
             removed=[name for name, each in found.items() if not each],
         )
 
-    def push_leaving(self) -> Push:
-        """Takes out what shall leave; call it only when nothing is due."""
-        if self._habits.whole_world:
-            return self._push_world(keep=())
-        names = sorted(self.leaving)
-        self.leaving.clear()
-        return self._sent(dict.fromkeys(names, ABSENT), resources=(), removed=names)
+    def take_removals(self) -> XdsResponse:
+        """Builds the response with the removals. Call it only when nothing is due."""
+        if self._traits.full_state:
+            return self._full_response(keep=())
+        names = sorted(self.removals)
+        self.removals.clear()
+        return self._respond(dict.fromkeys(names, ABSENT), resources=(), removed=names)
 
-    def push_nothing(self) -> Push:
-        """Makes an empty response, which a proxy only acknowledges."""
-        return self._sent({}, resources=(), removed=())
+    def empty_response(self) -> XdsResponse:
+        """Builds an empty response, which the proxy only acknowledges."""
+        return self._respond({}, resources=(), removed=())
 
-    def settle(self, nonce: str, error: str | None, at: float) -> Answer | None:
-        """Takes in what a proxy says of a response.
+    def receive_ack(self, nonce: str, error: str | None, at: float) -> Acknowledgement | None:
+        """Takes in the ACK or NACK of a response.
 
         Args:
-            nonce: of the response.
-            error: why it was refused; None when it was accepted.
-            at: now, in seconds since the epoch.
+            nonce: The nonce of the response.
+            error: Why the proxy rejected it, or None if it accepted it.
+            at: The time, in seconds since the epoch.
 
         Returns:
-            None when no such response is in flight.
+            The ACK or NACK, or None when no such response is in flight.
         """
         if self.in_flight is None or nonce != self.nonce:
             return None
         sent, self.in_flight = self.in_flight, None
-        overtaken, self._overtaken = self._overtaken, {}
+        overtaken, self._unsubscribed_in_flight = self._unsubscribed_in_flight, {}
         gained, lost = [], []
         if error is not None:
             self._rejected |= sent
@@ -273,18 +283,20 @@ class WatchedType:
                     self.accepted.pop(name, None)
                     lost.append(name)
                 else:
-                    if name not in self.accepted or name in self._repeated:
+                    if name not in self.accepted or name in self._resent_in_flight:
                         gained.append(name)
                     self.accepted[name] = version
             self.accepted |= overtaken
         for name in (*sent, *overtaken):
             self.review(name)
         accepted = error is None
-        return Answer(self._type, accepted=accepted, gained=tuple(gained), lost=tuple(lost))
+        return Acknowledgement(
+            self._type, accepted=accepted, gained=tuple(gained), lost=tuple(lost)
+        )
 
-    def has(self, name: str) -> bool:
-        """Whether the proxy has what is served now under a name, or nothing if nothing is."""
-        if name in self._again or name in self.due or name in self.leaving:
+    def is_current(self, name: str) -> bool:
+        """Whether the proxy has the version of a name that is served now, or its absence."""
+        if name in self._to_resend or name in self.due or name in self.removals:
             return False
         if self.in_flight and name in self.in_flight:
             return False
@@ -292,7 +304,7 @@ class WatchedType:
         return self.accepted.get(name, ABSENT) == (resource.version if resource else ABSENT)
 
     def rejection(self) -> Rejection | None:
-        """What the proxy refuses now."""
+        """Returns what the proxy rejects now, or None."""
         if not self._rejected:
             return None
         message, at = self._error
@@ -300,8 +312,8 @@ class WatchedType:
         return Rejection(versions, message, at)
 
     def status(self) -> TypeStatus:
-        """Counts, for display."""
-        pending = {*self.due, *self.leaving, *(self.in_flight or ())}
+        """Returns the counts for display."""
+        pending = {*self.due, *self.removals, *(self.in_flight or ())}
         names = self._view.names(self._type)
         wildcard = self.subscription.wildcard
         current = self.accepted.keys() - pending - self._rejected.keys()
@@ -313,55 +325,59 @@ class WatchedType:
             rejection=self.rejection(),
         )
 
-    def _push_world(self, keep: Collection[str]) -> Push:
-        asked = self.subscription.names
+    def _full_response(self, keep: Collection[str]) -> XdsResponse:
+        subscribed = self.subscription.names
         if self.subscription.wildcard:
-            asked = {*asked, *self._view.names(self._type)}
-        found = {name: self._view.find(self._type, name) for name in sorted(asked)}
-        held = {name for name, each in found.items() if each and not self._admits(each)}
-        world = {name: each for name, each in found.items() if each and name not in held}
-        # What leaves later, or must not change yet, is in the world until then as it was before.
-        world |= {name: self._world[name] for name in {*keep, *held} if name in self._world}
+            subscribed = {*subscribed, *self._view.names(self._type)}
+        found = {name: self._view.find(self._type, name) for name in sorted(subscribed)}
+        held_back = {name for name, each in found.items() if each and not self._may_send(each)}
+        resources = {name: each for name, each in found.items() if each and name not in held_back}
+        # Resources that are removed later, or must not change yet, stay as they were before.
+        resources |= {
+            name: self._last_response[name]
+            for name in {*keep, *held_back}
+            if name in self._last_response
+        }
         changed = {
             name: each.version
-            for name, each in world.items()
+            for name, each in resources.items()
             if name not in keep and self.accepted.get(name) != each.version
         }
-        changed |= dict.fromkeys(self.accepted.keys() - world.keys(), ABSENT)
+        changed |= dict.fromkeys(self.accepted.keys() - resources.keys(), ABSENT)
         self.due.clear()
-        self.leaving.intersection_update(keep)
-        self._world = world
-        return self._sent(changed, resources=world.values(), removed=())
+        self.removals.intersection_update(keep)
+        self._last_response = resources
+        return self._respond(changed, resources=resources.values(), removed=())
 
-    def _sent(
+    def _respond(
         self,
         versions: dict[str, Version],
         *,
         resources: Iterable[Resource],
         removed: Iterable[str],
-    ) -> Push:
+    ) -> XdsResponse:
         self._count += 1
-        self._owes_answer = False
-        self._repeated = self._again & versions.keys()
-        self._again -= self._repeated
+        self._must_respond = False
+        self._resent_in_flight = self._to_resend & versions.keys()
+        self._to_resend -= self._resent_in_flight
         self.nonce = str(self._count)
         self.in_flight = versions
-        return Push(self._type, self.nonce, tuple(resources), tuple(removed))
+        return XdsResponse(self._type, self.nonce, tuple(resources), tuple(removed))
 
-    def _held(self, name: str) -> Version:
-        """What the proxy has of a name, or will have if it accepts what is in flight."""
+    def _expected_version(self, name: str) -> Version:
+        """Returns the version that the proxy has, or will have if it accepts what is in flight."""
         if self.in_flight and name in self.in_flight:
             return self.in_flight[name]
         return self.accepted.get(name, ABSENT)
 
-    def _forget(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
         self.accepted.pop(name, None)
         self._rejected.pop(name, None)
-        self._again.discard(name)
+        self._to_resend.discard(name)
         if self.in_flight and (version := self.in_flight.pop(name, ABSENT)) != ABSENT:
-            self._overtaken[name] = version
+            self._unsubscribed_in_flight[name] = version
 
-    def _try_refused_again(self) -> None:
+    def _retry_rejected(self) -> None:
         names = tuple(self._rejected)
         self._rejected.clear()
         for name in names:

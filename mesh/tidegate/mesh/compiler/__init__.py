@@ -1,18 +1,23 @@
-"""The compiler: Istio objects and endpoints' states to the resources that proxies take.
+"""The compiler: makes the resources of proxies from Istio objects and states of endpoints.
 
     compiler = Compiler(MeshSettings(listen_address="127.0.0.1"))
     before = compiler.compile(objects, states)
     after = compiler.compile(objects.with_(virtual_service), states)
     after.changed_from(before)[ProxyKind.ENVOY]  # one virtual host
 
-Pure and incremental: no files, no sockets, no clocks, and a change costs what it changes.
+It is pure (no files, sockets or clocks) and incremental: a change costs only what it changes.
+
+`hosts` and `gateways` resolve objects that refer to each other. `clusters` and `routes` turn them
+into Envoy's messages, and so do `listeners` for gateways and `proxyless` for gRPC clients.
+`compiler` calls them for the units that changed, and `compiled` holds the result.
 """
 
 from tidegate.mesh.compiler.compiled import Compiled
 from tidegate.mesh.compiler.compiler import Compiler
 from tidegate.mesh.compiler.errors import CompileError, CompileErrors
-from tidegate.mesh.compiler.naming import cluster_name, listener_name, virtual_host_name
+from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.settings import EndpointState, EndpointStates, MeshSettings
+from tidegate.mesh.compiler.unsupported import unsupported
 
 __all__ = [
     "CompileError",
@@ -23,6 +28,5 @@ __all__ = [
     "EndpointStates",
     "MeshSettings",
     "cluster_name",
-    "listener_name",
-    "virtual_host_name",
+    "unsupported",
 ]

@@ -35,6 +35,7 @@ from tidegate.mesh.compiler.proxyless import client_resources
 from tidegate.mesh.compiler.routes.destinations import hosts_of
 from tidegate.mesh.compiler.routes.virtual_hosts import virtual_host
 from tidegate.mesh.compiler.settings import EndpointStates, MeshSettings
+from tidegate.mesh.compiler.unsupported import unsupported
 from tidegate.mesh.resources import ProxyKind
 
 __all__ = ["Compiler"]
@@ -78,6 +79,7 @@ class Compiler:
         Raises:
             CompileErrors: Objects contradict each other, or name something that does not exist.
         """
+        self._raise_unsupported(objects)
         virtual_services = objects.virtual_services
         registry = self._registry.build(objects)
         upstreams = self._upstreams.build(registry, objects.destination_rules)
@@ -105,6 +107,16 @@ class Compiler:
         self._raise_errors((*registry.errors, *upstreams.errors))
         self._last = self._units.result(self._last)
         return self._last
+
+    def _raise_unsupported(self, objects: IstioObjects) -> None:
+        errors = [
+            CompileError(name, each.path, each.problem, each.fix)
+            for name in objects.changed_from(self._objects)
+            if name in objects
+            for each in unsupported(objects[name])
+        ]
+        if errors:
+            raise CompileErrors(tuple(sorted(errors, key=_order)))
 
     def _compile_hosts(self, upstreams: Upstreams, states: EndpointStates) -> None:
         for host, upstream in upstreams.by_host.items():
@@ -173,9 +185,11 @@ class Compiler:
             *self._units.errors(),
         }
         if errors:
-            raise CompileErrors(
-                tuple(sorted(errors, key=lambda each: (str(each.object), each.path, each.reason)))
-            )
+            raise CompileErrors(tuple(sorted(errors, key=_order)))
+
+
+def _order(error: CompileError) -> tuple[str, str, str]:
+    return str(error.object), error.path, error.reason
 
 
 def _host(upstream: Upstream, states: EndpointStates, errors: list[CompileError]) -> Made:

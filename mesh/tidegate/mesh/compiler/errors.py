@@ -1,4 +1,4 @@
-"""What keeps objects from being compiled: where, what is wrong, and what to write instead."""
+"""Compile errors: the object and field, what is wrong, and what to write instead."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ __all__ = ["CompileError", "CompileErrors"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class CompileError:
-    """One thing that only shows when objects are seen together.
+    """One mistake that shows only when all objects are compared.
 
     Attributes:
-        object: the object to change.
-        path: the field in it, such as ``spec.http[0].route[1].destination.subset``.
-        reason: what is wrong.
-        fix: what to write instead.
+        object: The object to change.
+        path: The field in it, such as ``spec.http[0].route[1].destination.subset``.
+        reason: What is wrong.
+        fix: What to write instead.
     """
 
     object: ObjectName
@@ -28,11 +28,11 @@ class CompileError:
         return f"{self.object}: {self.path}: {self.reason}; {self.fix}"
 
 
-class CompileErrors(TidegateError):  # noqa: N818 - several at once
+class CompileErrors(TidegateError):  # noqa: N818 - several errors
     """Objects contradict each other; nothing was compiled.
 
     Args:
-        errors: everything that is wrong.
+        errors: All errors.
     """
 
     def __init__(self, errors: tuple[CompileError, ...]) -> None:

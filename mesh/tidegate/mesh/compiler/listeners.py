@@ -1,12 +1,13 @@
-"""Listeners of gateways, and the route configurations behind them.
+"""Listeners of gateways, and their route configurations.
 
-A listener says nothing of hosts, and neither does a route configuration: what is done with a domain
-comes by itself (see `route_tables`). So a changed weight sends one domain, and a new host changes
-no listener, which would cost every connection of it.
+Neither names a host: the routes of a domain are a resource of their own (see `route_tables`). So a
+changed weight sends one domain, and a new host changes no listener. (Envoy drains all connections
+of a changed listener.)
 
-Streams of models are long and may be silent for long; nothing here ends one for that. Headers are
-guarded as istiod does at the edge: the client's address is the connection's, its certificate is
-told in a header that it cannot set itself, and paths are normalised before they are compared.
+Streams of models are long and may be silent for long, so no idle timeout ends one. Headers are
+protected as istiod does at the edge: the client's address is that of the connection, Envoy writes
+its certificate into a header that clients cannot set, and paths are normalised before they are
+matched.
 """
 
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = ["listener_resources"]
 
-# As in istiod, a client that begins TLS and then is silent holds its connection no longer.
+# As in istiod, Envoy closes a connection whose TLS handshake takes longer.
 _HANDSHAKE_SECONDS: Final = 15
 _TLS_VERSIONS: Final = {
     TlsVersion.TLSV1_2: common_pb2.TlsParameters.TLSv1_2,
@@ -45,11 +46,11 @@ _TLS_VERSIONS: Final = {
 def listener_resources(
     merged_gateways: Iterable[MergedGateway], settings: MeshSettings
 ) -> tuple[Resource, ...]:
-    """The listener of a port and its route configurations.
+    """The listener of a port, and its route configurations.
 
     Args:
-        merged_gateways: those of the port; one, or several with TLS.
-        settings: where to listen, and to whom requests are told.
+        merged_gateways: The merged gateways of the port; one, or several with TLS.
+        settings: The address, the access log and the tracing.
     """
     merged_gateways = tuple(merged_gateways)
     port = merged_gateways[0].port
@@ -110,7 +111,7 @@ def _connection_manager(
         forward_client_cert_details=HttpConnectionManager.SANITIZE_SET,
         set_current_client_cert_details=details,
         stream_idle_timeout=Duration(),
-        # The server says whether it wants the body of a request that asks first.
+        # The server, not Envoy, answers "Expect: 100-continue".
         proxy_100_continue=True,
         upgrade_configs=[HttpConnectionManager.UpgradeConfig(upgrade_type="websocket")],
     )

@@ -1,7 +1,8 @@
-"""Names that istiod gives to resources, and how names with a ``*`` cover others.
+"""Names of resources, as istiod gives them, and how names with a ``*`` cover others.
 
-Clusters are ``outbound|PORT|SUBSET|HOST``, with an empty subset for all endpoints; route
-configurations of gateways are ``http.PORT``; listeners are ``0.0.0.0_PORT`` whatever the address.
+A cluster is called ``outbound|PORT|SUBSET|HOST``, with an empty subset for all endpoints. The route
+configuration of a gateway is called ``http.PORT``. A listener is called ``0.0.0.0_PORT``, whatever
+its address.
 """
 
 from tidegate.istio.shapes import HostName, SubsetName
@@ -17,7 +18,7 @@ __all__ = [
 
 
 def cluster_name(host: HostName, port: int, subset: SubsetName | None = None) -> str:
-    """The name of a cluster, of its endpoints, and of the routes to it of a gRPC client."""
+    """The name of a cluster, of its endpoints, and of a gRPC client's routes to it."""
     return f"outbound|{port}|{subset or ''}|{host}"
 
 
@@ -27,22 +28,22 @@ def listener_name(port: int) -> str:
 
 
 def virtual_host_name(route_configuration: str, domain: str) -> str:
-    """The name under which a virtual host is sent by itself.
+    """The resource name of a virtual host.
 
-    Envoy finds the route configuration by what comes before the last slash.
+    Envoy finds its route configuration by the part before the last slash.
     """
     return f"{route_configuration}/{domain}"
 
 
 def is_wildcard(name: str) -> bool:
-    """Whether a name stands for many."""
+    """Whether a name has a ``*``, which stands for many names."""
     return name.startswith("*")
 
 
 def covers(name: str, other: str) -> bool:
-    """Whether everything that the other name stands for, the first stands for too.
+    """Whether the first name matches every host that the other name matches.
 
-    ``*`` covers all, ``*.com`` covers ``a.com`` and ``*.b.com`` but not ``com``.
+    ``*`` covers all names. ``*.com`` covers ``a.com`` and ``*.b.com``, but not ``com``.
     """
     if not is_wildcard(name):
         return name == other
@@ -50,7 +51,7 @@ def covers(name: str, other: str) -> bool:
 
 
 def narrower(name: str, other: str) -> str | None:
-    """The one of two names that the other covers; none where neither does."""
+    """The narrower of two names: the one that the other covers; None where neither does."""
     if covers(name, other):
         return other
     return name if covers(other, name) else None

@@ -1,4 +1,4 @@
-"""Istio's values as the messages in which Envoy takes them."""
+"""Values of Istio objects as Envoy's protobuf messages."""
 
 import datetime as dt
 from typing import Final
@@ -23,25 +23,24 @@ __all__ = [
     "string_matcher",
 ]
 
-# Without an end to waiting: a proxy that has not got what it asked for answers nothing, and not
-# something wrong.
+# No timeout: a proxy that still waits for a resource answers nothing, rather than something wrong.
 ADS: Final = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(),
     resource_api_version=config_source_pb2.ApiVersion.V3,
     initial_fetch_timeout=Duration(),
 )
-"""The stream on which a proxy has got the resource that says this."""
+"""The source of further resources: the ADS stream on which the proxy got this one."""
 
 
 def duration(value: dt.timedelta) -> Duration:
-    """A time span."""
+    """A duration."""
     message = Duration()
     message.FromTimedelta(value)
     return message
 
 
 def packed(message: Message) -> AnyMessage:
-    """A message with its type, the same bytes for the same message."""
+    """A message with its type; equal messages give equal bytes."""
     result = AnyMessage()
     result.Pack(message, deterministic=True)
     return result
@@ -53,7 +52,7 @@ def share(percentage: float) -> base_pb2.RuntimeFractionalPercent:
 
 
 def fraction(percentage: float) -> percent_pb2.FractionalPercent:
-    """A share of requests where Envoy takes no name for it."""
+    """A share of requests, for fields of Envoy that have no runtime key."""
     return percent_pb2.FractionalPercent(
         numerator=round(percentage * 10_000), denominator=percent_pb2.FractionalPercent.MILLION
     )
@@ -67,14 +66,14 @@ def always() -> base_pb2.RuntimeFractionalPercent:
 
 
 def socket_address(address: str, port: int) -> address_pb2.Address:
-    """Where to connect to or to listen."""
+    """An address to which to connect, or on which to listen."""
     return address_pb2.Address(
         socket_address=address_pb2.SocketAddress(address=address, port_value=port)
     )
 
 
 def string_matcher(match: StringMatch) -> string_pb2.StringMatcher:
-    """A condition on a text; not for one that only asks for presence."""
+    """A condition on a text. A condition on presence has no such message."""
     match match.kind:
         case StringMatchKind.EXACT:
             return string_pb2.StringMatcher(exact=match.value)

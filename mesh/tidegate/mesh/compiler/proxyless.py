@@ -22,7 +22,7 @@ from tidegate.istio.names import MESH
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import HttpRoute, VirtualService
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.hosts.services import Port
+from tidegate.mesh.compiler.hosts.services import RegisteredPort
 from tidegate.mesh.compiler.hosts.upstreams import Upstream
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import ADS, duration, packed
@@ -87,7 +87,7 @@ def _listener(address: str, routes: str) -> listener_pb2.Listener:
     )
 
 
-def _default(upstream: Upstream, port: Port) -> _Route:
+def _default(upstream: Upstream, port: RegisteredPort) -> _Route:
     """A route for every request to the host itself, as istiod makes it."""
     route = _Route(match=route_match(None))
     route.route.cluster = cluster_name(upstream.service.host, port.number)

@@ -1,4 +1,4 @@
-"""What the compiler is told that is not in an Istio object."""
+"""The compiler's other inputs: settings of the mesh and states of endpoints."""
 
 import enum
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ __all__ = ["OWN_NAMESPACE", "EndpointState", "EndpointStates", "MeshSettings"]
 
 
 OWN_NAMESPACE: Final = (".",)
-"""``exportTo`` of an object that holds for proxies of its namespace only."""
+"""The ``exportTo`` of an object that holds only for the proxies of its own namespace."""
 
 
 class EndpointState(enum.Enum):
-    """What is known of an endpoint from outside the objects."""
+    """The state of an endpoint, which is not in any object."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
@@ -28,23 +28,23 @@ class EndpointState(enum.Enum):
 EndpointStates = Mapping[str, EndpointState]
 """States by ``address:port``.
 
-An endpoint of the mesh that is not in it is unhealthy: nobody has seen it serve. One outside of
-the mesh (``location: MESH_EXTERNAL``) is healthy unless it is draining: its health is not checked,
-even where a host of the mesh has an endpoint at the same address.
+An endpoint of the mesh without a state is unhealthy: no check has seen it serve. An endpoint
+outside of the mesh (``location: MESH_EXTERNAL``) is healthy unless it is draining. Its health is
+not checked, even if a host of the mesh has an endpoint at the same address.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshSettings:
-    """What holds for the whole mesh.
+    """Settings of the whole mesh.
 
     Attributes:
-        listen_address: the address on which gateways listen.
-        access_log: where each request is told of, if anywhere.
-        tracing: where spans go, if anywhere.
-        proxy_namespace: the namespace in which proxies count as living; DestinationRules in it
-            come first, and what other namespaces keep to themselves does not hold for them.
-        root_namespace: the namespace whose DestinationRules hold where no other does.
+        listen_address: The address on which gateways listen.
+        access_log: The access log of all gateways, if there is one.
+        tracing: The tracing of all gateways, if there is any.
+        proxy_namespace: The namespace of all proxies. Its DestinationRules come first, and proxies
+            do not see objects that other namespaces keep to themselves.
+        root_namespace: The namespace whose DestinationRules hold where no other does.
     """
 
     listen_address: str = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""``python -m tidegate.mesh.control``: the mesh's controller."""
+"""``python -m tidegate.mesh.control``: starts the controller."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tidegate.mesh.control.transitions.drainer import RequestsInProgress
 from tidegate.mesh.telemetry import (
     AccessLogServicer,
     IstioMetrics,
+    IstioWorkload,
     LoadReportingServicer,
     LoadReports,
     RequestLog,
-    Workload,
     access_log_config,
     tracing_config,
 )
+from tidegate.mesh.traces.intake import TraceLimits
 from tidegate.mesh.traces.jaeger_api import jaeger_api
-from tidegate.mesh.traces.limits import TraceLimits
 from tidegate.mesh.traces.receiver import OtlpTraceServicer
 from tidegate.mesh.traces.store import TraceStore
 from tidegate.mesh.v1 import mesh_pb2_grpc
@@ -47,13 +47,13 @@ _log = get_logger(__name__)
 
 
 class ControlApplication:
-    """Everything that the controller serves, over one set of objects.
+    """Everything that the controller serves, made of one set of objects.
 
-    Streams of proxies have no end of their own. They are no services of the application, so that a
-    drain does not wait for them: proxies go on with what they have.
+    The streams of proxies never end by themselves. They are not among the application's services,
+    so a drain does not wait for them; proxies go on with what they have.
 
     Args:
-        settings: what it is told.
+        settings: The controller's settings.
     """
 
     service_names = (SERVICE_NAME,)
@@ -78,7 +78,9 @@ class ControlApplication:
         gateway = {"app": settings.gateway_workload}
         self._metrics = IstioMetrics(
             self._topology.workload_at,
-            Workload.from_labels(settings.gateway_workload, settings.gateway_namespace, gateway),
+            IstioWorkload.from_labels(
+                settings.gateway_workload, settings.gateway_namespace, gateway
+            ),
         )
         self._mesh = MeshServicer(
             self._controller, self._distribution, self._topology, self._in_progress, self._requests
@@ -94,7 +96,7 @@ class ControlApplication:
 
     @asynccontextmanager
     async def run(self, health: Health) -> AsyncIterator[None]:
-        """Serves the mesh, until the server drains."""
+        """Serves the mesh while the context is open."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._journal)
             self._controller.load()
@@ -110,19 +112,19 @@ class ControlApplication:
             stack.callback(noting.cancel)
             await stack.enter_async_context(self._controller.running())
             health.set_all(True)
-            leaving = tasks.create_task(self._leave(health))
-            stack.callback(leaving.cancel)
+            draining = tasks.create_task(self._interrupt_at_drain(health))
+            stack.callback(draining.cancel)
             yield
 
     async def _note_workloads(self) -> None:
-        """Keeps who serves at which address, for records that come when it is gone."""
+        """Keeps which workload runs at which address, for records that come when it has gone."""
         serving = self._controller.served
         while True:
             self._topology.note(*serving.in_use)
             await serving.changed()
 
-    async def _leave(self, health: Health) -> None:
-        """Stops making changes when a drain begins: proxies that go then must not count as gone."""
+    async def _interrupt_at_drain(self, health: Health) -> None:
+        """Interrupts changes when a drain begins: proxies that disconnect then open no gate."""
         async for serving in health.watch(SERVICE_NAME):
             if not serving:
                 self._controller.interrupt()
@@ -131,7 +133,7 @@ class ControlApplication:
 
 
 def main() -> int:
-    """Serves until it is told to stop; returns the exit status."""
+    """Runs the controller until it is told to stop; returns the exit status."""
     settings = ControlSettings.from_command_line()
     return run(ControlApplication, settings)
 

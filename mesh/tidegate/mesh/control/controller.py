@@ -1,15 +1,15 @@
-"""The controller: takes what files, commands and endpoints say, and changes the mesh accordingly.
+"""The controller: changes the mesh as files, commands and endpoints require.
 
-One change of objects is made at a time; what comes meanwhile waits, and edits of files that come
-one after another are made as one. Health and workloads do not wait: they count at once, in the
-middle of a change too.
+The controller makes one change of objects at a time. Other changes wait, and edits of files that
+come one after another become one change. Health and workloads do not wait: they take effect at
+once, in the middle of a change too.
 
-A person's edit that has errors, or that could not be made, is refused: the objects stay as they
-were, the file stays as the person left it, and the status says what is wrong, until the file is
-another one. No command changes a file: what it shifts is kept apart (see `ShiftedFiles`).
+The controller refuses an edit of a file that has errors or was rolled back. The objects stay as
+they were, the file stays as the person left it, and the status says what is wrong until the file is
+saved again. No command changes a file: a shift is kept apart from it (see `ShiftedFiles`).
 
-At its start the controller finds in its journal which objects are in effect and which change was
-interrupted. Proxies get no answer until the endpoints have said how they are: an answer without
+At its start the controller finds in its journal which objects are in effect and which transition is
+pending. Proxies get no answer until the endpoints have reported their health: an answer without
 that would take every endpoint out of use.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.istio import IstioObjects
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shifts import Shift
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler
 from tidegate.mesh.control.configuration.applied import AppliedConfiguration
@@ -57,25 +57,25 @@ __all__ = ["Controller"]
 _log = get_logger(__name__)
 
 _Make = Callable[[TransitionEvents], Coroutine[Any, Any, None]]
-"""Makes a change and tells what happens."""
+"""Makes a change and adds its events."""
 
 
 class Controller:
     """The mesh's controller. Use it from the event loop.
 
     Args:
-        settings: what it is told.
-        distribution: serves the proxies.
-        compiler: makes resources of objects.
+        settings: The controller's settings.
+        distribution: Serves the proxies.
+        compiler: Compiles objects to resources.
         in_progress: Counts the requests that run in the proxies.
-        journal: remembers.
+        journal: Keeps what must survive a restart.
 
     Attributes:
         served: What is served.
-        endpoints: the endpoints' states.
-        transitions: the changes.
-        problems: what is wrong and not in effect.
-        shifted: the files that commands changed.
+        endpoints: The states of the endpoints.
+        transitions: Executes changes.
+        problems: What is wrong and therefore not in effect.
+        shifted: The files whose text commands have shifted.
     """
 
     def __init__(
@@ -135,21 +135,21 @@ class Controller:
 
     @property
     def is_running(self) -> bool:
-        """Whether proxies are served and changes are made."""
+        """Whether the controller serves proxies and makes changes."""
         return self._running
 
     def load(self) -> None:
-        """Finds the objects that are in effect; before anything is served.
+        """Finds the objects that are in effect. Call it before `running`.
 
         Raises:
-            TidegateError: the objects cannot be used, and there are none to go on with.
+            TidegateError: The objects have errors, and there are no earlier ones to go on with.
         """
         pending = self._journal.pending()
         self._is_back = bool(pending or self._journal.applied())
         if self._is_back:
-            self._interrupted = self._resume(pending)
+            self._interrupted = self._start_from_journal(pending)
         else:
-            self._start_anew()
+            self._start_from_files()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -174,7 +174,7 @@ class Controller:
                     task.cancel()
 
     def interrupt(self) -> None:
-        """Makes no more changes; one that has begun goes on at the next start."""
+        """Interrupts all changes; a pending one goes on at the next start."""
         self._running = False
         for task in self._changing:
             task.cancel()
@@ -185,12 +185,12 @@ class Controller:
         """Begins a shift.
 
         Args:
-            change: what is asked for.
-            description: the same in words.
-            deadline_s: how long each of its stages may take; that of the settings unless given.
+            change: The shift.
+            description: The same in words.
+            deadline_s: How long each of its stages may take; that of the settings unless given.
 
         Returns:
-            What happens. Iterating it raises at the end what kept the shift from being made.
+            The events. Iterating them raises an error at the end if the shift was not made.
         """
 
         async def make(events: TransitionEvents) -> None:
@@ -205,19 +205,19 @@ class Controller:
         return self._change(make)
 
     def reset(self, deadline_s: float | None = None) -> TransitionEvents:
-        """Begins to take every shift back: each file means again what it holds now.
+        """Begins to undo every shift: each file means again what it holds now.
 
         Args:
-            deadline_s: how long each stage may take; that of the settings unless given.
+            deadline_s: How long each stage may take; that of the settings unless given.
 
         Returns:
-            What happens, as of `shift`; nothing where nothing is shifted.
+            The events, as of `shift`; none if nothing is shifted.
         """
 
         async def make(events: TransitionEvents) -> None:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
-                await self._edits.look_now()
+                await self._edits.poll_now()
                 proposed = self._proposer.propose_reset()
                 if proposed.files:
                     description = f"reset of {names_of(proposed.files)}"
@@ -226,14 +226,14 @@ class Controller:
         return self._change(make)
 
     def objects_of(self, host: str) -> IstioObjects:
-        """The objects in effect that are about a host, by its full or short name; else all."""
+        """The objects in effect of a host, by its full or short name; see `HostIndex`."""
         return self._applied.objects_of(host, self.served.objects)
 
     def propose(self, shift: Shift | None) -> ProposedChange:
-        """Works out what a shift would change, or without one what a reset would.
+        """Works out what a shift would change, or what a reset would change if none is given.
 
         Raises:
-            TidegateError: it cannot be made.
+            TidegateError: The change cannot be made.
         """
         if shift is None:
             return self._proposer.propose_reset()
@@ -243,11 +243,11 @@ class Controller:
         """Takes an endpoint out of use and waits for the requests that run there.
 
         Args:
-            address: the endpoint, ``address:port``.
-            deadline_s: how long to wait; as long as endpoints that leave may take unless given.
+            address: The endpoint, ``address:port``.
+            deadline_s: How long to wait; ``leave_deadline_s`` of the settings unless given.
 
         Raises:
-            NotFound: there is no such endpoint.
+            NotFound: There is no such endpoint.
         """
         places = self._places(address)
         self.endpoints.drain(address)
@@ -257,12 +257,12 @@ class Controller:
         """Takes an endpoint into use again.
 
         Raises:
-            NotFound: there is no such endpoint.
+            NotFound: There is no such endpoint.
         """
         self._places(address)
         self.endpoints.undrain(address)
 
-    def _start_anew(self) -> None:
+    def _start_from_files(self) -> None:
         found = self._edits.differences()
         wrong = [
             *(f"{path} {words}" for path, words in self._edits.unread.items()),
@@ -275,11 +275,11 @@ class Controller:
         self._applied.take(changes)
         self._journal.start_with(self._applied.config)
 
-    def _resume(self, pending: PendingTransition | None) -> _Make | None:
-        """Starts with what was in effect, and what was interrupted as far as it was.
+    def _start_from_journal(self, pending: PendingTransition | None) -> _Make | None:
+        """Starts with what was in effect, and with the pending transition as far as it was.
 
         Returns:
-            What goes on with the interrupted change.
+            Makes the rest of the pending transition.
         """
         texts = self._journal.applied()
         known = [TextChange(path, None, text, None) for path, text in texts.items()]
@@ -295,7 +295,7 @@ class Controller:
         try:
             change = self._proposer.propose(pending.files)
         except TidegateError as error:
-            # Workloads that came meanwhile can make it impossible; nobody is served it yet.
+            # Workloads that came meanwhile can make it impossible; no proxy has been served it yet.
             self._journal.end(pending.files, made=False)
             self.problems.put(pending.description, f"was interrupted and given up: {error}")
             return None
@@ -310,19 +310,19 @@ class Controller:
         return go_on
 
     def _start_over(self, reason: TidegateError) -> None:
-        """Starts with what the files mean: what was in effect is refused by this version."""
+        """Starts with what the files mean, because this version rejects what was in effect."""
         self._journal.end((), made=False)
         try:
-            self._start_anew()
+            self._start_from_files()
         except TidegateError:
-            # What was shifted may be what is refused.
+            # The errors may be in a shifted text.
             for path in self.shifted.paths:
                 self._journal.keep(path, None)
-            self._start_anew()
+            self._start_from_files()
         _log.warning("starts with the files, not with what was in effect", reason=str(reason))
 
     async def _settle(self, seconds: float) -> None:
-        """Lets proxies come back before anything is changed, since those away are not asked."""
+        """Lets proxies come back before any change: gates wait only for those connected."""
         await asyncio.sleep(seconds)
         self._settled.set()
 
@@ -342,7 +342,7 @@ class Controller:
                     )
                 )
                 raise
-            except Exception as error:  # noqa: BLE001 - it is logged and told
+            except Exception as error:  # noqa: BLE001 - it is logged and reported
                 # One change must not end the controller.
                 _log.exception("a change failed unexpectedly")
                 events.end(
@@ -374,11 +374,11 @@ class Controller:
         self._applied.take(proposed.files)
 
     async def _take_edits(self, events: TransitionEvents) -> None:
-        """Makes a change of what people have written in files."""
+        """Makes a change of what people have written to files."""
         async with self.transitions.turn(events) as id_:
             await self._settled.wait()
-            # A change that was taken back has rewritten what was seen last.
-            found = await self._edits.look_now()
+            # A change that ended meanwhile has changed what is in effect.
+            found = await self._edits.poll_now()
             if found.broken or not found.config:
                 return
             names = names_of(found.config)
@@ -389,15 +389,15 @@ class Controller:
                 await self._make(id_, f"edit of {names}{lost}", proposed, events)
             except TidegateError as error:
                 if isinstance(error, StateError) or isinstance(error.__cause__, StateError):
-                    # Nothing is wrong with the files: they are tried again.
-                    self._edits.tell(f"the edit of {names} is not in effect yet: {error}")
+                    # Nothing is wrong with the files: the controller tries them again.
+                    self._edits.postpone(f"the edit of {names} is not in effect yet: {error}")
                 else:
                     words = f"the edit of {names} is not in effect: {error}"
                     self._edits.refuse(found.config, words)
                 raise
 
     def _begin_edits(self) -> bool:
-        """Begins a change of what people have written, unless another is being made."""
+        """Begins a change of what people have written, unless another runs."""
         if not self._running or self.transitions.busy:
             return False
         self._change(self._take_edits)

@@ -1,4 +1,7 @@
-"""What keeps the controller from changing the mesh; each message says what to do."""
+"""What goes wrong: errors that end a change, and problems that the status shows until they end.
+
+The message of each error says what to do.
+"""
 
 import time
 from collections import OrderedDict
@@ -26,7 +29,7 @@ _MAX_PROBLEMS: Final = 50
 
 
 class ControlError(TidegateError):
-    """The controller cannot do what it was asked."""
+    """The controller cannot make a change."""
 
 
 class StateError(ControlError):
@@ -38,11 +41,11 @@ class ObjectsError(ControlError):
 
 
 class RolledBackError(ControlError):
-    """A change could not be completed and was taken back.
+    """A change could not be completed and was rolled back.
 
     Args:
-        stage: the stage that could not be completed.
-        reason: why, with the proxy, the resource and what was said of it.
+        stage: The stage that could not be completed.
+        reason: Why, with the proxy, the resource and the proxy's message.
     """
 
     def __init__(self, stage: str, reason: str) -> None:
@@ -52,11 +55,11 @@ class RolledBackError(ControlError):
 
 
 class UnexpectedChangeError(ControlError):
-    """A fault of the controller ended a change, which was taken back; the log has its traceback."""
+    """A fault of the controller ended a change, which was rolled back; the log has a traceback."""
 
 
 class InterruptedTransitionError(ControlError):
-    """The controller goes away in the middle of a change, and goes on with it when it is back."""
+    """The controller shuts down in the middle of a change; the change goes on at its next start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,9 @@ class Problem:
     """Something that is wrong.
 
     Attributes:
-        source: where.
-        message: what, and what to do.
-        since: since when, in seconds since 1970.
+        source: Where.
+        message: What is wrong, and what to do.
+        since: When it arose, in seconds since 1970.
     """
 
     source: str
@@ -75,7 +78,7 @@ class Problem:
 
 
 class Problems:
-    """The problems, the newest last; older ones than the last fifty are forgotten."""
+    """The last fifty problems, the newest last."""
 
     def __init__(self) -> None:
         self._problems: OrderedDict[str, Problem] = OrderedDict()
@@ -84,7 +87,7 @@ class Problems:
         return iter(list(self._problems.values()))
 
     def put(self, source: str, message: str) -> None:
-        """Says that something is wrong somewhere."""
+        """Adds a problem, in place of an earlier one of the same source."""
         known = self._problems.get(source)
         if known is not None and known.message == message:
             return
@@ -95,5 +98,5 @@ class Problems:
             self._problems.popitem(last=False)
 
     def clear(self, source: str) -> None:
-        """Says that nothing is wrong somewhere any more."""
+        """Removes the problem of a source."""
         self._problems.pop(source, None)

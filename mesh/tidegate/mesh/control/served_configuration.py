@@ -1,9 +1,9 @@
-"""What is served: the objects in effect, how far a change of them is, and how endpoints are.
+"""The served configuration: the objects in effect, the stage of a change, and the endpoints.
 
-Two things change what proxies get, each at its own time. A change of objects goes stage by stage.
-The health of endpoints, and which there are, counts at once, in the middle of a stage too. So what
-is served is always made from both: the objects without the change and with it are compiled with the
-same endpoints, and the stage chooses between the two, name by name (`transition.wanted`).
+Two things change what proxies are served, independently of each other. A change of objects goes
+stage by stage. A change of endpoints or of their health takes effect at once, in the middle of a
+stage too. So both are always combined: the objects with and without the change are compiled with
+the same endpoints, and the stage chooses between the two for each resource (`plan.wanted`).
 """
 
 import asyncio
@@ -28,14 +28,14 @@ _Place = tuple[ProxyKind, ResourceKey]
 
 @dataclass(frozen=True, slots=True)
 class ProposedChange:
-    """A change of objects, compiled and planned but not begun.
+    """A change of objects that is compiled and planned, and has not begun.
 
     Attributes:
         files: The files whose text in effect changes.
-        objects: the objects with the change.
-        compiled: what they are compiled to.
-        changes: what is different of it.
-        stages: the order in which it is sent.
+        objects: All objects, with the change.
+        compiled: The resources of these objects.
+        changes: How these resources differ from those of the objects in effect.
+        stages: The order in which the differences are sent.
     """
 
     files: tuple[TextChange, ...]
@@ -46,15 +46,15 @@ class ProposedChange:
 
 
 class ServedConfiguration:
-    """Gives the distribution what proxies are to have. Use it from the event loop.
+    """Gives the distribution what proxies are to be served. Use it from the event loop.
 
     Args:
-        distribution: tells the proxies.
-        compiler: makes resources of objects.
-        drainer: Keeps endpoints that drain.
+        distribution: Serves the proxies.
+        compiler: Compiles objects to resources.
+        drainer: Keeps endpoints until they have drained.
 
     Attributes:
-        on_objects: called when other objects are in use than before.
+        on_objects: Called when other objects are in use than before.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class ServedConfiguration:
 
     @property
     def objects(self) -> IstioObjects:
-        """The objects in effect, without the change that is being made."""
+        """The objects in effect, without the current change."""
         return self._objects
 
     @property
     def compiled(self) -> Compiled:
-        """What the objects in effect are compiled to."""
+        """The resources of the objects in effect."""
         return self._now
 
     @property
     def states(self) -> EndpointStates:
-        """The states of the endpoints, as they were last compiled."""
+        """The states of the endpoints in the compiled resources."""
         return self._states
 
     @property
@@ -99,19 +99,19 @@ class ServedConfiguration:
 
     @property
     def in_use(self) -> tuple[IstioObjects, ...]:
-        """The objects in effect, and those of the change that is being made."""
+        """The objects in effect, and those of the current change."""
         return (self._objects,) if self._next is None else (self._objects, self._next.objects)
 
     @property
     def settings(self) -> MeshSettings:
-        """What holds for the whole mesh."""
+        """The settings of the whole mesh."""
         return self._compiler.settings
 
     def start(self, objects: IstioObjects) -> None:
-        """Takes the objects that are in effect; proxies get nothing before `open`.
+        """Takes the objects in effect. Proxies get nothing before `open`.
 
         Raises:
-            CompileErrors: they contradict each other.
+            CompileErrors: The objects contradict each other.
         """
         compiled = self._compiler.compile(objects, self._states)
         self._objects, self._now = objects, compiled
@@ -119,19 +119,19 @@ class ServedConfiguration:
         self.on_objects()
 
     def open(self) -> None:
-        """Begins to serve."""
+        """Begins to serve proxies."""
         self._opened = True
         self._push_all()
 
     def propose(self, files: Sequence[TextChange], objects: IstioObjects) -> ProposedChange:
-        """Compiles and plans a change; nothing is changed by it.
+        """Compiles and plans a change. What is served stays as it is.
 
         Args:
             files: The files whose text in effect changes.
             objects: All objects, with the change.
 
         Raises:
-            CompileErrors: the objects contradict each other.
+            CompileErrors: The objects contradict each other.
         """
         compiled = self._compiler.compile(objects, self._states)
         changes = {
@@ -143,11 +143,11 @@ class ServedConfiguration:
         return ProposedChange(tuple(files), objects, compiled, changes, stages)
 
     def enter(self, change: ProposedChange, reached: Reached = None) -> None:
-        """Takes up a change; what is served changes with `reach`.
+        """Begins a change. What is served changes with `reach`.
 
         Args:
-            change: The change, proposed to the objects in effect.
-            reached: the stage that an interrupted change had reached.
+            change: The change of the objects in effect.
+            reached: The stage that an interrupted change had reached.
         """
         self._next = change
         self._keys = {
@@ -161,13 +161,13 @@ class ServedConfiguration:
             self._push(proxy_kind, keys)
 
     def reach(self, reached: Reached) -> None:
-        """Serves what a stage wants."""
+        """Serves the resources that a stage wants."""
         self._reached = reached
         for proxy_kind, keys in self._keys.items():
             self._push(proxy_kind, keys)
 
     def leave(self, *, made: bool) -> None:
-        """Ends the change, whose last or first stage is served."""
+        """Ends the change, after its last stage if it was made, else after all were undone."""
         if made and self._next is not None:
             self._objects, self._now = self._next.objects, self._next.compiled
         self._next, self._keys, self._reached = None, {}, None
@@ -179,14 +179,14 @@ class ServedConfiguration:
         states: EndpointStates,
         change: Callable[[IstioObjects], IstioObjects] = lambda objects: objects,
     ) -> None:
-        """Takes other states of endpoints, or other workloads, which count at once.
+        """Takes new states of endpoints, or other workloads. They take effect at once.
 
         Args:
-            states: the states of all endpoints.
-            change: puts and removes workloads.
+            states: The states of all endpoints.
+            change: Adds and removes workloads.
 
         Raises:
-            CompileErrors: with these workloads the objects contradict each other.
+            CompileErrors: With these workloads the objects contradict each other.
         """
         objects = change(self._objects)
         now = self._compiler.compile(objects, states)
@@ -210,7 +210,7 @@ class ServedConfiguration:
             self.on_objects()
 
     def release(self, proxy_kind: ProxyKind, key: ResourceKey) -> None:
-        """Serves a cluster's endpoints without those whose departure is finished."""
+        """Serves a cluster's endpoints without those that have drained."""
         self._push(proxy_kind, (key,))
 
     def addresses(self, cluster: str) -> frozenset[str]:
@@ -220,7 +220,7 @@ class ServedConfiguration:
         return frozenset().union(*(self._addresses.get(each, frozenset()) for each in places))
 
     def places(self, address: str) -> dict[ProxyKind, list[ResourceKey]]:
-        """Where an endpoint is served; nowhere when it is not there."""
+        """The clusters' endpoints that an endpoint is among; none if it does not exist."""
         places: dict[ProxyKind, list[ResourceKey]] = {}
         for (proxy_kind, key), there in self._addresses.items():
             if address in there:
@@ -228,7 +228,7 @@ class ServedConfiguration:
         return places
 
     def unhealthy(self, clusters: Iterable[str]) -> frozenset[str]:
-        """Those of some clusters in which no endpoint takes requests, for some proxy kind."""
+        """The clusters of some in which no endpoint takes requests, for some proxy kind."""
         return frozenset(
             name
             for name in clusters
@@ -237,7 +237,7 @@ class ServedConfiguration:
         )
 
     async def changed(self) -> None:
-        """Waits until something else is served, or in effect."""
+        """Waits until other resources are served, or other objects are in use."""
         await self._changed.wait()
 
     def _endpoints_of(self, proxy_kind: ProxyKind, cluster: str) -> Resource | None:
@@ -259,7 +259,7 @@ class ServedConfiguration:
             self._push(proxy_kind, keys)
 
     def _push(self, proxy_kind: ProxyKind, keys: Iterable[ResourceKey]) -> None:
-        """Brings what is served under some names to what is wanted."""
+        """Serves what is wanted now under some names."""
         served = self._distribution.served(proxy_kind)
         put, delete = [], []
         for key in keys:
@@ -280,12 +280,12 @@ class ServedConfiguration:
         self._wake()
 
     def _wake(self) -> None:
-        """Tells those that wait for another state."""
+        """Wakes all that wait in `changed`."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def _note(self, place: _Place, assignment: Resource | None) -> None:
-        """Keeps which endpoints are served where."""
+        """Keeps which endpoints a cluster has."""
         self._addresses.pop(place, None)
         if assignment is not None:
             self._addresses[place] = addresses(assignment)

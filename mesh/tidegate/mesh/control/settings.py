@@ -1,4 +1,4 @@
-"""What the controller can be told."""
+"""The settings of the controller."""
 
 from pathlib import Path
 
@@ -32,27 +32,28 @@ class ControlSettings(ChassisSettings):
         0.0,
         ge=0,
         le=86400,
-        description="Age at which a connection is asked to go; 0 never asks, since proxies keep"
-        " their streams for as long as the controller is there.",
+        description="Age at which the server asks a connection to close; 0 never asks, because"
+        " proxies keep their streams as long as the controller runs.",
     )
     objects: list[Path] = Field(
         default_factory=list,
-        description="Files and folders of Istio objects, with commas. A file that holds nothing but"
-        " WorkloadEntries says which servers run, and counts at once.",
+        description="Files and folders of Istio objects, separated by commas. A file that holds"
+        " only WorkloadEntries says which servers run, and takes effect at once.",
     )
     state_file: Path = Field(
         Path(".tidegate/mesh.sqlite"),
-        description="SQLite file of the objects in effect and of the change that is being made.",
+        description="SQLite file of the objects in effect, the shifts and the pending transition.",
     )
     file_interval_s: float = Field(
-        0.3, ge=0.02, le=60, description="How often the files are looked at."
+        0.3, ge=0.02, le=60, description="How often the files are polled."
     )
     file_settle_s: float = Field(
         5.0,
         ge=0,
         le=300,
-        description="How long a file of objects that was emptied must stay so before that counts:"
-        " whoever saves it may be in the middle. One that holds less than before waits a second.",
+        description="How long an emptied file of objects must stay empty before that counts: a"
+        " program may be in the middle of saving it. Other files that hold less than before wait 1"
+        " s.",
     )
     listen_address: str = Field(
         "127.0.0.1", min_length=1, description="Address that the proxies listen on for gateways."
@@ -60,19 +61,19 @@ class ControlSettings(ChassisSettings):
     gateway_workload: str = Field(
         "istio-ingressgateway",
         min_length=1,
-        description="What the proxies are called in Istio's metrics (source_workload, source_app,"
+        description="Name of the proxies in Istio's metrics (source_workload, source_app,"
         " source_canonical_service): on a cluster the Deployment of the gateway.",
     )
     gateway_namespace: str = Field(
         "models",
         min_length=1,
-        description="The namespace that they are in there (source_workload_namespace).",
+        description="Namespace of the proxies in Istio's metrics (source_workload_namespace).",
     )
     stage_deadline_s: float = Field(
         30.0,
         gt=0,
         le=3600,
-        description="How long a stage of a change may take before the change is taken back.",
+        description="How long a stage of a change may take before the change is rolled back.",
     )
     leave_deadline_s: float = Field(
         30.0,
@@ -84,22 +85,23 @@ class ControlSettings(ChassisSettings):
         2.0,
         ge=0,
         le=60,
-        description="How long, at start, endpoints may take to tell their health before proxies are"
-        " answered, and the proxies of an interrupted change to come back before it goes on.",
+        description="How long, at start, endpoints may take to report their health before proxies"
+        " get an answer, and the proxies of a pending change may take to come back before it goes"
+        " on.",
     )
     health_watches: int = Field(
         256,
         ge=0,
         le=10_000,
-        description="Endpoints whose health is checked, each on a connection; those beyond are"
-        " taken to serve and left to the proxies' outlier detection.",
+        description="Endpoints whose health is checked, each on a connection. The others are"
+        " assumed to serve and left to the proxies' outlier detection.",
     )
     health_check_interval_s: float = Field(
         1.0,
         ge=0,
         le=3600,
-        description="Time between two health checks of an endpoint, which find one that is frozen;"
-        " with 0 only the health streams of gRPC endpoints are followed.",
+        description="Time between two health checks of an endpoint; they find a frozen server."
+        " With 0 only the health streams of gRPC endpoints are followed.",
     )
     health_check_timeout_s: float = Field(
         1.0, gt=0, le=3600, description="How long an endpoint may take to answer a health check."
@@ -108,14 +110,14 @@ class ControlSettings(ChassisSettings):
         3,
         ge=1,
         le=1000,
-        description="Health checks without an answer, one after another, after which an endpoint"
-        " gets no new requests.",
+        description="Health checks in a row without an answer after which an endpoint gets no new"
+        " requests.",
     )
     envoy_admin_files: list[Path] = Field(
         default_factory=list,
-        description="Files, with commas, in which Envoys that tidegate.mesh.envoy started write"
-        " where their admin interface is; there it is seen when all of their threads have taken a"
-        " change over.",
+        description="Files, separated by commas, in which Envoys that tidegate.mesh.envoy started"
+        " write the address of their admin interface. The controller asks there whether all worker"
+        " threads use a change.",
     )
     traces_port: int = Field(
         16686,
@@ -127,5 +129,5 @@ class ControlSettings(ChassisSettings):
         Path(".tidegate/traces.sqlite"), description="SQLite file of the last traces."
     )
     max_traces: int = Field(
-        1000, ge=1, le=1_000_000, description="Traces that are kept; older ones go."
+        1000, ge=1, le=1_000_000, description="Traces that are kept; older ones are deleted."
     )

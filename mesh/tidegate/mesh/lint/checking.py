@@ -1,8 +1,8 @@
-"""All rules over all objects, and each finding with its file and line.
+"""Runs all rules on all objects, and finds the file and line of each finding.
 
-Objects that cannot be read at all are findings too, of the rule ``invalid``: then nothing else is
-looked for, since half a mesh has mistakes that the whole has not. What the compiler refuses and no
-rule has found is of the rule ``not-compiled``, so that a mesh without errors here can be served.
+Objects that cannot be read are findings of the rule ``invalid``. Then no other rule runs: a part of
+a mesh has mistakes that the whole mesh does not have. Compile errors that no other rule has found
+are findings of the rule ``not-compiled``, so that a mesh without errors here can be served.
 """
 
 import datetime as dt
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import tidegate.mesh.lint.rules  # noqa: F401 - declares the rules
 from tidegate.istio.errors import ObjectProblem
-from tidegate.istio.files import Loaded
-from tidegate.istio.nodes import find, line_of
-from tidegate.istio.parsing import Ignored, ParsedObject, parse_part
+from tidegate.istio.reading.documents import Ignored, ParsedObject, parse_part
+from tidegate.istio.reading.files import Loaded
+from tidegate.istio.reading.nodes import find, line_of
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
 from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
@@ -21,28 +21,30 @@ from tidegate.mesh.lint.view import MeshView
 
 __all__ = ["ALL_RULES", "INVALID", "LocatedFinding", "check", "findings_of_problems"]
 
-INVALID = Rule("invalid", Severity.ERROR, "an object cannot be read, or says what cannot be done")
+INVALID = Rule(
+    "invalid", Severity.ERROR, "an object cannot be read, or asks for something unsupported"
+)
 """The rule of everything that the parser refuses."""
 
 NOT_COMPILED = Rule("not-compiled", Severity.ERROR, "objects contradict each other")
-"""The rule of what the compiler refuses and no other rule has found."""
+"""The rule of compile errors that no other rule has found."""
 
 ALL_RULES: tuple[Rule, ...] = (INVALID, NOT_COMPILED, *RULES)
 
 
 @dataclass(frozen=True, slots=True)
 class LocatedFinding:
-    """A finding with its place.
+    """A finding with its file and line.
 
     Attributes:
-        rule: the name of the rule.
-        severity: how bad it is.
-        object: the object, as ``VirtualService models/vision``.
-        path: the field; empty for the whole object.
-        source: the file.
-        line: the line there, from 1.
-        traffic: what happens to requests.
-        fix: what to do about it.
+        rule: The name of the rule.
+        severity: How serious it is.
+        object: The object, as ``VirtualService models/vision``.
+        path: The field; empty for the whole object.
+        source: The file.
+        line: The line there, from 1.
+        traffic: What happens to requests.
+        fix: What to do about it.
     """
 
     rule: str
@@ -58,11 +60,11 @@ class LocatedFinding:
 def check(
     loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None
 ) -> list[LocatedFinding]:
-    """What is wrong with objects, in the order of files and lines.
+    """Finds what is wrong with objects, in the order of files and lines.
 
     Args:
-        loaded: the objects and their files.
-        p99: how long the slowest hundredth of hosts' answers takes, beside what annotations say.
+        loaded: The objects and their files.
+        p99: The 99th percentile of hosts' response times, in addition to annotations.
     """
     view = MeshView(loaded.objects, loaded.ignored, p99 or {})
     places = _Places(loaded)
@@ -81,7 +83,7 @@ def check(
 
 
 def findings_of_problems(problems: Iterable[ObjectProblem]) -> list[LocatedFinding]:
-    """What the parser refused, as findings."""
+    """The problems that the parser found, as findings."""
     return [
         LocatedFinding(
             *(INVALID.name, INVALID.severity, each.object, each.path, each.source, each.line),
@@ -93,14 +95,16 @@ def findings_of_problems(problems: Iterable[ObjectProblem]) -> list[LocatedFindi
 
 
 def _compile_errors(view: MeshView) -> tuple[CompileError, ...]:
-    """What keeps the objects from being compiled; of what the files do not hold nothing is said."""
+    """The compile errors, without those about hosts that the files do not define."""
     try:
         Compiler(MeshSettings()).compile(view.objects, {})
     except CompileErrors as found:
-        # The ports and endpoints of a Service of Kubernetes, and so its routes, are not compiled.
-        beside = any(host.entry is None for host in view.hosts.values())
+        # The compiler does not know Services of Kubernetes, so it refuses routes to them.
+        unknown_hosts = any(host.entry is None for host in view.hosts.values())
         return tuple(
-            each for each in found.errors if not (beside and each.path.startswith("spec.http"))
+            each
+            for each in found.errors
+            if not (unknown_hosts and each.path.startswith("spec.http"))
         )
     return ()
 
@@ -115,13 +119,13 @@ def _refused(error: CompileError) -> Finding:
 
 
 def _same(report: LocatedFinding, error: CompileError) -> bool:
-    """Whether an error has been found by a rule already, at the field or around it."""
+    """Whether a rule has found an error already, at the same field or around it."""
     around = report.path.startswith(error.path) or error.path.startswith(report.path)
     return report.severity is Severity.ERROR and report.object == str(error.object) and around
 
 
 class _Places:
-    """Finds lines; a part of a file is parsed once for all its findings."""
+    """Finds lines; it parses a part of a file once for all its findings."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded

@@ -1,4 +1,4 @@
-"""What happens to a request, in words: route by route, with where each value comes from."""
+"""Explains in words what happens to requests: route by route, with the source of each value."""
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from tidegate.istio.destination_rule import (
     LoadBalancer,
     OutlierDetection,
 )
+from tidegate.istio.editing.plain_values import plain
 from tidegate.istio.names import MESH
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.service_entry import Workload
@@ -21,7 +22,6 @@ from tidegate.istio.virtual_service import (
     HttpRetry,
     VirtualService,
 )
-from tidegate.istio.writing import plain
 from tidegate.mesh.lint.view import DefinedHost, MeshView, Route
 
 __all__ = ["explain", "heading", "merged", "route_lines"]
@@ -32,20 +32,20 @@ _MOST_ENDPOINTS = 6
 
 
 def explain(view: MeshView, host: HostName | None = None) -> list[str]:
-    """What becomes of requests, as lines.
+    """Explains what happens to requests, in lines.
 
     Args:
-        view: the mesh.
-        host: only what concerns this host; everything when None.
+        view: The mesh.
+        host: The host to explain; None for all hosts.
     """
     lines: list[str] = []
     for each in view.hosts.values():
         if host in (None, each.name):
             lines += [*_host(view, each), ""]
-    for service in view.objects.virtual_services.values():
-        routes = view.routes_of(service)
+    for virtual_service in view.objects.virtual_services.values():
+        routes = view.routes_of(virtual_service)
         if host is None or any(host in route.hosts for route in routes):
-            lines += [*_service(view, service, routes), ""]
+            lines += [*_virtual_service(view, virtual_service, routes), ""]
     used = {name for route in view.routes for name in route.hosts}
     for name in view.hosts:
         if host in (None, name) and name not in used:
@@ -53,12 +53,12 @@ def explain(view: MeshView, host: HostName | None = None) -> list[str]:
     return lines[:-1]
 
 
-def merged(view: MeshView, service: VirtualService) -> Iterator[str]:
-    """The other VirtualServices whose rules a gateway puts together with those of one."""
+def merged(view: MeshView, virtual_service: VirtualService) -> Iterator[str]:
+    """The other VirtualServices whose rules a gateway merges with those of one."""
     for other in view.objects.virtual_services.values():
-        hosts = sorted({*other.hosts} & {*service.hosts})
-        gateways = sorted({*other.gateways} & {*service.gateways} - {MESH})
-        if other is not service and hosts and gateways:
+        hosts = sorted({*other.hosts} & {*virtual_service.hosts})
+        gateways = sorted({*other.gateways} & {*virtual_service.gateways} - {MESH})
+        if other is not virtual_service and hosts and gateways:
             yield (
                 f"  at gateway {gateways[0]} put together with the rules of {other.name} for "
                 f"{hosts[0]}; catch-alls come last"
@@ -69,8 +69,8 @@ def _host(view: MeshView, host: DefinedHost) -> Iterator[str]:
     defined = f"{host.entry.name}" if host.entry is not None else "a Service of Kubernetes"
     yield f"host {host.name} ({defined})"
     for port in host.ports:
-        spoken = port.protocol.value if port.protocol else "protocol not declared"
-        yield f"  port {port.number} {port.name}: {spoken}"
+        protocol = port.protocol.value if port.protocol else "protocol not declared"
+        yield f"  port {port.number} {port.name}: {protocol}"
     yield f"  endpoints: {_endpoints(host.endpoints)}"
     for rule in view.rules_of.get(host.name, ()):
         for subset in rule.subsets:
@@ -79,19 +79,21 @@ def _host(view: MeshView, host: DefinedHost) -> Iterator[str]:
             yield f"  subset {subset.name} ({labels}; {rule.name}): {found}"
 
 
-def heading(service: VirtualService) -> str:
-    """A VirtualService, and where it counts."""
+def heading(virtual_service: VirtualService) -> str:
+    """A VirtualService, its hosts and its gateways."""
     where = ", ".join(
         "clients inside the mesh" if each == MESH else f"gateway {each}"
-        for each in service.gateways
+        for each in virtual_service.gateways
     )
-    hosts = ", ".join("any host" if each == "*" else each for each in service.hosts)
-    return f"{service.name}: requests for {hosts}, at {where}"
+    hosts = ", ".join("any host" if each == "*" else each for each in virtual_service.hosts)
+    return f"{virtual_service.name}: requests for {hosts}, at {where}"
 
 
-def _service(view: MeshView, service: VirtualService, routes: list[Route]) -> Iterator[str]:
-    yield heading(service)
-    yield from merged(view, service)
+def _virtual_service(
+    view: MeshView, virtual_service: VirtualService, routes: list[Route]
+) -> Iterator[str]:
+    yield heading(virtual_service)
+    yield from merged(view, virtual_service)
     for number, route in enumerate(routes, start=1):
         name = f" {route.rule.name!r}" if route.rule.name else ""
         yield f"  {number}. rule{name} ({route.path}): {_condition(route)}"
@@ -131,11 +133,11 @@ def _match(match: HttpMatchRequest) -> str:
 
 
 def route_lines(view: MeshView, route: Route) -> Iterator[str]:
-    """What becomes of the requests that a rule takes."""
+    """What happens to the requests that a rule takes."""
     rule = route.rule
     if rule.redirect is not None or rule.direct_response is not None:
         name = "redirect" if rule.redirect is not None else "directResponse"
-        answer = plain(route.service)["spec"]["http"][route.index][name]
+        answer = plain(route.virtual_service)["spec"]["http"][route.index][name]
         yield f"answered at once, no server is called: {name} {answer}"
         return
     for _, destination, share in route.shares():
@@ -143,14 +145,14 @@ def route_lines(view: MeshView, route: Route) -> Iterator[str]:
         yield f"{percent:>7} to {_destination(view, destination)}"
     for _, destination, percentage in route.mirrors():
         yield f"copies of {percentage:g} % to {_destination(view, destination)}, answers unseen"
-    sticky = route.service.annotations.sticky
+    sticky = route.virtual_service.annotations.sticky
     if sticky is not None and len(rule.route) > 1:
         yield f"the same {sticky.header} goes the same way (annotation tidegate.dev/sticky)"
     if rule.fault is not None:
         yield from _fault(rule.fault)
     for name, part in (("rewrite", rule.rewrite), ("headers", _changes_headers(route))):
         if part:
-            shown = plain(route.service)["spec"]["http"][route.index][name]
+            shown = plain(route.virtual_service)["spec"]["http"][route.index][name]
             yield f"{name}: {shown} ({route.path}.{name})"
     yield f"retries: {_retries(view, route)}"
     timeout = rule.timeout
@@ -232,14 +234,14 @@ def _retries(view: MeshView, route: Route) -> str:
 
 def _elsewhere(view: MeshView, route: Route, retries: HttpRetry | None) -> str:
     """Whether retries avoid the endpoints that were tried."""
-    said = retries.retry_ignore_previous_hosts if retries is not None else None
+    chosen = retries.retry_ignore_previous_hosts if retries is not None else None
     hashed = any(
         each.policy.load_balancer is not None
         and each.policy.load_balancer.consistent_hash is not None
         for _, destination, _ in route.shares()
         for each in view.policies(destination.host, destination.subset, destination.port)
     )
-    avoids = said if said is not None else not hashed
+    avoids = chosen if chosen is not None else not hashed
     return "at another endpoint" if avoids else "perhaps at the same endpoint"
 
 

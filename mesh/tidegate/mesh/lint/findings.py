@@ -1,7 +1,7 @@
-"""What a finding says, and the rules that make findings.
+"""Findings, and the registry of the rules that make them.
 
-A rule is a function from the mesh to findings, declared with its name, its severity and a sentence;
-the table in the documentation is made of these declarations.
+A rule is a function from the mesh to findings. It is declared with its name, its severity and a
+sentence; `tools/generate_mesh_tables.py` makes the table of the documentation from these.
 """
 
 import enum
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tidegate.istio.names import ObjectName
-from tidegate.istio.parsing import Ignored
+from tidegate.istio.reading.documents import Ignored
 
 if TYPE_CHECKING:
     from tidegate.mesh.lint.view import MeshView
@@ -19,7 +19,7 @@ __all__ = ["RULES", "Finding", "Rule", "Severity", "rule"]
 
 
 class Severity(enum.Enum):
-    """How bad a finding is."""
+    """How serious a finding is."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -30,9 +30,9 @@ class Rule:
     """A kind of mistake.
 
     Attributes:
-        name: what it is called in output.
-        severity: an error loses requests or is refused; a warning surprises.
-        summary: what is wrong where it applies.
+        name: Its name in output.
+        severity: An error loses requests or cannot be compiled; a warning surprises.
+        summary: What is wrong where it applies.
     """
 
     name: str
@@ -45,10 +45,10 @@ class Finding:
     """A mistake in an object.
 
     Attributes:
-        object: the object, or a document beside them.
-        path: the field; empty for the whole object.
-        traffic: what happens to requests.
-        fix: what to do about it.
+        object: The object, or a document that is not compiled.
+        path: The field; empty for the whole object.
+        traffic: What happens to requests.
+        fix: What to do about it.
     """
 
     object: ObjectName | Ignored

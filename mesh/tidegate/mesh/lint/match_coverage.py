@@ -1,7 +1,7 @@
-"""Whether one rule takes every request that another would: then the other never matches.
+"""Whether an earlier rule takes every request of a later rule, so that the later never matches.
 
-The answer is yes only where it is sure. Conditions are compared one by one: the earlier has to ask
-for nothing that the later does not ask for at least as strictly.
+The answer is yes only where it is certain. Conditions are compared one by one: the later rule must
+have every condition of the earlier rule, at least as strict.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _K = TypeVar("_K")
 
 
 def matches_of(rule: HttpRoute) -> tuple[HttpMatchRequest, ...]:
-    """The conditions of a rule, any one of which suffices; one without any is for every request."""
+    """The conditions of a rule, one of which must hold; a rule without any has an empty one."""
     return rule.match or (HttpMatchRequest(),)
 
 

@@ -1,8 +1,8 @@
-"""Which rule of a VirtualService takes a request, found as Envoy does: the first that matches.
+"""Finds the rule of a VirtualService that takes a request, as Envoy does: the first that matches.
 
-Of a request only the path is known, with its query, and of a gRPC call that it is a POST. What a
-rule asks for beside that stays a condition: the rule takes the request if it is met, and else the
-next rules are looked at.
+Only the path of a request is known, with its query, and that a gRPC call is a POST. Other parts of
+a rule's condition stay open: the rule takes the request if they hold, and the next rules are
+explained too.
 """
 
 import re
@@ -16,19 +16,19 @@ from tidegate.istio.virtual_service import HttpMatchRequest, VirtualService
 from tidegate.mesh.lint.explaining import heading, merged, route_lines
 from tidegate.mesh.lint.view import MeshView, Route
 
-__all__ = ["SampleRequest", "Verdict", "explain_request", "judge", "reached"]
+__all__ = ["SampleRequest", "explain_request", "reached"]
 
 _METHOD = re.compile(r"/?([A-Za-z_]\w*(?:\.\w+)+/[A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """A request.
+    """A request to explain.
 
     Attributes:
-        path: what it asks for, without the query.
-        query: its query parameters.
-        grpc: whether it is a gRPC call.
+        path: Its path, without the query.
+        query: Its query parameters.
+        grpc: Whether it is a gRPC call.
     """
 
     path: str
@@ -48,12 +48,12 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class _Verdict:
     """Whether a rule takes a request.
 
     Attributes:
-        taken: yes, no, or None where it depends on what is not known of the request.
-        why: what the request meets, does not meet, or has to meet.
+        taken: Whether it does; None where that depends on unknown parts of the request.
+        why: The conditions that hold, do not hold, or must hold.
     """
 
     taken: bool | None
@@ -63,18 +63,18 @@ class Verdict:
 def explain_request(
     view: MeshView, request: SampleRequest, host: HostName | None = None
 ) -> list[str]:
-    """What becomes of one request, as lines: which rules take it, and why others do not.
+    """Explains in lines which rules take a request, and why others do not.
 
     Args:
-        view: the mesh.
-        request: the request.
-        host: only VirtualServices that send requests to this host; all when None.
+        view: The mesh.
+        request: The request.
+        host: Explain only VirtualServices that send requests to this host; None for all.
     """
     lines = [f"{'call of' if request.grpc else 'request for'} {request.path}", ""]
-    for service in view.objects.virtual_services.values():
-        routes = view.routes_of(service)
+    for virtual_service in view.objects.virtual_services.values():
+        routes = view.routes_of(virtual_service)
         if host is None or any(host in route.hosts for route in routes):
-            lines += [*_walk(view, service, routes, request), ""]
+            lines += [*_walk(view, virtual_service, routes, request), ""]
     if len(lines) == 2:
         whom = f"sends requests to {host}" if host is not None else "is there"
         lines += [f"no VirtualService {whom}", ""]
@@ -82,14 +82,14 @@ def explain_request(
 
 
 def reached(view: MeshView, request: SampleRequest, host: HostName | None = None) -> list[Route]:
-    """The rules that take a request, or may."""
+    """The rules that take a request, or may take it."""
     found: list[Route] = []
-    for service in view.objects.virtual_services.values():
-        routes = view.routes_of(service)
+    for virtual_service in view.objects.virtual_services.values():
+        routes = view.routes_of(virtual_service)
         if host is not None and not any(host in route.hosts for route in routes):
             continue
         for route in routes:
-            taken = judge(route, request).taken
+            taken = _verdict(route, request).taken
             if taken is not False:
                 found.append(route)
             if taken:
@@ -98,14 +98,14 @@ def reached(view: MeshView, request: SampleRequest, host: HostName | None = None
 
 
 def _walk(
-    view: MeshView, service: VirtualService, routes: list[Route], request: SampleRequest
+    view: MeshView, virtual_service: VirtualService, routes: list[Route], request: SampleRequest
 ) -> Iterator[str]:
-    yield heading(service)
-    yield from merged(view, service)
+    yield heading(virtual_service)
+    yield from merged(view, virtual_service)
     for number, route in enumerate(routes, start=1):
         name = f" {route.rule.name!r}" if route.rule.name else ""
         start = f"  {number}. rule{name} ({route.path})"
-        verdict = judge(route, request)
+        verdict = _verdict(route, request)
         if verdict.taken is False:
             yield f"{start}: not taken: {verdict.why}"
             continue
@@ -125,24 +125,24 @@ def _walk(
     yield "  otherwise: 404 (a gRPC client sees UNIMPLEMENTED)"
 
 
-def judge(route: Route, request: SampleRequest) -> Verdict:
-    """Whether a rule takes a request that came to it."""
+def _verdict(route: Route, request: SampleRequest) -> _Verdict:
+    """Whether a rule takes a request that no earlier rule took."""
     if not route.rule.match:
-        return Verdict(True, "every request")
-    found = [_judge(route, each, request) for each in route.rule.match]
+        return _Verdict(True, "every request")
+    found = [_verdict_of_match(route, each, request) for each in route.rule.match]
     met = next((each for each in found if each.taken), None)
     if met is not None:
         return met
     perhaps = [each.why for each in found if each.taken is None]
     if perhaps:
-        return Verdict(None, ", or ".join(dict.fromkeys(perhaps)))
-    return Verdict(False, "; ".join(dict.fromkeys(each.why for each in found)))
+        return _Verdict(None, ", or ".join(dict.fromkeys(perhaps)))
+    return _Verdict(False, "; ".join(dict.fromkeys(each.why for each in found)))
 
 
-def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Verdict:
+def _verdict_of_match(route: Route, match: HttpMatchRequest, request: SampleRequest) -> _Verdict:
     met: list[str] = []
     open_: list[str] = []
-    # What the request has is judged, and what nobody said of it stays open.
+    # Known parts of the request are judged; conditions on unknown parts stay open.
     known: list[tuple[str, StringMatch | None, str | None]] = [("path", match.uri, request.path)]
     known += [
         (f"query {name}", condition, request.query.get(name, ""))
@@ -156,11 +156,11 @@ def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Ver
         absent = name.startswith("query ") and name.removeprefix("query ") not in request.query
         fits = None if value is None else not absent and _meets(condition, value, match, name)
         if fits is False:
-            return Verdict(False, f"it asks that {words}")
+            return _Verdict(False, f"it asks that {words}")
         (met if fits else open_).append(words)
-    elsewhere = [each for each in match.gateways if each not in route.service.gateways]
+    elsewhere = [each for each in match.gateways if each not in route.virtual_service.gateways]
     if match.gateways and len(elsewhere) == len(match.gateways):
-        return Verdict(False, f"it is for {' or '.join(elsewhere)} only")
+        return _Verdict(False, f"it is for {' or '.join(elsewhere)} only")
     open_ += [
         f"{name} {condition}"
         for name, condition in (("scheme", match.scheme), ("authority", match.authority))
@@ -170,11 +170,11 @@ def _judge(route: Route, match: HttpMatchRequest, request: SampleRequest) -> Ver
     open_ += [f"not header {name} {each}" for name, each in match.without_headers.items()]
     if match.port is not None:
         open_.append(f"it came in at port {match.port}")
-    if match.gateways and {*match.gateways} != {*route.service.gateways}:
+    if match.gateways and {*match.gateways} != {*route.virtual_service.gateways}:
         open_.append(f"it came in at {' or '.join(match.gateways)}")
     if open_:
-        return Verdict(None, " and ".join(open_))
-    return Verdict(True, " and ".join(met) or "every request")
+        return _Verdict(None, " and ".join(open_))
+    return _Verdict(True, " and ".join(met) or "every request")
 
 
 def _meets(condition: StringMatch, value: str, match: HttpMatchRequest, name: str) -> bool:

@@ -16,7 +16,7 @@ from tidegate.istio.destination_rule import ClientTls, DestinationRule, Subset
 from tidegate.istio.gateway import Gateway
 from tidegate.istio.names import DOMAIN, MESH
 from tidegate.istio.objects import IstioObjects
-from tidegate.istio.parsing import Ignored
+from tidegate.istio.reading.documents import Ignored
 from tidegate.istio.service_entry import ServiceEntry, ServicePort, Workload
 from tidegate.istio.shapes import GatewayName, HostName, SubsetName
 from tidegate.istio.virtual_service import Destination, HttpRoute, VirtualService
@@ -68,12 +68,12 @@ class Route:
     """One rule of a VirtualService.
 
     Attributes:
-        service: The VirtualService.
+        virtual_service: The VirtualService.
         index: The index of the rule in it.
         rule: The rule.
     """
 
-    service: VirtualService
+    virtual_service: VirtualService
     index: int
     rule: HttpRoute
 
@@ -85,7 +85,7 @@ class Route:
     @property
     def for_clients_in_mesh(self) -> bool:
         """Whether clients inside the mesh, such as proxyless gRPC clients, follow it."""
-        return MESH in self.service.gateways
+        return MESH in self.virtual_service.gateways
 
     @property
     def hosts(self) -> set[HostName]:
@@ -149,9 +149,9 @@ class MeshView:
     def routes(self) -> tuple[Route, ...]:
         """Every rule of every VirtualService."""
         return tuple(
-            Route(service, index, rule)
-            for service in self.objects.virtual_services.values()
-            for index, rule in enumerate(service.http)
+            Route(virtual_service, index, rule)
+            for virtual_service in self.objects.virtual_services.values()
+            for index, rule in enumerate(virtual_service.http)
         )
 
     @functools.cached_property
@@ -173,12 +173,12 @@ class MeshView:
 
     def in_order(self) -> list[VirtualService]:
         """The VirtualServices in the order in which the compiler puts their routes together."""
-        services = self.objects.virtual_services.values()
-        return sorted(services, key=lambda each: order_of(each.name))
+        virtual_services = self.objects.virtual_services.values()
+        return sorted(virtual_services, key=lambda each: order_of(each.name))
 
-    def routes_of(self, service: VirtualService) -> list[Route]:
+    def routes_of(self, virtual_service: VirtualService) -> list[Route]:
         """The rules of a VirtualService."""
-        return [route for route in self.routes if route.service is service]
+        return [route for route in self.routes if route.virtual_service is virtual_service]
 
     def subset(self, host: HostName, name: SubsetName) -> Subset | None:
         """A subset of a host; None where no DestinationRule defines it."""
@@ -210,17 +210,19 @@ class MeshView:
         layers = self.policies(destination.host, destination.subset, number)
         return next((each.policy.tls for each in layers if each.policy.tls is not None), None)
 
-    def gateways_of(self, service: VirtualService) -> Iterator[tuple[int, GatewayName]]:
+    def gateways_of(self, virtual_service: VirtualService) -> Iterator[tuple[int, GatewayName]]:
         """The Gateways that a VirtualService names, without the word ``mesh``."""
-        return ((index, name) for index, name in enumerate(service.gateways) if name != MESH)
+        return (
+            (index, name) for index, name in enumerate(virtual_service.gateways) if name != MESH
+        )
 
     def p99_of(self, host: HostName) -> dt.timedelta | None:
         """The 99th percentile of a host's response times; None where it is unknown."""
         if host in self.p99:
             return self.p99[host]
         known = self.hosts.get(host)
-        told = (each.annotations.p99 for each in known.entries) if known is not None else ()
-        return next((each for each in told if each is not None), None)
+        annotated = (each.annotations.p99 for each in known.entries) if known is not None else ()
+        return next((each for each in annotated if each is not None), None)
 
     def policies(
         self, host: HostName, subset: SubsetName | None, port: int | None

@@ -1,4 +1,4 @@
-"""What proxies tell the controller: finished requests, and how many are running where."""
+"""What proxies report to the controller: finished requests, and requests in progress."""
 
 from tidegate.mesh.telemetry.access_log import AccessLogServicer
 from tidegate.mesh.telemetry.envoy_config import (
@@ -7,23 +7,27 @@ from tidegate.mesh.telemetry.envoy_config import (
     access_log_config,
     tracing_config,
 )
-from tidegate.mesh.telemetry.istio_metrics import IstioMetrics, Workload, WorkloadLookup
-from tidegate.mesh.telemetry.load_reports import InProgress, LoadReportingServicer, LoadReports
-from tidegate.mesh.telemetry.record import RequestRecord
-from tidegate.mesh.telemetry.request_log import RequestLog, Subscription
+from tidegate.mesh.telemetry.istio_metrics import IstioMetrics, IstioWorkload, WorkloadLookup
+from tidegate.mesh.telemetry.load_reports import (
+    LoadReportingServicer,
+    LoadReports,
+    ProxyLoad,
+)
+from tidegate.mesh.telemetry.request_log import RecordSubscription, RequestLog
+from tidegate.mesh.telemetry.request_record import RequestRecord
 
 __all__ = [
     "ACCESS_LOG_CLUSTER",
     "TRACES_CLUSTER",
     "AccessLogServicer",
-    "InProgress",
     "IstioMetrics",
+    "IstioWorkload",
     "LoadReportingServicer",
     "LoadReports",
+    "ProxyLoad",
+    "RecordSubscription",
     "RequestLog",
     "RequestRecord",
-    "Subscription",
-    "Workload",
     "WorkloadLookup",
     "access_log_config",
     "tracing_config",

@@ -1,8 +1,8 @@
-"""The access log service (ALS): where Envoys tell of requests.
+"""The access log service (ALS), which receives the access logs of Envoys.
 
-Each message of a stream is read only when the request log has taken the one before. An Envoy that
-comes back opens a new stream; what it tried to send while nobody listened it has lost, and counts
-as written.
+The service reads a message of a stream only when the request log has taken the one before. After a
+restart of the controller, an Envoy opens a new stream. The entries that it sent while nobody
+listened are lost, and Envoy counts them as written.
 """
 
 from collections.abc import AsyncIterator
@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
 
 from tidegate.chassis.calls import ServicerContext
-from tidegate.mesh.telemetry import lenient
-from tidegate.mesh.telemetry.record import RequestRecord, parse_entry, proxy_name
+from tidegate.mesh.telemetry import lenient_parsing
 from tidegate.mesh.telemetry.request_log import RequestLog
+from tidegate.mesh.telemetry.request_record import RequestRecord, parse_entry, proxy_name
 
 __all__ = ["SERVICE_NAME", "AccessLogServicer"]
 
@@ -26,24 +26,24 @@ SERVICE_NAME: Final = "envoy.service.accesslog.v3.AccessLogService"
 _log = structlog.stdlib.get_logger(__name__)
 
 _RECORDS: Final = Counter(
-    "tidegate_mesh_request_records_total", "Requests that Envoys have told of."
+    "tidegate_mesh_request_records_total", "Request records received from Envoys."
 )
-_PASSED_OVER: Final = Counter(
+_SKIPPED: Final = Counter(
     "tidegate_mesh_access_log_entries_passed_over_total",
-    "What came as access log and tells of no finished request, by what it is instead.",
+    "Access log entries that describe no finished HTTP request, by kind.",
     ("kind",),
 )
 for _kind in ("malformed", "intermediate", "tcp"):
-    # From 0 on, so that the first one is a rise.
-    _PASSED_OVER.labels(_kind)
-_STREAMS: Final = Gauge("tidegate_mesh_access_log_streams", "Envoys that are sending access logs.")
+    # Start each series at 0, so that `rate()` sees the first event.
+    _SKIPPED.labels(_kind)
+_STREAMS: Final = Gauge("tidegate_mesh_access_log_streams", "Open access log streams of Envoys.")
 
 
 class AccessLogServicer:
-    """``envoy.service.accesslog.v3.AccessLogService``: publishes what Envoys log.
+    """``envoy.service.accesslog.v3.AccessLogService``: publishes access log entries as records.
 
     Args:
-        log: where to.
+        log: The request log to publish to.
     """
 
     def __init__(self, log: RequestLog) -> None:
@@ -51,7 +51,7 @@ class AccessLogServicer:
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server."""
-        # Bytes are parsed by the handler: a message that cannot be would end the stream.
+        # The handler parses the bytes itself: gRPC ends the stream at a message it cannot parse.
         method: grpc.RpcMethodHandler[bytes, StreamAccessLogsResponse] = (
             grpc.stream_unary_rpc_method_handler(
                 self._stream, response_serializer=StreamAccessLogsResponse.SerializeToString
@@ -70,12 +70,12 @@ class AccessLogServicer:
         with _STREAMS.track_inprogress():
             async for data in messages:
                 try:
-                    message = lenient.parse(StreamAccessLogsMessage, data)
+                    message = lenient_parsing.parse(StreamAccessLogsMessage, data)
                 except DecodeError as error:
-                    _PASSED_OVER.labels("malformed").inc()
+                    _SKIPPED.labels("malformed").inc()
                     _log.warning("malformed access log", peer=context.peer(), error=str(error))
                     continue
-                # Only the first message has to say who sends.
+                # Only the first message must name the sender.
                 if message.HasField("identifier"):
                     proxy, role = proxy_name(message.identifier.node)
                     _log.info("access log", proxy=proxy, role=role, peer=context.peer())
@@ -90,7 +90,7 @@ def _records(message: StreamAccessLogsMessage, proxy: str, role: str) -> list[Re
     parsed = (parse_entry(entry, proxy, role) for entry in entries)
     records = [record for record in parsed if record is not None]
     if len(records) < len(entries):
-        _PASSED_OVER.labels("intermediate").inc(len(entries) - len(records))
+        _SKIPPED.labels("intermediate").inc(len(entries) - len(records))
     if message.tcp_logs.log_entry:
-        _PASSED_OVER.labels("tcp").inc(len(message.tcp_logs.log_entry))
+        _SKIPPED.labels("tcp").inc(len(message.tcp_logs.log_entry))
     return records

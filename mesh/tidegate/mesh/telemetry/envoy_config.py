@@ -1,11 +1,11 @@
-"""What an Envoy is configured with so that it tells the controller of every request.
+"""Envoy configuration for access logs and traces.
 
-The access log goes over gRPC (ALS) to the static cluster `ACCESS_LOG_CLUSTER`, spans go over
-OTLP/gRPC to `TRACES_CLUSTER`; both clusters are in Envoy's bootstrap. Messages are counted where
+The access log goes over gRPC (ALS) to the static cluster `ACCESS_LOG_CLUSTER`, and spans go over
+OTLP/gRPC to `TRACES_CLUSTER`. Both clusters are in Envoy's bootstrap. gRPC messages are counted if
 the filter `GRPC_STATS` stands before the router, with ``emit_filter_state``.
 
-What an access log entry lacks comes as custom tags of the log: the cluster where it had no
-endpoint, flags that the entry's message has no field for, the trace of a request that came
+Custom tags of the log add what an access log entry lacks: the cluster of a request for which it had
+no endpoint, response flags for which the entry has no field, and the trace of a request that came
 without one.
 """
 
@@ -41,22 +41,22 @@ __all__ = [
 ]
 
 ACCESS_LOG_CLUSTER: Final = "tidegate-access-log"
-"""Static cluster of the bootstrap that takes access logs."""
+"""The static cluster of the bootstrap that receives access logs."""
 
 TRACES_CLUSTER: Final = "tidegate-traces"
-"""Static cluster of the bootstrap that takes spans."""
+"""The static cluster of the bootstrap that receives spans."""
 
 GRPC_STATS: Final = "envoy.filters.http.grpc_stats"
-"""Name of the filter that counts messages, and of what it leaves for the access log."""
+"""Name of the filter that counts messages, and of its filter state in the access log."""
 
 CLUSTER_TAG: Final = "tidegate.upstream_cluster"
 FLAGS_TAG: Final = "tidegate.response_flags"
 TRACE_TAG: Final = "tidegate.trace_id"
 
-# Soon enough for a decision, seldom enough to share a message between many requests.
+# Short enough for decisions, long enough that many requests share a message.
 _FLUSH_INTERVAL: Final = timedelta(milliseconds=100)
-# A full buffer is flushed at once, and is what Envoy's worker holds while the controller reads
-# nothing: some thousand requests. It stays under what gRPC takes in one message (4 MiB).
+# Envoy flushes a full buffer at once. While the controller does not read, a worker of Envoy holds
+# one buffer, some thousand requests. It stays below gRPC's message limit (4 MiB).
 _BUFFER_BYTES: Final = 1 << 20
 
 _REQUEST_HEADERS: Final = (
@@ -83,7 +83,7 @@ _TAGS: Final = {
 
 
 def access_log_config() -> AccessLog:
-    """The log that sends one entry for each request when it has ended."""
+    """Returns the access log that sends one entry for each finished request."""
     config = HttpGrpcAccessLogConfig(
         common_config=CommonGrpcAccessLogConfig(
             log_name="tidegate",
@@ -95,7 +95,7 @@ def access_log_config() -> AccessLog:
             custom_tags=[CustomTag(tag=tag, value=value) for tag, value in _TAGS.items()],
         ),
         additional_request_headers_to_log=_REQUEST_HEADERS,
-        # A call that fails at once ends with its headers: there is what would be in trailers.
+        # A call that fails at once has no trailers; their content is in the headers.
         additional_response_headers_to_log=_TRAILERS,
         additional_response_trailers_to_log=_TRAILERS,
     )
@@ -107,13 +107,14 @@ def access_log_config() -> AccessLog:
 def tracing_config(
     service_name: str = "ingress", sampled_percent: float = 100.0
 ) -> HttpConnectionManager.Tracing:
-    """Spans of Envoy in the client's trace: one for the request, one for each attempt upstream.
+    """Returns the tracing of Envoy: one span for a request and one for each upstream attempt.
 
-    A request that comes with a ``traceparent`` keeps its trace and its sampling decision.
+    A request with a ``traceparent`` keeps its trace and its sampling decision.
 
     Args:
-        service_name: What the spans' resource is called.
-        sampled_percent: How many of the requests without a ``traceparent`` are traced, 0 to 100.
+        service_name: The ``service.name`` of the spans' resource.
+        sampled_percent: Percentage of the requests without a ``traceparent`` that are traced, 0 to
+            100.
     """
     tracer = Tracer.Http(name="envoy.tracers.opentelemetry")
     tracer.typed_config.Pack(

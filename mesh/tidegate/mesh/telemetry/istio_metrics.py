@@ -1,14 +1,13 @@
-"""Istio's standard metrics from the request log, so that dashboards made for Istio fit.
+"""Istio's standard metrics, computed from the request log, so that Istio's dashboards work.
 
 Names, labels and buckets are those of Istio's proxies (https://istio.io/latest/docs/reference/config/metrics/),
-with ``reporter="source"``, as a gateway reports. Where Istio knows nothing it writes ``unknown``,
-and so does this.
+with ``reporter="source"``, as a gateway reports. An unknown value is ``unknown``, as in Istio.
 
 Labels are bounded. They come from the mesh's own objects and from the endpoint's workload, never
-from what a client says: who calls an authority that no route knows counts for ``unknown``. A
-method counts by its name once a server has answered for it with something other than
-UNIMPLEMENTED, else as ``other``. Should somebody feed invented clusters into the access log, what
-exceeds `MAX_LABEL_SETS` counts for ``unknown`` in every label.
+from a client. A call to an authority without a route has ``unknown`` labels. A method has its own
+name once a server has answered it with a status other than UNIMPLEMENTED, otherwise ``other``. If
+someone feeds invented clusters into the access log, label sets beyond `MAX_LABEL_SETS` have
+``unknown`` in every label.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,13 +17,14 @@ from typing import Final, Self
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from tidegate.mesh.telemetry.record import RequestRecord
+from tidegate.istio.names import CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS
 from tidegate.mesh.telemetry.request_log import RequestLog
+from tidegate.mesh.telemetry.request_record import RequestRecord
 
-__all__ = ["MAX_LABEL_SETS", "IstioMetrics", "Workload", "WorkloadLookup"]
+__all__ = ["MAX_LABEL_SETS", "IstioMetrics", "IstioWorkload", "WorkloadLookup"]
 
 MAX_LABEL_SETS: Final = 2_000
-"""How many combinations of labels are kept apart."""
+"""Most combinations of label values."""
 
 _UNKNOWN: Final = "unknown"
 _OTHER: Final = "other"
@@ -64,29 +64,23 @@ _FIRST_BYTE_BUCKETS_S: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-_CANONICAL_NAME: Final = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
-_CANONICAL_REVISION: Final = (
-    "service.istio.io/canonical-revision",
-    "app.kubernetes.io/version",
-    "version",
-)
-# istiod's name for the only cluster that there is.
+# istiod's default name for a single Kubernetes cluster.
 _CLUSTER: Final = "Kubernetes"
-_READ_AHEAD: Final = 50_000
-_PATIENCE_S: Final = 5.0
+_QUEUE_CAPACITY: Final = 50_000
+_MAX_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """What runs behind an endpoint, in Istio's words.
+class IstioWorkload:
+    """The workload behind an endpoint, as Istio's metrics name it.
 
     Attributes:
-        name: the workload, such as a deployment.
-        namespace: its namespace.
-        app: its label ``app``.
-        version: its label ``version``.
-        canonical_service: its name in Kiali's graph.
-        canonical_revision: its version in Kiali's graph.
+        name: The workload, such as a Deployment.
+        namespace: Its namespace.
+        app: Its label ``app``.
+        version: Its label ``version``.
+        canonical_service: Its name in Kiali's graph.
+        canonical_revision: Its version in Kiali's graph.
     """
 
     name: str = _UNKNOWN
@@ -98,30 +92,30 @@ class Workload:
 
     @classmethod
     def from_labels(cls, name: str, namespace: str, labels: Mapping[str, str]) -> Self:
-        """Names a workload as Istio does, by the most telling of its labels.
+        """Names a workload as Istio does, by the first label of each kind that it has.
 
         Args:
-            name: the workload.
-            namespace: its namespace.
-            labels: its labels.
+            name: The workload.
+            namespace: Its namespace.
+            labels: Its labels.
         """
         return cls(
             name=name,
             namespace=namespace,
             app=labels.get("app", _UNKNOWN),
             version=labels.get("version", _UNKNOWN),
-            canonical_service=_first(labels, _CANONICAL_NAME, name),
-            canonical_revision=_first(labels, _CANONICAL_REVISION, "latest"),
+            canonical_service=_first_of(labels, CANONICAL_NAME_LABELS, name),
+            canonical_revision=_first_of(labels, CANONICAL_REVISION_LABELS, "latest"),
         )
 
 
-WorkloadLookup = Callable[[str, float], Workload | None]
-"""Gives the workload at an ``address:port`` at a time in seconds since 1970, None if unknown."""
+WorkloadLookup = Callable[[str, float], IstioWorkload | None]
+"""Returns the workload at an ``address:port`` and a time in seconds since 1970, None if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Series:
-    """The collectors; with one set of labels bound, a request looks none up."""
+    """The collectors, or their children for one set of labels, which saves a lookup per request."""
 
     requests: Counter
     duration_ms: Histogram
@@ -130,7 +124,7 @@ class _Series:
     request_messages: Counter
     response_messages: Counter
 
-    def bound(self, labels: tuple[str, ...]) -> "_Series":
+    def with_labels(self, labels: tuple[str, ...]) -> "_Series":
         return _Series(
             self.requests.labels(*labels),
             self.duration_ms.labels(*labels),
@@ -154,15 +148,15 @@ class IstioMetrics:
     """Counts requests as an Istio gateway would.
 
     Args:
-        workload_at: tells what ran at an endpoint when a request began.
-        gateway: what the proxies count as.
-        registry: where the collectors live; the default registry, beside those of the chassis.
+        workload_at: Returns the workload that ran at an endpoint when a request began.
+        gateway: The workload that the proxies count as.
+        registry: Where the collectors are registered. By default beside those of the chassis.
     """
 
     def __init__(
         self,
         workload_at: WorkloadLookup,
-        gateway: Workload,
+        gateway: IstioWorkload,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._workload_at = workload_at
@@ -179,11 +173,11 @@ class IstioMetrics:
         def histogram(name: str, text: str) -> Histogram:
             return Histogram(name, text, _LABELS, registry=registry, buckets=_BUCKETS)
 
-        self._unbound = _Series(
-            requests=counter("istio_requests_total", "Requests that have ended."),
+        self._collectors = _Series(
+            requests=counter("istio_requests_total", "Finished requests."),
             duration_ms=histogram("istio_request_duration_milliseconds", "Duration of requests."),
-            request_bytes=histogram("istio_request_bytes", "Sizes of requests' bodies."),
-            response_bytes=histogram("istio_response_bytes", "Sizes of responses' bodies."),
+            request_bytes=histogram("istio_request_bytes", "Sizes of request bodies."),
+            response_bytes=histogram("istio_response_bytes", "Sizes of response bodies."),
             request_messages=counter(
                 "istio_request_messages_total", "gRPC messages sent by clients."
             ),
@@ -200,23 +194,23 @@ class IstioMetrics:
         )
 
     async def follow(self, log: RequestLog) -> None:
-        """Counts every request of a log, until cancelled."""
-        with log.subscribe("metrics", capacity=_READ_AHEAD, patience_s=_PATIENCE_S) as records:
+        """Counts every request of a log until it is cancelled."""
+        with log.subscribe("metrics", capacity=_QUEUE_CAPACITY, max_wait_s=_MAX_WAIT_S) as records:
             async for record in records:
                 self.observe(record)
 
     def observe(self, record: RequestRecord) -> None:
         """Counts one request."""
-        self._bound(self._label_values(record)).observe(record)
+        self._series_of(self._label_values(record)).observe(record)
         if record.time_to_first_byte_s is not None:
             self._first_byte_of(record).observe(record.time_to_first_byte_s)
 
-    def _bound(self, labels: tuple[str, ...]) -> _Series:
+    def _series_of(self, labels: tuple[str, ...]) -> _Series:
         series = self._series.get(labels)
         if series is None:
             if len(self._series) >= MAX_LABEL_SETS:
                 labels = (_UNKNOWN,) * len(_LABELS)
-            series = self._series[labels] = self._unbound.bound(labels)
+            series = self._series[labels] = self._collectors.with_labels(labels)
         return series
 
     def _first_byte_of(self, record: RequestRecord) -> Histogram:
@@ -234,7 +228,7 @@ class IstioMetrics:
         found = None
         if record.upstream_address:
             found = self._workload_at(record.upstream_address, record.start_time_s)
-        workload = Workload() if found is None else found
+        workload = IstioWorkload() if found is None else found
         service_name, namespace = _service_of(record.host, workload.namespace)
         status = "" if record.grpc_status is None else str(record.grpc_status.value[0])
         return (
@@ -247,15 +241,15 @@ class IstioMetrics:
             str(record.http_status),
             status,
             ",".join(record.response_flags) or "-",
-            # A proxy on the client's side does not know (Istio's rule).
+            # connection_security_policy: a client-side proxy does not know it (Istio's rule).
             _UNKNOWN,
         )
 
 
 def _service_of(host: str, endpoints_namespace: str) -> tuple[str, str]:
-    """Name and namespace of a service, from its host as Kubernetes forms it.
+    """Returns the name and namespace of a service, read from a Kubernetes host name.
 
-    A host of another form is in the namespace of its ServiceEntry, and so are its endpoints.
+    Any other host is in the namespace of its ServiceEntry, as are its endpoints.
     """
     parts = host.split(".")
     if len(parts) >= 3 and parts[2] == "svc":
@@ -263,5 +257,5 @@ def _service_of(host: str, endpoints_namespace: str) -> tuple[str, str]:
     return (host, endpoints_namespace) if host else (_UNKNOWN, _UNKNOWN)
 
 
-def _first(labels: Mapping[str, str], names: tuple[str, ...], default: str) -> str:
+def _first_of(labels: Mapping[str, str], names: tuple[str, ...], default: str) -> str:
     return next((labels[name] for name in names if name in labels), default)

@@ -1,19 +1,19 @@
-"""How many requests are running where, told by the proxies themselves (LRS).
+"""Requests in progress, as proxies report them over the load reporting service (LRS).
 
-Whoever wants to take endpoints away watches their clusters first; only while somebody does are
-proxies asked, and only for those clusters, so that a large mesh at rest costs nothing. A proxy
-keeps its stream open for that.
+Code that removes endpoints watches their clusters first. The controller requests reports only while
+something watches, and only for those clusters, so that an idle mesh costs nothing. Each proxy keeps
+its LRS stream open.
 
-What is sure, tried with Envoy 1.40 (see ``tests/mesh/telemetry``) and grpcio 1.85:
+Tried with Envoy 1.40 (see ``tests/mesh/telemetry``) and grpcio 1.85:
 
-* Envoy counts a stream from its begin to its end, and tells endpoints apart; also those that are
-  DRAINING. It forgets an endpoint that has left its cluster and a cluster that has left it, though
-  their streams go on: look before you remove.
-* A cluster that a proxy does not name has no requests there: it has had no traffic, or the proxy
-  has no such cluster.
-* grpcio tells of clusters, not endpoints, once a second, and is silent while all stays at zero.
-  It reports clusters whose resource has ``lrs_server { self {} }``.
-* After the controller has been away, an Envoy takes some five seconds to open its stream again.
+* Envoy counts a stream from its start to its end, for each endpoint, also for DRAINING endpoints.
+  It no longer reports an endpoint that left its cluster, or a removed cluster, although their
+  streams go on. So check the reports before you remove something.
+* If a report does not name a cluster, that cluster has no requests in progress at the proxy: it has
+  had no traffic, or the proxy has no such cluster.
+* grpcio reports clusters, not endpoints, once a second, and sends nothing while all counts stay at
+  zero. It reports clusters whose resource has ``lrs_server { self {} }``.
+* After a restart of the controller, an Envoy takes about five seconds to open its stream again.
 """
 
 import asyncio
@@ -32,32 +32,32 @@ from envoy.service.load_stats.v3.lrs_pb2_grpc import add_LoadReportingServiceSer
 from prometheus_client import Gauge
 
 from tidegate.chassis.calls import ResponseWriter, ServicerContext
-from tidegate.mesh.telemetry.record import address_text
+from tidegate.mesh.telemetry.request_record import address_text
 
-__all__ = ["InProgress", "LoadReportingServicer", "LoadReports"]
+__all__ = ["LoadReportingServicer", "LoadReports", "ProxyLoad"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_STREAMS: Final = Gauge("tidegate_mesh_load_report_streams", "Proxies that can report their load.")
+_STREAMS: Final = Gauge("tidegate_mesh_load_report_streams", "Open load report streams of proxies.")
 
 _INTERVAL_S: Final = 0.2
-# While nobody watches: as good as never.
-_REST_S: Final = 3600.0
-# How long a report may have been under way: less than the interval, so as not to miss the answer.
-_UNDER_WAY_S: Final = 0.15
-_STEPS: Final = 3
+# The interval while nothing is watched: practically never.
+_IDLE_INTERVAL_S: Final = 3600.0
+# How long a report may be in transit. It is less than the interval, so that no answer is missed.
+_TRANSIT_S: Final = 0.15
+_TRANSIT_STEPS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class InProgress:
-    """The requests of one cluster that are running in one proxy.
+class ProxyLoad:
+    """The requests of one cluster that are in progress at one proxy.
 
     Attributes:
-        requests: how many; None while the proxy has not answered since the cluster is watched.
-        endpoints: how many at each ``address:port`` that has any; empty where the proxy does not
-            tell endpoints apart.
-        age_s: how long ago the proxy said so, None while it has not. A gRPC client that has
-            nothing running does not repeat itself.
+        requests: Their number, or None if the proxy has sent no report since the watch began.
+        endpoints: Their number at each ``address:port`` that has any. Empty if the proxy does not
+            report endpoints.
+        age_s: Age of the report in seconds, or None without one. A gRPC client without requests in
+            progress does not repeat its report.
     """
 
     requests: int | None
@@ -65,86 +65,87 @@ class InProgress:
     age_s: float | None
 
     def at(self, address: str) -> int | None:
-        """How many are running at one endpoint; of all endpoints where they are not told apart."""
+        """Returns the requests at one endpoint, or at all if the proxy reports no endpoints."""
         return self.endpoints.get(address, 0) if self.endpoints else self.requests
 
 
 @dataclass(slots=True, eq=False)
-class _Proxy:
-    """One stream of reports.
+class _ReportingProxy:
+    """One proxy that sends load reports.
 
     Attributes:
-        name: id of the proxy's node.
-        ask: set when what is wanted of the proxy has changed.
-        asked: what it was last asked for, and is sure to answer for.
-        answered_s: when it last answered for that, on the monotonic clock.
-        counts: what it answered, by cluster.
+        name: The proxy's node id.
+        must_request: Set when the watched clusters have changed.
+        requested: The clusters that its next report certainly covers.
+        reported_s: When it last reported on them, on the monotonic clock.
+        counts: The requests in progress, by cluster and endpoint.
+        totals: The requests in progress, by cluster.
     """
 
     name: str = ""
-    ask: asyncio.Event = field(default_factory=asyncio.Event)
-    asked: frozenset[str] = frozenset()
-    answered_s: float | None = None
+    must_request: asyncio.Event = field(default_factory=asyncio.Event)
+    requested: frozenset[str] = frozenset()
+    reported_s: float | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     totals: Mapping[str, int] = field(default_factory=dict)
 
-    def forget(self) -> None:
-        """What it has said, and will say before it is asked anew, counts no more."""
-        self.asked, self.answered_s = frozenset(), None
+    def reset(self) -> None:
+        """Discards the last report, and those that arrive before the next request."""
+        self.requested, self.reported_s = frozenset(), None
 
-    def take(self, stats: Collection[ClusterStats]) -> None:
-        if not self.asked:
+    def record(self, stats: Collection[ClusterStats]) -> None:
+        if not self.requested:
             return
         self.totals = {each.cluster_name: _total(each) for each in stats}
         self.counts = {each.cluster_name: _by_endpoint(each) for each in stats}
-        self.answered_s = time.monotonic()
+        self.reported_s = time.monotonic()
 
-    def in_progress(self, cluster: str) -> InProgress:
-        if cluster not in self.asked or self.answered_s is None:
-            return InProgress(None, {}, None)
-        age_s = time.monotonic() - self.answered_s
-        return InProgress(self.totals.get(cluster, 0), self.counts.get(cluster, {}), age_s)
+    def in_progress(self, cluster: str) -> ProxyLoad:
+        if cluster not in self.requested or self.reported_s is None:
+            return ProxyLoad(None, {}, None)
+        age_s = time.monotonic() - self.reported_s
+        return ProxyLoad(self.totals.get(cluster, 0), self.counts.get(cluster, {}), age_s)
 
 
 class LoadReports:
-    """What is running in the mesh."""
+    """The requests in progress in the mesh."""
 
     def __init__(self) -> None:
-        self._proxies: list[_Proxy] = []
+        self._proxies: list[_ReportingProxy] = []
         self._watched: Counter[str] = Counter()
         self._reported = asyncio.Event()
 
     @contextmanager
     def watch(self, clusters: Collection[str]) -> Iterator[None]:
-        """Has the proxies report on clusters while the context is open.
+        """Makes the proxies report on some clusters while the context is open.
 
-        Enter it when nothing new can come any more (the routes are acknowledged): what is then
-        read was counted after that.
+        Enter it when no new requests can arrive, because the routes are acknowledged. Every count
+        that is then read was taken after that.
 
         Args:
-            clusters: names of clusters.
+            clusters: The names of the clusters.
         """
         self._watched.update(clusters)
-        self._ask()
+        self._request_reports()
         try:
             yield
         finally:
             self._watched -= Counter(clusters)
-            self._ask()
+            self._request_reports()
 
-    def in_progress(self, cluster: str) -> dict[str, InProgress]:
-        """Tells what is running in each proxy that has a stream open, by the id of its node.
+    def in_progress(self, cluster: str) -> dict[str, ProxyLoad]:
+        """Returns the requests in progress at each proxy with an open stream, by node id.
 
-        Proxies of one id are taken together: as busy as all of them, as old as the oldest.
+        Proxies with the same id are added up, with the age of the oldest report.
 
         Args:
-            cluster: a cluster that is watched.
+            cluster: A cluster that is watched.
         """
-        found: dict[str, InProgress] = {}
+        found: dict[str, ProxyLoad] = {}
         for proxy in self._proxies:
-            told = proxy.in_progress(cluster)
+            in_proxy = proxy.in_progress(cluster)
             other = found.get(proxy.name)
-            found[proxy.name] = told if other is None else _together(told, other)
+            found[proxy.name] = in_proxy if other is None else _sum_of(in_proxy, other)
         return found
 
     def next_report(self) -> Coroutine[Any, Any, bool]:
@@ -152,40 +153,40 @@ class LoadReports:
         return self._reported.wait()
 
     @contextmanager
-    def joined(self) -> Iterator[_Proxy]:
-        """Counts a proxy as live while the context is open."""
-        proxy = _Proxy()
+    def connected(self) -> Iterator[_ReportingProxy]:
+        """Includes a proxy while the context is open."""
+        proxy = _ReportingProxy()
         if self._watched:
-            proxy.ask.set()
+            proxy.must_request.set()
         self._proxies.append(proxy)
         try:
             with _STREAMS.track_inprogress():
                 yield proxy
         finally:
             self._proxies.remove(proxy)
-            self.tell()
+            self.notify()
 
-    def tell(self) -> None:
-        """Wakes who waits for a report."""
-        self._reported.set()
-        self._reported = asyncio.Event()
+    def notify(self) -> None:
+        """Wakes everyone who waits for a report."""
+        reported, self._reported = self._reported, asyncio.Event()
+        reported.set()
 
     @property
     def watched(self) -> frozenset[str]:
-        """The clusters that somebody watches."""
+        """The clusters that are watched."""
         return frozenset(self._watched)
 
-    def _ask(self) -> None:
+    def _request_reports(self) -> None:
         for proxy in self._proxies:
-            proxy.forget()
-            proxy.ask.set()
+            proxy.reset()
+            proxy.must_request.set()
 
 
 class LoadReportingServicer:
-    """``envoy.service.load_stats.v3.LoadReportingService``: asks proxies, and takes their answers.
+    """``envoy.service.load_stats.v3.LoadReportingService``: requests and receives load reports.
 
     Args:
-        reports: where they go.
+        reports: Where the reports are stored.
     """
 
     def __init__(self, reports: LoadReports) -> None:
@@ -199,41 +200,43 @@ class LoadReportingServicer:
         self, request_iterator: AsyncIterator[LoadStatsRequest], context: ServicerContext
     ) -> None:
         """Serves one proxy until it ends the stream."""
-        with self._reports.joined() as proxy:
-            asking = asyncio.create_task(self._ask(proxy, context), name="load-report-questions")
+        with self._reports.connected() as proxy:
+            request_task = asyncio.create_task(
+                self._send_requests(proxy, context), name="load-report-requests"
+            )
             try:
                 async for request in request_iterator:
                     if request.HasField("node") and request.node.id != proxy.name:
                         proxy.name = request.node.id
                         _log.info("load reports", proxy=proxy.name, peer=context.peer())
-                    proxy.take(request.cluster_stats)
-                    self._reports.tell()
+                    proxy.record(request.cluster_stats)
+                    self._reports.notify()
             finally:
-                asking.cancel()
-                # A question that could not be written ends with the stream, which says why.
-                await asyncio.gather(asking, return_exceptions=True)
+                request_task.cancel()
+                # If a write fails, the stream ends too, and reports the reason.
+                await asyncio.gather(request_task, return_exceptions=True)
 
-    async def _ask(self, proxy: _Proxy, context: ServicerContext) -> None:
+    async def _send_requests(self, proxy: _ReportingProxy, context: ServicerContext) -> None:
         writer = ResponseWriter(context)
         while True:
-            await proxy.ask.wait()
-            proxy.ask.clear()
+            await proxy.must_request.wait()
+            proxy.must_request.clear()
             clusters = self._reports.watched
-            await writer.write(_question(clusters))
-            # What now comes may have been under way before the question arrived; what answers it
-            # is made an interval later. The wait is in steps because a stalled event loop makes
-            # only one of them short, and in the others what was under way is read.
-            for _ in range(_STEPS):
-                await asyncio.sleep(_UNDER_WAY_S / _STEPS)
-            if not proxy.ask.is_set():
-                proxy.asked = clusters
+            await writer.write(_load_stats_response(clusters))
+            # Reports that arrive now may have been sent before the request arrived. The report that
+            # answers it comes an interval later. The wait has several steps because a stalled event
+            # loop shortens only one of them; in the others the earlier reports are read.
+            for _ in range(_TRANSIT_STEPS):
+                await asyncio.sleep(_TRANSIT_S / _TRANSIT_STEPS)
+            if not proxy.must_request.is_set():
+                proxy.requested = clusters
 
 
-def _question(clusters: Collection[str]) -> LoadStatsResponse:
-    question = LoadStatsResponse(clusters=sorted(clusters), report_endpoint_granularity=True)
-    interval_s = _INTERVAL_S if clusters else _REST_S
-    question.load_reporting_interval.FromMilliseconds(int(interval_s * 1000))
-    return question
+def _load_stats_response(clusters: Collection[str]) -> LoadStatsResponse:
+    response = LoadStatsResponse(clusters=sorted(clusters), report_endpoint_granularity=True)
+    interval_s = _INTERVAL_S if clusters else _IDLE_INTERVAL_S
+    response.load_reporting_interval.FromMilliseconds(int(interval_s * 1000))
+    return response
 
 
 def _total(stats: ClusterStats) -> int:
@@ -248,12 +251,12 @@ def _by_endpoint(stats: ClusterStats) -> dict[str, int]:
     return dict(+counts)
 
 
-def _together(one: InProgress, other: InProgress) -> InProgress:
+def _sum_of(one: ProxyLoad, other: ProxyLoad) -> ProxyLoad:
     if one.requests is None or one.age_s is None:
         return one
     if other.requests is None or other.age_s is None:
         return other
-    return InProgress(
+    return ProxyLoad(
         one.requests + other.requests,
         dict(Counter(one.endpoints) + Counter(other.endpoints)),
         max(one.age_s, other.age_s),

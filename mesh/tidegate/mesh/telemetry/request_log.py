@@ -1,13 +1,13 @@
-"""The stream of finished requests, from every Envoy to everyone in the controller who wants it.
+"""The request log: passes the records of finished requests to subscribers in the controller.
 
-Each subscriber has a queue of its own, which is bounded. When one is full, whoever publishes waits
-for room, and so does the access log stream behind it: it is read no further, gRPC's flow control
-stops the Envoy, and the Envoy keeps its entries (some tens of megabytes, seen with 1.40) and then
-drops and counts them (``access_logs.grpc_access_log.logs_dropped``). Nothing is lost unseen.
+Each subscriber has its own bounded queue. When a queue is full, the publisher waits for room, and
+the access log stream is read no further. gRPC's flow control then stops the Envoy, which buffers
+its entries (some tens of megabytes, seen with 1.40), and finally drops and counts them
+(``access_logs.grpc_access_log.logs_dropped``). So every loss is counted.
 
-A subscriber that has stopped reading may not stop the others for ever, so it is waited for no
-longer than its own patience. Once that is over, what finds no room in its queue is dropped for it
-alone, at once, and counted, until it reads again. With no patience it never makes anyone wait.
+A subscriber that stops reading must not block the others for ever: publishers wait for it no longer
+than its `max_wait_s`. After that, records that do not fit its queue are dropped for this subscriber
+only, at once, and counted, until it reads again. With `max_wait_s` 0 publishers never wait.
 """
 
 import asyncio
@@ -18,115 +18,115 @@ from typing import Final, Self
 
 from prometheus_client import Counter
 
-from tidegate.mesh.telemetry.record import RequestRecord
+from tidegate.mesh.telemetry.request_record import RequestRecord
 
-__all__ = ["RequestLog", "Subscription"]
+__all__ = ["RecordSubscription", "RequestLog"]
 
 _LOST: Final = Counter(
     "tidegate_mesh_request_records_lost_total",
-    "Requests that a subscriber of the request log did not get, because it read too slowly.",
+    "Request records that a subscriber missed because it read too slowly.",
     ("subscriber",),
 )
 
 
-class Subscription:
-    """What one subscriber has yet to read: an asynchronous iterator that ends never.
+class RecordSubscription:
+    """The queue of one subscriber: an asynchronous iterator over records that never ends.
 
     Attributes:
-        name: whose it is, for the metric.
-        lost: how many records it did not get.
+        name: Name of the subscriber, for the metric.
+        lost: Number of records that it missed.
     """
 
-    def __init__(self, name: str, capacity: int, patience_s: float) -> None:
+    def __init__(self, name: str, capacity: int, max_wait_s: float) -> None:
         self.name = name
         self.lost = 0
         self._capacity = capacity
-        self._patience_s = patience_s
+        self._max_wait_s = max_wait_s
         self._lost = _LOST.labels(name)
-        self._waiting: deque[RequestRecord] = deque()
-        self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._given_up = patience_s <= 0
+        self._queue: deque[RequestRecord] = deque()
+        self._has_records = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._is_dropping = max_wait_s <= 0
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._queue)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> RequestRecord:
-        while not self._waiting:
-            self._arrived.clear()
-            await self._arrived.wait()
-        record = self._waiting.popleft()
-        self._given_up = self._patience_s <= 0
-        self._room.set()
+        while not self._queue:
+            self._has_records.clear()
+            await self._has_records.wait()
+        record = self._queue.popleft()
+        self._is_dropping = self._max_wait_s <= 0
+        self._has_room.set()
         return record
 
     def close(self) -> None:
-        """Takes no more; whoever waits for room goes on."""
+        """Accepts no more records and releases the publishers that wait for room."""
         self._closed = True
-        self._room.set()
+        self._has_room.set()
 
     def offer(self, records: Sequence[RequestRecord]) -> Sequence[RequestRecord]:
-        """Takes what there is room for.
+        """Queues the records that fit.
 
         Returns:
-            The records, from the first one that found no room and is still to be waited for.
+            The remaining records, for which the publisher is to wait.
         """
         if self._closed:
             return ()
-        taken = min(len(records), self._capacity - len(self._waiting))
+        taken = min(len(records), self._capacity - len(self._queue))
         if taken:
-            self._waiting.extend(records[:taken])
-            self._arrived.set()
+            self._queue.extend(records[:taken])
+            self._has_records.set()
         left = records[taken:]
-        if left and self._given_up:
-            self._lose(len(left))
+        if left and self._is_dropping:
+            self._drop(len(left))
             return ()
         return left
 
     async def put(self, records: Sequence[RequestRecord]) -> None:
-        """Takes all of them, as room comes, or loses what it had no room for in time."""
+        """Queues all records as room appears, and drops those that do not fit in time."""
         left = self.offer(records)
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._max_wait_s):
                 while left:
-                    self._room.clear()
-                    await self._room.wait()
+                    self._has_room.clear()
+                    await self._has_room.wait()
                     left = self.offer(left)
         except TimeoutError:
-            self._given_up = True
-            self._lose(len(left))
+            self._is_dropping = True
+            self._drop(len(left))
 
-    def _lose(self, count: int) -> None:
+    def _drop(self, count: int) -> None:
         self.lost += count
         self._lost.inc(count)
 
 
 class RequestLog:
-    """Gives every published record to every subscriber."""
+    """Passes every published record to every subscriber."""
 
     def __init__(self) -> None:
-        self._subscriptions: list[Subscription] = []
+        self._subscriptions: list[RecordSubscription] = []
 
     @contextmanager
     def subscribe(
-        self, name: str, *, capacity: int = 10_000, patience_s: float = 0.0
-    ) -> Iterator[Subscription]:
+        self, name: str, *, capacity: int = 10_000, max_wait_s: float = 0.0
+    ) -> Iterator[RecordSubscription]:
         """Subscribes while the context is open.
 
         Args:
-            name: whose subscription it is, for the metric.
-            capacity: how many records may wait to be read.
-            patience_s: how long everyone waits for this subscriber when its queue is full; not at
-                all by default.
+            name: Name of the subscriber, for the metric.
+            capacity: Most records that may wait to be read.
+            max_wait_s: How long publishers wait for this subscriber when its queue is full, in
+                seconds. By default they do not wait.
 
         Yields:
-            The records, from now on.
+            The records that are published from now on.
         """
-        subscription = Subscription(name, capacity, patience_s)
+        subscription = RecordSubscription(name, capacity, max_wait_s)
         self._subscriptions.append(subscription)
         try:
             yield subscription
@@ -135,9 +135,9 @@ class RequestLog:
             subscription.close()
 
     async def publish(self, records: Sequence[RequestRecord]) -> None:
-        """Gives records to all; returns when each subscriber has taken or lost them.
+        """Passes records to all subscribers. Returns when each has queued or dropped them.
 
-        Who has room gets them at once, whoever else has to be waited for.
+        A subscriber with room gets them at once, even if another one has to be waited for.
         """
         behind = [
             (subscription, left)

@@ -1,11 +1,11 @@
-"""The traces in SQLite: what is written, found, and thrown away to make room.
+"""The trace database in SQLite: adds, finds and evicts traces.
 
-Nothing is shared between traces, so that one is evicted whole: its spans, and the processes that
-they came from. Spans of one trace come late, in any order and from several processes; each is put
-to those that are there. One that belongs to a trace that has been evicted begins it anew, with an
-old start, and is therefore the next to go.
+Traces share no rows, so that a whole trace can be evicted with its spans and their processes. Spans
+of one trace arrive late, in any order and from several processes; each is added to the spans that
+are there. A late span of an evicted trace starts that trace again with an old start time, and so is
+the next to be evicted.
 
-All of this is for one thread; `store` owns it. A crash loses nothing that was committed (SQLite's
+Use this module from one thread, which `store` owns. A crash loses no committed data (SQLite's
 write-ahead log).
 """
 
@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from tidegate.mesh.traces.errors import StoreError
-from tidegate.mesh.traces.intake import ReceivedSpan
-from tidegate.mesh.traces.limits import TraceLimits
+from tidegate.mesh.traces.intake import ReceivedSpan, TraceLimits
 from tidegate.mesh.traces.query import (
     Dependency,
     Operation,
@@ -32,16 +31,16 @@ from tidegate.mesh.traces.query import (
     TraceSummary,
     summarise,
 )
-from tidegate.mesh.traces.sqlite_file import is_damage, opened, reported, set_aside
+from tidegate.mesh.traces.sqlite_file import is_damage, open_file, own_errors, set_aside
 
-__all__ = ["Added", "Database", "Kept"]
+__all__ = ["AddResult", "Database", "StoredAmount"]
 
 _VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE traces (
   trace_id BLOB PRIMARY KEY,
-  -- What orders traces: the start, but no later than when the first span came, so that a clock
-  -- that runs ahead does not keep a trace for ever.
+  -- Orders traces for eviction: the start time, but not later than the arrival of the first span,
+  -- so that a clock that runs ahead does not keep a trace for ever.
   rank_ns INTEGER NOT NULL,
   spans INTEGER NOT NULL,
   bytes INTEGER NOT NULL
@@ -65,7 +64,7 @@ CREATE TABLE spans (
   duration_ns INTEGER NOT NULL,
   is_error INTEGER NOT NULL,
   body BLOB NOT NULL,
-  -- A client and a server may share a span id, as Zipkin's do; a span sent twice is one.
+  -- A client and a server may share a span id, as in Zipkin. A span sent twice is stored once.
   UNIQUE (trace_id, span_id, process)
 );
 CREATE INDEX spans_by_service ON spans (service, operation, kind);
@@ -81,30 +80,30 @@ _UPSERT_TRACE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
-    """What became of the spans of a batch.
+class AddResult:
+    """The result of adding a batch of spans.
 
     Attributes:
-        taken: spans that are kept now.
-        duplicates: spans that were there already, because their sender tried again.
-        full: spans of traces that have as many as are kept of one.
-        evicted: traces that went to make room.
+        taken: Spans that were stored.
+        duplicates: Spans that were stored before, because their sender tried again.
+        trace_full: Spans that were refused because their trace is full.
+        evicted: Traces that were evicted to make room.
     """
 
     taken: int
     duplicates: int
-    full: int
+    trace_full: int
     evicted: int
 
 
 @dataclass(slots=True)
-class Kept:
-    """How much there is.
+class StoredAmount:
+    """How much is stored.
 
     Attributes:
-        traces: traces.
-        spans: spans of all of them.
-        bytes: size of these, with the processes.
+        traces: Number of traces.
+        spans: Number of spans in all traces.
+        bytes: Size of the spans and the processes.
     """
 
     traces: int = 0
@@ -113,34 +112,34 @@ class Kept:
 
 
 class Database:
-    """An open file of traces. Use it from one thread.
+    """An open trace file. Use it from one thread.
 
     Args:
-        path: the file; it is made when it is not there.
-        limits: how much is kept.
+        path: The file, which is created if it does not exist.
+        limits: How much to keep.
 
     Attributes:
-        kept: how much there is.
+        stored: How much is stored.
 
     Raises:
-        StoreError: it cannot be opened, or another process has it open.
+        StoreError: The file cannot be opened, or another process has it open.
     """
 
     def __init__(self, path: Path, limits: TraceLimits) -> None:
         self._path = path
         self._limits = limits
-        self.kept = Kept()
-        with reported(path):
+        self.stored = StoredAmount()
+        with own_errors(path):
             self._connection = self._open()
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[Self]:
-        """Surrounds each use: a file that turns out damaged is set aside, and errors are ours.
+        """Handles the errors of each use, and sets a damaged file aside.
 
         Raises:
-            StoreError: the file cannot be read or written, or was set aside just now.
+            StoreError: The file cannot be read or written, or has just been set aside.
         """
-        with reported(self._path):
+        with own_errors(self._path):
             try:
                 yield self
             except sqlite3.DatabaseError as error:
@@ -150,38 +149,38 @@ class Database:
                 aside = set_aside(self._path, str(error))
                 self._connection = self._open()
                 raise StoreError(
-                    f"{self._path} was damaged ({error}) and is {aside.name} now; try again"
+                    f"{self._path} was damaged ({error}) and was renamed to {aside.name}; try again"
                 ) from error
 
     def close(self) -> None:
         """Closes the file."""
         self._connection.close()
 
-    def add(self, spans: Sequence[ReceivedSpan], now_ns: int) -> Added:
-        """Keeps spans, in one transaction, and makes room.
+    def add(self, spans: Sequence[ReceivedSpan], now_ns: int) -> AddResult:
+        """Adds spans and makes room for them, in one transaction.
 
         Args:
-            spans: of any traces.
-            now_ns: the time, in nanoseconds since 1970.
+            spans: Spans of any traces.
+            now_ns: The time, in nanoseconds since 1970.
         """
         counts: Counter[str] = Counter()
-        before = self.kept
-        kept = Kept(before.traces, before.spans, before.bytes)
+        before = self.stored
+        stored = StoredAmount(before.traces, before.spans, before.bytes)
         by_trace = attrgetter("trace_id")
         with self._transaction():
             for trace_id, group in groupby(sorted(spans, key=by_trace), by_trace):
-                counts += self._add_to_trace(trace_id, tuple(group), now_ns, kept)
-            evicted = self._make_room(kept)
-        self.kept = kept
-        return Added(counts["taken"], counts["duplicates"], counts["full"], evicted)
+                counts += self._add_to_trace(trace_id, tuple(group), now_ns, stored)
+            evicted = self._make_room(stored)
+        self.stored = stored
+        return AddResult(counts["taken"], counts["duplicates"], counts["trace_full"], evicted)
 
     def services(self) -> tuple[str, ...]:
-        """Every service that spans are kept of, in order."""
+        """Returns every service with stored spans, sorted."""
         rows = self._connection.execute("SELECT DISTINCT service FROM spans ORDER BY service")
         return tuple(service for (service,) in rows)
 
     def operations(self, service: str) -> tuple[Operation, ...]:
-        """Every operation of a service, in order."""
+        """Returns every operation of a service, sorted."""
         rows = self._connection.execute(
             "SELECT DISTINCT operation, kind FROM spans WHERE service = ? ORDER BY 1, 2", (service,)
         )
@@ -190,12 +189,12 @@ class Database:
     def find(
         self, query: TraceQuery, has_tags: Callable[[bytes, bytes], bool]
     ) -> tuple[bytes, ...]:
-        """Ids of the traces that a query means, the newest first.
+        """Returns the ids of the traces that match a query, the newest first.
 
         Args:
-            query: what they are like.
-            has_tags: whether a span and the process it comes from, both serialized, have the tags
-                of the query; asked only when there are some.
+            query: The query.
+            has_tags: Whether a serialized span and its serialized process have the tags of the
+                query. It is called only if the query has tags.
         """
         where, values = _conditions(query)
         if not query.tags:
@@ -207,7 +206,7 @@ class Database:
             )
             return tuple(trace_id for (trace_id,) in rows)
         found: dict[bytes, None] = {}
-        # The order of the join lets SQLite walk the traces from the newest and stop early.
+        # With this order of the join SQLite reads the newest traces first and can stop early.
         for rowid, trace_id in self._connection.execute(
             "SELECT spans.rowid, trace_id FROM traces CROSS JOIN spans USING (trace_id)"  # noqa: S608
             f" WHERE {where} ORDER BY rank_ns DESC, trace_id DESC",
@@ -220,7 +219,7 @@ class Database:
         return tuple(found)
 
     def trace(self, trace_id: bytes) -> StoredTrace | None:
-        """A trace, or None when it is not kept."""
+        """Returns a trace, or None if it is not stored."""
         rows = self._connection.execute(
             "SELECT process, body FROM spans WHERE trace_id = ? ORDER BY start_ns, rowid",
             (trace_id,),
@@ -234,7 +233,7 @@ class Database:
         return StoredTrace(trace_id, spans, dict(processes))
 
     def summary(self, trace_id: bytes) -> TraceSummary | None:
-        """A trace in one line, or None when it is not kept."""
+        """Returns the summary of a trace, or None if it is not stored."""
         rows = self._connection.execute(
             "SELECT span_id, parent_id, service, operation, start_ns, duration_ns, is_error"
             " FROM spans WHERE trace_id = ? ORDER BY start_ns, rowid",
@@ -244,11 +243,11 @@ class Database:
         return summarise(trace_id, facts) if facts else None
 
     def dependencies(self, start_ns: int, end_ns: int) -> tuple[Dependency, ...]:
-        """Calls between services, by the spans that began in a time.
+        """Returns the calls between services, counted from spans that began in a period.
 
         Args:
-            start_ns: begin of the time, in nanoseconds since 1970.
-            end_ns: its end.
+            start_ns: Start of the period, in nanoseconds since 1970.
+            end_ns: End of the period.
         """
         rows = self._connection.execute(
             "SELECT parent.service, child.service, count(*)"
@@ -261,7 +260,7 @@ class Database:
         return tuple(Dependency(*row) for row in rows)
 
     def _add_to_trace(
-        self, trace_id: bytes, spans: Sequence[ReceivedSpan], now_ns: int, kept: Kept
+        self, trace_id: bytes, spans: Sequence[ReceivedSpan], now_ns: int, stored: StoredAmount
     ) -> Counter[str]:
         execute = self._connection.execute
         row = execute("SELECT spans, bytes FROM traces WHERE trace_id = ?", (trace_id,)).fetchone()
@@ -270,7 +269,7 @@ class Database:
         counts: Counter[str] = Counter()
         for span in spans:
             if has_spans >= self._limits.max_spans_per_trace:
-                counts["full"] += 1
+                counts["trace_full"] += 1
             elif execute(_INSERT_SPAN, _row(span)).rowcount:
                 counts["taken"] += 1
                 has_spans += 1
@@ -283,14 +282,14 @@ class Database:
         if counts["taken"]:
             first_ns = min(span.start_ns for span in spans)
             execute(_UPSERT_TRACE, (trace_id, min(first_ns, now_ns), has_spans, has_bytes))
-            kept.traces += row is None
-            kept.spans += has_spans - had_spans
-            kept.bytes += has_bytes - had_bytes
+            stored.traces += row is None
+            stored.spans += has_spans - had_spans
+            stored.bytes += has_bytes - had_bytes
         return counts
 
-    def _make_room(self, kept: Kept) -> int:
+    def _make_room(self, stored: StoredAmount) -> int:
         evicted = 0
-        while kept.traces > self._limits.max_traces or kept.bytes > self._limits.max_bytes:
+        while stored.traces > self._limits.max_traces or stored.bytes > self._limits.max_bytes:
             trace_id, spans, size = self._connection.execute(
                 "SELECT trace_id, spans, bytes FROM traces ORDER BY rank_ns, trace_id LIMIT 1"
             ).fetchone()
@@ -299,9 +298,9 @@ class Database:
                     f"DELETE FROM {table} WHERE trace_id = ?",  # noqa: S608  # of constants
                     (trace_id,),
                 )
-            kept.traces -= 1
-            kept.spans -= spans
-            kept.bytes -= size
+            stored.traces -= 1
+            stored.spans -= spans
+            stored.bytes -= size
             evicted += 1
         return evicted
 
@@ -319,16 +318,16 @@ class Database:
         try:
             yield
         except BaseException:
-            # After some errors SQLite has rolled back by itself.
+            # After some errors SQLite rolls back by itself.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
 
     def _open(self) -> sqlite3.Connection:
-        connection = opened(self._path, _SCHEMA, _VERSION)
+        connection = open_file(self._path, _SCHEMA, _VERSION)
         row = connection.execute("SELECT count(*), sum(spans), sum(bytes) FROM traces").fetchone()
-        self.kept = Kept(*(value or 0 for value in row))
+        self.stored = StoredAmount(*(value or 0 for value in row))
         return connection
 
 
@@ -348,7 +347,7 @@ def _conditions(query: TraceQuery) -> tuple[str, list[object]]:
     ]
     for column, value in (("service", query.service), ("operation", query.operation)):
         if value:
-            # The plus keeps SQLite from the index of services: a trace's few spans are looked at.
+            # The plus keeps SQLite from the service index: scanning a trace's few spans is faster.
             where.append(f"+{column} = ?")
             values.append(value)
     return " AND ".join(where), values

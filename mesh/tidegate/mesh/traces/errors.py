@@ -1,4 +1,4 @@
-"""What goes wrong with traces; each message says what to do."""
+"""Errors of the trace store and its clients. Each message says what to do."""
 
 from tidegate.errors import TidegateError
 
@@ -17,23 +17,23 @@ class TracesError(TidegateError):
 
 
 class StoreError(TracesError):
-    """The file of traces cannot be opened, read or written."""
+    """The trace file cannot be opened, read or written."""
 
 
 class StoreBusyError(TracesError):
-    """More waits for the store than it holds; try again."""
+    """The queue of the store is full; try again."""
 
 
 class BadQueryError(TracesError):
-    """A query says something that cannot be understood; the message names the parameter."""
+    """A query has a parameter that is missing or malformed; the message names it."""
 
 
 class TraceNotFoundError(TracesError):
-    """There is no such trace, or there are several whose id begins so."""
+    """There is no such trace, or several traces share the beginning of the id."""
 
 
 class TracesUnreachableError(TracesError):
     """No query API answers at the address."""
 
     unreachable = True
-    advice = "Start the controller with `tidegate up`, or say with --url where a Jaeger is."
+    advice = "Start the controller with `tidegate up`, or give the URL of a Jaeger with --url."

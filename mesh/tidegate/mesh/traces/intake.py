@@ -1,8 +1,8 @@
-"""The one look that each span gets when it comes: is it sound, and what is it found by?
+"""Validates received spans, and extracts the fields that queries search.
 
-A span is kept as it came, in OTLP's own bytes, beside the few facts that queries ask for; it is
-turned into Jaeger's JSON only when somebody wants to see it. What is refused is counted by reason
-and told to the sender in OTLP's ``partial_success``: a sender's mistake never raises.
+A span is stored in its OTLP bytes, beside the few fields that queries need. It is converted to
+Jaeger's JSON only when it is read. Refused spans are counted by reason, and the sender learns of
+them in OTLP's ``partial_success``. A sender's mistake never raises an exception.
 """
 
 import enum
@@ -15,31 +15,53 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
-from tidegate.mesh.traces.limits import TraceLimits
-
 __all__ = [
-    "SERVICE_NAME",
+    "SERVICE_NAME_ATTRIBUTE",
     "Batch",
     "Process",
     "ReceivedSpan",
     "Refusal",
+    "TraceLimits",
     "read_batch",
     "service_name",
 ]
 
-SERVICE_NAME = "service.name"
-"""The attribute of a resource that names it."""
+SERVICE_NAME_ATTRIBUTE = "service.name"
+"""The resource attribute that names the service."""
 
-# OpenTelemetry's name for a resource that does not say it.
+# OpenTelemetry's name for a resource without that attribute.
 _UNKNOWN_SERVICE = "unknown_service"
-# SQLite's integers; beyond them lies the year 2262.
+# The largest integer of SQLite, in the year 2262.
 _LATEST_NS = 2**63 - 1
 _TRACE_ID_BYTES = 16
 _SPAN_ID_BYTES = 8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceLimits:
+    """Limits of the trace store.
+
+    Attributes:
+        max_traces: Most traces to keep. The store evicts the oldest trace first, as a whole.
+        max_bytes: Most bytes of spans to keep in all traces together. Eviction as above.
+        max_spans_per_trace: Most spans to keep of one trace. Further ones are refused.
+        max_span_bytes: Largest span on the wire, and largest resource of a span.
+        max_attributes: Most attributes of a span.
+        max_batch_spans: Most spans in one request. Further ones are refused.
+        max_waiting: Most requests and queries that wait for the file. Further ones are refused.
+    """
+
+    max_traces: int = 1_000
+    max_bytes: int = 256 * 1024 * 1024
+    max_spans_per_trace: int = 10_000
+    max_span_bytes: int = 64 * 1024
+    max_attributes: int = 256
+    max_batch_spans: int = 20_000
+    max_waiting: int = 64
+
+
 class Refusal(enum.StrEnum):
-    """Why a span is not kept."""
+    """Why a span was not stored."""
 
     BAD_ID = "bad id"
     BAD_TIME = "bad time"
@@ -51,12 +73,12 @@ class Refusal(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Where spans come from: a resource of OpenTelemetry, a process of Jaeger.
+    """The origin of spans: OpenTelemetry's resource, Jaeger's process.
 
     Attributes:
-        digest: of the body; tells processes apart.
-        service: its ``service.name``.
-        body: the resource, serialized.
+        digest: A digest of the body, which identifies the process.
+        service: The ``service.name``.
+        body: The serialized resource.
     """
 
     digest: bytes
@@ -65,7 +87,7 @@ class Process:
 
     @classmethod
     def of(cls, resource: Resource) -> "Process":
-        """Reads a resource."""
+        """Creates a process from a resource."""
         body = resource.SerializeToString(deterministic=True)
         digest = hashlib.blake2b(body, digest_size=8).digest()
         return cls(digest, service_name(resource), body)
@@ -73,19 +95,19 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedSpan:
-    """A span, and what it is found by.
+    """A span with the fields that queries search.
 
     Attributes:
-        trace_id: sixteen bytes.
-        span_id: eight bytes.
-        parent_id: eight bytes; empty for a root.
-        process: where it comes from.
-        operation: its name.
-        kind: OTLP's number of its kind.
-        start_ns: when it began, in nanoseconds since 1970.
-        duration_ns: how long it took; 0 when its end lies before its start.
-        is_error: whether its status is an error.
-        body: a ``ScopeSpans`` with this one span, serialized.
+        trace_id: Sixteen bytes.
+        span_id: Eight bytes.
+        parent_id: Eight bytes, empty for a root.
+        process: The process that sent the span.
+        operation: The name of the span.
+        kind: The span kind, as OTLP's number.
+        start_ns: Start time, in nanoseconds since 1970.
+        duration_ns: Duration in nanoseconds, 0 if the span ends before it starts.
+        is_error: Whether its status is an error.
+        body: A serialized ``ScopeSpans`` with this one span.
     """
 
     trace_id: bytes
@@ -102,11 +124,11 @@ class ReceivedSpan:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one request brought.
+    """The spans of one export request.
 
     Attributes:
-        spans: those to keep.
-        refused: how many are not kept, by reason.
+        spans: The valid spans.
+        refused: Number of refused spans, by reason.
     """
 
     spans: tuple[ReceivedSpan, ...]
@@ -114,11 +136,11 @@ class Batch:
 
 
 def read_batch(request: ExportTraceServiceRequest, limits: TraceLimits) -> Batch:
-    """Reads a request; what cannot be kept is counted, and never raises.
+    """Validates the spans of a request. It counts invalid spans, and never raises.
 
     Args:
-        request: as it came.
-        limits: what is refused.
+        request: The request.
+        limits: The limits of spans.
     """
     refused: Counter[Refusal] = Counter()
     spans: list[ReceivedSpan] = []
@@ -143,9 +165,9 @@ def read_batch(request: ExportTraceServiceRequest, limits: TraceLimits) -> Batch
 
 
 def service_name(resource: Resource) -> str:
-    """The service that a resource is."""
+    """Returns the service name of a resource."""
     for attribute in resource.attributes:
-        if attribute.key == SERVICE_NAME and attribute.value.string_value:
+        if attribute.key == SERVICE_NAME_ATTRIBUTE and attribute.value.string_value:
             return attribute.value.string_value
     return _UNKNOWN_SERVICE
 

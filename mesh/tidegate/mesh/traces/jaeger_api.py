@@ -1,9 +1,9 @@
-"""Jaeger's query HTTP API over the store, for Jaeger's UI, Grafana and ``tidegate trace``.
+"""Jaeger's query HTTP API over the trace store, for Jaeger's UI, Grafana and ``tidegate trace``.
 
 Grafana's data source, and Jaeger's UI before 2026, read ``/api/services``, ``/api/operations``,
-``/api/traces`` and ``/api/dependencies``. Jaeger itself dropped its search there in August 2026,
-and its UI asks ``/api/v3`` for services, operations and summaries since; a whole trace is at
-``/api/traces/{id}`` for both. Every answer is JSON, errors too.
+``/api/traces`` and ``/api/dependencies``. Jaeger dropped the search at ``/api/traces`` in August
+2026; its UI now reads services, operations and summaries from ``/api/v3``. Both read a whole trace
+from ``/api/traces/{id}``. Every response is JSON, also for errors.
 
     async with jaeger_api(store) as port: ...
 """
@@ -39,7 +39,7 @@ from tidegate.runtime.logging import get_logger
 __all__ = ["JAEGER_PORT", "application", "jaeger_api"]
 
 JAEGER_PORT: Final = 16686
-"""Where Jaeger's query API is, wherever it runs."""
+"""The default port of Jaeger's query API."""
 
 _log = get_logger(__name__)
 
@@ -64,16 +64,16 @@ async def jaeger_api(
     """Serves the API while the context is open.
 
     Args:
-        store: what is served; it stays open longer.
-        host: address to listen on.
-        port: port to listen on; 0 takes a free one.
-        clock_ns: the time, in nanoseconds since 1970.
+        store: The store, which must stay open longer.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        clock_ns: Returns the time, in nanoseconds since 1970.
 
     Yields:
-        The port that is listened on.
+        The port that the API listens on.
 
     Raises:
-        TracesError: the port cannot be had.
+        TracesError: The port cannot be opened.
     """
     runner = web.AppRunner(
         application(store, clock_ns), access_log=None, shutdown_timeout=_SHUTDOWN_S
@@ -94,11 +94,11 @@ async def jaeger_api(
 
 
 def application(store: TraceStore, clock_ns: Callable[[], int] = time.time_ns) -> web.Application:
-    """The API as an application of aiohttp.
+    """Returns the API as an aiohttp application.
 
     Args:
-        store: what is served.
-        clock_ns: the time, in nanoseconds since 1970.
+        store: The store.
+        clock_ns: Returns the time, in nanoseconds since 1970.
     """
     api = _Api(store, clock_ns)
     served = web.Application(middlewares=[_errors_as_json])
@@ -119,7 +119,7 @@ def application(store: TraceStore, clock_ns: Callable[[], int] = time.time_ns) -
 
 
 class _Api:
-    """The handlers."""
+    """The request handlers."""
 
     def __init__(self, store: TraceStore, clock_ns: Callable[[], int]) -> None:
         self._store = store
@@ -127,14 +127,14 @@ class _Api:
 
     async def services(self, request: web.Request) -> web.Response:
         del request
-        return _answer(await self._store.services())
+        return _legacy_response(await self._store.services())
 
     async def operation_names(self, request: web.Request) -> web.Response:
         operations = await self._store.operations(request.match_info["service"])
-        return _answer(sorted({operation.name for operation in operations}))
+        return _legacy_response(sorted({operation.name for operation in operations}))
 
     async def operations(self, request: web.Request) -> web.Response:
-        return _answer(await self._operations(request))
+        return _legacy_response(await self._operations(request))
 
     async def search(self, request: web.Request) -> web.Response:
         query = search_query(_parameters(request), self._clock_ns())
@@ -161,7 +161,7 @@ class _Api:
         period_ns = dependency_period_ns(_parameters(request), self._clock_ns())
         service = request.query.get("service")
         links = await self._store.dependencies(*period_ns)
-        return _answer(
+        return _legacy_response(
             [
                 {"parent": link.parent, "child": link.child, "callCount": link.calls}
                 for link in links
@@ -171,18 +171,18 @@ class _Api:
 
     async def services_v3(self, request: web.Request) -> web.Response:
         del request
-        return _json({"services": await self._store.services()})
+        return _json_response({"services": await self._store.services()})
 
     async def operations_v3(self, request: web.Request) -> web.Response:
-        return _json({"operations": await self._operations(request)})
+        return _json_response({"operations": await self._operations(request)})
 
     async def summaries_v3(self, request: web.Request) -> web.Response:
         found = await self._store.summaries(summary_query(_parameters(request)))
-        return _json({"summaries": [_summary_object(summary) for summary in found]})
+        return _json_response({"summaries": [_summary_object(summary) for summary in found]})
 
     async def _operations(self, request: web.Request) -> list[dict[str, str]]:
         service = request.query.get("service")
-        # The name that the later API has for it since 2026, and its older one.
+        # The parameter's name since 2026, and its older one.
         kind = request.query.get("spanKind") or request.query.get("span_kind", "")
         if not service:
             raise BadQueryError("parameter 'service' is required")
@@ -198,35 +198,35 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
     try:
         return await handler(request)
     except TracesError as error:
-        return _failure(request, _STATUSES.get(type(error), 500), str(error))
+        return _error_response(request, _STATUSES.get(type(error), 500), str(error))
     except web.HTTPException as error:
-        return _failure(request, error.status, error.reason)
+        return _error_response(request, error.status, error.reason)
     except Exception:  # noqa: BLE001  # the edge of the server, which reports it
         _log.exception("query failed", path=request.path)
-        return _failure(request, 500, "internal error; the controller's log has the cause")
+        return _error_response(request, 500, "internal error; the controller's log has the cause")
 
 
 def _parameters(request: web.Request) -> dict[str, list[str]]:
     return {name: request.query.getall(name) for name in request.query}
 
 
-def _failure(request: web.Request, status: int, message: str) -> web.Response:
+def _error_response(request: web.Request, status: int, message: str) -> web.Response:
     if request.path.startswith("/api/v3/"):
-        return _json({"error": {"httpCode": status, "message": message}}, status)
-    return _answer(None, [{"code": status, "msg": message}], status)
+        return _json_response({"error": {"httpCode": status, "message": message}}, status)
+    return _legacy_response(None, [{"code": status, "msg": message}], status)
 
 
 async def _traces(
     traces: Sequence[StoredTrace], errors: Iterable[dict[str, object]] = ()
 ) -> web.Response:
-    # Many spans take a while to be written out, in which the event loop goes on.
+    # Encoding many spans takes a while, so it runs outside the event loop.
     return await asyncio.to_thread(
-        lambda: _answer([trace_object(trace) for trace in traces], list(errors))
+        lambda: _legacy_response([trace_object(trace) for trace in traces], list(errors))
     )
 
 
 def _summary_object(summary: TraceSummary) -> dict[str, Any]:
-    # Numbers of 64 bits are text in the JSON of protobuf.
+    # Protobuf's JSON writes 64-bit numbers as text.
     return {
         "traceId": summary.trace_id.hex(),
         "rootServiceName": summary.root_service,
@@ -243,14 +243,14 @@ def _summary_object(summary: TraceSummary) -> dict[str, Any]:
     }
 
 
-def _answer(
+def _legacy_response(
     data: Sequence[object] | None, errors: Sequence[dict[str, object]] = (), status: int = 200
 ) -> web.Response:
     total = 0 if data is None else len(data)
     envelope = {"data": data, "total": total, "limit": 0, "offset": 0, "errors": errors or None}
-    return _json(envelope, status)
+    return _json_response(envelope, status)
 
 
-def _json(value: object, status: int = 200) -> web.Response:
+def _json_response(value: object, status: int = 200) -> web.Response:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return web.Response(text=text, content_type="application/json", status=status)

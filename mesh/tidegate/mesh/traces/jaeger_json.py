@@ -1,9 +1,9 @@
-"""Spans of OpenTelemetry as Jaeger's query API writes them.
+"""Converts OpenTelemetry spans to the JSON of Jaeger's query API.
 
-The mapping is that of OpenTelemetry's "transformation to non-OTLP formats" for Jaeger: kind,
-status, scope and trace state become tags, events become logs, the parent is a reference
-``CHILD_OF`` and links are ``FOLLOWS_FROM``, and the resource is the process. Whatever a span says,
-the result is JSON: numbers that JavaScript or JSON cannot hold are written as text.
+The mapping is OpenTelemetry's "transformation to non-OTLP formats" for Jaeger. Kind, status, scope
+and trace state become tags, and events become logs. The parent becomes a ``CHILD_OF`` reference,
+links become ``FOLLOWS_FROM`` references, and the resource becomes the process. The result is always
+valid JSON: numbers that JavaScript or JSON cannot represent are written as text.
 """
 
 import base64
@@ -16,7 +16,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Span, Status
 
-from tidegate.mesh.traces.intake import SERVICE_NAME, service_name
+from tidegate.mesh.traces.intake import SERVICE_NAME_ATTRIBUTE, service_name
 from tidegate.mesh.traces.query import StoredTrace
 
 __all__ = ["KINDS", "has_tags", "trace_object"]
@@ -28,20 +28,20 @@ KINDS: Final[Mapping[int, str]] = {
     Span.SPAN_KIND_PRODUCER: "producer",
     Span.SPAN_KIND_CONSUMER: "consumer",
 }
-"""Jaeger's words for OTLP's kinds; a span of unspecified kind has none."""
+"""Jaeger's names of OTLP's span kinds. A span of unspecified kind has none."""
 
 _STATUSES: Final = {Status.STATUS_CODE_OK: "OK", Status.STATUS_CODE_ERROR: "ERROR"}
-# The largest integer that JavaScript does not round.
+# The largest integer that JavaScript represents exactly.
 _SAFE_INTEGER: Final = 2**53 - 1
 
 _Tag = dict[str, Any]
 
 
 def trace_object(trace: StoredTrace) -> dict[str, Any]:
-    """A trace as an element of ``data`` in an answer of Jaeger's.
+    """Returns a trace as an element of ``data`` in a response of Jaeger's API.
 
     Args:
-        trace: as it is kept.
+        trace: The stored trace.
     """
     digests = dict.fromkeys(span.process for span in trace.spans)
     names = {digest: f"p{number}" for number, digest in enumerate(digests, start=1)}
@@ -60,14 +60,15 @@ def trace_object(trace: StoredTrace) -> dict[str, Any]:
 
 
 def has_tags(wanted: Mapping[str, str], scope_spans: bytes, resource: bytes) -> bool:
-    """Whether a span has all of some tags: itself, in its events, or in its process.
+    """Whether a span has some tags, looking at the span, its events and its process.
 
-    Spans that have failed have ``error=true``, and all others ``error=false``, which nobody sends.
+    A failed span has ``error=true``. Every other span has ``error=false``, although no sender
+    reports it.
 
     Args:
-        wanted: values as text, by key.
-        scope_spans: a ``ScopeSpans`` with the span, serialized.
-        resource: what it comes from, serialized.
+        wanted: The tags, as text by key.
+        scope_spans: A serialized ``ScopeSpans`` with the span.
+        resource: The span's resource, serialized.
     """
     scoped = ScopeSpans.FromString(scope_spans)
     span = scoped.spans[0]
@@ -87,7 +88,7 @@ def _span_object(scoped: ScopeSpans, process: str) -> dict[str, Any]:
     trace_id = span.trace_id.hex()
     references = [_reference("FOLLOWS_FROM", link.trace_id, link.span_id) for link in span.links]
     if any(span.parent_span_id):
-        # Readers take the first reference for the parent.
+        # Readers take the first reference as the parent.
         references.insert(0, _reference("CHILD_OF", span.trace_id, span.parent_span_id))
     duration_ns = max(0, span.end_time_unix_nano - span.start_time_unix_nano)
     return {
@@ -109,7 +110,7 @@ def _span_object(scoped: ScopeSpans, process: str) -> dict[str, Any]:
 
 
 def _process_object(resource: Resource) -> dict[str, Any]:
-    others = (each for each in resource.attributes if each.key != SERVICE_NAME)
+    others = (each for each in resource.attributes if each.key != SERVICE_NAME_ATTRIBUTE)
     return {"serviceName": service_name(resource), "tags": _tags(others)}
 
 
@@ -118,7 +119,7 @@ def _reference(kind: str, trace_id: bytes, span_id: bytes) -> dict[str, str]:
 
 
 def _span_tags(span: Span, scoped: ScopeSpans) -> list[_Tag]:
-    told: list[_Tag] = []
+    tags: list[_Tag] = []
     for key, text in (
         ("otel.scope.name", scoped.scope.name),
         ("otel.scope.version", scoped.scope.version),
@@ -128,10 +129,10 @@ def _span_tags(span: Span, scoped: ScopeSpans) -> list[_Tag]:
         ("w3c.tracestate", span.trace_state),
     ):
         if text:
-            told.append(_tag(key, "string", text))
+            tags.append(_tag(key, "string", text))
     if span.status.code == Status.STATUS_CODE_ERROR:
-        told.append(_tag("error", "bool", True))
-    return _tags(span.attributes) + told
+        tags.append(_tag("error", "bool", True))
+    return _tags(span.attributes) + tags
 
 
 def _event_fields(event: Span.Event) -> list[_Tag]:
@@ -175,7 +176,7 @@ def _typed(key: str, value: AnyValue) -> _Tag:
 
 
 def _plain(value: AnyValue) -> Any:
-    """A value as JSON has it; protobuf bounds how deep they nest."""
+    """Returns a value as plain JSON. Protobuf limits how deep values nest."""
     match value.WhichOneof("value"):
         case "array_value":
             return [_plain(each) for each in value.array_value.values]

@@ -1,8 +1,8 @@
-"""The parameters of Jaeger's query API, read into values.
+"""Parses the query parameters of Jaeger's API.
 
-Two generations are in use. Grafana and Jaeger's UI before 2026 ask ``/api/traces?service=…`` with
-times in microseconds; later ones ask ``/api/v3/trace-summaries?query.serviceName=…`` with times as
-RFC 3339 writes them. Both ask for durations as Go does, such as ``1.5ms``.
+Two generations are in use. Grafana and Jaeger's UI before 2026 read ``/api/traces?service=…`` with
+times in microseconds. Later ones read ``/api/v3/trace-summaries?query.serviceName=…`` with times in
+RFC 3339. Both write durations as Go does, such as ``1.5ms``.
 """
 
 import json
@@ -37,26 +37,26 @@ _FRACTION: Final = re.compile(r"\.(\d{1,9})(?=Z|[+-]|$)")
 
 
 Parameters: TypeAlias = Mapping[str, Sequence[str]]
-"""The parameters of a request, each with all its values."""
+"""The parameters of a request, each with all of its values."""
 
 
 def search_query(parameters: Parameters, now_ns: int) -> TraceQuery:
-    """Reads the parameters of ``/api/traces``.
+    """Parses the parameters of ``/api/traces``.
 
-    Without ``start``, the time begins ``lookback`` before its end, or with the oldest trace. As in
-    Jaeger, the service is required unless traces are asked for by ``traceID``, and then the others
-    have to be right all the same.
+    Without ``start``, the period begins ``lookback`` before its end, or else with the oldest trace.
+    As in Jaeger, the service is required unless ``traceID`` is given. With ``traceID``, the other
+    parameters must still be valid.
 
     Args:
-        parameters: of the request.
-        now_ns: the time, in nanoseconds since 1970.
+        parameters: The parameters.
+        now_ns: The time, in nanoseconds since 1970.
 
     Raises:
-        BadQueryError: one of them cannot be understood.
+        BadQueryError: A parameter is missing or malformed.
     """
     end_ns = _integer(parameters, "end", now_ns // 1000) * 1000
     lookback = _first(parameters, "lookback")
-    # "custom" is how the UI says that start and end tell it.
+    # The UI sends "custom" when start and end give the period.
     earliest_ns = (
         end_ns - _duration_ns("lookback", lookback) if lookback not in ("", "custom") else 0
     )
@@ -85,10 +85,10 @@ def search_query(parameters: Parameters, now_ns: int) -> TraceQuery:
 
 
 def check_trace(parameters: Parameters) -> None:
-    """Checks the parameters of ``/api/traces/{id}``; a trace is given whole, whatever they say.
+    """Checks the parameters of ``/api/traces/{id}``. They do not change the result: a whole trace.
 
     Raises:
-        BadQueryError: one of them cannot be understood.
+        BadQueryError: A parameter is malformed.
     """
     for name in ("start", "end"):
         _integer(parameters, name, 0)
@@ -96,10 +96,10 @@ def check_trace(parameters: Parameters) -> None:
 
 
 def _check_raw(parameters: Parameters) -> None:
-    """Checks the parameter ``raw``; spans are always given as they came.
+    """Checks the parameter ``raw``. Spans are always returned unchanged.
 
     Raises:
-        BadQueryError: it is neither true nor false.
+        BadQueryError: It is neither true nor false.
     """
     raw = _first(parameters, "raw")
     if raw and raw not in _BOOLEANS:
@@ -107,13 +107,13 @@ def _check_raw(parameters: Parameters) -> None:
 
 
 def summary_query(parameters: Parameters) -> TraceQuery:
-    """Reads the parameters of ``/api/v3/trace-summaries``.
+    """Parses the parameters of ``/api/v3/trace-summaries``.
 
     Args:
-        parameters: of the request.
+        parameters: The parameters.
 
     Raises:
-        BadQueryError: one of them cannot be understood, or the time is not given.
+        BadQueryError: A parameter is malformed, or the period is missing.
     """
     parameters = {_later_name(name): values for name, values in parameters.items()}
     start, end = (_first(parameters, f"query.startTime{which}") for which in ("Min", "Max"))
@@ -133,14 +133,17 @@ def summary_query(parameters: Parameters) -> TraceQuery:
 
 
 def dependency_period_ns(parameters: Parameters, now_ns: int) -> tuple[int, int]:
-    """Reads the parameters of ``/api/dependencies``: begin and end, in nanoseconds since 1970.
+    """Parses the parameters of ``/api/dependencies``.
 
     Args:
-        parameters: of the request.
-        now_ns: the time, in nanoseconds since 1970.
+        parameters: The parameters.
+        now_ns: The time, in nanoseconds since 1970.
+
+    Returns:
+        Start and end of the period, in nanoseconds since 1970.
 
     Raises:
-        BadQueryError: one of them cannot be understood.
+        BadQueryError: A parameter is malformed.
     """
     end_ms = _integer(parameters, "endTs", now_ns // 1_000_000)
     start_ms = end_ms - _integer(parameters, "lookback", _DEPENDENCY_LOOKBACK_MS)
@@ -148,10 +151,10 @@ def dependency_period_ns(parameters: Parameters, now_ns: int) -> tuple[int, int]
 
 
 def trace_id(text: str) -> bytes:
-    """Reads a trace id; leading zeros may be left out.
+    """Parses a trace id, which may lack its leading zeros.
 
     Raises:
-        BadQueryError: it is not 1 to 32 hexadecimal digits.
+        BadQueryError: It is not 1 to 32 hexadecimal digits.
     """
     if not re.fullmatch(r"[0-9a-fA-F]{1,32}", text):
         raise BadQueryError(f"a trace id has 1 to 32 hexadecimal digits: {text[:80]!r}")
@@ -159,7 +162,7 @@ def trace_id(text: str) -> bytes:
 
 
 def _later_name(name: str) -> str:
-    """The name that a parameter has since 2026; Jaeger takes ``query.start_time_min`` as well."""
+    """Returns a parameter's name since 2026. Jaeger accepts ``query.start_time_min`` as well."""
     if name == "query.num_traces":
         return "query.searchDepth"
     return re.sub(r"_([a-z])", lambda found: found[1].upper(), name)
@@ -178,7 +181,7 @@ def _query(
 ) -> TraceQuery:
     shortest, longest = (_first(parameters, name) for name in durations)
     duration_min_ns = _duration_ns(durations[0], shortest) if shortest else 0
-    # Nothing at all is no bound, as in Jaeger.
+    # As in Jaeger, a longest duration of 0 is no limit.
     duration_max_ns = (_duration_ns(durations[1], longest) if longest else 0) or _LATEST_NS
     if duration_max_ns < duration_min_ns:
         raise BadQueryError(f"'{durations[1]}' should be greater than '{durations[0]}'")
@@ -220,7 +223,7 @@ def _duration_ns(name: str, text: str) -> int:
 
 
 def _instant_ns(name: str, text: str) -> int:
-    # Python knows microseconds, and three or six digits of them.
+    # Python parses microseconds only, with three or six digits.
     fraction = _FRACTION.search(text)
     nanoseconds = int(fraction[1].ljust(9, "0")) if fraction else 0
     try:
@@ -228,7 +231,7 @@ def _instant_ns(name: str, text: str) -> int:
     except ValueError as error:
         raise BadQueryError(f"malformed parameter {name}: {error}") from error
     if instant.tzinfo is None:
-        raise BadQueryError(f"malformed parameter {name}: it names no time zone: {text[:80]!r}")
+        raise BadQueryError(f"malformed parameter {name}: it has no time zone: {text[:80]!r}")
     since = instant - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * 1_000_000_000 + nanoseconds
 

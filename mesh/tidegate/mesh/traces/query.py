@@ -1,4 +1,4 @@
-"""What can be asked of the store, and what it answers, as values."""
+"""Queries of the trace store and their results, as values."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,17 @@ _FOREVER_NS = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceQuery:
-    """Traces with at least one span that is all of this.
+    """A query for traces with at least one span that meets all conditions.
 
     Attributes:
-        service: its service; any unless given.
-        operation: its name; any unless given.
-        tags: tags that it, its events or its process have, as text.
-        start_min_ns: it began then or later, in nanoseconds since 1970.
-        start_max_ns: it began then or earlier.
-        duration_min_ns: it took so long or longer.
-        duration_max_ns: it took so long or less.
-        limit: most traces in the answer; the newest are chosen.
+        service: Service of the span. Empty for any.
+        operation: Name of the span. Empty for any.
+        tags: Tags that the span, its events or its process have, as text.
+        start_min_ns: Earliest start time, in nanoseconds since 1970.
+        start_max_ns: Latest start time.
+        duration_min_ns: Shortest duration.
+        duration_max_ns: Longest duration.
+        limit: Most traces to return. The newest are returned.
     """
 
     service: str = ""
@@ -46,11 +46,11 @@ class TraceQuery:
 
 @dataclass(frozen=True, slots=True)
 class StoredSpan:
-    """A span as it came.
+    """A stored span, in its OTLP form.
 
     Attributes:
-        process: digest of the process that it comes from.
-        body: a ``ScopeSpans`` of OTLP with this one span, serialized.
+        process: Digest of the process that sent it.
+        body: A serialized ``ScopeSpans`` of OTLP with this one span.
     """
 
     process: bytes
@@ -59,12 +59,12 @@ class StoredSpan:
 
 @dataclass(frozen=True, slots=True)
 class StoredTrace:
-    """Everything that is kept of a trace.
+    """A stored trace.
 
     Attributes:
-        trace_id: sixteen bytes.
-        spans: in the order in which they began.
-        processes: resources of OTLP, serialized, by their digests.
+        trace_id: Sixteen bytes.
+        spans: The spans, in the order of their start times.
+        processes: Serialized OTLP resources, by digest.
     """
 
     trace_id: bytes
@@ -74,11 +74,11 @@ class StoredTrace:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Operation:
-    """A name that spans of a service have.
+    """An operation of a service: the name of some of its spans.
 
     Attributes:
-        name: the name.
-        kind: OTLP's number of the spans' kind.
+        name: The name.
+        kind: The span kind, as OTLP's number.
     """
 
     name: str
@@ -90,9 +90,9 @@ class Dependency:
     """Calls from one service to another.
 
     Attributes:
-        parent: who calls.
-        child: who is called.
-        calls: how often.
+        parent: The calling service.
+        child: The called service.
+        calls: Number of calls.
     """
 
     parent: str
@@ -102,16 +102,16 @@ class Dependency:
 
 @dataclass(frozen=True, slots=True)
 class SpanFacts:
-    """What a summary needs of a span.
+    """The fields of a span that a summary needs.
 
     Attributes:
-        span_id: its id.
-        parent_id: that of its parent; empty for a root.
-        service: its service.
-        operation: its name.
-        start_ns: when it began.
-        duration_ns: how long it took.
-        is_error: whether it failed.
+        span_id: The span's id.
+        parent_id: The id of its parent, empty for a root.
+        service: The service.
+        operation: The name of the span.
+        start_ns: Start time, in nanoseconds since 1970.
+        duration_ns: Duration, in nanoseconds.
+        is_error: Whether the span failed.
     """
 
     span_id: bytes
@@ -125,12 +125,12 @@ class SpanFacts:
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpans:
-    """A service's part in a trace.
+    """The spans of one service in a trace.
 
     Attributes:
-        name: the service.
-        spans: its spans.
-        errors: those of them that failed.
+        name: The service.
+        spans: Number of its spans.
+        errors: Number of its spans that failed.
     """
 
     name: str
@@ -140,18 +140,18 @@ class ServiceSpans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSummary:
-    """A trace in one line.
+    """The summary of a trace.
 
     Attributes:
-        trace_id: sixteen bytes.
-        root_service: service of the span that began it.
-        root_operation: name of that span.
-        start_ns: when its first span began.
-        end_ns: when its last span ended.
-        spans: how many there are.
-        errors: those of them that failed.
-        orphans: those whose parent has not come.
-        services: who took part, by name.
+        trace_id: Sixteen bytes.
+        root_service: Service of the root span.
+        root_operation: Name of the root span.
+        start_ns: When its first span began.
+        end_ns: When its last span ended.
+        spans: Number of spans.
+        errors: Number of spans that failed.
+        orphans: Number of spans whose parent is missing.
+        services: The services in the trace, sorted by name.
     """
 
     trace_id: bytes
@@ -166,11 +166,11 @@ class TraceSummary:
 
 
 def summarise(trace_id: bytes, spans: Sequence[SpanFacts]) -> TraceSummary:
-    """Sums up a trace; its root is the first span without a parent, or else the first of all.
+    """Summarises a trace. Its root is the first span without a parent, or else the first span.
 
     Args:
-        trace_id: its id.
-        spans: its spans, at least one, in the order in which they began.
+        trace_id: The trace's id.
+        spans: Its spans, at least one, in the order of their start times.
     """
     known = {span.span_id for span in spans}
     root = next((span for span in spans if not span.parent_id), spans[0])

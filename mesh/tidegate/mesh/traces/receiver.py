@@ -1,7 +1,7 @@
-"""Takes spans over OTLP/gRPC, as any OpenTelemetry exporter and Envoy's tracer send them.
+"""The OTLP/gRPC receiver, for OpenTelemetry exporters and Envoy's tracer.
 
-A span that cannot be kept is refused by itself and told in ``partial_success``; the rest is kept.
-A request that the store has no room for is refused whole, with when to come again.
+An invalid span is refused on its own, and the response counts it in ``partial_success``. If the
+store is busy, the whole request is refused with a time after which to retry.
 """
 
 from typing import Final
@@ -26,10 +26,10 @@ _RETRY_AFTER_S: Final = 1.0
 
 
 class OtlpTraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
-    """OTLP's ``TraceService`` in front of a store; for a server on the chassis.
+    """OTLP's ``TraceService`` in front of a trace store.
 
     Args:
-        store: where spans go.
+        store: The store for the spans.
     """
 
     def __init__(self, store: TraceStore) -> None:
@@ -40,11 +40,11 @@ class OtlpTraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             self, server
         )
-        # OpenTelemetry's generated code is older than gRPC's and does not name the methods.
+        # OpenTelemetry's generated code predates registered methods in gRPC.
         export: grpc.RpcMethodHandler[
             otlp.ExportTraceServiceRequest, otlp.ExportTraceServiceResponse
         ] = grpc.unary_unary_rpc_method_handler(
-            self.Export,  # type: ignore[arg-type]  # the stubs know no asynchronous handlers
+            self.Export,
             request_deserializer=otlp.ExportTraceServiceRequest.FromString,
             response_serializer=otlp.ExportTraceServiceResponse.SerializeToString,
         )
@@ -53,11 +53,11 @@ class OtlpTraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
     async def Export(  # noqa: N802  # the protocol's name
         self, request: otlp.ExportTraceServiceRequest, context: ServicerContext
     ) -> otlp.ExportTraceServiceResponse:
-        """Keeps what can be kept of a request.
+        """Stores the valid spans of a request.
 
         Raises:
-            ResourceExhausted: too much waits; exporters try again.
-            Unavailable: the file of traces cannot be written; exporters try again.
+            ResourceExhausted: Too many requests wait. Exporters try again.
+            Unavailable: The trace file cannot be written. Exporters try again.
         """
         del context
         try:

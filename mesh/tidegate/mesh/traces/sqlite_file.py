@@ -1,8 +1,7 @@
-"""The file that SQLite keeps traces in: opened by one process, and set aside when it is damaged.
+"""The SQLite file of the traces: one process opens it, and a damaged file is set aside.
 
-Traces are not worth a repair. A file that is damaged, or was made by another version, gets another
-name, which is logged, and an empty one takes its place. A file that another process has open is
-none of our business: that is an error.
+Traces are not worth a repair. A file that is damaged, or that another version made, is renamed and
+logged, and an empty file takes its place. If another process has the file open, that is an error.
 """
 
 import contextlib
@@ -16,63 +15,63 @@ import structlog
 
 from tidegate.mesh.traces.errors import StoreError
 
-__all__ = ["is_damage", "opened", "reported", "set_aside"]
+__all__ = ["is_damage", "open_file", "own_errors", "set_aside"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_TAKEN: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _LOCK_TIMEOUT_S: Final = 2.0
 _WAL_BYTES: Final = 16 * 1024 * 1024
-_PARTS: Final = ("", "-wal", "-shm")
+_SUFFIXES: Final = ("", "-wal", "-shm")
 
 
-def opened(path: Path, schema: str, version: int) -> sqlite3.Connection:
-    """Opens a file, or makes it; commits are explicit.
+def open_file(path: Path, schema: str, version: int) -> sqlite3.Connection:
+    """Opens a file, or creates it. Commits are explicit.
 
     Args:
-        path: the file.
-        schema: statements that make an empty file ours.
-        version: of the schema; a file of another one is set aside.
+        path: The file.
+        schema: The statements that create the schema in an empty file.
+        version: The version of the schema. A file of another version is set aside.
 
     Raises:
-        sqlite3.Error: it cannot be opened, or another process has it open.
-        OSError: its folder cannot be made, or the file not be set aside.
+        sqlite3.Error: The file cannot be opened, or another process has it open.
+        OSError: The folder cannot be created, or the file cannot be set aside.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        connection, found = _connected(path)
+        connection, found = _connect(path)
     except sqlite3.DatabaseError as error:
         if not is_damage(error):
             raise
         set_aside(path, str(error))
-        connection, found = _connected(path)
+        connection, found = _connect(path)
     if found not in (0, version):
         connection.close()
-        set_aside(path, f"its schema has version {found}, and ours {version}")
-        connection, found = _connected(path)
+        set_aside(path, f"its schema has version {found}, not {version}")
+        connection, found = _connect(path)
     if found == 0:
         connection.executescript(f"BEGIN;{schema}PRAGMA user_version = {version};COMMIT;")
     return connection
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error says that the file is damaged or no database at all."""
+    """Whether an error means that the file is damaged or no database."""
     return _code(error) in _DAMAGE
 
 
 def set_aside(path: Path, reason: str) -> Path:
-    """Renames a file that cannot be used, with the log that belongs to it, and logs it.
+    """Renames an unusable file together with its write-ahead log, and logs that.
 
     Args:
-        path: the file; no connection to it is open.
-        reason: why.
+        path: The file, to which no connection is open.
+        reason: Why it is unusable.
 
     Returns:
-        Its new name.
+        The new path.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: The file cannot be renamed.
     """
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = path.with_name(f"{path.name}.aside-{stamp}")
@@ -80,48 +79,46 @@ def set_aside(path: Path, reason: str) -> Path:
     while aside.exists():
         count += 1
         aside = path.with_name(f"{path.name}.aside-{stamp}-{count}")
-    for part in _PARTS:
+    for part in _SUFFIXES:
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + part).rename(aside.with_name(aside.name + part))
-    _log.warning(
-        "traces set aside, beginning anew", file=str(path), aside=str(aside), reason=reason
-    )
+    _log.warning("trace file set aside", file=str(path), aside=str(aside), reason=reason)
     return aside
 
 
 @contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Turns what SQLite and the file system raise into our own error.
+def own_errors(path: Path) -> Iterator[None]:
+    """Converts errors of SQLite and of the file system to `StoreError`.
 
     Args:
-        path: the file that is used inside.
+        path: The file that is used in the context.
 
     Raises:
-        StoreError: instead of theirs.
+        StoreError: SQLite or the file system raised an error.
     """
     try:
         yield
     except sqlite3.Error as error:
-        if _code(error) in _TAKEN:
+        if _code(error) in _LOCKED:
             raise StoreError(
-                f"another process has {path} open; only one keeps its traces there"
+                f"another process has {path} open; only one process can use it"
             ) from error
         raise StoreError(f"cannot use {path}: {error}") from error
     except OSError as error:
         raise StoreError(f"cannot use {path}: {error.strerror or error}") from error
 
 
-def _connected(path: Path) -> tuple[sqlite3.Connection, int]:
-    """Opens a file, takes it for this process, and looks whether it is sound."""
+def _connect(path: Path) -> tuple[sqlite3.Connection, int]:
+    """Opens a file, locks it for this process, and checks its integrity."""
     connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
     try:
         # Two processes would evict each other's traces.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
-        # What is committed survives a crash of the process, not always one of the machine.
+        # Committed data survives a crash of the process, but not always one of the machine.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-        # The lock is taken with the first write.
+        # SQLite takes the lock with the first write.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("COMMIT")
         _check(connection)

@@ -1,4 +1,4 @@
-"""Calls the controller from a command: where it is, and its errors as the client has them."""
+"""Calls the controller from a command: finds its address, and raises the client's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from tidegate.mesh.v1 import mesh_pb2_grpc
 
 __all__ = ["AddressOption", "mesh_service"]
 
-_USUAL: Final = "127.0.0.1:15010"
+_DEFAULT_ADDRESS: Final = "127.0.0.1:15010"
 _KIND: Final = "controller"
 
 AddressOption = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help=f"Address of the controller. Default: that of `tidegate up`, or {_USUAL}.",
+        help=f"Address of the controller. Default: that of `tidegate up`, or {_DEFAULT_ADDRESS}.",
         show_default=False,
         metavar="HOST:PORT",
     ),
@@ -32,13 +32,13 @@ def mesh_service(address: str | None) -> Iterator[mesh_pb2_grpc.MeshServiceStub]
     """The controller's MeshService while the context is open.
 
     Args:
-        address: where it is; found out unless given.
+        address: Its address. By default that of `tidegate up`, or the usual one.
 
     Raises:
-        TidegateRpcError: a call inside the context failed.
+        TidegateRpcError: A call inside the context failed.
     """
-    target = address or _running() or _USUAL
-    # A controller that was just started is found at once, not after gRPC's first second.
+    target = address or _running_controller() or _DEFAULT_ADDRESS
+    # gRPC would wait a second before it retries a controller that has just started.
     with grpc.insecure_channel(target, [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
         try:
             yield mesh_pb2_grpc.MeshServiceStub(channel)
@@ -46,10 +46,10 @@ def mesh_service(address: str | None) -> Iterator[mesh_pb2_grpc.MeshServiceStub]
             raise error_of(failure_of_call(error, target, None)) from error
 
 
-def _running() -> str | None:
+def _running_controller() -> str | None:
     try:
         snapshot = StateDirectory().running()
     except SupervisorError:
-        # A state that cannot be read is the business of `tidegate status`.
+        # `tidegate status` reports a state that cannot be read.
         return None
     return snapshot.address_of(_KIND) if snapshot else None

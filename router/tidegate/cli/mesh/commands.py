@@ -1,4 +1,4 @@
-"""``tidegate mesh``: check the mesh's Istio objects, explain them, show how the mesh is, reset it.
+"""``tidegate mesh``: check and explain the mesh's Istio objects, show its status, reset it.
 
     tidegate mesh lint mesh/istio/base/traffic
     tidegate mesh explain vision
@@ -6,8 +6,8 @@
     tidegate mesh status
     tidegate mesh reset
 
-Where no paths are given, the objects are those of `tidegate.yaml`, with the endpoints of the
-servers that run here.
+Without paths, the objects are those of `tidegate.yaml`, with the endpoints of the servers that run
+here.
 """
 
 import datetime as dt
@@ -24,9 +24,10 @@ from rich.text import Text
 from tidegate.cli.mesh.shift import reset
 from tidegate.cli.mesh.status import status
 from tidegate.istio import EditError, IstioError, IstioObjectErrors, read_files
-from tidegate.istio.edits import find_host
+from tidegate.istio.editing.shifts import find_host
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import HostName
+from tidegate.mesh.compiler import unsupported
 from tidegate.mesh.control.configuration.journal import Journal
 from tidegate.mesh.lint import (
     LocatedFinding,
@@ -59,8 +60,7 @@ _P99 = Annotated[
     list[str] | None,
     typer.Option(
         "--p99",
-        help="How long the slowest hundredth of a host's answers takes: HOST=1.5s. "
-        "May be given again.",
+        help="99th percentile of a host's response times: HOST=1.5s. May be given again.",
         show_default=False,
         metavar="HOST=TIME",
     ),
@@ -80,7 +80,7 @@ def lint(
     ignored: list[str] = []
     limits = [_limit(text) for text in p99 or []]
     try:
-        loaded = read_files(paths or _default_paths())
+        loaded = read_files(paths or _default_paths(), unsupported)
     except IstioObjectErrors as error:
         reports = findings_of_problems(error.problems)
     else:
@@ -120,11 +120,11 @@ def explain_command(
     With a request: which rule takes it and where it goes, and why the rules before do not.
     """
     asked = _Asked.of(target, others or [])
-    loaded = read_files(asked.paths or _default_paths())
+    loaded = read_files(asked.paths or _default_paths(), unsupported)
     host = None if asked.host is None else find_host(loaded.objects, asked.host)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     if not asked.paths:
-        _tell_shifted()
+        _warn_of_shifts()
     view = MeshView(loaded.objects, loaded.ignored)
     if asked.request is None:
         lines = explain(view, host)
@@ -151,12 +151,12 @@ def explain_command(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is to be explained.
+    """The arguments of ``tidegate mesh explain``.
 
     Attributes:
-        host: the host, if one is named.
-        paths: the files and folders; those of tidegate.yaml without any.
-        request: the request, if one is named.
+        host: The host, if one is named.
+        paths: The files and folders; empty for those of tidegate.yaml.
+        request: The request, if one is named.
     """
 
     host: str | None
@@ -168,7 +168,7 @@ class _Asked:
         """Sorts the arguments.
 
         Raises:
-            EditError: one is none of these, or there are two requests.
+            EditError: An argument is none of these, or two are requests.
         """
         host: str | None = None
         paths: list[Path] = []
@@ -215,10 +215,10 @@ def _show(reports: list[LocatedFinding], ignored: list[str]) -> None:
 
 
 def _default_paths() -> list[Path]:
-    """The objects of the mesh that ``tidegate up`` runs here.
+    """The object files of the mesh that ``tidegate up`` runs here.
 
     Raises:
-        IstioError: there is none.
+        IstioError: tidegate.yaml has no mesh.
     """
     mesh = load_config(find_config(None, Path.cwd())).mesh
     if mesh is None:
@@ -227,8 +227,8 @@ def _default_paths() -> list[Path]:
     return [*mesh.objects, *([workloads] if workloads.is_dir() else [])]
 
 
-def _tell_shifted() -> None:
-    """Says which files ``tidegate shift`` has changed the meaning of: here they are as written."""
+def _warn_of_shifts() -> None:
+    """Names the files over which ``tidegate shift`` set other weights; here the files count."""
     state = StateDirectory().mesh_state
     if not state.exists():
         return
@@ -247,8 +247,8 @@ def _limit(text: str) -> tuple[str, dt.timedelta]:
 
 
 def _is_about(report: LocatedFinding, route: Route) -> bool:
-    """Whether a finding is about a rule, or about the whole of its VirtualService."""
-    if report.object != str(route.service.name):
+    """Whether a finding is about a rule, or about its whole VirtualService."""
+    if report.object != str(route.virtual_service.name):
         return False
     return not report.path.startswith("spec.http[") or f"{report.path}.".startswith(
         f"{route.path}."
@@ -256,14 +256,14 @@ def _is_about(report: LocatedFinding, route: Route) -> bool:
 
 
 def _concerned(view: MeshView, host: HostName) -> set[str]:
-    """The objects that have to do with a host."""
+    """The objects that define a host or send requests to it."""
     return _definitions(view, host) | {
-        str(route.service.name) for route in view.routes if host in route.hosts
+        str(route.virtual_service.name) for route in view.routes if host in route.hosts
     }
 
 
 def _definitions(view: MeshView, host: HostName) -> set[str]:
-    """The objects that define a host and how it is called."""
+    """The ServiceEntries and DestinationRules of a host."""
     known = view.hosts.get(host)
     names = {str(each.name) for each in view.rules_of.get(host, ())}
     entries = known.entries if known is not None else ()

@@ -1,7 +1,7 @@
 """``tidegate shift`` and ``tidegate mesh reset``: move traffic between versions, and back again.
 
-The controller does it; this asks for it, shows each stage as it comes to pass, and returns when
-every live proxy has acknowledged it.
+The controller makes the change. The command requests it, shows each stage as it happens, and
+returns when every live proxy has acknowledged the change.
 """
 
 import json
@@ -19,10 +19,10 @@ from tidegate.cli.mesh.client import AddressOption, mesh_service
 from tidegate.cli.mesh.shift_view import ShiftView
 from tidegate.client import TidegateRpcError
 from tidegate.istio import EditError
-from tidegate.istio.edits import header_condition, sticky_source
+from tidegate.istio.editing.shares import MAX_DECIMALS, check_shares
+from tidegate.istio.editing.shifts import header_condition, sticky_source
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import StringMatchKind
-from tidegate.istio.shares import MAX_DECIMALS, check_shares
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 __all__ = ["reset", "shift"]
@@ -38,7 +38,7 @@ _Deadline = Annotated[
     str,
     typer.Option(
         "--deadline",
-        help="How long each stage may take before all is taken back: 500ms, 30s, 2m.",
+        help="How long each stage may take before the change is rolled back: 500ms, 30s, 2m.",
         show_default="that of the controller, 30s",
     ),
 ]
@@ -46,7 +46,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON, one event a lin
 
 
 def shift(
-    host: Annotated[str, typer.Argument(help="The host: its full name, or the first part of it.")],
+    host: Annotated[str, typer.Argument(help="The host: its full name, or the first label of it.")],
     weights: Annotated[
         list[str] | None,
         typer.Argument(
@@ -59,7 +59,7 @@ def shift(
         list[str] | None,
         typer.Option(
             "--match",
-            help="Only requests with this header; more than once for several.",
+            help="Shift only requests with this header; may be given several times.",
             metavar="header:NAME=VALUE",
             show_default=False,
         ),
@@ -68,7 +68,7 @@ def shift(
         str,
         typer.Option(
             "--sticky",
-            help="Keep those with the same value of this header on one version.",
+            help="Keep requests with the same value of this header on one version.",
             metavar="header:NAME",
             show_default=False,
         ),
@@ -77,7 +77,7 @@ def shift(
         list[str] | None,
         typer.Option(
             "--mirror",
-            help="Copy a share of the requests to a subset; 0 ends it.",
+            help="Copy a share of the requests to a subset; 0 removes the mirror.",
             metavar="SUBSET=PERCENT",
             show_default=False,
         ),
@@ -89,10 +89,10 @@ def shift(
 ) -> None:
     """Move traffic between versions of a host; returns when every proxy has acknowledged it.
 
-    The files of objects stay as they are: what is shifted is kept apart from them, over restarts
-    too, until `tidegate mesh reset` or an edit of the same lines.
+    The files of objects stay as they are. The shift is kept apart from them, over restarts too,
+    until `tidegate mesh reset` or an edit of the same lines.
 
-    Exits with 1 when it cannot be made; everything is then as it was before.
+    The exit status is 1 if the shift cannot be made; everything is then as it was before.
     """
     request = _request(host, weights or [], match or [], sticky, mirror or [])
     request.dry_run = dry_run
@@ -106,9 +106,9 @@ def reset(
     as_json: _Json = False,
     address: AddressOption = None,
 ) -> None:
-    """Take every shift back: traffic goes again as the files of objects say.
+    """Undo every shift: traffic goes again as the files of objects say.
 
-    Exits with 1 when it cannot be made; everything is then as it was before.
+    The exit status is 1 if the reset cannot be made; everything is then as it was before.
     """
     request = mesh_pb2.ResetRequest(dry_run=dry_run)
     _set_deadline(request, deadline)
@@ -135,7 +135,7 @@ def _follow(
     *,
     as_json: bool,
 ) -> int:
-    """Shows what the controller says of a change; gives how many messages came."""
+    """Shows the events or the preview of a change; returns how many messages came."""
     count = 0
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     try:
@@ -153,7 +153,7 @@ def _follow(
     except TidegateRpcError as error:
         if error.reason != _ROLLED_BACK or as_json:
             raise
-        # The view has said what happened and why.
+        # The view has shown what happened and why.
         raise typer.Exit(1) from error
     return count
 
@@ -196,7 +196,7 @@ def _set_deadline(request: mesh_pb2.ShiftRequest | mesh_pb2.ResetRequest, deadli
         return
     length = parse_duration(deadline)
     if length is None:
-        raise typer.BadParameter(f"--deadline {deadline!r} is no duration; write 500ms or 30s")
+        raise typer.BadParameter(f"--deadline {deadline!r} is not a duration; write 500ms or 30s")
     request.deadline.FromTimedelta(length)
 
 

@@ -1,4 +1,4 @@
-"""How a shift looks: on a terminal its stages as they come to pass, elsewhere a line an event."""
+"""Shows a shift: its stages as they happen on a terminal, else one line for each event."""
 
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -42,7 +42,7 @@ class ShiftView:
     """Shows the events of a shift while its context is open.
 
     Args:
-        console: where to.
+        console: The console to print to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -115,7 +115,7 @@ class ShiftView:
                 stage.facts.append(event.message)
 
     def _line(self, event: mesh_pb2.TransitionEvent) -> Text | None:
-        """An event in a line."""
+        """An event as a line."""
         at = event.time.seconds + event.time.nanos / 1e9
         stage = self._stages.get(event.stage)
         words = {

@@ -1,4 +1,4 @@
-"""Shows the mesh: proxies, hosts, endpoints, routes, and what is being changed."""
+"""``tidegate mesh status``: proxies, hosts, endpoints, routes, and the current change."""
 
 import json
 import sys
@@ -34,9 +34,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     address: AddressOption = None,
 ) -> None:
-    """Show how the mesh is.
+    """Show the state of the mesh.
 
-    Exits with 1 when a proxy refuses something or something is not in effect.
+    The exit status is 1 if a proxy rejects a resource or something is not in effect.
     """
     with mesh_service(address) as mesh:
         found = mesh.GetStatus(mesh_pb2.GetStatusRequest(count_requests=True))

@@ -35,7 +35,7 @@ from tidegate.mesh.supervisor.supervisor import Supervisor
 __all__ = ["down", "restart", "status", "up"]
 
 _POLL_S = 0.1
-# How much longer than its slowest server a supervisor may take to stop.
+# A supervisor may take this much longer to stop than its slowest server.
 _STOP_MARGIN_S = 10.0
 
 _File = Annotated[
@@ -43,7 +43,7 @@ _File = Annotated[
     typer.Option(
         "--file",
         "-f",
-        help="The servers to run. Default: ./tidegate.yaml, or vision and llm where there is none.",
+        help="The servers to run. Default: ./tidegate.yaml, or vision and llm without such a file.",
         show_default=False,
     ),
 ]
@@ -61,7 +61,7 @@ def up(
 ) -> None:
     """Start the servers and keep them running until Ctrl-C.
 
-    With --detach, exits with 1 when a server fails; without, when all of them have.
+    With --detach, exits with 1 when a server fails; without --detach, when all servers have failed.
     """
     state = StateDirectory(directory)
     path = find_config(file, Path.cwd())
@@ -78,19 +78,19 @@ def up(
 
 
 def down(directory: _Directory = DIRECTORY) -> None:
-    """Stop what `tidegate up` started, here or in another terminal, and wait for it."""
+    """Stop the servers of `tidegate up`, here or in another terminal, and wait until they have."""
     state = StateDirectory(directory)
     snapshot = _running(state)
     console = Console(stderr=True, highlight=False)
     os.kill(snapshot.pid, signal.SIGTERM)
     names = ", ".join(server.name for server in snapshot.servers)
     limit_s = snapshot.drain_deadline_s + _STOP_MARGIN_S
-    continues = f"{names} still stop; follow it with `tidegate status`"
+    continues = f"{names} are still stopping; follow them with `tidegate status`"
     with exit_on_interrupt(continues), console.status(f"stopping {names}"):
         if not _wait(lambda: not state.held(), limit_s):
             raise StillRunningError(
                 f"the supervisor (pid {snapshot.pid}) still runs after {limit_s:g} s; "
-                f"see {state.logs}, or kill it: its servers go with it"
+                f"see {state.logs}, or kill it: its servers end with it"
             )
     console.print(f"stopped {names}")
 
@@ -101,7 +101,7 @@ def status(
 ) -> None:
     """Show the servers that `tidegate up` runs here.
 
-    Exits with 1 when one of them does not serve, and when none runs.
+    Exits with 1 when a server does not serve, and when no supervisor runs.
     """
     snapshot = _running(StateDirectory(directory))
     console = Console(highlight=False)
@@ -119,15 +119,15 @@ def restart(
 ) -> None:
     """Restart one server; behind the mesh, without losing a request.
 
-    There the new process is started beside the old one and takes over once Envoy sends it requests.
-    Everything else is stopped and started. Exits with 1 when the restart fails.
+    Behind the mesh, a new process starts beside the old one and takes over once Envoy sends it
+    requests. Anything else is stopped and started. Exits with 1 when the restart fails.
     """
     state = StateDirectory(directory)
     snapshot = _running(state)
     console = Console(stderr=True, highlight=False)
     command = send_restart(state, snapshot.pid, name)
     seen: RestartSnapshot | None = None
-    continues = f"the restart of {name} goes on; follow it with `tidegate status`"
+    continues = f"the restart of {name} continues; follow it with `tidegate status`"
     with exit_on_interrupt(continues), console.status(f"restarting {name}"):
         while seen is None or not seen.stage.over:
             current = _running(state).restart(command.id)
@@ -140,7 +140,7 @@ def restart(
 
 
 class _Progress:
-    """Shows each state: redrawn on a terminal, a line for each change elsewhere."""
+    """Shows each state: as a live table on a terminal, else as a line for each change."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -163,12 +163,12 @@ class _Progress:
             self._live.stop()
 
     def show(self, snapshot: Snapshot) -> None:
-        """Takes the next state."""
+        """Shows the next state."""
         self._snapshot = snapshot
         if self._live is not None:
             return
         for server in snapshot.servers:
-            # Two processes of one server have a log each.
+            # During a restart two processes have the server's name; their logs differ.
             if self._phases.get(server.log) is not server.phase:
                 self._phases[server.log] = server.phase
                 self._console.print(server_line(server), soft_wrap=True)
@@ -205,8 +205,8 @@ def _detach(state: StateDirectory, config: ServersFile, path: Path, console: Con
         )
     settled_at: float | None = None
     continues = (
-        "the servers go on starting in the background; follow it with `tidegate status`, stop them"
-        " with `tidegate down`"
+        "the servers go on starting in the background; follow them with `tidegate status`, stop "
+        "them with `tidegate down`"
     )
     with exit_on_interrupt(continues), _Progress(console) as progress:
         while True:
@@ -218,8 +218,8 @@ def _detach(state: StateDirectory, config: ServersFile, path: Path, console: Con
                 if snapshot.settled and (waited or not snapshot.unrouted):
                     break
             if child.poll() is not None:
-                words = log.read_text(errors="replace").strip()
-                raise SupervisorError(f"the supervisor ended early:\n{words}")
+                output_text = log.read_text(errors="replace").strip()
+                raise SupervisorError(f"the supervisor ended early:\n{output_text}")
             time.sleep(_POLL_S)
     console.print("running in the background; stop it with `tidegate down`")
     if any(server.phase is Phase.FAILED for server in snapshot.servers):
@@ -227,10 +227,10 @@ def _detach(state: StateDirectory, config: ServersFile, path: Path, console: Con
 
 
 def _running(state: StateDirectory) -> Snapshot:
-    """The state of the supervisor that runs here.
+    """Reads the state of the supervisor that runs here.
 
     Raises:
-        NotRunningError: none does.
+        NotRunningError: No supervisor runs here.
     """
     if not state.held():
         left = state.read()
@@ -240,10 +240,10 @@ def _running(state: StateDirectory) -> Snapshot:
                 "with it; start again with `tidegate up`"
             )
         raise NotRunningError("nothing runs here; start the servers with `tidegate up`")
-    # Between taking the lock and the first state there is a moment.
+    # A supervisor takes the lock a moment before it writes its first state.
     if _wait(lambda: state.read() is not None, 5.0) and (snapshot := state.read()) is not None:
         return snapshot
-    raise NotRunningError(f"a supervisor holds {state.lock_file} and says nothing; is it stopping?")
+    raise NotRunningError(f"a supervisor holds {state.lock_file} but has no state; is it stopping?")
 
 
 def _wait(condition: Callable[[], bool], limit_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""What a person sees of the servers: a table of states, and the reason where one failed."""
+"""The display of the servers: a table of their states, and the reason of each failure."""
 
 from pathlib import Path
 
@@ -23,22 +23,23 @@ _STYLES = {
 }
 _MOVING = frozenset({Phase.STARTING, Phase.BACKING_OFF, Phase.STOPPING})
 _MAX_LINE = 160
-# From serving to being sent requests by Envoy takes a second; longer means that nothing fits.
+# A server that serves gets requests from Envoy within a second, unless its labels fit no service.
 ROUTED_S = 10.0
 
 
 def server_table(snapshot: Snapshot, now: float, *, live: bool = False) -> RenderableType:
-    """The servers as a table, with what went wrong below it.
+    """Builds the table of the servers, with their failures below it.
 
     Args:
-        snapshot: the servers.
-        now: the time in seconds since 1970.
-        live: whether it is drawn again and again, so that spinners turn.
+        snapshot: The servers.
+        now: The time in seconds since 1970.
+        live: Whether the table is redrawn all the time, so that spinners turn.
     """
     restarted = any(server.restarts for server in snapshot.servers)
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ["SERVER", "STATE", "FOR", *(["RESTARTS"] if restarted else []), "PID"]
-    for title in (*titles, "GRPC", "METRICS"):
+    with_http = any(server.http_address for server in snapshot.servers)
+    for title in (*titles, "GRPC", *(["HTTP"] if with_http else []), "METRICS"):
         table.add_column(title, no_wrap=True, min_width=len(title))
     for server in snapshot.servers:
         table.add_row(
@@ -48,21 +49,22 @@ def server_table(snapshot: Snapshot, now: float, *, live: bool = False) -> Rende
             *([str(server.restarts)] if restarted else []),
             str(server.pid or "-"),
             server.grpc_address or "-",
+            *([server.http_address or "-"] if with_http else []),
             server.metrics_address or "-",
         )
     logs = ", ".join(_shortened(server.log) for server in snapshot.servers)
-    troubles = (_trouble(server) for server in snapshot.servers if _troubled(server))
+    failures = (_failure(server) for server in snapshot.servers if _has_failed(server))
     hint = "; Ctrl-C stops all" if live else ""
     return Group(
         table,
         *(Text(line) for line in mesh_lines(snapshot, now)),
         Text(f"logs: {logs}{hint}", style="dim"),
-        *troubles,
+        *failures,
     )
 
 
 def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
-    """Where to call what stands behind Envoy, and what keeps a call from arriving; or nothing."""
+    """Lists where to call the servers behind Envoy, and those that get no requests."""
     if not snapshot.ingress:
         return ()
     places = (
@@ -71,8 +73,8 @@ def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
     )
     lines = [f"call {', '.join(places)}", f"traces http://{snapshot.traces_address}"]
     lines += [
-        f"{server.name} serves but Envoy sends it nothing: `tidegate mesh status` says what is in "
-        "force; do its labels fit a ServiceEntry's workloadSelector?"
+        f"{server.name} serves but Envoy sends it nothing: see `tidegate mesh status` for the "
+        "configuration in force; do its labels fit a ServiceEntry's workloadSelector?"
         for server in snapshot.unrouted
         if now - server.since > ROUTED_S
     ]
@@ -80,20 +82,20 @@ def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
 
 
 def server_line(server: ServerSnapshot) -> str:
-    """One server's state as a line, for logs and pipes."""
+    """Formats the state of a server as a line, for logs and pipes."""
     text = f"{server.name}: {server.phase}"
     if server.phase is Phase.SERVING:
-        place = server.grpc_address or server.metrics_address
-        return f"{text} on {place} (pid {server.pid})"
+        address = server.address or server.metrics_address
+        return f"{text} on {address} (pid {server.pid})"
     if server.phase in (Phase.BACKING_OFF, Phase.FAILED):
-        words = last_log_message(server)
-        tail = f": {words}" if words else ""
+        message = last_log_message(server)
+        tail = f": {message}" if message else ""
         return f"{text}; it {server.reason}{tail} (log: {_shortened(server.log)})"
     return text
 
 
 def duration_text(seconds: float) -> str:
-    """A duration in its two largest units."""
+    """Formats a duration in its two largest units."""
     whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -111,11 +113,11 @@ def _state(server: ServerSnapshot, *, live: bool) -> RenderableType:
     return text
 
 
-def _troubled(server: ServerSnapshot) -> bool:
+def _has_failed(server: ServerSnapshot) -> bool:
     return bool(server.reason) and server.phase is not Phase.SERVING
 
 
-def _trouble(server: ServerSnapshot) -> Text:
+def _failure(server: ServerSnapshot) -> Text:
     lines = "\n".join(f"  {line[:_MAX_LINE]}" for line in server.last_lines)
     return Text.assemble(
         ("\n", ""),
@@ -126,7 +128,7 @@ def _trouble(server: ServerSnapshot) -> Text:
 
 
 def _shortened(path: str) -> str:
-    """A path from here, where that is shorter."""
+    """The path relative to the current folder, if it lies in there."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

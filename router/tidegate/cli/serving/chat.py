@@ -1,9 +1,15 @@
 """``tidegate chat``: one question from the command line, or a conversation."""
 
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -13,6 +19,7 @@ from tidegate.cli.tracing import TraceOption, exported_spans
 from tidegate.client import (
     Client,
     ClientOptions,
+    Delta,
     Finish,
     GenerateOptions,
     GenerationStream,
@@ -22,6 +29,11 @@ from tidegate.client import (
 )
 
 __all__ = ["chat"]
+
+_SIGNAL_CHECK_INTERVAL_S = 0.1
+
+# The deltas of an answer, its error or KeyboardInterrupt, and ``None`` for its end.
+_Events: TypeAlias = "SimpleQueue[Delta | BaseException | None]"
 
 
 def chat(
@@ -47,7 +59,7 @@ def chat(
     seed: Annotated[
         int | None,
         typer.Option(
-            help="The same seed gives the same answer, unless the server runs others beside it.",
+            help="The same seed gives the same answer, unless other requests run beside it.",
             show_default=False,
         ),
     ] = None,
@@ -60,11 +72,12 @@ def chat(
         typer.Option(help="File with a JSON Schema that the answer obeys.", show_default=False),
     ] = None,
     regex: Annotated[
-        str | None, typer.Option(help="Expression that the answer matches.", show_default=False)
+        str | None,
+        typer.Option(help="Regular expression that the answer matches.", show_default=False),
     ] = None,
     choice: Annotated[
         list[str] | None,
-        typer.Option(help="One of the answers allowed; repeat it.", show_default=False),
+        typer.Option(help="An allowed answer; may be repeated.", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model.", show_default="the server's")] = None,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Deadline of an answer.")] = 600.0,
@@ -74,7 +87,7 @@ def chat(
 ) -> None:
     """Talk to a language model.
 
-    In a conversation, Ctrl-C stops an answer and Ctrl-D ends it all.
+    In a conversation, Ctrl-C stops an answer and Ctrl-D ends the conversation.
     """
     if sum(form is not None for form in (json_schema, regex, choice or None)) > 1:
         raise typer.BadParameter("--json-schema, --regex and --choice exclude each other")
@@ -108,15 +121,14 @@ def chat(
         if not question or not question.strip():
             raise typer.BadParameter("the prompt is empty; pass it, or pipe it in")
         history.append(Message(Role.USER, question))
-        with client.llm.chat(history, **options) as stream:
-            _answer(stream, as_json=as_json)
+        _answer(partial(client.llm.chat, history, **options), [], as_json=as_json)
 
 
 def _converse(
     client: Client, history: list[Message], options: GenerateOptions, *, as_json: bool
 ) -> None:
-    """Takes turns until the person ends it."""
-    # Importing it is what gives input() its line editing and history.
+    """Takes turns until the user ends the conversation."""
+    # The import gives input() its line editing and history.
     import readline  # noqa: F401
 
     console = errors()
@@ -133,32 +145,87 @@ def _converse(
         if not question.strip():
             continue
         asked = Message(Role.USER, question)
-        stream = client.llm.chat([*history, asked], **options)
+        answer: list[str] = []
         try:
-            with stream:
-                _answer(stream, as_json=as_json)
+            ask = partial(client.llm.chat, [*history, asked], **options)
+            _answer(ask, answer, as_json=as_json)
         except KeyboardInterrupt:
             console.print("\nstopped", style="dim")
         except TidegateRpcError as error:
-            # The question is not kept: the next one is asked as if this had not been.
+            # The failed question is not kept in the history.
             console.print(str(error), style="red")
             continue
-        history += [asked, Message(Role.ASSISTANT, stream.text)]
+        history += [asked, Message(Role.ASSISTANT, "".join(answer))]
 
 
-def _answer(stream: GenerationStream, *, as_json: bool) -> None:
-    """Writes an answer as it comes, and how it went to standard error."""
-    if as_json:
-        answer = stream.read()
-        print_json({"text": answer.text, **asdict(answer.finish)})
-        return
-    for delta in stream:
-        sys.stdout.write(delta.text)
+def _answer(ask: Callable[[], GenerationStream], answer: list[str], *, as_json: bool) -> None:
+    """Writes an answer as it comes, and its statistics to standard error.
+
+    Args:
+        ask: Starts the answer.
+        answer: Receives the text as it comes, even if the answer is interrupted or fails.
+        as_json: Whether to write the whole answer as JSON instead.
+
+    Raises:
+        KeyboardInterrupt: The user pressed Ctrl-C.
+        TidegateRpcError: The call failed.
+    """
+    events: _Events = SimpleQueue()
+    with _ctrl_c_into(events), ask() as stream:
+        Thread(target=_read, args=(stream, events), daemon=True).start()
+        while (event := _next(events)) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            answer.append(event.text)
+            if not as_json:
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+        if as_json:
+            whole = stream.read()
+            print_json({"text": whole.text, **asdict(whole.finish)})
+            return
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if stream.finish is not None and sys.stderr.isatty():
-        errors().print(_statistics(stream.finish), style="dim")
+        if stream.finish is not None and sys.stderr.isatty():
+            errors().print(_statistics(stream.finish), style="dim")
+
+
+def _read(stream: GenerationStream, events: _Events) -> None:
+    """Reads a stream into a queue."""
+    try:
+        for delta in stream:
+            events.put(delta)
+    except TidegateRpcError as error:
+        events.put(error)
+    finally:
+        events.put(None)
+
+
+def _next(events: _Events) -> Delta | BaseException | None:
+    """Waits for the next event, with breaks in which Python runs signal handlers."""
+    while True:
+        with suppress(Empty):
+            return events.get(timeout=_SIGNAL_CHECK_INTERVAL_S)
+
+
+@contextmanager
+def _ctrl_c_into(events: _Events) -> Iterator[None]:
+    """Puts Ctrl-C into a queue instead of raising it wherever the main thread happens to be.
+
+    Raised inside gRPC, KeyboardInterrupt can leave one of gRPC's locks taken: Python may raise it
+    between ``Condition.__enter__`` and the ``with`` block. The channel then delivers no more
+    events, and the next answer never comes.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        # Shells start background programs with SIGINT ignored.
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: events.put(KeyboardInterrupt()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _statistics(finish: Finish) -> str:

@@ -1,4 +1,4 @@
-"""What ``tidegate classify`` prints: labels in full for a few images, a row each for many."""
+"""The output of ``tidegate classify``: all labels for a few images, a row each for many."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,15 +12,15 @@ from tidegate.client import ClassifyResult, TidegateRpcError
 
 __all__ = ["as_object", "print_failure", "print_repeats", "print_results"]
 
-_IN_FULL = 3
+_MAX_IN_FULL = 3
 _BAR_WIDTH = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def print_results(console: Console, outcomes: Sequence[ImageOutcome]) -> None:
-    """Prints what the images show."""
+    """Prints the labels of the images."""
     answered = [(item.name, item.result) for item in outcomes if item.result is not None]
-    if len(outcomes) > _IN_FULL:
+    if len(outcomes) > _MAX_IN_FULL:
         _print_rows(console, answered)
         return
     for index, (name, result) in enumerate(answered):
@@ -30,12 +30,12 @@ def print_results(console: Console, outcomes: Sequence[ImageOutcome]) -> None:
 
 
 def print_failure(console: Console, outcome: ImageOutcome) -> None:
-    """Prints why one image failed."""
+    """Prints the error of one image."""
     console.print(Text.assemble((f"{outcome.name}: ", "bold red"), str(outcome.error)))
 
 
 def print_repeats(console: Console, report: RepeatReport, concurrency: int) -> None:
-    """Prints which versions answered the calls, why others failed, and what they took."""
+    """Prints the share of each version, the errors by status, and the latencies."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("MODEL", "VERSION"):
         table.add_column(title)
@@ -72,7 +72,7 @@ def _print_latency(console: Console, summary: LatencySummary, concurrency: int) 
 
 
 def as_object(outcome: ImageOutcome) -> Mapping[str, object]:
-    """One image's outcome as a JSON object."""
+    """Returns the outcome of one image as a JSON object."""
     if outcome.result is None:
         error = outcome.error
         code = error.code.name if isinstance(error, TidegateRpcError) else None
@@ -117,8 +117,8 @@ def _print_rows(console: Console, answered: Sequence[tuple[str, ClassifyResult]]
     table.add_column("NEXT", style="dim", no_wrap=True, overflow="ellipsis")
     for name, result in answered:
         best, *others = result[0].classifications
-        following = ", ".join(f"{item.label} {item.score:.0%}" for item in others[:2])
-        table.add_row(Text(name), Text(best.label), f"{best.score:.1%}", Text(following))
+        runners_up = ", ".join(f"{item.label} {item.score:.0%}" for item in others[:2])
+        table.add_row(Text(name), Text(best.label), f"{best.score:.1%}", Text(runners_up))
     console.print(table)
     served = sorted({f"{result.model} {result.version}" for _, result in answered})
     console.print(f"{len(answered)} images, by {', '.join(served)}", style="dim")

@@ -1,4 +1,4 @@
-"""``tidegate models``: what the servers serve."""
+"""``tidegate models``: lists the models that the servers serve."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ _STYLES = {"ready": "green", "loading": "yellow", "unloading": "yellow", "failed
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A model in the terms that both services share."""
+    """A model in the columns that both services share."""
 
     service: ModelService
     name: str
@@ -31,9 +31,9 @@ class _Row:
 
 
 def models(as_json: JsonOption = False, vision: VisionOption = None, llm: LlmOption = None) -> None:
-    """List what the servers serve.
+    """List the models that the servers serve.
 
-    A server that does not answer is skipped; when none does, the exit status is 3.
+    A server that does not answer is skipped; when no server answers, the exit status is 3.
     """
     addresses = {
         ModelService.VISION: address_of(ModelService.VISION, vision),
@@ -57,7 +57,7 @@ def models(as_json: JsonOption = False, vision: VisionOption = None, llm: LlmOpt
         _print_table(rows)
     for problem in problems:
         errors().print(Text(str(problem), style="yellow"))
-    if any(not _is_absence(problem) for problem in problems):
+    if any(not _is_unreachable(problem) for problem in problems):
         raise typer.Exit(1)
 
 
@@ -99,5 +99,5 @@ def _print_table(rows: list[_Row]) -> None:
     console.print(table)
 
 
-def _is_absence(error: TidegateRpcError) -> bool:
+def _is_unreachable(error: TidegateRpcError) -> bool:
     return isinstance(error, UnavailableError) and error.unreachable

@@ -1,6 +1,6 @@
-"""``tidegate trace``: see what became of a call, hop by hop.
+"""``tidegate trace``: shows a call hop by hop.
 
-The traces are those of the controller that `tidegate up` runs, or of any Jaeger.
+The traces come from the controller that `tidegate up` runs, or from any Jaeger.
 """
 
 import json
@@ -25,16 +25,16 @@ app = typer.Typer(
 )
 
 # Envoy and the servers that `tidegate up` starts send their spans every half second.
-_SPANS_COME_WITHIN_S: Final = 1.0
+_SPAN_DELAY_S: Final = 1.0
 _PIPED_WIDTH = 80
-_WIDEST = 160
+_MAX_WIDTH = 160
 
 _Url = Annotated[
     str,
     typer.Option(
         "--url",
         envvar="TIDEGATE_TRACES_URL",
-        help="Where the controller, or a Jaeger, serves its query API.",
+        help="URL of the query API of the controller or of a Jaeger.",
         metavar="URL",
     ),
 ]
@@ -52,7 +52,8 @@ def list_traces(
     min_duration: Annotated[
         str,
         typer.Option(
-            help="Only traces with a span that took so long: 100ms, 2s.", show_default=False
+            help="Only traces with a span at least this long: 100ms, 2s.",
+            show_default=False,
         ),
     ] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most traces.")] = 20,
@@ -78,8 +79,8 @@ def show(
     trace: Annotated[
         str,
         typer.Argument(
-            help="Its id, an unambiguous beginning of it, or last, for which spans that may be on"
-            " their way are waited for.",
+            help="The trace's id, an unambiguous beginning of it, or last. With last, the command"
+            " first waits for spans that may be in transit.",
             metavar="ID|last",
         ),
     ],
@@ -89,7 +90,7 @@ def show(
     """Show a trace as a waterfall."""
     client = JaegerClient(url)
     if trace == "last":
-        sleep(_SPANS_COME_WITHIN_S)
+        sleep(_SPAN_DELAY_S)
     found = client.trace_object(trace)
     if as_json:
         _print_json(found)
@@ -98,7 +99,7 @@ def show(
 
 
 def _table(lines: tuple[TraceLine, ...], width: int) -> Text:
-    """A line for each trace; its last column has the room that is left."""
+    """Returns one line for each trace. The last column takes the remaining width."""
     head = f"{'TRACE':<16}  {'BEGAN':<24}  {'TIME':>8}  {'SPANS':>9}  "
     table = [Text(head + "SERVICE AND OPERATION", "dim")]
     for line in lines:
@@ -108,7 +109,7 @@ def _table(lines: tuple[TraceLine, ...], width: int) -> Text:
             title = set_cell_size(title, room - 1) + "…"
         spans = f"{line.spans} ✗{line.errors}" if line.errors else str(line.spans)
         row = (
-            # Sixteen digits tell an id apart, and are enough for `show`.
+            # Sixteen digits identify a trace, and are enough for `show`.
             f"{printable(line.trace_id)[:16]:<16}  {time_text(line.start_us):<24}"
             f"  {duration_text(line.duration_us):>8}  {spans:>9}  {title}"
         )
@@ -117,10 +118,10 @@ def _table(lines: tuple[TraceLine, ...], width: int) -> Text:
 
 
 def _width() -> int:
-    """Cells in a line: those of the terminal; in a pipe, those that fit any."""
+    """Returns the cells in a line: the terminal's width, or a common width in a pipe."""
     if not sys.stdout.isatty():
         return _PIPED_WIDTH
-    return min(shutil.get_terminal_size().columns, _WIDEST)
+    return min(shutil.get_terminal_size().columns, _MAX_WIDTH)
 
 
 def _print(text: Text) -> None:

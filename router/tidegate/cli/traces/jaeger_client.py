@@ -1,8 +1,8 @@
-"""Reads traces over Jaeger's query HTTP API: the controller's, or any Jaeger's.
+"""Reads traces over Jaeger's query HTTP API, from the controller or from any Jaeger.
 
-Jaegers from before version 2.19 have no summaries and from after 2.20 no search for whole traces;
-both are asked here, the newer way first. Such a Jaeger answers an address that it does not know
-with the page of its UI, so what is not JSON counts as not there.
+Jaeger before version 2.19 has no summaries, and Jaeger after 2.20 has no search for whole traces.
+The client tries the newer endpoint first. Jaeger answers an unknown path with the page of its UI,
+so the client treats a response that is not JSON as a missing endpoint.
 """
 
 import json
@@ -15,30 +15,30 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
 
-from tidegate.cli.traces.view import TraceView, read_trace
+from tidegate.cli.traces.span_tree import TraceView, read_trace
 from tidegate.mesh.traces.errors import TraceNotFoundError, TracesError, TracesUnreachableError
 
 __all__ = ["DEFAULT_URL", "JaegerClient", "TraceLine", "TraceSearch"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:16686"
-"""Where a controller, or a Jaeger, on this machine is."""
+"""The URL of a controller or a Jaeger on this machine."""
 
 _TIMEOUT_S: Final = 10.0
 _TRACE_ID_DIGITS: Final = 32
-# How many of the newest traces a beginning of an id is looked for in.
-_SEARCHED: Final = 1_000
-_MOST_BYTES: Final = 256 * 1024 * 1024
+# How many of the newest traces are searched for the beginning of an id.
+_ID_SEARCH_LIMIT: Final = 1_000
+_MAX_RESPONSE_BYTES: Final = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSearch:
-    """Which traces are wanted.
+    """A search for traces.
 
     Attributes:
-        service: with a span of this service; any unless given.
-        operation: with a span of this name; any unless given.
-        min_duration: with a span that took so long, such as ``100ms``.
-        limit: most traces.
+        service: Service of one of the spans. Empty for any.
+        operation: Name of one of the spans. Empty for any.
+        min_duration: Shortest duration of one of the spans, such as ``100ms``.
+        limit: Most traces to return.
     """
 
     service: str = ""
@@ -53,12 +53,12 @@ class TraceLine:
 
     Attributes:
         trace_id: 32 hexadecimal digits.
-        service: of the span that began it.
-        operation: name of that span.
-        start_us: when it began, in microseconds since 1970.
-        duration_us: how long it took, in microseconds.
-        spans: how many there are.
-        errors: those of them that failed.
+        service: Service of the root span.
+        operation: Name of the root span.
+        start_us: Start time, in microseconds since 1970.
+        duration_us: Duration, in microseconds.
+        spans: Number of spans.
+        errors: Number of spans that failed.
     """
 
     trace_id: str
@@ -70,18 +70,18 @@ class TraceLine:
     errors: int
 
 
-class _NotThereError(TracesError):
-    """The server does not have an endpoint."""
+class _NoEndpointError(TracesError):
+    """The server has no such endpoint."""
 
 
 class JaegerClient:
-    """Asks one server.
+    """A client of one server.
 
     Args:
-        url: where it is, for example ``http://127.0.0.1:16686``, with its base path if it has one.
+        url: The server's URL, for example ``http://127.0.0.1:16686``, with its base path if any.
 
     Raises:
-        TracesError: the URL is none.
+        TracesError: The URL is malformed.
     """
 
     def __init__(self, url: str = DEFAULT_URL) -> None:
@@ -90,49 +90,50 @@ class JaegerClient:
         self._url = url.rstrip("/")
 
     def search(self, wanted: TraceSearch) -> tuple[TraceLine, ...]:
-        """The newest traces that are wanted, the newest first.
+        """Returns the newest traces that match, the newest first.
 
         Raises:
-            TracesUnreachableError: nothing answers.
-            TracesError: the server does not accept the question, or its answer cannot be read.
+            TracesUnreachableError: No server answers.
+            TracesError: The server refuses the request, or its response cannot be parsed.
         """
         try:
             lines = self._summaries(wanted)
-        except _NotThereError:
-            lines = self._searched(wanted)
+        except _NoEndpointError:
+            lines = self._search_traces(wanted)
         newest_first = sorted(lines, key=lambda line: line.start_us, reverse=True)
         return tuple(newest_first[: wanted.limit])
 
     def trace_object(self, trace_id: str) -> dict[str, Any]:
-        """A trace in Jaeger's JSON.
+        """Returns a trace in Jaeger's JSON.
 
         Args:
-            trace_id: its id, a beginning of it that no other of the newest has, or ``last``.
+            trace_id: The trace's id, a beginning of it that is unique among the newest traces, or
+                ``last``.
 
         Raises:
-            TraceNotFoundError: there is none, or several.
-            TracesUnreachableError: nothing answers.
-            TracesError: the answer cannot be read.
+            TraceNotFoundError: No trace matches, or several do.
+            TracesUnreachableError: No server answers.
+            TracesError: The response cannot be parsed.
         """
-        known = self._completed(trace_id)
-        path = f"/api/traces/{urllib.parse.quote(known, safe='')}"
-        found = self._data(path, missing=f"there is no trace {known} at {self._url}")
+        full_id = self._full_id(trace_id)
+        path = f"/api/traces/{urllib.parse.quote(full_id, safe='')}"
+        found = self._data(path, missing=f"there is no trace {full_id} at {self._url}")
         if not found or not isinstance(found[0], dict):
-            raise TraceNotFoundError(f"there is no trace {known} at {self._url}")
+            raise TraceNotFoundError(f"there is no trace {full_id} at {self._url}")
         return found[0]
 
     def read(self, trace: Mapping[str, Any]) -> TraceView:
-        """Reads what `trace_object` gave.
+        """Parses a trace from `trace_object`.
 
         Raises:
-            TracesError: it is not made as Jaeger's are.
+            TracesError: It does not have the form of Jaeger's traces.
         """
         try:
             return read_trace(trace)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._unreadable() from error
 
-    def _completed(self, trace_id: str) -> str:
+    def _full_id(self, trace_id: str) -> str:
         if trace_id == "last":
             newest = self.search(TraceSearch(limit=1))
             if not newest:
@@ -140,25 +141,25 @@ class JaegerClient:
             return newest[0].trace_id
         if len(trace_id) >= _TRACE_ID_DIGITS:
             return trace_id
-        begun = [
+        matches = [
             line.trace_id
-            for line in self.search(TraceSearch(limit=_SEARCHED))
+            for line in self.search(TraceSearch(limit=_ID_SEARCH_LIMIT))
             if line.trace_id.startswith(trace_id.lower())
         ]
-        if len(begun) > 1:
+        if len(matches) > 1:
             raise TraceNotFoundError(
-                f"{len(begun)} traces begin with {trace_id!r}, such as {begun[0]} and {begun[1]};"
-                " give more of it"
+                f"{len(matches)} traces begin with {trace_id!r}, such as {matches[0]} and"
+                f" {matches[1]}; give a longer part of the id"
             )
-        # Jaegers know ids without their leading zeros.
-        return begun[0] if begun else trace_id
+        # Jaeger also finds ids without their leading zeros.
+        return matches[0] if matches else trace_id
 
-    def _summaries(self, wanted: TraceSearch) -> list[TraceLine]:
+    def _summaries(self, search: TraceSearch) -> list[TraceLine]:
         query = {
-            "query.serviceName": wanted.service,
-            "query.operationName": wanted.operation,
-            "query.durationMin": wanted.min_duration,
-            "query.searchDepth": str(wanted.limit),
+            "query.serviceName": search.service,
+            "query.operationName": search.operation,
+            "query.durationMin": search.min_duration,
+            "query.searchDepth": str(search.limit),
             "query.startTimeMin": "1970-01-01T00:00:00Z",
             "query.startTimeMax": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         }
@@ -168,13 +169,13 @@ class JaegerClient:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._unreadable() from error
 
-    def _searched(self, wanted: TraceSearch) -> list[TraceLine]:
-        # Old Jaegers insist on a service.
-        services = [wanted.service] if wanted.service else self._data("/api/services")
+    def _search_traces(self, search: TraceSearch) -> list[TraceLine]:
+        # Older versions of Jaeger require a service.
+        services = [search.service] if search.service else self._data("/api/services")
         query = {
-            "operation": wanted.operation,
-            "minDuration": wanted.min_duration,
-            "limit": str(wanted.limit),
+            "operation": search.operation,
+            "minDuration": search.min_duration,
+            "limit": str(search.limit),
             "start": "0",
             "end": str(int(datetime.now(UTC).timestamp() * 1e6)),
         }
@@ -190,10 +191,10 @@ class JaegerClient:
     ) -> list[Any]:
         try:
             answer = self._get(path, query or {})
-        except _NotThereError as error:
+        except _NoEndpointError as error:
             if missing:
                 raise TraceNotFoundError(missing) from error
-            raise TracesError(f"{self._url} does not answer as a Jaeger does: {error}") from error
+            raise TracesError(f"{self._url} does not respond like a Jaeger: {error}") from error
         data = answer.get("data")
         return data if isinstance(data, list) else []
 
@@ -202,27 +203,27 @@ class JaegerClient:
         url = f"{self._url}{path}{'?' if given else ''}{given}"
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # checked
-                body = answer.read(_MOST_BYTES)
+                body = answer.read(_MAX_RESPONSE_BYTES)
         except urllib.error.HTTPError as error:
             with error:
-                text = _message(error.read(_MOST_BYTES)) or str(error.reason)
+                text = _message(error.read(_MAX_RESPONSE_BYTES)) or str(error.reason)
             if error.code == HTTPStatus.NOT_FOUND:
-                raise _NotThereError(f"{path}: {text}") from error
-            raise TracesError(f"{self._url} refused the question: {text}") from error
+                raise _NoEndpointError(f"{path}: {text}") from error
+            raise TracesError(f"{self._url} refused the request: {text}") from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             cause = getattr(reason, "strerror", None) or reason
-            raise TracesUnreachableError(f"no traces can be had at {self._url}: {cause}") from error
+            raise TracesUnreachableError(f"cannot read traces from {self._url}: {cause}") from error
         try:
             value = json.loads(body)
         except ValueError as error:
-            raise _NotThereError(f"{path}: its answer is not JSON") from error
+            raise _NoEndpointError(f"{path}: the response is not JSON") from error
         if not isinstance(value, dict):
             raise self._unreadable()
         return value
 
     def _unreadable(self) -> TracesError:
-        return TracesError(f"the answer of {self._url} is not made as Jaeger's are")
+        return TracesError(f"the response of {self._url} does not have Jaeger's form")
 
 
 def _line_of_summary(summary: Mapping[str, Any]) -> TraceLine:
@@ -253,7 +254,7 @@ def _line_of_trace(trace: TraceView) -> TraceLine:
 
 
 def _message(body: bytes) -> str:
-    """What an error of either generation of the API says."""
+    """Returns the message of an error of either generation of the API."""
     try:
         value = json.loads(body)
         if "error" in value:

@@ -1,8 +1,8 @@
-"""A trace in the terminal: a line for each span with its time, its duration, and a bar to scale.
+"""Draws a trace in the terminal: for each span a line with its start, its duration and a bar.
 
-It stands in 80 columns and needs no colours. A span names its service where that is another
-one than its parent's. Under it stand the few attributes that say most about a call of a model;
-what an ancestor or an earlier sibling has said already is not said again.
+The drawing fits 80 columns and needs no colours. A span shows its service if its parent has another
+one. Below a span stand the few attributes that matter most for a call of a model. An attribute that
+an ancestor or an earlier sibling shows already is not repeated.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from tidegate.cli.traces.view import Row, SpanView, TraceView, rows
+from tidegate.cli.traces.span_tree import Row, SpanView, TraceView, rows
 
 __all__ = ["duration_text", "printable", "time_text", "waterfall"]
 
@@ -36,10 +36,10 @@ _ATTRIBUTES: Final[Mapping[str, str]] = {
     "gen_ai.response.finish_reasons": "finish",
     "otel.status_description": "error",
 }
-"""The attributes that are shown, in their order, and what they are called.
+"""The attributes that are shown, in this order, with their labels.
 
-The status is told three ways: by the conventions that our spans follow, by those before 1.38, which
-many senders still follow, and by Envoy.
+The status is in one of three attributes: by the conventions that our spans follow, by those before
+1.38, which many senders still use, or by Envoy.
 """
 
 _CODES: Final = (
@@ -49,26 +49,26 @@ _CODES: Final = (
     "UNAUTHENTICATED",
 )
 _GRPC_STATUS: Final = frozenset({"rpc.grpc.status_code", "grpc.status_code"})
-_SAYS_NOTHING: Final = frozenset({"", "-"})
-_SECONDS: Final = frozenset({"gen_ai.response.time_to_first_chunk"})
-# The package of a gRPC method takes much room and tells little.
+_EMPTY_VALUES: Final = frozenset({"", "-"})
+_SECONDS_ATTRIBUTES: Final = frozenset({"gen_ai.response.time_to_first_chunk"})
+# The package of a gRPC method takes much room and helps little.
 _GRPC_METHOD: Final = re.compile(r"/?(?:[A-Za-z]\w*\.)+([A-Za-z]\w*/[A-Za-z]\w*)", re.ASCII)
 _TIME_CELLS: Final = 8
-_LONGEST_VALUE: Final = 60
-_NARROWEST: Final = 64
+_MAX_VALUE_CELLS: Final = 60
+_MIN_WIDTH: Final = 64
 _HOURS_FROM_US: Final = 36_000_000_000
 _TRACE_ID_CELLS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where things stand.
+    """The widths of the columns and the scale of the bars.
 
     Attributes:
-        name_cells: width of tree, service and operation.
-        bar_cells: width of the bars.
-        start_us: when the bars begin, in microseconds since 1970.
-        duration_us: the time of a whole bar, in microseconds.
+        name_cells: Width of the tree, service and operation.
+        bar_cells: Width of the bars.
+        start_us: Start of the time scale, in microseconds since 1970.
+        duration_us: Length of the time scale, in microseconds.
     """
 
     name_cells: int
@@ -78,24 +78,24 @@ class _Layout:
 
 
 def waterfall(trace: TraceView, width: int = 80) -> Text:
-    """Draws a trace; colours are an addition, nothing is told by them alone.
+    """Draws a trace. Colours repeat what the text shows.
 
     Args:
-        trace: the trace.
-        width: cells in a line; 64 are needed.
+        trace: The trace.
+        width: Cells in a line, at least 64.
     """
-    lines = list(_lines(trace, max(width, _NARROWEST)))
+    lines = list(_lines(trace, max(width, _MIN_WIDTH)))
     for line in lines:
         line.rstrip()
     return Text("\n").join(lines)
 
 
 def duration_text(duration_us: float) -> str:
-    """A duration with three digits and its unit, such as ``12.3 ms``."""
+    """Returns a duration with three digits and its unit, such as ``12.3 ms``."""
     if duration_us >= _HOURS_FROM_US:
         return f"{duration_us / 3.6e9:.0f} h"
     for size, unit in ((1e6, "s"), (1e3, "ms")):
-        # What would be rounded up to a thousand is one of the next unit.
+        # A value that would round up to 1000 takes the next unit.
         if duration_us >= size * 0.9995:
             value = duration_us / size
             digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
@@ -104,7 +104,7 @@ def duration_text(duration_us: float) -> str:
 
 
 def time_text(time_us: int) -> str:
-    """A time of day and its date, in UTC; empty when no calendar has it."""
+    """Returns a date and time in UTC, empty if it is out of the calendar's range."""
     try:
         instant = datetime.fromtimestamp(time_us / 1e6, UTC)
     except (OverflowError, OSError, ValueError):
@@ -113,7 +113,7 @@ def time_text(time_us: int) -> str:
 
 
 def printable(text: object) -> str:
-    """A text without what would move a terminal's cursor or change its colours."""
+    """Returns a text without characters that move a terminal's cursor or change its colours."""
     return "".join(character if character.isprintable() else "�" for character in str(text))
 
 
@@ -134,14 +134,14 @@ def _lines(trace: TraceView, width: int) -> Iterator[Text]:
     yield Text()
     heads = f"{'SPAN':<{name}} {'START':>{_TIME_CELLS}} {'TIME':>{_TIME_CELLS}}"
     yield Text(f"{heads}  0{total:>{max(layout.bar_cells - 1, 0)}}", "dim")
-    said: list[set[str]] = []
+    shown: list[set[str]] = []
     for row in rows(trace):
         depth = len(row.last)
-        # What is said at a depth holds for what stands beside it and under it.
-        del said[depth + 1 :]
-        said += [set() for _ in range(depth + 1 - len(said))]
-        new = [fact for fact in _facts(row.span) if not any(fact in each for each in said)]
-        said[depth].update(new)
+        # A fact at one depth covers the later siblings at that depth and everything below it.
+        del shown[depth + 1 :]
+        shown += [set() for _ in range(depth + 1 - len(shown))]
+        new = [fact for fact in _facts(row.span) if not any(fact in each for each in shown)]
+        shown[depth].update(new)
         yield _span_line(row, layout)
         yield from _fact_lines(row, new, width)
 
@@ -186,9 +186,9 @@ def _facts(span: SpanView) -> list[str]:
     facts = []
     for key, name in _ATTRIBUTES.items():
         value = span.tags.get(key)
-        if value is None or str(value) in _SAYS_NOTHING:
+        if value is None or str(value) in _EMPTY_VALUES:
             continue
-        fact = f"{name}={_shortened(_value_text(key, value), _LONGEST_VALUE)}"
+        fact = f"{name}={_shortened(_value_text(key, value), _MAX_VALUE_CELLS)}"
         if fact not in facts:
             facts.append(fact)
     return facts
@@ -198,13 +198,13 @@ def _value_text(key: str, value: object) -> str:
     if key in _GRPC_STATUS:
         code = str(value)
         return _CODES[int(code)] if code.isdecimal() and int(code) < len(_CODES) else code
-    if key in _SECONDS and isinstance(value, int | float):
+    if key in _SECONDS_ATTRIBUTES and isinstance(value, int | float):
         return duration_text(value * 1e6)
     return printable(value)
 
 
 def _fact_lines(row: Row, facts: Sequence[str], width: int) -> Iterator[Text]:
-    # A trunk to the next sibling, and one to the first child.
+    # One line of the tree leads to the next sibling, one to the first child.
     margin = _trunks(row.last) + ("│ " if row.has_children else "  ")
     room = width - cell_len(margin)
     line = ""

@@ -1,12 +1,12 @@
 """OpenTelemetry's standard variables, read as its SDK reads them.
 
-Our own flags and ``TIDEGATE_*`` variables go before them: `read` leaves out what these have
-decided. Read are
+Our own flags and ``TIDEGATE_*`` variables beat them: `read` omits the settings that these have
+decided. `read` reads
 
 - ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES``: the service's name, version, environment,
-- ``OTEL_SDK_DISABLED`` and ``OTEL_TRACES_EXPORTER``: whether spans leave, and how,
-- ``OTEL_EXPORTER_OTLP_[TRACES_]ENDPOINT`` and ``_PROTOCOL``: where to, and over gRPC or HTTP,
-- ``OTEL_TRACES_SAMPLER`` and ``OTEL_TRACES_SAMPLER_ARG``: which traces.
+- ``OTEL_SDK_DISABLED`` and ``OTEL_TRACES_EXPORTER``: whether spans are exported, and how,
+- ``OTEL_EXPORTER_OTLP_[TRACES_]ENDPOINT`` and ``_PROTOCOL``: the collector, and gRPC or HTTP,
+- ``OTEL_TRACES_SAMPLER`` and ``OTEL_TRACES_SAMPLER_ARG``: the traces that are recorded.
 
 The SDK itself reads the others, such as ``OTEL_EXPORTER_OTLP_HEADERS`` and ``OTEL_BSP_*``.
 """
@@ -38,7 +38,7 @@ STANDARD_VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "trace_sampler": (_SAMPLER,),
     "trace_sample_ratio": (_SAMPLER_ARGUMENT,),
 }
-"""The variables that may give each setting, the one that counts first ahead."""
+"""The variables of each setting, the strongest first."""
 
 _ATTRIBUTES: Final = {
     "service_name": "service.name",
@@ -52,8 +52,8 @@ class Found:
     """The value of a setting, as text.
 
     Attributes:
-        variable: Which variable gives it.
-        value: What it gives.
+        variable: The variable that has the value.
+        value: The value.
     """
 
     variable: str
@@ -63,15 +63,15 @@ class Found:
 def read(
     environment: Mapping[str, str], decided: Collection[str] = (), protocol: str | None = None
 ) -> dict[str, Found]:
-    """Reads what the variables say; an empty variable says nothing.
+    """Reads the values of the variables; an empty variable counts as unset.
 
     Args:
         environment: The variables.
         decided: Settings that a flag or a variable of ours has decided already.
-        protocol: What it has decided for ``otlp_protocol``; an address over HTTP is read otherwise.
+        protocol: Their value for ``otlp_protocol``; endpoints over HTTP follow other rules.
 
     Returns:
-        What they give, by the names of settings.
+        The values, by the names of the settings.
     """
     found = {
         name: Found(variable, environment[variable].strip())
@@ -104,7 +104,7 @@ def _settle_exporter(found: dict[str, Found], environment: Mapping[str, str]) ->
 
 
 def _settle_endpoint(found: dict[str, Found], decided_protocol: str | None) -> None:
-    """Over HTTP, one variable has the address of all signals, the other that of the spans."""
+    """Over HTTP, one variable has the base URL of all signals, the other the URL for spans."""
     endpoint = found.get("otlp_endpoint")
     if endpoint is None:
         return
@@ -126,7 +126,7 @@ def _settle_sampler(found: dict[str, Found], decided: Collection[str]) -> None:
         found.pop("trace_sampler", None)
         found.pop("trace_sample_ratio", None)
     elif sampler is None or not sampler.value.lower().endswith("traceidratio"):
-        # Without a sampler that takes a share, the argument means nothing.
+        # Only samplers by ratio read the argument.
         found.pop("trace_sample_ratio", None)
     if sampler is not None and "trace_sampler" in found:
         found["trace_sampler"] = Found(_SAMPLER, sampler.value.lower())

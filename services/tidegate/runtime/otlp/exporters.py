@@ -1,4 +1,4 @@
-"""Exporters of spans over OTLP, as a setting or OpenTelemetry's variables name them."""
+"""Exporters of spans over OTLP, for an endpoint and a protocol."""
 
 from urllib.parse import urlsplit
 
@@ -17,14 +17,13 @@ def otlp_exporter(
 
     Args:
         endpoint: The collector. Over gRPC ``http://host:4317``, ``https://host:4317`` or
-            ``host:4317``, for which ``OTEL_EXPORTER_OTLP_INSECURE`` says whether TLS is left out.
-            Over HTTP a URL; ``/v1/traces`` is added where it has no path. None is where the SDK
-            looks by itself, this host.
+            ``host:4317``, which uses TLS unless ``OTEL_EXPORTER_OTLP_INSECURE`` is true. Over HTTP
+            a URL; a URL without a path gets ``/v1/traces``. None is the SDK's default, this host.
         protocol: ``grpc`` or ``http/protobuf``.
         timeout_s: How long one export may take; the SDK's own limit unless given.
     """
     if protocol == HTTP:
-        # It brings an HTTP client, which those who send over gRPC need not load.
+        # This loads an HTTP client, which programs that export over gRPC do not need.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
             OTLPSpanExporter as HttpSpanExporter,
         )
@@ -32,7 +31,7 @@ def otlp_exporter(
         if endpoint is not None and not urlsplit(endpoint).path:
             endpoint += "/v1/traces"
         return HttpSpanExporter(endpoint=endpoint, timeout=timeout_s)
-    # A scheme decides about TLS whatever the variables say.
+    # The scheme of the endpoint decides about TLS; the variables do not.
     is_plain = endpoint is not None and endpoint.startswith("http://")
     return OTLPSpanExporter(
         endpoint=endpoint, insecure=True if is_plain else None, timeout=timeout_s

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from rich.cells import cell_len
 
-from tidegate.cli.traces.view import SpanView, TraceView, read_trace, rows
+from tidegate.cli.traces.span_tree import SpanView, TraceView, read_trace, rows
 from tidegate.cli.traces.waterfall import duration_text, printable, time_text, waterfall
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -1,4 +1,4 @@
-"""What each call is sent with, and how its failure is told: deadline, metadata, size, error."""
+"""What every call shares: its deadline, metadata, span, size limit and error, and health checks."""
 
 import math
 import sys
@@ -25,7 +25,7 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """A client's address and options, as its calls need them.
+    """The address and the options of a client, and what its calls derive from them.
 
     Attributes:
         target: The address, for error messages.
@@ -36,29 +36,31 @@ class CallContext:
     options: ClientOptions
 
     def unary_deadline_s(self, timeout_s: float | None) -> float | None:
-        """The deadline of a unary call, in seconds; ``None`` for no deadline."""
+        """Gives the deadline of a unary call, in seconds; ``None`` for no deadline."""
         return _finite(self.options.timeout_s if timeout_s is None else timeout_s)
 
     def stream_deadline_s(self, timeout_s: float | None) -> float | None:
-        """The deadline of a whole stream, in seconds; ``None`` for no deadline."""
+        """Gives the deadline of a whole stream, in seconds; ``None`` for no deadline."""
         return _finite(self.options.stream_timeout_s if timeout_s is None else timeout_s)
 
     def span(self, request: type[Message]) -> CallSpan:
-        """Begins the span of a call, in a program that traces.
+        """Begins the span of a call, if the program traces.
 
         Args:
-            request: The type of the message that the call sends.
+            request: Type of the request message.
         """
         return call_span(request, self.target)
 
     def metadata(self, span: CallSpan) -> tuple[tuple[str, str | bytes], ...]:
-        """The client's metadata, and the trace context of the call's span or of the running one.
+        """Gives the client's metadata with the trace context of the call's span.
+
+        Without a span of its own, the call carries the context of the current span.
 
         Args:
-            span: Of the call.
+            span: Span of the call.
         """
         metadata = self.options.metadata
-        # A program that traces has imported OpenTelemetry; one that has not is spared its cost.
+        # A program that traces has imported OpenTelemetry; others do not pay for the import.
         if "opentelemetry.context" in sys.modules:
             from opentelemetry import propagate
 
@@ -68,10 +70,11 @@ class CallContext:
         return metadata
 
     def checked(self, request: Message) -> None:
-        """Makes sure that a request is not too large to send.
+        """Checks that a request is not larger than max_message_bytes.
 
         Raises:
-            InvalidInputError: It is; gRPC would try it again as if the server were busy.
+            InvalidInputError: The request is larger; gRPC would retry it as if the server were
+                overloaded.
         """
         size = request.ByteSize()
         limit = self.options.max_message_bytes
@@ -82,12 +85,12 @@ class CallContext:
             )
 
     def error(self, error: grpc.RpcError, timeout_s: float | None) -> TidegateRpcError:
-        """The exception to raise for what a stub raised."""
+        """Gives the exception to raise for an error of a stub."""
         return error_of(failure_of_call(error, self.target, timeout_s))
 
 
 class HealthStatus(StrEnum):
-    """What a server says of itself or of one of its services."""
+    """Health of a server or of one of its services, as ``grpc.health.v1`` names it."""
 
     UNKNOWN = "unknown"
     SERVING = "serving"
@@ -96,7 +99,7 @@ class HealthStatus(StrEnum):
 
 
 def health_status(response: health_pb2.HealthCheckResponse) -> HealthStatus:
-    """The status of an answer."""
+    """Reads the status of a response."""
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
     return HealthStatus(status.lower())
 

@@ -1,11 +1,10 @@
-"""The channel: where calls go, how they are balanced, tried again, kept alive and secured.
+"""The channel: load balancing, retries, keepalive and TLS.
 
-Retries and load balancing are gRPC's own, by service config, so that they also hold for what is
-called through the stubs directly. Only calls that change nothing are tried again, and only on
-UNAVAILABLE and RESOURCE_EXHAUSTED; gRPC waits as long as a server asks to in
-``grpc-retry-pushback-ms``. A stream is tried again only while nothing of its answer has come: gRPC
-then takes the call as settled. A throttle stops retries when most calls fail, so that clients do
-not keep an overloaded server down.
+gRPC itself balances and retries, as the service config says, so that both also apply to calls
+through the stubs. gRPC retries only calls that change nothing, and only on UNAVAILABLE and
+RESOURCE_EXHAUSTED. It waits as long as the server asks for in ``grpc-retry-pushback-ms``. It
+retries a stream only before its first message arrives, which commits the call. A throttle stops
+retries when most calls fail, so that clients do not keep a server overloaded.
 """
 
 import json
@@ -28,7 +27,7 @@ __all__ = [
 
 _VISION = "tidegate.vision.v1.VisionService"
 _LLM = "tidegate.llm.v1.LlmService"
-# ClassifyStream is left out: what was sent on it may be answered in part.
+# ClassifyStream is omitted: the server may have answered part of its requests.
 _RETRIED = (
     (_VISION, ("Classify", "GetModel", "ListModels")),
     (_LLM, ("Complete", "Generate", "Chat", "Tokenize", "Detokenize", "Embed", "ListModels")),
@@ -37,14 +36,14 @@ _RETRIED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """When and how often a call is tried again.
+    """When and how often gRPC retries a call.
 
     Attributes:
-        attempts: Most tries in all, from 1 (never again) to 5 (gRPC's limit).
-        initial_backoff_s: The wait before the second try, in seconds; gRPC varies it by a fifth
-            and keeps 0.01 at the least.
-        max_backoff_s: The longest wait between two tries, in seconds.
-        backoff_multiplier: How much longer each wait is than the one before it.
+        attempts: Most attempts in all, from 1 (no retry) to 5 (gRPC's limit).
+        initial_backoff_s: Backoff before the second attempt, in seconds, at least 0.01. gRPC varies
+            it by a fifth.
+        max_backoff_s: Longest backoff between two attempts, in seconds.
+        backoff_multiplier: Ratio of each backoff to the one before it.
     """
 
     attempts: int = 4
@@ -55,22 +54,24 @@ class Retry:
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= 5:
             raise InvalidInputError(f"Retry.attempts is {self.attempts}; use 1 to 5")
-        # gRPC 1.85 loses about half of the calls whose wait, varied by a fifth, is below 1 ms.
+        # gRPC 1.85 loses about half of the calls whose backoff, varied by a fifth, is below 1 ms.
         if min(self.initial_backoff_s, self.max_backoff_s) < 0.01:
-            raise InvalidInputError("the waits of Retry must be at least 0.01 s")
+            raise InvalidInputError(
+                "Retry.initial_backoff_s and Retry.max_backoff_s must be at least 0.01 s"
+            )
         if not self.backoff_multiplier > 0:
             raise InvalidInputError("Retry.backoff_multiplier must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How a connection is secured, and with a certificate of one's own, mutually (mTLS).
+    """TLS for the connections; with a client certificate, mutual TLS (mTLS).
 
     Attributes:
-        ca: PEM file of the authorities to trust; ``None`` trusts the system's.
+        ca: PEM file of the authorities to trust; ``None`` trusts those of the system.
         certificate: PEM file of the client's certificate chain, for mutual TLS.
         private_key: PEM file of the key of ``certificate``.
-        server_name: The name to expect in the server's certificate, where it is not the address's.
+        server_name: Name that the server's certificate has, if it differs from the address.
     """
 
     ca: Path | None = None
@@ -85,17 +86,17 @@ class Tls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """Everything about a client but its address.
+    """The options of a client.
 
     Attributes:
-        timeout_s: Deadline of a unary call that names none, in seconds; ``math.inf`` for none.
-        stream_timeout_s: Deadline of a whole stream that names none, in seconds.
-        retry: When calls are tried again.
-        tls: How connections are secured; ``None`` means plain text.
-        metadata: Sent with each call.
+        timeout_s: Default deadline of a unary call, in seconds; ``math.inf`` for none.
+        stream_timeout_s: Default deadline of a whole stream, in seconds; ``math.inf`` for none.
+        retry: When gRPC retries calls.
+        tls: TLS for the connections; ``None`` means plain text.
+        metadata: Metadata of every call.
         max_message_bytes: Largest message to send or to receive.
-        keepalive_s: How often a connection with calls on it is probed, in seconds; servers of
-            Tidegate allow 10 and more.
+        keepalive_s: Interval of keepalive pings on a connection with running calls, in seconds;
+            Tidegate's servers allow 10 and more.
     """
 
     timeout_s: float = 30.0
@@ -112,13 +113,13 @@ class ClientOptions:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}; it must be above 0")
         if not self.keepalive_s >= 10:
             raise InvalidInputError(
-                f"keepalive_s is {self.keepalive_s:g}; servers close connections that are probed "
-                "more often than every 10 s"
+                f"keepalive_s is {self.keepalive_s:g}; it must be at least 10, because servers "
+                "close connections that ping more often than every 10 s"
             )
 
 
 def service_config(retry: Retry) -> str:
-    """The gRPC service config (JSON): round robin over all addresses, and retries."""
+    """Gives the gRPC service config (JSON): round robin over all addresses, and retries."""
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if retry.attempts > 1:
         names = [
@@ -139,11 +140,11 @@ def service_config(retry: Retry) -> str:
 
 
 def channel_arguments(options: ClientOptions) -> list[tuple[str, str | int]]:
-    """The channel arguments of gRPC for these options."""
+    """Translates the options into gRPC channel arguments."""
     arguments: list[tuple[str, str | int]] = [
         ("grpc.service_config", service_config(options.retry)),
         ("grpc.enable_retries", int(options.retry.attempts > 1)),
-        # A request above gRPC's 256 KiB is never tried again, and most photographs are.
+        # gRPC retries no request above its default of 256 KiB, which most photographs exceed.
         ("grpc.per_rpc_retry_buffer_size", options.max_message_bytes),
         ("grpc.max_receive_message_length", options.max_message_bytes),
         ("grpc.max_send_message_length", options.max_message_bytes),
@@ -151,7 +152,7 @@ def channel_arguments(options: ClientOptions) -> list[tuple[str, str | int]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.http2.max_pings_without_data", 0),
-        # A server that restarts is found again in seconds, not in gRPC's two minutes.
+        # The client reconnects to a restarted server in seconds, not in gRPC's two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -163,10 +164,10 @@ def channel_arguments(options: ClientOptions) -> list[tuple[str, str | int]]:
 
 
 def credentials(tls: Tls) -> grpc.ChannelCredentials:
-    """The channel credentials for TLS.
+    """Makes the channel credentials for TLS.
 
     Raises:
-        InvalidInputError: A file cannot be read.
+        InvalidInputError: The client cannot read a file.
     """
     return grpc.ssl_channel_credentials(
         root_certificates=_pem("ca", tls.ca),
@@ -176,10 +177,10 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
 
 
 def checked_target(target: str) -> str:
-    """The target, if gRPC can call it.
+    """Gives the target back if gRPC can call it.
 
     Raises:
-        InvalidInputError: It is empty or a URL of another protocol.
+        InvalidInputError: The target is empty, or a URL of another protocol.
     """
     if not target.strip():
         raise InvalidInputError("the address is empty; pass for example '127.0.0.1:8500'")

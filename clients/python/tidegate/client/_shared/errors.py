@@ -1,9 +1,9 @@
-"""Failed calls as exceptions: one class for each thing that a caller may want to do about it.
+"""Failed calls as exceptions: one class for each way in which a caller may react.
 
-A server says why it refused through ``google.rpc`` details in the trailers: ``ErrorInfo`` (the
-reason), ``BadRequest`` (the fields) and ``RetryInfo`` (when to try again). They are read here once,
-for unary calls, streams and the answers inside a ``ClassifyStream`` alike, and put into a sentence
-that a person can act on.
+A server explains an error with ``google.rpc`` details in the trailers: ``ErrorInfo`` (the reason),
+``BadRequest`` (the invalid fields) and ``RetryInfo`` (when to retry). This module reads them for
+unary calls, streams and the responses of a ``ClassifyStream``, and turns them into a message that a
+person can act on.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ __all__ = [
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-# gRPC says it in one of these ways, after the load balancer that gave up.
+# gRPC's messages when no server answers; the load balancer that failed determines which.
 _UNREACHABLE = (
     "failed to connect to all addresses",
     "connections to all backends failing",
@@ -47,16 +47,16 @@ _UNREACHABLE = (
 
 
 class InvalidInputError(TidegateError, ValueError):
-    """An argument cannot be sent; nothing was. The message names it and what to pass instead."""
+    """An argument is invalid; the client sent nothing. The message says what to pass instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field of a request that the server refused.
+    """One field of a request that the server rejected.
 
     Attributes:
-        field: Its path, for example ``images[0].encoded``.
-        description: What is wrong with it and what would be right.
+        field: Path of the field, for example ``images[0].encoded``.
+        description: What is wrong with the field, and which value would be right.
     """
 
     field: str
@@ -65,16 +65,16 @@ class FieldViolation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RpcFailure:
-    """What is known of a failed call.
+    """The facts about a failed call.
 
     Attributes:
         code: The gRPC status code.
         message: The server's message, or gRPC's own when no server answered.
-        reason: The reason of its ``ErrorInfo``, for example ``QUEUE_FULL``; empty when none came.
-        field_violations: The fields that the server refused.
-        retry_after_s: When to try again, in seconds; ``None`` when the server does not say.
-        target: The address that was called.
-        timeout_s: The call's deadline in seconds; ``None`` when it had none.
+        reason: The reason in ``ErrorInfo``, for example ``QUEUE_FULL``; empty when there is none.
+        field_violations: The fields that the server rejected.
+        retry_after_s: Seconds until a retry makes sense; ``None`` when the server does not say.
+        target: The called address.
+        timeout_s: The deadline of the call in seconds; ``None`` when it had none.
     """
 
     code: grpc.StatusCode
@@ -90,7 +90,7 @@ class TidegateRpcError(TidegateError):
     """A call failed.
 
     Args:
-        failure: What is known of it; its attributes are also this exception's.
+        failure: Facts about the call; this exception has the same attributes.
     """
 
     lead: ClassVar[str] = "The call failed"
@@ -106,17 +106,17 @@ class TidegateRpcError(TidegateError):
 
     @property
     def reason(self) -> str:
-        """The server's reason in capitals, for programs; empty when it gave none."""
+        """The server's reason in capitals, for programs; empty when there is none."""
         return self.failure.reason
 
     @property
     def field_violations(self) -> tuple[FieldViolation, ...]:
-        """The fields that the server refused."""
+        """The fields that the server rejected."""
         return self.failure.field_violations
 
     @property
     def retry_after_s(self) -> float | None:
-        """When the server asks to be tried again, in seconds; ``None`` when it does not."""
+        """Seconds until a retry makes sense; ``None`` when the server does not say."""
         return self.failure.retry_after_s
 
     def __str__(self) -> str:
@@ -134,7 +134,7 @@ class TidegateRpcError(TidegateError):
 
 
 class InvalidRequestError(TidegateRpcError):
-    """The request is wrong; sending it again changes nothing. ``field_violations`` says where."""
+    """The request is invalid, and a retry cannot help. ``field_violations`` names the fields."""
 
     lead = "The server refused the request"
 
@@ -142,11 +142,11 @@ class InvalidRequestError(TidegateRpcError):
 class NotFoundError(TidegateRpcError):
     """The server has no such model, version or adapter."""
 
-    lead = "The server does not have it"
+    lead = "Not found on the server"
 
 
 class OverloadedError(TidegateRpcError):
-    """Too much waits at the server; ``retry_after_s`` says when to try again."""
+    """The server is overloaded; ``retry_after_s`` says when to retry."""
 
     lead = "The server is overloaded"
 
@@ -158,7 +158,7 @@ class OverloadedError(TidegateRpcError):
 
 
 class DeadlineExceededError(TidegateRpcError):
-    """The answer did not come within the deadline; the server has dropped the request."""
+    """The deadline passed before the response; the server has dropped the request."""
 
     lead = "No answer in time"
 
@@ -169,13 +169,13 @@ class DeadlineExceededError(TidegateRpcError):
 
 
 class UnavailableError(TidegateRpcError):
-    """Nothing answers at the address, or the model there is loading or draining."""
+    """No server answers at the address, or its model is loading or draining."""
 
     lead = "The server is not ready"
 
     @property
     def unreachable(self) -> bool:
-        """Whether no server answered at all, rather than one that is not ready."""
+        """Whether no server answered; False when a server answered that it is not ready."""
         return not self.reason and any(text in self.failure.message for text in _UNREACHABLE)
 
     def __str__(self) -> str:
@@ -188,21 +188,21 @@ class UnavailableError(TidegateRpcError):
 
 
 class UnauthenticatedError(TidegateRpcError):
-    """The server does not know who is calling; pass credentials."""
+    """The call has no valid credentials; pass some."""
 
-    lead = "The server does not know who is calling"
+    lead = "The call has no valid credentials"
 
 
 class PermissionDeniedError(TidegateRpcError):
-    """The server knows the caller and does not allow this."""
+    """The server knows the caller and does not allow the call."""
 
-    lead = "The server does not allow it"
+    lead = "The server does not allow the call"
 
 
 class UnsupportedError(TidegateRpcError):
-    """The server, or the model that it serves, cannot do this."""
+    """The server, or its model, does not support the request."""
 
-    lead = "The server cannot do this"
+    lead = "The server does not support the request"
 
 
 class RequestCancelledError(TidegateRpcError):
@@ -212,7 +212,7 @@ class RequestCancelledError(TidegateRpcError):
 
 
 class ServerFaultError(TidegateRpcError):
-    """Something broke inside the server; its log says what."""
+    """The server failed; its log has the cause."""
 
     lead = "The server failed"
 
@@ -236,17 +236,17 @@ _CLASSES: dict[grpc.StatusCode, type[TidegateRpcError]] = {
 
 
 def error_of(failure: RpcFailure) -> TidegateRpcError:
-    """The exception for a failure, of the class that its code calls for."""
+    """Makes the exception for a failure, of the class that fits its code."""
     return _CLASSES.get(failure.code, TidegateRpcError)(failure)
 
 
 def failure_of_call(error: grpc.RpcError, target: str, timeout_s: float | None) -> RpcFailure:
-    """Reads what gRPC raised, with the ``google.rpc`` details of the trailers when there are some.
+    """Reads an error of gRPC, with the ``google.rpc`` details of its trailers if it has any.
 
     Args:
-        error: What a stub raised; always a :class:`grpc.Call` too, or its asyncio counterpart.
-        target: The address that was called.
-        timeout_s: The call's deadline in seconds, if it had one.
+        error: The error of a stub, which is also a :class:`grpc.Call` or its asyncio counterpart.
+        target: The called address.
+        timeout_s: The deadline of the call in seconds; ``None`` when it had none.
     """
     code = getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN)()
     message = getattr(error, "details", lambda: None)() or ""
@@ -261,7 +261,7 @@ def failure_of_call(error: grpc.RpcError, target: str, timeout_s: float | None) 
 
 
 def failure_of_status(status: status_pb2.Status, target: str) -> RpcFailure:
-    """Reads a status that came inside an answer."""
+    """Reads a status inside a response."""
     code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
     return _failure(code, status.message, status, target, None)
 
@@ -298,5 +298,5 @@ def _violation(violation: FieldViolation) -> str:
 
 
 def _last_cause(message: str) -> str:
-    """The tail of gRPC's chained message, which is the operating system's own word."""
+    """Gives the last part of gRPC's chained message, which is the operating system's message."""
     return message.rstrip(" )").rsplit(": ", 1)[-1].lower() or "no connection"

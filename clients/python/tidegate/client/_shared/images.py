@@ -1,7 +1,7 @@
 """Images as requests carry them: encoded files, pixels, or tensors.
 
-Arrays are recognised by what they have (``shape``, ``dtype``, ``tobytes``), so NumPy's, or those of
-a library that looks like it, work without NumPy being installed.
+The client recognises arrays by their members (``shape``, ``dtype``, ``tobytes``). So arrays of
+NumPy and of similar libraries work, and NumPy need not be installed.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ class ArrayLike(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its lengths, outermost first."""
+        """Lengths of its dimensions, outermost first."""
 
     @property
     def dtype(self) -> object:
-        """Its type, whose text is for example ``uint8``."""
+        """Type of its values, whose text is for example ``uint8``."""
 
     def tobytes(self) -> bytes:
         """Its values without gaps, in row-major order."""
@@ -36,17 +36,17 @@ shape (height, width, 3), or a ``float32`` array that is already the model's inp
 
 
 def images_of(images: ImageInput | Sequence[ImageInput]) -> Sequence[ImageInput]:
-    """One image or several, as a sequence."""
+    """Gives one image or several as a sequence."""
     if isinstance(images, list | tuple):
         return images
     return (images,)  # type: ignore[return-value]  # the one Sequence that is left is bytes
 
 
 def image_message(image: object) -> vision_pb2.Image:
-    """The message for an image.
+    """Makes the message for an image.
 
     Raises:
-        InvalidInputError: It is none, or its file cannot be read.
+        InvalidInputError: The value is no image, or the client cannot read its file.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return vision_pb2.Image(encoded=bytes(image))
@@ -55,7 +55,7 @@ def image_message(image: object) -> vision_pb2.Image:
             return vision_pb2.Image(encoded=image.read_bytes())
         except OSError as error:
             raise InvalidInputError(f"cannot read {image}: {error.strerror}") from error
-    # What the types promise and what programs pass differ: a path as text is common.
+    # Programs do not always pass what the types promise; paths as text are common.
     if not isinstance(image, ArrayLike):
         hint = "; wrap a path in pathlib.Path" if isinstance(image, str) else ""
         raise InvalidInputError(

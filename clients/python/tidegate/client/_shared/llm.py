@@ -1,4 +1,4 @@
-"""Text generation: requests from arguments, and messages as frozen values."""
+"""LLM requests made from arguments, and LLM responses read into frozen values."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,10 +62,10 @@ _OPTIONS = ("model", "version", "lora_adapter", "priority")
 def generate_request(
     prompt: PromptInput, options: GenerateOptions, *, special_tokens_as_text: bool = False
 ) -> llm_pb2.GenerateRequest:
-    """The request to continue a prompt.
+    """Makes the request to continue a prompt.
 
     Raises:
-        InvalidInputError: An argument cannot be sent.
+        InvalidInputError: An argument is invalid.
     """
     return llm_pb2.GenerateRequest(
         prompt=_prompt(prompt, special_tokens_as_text), options=_generation_options(options)
@@ -79,10 +79,10 @@ def chat_request(
     continue_last_message: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> llm_pb2.ChatRequest:
-    """The request to answer a conversation, or a single text of the user's.
+    """Makes the request to answer a conversation, or a single message of the user.
 
     Raises:
-        InvalidInputError: An argument cannot be sent.
+        InvalidInputError: An argument is invalid.
     """
     request = llm_pb2.ChatRequest(
         messages=_messages(messages),
@@ -103,10 +103,10 @@ def complete_request(
     *,
     special_tokens_as_text: bool = False,
 ) -> llm_pb2.CompleteRequest:
-    """The request to complete a prompt (a text or token ids) or a conversation (messages).
+    """Makes the request to complete a prompt (a text or token ids) or a conversation (messages).
 
     Raises:
-        InvalidInputError: An argument cannot be sent.
+        InvalidInputError: An argument is invalid.
     """
     if _is_conversation(prompt_or_messages):
         messages = cast("Sequence[MessageInput]", prompt_or_messages)
@@ -124,7 +124,7 @@ def tokenize_request(
     omit_special_tokens: bool,
     special_tokens_as_text: bool,
 ) -> llm_pb2.TokenizeRequest:
-    """The request for the tokens of a text or of a conversation."""
+    """Makes the request for the tokens of a text or of a conversation."""
     request = llm_pb2.TokenizeRequest(
         model=model,
         omit_special_tokens=omit_special_tokens,
@@ -140,7 +140,7 @@ def tokenize_request(
 def embed_request(
     inputs: Sequence[PromptInput] | str, *, model: str, special_tokens_as_text: bool
 ) -> llm_pb2.EmbedRequest:
-    """The request for the vectors of texts, or of one."""
+    """Makes the request for the vectors of one text or several."""
     texts: Sequence[PromptInput] = (inputs,) if isinstance(inputs, str) else inputs
     return llm_pb2.EmbedRequest(
         model=model, inputs=[_prompt(text, special_tokens_as_text) for text in texts]
@@ -148,7 +148,7 @@ def embed_request(
 
 
 def delta(response: llm_pb2.GenerateResponse | llm_pb2.ChatResponse) -> Delta:
-    """A piece of an answer as a value."""
+    """Reads a delta of a streamed answer."""
     return Delta(
         text=response.delta.text,
         token_ids=tuple(response.delta.token_ids),
@@ -158,7 +158,7 @@ def delta(response: llm_pb2.GenerateResponse | llm_pb2.ChatResponse) -> Delta:
 
 
 def completion(response: llm_pb2.CompleteResponse) -> Completion:
-    """A whole answer as a value."""
+    """Reads a whole answer."""
     return Completion(
         text=response.output.text,
         token_ids=tuple(response.output.token_ids),
@@ -168,21 +168,21 @@ def completion(response: llm_pb2.CompleteResponse) -> Completion:
 
 
 def tokenization(response: llm_pb2.TokenizeResponse) -> Tokenization:
-    """Tokens as a value."""
+    """Reads the tokens of a response."""
     return Tokenization(
         tuple(response.token_ids), tuple(response.tokens), response.max_context_tokens
     )
 
 
 def embeddings(response: llm_pb2.EmbedResponse) -> Embeddings:
-    """Vectors as a value."""
+    """Reads the vectors of a response."""
     return Embeddings(
         tuple(tuple(item.values) for item in response.embeddings), _usage(response.usage)
     )
 
 
 def llm_model(model: llm_pb2.Model) -> LlmModel:
-    """A model's description as a value."""
+    """Reads the description of a model."""
     kind = llm_pb2.ModelKind.Name(model.kind).removeprefix("MODEL_KIND_").lower()
     return LlmModel(
         name=model.name,
@@ -201,14 +201,14 @@ def llm_model(model: llm_pb2.Model) -> LlmModel:
 
 
 class PartialAnswer:
-    """What has come of an answer; the server ends every whole one with a ``finish``."""
+    """The deltas of an answer so far; the server ends every whole answer with a ``finish``."""
 
     def __init__(self, target: str) -> None:
         self._target = target
         self._deltas: list[Delta] = []
 
     def add(self, delta: Delta) -> None:
-        """Takes the next delta."""
+        """Adds the next delta."""
         self._deltas.append(delta)
 
     @property
@@ -218,18 +218,18 @@ class PartialAnswer:
 
     @property
     def finish(self) -> Finish | None:
-        """How the answer ended; ``None`` while it has not."""
+        """How the answer ended; ``None`` before its end."""
         return self._deltas[-1].finish if self._deltas else None
 
     def whole(self) -> Completion:
-        """The whole answer.
+        """Joins the deltas to the whole answer.
 
         Raises:
-            ServerFaultError: The stream ended without saying how.
+            ServerFaultError: The stream ended without a ``finish``.
         """
         finish = self.finish
         if finish is None:
-            raise self.cut_short()
+            raise self.truncated()
         return Completion(
             text=self.text,
             token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
@@ -237,12 +237,12 @@ class PartialAnswer:
             finish=finish,
         )
 
-    def cut_short(self) -> TidegateRpcError:
-        """The error for a stream that ended without saying how."""
+    def truncated(self) -> TidegateRpcError:
+        """Makes the error for a stream that ended without a ``finish``."""
         return error_of(
             RpcFailure(
                 code=grpc.StatusCode.DATA_LOSS,
-                message="the answer ended without a finish; it may be cut short",
+                message="the answer ended without a finish; it may be truncated",
                 target=self._target,
             )
         )
@@ -284,7 +284,7 @@ def _generation_options(options: GenerateOptions) -> llm_pb2.GenerationOptions:
     if unknown:
         names = ", ".join(sorted(unknown))
         raise TypeError(f"unknown option {names}; see tidegate.client.GenerateOptions")
-    # A dict with known keys only here, where keyword arguments become the fields of a message.
+    # Here keyword arguments become the fields of a message, so this is a dict with known keys.
     fields = dict(options)
     own = {name: fields.pop(name) for name in _OPTIONS if name in fields}
     forms = {name: fields.pop(name) for name in _FORMS if name in fields}

@@ -1,4 +1,4 @@
-"""The values of text generation: messages and sampling that go in, deltas and endings that come."""
+"""Values of LLM calls: messages and sampling options of requests, and the parts of responses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Role(StrEnum):
-    """Who says a message."""
+    """Author of a message."""
 
     SYSTEM = "system"
     USER = "user"
@@ -39,8 +39,8 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: Who says it.
-        content: What is said.
+        role: Author of the message.
+        content: Text of the message.
     """
 
     role: Role
@@ -48,36 +48,37 @@ class Message:
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What a generating request may say; what is left out takes the model's own default.
+    """Options of a generation request; omitted options take the model's own default.
 
     Attributes:
-        model: The model's name; the one that the server serves unless set.
-        version: Its version.
+        model: Name of the model; the server's model unless set.
+        version: Version of the model.
         max_tokens: Most tokens to generate; as many as the context has room for unless set.
-        min_tokens: Fewest tokens before the end may come.
-        temperature: 0 takes the likeliest token each time; up to 2 evens the choice.
+        min_tokens: Fewest tokens to generate before the answer may end.
+        temperature: 0 always takes the likeliest token; higher values, up to 2, make the choice
+            more random.
         top_p: Choose among the likeliest tokens that together have this probability.
         top_k: Choose among this many likeliest tokens; 0 means all.
-        min_p: Leave out tokens less likely than this share of the likeliest one.
-        presence_penalty: From -2 to 2, taken off tokens that have appeared.
-        frequency_penalty: From -2 to 2, taken off for each time that a token appeared.
-        repetition_penalty: Above 1 makes repeats rarer.
+        min_p: Exclude tokens less likely than this share of the likeliest one.
+        presence_penalty: From -2 to 2, subtracted once for a token that has appeared.
+        frequency_penalty: From -2 to 2, subtracted for each time that a token has appeared.
+        repetition_penalty: Values above 1 make repetitions rarer.
         seed: Makes the random choice repeatable. The same seed and request give the same text while
-            the server runs no other request; whatever else it runs, if its model is
-            ``batch_invariant`` (:class:`LlmModel`).
-        stop: Texts that end the answer; looked for in the answer alone.
+            the server runs no other request. If the model is ``batch_invariant``
+            (:class:`LlmModel`), they do so whatever else the server runs.
+        stop: Texts that end the answer when they appear in it.
         stop_token_ids: Tokens that end the answer.
         include_stop_string: Keep the stop string in the answer.
-        ignore_end_of_text: Go on past the model's own end.
-        logprobs: Also return the log probabilities of this many likeliest tokens at each place; see
-            :class:`TokenLogprob` for what they mean.
-        logit_bias: Added to the logits of token ids, from -100 to 100.
+        ignore_end_of_text: Continue past the model's end-of-text token.
+        logprobs: Also return the log probabilities of this many likeliest tokens at each position;
+            see :class:`TokenLogprob`.
+        logit_bias: Values from -100 to 100, added to the logits, by token id.
         json_schema: The answer is JSON that this schema allows: text, a mapping, or a pydantic
             model class.
         regex: The answer matches this regular expression.
         choice: The answer is one of these texts.
-        lora_adapter: A LoRA adapter that the server has.
-        priority: Smaller runs first, where the server schedules by priority.
+        lora_adapter: Name of a LoRA adapter of the server.
+        priority: Smaller values run first, if the server schedules by priority.
     """
 
     model: str
@@ -119,9 +120,9 @@ class Usage:
     """Tokens that a request used.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, the chat template's included.
+        prompt_tokens: Tokens of the prompt, including those of the chat template.
         completion_tokens: Tokens of the answer.
-        cached_prompt_tokens: Tokens of the prompt that were still in the server's cache.
+        cached_prompt_tokens: Tokens of the prompt that the server had in its cache.
     """
 
     prompt_tokens: int
@@ -131,14 +132,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class LlmTimings:
-    """Where the time of a request went, in seconds.
+    """Times of a request, in seconds.
 
     Attributes:
-        queue_s: Waiting in the engine.
-        time_to_first_token_s: From the server's receipt of the request to its first token.
-        mean_inter_token_s: Mean time between two tokens; ``None`` when there were fewer than two.
-        max_inter_message_s: Longest time between two messages; ``None`` when fewer than two came.
-        total_s: From the server's receipt of the request to its last token.
+        queue_s: Time in the engine's queue.
+        time_to_first_token_s: Time from the server's receipt of the request to its first token.
+        mean_inter_token_s: Mean time between two tokens; ``None`` for fewer than two tokens.
+        max_inter_message_s: Longest time between two messages; ``None`` for fewer than two
+            messages.
+        total_s: Time from the server's receipt of the request to its last token.
     """
 
     queue_s: float
@@ -153,11 +155,11 @@ class Finish:
     """How an answer ended.
 
     Attributes:
-        reason: Why.
-        stop_string: The stop string that ended it; empty when none did.
-        stop_token_id: The stop token that ended it; ``None`` when none did.
-        usage: Tokens used.
-        timings: Where the time went.
+        reason: Why the answer ended.
+        stop_string: The stop string that ended the answer; empty when none did.
+        stop_token_id: The stop token that ended the answer; ``None`` when none did.
+        usage: Tokens that the request used.
+        timings: Times of the request.
     """
 
     reason: FinishReason
@@ -169,17 +171,17 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token that was, or might have been, chosen.
+    """A token that the model chose or might have chosen.
 
     Log probabilities and ranks are the model's own, before temperature, bias, penalties and
     constraints.
 
     Attributes:
-        token_id: Its id.
-        token: Its text; bytes that are not whole characters are shown as U+FFFD.
-        logprob: The natural logarithm of its probability.
-        rank: Its place among all tokens, 1 for the likeliest.
-        token_bytes: Its bytes; those of the chosen tokens together are the answer's UTF-8.
+        token_id: Id of the token.
+        token: Text of the token; bytes that are not whole characters appear as U+FFFD.
+        logprob: Natural logarithm of its probability.
+        rank: Rank among all tokens, 1 for the likeliest.
+        token_bytes: Bytes of the token; those of all chosen tokens are the UTF-8 of the answer.
     """
 
     token_id: int
@@ -191,10 +193,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class PositionLogprobs:
-    """Log probabilities at one place of the answer.
+    """Log probabilities at one position of the answer.
 
     Attributes:
-        chosen: The token that was chosen.
+        chosen: The chosen token.
         top: The likeliest tokens, best first.
     """
 
@@ -204,13 +206,13 @@ class PositionLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer.
+    """The next part of a streamed answer.
 
     Attributes:
-        text: What is new since the last piece; may be empty.
-        token_ids: The token ids that are new.
-        logprobs: One for each new token, when they were asked for.
-        finish: How the answer ended; in the last piece and only there.
+        text: Text since the last delta; may be empty.
+        token_ids: Token ids since the last delta.
+        logprobs: One entry for each new token, if the request asked for them.
+        finish: How the answer ended; only the last delta has it.
     """
 
     text: str
@@ -224,10 +226,10 @@ class Completion:
     """A whole answer.
 
     Attributes:
-        text: The text.
-        token_ids: Its token ids.
-        logprobs: One for each token, when they were asked for.
-        finish: How it ended.
+        text: Text of the answer.
+        token_ids: Token ids of the answer.
+        logprobs: One entry for each token, if the request asked for them.
+        finish: How the answer ended.
     """
 
     text: str
@@ -241,9 +243,9 @@ class Tokenization:
     """The tokens of a text or a conversation.
 
     Attributes:
-        token_ids: Their ids.
-        tokens: The text of each.
-        max_context_tokens: The longest context that the server runs the model with.
+        token_ids: Ids of the tokens.
+        tokens: Texts of the tokens.
+        max_context_tokens: Longest context that the server allows, in tokens.
     """
 
     token_ids: tuple[int, ...]
@@ -259,8 +261,8 @@ class Embeddings:
     """The vectors of texts, in the order of the request.
 
     Attributes:
-        vectors: Each of Euclidean length 1.
-        usage: Tokens used.
+        vectors: One vector of Euclidean length 1 for each text.
+        usage: Tokens that the request used.
     """
 
     vectors: tuple[tuple[float, ...], ...]
@@ -268,7 +270,7 @@ class Embeddings:
 
 
 class ModelKind(StrEnum):
-    """What a model does."""
+    """Whether a model generates text or makes vectors."""
 
     UNSPECIFIED = "unspecified"
     GENERATE = "generate"
@@ -280,17 +282,17 @@ class LlmModel:
     """A language model and how it is served.
 
     Attributes:
-        name: The model.
-        version: Its version.
-        ready: Whether it answers now.
-        kind: What it does.
+        name: Name of the model.
+        version: Version of the model.
+        ready: Whether the model answers now.
+        kind: Whether the model generates text or makes vectors.
         engine: The engine and its version.
-        precision: What it computes in.
-        max_context_tokens: The longest context, prompt and answer together.
-        vocabulary_size: Token ids are below this.
-        lora_adapters: The adapters that requests may name.
+        precision: Numeric type that the engine computes in.
+        max_context_tokens: Longest context, prompt and answer together.
+        vocabulary_size: Size of the vocabulary; token ids are below it.
+        lora_adapters: LoRA adapters that requests may name.
         description: What the model is and where its weights come from.
-        loaded_at: When it became ready; ``None`` unless it is.
+        loaded_at: When the model became ready; ``None`` if it is not ready.
         batch_invariant: Whether the same request and seed give the same text whatever else runs.
     """
 

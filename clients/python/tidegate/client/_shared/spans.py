@@ -1,13 +1,13 @@
-"""The client's part in a trace: a span around each call, for programs that trace.
+"""The client's spans: one around each call, for programs that trace.
 
-A program that traces has imported OpenTelemetry and set a tracer provider; nothing has to be said
-to the client. One that does not trace pays a look into a dictionary for each call, and the package
-need not be there.
+A program that traces has imported OpenTelemetry and set a tracer provider; the client needs no
+option for it. In other programs the client pays one dictionary lookup for each call, and
+OpenTelemetry need not be installed.
 
-The span's context travels to the server as W3C ``traceparent``. Names and attributes are those of
-OpenTelemetry's semantic conventions for gRPC, in the version of `SCHEMA_URL`; a client's span fails
-with any status but OK. They are written out here, since the package that has them is not needed
-otherwise.
+The span's context travels to the server as W3C ``traceparent``. Names and attributes follow
+OpenTelemetry's semantic conventions for gRPC, in the version of `SCHEMA_URL`. A client's span fails
+with any status but OK. This module spells the names out, because the client does not otherwise need
+the package that has them.
 """
 
 import functools
@@ -37,9 +37,10 @@ _HOST_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:,]*)(?::(?P<port>\d{1,5}
 
 
 class CallSpan:
-    """The span of one call, or nothing where nothing is recorded.
+    """The span of one call; without tracing, its methods do nothing.
 
-    As a context manager it ends with the block, by the error that leaves it if there is one.
+    As a context manager it ends with its block, with the error that leaves the block if there is
+    one.
     """
 
     __slots__ = ("_span",)
@@ -49,7 +50,7 @@ class CallSpan:
 
     @property
     def context(self) -> "Context | None":
-        """What the server continues; ``None`` for what runs already."""
+        """Context that the server continues; ``None`` for the current context."""
         if self._span is None:
             return None
         from opentelemetry import trace
@@ -60,7 +61,7 @@ class CallSpan:
         """Ends the span; does nothing the second time.
 
         Args:
-            error: Why the call failed, if it did.
+            error: Error of the call, if it failed.
         """
         if error is None:
             self._end(grpc.StatusCode.OK, "")
@@ -68,8 +69,8 @@ class CallSpan:
             self._end(error.code, str(error))
 
     def abandon(self) -> None:
-        """Ends the span of a call that its caller gave up; does nothing the second time."""
-        self._end(grpc.StatusCode.CANCELLED, "the caller gave it up")
+        """Ends the span of a call that the caller cancelled; does nothing the second time."""
+        self._end(grpc.StatusCode.CANCELLED, "the caller cancelled the call")
 
     def _end(self, code: grpc.StatusCode, problem: str) -> None:
         span, self._span = self._span, None
@@ -102,11 +103,11 @@ _NOTHING: Final = CallSpan()
 
 
 def call_span(request: type[Message], target: str) -> CallSpan:
-    """Begins the span of a call, inside the span that runs if there is one.
+    """Begins the span of a call, as a child of the current span if there is one.
 
     Args:
-        request: The type of the message that the call sends; it tells the method.
-        target: The address that is called.
+        request: Type of the request message, which determines the method.
+        target: The called address.
     """
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
@@ -129,18 +130,19 @@ def _tracer(provider: "TracerProvider") -> "Tracer":
 
 @functools.lru_cache(maxsize=64)
 def server_of(target: str) -> "Mapping[str, str | int]":
-    """The attributes of a server's address and port.
+    """Gives the span attributes of a server's address and port.
 
-    A target of several addresses has none: which of them answers is not known.
+    A target with several addresses gives none, because the client does not know which one answers.
 
     Args:
-        target: As gRPC takes it, such as ``vision:8500``, ``dns:///vision:8500``, ``unix:/path``.
+        target: Target as gRPC takes it, such as ``vision:8500``, ``dns:///vision:8500`` or
+            ``unix:/path``.
     """
     scheme, colon, rest = target.partition(":")
     if colon and scheme in {"unix", "unix-abstract"}:
         return {"server.address": rest.removeprefix("//")}
     if colon and scheme in _SCHEMES:
-        # ``dns://RESOLVER/NAME``: the authority is that of the resolver.
+        # In ``dns://RESOLVER/NAME`` the authority names the resolver.
         target = rest.removeprefix("//").partition("/")[2] if rest.startswith("//") else rest
     found = _HOST_PORT.fullmatch(target)
     if found is None or not found["host"]:
@@ -152,7 +154,7 @@ def server_of(target: str) -> "Mapping[str, str | int]":
 
 @functools.lru_cache(maxsize=64)
 def _method(request: type[Message]) -> str:
-    """The full name of the method that takes a message: each method of ours has one of its own."""
+    """Gives the full name of the method that takes a message; each method has its own message."""
     taken = request.DESCRIPTOR
     return next(
         f"{service.full_name}/{method.name}"

@@ -1,4 +1,4 @@
-"""Image classification: requests from arguments, and messages as frozen values."""
+"""Vision requests made from arguments, and vision responses as frozen values."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Precision(StrEnum):
 
 
 class ModelState(StrEnum):
-    """Where a model version is in its life."""
+    """State of a model version."""
 
     UNSPECIFIED = "unspecified"
     UNLOADED = "unloaded"
@@ -59,11 +59,11 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """One label and how sure the model is of it.
+    """One label with its score.
 
     Attributes:
-        class_id: The class number, from 0.
-        label: The label's name.
+        class_id: Number of the class, from 0.
+        label: Name of the class.
         score: Softmax probability, from 0 to 1.
     """
 
@@ -74,11 +74,11 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What the model says of one image.
+    """The result for one image.
 
     Attributes:
         classifications: The best labels, best first.
-        logits: The model's raw output; empty unless it was asked for.
+        logits: Raw output of the model; empty unless the request asked for it.
     """
 
     classifications: tuple[Classification, ...]
@@ -92,14 +92,15 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class VisionTimings:
-    """Where the time of a request went, each the longest over its images, in seconds.
+    """Times of a request in seconds, each the longest over its images.
 
     Attributes:
-        decode_s: Decoding, resizing and cropping.
-        queue_s: Waiting for a worker and for a batch.
-        inference_s: The engine's run of the batch.
-        total_s: From the server's receipt of the request to its answer being ready.
-        batch_size: Images in the largest batch that served it, other requests' included.
+        decode_s: Time for decoding, resizing and cropping.
+        queue_s: Time in the queue, for a worker and for a batch.
+        inference_s: Time of the engine's run of the batch.
+        total_s: Time from the server's receipt of the request to its response.
+        batch_size: Images in the largest batch that served the request, including those of other
+            requests.
     """
 
     decode_s: float
@@ -114,11 +115,11 @@ class ClassifyResult:
     """The answer to a request: one result for each image, in the order of the request.
 
     Attributes:
-        model: The name of the model that ran.
-        version: Its version.
-        precision: What its engine computed in.
-        results: One for each image; the answer itself can be indexed and iterated instead.
-        timings: Where the time went.
+        model: Name of the model that ran.
+        version: Version of the model.
+        precision: Numeric type that the engine computed in.
+        results: One result for each image; the answer itself can be indexed and iterated, too.
+        timings: Times of the request.
     """
 
     model: str
@@ -129,7 +130,7 @@ class ClassifyResult:
 
     @property
     def top(self) -> Classification:
-        """The best label of the first image, which is all there is to most requests."""
+        """The best label of the first image; most requests have only one."""
         return self.results[0].top
 
     def __len__(self) -> int:
@@ -144,11 +145,11 @@ class ClassifyResult:
 
 @dataclass(frozen=True, slots=True)
 class StreamAnswer:
-    """The answer to one request of a stream: a result or, where that request failed, an error.
+    """The answer to one request of a stream: a result, or an error if the request failed.
 
     Attributes:
-        index: Which request of the stream it answers, from 0.
-        error: Why there is no result; ``None`` when there is one.
+        index: Position of the request in the stream, from 0.
+        error: Error of the request; ``None`` when there is a result.
     """
 
     index: int
@@ -172,20 +173,20 @@ class VisionModel:
     """A model version and how it is served.
 
     Attributes:
-        name: The model.
-        version: Its version.
-        state: Where it is in its life.
+        name: Name of the model.
+        version: Version of the model.
+        state: State of the version.
         reason: Why loading failed; empty unless it did.
-        precision: What its engine computes in.
+        precision: Numeric type that the engine computes in.
         engine: The engine and its version.
         description: What the model is and where its weights come from.
-        num_classes: Classes that it tells apart.
-        input_shape: One input tensor's shape without the batch dimension.
+        num_classes: Number of classes.
+        input_shape: Shape of one input tensor without the batch dimension.
         batch_sizes: Batch sizes that the engine prefers, ascending.
-        loaded_at: When it became ready; ``None`` unless it is.
+        loaded_at: When the version became ready; ``None`` if it is not ready.
         is_default: Whether requests that name no version get this one.
-        labels: Every label by class number; only :meth:`~tidegate.client.VisionClient.model`
-            fetches them.
+        labels: Labels by class number; only :meth:`~tidegate.client.VisionClient.model` fetches
+            them.
     """
 
     name: str
@@ -211,10 +212,10 @@ def classify_request(
     top_k: int,
     include_logits: bool,
 ) -> vision_pb2.ClassifyRequest:
-    """The request for these images.
+    """Makes the request for one image or several.
 
     Raises:
-        InvalidInputError: An image is none or cannot be read, or an argument is out of range.
+        InvalidInputError: An image is invalid or unreadable, or an argument is out of range.
     """
     if top_k < 0:
         raise InvalidInputError(f"top_k is {top_k}; use 1 or more")
@@ -238,7 +239,7 @@ def classify_request(
 
 
 def classify_result(response: vision_pb2.ClassifyResponse) -> ClassifyResult:
-    """The answer as a value."""
+    """Reads the response to a request."""
     timings = response.timings
     return ClassifyResult(
         model=response.model,
@@ -258,14 +259,14 @@ def classify_result(response: vision_pb2.ClassifyResponse) -> ClassifyResult:
 def stream_answer(
     index: int, response: vision_pb2.ClassifyStreamResponse, target: str
 ) -> StreamAnswer:
-    """One answer of a stream as a value."""
+    """Reads one response of a stream."""
     if response.HasField("error"):
         return StreamAnswer(index, error=error_of(failure_of_status(response.error, target)))
     return StreamAnswer(index, _result=classify_result(response.response))
 
 
 def vision_model(model: vision_pb2.Model, labels: Sequence[str] = ()) -> VisionModel:
-    """A model's description as a value."""
+    """Reads the description of a model."""
     state = vision_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
     return VisionModel(
         name=model.name,
@@ -285,12 +286,12 @@ def vision_model(model: vision_pb2.Model, labels: Sequence[str] = ()) -> VisionM
 
 
 def duration_s(duration: duration_pb2.Duration) -> float:
-    """A duration in seconds."""
+    """Converts a duration to seconds."""
     return duration.seconds + duration.nanos / 1e9
 
 
 def timestamp(value: timestamp_pb2.Timestamp) -> datetime:
-    """A time, in UTC."""
+    """Converts a timestamp to a `datetime` in UTC."""
     return value.ToDatetime(tzinfo=UTC)
 
 

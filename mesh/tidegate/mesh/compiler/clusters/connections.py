@@ -36,12 +36,12 @@ _HttpOptions: TypeAlias = http_protocol_options_pb2.HttpProtocolOptions
 
 
 def connect(cluster: cluster_pb2.Cluster, policy: ClusterPolicy, *, http2: bool) -> None:
-    """Writes into a cluster how its endpoints are connected to.
+    """Sets how Envoy connects to the endpoints of a cluster.
 
     Args:
-        cluster: the cluster.
-        policy: how it is called.
-        http2: whether its port says that endpoints speak HTTP/2.
+        cluster: The cluster.
+        policy: Its traffic policy.
+        http2: Whether the port's protocol is one over HTTP/2.
     """
     pool = policy.connection_pool or ConnectionPool()
     tcp, http = pool.tcp or TcpSettings(), pool.http or HttpSettings()
@@ -66,7 +66,7 @@ def connect(cluster: cluster_pb2.Cluster, policy: ClusterPolicy, *, http2: bool)
 
 
 def max_requests(policy: ClusterPolicy) -> int | None:
-    """The most requests at a time, where it is limited."""
+    """The most requests at a time; None without a limit."""
     http = policy.connection_pool.http if policy.connection_pool else None
     return (http.http2_max_requests or None) if http else None
 
@@ -74,7 +74,7 @@ def max_requests(policy: ClusterPolicy) -> int | None:
 def _circuit_breakers(
     tcp: TcpSettings, http: HttpSettings, budget: RetryBudget | None
 ) -> circuit_breaker_pb2.CircuitBreakers:
-    # A limit of 0 is Istio's way to say that there is none.
+    # In Istio, 0 means no limit.
     limits = circuit_breaker_pb2.CircuitBreakers.Thresholds(
         max_connections=_limit(tcp.max_connections),
         max_pending_requests=_limit(http.http1_max_pending_requests),
@@ -96,7 +96,7 @@ def _http_options(tcp: TcpSettings, http: HttpSettings, *, http2: bool) -> _Http
     options = _HttpOptions()
     upgrade = http.h2_upgrade_policy is H2UpgradePolicy.UPGRADE
     if http.use_client_protocol:
-        # As in istiod, limits of streams and keepalives hold only where HTTP/2 is sure.
+        # As in istiod, limits of streams and keepalives hold only where HTTP/2 is certain.
         options.use_downstream_protocol_config.http_protocol_options.SetInParent()
         options.use_downstream_protocol_config.http2_protocol_options.SetInParent()
     elif http2 or upgrade:
@@ -138,7 +138,7 @@ def _seconds(value: dt.timedelta | None) -> UInt32Value | None:
 def _outliers(
     outliers: OutlierDetection, *, always_one: bool
 ) -> outlier_detection_pb2.OutlierDetection:
-    # Success rates are compared between endpoints, which Istio turns off.
+    # Istio turns off the detection that compares success rates between endpoints.
     result = outlier_detection_pb2.OutlierDetection(enforcing_success_rate=UInt32Value(value=0))
     if outliers.consecutive_5xx_errors is not None:
         result.consecutive_5xx.value = outliers.consecutive_5xx_errors

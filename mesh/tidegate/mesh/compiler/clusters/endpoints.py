@@ -1,8 +1,8 @@
-"""Endpoints: the `ClusterLoadAssignment` of a cluster, with what is known of their health.
+"""Endpoints: the `ClusterLoadAssignment` of a cluster, with the health of each endpoint.
 
 An endpoint that must get no new requests stays in the assignment and is marked, so that its running
-streams end by themselves. Labels go along: under ``envoy.lb`` as they are, and under ``istio`` as
-``workload;namespace;canonical name;canonical revision;cluster``, which is what telemetry reads.
+streams can end. Labels are in the metadata: under ``envoy.lb`` as they are, and under ``istio`` as
+``workload;namespace;canonical name;canonical revision;cluster``, which telemetry reads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,9 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import UInt32Value
 
+from tidegate.istio.names import CANONICAL_NAME_LABELS, CANONICAL_REVISION_LABELS
 from tidegate.istio.shapes import SubsetName
-from tidegate.mesh.compiler.hosts.services import Endpoint, Port
+from tidegate.mesh.compiler.hosts.services import Endpoint, RegisteredPort
 from tidegate.mesh.compiler.hosts.upstreams import Upstream
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import socket_address
@@ -29,30 +30,20 @@ _HEALTH: Final[Mapping[EndpointState, int]] = {
 }
 _GREATEST_TOTAL: Final = 2**32 - 1
 _UNKNOWN: Final[int] = health_check_pb2.UNKNOWN
-_CANONICAL_NAME: Final = (
-    "service.istio.io/canonical-name",
-    "app.kubernetes.io/name",
-    "app",
-)
-_CANONICAL_REVISION: Final = (
-    "service.istio.io/canonical-revision",
-    "app.kubernetes.io/version",
-    "version",
-)
 
 
 def assignment(
-    upstream: Upstream, port: Port, subset: SubsetName | None, states: EndpointStates
+    upstream: Upstream, port: RegisteredPort, subset: SubsetName | None, states: EndpointStates
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of one cluster."""
-    # Two entries may name one endpoint; gRPC clients refuse an assignment that has it twice.
+    # Two entries may name one endpoint. gRPC clients refuse an assignment with duplicates.
     endpoints = list({each.key: each for each in upstream.endpoints(port, subset)}.values())
     result = endpoint_pb2.ClusterLoadAssignment(
         cluster_name=cluster_name(upstream.service.host, port.number, subset)
     )
     if endpoints:
         weights = _in_32_bits([each.weight for each in endpoints])
-        # gRPC clients want a locality with a weight, and take no endpoints without.
+        # gRPC clients ignore endpoints that are in no locality with a weight.
         group = result.endpoints.add(
             locality=base_pb2.Locality(),
             load_balancing_weight=UInt32Value(value=sum(weights)),
@@ -65,7 +56,7 @@ def assignment(
 
 
 def _in_32_bits(weights: Sequence[int]) -> Sequence[int]:
-    """The weights, or smaller ones of the same proportions: Envoy keeps their sum in 32 bits."""
+    """The weights, made smaller in proportion if Envoy cannot keep their sum in 32 bits."""
     parts = -(-sum(weights) // (_GREATEST_TOTAL - len(weights)))
     return weights if parts <= 1 else [max(1, weight // parts) for weight in weights]
 
@@ -75,7 +66,7 @@ def _health(upstream: Upstream, endpoint: Endpoint, states: EndpointStates) -> i
         return _UNKNOWN
     state = states.get(endpoint.key, EndpointState.UNHEALTHY)
     if upstream.service.external and state is not EndpointState.DRAINING:
-        # The state is that of a host of the mesh at the same address, and may be of long ago.
+        # The state is that of a mesh host at the same address, and may be old.
         state = EndpointState.HEALTHY
     return _HEALTH[state]
 
@@ -97,8 +88,8 @@ def _endpoint(endpoint: Endpoint, weight: int, health: int) -> endpoint_componen
 
 
 def _workload(endpoint: Endpoint) -> str:
-    name = _first(endpoint.labels, _CANONICAL_NAME) or endpoint.workload
-    revision = _first(endpoint.labels, _CANONICAL_REVISION)
+    name = _first(endpoint.labels, CANONICAL_NAME_LABELS) or endpoint.workload
+    revision = _first(endpoint.labels, CANONICAL_REVISION_LABELS)
     return f"{endpoint.workload};{endpoint.namespace};{name};{revision};Kubernetes"
 
 

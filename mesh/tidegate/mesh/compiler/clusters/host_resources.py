@@ -1,8 +1,8 @@
-"""Clusters: one for each port of a host, and one for each subset of it.
+"""Clusters of a host and their endpoints: a cluster for each port, and for each subset at a port.
 
-Nothing of a rule is said twice: what is not in the rule has Istio's defaults, which are no limits,
-no outlier detection, ``LEAST_REQUEST``, and no panic: requests never go to an endpoint that is
-known to be unhealthy, however few are left.
+A setting that is not in the DestinationRule has Istio's default: no limits, no outlier detection,
+``LEAST_REQUEST``, and no panic threshold. Without a panic threshold, requests never go to an
+endpoint that is known to be unhealthy, however few are left.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tidegate.mesh.compiler.clusters.load_balancing import (
     contradiction,
 )
 from tidegate.mesh.compiler.errors import CompileError
-from tidegate.mesh.compiler.hosts.services import Port
+from tidegate.mesh.compiler.hosts.services import RegisteredPort
 from tidegate.mesh.compiler.hosts.upstreams import Upstream
 from tidegate.mesh.compiler.naming import cluster_name
 from tidegate.mesh.compiler.protobuf import ADS
@@ -39,7 +39,7 @@ def host_resources(
 ) -> dict[ProxyKind, tuple[Resource, ...]]:
     """The clusters of a host and their endpoints.
 
-    gRPC clients get none of a host whose endpoints are several names of DNS: they can resolve only
+    gRPC clients get no cluster of a host whose endpoints are several DNS names: gRPC resolves only
     one.
     """
     envoy: list[Resource] = []
@@ -65,7 +65,7 @@ def host_resources(
 
 
 def contradictions(upstream: Upstream) -> Iterator[CompileError]:
-    """What in the rule of a host cannot hold together."""
+    """Contradictions in the rules of a host."""
     for port, subset in _parts(upstream):
         policy = upstream.policy(port.number, subset)
         obstacle = contradiction(policy)
@@ -80,7 +80,7 @@ def contradictions(upstream: Upstream) -> Iterator[CompileError]:
             )
 
 
-def _parts(upstream: Upstream) -> Iterator[tuple[Port, SubsetName | None]]:
+def _parts(upstream: Upstream) -> Iterator[tuple[RegisteredPort, SubsetName | None]]:
     for port in upstream.service.ports.values():
         yield port, None
         for subset in upstream.subsets:
@@ -88,14 +88,14 @@ def _parts(upstream: Upstream) -> Iterator[tuple[Port, SubsetName | None]]:
 
 
 def _envoy_cluster(
-    name: str, upstream: Upstream, port: Port, subset: SubsetName | None
+    name: str, upstream: Upstream, port: RegisteredPort, subset: SubsetName | None
 ) -> _Cluster:
     cluster = _Cluster(name=name)
     cluster.common_lb_config.healthy_panic_threshold.value = 0
     if upstream.service.resolution.by_dns:
         one = len(upstream.endpoints(port, subset)) == _ONE
         logical = upstream.service.resolution is Resolution.DNS_ROUND_ROBIN and one
-        # Envoy refuses a LOGICAL_DNS cluster that has not exactly one name.
+        # Envoy refuses a LOGICAL_DNS cluster unless it has exactly one name.
         cluster.type = _Cluster.LOGICAL_DNS if logical else _Cluster.STRICT_DNS
         cluster.dns_lookup_family = _Cluster.V4_PREFERRED
         cluster.respect_dns_ttl = True
@@ -107,10 +107,12 @@ def _envoy_cluster(
     return cluster
 
 
-def _grpc_cluster(name: str, upstream: Upstream, port: Port, subset: SubsetName | None) -> _Cluster:
-    """A cluster as gRPC clients take it (gRFC A27 and those that build on it).
+def _grpc_cluster(
+    name: str, upstream: Upstream, port: RegisteredPort, subset: SubsetName | None
+) -> _Cluster:
+    """A cluster for gRPC clients (gRFC A27 and those that build on it).
 
-    They report their load to whoever serves this, so that what still runs is known.
+    Clients report their load to the ADS server, which so knows which requests still run.
     """
     cluster = _Cluster(name=name)
     cluster.lrs_server.self.CopyFrom(config_source_pb2.SelfConfigSource())

@@ -1,8 +1,9 @@
-"""How a cluster chooses an endpoint, by the word of Istio or of an annotation.
+"""Load balancing: how a cluster chooses an endpoint.
 
-``LEAST_REQUEST`` is the default, as in Istio. Two annotations reach what Envoy has and Istio does
-not name: ``full-scan`` compares all endpoints and not two at random, and ``orca`` weighs them by
-the load that they report in their answers (Envoy's client-side weighted round robin).
+``LEAST_REQUEST`` is the default, as in Istio. Two values of an annotation select policies of Envoy
+that Istio does not offer. ``full-scan`` compares all endpoints instead of two at random. ``orca``
+weighs endpoints by the load that they report in their responses (Envoy's client-side weighted round
+robin).
 """
 
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ _LegacySlowStart: TypeAlias = cluster_pb2.Cluster.SlowStartConfig
 
 
 def contradiction(policy: ClusterPolicy) -> str | None:
-    """What in a policy keeps its annotation from holding."""
+    """The setting that contradicts the annotation of a policy; None without a contradiction."""
     option, balancer = policy.annotations.load_balancer, policy.load_balancer
     if option is None or balancer is None:
         return None
@@ -52,7 +53,7 @@ def contradiction(policy: ClusterPolicy) -> str | None:
 
 
 def balance(cluster: _Cluster, policy: ClusterPolicy) -> None:
-    """Writes into a cluster of Envoy how it chooses."""
+    """Sets the load balancing of a cluster for Envoy."""
     balancer = policy.load_balancer or LoadBalancer()
     warmup = _warmup(balancer)
     option = policy.annotations.load_balancer
@@ -73,10 +74,10 @@ def balance(cluster: _Cluster, policy: ClusterPolicy) -> None:
 
 
 def balance_for_grpc(cluster: _Cluster, policy: ClusterPolicy) -> None:
-    """Writes into a cluster of a gRPC client how it chooses.
+    """Sets the load balancing of a cluster for gRPC clients.
 
-    gRPC knows round robin, a ring of hashes, and ORCA's weights (gRFC A42, A52, A58); it refuses a
-    cluster with anything else, so everything else is round robin.
+    gRPC supports round robin, ring hash, and ORCA weights (gRFC A42, A52, A58). It refuses a
+    cluster with anything else, so everything else becomes round robin.
     """
     hashing = policy.load_balancer and policy.load_balancer.consistent_hash
     if policy.annotations.load_balancer is LoadBalancerOption.ORCA:

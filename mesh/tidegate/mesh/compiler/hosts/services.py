@@ -31,7 +31,7 @@ from tidegate.mesh.compiler.settings import OWN_NAMESPACE, MeshSettings
 
 __all__ = [
     "Endpoint",
-    "Port",
+    "RegisteredPort",
     "RegisteredService",
     "ServiceRegistry",
     "ServiceRegistryBuilder",
@@ -72,7 +72,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
+class RegisteredPort:
     """A port of a host.
 
     Attributes:
@@ -108,7 +108,7 @@ class RegisteredService:
     source: ObjectName
     resolution: Resolution
     external: bool
-    ports: Mapping[int, Port]
+    ports: Mapping[int, RegisteredPort]
     addresses: tuple[str, ...]
 
 
@@ -150,7 +150,7 @@ class ServiceRegistryBuilder:
             each.name: tuple(sorted(selection.of(each), key=lambda one: one.name.name))
             for each in entries.values()
         }
-        errors = list(_names((entry, selected[entry.name]) for entry in entries.values()))
+        errors = list(_dns_names((entry, selected[entry.name]) for entry in entries.values()))
         for host, group in entries_by_host(filter(self._is_visible, entries.values())).items():
             parts = tuple((entry, selected[entry.name]) for entry in group)
             contradiction = _contradiction(host, group)
@@ -240,7 +240,7 @@ def _service(host: HostName, parts: Sequence[_Part]) -> RegisteredService:
     )
 
 
-def _port(host: HostName, port: ServicePort, parts: Sequence[_Part]) -> Port:
+def _port(host: HostName, port: ServicePort, parts: Sequence[_Part]) -> RegisteredPort:
     """A port with the endpoints of all entries that have a port of its name."""
     endpoints = (
         _endpoint(name, workload, entry, own)
@@ -249,7 +249,7 @@ def _port(host: HostName, port: ServicePort, parts: Sequence[_Part]) -> Port:
         if own.name == port.name
         for name, workload in _workloads(host, entry, selected)
     )
-    return Port(port.number, port.protocol, tuple(endpoints))
+    return RegisteredPort(port.number, port.protocol, tuple(endpoints))
 
 
 def _workloads(
@@ -275,7 +275,7 @@ def _endpoint(name: str, workload: Workload, entry: ServiceEntry, port: ServiceP
     )
 
 
-def _names(parts: Iterable[_Part]) -> Iterator[CompileError]:
+def _dns_names(parts: Iterable[_Part]) -> Iterator[CompileError]:
     """Endpoints with DNS names, of hosts for which Envoy resolves none."""
     for entry, selected in parts:
         for each in selected if entry.resolution is Resolution.STATIC else ():

@@ -32,7 +32,7 @@ from tidegate.istio.shapes import HostName, SubsetName
 from tidegate.mesh.compiler.errors import CompileError
 from tidegate.mesh.compiler.hosts.services import (
     Endpoint,
-    Port,
+    RegisteredPort,
     RegisteredService,
     ServiceRegistry,
     has_labels,
@@ -161,7 +161,7 @@ class Upstream:
     rules: _Rules
     subsets: Mapping[SubsetName, Subset]
 
-    def endpoints(self, port: Port, subset: SubsetName | None) -> tuple[Endpoint, ...]:
+    def endpoints(self, port: RegisteredPort, subset: SubsetName | None) -> tuple[Endpoint, ...]:
         """The endpoints of a port, or those of them that a subset selects."""
         if subset is None:
             return port.endpoints

@@ -57,7 +57,7 @@ class RouteContext:
                 source,
                 f"{path}.host",
                 f"there is no host {destination.host}",
-                "mend the name, or define the host with an exported ServiceEntry",
+                "correct the name, or define the host with an exported ServiceEntry",
             )
             return ""
         ports = upstream.service.ports

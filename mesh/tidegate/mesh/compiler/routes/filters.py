@@ -1,6 +1,6 @@
-"""HTTP filters: those through which every request goes, and what a route tells two of them.
+"""HTTP filters of listeners, and the settings of two of them in routes.
 
-Faults and CORS are off in the listener and on in the routes that ask for them.
+Faults and CORS are off in the listener, and on in the routes that ask for them.
 """
 
 from typing import Final, TypeAlias
@@ -36,11 +36,11 @@ _Route: TypeAlias = route_components_pb2.Route
 def envoy_filters(*, grpc_web: bool) -> tuple[HttpFilter, ...]:
     """The filters of a gateway, the router last.
 
-    Messages are counted for each stream, for the access log. Statistics by method are not kept:
-    clients could drive up their number with invented methods.
+    `grpc_stats` counts the messages of each stream for the access log. It keeps no statistics by
+    method: clients could drive up their number with invented methods.
 
     Args:
-        grpc_web: whether calls of browsers are turned into calls of gRPC.
+        grpc_web: Whether Envoy turns gRPC-Web calls of browsers into gRPC calls.
     """
     return (
         *([_filter(_GRPC_WEB, grpc_web_pb2.GrpcWeb())] if grpc_web else []),
@@ -57,12 +57,12 @@ def envoy_filters(*, grpc_web: bool) -> tuple[HttpFilter, ...]:
 
 
 def grpc_filters() -> tuple[HttpFilter, ...]:
-    """The filters of a gRPC client, which knows these two (gRFC A33, A39)."""
+    """The filters of a gRPC client, which supports these two (gRFC A33, A39)."""
     return (_filter(_FAULT, fault_pb2.HTTPFault()), _filter(_ROUTER, router_pb2.Router()))
 
 
 def inject_fault(route: _Route, fault: FaultInjection) -> None:
-    """Delays or fails requests of a route on purpose."""
+    """Makes a route delay or fail requests on purpose."""
     result = fault_pb2.HTTPFault()
     if fault.delay and fault.delay.percentage:
         result.delay.CopyFrom(
@@ -81,7 +81,7 @@ def inject_fault(route: _Route, fault: FaultInjection) -> None:
 
 
 def allow_origins(route: _Route, cors: CorsPolicy) -> None:
-    """Says what browsers may do with a route."""
+    """Sets the CORS policy of a route."""
     policy = cors_pb2.CorsPolicy(
         allow_origin_string_match=[string_matcher(each) for each in cors.allow_origins],
         allow_methods=",".join(cors.allow_methods),

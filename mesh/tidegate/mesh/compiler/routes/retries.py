@@ -1,7 +1,8 @@
-"""Retries: Istio's defaults, which hold where nothing is said, and what a route says instead.
+"""Retries: Istio's defaults, and the ``retries`` of a route, which replace them.
 
-A request is tried up to two times more when no server can have begun with it or the server answered
-``UNAVAILABLE`` or ``CANCELLED`` in its headers, and each try goes to another endpoint if it can.
+By default Envoy retries a request up to two times, if no server can have begun with it, or if the
+server answered ``UNAVAILABLE`` or ``CANCELLED`` in its headers. Each retry goes to another endpoint
+if there is one.
 """
 
 import http
@@ -20,7 +21,7 @@ __all__ = ["retry_policy"]
 _ATTEMPTS: Final = 2
 _CONDITIONS: Final = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
 _BY_STATUS: Final = "retriable-status-codes"
-# How often another endpoint is looked for when the chosen one was tried before.
+# How often Envoy chooses again when the chosen endpoint was tried before.
 _SELECTION_ATTEMPTS: Final = 5
 _STATUSES: Final = frozenset(status.value for status in http.HTTPStatus)
 
@@ -28,11 +29,11 @@ _RetryPolicy: TypeAlias = route_components_pb2.RetryPolicy
 
 
 def retry_policy(retry: HttpRetry | None, *, hashed: bool) -> _RetryPolicy | None:
-    """When and how often a request is tried again; none is never.
+    """When and how often Envoy retries a request; None for never.
 
     Args:
-        retry: what the route says; Istio's default without it.
-        hashed: whether the endpoint is chosen by a hash, which no retry shall leave.
+        retry: The ``retries`` of the route; None for Istio's default.
+        hashed: Whether a hash chooses the endpoint; then retries stay at this endpoint.
     """
     policy = _RetryPolicy(
         num_retries=UInt32Value(value=_ATTEMPTS),
@@ -66,7 +67,7 @@ def retry_policy(retry: HttpRetry | None, *, hashed: bool) -> _RetryPolicy | Non
 
 
 def _conditions(policy: _RetryPolicy, retry_on: str) -> None:
-    """Divides Istio's list into Envoy's conditions and HTTP statuses."""
+    """Splits Istio's list into Envoy's conditions and HTTP statuses."""
     words = [word.strip() for word in retry_on.split(",") if word.strip()]
     statuses = [int(word) for word in words if word.isdigit() and int(word) in _STATUSES]
     conditions = [word for word in words if not (word.isdigit() and int(word) in _STATUSES)]

@@ -41,13 +41,12 @@ from tidegate.mesh.resources import Resource, ResourceType
 
 __all__ = [
     "DEADLINE_HEADER",
-    "MERGED_GATEWAY_HEADER",
     "domain_resources",
     "look_up",
     "route_configuration",
 ]
 
-MERGED_GATEWAY_HEADER: Final = "x-tidegate-merged-gateway"
+_MERGED_GATEWAY_HEADER: Final = "x-tidegate-merged-gateway"
 """The header with the name of the merged gateway. Envoy sets it and removes it."""
 
 DEADLINE_HEADER: Final = "x-tidegate-grpc-timeout"
@@ -76,7 +75,7 @@ def look_up(manager: HttpConnectionManager, merged_gateway: MergedGateway) -> No
             name=_SCOPES,
             scope_key_builder=ScopedRoutes.ScopeKeyBuilder(
                 fragments=[
-                    _fragment(_Extractor(name=MERGED_GATEWAY_HEADER, index=0)),
+                    _fragment(_Extractor(name=_MERGED_GATEWAY_HEADER, index=0)),
                     # gRPC clients write the port into the authority.
                     _fragment(_Extractor(name=":authority", element_separator=":", index=0)),
                 ]
@@ -111,7 +110,7 @@ def domain_resources(
         return (alone,)
     routes = _route_configuration(name)
     routes.virtual_hosts.append(host)
-    routes.request_headers_to_remove.append(MERGED_GATEWAY_HEADER)
+    routes.request_headers_to_remove.append(_MERGED_GATEWAY_HEADER)
     # As in a route configuration that comes by RDS. The order in which resources are sent makes
     # sure that clusters are there.
     routes.validate_clusters.CopyFrom(BoolValue(value=False))
@@ -133,7 +132,7 @@ def _early_headers(merged_gateway: MergedGateway) -> header_mutation_pb2.HeaderM
     ]
     if merged_gateway.scoped:
         # A single percent sign begins a command to Envoy.
-        mutations.append(_set(MERGED_GATEWAY_HEADER, merged_gateway.name.replace("%", "%%")))
+        mutations.append(_set(_MERGED_GATEWAY_HEADER, merged_gateway.name.replace("%", "%%")))
     return header_mutation_pb2.HeaderMutation(mutations=mutations)
 
 

@@ -1,4 +1,4 @@
-"""What MeshService says of a change: a preview of it, its events, and why it was not made."""
+"""A change in MeshService: its preview, its events, and the error if it was not made."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -85,7 +85,7 @@ def service_error(error: TidegateError) -> ServiceError:
 
 
 def _without_scopes(keys: Sequence[ResourceKey]) -> Iterable[ResourceKey]:
-    """Leaves out scopes whose virtual host is among the names: they say the same once more."""
+    """Leaves out scopes whose virtual host is among the names: they hold the same routes."""
     hosts = {key.name for key in keys if key.type is ResourceType.VIRTUAL_HOST}
     return (
         key for key in keys if key.type is not ResourceType.SCOPED_ROUTE or key.name not in hosts
@@ -109,5 +109,5 @@ def _ended(lines: Iterable[str]) -> Iterable[str]:
 def _text(resource: Resource | None) -> str:
     if resource is None:
         return ""
-    # Of the Any, so that the configurations packed inside it are written out too.
+    # Printing the Any also prints the configurations packed inside it.
     return text_format.MessageToString(resource.body)

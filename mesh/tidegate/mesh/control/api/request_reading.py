@@ -1,4 +1,4 @@
-"""Reads what MeshService is asked: every field is checked, and every fault is named."""
+"""Reads the requests of MeshService: checks every field, and names every fault."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,20 +6,20 @@ from google.protobuf.duration_pb2 import Duration
 
 from tidegate.chassis.errors import FieldViolation, InvalidArgument
 from tidegate.istio.annotations import Sticky
-from tidegate.istio.edits import Shift
+from tidegate.istio.editing.shares import MAX_DECIMALS
+from tidegate.istio.editing.shifts import Shift
 from tidegate.istio.scalars import is_header_name
 from tidegate.istio.shapes import HeaderName, StringMatch, StringMatchKind, SubsetName
-from tidegate.istio.shares import MAX_DECIMALS
 from tidegate.mesh.v1 import mesh_pb2
 
 __all__ = ["description_of", "read_shift", "seconds_of"]
 
 
 def read_shift(request: mesh_pb2.ShiftRequest) -> Shift:
-    """The shift that a request asks for.
+    """Reads a shift.
 
     Raises:
-        InvalidArgument: fields are wrong.
+        InvalidArgument: Fields have errors.
     """
     if violations := list(_violations(request)):
         raise InvalidArgument(violations)
@@ -51,7 +51,7 @@ def seconds_of(duration: Duration, field: str, least_s: float, most_s: float) ->
     """A duration in seconds.
 
     Raises:
-        InvalidArgument: it is out of range.
+        InvalidArgument: The duration is out of range.
     """
     seconds = duration.seconds + duration.nanos / 1e9
     if not least_s <= seconds <= most_s:
@@ -66,18 +66,18 @@ def _violations(request: mesh_pb2.ShiftRequest) -> Iterator[FieldViolation]:
         yield FieldViolation("weights", "are empty; give weights, mirrors or a sticky header")
     yield from _weights(request)
     yield from _mirrors(request)
-    yield from _twice("matches", "name", [each.name.lower() for each in request.matches])
+    yield from _duplicates("matches", "name", [each.name.lower() for each in request.matches])
     for index, header in enumerate(request.matches):
         if not is_header_name(header.name.lower()):
-            yield FieldViolation(f"matches[{index}].name", f"{header.name!r} is no header name")
+            yield FieldViolation(f"matches[{index}].name", f"{header.name!r} is not a header name")
     if request.sticky_header and not is_header_name(request.sticky_header.lower()):
-        yield FieldViolation("sticky_header", f"{request.sticky_header!r} is no header name")
+        yield FieldViolation("sticky_header", f"{request.sticky_header!r} is not a header name")
 
 
 def _weights(request: mesh_pb2.ShiftRequest) -> Iterator[FieldViolation]:
-    yield from _twice("weights", "subset", [each.subset for each in request.weights])
+    yield from _duplicates("weights", "subset", [each.subset for each in request.weights])
     for index, each in enumerate(request.weights):
-        # A comparison that also catches what is not a number.
+        # This comparison also catches NaN.
         if not 0 <= each.weight <= 100:
             yield FieldViolation(
                 f"weights[{index}].weight", f"is {each.weight:g}; use a percentage from 0 to 100"
@@ -90,16 +90,16 @@ def _weights(request: mesh_pb2.ShiftRequest) -> Iterator[FieldViolation]:
 
 
 def _mirrors(request: mesh_pb2.ShiftRequest) -> Iterator[FieldViolation]:
-    yield from _twice("mirrors", "subset", [each.subset for each in request.mirrors])
+    yield from _duplicates("mirrors", "subset", [each.subset for each in request.mirrors])
     for index, mirror in enumerate(request.mirrors):
-        # A comparison that also catches what is not a number.
+        # This comparison also catches NaN.
         if not 0 <= mirror.percent <= 100:
             yield FieldViolation(
                 f"mirrors[{index}].percent", f"is {mirror.percent:g}; use 0 to 100"
             )
 
 
-def _twice(field: str, part: str, names: Sequence[str]) -> Iterator[FieldViolation]:
+def _duplicates(field: str, part: str, names: Sequence[str]) -> Iterator[FieldViolation]:
     for index, name in enumerate(names):
         if name in names[:index]:
             yield FieldViolation(f"{field}[{index}].{part}", f"{name!r} is named twice; keep one")

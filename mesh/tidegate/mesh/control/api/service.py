@@ -1,4 +1,4 @@
-"""``tidegate.mesh.v1.MeshService``: shows the mesh and moves its traffic."""
+"""``tidegate.mesh.v1.MeshService``: shows the mesh and shifts its traffic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from tidegate.chassis.errors import NotFound, Unavailable
 from tidegate.errors import TidegateError
-from tidegate.istio import EditError, edits
+from tidegate.istio import EditError
+from tidegate.istio.editing import shifts as edits
 from tidegate.mesh.control.api.changes import event_message, preview, service_error
 from tidegate.mesh.control.api.request_reading import description_of, read_shift, seconds_of
 from tidegate.mesh.control.api.request_records import finished_requests
@@ -31,19 +32,19 @@ SERVICE_NAME: Final = mesh_pb2.DESCRIPTOR.services_by_name["MeshService"].full_n
 
 _DEADLINE_RANGE_S: Final = (0.1, 3600.0)
 _DRAIN_RANGE_S: Final = (0.0, 86400.0)
-# Proxies report every fifth of a second once they are asked; the first report takes one more.
+# Proxies report every 0.2 s once they are asked; the first report takes 0.2 s longer.
 _COUNT_S: Final = 0.7
 
 
 class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
-    """Answers MeshService.
+    """Implements MeshService.
 
     Args:
-        controller: changes the mesh.
-        distribution: knows the proxies.
-        topology: knows the hosts.
+        controller: Changes the mesh.
+        distribution: Gives the proxies.
+        topology: Gives the hosts.
         in_progress: Counts the requests that run.
-        requests: has the records of requests.
+        requests: The records of finished requests.
     """
 
     def __init__(
@@ -62,13 +63,13 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         self._shutting_down = asyncio.Event()
 
     def shut_down(self) -> None:
-        """Ends the streams that would go on for ever; for when the server drains."""
+        """Ends the streams that never end by themselves. Call it when the server drains."""
         self._shutting_down.set()
 
     async def GetStatus(  # noqa: N802 - the proto's name
         self, request: mesh_pb2.GetStatusRequest, context: ServicerContext
     ) -> mesh_pb2.GetStatusResponse:
-        """Tells how the mesh is."""
+        """Returns the state of the mesh."""
         del context
         self._check_running()
         if request.count_requests:
@@ -82,7 +83,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     async def Shift(  # noqa: N802 - the proto's name
         self, request: mesh_pb2.ShiftRequest, context: ServicerContext
     ) -> AsyncIterator[mesh_pb2.ShiftResponse]:
-        """Moves traffic and tells what happens."""
+        """Shifts traffic, and sends the events."""
         del context
         self._check_running()
         shift = read_shift(request)
@@ -101,7 +102,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     async def Reset(  # noqa: N802 - the proto's name
         self, request: mesh_pb2.ResetRequest, context: ServicerContext
     ) -> AsyncIterator[mesh_pb2.ResetResponse]:
-        """Takes every shift back and tells what happens."""
+        """Undoes every shift, and sends the events."""
         del context
         self._check_running()
         deadline_s = _stage_deadline_s(request)
@@ -143,7 +144,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     async def WatchRequests(  # noqa: N802 - the proto's name
         self, request: mesh_pb2.WatchRequestsRequest, context: ServicerContext
     ) -> AsyncIterator[mesh_pb2.WatchRequestsResponse]:
-        """Sends records of requests."""
+        """Sends records of requests as they finish."""
         del context
         sent = finished_requests(self._requests, request, self._shutting_down)
         async with aclosing(sent) as responses:
@@ -159,7 +160,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
 
     def _check_running(self) -> None:
         if not self._controller.is_running:
-            raise Unavailable("the controller is starting or going away", retry_after_s=1.0)
+            raise Unavailable("the controller is starting or shutting down", retry_after_s=1.0)
 
     def _check_host(self, shift: edits.Shift) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The state of the mesh as one answer."""
+"""The status of the mesh, as MeshService returns it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.istio.virtual_service import Destination, HttpMatchRequest, HttpRoute, VirtualService
-from tidegate.mesh.ads import Distribution, Protocol, ProxyStatus, Rejection, TypeStatus
+from tidegate.mesh.ads import Distribution, ProxyStatus, Rejection, TypeStatus, XdsVariant
 from tidegate.mesh.compiler import EndpointState
 from tidegate.mesh.compiler.hosts.services import RegisteredService
 from tidegate.mesh.control.controller import Controller
@@ -27,14 +27,14 @@ STAGES: Final[Mapping[StageKind | None, mesh_pb2.Stage.ValueType]] = {
     StageKind.DRAIN: mesh_pb2.STAGE_DRAIN,
     StageKind.REMOVE: mesh_pb2.STAGE_REMOVE,
 }
-"""Stages on the wire."""
+"""The stages on the wire."""
 
 STATES: Final[Mapping[EndpointState, mesh_pb2.EndpointState.ValueType]] = {
     EndpointState.HEALTHY: mesh_pb2.ENDPOINT_STATE_HEALTHY,
     EndpointState.UNHEALTHY: mesh_pb2.ENDPOINT_STATE_UNHEALTHY,
     EndpointState.DRAINING: mesh_pb2.ENDPOINT_STATE_DRAINING,
 }
-"""States of endpoints on the wire."""
+"""The states of endpoints on the wire."""
 
 _PROXY_KINDS: Final = {
     ProxyKind.ENVOY: mesh_pb2.PROXY_KIND_ENVOY,
@@ -46,7 +46,7 @@ _TRANSITION_STATES: Final = {
     TransitionState.DONE: mesh_pb2.TRANSITION_STATE_DONE,
     TransitionState.ROLLED_BACK: mesh_pb2.TRANSITION_STATE_ROLLED_BACK,
 }
-_PROTOCOLS: Final = {Protocol.DELTA: "delta", Protocol.SOTW: "sotw"}
+_VARIANTS: Final = {XdsVariant.DELTA: "delta", XdsVariant.SOTW: "sotw"}
 
 
 def status_of(
@@ -55,12 +55,12 @@ def status_of(
     topology: Topology,
     in_progress: RequestsInProgress,
 ) -> mesh_pb2.GetStatusResponse:
-    """Gathers the state of the mesh.
+    """Gathers the status of the mesh.
 
     Args:
-        controller: knows the objects, the endpoints and the changes.
-        distribution: knows the proxies.
-        topology: knows the hosts.
+        controller: Gives the objects, the endpoints and the changes.
+        distribution: Gives the proxies.
+        topology: Gives the hosts.
         in_progress: Counts the requests on the clusters that are watched.
     """
     transitions = controller.transitions
@@ -110,7 +110,7 @@ def _proxy(proxy: ProxyStatus) -> mesh_pb2.Proxy:
     return mesh_pb2.Proxy(
         node_id=proxy.proxy.node,
         proxy_kind=_PROXY_KINDS[proxy.proxy_kind],
-        protocol=_PROTOCOLS[proxy.protocol],
+        protocol=_VARIANTS[proxy.variant],
         user_agent=proxy.user_agent,
         connected_at=timestamp(proxy.connected_since),
         synchronized=not rejections and not any(each.pending for each in proxy.types.values()),
@@ -161,7 +161,7 @@ def _subset(
 
 
 def _count(subset: SubsetView, in_progress: RequestsInProgress, running: dict[str, int]) -> None:
-    """Adds up what runs on endpoints; each cluster of the host counts its own requests."""
+    """Adds the requests of a subset to the counts by endpoint, cluster by cluster."""
     for cluster in subset.clusters:
         for address in subset.addresses:
             count = in_progress.last_known(cluster, address)
@@ -183,7 +183,7 @@ def _routes(service: VirtualService) -> Iterator[mesh_pb2.Route]:
 def _destinations(rule: HttpRoute) -> Iterable[mesh_pb2.Destination]:
     total = sum(each.weight for each in rule.route)
     for each in rule.route:
-        # One destination alone gets everything, whatever its weight.
+        # A single destination gets all requests, whatever its weight.
         share = each.weight / total if total else 1.0
         yield _destination(each.destination, share)
 

@@ -1,8 +1,8 @@
-"""The objects in effect, by the files that they came from, and what other texts would make of them.
+"""The applied configuration: the texts and objects in effect, and what other texts would change.
 
-An object that is written as before is the same value as before, so that what is made of it need not
-be made again. Files that hold nothing but WorkloadEntries say which servers run; they are told
-apart from the others, because servers come and go by themselves and count at once.
+An object whose text has not changed stays the identical value, so that nothing is compiled again
+for it. Files that hold only WorkloadEntries say which servers run. They are kept apart from the
+others, because servers start and stop by themselves and take effect at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,17 +20,18 @@ from tidegate.istio import (
     plan_changes,
 )
 from tidegate.istio.destination_rule import DestinationRule
-from tidegate.istio.files import ObjectFile, parse_file
+from tidegate.istio.reading.files import ObjectFile, parse_file
 from tidegate.istio.service_entry import ServiceEntry
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
+from tidegate.mesh.compiler import unsupported
 from tidegate.mesh.control.configuration.journal import TextChange
 from tidegate.mesh.control.errors import ObjectsError
 
 __all__ = ["AppliedConfiguration", "Differences", "Edit", "HostIndex"]
 
 Edit = Callable[[IstioObjects], IstioObjects]
-"""Makes objects of objects."""
+"""Returns all objects with a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class Differences:
     """How files differ from what is in effect.
 
     Attributes:
-        config: files whose change goes through a transition.
-        workloads: files whose change counts at once.
-        broken: what is wrong with files that cannot be read as objects.
+        config: Files whose change goes through a transition.
+        workloads: Files whose change takes effect at once.
+        broken: What is wrong with files that cannot be parsed.
     """
 
     config: tuple[TextChange, ...] = ()
@@ -56,12 +57,12 @@ class AppliedConfiguration:
         self._workloads: set[Path] = set()
         self._path_of: dict[ObjectName, Path] = {}
         self._hosts = HostIndex()
-        # Of each file, what is in effect and what may be next.
-        self._read: dict[Path, dict[str, ObjectFile]] = {}
+        # For each file, the text in effect and the text that may be next, parsed.
+        self._parsed: dict[Path, dict[str, ObjectFile]] = {}
 
     @property
     def texts(self) -> Mapping[Path, str]:
-        """The texts in effect, of workloads too."""
+        """The texts in effect, those of workloads included."""
         return self._texts
 
     @property
@@ -73,8 +74,8 @@ class AppliedConfiguration:
         """Compares files with what is in effect.
 
         Args:
-            texts: what the files mean.
-            files: what the files hold.
+            texts: The texts that the files mean.
+            files: The texts that the files hold.
         """
         config: list[TextChange] = []
         workloads: list[TextChange] = []
@@ -94,18 +95,18 @@ class AppliedConfiguration:
         return Differences(tuple(config), tuple(workloads), broken)
 
     def edit(self, changes: Sequence[TextChange]) -> Edit:
-        """What a change of texts makes of all objects; costs in proportion to the files.
+        """How a change of texts changes the objects. The cost is in proportion to the files.
 
         Raises:
-            IstioObjectErrors: a text is wrong. The edit itself raises ObjectsError when an object
-                has the name of another.
+            IstioObjectErrors: A text has errors. The edit itself raises ObjectsError if two objects
+                have one name.
         """
         before = [self._file(each.path, each.before) for each in changes if each.before is not None]
         after = [self._file(each.path, each.after) for each in changes if each.after is not None]
         return lambda objects: _replaced(objects, before, after)
 
     def take(self, changes: Sequence[TextChange]) -> None:
-        """Says that a change of texts is in effect."""
+        """Takes a change of texts that is in effect now."""
         for each in changes:
             text = self._texts.pop(each.path, None)
             if text is not None:
@@ -116,7 +117,7 @@ class AppliedConfiguration:
             self._workloads.discard(each.path)
         for each in changes:
             if each.after is None:
-                self._read.pop(each.path, None)
+                self._parsed.pop(each.path, None)
                 continue
             file = self._file(each.path, each.after)
             self._texts[each.path] = each.after
@@ -126,32 +127,32 @@ class AppliedConfiguration:
                 self._workloads.add(each.path)
 
     def objects_of(self, host: str, objects: IstioObjects) -> IstioObjects:
-        """Those of the objects in effect that are about a host; see `HostIndex`."""
+        """The objects in effect of a host; see `HostIndex`."""
         return self._hosts.objects_of(host, objects)
 
     def rewritten(self, before: IstioObjects, after: IstioObjects) -> tuple[FileChange, ...]:
-        """How the texts in effect have to change for objects to have other values.
+        """How the texts in effect have to change for objects to get other values.
 
         Args:
-            before: some of the objects in effect.
-            after: the same objects, some of them with other values.
+            before: Some of the objects in effect.
+            after: The same objects, some of them with other values.
 
         Raises:
-            EditError: an object is written in a way that cannot be changed in place.
+            EditError: The text of an object cannot be changed in place.
         """
         paths = {self._path_of[name] for name in after.changed_from(before)}
         files = {path: self._file(path, self._texts[path]) for path in paths}
         return plan_changes(Loaded(tuple(files), files, before), after)
 
     def changed_further(self, changes: Sequence[TextChange], edit: Edit) -> tuple[TextChange, ...]:
-        """Changes of texts with an edit of their objects on top.
+        """Adds an edit of their objects to changes of texts.
 
         Args:
-            changes: of texts.
-            edit: makes other values of the objects that the texts have then.
+            changes: The changes of texts.
+            edit: Changes the objects of the new texts.
 
         Raises:
-            TidegateError: a text is wrong, or an object cannot be changed in place.
+            TidegateError: A text has errors, or the text of an object cannot be changed in place.
         """
         files = {
             each.path: self._file(each.path, each.after)
@@ -164,9 +165,9 @@ class AppliedConfiguration:
         return tuple(replace(each, after=texts.get(each.path, each.after)) for each in changes)
 
     def _file(self, path: Path, text: str) -> ObjectFile:
-        known = self._read.setdefault(path, {})
+        known = self._parsed.setdefault(path, {})
         if text not in known:
-            file = parse_file(path, text, tuple(known.values()))
+            file = parse_file(path, text, tuple(known.values()), unsupported)
             for other in [each for each in known if each != self._texts.get(path)]:
                 del known[other]
             known[text] = file
@@ -195,21 +196,24 @@ def _replaced(
 
 
 class HostIndex:
-    """Objects by the hosts that they define, have rules for, or send requests to."""
+    """Objects by their hosts, so that a change of one host reads the objects of no other.
+
+    The hosts of an object are those that it defines, has rules for, or sends requests to.
+    """
 
     def __init__(self) -> None:
         self._objects: dict[HostName, dict[ObjectName, None]] = {}
         self._short: dict[str, dict[HostName, None]] = {}
 
     def add(self, objects: Iterable[IstioObject]) -> None:
-        """Takes objects in."""
+        """Adds objects."""
         for item in objects:
             for host in _hosts(item):
                 self._objects.setdefault(host, {})[item.name] = None
                 self._short.setdefault(host.partition(".")[0], {})[host] = None
 
     def remove(self, objects: Iterable[IstioObject]) -> None:
-        """Forgets objects."""
+        """Removes objects."""
         for item in objects:
             for host in _hosts(item):
                 names = self._objects.get(host, {})
@@ -219,12 +223,12 @@ class HostIndex:
                     self._short.get(host.partition(".")[0], {}).pop(host, None)
 
     def objects_of(self, host: str, objects: IstioObjects) -> IstioObjects:
-        """Those of all objects that are about a host.
+        """The objects of one host.
 
         Args:
-            host: its full name, or the first part of it; what fits no single host gets all objects,
-                for whoever has to say what is wrong with the name.
-            objects: all objects.
+            host: The full name of the host, or its first label. A name that does not fit exactly
+                one host gets all objects, so that the caller can say what is wrong with it.
+            objects: All objects.
         """
         meant = [HostName(host)] if host in self._objects else [*self._short.get(host, ())]
         if len(meant) != 1:

@@ -1,8 +1,8 @@
-"""What people write in files, and servers that enter themselves, taken as it comes.
+"""Takes the edits of files: what people write, and the workloads that servers register.
 
-A file that cannot be read as objects keeps all edits back, since an edit of two files is half done
-while one of them is broken. An edit that could not be made is not tried again until one of its
-files is saved again. Workloads are taken one by one, at once.
+A file that cannot be parsed holds all edits back, because an edit of two files is half done while
+one of them is broken. An edit that could not be made is not tried again until one of its files is
+saved again. Files of workloads take effect one by one, at once.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ class FileEdits:
     """Follows the files of objects.
 
     Args:
-        paths: files and folders.
+        paths: Files and folders.
         applied: What is in effect.
-        endpoints: takes workloads.
-        shifted: knows what files mean that a command changed.
-        problems: told what is wrong.
-        begin: begins a change of the edits that are there; tells whether it could.
-        settle_s: how long a file that holds less than before must stay unchanged.
+        endpoints: Takes workloads.
+        shifted: Gives the text in effect of shifted files.
+        problems: Takes what is wrong.
+        begin: Begins a change of the edits that are found; returns whether it could.
+        settle_s: How long a file that holds less than before must stay unchanged.
     """
 
     def __init__(
@@ -57,60 +57,60 @@ class FileEdits:
         self._shifted = shifted
         self._problems = problems
         self._begin = begin
-        self._looking = asyncio.Lock()
+        self._polling = asyncio.Lock()
         self._is_stale = True
         self._broken: frozenset[str] = frozenset()
         self._unread: frozenset[str] = frozenset()
         self._refused: frozenset[TextChange] = frozenset()
 
     def differences(self) -> Differences:
-        """Looks at the files, before anything runs."""
+        """Polls the files, before anything runs, and compares them with what is in effect."""
         self._files.poll()
         return self._differences()
 
-    async def look_now(self) -> Differences:
-        """Looks at the files again."""
-        async with self._looking:
+    async def poll_now(self) -> Differences:
+        """Polls the files again, and compares them with what is in effect."""
+        async with self._polling:
             await asyncio.to_thread(self._files.poll)
         return self._differences()
 
     def without_shifts(self, paths: Collection[Path]) -> Differences:
-        """What the files as last looked at would change if some of them were not shifted."""
+        """What the files, as last polled, would change if some of them were not shifted."""
         return self._differences(paths)
 
     def file(self, path: Path) -> str | None:
-        """What a file held when it was last looked at; ``None`` when it was not there."""
+        """What a file held when it was last polled; ``None`` if it was not there."""
         return self._files.texts.get(path)
 
     def compare_again(self) -> None:
-        """Says that something else is in effect."""
+        """Has the files compared again, because something else is in effect."""
         self._is_stale = True
 
     def refuse(self, files: Sequence[TextChange], words: str) -> None:
-        """Says that an edit could not be made."""
+        """Notes that an edit could not be made. It waits until one of its files is saved again."""
         self._refused = frozenset(files)
         self._problems.put(_EDITS, words)
 
-    def tell(self, words: str) -> None:
-        """Says that an edit could not be made yet; it is tried again."""
+    def postpone(self, words: str) -> None:
+        """Notes that an edit could not be made yet. It is tried again."""
         self._problems.put(_EDITS, words)
 
     @property
     def unread(self) -> Mapping[Path, str]:
-        """What keeps files from being read."""
+        """Why files cannot be read."""
         return self._files.problems
 
     async def follow(self, interval_s: float) -> None:
-        """Takes what changes, for ever.
+        """Takes edits, for ever.
 
         Args:
-            interval_s: how often the files are looked at.
+            interval_s: How often the files are polled.
         """
         fault = ""
         while True:
             try:
                 await self._follow_once()
-            # A fault here must not end what serves the proxies. It is logged once.
+            # A fault here must not end the controller. It is logged once.
             except Exception as error:  # noqa: BLE001 - reported in the status
                 words = f"a fault of the controller, see its log: {error!r}"
                 if words != fault:
@@ -123,16 +123,16 @@ class FileEdits:
             await asyncio.sleep(interval_s)
 
     async def _follow_once(self) -> None:
-        async with self._looking:
+        async with self._polling:
             saved = await asyncio.to_thread(self._files.poll)
-        self._tell_unread()
+        self._report_unread()
         if any(each.path in saved for each in self._refused):
             self._refused = frozenset()
         if saved or self._is_stale:
             self._is_stale = self._compare()
 
     def take_workloads(self, changes: Sequence[TextChange]) -> None:
-        """Takes one file after the other, so that a wrong one keeps none of the others away."""
+        """Applies the files one by one, so that an error in one does not hold back the others."""
         for each in changes:
             source = f"workload {each.path}"
             try:
@@ -148,7 +148,11 @@ class FileEdits:
         return self._applied.differences(self._shifted.texts(files, without), files)
 
     def _settle(self) -> bool:
-        """Forgets shifts that are in the files; tells whether that could be written."""
+        """Forgets shifts that people have written into the files.
+
+        Returns:
+            Whether the journal could write that.
+        """
         try:
             self._shifted.settle(self._files.texts, self._applied.texts)
         except StateError as error:
@@ -157,7 +161,7 @@ class FileEdits:
         self._problems.clear(_STATE)
         return True
 
-    def _tell_unread(self) -> None:
+    def _report_unread(self) -> None:
         unread = {f"file {path}": words for path, words in self._files.problems.items()}
         for source in self._unread - unread.keys():
             self._problems.clear(source)
@@ -166,10 +170,10 @@ class FileEdits:
             self._problems.put(source, f"{words}; what it held last stays in effect")
 
     def _compare(self) -> bool:
-        """Takes what is in files and not in effect.
+        """Applies workloads, and begins a change of the other differences.
 
         Returns:
-            Whether that has to be done again soon.
+            Whether the files have to be compared again soon.
         """
         found = self._differences()
         is_written = self._settle()

@@ -1,8 +1,8 @@
-"""The files of objects: which there are, what is in them, and that one has changed.
+"""Polls the files of objects: which exist, what they hold, and which have changed.
 
-Files are looked at every so often rather than listened for, because editors replace files, folders
-are mounted over networks, and a look at a few hundred names costs less than a millisecond. A file
-is read again only when its size, time or identity is another.
+The controller polls files instead of watching for events, because editors replace files, folders
+are mounted over networks, and a poll of a few hundred names costs less than a millisecond. A file
+is read again only when its size, time or inode has changed.
 """
 
 import os
@@ -21,8 +21,8 @@ _SUFFIXES: Final = frozenset({".yaml", ".yml"})
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """What of a file tells that it has changed."""
+class _Stamp:
+    """What changes in a file's metadata when the file changes."""
 
     inode: int
     size: int
@@ -30,10 +30,10 @@ class _Look:
 
 
 class _NotSettledError(Exception):
-    """What a file holds does not count yet.
+    """The new text of a file does not count yet.
 
     Args:
-        left_s: for how long, in seconds.
+        left_s: For how long, in seconds.
     """
 
     def __init__(self, left_s: float) -> None:
@@ -42,13 +42,13 @@ class _NotSettledError(Exception):
 
 
 class FilePoller:
-    """YAML files at some paths, as they were when they were last looked at.
+    """YAML files at some paths, as they were when they were last polled.
 
     Args:
-        paths: files, and folders of which every ``.yaml`` and ``.yml`` file counts, at any depth
-            but for hidden ones. One that is not there counts once it is.
-        settle_s: how long a file that holds less than before must stay unchanged before it counts.
-        clock: the time in seconds.
+        paths: Files and folders. Every ``.yaml`` and ``.yml`` file of a folder counts, at any
+            depth, except hidden ones. A path that does not exist counts once it does.
+        settle_s: How long a file that holds less than before must stay unchanged before it counts.
+        clock: Gives the time in seconds.
     """
 
     def __init__(
@@ -59,32 +59,32 @@ class FilePoller:
     ) -> None:
         self._settle_s = settle_s
         self._clock = clock
-        self._settling: dict[Path, tuple[_Look, float]] = {}
+        self._settling: dict[Path, tuple[_Stamp, float]] = {}
         self._missing: set[Path] = set()
         self._paths = paths
-        self._looks: dict[Path, _Look] = {}
+        self._stamps: dict[Path, _Stamp] = {}
         self._texts: dict[Path, str] = {}
         self._problems: dict[Path, str] = {}
 
     @property
     def problems(self) -> Mapping[Path, str]:
-        """What keeps a file from being read; replaced at each look."""
+        """Why files cannot be read; replaced at each poll."""
         return self._problems
 
     @property
     def texts(self) -> Mapping[Path, str]:
-        """What is in each file, in the order of the paths; replaced when something changes."""
+        """The text of each file, in the order of the paths; replaced at each poll."""
         return self._texts
 
     def poll(self) -> frozenset[Path]:
-        """Looks at all files and reads those that have changed.
+        """Reads the files that have changed.
 
-        A file that cannot be read stays as it was last read, and is told in `problems`.
+        A file that cannot be read keeps its last text, and `problems` says why.
 
         Returns:
-            The files that were saved, have come, or have gone.
+            The files that were saved, added or removed.
         """
-        looks: dict[Path, _Look] = {}
+        stamps: dict[Path, _Stamp] = {}
         texts: dict[Path, str] = {}
         problems: dict[Path, str] = {}
         found, unread = self._found()
@@ -92,7 +92,7 @@ class FilePoller:
             problems[folder] = f"cannot be read: {error.strerror or error}"
         for path in found:
             try:
-                looks[path], texts[path] = self._take(path)
+                stamps[path], texts[path] = self._take(path)
             except _NotSettledError as error:
                 problems[path] = (
                     "holds less than before; counts once it is unchanged for"
@@ -107,50 +107,51 @@ class FilePoller:
             except OSError as error:
                 problems[path] = f"cannot be read: {error.strerror or error}"
             if path in problems and path in self._texts:
-                looks[path], texts[path] = self._looks[path], self._texts[path]
-        # A program that replaces a file may remove it first, so it has gone when it is away twice.
+                stamps[path], texts[path] = self._stamps[path], self._texts[path]
+        # A program may replace a file by removing it first. It counts as gone after two polls.
         missing = self._texts.keys() - texts.keys()
         unseen = {path for path in missing if not unread.keys().isdisjoint((path, *path.parents))}
         for path in unseen | (missing - self._missing):
-            looks[path], texts[path] = self._looks[path], self._texts[path]
+            stamps[path], texts[path] = self._stamps[path], self._texts[path]
         self._missing = missing - unseen
-        saved = {path for path, look in looks.items() if self._looks.get(path) != look}
-        saved |= self._looks.keys() - looks.keys()
-        self._looks, self._texts, self._problems = looks, texts, problems
+        saved = {path for path, stamp in stamps.items() if self._stamps.get(path) != stamp}
+        saved |= self._stamps.keys() - stamps.keys()
+        self._stamps, self._texts, self._problems = stamps, texts, problems
         return frozenset(saved)
 
-    def _take(self, path: Path) -> tuple[_Look, str]:
-        """What a file holds."""
+    def _take(self, path: Path) -> tuple[_Stamp, str]:
+        """Reads a file if it has changed."""
         status = path.stat()
-        look = _Look(status.st_ino, status.st_size, status.st_mtime_ns)
-        if self._looks.get(path) == look and path not in self._problems:
-            return look, self._texts[path]
+        stamp = _Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._stamps.get(path) == stamp and path not in self._problems:
+            return stamp, self._texts[path]
         text = _read(path, status)
-        if left_s := self._unsettled_s(path, look, text):
+        if left_s := self._unsettled_s(path, stamp, text):
             raise _NotSettledError(left_s)
         self._settling.pop(path, None)
-        return look, text
+        return stamp, text
 
-    def _unsettled_s(self, path: Path, look: _Look, text: str) -> float:
-        """How long a text does not count yet: whoever saves it may be in the middle of it."""
+    def _unsettled_s(self, path: Path, stamp: _Stamp, text: str) -> float:
+        """How long a text does not count yet: a program may be in the middle of writing it."""
         before = self._texts.get(path)
         if before is None or not _is_less(text, before):
             return 0.0
         now = self._clock()
         known, since = self._settling.get(path, (None, now))
-        if known != look:
+        if known != stamp:
             since = now
-        self._settling[path] = (look, since)
-        # Who has emptied a file may take long to make what it is to hold; pieces follow soon.
+        self._settling[path] = (stamp, since)
+        # A program that empties a file first may take long to produce its new text. Once it writes,
+        # the pieces follow one another quickly.
         settle_s = min(self._settle_s, _PIECES_S) if text.strip() else self._settle_s
         return max(0.0, since + settle_s - now)
 
     def _found(self) -> tuple[Sequence[Path], Mapping[Path, OSError]]:
-        """The files that there are, and the folders that cannot be read."""
+        """The files that exist, and the folders that cannot be read."""
         found: dict[Path, None] = {}
         unread: dict[Path, OSError] = {}
 
-        def tell(error: OSError) -> None:
+        def note(error: OSError) -> None:
             unread[Path(error.filename)] = error
 
         for path in self._paths:
@@ -162,9 +163,9 @@ class FilePoller:
             if not is_folder:
                 found[path] = None
                 continue
-            for folder, folders, names in os.walk(path, onerror=tell):
+            for folder, folders, names in os.walk(path, onerror=note):
                 folders[:] = sorted(each for each in folders if not each.startswith("."))
-                # A folder of such a name is told of, and what is in it counts.
+                # A folder with such a name is reported, and the files in it count.
                 for name in sorted((*names, *folders)):
                     if not name.startswith(".") and Path(name).suffix in _SUFFIXES:
                         found[Path(folder, name)] = None
@@ -172,11 +173,11 @@ class FilePoller:
 
 
 def text_of(path: Path) -> str | None:
-    """What is in a file now; ``None`` when it is not there.
+    """The text of a file now; ``None`` if it does not exist.
 
     Raises:
-        OSError: it cannot be read.
-        UnicodeDecodeError: it is not UTF-8.
+        OSError: The file cannot be read.
+        UnicodeDecodeError: The file is not UTF-8.
     """
     try:
         return _read(path, path.stat())
@@ -185,7 +186,7 @@ def text_of(path: Path) -> str | None:
 
 
 def _is_less(text: str, before: str) -> bool:
-    """Whether a text may be the begin of one that is being written over another."""
+    """Whether a text may be the beginning of one that is being written over another."""
     return (text != before and before.startswith(text)) or _documents(text) < _documents(before)
 
 
@@ -194,7 +195,7 @@ def _documents(text: str) -> int:
 
 
 def _read(path: Path, status: os.stat_result) -> str:
-    # To open a named pipe waits for somebody who writes.
+    # Opening a named pipe would wait for a writer.
     if not stat.S_ISREG(status.st_mode):
-        raise OSError("is no regular file; move it away")
+        raise OSError("is not a regular file; move it away")
     return path.read_bytes().decode()

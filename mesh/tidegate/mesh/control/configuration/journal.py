@@ -1,10 +1,10 @@
-"""What the controller must not forget: the objects in effect, shifts, and the change being made.
+"""The journal: the objects in effect, the shifts and the pending transition, in a state file.
 
-It is written before it is acted on, in one transaction each time, so that a controller which is
-killed at any moment finds at its next start where it was: which texts of which files are in effect,
-and of a change that was begun, both texts of each file, how far it was, and which proxies took
-part. The texts that commands shifted are kept here too, apart from the files (see
-`shifted_files`). What is written is in proportion to the change, not to the mesh.
+The controller writes each step before it acts on it, in one transaction. So a controller that is
+killed at any moment finds at its next start where it was: the texts in effect of all files, and of
+a pending transition both texts of each file, the stage that it reached, and the proxies that were
+connected. The journal also keeps the texts that shifts changed, apart from the files (see
+`shifted_files`). It writes in proportion to the change, not to the mesh.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tidegate.mesh.control.transitions.plan import Reached, StageKind
 __all__ = ["Journal", "PendingTransition", "ShiftedText", "TextChange"]
 
 _FORMAT: Final = 3
-# Changes wait on the event loop for whoever else has locked the file, so not for long.
+# A change waits on the event loop while another program locks the file, so not for long.
 _LOCKED_S: Final = 0.1
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS applied (path TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
@@ -42,11 +42,11 @@ CREATE TABLE IF NOT EXISTS pending_proxies (node_id TEXT PRIMARY KEY) WITHOUT RO
 
 @dataclass(frozen=True, slots=True)
 class ShiftedText:
-    """What a file means in place of what it holds, because a command changed it.
+    """The text that a file means in place of the text that it holds, because of a shift.
 
     Attributes:
-        file: what the file held when the command changed it.
-        text: what it means.
+        file: The text that the file held when the shift was made.
+        text: The text that it means.
     """
 
     file: str
@@ -58,10 +58,10 @@ class TextChange:
     """The text in effect of a file of objects, as it changes.
 
     Attributes:
-        path: the file.
-        before: its text without the change; ``None`` when it is not there.
-        after: its text with the change; ``None`` when it is not there.
-        file: what the file itself holds; ``after`` is another text where a command changes it.
+        path: The file.
+        before: Its text without the change; ``None`` if it does not exist.
+        after: Its text with the change; ``None`` if it does not exist.
+        file: The text that the file itself holds; ``after`` differs from it in a shift.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class TextChange:
 
     @property
     def shifted(self) -> ShiftedText | None:
-        """What the file means once the change is made, where that is not what it holds."""
+        """The shifted text of the file once the change is made, if it differs from the file."""
         if self.after is None or self.file is None or self.after == self.file:
             return None
         return ShiftedText(self.file, self.after)
@@ -79,17 +79,17 @@ class TextChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingTransition:
-    """A change that was pending.
+    """A transition that has begun and has not ended.
 
     Attributes:
-        id: its id.
-        description: what it does.
-        files: the files whose text it changes.
-        deadline_s: how long each of its stages may take.
-        reached: the stage whose resources are served.
-        going_back: whether it is being taken back.
-        reason: why it is taken back; empty otherwise.
-        proxies: node ids of the proxies that were there when it began.
+        id: Its id.
+        description: What it does.
+        files: The files whose text it changes.
+        deadline_s: How long each of its stages may take.
+        reached: The stage whose resources are served.
+        going_back: Whether it is being rolled back.
+        reason: Why it is rolled back; empty otherwise.
+        proxies: Node ids of the proxies that were connected when it began.
     """
 
     id: str
@@ -103,13 +103,13 @@ class PendingTransition:
 
 
 class Journal:
-    """The state file; a context that closes it.
+    """The state file. A context that closes it.
 
     Args:
-        path: the file, made when it is not there.
+        path: The file. It is created if it does not exist.
 
     Raises:
-        StateError: it cannot be opened, or was written by another version.
+        StateError: The file cannot be opened, or another version wrote it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_S)
-            # Enough for a process that is killed; the machine's own end may cost the last change.
+            # Survives a kill of the process; a power cut may cost the last change.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
             (found,) = self._database.execute("PRAGMA user_version").fetchone()
@@ -146,23 +146,23 @@ class Journal:
         self._database.close()
 
     def applied(self) -> dict[Path, str]:
-        """The texts of the files whose objects are in effect."""
+        """The texts in effect, by file."""
         with self._readable():
             rows = self._database.execute("SELECT path, text FROM applied ORDER BY path")
             return {Path(path): text for path, text in rows}
 
     def shifted(self) -> dict[Path, ShiftedText]:
-        """The texts that commands shifted, by file."""
+        """The shifted texts, by file."""
         return dict(self._shifted)
 
     def keep(self, path: Path, shifted: ShiftedText | None) -> None:
-        """Says what a file means in place of what it holds; ``None``: it means what it holds."""
+        """Writes the shifted text of a file; ``None`` means that the file means what it holds."""
         with self._transaction() as database:
             _keep(database, path, shifted)
         self._remember(path, shifted)
 
     def pending(self) -> PendingTransition | None:
-        """The change that was begun and has not ended, if there is one."""
+        """The pending transition, if there is one."""
         with self._readable():
             return self._pending()
 
@@ -188,7 +188,7 @@ class Journal:
         )
 
     def start_with(self, texts: Mapping[Path, str]) -> None:
-        """Says which texts are in effect, in place of all that were."""
+        """Writes which texts are in effect, in place of all earlier ones."""
         with self._transaction() as database:
             database.execute("DELETE FROM applied")
             database.executemany(
@@ -197,7 +197,7 @@ class Journal:
             )
 
     def begin(self, pending: PendingTransition) -> None:
-        """Says that a change begins."""
+        """Writes that a transition begins."""
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO pending VALUES (1, ?, ?, ?, ?, ?, ?)",
@@ -216,21 +216,21 @@ class Journal:
             )
 
     def reach(self, reached: Reached) -> None:
-        """Says whose stage's resources are about to be served."""
+        """Writes which stage's resources are about to be served."""
         with self._transaction() as database:
             database.execute("UPDATE pending SET reached = ?", (reached,))
 
     def go_back(self, reason: str) -> None:
-        """Says that the change is taken back from here on."""
+        """Writes that the transition is rolled back from here on."""
         with self._transaction() as database:
             database.execute("UPDATE pending SET going_back = 1, reason = ?", (reason,))
 
     def end(self, files: Sequence[TextChange], *, made: bool) -> None:
-        """Says that the change has ended.
+        """Writes that the transition has ended.
 
         Args:
-            files: the files that it changed.
-            made: whether it was made, rather than taken back.
+            files: The files that it changed.
+            made: Whether the change was made, rather than rolled back.
         """
         with self._transaction() as database:
             for each in files if made else ():
@@ -248,7 +248,7 @@ class Journal:
             self._remember(each.path, each.shifted)
 
     def _remember(self, path: Path, shifted: ShiftedText | None) -> None:
-        """Keeps in memory what the file has, so that the status needs no disk."""
+        """Keeps the shifted texts in memory too, so that the status does not read the disk."""
         self._shifted.pop(path, None)
         if shifted is not None:
             self._shifted[path] = shifted
@@ -256,10 +256,10 @@ class Journal:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing: an error, that of the commit included, leaves the file as it was."""
+        """Writes all or nothing: any error, of the commit too, leaves the state file as it was."""
         with self._named():
             if _identity(self._path) != self._identity:
-                # SQLite goes on writing to the file that has gone; nobody would find it again.
+                # SQLite goes on writing to the removed file, which no later start would find.
                 raise StateError(
                     f"the state file {self._path} was removed or replaced while in use; move"
                     " it back (no copy of it), or restart the controller"
@@ -269,14 +269,14 @@ class Journal:
                 yield self._database
                 self._database.execute("COMMIT")
             except BaseException:
-                # SQLite itself has rolled back where the disk is full.
+                # SQLite has already rolled back if the disk is full.
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
-        """Says of a damaged file what to do."""
+        """Turns an error of a damaged file into one that says what to do."""
         try:
             yield
         except (sqlite3.Error, ValueError) as error:
@@ -287,7 +287,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Says of an error of SQLite which file it is about and what to do."""
+        """Turns an error of SQLite into one that names the file and says what to do."""
         try:
             yield
         except sqlite3.Error as error:

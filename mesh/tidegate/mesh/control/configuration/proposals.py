@@ -1,7 +1,7 @@
-"""Changes that are asked for, worked out: which texts change, and what that makes of the mesh.
+"""Works out changes before they are made: which texts change, and how the mesh changes with them.
 
-A shift changes texts apart from their files; a reset gives the texts back to the files; an edit
-takes what people wrote. Nothing here is served or written.
+A shift changes what files mean, a reset makes each file mean what it holds again, and an edit takes
+what people wrote. Nothing here is served or written.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tidegate.chassis.errors import FailedPrecondition
 from tidegate.errors import TidegateError
-from tidegate.istio.edits import Shift, shift, without_idle
+from tidegate.istio.editing.shifts import Shift, shift, without_idle
 from tidegate.mesh.control.configuration.applied import AppliedConfiguration
 from tidegate.mesh.control.configuration.file_edits import FileEdits
 from tidegate.mesh.control.configuration.files import text_of
@@ -25,10 +25,10 @@ class ChangeProposer:
     """Works out changes.
 
     Args:
-        effective: what is in effect.
-        edits: knows the files.
-        shifted: knows what files mean that a command changed.
-        serving: compiles the objects.
+        applied: What is in effect.
+        edits: Gives the files.
+        shifted: Gives the text in effect of shifted files.
+        served: Compiles the objects and plans the change.
     """
 
     def __init__(
@@ -44,20 +44,20 @@ class ChangeProposer:
         self._served = served
 
     def propose(self, files: Sequence[TextChange]) -> ProposedChange:
-        """A change of texts.
+        """Works out a change of texts.
 
         Raises:
-            TidegateError: it cannot be made.
+            TidegateError: The change cannot be made.
         """
         objects = self._applied.edit(files)(self._served.objects)
         return self._served.propose(files, objects)
 
     def propose_shift(self, change: Shift) -> ProposedChange:
-        """A shift.
+        """Works out a shift.
 
         Raises:
-            FailedPrecondition: what people wrote in a file that it changes is not in effect.
-            TidegateError: it cannot be made.
+            FailedPrecondition: A file that the shift changes holds edits that are not in effect.
+            TidegateError: The shift cannot be made.
         """
         before = self._applied.objects_of(change.host, self._served.objects)
         files = []
@@ -81,11 +81,11 @@ class ChangeProposer:
         return self.propose(files)
 
     def propose_reset(self) -> ProposedChange:
-        """The change after which every file means what it held when it was last looked at.
+        """Works out the change after which every file means what it held when last polled.
 
         Raises:
-            ObjectsError: a file has errors.
-            TidegateError: it cannot be made.
+            ObjectsError: A file has errors.
+            TidegateError: The change cannot be made.
         """
         found = self._edits.without_shifts(self._shifted.paths)
         if found.broken:
@@ -93,16 +93,17 @@ class ChangeProposer:
         return self.propose(found.config)
 
     def propose_edits(self, files: Sequence[TextChange]) -> ProposedChange:
-        """What people have written.
+        """Works out an edit of files.
 
-        A shift leaves destinations of weight 0 behind; with a subset that people remove, they go.
-        A shift that contradicts what people have written otherwise is given up.
+        A shift leaves destinations of weight 0 behind. If people remove the subset of such a
+        destination, the destination goes too. A shift that contradicts the edit in another way is
+        given up.
 
         Args:
-            files: the files that mean something else than is in effect.
+            files: The files that mean something else than what is in effect.
 
         Raises:
-            TidegateError: it cannot be made, with or without what is shifted.
+            TidegateError: The edit cannot be made, neither with the shifts nor without them.
         """
         try:
             return self.propose(files)
@@ -116,7 +117,7 @@ class ChangeProposer:
             raise
 
     def _without_idle(self, files: Sequence[TextChange]) -> tuple[TextChange, ...]:
-        """Edits, with the idle destinations of shifts taken out whose subset goes."""
+        """An edit without the idle destinations of shifts whose subset the edit removes."""
         edited = {each.path for each in files}
         texts = self._applied.texts
         others = tuple(
@@ -132,5 +133,5 @@ class ChangeProposer:
 
 
 def names_of(files: Sequence[TextChange]) -> str:
-    """The names of files, for people."""
+    """The names of files, for messages."""
     return ", ".join(each.path.name for each in files)

@@ -1,15 +1,15 @@
-"""What commands changed in files of objects, kept apart from the files that people write.
+"""The texts that shifts changed, kept apart from the files that people write.
 
-A shift changes what a file means and not the file: the text with the shift is kept in the journal,
-beside the text of the file that it was made from. What a file means, its *shifted text*, is then
+A shift does not write to a file of objects. It changes what the file means. The journal keeps the
+text with the shift, beside the text that the file held then. From then on the file means
 
-- the kept text, while the file is as it was when the shift was made;
+- the shifted text, while the file is as it was when the shift was made;
 - once somebody edits other lines of the file, the edit and the shift merged (a three-way merge by
   lines, as in ``diff3``);
-- once somebody edits the lines that the shift changed, or removes what it shifted to, the file: the
-  newer decision holds.
+- once somebody edits the lines that the shift changed, or removes what it shifted to, what the file
+  holds: the newer decision wins.
 
-This is what a cluster does with a VirtualService whose weights a rollout controller writes: the
+A cluster does the same with a VirtualService whose weights a rollout controller writes: the
 repository of manifests keeps the weights that people wrote, the API server has those in effect.
 """
 
@@ -24,11 +24,11 @@ __all__ = ["ShiftedFiles", "merged"]
 
 
 def merged(shifted: ShiftedText, file: str) -> str:
-    """What a file means whose text was shifted once.
+    """The text that a shifted file means now.
 
     Args:
-        shifted: the text with the shift, and what the file held when the shift was made.
-        file: what the file holds now.
+        shifted: The text with the shift, and the text that the file held when the shift was made.
+        file: The text that the file holds now.
     """
     if file == shifted.file:
         return shifted.text
@@ -40,38 +40,38 @@ def merged(shifted: ShiftedText, file: str) -> str:
 
 
 class ShiftedFiles:
-    """The files that were shifted.
+    """The files whose text a shift has changed.
 
     Args:
-        journal: keeps their texts.
+        journal: Keeps their texts.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        # Of each file, what was merged last: a merge takes long beside a comparison.
+        # The last merge of each file: a merge takes much longer than a comparison.
         self._merged: dict[Path, tuple[ShiftedText, str, str]] = {}
 
     @property
     def paths(self) -> Sequence[Path]:
-        """The files whose text in effect is not their own."""
+        """The files whose text in effect differs from what they hold."""
         return list(self._journal.shifted())
 
     def text(self, path: Path, file: str | None) -> str | None:
-        """What a file means.
+        """The text that a file means.
 
         Args:
-            path: the file.
-            file: what it holds; ``None`` when it is not there.
+            path: The file.
+            file: The text that it holds; ``None`` if it does not exist.
         """
         shifted = self._journal.shifted().get(path)
         return file if shifted is None or file is None else self._text(path, shifted, file)
 
     def texts(self, files: Mapping[Path, str], without: Collection[Path] = ()) -> dict[Path, str]:
-        """What files mean.
+        """The texts that files mean.
 
         Args:
-            files: what they hold.
-            without: files whose shift does not count.
+            files: The texts that they hold.
+            without: Files whose shift is ignored.
         """
         texts = dict(files)
         for path, shifted in self._journal.shifted().items():
@@ -80,24 +80,24 @@ class ShiftedFiles:
         return texts
 
     def lost_in(self, changes: Sequence[TextChange]) -> bool:
-        """Whether a shift ends with a change, because people edited what it had changed."""
+        """Whether a change ends a shift, because people edited the lines that it had changed."""
         shifted = self._journal.shifted()
         return any(each.path in shifted and not each.shifted for each in changes)
 
-    def settle(self, files: Mapping[Path, str], effective: Mapping[Path, str]) -> None:
+    def settle(self, files: Mapping[Path, str], applied: Mapping[Path, str]) -> None:
         """Forgets the shifts that people have written into their files, or whose file is gone.
 
         Args:
-            files: what the files hold.
-            effective: what is in effect.
+            files: The texts that the files hold.
+            applied: The texts in effect.
         """
         for path, shifted in self._journal.shifted().items():
             file = files.get(path)
             if file is None:
-                if path not in effective:
+                if path not in applied:
                     self._journal.keep(path, None)
-            elif file != shifted.file and self._text(path, shifted, file) == effective.get(path):
-                change = TextChange(path, None, effective[path], file)
+            elif file != shifted.file and self._text(path, shifted, file) == applied.get(path):
+                change = TextChange(path, None, applied[path], file)
                 self._journal.keep(path, change.shifted)
 
     def _text(self, path: Path, shifted: ShiftedText, file: str) -> str:

@@ -1,8 +1,9 @@
-"""The endpoints of a cluster: which take requests, and how one leaves without cutting a stream.
+"""Cluster load assignments: which endpoints take requests, and which drain.
 
-An endpoint that is gone from a `ClusterLoadAssignment` loses its running requests in some proxies
-and is forgotten by the load reports in all. So one that leaves is first said to be ``DRAINING``:
-proxies begin nothing on it and finish what runs there. Only when nothing runs any more is it gone.
+When an endpoint is removed from a `ClusterLoadAssignment`, some proxies cut its running requests,
+and all proxies drop it from their load reports. So an endpoint that is to go first becomes
+``DRAINING``: proxies begin no request on it and finish those that run. It is removed when no
+request runs on it any more.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,9 +45,9 @@ def with_draining(before: Resource, after: Resource, kept: frozenset[str]) -> Re
     """An assignment with some endpoints of the one before it, as ``DRAINING``.
 
     Args:
-        before: has the endpoints that leave.
-        after: what is wanted in the end.
-        kept: the endpoints to keep, as ``address:port``; those that neither has are left out.
+        before: The assignment with the endpoints that drain.
+        after: The assignment that is wanted in the end.
+        kept: The endpoints to keep, as ``address:port``. Those in neither assignment are ignored.
     """
     wanted = addresses(after)
     merged = _read(after)
@@ -62,7 +63,7 @@ def _group_like(
     assignment: endpoint_pb2.ClusterLoadAssignment,
     group: endpoint_components_pb2.LocalityLbEndpoints,
 ) -> endpoint_components_pb2.LocalityLbEndpoints:
-    """The group of the same locality and priority, added where there is none."""
+    """The group of the same locality and priority; added if there is none."""
     for each in assignment.endpoints:
         if (each.locality, each.priority) == (group.locality, group.priority):
             return each

@@ -1,16 +1,16 @@
 """Which health check each endpoint gets.
 
-The location and the protocol of the hosts that use an endpoint decide, as they are now: hosts may
-move in and out of the mesh, change their protocol and share an address.
+The hosts that use an endpoint decide, by their present location and protocol. Hosts may move into
+and out of the mesh, change their protocol and share an address.
 
 - Endpoints of a host outside of the mesh (``MESH_EXTERNAL``) are not checked and count as healthy,
-  as in istiod. Nor are those that proxies find by DNS.
-- A gRPC port is asked over ``grpc.health.v1``, unless a DestinationRule has it called with TLS: the
-  controller has no certificates.
-- Any other port is connected to by TCP, as by a ``tcpSocket`` probe of Kubernetes.
+  as in istiod. The same holds for endpoints that proxies find by DNS.
+- A gRPC port is checked over ``grpc.health.v1``, unless a DestinationRule has proxies call it with
+  TLS: the controller has no certificates.
+- Any other port is checked by a TCP connection, as with a ``tcpSocket`` probe of Kubernetes.
 
-A server at one address has one state. So where several hosts use an address, it gets the strictest
-check that any of them asks for, and hosts that ask for none ignore its result.
+A server at one address has one state. If several hosts use an address, it gets the strictest check
+that any of them requires. Hosts that require no check ignore the result.
 """
 
 import enum
@@ -21,7 +21,11 @@ from typing import Final
 from tidegate.istio.destination_rule import ClientTlsMode
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.service_entry import PortProtocol, Resolution
-from tidegate.mesh.compiler.hosts.services import Port, RegisteredService, ServiceRegistryBuilder
+from tidegate.mesh.compiler.hosts.services import (
+    RegisteredPort,
+    RegisteredService,
+    ServiceRegistryBuilder,
+)
 from tidegate.mesh.compiler.hosts.upstreams import Upstream, Upstreams, UpstreamsBuilder
 from tidegate.mesh.compiler.settings import MeshSettings
 
@@ -31,7 +35,7 @@ _GRPC: Final = (PortProtocol.GRPC, PortProtocol.GRPC_WEB)
 
 
 class HealthCheck(enum.IntEnum):
-    """How an endpoint's health is found out; the stricter check is the greater."""
+    """How the controller checks an endpoint; the stricter check is the greater."""
 
     NONE = 0
     TCP = 1
@@ -43,9 +47,9 @@ class HealthCheckTiming:
     """How often endpoints are checked, and how many failures count.
 
     Attributes:
-        interval_s: time between two checks of an endpoint; 0 checks none by the clock.
-        timeout_s: how long an endpoint may take to answer a check.
-        failures: failed checks in a row after which an endpoint is unhealthy.
+        interval_s: Time between two checks of an endpoint; 0 turns periodic checks off.
+        timeout_s: How long an endpoint may take to answer a check.
+        failures: Failed checks in a row after which an endpoint is unhealthy.
     """
 
     interval_s: float = 1.0
@@ -54,10 +58,10 @@ class HealthCheckTiming:
 
 
 class EndpointChecks:
-    """The checks of all endpoints, found again only when the objects change.
+    """The checks of all endpoints, computed again only when the objects change.
 
     Args:
-        settings: what the objects are compiled with.
+        settings: The settings of the compiler.
     """
 
     def __init__(self, settings: MeshSettings) -> None:
@@ -70,7 +74,7 @@ class EndpointChecks:
         """The check of each endpoint, by ``address:port``.
 
         Args:
-            objects: the objects in effect, and those of a change that is being made.
+            objects: The objects in effect, and those of the current change.
         """
         found = []
         for index, each in enumerate(objects):
@@ -104,14 +108,14 @@ def _checks(targets: Iterable[Upstreams]) -> dict[str, HealthCheck]:
     return checks
 
 
-def _check(service: RegisteredService, port: Port) -> HealthCheck:
+def _check(service: RegisteredService, port: RegisteredPort) -> HealthCheck:
     if not is_checked(service):
         return HealthCheck.NONE
     return HealthCheck.GRPC if port.protocol in _GRPC else HealthCheck.TCP
 
 
-def _with_tls(target: Upstream, port: Port) -> frozenset[str]:
-    """The endpoints of a port, ``address:port``, that some cluster calls with TLS."""
+def _with_tls(target: Upstream, port: RegisteredPort) -> frozenset[str]:
+    """The endpoints of a port, ``address:port``, that proxies call with TLS in some cluster."""
     if not target.rules:
         return frozenset()
     return frozenset(

@@ -1,16 +1,16 @@
-"""Which endpoints serve: what they say of themselves, and whether they answer.
+"""Watches the health of endpoints: what they report, and whether they answer.
 
-A gRPC endpoint is asked with a stream that it answers whenever its state changes (Watch of
-``grpc.health.v1``): a change and a lost connection are known at once. But the connection of a
-process that is frozen stays open and silent. So each endpoint is also called by the clock (Check)
-on the same connection, and is unhealthy after some calls in a row without an answer, as with a
+A gRPC endpoint reports changes of its state on a stream (Watch of ``grpc.health.v1``), so the
+controller hears at once of a change and of a lost connection. But the connection of a frozen
+process stays open and silent. So the controller also calls each endpoint periodically (Check) on
+the same connection. An endpoint is unhealthy after some calls in a row without an answer, as with a
 readiness probe of Kubernetes. Any answer counts, an error too: it shows that the server runs.
 
-An endpoint of another protocol is connected to by TCP, by the clock.
+The controller connects to an endpoint of another protocol periodically by TCP.
 
-Every check costs a task and a connection. So no more endpoints are checked than a limit allows;
-those beyond it are taken to serve, and it is left to the proxies to find those that fail (outlier
-detection).
+Every check costs a task and a connection, so a limit holds for checked endpoints. The controller
+assumes that the others serve, and leaves it to the proxies (outlier detection) to find those that
+fail.
 """
 
 import asyncio
@@ -45,12 +45,12 @@ _OPTIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ObservedHealth:
-    """What is known of an endpoint.
+    """The health of an endpoint, as far as the controller knows.
 
     Attributes:
-        serving: whether it takes requests.
-        reason: why it does not, or why it is taken to; empty when it says so itself.
-        checked: whether anybody checks it.
+        serving: Whether it takes requests.
+        reason: Why it does not take requests, or is assumed to; empty if it says so itself.
+        checked: Whether the controller checks it.
     """
 
     serving: bool
@@ -70,7 +70,7 @@ _BEYOND: Final = ObservedHealth(
 )
 _NO_HEALTH: Final = ObservedHealth(
     serving=True,
-    reason="taken to serve while it answers: it has no service grpc.health.v1.Health",
+    reason="assumed to serve while it answers: it has no service grpc.health.v1.Health",
 )
 
 
@@ -78,9 +78,9 @@ class HealthWatch:
     """The checks of all endpoints. A context that ends them.
 
     Args:
-        limit: how many endpoints are checked at once; 0 checks none.
-        on_change: told of an address whose state has changed, on the event loop.
-        timing: how often endpoints are checked.
+        limit: How many endpoints are checked at once; 0 checks none.
+        on_change: Called on the event loop with each address whose state has changed.
+        timing: How often endpoints are checked.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class HealthWatch:
 
     @property
     def seen(self) -> dict[str, ObservedHealth]:
-        """What is known, by address; changed in place."""
+        """The health of each endpoint, by address; changed in place."""
         return self._seen
 
     def watch(self, checks: Mapping[str, HealthCheck]) -> None:
@@ -114,7 +114,7 @@ class HealthWatch:
         An endpoint that gets another check keeps its state until the new check has a result.
 
         Args:
-            checks: the check of each endpoint, by ``address:port``.
+            checks: The check of each endpoint, by ``address:port``.
         """
         for address in self._seen.keys() - checks.keys():
             del self._seen[address]
@@ -149,14 +149,14 @@ class HealthWatch:
             self._unanswered.add(address)
             self._all_answered.clear()
 
-            def say(seen: ObservedHealth) -> None:
-                self._say(address, seen)
+            def report(seen: ObservedHealth) -> None:
+                self._take(address, seen)
 
             following = (
-                # One that gets requests already must not get them until a server comes up there.
-                _follow_grpc(address, self._timing, say, patient=not before.serving)
+                # An endpoint that gets requests already must lose them if no server runs there.
+                _follow_grpc(address, self._timing, report, patient=not before.serving)
                 if check is HealthCheck.GRPC
-                else _follow_tcp(address, self._timing, say, serving=before.serving)
+                else _follow_tcp(address, self._timing, report, serving=before.serving)
             )
             self._tasks[address] = asyncio.create_task(following, name=f"health-{address}")
 
@@ -165,7 +165,7 @@ class HealthWatch:
             task.cancel()
         self._answered(address)
 
-    def _say(self, address: str, seen: ObservedHealth) -> None:
+    def _take(self, address: str, seen: ObservedHealth) -> None:
         # A task that was cancelled may still finish its step.
         if self._tasks.get(address) is not asyncio.current_task():
             return
@@ -181,41 +181,43 @@ class HealthWatch:
             self._all_answered.set()
 
 
-_Say = Callable[[ObservedHealth], None]
+_Report = Callable[[ObservedHealth], None]
 
 
 async def _follow_grpc(
-    address: str, timing: HealthCheckTiming, say: _Say, *, patient: bool
+    address: str, timing: HealthCheckTiming, report: _Report, *, patient: bool
 ) -> None:
-    """Tells the health of a gRPC endpoint, for ever."""
+    """Reports the health of a gRPC endpoint, for ever."""
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
-        await _GrpcHealth(health_pb2_grpc.HealthStub(channel), timing, say).follow(patient=patient)
+        await _GrpcHealth(health_pb2_grpc.HealthStub(channel), timing, report).follow(
+            patient=patient
+        )
 
 
 class _GrpcHealth:
-    """What one gRPC endpoint says, unless it does not answer.
+    """The health that one gRPC endpoint reports, while it answers.
 
     Args:
-        stub: its health service.
-        timing: how often it is called.
-        say: told of what is known.
+        stub: Its health service.
+        timing: How often it is called.
+        report: Takes its health.
     """
 
     def __init__(
-        self, stub: health_pb2_grpc.HealthStub, timing: HealthCheckTiming, say: _Say
+        self, stub: health_pb2_grpc.HealthStub, timing: HealthCheckTiming, report: _Report
     ) -> None:
         self._stub = stub
         self._timing = timing
-        self._say = say
+        self._report = report
         self._said: ObservedHealth | None = None
         self._misses = 0
         self._changed = asyncio.Event()
 
     async def follow(self, *, patient: bool) -> None:
-        """Tells what is known, for ever.
+        """Reports the health, for ever.
 
         Args:
-            patient: whether a server that is not there yet is waited for before anything is told.
+            patient: Whether to wait for a server that does not run yet before the first report.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen(patient=patient))
@@ -225,12 +227,12 @@ class _GrpcHealth:
                 await self._changed.wait()
                 self._changed.clear()
                 if self._misses >= self._timing.failures:
-                    self._say(_unanswered(self._timing, self._timing.failures))
+                    self._report(_unanswered(self._timing, self._timing.failures))
                 elif self._said is not None:
-                    self._say(self._said)
+                    self._report(self._said)
 
     def _heard(self, said: ObservedHealth | None, *, answered: bool = True) -> None:
-        """Takes what an endpoint said, or that it does not say anything any more."""
+        """Takes what an endpoint said, or that it says nothing any more."""
         self._said = said
         if answered:
             self._misses = 0
@@ -246,13 +248,13 @@ class _GrpcHealth:
                 patient = True
                 self._heard(ObservedHealth(serving=False, reason="it ended its health stream"))
             except grpc.aio.AioRpcError as error:
-                # Without a stream only a call that does not wait tells of a lost connection.
+                # Without a stream only a call that does not wait notices a lost connection.
                 patient = error.code() is not grpc.StatusCode.UNIMPLEMENTED
                 if patient:
                     self._heard(ObservedHealth(serving=False, reason=_words(error)), answered=False)
                 else:
                     await self._ask()
-            # Varied, since all of them lose their connections when a machine stalls.
+            # Varied, because all endpoints lose their connections when a machine stalls.
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -280,7 +282,7 @@ class _GrpcHealth:
                     self._changed.set()
                 elif error.code() is not grpc.StatusCode.UNAVAILABLE:
                     self._answers()
-                # Without a connection there is no answer, and the stream tells that.
+                # Without a connection there is no answer; the stream reports that.
             await _until_next(started, self._timing)
 
     def _answers(self) -> None:
@@ -289,14 +291,16 @@ class _GrpcHealth:
             self._changed.set()
 
 
-async def _follow_tcp(address: str, timing: HealthCheckTiming, say: _Say, *, serving: bool) -> None:
-    """Tells whether an endpoint takes TCP connections, for ever.
+async def _follow_tcp(
+    address: str, timing: HealthCheckTiming, report: _Report, *, serving: bool
+) -> None:
+    """Reports whether an endpoint takes TCP connections, for ever.
 
     Args:
-        address: the endpoint.
-        timing: how often it is connected to.
-        say: told of what is known.
-        serving: whether it gets requests already, and keeps them until it fails often enough.
+        address: The endpoint.
+        timing: How often to connect.
+        report: Takes its health.
+        serving: Whether it gets requests already; it keeps them until it fails often enough.
     """
     host, _, port = address.rpartition(":")
     misses, answered = 0, serving
@@ -307,7 +311,7 @@ async def _follow_tcp(address: str, timing: HealthCheckTiming, say: _Say, *, ser
             async with asyncio.timeout(timing.timeout_s):
                 _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         except ConnectionRefusedError:
-            # Nobody listens, which is as sure as an answer.
+            # No server listens there, which is as certain as an answer.
             misses = timing.failures
             reason = "it refuses TCP connections"
         except TimeoutError:
@@ -321,7 +325,7 @@ async def _follow_tcp(address: str, timing: HealthCheckTiming, say: _Say, *, ser
             misses, reason = 0, ""
         if not reason or misses >= timing.failures or not answered:
             answered = True
-            say(ObservedHealth(serving=not reason, reason=reason))
+            report(ObservedHealth(serving=not reason, reason=reason))
         await _until_next(started, timing)
 
 
@@ -329,10 +333,10 @@ async def _until_next(started: float, timing: HealthCheckTiming) -> None:
     """Waits for the time of the next check.
 
     Args:
-        started: when the check before it began, by the loop's clock.
-        timing: how often there is one.
+        started: When the last check began, by the clock of the event loop.
+        timing: How often to check.
     """
-    # Varied, so that not all endpoints are checked at one moment.
+    # Varied, so that the checks of all endpoints do not coincide.
     due = started + timing.interval_s * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
     await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
 

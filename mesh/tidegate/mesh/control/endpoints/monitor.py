@@ -1,4 +1,4 @@
-"""Every endpoint's state: what it says of itself, unless somebody has taken it out of use."""
+"""The state of every endpoint: its health, unless a person has taken it out of use."""
 
 import asyncio
 import time
@@ -22,13 +22,13 @@ _TAKEN_OUT: Final = "it was taken out of use; UndrainEndpoint takes it in again"
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """What is known of an endpoint.
+    """The state of an endpoint.
 
     Attributes:
-        state: whether it takes requests.
-        reason: why it does not, or why it is taken to; empty when it says so itself.
-        since: since when, in seconds since 1970.
-        checked: whether its health is checked.
+        state: Whether it takes requests.
+        reason: Why it does not take requests, or is assumed to; empty if it says so itself.
+        since: When it entered the state, in seconds since 1970.
+        checked: Whether its health is checked.
     """
 
     state: EndpointState
@@ -38,12 +38,12 @@ class EndpointStatus:
 
 
 class EndpointMonitor:
-    """Keeps what is served in step with the endpoints' states. A context that watches them.
+    """Applies the states of endpoints to what is served. A context that watches them.
 
     Args:
-        served: what is served.
-        watches: how many endpoints are checked.
-        timing: how often each of them is checked.
+        served: What is served.
+        watches: How many endpoints may be checked.
+        timing: How often each of them is checked.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class EndpointMonitor:
 
     @property
     def statuses(self) -> dict[str, EndpointStatus]:
-        """What is known of each endpoint, by ``address:port``."""
+        """The state of each endpoint, by ``address:port``."""
         return self._statuses
 
     async def answered(self, deadline_s: float) -> None:
-        """Waits until every endpoint that is watched has answered, or the deadline passes."""
+        """Waits until every checked endpoint has answered, or the deadline passes."""
         await self._health.answered(deadline_s)
         self._refresh()
 
     def change(self, change: Callable[[IstioObjects], IstioObjects]) -> None:
-        """Puts and removes workloads, at once.
+        """Adds and removes workloads, at once.
 
         Raises:
-            CompileErrors: with these workloads the objects contradict each other.
+            CompileErrors: With these workloads the objects contradict each other.
         """
         self._served.refresh(self._states(), change)
 
@@ -103,7 +103,7 @@ class EndpointMonitor:
         return ", ".join(reasons) or "no server has its labels"
 
     def _later(self) -> None:
-        """Refreshes once for all that changes in this turn of the loop."""
+        """Refreshes once for all changes of this turn of the event loop."""
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._refresh)

@@ -1,7 +1,7 @@
-"""What there is in the mesh, for those who ask: hosts, subsets, and what runs at an address.
+"""The topology for the status and the metrics: hosts, subsets, and what runs at an address.
 
-A record of a request comes after the request has ended. The server may be gone by then, and another
-may have its address, so what ran at an address is remembered for a while.
+A record of a request comes after the request has ended. By then the server may be gone, and another
+server may have its address. So the topology remembers for a while what ran at an address.
 """
 
 import time
@@ -18,11 +18,11 @@ from tidegate.mesh.compiler.hosts.services import (
     ServiceRegistry,
     ServiceRegistryBuilder,
 )
-from tidegate.mesh.telemetry import Workload
+from tidegate.mesh.telemetry import IstioWorkload
 
 __all__ = ["SubsetView", "Topology"]
 
-# Longer than a stream may go on after its endpoint has left, and a bound for invented addresses.
+# Longer than a stream may go on after its endpoint has gone, and a limit for made-up addresses.
 _REMEMBERED_S: Final = 3600.0
 _MAX_REMEMBERED: Final = 10_000
 _MAX_TENANCIES: Final = 8
@@ -33,12 +33,12 @@ class _Tenancy:
     """What ran at an address, and when, in seconds since 1970.
 
     Attributes:
-        workload: what ran there.
-        since_s: from when on.
-        until_s: until when; ``None`` while it does.
+        workload: What ran there.
+        since_s: When it began to run.
+        until_s: When it ended; ``None`` while it runs.
     """
 
-    workload: Workload
+    workload: IstioWorkload
     since_s: float
     until_s: float | None = None
 
@@ -48,9 +48,9 @@ class SubsetView:
     """A subset of a host, or the host as a whole.
 
     Attributes:
-        name: its name; ``None`` for the host as a whole.
-        clusters: what it is compiled to, for each port.
-        addresses: its endpoints, ``address:port``.
+        name: Its name; ``None`` for the host as a whole.
+        clusters: Its xDS clusters, one for each port.
+        addresses: Its endpoints, ``address:port``.
     """
 
     name: SubsetName | None
@@ -59,11 +59,11 @@ class SubsetView:
 
 
 class Topology:
-    """A view of the objects in effect that is made anew only when they change.
+    """The hosts and workloads of the objects in effect, computed again only when they change.
 
     Args:
-        settings: what the objects are compiled with.
-        clock: gives the time, in seconds since 1970.
+        settings: The settings of the compiler.
+        clock: Gives the time, in seconds since 1970.
     """
 
     def __init__(self, settings: MeshSettings, clock: Callable[[], float] = time.time) -> None:
@@ -76,10 +76,10 @@ class Topology:
         self._before: dict[str, tuple[_Tenancy, ...]] = {}
 
     def note(self, *in_use: IstioObjects) -> None:
-        """Takes the objects in use; call it whenever they change.
+        """Takes the objects in use. Call it whenever they change.
 
         Args:
-            in_use: the objects in effect, and those of a change that is being made.
+            in_use: The objects in effect, and those of the current change.
         """
         builders = (self._builder, self._of_the_next)
         services = tuple(
@@ -87,12 +87,12 @@ class Topology:
         )
         if services == self._services:
             return
-        # What is there from the begin on counts for requests that began earlier too.
+        # Workloads of the first call count for requests that began earlier too.
         since = self._clock() if self._services else 0.0
         self._services = services
-        # Where both say what runs at an address, what is in effect counts.
+        # Where both name a workload at an address, the objects in effect count.
         found = {
-            endpoint.key: Workload.from_labels(
+            endpoint.key: IstioWorkload.from_labels(
                 endpoint.workload, endpoint.namespace, endpoint.labels
             )
             for each in reversed(services)
@@ -114,7 +114,7 @@ class Topology:
             kept = tuple(
                 each for each in tenancies if (each.until_s or now_s) >= now_s - _REMEMBERED_S
             )
-            # A server that is started again and again is a short story too.
+            # A server that restarts again and again would fill the memory otherwise.
             kept = kept[-_MAX_TENANCIES:]
             if kept:
                 self._before[address] = kept
@@ -123,12 +123,12 @@ class Topology:
         for address in list(self._before)[:-_MAX_REMEMBERED]:
             del self._before[address]
 
-    def workload_at(self, address: str, at_s: float) -> Workload | None:
+    def workload_at(self, address: str, at_s: float) -> IstioWorkload | None:
         """What ran at an ``address:port``.
 
         Args:
-            address: the address.
-            at_s: when a request to it began, in seconds since 1970.
+            address: The address.
+            at_s: When a request to it began, in seconds since 1970.
         """
         now = self._now.get(address)
         if now is not None and now.since_s <= at_s:
@@ -144,7 +144,7 @@ class Topology:
         """Every host with its subsets, the host as a whole first.
 
         Args:
-            objects: the objects in effect.
+            objects: The objects in effect.
         """
         labels: dict[HostName, dict[SubsetName, dict[str, str]]] = {}
         for rule in objects.destination_rules.values():

@@ -154,7 +154,7 @@ class _DrainingEndpoint:
         address: The endpoint, ``address:port``.
         deadline: When the endpoint goes, whatever runs there, by the monotonic clock.
         finished: Whether it need not be served any more.
-        task: Waits for its requests; ``None`` until it has begun.
+        task: Waits for its requests; ``None`` until the wait begins.
     """
 
     proxy_kind: ProxyKind
@@ -205,7 +205,7 @@ class EndpointDrainer:
         self._deadline_s = deadline_s
         self._on_stranded = on_stranded
         self._draining: dict[tuple[ProxyKind, ResourceKey], dict[str, _DrainingEndpoint]] = {}
-        self._begun: deque[_DrainingEndpoint] = deque()
+        self._new: deque[_DrainingEndpoint] = deque()
         self._some = asyncio.Event()
 
     def hold(self, proxy_kind: ProxyKind, old: Resource, new: Resource) -> Resource:
@@ -243,8 +243,8 @@ class EndpointDrainer:
         """
         async with asyncio.TaskGroup() as tasks:
             while True:
-                while self._begun:
-                    endpoint = self._begun.popleft()
+                while self._new:
+                    endpoint = self._new.popleft()
                     if self._is_draining(endpoint):
                         endpoint.task = tasks.create_task(self._drain(endpoint, release))
                 self._some.clear()
@@ -274,7 +274,7 @@ class EndpointDrainer:
     def _begin(self, proxy_kind: ProxyKind, key: ResourceKey, address: str) -> _DrainingEndpoint:
         deadline = time.monotonic() + self._deadline_s
         endpoint = _DrainingEndpoint(proxy_kind, key, address, deadline)
-        self._begun.append(endpoint)
+        self._new.append(endpoint)
         self._some.set()
         return endpoint
 

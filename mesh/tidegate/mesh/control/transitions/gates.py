@@ -144,7 +144,7 @@ class StageGates:
         late = await self._worker_sync.wait(acknowledged_s, deadline - time.monotonic())
         if late:
             raise GateError(
-                f"{', '.join(late)} acknowledged, but not all of its threads have taken over within"
+                f"{', '.join(late)} acknowledged, but not all of its workers use the routes within"
                 f" {deadline_s:g} s"
             )
 

@@ -1,19 +1,19 @@
-"""The order in which a change of the mesh reaches the proxies: make before break, in four stages.
+"""The plan of a transition: a change reaches the proxies in four stages, make before break.
 
-1. ``clusters``: what is new or different of clusters and endpoints is sent. Every proxy must have
-   it, and what routes will send requests to must have a healthy endpoint.
-2. ``routes``: scopes, listeners, route configurations and virtual hosts, those that go included.
-   Every proxy must have them.
-3. ``drain``: no request may still run on a cluster that goes. No proxy can begin one there any
-   more, because the routes were acknowledged without it.
-4. ``remove``: the clusters that nothing names and nothing uses go.
+1. ``clusters``: new and changed clusters and endpoints are sent. Every proxy must have them, and
+   each cluster that routes will send requests to must have a healthy endpoint.
+2. ``routes``: scopes, listeners, route configurations and virtual hosts are sent or removed. Every
+   proxy must have that.
+3. ``drain``: no request may still run on a cluster that goes. No proxy can begin a request there,
+   because every proxy has acknowledged routes without the cluster.
+4. ``remove``: the clusters that no route names and no request uses are removed.
 
-So at no time does a route name a cluster that is not there. What is to be served once a stage is
-reached depends on the mesh before and after and on nothing else (`wanted`), so a stage is undone by
-serving what the stage before it wanted: backwards, the stages give back the mesh as it was, in an
-order that is as safe.
+So a route never names a cluster that does not exist: a proxy does not warm routes, and a route to a
+missing cluster fails its requests. The resources that a stage wants depend only on the mesh before
+and after the change (`wanted`). So a stage is undone by serving what the stage before it wanted.
+Backwards, the stages restore the mesh in an order that is as safe.
 
-The planner sees resources and nothing else: it knows neither proxies nor time.
+The planner reads resources and nothing else: it knows neither proxies nor time.
 """
 
 import enum
@@ -56,14 +56,14 @@ ROUTING: Final = (
     ResourceType.ROUTE,
     ResourceType.VIRTUAL_HOST,
 )
-"""The types that name clusters; the others are what is named."""
+"""The types of resources that name clusters. The other types are clusters and endpoints."""
 
 Changes = Mapping[ProxyKind, Change]
-"""A step for every proxy kind that it concerns."""
+"""The changed resources of every proxy kind that has any."""
 
 
 class StageKind(enum.StrEnum):
-    """A part of a transition, in order."""
+    """The stages of a transition, in order."""
 
     CLUSTERS = "clusters"
     ROUTES = "routes"
@@ -72,7 +72,7 @@ class StageKind(enum.StrEnum):
 
     @property
     def before(self) -> "StageKind | None":
-        """The stage before this one; none before the first."""
+        """The stage before this one; ``None`` before the first."""
         index = _ORDER.index(self)
         return _ORDER[index - 1] if index else None
 
@@ -80,7 +80,7 @@ class StageKind(enum.StrEnum):
 _ORDER: Final = tuple(StageKind)
 
 Reached = StageKind | None
-"""The stage whose resources are served; none before the first."""
+"""The stage whose resources are served; ``None`` before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,10 @@ class Gate:
     """What must hold before the next stage may begin.
 
     Attributes:
-        acknowledged: what every live proxy that asked for it must have, or no longer have.
-        healthy: clusters that must have an endpoint which takes requests.
-        drained: clusters on which no request may still run.
+        acknowledged: Resources that every live proxy which subscribes to them must have, or must
+            have dropped.
+        healthy: Clusters that must have an endpoint which takes requests.
+        drained: Clusters on which no request may still run.
     """
 
     acknowledged: Mapping[ProxyKind, frozenset[ResourceKey]] = field(default_factory=dict)
@@ -106,9 +107,9 @@ class Stage:
     """One stage of a transition.
 
     Attributes:
-        kind: which one.
-        changes: what is sent.
-        gate: what must hold for it to be complete.
+        kind: Which stage.
+        changes: The resources that are sent and removed.
+        gate: What must hold before the next stage.
     """
 
     kind: StageKind
@@ -119,13 +120,13 @@ class Stage:
 def wanted(
     reached: Reached, key: ResourceKey, before: Resource | None, after: Resource | None
 ) -> Resource | None:
-    """What is to be served under a name once a stage is reached.
+    """The resource that a stage wants under a name.
 
     Args:
-        reached: the stage.
-        key: the name.
-        before: what is there without the change, if anything.
-        after: what is there with the change, if anything.
+        reached: The stage.
+        key: The name.
+        before: The resource without the change, if any.
+        after: The resource with the change, if any.
     """
     if key.type in ROUTING:
         return before if reached in (None, StageKind.CLUSTERS) else after
@@ -141,14 +142,14 @@ def step(
     after: Resources,
     keys: Iterable[ResourceKey],
 ) -> Change:
-    """What leads from what is served to what a stage wants, for some names.
+    """The difference between what is served and what a stage wants, for some names.
 
     Args:
-        reached: the stage.
-        served: what is served now.
-        before: the mesh without the change.
-        after: the mesh with the change.
-        keys: the names that the change is about.
+        reached: The stage.
+        served: What is served now.
+        before: The mesh without the change.
+        after: The mesh with the change.
+        keys: The names that the change contains.
     """
     put, delete = [], []
     for key in keys:
@@ -161,11 +162,11 @@ def step(
 
 
 def plan(before: Mapping[ProxyKind, Resources], changes: Changes) -> tuple[Stage, ...]:
-    """Divides a change into stages; those that would do nothing and wait for nothing are left out.
+    """Divides a change into stages, and leaves out those that send nothing and wait for nothing.
 
     Args:
-        before: what is served, to every proxy kind that is changed.
-        changes: what shall be different.
+        before: What is served to every proxy kind that is changed.
+        changes: The change.
     """
     stages = []
     for kind in StageKind:
@@ -176,7 +177,7 @@ def plan(before: Mapping[ProxyKind, Resources], changes: Changes) -> tuple[Stage
         gate = Gate(
             acknowledged,
             healthy=_newly_used(before, changes) if kind is StageKind.CLUSTERS else frozenset(),
-            drained=_leaving(changes) if kind is StageKind.DRAIN else frozenset(),
+            drained=_removed_clusters(changes) if kind is StageKind.DRAIN else frozenset(),
         )
         if gate:
             stages.append(Stage(kind, sent, gate))
@@ -184,7 +185,7 @@ def plan(before: Mapping[ProxyKind, Resources], changes: Changes) -> tuple[Stage
 
 
 def keys_of(change: Change) -> Iterable[ResourceKey]:
-    """The names that a change is about."""
+    """The names that a change contains."""
     return (*(each.key for each in change.put), *change.delete)
 
 
@@ -202,14 +203,14 @@ def _sent(kind: StageKind, before: Mapping[ProxyKind, Resources], changes: Chang
     return {proxy_kind: change for proxy_kind, change in sent.items() if change}
 
 
-def _leaving(changes: Changes) -> frozenset[str]:
+def _removed_clusters(changes: Changes) -> frozenset[str]:
     return frozenset(
         key.name for change in changes.values() for key in change.only(ResourceType.CLUSTER).delete
     )
 
 
 def _newly_used(before: Mapping[ProxyKind, Resources], changes: Changes) -> frozenset[str]:
-    """The clusters that get requests after a change of routes and got none from the same before."""
+    """The clusters to which a route sends requests after a change, and sent none before."""
     used: set[str] = set()
     for proxy_kind, change in changes.items():
         for resource in change.only(*ROUTING).put:

@@ -1,10 +1,10 @@
-"""When a proxy acts on what it has acknowledged.
+"""Worker sync: waits until the workers of every proxy use the routes that it has acknowledged.
 
-An acknowledgement says that a proxy has taken a configuration, not that it acts on it: Envoy's main
-thread acknowledges when it has handed the routes to its worker threads. On a machine with all cores
-busy a worker got no core for up to a second, and a call that began after the acknowledgement still
-went the old way. An Envoy whose admin interface is known is asked when its workers have caught up,
-which is proof. Of other proxies it can only be estimated, from how long they took to acknowledge.
+An acknowledgement says that a proxy has taken a configuration, not that it uses it. Envoy's main
+thread acknowledges routes when it has handed them to its worker threads. On a machine with all
+cores busy a worker got no core for up to a second, and a call that began after the acknowledgement
+still used the old routes. An Envoy whose admin interface is known can prove that its workers have
+caught up. For other proxies the time is estimated from how long they took to acknowledge.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ _LONGEST_ESTIMATE_S: Final = 1.0
 
 
 class WorkerSync:
-    """Waits until routes that were acknowledged decide about every new request.
+    """Waits until routes that were acknowledged apply to every new request.
 
     Args:
-        admin_files: files in which Envoys write the address of their admin interface.
-        proxies: the names of the proxies that are connected.
+        admin_files: Files in which Envoys write the address of their admin interface.
+        proxies: Gives the node ids of the proxies that are connected.
     """
 
     def __init__(self, admin_files: Sequence[Path], proxies: Callable[[], Iterable[str]]) -> None:
@@ -39,11 +39,11 @@ class WorkerSync:
         """Waits for all proxies that are connected.
 
         Args:
-            acknowledged_s: how long the last of them took to acknowledge, in seconds.
-            deadline_s: for how long to wait at most, in seconds.
+            acknowledged_s: How long the last of them took to acknowledge, in seconds.
+            deadline_s: How long to wait at most, in seconds.
 
         Returns:
-            The proxies that were asked and have not taken over by then.
+            The proxies that answered and whose workers were not in sync by then.
         """
         connected = set(self._proxies())
         found = await asyncio.gather(*map(_envoy, self._admin_files))
@@ -55,20 +55,20 @@ class WorkerSync:
                 strict=True,
             )
         )
-        # Who goes away is not waited for; who does not tell and stays is estimated.
-        told = {node for node, answer in answers.items() if answer is not None}
-        if connected.intersection(self._proxies()) - told:
+        # A proxy that disconnects needs no wait. For one that gives no proof the time is estimated.
+        proven = {node for node, answer in answers.items() if answer is not None}
+        if connected.intersection(self._proxies()) - proven:
             await asyncio.sleep(estimated_s(acknowledged_s))
         return tuple(sorted(node for node, answer in answers.items() if answer is False))
 
 
 def estimated_s(acknowledged_s: float) -> float:
-    """How long after its acknowledgement a route is taken to be in force in a proxy not asked.
+    """Estimates how long after its acknowledgement a route is in use in a proxy without proof.
 
-    How long the acknowledgement took tells how busy the machine is; it is an estimate and no proof.
+    The time of the acknowledgement shows how busy the machine is.
 
     Args:
-        acknowledged_s: how long the last proxy took to acknowledge, in seconds.
+        acknowledged_s: How long the last proxy took to acknowledge, in seconds.
 
     Returns:
         Seconds to wait.
@@ -77,7 +77,7 @@ def estimated_s(acknowledged_s: float) -> float:
 
 
 async def _envoy(admin_file: Path) -> tuple[str, Admin] | None:
-    """The Envoy that wrote a file, with its name; nothing while there is none."""
+    """The Envoy that wrote a file, with its node id; ``None`` while there is none."""
     try:
         admin = Admin((await asyncio.to_thread(admin_file.read_text, encoding="utf-8")).strip())
         return await admin.node_id(), admin
@@ -86,7 +86,7 @@ async def _envoy(admin_file: Path) -> tuple[str, Admin] | None:
 
 
 async def _caught_up(node: str, admin: Admin, deadline_s: float) -> bool | None:
-    """Whether all workers of an Envoy have caught up in time; None if it does not tell."""
+    """Whether all workers of an Envoy caught up in time; ``None`` if it gives no proof."""
     try:
         async with asyncio.timeout(deadline_s):
             await admin.workers_caught_up()
@@ -94,7 +94,7 @@ async def _caught_up(node: str, admin: Admin, deadline_s: float) -> bool | None:
         return False
     except AdminError as error:
         _log.warning(
-            "an Envoy does not tell whether it has taken over", proxy=node, error=str(error)
+            "an Envoy does not say whether its workers have caught up", proxy=node, error=str(error)
         )
         return None
     return True

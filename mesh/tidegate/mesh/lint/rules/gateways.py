@@ -1,4 +1,4 @@
-"""Mistakes in where VirtualServices count: at gateways by domain, in the mesh by host."""
+"""Rules about gateways, and about which VirtualServices hold there and in the mesh."""
 
 import dataclasses
 import itertools
@@ -21,12 +21,12 @@ __all__: list[str] = []
 
 @rule("unknown-gateway", Severity.ERROR, "a VirtualService is for a gateway that does not exist")
 def unknown_gateway(view: MeshView) -> Iterator[Finding]:
-    """Gateways that are named and not defined."""
-    for service in view.objects.virtual_services.values():
-        for index, gateway in view.gateways_of(service):
+    """Gateways that VirtualServices name and that do not exist."""
+    for virtual_service in view.objects.virtual_services.values():
+        for index, gateway in view.gateways_of(virtual_service):
             if gateway not in view.gateways:
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.gateways[{index}]",
                     f"there is no Gateway {gateway}: its rules are never followed there",
                     f"write one of {', '.join(sorted(view.gateways))}"
@@ -41,17 +41,17 @@ def unknown_gateway(view: MeshView) -> Iterator[Finding]:
     "no server of any gateway of a VirtualService takes one of its hosts",
 )
 def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
-    """Hosts of VirtualServices that none of their gateways takes."""
-    for service in view.objects.virtual_services.values():
-        for index in sorted(_homeless(view, service)):
-            host = service.hosts[index]
+    """Hosts of VirtualServices that no server of their gateways takes."""
+    for virtual_service in view.objects.virtual_services.values():
+        for index in sorted(_homeless(view, virtual_service)):
+            host = virtual_service.hosts[index]
             words = "; ".join(
-                f"{gateway} takes {_shown(view, gateway, service)}"
-                for _, gateway in view.gateways_of(service)
+                f"{gateway} takes {_shown(view, gateway, virtual_service)}"
+                for _, gateway in view.gateways_of(virtual_service)
             )
-            gateway = next(each for _, each in view.gateways_of(service))
+            gateway = next(each for _, each in view.gateways_of(virtual_service))
             yield Finding(
-                service.name,
+                virtual_service.name,
                 f"spec.hosts[{index}]",
                 f"{words}: requests for {host} get 404",
                 f"add {host} to a server of {gateway}, or name a host that it takes",
@@ -60,74 +60,88 @@ def host_not_at_gateway(view: MeshView) -> Iterator[Finding]:
 
 @rule("idle-gateway", Severity.WARNING, "a gateway of a VirtualService takes none of its hosts")
 def idle_gateway(view: MeshView) -> Iterator[Finding]:
-    """Gateways where no rule of a VirtualService is followed, though its hosts are at others."""
-    for service in view.objects.virtual_services.values():
-        homeless = _homeless(view, service)
-        for index, gateway in view.gateways_of(service):
-            taken = any(_takes(view, gateway, service, host) for host in service.hosts)
-            if gateway in view.gateways and not taken and len(homeless) < len(service.hosts):
+    """Gateways that take no host of a VirtualService, though its other gateways take them."""
+    for virtual_service in view.objects.virtual_services.values():
+        homeless = _homeless(view, virtual_service)
+        for index, gateway in view.gateways_of(virtual_service):
+            taken = any(
+                _takes(view, gateway, virtual_service, host) for host in virtual_service.hosts
+            )
+            if (
+                gateway in view.gateways
+                and not taken
+                and len(homeless) < len(virtual_service.hosts)
+            ):
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.gateways[{index}]",
-                    f"{gateway} takes {_shown(view, gateway, service)}: the rules for "
-                    f"{', '.join(service.hosts)} are never followed there",
+                    f"{gateway} takes {_shown(view, gateway, virtual_service)}: the rules for "
+                    f"{', '.join(virtual_service.hosts)} are never followed there",
                     "remove it, or add a host to a server of the gateway",
                 )
 
 
-def _homeless(view: MeshView, service: VirtualService) -> set[int]:
-    """The hosts of a VirtualService that no gateway of its takes; none where one is not known."""
-    gateways = [gateway for _, gateway in view.gateways_of(service)]
+def _homeless(view: MeshView, virtual_service: VirtualService) -> set[int]:
+    """The hosts that no gateway of a VirtualService takes; empty if a gateway does not exist."""
+    gateways = [gateway for _, gateway in view.gateways_of(virtual_service)]
     if not gateways or any(each not in view.gateways for each in gateways):
         return set()
     return {
         index
-        for index, host in enumerate(service.hosts)
-        # Inside the mesh every host that is defined can be called.
-        if not (MESH in service.gateways and host in view.hosts)
-        and not any(_takes(view, each, service, host) for each in gateways)
+        for index, host in enumerate(virtual_service.hosts)
+        # Clients inside the mesh can call every host that is defined.
+        if not (MESH in virtual_service.gateways and host in view.hosts)
+        and not any(_takes(view, each, virtual_service, host) for each in gateways)
     }
 
 
-def _takes(view: MeshView, gateway: GatewayName, service: VirtualService, host: str) -> bool:
+def _takes(
+    view: MeshView, gateway: GatewayName, virtual_service: VirtualService, host: str
+) -> bool:
     return any(
         narrower(domain.lower(), host.lower()) is not None
-        for domain in _domains(view, gateway, service)
+        for domain in _domains(view, gateway, virtual_service)
     )
 
 
-def _shown(view: MeshView, gateway: GatewayName, service: VirtualService) -> str:
-    domains = ", ".join(dict.fromkeys(_domains(view, gateway, service)))
-    return domains or f"nothing of the namespace {service.name.namespace}"
+def _shown(view: MeshView, gateway: GatewayName, virtual_service: VirtualService) -> str:
+    domains = ", ".join(dict.fromkeys(_domains(view, gateway, virtual_service)))
+    return domains or f"nothing of the namespace {virtual_service.name.namespace}"
 
 
-def _domains(view: MeshView, gateway: GatewayName, service: VirtualService) -> Iterator[str]:
+def _domains(
+    view: MeshView, gateway: GatewayName, virtual_service: VirtualService
+) -> Iterator[str]:
     """The domains that a gateway takes for the VirtualServices of a namespace."""
     found = view.gateways.get(gateway)
     if found is None:
         return
     for server in found.servers:
         for only_from, domain in domains_of(found, server):
-            if only_from in (None, service.name.namespace):
+            if only_from in (None, virtual_service.name.namespace):
                 yield domain
 
 
-@rule("unknown-virtual-host", Severity.WARNING, "a VirtualService is for a host nobody can call")
+@rule(
+    "unknown-virtual-host",
+    Severity.WARNING,
+    "a VirtualService is for a host that no client can call",
+)
 def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
-    """Hosts of the mesh that VirtualServices are for and that nothing defines."""
-    for service in view.objects.virtual_services.values():
-        gateways = [gateway for _, gateway in view.gateways_of(service)]
-        some = any(host in view.hosts for host in service.hosts)
-        for index, host in enumerate(service.hosts):
+    """Hosts of VirtualServices for the mesh that no object defines."""
+    for virtual_service in view.objects.virtual_services.values():
+        gateways = [gateway for _, gateway in view.gateways_of(virtual_service)]
+        some = any(host in view.hosts for host in virtual_service.hosts)
+        for index, host in enumerate(virtual_service.hosts):
             called = host.startswith("*") or host in view.hosts
-            # Beside a host of the mesh, a gateway's domain is for those who call the gateway.
-            outside = some and any(_takes(view, each, service, host) for each in gateways)
-            if MESH in service.gateways and not called and not outside:
+            # Beside a host of the mesh, a domain of a gateway is for clients of the gateway.
+            outside = some and any(_takes(view, each, virtual_service, host) for each in gateways)
+            if MESH in virtual_service.gateways and not called and not outside:
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.hosts[{index}]",
                     f"clients inside the mesh cannot find {host}, so its rules are not followed",
-                    "define it in a ServiceEntry, mend its name, or name a gateway",
+                    "define it in a ServiceEntry, correct its name, or name a gateway",
                 )
 
 
@@ -137,22 +151,22 @@ def unknown_virtual_host(view: MeshView) -> Iterator[Finding]:
     "two VirtualServices are for one host inside the mesh",
 )
 def two_virtual_services(view: MeshView) -> Iterator[Finding]:
-    """Hosts whose rules come from several objects, of which clients in the mesh get one."""
+    """Hosts with several VirtualServices; clients in the mesh follow only one of them."""
     first: dict[str, list[VirtualService]] = {}
-    for service in view.in_order():
-        for index, host in enumerate(service.hosts):
-            if MESH not in service.gateways:
+    for virtual_service in view.in_order():
+        for index, host in enumerate(virtual_service.hosts):
+            if MESH not in virtual_service.gateways:
                 continue
             others = first.setdefault(host, [])
-            other = next((each for each in others if _meet(each, service)), None)
-            others.append(service)
+            other = next((each for each in others if _meet(each, virtual_service)), None)
+            others.append(virtual_service)
             if other is not None:
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.hosts[{index}]",
-                    f"{other.name} is for {host} inside the mesh too: only at gateways are rules "
-                    "put together; here one of the two is ignored",
-                    "put the rules into one object, the more special first",
+                    f"{other.name} is for {host} inside the mesh too: only gateways merge the "
+                    "rules of two objects; inside the mesh one of the two is ignored",
+                    "put the rules into one object, the more specific first",
                 )
 
 
@@ -169,7 +183,7 @@ def _meet(one: VirtualService, other: VirtualService) -> bool:
     "rules of two VirtualServices for one host of a gateway take each other's requests",
 )
 def order_of_two(view: MeshView) -> Iterator[Finding]:
-    """Rules that are put together at a gateway, and whose order is not in the objects."""
+    """Rules that a gateway merges in an order that the objects do not show."""
     for one, other in itertools.combinations(view.in_order(), 2):
         both = [
             (host, gateway)
@@ -186,20 +200,20 @@ def order_of_two(view: MeshView) -> Iterator[Finding]:
                 other.name,
                 f"spec.http[{index}]",
                 f"{one.name} has spec.http[{mine}] for the same requests to {host} at "
-                f"{gateway}: the rules of both objects are put together, on a cluster those of "
-                "the older object first, here by name and then namespace",
-                "put the two rules into one object, the more special first",
+                f"{gateway}: the rules of both objects are merged, on a cluster those of the older "
+                "object first, here by name and then namespace",
+                "put the two rules into one object, the more specific first",
             )
 
 
 def _contested(one: VirtualService, other: VirtualService) -> tuple[int, int] | None:
-    """The first rules of two VirtualServices of which the order decides."""
+    """The first pair of rules of two VirtualServices whose order matters."""
     for mine, rule_ in enumerate(one.http):
         for index, against in enumerate(other.http):
             if _action(rule_) == _action(against):
                 continue
             for first, second in itertools.product(matches_of(rule_), matches_of(against)):
-                # Catch-alls of all objects come last: beside other rules their order is known.
+                # Catch-alls of all objects come last, so their order beside other rules is known.
                 if _is_catch_all(first) is _is_catch_all(second) and (
                     match_covers(first, second) or match_covers(second, first)
                 ):
@@ -218,7 +232,7 @@ def _action(rule_: HttpRoute) -> HttpRoute:
 
 @rule("two-servers", Severity.WARNING, "two servers of a port take one domain")
 def two_servers(view: MeshView) -> Iterator[Finding]:
-    """Domains of plain ports that several servers name; of HTTPS the second is refused."""
+    """Domains that several servers of a plain port name. The compiler refuses them for HTTPS."""
     first: dict[tuple[tuple[tuple[str, str], ...], int, Domain], tuple[Gateway, Server, int]] = {}
     for gateway in view.objects.gateways.values():
         proxies = tuple(sorted(gateway.selector.items()))
@@ -236,6 +250,6 @@ def two_servers(view: MeshView) -> Iterator[Finding]:
                     gateway.name,
                     f"spec.servers[{index}].hosts[{place}]",
                     f"{where} takes {host} at port {server.port.number} too: both are one virtual "
-                    "host, in which the rules of either's VirtualServices are put together",
+                    "host, which has the rules of the VirtualServices of both",
                     "name each domain once at a port",
                 )

@@ -1,4 +1,4 @@
-"""Mistakes in hosts, endpoints and subsets."""
+"""Rules about hosts, endpoints and subsets."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ __all__: list[str] = []
 
 @rule("host-defined-twice", Severity.ERROR, "entries of two namespaces define one host")
 def host_defined_twice(view: MeshView) -> Iterator[Finding]:
-    """Entries that count for nothing, because one of another namespace has the host already."""
+    """Entries without effect, because an entry of another namespace defines the host."""
     entries = sorted(
         view.objects.service_entries.values(),
         key=lambda each: (each.name.namespace, each.name.name),
@@ -28,13 +28,13 @@ def host_defined_twice(view: MeshView) -> Iterator[Finding]:
                 yield Finding(
                     entry.name,
                     f"spec.hosts[{index}]",
-                    f"{other.name} defines {host} in another namespace, and that one alone counts",
+                    f"{other.name} defines {host} in another namespace, and only that one counts",
                     "define it in one namespace, with all its endpoints",
                 )
 
 
 def _meet(one: ServiceEntry, other: ServiceEntry) -> bool:
-    """Whether entries of two namespaces are both seen somewhere."""
+    """Whether some proxy sees the entries of two namespaces."""
     private = one.export_to == other.export_to == OWN_NAMESPACE
     return one.name.namespace != other.name.namespace and not private
 
@@ -45,7 +45,7 @@ def _meet(one: ServiceEntry, other: ServiceEntry) -> bool:
     "a workloadSelector finds none of the WorkloadEntries of its namespace",
 )
 def selects_no_workload(view: MeshView) -> Iterator[Finding]:
-    """Hosts without endpoints, where the objects say which workloads there are."""
+    """Hosts without endpoints, where the objects hold other workloads."""
     for entry in view.objects.service_entries.values():
         wanted = entry.workload_selector
         some = any(
@@ -58,7 +58,7 @@ def selects_no_workload(view: MeshView) -> Iterator[Finding]:
                 entry.name,
                 "spec.workloadSelector.labels",
                 f"no WorkloadEntry has {labels}: every request to {entry.hosts[0]} gets 503",
-                "mend the labels, or add a WorkloadEntry that has them",
+                "correct the labels, or add a WorkloadEntry that has them",
             )
 
 
@@ -73,7 +73,7 @@ def empty_subset(view: MeshView) -> Iterator[Finding]:
                     each.name,
                     f"spec.subsets[{index}].labels",
                     f"no endpoint of {each.host} has {labels}: a route to {subset.name} gets 503",
-                    "mend the labels, or start an endpoint that has them",
+                    "correct the labels, or start an endpoint that has them",
                 )
 
 
@@ -92,7 +92,7 @@ def overlapping_subsets(view: MeshView) -> Iterator[Finding]:
                     each.name,
                     f"spec.subsets[{index}].labels",
                     f"{both[0]} is in {one.name} and in {other.name}: it gets the shares of both, "
-                    "and their metrics cannot be told apart",
+                    "and their metrics cannot be separated",
                     "give each version a label of its own",
                 )
 
@@ -109,7 +109,8 @@ def endpoint_twice(view: MeshView) -> Iterator[Finding]:
                 yield Finding(
                     entry.name,
                     f"spec.endpoints[{index}]",
-                    f"{each.address} is endpoints[{before}] already: it gets the requests of two",
+                    f"{each.address} is endpoints[{before}] already: it gets the requests of two "
+                    "endpoints",
                     "remove one of the two, or give them ports of their own",
                 )
 
@@ -141,35 +142,35 @@ def endpoint_without_subset(view: MeshView) -> Iterator[Finding]:
 @rule(
     "undeclared-protocol",
     Severity.ERROR,
-    "a port that routes use does not say that it speaks gRPC or HTTP",
+    "a port that routes use does not declare gRPC or HTTP",
 )
 def undeclared_protocol(view: MeshView) -> Iterator[Finding]:
-    """Ports at which only connections are seen, though routes are for requests."""
+    """Ports at which proxies see only connections, though routes are for requests."""
     for entry, index, port, sent in _used_ports(view):
         if port.protocol is not None and (port.protocol.routed or port.protocol in _SECURED):
             continue
-        says = port.protocol.value if port.protocol else "nothing"
-        words = "it is called by HTTP/1.1, which gRPC servers do not take"
+        declared = port.protocol.value if port.protocol else "no protocol"
+        words = "Envoy calls it by HTTP/1.1, which gRPC servers do not accept"
         if any(route.for_clients_in_mesh for route, _ in sent):
             words = (
-                "requests are not seen, all requests of a connection go to one endpoint, and "
-                "weights and retries do not count"
+                "proxies see no requests, all requests of a connection go to one endpoint, and "
+                "weights and retries have no effect"
             )
         yield Finding(
             entry.name,
             f"spec.ports[{index}].protocol",
-            f"the port says {says}: {words}",
-            f"write 'protocol: {PortProtocol.GRPC.value}', or HTTP where that is spoken",
+            f"the port declares {declared}: {words}",
+            f"write 'protocol: {PortProtocol.GRPC.value}', or HTTP for HTTP servers",
         )
 
 
 @rule(
     "plain-text-to-tls",
     Severity.ERROR,
-    "a route sends plain text to a port that says it speaks TLS",
+    "a route sends plain text to a port that declares TLS",
 )
 def plain_text_to_tls(view: MeshView) -> Iterator[Finding]:
-    """Ports of TLS that routes use and for which no DestinationRule begins TLS."""
+    """Ports with TLS that routes use and for which no DestinationRule sets TLS."""
     for entry, index, port, sent in _used_ports(view):
         if port.protocol not in _SECURED:
             continue
@@ -179,9 +180,9 @@ def plain_text_to_tls(view: MeshView) -> Iterator[Finding]:
             yield Finding(
                 entry.name,
                 f"spec.ports[{index}].protocol",
-                f"the port says {port.protocol.value}, and routes send {host} their requests in "
+                f"the port declares {port.protocol.value}, and routes send {host} requests in "
                 "plain text: the server closes the connection, 503",
-                f"begin TLS in a DestinationRule of {host}: 'trafficPolicy: {{portLevelSettings: "
+                f"set TLS in a DestinationRule of {host}: 'trafficPolicy: {{portLevelSettings: "
                 f"[{{port: {{number: {port.number}}}, tls: {{mode: SIMPLE}}}}]}}'",
             )
 
@@ -197,7 +198,7 @@ def _begins_tls(view: MeshView, destination: Destination) -> bool:
 def _used_ports(
     view: MeshView,
 ) -> Iterator[tuple[ServiceEntry, int, ServicePort, list[tuple[Route, Destination]]]]:
-    """Ports that routes send requests to: entry, place, port, and what is sent."""
+    """Ports to which routes send requests: entry, index, port, and the routes."""
     for entry in view.objects.service_entries.values():
         sent = [each for host in entry.hosts for each in view.sent_to.get(host, ())]
         for index, port in enumerate(entry.ports):
@@ -212,7 +213,7 @@ def _used_ports(
 
 @rule("unselected-workload", Severity.WARNING, "no ServiceEntry selects a WorkloadEntry")
 def unselected_workload(view: MeshView) -> Iterator[Finding]:
-    """WorkloadEntries that are endpoints of nothing."""
+    """WorkloadEntries that are endpoints of no host."""
     selected = {
         each.name
         for entry in view.objects.service_entries.values()
@@ -236,8 +237,8 @@ def rule_for_unknown_host(view: MeshView) -> Iterator[Finding]:
             yield Finding(
                 each.name,
                 "spec.host",
-                f"{each.host} is unknown: the rule holds for nothing",
-                "define the host in a ServiceEntry, or mend its name",
+                f"{each.host} is unknown: the rule has no effect",
+                "define the host in a ServiceEntry, or correct its name",
             )
 
 
@@ -253,10 +254,10 @@ def two_rules(view: MeshView) -> Iterator[Finding]:
                     "spec.host",
                     f"{one.name} is for {host} too: "
                     + (
-                        "subsets are taken together, and of two policies istiod takes the older "
-                        "object's"
+                        "subsets are merged, and of two policies istiod takes that of the older "
+                        "object"
                         if together
-                        else "they say another 'exportTo', so one of them alone counts: on a "
+                        else "their 'exportTo' differs, so only one of them counts: on a "
                         "cluster the younger, here the one whose name comes last"
                     ),
                     "put both into one object",
@@ -268,8 +269,8 @@ def gateway_without_routes(view: MeshView) -> Iterator[Finding]:
     """Gateways that answer every request with 404."""
     used = {
         gateway
-        for service in view.objects.virtual_services.values()
-        for gateway in service.gateways
+        for virtual_service in view.objects.virtual_services.values()
+        for gateway in virtual_service.gateways
     }
     for name, gateway in view.gateways.items():
         if name not in used:
@@ -284,7 +285,7 @@ def gateway_without_routes(view: MeshView) -> Iterator[Finding]:
 @rule(
     "gateway-api-route",
     Severity.WARNING,
-    "routes of the Gateway API stand beside objects of Istio",
+    "the files have routes of the Gateway API and objects of Istio",
 )
 def gateway_api_route(view: MeshView) -> Iterator[Finding]:
     """Routes that are not compiled here."""
@@ -293,6 +294,6 @@ def gateway_api_route(view: MeshView) -> Iterator[Finding]:
             yield Finding(
                 each,
                 "",
-                "it is not followed here; on a cluster its mix with VirtualServices is undefined",
+                "it has no effect here; on a cluster its mix with VirtualServices is undefined",
                 "write its rules into a VirtualService",
             )

@@ -1,4 +1,4 @@
-"""Mistakes in the conditions of routes: those that no request meets, or only after another did."""
+"""Rules about conditions: those that no request meets, or only requests that are taken already."""
 
 from collections.abc import Iterator
 
@@ -12,29 +12,31 @@ from tidegate.mesh.lint.view import MeshView
 __all__: list[str] = []
 
 
-def _earlier(service: VirtualService, index: int, match: HttpMatchRequest) -> int | None:
-    """The first earlier rule that takes everything that meets some conditions."""
+def _earlier(virtual_service: VirtualService, index: int, match: HttpMatchRequest) -> int | None:
+    """The first earlier rule that takes every request that meets a condition."""
     return next(
         (
             before
-            for before, rule_ in enumerate(service.http[:index])
+            for before, rule_ in enumerate(virtual_service.http[:index])
             if any(match_covers(each, match) for each in matches_of(rule_))
         ),
         None,
     )
 
 
-def _covered(service: VirtualService, index: int) -> list[int | None]:
+def _covered(virtual_service: VirtualService, index: int) -> list[int | None]:
     """For each condition of a rule, the earlier rule that takes its requests."""
-    return [_earlier(service, index, match) for match in matches_of(service.http[index])]
+    return [
+        _earlier(virtual_service, index, match) for match in matches_of(virtual_service.http[index])
+    ]
 
 
 @rule("unreachable-route", Severity.WARNING, "earlier rules take every request of a later one")
 def unreachable_route(view: MeshView) -> Iterator[Finding]:
-    """Rules behind others that take all that they would."""
-    for service in view.objects.virtual_services.values():
-        for index in range(len(service.http)):
-            before = _covered(service, index)
+    """Rules after others that take all their requests."""
+    for virtual_service in view.objects.virtual_services.values():
+        for index in range(len(virtual_service.http)):
+            before = _covered(virtual_service, index)
             if None in before:
                 continue
             rules = [
@@ -43,7 +45,7 @@ def unreachable_route(view: MeshView) -> Iterator[Finding]:
             words = " and ".join(rules)
             come, take = ("comes", "takes") if len(rules) == 1 else ("come", "take")
             yield Finding(
-                service.name,
+                virtual_service.name,
                 f"spec.http[{index}]",
                 f"it never matches: {words} {come} first and {take} its requests",
                 f"put it before {rules[0]}, or remove it",
@@ -54,10 +56,10 @@ def unreachable_route(view: MeshView) -> Iterator[Finding]:
     "ineffective-match", Severity.WARNING, "a condition of a rule adds nothing to those before it"
 )
 def ineffective_match(view: MeshView) -> Iterator[Finding]:
-    """Conditions whose requests another has taken, beside others of the rule that do match."""
-    for service in view.objects.virtual_services.values():
-        for index, rule_ in enumerate(service.http):
-            before = _covered(service, index)
+    """Conditions without requests of their own, in rules with others that match."""
+    for virtual_service in view.objects.virtual_services.values():
+        for index, rule_ in enumerate(virtual_service.http):
+            before = _covered(virtual_service, index)
             if None not in before:
                 continue
             for place, (match, earlier) in enumerate(zip(matches_of(rule_), before, strict=True)):
@@ -67,7 +69,7 @@ def ineffective_match(view: MeshView) -> Iterator[Finding]:
                         for number, each in enumerate(rule_.match)
                         if number != place
                         and match_covers(each, match)
-                        # Of two that say the same, the second adds nothing.
+                        # Of two equal conditions, the second adds nothing.
                         and (number < place or not match_covers(match, each))
                     ),
                     None,
@@ -79,7 +81,7 @@ def ineffective_match(view: MeshView) -> Iterator[Finding]:
                 else:
                     continue
                 yield Finding(
-                    service.name,
+                    virtual_service.name,
                     f"spec.http[{index}].match[{place}]",
                     f"no request needs it: {taken}",
                     "remove it"
@@ -93,18 +95,21 @@ def ineffective_match(view: MeshView) -> Iterator[Finding]:
 
 @rule("match-for-nobody", Severity.WARNING, "no request can meet the conditions of a rule")
 def match_for_nobody(view: MeshView) -> Iterator[Finding]:
-    """Conditions that contradict themselves, or how requests come in."""
-    for service in view.objects.virtual_services.values():
-        for index, rule_ in enumerate(service.http):
+    """Conditions that contradict themselves, or the gateways of their VirtualService."""
+    for virtual_service in view.objects.virtual_services.values():
+        for index, rule_ in enumerate(virtual_service.http):
             for place, match in enumerate(rule_.match):
-                for field, traffic, fix in _impossible(view, service, match):
+                for field, traffic, fix in _impossible(view, virtual_service, match):
                     yield Finding(
-                        service.name, f"spec.http[{index}].match[{place}].{field}", traffic, fix
+                        virtual_service.name,
+                        f"spec.http[{index}].match[{place}].{field}",
+                        traffic,
+                        fix,
                     )
 
 
 def _impossible(
-    view: MeshView, service: VirtualService, match: HttpMatchRequest
+    view: MeshView, virtual_service: VirtualService, match: HttpMatchRequest
 ) -> Iterator[tuple[str, str, str]]:
     uri = match.uri
     fixed = (StringMatchKind.EXACT, StringMatchKind.PREFIX)
@@ -119,17 +124,17 @@ def _impossible(
         if unwanted == match.headers[name] or unwanted.kind is StringMatchKind.PRESENT:
             yield (
                 f"withoutHeaders[{name}]",
-                f"no request has the header {name} and has it not",
+                f"no request both has the header {name} and lacks it",
                 "remove one of the two conditions",
             )
-    strange = [each for each in match.gateways if each not in service.gateways]
+    strange = [each for each in match.gateways if each not in virtual_service.gateways]
     if match.gateways and len(strange) == len(match.gateways):
         yield (
             "gateways",
             f"the VirtualService is not for {' or '.join(strange)}: no request meets it there",
-            f"name one of {', '.join(service.gateways)}",
+            f"name one of {', '.join(virtual_service.gateways)}",
         )
-    ports = _ports(view, match.gateways or service.gateways)
+    ports = _ports(view, match.gateways or virtual_service.gateways)
     if match.port is not None and ports and match.port not in ports:
         words = ", ".join(map(str, sorted(ports)))
         yield (
@@ -140,7 +145,7 @@ def _impossible(
 
 
 def _ports(view: MeshView, gateways: tuple[GatewayName, ...]) -> set[int]:
-    """The ports of some gateways; none where requests may come in at any."""
+    """The ports of some gateways; empty where requests may arrive at any port."""
     if any(each == MESH or each not in view.gateways for each in gateways):
         return set()
     return {server.port.number for each in gateways for server in view.gateways[each].servers}

@@ -1,4 +1,4 @@
-"""Mistakes in how hosts are called."""
+"""Rules about traffic policies."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tidegate.mesh.lint.view import MeshView, Route
 __all__: list[str] = []
 
 DEFAULT_MAX_EJECTION_PERCENT = 10
-"""Envoy's, and Istio's, where nothing is said."""
+"""The default of Envoy and Istio."""
 
 
 def _policies(
@@ -32,14 +32,14 @@ def _policies(
 
 @dataclass(frozen=True, slots=True)
 class _Detection:
-    """Outlier detection and what it watches.
+    """An outlier detection, and the endpoints that it watches.
 
     Attributes:
-        rule: the DestinationRule that says it.
-        path: where.
-        detection: what it says.
-        counts: endpoints of each part that it watches, by words for the part; no part of which
-            nothing is known.
+        rule: The DestinationRule that has it.
+        path: Its path there.
+        detection: The outlier detection.
+        counts: The number of endpoints of each host or subset that it watches, by name, as far as
+            they are known.
     """
 
     rule: DestinationRule
@@ -51,8 +51,8 @@ class _Detection:
 def _detections(view: MeshView) -> Iterator[_Detection]:
     """Every outlier detection.
 
-    What a rule says holds for the whole host and for each of its subsets that routes name and that
-    do not say their own.
+    The detection of a rule watches the host, or each subset that routes name and that has no
+    detection of its own.
     """
     for each in view.objects.destination_rules.values():
         own = {
@@ -77,7 +77,7 @@ def _detections(view: MeshView) -> Iterator[_Detection]:
 
 
 def _named_subsets(view: MeshView, rule_: DestinationRule) -> set[SubsetName | None]:
-    """What routes name of a host: subsets, or None for the whole; the whole where none does."""
+    """The subsets of a host that routes name; None stands for the whole host."""
     named = {destination.subset for _, destination, _ in view.sent_to.get(rule_.host, ())}
     return named or {None}
 
@@ -86,7 +86,7 @@ def _named_subsets(view: MeshView, rule_: DestinationRule) -> set[SubsetName | N
     "dead-subset-policy", Severity.WARNING, "a subset has a policy of its own and no route names it"
 )
 def dead_subset_policy(view: MeshView) -> Iterator[Finding]:
-    """Policies of subsets that hold for no request."""
+    """Policies of subsets to which no request goes."""
     named = {
         (destination.host, destination.subset)
         for route in view.routes
@@ -113,7 +113,7 @@ def dead_subset_policy(view: MeshView) -> Iterator[Finding]:
     "outlier detection may eject less than one endpoint, so it ejects none",
 )
 def ejects_nobody(view: MeshView) -> Iterator[Finding]:
-    """Detections whose maxEjectionPercent comes to no endpoint."""
+    """Detections whose maxEjectionPercent is less than one endpoint."""
     for each in _detections(view):
         percent = each.detection.max_ejection_percent
         allowed = DEFAULT_MAX_EJECTION_PERCENT if percent is None else percent
@@ -128,7 +128,7 @@ def ejects_nobody(view: MeshView) -> Iterator[Finding]:
                 each.rule.name,
                 each.path if percent is None else f"{each.path}.maxEjectionPercent",
                 f"{allowed} % of the endpoints of {words} is less than one: an endpoint that "
-                "fails is never left out",
+                "fails is never ejected",
                 f"write maxEjectionPercent {-(-100 // min(few.values()))} or more, or annotate "
                 "'tidegate.dev/always-eject-one-host: \"true\"'",
             )
@@ -140,7 +140,7 @@ def ejects_nobody(view: MeshView) -> Iterator[Finding]:
     "outlier detection watches a single endpoint",
 )
 def outlier_detection_of_one(view: MeshView) -> Iterator[Finding]:
-    """Detections that eject nobody or everybody."""
+    """Detections that eject no endpoint or the only one."""
     for each in _detections(view):
         alone = ", ".join(whose for whose, count in each.counts.items() if count == 1)
         everybody = (
@@ -152,7 +152,11 @@ def outlier_detection_of_one(view: MeshView) -> Iterator[Finding]:
                 each.rule.name,
                 each.path,
                 f"{alone} has one endpoint: "
-                + ("ejecting it leaves none, and requests get 503" if everybody else "it stays"),
+                + (
+                    "ejecting it leaves none, and requests get 503"
+                    if everybody
+                    else "it is never ejected"
+                ),
                 "add endpoints, or remove the detection",
             )
 
@@ -163,7 +167,7 @@ def outlier_detection_of_one(view: MeshView) -> Iterator[Finding]:
     "a port's own policy leaves out what the policy around it says",
 )
 def port_policy_inherits_nothing(view: MeshView) -> Iterator[Finding]:
-    """Parts of a policy that a port falls out of."""
+    """Parts of a policy that do not hold for a port."""
     parts = {
         "load_balancer": "loadBalancer",
         "connection_pool": "connectionPool",
@@ -184,7 +188,7 @@ def port_policy_inherits_nothing(view: MeshView) -> Iterator[Finding]:
                         f"repeat {', '.join(lost)} here",
                     )
                 if policy.retry_budget is not None:
-                    # A subset's budget lies over that of the whole host, which comes back then.
+                    # Without the subset's budget, that of the host holds.
                     now = "none" if subset is None else "that of the whole host, if there is one"
                     yield Finding(
                         each.name,
@@ -225,7 +229,7 @@ def _in_mesh(view: MeshView) -> Iterator[Route]:
 @rule(
     "least-request-for-grpc-clients",
     Severity.WARNING,
-    "clients without a proxy have no LEAST_REQUEST",
+    "gRPC clients without a proxy have no LEAST_REQUEST",
 )
 def least_request_for_grpc_clients(view: MeshView) -> Iterator[Finding]:
     """Load balancers that gRPC clients replace by another."""
@@ -250,10 +254,10 @@ def least_request_for_grpc_clients(view: MeshView) -> Iterator[Finding]:
 @rule(
     "ignored-by-grpc-clients",
     Severity.WARNING,
-    "clients without a proxy ignore a part of a route or policy",
+    "gRPC clients without a proxy ignore a part of a route or policy",
 )
 def ignored_by_grpc_clients(view: MeshView) -> Iterator[Finding]:
-    """Parts that gRPC's own xDS support has not (see its doc/grpc_xds_features.md)."""
+    """Parts that gRPC's own xDS support lacks (see its doc/grpc_xds_features.md)."""
     for route in _in_mesh(view):
         rule_ = route.rule
         ignored = {
@@ -269,10 +273,10 @@ def ignored_by_grpc_clients(view: MeshView) -> Iterator[Finding]:
         for name, present in ignored.items():
             if present:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.{name}",
-                    "gRPC clients that dial xds:/// do not do it; Envoys do",
-                    "let clients call through a gateway, or do without",
+                    "gRPC clients that dial xds:/// ignore it; Envoy does not",
+                    "let clients call through a gateway, or remove it",
                 )
     hosts = {each.host for route in _in_mesh(view) for _, each, _ in route.shares()}
     for each in _detections(view):
@@ -280,6 +284,6 @@ def ignored_by_grpc_clients(view: MeshView) -> Iterator[Finding]:
             yield Finding(
                 each.rule.name,
                 each.path,
-                "gRPC clients that dial xds:/// do not count errors in a row, and eject nobody",
+                "gRPC clients that dial xds:/// do not count consecutive errors, and eject none",
                 "rely on health checks for them",
             )

@@ -1,4 +1,4 @@
-"""Mistakes in where requests are sent."""
+"""Rules about routes: destinations, weights, retries, timeouts and faults."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,16 @@ from tidegate.mesh.lint.findings import Finding, Severity, rule
 from tidegate.mesh.lint.match_coverage import matches_of, may_match
 from tidegate.mesh.lint.view import MeshView, Route
 
-__all__ = ["NOT_TO_BE_REPEATED"]
+__all__: list[str] = []
 
-NOT_TO_BE_REPEATED = (
+_NOT_TO_BE_REPEATED = (
     "/tidegate.llm.v1.LlmService/Generate",
     "/tidegate.llm.v1.LlmService/Chat",
     "/tidegate.llm.v1.LlmService/Complete",
     "/tidegate.vision.v1.VisionService/ClassifyStream",
     "/inference.GRPCInferenceService/ModelStreamInfer",
 )
-"""Methods that are streams, or that compute for seconds and answer differently each time."""
+"""Methods that stream, or that compute for seconds with another result each time."""
 
 
 def _places(view: MeshView) -> Iterator[tuple[Route, str, Destination, float]]:
@@ -37,16 +37,16 @@ def unknown_host(view: MeshView) -> Iterator[Finding]:
     for route, path, destination, _ in _places(view):
         if destination.host not in view.hosts:
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 f"{path}.host",
                 f"{destination.host} is unknown: requests get 503 (UNAVAILABLE), flag NC",
-                "define it in a ServiceEntry, or mend its name",
+                "define it in a ServiceEntry, or correct its name",
             )
 
 
 @rule("missing-subset", Severity.ERROR, "a route names a subset that no DestinationRule defines")
 def missing_subset(view: MeshView) -> Iterator[Finding]:
-    """Subsets that are named and not defined."""
+    """Subsets that routes name and that no DestinationRule defines."""
     for route, path, destination, _ in _places(view):
         if destination.subset is None or view.subset(destination.host, destination.subset):
             continue
@@ -55,7 +55,7 @@ def missing_subset(view: MeshView) -> Iterator[Finding]:
         names = " or ".join(str(each.name) for each in rules)
         fix = f"add it to {names or f'a DestinationRule of {destination.host}'}"
         yield Finding(
-            route.service.name,
+            route.virtual_service.name,
             f"{path}.subset",
             f"{destination.host} has no subset {destination.subset}: requests get 503, flag NC",
             f"{fix}, or name one of {', '.join(known)}" if known else fix,
@@ -73,7 +73,7 @@ def weight_on_empty_subset(view: MeshView) -> Iterator[Finding]:
         if share > 0 and view.endpoints(destination.host, destination.subset) == ():
             whose = destination.subset or destination.host
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 path,
                 f"{share * 100:.4g} % of the requests go to {whose}, which has no endpoint: 503, "
                 "flag UH",
@@ -83,21 +83,21 @@ def weight_on_empty_subset(view: MeshView) -> Iterator[Finding]:
 
 @rule("unknown-port", Severity.ERROR, "a destination names a port that its host does not have")
 def unknown_port(view: MeshView) -> Iterator[Finding]:
-    """Ports that are named and not there, and ports left out where there are several."""
+    """Ports that do not exist, and ports left out where the host has several."""
     for route, path, destination, _ in _places(view):
         host = view.hosts.get(destination.host)
         numbers = [port.number for port in host.ports] if host is not None else []
         words = ", ".join(map(str, numbers))
         if destination.port is None and len(numbers) > 1 and not route.for_clients_in_mesh:
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 path,
-                f"{destination.host} has the ports {words}: which is meant is not said",
+                f"{destination.host} has the ports {words}, and the destination names none",
                 "add 'port: {number: …}'",
             )
         if destination.port is not None and numbers and destination.port not in numbers:
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 f"{path}.port",
                 f"{destination.host} has no port {destination.port}: requests get 503, flag NC",
                 f"write one of {words}",
@@ -110,7 +110,7 @@ def unknown_port(view: MeshView) -> Iterator[Finding]:
     "a rule names one destination twice",
 )
 def destination_twice(view: MeshView) -> Iterator[Finding]:
-    """Destinations of one rule that are the same: their weights add up, and copies are doubled."""
+    """Equal destinations of one rule: their weights add up, and copies are doubled."""
     for route in view.routes:
         weights: dict[Destination, list[int]] = {}
         for index, each in enumerate(route.rule.route):
@@ -119,17 +119,17 @@ def destination_twice(view: MeshView) -> Iterator[Finding]:
             if len(before) > 1:
                 sums = " + ".join(map(str, before))
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.route[{index}].destination",
-                    f"{_whose(each.destination)} stands in the rule already: it gets the weights "
-                    f"{sums} together, {sum(before)}",
+                    f"{_whose(each.destination)} is in the rule already: its weights add up, "
+                    f"{sums} = {sum(before)}",
                     f"write it once with 'weight: {sum(before)}', or name another subset",
                 )
         copies: set[Destination] = set()
         for path, destination, _ in route.mirrors():
             if destination in copies:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.{path}",
                     f"{_whose(destination)} is a mirror of the rule already: it gets every copy "
                     "twice",
@@ -147,20 +147,18 @@ def _whose(destination: Destination) -> str:
 @rule(
     "default-retries",
     Severity.WARNING,
-    "gRPC methods that are not to be repeated are retried because nothing says otherwise",
+    "gRPC methods that must not be repeated are retried by default",
 )
 def default_retries(view: MeshView) -> Iterator[Finding]:
-    """Routes with Istio's conditions of retries to methods that are not to be repeated."""
+    """Routes with Istio's default conditions of retries to methods that must not be repeated."""
     for route in view.routes:
         retries = route.rule.retries
-        said = retries is not None and (retries.attempts == 0 or retries.retry_on is not None)
-        repeated = None if said or not route.rule.route else _repeated(view, route)
+        chosen = retries is not None and (retries.attempts == 0 or retries.retry_on is not None)
+        repeated = None if chosen or not route.rule.route else _repeated(view, route)
         if repeated is not None:
-            often = (
-                "twice where nothing is said" if retries is None else f"{retries.attempts} times"
-            )
+            often = "twice by default" if retries is None else f"{retries.attempts} times"
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 route.path if retries is None else f"{route.path}.retries",
                 f"Istio retries {often}, on 'unavailable' too: {repeated} begins again after a "
                 "server gave up on it",
@@ -170,13 +168,13 @@ def default_retries(view: MeshView) -> Iterator[Finding]:
 
 
 def _repeated(view: MeshView, route: Route) -> str | None:
-    """The call that retries would repeat; nothing where none is known that should not be."""
+    """The method that retries must not repeat; None where none is known."""
     protocols = {_protocol(view, each.destination) for each in route.rule.route}
     if not protocols & {None, *_GRPC, PortProtocol.HTTP2}:
         return None
     conditions = matches_of(route.rule)
     hosts = " ".join(each.destination.host.split(".")[0] for each in route.rule.route)
-    for method in NOT_TO_BE_REPEATED:
+    for method in _NOT_TO_BE_REPEATED:
         service = method.removeprefix("/").split("/")[0]
         words = service.split(".")
         word = words[1] if words[0] == "tidegate" else words[0]
@@ -184,7 +182,7 @@ def _repeated(view: MeshView, route: Route) -> str | None:
             word in hosts and any(may_match(each, method) for each in conditions)
         ):
             return method
-    # Another's gRPC methods are not known; where one is named, so is what its repetition does.
+    # Methods of other servers are unknown. A rule that names one was written for it.
     named = all(
         each.uri is not None and each.uri.kind is StringMatchKind.EXACT for each in conditions
     )
@@ -195,7 +193,7 @@ _GRPC = (PortProtocol.GRPC, PortProtocol.GRPC_WEB)
 
 
 def _protocol(view: MeshView, destination: Destination) -> PortProtocol | None:
-    """What is spoken at a destination; None where it is not known."""
+    """The protocol of a destination; None where it is unknown."""
     port = view.port_of(destination)
     if port is None:
         return None
@@ -204,7 +202,7 @@ def _protocol(view: MeshView, destination: Destination) -> PortProtocol | None:
 
 
 def _asks_for(match: HttpMatchRequest, words: list[str], method: str) -> bool:
-    """Whether conditions are for paths of a gRPC package, and take a method of it."""
+    """Whether a condition is for paths of a gRPC package, and takes a method of it."""
     if match.uri is None or match.uri.kind is StringMatchKind.REGEX:
         return False
     package = ".".join(words[:2]) if words[0] == "tidegate" else words[0]
@@ -212,13 +210,13 @@ def _asks_for(match: HttpMatchRequest, words: list[str], method: str) -> bool:
 
 
 _BEGUN = frozenset({"5xx", "gateway-error", "reset", "retriable-4xx"})
-"""Conditions of retries that hold after a server has begun with a request."""
+"""Conditions of retries that can hold after a server has begun a request."""
 
 
 @rule(
     "retried-posts",
     Severity.WARNING,
-    "requests of plain HTTP that a server may have begun are sent again",
+    "plain HTTP requests that a server may have begun are retried",
 )
 def retried_posts(view: MeshView) -> Iterator[Finding]:
     """Retries that repeat requests that are not idempotent."""
@@ -234,9 +232,9 @@ def retried_posts(view: MeshView) -> Iterator[Finding]:
         )
         if begun and plain and not all(_is_safe(each) for each in matches_of(route.rule)):
             yield Finding(
-                route.service.name,
+                route.virtual_service.name,
                 f"{route.path}.retries.retryOn",
-                f"on {begun[0]} a POST is sent again though a server may have done it: it is done "
+                f"on {begun[0]} a POST is retried that a server may have processed: it is done "
                 "twice",
                 "write 'connect-failure,refused-stream', or make a rule of its own for 'method: "
                 "{exact: GET}'",
@@ -244,7 +242,7 @@ def retried_posts(view: MeshView) -> Iterator[Finding]:
 
 
 def _is_safe(match: HttpMatchRequest) -> bool:
-    """Whether conditions are for methods that may be repeated (RFC 9110, 9.2.2)."""
+    """Whether a condition is for a method that may be repeated (RFC 9110, 9.2.2)."""
     method = match.method
     return (
         method is not None
@@ -254,10 +252,12 @@ def _is_safe(match: HttpMatchRequest) -> bool:
 
 
 @rule(
-    "timeout-under-p99", Severity.WARNING, "a timeout is shorter than the model's slowest answers"
+    "timeout-under-p99",
+    Severity.WARNING,
+    "a timeout is shorter than the 99th percentile of response times",
 )
 def timeout_under_p99(view: MeshView) -> Iterator[Finding]:
-    """Timeouts that cut off more than a hundredth of the answers."""
+    """Timeouts that end more than one request in a hundred."""
     for route in view.routes:
         retries = route.rule.retries
         limits = [("timeout", route.rule.timeout)]
@@ -272,7 +272,7 @@ def timeout_under_p99(view: MeshView) -> Iterator[Finding]:
             if limit is not None and known and limit < max(known)[0]:
                 p99, host = max(known)
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.{name}",
                     f"{host} takes {duration_text(p99)} at its 99th percentile: more than one "
                     f"request in a hundred is ended after {duration_text(limit)}",
@@ -280,9 +280,9 @@ def timeout_under_p99(view: MeshView) -> Iterator[Finding]:
                 )
 
 
-@rule("fault-for-nobody", Severity.WARNING, "a fault is declared and no request gets it")
+@rule("fault-for-nobody", Severity.WARNING, "a fault is declared, and no request gets it")
 def fault_for_nobody(view: MeshView) -> Iterator[Finding]:
-    """Faults whose percentage is 0, as it is where it is left out."""
+    """Faults whose percentage is 0, which is the default."""
     for route in view.routes:
         fault = route.rule.fault
         if fault is None:
@@ -290,7 +290,7 @@ def fault_for_nobody(view: MeshView) -> Iterator[Finding]:
         for name, part in (("delay", fault.delay), ("abort", fault.abort)):
             if part is not None and part.percentage == 0:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.fault.{name}",
                     "no request gets it: its percentage is 0, which is Istio's default",
                     "add 'percentage: {value: N}', or remove it",
@@ -303,20 +303,20 @@ def fault_for_nobody(view: MeshView) -> Iterator[Finding]:
     "a consistent hash keeps callers at an endpoint, and weights move them between subsets",
 )
 def hash_without_sticky(view: MeshView) -> Iterator[Finding]:
-    """Splits between subsets where a hash is meant to keep a caller in one place."""
+    """Weighted routes between subsets whose DestinationRule hashes callers to endpoints."""
     for route in view.routes:
         shared = [destination for _, destination, share in route.shares() if share > 0]
-        if len(shared) < 2 or route.service.annotations.sticky is not None:
+        if len(shared) < 2 or route.virtual_service.annotations.sticky is not None:
             continue
         for destination in shared:
             layers = view.policies(destination.host, destination.subset, destination.port)
             balancers = [each.policy.load_balancer for each in layers if each.policy.load_balancer]
             if balancers and balancers[0].consistent_hash is not None:
                 yield Finding(
-                    route.service.name,
+                    route.virtual_service.name,
                     f"{route.path}.route",
-                    f"{destination.host} hashes callers to endpoints, but the subset is drawn for "
-                    "each request: a caller goes back and forth between versions",
+                    f"{destination.host} hashes callers to endpoints, but Envoy draws the subset "
+                    "anew for each request: a caller moves back and forth between versions",
                     "annotate 'tidegate.dev/sticky: header:NAME' with the header that is hashed",
                 )
                 break

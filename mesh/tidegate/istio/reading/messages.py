@@ -19,9 +19,10 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tidegate.istio import rules
-from tidegate.istio.leaves import (
-    LEAVES,
+from tidegate.istio.reading.nodes import entries, find, is_null, value_of
+from tidegate.istio.reading.scalar_readers import (
     NOTHING,
+    SCALAR_READERS,
     Read,
     Reading,
     join,
@@ -30,7 +31,6 @@ from tidegate.istio.leaves import (
     read_optional_match,
     wrong_kind,
 )
-from tidegate.istio.nodes import entries, find, is_null, value_of
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.shapes import AnyCase, Inside, Message, Positive, Range, StringMatch
 
@@ -119,9 +119,9 @@ def read_message(
         return NOTHING
     made = message(**values)
     if whole and not reading.validated:
-        for complaint in rules.complaints(made):
-            place = find(node, complaint.path)
-            reading.refuse(place, _below(path, complaint.path), complaint.problem, complaint.fix)
+        for each in rules.violations(made):
+            place = find(node, each.path)
+            reading.refuse(place, _below(path, each.path), each.problem, each.fix)
     return made
 
 
@@ -141,10 +141,12 @@ def _read_fields(
     opaque: dict[str, Any] = {}
     for key, (key_node, value_node) in found.items():
         shape = shapes.get(key)
-        if shape is None and reading.validated:
+        if shape is None and (key in message.OPAQUE or reading.validated):
             opaque[key] = value_of(value_node)
+            whole = False
         elif shape is None:
-            _refuse_unknown(key_node, key, path, message, reading)
+            fix = meant(key, (*shapes, *message.OPAQUE))
+            reading.refuse(key_node, join(path, key), "is not a field here", fix)
             whole = False
         elif not is_null(value_node):
             before = len(reading.problems)
@@ -171,21 +173,7 @@ def _refuse_missing(node: MappingNode, message: type[Message], path: str, readin
     found, _ = entries(node)
     for name, shape in fields_of(message).items():
         if shape.required and (name not in found or is_null(found[name][1])):
-            problem, _, fix = message.ABSENT.get(name, "; add it").rpartition("; ")
-            words = f"is missing: {problem}" if problem else "is missing"
-            reading.refuse(node, join(path, name), words, fix)
-
-
-def _refuse_unknown(
-    node: Node, key: str, path: str, message: type[Message], reading: Reading
-) -> None:
-    if key in message.REFUSED:
-        reason, _, fix = message.REFUSED[key].rpartition("; ")
-        problem = f"is not supported: {reason}" if reason else "is not supported"
-        reading.refuse(node, join(path, key), problem, fix)
-    else:
-        fix = meant(key, fields_of(message))
-        reading.refuse(node, join(path, key), "is not a field here", fix)
+            reading.refuse(node, join(path, name), "is missing", "add it")
 
 
 @functools.cache
@@ -206,7 +194,7 @@ def _reader(hint: Any) -> Read:
         return lambda node, path, reading: read_message(node, hint, path, reading)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return functools.partial(_read_enum, hint)
-    return LEAVES[hint]
+    return SCALAR_READERS[hint]
 
 
 def _annotated(hint: Any) -> Read:
@@ -264,7 +252,7 @@ def _read_mapping(
 
 
 def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -> Any:
-    text = LEAVES[str](node, path, reading)
+    text = SCALAR_READERS[str](node, path, reading)
     if text is NOTHING:
         return text
     if issubclass(kind, AnyCase):
@@ -276,9 +264,6 @@ def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -
         return kind(text)
     except ValueError:
         known = [str(member.value) for member in kind]
-        if text in rules.REFUSED_WORDS.get(kind, {}):
-            reason, _, fix = rules.REFUSED_WORDS[kind][text].rpartition("; ")
-            return reading.refuse(node, path, f"{text} is not supported: {reason}", fix)
         return reading.refuse(node, path, f"cannot be {text!r}", meant(text, known))
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from tidegate.istio.scalars import is_label_name, is_label_value
 from tidegate.istio.shapes import Message
 
-__all__ = ["Complaint", "at_most_one", "export_to", "labels", "on_one_line", "twice"]
+__all__ = ["Violation", "at_most_one", "export_to", "labels", "on_one_line", "twice"]
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class Violation:
     """A contradiction.
 
     Attributes:
@@ -24,48 +24,48 @@ class Complaint:
     fix: str
 
 
-def at_most_one(message: Message, *fields: tuple[str, str], least: int = 0) -> Iterator[Complaint]:
+def at_most_one(message: Message, *fields: tuple[str, str], least: int = 0) -> Iterator[Violation]:
     """Fields that exclude each other, by their names in Python and YAML."""
     present = [yaml for name, yaml in fields if getattr(message, name) not in (None, ())]
     words = ", ".join(yaml for _, yaml in fields)
     if len(present) > 1:
         fix = f"keep one of {words}"
-        yield Complaint(present[1], f"cannot stand beside '{present[0]}'", fix)
+        yield Violation(present[1], f"cannot stand beside '{present[0]}'", fix)
     if len(present) < least:
-        yield Complaint("", f"has none of {words}", "add one")
+        yield Violation("", f"has none of {words}", "add one")
 
 
-def twice(items: Iterable[object], path: str, what: str) -> Iterator[Complaint]:
+def twice(items: Iterable[object], path: str, what: str) -> Iterator[Violation]:
     """Items that come more than once; ``path`` has a place for their index."""
     seen: set[object] = set()
     for index, item in enumerate(items):
         if item in seen:
-            yield Complaint(path.format(index), f"{what} {item} stands twice", "keep one")
+            yield Violation(path.format(index), f"{what} {item} stands twice", "keep one")
         seen.add(item)
 
 
-def labels(found: Mapping[str, str], path: str) -> Iterator[Complaint]:
+def labels(found: Mapping[str, str], path: str) -> Iterator[Violation]:
     """Labels that Kubernetes would not take."""
     for name, value in found.items():
         place = f"{path}[{name}]" if "." in name or "/" in name else f"{path}.{name}"
         if not is_label_name(name):
             fix = "write it like version or example.com/tier"
-            yield Complaint(place, f"{name!r} is no name of a label", fix)
+            yield Violation(place, f"{name!r} is no name of a label", fix)
         if not is_label_value(value):
             fix = "use letters, 0-9, -, _ and dots, at most 63"
-            yield Complaint(place, f"{value!r} is no value of a label", fix)
+            yield Violation(place, f"{value!r} is no value of a label", fix)
 
 
-def on_one_line(*texts: tuple[str, str | None]) -> Iterator[Complaint]:
+def on_one_line(*texts: tuple[str, str | None]) -> Iterator[Violation]:
     """Texts, by their paths, that Envoy rejects for a line break or a zero byte."""
     for path, text in texts:
         if text is not None and not {"\0", "\r", "\n"}.isdisjoint(text):
-            yield Complaint(
+            yield Violation(
                 path, "has a line break or a zero byte, which Envoy rejects", "remove it"
             )
 
 
-def export_to(scopes: tuple[str, ...]) -> Iterator[Complaint]:
+def export_to(scopes: tuple[str, ...]) -> Iterator[Violation]:
     """Scopes that are neither all namespaces nor its own."""
     if scopes not in (("*",), (".",), ()):
-        yield Complaint("exportTo", "names namespaces", "write ['*'] for all or ['.'] for its own")
+        yield Violation("exportTo", "names namespaces", "write ['*'] for all or ['.'] for its own")

@@ -1,13 +1,17 @@
-"""One request as an Envoy saw it, from its access log entry.
+"""The record of one request, parsed from an access log entry of an Envoy.
 
-Everything here is a function of the message. What comes may be odd: a client chooses paths and
-headers, a server its trailers, and the port of the access log may be talked to by anyone on the
-machine; so nothing in an entry makes the parser fail, and what is missing is None or empty.
+Everything here is a function of the message. The content is not trusted: a client chooses paths and
+headers, a server chooses trailers, and anyone on the machine can connect to the access log port. So
+no entry makes the parser fail, and missing values are None or empty.
 
-The status of a call is, in this order: what its trailers say; its headers, where it ended with
-them; DEADLINE_EXCEEDED where a clock ended it, Envoy's or that of a client which went away at its
-deadline; CANCELLED where the client went away before; and else what gRPC makes of the HTTP status
-(gRPC's "HTTP to gRPC Status Code Mapping"), so that a stream cut in the middle is UNKNOWN.
+The status of a call comes from the first of these that applies:
+
+1. Its trailers.
+2. Its headers, if the call ended with them.
+3. DEADLINE_EXCEEDED, if a timeout of Envoy ended it, or if its client left at its deadline.
+4. CANCELLED, if its client left earlier.
+5. The HTTP status, by gRPC's "HTTP to gRPC Status Code Mapping". So a stream that was cut in the
+   middle is UNKNOWN.
 """
 
 import re
@@ -82,27 +86,27 @@ _FLAG_NAMES: Final = {
     "dns_resolution_failure": "DF",
     "downstream_remote_reset": "DR",
 }
-_CLIENT_LEFT: Final = frozenset({"DC", "DR"})
-# Envoy's clocks for a whole call: those of a route, of the proxy, and of the cluster.
-_OVER_TIME: Final = frozenset({"UT", "DT", "UMSDR"})
-_OVER_TIME_DETAILS: Final = frozenset({"max_duration_timeout", "response_timeout"})
+_CLIENT_LEFT_FLAGS: Final = frozenset({"DC", "DR"})
+# Envoy's timeouts for a whole call: of a route, of the proxy, and of the cluster.
+_TIMEOUT_FLAGS: Final = frozenset({"UT", "DT", "UMSDR"})
+_TIMEOUT_DETAILS: Final = frozenset({"max_duration_timeout", "response_timeout"})
 # gRPC over HTTP2, "Timeout".
 _GRPC_TIMEOUT: Final = re.compile(r"(?P<value>[0-9]{1,8})(?P<unit>[HMSmun])", re.ASCII)
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _STATUS_KEYS: Final = frozenset({"grpc-status", "grpc-message"})
-# What Envoy writes where it knows nothing.
-_NOTHING: Final = "-"
+# What Envoy writes for a missing value.
+_NO_VALUE: Final = "-"
 _NANO: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterName:
-    """What istiod's names of clusters say: ``outbound|50051|v2|vision.models.svc.cluster.local``.
+    """A cluster name of istiod, such as ``outbound|50051|v2|vision.models.svc.cluster.local``.
 
     Attributes:
-        host: full name of the service; the whole name where it is not one of istiod's.
-        port: port of the service, None where it is not one of istiod's names.
-        subset: the subset, empty for the whole service.
+        host: Full name of the service, or the whole cluster name if it has another form.
+        port: Port of the service, or None if the name has another form.
+        subset: The subset, empty for the whole service.
     """
 
     host: str
@@ -111,7 +115,7 @@ class ClusterName:
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """Reads a name; one of another form is taken for the host."""
+        """Parses a cluster name. A name of another form becomes the host."""
         match = _CLUSTER_NAME.fullmatch(name)
         if match is None:
             return cls(name)
@@ -120,39 +124,40 @@ class ClusterName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """One request that has ended.
+    """One finished request.
 
     Attributes:
-        proxy: which Envoy tells it, its node's id.
-        proxy_role: what that Envoy is for, such as ``ingress``; empty when it does not say.
-        start_time_s: when the request came, seconds since the epoch.
-        authority: whom the client called; its own words.
-        path: what the client called, before any rewrite; its own words.
-        service: full name of the gRPC service, empty where the path names none.
-        method: name of the gRPC method, empty where the path names none.
-        is_grpc: whether the request was a gRPC call.
-        route: name of the route that was taken, empty without one.
-        cluster: name of the cluster that the route chose, empty without one.
-        host: the service behind the cluster, empty without a cluster.
-        port: its port.
-        subset: its subset, empty for the whole service.
-        upstream_address: the endpoint that was chosen, ``address:port``, empty without one.
-        listener_address: where the client's connection arrived, ``address:port``.
-        attempts: how often the request was sent upstream or tried to be.
-        http_status: status of the response's headers; 0 when there were none.
-        grpc_status: how the call ended; None for what is no gRPC call.
-        grpc_message: what the call's end says for people.
-        response_flags: Envoy's short names for what went wrong (``UH``, ``UF``, ``DC``).
-        response_details: Envoy's words for who answered and why, such as ``via_upstream``.
-        time_to_first_byte_s: until the first byte of the endpoint's answer; None when none came.
-            Of a stream of a server that sends its headers with its first message, the time to it.
-        duration_s: until the last byte had gone to the client.
-        request_bytes: size of the request's body.
-        response_bytes: size of the response's body.
-        request_messages: messages of the client, None where they were not counted.
-        response_messages: messages of the server, None where they were not counted.
-        trailers: those of the logged trailers that the server sent, without the status.
-        headers: those of the logged request headers that the client sent.
+        proxy: Node id of the Envoy that logged the request.
+        proxy_role: Role of that Envoy, such as ``ingress``. Empty if it does not report one.
+        start_time_s: When the request arrived, in seconds since the epoch.
+        authority: The authority, as the client sent it.
+        path: The path, as the client sent it, before any rewrite.
+        service: Full name of the gRPC service, empty if the path names none.
+        method: Name of the gRPC method, empty if the path names none.
+        is_grpc: Whether the request is a gRPC call.
+        route: Name of the matched route, empty without one.
+        cluster: Name of the cluster that the route chose, empty without one.
+        host: The service behind the cluster, empty without a cluster.
+        port: Port of the service.
+        subset: Subset of the service, empty for the whole service.
+        upstream_address: The chosen endpoint as ``address:port``, empty without one.
+        listener_address: Where the client's connection arrived, as ``address:port``.
+        attempts: How often Envoy tried to send the request upstream.
+        http_status: HTTP status of the response, 0 without response headers.
+        grpc_status: Status of the call, None if the request is no gRPC call.
+        grpc_message: Error message of the call.
+        response_flags: Envoy's response flags (``UH``, ``UF``, ``DC``).
+        response_details: Envoy's response code details, such as ``via_upstream``.
+        time_to_first_byte_s: Time to the first byte from the endpoint, None if there was none. If
+            the server sends its headers with the first message of a stream, this is the time to
+            that message.
+        duration_s: Time until the last byte was sent to the client.
+        request_bytes: Size of the request body.
+        response_bytes: Size of the response body.
+        request_messages: Messages of the client, None if they were not counted.
+        response_messages: Messages of the server, None if they were not counted.
+        trailers: The logged trailers that the server sent, without the status.
+        headers: The logged request headers that the client sent.
         trace_id: 32 hexadecimal digits, empty for a request without a trace.
         request_id: Envoy's ``x-request-id``.
     """
@@ -191,17 +196,17 @@ class RequestRecord:
 
     @property
     def model(self) -> str | None:
-        """Name of the model that answered, as the server says."""
+        """Name of the model that answered, as the server reports it."""
         return self.trailers.get("tidegate-model")
 
     @property
     def model_version(self) -> str | None:
-        """Version of the model that answered, as the server says."""
+        """Version of the model that answered, as the server reports it."""
         return self.trailers.get("tidegate-model-version")
 
 
 def proxy_name(node: Node) -> tuple[str, str]:
-    """Tells a proxy's id and what it is for, from the node that it introduces itself with."""
+    """Returns a proxy's id and role, read from its node."""
     role = node.metadata.fields.get("TIDEGATE_PROXY")
     return node.id, "" if role is None else role.string_value
 
@@ -209,15 +214,15 @@ def proxy_name(node: Node) -> tuple[str, str]:
 def parse_entry(
     entry: HTTPAccessLogEntry, proxy: str = "", proxy_role: str = ""
 ) -> RequestRecord | None:
-    """Reads an entry of the access log.
+    """Parses an access log entry.
 
     Args:
-        entry: what the proxy sent, whatever it is.
-        proxy: id of the proxy.
-        proxy_role: what the proxy is for.
+        entry: The entry, with any content.
+        proxy: Node id of the proxy.
+        proxy_role: Role of the proxy.
 
     Returns:
-        The request; None for an entry that does not tell of a request's end.
+        The request record, or None if the entry does not describe the end of a request.
     """
     common, request, response = entry.common_properties, entry.request, entry.response
     if not _is_end(common):
@@ -232,7 +237,7 @@ def parse_entry(
     duration_s = _duration_s(common)
     code, message = _status(response, flags, _grpc_timeout_s(headers), duration_s)
     counts = _message_counts(common)
-    told = dict(response.response_headers) | dict(response.response_trailers)
+    metadata = dict(response.response_headers) | dict(response.response_trailers)
     return RequestRecord(
         proxy=proxy,
         proxy_role=proxy_role,
@@ -265,7 +270,7 @@ def parse_entry(
         response_bytes=response.response_body_bytes,
         request_messages=None if counts is None else counts.request_message_count,
         response_messages=None if counts is None else counts.response_message_count,
-        trailers={key: value for key, value in told.items() if key not in _STATUS_KEYS},
+        trailers={key: value for key, value in metadata.items() if key not in _STATUS_KEYS},
         headers=headers,
         trace_id=_tag(common, TRACE_TAG) or _trace_id(headers.get("traceparent", "")),
         request_id=request.request_id,
@@ -280,7 +285,7 @@ def _is_end(common: AccessLogCommon) -> bool:
 
 def _tag(common: AccessLogCommon, tag: str) -> str:
     value = common.custom_tags.get(tag, "")
-    return "" if value == _NOTHING else value
+    return "" if value == _NO_VALUE else value
 
 
 def _service_and_method(path: str) -> tuple[str, str]:
@@ -291,7 +296,7 @@ def _service_and_method(path: str) -> tuple[str, str]:
 def _is_grpc(content_type: str | None, response: HTTPResponseProperties) -> bool:
     if content_type is not None:
         return content_type.startswith("application/grpc")
-    # Another access log's configuration may not name the header; the answer tells as well.
+    # Another access log configuration may not log the header. The response shows it as well.
     return "grpc-status" in response.response_trailers or "grpc-status" in response.response_headers
 
 
@@ -299,25 +304,25 @@ def _flags(common: AccessLogCommon) -> tuple[str, ...]:
     tagged = _tag(common, FLAGS_TAG)
     if tagged:
         return tuple(dict.fromkeys(tagged.split(",")))
-    told = (field.name for field, _ in common.response_flags.ListFields())
-    return tuple(_FLAG_NAMES[name] for name in told if name in _FLAG_NAMES)
+    metadata = (field.name for field, _ in common.response_flags.ListFields())
+    return tuple(_FLAG_NAMES[name] for name in metadata if name in _FLAG_NAMES)
 
 
 def _status(
     response: HTTPResponseProperties,
     flags: tuple[str, ...],
-    given_s: float | None,
+    grpc_timeout_s: float | None,
     duration_s: float,
 ) -> tuple[grpc.StatusCode, str]:
-    for told in (response.response_trailers, response.response_headers):
-        if "grpc-status" in told:
-            code = _CODES.get(told["grpc-status"].strip(), grpc.StatusCode.UNKNOWN)
-            return code, told.get("grpc-message", "")
+    for metadata in (response.response_trailers, response.response_headers):
+        if "grpc-status" in metadata:
+            code = _CODES.get(metadata["grpc-status"].strip(), grpc.StatusCode.UNKNOWN)
+            return code, metadata.get("grpc-message", "")
     details = response.response_code_details
-    if details in _OVER_TIME_DETAILS or not _OVER_TIME.isdisjoint(flags):
+    if details in _TIMEOUT_DETAILS or not _TIMEOUT_FLAGS.isdisjoint(flags):
         return grpc.StatusCode.DEADLINE_EXCEEDED, ""
-    if not _CLIENT_LEFT.isdisjoint(flags):
-        late = given_s is not None and deadline_has_passed(given_s, duration_s)
+    if not _CLIENT_LEFT_FLAGS.isdisjoint(flags):
+        late = grpc_timeout_s is not None and deadline_has_passed(grpc_timeout_s, duration_s)
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, ""
     return _CODE_OF_HTTP.get(response.response_code.value, grpc.StatusCode.UNKNOWN), ""
 
@@ -349,7 +354,7 @@ def _seconds(duration: Duration) -> float:
 
 
 def address_text(address: Address) -> str:
-    """Writes an address as ``address:port``; empty for what is none."""
+    """Returns an address as ``address:port``, empty for any other kind of address."""
     match address.WhichOneof("address"):
         case "socket_address":
             socket = address.socket_address

@@ -9,11 +9,11 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tidegate.istio.editing.plain_values import list_steps, plain
 from tidegate.istio.errors import EditError
 from tidegate.istio.names import full_host_name
 from tidegate.istio.objects import IstioObject
-from tidegate.istio.parsing import parse_manifest
-from tidegate.istio.writing import list_steps, plain
+from tidegate.istio.reading.documents import parse_manifest
 
 __all__ = ["edit_manifest"]
 

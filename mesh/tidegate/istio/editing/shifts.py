@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tidegate.istio.annotations import Sticky
-from tidegate.istio.annotations_reading import parse_sticky
 from tidegate.istio.destination_rule import DestinationRule, Subset
+from tidegate.istio.editing.shares import check_shares, with_shares
 from tidegate.istio.errors import EditError
 from tidegate.istio.objects import IstioObjects
+from tidegate.istio.reading.annotations import parse_sticky
 from tidegate.istio.scalars import is_header_name
 from tidegate.istio.shapes import HeaderName, HostName, StringMatch, StringMatchKind, SubsetName
-from tidegate.istio.shares import check_shares, with_shares
 from tidegate.istio.virtual_service import (
     Destination,
     HttpMatchRequest,

@@ -7,9 +7,9 @@ from pathlib import Path
 from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
 from tidegate.istio.names import ObjectName
 from tidegate.istio.objects import IstioObject, IstioObjects
-from tidegate.istio.parsing import Ignored, named_twice, parse_part, parts
+from tidegate.istio.reading.documents import Check, Ignored, named_twice, parse_part, parts
 
-__all__ = ["Loaded", "ObjectFile", "ObjectPart", "load", "parse_file", "read_files"]
+__all__ = ["Loaded", "ObjectFile", "ObjectPart", "parse_file", "read_files"]
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -92,21 +92,12 @@ class Loaded:
         return None
 
 
-def load(paths: Sequence[Path]) -> IstioObjects:
-    """The objects of files and folders.
-
-    Raises:
-        IstioObjectErrors: something in them is wrong; every problem of every file is told.
-        IstioError: a path cannot be read.
-    """
-    return read_files(paths).objects
-
-
-def read_files(paths: Sequence[Path]) -> Loaded:
+def read_files(paths: Sequence[Path], check: Check | None = None) -> Loaded:
     """Reads files and folders (with what is below them).
 
     Args:
         paths: where to look.
+        check: finds more problems in each object.
 
     Raises:
         IstioObjectErrors: something in them is wrong; every problem of every file is told.
@@ -115,7 +106,7 @@ def read_files(paths: Sequence[Path]) -> Loaded:
     files: dict[Path, ObjectFile] = {}
     problems: list[ObjectProblem] = []
     for path in _files_in(paths):
-        files[path] = _read_file(path, problems)
+        files[path] = _read_file(path, problems, check)
     placed = (
         (item.name, f"{path}:{lines_before + line}")
         for path, file in files.items()
@@ -129,7 +120,9 @@ def read_files(paths: Sequence[Path]) -> Loaded:
     return Loaded(tuple(paths), files, objects)
 
 
-def parse_file(path: Path, text: str, known: Sequence[ObjectFile] = ()) -> ObjectFile:
+def parse_file(
+    path: Path, text: str, known: Sequence[ObjectFile] = (), check: Check | None = None
+) -> ObjectFile:
     """Parses the text of a file. Only the parts that no known text of the file has are parsed.
 
     Args:
@@ -137,12 +130,13 @@ def parse_file(path: Path, text: str, known: Sequence[ObjectFile] = ()) -> Objec
         text: Its text.
         known: Texts of the same file that were parsed before. An object that is equal to one of
             theirs stays the identical value.
+        check: Finds more problems in each object.
 
     Raises:
         IstioObjectErrors: The text has errors.
     """
     problems: list[ObjectProblem] = []
-    file = _parsed(path, text, known, problems)
+    file = _parsed(path, text, known, problems, check)
     if problems:
         raise IstioObjectErrors(problems)
     return file
@@ -165,7 +159,7 @@ def _files_in(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def _read_file(path: Path, problems: list[ObjectProblem]) -> ObjectFile:
+def _read_file(path: Path, problems: list[ObjectProblem], check: Check | None) -> ObjectFile:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -177,11 +171,15 @@ def _read_file(path: Path, problems: list[ObjectProblem]) -> ObjectFile:
         fix = "save it as UTF-8"
         problems.append(ObjectProblem(str(path), line, "", "", "is not UTF-8", fix))
         return ObjectFile(path, ())
-    return _parsed(path, text, (), problems)
+    return _parsed(path, text, (), problems, check)
 
 
 def _parsed(
-    path: Path, text: str, known: Sequence[ObjectFile], problems: list[ObjectProblem]
+    path: Path,
+    text: str,
+    known: Sequence[ObjectFile],
+    problems: list[ObjectProblem],
+    check: Check | None,
 ) -> ObjectFile:
     same = {part.text: part for file in known for part in file.parts}
     earlier = {item.name: item for file in known for item in file.objects}
@@ -189,7 +187,7 @@ def _parsed(
     for lines_before, part_text in parts(text):
         part = same.get(part_text)
         if part is None:
-            parsed = parse_part(part_text, str(path), lines_before)
+            parsed = parse_part(part_text, str(path), lines_before, check)
             problems += parsed.problems
             part = ObjectPart(
                 part_text,

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from tidegate.istio.annotations_reading import annotation_names, annotation_text
 from tidegate.istio.objects import IstioObject
-from tidegate.istio.reading import fields_of
+from tidegate.istio.reading.annotations import annotation_names, annotation_text
+from tidegate.istio.reading.messages import fields_of
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.shapes import Inside, Message, StringMatch, StringMatchKind
 

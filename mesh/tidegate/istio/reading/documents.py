@@ -12,24 +12,35 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from tidegate.istio.annotations_reading import PREFIX, read_annotations
+from tidegate.istio import rules
 from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
-from tidegate.istio.leaves import LEAVES, NOTHING, Reading, join, meant, read_key, wrong_kind
 from tidegate.istio.names import DEFAULT_NAMESPACE, Kind, ObjectName
-from tidegate.istio.nodes import (
+from tidegate.istio.objects import CLASSES, IstioObject, IstioObjects
+from tidegate.istio.reading.annotations import PREFIX, read_annotations
+from tidegate.istio.reading.messages import annotations_of, read_message
+from tidegate.istio.reading.nodes import (
     YamlSyntaxError,
     compose,
     entries,
+    find_key,
     is_null,
     kind_of,
     line_of,
     node_of,
 )
-from tidegate.istio.objects import CLASSES, IstioObject, IstioObjects
-from tidegate.istio.reading import annotations_of, read_message
+from tidegate.istio.reading.scalar_readers import (
+    NOTHING,
+    SCALAR_READERS,
+    Reading,
+    join,
+    meant,
+    read_key,
+    wrong_kind,
+)
 from tidegate.istio.scalars import is_label, is_label_name, is_label_value, is_object_name, is_time
 
 __all__ = [
+    "Check",
     "Ignored",
     "Parsed",
     "ParsedObject",
@@ -51,6 +62,10 @@ _METADATA = (
 )
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _KINDS = {kind.value: kind for kind in Kind}
+
+
+Check = Callable[[IstioObject], Iterable[rules.Violation]]
+"""Tells what is wrong with an object for a program that uses it, such as the compiler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +114,7 @@ class Parsed:
         source: where the text came from.
         lines_before: lines of the text before the part.
         validated: whether an API server has validated the objects; see `parse_manifest`.
+        check: finds more problems in each object, by paths from its root.
         objects: objects in their order.
         ignored: documents that are not ours; their lines are those of the whole text.
         problems: all that is wrong; likewise.
@@ -107,6 +123,7 @@ class Parsed:
     source: str
     lines_before: int = 0
     validated: bool = False
+    check: Check | None = None
     objects: list[ParsedObject] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     problems: list[ObjectProblem] = field(default_factory=list)
@@ -179,15 +196,16 @@ def parts(text: str) -> Iterator[tuple[int, str]]:
     yield lines_before, text[start:]
 
 
-def parse_part(text: str, source: str, lines_before: int = 0) -> Parsed:
+def parse_part(text: str, source: str, lines_before: int = 0, check: Check | None = None) -> Parsed:
     """The objects of one part, and what is wrong with the others.
 
     Args:
         text: the part.
         source: where the whole text came from.
         lines_before: lines of the whole text before the part.
+        check: finds more problems in each object, by paths from its root.
     """
-    parsed = Parsed(source, lines_before)
+    parsed = Parsed(source, lines_before, check=check)
     try:
         documents = compose(text)
     except YamlSyntaxError as error:
@@ -286,6 +304,10 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
     else:
         spec = found["spec"][1]
         made = read_message(spec, cls, "spec", reading, name=name, annotations=annotations)
+    if made is not NOTHING and parsed.check is not None:
+        for found_wrong in parsed.check(made):
+            place = find_key(node, found_wrong.path)
+            reading.refuse(place, found_wrong.path, found_wrong.problem, found_wrong.fix)
     for line, path, problem, fix in sorted(reading.problems, key=lambda each: each[0]):
         parsed.refuse(line, str(name) if name.name else kind.value, path, problem, fix)
     if made is not NOTHING and not reading.problems:
@@ -301,7 +323,7 @@ def _check_metadata(
         reading.refuse(found[key][0], join("metadata", key), "is not a field here", fix)
     if not name.name:
         reading.refuse(place, "metadata.name", "is missing", "add it")
-    elif LEAVES[str](found["name"][1], "metadata.name", reading) is NOTHING:
+    elif SCALAR_READERS[str](found["name"][1], "metadata.name", reading) is NOTHING:
         pass
     elif not is_object_name(name.name):
         fix = "use a-z, 0-9, - and dots"
@@ -312,7 +334,7 @@ def _check_metadata(
         reading.refuse(found["name"][1], "metadata.name", problem, fix)
     if "namespace" in found:
         where = found["namespace"][1]
-        read = LEAVES[str](where, "metadata.namespace", reading)
+        read = SCALAR_READERS[str](where, "metadata.namespace", reading)
         if read is not NOTHING and not is_label(name.namespace):
             fix = "use a-z, 0-9 and -"
             problem = f"cannot be {name.namespace!r}"
@@ -326,7 +348,7 @@ def _check_metadata(
 
 
 def _check_time(node: Node, path: str, reading: Reading) -> None:
-    text = LEAVES[str](node, path, reading)
+    text = SCALAR_READERS[str](node, path, reading)
     if text is not NOTHING and not is_time(text):
         fix = "write it like 2026-01-31T12:00:00Z, or remove it"
         reading.refuse(node, path, f"{text!r} is not a time", fix)
@@ -341,7 +363,7 @@ def _check_texts(
         return
     for key, (key_node, value_node) in entries(node)[0].items():
         place = join(path, key)
-        if read_key(LEAVES[str], key_node, place, reading) is NOTHING:
+        if read_key(SCALAR_READERS[str], key_node, place, reading) is NOTHING:
             continue
         if not is_label_name(key):
             fix = "write it like version or example.com/tier"
@@ -349,7 +371,7 @@ def _check_texts(
         # Our own annotations are read and judged elsewhere; a value that is left out is empty.
         if is_null(value_node) or key.startswith(PREFIX):
             continue
-        value = LEAVES[str](value_node, place, reading)
+        value = SCALAR_READERS[str](value_node, place, reading)
         if value is not NOTHING and is_value is not None and not is_value(value):
             fix = "use letters, 0-9, -, _ and dots, at most 63"
             reading.refuse(value_node, place, f"{value!r} is no value of a label", fix)

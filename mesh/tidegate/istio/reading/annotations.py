@@ -9,8 +9,15 @@ from typing import Any
 from yaml.nodes import MappingNode, Node
 
 from tidegate.istio.annotations import LoadBalancerOption, Sticky
-from tidegate.istio.leaves import LEAVES, NOTHING, Reading, join, meant, wrong_kind
-from tidegate.istio.nodes import entries
+from tidegate.istio.reading.nodes import entries
+from tidegate.istio.reading.scalar_readers import (
+    NOTHING,
+    SCALAR_READERS,
+    Reading,
+    join,
+    meant,
+    wrong_kind,
+)
 from tidegate.istio.scalars import duration_text, is_header_name, parse_duration
 from tidegate.istio.shapes import HeaderName
 
@@ -60,7 +67,7 @@ def read_annotations(node: Node | None, annotations: type, path: str, reading: R
             fix = meant(key, known) if known else "remove it; this kind has none"
             reading.refuse(key_node, place, "is not an annotation of Tidegate here", fix)
             continue
-        text = LEAVES[str](value_node, place, reading)
+        text = SCALAR_READERS[str](value_node, place, reading)
         if text is NOTHING:
             continue
         parse, words = _PARSERS[_kept(hints[known[key]])]

@@ -25,6 +25,7 @@ __all__ = [
     "content_end",
     "entries",
     "find",
+    "find_key",
     "is_null",
     "kind_of",
     "line_of",
@@ -187,15 +188,25 @@ def find(node: Node, path: str) -> Node:
 
     A key with dots stands in brackets: ``metadata.annotations[tidegate.dev/sticky]``.
     """
+    return _found(node, path)[1]
+
+
+def find_key(node: Node, path: str) -> Node:
+    """The key of the node that `find` gives, or that node where it stands in a list."""
+    return _found(node, path)[0]
+
+
+def _found(node: Node, path: str) -> tuple[Node, Node]:
+    key_node = node
     for index, bracketed, name in _STEP.findall(path):
         if index and isinstance(node, SequenceNode) and int(index) < len(node.value):
-            node = node.value[int(index)]
+            key_node = node = node.value[int(index)]
             continue
         key = name or bracketed or index
         if not isinstance(node, MappingNode) or key not in (found := entries(node)[0]):
             break
-        node = found[key][1]
-    return node
+        key_node, node = found[key]
+    return key_node, node
 
 
 def node_of(value: Any) -> Node:

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
 
+from tidegate.istio.editing.plain_values import list_steps
 from tidegate.istio.names import full_host_name
-from tidegate.istio.nodes import content_end, entries
-from tidegate.istio.writing import list_steps
+from tidegate.istio.reading.nodes import content_end, entries
 
 __all__ = ["spliced"]
 

@@ -4,25 +4,20 @@ What a file held when it was read is part of the change, so that a file which an
 changed meanwhile is never overwritten, and a change can be taken back byte by byte.
 """
 
-import contextlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from tidegate.istio.aliases import aliases_of, without_aliases
-from tidegate.istio.errors import EditError, FileChangedError, IstioError
-from tidegate.istio.files import Loaded
+from tidegate.istio.editing.aliases import aliases_of, without_aliases
+from tidegate.istio.editing.plain_values import plain
+from tidegate.istio.editing.yaml_text import spliced
+from tidegate.istio.errors import EditError
 from tidegate.istio.names import ObjectName
 from tidegate.istio.objects import IstioObject, IstioObjects
-from tidegate.istio.parsing import parse_part
-from tidegate.istio.splicing import spliced
-from tidegate.istio.writing import plain
+from tidegate.istio.reading.documents import parse_part
+from tidegate.istio.reading.files import Loaded
 
-__all__ = ["FileChange", "apply_changes", "plan_changes"]
+__all__ = ["FileChange", "plan_changes"]
 
 _MARK = "\ufeff"
 
@@ -40,10 +35,6 @@ class FileChange:
     path: Path
     before: bytes
     after: bytes
-
-    def reversed(self) -> Self:
-        """The change that takes this one back."""
-        return type(self)(self.path, self.after, self.before)
 
 
 def plan_changes(loaded: Loaded, objects: IstioObjects) -> tuple[FileChange, ...]:
@@ -78,26 +69,6 @@ def plan_changes(loaded: Loaded, objects: IstioObjects) -> tuple[FileChange, ...
         )
         for path in dict.fromkeys(path for path, _ in by_part)
     )
-
-
-def apply_changes(changes: Sequence[FileChange]) -> None:
-    """Writes changed files, each in one step; where one cannot be written, none is changed.
-
-    Raises:
-        FileChangedError: a file is not what it was when it was read.
-        IstioError: a file cannot be written.
-    """
-    made: list[FileChange] = []
-    try:
-        for change in changes:
-            _write(change)
-            made.append(change)
-    except IstioError:
-        for change in reversed(made):
-            # The first error is the one that matters.
-            with contextlib.suppress(IstioError):
-                _write(change.reversed())
-        raise
 
 
 def _changed_part(path: Path, text: str, names: Iterable[ObjectName], objects: IstioObjects) -> str:
@@ -136,26 +107,3 @@ def _spliced(
     if result.problems or {each.object.name: each.object for each in result.objects} != wanted:
         return None
     return text
-
-
-def _write(change: FileChange) -> None:
-    path = change.path.resolve()
-    try:
-        if path.read_bytes() != change.before:
-            raise FileChangedError(
-                f"{change.path} was changed by another program since it was read; nothing was "
-                "written to it; try again"
-            )
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(change.after)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.copymode(path, name)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise IstioError(f"{change.path} cannot be written: {error.strerror}") from error

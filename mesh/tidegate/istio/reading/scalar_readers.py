@@ -14,7 +14,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from tidegate.istio.expressions import regex_problem
 from tidegate.istio.names import full_gateway_name, full_host_name
-from tidegate.istio.nodes import entries, is_null, kind_of, line_of, number_of, truth_of
+from tidegate.istio.reading.nodes import entries, is_null, kind_of, line_of, number_of, truth_of
 from tidegate.istio.scalars import (
     is_header_name,
     is_host_label,
@@ -34,8 +34,8 @@ from tidegate.istio.shapes import (
 )
 
 __all__ = [
-    "LEAVES",
     "NOTHING",
+    "SCALAR_READERS",
     "Read",
     "Reading",
     "join",
@@ -173,7 +173,7 @@ def _read_string_match(node: Node, path: str, reading: Reading) -> Any:
         )
     ((kind, (_, value_node)),) = found.items()
     place = join(path, kind)
-    value = LEAVES[Regex if kind == "regex" else str](value_node, place, reading)
+    value = SCALAR_READERS[Regex if kind == "regex" else str](value_node, place, reading)
     if value == "":
         return reading.refuse(value_node, place, "is empty", "write what is to match")
     return value if value is NOTHING else StringMatch(StringMatchKind(kind), value)
@@ -265,7 +265,7 @@ def _read_header(node: Node, path: str, reading: Reading) -> Any:
     return reading.doubt(text.lower(), node, path, f"{text!r} is not a header", fix)
 
 
-LEAVES: Mapping[Any, Read] = {
+SCALAR_READERS: Mapping[Any, Read] = {
     str: _read_text,
     int: _read_int,
     float: _read_float,

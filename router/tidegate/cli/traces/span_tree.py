@@ -1,8 +1,8 @@
-"""A trace as a person looks at it: a tree of spans, read from the JSON of Jaeger's query API.
+"""Arranges a trace as a tree of spans, read from the JSON of Jaeger's query API.
 
 The JSON may come from any Jaeger, and a trace may lack spans or contradict itself. A span whose
-parent is not there stands beside the root; spans that are each other's parents are cut open at the
-one that began first; no span is shown twice and none is left out.
+parent is missing stands beside the root. A cycle of parents starts at its earliest span. Every span
+is shown exactly once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 __all__ = ["Row", "SpanView", "TraceView", "read_trace", "rows"]
 
-_DEEPEST: Final = 8
+_MAX_DEPTH: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +19,13 @@ class SpanView:
     """A span.
 
     Attributes:
-        span_id: its id, in hexadecimal digits.
-        parent_id: that of its parent; empty for a root.
-        service: its service.
-        operation: its name.
-        start_us: when it began, in microseconds since 1970.
-        duration_us: how long it took, in microseconds.
-        tags: values by key.
+        span_id: The span's id, in hexadecimal digits.
+        parent_id: The id of its parent, empty for a root.
+        service: The service.
+        operation: The name of the span.
+        start_us: Start time, in microseconds since 1970.
+        duration_us: Duration, in microseconds.
+        tags: Tag values, by key.
     """
 
     span_id: str
@@ -38,7 +38,7 @@ class SpanView:
 
     @property
     def is_error(self) -> bool:
-        """Whether it failed."""
+        """Whether the span failed."""
         return self.tags.get("error") in (True, "true")
 
 
@@ -47,8 +47,8 @@ class TraceView:
     """A trace.
 
     Attributes:
-        trace_id: its id, in hexadecimal digits.
-        spans: all of it, in the order in which they began.
+        trace_id: The trace's id, in hexadecimal digits.
+        spans: All spans, in the order of their start times.
     """
 
     trace_id: str
@@ -56,12 +56,12 @@ class TraceView:
 
     @property
     def start_us(self) -> int:
-        """When the first span began, in microseconds since 1970."""
+        """Start of the first span, in microseconds since 1970."""
         return min((span.start_us for span in self.spans), default=0)
 
     @property
     def duration_us(self) -> int:
-        """From there until the last span ended, in microseconds."""
+        """Time from the start of the first span to the end of the last, in microseconds."""
         ends = (span.start_us + span.duration_us for span in self.spans)
         return max(ends, default=0) - self.start_us
 
@@ -71,12 +71,12 @@ class Row:
     """A span and its place in the tree.
 
     Attributes:
-        span: the span.
-        last: for itself and each of its ancestors but the root, outermost first: whether it is the
-            last child of its parent. Of what is deeper than eight, for the first eight: nobody
-            follows more lines, and a trace of a thousand levels would need a million.
-        parent: its parent, if that is there.
-        has_children: whether rows of its own follow.
+        span: The span.
+        last: For the span and each of its ancestors except the root, outermost first: whether it is
+            the last child of its parent. Only the first eight levels are kept: nobody can follow
+            more lines, and a trace of a thousand levels would need a million.
+        parent: The parent, or None if it is missing.
+        has_children: Whether rows of its children follow.
     """
 
     span: SpanView
@@ -86,15 +86,15 @@ class Row:
 
 
 def read_trace(trace: Mapping[str, Any]) -> TraceView:
-    """Reads an element of ``data`` in an answer of Jaeger's.
+    """Parses an element of ``data`` in a response of Jaeger's API.
 
     Args:
-        trace: the element.
+        trace: The element.
 
     Raises:
-        KeyError: it lacks what every trace has.
-        TypeError: it is made otherwise.
-        ValueError: one of its numbers is none.
+        KeyError: A required field is missing.
+        TypeError: A field has another type.
+        ValueError: A number is malformed.
     """
     services = {
         name: str(process.get("serviceName", "")) for name, process in trace["processes"].items()
@@ -105,8 +105,8 @@ def read_trace(trace: Mapping[str, Any]) -> TraceView:
 
 
 def rows(trace: TraceView) -> tuple[Row, ...]:
-    """The spans as a tree is printed: each parent above its children, these as they began."""
-    # Spans of different processes may share an id, as Zipkin's do: the first one is the parent.
+    """Returns the rows of the tree: each parent before its children, these by start time."""
+    # Spans of different processes may share an id, as in Zipkin. The first one is the parent.
     by_id: dict[str, SpanView] = {}
     for span in trace.spans:
         by_id.setdefault(span.span_id, span)
@@ -117,37 +117,37 @@ def rows(trace: TraceView) -> tuple[Row, ...]:
             children.setdefault(span.parent_id, []).append(span)
         else:
             roots.append(span)
-    printed: list[Row] = []
+    tree_rows: list[Row] = []
     seen: set[int] = set()
-    # What no root leads to goes round in circles, and is begun with the earliest.
+    # Spans that no root reaches form cycles, which start at their earliest span.
     for root in (*roots, *trace.spans):
-        _descend(root, children, by_id, seen, printed)
-    return tuple(printed)
+        _append_rows(root, children, by_id, seen, tree_rows)
+    return tuple(tree_rows)
 
 
-def _descend(
+def _append_rows(
     root: SpanView,
     children: Mapping[str, Sequence[SpanView]],
     by_id: Mapping[str, SpanView],
     seen: set[int],
-    printed: list[Row],
+    tree_rows: list[Row],
 ) -> None:
-    # No recursion: a trace may be deeper than Python's stack.
-    waiting: list[tuple[SpanView, tuple[bool, ...], SpanView | None]] = [(root, (), None)]
-    while waiting:
-        span, last, parent = waiting.pop()
+    # Not recursive: a trace may be deeper than Python's stack.
+    stack: list[tuple[SpanView, tuple[bool, ...], SpanView | None]] = [(root, (), None)]
+    while stack:
+        span, last, parent = stack.pop()
         if id(span) in seen:
             continue
         seen.add(id(span))
-        inside = [
+        unseen_children = [
             child
             for child in children.get(span.span_id, ())
             if by_id[span.span_id] is span and id(child) not in seen
         ]
-        printed.append(Row(span, last, parent, bool(inside)))
-        for place, child in reversed(tuple(enumerate(inside, start=1))):
-            lines = last if len(last) == _DEEPEST else (*last, place == len(inside))
-            waiting.append((child, lines, span))
+        tree_rows.append(Row(span, last, parent, bool(unseen_children)))
+        for place, child in reversed(tuple(enumerate(unseen_children, start=1))):
+            lines = last if len(last) == _MAX_DEPTH else (*last, place == len(unseen_children))
+            stack.append((child, lines, span))
 
 
 def _read_span(span: Mapping[str, Any], services: Mapping[str, str]) -> SpanView:

@@ -1,0 +1,1 @@
+"""Reads Istio objects: files, YAML documents, messages, scalars, each in its own module."""
