@@ -9,7 +9,6 @@ failed, by its HTTP status or by the bytes.
 from __future__ import annotations
 
 import re
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -59,13 +58,11 @@ class LoadResult:
         requests_per_s: Completed requests a second.
         p50_ms: The median time of a request.
         p99_ms: The time that one request in a hundred exceeds.
-        client_cores: The CPU time of the load generator itself, in cores.
     """
 
     requests_per_s: float
     p50_ms: float
     p99_ms: float
-    client_cores: float
 
 
 def version() -> str:
@@ -99,7 +96,6 @@ def measure(target: Target, *, in_flight: int, seconds: int) -> LoadResult:
         command += [f"--warm-up-time={_WARM_UP_S}", f"--log-file={log}", "-d", str(target.body)]
         for header in target.headers:
             command += ["-H", header]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = subprocess.run(
             [*command, target.url],
             capture_output=True,
@@ -107,7 +103,6 @@ def measure(target: Target, *, in_flight: int, seconds: int) -> LoadResult:
             timeout=seconds + _LONGEST_RESPONSE_S,
             check=False,
         )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times_ms = _times_ms(log)
     done, succeeded, received, rate = _summary(run.stdout, target.url)
     good_bytes = done * target.response_bytes * _SIZE_TOLERANCE
@@ -116,12 +111,10 @@ def measure(target: Target, *, in_flight: int, seconds: int) -> LoadResult:
             f"{target.url}: of {done} requests {succeeded} succeeded, with {received} bytes of "
             f"responses; at least {good_bytes:.0f} were expected"
         )
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return LoadResult(
         requests_per_s=rate,
         p50_ms=statistics.median(times_ms),
         p99_ms=sorted(times_ms)[int(len(times_ms) * 0.99)],
-        client_cores=cpu_s / (seconds + _WARM_UP_S),
     )
 
 

@@ -7,7 +7,6 @@ in one line. Without that file the default is the latest version by
 itself when a new version becomes the default, and a team without it gets the newest.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,18 +62,6 @@ class Repository:
             for name in self.names()
             for version in self.versions(name)
         )
-
-    def entries(self, *, verify: bool = False) -> Iterator[Entry]:
-        """Opens every entry in turn.
-
-        Args:
-            verify: Whether to verify the SHA-256 of the files.
-
-        Raises:
-            RepositoryError: An entry is unsound; use :meth:`locations` to continue after one.
-        """
-        for location in self.locations():
-            yield Entry.open(location.path, verify=verify)
 
     def default_version(self, name: str) -> str:
         """Returns the version of a model that a request without a version means.

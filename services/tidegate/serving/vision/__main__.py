@@ -17,7 +17,7 @@ from tidegate.serving.vision.api import (
     vision_service as service,
 )
 from tidegate.serving.vision.api.classify_requests import RequestLimits
-from tidegate.serving.vision.batching.inference import Inference
+from tidegate.serving.vision.api.inference import Inference
 from tidegate.serving.vision.batching.model_queue import QueueLimits
 from tidegate.serving.vision.batching.worker_pool import WorkerPool
 from tidegate.serving.vision.engines.openvino_engine import PRECISIONS, OpenVinoEngine

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tidegate.chassis.calls import ServicerContext
     from tidegate.serving.vision.api.classify_requests import RequestLimits
-    from tidegate.serving.vision.batching.inference import Inference
+    from tidegate.serving.vision.api.inference import Inference
     from tidegate.serving.vision.batching.inference_request import InferenceResult
     from tidegate.serving.vision.loading import LoadedModel
     from tidegate.serving.vision.models import ModelRegistry

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
     from tidegate.chassis.calls import ServicerContext
-    from tidegate.serving.vision.batching.inference import Inference
+    from tidegate.serving.vision.api.inference import Inference
     from tidegate.serving.vision.batching.inference_request import InferenceResult
     from tidegate.serving.vision.loading import LoadedModel
     from tidegate.serving.vision.models import ModelRegistry
