@@ -1,11 +1,11 @@
-"""What holds for all tests: how property tests run, and whether a test may be skipped.
+"""Settings of all tests: Hypothesis profiles, and whether a test may be skipped.
 
-`tests` is Hypothesis's profile unless `--hypothesis-profile=fuzz` says otherwise: the same examples
-each time in `make test`, fresh ones in `make fuzz`. A failure prints the example, and a line
-(`@reproduce_failure`) that brings it back. In `make fuzz` the seed alone decides what is tried, so
-that the seed brings a failure back; nothing is remembered between runs.
+Hypothesis uses the profile `tests`, or `fuzz` with `--hypothesis-profile=fuzz`. `make test` runs
+the same examples each time, `make fuzz` new ones. A failure prints the example and a line
+(`@reproduce_failure`) that repeats it. In `make fuzz` the seed alone determines the examples, so
+the seed repeats a failure; Hypothesis stores nothing between runs.
 
-With `--fail-skipped`, as in CI, a skipped test is a failed one.
+With `--fail-skipped`, as in CI, a skipped test counts as failed.
 """
 
 from collections.abc import Generator
@@ -13,7 +13,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import settings
 
-# How long an example takes is no property of the code on a machine that others use too.
+# No deadline: on a shared machine the time of an example says nothing about the code.
 settings.register_profile("tests", derandomize=True, print_blob=True, deadline=None)
 settings.register_profile("fuzz", max_examples=1000, database=None, print_blob=True, deadline=None)
 settings.load_profile("tests")
@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fail-skipped",
         action="store_true",
-        help="count a skipped test as failed, but for those marked gpu: CI has all that tests need",
+        help="count skipped tests as failed, except those marked gpu: CI has all that tests need",
     )
 
 

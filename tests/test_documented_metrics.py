@@ -1,4 +1,4 @@
-"""The metrics that the documentation names are those that there are."""
+"""The documentation names every metric, and no other."""
 
 import importlib
 import re
@@ -17,7 +17,7 @@ SUFFIXES = ("_bucket", "_count", "_sum")
 
 
 def names_in(text):
-    """The names of metrics in a text, with each ``{a,b}`` of a table for all that it stands for."""
+    """Returns the names of metrics in a text; ``{a,b}`` in a table stands for several names."""
     found = set()
     for name in NAME.findall(re.sub(r"\b(?:tidegate|grpc_server)_\w*\*", "", text)):
         parts = [part.split(",") for part in re.split(r"[{}]", name)]
@@ -27,7 +27,7 @@ def names_in(text):
 
 @pytest.fixture(scope="module")
 def metrics():
-    """The labels of every metric of ours, by its name."""
+    """The labels of every Tidegate metric, by its name."""
     for portion in PORTIONS:
         for path in sorted(portion.rglob("*.py")):
             if MAKES_METRICS.search(path.read_text()):

@@ -1,4 +1,4 @@
-"""``--fail-skipped`` lets nothing be skipped, however it is skipped."""
+"""``--fail-skipped`` turns every kind of skip into a failure."""
 
 import pytest
 
@@ -42,17 +42,17 @@ def run(pytester, pytestconfig):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_skipped_test_fails_where_nothing_may_be_skipped(run, way):
+def test_a_skipped_test_fails_with_fail_skipped(run, way):
     outcomes = run(WAYS[way], "--fail-skipped")
     assert "skipped" not in outcomes
     assert outcomes.get("failed") == 1 or outcomes.get("errors") == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_it_is_skipped_elsewhere(run, way):
+def test_it_is_skipped_without_fail_skipped(run, way):
     assert run(WAYS[way]) == {"skipped": 1}
 
 
-def test_what_needs_a_gpu_is_skipped_there_as_well(run):
+def test_a_gpu_test_is_skipped_even_with_fail_skipped(run):
     way = WAYS["in the test"] | {"mark": "@pytest.mark.gpu"}
     assert run(way, "--fail-skipped") == {"skipped": 1}

@@ -1,4 +1,4 @@
-"""What the packaging rests on, and breaks without a word when it is forgotten."""
+"""Rules of the packaging that break silently."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_no_folder_of_tests_is_left_out(pytestconfig):
 
 
 def test_streams_are_written_through_the_writer_that_lets_them_end():
-    # A call that is cut in `context.write` may never end for its client; see ResponseWriter.
+    # A call that is cancelled in `context.write` may never end for its client; see ResponseWriter.
     files = [path for portion in PORTIONS for path in portion.rglob("*.py")]
     past_it = {path.name for path in files if "await context.write(" in path.read_text()}
     assert past_it == set()

@@ -1,7 +1,7 @@
-"""Makes the Python stubs from the protos; with ``--check``, says whether they are stale.
+"""Generates the Python stubs from the protos; with ``--check``, reports stale stubs.
 
-It needs nothing but the pinned ``grpcio-tools`` and ``mypy-protobuf`` packages: no remote plugin
-and no download. Everything under the generated folders is replaced; nothing there is edited.
+It needs only the pinned packages ``grpcio-tools`` and ``mypy-protobuf``: no remote plugin and no
+download. It replaces everything in the generated folders; do not edit files there.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
 
 
 def generate(destination: Path) -> None:
-    """Writes every stub under ``destination``, laid out as the protos are.
+    """Writes every stub under ``destination``, in the layout of the protos.
 
     Raises:
-        SystemExit: when protoc fails; it has then printed why.
+        SystemExit: protoc failed and has printed why.
     """
     protos = sorted((PROTOS / "tidegate").rglob("*.proto"))
     plugins = Path(sys.executable).parent
@@ -52,12 +52,12 @@ def generate(destination: Path) -> None:
 
 
 def generated_folders() -> list[Path]:
-    """The folders that hold nothing but generated files, relative to the stubs' root."""
+    """Returns the folders of generated files, relative to the root of the stubs."""
     return sorted({p.parent.relative_to(PROTOS) for p in (PROTOS / "tidegate").rglob("*.proto")})
 
 
 def stale_files(fresh: Path) -> list[Path]:
-    """The files that differ between ``fresh`` and the committed stubs, on either side."""
+    """Returns the files that differ between ``fresh`` and the committed stubs."""
     stale: list[Path] = []
     for folder in generated_folders():
         new = {p.name for p in (fresh / folder).iterdir() if p.is_file()}
@@ -73,7 +73,9 @@ def stale_files(fresh: Path) -> list[Path]:
 def main() -> int:
     """Generates or checks; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when stale")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail if stubs are stale"
+    )
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary)

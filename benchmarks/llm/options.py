@@ -26,7 +26,7 @@ from systems import ROOT, running_tidegate_servers
 from workloads import Workload
 
 from reporting import cpu_name
-from tidegate.serving.llm.engine.launch import computing_type
+from tidegate.serving.llm.engine.launch import compute_dtype
 from tidegate.serving.llm.settings import Precision
 
 _BFLOAT16 = ["--dtype", Precision.BFLOAT16.value]
@@ -65,7 +65,7 @@ def main() -> None:
                     turn = Turn(0, number, each.kind, workload, *each.measure(workload))
                     turns.setdefault(streams, {}).setdefault(each.kind, []).append(turn)
     console.print(_table(turns))
-    taken = computing_type(Precision.AUTO, given.model)
+    taken = compute_dtype(Precision.AUTO, given.model)
     console.print(f"{cpu_name()}: --dtype=auto takes {_named(taken)} here")
 
 

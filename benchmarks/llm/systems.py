@@ -20,7 +20,7 @@ from load_generators import CONTEXT_TOKENS, MAX_RUNNING, MODEL_NAME
 from workloads import Measurement, Workload
 
 from tidegate.serving.llm.engine.environment import engine_environment, engine_libraries
-from tidegate.serving.llm.engine.launch import computing_type
+from tidegate.serving.llm.engine.launch import compute_dtype
 from tidegate.serving.llm.engine_process.norm_kernels import PRIORITIES
 from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS
 from tidegate.serving.llm.settings import Precision
@@ -91,7 +91,7 @@ def running_systems(model: Path, folder: Path) -> Iterator[list[SystemUnderTest]
     Raises:
         RuntimeError: A process ended before it served.
     """
-    dtype = computing_type(Precision.AUTO, model).value if _ON_CPU else "auto"
+    dtype = compute_dtype(Precision.AUTO, model).value if _ON_CPU else "auto"
     baseline_arguments = ["baseline", str(model), dtype]
     with (
         _tidegate(model, folder, "tidegate") as tidegate,

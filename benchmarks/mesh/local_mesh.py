@@ -217,7 +217,7 @@ class LocalMesh:
         """
         try:
             async with asyncio.timeout(limit_s):
-                while not condition():  # noqa: ASYNC110 - files wake nobody
+                while not condition():  # noqa: ASYNC110 - files raise no events
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             problem = f"{otherwise} after {limit_s:g} s:\n{self.logs()}"

@@ -1,4 +1,4 @@
-"""The instrument of `make bench-shifts`: what it must notice, and what it must let pass."""
+"""The load of `make bench-shifts`: which answers it accepts and which it reports."""
 
 import asyncio
 from pathlib import Path
@@ -26,11 +26,11 @@ def new_history(*versions):
     return WeightHistory(versions)
 
 
-def test_before_any_change_the_first_weights_hold():
+def test_before_any_change_the_first_weights_apply():
     assert new_history(OLD).allowed(1.0, 2.0) == {OLD}
 
 
-def test_between_asking_and_acknowledgement_either_may_answer():
+def test_between_request_and_acknowledgement_either_version_may_answer():
     weight_history = new_history(OLD)
     weight_history.request([NEW], 1.0).acknowledged_s = 3.0
     assert weight_history.allowed(0.0, 0.5) == {OLD}
@@ -89,7 +89,7 @@ class Chats(llm_pb2_grpc.LlmServiceServicer):
 
 
 async def load_on(*, version=OLD, fails=False, tokens=5, finishes=True):
-    """A load on servers that do as told, until there is enough of it."""
+    """Runs a load on configured servers until it has enough calls and chats."""
     from load import Load, LoadPlan
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -116,7 +116,7 @@ def chatted(load):
     return load.totals.streams or any(each.method.endswith("Chat") for each in load.failures)
 
 
-async def test_a_load_that_is_answered_has_nothing_to_tell():
+async def test_a_load_with_good_answers_reports_nothing():
     load = await load_on()
     assert load.failures == []
     assert load.misrouted == []
@@ -125,7 +125,7 @@ async def test_a_load_that_is_answered_has_nothing_to_tell():
     assert load.totals.tokens == 5 * load.totals.streams
 
 
-async def test_a_call_that_fails_is_told_with_what_was_going_on():
+async def test_a_failed_call_is_reported_with_the_change_in_progress():
     load = await load_on(fails=True)
     failure = load.failures[0]
     assert failure.during == "a test"
@@ -134,7 +134,7 @@ async def test_a_call_that_fails_is_told_with_what_was_going_on():
     assert "x-why: 'asked to'" in failure.metadata
 
 
-async def test_answers_of_a_version_without_weight_are_told():
+async def test_answers_of_a_version_without_weight_are_reported():
     load = await load_on(version=NEW)
     assert len(load.misrouted) == load.totals.calls
     methods = {each.method.rpartition("/")[2] for each in load.misrouted}
@@ -143,7 +143,7 @@ async def test_answers_of_a_version_without_weight_are_told():
 
 
 @pytest.mark.parametrize(("tokens", "finishes"), [(3, True), (5, False)])
-async def test_a_chat_that_is_cut_is_told(tokens, finishes):
+async def test_a_chat_that_ends_early_is_reported(tokens, finishes):
     load = await load_on(tokens=tokens, finishes=finishes)
     assert load.totals.streams == 0
     assert {each.status for each in load.failures} == {"cut"}

@@ -27,7 +27,7 @@ def classifier(agreement):
     return agreement.Classifier(models)
 
 
-def test_a_picture_of_each_kind_gets_the_scores_that_it_gets_by_pil(agreement, classifier):
+def test_a_picture_of_each_kind_gets_the_same_scores_as_with_pil(agreement, classifier):
     found = [
         agreement.compare(classifier, picture)
         for picture in agreement.corpus(("coffee.png", "chelsea.png"))

@@ -1,4 +1,4 @@
-"""Set-up takes the build of PyTorch that pip finds, and shows what matters of pip's output."""
+"""Set-up installs the build of PyTorch that pip finds, and shows only relevant output of pip."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ CHOOSE = (
 
 
 def wheel(folder: Path, name: str, version: str) -> None:
-    """A package without contents."""
+    """Makes an empty package."""
     folder.mkdir(exist_ok=True)
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
@@ -32,7 +32,7 @@ def wheel(folder: Path, name: str, version: str) -> None:
 
 
 def python(*arguments: str, packages: Path) -> subprocess.CompletedProcess[str]:
-    """Runs Python where pip finds the packages of a folder and no others."""
+    """Runs Python with a pip that finds only the packages of a folder."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     environment |= {
         "PIP_NO_INDEX": "1",
@@ -55,7 +55,7 @@ def test_the_cpu_build_of_pytorch_is_preferred(tmp_path):
     assert choose(tmp_path).stdout == "torch-cpu.txt\n"
 
 
-def test_the_cuda_build_is_taken_where_pip_finds_no_other_and_its_size_is_said(tmp_path):
+def test_the_cuda_build_is_installed_if_pip_finds_no_other_and_its_size_is_printed(tmp_path):
     wheel(tmp_path, "torch", VERSION.partition("+")[0])
     said, chosen = choose(tmp_path).stdout.splitlines()
     assert chosen == "torch-cuda.txt"
@@ -68,7 +68,7 @@ def test_an_index_without_the_cpu_build_is_an_error_that_names_it(tmp_path):
     assert "TORCH_INDEX=http://localhost:9/wheels has no torch==" in done.stderr
 
 
-def test_warnings_that_do_not_concern_the_result_are_left_out_and_errors_are_not(tmp_path):
+def test_irrelevant_warnings_are_left_out_and_errors_are_shown(tmp_path):
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("tidegate-is-not-there==1\n")
     done = python(str(SCRIPT), str(requirements), packages=tmp_path / "absent")
@@ -77,7 +77,7 @@ def test_warnings_that_do_not_concern_the_result_are_left_out_and_errors_are_not
     assert "No matching distribution found for tidegate-is-not-there" in done.stderr
 
 
-def test_pip_does_warn_of_a_folder_that_is_not_there(tmp_path):
+def test_pip_warns_of_a_missing_folder(tmp_path):
     # Otherwise the test above could not fail.
     command = ("-m", "pip", "install", "--dry-run", "tidegate-is-not-there==1")
     assert "is ignored" in python(*command, packages=tmp_path / "absent").stderr

@@ -1,4 +1,4 @@
-"""Who has what: acknowledgements are counted when they are real and not before."""
+"""Waiting for acknowledgements: which count, and when."""
 
 import asyncio
 
@@ -37,7 +37,7 @@ async def test_without_proxies_all_have_acknowledged(distribution):
     assert report.proxies == ()
 
 
-async def test_what_is_sent_is_not_acknowledged_and_what_is_accepted_is(distribution, delta):
+async def test_a_resource_is_acknowledged_when_accepted_and_not_when_sent(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     response = await delta.read()
@@ -82,7 +82,7 @@ async def test_a_change_during_the_wait_has_to_be_acknowledged_too(distribution,
     assert (await waiting).done
 
 
-async def test_what_is_on_its_way_must_be_taken_back_first(distribution, delta):
+async def test_a_reverted_change_in_flight_must_be_undone_first(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.take()
@@ -95,7 +95,7 @@ async def test_what_is_on_its_way_must_be_taken_back_first(distribution, delta):
     assert (await ask(distribution, cluster("a"), deadline_s=PATIENCE_S)).done
 
 
-async def test_a_refusal_ends_the_wait_and_says_why(distribution, delta):
+async def test_a_rejection_ends_the_wait_with_the_proxys_message(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     response = await delta.read()
@@ -107,7 +107,7 @@ async def test_a_refusal_ends_the_wait_and_says_why(distribution, delta):
     assert key(cluster("a")) in rejection.versions
 
 
-async def test_who_does_not_ask_for_it_does_not_count(distribution, delta):
+async def test_a_proxy_that_does_not_subscribe_does_not_count(distribution, delta):
     served(distribution, cluster("a"), cluster("b"))
     await delta.send(CLUSTER, "b")
     await delta.take()
@@ -115,7 +115,7 @@ async def test_who_does_not_ask_for_it_does_not_count(distribution, delta):
     assert (await ask(distribution, cluster("a"))).done
 
 
-async def test_who_leaves_does_not_count_any_more(distribution, delta):
+async def test_a_disconnected_proxy_does_not_count(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.read()
@@ -146,7 +146,7 @@ async def test_a_cluster_is_acknowledged_when_it_is_warm(distribution, delta):
     assert (await ask(distribution, cluster("a"), deadline_s=PATIENCE_S)).done
 
 
-async def test_a_removal_is_acknowledged_when_it_is(distribution, delta):
+async def test_a_removal_is_acknowledged_when_the_proxy_accepts_it(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.take()

@@ -15,7 +15,7 @@ BEGUN = PendingTransition(id="1", description="x", files=FILES, deadline_s=1.0)
 
 
 @pytest.mark.parametrize("table", ["pending", "pending_files", "applied", "shifted", "COMMIT"])
-def test_what_cannot_be_written_leaves_no_trace(tmp_path, table):
+def test_a_failed_write_leaves_no_trace(tmp_path, table):
     with Journal(tmp_path / "state") as journal:
 
         def refuse(action, first, second, *_):
@@ -41,7 +41,7 @@ def test_what_cannot_be_written_leaves_no_trace(tmp_path, table):
         assert journal.shifted()
 
 
-def test_a_state_file_that_is_removed_begins_nothing(tmp_path):
+def test_no_change_begins_once_the_state_file_is_removed(tmp_path):
     with Journal(tmp_path / "state") as journal:
         (tmp_path / "state").unlink()
         with pytest.raises(StateError, match="removed"):
@@ -83,7 +83,7 @@ def test_a_file_that_holds_less_counts_once_it_has_settled(tmp_path, text):
     path.write_text(whole)
     files.poll()
     path.write_text(text)
-    # The clock reads it.
+    # The clock of the poller reads it.
     for now in (1.0, 1.9) if text else (1.0, 5.9):  # noqa: B007
         assert not files.poll()
         assert files.texts[path] == whole
@@ -94,7 +94,7 @@ def test_a_file_that_holds_less_counts_once_it_has_settled(tmp_path, text):
     assert not files.problems
 
 
-def test_a_file_that_is_away_for_one_look_is_not_deleted(tmp_path):
+def test_a_file_that_is_away_for_one_poll_is_not_deleted(tmp_path):
     path = tmp_path / "x.yaml"
     files = FilePoller([path])
     path.write_text("1")
@@ -106,7 +106,7 @@ def test_a_file_that_is_away_for_one_look_is_not_deleted(tmp_path):
     assert not files.texts
 
 
-def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):
+def test_files_of_a_folder_that_cannot_be_read_are_not_deleted(tmp_path, monkeypatch):
     folder = tmp_path / "inner"
     folder.mkdir()
     (folder / "x.yaml").write_text("1")
@@ -118,7 +118,7 @@ def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkey
 
         def refuse(path):
             if Path(path) == folder:
-                # Whoever runs the tests may be allowed to read everything.
+                # Root may read everything.
                 raise PermissionError(13, "Permission denied", str(path))
             return scandir(path)
 
@@ -135,7 +135,7 @@ def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkey
     assert not files.problems
 
 
-def test_a_folder_that_cannot_be_looked_for_is_not_deleted(tmp_path, monkeypatch):
+def test_files_of_a_folder_that_cannot_be_found_are_not_deleted(tmp_path, monkeypatch):
     """Its parent may not be searched; `Path.is_dir` raises then."""
     folder, other = tmp_path / "one", tmp_path / "y.yaml"
     folder.mkdir()

@@ -1,8 +1,8 @@
 """The access log service (ALS), which receives the access logs of Envoys.
 
 The service reads a message of a stream only when the request log has taken the one before. After a
-restart of the controller, an Envoy opens a new stream. The entries that it sent while nobody
-listened are lost, and Envoy counts them as written.
+restart of the controller, an Envoy opens a new stream. Entries that it sent meanwhile are lost, and
+Envoy counts them as written.
 """
 
 from collections.abc import AsyncIterator

@@ -8,7 +8,7 @@ from tidegate.serving.llm.settings import LlmSettings
 
 
 def main() -> int:
-    """Reads the configuration, serves, and gives the exit code."""
+    """Reads the settings and serves; returns the exit code."""
     return run(LlmApplication, LlmSettings.from_command_line())
 
 

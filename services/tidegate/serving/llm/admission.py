@@ -1,8 +1,8 @@
-"""How many requests are held: as many as the engine runs at once, and a bounded number that wait.
+"""Limits the requests that the server holds: those that the engine runs, and a bounded queue.
 
-What comes beyond that is refused at once, so that memory is bounded and that those who were taken
-do not wait behind those who will have given up. A request counts from its first byte of work to its
-last, whether it then runs or waits, since only the engine knows which.
+The server refuses a request beyond the limit at once. So memory is bounded, and accepted requests
+do not wait behind requests whose clients will have given up. A request counts from the start of its
+work to the end, whether it runs or waits, because only the engine knows which.
 """
 
 import time
@@ -22,11 +22,11 @@ _WEIGHT_OF_NEWEST: Final = 0.1
 
 
 class Admission:
-    """Counts requests and refuses those beyond the limit. For the event loop only.
+    """Counts requests and refuses those beyond the limit. Use it on the event loop only.
 
     Args:
-        running: Requests that the engine works on at once.
-        waiting: Requests held beyond those.
+        running: Requests that the engine runs at once.
+        waiting: Requests that may wait beyond those.
     """
 
     def __init__(self, running: int, waiting: int) -> None:
@@ -37,15 +37,15 @@ class Admission:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Holds one request for as long as the context lasts.
+        """Counts one request while the context is open.
 
         Raises:
-            ResourceExhausted: There is no room; it says when to try again.
+            ResourceExhausted: The queue is full; the error says when to try again.
         """
         if self._held >= self._running + self._waiting:
             telemetry.REFUSED.inc()
             raise ResourceExhausted(
-                f"{self._waiting} requests wait already, the most this server holds",
+                f"the queue is full: {self._waiting} requests wait",
                 retry_after_s=self._retry_after_s(),
                 reason="QUEUE_FULL",
             )
@@ -61,13 +61,13 @@ class Admission:
             self._mean_s += (took_s - self._mean_s) * (_WEIGHT_OF_NEWEST if self._mean_s else 1)
 
     def load(self) -> LoadReport:
-        """Reports how much of what the engine can run is taken."""
+        """Reports the share of the engine's capacity that is in use."""
         return LoadReport(
             application_utilization=self._held / self._running,
             named_metrics={"waiting": float(max(self._held - self._running, 0))},
         )
 
     def _retry_after_s(self) -> float:
-        """Estimates when half of those who wait will run (Little's law with the mean duration)."""
+        """Estimates when half of the queue will have run (Little's law with the mean duration)."""
         ahead = max(self._waiting / 2, 1)
         return min(max(self._mean_s * ahead / self._running, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)

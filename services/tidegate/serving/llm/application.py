@@ -1,4 +1,4 @@
-"""The LLM server as the chassis sees it: what it serves, how it loads, how it ends."""
+"""The application that the chassis runs: it registers the service, loads the model and serves."""
 
 import asyncio
 import time
@@ -39,10 +39,10 @@ class LlmApplication:
     """Serves one language model.
 
     Args:
-        settings: Which, and how.
+        settings: The settings of the server.
 
     Raises:
-        StartupError: There is no such model.
+        StartupError: The model is not in the repository.
     """
 
     def __init__(self, settings: LlmSettings) -> None:
@@ -53,7 +53,7 @@ class LlmApplication:
 
     @property
     def service_names(self) -> tuple[str, ...]:
-        """The one service."""
+        """The name of the LLM service."""
         return (_SERVICE,)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -65,9 +65,10 @@ class LlmApplication:
         """Loads the engine and serves; see `tidegate.chassis.server.Application`.
 
         Raises:
-            StartupError: The model is unsound or cannot be loaded.
-            EngineDiedError: The engine ended by itself. It is not restarted in place: a new process
-                is as quick, frees all that the old one held, and is what a supervisor does anyway.
+            StartupError: The model is damaged or vLLM cannot load it.
+            EngineDiedError: The engine ended by itself. The server does not restart it: a new
+                server process starts as fast and frees all memory of the old one, and the
+                supervisor starts one anyway.
         """
         settings, card = self._settings, self._card
         self._servicer.health = health
@@ -76,7 +77,7 @@ class LlmApplication:
         async with loaded_engine(settings, self._path, card.name, card.version) as engine:
             adopt_library_loggers()
             if settings.batch_scheduling:
-                # Now that the engine's processes are there, which are not to inherit it.
+                # Only now: the engine's processes run already and must not inherit the policy.
                 schedule_in_batches()
             facts = engine.facts
             async with running_grammar_checker(
@@ -97,7 +98,7 @@ class LlmApplication:
                 with served_model(facts, engine.precision, f"vllm {engine.version}") as model:
                     self._servicer.pipeline, self._servicer.model = pipeline, model
                     health.set_all(True)
-                    async with _failing_with(engine, health):
+                    async with _watching_engine(engine, health):
                         try:
                             yield
                         finally:
@@ -105,11 +106,11 @@ class LlmApplication:
 
 
 async def _warm_up(pipeline: InferencePipeline) -> None:
-    """Answers once, since vLLM imports part of what it needs only when it is first asked."""
+    """Runs one request, because vLLM imports some modules only at the first request."""
     engine, tokenizer = pipeline.engine, pipeline.tokenizer
     prompt = ChatPrompt([{"role": "user", "content": "Hi"}], {}, False, "messages")
     with suppress(ServiceError):
-        # A model may have no template, or one that wants more than this.
+        # A model may have no chat template, or one that refuses this conversation.
         await tokenizer.encode_chat(prompt)
     ids = await tokenizer.encode("Hi")
     if engine.embeds:
@@ -122,8 +123,8 @@ async def _warm_up(pipeline: InferencePipeline) -> None:
 
 
 @asynccontextmanager
-async def _failing_with(engine: VllmEngine, health: Health) -> AsyncIterator[None]:
-    """Ends the block when the engine dies, as `asyncio.timeout` ends one when time is up."""
+async def _watching_engine(engine: VllmEngine, health: Health) -> AsyncIterator[None]:
+    """Ends the context with an error when the engine dies; works like `asyncio.timeout`."""
     owner = asyncio.current_task()
     has_died = False
 
@@ -136,15 +137,15 @@ async def _failing_with(engine: VllmEngine, health: Health) -> AsyncIterator[Non
         if owner is not None:
             owner.cancel()
 
-    watching = asyncio.create_task(watch(), name="engine-watch")
+    watch_task = asyncio.create_task(watch(), name="engine-watch")
     try:
         yield
     except asyncio.CancelledError as error:
         if has_died and owner is not None and owner.uncancel() == 0:
-            raise EngineDiedError("the engine's process ended by itself; see its log") from error
+            raise EngineDiedError("the engine's process has died; see its log") from error
         raise
     finally:
-        watching.cancel()
+        watch_task.cancel()
 
 
 def _find(settings: LlmSettings) -> tuple[Path, ModelCard]:

@@ -1,12 +1,12 @@
-"""What the server counts and traces about answers, beside vLLM's own ``vllm:*`` metrics.
+"""The metrics and spans of answers, beside vLLM's own ``vllm:*`` metrics.
 
-A process serves one model version, so its name and version are no labels that each call looks up:
-they are added to every series when Prometheus reads them. Before the model is loaded there are no
-series, and then there are all of them, at 0.
+A process serves one model version. So no call looks up labels for its name and version: the
+collector adds them to every series when Prometheus reads the metrics. There are no series before
+the model is loaded. After that there are all of them, starting at 0.
 
-A request has a span of its own inside that of the RPC, with the name and the attributes of
-OpenTelemetry's semantic conventions for generative AI. These have moved to a repository of their
-own and are in no package, so they are written out here.
+Each request has a span inside the RPC's span, with the name and attributes of OpenTelemetry's
+semantic conventions for generative AI. These conventions have moved to a separate repository and
+are in no package, so this module spells them out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -44,12 +44,12 @@ __all__ = [
     "trace_response",
 ]
 
-# Those of gen_ai.server.time_to_first_token, and what a long queue adds.
+# The buckets of gen_ai.server.time_to_first_token, and larger ones for a long queue.
 _FIRST_TOKEN_BUCKETS_S: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5),
     *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0),
 )
-# Those of gen_ai.server.time_per_output_token.
+# The buckets of gen_ai.server.time_per_output_token.
 _INTER_TOKEN_BUCKETS_S: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
 )
@@ -59,19 +59,19 @@ _METRICS: Final = CollectorRegistry(auto_describe=True)
 
 TIME_TO_FIRST_TOKEN: Final = Histogram(
     "tidegate_llm_time_to_first_token_seconds",
-    "From the receipt of a request to its first token, observed when that is there.",
+    "Time from the receipt of a request to its first token, observed at the first token.",
     buckets=_FIRST_TOKEN_BUCKETS_S,
     registry=_METRICS,
 )
 INTER_TOKEN: Final = Histogram(
     "tidegate_llm_inter_token_seconds",
-    "Mean time between the tokens of an answer, cut or not, observed once an answer.",
+    "Mean time between the tokens of an answer, complete or not, observed once an answer.",
     buckets=_INTER_TOKEN_BUCKETS_S,
     registry=_METRICS,
 )
 QUEUE: Final = Histogram(
     "tidegate_llm_queue_seconds",
-    "Waiting in the engine before the first token was worked on.",
+    "Time that a request waited in the engine before it was scheduled.",
     buckets=_FIRST_TOKEN_BUCKETS_S,
     registry=_METRICS,
 )
@@ -79,10 +79,12 @@ TOKENS: Final = Counter(
     "tidegate_llm_tokens_total", "Tokens, prompt and completion.", ("kind",), registry=_METRICS
 )
 IN_FLIGHT: Final = Gauge(
-    "tidegate_llm_in_flight_requests", "Requests held, running or waiting.", registry=_METRICS
+    "tidegate_llm_in_flight_requests",
+    "Requests in the server, running or waiting.",
+    registry=_METRICS,
 )
 REFUSED: Final = Counter(
-    "tidegate_llm_refused_total", "Requests refused for a full queue.", registry=_METRICS
+    "tidegate_llm_refused_total", "Requests refused because the queue was full.", registry=_METRICS
 )
 FINISHED: Final = Counter(
     "tidegate_llm_finished_total", "Answers that ended, by reason.", ("reason",), registry=_METRICS
@@ -96,7 +98,7 @@ CANCELLED: Final = Counter(
 
 
 class CancelCause(StrEnum):
-    """Why an answer was cut off."""
+    """The cause of an answer that was cut off."""
 
     CLIENT = "client"
     DEADLINE = "deadline"
@@ -106,7 +108,7 @@ class CancelCause(StrEnum):
     ERROR = "error"
 
 
-# From 0 on: a series that appears with its first value hides that from `rate()`.
+# Series start at 0: `rate()` cannot see the first value of a new series.
 for _kind in ("prompt", "completion"):
     TOKENS.labels(_kind)
 for _reason in ("stop", "length", "abort", "repetition"):
@@ -115,18 +117,19 @@ for _cause in CancelCause:
     CANCELLED.labels(_cause)
 
 
-class _OfTheModel(Collector):
-    """The metrics of this module with the labels of the model that is served, if one is.
+class _ModelLabelCollector(Collector):
+    """Adds the labels of the served model to the metrics of this module.
 
     Attributes:
-        labels: ``model`` and ``model_version``; None gives no series.
+        labels: ``model`` and ``model_version``; None while no model is served, then there are no
+            series.
     """
 
     def __init__(self) -> None:
         self.labels: dict[str, str] | None = None
 
     def collect(self) -> Iterable[Metric]:
-        """Gives every series, with the labels."""
+        """Yields every metric with the labels."""
         labels = self.labels
         if labels is None:
             return
@@ -137,18 +140,18 @@ class _OfTheModel(Collector):
             yield metric
 
 
-_of_the_model: Final = _OfTheModel()
-REGISTRY.register(_of_the_model)
+_collector: Final = _ModelLabelCollector()
+REGISTRY.register(_collector)
 
 
 @contextmanager
 def served_model(facts: ModelFacts, precision: str, engine: str) -> Iterator[ServedModel]:
-    """Shows the metrics of a model while it is served.
+    """Exports the metrics of a model while the context is open.
 
     Args:
-        facts: Of the model.
-        precision: The type that it computes in.
-        engine: What computes it, with its version.
+        facts: The facts about the model.
+        precision: The data type of the computation.
+        engine: The engine and its version.
     """
     methods = (method.name for method in _SERVICE.methods if method.name != "ListModels")
     model = ServedModel(
@@ -159,11 +162,11 @@ def served_model(facts: ModelFacts, precision: str, engine: str) -> Iterator[Ser
         methods=[f"/{_SERVICE.full_name}/{name}" for name in methods],
     )
     model.publish()
-    _of_the_model.labels = {"model": facts.name, "model_version": facts.version}
+    _collector.labels = {"model": facts.name, "model_version": facts.version}
     try:
         yield model
     finally:
-        _of_the_model.labels = None
+        _collector.labels = None
         model.withdraw()
 
 
@@ -174,10 +177,10 @@ def inference_span(
     """Opens the span of a model's work on one request, inside the span of the RPC.
 
     Args:
-        facts: Of the model.
+        facts: The facts about the model.
         operation: ``chat``, ``text_completion`` or ``embeddings``.
-        sampling: How tokens are chosen, for those that generate.
-        streams: Whether the answer comes piece by piece.
+        sampling: The sampling parameters of a generating request.
+        streams: Whether the answer is streamed.
     """
     with tracing.span(f"{operation} {facts.name}") as span:
         if not span.is_recording():
@@ -229,13 +232,13 @@ def trace_response(
     finish_reason: str | None = None,
     time_to_first_token_s: float | None = None,
 ) -> None:
-    """Says on the current span what came of it.
+    """Sets the attributes of the response on the current span.
 
     Args:
-        input_tokens: Of the prompt.
-        output_tokens: Of the answer.
+        input_tokens: Tokens of the prompt.
+        output_tokens: Tokens of the answer.
         finish_reason: Why the answer ended.
-        time_to_first_token_s: From receipt to the first token.
+        time_to_first_token_s: Time from receipt to the first token.
     """
     span = trace.get_current_span()
     if not span.is_recording():

@@ -1,4 +1,4 @@
-"""One LLM server for all tests that talk to one; after a test that ends it, another is started."""
+"""Fixtures: one LLM server for all tests; after a test that ends it, another one starts."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ _ROOT = Path(__file__).parents[4]
 
 
 def _load_support():
-    # Tests are no package; what they share is loaded by its path and found by its name.
+    # Tests are no package, so shared code is loaded by its path and imported by its name.
     spec = importlib.util.spec_from_file_location(
         "llm_server", Path(__file__).with_name("llm_server.py")
     )
@@ -42,7 +42,7 @@ def tokenizer(models):
 
 @pytest.fixture(scope="session")
 def lora_folder(tmp_path_factory):
-    """A LoRA adapter for SmolLM2 whose weights are noise, which shows in every answer."""
+    """A LoRA adapter for SmolLM2 with random weights, which change every answer."""
     torch = pytest.importorskip("torch", reason="needs vLLM: install the extra llm")
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""The LLM server as a process, and what tests ask of it from outside."""
+"""Runs the LLM server as a process, and reads its state from outside."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ MAX_WAITING = 8
 
 @dataclass
 class LlmServer:
-    """A server that has loaded its model."""
+    """A server process."""
 
     process: psutil.Popen
     port: int
@@ -36,7 +36,7 @@ class LlmServer:
 
     @classmethod
     def start(cls, folder, *arguments):
-        """Starts a server and returns while it loads; `wait_until_loaded` waits for that."""
+        """Starts a server and returns while it loads; see `wait_until_loaded`."""
         port_file = folder / "ports.json"
         log = folder / "log"
         command = [
@@ -69,7 +69,7 @@ class LlmServer:
         assert states[-1] == health_pb2.HealthCheckResponse.SERVING, self.log.read_text()[-4000:]
 
     def stop(self):
-        """Ends the process and what it started."""
+        """Ends the process and its child processes."""
         with contextlib.suppress(psutil.NoSuchProcess):
             children = self.process.children(recursive=True)
             self.process.terminate()
@@ -85,7 +85,7 @@ class LlmServer:
         return next(each for each in children if "EngineCore" in each.name())
 
     async def is_ready(self):
-        """What the probe says."""
+        """Returns the answer of the readiness probe."""
 
         def probe():
             try:
@@ -97,7 +97,7 @@ class LlmServer:
         return await asyncio.to_thread(probe)
 
     async def metric(self, name, **labels):
-        """Sums the samples of a metric that have these labels."""
+        """Returns the sum of a metric's samples that have these labels."""
 
         def scrape():
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as page:
@@ -117,13 +117,13 @@ class LlmServer:
             await asyncio.sleep(0.02)
 
     async def until_idle(self):
-        """Waits until vLLM itself says that nothing runs or waits."""
+        """Waits until vLLM's own metrics show no running and no waiting request."""
         await self.until_metric("vllm:num_requests_running", 0)
         await self.until_metric("vllm:num_requests_waiting", 0)
 
 
 class LlmClient:
-    """A channel to the server, and requests in few words."""
+    """A client with short forms of requests."""
 
     def __init__(self, server, options):
         self.channel = grpc.aio.insecure_channel(
@@ -139,12 +139,12 @@ class LlmClient:
         await self.channel.close()
 
     async def answer(self, text, **sampling):
-        """Answers a question in one message."""
+        """Asks a question; returns the answer in one message."""
         request = llm_pb2.CompleteRequest(chat=chat(text, **sampling))
         return await self.stub.Complete(request)
 
     async def stream(self, text, **sampling):
-        """Answers a question and gives the pieces."""
+        """Asks a question; returns the messages of the stream."""
         return [piece async for piece in self.stub.Chat(chat(text, **sampling))]
 
 
@@ -159,7 +159,7 @@ def chat(text, *, adapter="", **sampling):
 
 
 async def refusal(call):
-    """Runs a call that must fail; returns its code and its details by type."""
+    """Runs a call that must fail; returns its status code and its error details by type."""
     try:
         if hasattr(call, "__aiter__"):
             async for _ in call:

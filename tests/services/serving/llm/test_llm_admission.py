@@ -1,4 +1,4 @@
-"""How many requests are held."""
+"""The limit on the requests that the server holds."""
 
 from contextlib import ExitStack
 
@@ -11,7 +11,7 @@ from tidegate.serving.llm.admission import Admission
 
 
 @given(running=st.integers(1, 8), waiting=st.integers(0, 8))
-def test_as_many_are_held_as_may_run_and_wait_and_not_one_more(running, waiting):
+def test_running_and_waiting_requests_are_admitted_and_not_one_more(running, waiting):
     admission = Admission(running, waiting)
     with ExitStack() as stack:
         for _ in range(running + waiting):

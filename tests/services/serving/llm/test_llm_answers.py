@@ -1,4 +1,4 @@
-"""What the real model answers over the wire, on vLLM."""
+"""Answers of the real model over gRPC, on vLLM."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import pytest
 from llm_server import CONTEXT_TOKENS, chat, fields, refusal
 
 from tidegate.llm.v1 import llm_pb2
-from tidegate.serving.llm.engine.launch import computing_type
+from tidegate.serving.llm.engine.launch import compute_dtype
 from tidegate.serving.llm.settings import Precision
 
 pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -26,7 +26,7 @@ def ids_of(pieces):
     return [token_id for each in pieces for token_id in each.delta.token_ids]
 
 
-async def test_a_question_is_answered_piece_by_piece(client):
+async def test_an_answer_is_streamed(client):
     pieces = await client.stream(PARIS, temperature=0)
     assert "Paris" in text_of(pieces)
     assert len(pieces) > 1
@@ -36,7 +36,7 @@ async def test_a_question_is_answered_piece_by_piece(client):
     assert finish.usage.completion_tokens == len(ids_of(pieces))
 
 
-async def test_the_pieces_together_are_the_whole_answer(client):
+async def test_the_messages_of_a_stream_make_the_whole_answer(client):
     for question in (PARIS, "Say something with emoji: 🙂🎉"):
         pieces = await client.stream(question, temperature=0)
         whole = await client.answer(question, temperature=0)
@@ -45,7 +45,7 @@ async def test_the_pieces_together_are_the_whole_answer(client):
         assert pieces[-1].finish.usage.prompt_tokens == whole.finish.usage.prompt_tokens
 
 
-async def test_characters_are_never_split_over_pieces(client):
+async def test_characters_are_never_split_over_messages(client):
     request = llm_pb2.GenerateRequest(
         prompt={"text": "🙂🎉👍🏽 日本語 🙂🎉👍🏽 日本語 🙂🎉👍🏽 日本語 🙂🎉"},
         options={"sampling": {"temperature": 0, "max_tokens": 40, "ignore_end_of_text": True}},
@@ -56,7 +56,7 @@ async def test_characters_are_never_split_over_pieces(client):
     assert "\ufffd" not in text
 
 
-async def test_timings_trailers_and_metrics_tell_where_the_time_went(server, client):
+async def test_timings_trailers_and_metrics_agree(server, client):
     before = await server.metric("tidegate_llm_tokens_total", kind="completion")
     call = client.stub.Chat(chat(PARIS, temperature=0))
     pieces = [piece async for piece in call]
@@ -90,7 +90,7 @@ async def test_the_same_seed_gives_the_same_text_and_another_seed_another(client
     assert len(set(texts.values())) == len(texts)
 
 
-async def test_a_stop_string_ends_the_answer_and_is_left_out_unless_wanted(client):
+async def test_a_stop_string_ends_the_answer_and_is_left_out_unless_included(client):
     whole = (await client.answer(PARIS, temperature=0)).output.text
     stopped = await client.answer(PARIS, temperature=0, stop=["zzz", " Paris"])
     assert stopped.output.text == whole.partition(" Paris")[0]
@@ -189,7 +189,7 @@ async def test_a_regex_is_matched_and_a_choice_is_made(client):
         ({"json_schema": '{"type": "array", "minItems": 1000000000}'}, "json_schema"),
     ],
 )
-async def test_a_bad_constraint_is_refused_and_hurts_nobody(client, constraint, field):
+async def test_a_bad_constraint_is_refused_and_harms_no_other_request(client, constraint, field):
     other = asyncio.create_task(
         client.answer("Count.", max_tokens=32, ignore_end_of_text=True, temperature=0)
     )
@@ -199,7 +199,7 @@ async def test_a_bad_constraint_is_refused_and_hurts_nobody(client, constraint, 
     assert len((await other).output.token_ids) == 32
 
 
-async def test_a_constraint_that_explodes_later_fails_its_own_request_alone(client):
+async def test_a_constraint_that_explodes_later_fails_only_its_own_request(client):
     other = asyncio.create_task(
         client.answer("Count.", max_tokens=32, ignore_end_of_text=True, temperature=0)
     )
@@ -264,7 +264,7 @@ async def test_a_lora_adapter_changes_the_answer(client):
     assert noisy.output.text != plain.output.text
 
 
-async def test_an_answer_begun_by_the_client_is_continued(client):
+async def test_the_last_message_of_the_assistant_is_continued(client):
     request = chat("Where do you live?", temperature=0, max_tokens=4)
     request.messages.append(
         llm_pb2.Message(role=llm_pb2.ROLE_ASSISTANT, content="I live in the capital of Spain,")
@@ -310,7 +310,7 @@ async def test_the_model_is_described(client, models):
     assert (model.name, model.ready) == ("smollm2", True)
     assert model.kind == llm_pb2.MODEL_KIND_GENERATE
     assert model.engine.startswith("vllm ")
-    taken = computing_type(Precision.AUTO, models / "smollm2" / "1")
+    taken = compute_dtype(Precision.AUTO, models / "smollm2" / "1")
     assert model.precision == ("float32" if taken is Precision.FLOAT32 else "bfloat16")
     assert model.max_context_tokens == CONTEXT_TOKENS
     assert model.vocabulary_size == 49152

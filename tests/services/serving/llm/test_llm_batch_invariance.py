@@ -1,4 +1,4 @@
-"""With --batch-invariant a text does not depend on what else the server runs."""
+"""With --batch-invariant a text does not depend on other requests."""
 
 import asyncio
 import os
@@ -64,31 +64,29 @@ def settings(tmp_path, **fields):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("asked", [True, False])
-def test_on_a_cpu_the_engine_works_on_one_request_at_a_time(
-    environment, monkeypatch, tmp_path, asked
-):
+def test_on_a_cpu_the_engine_runs_one_request_at_a_time(environment, monkeypatch, tmp_path, asked):
     pytest.importorskip("vllm", reason="needs vLLM: install the extra llm")
     monkeypatch.setattr(
         "vllm.engine.arg_utils.AsyncEngineArgs", lambda **given: SimpleNamespace(**given)
     )
     given = settings(tmp_path, batch_invariant=asked, max_running_requests=8)
-    launch._choose_invariance(given, on_cpu=True)
-    arguments = launch._arguments(given, tmp_path, "model", on_cpu=True)
+    launch._set_batch_invariance(given, on_cpu=True)
+    arguments = launch._engine_arguments(given, tmp_path, "model", on_cpu=True)
     assert arguments.max_num_seqs == (1 if asked else 8)
     assert getattr(arguments, "enable_prefix_caching", None) is (False if asked else None)
     assert INVARIANT not in environment
 
 
 def test_on_a_gpu_vllms_mode_is_turned_on(environment, tmp_path):
-    launch._choose_invariance(settings(tmp_path), on_cpu=False)
+    launch._set_batch_invariance(settings(tmp_path), on_cpu=False)
     assert INVARIANT not in environment
-    launch._choose_invariance(settings(tmp_path, batch_invariant=True), on_cpu=False)
+    launch._set_batch_invariance(settings(tmp_path, batch_invariant=True), on_cpu=False)
     assert environment[INVARIANT] == "1"
 
 
 def test_vllms_mode_is_refused_on_a_cpu_whose_engine_would_die_of_it(environment, tmp_path):
     environment[INVARIANT] = "1"
     with pytest.raises(StartupError, match="--batch-invariant"):
-        launch._choose_invariance(settings(tmp_path), on_cpu=True)
+        launch._set_batch_invariance(settings(tmp_path), on_cpu=True)
     environment[INVARIANT] = "0"
-    launch._choose_invariance(settings(tmp_path), on_cpu=True)
+    launch._set_batch_invariance(settings(tmp_path), on_cpu=True)

@@ -1,4 +1,4 @@
-"""Prompt and answer, text and special tokens stay apart on the real model, over the wire."""
+"""Prompt and answer, text and special tokens stay separate on the real model, over gRPC."""
 
 import asyncio
 import math
@@ -52,9 +52,9 @@ async def test_a_prompt_that_ends_inside_a_character_stays_out_of_the_answer(cli
     found, whole = await generate(client, ids=ids)
     assert "secret" not in found
     text = await detokenize(client, [*ids, *whole.output.token_ids])
-    # What is incomplete at the end gives no text.
+    # An incomplete character at the end gives no text.
     assert text.rstrip("\ufffd").endswith(found.rstrip("\ufffd"))
-    # The model is made to complete the character, which is then the answer's.
+    # The model is forced to complete the character, which then belongs to the answer.
     bias = dict.fromkeys(emoji[cut:], 100.0)
     completed, _ = await generate(client, ids=ids, logit_bias=bias, max_tokens=3 - cut)
     if cut == 2:
@@ -111,7 +111,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_log_probabilities_are_the_models_own_whatever_is_asked_for(client, change):
+async def test_log_probabilities_are_the_models_own_for_all_sampling_parameters(client, change):
     asked = {"temperature": 0, "max_tokens": 6, "logprobs": 5, **CHANGES[change]}
     answer = await client.answer("Name an animal.", **asked)
     places = answer.output.logprobs
@@ -119,7 +119,7 @@ async def test_log_probabilities_are_the_models_own_whatever_is_asked_for(client
         assert [each.rank for each in place.top] == [1, 2, 3, 4, 5]
         assert all(math.isfinite(each.logprob) for each in place.top)
         assert sum(math.exp(each.logprob) for each in place.top) <= 1.001
-    # The first place has seen the same tokens with and without.
+    # The first position follows the same tokens with and without the change.
     free = await client.answer("Name an animal.", temperature=0, max_tokens=1, logprobs=5)
     for one, other in zip(places[0].top, free.output.logprobs[0].top, strict=True):
         assert (one.token_id, one.rank) == (other.token_id, other.rank)
@@ -129,7 +129,7 @@ async def test_log_probabilities_are_the_models_own_whatever_is_asked_for(client
         assert places[0].chosen.logprob < places[0].top[-1].logprob
 
 
-async def test_a_batch_with_and_without_constraints_has_one_meaning_of_log_probabilities(client):
+async def test_log_probabilities_mean_the_same_with_and_without_constraints_in_a_batch(client):
     asked = {"temperature": 0, "max_tokens": 3, "logprobs": 5}
     free, bound, other = await asyncio.gather(
         client.answer("Name an animal.", **asked),
@@ -140,7 +140,7 @@ async def test_a_batch_with_and_without_constraints_has_one_meaning_of_log_proba
         {each.token_id: each.logprob for each in answer.output.logprobs[0].top}
         for answer in (free, bound)
     )
-    # Two that are almost equally likely may change places: the batch rounds as it likes.
+    # Two tokens that are almost equally likely may change places: batches round differently.
     shared = one.keys() & two.keys()
     assert len(shared) >= 4
     for token_id in shared:
@@ -175,7 +175,7 @@ async def test_a_message_cannot_spell_special_tokens(client, role):
     assert answer.finish.usage.prompt_tokens == len(by_user.token_ids)
 
 
-async def test_a_text_spells_special_tokens_unless_it_is_told_not_to(client):
+async def test_a_text_prompt_contains_special_tokens_unless_they_are_text(client):
     assert SPECIAL & set(await tokenize(client, INJECTION))
     text = await tokenize(client, INJECTION, special_tokens_as_text=True)
     assert not SPECIAL & set(text)
@@ -187,7 +187,7 @@ async def test_a_text_spells_special_tokens_unless_it_is_told_not_to(client):
     assert answer.finish.usage.prompt_tokens == len(text)
 
 
-async def test_token_ids_are_no_text_to_take_special_tokens_for(client):
+async def test_token_ids_cannot_have_special_tokens_as_text(client):
     request = llm_pb2.GenerateRequest(
         prompt={"token_ids": {"ids": [1, 2]}, "special_tokens_as_text": True}
     )

@@ -1,4 +1,4 @@
-"""Vectors from a server with a pooling runner."""
+"""Embeddings from a server with the pooling runner."""
 
 import math
 

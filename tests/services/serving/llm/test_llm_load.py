@@ -1,4 +1,4 @@
-"""Clients that leave, do not read, or are too many; vLLM's own gauge tells what still runs."""
+"""Clients that leave, do not read, or are too many; vLLM's own gauge shows the running requests."""
 
 import asyncio
 import contextlib
@@ -30,12 +30,12 @@ def libraries_of(process):
 
 
 def computing(engine):
-    """The processes of the engine, itself among them."""
+    """Returns the processes of the engine, with the engine core."""
     started = (engine, *engine.children(recursive=True))
     return [each for each in started if each.name().startswith("VLLM")]
 
 
-async def test_the_engines_processes_and_no_other_have_intels_openmp(server, client):
+async def test_only_the_engines_processes_load_intels_openmp(server, client):
     await client.answer("Count.")
     processes = computing(server.engine_process())
     assert server.engine_process() in processes
@@ -49,7 +49,7 @@ async def test_the_engine_computes_itself_on_few_cores_bound_as_vllm_binds(serve
     engine = server.engine_process()
     processes = computing(engine)
     assert (processes == [engine]) is has_few_cores(len(os.sched_getaffinity(0)))
-    # vLLM binds each thread that computes to a core.
+    # vLLM binds each computing thread to a core.
     may_use = [os.sched_getaffinity(thread.id) for each in processes for thread in each.threads()]
     assert min(map(len, may_use)) == 1
 
@@ -92,8 +92,8 @@ async def test_a_deadline_that_passes_frees_its_sequence(server, client, method)
     await server.until_idle()
 
 
-async def test_every_metric_agrees_on_deadlines_and_counts_what_was_sent_before(server, client):
-    # A second and a little travels as 1.01 s: gRPC rounds up.
+async def test_metrics_agree_on_deadlines_and_count_tokens_sent_before(server, client):
+    # gRPC rounds a timeout just above a second up to 1.01 s.
     deadlines_s = [0.6, 0.751, 1.0025, 1.0025, 1.1004]
     cut = ("tidegate_llm_cancelled_total", {"cause": "deadline"})
     late = ("grpc_server_handled_total", {"grpc_method": "Chat", "grpc_code": "DeadlineExceeded"})
@@ -120,7 +120,7 @@ async def test_every_metric_agrees_on_deadlines_and_counts_what_was_sent_before(
     await server.until_metric(late[0], before[1] + len(deadlines_s), **late[1])
     grown = [after - then for after, then in zip(await counts(), before, strict=True)]
     assert grown[:2] == [len(deadlines_s)] * 2
-    # Each call may have been cut while a message went out, which then is not counted.
+    # A call may end during a write; the client then does not count that message.
     assert grown[2] >= sum(pieces) - len(pieces) > 0
     assert grown[3] >= sum(each > 0 for each in pieces)
     assert grown[4] >= sum(each > 1 for each in pieces) > 0
@@ -164,8 +164,8 @@ async def test_a_client_that_is_killed_frees_its_sequences(server):
     await server.until_idle()
 
 
-async def test_a_client_that_does_not_read_is_ended_and_frees_its_sequence(server):
-    # The smallest window that HTTP/2 lets a client have, so that it fills at once.
+async def test_the_call_of_a_client_that_does_not_read_ends_and_frees_its_sequence(server):
+    # The smallest flow-control window that HTTP/2 allows, so that it fills at once.
     small = {"grpc.http2.lookahead_bytes": 1, "grpc.http2.bdp_probe": 0}
     async with server.client(**small) as client:
         call = client.stub.Chat(chat("Count.", logprobs=20, **ENDLESS))
@@ -178,7 +178,7 @@ async def test_a_client_that_does_not_read_is_ended_and_frees_its_sequence(serve
     assert "unread" in caught.value.details()
 
 
-async def test_ten_times_too_many_are_refused_at_once_and_the_others_answered(server, client):
+async def test_excess_requests_are_refused_at_once_and_the_others_answered(server, client):
     capacity = MAX_RUNNING + MAX_WAITING
     refused = []
 

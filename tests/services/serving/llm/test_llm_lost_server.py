@@ -1,4 +1,4 @@
-"""Ends of a server: asked to go, killed, its engine killed. Each ends the server it is given."""
+"""The end of a server: SIGTERM, SIGKILL, or a killed engine. Each test ends its server."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ NOBODY, EVERYBODY = (False,) * 3, (True,) * 3
 
 @pytest.fixture
 def slow_to_go(models, tmp_path):
-    """A server that loads, and that can be asked after its drain has begun."""
+    """A server with a long drain delay, so that tests can call it during the drain."""
     flags = ("--kv-cache-gib", "1", "--drain-delay-s", "600")
     server = LlmServer.start(tmp_path, "--model-repository", str(models), *flags)
     yield server
@@ -32,7 +32,7 @@ def watch_of(client):
 
 
 async def told(server, client):
-    """Whether health, the probe and ListModels call the server ready."""
+    """Returns whether health, the probe and ListModels report the server as ready."""
     asked = health_pb2.HealthCheckRequest(service=SERVICE)
     checked = await health_pb2_grpc.HealthStub(client.channel).Check(asked)
     (model,) = (await client.stub.ListModels(llm_pb2.ListModelsRequest())).models
@@ -41,14 +41,14 @@ async def told(server, client):
 
 
 async def draining(server):
-    """Waits until the drain has begun: from then on, a signal ends it at once."""
+    """Waits until the drain has begun; after that, a signal ends the server at once."""
     async with asyncio.timeout(60):
         while '"event": "draining"' not in server.log.read_text():
             await asyncio.sleep(0.02)
 
 
 async def streaming(client, count, max_tokens):
-    """Starts streams and returns them once each has given a piece."""
+    """Starts streams and returns them when each has sent a message."""
     calls = [
         client.stub.Chat(chat("Count.", ignore_end_of_text=True, max_tokens=max_tokens))
         for _ in range(count)
@@ -64,7 +64,7 @@ async def tokens_left(call):
     return tokens
 
 
-async def test_streams_in_flight_finish_when_the_server_is_asked_to_go(server, client):
+async def test_streams_in_flight_finish_after_sigterm(server, client):
     calls, read = await streaming(client, 4, max_tokens=100)
     server.process.terminate()
     rest = await asyncio.gather(*(tokens_left(call) for call in calls))
@@ -88,8 +88,8 @@ async def test_streams_end_as_unavailable_when_the_engine_is_killed(slow_to_go):
         assert (await watch.read()).status == NOT_SERVING
         assert await told(server, client) == NOBODY
         watch.cancel()
-    # In the delay of a drain, a signal ends it at once. Health tells of the engine before the drain
-    # has begun.
+    # During the drain delay a signal ends the server at once. Health reports the dead engine before
+    # the drain begins.
     await draining(server)
     server.process.terminate()
     assert await asyncio.to_thread(server.process.wait) == 1
@@ -98,7 +98,7 @@ async def test_streams_end_as_unavailable_when_the_engine_is_killed(slow_to_go):
         await asyncio.to_thread(child.wait)
 
 
-async def test_nobody_calls_a_server_ready_that_drains(slow_to_go):
+async def test_a_draining_server_is_nowhere_reported_as_ready(slow_to_go):
     server = slow_to_go
     async with server.client() as client:
         watch = watch_of(client)
@@ -110,12 +110,12 @@ async def test_nobody_calls_a_server_ready_that_drains(slow_to_go):
         assert (await watch.read()).status == NOT_SERVING
         assert await told(server, client) == NOBODY
         watch.cancel()
-    # In the delay of a drain, the next signal ends it at once.
+    # During the drain delay the next signal ends the server at once.
     server.process.terminate()
     assert await asyncio.to_thread(server.process.wait) == 0
 
 
-async def test_nothing_outlives_a_server_that_is_killed(server, client):
+async def test_no_process_outlives_a_killed_server(server, client):
     calls, _ = await streaming(client, 1, max_tokens=900)
     children = server.process.children(recursive=True)
     assert server.engine_process() in children

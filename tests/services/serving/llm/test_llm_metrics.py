@@ -1,4 +1,4 @@
-"""What a server with vLLM tells a real Prometheus."""
+"""A real Prometheus reads the metrics of a server with vLLM."""
 
 import pytest
 from grpc.aio import AioRpcError
@@ -17,10 +17,10 @@ OURS = {
 }
 
 
-async def test_metrics_of_vllm_and_ours_reach_prometheus(server, client, tmp_path):
+async def test_metrics_of_vllm_and_tidegate_reach_prometheus(server, client, tmp_path):
     async with prometheus(tmp_path, {"llm": server.metrics_port}) as scraper:
         await scraper.until("up == 1")
-        # vLLM's own, under the names that its dashboards ask for.
+        # vLLM's own metrics, under the names in its dashboards.
         assert await scraper.value("sum(vllm:kv_cache_usage_perc)") == 0
         assert await scraper.query('{__name__=~"vllm_.+"}') == []
         before = await scraper.value("sum(vllm:generation_tokens_total)")

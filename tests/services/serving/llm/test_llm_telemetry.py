@@ -1,4 +1,4 @@
-"""What spans say of an answer, and which model a request counts for."""
+"""The attributes of spans, and the model for which a request counts."""
 
 from types import SimpleNamespace
 
@@ -59,7 +59,7 @@ def test_a_span_has_the_attributes_of_generative_ai(spans):
     }
 
 
-def test_nothing_is_said_where_nothing_is_recorded():
+def test_a_span_that_is_not_recorded_gets_no_attributes():
     with inference_span(FACTS, "embeddings"):
         trace_response(3, 0)
 
@@ -74,7 +74,7 @@ def test_a_request_that_fails_has_the_type_of_its_error(spans):
 
 
 def request_of(method, model):
-    """The least request that names a model, and that the model's server refuses."""
+    """Returns the smallest request that names a model; the served model refuses it."""
     options = llm_pb2.GenerationOptions(model=model)
     match method:
         case "Generate":
@@ -94,9 +94,9 @@ def request_of(method, model):
 @pytest.mark.parametrize(
     "method", ["Generate", "Chat", "Complete", "Tokenize", "Detokenize", "Embed"]
 )
-async def test_a_request_for_a_model_that_is_not_there_counts_for_none(method):
+async def test_a_request_for_an_unknown_model_counts_for_no_model(method):
     servicer = LlmServicer(ModelCard("small", "2", method == "Embed", "A model."))
-    # The engine needs vLLM; these requests never come to it.
+    # The engine needs vLLM; these requests never reach it.
     engine = SimpleNamespace(facts=FACTS, embeds=method == "Embed")
     servicer.pipeline = SimpleNamespace(engine=engine)
     with served_model(FACTS, "float32", "vllm") as model:

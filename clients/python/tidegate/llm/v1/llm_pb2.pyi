@@ -7,10 +7,10 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each field
   NOT_FOUND            no such model, version or LoRA adapter
   RESOURCE_EXHAUSTED   too many requests wait; google.rpc.RetryInfo says when to try again
-  DEADLINE_EXCEEDED    the deadline passed, or the client left a message unread for too long; what
-                       ran for the request was stopped
+  DEADLINE_EXCEEDED    the deadline passed, or the client left a message unread for too long; the
+                       server stopped the request
   UNAVAILABLE          the model is loading, its engine died, or the server is draining
-  UNIMPLEMENTED        the model that is served cannot do this (Embed on a generating model)
+  UNIMPLEMENTED        the served model cannot do this (Embed on a generating model)
 
 A client that cancels, disconnects or lets its deadline pass frees its sequence at once.
 """
@@ -52,7 +52,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """The result of a tool."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """Who says a message."""
+    """The author of a message."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Not valid in a request."""
@@ -73,25 +73,25 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
-    """It has not ended."""
+    """The answer has not ended."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
-    """The model ended it, or a stop string or stop token came."""
+    """The model ended the answer, or a stop string or stop token came."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """max_tokens or the end of the context was reached."""
+    """The answer reached max_tokens or the end of the context."""
     FINISH_REASON_ABORT: _FinishReason.ValueType  # 3
-    """It was stopped from outside."""
+    """The request was stopped."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
-"""It has not ended."""
+"""The answer has not ended."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
-"""The model ended it, or a stop string or stop token came."""
+"""The model ended the answer, or a stop string or stop token came."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""max_tokens or the end of the context was reached."""
+"""The answer reached max_tokens or the end of the context."""
 FINISH_REASON_ABORT: FinishReason.ValueType  # 3
-"""It was stopped from outside."""
+"""The request was stopped."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _ModelKind:
@@ -105,17 +105,17 @@ class _ModelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelKind.V
     MODEL_KIND_GENERATE: _ModelKind.ValueType  # 1
     """Generates text."""
     MODEL_KIND_EMBED: _ModelKind.ValueType  # 2
-    """Makes vectors."""
+    """Makes embeddings."""
 
 class ModelKind(_ModelKind, metaclass=_ModelKindEnumTypeWrapper):
-    """What a model does."""
+    """The task of a model."""
 
 MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
 """Not known."""
 MODEL_KIND_GENERATE: ModelKind.ValueType  # 1
 """Generates text."""
 MODEL_KIND_EMBED: ModelKind.ValueType  # 2
-"""Makes vectors."""
+"""Makes embeddings."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
 
 @_typing.final
@@ -128,16 +128,16 @@ class Prompt(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SPECIAL_TOKENS_AS_TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """A text; the tokenizer adds its special tokens. Not empty. The name of a special token within
-    it, such as "<|im_end|>", becomes that token unless special_tokens_as_text is set.
+    """A text; the tokenizer adds its special tokens. Not empty. The name of a special token in the
+    text, such as "<|im_end|>", becomes that token unless special_tokens_as_text is set.
     """
     special_tokens_as_text: _builtins.bool
-    """Take the names of special tokens within `text` for mere text. Set it when part of the text comes
-    from somebody whom the model must not obey. Only with `text`.
+    """Treat the names of special tokens in `text` as plain text. Set it if a part of the text comes from
+    somebody whom the model must not obey. Only with `text`.
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
-        """Token ids, used as they are. Not empty; each below the size of the vocabulary."""
+        """Token ids, used unchanged. Not empty; each below the size of the vocabulary."""
 
     def __init__(
         self,
@@ -189,12 +189,12 @@ class Message(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
-    """Who says it."""
+    """The author of the message."""
     content: _builtins.str
-    """What is said. It is mere text, whoever says it: the name of a special token within it, such as
-    "<|im_end|>", never becomes that token, so it can neither end the message nor begin another. What
-    is special to the chat template alone (the "[INST]" of a model that has no such token) is not
-    known to the server, and stays.
+    """The text of the message. It is plain text for every role. The name of a special token in it, such
+    as "<|im_end|>", never becomes that token, so it can neither end the message nor begin another.
+    The server does not know names that are special only to the chat template (the "[INST]" of a model
+    without such a token); they stay in the text.
     """
     def __init__(
         self,
@@ -212,8 +212,8 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 
 @_typing.final
 class SamplingParameters(_message.Message):
-    """How tokens are chosen. What is not set takes the model's own default (its generation
-    configuration), and where it has none, the default given here.
+    """How the model chooses tokens. A field that is not set takes the model's own default (its generation
+    configuration). If the model has none, it takes the default given here.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -256,13 +256,15 @@ class SamplingParameters(_message.Message):
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     CONSTRAINT_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens to generate; from 1. Default: as many as the context leaves room for."""
+    """Most tokens to generate; at least 1. Default: as many as the context leaves room for."""
     min_tokens: _builtins.int
-    """Fewest tokens to generate before the end or a stop string may come. Default 0; at most
-    max_tokens. A constraint that is complete ends the answer before.
+    """Fewest tokens to generate before the answer may end. Default 0; at most max_tokens. A complete
+    constraint ends the answer earlier.
     """
     temperature: _builtins.float
-    """0 always takes the likeliest token; up to 2 makes the choice more even. Default 1."""
+    """From 0 to 2. 0 always chooses the likeliest token; larger values make the choice more random.
+    Default 1.
+    """
     top_p: _builtins.float
     """Choose among the likeliest tokens whose probabilities sum to this; above 0, up to 1.
     Default 1.
@@ -284,29 +286,29 @@ class SamplingParameters(_message.Message):
     makes repeats rarer. Default 1.
     """
     seed: _builtins.int
-    """Makes the random choice among tokens repeatable. Default: none.
+    """Makes the random choice of tokens repeatable. Default: none.
 
-    The same seed, request, model version and server give the same text as long as the engine works
-    on no other request meanwhile. Beside others it need not, and neither does temperature 0: the
-    engine computes all requests of a step together, how many they are decides how its sums are
-    rounded, and two tokens that are almost equally likely can change places. A text that was begun
-    differently goes on differently. A server whose Model has batch_invariant set gives the same text
-    whatever else runs. Another machine, precision, or number of cores can always round otherwise.
+    The same seed, request, model version and server give the same text if the engine runs no other
+    request at the same time. Beside other requests the text can differ, even at temperature 0. The
+    engine computes all requests of a step together, and their number changes how sums are rounded. So
+    two tokens that are almost equally likely can change places, and the text continues differently. A
+    server whose Model has batch_invariant set gives the same text beside any other requests. Another
+    machine, precision or number of cores can always round differently.
     """
     include_stop_string: _builtins.bool
     """Keep the stop string at the end of the answer."""
     ignore_end_of_text: _builtins.bool
-    """Go on past the model's end-of-text token. Not together with a constraint."""
+    """Continue past the model's end-of-text token. Not together with a constraint."""
     logprobs: _builtins.int
-    """Return the log probability of each chosen token, and of this many likeliest ones at its place;
-    from 0 to 20. Default: none are returned. See TokenLogprob for what they mean. A server on a GPU
-    refuses it together with a constraint.
+    """Return the log probability of each chosen token, and of this many likeliest tokens at its
+    position; from 0 to 20. Default: no log probabilities. TokenLogprob defines them. A server on a GPU
+    refuses this field together with a constraint.
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the answer; at most 16, none empty. They are not part of the answer unless
-        include_stop_string is set. They are looked for in the answer's text alone: none matches in the
-        prompt, or across the end of the prompt.
+        include_stop_string is set. The server searches only the answer's text: a stop string matches
+        neither in the prompt nor across the end of the prompt.
         """
 
     @_builtins.property
@@ -319,7 +321,7 @@ class SamplingParameters(_message.Message):
 
     @_builtins.property
     def constraint(self) -> Global___Constraint:
-        """What the answer must look like. Default: anything."""
+        """The form that the answer must have. Default: any form."""
 
     def __init__(
         self,
@@ -395,8 +397,8 @@ Global___SamplingParameters: _TypeAlias = SamplingParameters  # noqa: Y015
 
 @_typing.final
 class Constraint(_message.Message):
-    """A form that the answer is made to take, token by token. At most 64 KiB of text. An answer that
-    reaches max_tokens first is cut off, and then only begins as the form does.
+    """A form that the engine enforces on the answer, token by token. At most 64 KiB of text. An answer that
+    reaches max_tokens before it is complete is cut off, and is then only the beginning of the form.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -405,13 +407,11 @@ class Constraint(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON Schema, an object as JSON text; the answer is a JSON value that it allows, without
-    white space between its parts. Keywords that the server cannot enforce are an error.
+    """A JSON Schema, an object as JSON text. The answer is a JSON value that the schema allows, without
+    white space between its parts. A keyword that the server cannot enforce is an error.
     """
     regex: _builtins.str
-    """A regular expression that the whole answer matches; without anchors, look-around or
-    references.
-    """
+    """A regular expression that matches the whole answer; without anchors, look-around or references."""
     @_builtins.property
     def choice(self) -> Global___Choices:
         """The answer is one of these texts."""
@@ -442,8 +442,8 @@ class Choices(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """From 1 to 256 texts, none empty. None may hold the name of a special token ("<|im_end|>"): such a
-        token is never part of an answer's text, and the engine cannot spell its name by others.
+        """From 1 to 256 texts, none empty. None may contain the name of a special token ("<|im_end|>"): such
+        a token gives no text, and the engine cannot generate its name from other tokens.
         """
 
     def __init__(
@@ -461,7 +461,7 @@ Global___Choices: _TypeAlias = Choices  # noqa: Y015
 
 @_typing.final
 class GenerationOptions(_message.Message):
-    """What every generating request may say."""
+    """Options of every generating request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -477,12 +477,12 @@ class GenerationOptions(_message.Message):
     lora_adapter: _builtins.str
     """The name of a LoRA adapter that the server has; empty means none."""
     priority: _builtins.int
-    """Requests with a smaller number run first, when the server schedules by priority; elsewhere any
+    """Requests with a smaller number run first if the server schedules by priority. On other servers any
     value but 0 is an error. Default 0.
     """
     @_builtins.property
     def sampling(self) -> Global___SamplingParameters:
-        """How tokens are chosen."""
+        """The sampling parameters."""
 
     def __init__(
         self,
@@ -542,8 +542,8 @@ class ChatRequest(_message.Message):
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
     CONTINUE_LAST_MESSAGE_FIELD_NUMBER: _builtins.int
     continue_last_message: _builtins.bool
-    """Go on with the last message, which must be the assistant's, instead of starting a new one. The
-    answer holds only what is new.
+    """Continue the last message, which must be the assistant's, instead of starting a new one. The answer
+    contains only the new text.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
@@ -557,8 +557,8 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def template_arguments(self) -> _struct_pb2.Struct:
-        """Values for the variables of the model's chat template, beyond the messages. Texts in them are
-        mere text, as those of messages are.
+        """Values for further variables of the model's chat template. Texts in them are plain text, as in
+        messages.
         """
 
     def __init__(
@@ -611,7 +611,7 @@ Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Tokens that a request used."""
+    """The tokens of a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -619,11 +619,11 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, the chat template's included."""
+    """Tokens of the prompt, with those of the chat template."""
     completion_tokens: _builtins.int
     """Tokens of the answer."""
     cached_prompt_tokens: _builtins.int
-    """Tokens of the prompt whose keys and values were still in the cache."""
+    """Tokens of the prompt whose keys and values were in the cache."""
     def __init__(
         self,
         *,
@@ -641,7 +641,7 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
-    """Where the time of a request went."""
+    """The times of a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -652,23 +652,23 @@ class Timings(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Waiting in the engine before the first token was worked on."""
+        """Time in the engine's queue, until the request is scheduled."""
 
     @_builtins.property
     def time_to_first_token(self) -> _duration_pb2.Duration:
-        """From the server's receipt of the request to its first token."""
+        """From the receipt of the request to its first token."""
 
     @_builtins.property
     def mean_inter_token(self) -> _duration_pb2.Duration:
-        """Mean time between two tokens; unset when there were fewer than two."""
+        """Mean time between two tokens; unset if there were fewer than two."""
 
     @_builtins.property
     def max_inter_message(self) -> _duration_pb2.Duration:
-        """Longest time between two messages of the stream; unset when there were fewer than two."""
+        """Longest time between two messages of the stream; unset if there were fewer than two."""
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """From the server's receipt of the request to its last token."""
+        """From the receipt of the request to its last token."""
 
     def __init__(
         self,
@@ -689,13 +689,12 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
-    """A token that was, or might have been, chosen.
+    """The log probability of a token that was chosen, or was among the likeliest.
 
     Log probabilities and ranks are the model's own, over its whole vocabulary: those of its softmax at
-    temperature 1, before anything that the request asks for. Temperature, top_p, top_k, min_p,
-    penalties, logit_bias, min_tokens and a constraint change which token is chosen. They change no log
-    probability. So a chosen token can have a low rank, and a token of `top` can be one that the
-    constraint forbids.
+    temperature 1. Temperature, top_p, top_k, min_p, penalties, logit_bias, min_tokens and a constraint
+    change which token is chosen, but no log probability. So a chosen token can have a low rank, and
+    `top` can contain a token that the constraint forbids.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -708,16 +707,16 @@ class TokenLogprob(_message.Message):
     token_id: _builtins.int
     """The token's id."""
     token: _builtins.str
-    """The token's text. Bytes that are not whole characters are shown as the replacement character
-    U+FFFD, as in TokenizeResponse; a special token has its name.
+    """The token's text; for a special token its name. Bytes that are not whole characters become the
+    replacement character U+FFFD, as in TokenizeResponse.
     """
     logprob: _builtins.float
-    """The natural logarithm of its probability. Finite in `top`."""
+    """The natural logarithm of the token's probability. Finite in `top`."""
     rank: _builtins.int
-    """Its place among all tokens at this point, 1 for the likeliest."""
+    """The token's rank among all tokens at this position, 1 for the likeliest."""
     token_bytes: _builtins.bytes
-    """The token's bytes. A character can take several tokens: the bytes of the chosen tokens, one after
-    another, are its UTF-8. Those of `token`, where the model's tokens are not made of bytes.
+    """The token's bytes. A character can take several tokens; the joined bytes of the chosen tokens are
+    its UTF-8. If the model's tokens are not bytes, these are the bytes of `token`.
     """
     def __init__(
         self,
@@ -738,7 +737,7 @@ Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class Logprobs(_message.Message):
-    """Log probabilities at one place of the answer."""
+    """Log probabilities at one position of the answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -746,12 +745,12 @@ class Logprobs(_message.Message):
     TOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chosen(self) -> Global___TokenLogprob:
-        """The token that was chosen."""
+        """The chosen token."""
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """The likeliest tokens, best first, as many as `logprobs` asks for. Fewer if the model gives fewer
-        a probability above 0.
+        """The likeliest tokens, best first, as many as SamplingParameters.logprobs requests. Fewer if fewer
+        tokens have a probability above 0.
         """
 
     def __init__(
@@ -780,18 +779,18 @@ class Finish(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
-    """Why it ended."""
+    """Why the answer ended."""
     stop_string: _builtins.str
-    """The stop string that ended it; empty when none did."""
+    """The stop string that ended the answer; empty if none did."""
     stop_token_id: _builtins.int
-    """The stop token that ended it; unset when none did."""
+    """The stop token that ended the answer; unset if none did."""
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Tokens used."""
+        """The tokens of the request."""
 
     @_builtins.property
     def timings(self) -> Global___Timings:
-        """Where the time went."""
+        """The times of the request."""
 
     def __init__(
         self,
@@ -814,8 +813,8 @@ Global___Finish: _TypeAlias = Finish  # noqa: Y015
 
 @_typing.final
 class Delta(_message.Message):
-    """A piece of an answer. A piece may hold several tokens when they come faster than the client
-    reads, and no text while a character is still incomplete.
+    """The new part of an answer. It holds several tokens if they come faster than the client reads, and no
+    text while a character is incomplete.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -824,19 +823,19 @@ class Delta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text that is new since the last piece. The pieces' texts together are every character whose
-    last byte a token of the answer gave. A character that the prompt begins and the answer completes
-    is therefore the answer's, whole; no other character of the prompt is. Bytes that are no UTF-8
-    become the replacement character U+FFFD. Special tokens give no text, and neither does a
-    character that is still incomplete at the end of the answer.
+    """The new text. The texts of all deltas together are every character whose last byte comes from a
+    token of the answer. So a character that the prompt begins and the answer completes belongs to the
+    answer; no other character of the prompt does. Bytes that are not UTF-8 become the replacement
+    character U+FFFD. Special tokens give no text, and neither does a character that is incomplete at
+    the end of the answer.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The token ids that are new since the last piece."""
+        """The new token ids."""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprobs]:
-        """One for each new token, when they were asked for."""
+        """One for each new token, if the request asks for log probabilities."""
 
     def __init__(
         self,
@@ -855,7 +854,7 @@ Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
-    """A piece of the answer to a GenerateRequest."""
+    """A message of the answer to a GenerateRequest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -863,11 +862,11 @@ class GenerateResponse(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delta(self) -> Global___Delta:
-        """What is new."""
+        """The new part of the answer."""
 
     @_builtins.property
     def finish(self) -> Global___Finish:
-        """How it ended; set in the last message and only there."""
+        """How the answer ended; set only in the last message."""
 
     def __init__(
         self,
@@ -885,7 +884,7 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class ChatResponse(_message.Message):
-    """A piece of the answer to a ChatRequest."""
+    """A message of the answer to a ChatRequest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -893,11 +892,11 @@ class ChatResponse(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delta(self) -> Global___Delta:
-        """What is new."""
+        """The new part of the answer."""
 
     @_builtins.property
     def finish(self) -> Global___Finish:
-        """How it ended; set in the last message and only there."""
+        """How the answer ended; set only in the last message."""
 
     def __init__(
         self,
@@ -927,7 +926,7 @@ class CompleteResponse(_message.Message):
 
     @_builtins.property
     def finish(self) -> Global___Finish:
-        """How it ended."""
+        """How the answer ended."""
 
     def __init__(
         self,
@@ -959,16 +958,16 @@ class TokenizeRequest(_message.Message):
     text: _builtins.str
     """A text."""
     omit_special_tokens: _builtins.bool
-    """Leave out the special tokens that the tokenizer adds to a text. Has no effect on a
-    conversation, whose template says what is added.
+    """Leave out the special tokens that the tokenizer adds to a text. Has no effect on a conversation,
+    whose template adds them.
     """
     special_tokens_as_text: _builtins.bool
-    """Take the names of special tokens within `text` for mere text, as Prompt.special_tokens_as_text
-    does. Has no effect on a conversation, whose messages are mere text always.
+    """Treat the names of special tokens in `text` as plain text, as Prompt.special_tokens_as_text does.
+    Has no effect on a conversation, whose messages are always plain text.
     """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
-        """A conversation, put through the chat template as Chat would do it."""
+        """A conversation, rendered with the chat template as in Chat."""
 
     def __init__(
         self,
@@ -1023,16 +1022,14 @@ class TokenizeResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     max_context_tokens: _builtins.int
-    """The longest context that the server runs the model with, in tokens."""
+    """The longest context, prompt and answer together, in tokens."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids."""
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The text of each token; bytes that are not whole characters are shown as the replacement
-        character.
-        """
+        """The text of each token; bytes that are not whole characters become the replacement character."""
 
     def __init__(
         self,
@@ -1105,7 +1102,7 @@ Global___DetokenizeResponse: _TypeAlias = DetokenizeResponse  # noqa: Y015
 
 @_typing.final
 class EmbedRequest(_message.Message):
-    """A request for vectors."""
+    """A request for embeddings."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1133,20 +1130,20 @@ Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
 @_typing.final
 class EmbedResponse(_message.Message):
-    """The vectors of texts."""
+    """The embeddings of prompts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Embedding(_message.Message):
-        """One vector."""
+        """An embedding."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         VALUES_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-            """Its values, of Euclidean length 1."""
+            """The values; their Euclidean length is 1."""
 
         def __init__(
             self,
@@ -1167,7 +1164,7 @@ class EmbedResponse(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Tokens used; completion_tokens is 0."""
+        """The tokens of the request; completion_tokens is 0."""
 
     def __init__(
         self,
@@ -1185,7 +1182,7 @@ Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A model and how it is served."""
+    """A served model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1206,30 +1203,30 @@ class Model(_message.Message):
     version: _builtins.str
     """The model's version."""
     ready: _builtins.bool
-    """Whether it is loaded and the server is ready, as its health says."""
+    """Whether the model is loaded and the server's health is SERVING."""
     kind: Global___ModelKind.ValueType
-    """What it does."""
+    """The model's task."""
     engine: _builtins.str
     """The engine and its version, for example "vllm 0.32.0"."""
     precision: _builtins.str
-    """The type that it computes in, for example "bfloat16"."""
+    """The data type of the computation, for example "bfloat16"."""
     max_context_tokens: _builtins.int
     """The longest context, prompt and answer together, in tokens."""
     vocabulary_size: _builtins.int
-    """Token ids are below this."""
+    """Token ids are below this number."""
     description: _builtins.str
     """What the model is and where its weights come from."""
     batch_invariant: _builtins.bool
-    """Whether the same request and seed give the same text whatever else runs; see
+    """Whether the same request and seed give the same text beside any other requests; see
     SamplingParameters.seed.
     """
     @_builtins.property
     def lora_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The LoRA adapters that requests may name."""
+        """The LoRA adapters that requests may use."""
 
     @_builtins.property
     def loaded_at(self) -> _timestamp_pb2.Timestamp:
-        """When it became ready; unset unless it is."""
+        """When the model became ready; unset while it is not."""
 
     def __init__(
         self,
@@ -1257,7 +1254,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """Asks what the server serves."""
+    """A request for the served models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1274,7 +1271,7 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsResponse(_message.Message):
-    """What the server serves."""
+    """The served models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

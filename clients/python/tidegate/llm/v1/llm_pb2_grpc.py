@@ -77,7 +77,7 @@ class LlmServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Continues a prompt, and streams what comes as it comes.
+        """Continues a prompt, and streams the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,14 +112,14 @@ class LlmServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Turns texts into vectors. Only servers of an embedding model have it.
+        """Turns texts into embeddings. Only servers of an embedding model implement it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Describes what the server serves, LoRA adapters included.
+        """Describes the served models and their LoRA adapters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,10 +7,10 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request is wrong; google.rpc.BadRequest names each field
   NOT_FOUND            no such model, version or LoRA adapter
   RESOURCE_EXHAUSTED   too many requests wait; google.rpc.RetryInfo says when to try again
-  DEADLINE_EXCEEDED    the deadline passed, or the client left a message unread for too long; what
-                       ran for the request was stopped
+  DEADLINE_EXCEEDED    the deadline passed, or the client left a message unread for too long; the
+                       server stopped the request
   UNAVAILABLE          the model is loading, its engine died, or the server is draining
-  UNIMPLEMENTED        the model that is served cannot do this (Embed on a generating model)
+  UNIMPLEMENTED        the served model cannot do this (Embed on a generating model)
 
 A client that cancels, disconnects or lets its deadline pass frees its sequence at once.
 """
@@ -46,7 +46,7 @@ class LlmServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LlmServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_llm_pb2.GenerateRequest, _llm_pb2.GenerateResponse]
-    """Continues a prompt, and streams what comes as it comes."""
+    """Continues a prompt, and streams the answer."""
     Chat: _grpc.UnaryStreamMultiCallable[_llm_pb2.ChatRequest, _llm_pb2.ChatResponse]
     """Answers a conversation through the model's own chat template, and streams the answer."""
     Complete: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CompleteRequest, _llm_pb2.CompleteResponse]
@@ -56,9 +56,9 @@ class LlmServiceStub:
     Detokenize: _grpc.UnaryUnaryMultiCallable[_llm_pb2.DetokenizeRequest, _llm_pb2.DetokenizeResponse]
     """Turns token ids into text."""
     Embed: _grpc.UnaryUnaryMultiCallable[_llm_pb2.EmbedRequest, _llm_pb2.EmbedResponse]
-    """Turns texts into vectors. Only servers of an embedding model have it."""
+    """Turns texts into embeddings. Only servers of an embedding model implement it."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_llm_pb2.ListModelsRequest, _llm_pb2.ListModelsResponse]
-    """Describes what the server serves, LoRA adapters included."""
+    """Describes the served models and their LoRA adapters."""
 
 @_typing.type_check_only
 class LlmServiceAsyncStub(LlmServiceStub):
@@ -66,7 +66,7 @@ class LlmServiceAsyncStub(LlmServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_llm_pb2.GenerateRequest, _llm_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Continues a prompt, and streams what comes as it comes."""
+    """Continues a prompt, and streams the answer."""
     Chat: _aio.UnaryStreamMultiCallable[_llm_pb2.ChatRequest, _llm_pb2.ChatResponse]  # type: ignore[assignment]
     """Answers a conversation through the model's own chat template, and streams the answer."""
     Complete: _aio.UnaryUnaryMultiCallable[_llm_pb2.CompleteRequest, _llm_pb2.CompleteResponse]  # type: ignore[assignment]
@@ -76,9 +76,9 @@ class LlmServiceAsyncStub(LlmServiceStub):
     Detokenize: _aio.UnaryUnaryMultiCallable[_llm_pb2.DetokenizeRequest, _llm_pb2.DetokenizeResponse]  # type: ignore[assignment]
     """Turns token ids into text."""
     Embed: _aio.UnaryUnaryMultiCallable[_llm_pb2.EmbedRequest, _llm_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Turns texts into vectors. Only servers of an embedding model have it."""
+    """Turns texts into embeddings. Only servers of an embedding model implement it."""
     ListModels: _aio.UnaryUnaryMultiCallable[_llm_pb2.ListModelsRequest, _llm_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Describes what the server serves, LoRA adapters included."""
+    """Describes the served models and their LoRA adapters."""
 
 class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates, tokenizes and embeds text."""
@@ -89,7 +89,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_llm_pb2.GenerateResponse], _abc.AsyncIterator[_llm_pb2.GenerateResponse]]:
-        """Continues a prompt, and streams what comes as it comes."""
+        """Continues a prompt, and streams the answer."""
 
     @_abc_1.abstractmethod
     def Chat(
@@ -129,7 +129,7 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.EmbedResponse, _abc.Awaitable[_llm_pb2.EmbedResponse]]:
-        """Turns texts into vectors. Only servers of an embedding model have it."""
+        """Turns texts into embeddings. Only servers of an embedding model implement it."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -137,6 +137,6 @@ class LlmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.ListModelsResponse, _abc.Awaitable[_llm_pb2.ListModelsResponse]]:
-        """Describes what the server serves, LoRA adapters included."""
+        """Describes the served models and their LoRA adapters."""
 
 def add_LlmServiceServicer_to_server(servicer: LlmServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

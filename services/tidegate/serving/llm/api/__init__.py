@@ -1,1 +1,1 @@
-"""The RPCs of ``LlmService``: from the call to the last message of its response."""
+"""The gRPC API of the LLM server: the RPCs of ``LlmService``, their time limits and responses."""

@@ -1,13 +1,14 @@
-"""Runs a generating call from its prompt to its last token, however it ends.
+"""Runs a generating call from its prompt to its last token.
 
-A call holds a slot, turns its prompt into token ids, runs on the engine and writes what comes. It
-writes with `context.write` rather than yielding, since only the writer can tell a client that does
-not read from an engine that has nothing to say: a message that stays unread past the limit ends the
-call. What the engine makes meanwhile is merged into the next message, at most a context long, so
-that memory stays bounded.
+A call takes a slot of the admission, turns its prompt into token ids, runs on the engine and writes
+the messages. It writes with `context.write` instead of yielding. Only a writer can tell a client
+that does not read from an engine that has no new token, and end the call when a message stays
+unread past the limit. Meanwhile vLLM merges the new tokens into the next message. A message is at
+most as long as the context, so memory is bounded.
 
-Whatever ends a call (its last token, the client, the deadline, the engine's death), leaving the
-loop closes the engine's iterator, which frees the sequence before any status is sent.
+A call ends at its last token, with its client, at its deadline or when the engine dies. In every
+case, leaving the loop closes the engine's iterator. That frees the sequence in the engine before
+the server sends a status.
 """
 
 import asyncio
@@ -51,15 +52,15 @@ _CAUSES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class InferencePipeline:
-    """What answers need while the engine runs.
+    """The parts of a loaded model that a request passes.
 
     Attributes:
-        engine: The loaded model.
-        tokenizer: Its tokenizer.
-        grammar_checker: Where constraints are tried out.
-        admission: How many requests are held.
+        engine: The engine with the loaded model.
+        tokenizer: The model's tokenizer.
+        grammar_checker: Compiles constraints before the engine does.
+        admission: Limits the requests that the server holds.
         stalled_write_limit_s: How long a client may leave a message unread.
-        loaded_at_s: When it became ready, as `time.time` tells.
+        loaded_at_s: When the model became ready, in seconds of `time.time`.
     """
 
     engine: VllmEngine
@@ -76,21 +77,21 @@ async def stream(
     prompt: Prompt,
     options: Options,
     received_s: float,
-    response: type[llm_pb2.GenerateResponse] | type[llm_pb2.ChatResponse],
+    response_type: type[llm_pb2.GenerateResponse] | type[llm_pb2.ChatResponse],
 ) -> None:
-    """Answers piece by piece.
+    """Streams an answer, one message for each output of the engine.
 
     Args:
-        pipeline: The engine and what belongs to it.
-        context: Of the call.
-        prompt: Checked prompt.
-        options: Checked options.
-        received_s: When the call came, in seconds of `time.monotonic`.
-        response: Type of the pieces.
+        pipeline: The loaded model.
+        context: The context of the call.
+        prompt: The checked prompt.
+        options: The checked options.
+        received_s: Time of the call, in seconds of `time.monotonic`.
+        response_type: Type of the messages.
 
     Raises:
         DeadlineExceeded: The deadline passed, or the client did not read.
-        ResourceExhausted: There is no room.
+        ResourceExhausted: The queue is full.
         InvalidArgument: The prompt is too long, or the constraint cannot be used.
         Unavailable: The engine died.
     """
@@ -112,10 +113,10 @@ async def stream(
                     async with aclosing(outputs):
                         async for output in outputs:
                             if builder.completion_tokens:
-                                # A step's first tokens are written before others' next ones.
+                                # Calls whose first token came in the same step write first.
                                 await asyncio.sleep(0)
-                            message = response()
-                            builder.take(output, message.delta, message.finish)
+                            message = response_type()
+                            builder.fill(output, message.delta, message.finish)
                             watch.writing()
                             await writer.write(message)
                             watch.written()
@@ -128,7 +129,7 @@ async def complete(
     options: Options,
     received_s: float,
 ) -> llm_pb2.CompleteResponse:
-    """Answers in one message; see `stream`."""
+    """Returns a whole answer in one message; see `stream`."""
     limits = CallTimeLimits(deadline_of(context), pipeline.stalled_write_limit_s)
     with limits.explaining_timeout():
         async with limits.timer:
@@ -145,13 +146,13 @@ async def complete(
                     async with aclosing(outputs):
                         async for output in outputs:
                             message = llm_pb2.CompleteResponse()
-                            if builder.take(output, message.output, message.finish):
+                            if builder.fill(output, message.output, message.finish):
                                 return message
     raise Internal("the engine gave no answer")
 
 
 def _name_model(pipeline: InferencePipeline, context: ServicerContext) -> None:
-    """Says which version answers, so that refusals count for it as well."""
+    """Sets the trailers that name the model version, so that refused calls count for it too."""
     facts = pipeline.engine.facts
     trailers = {"tidegate-model": facts.name, "tidegate-model-version": facts.version}
     set_trailers(context, trailers)
@@ -172,11 +173,11 @@ def _accounted(
     builder: ResponseBuilder,
     limits: CallTimeLimits,
 ) -> Iterator[None]:
-    """Counts an answer when it ends, whichever way, and says so in the trailers."""
+    """Records an answer in metrics, span and trailers when it ends, for whatever reason."""
     try:
         yield
     except BaseException as error:
-        builder.cut()
+        builder.record_cut_off()
         telemetry.CANCELLED.labels(_cause(error, limits)).inc()
         raise
     else:
@@ -197,7 +198,7 @@ def _accounted(
 def _cause(error: BaseException, limits: CallTimeLimits) -> CancelCause:
     match error:
         case asyncio.CancelledError():
-            # A timeout is still a cancellation here.
+            # `asyncio.timeout` turns its cancellation into a TimeoutError only later.
             if limits.timer.expired():
                 return limits.cause
             return _CAUSES.get(code_of_cancellation(), CancelCause.CLIENT)

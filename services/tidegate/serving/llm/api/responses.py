@@ -1,8 +1,8 @@
-"""Makes messages of what the engine gives, and keeps count of one answer.
+"""Builds response messages from the engine's outputs, and counts the tokens and times of an answer.
 
-One engine step of a stream is one message; where the client reads more slowly than the engine
-writes, vLLM has merged steps and a message holds several tokens. What is counted becomes the
-`Finish` of the last message, the trailers, the metrics and the span's attributes.
+In a stream, each engine step makes one message. If the client reads more slowly than the engine
+generates, vLLM merges steps, and a message holds several tokens. The counts become the `Finish` of
+the last message, the trailers, the metrics and the span's attributes.
 """
 
 import math
@@ -31,15 +31,15 @@ _REASONS: Final = {
 
 @dataclass(slots=True)
 class ResponseBuilder:
-    """One answer while it comes.
+    """Builds the messages of one answer.
 
     Attributes:
-        received_s: When the request came, in seconds of `time.monotonic`.
+        received_s: Time of the request, in seconds of `time.monotonic`.
         prompt_tokens: Tokens of the prompt.
-        top_logprobs: Likeliest tokens to return at each place; None for no log probabilities.
-        token_bytes: Gives the bytes of a token.
+        top_logprobs: Likeliest tokens to return at each position; None for no log probabilities.
+        token_bytes: Returns the bytes of a token.
         completion_tokens: Tokens of the answer so far.
-        finish_reason: Why it ended, in vLLM's words; "abort" until it has.
+        finish_reason: vLLM's finish reason; "abort" until the answer has ended.
     """
 
     received_s: float
@@ -57,21 +57,21 @@ class ResponseBuilder:
 
     @property
     def time_to_first_token_s(self) -> float | None:
-        """From receipt to the first token; None before it."""
+        """Time from the request to the first token; None before the first token."""
         return self._first_token_s
 
-    def take(
+    def fill(
         self, output: "RequestOutput", delta: llm_pb2.Delta, finish: llm_pb2.Finish | None = None
     ) -> bool:
-        """Takes what the engine gave into a message.
+        """Fills a message with an output of the engine.
 
         Args:
-            output: What is new.
-            delta: To fill.
-            finish: To fill when the answer has ended.
+            output: The new output.
+            delta: The delta to fill.
+            finish: The finish to fill if the answer has ended.
 
         Returns:
-            Whether it has ended.
+            Whether the answer has ended.
         """
         completion = output.outputs[0]
         now_s = time.monotonic()
@@ -89,9 +89,9 @@ class ResponseBuilder:
         if completion.text:
             delta.text = completion.text
         if self.top_logprobs is not None and completion.logprobs:
-            for token_id, place in zip(completion.token_ids, completion.logprobs, strict=True):
-                if place is not None:
-                    self._fill_logprobs(delta.logprobs.add(), token_id, place, self.top_logprobs)
+            for token_id, position in zip(completion.token_ids, completion.logprobs, strict=True):
+                if position is not None:
+                    self._fill_logprobs(delta.logprobs.add(), token_id, position, self.top_logprobs)
         if output.finished:
             self.finish_reason = completion.finish_reason or "abort"
             if finish is not None:
@@ -100,8 +100,8 @@ class ResponseBuilder:
             telemetry.TIME_TO_FIRST_TOKEN.observe(self._first_token_s)
         return bool(output.finished)
 
-    def cut(self) -> None:
-        """Counts what has come of an answer that is cut off before its end."""
+    def record_cut_off(self) -> None:
+        """Records the inter-token time of an answer that was cut off before its end."""
         later_tokens = self.completion_tokens - self._first_tokens
         if self.finish_reason != "abort" or not later_tokens:
             return
@@ -110,7 +110,7 @@ class ResponseBuilder:
             telemetry.INTER_TOKEN.observe(spent_s / later_tokens)
 
     def trailers(self) -> dict[str, str]:
-        """What the mesh's access log wants to know."""
+        """Returns the trailers that the mesh's access log reads."""
         trailers = {
             "tidegate-tokens-in": str(self.prompt_tokens),
             "tidegate-tokens-out": str(self.completion_tokens),
@@ -140,7 +140,7 @@ class ResponseBuilder:
                 _set(timings.queue, self._queue_s)
                 telemetry.QUEUE.observe(self._queue_s)
             if self._first_token_s is not None and self._longest_gap_s is None:
-                # The whole answer came at once; the engine knows when its first token was there.
+                # The whole answer came at once; only the engine knows the time of its first token.
                 self._first_token_s = min(stats.first_token_latency, self._first_token_s)
             if self.completion_tokens > 1:
                 spent_s = max(stats.last_token_ts - stats.first_token_ts, 0.0)
@@ -153,11 +153,11 @@ class ResponseBuilder:
             _set(timings.max_inter_message, self._longest_gap_s)
 
     def _fill_logprobs(
-        self, message: llm_pb2.Logprobs, token_id: int, place: "dict[int, Logprob]", top: int
+        self, message: llm_pb2.Logprobs, token_id: int, position: "dict[int, Logprob]", top: int
     ) -> None:
-        self._fill_logprob(message.chosen, token_id, place[token_id])
-        # vLLM gives the likeliest and, where it is not among them, the chosen one.
-        for each, logprob in sorted(place.items(), key=_rank)[:top]:
+        self._fill_logprob(message.chosen, token_id, position[token_id])
+        # vLLM returns the likeliest tokens, and also the chosen one if it is not among them.
+        for each, logprob in sorted(position.items(), key=_rank)[:top]:
             if math.isfinite(logprob.logprob):
                 self._fill_logprob(message.top.add(), each, logprob)
 

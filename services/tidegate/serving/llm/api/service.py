@@ -1,6 +1,6 @@
-"""The RPCs of ``LlmService``: each reads its request and hands it on.
+"""The RPCs of ``LlmService``: each reads its request and passes it on.
 
-Until the engine is loaded, and once it has died, every call but ListModels is UNAVAILABLE.
+While the engine loads, and after it has died, every call except ListModels is UNAVAILABLE.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ _MAX_EMBED_INPUTS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of the model before it is loaded.
+    """The description of the model before it is loaded.
 
     Attributes:
-        name: Its name.
-        version: Its version.
-        embeds: Whether it makes vectors.
-        description: What it is and where its weights come from.
+        name: The model's name.
+        version: The model's version.
+        embeds: Whether the model makes embeddings.
+        description: What the model is and where its weights come from.
     """
 
     name: str
@@ -53,15 +53,15 @@ class ModelCard:
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
-    """Answers ``tidegate.llm.v1.LlmService``.
+    """Implements ``tidegate.llm.v1.LlmService``.
 
     Args:
-        card: Of the model, known before it is loaded.
+        card: The description of the model.
 
     Attributes:
-        pipeline: Set while the engine runs; calls are UNAVAILABLE before and after.
-        model: The model as metrics and spans name it; set while the engine runs.
-        health: Of the server, once it loads; what ListModels calls ready.
+        pipeline: The loaded model; set while the engine runs.
+        model: The model that metrics and spans name; set while the engine runs.
+        health: The server's health, set when loading starts; ListModels reports it as ready.
     """
 
     def __init__(self, card: ModelCard) -> None:
@@ -70,7 +70,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         self.model: ServedModel | None = None
         self.health: Health | None = None
 
-    async def Generate(  # type: ignore[override]  # noqa: N802 - the protocol's names; it writes
+    async def Generate(  # type: ignore[override]  # noqa: N802 - gRPC's names; the call writes its messages
         self, request: llm_pb2.GenerateRequest, context: ServicerContext
     ) -> None:
         """Continues a prompt."""
@@ -158,7 +158,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def Embed(  # noqa: N802
         self, request: llm_pb2.EmbedRequest, context: ServicerContext
     ) -> llm_pb2.EmbedResponse:
-        """Turns texts into vectors."""
+        """Turns texts into embeddings."""
         pipeline = self._loaded(request.model)
         engine = pipeline.engine
         if not engine.embeds:
@@ -198,7 +198,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
     async def ListModels(  # noqa: N802
         self, request: llm_pb2.ListModelsRequest, context: ServicerContext
     ) -> llm_pb2.ListModelsResponse:
-        """Describes what the server serves."""
+        """Describes the model that the server serves."""
         del request, context
         card = self._card
         model = llm_pb2.Model(
@@ -229,7 +229,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             )
         check_model(self.pipeline.engine.facts, model, version)
         if self.model is not None:
-            # Not before: a request for a model that is not here counts for none.
+            # Only now: a request for another model counts for no model.
             self.model.answers()
         return self.pipeline
 

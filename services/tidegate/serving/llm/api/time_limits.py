@@ -1,4 +1,4 @@
-"""Notices that a client does not read."""
+"""Ends calls at their deadline, and calls of clients that stop reading."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,56 +11,56 @@ __all__ = ["CallTimeLimits", "StalledClientWatch"]
 
 
 class StalledClientWatch:
-    """Ends a call when one of its messages stays unread for too long; to be closed with the call.
+    """Ends a call when one of its messages stays unread for too long. Close it with the call.
 
-    Setting a timer for each message would cost a good part of what making the message does. So one
-    timer stands, and looks at what is being written when it fires.
+    A timer for each message would cost a good part of what building the message costs. So one timer
+    runs for the whole call, and checks the current write when it fires.
     """
 
     __slots__ = ("_began_s", "_limit_s", "_loop", "_timeout", "_timer")
 
     def __init__(self, timeout: asyncio.Timeout, limit_s: float) -> None:
-        """Begins to watch, in the event loop that runs.
+        """Starts the watch on the running event loop.
 
         Args:
-            timeout: Entered around the call; it expires when the limit has passed.
+            timeout: The entered timeout around the call; the watch lets it expire.
             limit_s: How long a message may stay unread.
         """
         self._timeout, self._limit_s = timeout, limit_s
         self._began_s: float | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(limit_s, self._look)
+        self._timer = self._loop.call_later(limit_s, self._check)
 
     def close(self) -> None:
-        """Watches no more."""
+        """Stops the watch."""
         self._timer.cancel()
 
     def writing(self) -> None:
-        """Tells that a message is about to be written."""
+        """Records that a write begins."""
         self._began_s = self._loop.time()
 
     def written(self) -> None:
-        """Tells that it has been taken."""
+        """Records that the write has ended."""
         self._began_s = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now_s = self._loop.time()
         due_s = (now_s if self._began_s is None else self._began_s) + self._limit_s
         if due_s > now_s:
-            self._timer = self._loop.call_at(due_s, self._look)
+            self._timer = self._loop.call_at(due_s, self._check)
         elif not self._timeout.expired():
             self._timeout.reschedule(now_s)
 
 
 class CallTimeLimits:
-    """What ends a call in time: its deadline, or the watch for a client that does not read.
+    """The time limits of a call: its deadline, and the limit of the stalled-client watch.
 
     Args:
-        deadline_s: Of the call, in seconds of `time.monotonic`; None for none.
+        deadline_s: Deadline of the call, in seconds of `time.monotonic`; None for none.
         limit_s: How long a client may leave a message unread.
 
     Attributes:
-        timer: Around the call; the watch reschedules it to end the call.
+        timer: The timeout to enter around the call; the watch reschedules it to end the call.
     """
 
     def __init__(self, deadline_s: float | None, limit_s: float) -> None:
@@ -70,19 +70,18 @@ class CallTimeLimits:
 
     @property
     def cause(self) -> CancelCause:
-        """Why it ended the call, once it has."""
+        """Which limit ended the call; read it after the timer has expired."""
         at_deadline = self.timer.when() == self._deadline_s
         return CancelCause.DEADLINE if at_deadline else CancelCause.STALLED
 
     @contextmanager
     def explaining_timeout(self) -> Iterator[None]:
-        """Tells the client why it ended the call."""
+        """Turns the timeout into an error that tells the client which limit ended the call."""
         try:
             yield
         except TimeoutError as error:
             if self.cause is CancelCause.DEADLINE:
-                words = "the deadline passed; what ran for it was stopped"
-                raise DeadlineExceeded(words) from error
+                raise DeadlineExceeded("the deadline passed; the request was stopped") from error
             raise DeadlineExceeded(
                 f"the client left a message unread for {self._limit_s:g} s",
                 reason="CLIENT_DOES_NOT_READ",

@@ -1,1 +1,1 @@
-"""vLLM in the server process: start it, run requests on it, and turn its tokens into text."""
+"""vLLM in the server's process: start it, run requests on it, and turn its tokens into text."""

@@ -1,9 +1,9 @@
-"""vLLM's detokenizer replaced by one that only generated tokens can speak through.
+"""Replaces vLLM's detokenizer by one that never returns text of the prompt.
 
-vLLM 0.32 lets the tokenizer's `DecodeStream` read the prompt first. Where the prompt ends in U+FFFD
-or inside a character, the stream takes no text for known, and its first text is the whole prompt
-(vllm-project/vllm#48853). Stop strings then match in the prompt. vLLM's slow detokenizer loses text
-at the same places.
+vLLM 0.32 lets the tokenizer's `DecodeStream` read the prompt first. If the prompt ends in U+FFFD or
+inside a character, the stream regards none of its text as known, and its first output is the whole
+prompt (vllm-project/vllm#48853). Stop strings then match in the prompt. vLLM's slow detokenizer
+loses text in the same cases.
 
 `install_detokenizer` replaces one method of the output processor of a loaded engine. Each request
 then gets a detokenizer of this module. vLLM still matches stop strings: it searches the text that
@@ -31,11 +31,11 @@ _REPLACEMENT: Final = "\ufffd"
 
 
 class ByteDetokenizer(BaseIncrementalDetokenizer):
-    """Makes text of tokens that are bytes.
+    """Decodes tokens that are bytes.
 
     Args:
-        request: Of vLLM's.
-        vocabulary: Of the model.
+        request: vLLM's request.
+        vocabulary: The model's vocabulary.
     """
 
     def __init__(self, request: EngineCoreRequest, vocabulary: Vocabulary) -> None:
@@ -43,39 +43,38 @@ class ByteDetokenizer(BaseIncrementalDetokenizer):
         self._text = IncrementalTextDecoder(vocabulary, request.prompt_token_ids or ())
 
     def decode_next(self, next_token_id: int) -> str:
-        """Gives the characters that a token completes."""
+        """Returns the characters that a token completes."""
         return self._text.add(next_token_id)
 
 
 class TextDetokenizer(BaseIncrementalDetokenizer):
-    """Makes text of tokens that only their tokenizer can decode.
+    """Decodes tokens that only their tokenizer can decode.
 
-    It decodes the last tokens with and without the new one, and gives what the two do not have in
-    common.
+    It decodes the last tokens with and without the new one, and returns the difference.
 
     Args:
-        request: Of vLLM's.
-        tokenizer: Of the model.
+        request: vLLM's request.
+        tokenizer: The model's tokenizer.
     """
 
     def __init__(self, request: EngineCoreRequest, tokenizer: Any) -> None:
         super().__init__(request)
         self._tokenizer = tokenizer
         self._window = list(request.prompt_token_ids or ())[-_CONTEXT_TOKENS:]
-        self._known = len(self._window)
-        self._before = self._decode()
+        self._context_tokens = len(self._window)
+        self._context_text = self._decode()
 
     def decode_next(self, next_token_id: int) -> str:
-        """Gives the text that a token adds; nothing while a character is incomplete."""
+        """Returns the text that a token adds; nothing while a character is incomplete."""
         self._window.append(next_token_id)
         text = self._decode()
         if text.endswith(_REPLACEMENT):
             return ""
-        new = text[_common_length(self._before, text) :]
-        # What was new is the context of what comes next.
-        del self._window[: self._known]
-        self._known = len(self._window)
-        self._before = self._decode()
+        new = text[_common_prefix_length(self._context_text, text) :]
+        # The new tokens are the context of the next ones.
+        del self._window[: self._context_tokens]
+        self._context_tokens = len(self._window)
+        self._context_text = self._decode()
         return new
 
     def _decode(self) -> str:
@@ -83,21 +82,21 @@ class TextDetokenizer(BaseIncrementalDetokenizer):
         return text
 
 
-def _common_length(one: str, other: str) -> int:
-    """Gives how many characters two texts begin with in common."""
+def _common_prefix_length(one: str, other: str) -> int:
+    """Returns the length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def install_detokenizer(processor: OutputProcessor, vocabulary: Vocabulary | None) -> None:
-    """Has requests detokenized by this module from now on, and tries that out.
+    """Installs this module's detokenizers in an engine, and tests them.
 
     Args:
         processor: The output processor of a loaded engine.
-        vocabulary: Of its model; None where its tokens are not bytes.
+        vocabulary: The model's vocabulary; None if its tokens are not bytes.
 
     Raises:
-        StartupError: vLLM is not the one that this was written for.
+        StartupError: The detokenizers do not fit this release of vLLM.
     """
     check_vllm(vllm.__version__)
     add = processor.add_request
@@ -106,32 +105,33 @@ def install_detokenizer(processor: OutputProcessor, vocabulary: Vocabulary | Non
         add(request, *arguments, **named)
         state = processor.request_states[request.request_id]
         if state.logprobs_processor is None:
-            return  # It makes a vector.
+            return  # An embedding request.
         state.detokenizer = (
             TextDetokenizer(request, processor.tokenizer)
             if vocabulary is None
             else ByteDetokenizer(request, vocabulary)
         )
-        # The texts of tokens are ours as well: vLLM's move bytes from one token to the next.
+        # The server also decodes the tokens of log probabilities itself: vLLM moves bytes from one
+        # token to the next.
         state.logprobs_processor.tokenizer = None
 
     processor.add_request = add_request  # type: ignore[method-assign]
     try:
-        _try_out(processor)
+        _test(processor)
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
         raise StartupError(
             f"vLLM {vllm.__version__} does not detokenize as vLLM {TESTED_VLLM} does; install that"
         ) from error
 
 
-def _try_out(processor: OutputProcessor) -> None:
-    """Sends a prompt that leaks from vLLM's own detokenizer the way of a request."""
+def _test(processor: OutputProcessor) -> None:
+    """Runs a prompt that leaks with vLLM's own detokenizer through the new ones."""
     tokenizer = processor.tokenizer
     if tokenizer is None:
-        raise TypeError("vLLM was told to have no tokenizer")
+        raise TypeError("vLLM runs without a tokenizer")
     prompt = tokenizer.encode("a" + _REPLACEMENT, add_special_tokens=False)
     answer = tokenizer.encode("b", add_special_tokens=False)
-    name = "tidegate-try-out"
+    name = "tidegate-test"
     request = EngineCoreRequest(
         request_id=name,
         external_req_id=name,

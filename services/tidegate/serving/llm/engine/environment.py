@@ -1,4 +1,4 @@
-"""What vLLM takes from the environment only, and what a server sets there before it is imported."""
+"""Sets the environment variables of vLLM; some of its settings exist only there."""
 
 import os
 from collections.abc import Iterator
@@ -24,17 +24,17 @@ _OPENMP: Final = "libiomp5.so"
 
 
 def prepare_environment(kv_cache_gib: int) -> None:
-    """Sets it in this process, for vLLM here and in the processes that it starts.
+    """Sets vLLM's environment variables in this process, before vLLM is imported.
 
-    What is set already is an operator's and stays.
+    The processes of vLLM inherit them. Variables that are set already are the operator's and stay.
 
     Args:
-        kv_cache_gib: Memory for keys and values on a CPU, in GiB.
+        kv_cache_gib: Size of the key-value cache on a CPU, in GiB.
     """
     serving = {
-        # A fork would take gRPC's threads and locks along.
+        # A fork would copy locks of gRPC's threads.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        # Log lines leave through the chassis, in its form.
+        # The chassis writes log lines, in its own format.
         "VLLM_CONFIGURE_LOGGING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -46,42 +46,42 @@ def prepare_environment(kv_cache_gib: int) -> None:
 
 
 def engine_environment(kv_cache_gib: int, cores: int) -> dict[str, str]:
-    """Says how the engine computes on a CPU.
+    """Returns the environment variables for the computation on a CPU.
 
     Args:
-        kv_cache_gib: Memory for keys and values, in GiB.
+        kv_cache_gib: Size of the key-value cache, in GiB.
         cores: Logical processors that this process may use.
 
     Returns:
-        Environment variables; none of them matters on a GPU.
+        Environment variables; they have no effect on a GPU.
     """
     found = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
     if has_few_cores(cores):
-        # vLLM keeps one core from the computation, for its scheduler and the server. Of many cores
-        # that is little; of few it is much more than these two need.
+        # vLLM reserves one core for its scheduler and the server. On few cores that is much more
+        # than these two need.
         found["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     return found
 
 
 def has_few_cores(cores: int) -> bool:
-    """Says whether all cores compute and none is kept for the engine's scheduler."""
+    """Returns whether all cores compute and none is reserved for the engine's scheduler."""
     return cores <= _FEW_CORES
 
 
 def engine_libraries() -> dict[str, str]:
-    """Gives the environment that loads what vLLM advises on a CPU, as far as it is installed.
+    """Returns the environment that preloads the libraries that vLLM advises on a CPU.
 
-    These are Intel's OpenMP and tcmalloc; see
+    These are Intel's OpenMP and tcmalloc, if they are installed; see
     https://docs.vllm.ai/en/latest/getting_started/installation/cpu/.
     """
     found = [str(each) for each in (find_library("tcmalloc_minimal"), intel_openmp()) if each]
-    # The loader takes both for separators, and would look for the parts.
+    # The loader splits LD_PRELOAD at spaces and colons.
     usable = [each for each in found if " " not in each and ":" not in each]
     return {"LD_PRELOAD": ":".join(usable)} if usable else {}
 
 
 def intel_openmp() -> Path | None:
-    """Finds Intel's OpenMP, which vLLM for x86 CPUs brings along."""
+    """Returns the path of Intel's OpenMP, which is a dependency of vLLM for x86 CPUs."""
     try:
         installed = files("intel-openmp") or ()
     except PackageNotFoundError:
@@ -92,7 +92,9 @@ def intel_openmp() -> Path | None:
 
 @contextmanager
 def preloaded(variables: dict[str, str]) -> Iterator[None]:
-    """Has processes that are started meanwhile load libraries; an operator's choice stays.
+    """Makes processes that start within the context preload libraries.
+
+    Variables that are set already are the operator's and stay.
 
     Args:
         variables: See `engine_libraries`.

@@ -1,10 +1,10 @@
-"""Starts vLLM's engine, with the options and in the processes that suit the machine.
+"""Starts vLLM's engine with the options and processes that suit the machine.
 
-On a CPU, vLLM computes in a process that its engine starts, so that OpenMP finds its settings when
-that process loads it; the engine's scheduler watches that process from a core that is kept for it.
-Where no core is kept (see `environment`), the engine's own process is
-given these settings, and computes: as fast, with one process less that has to load vLLM, which
-takes many seconds and hundreds of megabytes.
+On a CPU, vLLM computes in a worker process that its engine core starts, so that OpenMP finds its
+settings when it is loaded there. The scheduler runs beside it on a reserved CPU core. A machine
+with few CPU cores reserves none (see `environment`). There the process of the engine core gets the
+OpenMP settings and computes itself. That is as fast, and saves a process that would load vLLM for
+many seconds and take hundreds of megabytes.
 """
 
 import json
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["TESTED_VLLM", "check_vllm", "computing_type", "launch"]
+__all__ = ["TESTED_VLLM", "check_vllm", "compute_dtype", "launch"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
 TESTED_VLLM: Final = "0.32"
 """The release of vLLM whose internals Tidegate replaces, in the server and in the engine."""
 
-_INVARIANT: Final = "VLLM_BATCH_INVARIANT"
+_BATCH_INVARIANT: Final = "VLLM_BATCH_INVARIANT"
 _X86: Final = frozenset({"x86_64", "amd64"})
-# Of 16-bit numbers these know nothing; see torch.backends.cpu.get_cpu_capability.
+# CPUs without 16-bit arithmetic; see torch.backends.cpu.get_cpu_capability.
 _WITHOUT_16_BITS: Final = frozenset({"DEFAULT", "AVX2"})
-# The weights are read beside what is made of them.
+# Loading holds the weights of the files beside the converted ones.
 _SHARE_OF_MEMORY: Final = 0.5
 
 
 def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
-    """Loads a model; the environment must have been prepared. Raises whatever vLLM does.
+    """Loads a model. Call `prepare_environment` before. Errors of vLLM pass through.
 
     Args:
-        settings: How to run it.
-        path: Folder of the model.
-        name: Name that clients know it by.
+        settings: The settings of the server.
+        path: The model's folder.
+        name: The model's name for clients.
     """
     import vllm
     from vllm.envs import enable_envs_cache
@@ -55,43 +55,43 @@ def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
 
     check_vllm(vllm.__version__)
     on_cpu = current_platform.is_cpu()
-    _choose_invariance(settings, on_cpu=on_cpu)
-    llm = _started(_arguments(settings, path, name, on_cpu=on_cpu), on_cpu=on_cpu)
-    # vLLM asks after its settings for each token, and the environment each time unless it may keep
-    # what it found; in the engine's process it does so by itself.
+    _set_batch_invariance(settings, on_cpu=on_cpu)
+    llm = _start(_engine_arguments(settings, path, name, on_cpu=on_cpu), on_cpu=on_cpu)
+    # vLLM reads its settings for each token, from the environment unless the cache is on. In the
+    # engine's process vLLM turns the cache on by itself.
     enable_envs_cache()
     return llm
 
 
 def check_vllm(version: str) -> None:
-    """Refuses a vLLM whose internals may be others than those that Tidegate replaces.
+    """Refuses a release of vLLM whose internals may differ from those that Tidegate replaces.
 
     Args:
-        version: Of the vLLM that is installed.
+        version: The installed version of vLLM.
 
     Raises:
-        StartupError: It is of another release.
+        StartupError: It is another release.
     """
     if version.split(".")[:2] != TESTED_VLLM.split("."):
         raise StartupError(
-            f"vLLM {version} is installed, and Tidegate replaces internals of vLLM {TESTED_VLLM}:"
-            f" install a vLLM {TESTED_VLLM}"
+            f"vLLM {version} is installed, but Tidegate replaces internals of vLLM {TESTED_VLLM}:"
+            f" install vLLM {TESTED_VLLM}"
         )
 
 
-def computing_type(asked: Precision, model: Path) -> Precision:
-    """Decides what vLLM computes in on a CPU.
+def compute_dtype(requested: Precision, model: Path) -> Precision:
+    """Chooses the data type that vLLM computes in on a CPU.
 
-    An x86 CPU without AVX-512 turns each 16-bit number into a 32-bit one before it computes, time
-    and again, which makes it several times slower than weights of 32 bits do
-    (``benchmarks/llm/options.py`` measures it). So those are taken where memory holds them.
+    An x86 CPU without AVX-512 converts every 16-bit number to 32 bits before each computation.
+    That makes it several times slower than with 32-bit weights (``benchmarks/llm/options.py``
+    measures it). So the server takes 32-bit weights if they fit in memory.
 
     Args:
-        asked: By the operator; anything but ``auto`` stands.
+        requested: The operator's choice; anything but ``auto`` is final.
         model: The model's folder.
 
     Returns:
-        What to tell vLLM, for which ``auto`` is the model's own.
+        The type for vLLM; ``auto`` is the model's own type.
     """
     import torch
 
@@ -99,22 +99,24 @@ def computing_type(asked: Precision, model: Path) -> Precision:
         platform.machine().lower() in _X86
         and torch.backends.cpu.get_cpu_capability() in _WITHOUT_16_BITS
     )
-    if asked is not Precision.AUTO or not slow or not _has_plain_weights(model):
-        return asked
+    if requested is not Precision.AUTO or not slow or not _has_plain_weights(model):
+        return requested
     weights_bytes = sum(each.stat().st_size for each in model.glob("*.safetensors"))
-    # Weights of 16 bits in their files have twice the size in memory.
+    # 16-bit weights in the files take twice their size in memory.
     fits = 2 * weights_bytes <= _SHARE_OF_MEMORY * psutil.virtual_memory().available
-    return Precision.FLOAT32 if fits else asked
+    return Precision.FLOAT32 if fits else requested
 
 
-def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) -> "AsyncEngineArgs":
+def _engine_arguments(
+    settings: LlmSettings, path: Path, name: str, *, on_cpu: bool
+) -> "AsyncEngineArgs":
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    dtype = computing_type(settings.dtype, path) if on_cpu else settings.dtype
+    dtype = compute_dtype(settings.dtype, path) if on_cpu else settings.dtype
     if dtype is not settings.dtype:
         _log.info(
-            "computing in float32: this CPU is slow with 16 bits; --dtype decides if it is set"
+            "computing in float32: this CPU is slow with 16-bit types; set --dtype to override"
         )
     eager = on_cpu if settings.enforce_eager is None else settings.enforce_eager
     adapters = settings.adapters
@@ -133,24 +135,24 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
         enable_lora=bool(adapters),
         max_loras=max(len(adapters), 1),
         max_lora_rank=_lora_rank(settings.max_lora_rank),
-        # One backend and none to fall back to: with "auto", whichever request comes first decides
-        # for all, and a schema checked by one is compiled by another that ignores half of it.
+        # One backend without a fallback. With "auto", the first request decides for all, and a
+        # backend could compile a schema that another one checked, and ignore half of it.
         structured_outputs_config=StructuredOutputsConfig(
             backend="guidance", disable_any_whitespace=True
         ),
         enable_log_requests=False,
     )
     if settings.batch_invariant and on_cpu:
-        # A request alone is computed in the same steps each time, unless part of its prompt is in
-        # the cache.
+        # A single request runs in the same steps each time, unless the cache has a part of its
+        # prompt.
         arguments.max_num_seqs = 1
         arguments.enable_prefix_caching = False
     if settings.max_context_tokens is not None:
         arguments.max_model_len = settings.max_context_tokens
     if not _has_plugin():
         _log.warning(
-            "VLLM_PLUGINS leaves out tidegate, and so the kernels of --cpu-kernels, and log"
-            " probabilities beside a constraint"
+            "VLLM_PLUGINS does not list tidegate: no kernels of --cpu-kernels, and no log"
+            " probabilities together with a constraint"
         )
         return arguments
     os.environ[HAS_RAW_LOGPROBS] = "1"
@@ -160,20 +162,20 @@ def _arguments(settings: LlmSettings, path: Path, name: str, *, on_cpu: bool) ->
     return arguments
 
 
-def _choose_invariance(settings: LlmSettings, *, on_cpu: bool) -> None:
-    """Turns vLLM's batch-invariant mode on where it works; it is made of kernels for Triton.
+def _set_batch_invariance(settings: LlmSettings, *, on_cpu: bool) -> None:
+    """Turns on vLLM's batch-invariant mode where it works; it consists of Triton kernels.
 
     Raises:
-        StartupError: The environment asks for it on a CPU, where the engine would die of the first
+        StartupError: The environment turns it on for a CPU. There the engine would die at the first
             request that samples.
     """
     if not on_cpu:
         if settings.batch_invariant:
-            os.environ[_INVARIANT] = "1"
-    elif os.environ.get(_INVARIANT, "0") != "0":
+            os.environ[_BATCH_INVARIANT] = "1"
+    elif os.environ.get(_BATCH_INVARIANT, "0") != "0":
         raise StartupError(
-            f"{_INVARIANT} is set, and vLLM has no batch-invariant mode for CPUs: unset it, and"
-            " pass --batch-invariant, which works on one request at a time"
+            f"{_BATCH_INVARIANT} is set, but vLLM has no batch-invariant mode for CPUs: unset it,"
+            " and pass --batch-invariant, which runs one request at a time"
         )
 
 
@@ -183,7 +185,7 @@ def _has_plugin() -> bool:
     return envs.VLLM_PLUGINS is None or PLUGIN in envs.VLLM_PLUGINS
 
 
-def _started(arguments: "AsyncEngineArgs", *, on_cpu: bool) -> "AsyncLLM":
+def _start(arguments: "AsyncEngineArgs", *, on_cpu: bool) -> "AsyncLLM":
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if not on_cpu:
@@ -195,7 +197,7 @@ def _started(arguments: "AsyncEngineArgs", *, on_cpu: bool) -> "AsyncLLM":
         from vllm.utils.ompmultiprocessing import OMPProcessManager
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-        # By its class: on a CPU vLLM takes the name for a default, and another executor.
+        # Given by class: on a CPU vLLM treats the name as the default and picks another executor.
         arguments.distributed_executor_backend = UniProcExecutor
         config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
         with OMPProcessManager(config).configure_omp_envs(rank=0, local_rank=0):
@@ -203,13 +205,13 @@ def _started(arguments: "AsyncEngineArgs", *, on_cpu: bool) -> "AsyncLLM":
 
 
 def _lora_rank(rank: int) -> Any:
-    """Gives the smallest rank of those that vLLM makes room for."""
+    """Returns the smallest rank that vLLM supports and that is large enough."""
     from vllm.config.lora import MaxLoRARanks
 
     return min(each for each in get_args(MaxLoRARanks) if each >= rank)
 
 
 def _has_plain_weights(model: Path) -> bool:
-    """Whether they can be of any type: for quantized ones vLLM has kernels that decide it."""
+    """Returns whether the weights can have any type; vLLM's kernels fix that of quantized ones."""
     config = model / "config.json"
     return config.is_file() and "quantization_config" not in json.loads(config.read_text())

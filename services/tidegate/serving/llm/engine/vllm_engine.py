@@ -1,12 +1,12 @@
-"""vLLM behind a narrow door: load it, run a request, notice that it died.
+"""The server's interface to vLLM: load the engine, run a request, detect its death.
 
-The engine's core is a process of its own; this module talks to it through `AsyncLLM`, the class
-that vLLM's own OpenAI server stands on. Closing the iterator that `generate` gives frees the
-sequence in the core at once. vLLM registers its metrics (``vllm:*``) in Prometheus' default
-registry, where the chassis shows them as they are.
+vLLM's engine core is a separate process. This module talks to it through `AsyncLLM`, the class that
+vLLM's OpenAI server uses too. Closing the iterator of `generate` frees the sequence in the core at
+once. vLLM registers its metrics (``vllm:*``) in Prometheus' default registry, and the chassis
+exports them unchanged.
 
-vLLM takes seconds to import, and reads part of its configuration from the environment when it is
-imported, so it is imported where it is loaded.
+Functions import vLLM when they need it. The import takes seconds, and vLLM then reads part of its
+configuration from the environment.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ _SHUTDOWN_S: Final = 3.0
 
 
 class EngineDiedError(TidegateError):
-    """The engine's process ended by itself; the server cannot go on."""
+    """The engine's process died; the server cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class VllmEngine:
     """A loaded model.
 
     Attributes:
-        facts: What requests are checked against.
-        version: Of vLLM.
-        precision: The type that it computes in.
-        max_running: Requests that it works on at once.
-        batch_invariant: Whether a text does not depend on what else runs.
-        embeds: Whether it makes vectors; otherwise it generates.
+        facts: The facts about the model that requests are checked against.
+        version: The version of vLLM.
+        precision: The data type of the computation.
+        max_running: Requests that the engine runs at once.
+        batch_invariant: Whether an answer is independent of the other requests of a batch.
+        embeds: Whether the model makes embeddings; otherwise it generates text.
     """
 
     facts: ModelFacts
@@ -80,11 +80,11 @@ class VllmEngine:
 
     @property
     def renderer(self) -> Any:
-        """The renderer of chat templates, which has the tokenizer."""
+        """The renderer of vLLM: it renders chat templates and has the tokenizer."""
         return self._llm.renderer
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Gives the bytes of a token: of a special one its name, and else those of its text."""
+        """Returns the bytes of a token's text; for a special token, those of its name."""
         if self._vocabulary is not None:
             return self._vocabulary.bytes_of(token_id)
         text: str = self.renderer.get_tokenizer().decode([token_id])
@@ -97,16 +97,16 @@ class VllmEngine:
 
         Args:
             token_ids: The prompt.
-            options: How to generate.
-            arrival_s: When the request came, as `time.time` tells; vLLM's own timings begin there.
-            streams: Whether to give every piece as it comes, or the whole answer once.
+            options: The generation options.
+            arrival_s: Time of the request, in seconds of `time.time`; vLLM's timings begin there.
+            streams: Whether to yield every output as it comes, or the whole answer once.
 
         Yields:
-            What is new, merged where the caller is slower than the engine.
+            The new output; vLLM merges outputs if the caller is slower than the engine.
 
         Raises:
             Unavailable: The engine died.
-            InvalidArgument: vLLM refuses the request for a reason that is not known here.
+            InvalidArgument: vLLM refuses the request for a reason that this server does not check.
         """
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -136,7 +136,7 @@ class VllmEngine:
             await outputs.aclose()
 
     async def embed(self, token_ids: list[int]) -> list[float]:
-        """Makes the vector of a prompt, of Euclidean length 1.
+        """Returns the embedding of a prompt, a vector of Euclidean length 1.
 
         Raises:
             Unavailable: The engine died.
@@ -164,7 +164,7 @@ class VllmEngine:
 
     async def died(self) -> None:
         """Returns when the engine has died."""
-        # vLLM sets a flag from a thread and tells nobody.
+        # vLLM only sets a flag, from a thread.
         while not self._llm.errored:  # noqa: ASYNC110
             await asyncio.sleep(_LIVENESS_INTERVAL_S)
 
@@ -176,20 +176,20 @@ async def loaded_engine(
     """Loads a model; leaving the context ends the engine's processes.
 
     Args:
-        settings: How to run it.
-        path: Folder of the model.
-        name: Name that clients know it by.
-        version: Version that clients know it by.
+        settings: The settings of the server.
+        path: The model's folder.
+        name: The model's name for clients.
+        version: The model's version for clients.
 
     Raises:
-        StartupError: vLLM cannot load it.
+        StartupError: vLLM cannot load the model.
     """
     prepare_environment(settings.kv_cache_gib)
     loading = asyncio.create_task(asyncio.to_thread(launch, settings, path, name))
     try:
         llm = await asyncio.shield(loading)
     except asyncio.CancelledError:
-        # The thread cannot be stopped; what it starts must be.
+        # The thread cannot be cancelled, but the engine that it starts must stop.
         _shut_down(await loading)
         raise
     except Exception as error:
@@ -201,12 +201,12 @@ async def loaded_engine(
 
 
 def sampling_params(sampling: Sampling, room: int, *, streams: bool) -> "SamplingParams":
-    """Says in vLLM's words how tokens are chosen.
+    """Returns vLLM's form of the sampling parameters.
 
     Args:
-        sampling: Checked parameters.
+        sampling: The checked parameters.
         room: Tokens that the context leaves for the answer.
-        streams: Whether pieces are wanted or the whole.
+        streams: Whether vLLM returns every output as it comes, or the whole answer once.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -220,7 +220,7 @@ def sampling_params(sampling: Sampling, room: int, *, streams: bool) -> "Samplin
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
-        # vLLM takes -1 for no seed.
+        # For vLLM -1 means no seed.
         seed=2**63 - 1 if sampling.seed == -1 else sampling.seed,
         stop=list(sampling.stop),
         stop_token_ids=list(sampling.stop_token_ids),
@@ -252,7 +252,7 @@ def _failed(options: Options) -> InvalidArgument | Internal:
     if options.sampling.constraint is not None:
         return InvalidArgument.of(
             f"{options.at}.sampling.constraint",
-            "became too complex while the answer was made, or spells the name of a special token",
+            "became too complex during the answer, or requires the name of a special token",
             reason="BAD_CONSTRAINT",
         )
     return Internal("the engine failed this request", reason="ENGINE_FAILED")
@@ -274,7 +274,7 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
         for number, (adapter, folder) in enumerate(settings.adapters, start=1)
     }
     for adapter in adapters.values():
-        # Loaded now, so that a broken one is found before the server says that it serves.
+        # Loaded now, so that a damaged adapter fails the start and not a request.
         await llm.add_lora(adapter)
     vocabulary = await asyncio.to_thread(Vocabulary.of, llm.renderer.get_tokenizer())
     install_detokenizer(llm.output_processor, vocabulary)
@@ -287,7 +287,7 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
         max_context_tokens=config.max_model_len,
         lora_adapters=tuple(adapters),
         schedules_by_priority=settings.scheduling_policy is SchedulingPolicy.PRIORITY,
-        # vLLM's second model runner, which a GPU has, masks elsewhere.
+        # vLLM's second model runner, which runs on a GPU, applies the mask elsewhere.
         has_raw_logprobs=HAS_RAW_LOGPROBS in os.environ and not llm.vllm_config.use_v2_model_runner,
         defaults=SamplingDefaults(**known),
     )
@@ -314,9 +314,9 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
 
 def _shut_down(llm: "AsyncLLM") -> None:
     llm.shutdown(timeout=_SHUTDOWN_S)
-    # Its destructor does it again, when the interpreter has already taken vLLM's modules apart.
-    llm.shutdown = _nothing  # type: ignore[method-assign]
+    # The destructor calls it again, when the interpreter has already torn down vLLM's modules.
+    llm.shutdown = _do_nothing  # type: ignore[method-assign]
 
 
-def _nothing(timeout: float | None = None) -> None:
+def _do_nothing(timeout: float | None = None) -> None:
     del timeout

@@ -1,14 +1,14 @@
-"""The bytes of each token, and the text that an answer's bytes become.
+"""The bytes of each token, and the decoding of an answer's bytes to text.
 
-A token is bytes, not text: one character may take several tokens. The text of an answer is defined
-by bytes, so that no character of the prompt can ever become part of it:
+A token is bytes, not text: one character may take several tokens. This module defines the text of
+an answer by bytes, so that no character of the prompt becomes part of it:
 
-    The answer's text is every character whose last byte a generated token gave.
+    The answer's text is every character whose last byte comes from a generated token.
 
-A character that the prompt begins and the answer completes is therefore the answer's, whole. Bytes
-that are no UTF-8 become U+FFFD, one for each maximal part, as the Unicode Standard recommends
-(chapter 3.9, "U+FFFD Substitution of Maximal Subparts"); one that the prompt alone left behind is
-the prompt's. Special tokens give no text, and a character still incomplete at the end gives none.
+So a character that the prompt begins and the answer completes belongs to the answer. Bytes that are
+not UTF-8 become U+FFFD, one for each maximal subpart, as the Unicode Standard recommends (chapter
+3.9, "U+FFFD Substitution of Maximal Subparts"). Invalid bytes of the prompt alone belong to the
+prompt. Special tokens give no text, and a character that is incomplete at the end gives none.
 """
 
 import codecs
@@ -16,9 +16,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["IncrementalTextDecoder", "Vocabulary", "unfinished"]
+__all__ = ["IncrementalTextDecoder", "Vocabulary", "incomplete_suffix"]
 
-_MOST_BYTES: Final = 4
+_MAX_CHARACTER_BYTES: Final = 4
 _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
 
 
@@ -27,8 +27,8 @@ class Vocabulary:
 
     Args:
         tokens: The bytes of each token, by its id.
-        special: Ids of the special tokens, which give an answer no text.
-        stripped_spaces: Spaces that decoding takes off the start of a text.
+        special: Ids of the special tokens, which give no text.
+        stripped_spaces: Spaces that decoding strips from the start of a text.
     """
 
     def __init__(
@@ -38,108 +38,108 @@ class Vocabulary:
         stripped_spaces: int = 0,
     ) -> None:
         self._bytes = list(tokens)
-        self._shown = [b"" if each in special else data for each, data in enumerate(tokens)]
+        self._output_bytes = [b"" if each in special else data for each, data in enumerate(tokens)]
         self.stripped_spaces = stripped_spaces
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Vocabulary | None":
-        """Reads the tokens of a tokenizer.
+        """Reads the vocabulary of a tokenizer.
 
         Args:
-            tokenizer: Of transformers.
+            tokenizer: A tokenizer of transformers.
 
         Returns:
-            The vocabulary; None where tokens are not bytes (WordPiece), or nothing tells (a
-            tokenizer that is not one of the library ``tokenizers``).
+            The vocabulary; None if tokens are not bytes (WordPiece), or if that is unknown (a
+            tokenizer that is not of the library ``tokenizers``).
         """
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None or not hasattr(backend, "to_str"):
             return None
-        reader = _Reader.of(json.loads(backend.to_str()).get("decoder"))
-        if reader is None:
+        token_decoder = _TokenDecoder.of(json.loads(backend.to_str()).get("decoder"))
+        if token_decoder is None:
             return None
         added = backend.get_added_tokens_decoder()
         tokens = [
             added[each].content.encode()
             if each in added
-            else reader.bytes_of(backend.id_to_token(each) or "")
+            else token_decoder.bytes_of(backend.id_to_token(each) or "")
             for each in range(max([backend.get_vocab_size(with_added_tokens=True), *added]) + 1)
         ]
         special = frozenset(each for each, token in added.items() if token.special)
-        return cls(tokens, special, reader.stripped_spaces)
+        return cls(tokens, special, token_decoder.stripped_spaces)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Gives the bytes of a token, of a special one too; none where the id has no token."""
+        """Returns the bytes of a token, also of a special one; empty if the id has no token."""
         return self._bytes[token_id] if token_id < len(self._bytes) else b""
 
-    def shown(self, token_id: int) -> bytes:
-        """Gives the bytes that a token adds to an answer."""
-        return self._shown[token_id] if token_id < len(self._shown) else b""
+    def output_bytes(self, token_id: int) -> bytes:
+        """Returns the bytes that a token adds to an answer."""
+        return self._output_bytes[token_id] if token_id < len(self._output_bytes) else b""
 
 
 class IncrementalTextDecoder:
-    """Makes the text of an answer from its tokens, one by one.
+    """Decodes the tokens of an answer to text, one by one.
 
     Args:
-        vocabulary: Of the model.
+        vocabulary: The model's vocabulary.
         prompt: Token ids of the prompt.
     """
 
-    __slots__ = ("_begun", "_decoder", "_strip", "_vocabulary")
+    __slots__ = ("_decoder", "_incomplete", "_strip", "_vocabulary")
 
     def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int]) -> None:
         self._vocabulary = vocabulary
         self._decoder = _new_decoder("replace")
         tail = b""
         for token_id in reversed(prompt):
-            tail = vocabulary.shown(token_id) + tail
-            if len(tail) >= _MOST_BYTES:
+            tail = vocabulary.output_bytes(token_id) + tail
+            if len(tail) >= _MAX_CHARACTER_BYTES:
                 break
-        self._begun = unfinished(tail)
+        self._incomplete = incomplete_suffix(tail)
         self._strip = 0 if tail else vocabulary.stripped_spaces
 
     def add(self, token_id: int) -> str:
-        """Takes the next token; gives the characters that it completes."""
-        data = self._vocabulary.shown(token_id)
+        """Decodes the next token; returns the characters that it completes."""
+        data = self._vocabulary.output_bytes(token_id)
         if not data:
             return ""
-        if self._begun:
-            if _goes_on(self._begun, data):
-                data = self._begun + data
-            self._begun = b""
+        if self._incomplete:
+            if _continues(self._incomplete, data):
+                data = self._incomplete + data
+            self._incomplete = b""
         text = self._decoder.decode(data)
         if self._strip and text:
-            # Decoding a whole text strips spaces at its start, and this is its start.
+            # The tokenizer strips spaces at the start of a text, and this is the start.
             spaces = min(self._strip, len(text) - len(text.lstrip(" ")))
             self._strip = self._strip - spaces if spaces == len(text) else 0
             text = text[spaces:]
         return text
 
 
-def unfinished(data: bytes) -> bytes:
-    """Gives the bytes at the end that begin a character and do not complete it."""
+def incomplete_suffix(data: bytes) -> bytes:
+    """Returns the bytes at the end that begin a character and do not complete it."""
     decoder = _new_decoder("replace")
-    decoder.decode(data[-_MOST_BYTES:])
+    decoder.decode(data[-_MAX_CHARACTER_BYTES:])
     return decoder.getstate()[0]
 
 
-def _goes_on(begun: bytes, data: bytes) -> bool:
-    """Whether the first byte of `data` belongs to the character that `begun` begins."""
+def _continues(incomplete: bytes, data: bytes) -> bool:
+    """Returns whether the first byte of `data` continues the character that `incomplete` begins."""
     try:
-        _new_decoder("strict").decode(begun + data[:1])
+        _new_decoder("strict").decode(incomplete + data[:1])
     except UnicodeDecodeError:
         return False
     return True
 
 
-class _Reader:
-    """Turns tokens as a vocabulary writes them into bytes, as one kind of decoder does.
+class _TokenDecoder:
+    """Decodes the tokens of a vocabulary to bytes, as its kind of decoder does.
 
     Args:
         byte_level: Whether each character stands for a byte, as in GPT-2's vocabulary; otherwise
             ``<0xE2>`` is a byte and everything else is text.
-        replacements: Texts that stand for others ("▁" for a space).
-        stripped_spaces: Spaces taken off the start of a text.
+        replacements: Texts that stand for other texts ("▁" for a space).
+        stripped_spaces: Spaces that decoding strips from the start of a text.
     """
 
     def __init__(
@@ -154,8 +154,8 @@ class _Reader:
         self.stripped_spaces = stripped_spaces
 
     @classmethod
-    def of(cls, decoder: Any) -> "_Reader | None":
-        """Reads the decoder of a ``tokenizer.json``; None where its tokens are not bytes."""
+    def of(cls, decoder: Any) -> "_TokenDecoder | None":
+        """Reads the decoder of a ``tokenizer.json``; None if its tokens are not bytes."""
         match decoder:
             case {"type": "ByteLevel"}:
                 return cls(byte_level=True)
@@ -167,7 +167,7 @@ class _Reader:
                 return None
 
     @classmethod
-    def _of_byte_fallback(cls, steps: Sequence[Any]) -> "_Reader | None":
+    def _of_byte_fallback(cls, steps: Sequence[Any]) -> "_TokenDecoder | None":
         replacements: list[tuple[str, str]] = []
         stripped, falls_back = 0, False
         for step in steps:
@@ -203,7 +203,7 @@ class _Reader:
 
 
 def _gpt2_bytes() -> dict[str, int]:
-    """The characters that stand for bytes in GPT-2's vocabulary (Radford et al., 2019)."""
+    """Returns the bytes of the characters in GPT-2's vocabulary (Radford et al., 2019)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [each for each in range(0x100) if each not in printable]
     return {chr(each): each for each in printable} | {

@@ -1,16 +1,17 @@
-"""The norms of a model on a CPU, each as one of vLLM's compiled kernels.
+"""Computes the norms of a model on a CPU with vLLM's compiled kernels.
 
-vLLM for CPUs counts on torch.compile to fuse the small steps between matrix products, and without
-it runs each norm as up to ten of PyTorch's operations, which take a good part of the time of a
-token. Compiling takes more than a minute at the first start, and a C++ compiler. vLLM's library for
-CPUs has the norms as kernels, which vLLM leaves to other platforms; this module offers them to an
-engine that does not compile. ``benchmarks/llm/options.py`` tells what they are worth.
+vLLM for CPUs relies on torch.compile to fuse the small steps between matrix products. Without it,
+each norm runs as up to ten PyTorch operations, which take a good part of the time of a token.
+Compiling takes more than a minute at the first start, and needs a C++ compiler. vLLM's library for
+CPUs has the norms as kernels, but vLLM uses them only on other platforms. This module registers
+them for an engine that does not compile. ``benchmarks/llm/options.py`` measures the gain.
 
-They compute in float32 whatever the type of their tensors and round once, at the end, where
-PyTorch's operations round twice: results are nearer to the exact ones, and differ in the last bit.
-The library has a kernel for SwiGLU, too, which is left alone: it is as exact, but SmolLM2 in
-bfloat16 is undecided between "The" and "L'Etoile" when it is asked for the capital of France, and
-that last bit would decide for the latter.
+The kernels compute in float32 for every tensor type and round once, at the end. PyTorch's
+operations round twice. So the results are nearer to the exact ones, and differ in the last bit.
+
+The library also has a kernel for SwiGLU, which this module does not use. It is as exact. But when
+SmolLM2 in bfloat16 is asked for the capital of France, "The" and "L'Etoile" are about equally
+likely, and that last bit would select the latter.
 """
 
 from functools import cache
@@ -23,29 +24,30 @@ if TYPE_CHECKING:
 __all__ = ["PRIORITIES", "PROVIDER", "priorities", "register"]
 
 PROVIDER: Final = "tidegate"
-"""The name of these implementations among those of vLLM's operations."""
+"""Name of these implementations in vLLM's registry of operations."""
 
 PRIORITIES: Final = {name: [PROVIDER, "native"] for name in ("rms_norm", "fused_add_rms_norm")}
-"""Which implementation comes first of each; "native" takes the tensors that the kernels do not."""
+"""Priority of implementations; "native" takes the tensors that the kernels do not support."""
 
-# The kernels refuse rows that do not fill their vectors, which hold 8 numbers or 16.
+# The kernels refuse rows that do not fill their vectors of 8 or 16 numbers.
 _VECTOR: Final = 16
-# float32, bfloat16 and float16; vLLM has no others between layers on a CPU.
+# float32, bfloat16 and float16; vLLM uses no other type between layers on a CPU.
 _ITEM_BYTES: Final = frozenset({4, 2})
 
 
 def priorities() -> "IrOpPriorityConfig":
-    """Says in vLLM's words that these norms come first; vLLM looks them up in this process, too."""
+    """Returns vLLM's configuration that prefers these norms."""
     from vllm.config.kernel import IrOpPriorityConfig
 
+    # vLLM also looks the implementations up in this process.
     register()
     return IrOpPriorityConfig(**PRIORITIES)
 
 
 @cache
 def register() -> None:
-    """Makes the kernels known to the vLLM of this process."""
-    # vLLM compares the annotations with those of its own.
+    """Registers the kernels with the vLLM of this process."""
+    # vLLM compares the annotations with those of its own implementations.
     import torch
     from torch import Tensor
     from vllm import ir
@@ -54,7 +56,7 @@ def register() -> None:
     current_platform.import_kernels()
     kernels = torch.ops._C
 
-    def takes(
+    def supports(
         x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
     ) -> bool:
         del epsilon
@@ -62,10 +64,10 @@ def register() -> None:
             variance_size is None
             and weight is not None
             and weight.dtype == x.dtype
-            and _is_taken(x)
+            and _is_supported(x)
         )
 
-    def takes_two(
+    def supports_residual(
         x: Tensor,
         x_residual: Tensor,
         weight: Tensor | None,
@@ -73,10 +75,10 @@ def register() -> None:
         variance_size: int | None = None,
     ) -> bool:
         same = x_residual.dtype == x.dtype and x_residual.is_contiguous()
-        return same and takes(x, weight, epsilon, variance_size)
+        return same and supports(x, weight, epsilon, variance_size)
 
     @ir.ops.rms_norm.register_impl(
-        PROVIDER, supports_args=takes, supported=hasattr(kernels, "rms_norm")
+        PROVIDER, supports_args=supports, supported=hasattr(kernels, "rms_norm")
     )
     def rms_norm(
         x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
@@ -88,7 +90,7 @@ def register() -> None:
 
     @ir.ops.fused_add_rms_norm.register_impl(
         PROVIDER,
-        supports_args=takes_two,
+        supports_args=supports_residual,
         supported=hasattr(kernels, "fused_add_rms_norm"),
         inplace=True,
     )
@@ -104,5 +106,5 @@ def register() -> None:
         return x, x_residual
 
 
-def _is_taken(x: "torch.Tensor") -> bool:
+def _is_supported(x: "torch.Tensor") -> bool:
     return x.shape[-1] % _VECTOR == 0 and x.is_contiguous() and x.itemsize in _ITEM_BYTES

@@ -1,8 +1,8 @@
-"""What is ours in the processes of vLLM's engine: how they end, and what they compute our way.
+"""The plugin that vLLM runs in each of its processes: how they end, and what they compute.
 
-vLLM's engine ends when its server tells it to. One whose server was killed (out of memory, say)
-would stay, and keep the memory of the model, so that the next server finds none. vLLM runs
-`prepare_process` in each of its processes, as one of its plugins (``vllm.general_plugins``).
+vLLM's engine ends when its server tells it to. If the server is killed, for example out of memory,
+the engine would stay and keep the model's memory, and the next server would find too little. vLLM
+runs `prepare_process` in each of its processes as a plugin (``vllm.general_plugins``).
 """
 
 import atexit
@@ -23,20 +23,20 @@ __all__ = [
 ]
 
 PLUGIN: Final = "tidegate"
-"""Name of the plugin, which an operator can leave out with ``VLLM_PLUGINS``."""
+"""Name of the plugin; an operator can turn it off with ``VLLM_PLUGINS``."""
 
 ENDS_WITH_SERVER: Final = "TIDEGATE_ENGINE_ENDS_WITH_SERVER"
-"""Set in the environment of engines that a Tidegate server starts, and of no other vLLM's."""
+"""Set in the environment of engines that a Tidegate server starts, and of no other vLLM."""
 
 HAS_KERNELS: Final = "TIDEGATE_ENGINE_HAS_KERNELS"
-"""Set beside it where the engine runs the kernels of `norm_kernels`."""
+"""Also set if the engine runs the kernels of `norm_kernels`."""
 
 HAS_RAW_LOGPROBS: Final = "TIDEGATE_ENGINE_HAS_RAW_LOGPROBS"
-"""Set beside it where log probabilities are those of `raw_logprobs`."""
+"""Also set if log probabilities are those of `raw_logprobs`."""
 
 
 def prepare_process() -> None:
-    """Does in a process of vLLM's what the environment asks for. May be called more than once."""
+    """Prepares a process of vLLM as the environment says. It may be called more than once."""
     prepare_to_end()
     if HAS_KERNELS in os.environ:
         from tidegate.serving.llm.engine_process.norm_kernels import register
@@ -49,15 +49,15 @@ def prepare_process() -> None:
 
 
 def prepare_to_end() -> None:
-    """Lets this process end quickly, and kills it once its parent has ended.
+    """Makes this process end quickly, and kills it when its parent has ended.
 
-    It does so if a Tidegate server is above the process. May be called more than once, and in the
-    server itself, where it does nothing.
+    This applies only to processes that a Tidegate server has started. The function may be called
+    more than once. In the server itself it does nothing.
     """
     parent = multiprocessing.parent_process()
     if parent is None or ENDS_WITH_SERVER not in os.environ:
         return
-    # An interpreter that ends looks for cycles in all that vLLM imported, for seconds; the memory
+    # At exit the interpreter would search all objects of vLLM for cycles, for seconds. The memory
     # is freed without that.
     atexit.register(gc.freeze)
 

@@ -1,12 +1,13 @@
-"""Log probabilities of the model itself, under a constraint as without one.
+"""Makes vLLM return the model's own log probabilities, also under a constraint.
 
-vLLM's ``raw_logprobs`` are taken before a request's bias, penalties and temperature, but after the
-mask of its constraint: the tokens that the constraint forbids have none, and the others share
-theirs. So the meaning of a log probability would depend on whether the request has a constraint.
-Here they are taken before the mask as well.
+vLLM computes its ``raw_logprobs`` before a request's bias, penalties and temperature, but after the
+mask of its constraint. Tokens that the constraint forbids then have none, and the other tokens
+share their probability. So the meaning of a log probability would depend on the constraint. This
+module computes them before the mask.
 
-vLLM's model runner masks the logits in place and hands the same tensor to its sampler. Where the
-batch wants log probabilities, this module keeps the logits as they were beside that tensor.
+vLLM's model runner masks the logits in place and passes the same tensor to its sampler. If the
+batch needs log probabilities, this module keeps a copy of the unmasked logits as an attribute of
+that tensor.
 """
 
 import inspect
@@ -25,10 +26,10 @@ _MASK_PARAMETERS: Final = ["scheduler_output", "grammar_output", "input_batch", 
 
 @cache
 def register() -> None:
-    """Takes log probabilities before the mask in the vLLM of this process.
+    """Replaces vLLM's functions in this process, so that log probabilities precede the mask.
 
     Raises:
-        RuntimeError: vLLM's internals are not those that this was written for.
+        RuntimeError: vLLM's internals differ from those that this module replaces.
     """
     from vllm.v1.sample.sampler import Sampler
 
@@ -39,7 +40,7 @@ def register() -> None:
         or list(inspect.signature(log_softmax).parameters) != ["logits"]
         or "self.compute_logprobs(logits)" not in inspect.getsource(Sampler.forward)
     ):
-        raise RuntimeError("this vLLM applies constraints in another way than vLLM 0.32 does")
+        raise RuntimeError("this vLLM applies constraints in another way than vLLM 0.32")
 
     def apply_grammar_bitmask(
         scheduler_output: Any, grammar_output: Any, input_batch: Any, logits: "Tensor"

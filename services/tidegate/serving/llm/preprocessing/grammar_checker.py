@@ -1,15 +1,14 @@
-"""Tries constraints out before the engine sees them, in a process that may die of it.
+"""Compiles constraints in a separate process before the engine gets them.
 
-A schema of one line can ask for gigabytes (``"minItems": 1000000000``) or minutes, and the library
-that compiles it then aborts the process it runs in. So a child process compiles every new
-constraint first, with limits on time and memory, for the tokenizer that the engine uses, and takes
-the first step with it; the engine gets what passed. A child that dies or takes too long is
-replaced, and the client learns that its constraint is too complex. Constraints that passed or
-failed are remembered.
+A schema of one line can need gigabytes (``"minItems": 1000000000``) or minutes to compile, and the
+library then aborts its process. So a child process compiles every new constraint first, with limits
+on time and memory and with the engine's tokenizer, and takes the first decoding step with it. Only
+constraints that pass reach the engine. If the child dies or takes too long, the checker replaces
+it, and the client gets an error: the constraint is too complex. The checker caches its results.
 
-The child is started by `subprocess` and asked in threads. The event loop starts processes too, but
-uvloop runs Python's after-fork hooks in them; with Intel's OpenMP preloaded, as vLLM advises, that
-of PyTorch waits for a lock for ever.
+`subprocess` starts the child, and threads wait for its answers. The event loop could start
+processes too, but uvloop runs Python's after-fork hooks in them. With Intel's OpenMP preloaded, as
+vLLM advises, PyTorch's hook waits for a lock forever.
 """
 
 import asyncio
@@ -32,20 +31,20 @@ __all__ = ["GrammarChecker", "running_grammar_checker"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_REMEMBERED: Final = 512
-# Starting the child (Python, the tokenizer) is not the constraint's fault.
+_MAX_CACHED: Final = 512
+# The time to start the child (Python, the tokenizer) does not count for the constraint.
 _START_LIMIT_S: Final = 60.0
 
 
 @dataclass(slots=True)
 class GrammarChecker:
-    """The child process and what it has said. Make one with `running_grammar_checker`.
+    """The child process and the results so far. Make one with `running_grammar_checker`.
 
     Attributes:
-        tokenizer: The model's ``tokenizer.json``; where it has none, bytes stand for tokens.
-        vocabulary_size: Of the model.
+        tokenizer: The model's ``tokenizer.json``; without this file, each byte counts as a token.
+        vocabulary_size: Size of the model's vocabulary.
         limit_s: How long compiling a constraint may take.
-        memory_mib: How much memory compiling may take.
+        memory_mib: How much memory compiling a constraint may take.
     """
 
     tokenizer: Path
@@ -53,35 +52,35 @@ class GrammarChecker:
     limit_s: float
     memory_mib: int
     _child: subprocess.Popen[bytes] | None = None
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _verdicts: OrderedDict[Constraint, str] = field(default_factory=OrderedDict)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _results: OrderedDict[Constraint, str] = field(default_factory=OrderedDict)
 
     async def check(self, constraint: Constraint, at: str) -> None:
-        """Returns when the engine may have the constraint.
+        """Returns when the constraint has passed the check.
 
         Args:
-            constraint: To try out.
-            at: Path in the request of what holds it.
+            constraint: The constraint to check.
+            at: Path of the constraint in the request.
 
         Raises:
-            InvalidArgument: It is malformed, unsupported, can never be met, or is too complex.
+            InvalidArgument: It is malformed, unsupported, impossible to meet, or too complex.
         """
-        problem = self._verdicts.get(constraint)
+        problem = self._results.get(constraint)
         if problem is None:
-            async with self._turn:
-                problem = self._verdicts.get(constraint)
+            async with self._lock:
+                problem = self._results.get(constraint)
                 if problem is None:
-                    problem = await self._ask(constraint)
+                    problem = await self._compile(constraint)
         if problem:
             raise InvalidArgument.of(f"{at}.{constraint.kind}", problem, reason="BAD_CONSTRAINT")
 
-    def _remember(self, constraint: Constraint, problem: str) -> None:
-        self._verdicts[constraint] = problem
-        if len(self._verdicts) > _REMEMBERED:
-            self._verdicts.popitem(last=False)
+    def _cache(self, constraint: Constraint, problem: str) -> None:
+        self._results[constraint] = problem
+        if len(self._results) > _MAX_CACHED:
+            self._results.popitem(last=False)
 
     async def start(self) -> subprocess.Popen[bytes]:
-        """Starts the child, unless it runs, and waits until it can be asked."""
+        """Starts the child unless it runs, and waits until it is ready."""
         if self._child is not None and self._child.poll() is None:
             return self._child
         await self.stop()
@@ -95,12 +94,12 @@ class GrammarChecker:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # What the library prints when it aborts tells an operator nothing.
+            # The output of the library when it aborts is of no use to an operator.
             stderr=subprocess.DEVNULL,
         )
         try:
             async with asyncio.timeout(_START_LIMIT_S):
-                await asyncio.to_thread(_line, self._child)
+                await asyncio.to_thread(_read_line, self._child)
         except BaseException:
             await self.stop()
             raise
@@ -111,24 +110,24 @@ class GrammarChecker:
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            await asyncio.to_thread(_clear_away, child)
+            await asyncio.to_thread(_reap, child)
 
-    async def _ask(self, constraint: Constraint) -> str:
+    async def _compile(self, constraint: Constraint) -> str:
         child = await self.start()
-        question = json.dumps({"kind": constraint.kind, "texts": constraint.texts})
+        request = json.dumps({"kind": constraint.kind, "texts": constraint.texts})
         try:
             async with asyncio.timeout(self.limit_s):
-                verdict = await asyncio.to_thread(_verdict, child, question)
-                self._remember(constraint, verdict)
-                return verdict
+                result = await asyncio.to_thread(_read_result, child, request)
+                self._cache(constraint, result)
+                return result
         except TimeoutError:
-            # Not remembered: perhaps the machine was busy.
+            # Not cached: perhaps the machine was busy.
             problem = f"is too complex to compile in {self.limit_s:g} s"
         except (ConnectionError, EOFError):
             problem = f"is too complex to compile in {self.memory_mib} MiB"
-            self._remember(constraint, problem)
+            self._cache(constraint, problem)
         except asyncio.CancelledError:
-            # The answer to come would be taken for that to the next question.
+            # Otherwise the next check would read the answer to this one.
             await self.stop()
             raise
         _log.warning("constraint too complex", kind=constraint.kind, problem=problem)
@@ -140,7 +139,7 @@ class GrammarChecker:
 async def running_grammar_checker(
     tokenizer: Path, vocabulary_size: int, limit_s: float, memory_mib: int
 ) -> AsyncIterator[GrammarChecker]:
-    """Opens a `GrammarChecker`; leaving the context ends its child."""
+    """Starts a `GrammarChecker`; leaving the context ends its child."""
     checker = GrammarChecker(tokenizer, vocabulary_size, limit_s, memory_mib)
     await checker.start()
     try:
@@ -149,22 +148,22 @@ async def running_grammar_checker(
         await checker.stop()
 
 
-def _verdict(child: subprocess.Popen[bytes], question: str) -> str:
+def _read_result(child: subprocess.Popen[bytes], request: str) -> str:
     assert child.stdin is not None  # noqa: S101 - a pipe was asked for
-    child.stdin.write(question.encode() + b"\n")
+    child.stdin.write(request.encode() + b"\n")
     child.stdin.flush()
-    return str(json.loads(_line(child)))
+    return str(json.loads(_read_line(child)))
 
 
-def _line(child: subprocess.Popen[bytes]) -> bytes:
+def _read_line(child: subprocess.Popen[bytes]) -> bytes:
     assert child.stdout is not None  # noqa: S101 - a pipe was asked for
     line = child.stdout.readline()
     if not line.endswith(b"\n"):
-        raise EOFError("the child has ended")
+        raise EOFError("the process that compiles constraints has ended")
     return line
 
 
-def _clear_away(child: subprocess.Popen[bytes]) -> None:
-    """Waits for a child that was killed, and closes its pipes."""
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    """Waits for a killed child, and closes its pipes."""
     with suppress(BrokenPipeError), child:
         pass

@@ -22,34 +22,34 @@ _MAX_PROBLEM_CHARACTERS: Final = 400
 
 
 def main(argv: list[str]) -> None:
-    """Answers questions on standard input until it ends.
+    """Checks the constraints that arrive on standard input, until the input ends.
 
     Args:
-        argv: Path of a ``tokenizer.json``, size of the vocabulary, limit of memory in MiB.
+        argv: Path of a ``tokenizer.json``, size of the vocabulary, memory limit in MiB.
     """
     path, vocabulary_size, memory_mib = Path(argv[0]), int(argv[1]), int(argv[2])
     if path.is_file():
-        # The engine reserves logits beyond the tokens that the tokenizer knows.
+        # The engine has more logits than the tokenizer has tokens.
         tokenizer = llguidance.LLTokenizer(path.read_text(encoding="utf-8"), vocabulary_size)
     else:
         tokenizer = llguidance.LLTokenizer("byte")
     _limit_memory(memory_mib)
     _answer("")
     for line in sys.stdin:
-        question = json.loads(line)
-        _answer(problem_of(question["kind"], question["texts"], tokenizer))
+        request = json.loads(line)
+        _answer(problem_of(request["kind"], request["texts"], tokenizer))
 
 
 def problem_of(kind: str, texts: list[str], tokenizer: Any) -> str:
-    """Compiles a constraint and takes its first step.
+    """Compiles a constraint and takes its first decoding step.
 
     Args:
         kind: ``json_schema``, ``regex`` or ``choice``.
         texts: The schema, the expression, or the choices.
-        tokenizer: llguidance's view of the model's tokens.
+        tokenizer: llguidance's tokenizer of the model.
 
     Returns:
-        What is wrong with it; empty where nothing is.
+        The problem with the constraint; empty if there is none.
     """
     try:
         grammar = _grammar(kind, texts)
@@ -62,7 +62,7 @@ def problem_of(kind: str, texts: list[str], tokenizer: Any) -> str:
     matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
     allowed = b"" if matcher.is_error() else matcher.compute_bitmask()
     if matcher.stop_reason() == "NoExtensionBias" or (
-        not matcher.is_accepting() and not _allows_more_than_the_end(allowed, tokenizer)
+        not matcher.is_accepting() and not _allows_more_than_end_of_text(allowed, tokenizer)
     ):
         return "can never be met: no answer matches it"
     if matcher.is_error():
@@ -84,8 +84,8 @@ def _grammar(kind: str, texts: list[str]) -> str:
             return llguidance.grammar_from("choice", json.dumps(texts))
 
 
-def _allows_more_than_the_end(allowed: bytes, tokenizer: Any) -> bool:
-    """Whether a mask of tokens (a bit each, lowest first) has any but the end-of-text tokens."""
+def _allows_more_than_end_of_text(allowed: bytes, tokenizer: Any) -> bool:
+    """Returns whether a mask (a bit per token, lowest first) has more than end-of-text tokens."""
     mask = bytearray(allowed)
     for token_id in tokenizer.eos_tokens:
         if token_id // 8 < len(mask):

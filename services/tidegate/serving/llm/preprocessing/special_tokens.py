@@ -1,22 +1,23 @@
-"""Texts that clients send stay text: they cannot spell a special token into a conversation.
+"""Keeps client texts literal: they cannot spell a special token into a conversation.
 
-A chat template writes special tokens between messages by their names ("<|im_end|>"), and a
-tokenizer finds the names again, whoever wrote them. A message with such a name in it would end
-itself and begin another, of the system's, say. Here only the template's own names become tokens:
+A chat template writes special tokens between messages by their names ("<|im_end|>"). A tokenizer
+finds these names in the rendered text, whoever wrote them. A message with such a name could end
+itself and begin another message, for example one of the system. Here only the template's own names
+become special tokens:
 
-1. `NameEscaper.marked` puts a mark, a character that occurs nowhere else, before each place of a
-   client's text where a name begins, or could begin once the template has put its own text beside
-   it. Some templates also edit texts (SmolLM3's takes "/think" out of system messages). With those,
-   a text that has all characters of a name in their order gets a mark wherever a name's first one
-   is.
-2. The template renders the marked texts. It can strip, split and compare them as ever.
-3. `LiteralTokenizer.encode_rendered` takes the names without a mark for the template's. It replaces
-   each by a name that nobody can guess, takes the marks out, and encodes all of it at once with a
-   copy of the tokenizer that knows these names alone.
+1. `NameEscaper.escape` puts an escape character, one that occurs nowhere else, into a client's text
+   before each position where a name begins, or could begin once the template has put its own text
+   beside it. Some templates also edit texts (SmolLM3's removes "/think" from system messages). For
+   these templates, a text that has all characters of a name in their order gets an escape character
+   wherever a first character of a name is.
+2. The template renders the escaped texts. It can still strip, split and compare them.
+3. `LiteralTokenizer.encode_rendered` treats a name without an escape character as the template's.
+   It replaces each of these by a random secret name, removes the escape characters, and encodes the
+   whole text with a copy of the tokenizer that knows only the secret names.
 
-The copy splits the text at the same places as the tokenizer itself, so harmless texts give the
-same token ids as ever. Only tokens that the tokenizer calls special are looked after. Other added
-tokens, "<think>" in some models, are text that happens to be one token.
+The copy splits the text at the same positions as the tokenizer itself, so harmless texts keep their
+token ids. Only tokens that the tokenizer marks as special are protected. Other added tokens, such
+as "<think>" in some models, are text that happens to be one token.
 """
 
 import re
@@ -27,26 +28,26 @@ from typing import Any, Final
 
 __all__ = ["LiteralTokenizer", "NameEscaper", "SpecialTokenNames"]
 
-_FIRST_MARK: Final = 0xFDD0
-"""The first of Unicode's noncharacters, which no text is meant to hold."""
+_FIRST_NONCHARACTER: Final = 0xFDD0
+"""The first of Unicode's noncharacters, which texts should not contain."""
 _LAST: Final = 0x10FFFF
 _EDITS: Final = re.compile(r"\b(?:replace|join|striptags|lower|upper|capitalize|title|swapcase)\b")
-"""What a template can join separate parts of a text with, or spell it otherwise."""
+"""Names with which a template can join parts of a text or change its spelling."""
 
 
 class SpecialTokenNames:
-    """The names of special tokens, and where they begin in a text, or could.
+    """The names of special tokens, and the positions in a text where they begin or could begin.
 
     Args:
-        names: Each as it is written.
+        names: The names.
 
     Attributes:
-        pattern: An expression that finds each, the longest first, as tokenizers do it.
+        pattern: An expression that finds each name, the longest first, as tokenizers do.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = tuple(sorted(filter(None, names), key=len, reverse=True))
-        # One that matches nothing, where there are none.
+        # Without names, an expression that never matches.
         self.pattern: Final = "|".join(map(re.escape, self._names)) or "(?!)"
         self._begin = re.compile(f"(?={self.pattern})")
         self._longest = max(map(len, self._names), default=0)
@@ -63,27 +64,27 @@ class SpecialTokenNames:
     def _endings(self) -> frozenset[str]:
         return frozenset(name[start:] for name in self._names for start in range(1, len(name)))
 
-    def found(self, text: str) -> str | None:
-        """Gives a name that a text holds; None if it holds none."""
+    def find(self, text: str) -> str | None:
+        """Returns a name that the text contains; None if it contains none."""
         found = re.search(self.pattern, text)
         return found[0] if found else None
 
-    def places(self, text: str) -> set[int]:
-        """Gives the places of a text before which a mark is due."""
-        places = {found.start() for found in self._begin.finditer(text)}
-        # Templates strip messages, and put text of their own before and after them.
+    def escape_positions(self, text: str) -> set[int]:
+        """Returns the positions of a text that need an escape character."""
+        positions = {found.start() for found in self._begin.finditer(text)}
+        # Templates strip messages, and put their own text before and after them.
         first = len(text) - len(text.lstrip())
         for start, end in {(0, len(text)), (first, len(text.rstrip()))}:
             reach = range(1, min(self._longest, end - start + 1))
-            places.update(
+            positions.update(
                 end - length for length in reach if text[end - length : end] in self._beginnings
             )
             if any(text[start : start + length] in self._endings for length in reach):
-                places.add(start)
-        return places
+                positions.add(start)
+        return positions
 
-    def places_if_edited(self, text: str) -> set[int]:
-        """Gives the places where a name could begin once parts of a text are taken out."""
+    def escape_positions_if_edited(self, text: str) -> set[int]:
+        """Returns the positions where a name could begin if a template removes parts of a text."""
         lower = text.lower()
         if not any(_holds_in_order(lower, name.lower()) for name in self._names):
             return set()
@@ -92,7 +93,7 @@ class SpecialTokenNames:
 
 @lru_cache(maxsize=8)
 def _edits(template: str) -> bool:
-    # A model has one template, and searching it takes longer than all else that is done here.
+    # Cached: a model has one template, and this search is the slowest step of this module.
     return _EDITS.search(template) is not None
 
 
@@ -106,50 +107,53 @@ def _holds_in_order(text: str, characters: str) -> bool:
 
 
 class NameEscaper:
-    """NameEscaper the places of texts where names of special tokens begin, or could.
+    """Escapes the names of special tokens in texts.
 
     Args:
-        names: Of the special tokens.
-        texts: All that will be rendered: the mark is in none of them.
-        template: That renders them; nor is the mark in it.
+        names: The names of the special tokens.
+        texts: All texts to render; none of them contains the escape character.
+        template: The template that renders them; it does not contain the escape character either.
+
+    Attributes:
+        escape_character: The character before each name.
     """
 
     def __init__(self, names: SpecialTokenNames, texts: Iterable[str], template: str = "") -> None:
         self._names = names
         self._is_edited = _edits(template)
         seen = frozenset(template).union(*texts)
-        candidates = map(chr, range(_FIRST_MARK, _LAST + 1))
-        self.mark: Final = next(each for each in candidates if each not in seen)
+        candidates = map(chr, range(_FIRST_NONCHARACTER, _LAST + 1))
+        self.escape_character: Final = next(each for each in candidates if each not in seen)
 
-    def marked(self, text: str) -> str:
-        """Gives a text with its marks; without any where no name could begin."""
-        found = self._names.places(text)
+    def escape(self, text: str) -> str:
+        """Returns the text with escape characters; unchanged if no name could begin in it."""
+        found = self._names.escape_positions(text)
         if self._is_edited:
-            found |= self._names.places_if_edited(text)
-        places = sorted(found)
-        if not places:
+            found |= self._names.escape_positions_if_edited(text)
+        positions = sorted(found)
+        if not positions:
             return text
-        bounds = zip([0, *places], [*places, len(text)], strict=True)
-        return self.mark.join(text[start:end] for start, end in bounds)
+        bounds = zip([0, *positions], [*positions, len(text)], strict=True)
+        return self.escape_character.join(text[start:end] for start, end in bounds)
 
-    def marked_all(self, value: Any) -> Any:
-        """NameEscaper the texts in a value of JSON, the keys of objects among them."""
+    def escape_all(self, value: Any) -> Any:
+        """Escapes all texts in a JSON value, with the keys of objects."""
         match value:
             case str():
-                return self.marked(value)
+                return self.escape(value)
             case dict():
-                return {self.marked(key): self.marked_all(each) for key, each in value.items()}
+                return {self.escape(key): self.escape_all(each) for key, each in value.items()}
             case list():
-                return [self.marked_all(each) for each in value]
+                return [self.escape_all(each) for each in value]
             case _:
                 return value
 
 
 class LiteralTokenizer:
-    """A tokenizer that takes the names of special tokens for text.
+    """A tokenizer that treats the names of special tokens as text.
 
     Args:
-        backend: Of the library ``tokenizers``. It is copied.
+        backend: A tokenizer of the library ``tokenizers``; this class copies it.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -164,7 +168,7 @@ class LiteralTokenizer:
         self._copy.encode_special_tokens = True
         secret = secrets.token_hex(16)
         self._secret_names = {
-            token.content: f"{chr(_FIRST_MARK)}{secret}:{each}{chr(_FIRST_MARK)}"
+            token.content: f"{chr(_FIRST_NONCHARACTER)}{secret}:{each}{chr(_FIRST_NONCHARACTER)}"
             for each, token in special.items()
         }
         self._copy.add_tokens(
@@ -187,29 +191,29 @@ class LiteralTokenizer:
 
     @classmethod
     def of(cls, tokenizer: Any) -> "LiteralTokenizer | None":
-        """Copies the tokenizer that one of transformers has within it; None where it has none."""
+        """Copies the backend of a transformers tokenizer; None if it has none."""
         backend = getattr(tokenizer, "backend_tokenizer", None)
         return cls(backend) if hasattr(backend, "to_str") else None
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Tokenizes a text that holds no special token, whatever it spells.
+        """Tokenizes a text; names of special tokens in it are text.
 
         Args:
-            text: To tokenize.
+            text: The text.
             special: Whether the tokenizer adds its special tokens around the text.
         """
         ids: list[int] = self._copy.encode(text, add_special_tokens=special).ids
         return ids
 
-    def encode_rendered(self, text: str, mark: str, *, special: bool) -> list[int]:
-        """Tokenizes a rendered conversation, in which names without a mark are special tokens.
+    def encode_rendered(self, text: str, escape_character: str, *, special: bool) -> list[int]:
+        """Tokenizes a rendered conversation; names without an escape character become tokens.
 
         Args:
-            text: As the template rendered it.
-            mark: That of the clients' texts.
+            text: The rendered text.
+            escape_character: The escape character of the clients' texts.
             special: Whether the tokenizer adds its special tokens around the text.
         """
-        pattern = f"{mark}|(?<!{mark})(?:{self.names.pattern})"
+        pattern = f"{escape_character}|(?<!{escape_character})(?:{self.names.pattern})"
         text = re.sub(pattern, lambda found: self._secret_names.get(found[0], ""), text)
         ids = self.encode(text, special=special)
         return [self._ids.get(each, each) for each in ids]

@@ -1,11 +1,10 @@
 """Turns prompts into token ids, with the model's own tokenizer and chat template.
 
-The texts of a conversation stay text, whatever they spell; see
+Names of special tokens in a conversation stay text; see
 :mod:`~tidegate.serving.llm.preprocessing.special_tokens`.
 
-Short texts are tokenized on the event loop, where it takes less than handing them to a thread
-would; long ones on a thread. A text that cannot fit the context however it is tokenized is refused
-before.
+Short texts are tokenized on the event loop, because that is faster than a thread switch; long texts
+in a thread. A text that is too long for the context with any tokens is refused before.
 """
 
 import asyncio
@@ -37,8 +36,8 @@ class PromptTokenizer:
     """The tokenizer and chat template of a loaded model.
 
     Args:
-        renderer: vLLM's, of the loaded model.
-        facts: Of the model.
+        renderer: vLLM's renderer of the loaded model.
+        facts: The facts about the model.
     """
 
     def __init__(self, renderer: Any, facts: ModelFacts) -> None:
@@ -47,24 +46,24 @@ class PromptTokenizer:
         self._facts = facts
         self._longest_token = max(int(self._tokenizer.max_chars_per_token), 1)
         self._adds_to_chat = renderer.default_chat_tok_params.add_special_tokens
-        self._as_text = LiteralTokenizer.of(self._tokenizer)
+        self._literal_tokenizer = LiteralTokenizer.of(self._tokenizer)
         self._names = (
             SpecialTokenNames(self._tokenizer.all_special_tokens)
-            if self._as_text is None
-            else self._as_text.names
+            if self._literal_tokenizer is None
+            else self._literal_tokenizer.names
         )
 
     async def token_ids(
         self, prompt: TextPrompt | TokenPrompt | ChatPrompt, options: Options | None = None
     ) -> list[int]:
-        """Gives the token ids of a prompt that fits the context.
+        """Returns the token ids of a prompt, and checks that they fit the context.
 
         Args:
-            prompt: As it was read.
-            options: Of a request that generates, for which the context must leave room.
+            prompt: The checked prompt.
+            options: The options of a generating request, which needs room for its answer.
 
         Raises:
-            InvalidArgument: It is too long, or its chat template refuses it.
+            InvalidArgument: The prompt is too long, or the chat template refuses it.
             Unimplemented: The model has no chat template.
         """
         match prompt:
@@ -79,7 +78,7 @@ class PromptTokenizer:
                 self._check_characters(sum(len(m["content"]) for m in prompt.messages), prompt.at)
                 ids = await self.encode_chat(prompt)
         if not ids:
-            raise InvalidArgument.of(prompt.at, "holds no token")
+            raise InvalidArgument.of(prompt.at, "has no tokens")
         self._check_length(len(ids), prompt.at, options)
         return ids
 
@@ -89,25 +88,26 @@ class PromptTokenizer:
         """Tokenizes a text of any length.
 
         Args:
-            text: To tokenize.
+            text: The text.
             special: Whether the tokenizer adds its special tokens.
-            plain: Whether names of special tokens within the text are text.
+            plain: Whether names of special tokens in the text are text.
             at: Path of the text in the request.
 
         Raises:
-            InvalidArgument: They cannot be text for this tokenizer, and one is there.
+            InvalidArgument: The text contains the name of a special token, and this tokenizer
+                cannot treat it as text.
         """
-        if plain and self._as_text is None:
-            self._refuse_names([(at, text)])
+        if plain and self._literal_tokenizer is None:
+            self._refuse_special_token_names([(at, text)])
         if len(text) <= _INLINE_CHARACTERS:
             return self._encode(text, special=special, plain=plain)
         return await asyncio.to_thread(self._encode, text, special=special, plain=plain)
 
     async def encode_chat(self, prompt: ChatPrompt) -> list[int]:
-        """Puts a conversation through the chat template and tokenizes it.
+        """Renders a conversation with the chat template and tokenizes it.
 
         Raises:
-            InvalidArgument: The template refuses it.
+            InvalidArgument: The template refuses the conversation.
             Unimplemented: The model has no chat template.
         """
         from vllm.exceptions import VLLMClientError
@@ -121,21 +121,21 @@ class PromptTokenizer:
             name: _whole_numbers(value) for name, value in prompt.template_arguments.items()
         }
         contents = [message["content"] for message in prompt.messages]
-        if self._as_text is None:
-            self._refuse_names(
+        if self._literal_tokenizer is None:
+            self._refuse_special_token_names(
                 (f"{prompt.at}[{index}].content", each) for index, each in enumerate(contents)
             )
             at = f"{prompt.at.removesuffix('messages')}template_arguments"
-            self._refuse_names(
+            self._refuse_special_token_names(
                 (f"{at}.{name}", text)
                 for name, value in arguments.items()
                 for text in (name, *_texts(value))
             )
         template = str(self._tokenizer.chat_template)
-        marks = NameEscaper(self._names, [*contents, *_texts(arguments)], template)
+        escaper = NameEscaper(self._names, [*contents, *_texts(arguments)], template)
         params = ChatParams(
             chat_template_kwargs={
-                **{name: marks.marked_all(value) for name, value in arguments.items()},
+                **{name: escaper.escape_all(value) for name, value in arguments.items()},
                 "add_generation_prompt": not prompt.continues_last,
                 "continue_final_message": prompt.continues_last,
                 "tokenize": False,
@@ -144,74 +144,76 @@ class PromptTokenizer:
         try:
             _, rendered = await self._renderer.render_messages_async(
                 [
-                    {"role": message["role"], "content": marks.marked(message["content"])}
+                    {"role": message["role"], "content": escaper.escape(message["content"])}
                     for message in prompt.messages
                 ],
                 params,
             )
         except (VLLMClientError, ValueError, TypeError, TimeoutError) as error:
             raise InvalidArgument.of(
-                prompt.at, f"the chat template refuses them: {error}", reason="TEMPLATE_REFUSED"
+                prompt.at, f"refused by the chat template: {error}", reason="TEMPLATE_REFUSED"
             ) from error
         text: str = rendered["prompt"]
         if len(text) <= _INLINE_CHARACTERS:
-            return self._encode_rendered(text, marks.mark)
-        return await asyncio.to_thread(self._encode_rendered, text, marks.mark)
+            return self._encode_rendered(text, escaper.escape_character)
+        return await asyncio.to_thread(self._encode_rendered, text, escaper.escape_character)
 
     def check_constraint(self, constraint: Constraint, at: str) -> None:
-        """Refuses choices that name a special token.
+        """Refuses choices that contain the name of a special token.
 
-        llguidance asks the model's tokenizer which tokens spell the text that must come next. The
-        tokenizer takes the name for the special token, and the request fails.
+        llguidance asks the model's tokenizer for the tokens of the text that must come next. The
+        tokenizer reads the name as the special token, and the request fails.
 
         Args:
-            constraint: Of a request.
+            constraint: The constraint of a request.
             at: Its path in the request.
 
         Raises:
-            InvalidArgument: A choice holds such a name.
+            InvalidArgument: A choice contains such a name.
         """
         if constraint.kind is ConstraintKind.CHOICE:
             for index, text in enumerate(constraint.texts):
-                if name := self._names.found(text):
+                if name := self._names.find(text):
                     raise InvalidArgument.of(
                         f"{at}.choice.options[{index}]",
-                        f"holds {name!r}, the name of a special token, which the engine cannot"
-                        " spell; leave it out",
+                        f"contains {name!r}, the name of a special token, which the engine cannot"
+                        " generate as text; leave it out",
                         reason="BAD_CONSTRAINT",
                     )
 
     async def tokens(self, ids: Sequence[int]) -> list[str]:
-        """Gives the text of each token; incomplete characters as the replacement character."""
+        """Returns the text of each token; incomplete characters as the replacement character."""
         if len(ids) <= _INLINE_TOKENS:
             return self._tokens(ids)
         return await asyncio.to_thread(self._tokens, ids)
 
     async def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
-        """Gives the text of token ids."""
+        """Returns the text of token ids."""
         if len(ids) <= _INLINE_TOKENS:
             return self._decode(ids, skip_special=skip_special)
         return await asyncio.to_thread(self._decode, ids, skip_special=skip_special)
 
     def _encode(self, text: str, *, special: bool, plain: bool = False) -> list[int]:
-        if plain and self._as_text is not None:
-            return self._as_text.encode(text, special=special)
+        if plain and self._literal_tokenizer is not None:
+            return self._literal_tokenizer.encode(text, special=special)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         return ids
 
-    def _encode_rendered(self, text: str, mark: str) -> list[int]:
-        if self._as_text is None:
-            return self._encode(text.replace(mark, ""), special=self._adds_to_chat)
-        return self._as_text.encode_rendered(text, mark, special=self._adds_to_chat)
+    def _encode_rendered(self, text: str, escape_character: str) -> list[int]:
+        if self._literal_tokenizer is None:
+            return self._encode(text.replace(escape_character, ""), special=self._adds_to_chat)
+        return self._literal_tokenizer.encode_rendered(
+            text, escape_character, special=self._adds_to_chat
+        )
 
-    def _refuse_names(self, texts: Iterable[tuple[str, str]]) -> None:
-        """Refuses texts with names of special tokens, for a tokenizer that cannot be copied."""
+    def _refuse_special_token_names(self, texts: Iterable[tuple[str, str]]) -> None:
+        """Refuses texts with names of special tokens; for a tokenizer that cannot be copied."""
         for at, text in texts:
-            if name := self._names.found(text):
+            if name := self._names.find(text):
                 raise InvalidArgument.of(
                     at,
-                    f"holds {name!r}, which this model's tokenizer takes for a special token, and"
-                    " not for text; leave it out",
+                    f"contains {name!r}, which this model's tokenizer reads as a special token and"
+                    " not as text; leave it out",
                     reason="SPECIAL_TOKEN_IN_TEXT",
                 )
 
@@ -253,7 +255,7 @@ def _too_long(at: str, tokens: str, limit: int) -> InvalidArgument:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Gives the texts in a value of JSON, the keys of objects among them."""
+    """Returns all texts in a JSON value, with the keys of objects."""
     match value:
         case str():
             yield value
@@ -267,7 +269,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _whole_numbers(value: Any) -> Any:
-    """Undoes what ``google.protobuf.Struct`` does to integers, whose only number is the double."""
+    """Turns whole floats back into integers: ``google.protobuf.Struct`` has only doubles."""
     match value:
         case float() if value.is_integer():
             return int(value)

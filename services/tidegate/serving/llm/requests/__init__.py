@@ -1,1 +1,1 @@
-"""Reads requests: from protobuf messages to checked values."""
+"""Reads requests: pure functions from protobuf messages to checked values."""

@@ -1,11 +1,10 @@
-"""Reads requests: pure functions from messages of the wire to values the server works with.
+"""Reads requests: pure functions from protobuf messages to the values that the server works with.
 
-The comments in ``llm.proto`` are the contract, and each range in them is checked here, before
-anything is tokenized or queued. All that is wrong with a request is reported at once, each by the
-path of its field in the message that the client sent, so `at` leads every function to the place it
-reads.
+The comments in ``llm.proto`` are the contract. This module checks every range in them, before the
+server tokenizes or queues anything. It reports all violations of a request at once, each with the
+path of its field in the message of the client. The parameter `at` is that path.
 
-Nothing here knows vLLM, a clock or the event loop.
+The module depends on neither vLLM nor a clock nor the event loop.
 """
 
 from collections.abc import Iterable
@@ -39,8 +38,8 @@ _ROLES: Final = {
     llm_pb2.ROLE_TOOL: "tool",
 }
 
-# Arguments of transformers' apply_chat_template that are the server's to set; the first would let a
-# client replace the template itself.
+# Arguments of transformers' apply_chat_template that only the server may set. With the first one a
+# client could replace the template itself.
 _RESERVED_ARGUMENTS: Final = frozenset(
     {
         "chat_template",
@@ -62,17 +61,17 @@ _RESERVED_ARGUMENTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What requests are checked against.
+    """The facts about a model that requests are checked against.
 
     Attributes:
         name: The model's name.
-        version: Its version.
-        vocabulary_size: Token ids are below this.
+        version: The model's version.
+        vocabulary_size: Token ids are below this number.
         max_context_tokens: Most tokens of prompt and answer together.
-        lora_adapters: SpecialTokenNames of the adapters.
-        schedules_by_priority: Whether a request's priority means something.
+        lora_adapters: Names of the LoRA adapters.
+        schedules_by_priority: Whether the engine uses a request's priority.
         has_raw_logprobs: Whether log probabilities are the model's own under a constraint, too.
-        defaults: What the model's generation configuration says of sampling.
+        defaults: Sampling defaults of the model's generation configuration.
     """
 
     name: str
@@ -91,8 +90,8 @@ class TextPrompt:
 
     Attributes:
         text: The text.
-        at: Its path in the request, for errors to come.
-        special_tokens_as_text: Whether names of special tokens within it are text.
+        at: Path of the text in the request, for later errors.
+        special_tokens_as_text: Whether names of special tokens in the text are text.
     """
 
     text: str
@@ -102,7 +101,7 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """Token ids to continue or embed. `at` is their path in the request."""
+    """Token ids to continue or embed; `at` is their path in the request."""
 
     token_ids: list[int]
     at: str
@@ -113,9 +112,9 @@ class ChatPrompt:
     """A conversation to answer.
 
     Attributes:
-        messages: Role and content of each, as chat templates know them.
+        messages: Role and content of each message, in the form of chat templates.
         template_arguments: Further variables of the template.
-        continues_last: Whether the answer goes on with the last message.
+        continues_last: Whether the answer continues the last message.
         at: Path of the messages in the request.
     """
 
@@ -127,12 +126,12 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to generate.
+    """Generation options.
 
     Attributes:
-        sampling: How tokens are chosen.
-        lora_adapter: Name of the adapter; empty for none.
-        priority: Smaller runs first.
+        sampling: The sampling parameters.
+        lora_adapter: Name of the LoRA adapter; empty for none.
+        priority: A request with a smaller number runs first.
         at: Path of the options in the request.
     """
 
@@ -148,13 +147,14 @@ def read_generate(
     """Reads a request to continue a prompt.
 
     Args:
-        request: As it came.
-        facts: Of the model that is served.
-        at: Path that leads to `request`, with a dot at its end; empty for the request itself.
+        request: The client's request.
+        facts: The facts about the served model.
+        at: Path of `request` in the client's message, with a dot at its end; empty if the request
+            is the message itself.
 
     Raises:
-        NotFound: The model, version or adapter is not here.
-        InvalidArgument: Fields are wrong; all of them are named.
+        NotFound: The server does not have the model, version or adapter.
+        InvalidArgument: Fields are wrong; the error names all of them.
     """
     violations: list[FieldViolation] = []
     prompt = read_prompt(request.prompt, facts, f"{at}prompt", violations)
@@ -174,14 +174,14 @@ def read_chat(
         if request.continue_last_message and not ends_with_assistant:
             violations.append(
                 FieldViolation(
-                    f"{at}continue_last_message", "needs a last message that is the assistant's"
+                    f"{at}continue_last_message", "needs a last message of the assistant"
                 )
             )
         if ends_with_assistant and not request.continue_last_message:
             violations.append(
                 FieldViolation(
                     f"{at}messages[{len(messages) - 1}].role",
-                    "the last message is the assistant's; set continue_last_message to go on",
+                    "the last message is the assistant's; set continue_last_message to continue it",
                 )
             )
     arguments = _read_template_arguments(request, at, violations)
@@ -196,7 +196,7 @@ def read_chat(
 def read_prompt(
     prompt: llm_pb2.Prompt, facts: ModelFacts, at: str, violations: list[FieldViolation]
 ) -> TextPrompt | TokenPrompt:
-    """Reads a prompt and adds to `violations` what is wrong with it."""
+    """Reads a prompt and adds its errors to `violations`."""
     match prompt.WhichOneof("content"):
         case "text":
             if not prompt.text:
@@ -222,7 +222,7 @@ def read_prompt(
 def read_messages(
     messages: Iterable[llm_pb2.Message], at: str, violations: list[FieldViolation]
 ) -> list[dict[str, str]]:
-    """Reads the messages of a conversation and adds to `violations` what is wrong with them."""
+    """Reads the messages of a conversation and adds their errors to `violations`."""
     read: list[dict[str, str]] = []
     for index, message in enumerate(messages):
         role = _ROLES.get(message.role)
@@ -241,7 +241,7 @@ def read_messages(
 def check_token_ids(
     ids: list[int], facts: ModelFacts, at: str, violations: list[FieldViolation]
 ) -> None:
-    """Adds to `violations` the first id that is not in the vocabulary."""
+    """Adds the first id that is not in the vocabulary to `violations`."""
     if ids and max(ids) >= facts.vocabulary_size:
         index = next(i for i, each in enumerate(ids) if each >= facts.vocabulary_size)
         violations.append(
@@ -253,10 +253,10 @@ def check_token_ids(
 
 
 def check_model(facts: ModelFacts, name: str, version: str = "") -> None:
-    """Refuses a model or version that is not the one served; empty names mean it.
+    """Refuses a model or version that the server does not serve; empty names mean the served one.
 
     Raises:
-        NotFound: It is another one.
+        NotFound: The server serves another model or version.
     """
     if (name and name != facts.name) or (version and version != facts.version):
         asked = f"{name or facts.name} {version}".rstrip()
@@ -291,8 +291,8 @@ def _read_options(
         violations.append(
             FieldViolation(
                 f"{at}.sampling.logprobs",
-                "cannot be combined with a constraint on this server, whose engine has only those"
-                " of tokens that the constraint allows; leave one of them out",
+                "cannot be combined with a constraint on this server: its engine has log"
+                " probabilities only of tokens that the constraint allows; leave one of them out",
             )
         )
     return Options(sampling, options.lora_adapter, options.priority, at)
@@ -303,7 +303,7 @@ def _read_template_arguments(
 ) -> dict[str, object]:
     arguments: dict[str, object] = MessageToDict(request.template_arguments)
     violations.extend(
-        FieldViolation(f"{at}template_arguments.{name}", "is the server's to set")
+        FieldViolation(f"{at}template_arguments.{name}", "is reserved for the server; leave it out")
         for name in sorted(arguments.keys() & _RESERVED_ARGUMENTS)
     )
     return arguments

@@ -1,7 +1,7 @@
-"""How tokens are chosen: the ranges that ``SamplingParameters`` promises, and the values it gives.
+"""Reads ``SamplingParameters``: checks their ranges and fills in the defaults.
 
-A pure function from the message to a value. What the client left unset takes the model's own
-default, and where it has none, the default of the contract.
+`read_sampling` is a pure function from the message to a value. A field that the client left unset
+takes the model's own default. If the model has none, it takes the default of the contract.
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class ConstraintKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What an answer must look like.
+    """A constraint on the answer; vLLM calls it a structured output.
 
     Attributes:
-        kind: Its form.
+        kind: The form of the constraint.
         texts: The schema, the expression, or the choices.
     """
 
@@ -42,7 +42,7 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What is meant where a request says nothing."""
+    """The values of fields that a request leaves unset."""
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -54,12 +54,12 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen, checked. The fields are those of the proto.
+    """Checked sampling parameters. The fields are those of the proto.
 
     Attributes:
-        max_tokens: None for as many as the context leaves room for.
-        top_k: 0 for all.
-        logprobs: None for none; 0 for those of the chosen tokens alone.
+        max_tokens: Most tokens of the answer; None for all that the context leaves room for.
+        top_k: Number of likeliest tokens to choose from; 0 for all.
+        logprobs: Log probabilities to return; None for none, 0 for those of the chosen tokens only.
     """
 
     max_tokens: int | None = None
@@ -88,19 +88,19 @@ def read_sampling(
     at: str,
     violations: list[FieldViolation],
 ) -> Sampling:
-    """Reads sampling parameters and adds to `violations` what is wrong with them.
+    """Reads sampling parameters and adds their errors to `violations`.
 
     Args:
-        message: As it came.
-        vocabulary_size: Token ids must be below this.
-        defaults: For what is not set.
+        message: The client's message.
+        vocabulary_size: Token ids must be below this number.
+        defaults: Values of fields that are not set.
         at: Path of the message in the request.
-        violations: Taken further.
+        violations: The list of errors.
 
     Returns:
-        The parameters; of no use when there are violations.
+        The parameters; do not use them if there are violations.
     """
-    reader = _Reader(message, at, violations)
+    reader = _FieldReader(message, at, violations)
     max_tokens = reader.whole("max_tokens", defaults.max_tokens, low=1)
     sampling = Sampling(
         max_tokens=max_tokens,
@@ -129,7 +129,9 @@ def read_sampling(
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _FieldReader:
+    """Reads fields of a message and records violations of their ranges."""
+
     message: llm_pb2.SamplingParameters
     at: str
     violations: list[FieldViolation]
@@ -143,7 +145,7 @@ class _Reader:
         if not self.message.HasField(field):  # type: ignore[arg-type]
             return default
         value: float = getattr(self.message, field)
-        # Written so that NaN, which compares with nothing, is refused too.
+        # This form also refuses NaN, for which every comparison is false.
         if not low <= value <= high or (above_low and value == low):
             bounds = f"above {low} and up to {high}" if above_low else f"from {low} to {high}"
             self.refuse(field, f"must be {bounds}, not {value:g}")
@@ -176,7 +178,7 @@ def _top_k(
     return top_k if 0 < top_k < vocabulary_size else 0
 
 
-def _check_stop(sampling: Sampling, vocabulary_size: int, reader: _Reader) -> None:
+def _check_stop(sampling: Sampling, vocabulary_size: int, reader: _FieldReader) -> None:
     if len(sampling.stop) > MAX_STOP_STRINGS:
         reader.refuse("stop", f"must hold at most {MAX_STOP_STRINGS}, not {len(sampling.stop)}")
     for index, text in enumerate(sampling.stop):
@@ -187,7 +189,7 @@ def _check_stop(sampling: Sampling, vocabulary_size: int, reader: _Reader) -> No
             reader.refuse(f"stop_token_ids[{index}]", _not_in_vocabulary(token_id, vocabulary_size))
 
 
-def _check_logit_bias(sampling: Sampling, vocabulary_size: int, reader: _Reader) -> None:
+def _check_logit_bias(sampling: Sampling, vocabulary_size: int, reader: _FieldReader) -> None:
     for token_id, bias in sampling.logit_bias:
         if token_id >= vocabulary_size:
             reader.refuse(f"logit_bias[{token_id}]", _not_in_vocabulary(token_id, vocabulary_size))
@@ -227,7 +229,7 @@ def _read_constraint(
         violations.append(
             FieldViolation(
                 f"{at.removesuffix('.constraint')}.ignore_end_of_text",
-                "cannot be combined with a constraint, which ends where its form is complete",
+                "cannot be combined with a constraint: the answer ends when the constraint is met",
             )
         )
     return Constraint(ConstraintKind(form), texts)

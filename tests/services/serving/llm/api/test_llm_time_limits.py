@@ -1,4 +1,4 @@
-"""The watch over messages that nobody reads."""
+"""The stalled-client watch ends calls whose messages stay unread."""
 
 import asyncio
 import time
@@ -13,14 +13,14 @@ LIMIT_S = 0.08
 
 @asynccontextmanager
 async def watched(deadline_s=None):
-    """A call with its watch, ended when nobody reads."""
+    """Runs a call with its watch, which ends it when a message stays unread."""
     async with asyncio.timeout(deadline_s) as timeout:
         with closing(StalledClientWatch(timeout, LIMIT_S)) as watch:
             yield watch
 
 
 async def write(watch, seconds):
-    """A message that is read after so long."""
+    """Writes a message that the client reads after a time."""
     watch.writing()
     await asyncio.sleep(seconds)
     watch.written()
@@ -45,17 +45,17 @@ async def test_each_message_has_the_whole_limit():
     with pytest.raises(TimeoutError):
         await call()
     assert len(ended_s) == 5
-    # Clocks of event loops tick in milliseconds.
+    # The clock of the event loop has a resolution of milliseconds.
     assert time.monotonic() - ended_s[-1] >= LIMIT_S - 0.002
 
 
-async def test_an_engine_that_is_silent_is_not_the_clients_fault():
+async def test_a_silent_engine_does_not_end_the_call():
     async with watched() as watch:
         await write(watch, 0)
         await asyncio.sleep(3 * LIMIT_S)
 
 
-async def test_nothing_is_looked_at_when_the_call_has_ended():
+async def test_the_watch_stops_when_the_call_has_ended():
     async with asyncio.timeout(None) as timeout:
         with closing(StalledClientWatch(timeout, LIMIT_S)) as watch:
             watch.writing()
@@ -63,14 +63,14 @@ async def test_nothing_is_looked_at_when_the_call_has_ended():
     assert not timeout.expired()
 
 
-async def test_a_deadline_that_has_just_passed_is_left_as_it_is():
+async def test_the_watch_does_not_move_a_deadline_that_has_just_passed():
     faults = []
     asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
 
     async def call():
         async with watched(LIMIT_S) as watch:
             watch.writing()
-            time.sleep(2 * LIMIT_S)  # noqa: ASYNC251 - both are due when the loop is back
+            time.sleep(2 * LIMIT_S)  # noqa: ASYNC251 - so that both timers are due
             await asyncio.sleep(60)
 
     with pytest.raises(TimeoutError):

@@ -1,4 +1,4 @@
-"""Only generated tokens become text, whatever the prompt ends in; on vLLM's output processor."""
+"""Only generated tokens become text, for any end of the prompt; with vLLM's output processor."""
 
 from itertools import count
 
@@ -14,7 +14,7 @@ IDS = count()
 
 @pytest.fixture(scope="module")
 def detokenizer():
-    """The module that is tested, which imports vLLM."""
+    """The module under test, which imports vLLM."""
     pytest.importorskip("vllm", reason="needs vLLM: install the extra llm")
     from tidegate.serving.llm.engine import detokenizer
 
@@ -36,7 +36,7 @@ def processor_of(detokenizer):
 
 @pytest.fixture
 async def answer(tokenizer, processor_of):
-    """Sends a prompt and an answer through vLLM; gives the text and what stopped it."""
+    """Sends a prompt and an answer through vLLM; returns the text and the stop string."""
 
     async def make(prompt, generated, *, own=True, using=tokenizer, **sampling):
         return await _answer(processor_of(using, own=own), prompt, generated, sampling)
@@ -80,7 +80,7 @@ def ids(tokenizer, text):
 
 
 async def test_vllms_own_detokenizer_leaks_the_prompt(tokenizer, answer):
-    """The fault that is worked around: once this fails, vLLM has mended it."""
+    """The bug that this module works around; if this test fails, vLLM has fixed it."""
     prompt, generated = ids(tokenizer, "The secret caf\ufffd"), ids(tokenizer, " opens at nine.")
     text, _ = await answer(prompt, generated, own=False)
     assert text.startswith("The secret")
@@ -94,7 +94,7 @@ async def test_a_prompt_that_ends_in_the_replacement_character_stays_out_of_the_
 
 
 @pytest.mark.parametrize("cut", [1, 2])
-async def test_a_character_that_the_prompt_begins_is_the_answers(tokenizer, answer, cut):
+async def test_a_character_that_the_prompt_begins_belongs_to_the_answer(tokenizer, answer, cut):
     emoji = ids(tokenizer, "😀")
     assert len(emoji) == 3
     prompt = [*ids(tokenizer, "A secret"), *emoji[:cut]]
@@ -136,7 +136,7 @@ def word_pieces():
 
 
 class SlowTokenizer:
-    """A tokenizer that is not of the library ``tokenizers``: bytes, decoded in Python."""
+    """A tokenizer outside the library ``tokenizers``: bytes, decoded in Python."""
 
     def encode(self, text, add_special_tokens=True):
         return list(text.encode())

@@ -1,4 +1,4 @@
-"""What the engine computes in, where the operator leaves it to the server."""
+"""The data type that the server chooses when the operator leaves it to the server."""
 
 import json
 import platform
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tidegate.serving.llm.engine.launch import computing_type
+from tidegate.serving.llm.engine.launch import compute_dtype
 from tidegate.serving.llm.settings import Precision
 
 WEIGHTS_BYTES = 1000
@@ -23,7 +23,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Says what CPU and memory there are; at first, an old x86 with plenty."""
+    """Sets the CPU and the memory; first an old x86 CPU with much memory."""
     torch = pytest.importorskip("torch", reason="needs vLLM: install the extra llm")
 
     def say(capability="AVX2", kind="x86_64", free_bytes=10**9):
@@ -36,8 +36,8 @@ def machine(monkeypatch):
     return say
 
 
-def test_a_cpu_that_is_slow_with_16_bits_computes_in_32(model, machine):
-    assert computing_type(Precision.AUTO, model) is Precision.FLOAT32
+def test_a_cpu_that_is_slow_with_16_bits_computes_in_float32(model, machine):
+    assert compute_dtype(Precision.AUTO, model) is Precision.FLOAT32
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,12 @@ def test_a_cpu_that_is_slow_with_16_bits_computes_in_32(model, machine):
 )
 def test_other_cpus_compute_in_the_models_own_type(model, machine, other):
     machine(**other)
-    assert computing_type(Precision.AUTO, model) is Precision.AUTO
+    assert compute_dtype(Precision.AUTO, model) is Precision.AUTO
 
 
 @pytest.mark.parametrize("asked", [each for each in Precision if each is not Precision.AUTO])
-def test_what_the_operator_says_stands(model, machine, asked):
-    assert computing_type(asked, model) is asked
+def test_the_choice_of_the_operator_is_final(model, machine, asked):
+    assert compute_dtype(asked, model) is asked
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_weights_twice_as_large_must_fit_into_half_of_the_free_memory(
     model, machine, free_bytes, taken
 ):
     machine(free_bytes=free_bytes)
-    assert computing_type(Precision.AUTO, model) is taken
+    assert compute_dtype(Precision.AUTO, model) is taken
 
 
 def test_quantized_weights_have_kernels_of_their_own(model, machine):
     (model / "config.json").write_text(json.dumps({"quantization_config": {"bits": 4}}))
-    assert computing_type(Precision.AUTO, model) is Precision.AUTO
+    assert compute_dtype(Precision.AUTO, model) is Precision.AUTO
 
 
-def test_a_model_that_says_nothing_of_itself_is_left_to_vllm(model, machine):
+def test_a_model_without_a_configuration_is_left_to_vllm(model, machine):
     (model / "config.json").unlink()
-    assert computing_type(Precision.AUTO, model) is Precision.AUTO
+    assert compute_dtype(Precision.AUTO, model) is Precision.AUTO

@@ -1,4 +1,4 @@
-"""The text of an answer: every character whose last byte a generated token gave, and no other."""
+"""The text of an answer: every character whose last byte comes from a generated token."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -8,10 +8,14 @@ pytest.importorskip("tokenizers", reason="needs vLLM: install the extra llm")
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tidegate.serving.llm.engine.vocabulary import IncrementalTextDecoder, Vocabulary, unfinished
+from tidegate.serving.llm.engine.vocabulary import (
+    IncrementalTextDecoder,
+    Vocabulary,
+    incomplete_suffix,
+)
 
 BYTES = Vocabulary([bytes([each]) for each in range(256)] + [b"<end>"], frozenset({256}))
-"""A token for each byte, and a special one."""
+"""A vocabulary with a token for each byte, and a special token."""
 
 TEXTS = st.text(alphabet=st.sampled_from("aé€😀👍🏽\ufffd \n"), max_size=8)
 ANY_BYTES = st.one_of(st.binary(max_size=8), TEXTS.map(str.encode))
@@ -23,7 +27,7 @@ def answer(prompt, generated, vocabulary=BYTES):
 
 
 def characters(data):
-    """Decodes bytes into characters, each with the place after its last byte."""
+    """Decodes bytes into characters, each with the position after its last byte."""
     found, place = [], 0
     while place < len(data):
         for length in range(1, 5):
@@ -42,7 +46,7 @@ def characters(data):
 
 
 def expected(prompt, generated):
-    """The answer by its definition."""
+    """Returns the answer by its definition."""
     found = characters(prompt + generated)
     return "".join(text for text, end in found if end > len(prompt))
 
@@ -67,12 +71,12 @@ def test_text_cut_anywhere_is_whole_again(prompt, generated, cut):
     assert before + answer(data[:cut], data[cut:]) == prompt + generated
 
 
-def test_special_tokens_give_no_text_and_do_not_part_a_character():
+def test_special_tokens_give_no_text_and_do_not_split_a_character():
     euro = "€".encode()
     assert answer([*euro[:1], 256], [*euro[1:], 256, ord("x")]) == "€x"
 
 
-def test_an_id_beyond_the_tokenizers_gives_no_text():
+def test_an_id_beyond_the_vocabulary_gives_no_text():
     assert answer([300], [ord("a"), 300, ord("b")]) == "ab"
     assert BYTES.bytes_of(300) == b""
 
@@ -89,19 +93,19 @@ def test_an_id_beyond_the_tokenizers_gives_no_text():
         (b"\xc0", b""),
     ],
 )
-def test_what_begins_a_character_is_found_at_the_end(data, begun):
-    assert unfinished(data) == begun
+def test_the_incomplete_suffix_is_found(data, begun):
+    assert incomplete_suffix(data) == begun
 
 
 class _Wrapped:
-    """A tokenizer as transformers wraps it."""
+    """A tokenizer wrapped as in transformers."""
 
     def __init__(self, backend):
         self.backend_tokenizer = backend
 
 
 def byte_fallback():
-    """A tokenizer of Llama 2's kind."""
+    """A tokenizer like Llama 2's."""
     tokens = ["<unk>", "<s>", "▁", "a", "▁a", "▁▁", *(f"<0x{each:02X}>" for each in range(256))]
     model = models.BPE(
         vocab={token: place for place, token in enumerate(tokens)},
@@ -139,10 +143,12 @@ def test_the_tokens_of_smollm2_are_the_bytes_that_its_tokenizer_decodes(tokenize
     ids=st.lists(st.one_of(st.integers(0, 49_151), st.integers(100, 300)), max_size=12),
     cut=st.integers(0, 12),
 )
-def test_an_answer_of_smollm2_is_what_its_tokenizer_decodes_less_the_prompt(
+def test_an_answer_of_smollm2_is_its_decoded_text_without_the_prompt(
     tokenizer, vocabulary, ids, cut
 ):
-    prompt, generated = (b"".join(map(vocabulary.shown, part)) for part in (ids[:cut], ids[cut:]))
+    prompt, generated = (
+        b"".join(map(vocabulary.output_bytes, part)) for part in (ids[:cut], ids[cut:])
+    )
     decoded = tokenizer.decode(ids, skip_special_tokens=True)
     assert decoded == (prompt + generated).decode(errors="replace")
     found = answer(ids[:cut], ids[cut:], vocabulary)
@@ -151,14 +157,16 @@ def test_an_answer_of_smollm2_is_what_its_tokenizer_decodes_less_the_prompt(
 
 
 @given(text=st.text(alphabet="a é€😀\ufffd", min_size=1, max_size=12), cut=st.integers(0, 20))
-def test_an_answer_of_a_byte_fallback_tokenizer_is_what_it_decodes_less_the_prompt(text, cut):
+def test_an_answer_of_a_byte_fallback_tokenizer_is_its_decoded_text_without_the_prompt(text, cut):
     backend = byte_fallback()
     vocabulary = Vocabulary.of(_Wrapped(backend))
     ids = [1, *backend.encode(text).ids]
     cut = min(cut + 1, len(ids))
-    whole = b"".join(map(vocabulary.shown, ids)).removeprefix(b" ").decode()
+    whole = b"".join(map(vocabulary.output_bytes, ids)).removeprefix(b" ").decode()
     assert whole == backend.decode(ids)
-    prompt = b"".join(map(vocabulary.shown, ids[:cut])).removeprefix(b" ").decode(errors="ignore")
+    prompt = (
+        b"".join(map(vocabulary.output_bytes, ids[:cut])).removeprefix(b" ").decode(errors="ignore")
+    )
     assert prompt + answer(ids[:cut], ids[cut:], vocabulary) == whole
 
 
@@ -167,9 +175,9 @@ def test_an_added_token_is_the_bytes_of_its_text():
     backend.add_tokens([AddedToken("<tool call>", special=False), AddedToken("é!", special=False)])
     vocabulary = Vocabulary.of(_Wrapped(backend))
     for text in ("<tool call>", "é!"):
-        assert vocabulary.shown(backend.token_to_id(text)) == text.encode()
+        assert vocabulary.output_bytes(backend.token_to_id(text)) == text.encode()
     assert vocabulary.bytes_of(1) == b"<s>"
-    assert vocabulary.shown(1) == b""
+    assert vocabulary.output_bytes(1) == b""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""vLLM's compiled kernels on a CPU give what PyTorch's operations give, for all that they take."""
+"""On a CPU, vLLM's compiled norm kernels give the results of PyTorch's operations."""
 
 import os
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 3e-3}
 
 @pytest.fixture(scope="module")
 def torch():
-    """PyTorch, with the vLLM of this process knowing the kernels."""
+    """PyTorch, with the kernels registered in the vLLM of this process."""
     torch = pytest.importorskip("torch", reason="needs vLLM: install the extra llm")
     platforms = pytest.importorskip("vllm.platforms", reason="install the extra llm")
     if not platforms.current_platform.is_cpu():
@@ -32,7 +32,7 @@ def torch():
 
 @pytest.fixture
 def numbers(torch):
-    """Makes tensors of numbers that look random, the same each time."""
+    """Makes tensors of pseudorandom numbers, the same each time."""
 
     def make(*shape, dtype="float32"):
         seeded = torch.Generator().manual_seed(len(shape))
@@ -43,7 +43,7 @@ def numbers(torch):
 
 @pytest.fixture
 def norm(torch):
-    """Gives a norm as the kernel and as PyTorch's operations."""
+    """Returns a norm as the kernel and as PyTorch's operations."""
     from vllm import ir
 
     def find(name):
@@ -99,7 +99,7 @@ NOT_TAKEN = {
 
 
 @pytest.mark.parametrize("what", NOT_TAKEN)
-def test_a_norm_of_what_the_kernels_do_not_take_is_left_to_pytorch(torch, numbers, norm, what):
+def test_a_norm_that_the_kernels_do_not_support_is_left_to_pytorch(torch, numbers, norm, what):
     from vllm import ir
 
     x, weight, variance_size = NOT_TAKEN[what](numbers)
@@ -114,7 +114,7 @@ def test_a_norm_of_what_the_kernels_do_not_take_is_left_to_pytorch(torch, number
 
 @pytest.fixture
 def arguments(monkeypatch, tmp_path):
-    """What vLLM is given for settings."""
+    """Returns vLLM's arguments for settings."""
     pytest.importorskip("vllm", reason="needs vLLM: install the extra llm")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -125,12 +125,12 @@ def arguments(monkeypatch, tmp_path):
 
     def make(*, on_cpu=True, **settings):
         given = LlmSettings(model_path=tmp_path, **settings)
-        return launch._arguments(given, tmp_path, "model", on_cpu=on_cpu)
+        return launch._engine_arguments(given, tmp_path, "model", on_cpu=on_cpu)
 
     return make
 
 
-def test_an_engine_that_does_not_compile_is_told_to_use_the_kernels(arguments):
+def test_an_engine_that_does_not_compile_uses_the_kernels(arguments):
     order = arguments().ir_op_priority
     assert order.rms_norm == order.fused_add_rms_norm == [PROVIDER, "native"]
     assert os.environ[HAS_KERNELS]
@@ -139,12 +139,12 @@ def test_an_engine_that_does_not_compile_is_told_to_use_the_kernels(arguments):
 @pytest.mark.parametrize(
     "other", [{"on_cpu": False}, {"enforce_eager": False}, {"cpu_kernels": False}]
 )
-def test_other_engines_are_left_alone(arguments, other):
+def test_other_engines_do_not_use_the_kernels(arguments, other):
     assert not hasattr(arguments(**other), "ir_op_priority")
     assert HAS_KERNELS not in os.environ
 
 
-def test_an_engine_without_our_plugin_is_left_alone(arguments, monkeypatch):
+def test_an_engine_without_the_plugin_does_not_use_the_kernels(arguments, monkeypatch):
     monkeypatch.setattr("vllm.envs.VLLM_PLUGINS", ["another"], raising=False)
     assert not hasattr(arguments(), "ir_op_priority")
     monkeypatch.setattr("vllm.envs.VLLM_PLUGINS", ["another", "tidegate"], raising=False)

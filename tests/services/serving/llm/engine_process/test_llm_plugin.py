@@ -1,4 +1,4 @@
-"""How processes of vLLM's engine end."""
+"""The end of the processes of vLLM's engine."""
 
 import atexit
 import gc
@@ -10,14 +10,14 @@ from tidegate.serving.llm.engine_process.plugin import ENDS_WITH_SERVER, prepare
 
 
 def _end(told):
-    # What is registered first is called last.
+    # Functions registered first are called last.
     atexit.register(lambda: told.send(gc.get_freeze_count() > 0))
     prepare_to_end()
     prepare_to_end()
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_a_process_of_our_engine_does_not_search_its_memory_at_the_end(monkeypatch, is_ours):
+def test_a_process_of_our_engine_skips_garbage_collection_at_exit(monkeypatch, is_ours):
     monkeypatch.delenv(ENDS_WITH_SERVER, raising=False)
     if is_ours:
         monkeypatch.setenv(ENDS_WITH_SERVER, "1")
@@ -31,7 +31,7 @@ def test_a_process_of_our_engine_does_not_search_its_memory_at_the_end(monkeypat
     assert process.exitcode == 0
 
 
-def test_the_server_itself_is_left_alone(monkeypatch):
+def test_the_server_itself_is_not_changed(monkeypatch):
     monkeypatch.setenv(ENDS_WITH_SERVER, "1")
     registered = []
     monkeypatch.setattr(atexit, "register", registered.append)

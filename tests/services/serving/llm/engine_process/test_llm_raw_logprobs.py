@@ -1,4 +1,4 @@
-"""Log probabilities are taken before the mask of a constraint; on vLLM's own functions."""
+"""Log probabilities precede the mask of a constraint; with vLLM's own functions."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
 @pytest.fixture
 def engine(monkeypatch):
-    """vLLM's model runner and sampler, as they were after the test."""
+    """The model runner and sampler of vLLM, restored after the test."""
     pytest.importorskip("vllm", reason="needs vLLM: install the extra llm")
     from vllm.v1.sample.sampler import Sampler
     from vllm.v1.worker import gpu_model_runner
@@ -20,7 +20,7 @@ def engine(monkeypatch):
     from tidegate.serving.llm.engine_process import raw_logprobs
 
     mask = gpu_model_runner.apply_grammar_bitmask
-    # Set, so that what `register` sets is undone.
+    # Set here, so that monkeypatch restores what `register` sets.
     monkeypatch.setattr(gpu_model_runner, "apply_grammar_bitmask", mask)
     monkeypatch.setattr(Sampler, "compute_logprobs", staticmethod(Sampler.compute_logprobs))
     register = raw_logprobs.register.__wrapped__
@@ -57,7 +57,7 @@ def test_an_engine_with_other_internals_is_refused(engine, monkeypatch):
 
 
 @pytest.mark.parametrize("version", [TESTED_VLLM, f"{TESTED_VLLM}.0", f"{TESTED_VLLM}.1+cpu"])
-def test_the_vllm_that_was_tested_is_taken(version):
+def test_the_tested_release_of_vllm_is_accepted(version):
     check_vllm(version)
 
 

@@ -1,4 +1,4 @@
-"""Constraints are tried out where they can do no harm."""
+"""Constraints are compiled in a separate process, where they can do no harm."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ print("passed")
 
 @pytest.fixture
 async def checker():
-    # No such file: bytes stand for tokens, which is enough to compile for.
+    # The file does not exist, so bytes count as tokens; that is enough to compile.
     async with running_grammar_checker(
         Path("tokenizer.json"), 256, limit_s=20, memory_mib=512
     ) as checker:
@@ -68,7 +68,7 @@ async def checker():
         (CHOICE, ('quote " backslash \\ line\nend', "🙂")),
     ],
 )
-async def test_sound_constraints_pass(checker, kind, texts):
+async def test_valid_constraints_pass(checker, kind, texts):
     await checker.check(Constraint(kind, texts), "constraint")
 
 
@@ -90,7 +90,7 @@ async def test_sound_constraints_pass(checker, kind, texts):
         (JSON_SCHEMA, '{"type":"array","items":' * 3000 + "{}" + "}" * 3000, "nested"),
     ],
 )
-async def test_unsound_constraints_are_refused_and_say_why(checker, kind, text, says):
+async def test_invalid_constraints_are_refused_with_the_reason(checker, kind, text, says):
     with pytest.raises(InvalidArgument) as caught:
         await checker.check(Constraint(kind, (text,)), "constraint")
     (violation,) = caught.value.violations
@@ -98,7 +98,7 @@ async def test_unsound_constraints_are_refused_and_say_why(checker, kind, text, 
     assert says in violation.description
 
 
-async def test_a_constraint_that_kills_its_compiler_is_refused_and_the_next_one_is_served(checker):
+async def test_a_constraint_that_kills_its_compiler_is_refused_and_the_next_one_passes(checker):
     schema = {"type": "array", "minItems": 1_000_000_000, "items": {"type": "integer"}}
     bomb = Constraint(JSON_SCHEMA, (json.dumps(schema),))
     for _ in range(2):
@@ -107,9 +107,9 @@ async def test_a_constraint_that_kills_its_compiler_is_refused_and_the_next_one_
     await checker.check(Constraint(REGEX, ("a",)), "constraint")
 
 
-def test_constraints_are_tried_out_beside_intels_openmp():
-    # PyTorch asks for a look at OpenMP after each fork that uvloop makes. Where OpenMP has begun in
-    # another thread, the process that was forked never gets it.
+def test_constraints_are_checked_beside_intels_openmp():
+    # PyTorch takes a lock of OpenMP after each fork that uvloop makes. If OpenMP has started in
+    # another thread, the forked process never gets the lock.
     library = intel_openmp()
     assert library is not None, "vLLM for x86 CPUs brings it along"
     environment = os.environ | {"LD_PRELOAD": str(library)}
@@ -124,7 +124,7 @@ def test_constraints_are_tried_out_beside_intels_openmp():
     assert ran.stdout == "passed\n", ran.stderr
 
 
-async def test_a_constraint_that_takes_too_long_is_refused_and_the_next_one_is_served():
+async def test_a_constraint_that_takes_too_long_is_refused_and_the_next_one_passes():
     async with running_grammar_checker(
         Path("tokenizer.json"), 256, limit_s=0.02, memory_mib=512
     ) as checker:
@@ -135,7 +135,7 @@ async def test_a_constraint_that_takes_too_long_is_refused_and_the_next_one_is_s
         await checker.check(Constraint(REGEX, ("a",)), "constraint")
 
 
-async def test_a_client_that_leaves_does_not_shift_the_answers_to_others(checker):
+async def test_a_cancelled_check_does_not_shift_the_results_of_others(checker):
     slow = Constraint(CHOICE, tuple(f"{'x' * 200}{number}" for number in range(256)))
     asking = asyncio.create_task(checker.check(slow, "constraint"))
     await asyncio.sleep(0)

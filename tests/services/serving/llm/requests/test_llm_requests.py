@@ -1,4 +1,4 @@
-"""What requests may say: every range of the contract, by the path of its field."""
+"""The fields of requests: every range of the contract, by the path of its field."""
 
 import math
 
@@ -34,7 +34,7 @@ def wrong_fields(read, request, facts=FACTS):
     return [each.field for each in caught.value.violations]
 
 
-def test_log_probabilities_beside_a_constraint_need_an_engine_that_has_the_models_own():
+def test_log_probabilities_with_a_constraint_need_an_engine_that_has_raw_ones():
     masked = ModelFacts("small", "2", 1000, 128, has_raw_logprobs=False)
     both = generate(logprobs=0, constraint={"regex": "a"})
     assert wrong_fields(read_generate, both, masked) == ["options.sampling.logprobs"]
@@ -43,7 +43,7 @@ def test_log_probabilities_beside_a_constraint_need_an_engine_that_has_the_model
     read_generate(generate(constraint={"regex": "a"}), masked)
 
 
-def test_special_tokens_are_text_where_a_text_prompt_says_so():
+def test_special_tokens_are_text_if_a_text_prompt_says_so():
     for asked in (False, True):
         prompt = llm_pb2.Prompt(text="Hi", special_tokens_as_text=asked)
         read, _ = read_generate(generate(prompt=prompt), FACTS)
@@ -100,7 +100,7 @@ def test_other_rules_of_sampling_parameters(sampling, field):
     assert wrong_fields(read_generate, generate(**sampling)) == [f"options.sampling.{field}"]
 
 
-def test_everything_that_is_wrong_is_reported_at_once():
+def test_all_violations_are_reported_at_once():
     request = generate(prompt=llm_pb2.Prompt(text=""), temperature=3, top_p=0, stop=[""])
     request.options.priority = 1
     assert wrong_fields(read_generate, request) == [
@@ -112,7 +112,7 @@ def test_everything_that_is_wrong_is_reported_at_once():
     ]
 
 
-def test_paths_lead_through_the_message_that_holds_the_request():
+def test_paths_include_the_message_that_contains_the_request():
     with pytest.raises(InvalidArgument) as caught:
         read_generate(generate(temperature=3), FACTS, "generate.")
     assert caught.value.violations[0].field == "generate.options.sampling.temperature"
@@ -174,26 +174,26 @@ def test_a_conversation_keeps_roles_order_and_arguments():
         ({"lora_adapter": "other"}, "LORA_ADAPTER_NOT_FOUND"),
     ],
 )
-def test_what_is_not_served_is_not_found(options, reason):
+def test_models_that_are_not_served_are_not_found(options, reason):
     with pytest.raises(NotFound) as caught:
         read_generate(generate(options=options), FACTS)
     assert caught.value.reason == reason
 
 
-def test_what_is_served_is_found_by_name_and_without():
+def test_the_served_model_is_found_by_name_and_without_name():
     named = {"model": "small", "version": "2", "lora_adapter": "tuned"}
     assert read_generate(generate(options=named), FACTS)[1].lora_adapter == "tuned"
     assert read_generate(generate(), FACTS)[1].lora_adapter == ""
 
 
-def test_a_priority_is_taken_where_the_server_schedules_by_it():
+def test_a_priority_is_accepted_if_the_server_schedules_by_it():
     request = generate(options={"priority": -3})
     assert wrong_fields(read_generate, request) == ["options.priority"]
     facts = ModelFacts("small", "2", 1000, 128, schedules_by_priority=True)
     assert read_generate(request, facts)[1].priority == -3
 
 
-def test_what_is_not_set_takes_the_models_default_and_what_is_set_beats_it():
+def test_unset_fields_take_the_models_default_and_set_fields_override_it():
     defaults = SamplingDefaults(max_tokens=7, temperature=0.2, top_p=0.9, top_k=40)
     facts = ModelFacts("small", "2", 1000, 128, defaults=defaults)
     unset = read_generate(generate(), facts)[1].sampling
