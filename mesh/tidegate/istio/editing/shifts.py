@@ -1,9 +1,9 @@
-"""What a traffic shift does to objects, as functions from objects to objects.
+"""Traffic shifts and other edits, as functions from objects to objects.
 
-``tidegate shift vision v1=90 v2=10`` becomes a :class:`Shift`. Its weights go to every route that
-sends requests to the host under the conditions that are named: those without conditions on headers
-where none are. A subset that a route does not name yet is put in front of the others, because a
-canary's cohort only grows with its weight while the order stays and the newest comes first.
+``tidegate shift vision v1=90 v2=10`` becomes a :class:`Shift`. Its weights apply to every route
+that sends requests to the host under the named conditions on headers, or to the routes without such
+conditions. A subset that a route does not name yet is added in front of the others: a canary only
+keeps its users while the order stays and the newest comes first.
 """
 
 import difflib
@@ -47,13 +47,13 @@ class Shift:
     """A change of where a host's requests go.
 
     Attributes:
-        host: the host, in full or by its first label.
-        weights: the new shares of subsets, in percent of what the host gets in a route. What they
-            leave of 100 stays with the other subsets, in the proportion that these have, or goes
-            to the last of the route, the baseline, where these have nothing. See `shares`.
-        match: conditions on headers; a route for them is made where there is none.
-        sticky: what of a request decides where it goes; nothing changes when None.
-        mirrors: percentages of requests that subsets get copies of; 0 ends a mirror.
+        host: The host, by its full name or its first label.
+        weights: The new shares of subsets, in percent of the host's requests in a route. The other
+            subsets divide the rest of 100 in their proportion. Where these have none, the last one
+            of the route, the baseline, gets the rest. See `shares`.
+        match: Conditions on headers; a route for them is added where there is none.
+        sticky: The part of a request that decides its destination; None leaves it unchanged.
+        mirrors: Percentages of requests of which subsets get copies; 0 ends a mirror.
     """
 
     host: str
@@ -64,11 +64,11 @@ class Shift:
 
 
 def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
-    """The objects after a shift.
+    """Returns the objects after a shift.
 
     Raises:
-        EditError: the host or a subset is unknown, no route sends requests to it, or the shares
-            cannot be had.
+        EditError: The host or a subset is unknown, no route sends requests to it, or the shares are
+            impossible.
     """
     host = find_host(objects, change.host)
     for name, named in (("weights", change.weights), ("mirrors", change.mirrors)):
@@ -92,10 +92,10 @@ def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
 
 
 def find_host(objects: IstioObjects, name: str) -> HostName:
-    """The host that is meant, by its full name or, where only one has it, its first label.
+    """Returns the host of a full name or, where only one host has it, of a first label.
 
     Raises:
-        EditError: none is, or several are; the message says which there are.
+        EditError: No host has the name, or several do; the message lists them.
     """
     if any(name in entry.hosts for entry in objects.service_entries.values()):
         return HostName(name)
@@ -114,7 +114,7 @@ def find_host(objects: IstioObjects, name: str) -> HostName:
 
 
 def subsets_of(objects: IstioObjects, host: HostName) -> tuple[SubsetName, ...]:
-    """The subsets that DestinationRules define for a host, each once, in their order."""
+    """Returns the subsets that DestinationRules define for a host, each once, in their order."""
     return tuple(
         dict.fromkeys(
             subset.name
@@ -126,10 +126,10 @@ def subsets_of(objects: IstioObjects, host: HostName) -> tuple[SubsetName, ...]:
 
 
 def add_subset(objects: IstioObjects, host: HostName, subset: Subset) -> IstioObjects:
-    """The objects with one more subset of a host, or with another one of its name.
+    """Returns the objects with a subset of a host added, or replaced if it has the same name.
 
     Raises:
-        EditError: no DestinationRule is for the host.
+        EditError: No DestinationRule is for the host.
     """
     rule = _rule_of(objects, host)
     names = [each.name for each in rule.subsets]
@@ -142,10 +142,10 @@ def add_subset(objects: IstioObjects, host: HostName, subset: Subset) -> IstioOb
 
 
 def remove_subset(objects: IstioObjects, host: HostName, name: SubsetName) -> IstioObjects:
-    """The objects without a subset; destinations of weight 0 and mirrors of 0 % go with it.
+    """Returns the objects without a subset, its destinations of weight 0 and its mirrors of 0 %.
 
     Raises:
-        EditError: the host has no such subset, or a route sends requests to it.
+        EditError: The host has no such subset, or a route sends requests to it.
     """
     _check_subset(name, objects, host)
     changed: list[VirtualService | DestinationRule] = [
@@ -161,11 +161,11 @@ def remove_subset(objects: IstioObjects, host: HostName, name: SubsetName) -> Is
 
 
 def without_idle(objects: IstioObjects, mesh: IstioObjects) -> IstioObjects:
-    """The objects without destinations of weight 0 whose subset is not there.
+    """Returns the objects without destinations of weight 0 whose subset is not defined.
 
     Args:
-        objects: some of the objects of a mesh.
-        mesh: all of them, whose DestinationRules say which subsets there are.
+        objects: Some of the objects of a mesh.
+        mesh: All objects of the mesh; their DestinationRules define the subsets.
     """
     subsets = {
         (rule.host, each.name) for rule in mesh.destination_rules.values() for each in rule.subsets
@@ -178,7 +178,7 @@ def without_idle(objects: IstioObjects, mesh: IstioObjects) -> IstioObjects:
                 route=tuple(
                     each
                     for each in rule.route
-                    # A destination that is alone gets everything, whatever its weight.
+                    # A single destination gets every request, whatever its weight.
                     if each.weight
                     or len(rule.route) == 1
                     or each.destination.subset is None
@@ -193,36 +193,36 @@ def without_idle(objects: IstioObjects, mesh: IstioObjects) -> IstioObjects:
 
 
 def header_condition(text: str) -> tuple[HeaderName, StringMatch]:
-    """Reads ``header:x-user-tier=beta``, or ``header:x-user-tier`` for its presence.
+    """Parses ``header:x-user-tier=beta``, or ``header:x-user-tier`` for its presence.
 
     Raises:
-        EditError: it is not that.
+        EditError: The text has another form.
     """
     source, _, rest = text.partition(":")
     name, equals, value = rest.partition("=")
     if source != "header" or not is_header_name(name.lower()) or (equals and not value):
-        raise EditError(f"{text!r} is no condition; write it like header:x-user-tier=beta")
+        raise EditError(f"{text!r} is not a condition; write it like header:x-user-tier=beta")
     kind = StringMatchKind.EXACT if equals else StringMatchKind.PRESENT
     return HeaderName(name.lower()), StringMatch(kind, value)
 
 
 def sticky_source(text: str) -> Sticky:
-    """Reads ``header:x-user-id``.
+    """Parses ``header:x-user-id``.
 
     Raises:
-        EditError: it is not that.
+        EditError: The text has another form.
     """
     sticky = parse_sticky(text)
     if sticky is None:
-        raise EditError(f"{text!r} is nothing to stick to; write it like header:x-user-id")
+        raise EditError(f"{text!r} is not a sticky source; write it like header:x-user-id")
     return sticky
 
 
 def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualService | None:
-    """The VirtualService after a shift; None where no route of it is concerned."""
+    """Returns the VirtualService after a shift; None where it has no such route."""
     routes: list[HttpRoute] = []
     concerned = False
-    # A route for the conditions that is there takes the weights; it is not made a second time.
+    # An existing route for the conditions gets the weights, and no second one is added.
     made = any(_conditions(route) == change.match and _names(route, host) for route in service.http)
     for index, route in enumerate(service.http):
         place = f"{service.name} http[{index}]"
@@ -273,7 +273,7 @@ def _changed(route: HttpRoute, host: HostName, change: Shift, place: str) -> Htt
 
 
 def _unconcerned(objects: IstioObjects, host: HostName, change: Shift) -> EditError:
-    """Why no route is concerned by a shift."""
+    """Returns the error of a shift that applies to no route."""
     routes = [
         route
         for service in objects.virtual_services.values()
@@ -286,8 +286,8 @@ def _unconcerned(objects: IstioObjects, host: HostName, change: Shift) -> EditEr
         )
     if not any(_gives(route, host) for route in routes):
         return EditError(
-            f"every route to {host} gives it weight 0, and a share of nothing is nothing: give it "
-            "a weight beside the other hosts by hand",
+            f"every route to {host} gives it weight 0, so its subsets have nothing to divide: give "
+            "it a weight beside the other hosts by hand",
             "host",
         )
     known = dict.fromkeys(
@@ -304,7 +304,7 @@ def _unconcerned(objects: IstioObjects, host: HostName, change: Shift) -> EditEr
 
 
 def _narrowed(route: HttpRoute, match: Mapping[HeaderName, StringMatch]) -> HttpRoute:
-    """The route for requests that also meet conditions on headers."""
+    """Returns the route for requests that also meet conditions on headers."""
     matches = route.match or (HttpMatchRequest(),)
     words = "-".join([route.name or "", *(f"{key}-{each.value}" for key, each in match.items())])
     return replace(
@@ -336,7 +336,7 @@ def _without(
 
 
 def _conditions(route: HttpRoute) -> Mapping[HeaderName, StringMatch] | None:
-    """The conditions on headers that all matches of a route share; None where they differ."""
+    """Returns the header conditions that all matches of a route share; None where they differ."""
     if any("headers" in match.opaque for match in route.match):
         return None
     each = [match.headers for match in route.match] or [{}]
@@ -348,7 +348,7 @@ def _names(route: HttpRoute, host: HostName) -> bool:
 
 
 def _gives(route: HttpRoute, host: HostName) -> bool:
-    """Whether a route sends requests to a host; one that is alone gets all, whatever its weight."""
+    """Returns whether a route sends requests to a host. A single destination gets all of them."""
     return any(
         each.destination.host == host and (each.weight or len(route.route) == 1)
         for each in route.route
@@ -367,7 +367,7 @@ def _rule_of(objects: IstioObjects, host: HostName) -> DestinationRule:
 
 
 def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:
-    """Hosts that are defined, and those that routes or rules name."""
+    """Returns the defined hosts, and those that routes or rules name."""
     defined = [host for entry in objects.service_entries.values() for host in entry.hosts]
     ruled = [rule.host for rule in objects.destination_rules.values()]
     routed = [
