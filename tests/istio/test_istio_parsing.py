@@ -139,10 +139,14 @@ def test_destination_rule_is_read():
         (
             "match: [{headers: {uri: {exact: a}}}]",
             "match[0].headers.uri",
-            "is no header; Istio ign",
+            "is not a header; Istio ign",
         ),
         ("match: [{sourceLabels: {a: b}}]", "match[0].sourceLabels", "need a sidecar at each clie"),
-        ("match: [{ignoreUriCase: true}]", "match[0].ignoreUriCase", "for exact and prefix only"),
+        (
+            "match: [{ignoreUriCase: true}]",
+            "match[0].ignoreUriCase",
+            "to exact and prefix conditions",
+        ),
         ("match: [{port: 0}]", "match[0].port", "cannot be 0; write a number of 1 to 65535"),
         ("mirror: {host: a}\nmirrors: [{destination: {host: b}}]", "mirrors", "beside 'mirror'"),
         ("mirrorPercentage: {value: 5}", "mirrorPercentage", "has no effect without 'mirror'"),
@@ -155,13 +159,13 @@ def test_destination_rule_is_read():
         ("fault: {}", "fault", "has neither 'delay' nor 'abort'; add one"),
         ("fault: {delay: {percent: 5, fixedDelay: 1s}}", "fault.delay.percent", "'percentage: {va"),
         ("fault: {abort: {percentage: {value: 1}}}", "fault.abort", "has none of httpStatus, grpc"),
-        ("fault: {abort: {grpcStatus: DOWN}}", "fault.abort.grpcStatus", "is no status of gRPC"),
+        ("fault: {abort: {grpcStatus: DOWN}}", "fault.abort.grpcStatus", "is not a gRPC status"),
         ("retries: {perTryTimeout: 1s}", "retries", "has conditions and no attempts"),
         ("retries: {attempts: 2, retryOn: '5xx,foo'}", "retries.retryOn", "no condition 'foo'"),
         ("retries: {attempts: -1}", "retries.attempts", "cannot be -1; write a number of 0 to"),
         ("rewrite: {}", "rewrite", "rewrites nothing"),
         ("redirect: {uri: /x}", "redirect", "cannot stand beside 'route'; keep one of route, re"),
-        ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "no method of HTTP"),
+        ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "not an HTTP method"),
         ("headers: {request: {set: {':path': x}}}", "headers.request.set", "cannot change the hea"),
         (
             "headers: {response: {add: {a: '5%'}}}",
@@ -169,7 +173,7 @@ def test_destination_rule_is_read():
             "has a lone %; write it as %%",
         ),
         ("name: 5", "name", "must be text, not a number; quote it: '5'"),
-        ("timeout: 1s\ntimeout: 2s", "timeout", "stands twice; keep one"),
+        ("timeout: 1s\ntimeout: 2s", "timeout", "is given twice; keep one"),
     ],
 )
 def test_mistake_in_a_route_is_named_with_its_fix(body, path, words):
@@ -192,7 +196,7 @@ def test_mistake_in_a_route_is_named_with_its_fix(body, path, words):
         (
             "route: [{destination: {host: a, subset: V_1}}]",
             ".route[0].destination.subset",
-            "is not a name of a subset",
+            "is not a subset name",
         ),
         (
             "route: [{destination: {host: a, port: 80}}]",
@@ -234,7 +238,7 @@ def test_route_without_a_proper_destination_is_refused(body, path, words):
             Kind.DESTINATION_RULE,
             "host: a\nsubsets: [{name: v1}, {name: v1}]",
             "subsets[1].name",
-            "subset v1 stands twice",
+            "subset v1 is given twice",
         ),
         (
             Kind.DESTINATION_RULE,
@@ -267,13 +271,13 @@ def test_route_without_a_proper_destination_is_refused(body, path, words):
             Kind.DESTINATION_RULE,
             "host: a\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}}",
             "trafficPolicy.tls.mode",
-            "no certificate authority of Istio; write MUTUAL",
+            "no Istio certificate authority; write MUTUAL",
         ),
         (
             Kind.DESTINATION_RULE,
             "host: a\ntrafficPolicy: {loadBalancer: {simple: RANDOM, warmup: {duration: 1s}}}",
             "trafficPolicy.loadBalancer.warmup",
-            "counts for ROUND_ROBIN and LEAST_REQUEST only",
+            "applies to ROUND_ROBIN and LEAST_REQUEST only",
         ),
         (
             Kind.DESTINATION_RULE,
@@ -312,7 +316,7 @@ def test_route_without_a_proper_destination_is_refused(body, path, words):
                 "endpoints: [{address: 127.0.0.1, ports: {h: 2}}]"
             ),
             "endpoints[0].ports.h",
-            "is no port of the host; known are g",
+            "is not a port of the host; known are g",
         ),
         (
             Kind.SERVICE_ENTRY,
@@ -361,7 +365,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines():
         (
             "annotations: {tidegate.dev/load-balancer: orca}\n",
             "[tidegate.dev/load-balancer]",
-            "is not an annotation of Tidegate here",
+            "is not an annotation of Tidegate for this kind",
         ),
     ],
 )
@@ -400,7 +404,7 @@ def test_lists_are_opened_and_other_kinds_are_passed_over_by_name():
                 "apiVersion: networking.istio.io/v2\nkind: WorkloadEntry\n"
                 "metadata: {name: a}\nspec: {address: 127.0.0.1}"
             ),
-            "v2 is no version of Istio's; known are networking.istio.io/v1, networking.is",
+            "v2 is not an API version of Istio; known are networking.istio.io/v1, networking.is",
         ),
         ("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a}", "spec: is miss"),
         ("apiVersion: networking.istio.io/v1\nkind: Gateway\nspec: {servers: []}", "metadata.name"),
@@ -414,7 +418,7 @@ def test_document_that_is_no_object_of_ours_is_refused(text, words):
 
 def test_second_object_of_a_name_is_refused_with_the_place_of_the_first():
     text = manifest(Kind.WORKLOAD_ENTRY, "address: 127.0.0.1")
-    with pytest.raises(IstioObjectErrors, match=r"x:9: Work.*: is there already, at x:1; keep one"):
+    with pytest.raises(IstioObjectErrors, match=r"x:9: Work.*: is already defined at x:1; keep"):
         parse(f"{text}---\n{text}", "x")
 
 
@@ -438,8 +442,8 @@ def test_merge_keys_and_anchors_are_read():
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        ("{<<: text, address: 127.0.0.1}", "'<<' merges something that is no mapping"),
-        ("{<<: [text], address: 127.0.0.1}", "'<<' merges something that is no mapping"),
+        ("{<<: text, address: 127.0.0.1}", "'<<' merges something other than a mapping"),
+        ("{<<: [text], address: 127.0.0.1}", "'<<' merges something other than a mapping"),
     ],
 )
 def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):

@@ -173,7 +173,7 @@ def test_rules_without_the_host_and_rules_that_give_it_nothing_stay():
 
 def test_a_host_that_gets_nothing_and_one_behind_conditions_are_told_apart():
     nothing = mesh(rule(f"{OTHER}, {V1.replace('50', '0')}"))
-    with pytest.raises(EditError, match=r"gives it weight 0.* a share of nothing") as caught:
+    with pytest.raises(EditError, match=r"gives it weight 0.* nothing to divide") as caught:
         shift(nothing, Shift(host="web", weights={"v2": 20}))
     assert caught.value.field == "host"
     behind = mesh(rule(V1, BETA))

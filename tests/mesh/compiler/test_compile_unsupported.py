@@ -50,7 +50,7 @@ def test_every_field_and_word_is_told_with_its_line_in_the_file(tmp_path):
     assert found == [
         (
             *(8, "spec.http[0].delegate"),
-            "is not supported: routes of several objects are not joined",
+            "is not supported: routes of several objects are not merged",
             "write them here",
         ),
         (
@@ -65,7 +65,7 @@ def test_every_field_and_word_is_told_with_its_line_in_the_file(tmp_path):
         ),
         (
             *(20, "spec.trafficPolicy.tls.mode"),
-            "ISTIO_MUTUAL is not supported: there is no certificate authority of Istio",
+            "ISTIO_MUTUAL is not supported: there is no Istio certificate authority",
             "write MUTUAL and name files",
         ),
         (

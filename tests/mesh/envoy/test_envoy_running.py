@@ -21,7 +21,7 @@ from stopped_threads import stopped
 
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
-from tidegate.mesh.envoy import Admin, AdminError, Host
+from tidegate.mesh.envoy import Admin, AdminError, HostStatus
 from tidegate.mesh.envoy.bootstrap import NODE_METADATA
 from tidegate.mesh.resources import Change, ProxyKind, Resource, ResourceType
 
@@ -127,8 +127,8 @@ async def test_it_is_live_once_it_has_a_configuration_and_tells_what_it_has(tmp_
             assert await admin.listeners() == {f"0.0.0.0_{port}": f"127.0.0.1:{port}"}
             hosts = await admin.hosts()
             assert hosts[CLUSTER] == {
-                Host("127.0.0.1:7001", healthy=True),
-                Host("127.0.0.1:7002", healthy=False),
+                HostStatus("127.0.0.1:7001", healthy=True),
+                HostStatus("127.0.0.1:7002", healthy=False),
             }
             (proxy,) = distribution.proxies()
             assert proxy.proxy.node == "ingress"

@@ -1,4 +1,4 @@
-"""Rules for gateways and hosts: a Gateway, a ServiceEntry, a WorkloadEntry."""
+"""Rules of gateways and hosts: Gateway, ServiceEntry, WorkloadEntry."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +21,8 @@ CIPHERS = frozenset(
         "ALL",
     }
 )
-"""What Envoy knows of TLS 1.2, by OpenSSL's words; it may also stand in a group, ``[A|B]``."""
+"""Envoy's cipher suites of TLS 1.2, by OpenSSL's names. A suite may also be in a group, ``[A|B]``.
+"""
 
 
 def _gateway(message: gw.Gateway) -> Iterator[Violation]:
@@ -81,13 +82,13 @@ def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
 
 
 def _ciphers(suites: tuple[str, ...]) -> Iterator[Violation]:
-    """Names for which Envoy rejects a listener; Istio leaves them out."""
+    """Checks names for which Envoy rejects a listener; Istio skips them."""
     for index, suite in enumerate(suites):
         group = suite[1:-1].split("|") if suite.startswith("[") and suite.endswith("]") else [suite]
         for name in group:
             if name not in CIPHERS:
                 fix = f"known are {', '.join(sorted(CIPHERS))}"
-                problem = f"{name!r} is no cipher suite of TLS 1.2 that Envoy knows"
+                problem = f"{name!r} is not a TLS 1.2 cipher suite that Envoy knows"
                 yield Violation(f"cipherSuites[{index}]", problem, fix)
 
 
@@ -111,7 +112,7 @@ def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:
     for index, endpoint in enumerate(message.endpoints):
         for name in endpoint.ports.keys() - names:
             fix = f"known are {', '.join(sorted(names))}"
-            yield Violation(f"endpoints[{index}].ports.{name}", "is no port of the host", fix)
+            yield Violation(f"endpoints[{index}].ports.{name}", "is not a port of the host", fix)
         if static and is_subdomain(endpoint.address):
             fix = "write an IP address, or resolution DNS"
             yield Violation(
@@ -149,7 +150,7 @@ def _selector(message: se.ServiceEntry) -> Iterator[Violation]:
 
 
 def _tells_hosts_apart(protocol: se.PortProtocol | None) -> bool:
-    """Whether what a client sends names the host that it means."""
+    """Returns whether a client of the protocol sends the name of the host."""
     secure = (se.PortProtocol.HTTPS, se.PortProtocol.TLS)
     return protocol is not None and (protocol.routed or protocol in secure)
 
@@ -159,7 +160,7 @@ def _workload(message: se.Workload) -> Iterator[Violation]:
     for name in message.ports:
         if not is_host_label(name):
             fix = "use letters, 0-9 and -, at most 63"
-            yield Violation(f"ports.{name}", f"{name!r} is no name of a port", fix)
+            yield Violation(f"ports.{name}", f"{name!r} is not a port name", fix)
     is_socket = message.address.startswith("unix://")
     if not is_socket and not is_ip_address(message.address) and not is_subdomain(message.address):
         fix = "write an IP address or a DNS name; the port goes into 'ports'"

@@ -1,4 +1,4 @@
-"""Rules for a DestinationRule and what is in it."""
+"""Rules of a DestinationRule and its messages."""
 
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
@@ -28,14 +28,14 @@ def _destination_rule(message: dr.DestinationRule) -> Iterator[Violation]:
 
 def _traffic_policy(message: dr.TrafficPolicy) -> Iterator[Violation]:
     if message == dr.TrafficPolicy():
-        yield Violation("", "says nothing", "remove it")
+        yield Violation("", "is empty", "remove it")
     ports = [each.port for each in message.port_level_settings]
     yield from twice(ports, "portLevelSettings[{}].port", "port")
 
 
 def _port_policy(message: dr.PortTrafficPolicy) -> Iterator[Violation]:
     if message == dr.PortTrafficPolicy(port=message.port):
-        yield Violation("", "says nothing but the port", "remove it")
+        yield Violation("", "sets nothing but the port", "remove it")
 
 
 def _load_balancer(message: dr.LoadBalancer) -> Iterator[Violation]:
@@ -45,7 +45,7 @@ def _load_balancer(message: dr.LoadBalancer) -> Iterator[Violation]:
     warm = [yaml for name, yaml in warmups if getattr(message, name) is not None]
     if warm and (message.consistent_hash or message.simple is dr.SimpleLoadBalancer.RANDOM):
         fix = "use ROUND_ROBIN or LEAST_REQUEST, or remove it"
-        yield Violation(warm[0], "counts for ROUND_ROBIN and LEAST_REQUEST only", fix)
+        yield Violation(warm[0], "applies to ROUND_ROBIN and LEAST_REQUEST only", fix)
 
 
 def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Violation]:
@@ -82,7 +82,7 @@ def _connection_pool(message: dr.ConnectionPool) -> Iterator[Violation]:
 
 
 def _keepalive(message: dr.TcpKeepalive) -> Iterator[Violation]:
-    """Options of sockets that Linux refuses: no connection is made with them."""
+    """Checks socket options that Linux refuses: no connection would be made."""
     if message.probes is not None and message.probes > _MOST_PROBES:
         yield Violation("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
     for name in ("time", "interval"):

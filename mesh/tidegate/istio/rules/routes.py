@@ -1,4 +1,4 @@
-"""Rules for a VirtualService and what is in it."""
+"""Rules of a VirtualService and its messages."""
 
 import http
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +19,7 @@ GRPC_STATUSES = (
     *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
     "UNAUTHENTICATED",
 )
-"""The gRPC statuses by name, in the order of their numbers."""
+"""The names of the gRPC statuses, in the order of their numbers."""
 
 _RETRY_CONDITIONS = frozenset(
     {
@@ -42,7 +42,7 @@ def _virtual_service(message: vs.VirtualService) -> Iterator[Violation]:
     if "*" in message.hosts and MESH in message.gateways:
         index = message.hosts.index(HostName("*"))
         fix = "name hosts, or name a gateway and not mesh"
-        yield Violation(f"hosts[{index}]", "'*' takes every call inside the mesh", fix)
+        yield Violation(f"hosts[{index}]", "'*' matches every call inside the mesh", fix)
     for index, host in enumerate(message.hosts):
         if not host:
             yield Violation(f"hosts[{index}]", "is empty", "name the host")
@@ -53,7 +53,7 @@ def _virtual_service(message: vs.VirtualService) -> Iterator[Violation]:
 
 
 def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Violation]:
-    """Wildcards that take other hosts of the same list: Istio calls them duplicates."""
+    """Checks for wildcards that match other hosts of the same list: Istio calls them duplicates."""
     for index, host in enumerate(hosts):
         for before in hosts[:index]:
             if _takes(before, host):
@@ -63,7 +63,7 @@ def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Violation]:
             else:
                 continue
             if wide != narrow:
-                problem = f"{wide} takes {narrow} too, and Istio refuses both in one object"
+                problem = f"{wide} matches {narrow} too, and Istio refuses both in one object"
                 fix = "keep one, or write a VirtualService for each"
                 yield Violation(f"hosts[{index}]", problem, fix)
                 break
@@ -92,7 +92,7 @@ def _http_route(message: vs.HttpRoute) -> Iterator[Violation]:
     if len(message.route) > 1 and total == 0:
         yield Violation("route", "all weights are 0: no request could go anywhere", "add weights")
     elif total and total % 2**32 == 0:
-        # Istio adds them up in 32 bits and refuses a sum of 0.
+        # Istio adds the weights in 32 bits and refuses a sum of 0.
         yield Violation("route", f"the weights add up to {total}", "write smaller weights")
     if message.rewrite is not None and message.rewrite.authority:
         for verb in ("set", "add"):
@@ -136,13 +136,13 @@ def _match(message: vs.HttpMatchRequest) -> Iterator[Violation]:
     for name in message.headers:
         if name in ("uri", "scheme", "method", "authority"):
             fix = f"write '{name}' beside 'headers'"
-            yield Violation(f"headers.{name}", "is no header; Istio ignores it", fix)
+            yield Violation(f"headers.{name}", "is not a header; Istio ignores it", fix)
     if "" in message.query_params:
         yield Violation("queryParams", "has an empty name, which Envoy rejects", "name it")
     uri = message.uri
     if message.ignore_uri_case and (uri is None or uri.kind is StringMatchKind.REGEX):
         fix = "remove it; in a regex write (?i)"
-        yield Violation("ignoreUriCase", "counts for exact and prefix only", fix)
+        yield Violation("ignoreUriCase", "applies to exact and prefix conditions only", fix)
 
 
 def _destination(message: vs.Destination) -> Iterator[Violation]:
@@ -155,7 +155,7 @@ def _redirect(message: vs.HttpRedirect) -> Iterator[Violation]:
     yield from at_most_one(message, ("port", "port"), ("derive_port", "derivePort"))
     parts = ("uri", "authority", "scheme", "port", "derive_port")
     if all(getattr(message, name) is None for name in parts):
-        yield Violation("", "says nothing of where to", "add uri, authority, scheme or port")
+        yield Violation("", "has no target", "add uri, authority, scheme or port")
     yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     if message.scheme not in (None, "http", "https"):
         yield Violation("scheme", f"cannot be {message.scheme!r}", "write http or https")
@@ -195,7 +195,7 @@ def _delay(message: vs.FaultDelay) -> Iterator[Violation]:
 
 
 def _share(percentage: float) -> Iterator[Violation]:
-    """A share that Envoy, which counts millionths, would take for none."""
+    """Checks for a share that Envoy, which counts in millionths, would round to zero."""
     if 0 < percentage < _LEAST_PERCENT:
         fix = f"write 0, or {_LEAST_PERCENT} or more"
         yield Violation("percentage.value", f"cannot be {percentage:g}", fix)
@@ -207,14 +207,14 @@ def _abort(message: vs.FaultAbort) -> Iterator[Violation]:
     yield from at_most_one(message, *statuses, least=1)
     if message.grpc_status is not None and message.grpc_status not in GRPC_STATUSES:
         fix = "write a name such as UNAVAILABLE"
-        yield Violation("grpcStatus", f"{message.grpc_status!r} is no status of gRPC", fix)
+        yield Violation("grpcStatus", f"{message.grpc_status!r} is not a gRPC status", fix)
 
 
 def _cors(message: vs.CorsPolicy) -> Iterator[Violation]:
     for index, method in enumerate(message.allow_methods):
         if method not in _CORS_METHODS:
             fix = "write a method such as POST"
-            yield Violation(f"allowMethods[{index}]", f"{method!r} is no method of HTTP", fix)
+            yield Violation(f"allowMethods[{index}]", f"{method!r} is not an HTTP method", fix)
     for field, headers in (
         ("allowHeaders", message.allow_headers),
         ("exposeHeaders", message.expose_headers),

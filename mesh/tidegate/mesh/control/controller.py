@@ -337,8 +337,8 @@ class Controller:
             except asyncio.CancelledError:
                 events.end(
                     InterruptedTransitionError(
-                        "the controller is going away; a change that has begun goes on at its next"
-                        " start"
+                        "the controller is shutting down; a change that has begun goes on at its"
+                        " next start"
                     )
                 )
                 raise
