@@ -9,7 +9,7 @@ from tidegate.cli.build import app
 from tidegate.serving.build import smollm2
 from tidegate.serving.build.assembly import assemble
 from tidegate.serving.build.errors import MissingPackageError
-from tidegate.serving.build.quiet import quietly, required
+from tidegate.serving.build.libraries import quietly, required
 from tidegate.serving.repository import LanguageModel, Source
 
 
