@@ -295,7 +295,7 @@ class Controller:
         try:
             change = self._proposer.propose(pending.files)
         except TidegateError as error:
-            # New workloads can make the pending change impossible. This run has served it to no proxy.
+            # New workloads can make the pending change impossible. Nothing has been served yet.
             self._journal.end(pending.files, made=False)
             self.problems.put(pending.description, f"was interrupted and given up: {error}")
             return None
