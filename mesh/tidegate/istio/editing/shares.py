@@ -5,12 +5,12 @@ a weight in two steps:
 
 1. **Shares.** A named subset gets exactly its share. The host's other destinations divide the rest
 in their present proportion, in whole percent, or in the decimals of the named shares where these
-are finer. The largest remainders are rounded up (Hare's method). Finer steps apply where a whole
-percent would leave nothing to a destination that gets requests.
+are finer. The largest remainders are rounded up (Hare's method). If whole percents would round a
+used destination to 0, finer steps apply.
 2. **Weights.** Where the host has the route for itself the weights sum to 100, or to the smallest
-multiple without a fraction. Where other hosts share the route, the first of these without a
-fraction applies: the other hosts' weights unchanged, a sum of 100, all weights times the smallest
-factor. The other hosts keep their exact share in each of them.
+multiple without a fraction. Where other hosts share the route, the first of three ways that
+gives whole numbers applies: keep the other hosts' weights; make the sum 100; multiply all
+weights by the smallest factor. The other hosts keep their exact share in each of them.
 
 A route that already has the shares is left unchanged.
 """

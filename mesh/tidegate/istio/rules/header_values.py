@@ -1,7 +1,7 @@
 """Values of headers that routes set: text with Envoy's command operators such as ``%PROTOCOL%``.
 
 Envoy rejects a whole response for one operator that it does not know, and Istio's validation does
-not check operators. The lists come from an Envoy 1.40, asked about each word in its binary.
+not check operators. The lists were found by trying every word in the binary of Envoy 1.40.
 """
 
 import re

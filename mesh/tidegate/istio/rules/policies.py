@@ -82,7 +82,7 @@ def _connection_pool(message: dr.ConnectionPool) -> Iterator[Violation]:
 
 
 def _keepalive(message: dr.TcpKeepalive) -> Iterator[Violation]:
-    """Checks socket options that Linux refuses: no connection would be made."""
+    """Rejects socket options that Linux refuses, because no connection would open."""
     if message.probes is not None and message.probes > _MOST_PROBES:
         yield Violation("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
     for name in ("time", "interval"):

@@ -89,7 +89,7 @@ class StageGates:
 
         Args:
             undone: The stage.
-            keys: The names under which something else is served than in the stage.
+            keys: The keys of the resources that undoing the stage changes.
             deadline_s: How long proxies may take, in seconds.
         """
         began = time.monotonic()
