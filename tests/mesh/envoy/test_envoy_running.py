@@ -160,7 +160,7 @@ async def test_workers_caught_up_waits_for_every_worker(tmp_path):
             with stopped(admin.pid, "wrk:worker_0"):
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(admin.workers_caught_up(), 0.5)
-                # The main thread still answers and sends ACKs; that proves nothing about the worker.
+                # The main thread still answers and sends ACKs; this proves nothing about workers.
                 assert await admin.is_live()
             await admin.workers_caught_up()
 
