@@ -271,7 +271,7 @@ def test_subsets_are_added_and_removed():
 @pytest.mark.parametrize(
     ("manifest", "kind", "words"),
     [
-        ({"kind": "Service", "apiVersion": "v1"}, IstioError, "API server: Service is no object"),
+        ({"kind": "Service", "apiVersion": "v1"}, IstioError, "API server: Service is not an obj"),
         ({"kind": "Sidecar"}, IstioObjectErrors, "API server: Sidecar: kind: is not supported"),
         ({"metadata": {}}, IstioObjectErrors, "API server: VirtualService: metadata.name: is miss"),
         ({"spec": None}, IstioObjectErrors, "VirtualService models/vision: spec: is missing"),
