@@ -102,11 +102,12 @@ def find_host(objects: IstioObjects, name: str) -> HostName:
     hosts = _hosts(objects)
     if name in hosts:
         return HostName(name)
-    meant = [host for host in hosts if host.split(".")[0] == name or host.startswith(f"{name}.")]
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        raise EditError(f"several hosts are called {name}: {', '.join(meant)}; write one in full")
+    matching = [host for host in hosts if host.split(".")[0] == name or host.startswith(f"{name}.")]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(matching)
+        raise EditError(f"several hosts are called {name}: {names}; write one in full")
     shorts = {host.split(".")[0]: host for host in hosts}
     close = difflib.get_close_matches(name, [*hosts, *shorts], n=1)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(hosts) or 'none'}"

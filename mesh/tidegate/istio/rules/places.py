@@ -114,7 +114,7 @@ def _selector(message: se.ServiceEntry) -> Iterator[Violation]:
     if message.workload_selector is None:
         return
     if message.endpoints:
-        yield Violation("workloadSelector", "cannot stand beside 'endpoints'", "keep one")
+        yield Violation("workloadSelector", "cannot be combined with 'endpoints'", "keep one")
     if not message.workload_selector:
         yield Violation("workloadSelector.labels", "is empty: selects every workload", "add labels")
     for name, value in message.workload_selector.items():
