@@ -25,7 +25,7 @@ CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, ROUTE, VIRTUAL_HOST = ResourceType
 _ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
 )
-PATIENCE_S = 10
+TIMEOUT_S = 10
 
 
 def xds_bootstrap(ads_port, node):
@@ -188,7 +188,7 @@ class Proxy:
 
     async def read(self):
         """The next response."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             message = await self.call.read()
         response = Response(message, delta=self.delta)
         self.nonces[response.type] = response.nonce
@@ -224,7 +224,7 @@ class Proxy:
 
     async def failure(self):
         """Returns the status with which the stream ends."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             with contextlib.suppress(grpc.aio.AioRpcError):
                 while await self.call.read():
                     pass

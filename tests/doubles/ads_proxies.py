@@ -14,7 +14,7 @@ from ads_double import xds_bootstrap
 
 from tidegate.mesh.ads import XdsVariant
 
-PATIENCE_S = 20
+TIMEOUT_S = 20
 HOST = "vision:80"
 _PROXYLESS = Path(proxyless_client.__file__)
 
@@ -73,7 +73,7 @@ class Envoy:
 
     async def until(self, path, condition):
         """Polls the admin interface until a condition holds."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition(text := await self.admin(path)):
                 await asyncio.sleep(0.02)
         return text
@@ -103,7 +103,7 @@ class Load:
                 ("grpc.min_reconnect_backoff_ms", 50),
             ],
         )
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await self._channel.channel_ready()
         call = self._channel.unary_unary("/test.Echo/Who")
 
@@ -127,7 +127,7 @@ class Load:
     async def more(self, count=50):
         """Waits for more calls, and returns which servers answered them."""
         self.answers.clear()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while self.answers.total() < count:
                 await asyncio.sleep(0.01)
         return Counter(self.answers)
@@ -149,7 +149,7 @@ class Client:
 
     async def _report(self):
         self._process.stdin.write(b"\n")
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             return Counter(json.loads(await self._process.stdout.readline()))
 
 
@@ -163,7 +163,7 @@ async def proxyless(ads_port, node):
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             assert await process.stdout.readline() == b"ready\n"
         yield Client(process)
     finally:

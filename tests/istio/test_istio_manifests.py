@@ -1,4 +1,4 @@
-"""Manifests as an API server returns them: what is read, and what an edit leaves as it is."""
+"""Manifests from an API server: an edit changes its values and leaves the others alone."""
 
 import copy
 import dataclasses
@@ -137,13 +137,13 @@ RULE = {
 
 
 def shifted(change, service=SERVICE, rule=RULE):
-    """The manifest of a VirtualService after a shift."""
+    """Returns the manifest of a VirtualService after a shift."""
     before = IstioObjects.of(map(parse_manifest, (service, rule)))
     return edit_manifest(service, shift(before, change)[VISION])
 
 
 def changes(before, after, path=""):
-    """What differs between plain values: path, value before and value after."""
+    """Returns the differences between plain values: path, value before and value after."""
     if before == after and type(before) is type(after):
         return []
     if isinstance(before, dict) and isinstance(after, dict):
@@ -181,7 +181,7 @@ def test_fields_that_are_not_read_are_kept_with_their_message():
 
 
 @pytest.mark.parametrize("manifest", [SERVICE, RULE], ids=lambda each: each["kind"])
-def test_writing_gives_every_opaque_field_back(manifest):
+def test_writing_returns_every_opaque_field(manifest):
     written = plain(parse_manifest(manifest))
     assert parse_manifest(written) == parse_manifest(manifest)
 
@@ -218,7 +218,7 @@ def test_route_for_a_condition_keeps_the_opaque_fields_of_the_route_that_it_narr
     assert new[2]["corsPolicy"] == {"allowOrigin": ["*"], "maxAge": "86400s"}
     assert new[2]["match"] == [{"headers": {"x-user-tier": {"exact": "beta"}}}]
     assert [each["weight"] for each in new[2]["route"]] == [100, 0]
-    # And back: the route goes, and all that was there stays.
+    # The reverse edit removes the route and leaves all others as they were.
     service = parse_manifest(after)
     assert edit_manifest(after, parse_manifest(SERVICE)) == SERVICE
     assert service.http[2].name == "classify-x-user-tier-beta"
@@ -271,7 +271,7 @@ def test_subsets_are_added_and_removed():
 @pytest.mark.parametrize(
     ("manifest", "kind", "words"),
     [
-        ({"kind": "Service", "apiVersion": "v1"}, IstioError, "API server: Service is no object"),
+        ({"kind": "Service", "apiVersion": "v1"}, IstioError, "API server: Service is not an obj"),
         ({"kind": "Sidecar"}, IstioObjectErrors, "API server: Sidecar: kind: is not supported"),
         ({"metadata": {}}, IstioObjectErrors, "API server: VirtualService: metadata.name: is miss"),
         ({"spec": None}, IstioObjectErrors, "VirtualService models/vision: spec: is missing"),
@@ -293,7 +293,7 @@ def test_subsets_are_added_and_removed():
     ],
     ids=str,
 )
-def test_manifest_that_is_no_object_is_refused_by_path(manifest, kind, words):
+def test_invalid_manifest_is_refused_by_path(manifest, kind, words):
     with pytest.raises(kind, match=words):
         parse_manifest(SERVICE | manifest)
 
@@ -304,7 +304,7 @@ def test_manifest_of_another_object_is_not_edited():
 
 
 def json_values(text):
-    """Values as JSON has them."""
+    """Returns a strategy for the values of JSON."""
     return st.recursive(
         st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | text,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
@@ -313,16 +313,16 @@ def json_values(text):
 
 
 JSON = json_values(st.text())
-# The parser of YAML does not take every character that a JSON text may have.
+# The YAML parser does not accept every character that a JSON text may have.
 YAML = json_values(st.text("ab0 :#{'-é"))
 
 
 def mappings(value):
-    """Every mapping in a manifest in which an API server may know more fields than Tidegate."""
+    """Yields each mapping of a manifest that may have fields that Tidegate does not know."""
     if isinstance(value, dict):
         yield value
         for key, each in value.items():
-            # The keys of these are no fields.
+            # The keys of these mappings are not fields.
             if key not in ("headers", "set", "labels", "annotations", "tcp", "tls", "port"):
                 yield from mappings(each)
     elif isinstance(value, list):

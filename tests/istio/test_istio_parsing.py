@@ -1,4 +1,4 @@
-"""YAML to objects: what comes out, and what a mistake is told like."""
+"""Parsing of YAML: the objects, and the errors with their lines and fixes."""
 
 import datetime as dt
 import re
@@ -32,7 +32,7 @@ def manifest(kind, spec, metadata="", version="v1"):
 
 
 def route(body):
-    """A VirtualService whose only rule has this body; it starts at line 9."""
+    """Returns a VirtualService whose only route has this body, which starts at line 9."""
     inner = textwrap.indent(textwrap.dedent(body).strip(), "  ")
     return manifest(Kind.VIRTUAL_SERVICE, f"hosts: [vision]\nhttp:\n-\n{inner}\n")
 
@@ -336,7 +336,7 @@ def test_mistake_in_an_object_is_named_with_its_fix(kind, spec, path, words):
     assert words in found[0][2]
 
 
-def test_all_mistakes_are_told_at_once_with_their_lines():
+def test_all_mistakes_are_reported_at_once_with_their_lines():
     text = (
         route("route: [{destination: {host: a}, weight: -1}]\ntimeout: 5")
         + "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n"
@@ -377,7 +377,7 @@ def test_wrong_annotation_is_refused(metadata, path, words):
     assert line == 6
 
 
-def test_lists_are_opened_and_other_kinds_are_passed_over_by_name():
+def test_items_of_lists_are_read_and_other_kinds_are_skipped_and_listed():
     text = (
         "apiVersion: v1\nkind: List\nitems:\n"
         "- apiVersion: v1\n  kind: Service\n  metadata: {name: a, namespace: b}\n"
@@ -410,7 +410,7 @@ def test_lists_are_opened_and_other_kinds_are_passed_over_by_name():
         ("apiVersion: networking.istio.io/v1\nkind: Gateway\nspec: {servers: []}", "metadata.name"),
     ],
 )
-def test_document_that_is_no_object_of_ours_is_refused(text, words):
+def test_invalid_document_is_refused(text, words):
     with pytest.raises(IstioObjectErrors) as caught:
         parse(text, "x.yaml")
     assert words in str(caught.value)
@@ -446,7 +446,7 @@ def test_merge_keys_and_anchors_are_read():
         ("{<<: [text], address: 127.0.0.1}", "'<<' merges something other than a mapping"),
     ],
 )
-def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):
+def test_invalid_merge_is_reported_at_its_line(endpoint, words):
     spec = f"{HEAD[Kind.SERVICE_ENTRY]}ports: [{{number: 80, name: g}}]\nendpoints: [{endpoint}]"
     good = manifest(Kind.WORKLOAD_ENTRY, "address: 127.0.0.1")
     parsed = parse_part(f"{manifest(Kind.SERVICE_ENTRY, spec)}---\n{good}", "x")
@@ -454,7 +454,7 @@ def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):
     assert [each.object.name.kind for each in parsed.objects] == [Kind.WORKLOAD_ENTRY]
 
 
-def test_an_empty_list_is_one_that_is_not_there():
+def test_an_empty_list_is_a_missing_one():
     spec = "hosts: [a.b]\ngateways: []\nexportTo: []\nhttp: [{match: [], redirect: {uri: /}}]"
     service = parse(manifest(Kind.VIRTUAL_SERVICE, spec), "x")[VISION]
     assert service.gateways == ("mesh",)

@@ -23,7 +23,7 @@ from ads_double import (
     vhds_route,
     virtual_host,
 )
-from ads_proxies import HOST, PATIENCE_S, Envoy, Load, bootstrap, proxyless
+from ads_proxies import HOST, TIMEOUT_S, Envoy, Load, bootstrap, proxyless
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from prometheus_client import REGISTRY
@@ -58,7 +58,7 @@ async def start_envoy(tmp_path):
                 await process.wait()
 
             stack.push_async_callback(stop)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while not (folder / "admin").exists() or not (folder / "admin").read_text():
                     await asyncio.sleep(0.02)
             return Envoy(process, (folder / "admin").read_text().strip())
@@ -117,7 +117,7 @@ async def roll_out(distribution, changes):
         proxy_kind: [each.key for each in change.put] + list(change.delete)
         for proxy_kind, change in changes.items()
     }
-    report = await distribution.acknowledged(keys, PATIENCE_S)
+    report = await distribution.acknowledged(keys, TIMEOUT_S)
     assert report.done, report
     return report
 
@@ -238,7 +238,7 @@ async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cl
             distribution.apply(ENVOY, changes[ENVOY])
             envoy = await start_envoy(port, XdsVariant.DELTA)
             load = await stack.enter_async_context(Load(await envoy.listening()))
-            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         assert (await load.more()).keys() == {"v1"}
         # Another control plane, with the same resources, a new one, and one less.
         successor = Distribution()
@@ -250,13 +250,13 @@ async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cl
         updates = await envoy.admin("/stats?filter=(cds|eds|lds|rds|vhds).*update_success")
         successor.apply(ENVOY, Change(put=tuple(resources.values())))
         async with control_plane(successor, port):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while not successor.proxies():
                     await asyncio.sleep(0.01)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while "v1::" in await envoy.admin("/clusters"):
                     await asyncio.sleep(0.01)
-            report = await successor.acknowledged({ENVOY: [*resources, *lost]}, PATIENCE_S)
+            report = await successor.acknowledged({ENVOY: [*resources, *lost]}, TIMEOUT_S)
             assert report.done
             assert (await load.more()).keys() == {"v2"}
             # The resources that it had were not sent again.
@@ -279,7 +279,7 @@ async def test_an_envoy_with_scopes_is_taken_over_cleanly(
             distribution.apply(ENVOY, Change(put=first))
             envoy = await start_envoy(port, XdsVariant.DELTA)
             load = await stack.enter_async_context(Load(await envoy.listening()))
-            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         assert (await load.more()).keys() == {"v1"}
         # Another control plane, with another weight, without one scope and its cluster.
         successor = Distribution()
@@ -287,11 +287,11 @@ async def test_an_envoy_with_scopes_is_taken_over_cleanly(
         kept = [each for each in first if each.key not in lost]
         successor.apply(ENVOY, Change(put=(*kept[:-1], scope("127.0.0.1", v2=1))))
         async with control_plane(successor, port):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while "v1::" in await envoy.admin("/clusters"):
                     await asyncio.sleep(0.01)
             keys = [*successor.served(ENVOY), *lost]
-            assert (await successor.acknowledged({ENVOY: keys}, PATIENCE_S)).done
+            assert (await successor.acknowledged({ENVOY: keys}, TIMEOUT_S)).done
             await load.more()
             assert (await load.more()).keys() == {"v2"}
             scopes = await envoy.admin("/config_dump?resource=dynamic_scoped_route_configs")
@@ -317,7 +317,7 @@ async def test_a_later_listener_gets_its_virtual_hosts(distribution, port, start
     # The old listener drains and keeps its route configuration, now without virtual hosts. The new
     # listener opens with that one, and gets the virtual hosts a moment later.
     distribution.apply(ENVOY, Change(put=later))
-    async with Load(await envoy.listening("later")) as load, asyncio.timeout(PATIENCE_S):
+    async with Load(await envoy.listening("later")) as load, asyncio.timeout(TIMEOUT_S):
         while (await load.more()).keys() != {"v1"}:
             pass
 
@@ -329,10 +329,10 @@ async def test_a_rejection_by_an_envoy_is_shown_and_its_old_resources_stay(
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
     envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
-        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         broken = cluster("v1", timeout_s=-1)
         distribution.apply(ENVOY, Change(put=(broken,)))
-        report = await distribution.acknowledged({ENVOY: [broken.key]}, PATIENCE_S)
+        report = await distribution.acknowledged({ENVOY: [broken.key]}, TIMEOUT_S)
         (proxy,) = report.proxies
         assert "Expected positive duration" in proxy.rejections[0].message
         assert (await load.more()).keys() == {"v1"}
@@ -349,7 +349,7 @@ async def test_a_changed_cluster_is_warm_at_once_and_loses_no_call(
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
     envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
-        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         for timeout_s in range(2, 12):
             await roll_out(distribution, {ENVOY: Change(put=(cluster("v1", timeout_s),))})
         stats = await envoy.admin("/stats?filter=cluster_manager.warming_clusters")

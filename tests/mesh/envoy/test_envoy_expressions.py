@@ -10,8 +10,8 @@ import pytest
 from google.protobuf import json_format
 
 from tidegate.istio.expressions import LARGEST_PROGRAM, full_match, regex_problem
-from tidegate.istio.rules import header_values
-from tidegate.istio.rules.header_values import header_value_problem
+from tidegate.mesh.compiler import header_values
+from tidegate.mesh.compiler.header_values import header_value_problem
 from tidegate.mesh.envoy.addresses import Address, Collector
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.envoy.bootstrap import EnvoySettings, bootstrap

@@ -7,8 +7,9 @@ import sys
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
-from tidegate.cli.servers.display import duration_text, mesh_lines
+from tidegate.cli.servers.display import duration_text, mesh_lines, server_table
 from tidegate.mesh.supervisor.errors import NotRunningError, SupervisorError
 from tidegate.mesh.supervisor.process.server_log import ServerLog
 from tidegate.mesh.supervisor.process.state_machine import Phase
@@ -128,6 +129,22 @@ def test_mesh_lines_name_the_addresses_and_the_servers_without_requests():
     *_, warning = mesh_lines(snapshot, 120.0)
     assert warning.startswith("llm serves but Envoy sends it nothing")
     assert mesh_lines(snapshot_of(), 120.0) == ()
+
+
+def test_table_has_a_column_for_http_only_if_a_server_has_an_http_address():
+    def table_of(**changes: object) -> str:
+        console = Console(width=200)
+        with console.capture() as captured:
+            console.print(server_table(snapshot_of(**changes), 2.0))
+        return captured.get()
+
+    assert table_of().split()[:6] == ["SERVER", "STATE", "FOR", "PID", "GRPC", "METRICS"]
+    with_http = table_of(grpc_address=None, http_address="127.0.0.1:3")
+    assert with_http.split()[:7] == ["SERVER", "STATE", "FOR", "PID", "GRPC", "HTTP", "METRICS"]
+    assert with_http.splitlines()[1].split()[-3:] == ["-", "127.0.0.1:3", "127.0.0.1:2"]
+    assert snapshot_of(grpc_address=None, http_address="127.0.0.1:3").address_of("llm") == (
+        "127.0.0.1:3"
+    )
 
 
 def test_files_of_a_dead_supervisor_are_deleted(tmp_path):

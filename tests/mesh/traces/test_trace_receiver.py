@@ -58,7 +58,7 @@ async def test_refused_spans_are_reported_and_counted_and_the_others_stored(coll
     response = await traces.stub.Export(sent)
     assert response.partial_success.rejected_spans == 3
     assert response.partial_success.error_message == (
-        "spans not kept: bad id (1), too large (1), trace full (1)"
+        "spans not stored: bad id (1), too large (1), trace full (1)"
     )
     assert counter("tidegate_traces_spans_refused", reason="too large") == sizes + 1
     assert counter("tidegate_traces_spans_taken") == taken + 2

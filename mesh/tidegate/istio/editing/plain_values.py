@@ -3,8 +3,7 @@
 An edit is the difference between the plain values of an object before and after. `yaml_text`
 applies it to a text, and `manifests` to plain values from an API server.
 
-Fields with their default are left out, but for numbers: a weight of 0 is written, since it is a
-decision.
+Default values are omitted, except numbers: a weight of 0 is written because someone chose it.
 """
 
 import dataclasses

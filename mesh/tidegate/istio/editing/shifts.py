@@ -87,7 +87,7 @@ def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
         if (edited := _shifted(service, host, change)) is not None
     ]
     if not changed:
-        raise _unconcerned(objects, host, change)
+        raise _no_route_error(objects, host, change)
     return objects.with_(*(each for each in changed if each != objects[each.name]))
 
 
@@ -154,7 +154,7 @@ def remove_subset(objects: IstioObjects, host: HostName, name: SubsetName) -> Is
         if rule.host == host and any(each.name == name for each in rule.subsets)
     ]
     for service in objects.virtual_services.values():
-        routes = tuple(_without(route, host, name, service) for route in service.http)
+        routes = tuple(_without_subset(route, host, name, service) for route in service.http)
         if routes != service.http:
             changed.append(replace(service, http=routes))
     return objects.with_(*changed)
@@ -221,22 +221,24 @@ def sticky_source(text: str) -> Sticky:
 def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualService | None:
     """Returns the VirtualService after a shift; None where it has no such route."""
     routes: list[HttpRoute] = []
-    concerned = False
+    applies = False
     # An existing route for the conditions gets the weights, and no second one is added.
-    made = any(_conditions(route) == change.match and _names(route, host) for route in service.http)
+    has_own_route = any(
+        _conditions(route) == change.match and _names_host(route, host) for route in service.http
+    )
     for index, route in enumerate(service.http):
         place = f"{service.name} http[{index}]"
-        if not _gives(route, host):
+        if not _sends_requests(route, host):
             routes.append(route)
         elif _conditions(route) == change.match:
-            routes.append(_changed(route, host, change, place))
-            concerned = True
-        elif change.match and not made and _conditions(route) == {}:
-            routes += [_changed(_narrowed(route, change.match), host, change, place), route]
-            concerned = True
+            routes.append(_with_shift(route, host, change, place))
+            applies = True
+        elif change.match and not has_own_route and _conditions(route) == {}:
+            routes += [_with_shift(_narrowed(route, change.match), host, change, place), route]
+            applies = True
         else:
             routes.append(route)
-    if not concerned:
+    if not applies:
         return None
     annotations = service.annotations
     if change.sticky is not None:
@@ -244,7 +246,7 @@ def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualS
     return replace(service, http=tuple(routes), annotations=annotations)
 
 
-def _changed(route: HttpRoute, host: HostName, change: Shift, place: str) -> HttpRoute:
+def _with_shift(route: HttpRoute, host: HostName, change: Shift, place: str) -> HttpRoute:
     if change.weights:
         divided = tuple(with_shares(route.route, host, change.weights, place))
         route = replace(route, route=divided)
@@ -266,36 +268,38 @@ def _changed(route: HttpRoute, host: HostName, change: Shift, place: str) -> Htt
         for subset, percentage in change.mirrors.items():
             target = Destination(host=host, subset=subset, port=port)
             mirror = Mirror(destination=target, percentage=percentage)
-            others = tuple(each for each in mirrors if not _is(each.destination, host, subset))
+            others = tuple(
+                each for each in mirrors if not _is_subset(each.destination, host, subset)
+            )
             mirrors = (*others, mirror) if percentage else others
         route = replace(route, mirror=None, mirror_percentage=None, mirrors=mirrors)
     return route
 
 
-def _unconcerned(objects: IstioObjects, host: HostName, change: Shift) -> EditError:
+def _no_route_error(objects: IstioObjects, host: HostName, change: Shift) -> EditError:
     """Returns the error of a shift that applies to no route."""
     routes = [
         route
         for service in objects.virtual_services.values()
         for route in service.http
-        if _names(route, host)
+        if _names_host(route, host)
     ]
     if not routes:
         return EditError(
             f"no route sends requests to {host}: add a VirtualService with a route to it", "host"
         )
-    if not any(_gives(route, host) for route in routes):
+    if not any(_sends_requests(route, host) for route in routes):
         return EditError(
             f"every route to {host} gives it weight 0, so its subsets have nothing to divide: give "
             "it a weight beside the other hosts by hand",
             "host",
         )
-    known = dict.fromkeys(
+    conditions_there = dict.fromkeys(
         " and ".join(f"header:{key} {value}" for key, value in conditions.items())
         for route in routes
         if (conditions := _conditions(route))
     )
-    there = f" ({'; '.join(known)})" if known else ""
+    there = f" ({'; '.join(conditions_there)})" if conditions_there else ""
     return EditError(
         f"every route to {host} has {'other ' if change.match else ''}conditions on headers{there};"
         " name them with --match",
@@ -314,23 +318,25 @@ def _narrowed(route: HttpRoute, match: Mapping[HeaderName, StringMatch]) -> Http
     )
 
 
-def _without(
+def _without_subset(
     route: HttpRoute, host: HostName, name: SubsetName, service: VirtualService
 ) -> HttpRoute:
     for each in route.route:
-        if _is(each.destination, host, name) and (each.weight or len(route.route) == 1):
+        if _is_subset(each.destination, host, name) and (each.weight or len(route.route) == 1):
             raise EditError(
                 f"{service.name} sends requests to the subset {name} of {host}; give it weight 0 "
                 "first"
             )
-    mirrors = [each for each in route.mirrors if _is(each.destination, host, name)]
+    mirrors = [each for each in route.mirrors if _is_subset(each.destination, host, name)]
     if any(each.percentage for each in mirrors) or (
-        route.mirror is not None and _is(route.mirror, host, name)
+        route.mirror is not None and _is_subset(route.mirror, host, name)
     ):
-        raise EditError(f"{service.name} mirrors requests to the subset {name} of {host}; end it")
+        raise EditError(
+            f"{service.name} mirrors requests to the subset {name} of {host}; end the mirror first"
+        )
     return replace(
         route,
-        route=tuple(each for each in route.route if not _is(each.destination, host, name)),
+        route=tuple(each for each in route.route if not _is_subset(each.destination, host, name)),
         mirrors=tuple(each for each in route.mirrors if each not in mirrors),
     )
 
@@ -343,11 +349,11 @@ def _conditions(route: HttpRoute) -> Mapping[HeaderName, StringMatch] | None:
     return each[0] if all(headers == each[0] for headers in each) else None
 
 
-def _names(route: HttpRoute, host: HostName) -> bool:
+def _names_host(route: HttpRoute, host: HostName) -> bool:
     return host in [each.destination.host for each in route.route]
 
 
-def _gives(route: HttpRoute, host: HostName) -> bool:
+def _sends_requests(route: HttpRoute, host: HostName) -> bool:
     """Returns whether a route sends requests to a host. A single destination gets all of them."""
     return any(
         each.destination.host == host and (each.weight or len(route.route) == 1)
@@ -355,7 +361,7 @@ def _gives(route: HttpRoute, host: HostName) -> bool:
     )
 
 
-def _is(destination: Destination, host: HostName, subset: SubsetName) -> bool:
+def _is_subset(destination: Destination, host: HostName, subset: SubsetName) -> bool:
     return destination.host == host and destination.subset == subset
 
 
@@ -363,7 +369,7 @@ def _rule_of(objects: IstioObjects, host: HostName) -> DestinationRule:
     for rule in objects.destination_rules.values():
         if rule.host == host:
             return rule
-    raise EditError(f"no DestinationRule is for {host}; write one, subsets are defined there")
+    raise EditError(f"no DestinationRule is for {host}; write one that defines subsets")
 
 
 def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:

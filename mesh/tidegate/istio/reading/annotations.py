@@ -70,7 +70,7 @@ def read_annotations(node: Node | None, annotations: type, path: str, reading: R
         text = SCALAR_READERS[str](value_node, place, reading)
         if text is NOTHING:
             continue
-        parse, words = _PARSERS[_kept(hints[known[key]])]
+        parse, words = _PARSERS[_without_none(hints[known[key]])]
         value = parse(text)
         if value is None:
             reading.refuse(value_node, place, f"cannot be {text!r}", f"write {words}")
@@ -88,7 +88,7 @@ def annotation_text(value: object) -> str:
     return str(value.value) if isinstance(value, LoadBalancerOption) else str(value)
 
 
-def _kept(hint: Any) -> Any:
+def _without_none(hint: Any) -> Any:
     """Returns the type without the None of a missing annotation."""
     return next((one for one in typing.get_args(hint) if one is not type(None)), hint)
 

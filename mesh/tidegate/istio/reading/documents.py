@@ -177,7 +177,7 @@ def parse_manifest(manifest: Mapping[str, Any], source: str = "API server") -> I
     if parsed.problems:
         raise IstioObjectErrors(parsed.problems)
     if not parsed.objects:
-        raise IstioError(f"{source}: {manifest.get('kind')} is no object of {_GROUP}")
+        raise IstioError(f"{source}: {manifest.get('kind')} is not an object of {_GROUP}")
     return parsed.objects[0].object
 
 

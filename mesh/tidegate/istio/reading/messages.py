@@ -107,9 +107,8 @@ def read_message(
         **given: Fields that do not come from the node.
 
     Returns:
-        The message, or ``NOTHING`` where a required field is missing or wrong; then ``reading`` has
-            a
-        problem.
+        The message, or ``NOTHING`` where a required field is missing or wrong. ``reading`` then has
+        a problem.
     """
     if not isinstance(node, MappingNode):
         return wrong_kind(node, path, reading, "a mapping")

@@ -127,7 +127,7 @@ def compose(text: str) -> list[Node]:
 
 
 def _named(error: yaml.MarkedYAMLError, text: str) -> YamlSyntaxError:
-    """Returns a parser's error in words that name what was written."""
+    """Rewrites the YAML parser's error so that it quotes the text."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     written = text.splitlines()[line - 1 : line] if mark else []
@@ -266,7 +266,7 @@ def number_of(node: Node) -> int | float | None:
     """Returns the number of a node; None where it is not one.
 
     A number without a fraction is a whole number in every notation (``1e2``, ``80.0``): Kubernetes'
-    parser converts it to JSON, which has no difference.
+    parser converts it to JSON, which does not distinguish ``80.0`` from ``80``.
     """
     if node.tag not in (f"{_TAG}int", f"{_TAG}float") or not isinstance(node, ScalarNode):
         return None

@@ -1,7 +1,7 @@
 """Istio's validation rules: contradictions in a message whose fields are each valid.
 
 They follow istiod's ``pkg/config/validation``, so that istiod accepts what they accept. A few are
-stricter, where Istio accepts a field that can never have an effect or Envoy rejects the result.
+stricter, where Istio accepts a field that can never have an effect.
 """
 
 from collections.abc import Iterator

@@ -9,20 +9,7 @@ from tidegate.istio.rules.violation import Violation, export_to, labels, twice
 from tidegate.istio.scalars import is_host_label, is_ip_address, is_subdomain
 from tidegate.istio.shapes import Message
 
-__all__ = ["CIPHERS", "PLACE_RULES"]
-
-CIPHERS = frozenset(
-    {
-        *(f"ECDHE-{key}-AES128-GCM-SHA256" for key in ("ECDSA", "RSA")),
-        *(f"ECDHE-{key}-AES256-GCM-SHA384" for key in ("ECDSA", "RSA")),
-        *(f"ECDHE-{key}-CHACHA20-POLY1305" for key in ("ECDSA", "RSA")),
-        *(f"ECDHE-{key}-AES{bits}-SHA" for key in ("ECDSA", "RSA") for bits in (128, 256)),
-        *("AES128-GCM-SHA256", "AES256-GCM-SHA384", "AES128-SHA", "AES256-SHA", "DES-CBC3-SHA"),
-        "ALL",
-    }
-)
-"""Envoy's cipher suites of TLS 1.2, by OpenSSL's names. A suite may also be in a group, ``[A|B]``.
-"""
+__all__ = ["PLACE_RULES"]
 
 
 def _gateway(message: gw.Gateway) -> Iterator[Violation]:
@@ -61,7 +48,6 @@ def _server(message: gw.Server) -> Iterator[Violation]:
 
 
 def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
-    yield from _ciphers(message.cipher_suites)
     versions = (message.max_protocol_version, message.min_protocol_version)
     if versions == (gw.TlsVersion.TLSV1_2, gw.TlsVersion.TLSV1_3):
         fix = "write a newer maxProtocolVersion"
@@ -79,17 +65,6 @@ def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
     for name, yaml in needed:
         if getattr(message, name) is None:
             yield Violation(yaml, f"is missing in mode {message.mode.value}", "name its file")
-
-
-def _ciphers(suites: tuple[str, ...]) -> Iterator[Violation]:
-    """Checks names for which Envoy rejects a listener; Istio skips them."""
-    for index, suite in enumerate(suites):
-        group = suite[1:-1].split("|") if suite.startswith("[") and suite.endswith("]") else [suite]
-        for name in group:
-            if name not in CIPHERS:
-                fix = f"known are {', '.join(sorted(CIPHERS))}"
-                problem = f"{name!r} is not a TLS 1.2 cipher suite that Envoy knows"
-                yield Violation(f"cipherSuites[{index}]", problem, fix)
 
 
 def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:

@@ -1,19 +1,14 @@
 """Rules of a DestinationRule and its messages."""
 
-import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tidegate.istio import destination_rule as dr
 from tidegate.istio.rules.violation import Violation, at_most_one, export_to, labels, twice
-from tidegate.istio.scalars import duration_text, is_ip_address
+from tidegate.istio.scalars import is_ip_address
 from tidegate.istio.shapes import Message
 
 __all__ = ["POLICY_RULES"]
-
-
-_MOST_PROBES = 127
-_LONGEST_KEEPALIVE = dt.timedelta(seconds=32_767)
 
 
 def _destination_rule(message: dr.DestinationRule) -> Iterator[Violation]:
@@ -81,17 +76,6 @@ def _connection_pool(message: dr.ConnectionPool) -> Iterator[Violation]:
         yield Violation("", "limits nothing", "add 'http' or 'tcp'")
 
 
-def _keepalive(message: dr.TcpKeepalive) -> Iterator[Violation]:
-    """Checks socket options that Linux refuses: no connection would be made."""
-    if message.probes is not None and message.probes > _MOST_PROBES:
-        yield Violation("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
-    for name in ("time", "interval"):
-        length = getattr(message, name)
-        if length is not None and length > _LONGEST_KEEPALIVE:
-            longest = duration_text(_LONGEST_KEEPALIVE)
-            yield Violation(name, f"is longer than the {longest} of Linux", "write a shorter time")
-
-
 def _http_settings(message: dr.HttpSettings) -> Iterator[Violation]:
     if message.use_client_protocol and message.h2_upgrade_policy is dr.H2UpgradePolicy.UPGRADE:
         fix = "remove one"
@@ -136,7 +120,6 @@ POLICY_RULES: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     dr.Maglev: _maglev,
     dr.Warmup: _warmup,
     dr.ConnectionPool: _connection_pool,
-    dr.TcpKeepalive: _keepalive,
     dr.HttpSettings: _http_settings,
     dr.Http2KeepAlive: _keep_alive,
     dr.OutlierDetection: _outlier_detection,

@@ -6,8 +6,7 @@ from typing import Any
 
 from tidegate.istio import virtual_service as vs
 from tidegate.istio.names import MESH
-from tidegate.istio.rules.header_values import header_value_problem
-from tidegate.istio.rules.violation import Violation, at_most_one, export_to, on_one_line, twice
+from tidegate.istio.rules.violation import Violation, at_most_one, export_to, twice
 from tidegate.istio.scalars import is_header_name, is_ip_address
 from tidegate.istio.shapes import HostName, Message, StringMatchKind
 
@@ -29,7 +28,6 @@ _RETRY_CONDITIONS = frozenset(
         *("internal", "resource-exhausted", "unavailable"),
     }
 )
-_LEAST_PERCENT = 0.0001
 _HTTP_STATUSES = frozenset(str(status.value) for status in http.HTTPStatus)
 _CORS_METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"}
@@ -111,16 +109,9 @@ def _headers(message: vs.Headers) -> Iterator[Violation]:
             changed: Iterable[str] = getattr(operations, verb)
             for name in changed:
                 path = f"{way}.{verb}"
-                yield from on_one_line((path, name))
                 allowed = way == "request" and verb != "remove" and _is_authority(name)
                 if not allowed and (not name or name.startswith(":") or name.lower() == "host"):
                     yield Violation(path, f"cannot change the header {name!r}", "remove it")
-                if verb == "remove":
-                    continue
-                told = header_value_problem(getattr(operations, verb)[name])
-                if told is not None:
-                    problem, _, fix = told.partition("; ")
-                    yield Violation(f"{path}.{name}", problem, fix)
 
 
 def _written(operations: vs.HeaderOperations) -> Iterator[str]:
@@ -137,8 +128,6 @@ def _match(message: vs.HttpMatchRequest) -> Iterator[Violation]:
         if name in ("uri", "scheme", "method", "authority"):
             fix = f"write '{name}' beside 'headers'"
             yield Violation(f"headers.{name}", "is not a header; Istio ignores it", fix)
-    if "" in message.query_params:
-        yield Violation("queryParams", "has an empty name, which Envoy rejects", "name it")
     uri = message.uri
     if message.ignore_uri_case and (uri is None or uri.kind is StringMatchKind.REGEX):
         fix = "remove it; in a regex write (?i)"
@@ -156,17 +145,13 @@ def _redirect(message: vs.HttpRedirect) -> Iterator[Violation]:
     parts = ("uri", "authority", "scheme", "port", "derive_port")
     if all(getattr(message, name) is None for name in parts):
         yield Violation("", "has no target", "add uri, authority, scheme or port")
-    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     if message.scheme not in (None, "http", "https"):
         yield Violation("scheme", f"cannot be {message.scheme!r}", "write http or https")
 
 
 def _rewrite(message: vs.HttpRewrite) -> Iterator[Violation]:
     yield from at_most_one(message, ("uri", "uri"), ("uri_regex_rewrite", "uriRegexRewrite"))
-    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     pattern = message.uri_regex_rewrite
-    if pattern is not None:
-        yield from on_one_line(("uriRegexRewrite.rewrite", pattern.rewrite))
     if pattern is not None and not pattern.rewrite:
         fix = "write by what; to remove a part of the path, keep the rest as a group"
         yield Violation("uriRegexRewrite", "lacks 'rewrite', which may not be empty", fix)
@@ -190,19 +175,7 @@ def _fault(message: vs.FaultInjection) -> Iterator[Violation]:
         yield Violation("", "has neither 'delay' nor 'abort'", "add one")
 
 
-def _delay(message: vs.FaultDelay) -> Iterator[Violation]:
-    yield from _share(message.percentage)
-
-
-def _share(percentage: float) -> Iterator[Violation]:
-    """Checks for a share that Envoy, which counts in millionths, would round to zero."""
-    if 0 < percentage < _LEAST_PERCENT:
-        fix = f"write 0, or {_LEAST_PERCENT} or more"
-        yield Violation("percentage.value", f"cannot be {percentage:g}", fix)
-
-
 def _abort(message: vs.FaultAbort) -> Iterator[Violation]:
-    yield from _share(message.percentage)
     statuses = (("http_status", "httpStatus"), ("grpc_status", "grpcStatus"))
     yield from at_most_one(message, *statuses, least=1)
     if message.grpc_status is not None and message.grpc_status not in GRPC_STATUSES:
@@ -237,7 +210,6 @@ ROUTE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     vs.HttpRewrite: _rewrite,
     vs.HttpRetry: _retries,
     vs.FaultInjection: _fault,
-    vs.FaultDelay: _delay,
     vs.FaultAbort: _abort,
     vs.CorsPolicy: _cors,
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tidegate.istio.scalars import is_label_name, is_label_value
 from tidegate.istio.shapes import Message
 
-__all__ = ["Violation", "at_most_one", "export_to", "labels", "on_one_line", "twice"]
+__all__ = ["Violation", "at_most_one", "export_to", "labels", "twice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,6 @@ def labels(found: Mapping[str, str], path: str) -> Iterator[Violation]:
         if not is_label_value(value):
             fix = "use letters, 0-9, -, _ and dots, at most 63"
             yield Violation(place, f"{value!r} is not a label value", fix)
-
-
-def on_one_line(*texts: tuple[str, str | None]) -> Iterator[Violation]:
-    """Checks texts, by their paths: Envoy rejects a line break or a zero byte."""
-    for path, text in texts:
-        if text is not None and not {"\0", "\r", "\n"}.isdisjoint(text):
-            yield Violation(
-                path, "has a line break or a zero byte, which Envoy rejects", "remove it"
-            )
 
 
 def export_to(scopes: tuple[str, ...]) -> Iterator[Violation]:

@@ -1,8 +1,8 @@
 """The compiler: Istio objects and states of endpoints in, resources out; it compiles changes only.
 
 The result is a function of the arguments; what the compiler keeps of the last call only saves work.
-It keeps each unit of resources with the values from which it was compiled. While these are the
-identical values, the unit stays, which costs a comparison and no protobuf. Most comparisons are
+It keeps each unit of resources with the values from which it was compiled. If these values are the
+same objects, the compiler reuses the unit: one comparison, and no protobuf. Most comparisons are
 skipped too: where only VirtualServices changed, the compiler looks at no hosts but theirs.
 """
 

@@ -20,6 +20,7 @@ from tidegate.istio.objects import IstioObject
 from tidegate.istio.reading.messages import fields_of
 from tidegate.istio.rules import Violation
 from tidegate.istio.shapes import Message
+from tidegate.mesh.compiler.envoy_limits import ENVOY_LIMITS
 
 __all__ = ["UNSUPPORTED_FIELDS", "UNSUPPORTED_VALUES", "unsupported"]
 
@@ -169,9 +170,10 @@ def unsupported(item: IstioObject) -> Iterator[Violation]:
 def _in_message(message: Message, path: str) -> Iterator[Violation]:
     for name in message.opaque:
         yield _opaque(message, name, f"{path}.{name}")
-    if limit := _LIMITS.get(type(message)):
-        for each in limit(message):
-            yield dataclasses.replace(each, path=f"{path}.{each.path}")
+    for limits in (_LIMITS, ENVOY_LIMITS):
+        if limit := limits.get(type(message)):
+            for each in limit(message):
+                yield dataclasses.replace(each, path=f"{path}.{each.path}")
     for name, yaml_name in _inner(type(message)):
         value = getattr(message, name)
         place = f"{path}.{yaml_name}"

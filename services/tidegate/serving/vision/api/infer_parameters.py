@@ -1,7 +1,7 @@
 """The parameters of the Open Inference Protocol: their names and types in each kind of message.
 
-A parameter that is ignored because its name or type is wrong does something that the client did not
-intend: an unload with a mistyped version would unload every version. So each one is validated.
+If the server ignored a misspelt or mistyped parameter, it would do something that the client did
+not intend: an unload with a mistyped version would unload every version. So it validates each one.
 """
 
 from collections.abc import Mapping

@@ -240,8 +240,7 @@ def _split(data: bytes) -> list[bytes]:
         (length,) = struct.unpack_from("<I", data, offset)
         offset += 4
         if offset + length > len(data):
-            # Not checked earlier: a valid length may look like a file, as FF D8 FF 00 is
-            # 16,767,231.
+            # Checked last: the length bytes FF D8 FF 00 (16,767,231) look like a JPEG file.
             if not elements and data.startswith(_MAGIC):
                 raise _without_length("begins with an image file")
             raise _without_length(

@@ -57,7 +57,7 @@ class _PriorityLevel(Generic[Item]):
 
     Attributes:
         items: The waiting items.
-        overtaken: Items of higher levels that left since one of these last left.
+        overtaken: How many items of higher levels left since this level last had a turn.
     """
 
     __slots__ = ("items", "overtaken")
@@ -185,7 +185,7 @@ class FairQueue(Generic[Item]):
         turns = leaving = count if own is None else own.ahead_of(priority, count)
         for name in self._clients:
             if name == client:
-                # Clients behind it have had one turn less when its last item leaves.
+                # Clients after it in the rotation have one turn fewer.
                 turns -= 1
             else:
                 leaving += turns
