@@ -84,7 +84,7 @@ def write_samples(folder: Path, *, quality: int = 95) -> tuple[Path, ...]:
         The files, in the order of :data:`SAMPLES`.
 
     Raises:
-        MissingPackageError: Scikit-image or Pillow is not installed.
+        MissingPackageError: The package scikit-image or Pillow is not installed.
         OSError: The folder is not writable.
     """
     image = required("PIL.Image", "pillow")
@@ -108,7 +108,7 @@ def read_photograph(file: str) -> "Pixels":
         RGB pixels of shape ``(height, width, 3)``; a grey photograph has three equal channels.
 
     Raises:
-        MissingPackageError: Scikit-image or Pillow is not installed.
+        MissingPackageError: The package scikit-image or Pillow is not installed.
         BuildError: The installed scikit-image does not have the file.
     """
     np = required("numpy")
@@ -137,7 +137,7 @@ def calibration_crops(count: int, *, size: int, seed: int) -> "Iterator[Planes]"
         RGB planes of shape ``(3, size, size)`` with values from 0 to 1.
 
     Raises:
-        MissingPackageError: Scikit-image, Pillow or numpy is not installed.
+        MissingPackageError: The package scikit-image, Pillow or numpy is not installed.
     """
     np = required("numpy")
     image = required("PIL.Image", "pillow")

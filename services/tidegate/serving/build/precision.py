@@ -131,7 +131,7 @@ def with_signed_activations(model: "ModelProto") -> "ModelProto":
         model: A network with Q/DQ pairs; it is not changed.
 
     Raises:
-        MissingPackageError: Onnx is not installed.
+        MissingPackageError: The package onnx is not installed.
         BuildError: A zero point is not 0, so TensorRT would refuse the network.
     """
     onnx = required("onnx")

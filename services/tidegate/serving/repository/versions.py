@@ -16,7 +16,7 @@ _IDENTIFIER = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _COMPILED = re.compile(_IDENTIFIER.replace("$", r"\Z"), re.ASCII)
 
 Identifier = Annotated[str, StringConstraints(pattern=_IDENTIFIER)]
-"""A model or version name: 1–63 letters, digits, ``.``, ``_``, ``-``, as Kubernetes labels are."""
+"""A model or version name: 1–63 letters, digits, ``.``, ``_``, ``-``, as in Kubernetes labels."""
 
 
 def is_identifier(text: str) -> bool:

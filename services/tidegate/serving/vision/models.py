@@ -135,9 +135,10 @@ class ModelRegistry:
         return sorted(found, key=version_order)
 
     def default_version(self, name: str) -> str | None:
-        """Returns the version that an empty one means: the repository's default or the latest.
+        """Returns the version that an empty one means.
 
-        The repository's default is read whenever a version of the model is loaded or unloaded, so
+        It is the repository's default if that is ready, else the latest version that is ready. The
+        repository's default is read whenever a version of the model is loaded or unloaded, so
         requests do not touch the disk.
         """
         ready = self.ready(name)
@@ -192,13 +193,13 @@ class ModelRegistry:
         raise self._missing(name, wanted)
 
     async def start(self, wanted: list[str], health: Health) -> None:
-        """Loads the models of a server that starts, then keeps its health up to date.
+        """Loads the initial models of a server, then keeps its health up to date.
 
-        From then on every service serves while at least one version is ready.
+        Every service is then SERVING while at least one version is ready.
 
         Args:
             wanted: As in :meth:`ModelLoader.choose`.
-            health: Of the server.
+            health: The health of the server.
 
         Raises:
             TidegateError: One of them cannot be loaded, or there is none.

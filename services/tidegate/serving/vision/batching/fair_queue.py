@@ -3,7 +3,7 @@
 Each client has a queue of its own, and the clients take turns, one image a turn (round robin). A
 client that sends a thousand images delays its own images and not those of others. The queue never
 hands out expired or cancelled images, and they cost their client no turn. It is plain data: it has
-no lock, no clock and no thread; the caller passes the time.
+no lock, no clock and no thread. The caller provides the current time.
 
 A priority orders the images of one client, so it takes no turn from another client. Level 1 goes
 first. A level that others overtook `MAX_OVERTAKES` times in a row has the next turn, so that no

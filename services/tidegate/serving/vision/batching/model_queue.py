@@ -1,7 +1,7 @@
 """The queue of one loaded model version: admission, waiting images, batches and service times.
 
-A model queue has no thread and no lock. The worker pool calls it with the pool's lock held, passes
-the time, and does the work that the queue hands out.
+A model queue has no thread, no lock and no clock. The worker pool calls it with the pool's lock
+held and the current time, and does the work that the queue hands out.
 """
 
 from __future__ import annotations

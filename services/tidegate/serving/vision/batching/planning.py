@@ -90,9 +90,9 @@ def images_to_prepare(state: QueueState, workers: int) -> int:
     """Decides how many images a worker decodes before it asks for its next step.
 
     Where the engine shares the host and enough images wait for every worker, this is what a batch
-    still lacks, because each step costs the lock and the interpreter. It is one image when few
-    wait, so that they are spread over the cores, and for an engine on its own device, which takes
-    the ready images as soon as it is free.
+    still lacks, because each step costs a turn of the lock and of the interpreter. It is one image
+    when few wait, so that they are spread over the cores, and for an engine on its own device,
+    which takes the ready images as soon as it is free.
 
     Args:
         state: The images of the model by stage.

@@ -235,7 +235,7 @@ def _table(jpeg: _Jpeg, marker: int, body: bytes, transforms: tuple[int, ...]) -
         # libjpeg warns about an unknown JFIF version, which nothing uses.
         body = body[:5] + b"\x01\x01" + body[7:]
     elif marker == 0xEE and body.startswith(_ADOBE) and len(body) >= 12:
-        # Colours that libjpeg does not know are taken for the usual ones.
+        # An unknown colour transform counts as the usual one, as in libjpeg.
         known = body[11] if body[11] in transforms else transforms[0]
         body = body[:11] + bytes([known]) + body[12:]
     elif marker not in _TABLES:

@@ -40,7 +40,7 @@ REDUCED_AT_LEAST = 2.5
 """A JPEG that is scaled down while it is decoded keeps at least this multiple of the needed pixels
 along each side."""
 
-# The same multiple where pixels are averaged before the resize. Resizing costs less than decoding,
+# The same multiple where pixels are averaged before the resize. Averaging costs less than decoding,
 # so more pixels are kept.
 _AVERAGED_AT_LEAST = 8.0
 
