@@ -1,17 +1,17 @@
-"""Does the server see what the model's authors see?
+"""Compares the server's preprocessing with an independent implementation.
 
-Makes a corpus of pictures from the photographs that ship with scikit-image: sizes, crops, EXIF
+It makes a corpus of pictures from the photographs that ship with scikit-image: sizes, crops, EXIF
 orientations, colour modes, transparency, qualities, JPEG, PNG and WebP. Each is classified twice:
 
-- as the server does it: its decoding and resizing, then the fp32 network in ONNX Runtime;
-- by an independent implementation: PIL opens, turns, composes and resizes, numpy crops and
+- by the server's decoding and resizing, with the fp32 network in ONNX Runtime;
+- by an independent implementation: PIL opens, rotates, composes and resizes, numpy crops and
   normalises, and the same network runs in ONNX Runtime.
 
-One photograph is also stored in six sizes, which should give nearly one answer.
+One photograph is also stored in six sizes, which should get nearly the same scores.
 
     .venv/bin/python benchmarks/vision/agreement.py
 
-prints a table and exits with 1 where the two agree less than they must.
+prints a table and exits with 1 if the two agree less than they must.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Classifier",
-    "Compared",
+    "Comparison",
     "Picture",
     "agrees",
-    "compared",
+    "compare",
     "corpus",
     "six_sizes",
     "spread_of",
@@ -76,9 +76,9 @@ class Picture:
     """A file of the corpus.
 
     Attributes:
-        name: photograph and variation.
+        name: Photograph and variation.
         format: JPEG, PNG or WEBP.
-        data: the file.
+        data: The file.
     """
 
     name: str
@@ -87,13 +87,13 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """What both ways say of a picture.
+class Comparison:
+    """The results of both implementations for a picture.
 
     Attributes:
-        picture: the file.
-        same: whether the likeliest class is the same.
-        apart: the largest difference of a score.
+        picture: The file.
+        same: Whether the top class is the same.
+        apart: The largest difference of a score.
     """
 
     picture: Picture
@@ -102,10 +102,10 @@ class Compared:
 
 
 class Classifier:
-    """The fp32 network in ONNX Runtime, behind either way of preparing an image.
+    """The fp32 network in ONNX Runtime, with both implementations of preprocessing.
 
     Args:
-        models: the model repository.
+        models: The model repository.
     """
 
     def __init__(self, models: Path) -> None:
@@ -115,15 +115,15 @@ class Classifier:
         self._session = onnxruntime.InferenceSession(entry.model_path)
 
     def by_server(self, data: bytes) -> Floats:
-        """Scores of an image that the server's code decoded and resized."""
+        """Scores an image that the server's code decodes and resizes."""
         return self._scores(decode(data, self._geometry))
 
     def by_reference(self, data: bytes) -> Floats:
-        """Scores of an image that PIL decoded and resized."""
+        """Scores an image that PIL decodes and resizes."""
         return self._scores(self._prepared(data))
 
     def _prepared(self, data: bytes) -> npt.NDArray[np.uint8]:
-        """What torchvision's Resize and CenterCrop make of a PIL image."""
+        """Applies torchvision's Resize and CenterCrop to a PIL image."""
         steps, size = self._document["preprocessing"], self._document["input"]
         image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         if image.has_transparency_data:
@@ -167,10 +167,10 @@ def _turned(orientation: int) -> Image.Exif:
 
 
 def corpus(photographs: tuple[str, ...] = PHOTOGRAPHS) -> Iterator[Picture]:
-    """Every photograph in every variation.
+    """Yields every photograph in every variation.
 
     Args:
-        photographs: files of ``skimage.data``.
+        photographs: Files of ``skimage.data``.
     """
     for index, file in enumerate(photographs):
         image = Image.fromarray(read_photograph(file))
@@ -203,34 +203,34 @@ def corpus(photographs: tuple[str, ...] = PHOTOGRAPHS) -> Iterator[Picture]:
 
 
 def six_sizes(file: str = "chelsea.png") -> list[bytes]:
-    """One photograph as JPEG files of six sizes.
+    """Writes one photograph as JPEG files of six sizes.
 
     Args:
-        file: of ``skimage.data``.
+        file: A file of ``skimage.data``.
     """
     image = Image.fromarray(read_photograph(file))
     return [_file(_scaled(image, size / min(image.size)), "JPEG", quality=95) for size in _SIZES]
 
 
-def compared(classifier: Classifier, picture: Picture) -> Compared:
-    """Classifies a picture in both ways.
+def compare(classifier: Classifier, picture: Picture) -> Comparison:
+    """Classifies a picture with both implementations.
 
     Args:
-        classifier: the network.
-        picture: the file.
+        classifier: The network.
+        picture: The file.
     """
     ours = classifier.by_server(picture.data)
     theirs = classifier.by_reference(picture.data)
-    return Compared(
+    return Comparison(
         picture, bool(ours.argmax() == theirs.argmax()), float(np.abs(ours - theirs).max())
     )
 
 
-def agrees(found: Sequence[Compared]) -> bool:
-    """Whether both ways agree as closely as they must.
+def agrees(found: Sequence[Comparison]) -> bool:
+    """Whether both implementations agree as closely as they must.
 
     Args:
-        found: the pictures.
+        found: The comparisons.
     """
     return (
         _share(each.same for each in found) >= _SHARE
@@ -240,18 +240,18 @@ def agrees(found: Sequence[Compared]) -> bool:
 
 
 def spread_of(classifier: Classifier, files: Sequence[bytes]) -> tuple[list[int], float]:
-    """What the server says of files that show the same.
+    """Classifies files of the same picture with the server's preprocessing.
 
     Args:
-        classifier: the network.
-        files: the files.
+        classifier: The network.
+        files: The files.
 
     Returns:
-        The likeliest classes, and the largest difference that a score has between two of them.
+        The top classes, and the largest difference of a score between two files.
     """
-    answers = np.stack([classifier.by_server(data) for data in files])
-    best = sorted(set(answers.argmax(axis=1).tolist()))
-    return best, float((answers.max(axis=0) - answers.min(axis=0)).max())
+    scores = np.stack([classifier.by_server(data) for data in files])
+    best = sorted(set(scores.argmax(axis=1).tolist()))
+    return best, float((scores.max(axis=0) - scores.min(axis=0)).max())
 
 
 def _share(holds: Iterable[bool]) -> float:
@@ -259,13 +259,13 @@ def _share(holds: Iterable[bool]) -> float:
 
 
 def main() -> int:
-    """Compares, prints, and says whether it is enough."""
+    """Compares, prints a table, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--verbose", action="store_true", help="list what differs")
     given = parser.parse_args()
     classifier = Classifier(given.models)
-    found = [compared(classifier, picture) for picture in corpus()]
+    found = [compare(classifier, picture) for picture in corpus()]
     print(f"{'':10}{'images':>7}{'same top-1':>12}{'≤ 0.01':>9}{'≤ 0.05':>9}{'largest':>9}")
     for kind in ("JPEG", "PNG", "WEBP", "all"):
         some = [each for each in found if kind in {each.picture.format, "all"}]

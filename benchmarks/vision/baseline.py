@@ -1,14 +1,15 @@
-"""The baseline loop: what the machine gives when nothing serves.
+"""The baseline: a bare OpenVINO loop, the throughput of this machine without any serving.
 
-Two threads, as the server has on two cores; each decodes a batch of JPEGs and runs it, over and
-over, with the server's own decoding and engine and no queue, no protocol and no labels between
-them. Its images a second are what the server is measured against; the batch and the arrangement of
-the engine are whichever a sweep finds best:
+Two threads, as the server has on two cores. Each decodes a batch of JPEGs and runs it, repeatedly,
+with the server's own decoding and engine. There is no queue, no protocol and no labels between
+them. The server's throughput is compared with that of this loop. A sweep finds the best batch size
+and the best arrangement of the engine:
 
 - ``streams``: each thread runs batches on one core (the server's engine as it is);
 - ``whole``: one run at a time over all cores, while the other thread decodes.
 
-``python benchmarks/vision/baseline.py --help`` says how to run it alone; it prints one JSON object.
+``python benchmarks/vision/baseline.py --help`` shows how to run it alone; it prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Setting:
 
     Attributes:
         arrangement: ``streams`` or ``whole``.
-        batch: images of one run.
+        batch: Images of one run.
     """
 
     arrangement: str
@@ -69,7 +70,7 @@ class Runner(Protocol):
     """Runs batches; several threads may call it at once."""
 
     def run(self, images: Sequence[Pixels]) -> object:
-        """Runs one batch to its end."""
+        """Runs one batch and blocks until it is done."""
         ...
 
 
@@ -77,9 +78,9 @@ class StreamRunner:
     """The server's engine: each call runs on one core.
 
     Args:
-        entry: the model.
-        batch: images of one run.
-        cores: calls that run at once.
+        entry: The model.
+        batch: Images of one run.
+        cores: Calls that run at once.
     """
 
     def __init__(self, entry: Entry, batch: int, cores: int) -> None:
@@ -90,7 +91,7 @@ class StreamRunner:
         return self._engine.run(InputForm.PIXELS, images)
 
     def run_alone(self, image: Pixels) -> object:
-        """Runs one image on all cores, as the server does when it is idle otherwise."""
+        """Runs one image on all cores, as an otherwise idle server does."""
         return self._engine.run(InputForm.PIXELS, [image], alone=True)
 
 
@@ -98,9 +99,9 @@ class WholeMachineRunner:
     """One run at a time, on all cores.
 
     Args:
-        entry: the model.
-        batch: images of one run.
-        cores: threads of the run.
+        entry: The model.
+        batch: Images of one run.
+        cores: Threads of the run.
     """
 
     def __init__(self, entry: Entry, batch: int, cores: int) -> None:
@@ -112,9 +113,9 @@ class WholeMachineRunner:
         port.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
         port.model().set_layout(ov.Layout(str(model.input.layout)))
         steps = port.preprocess().convert_element_type(ov.Type.f32)
-        recipe = model.preprocessing
-        steps.mean([value / recipe.scale for value in recipe.mean])
-        steps.scale([value / recipe.scale for value in recipe.std])
+        preprocessing = model.preprocessing
+        steps.mean([value / preprocessing.scale for value in preprocessing.mean])
+        steps.scale([value / preprocessing.scale for value in preprocessing.std])
         graph = stages.build()
         graph.reshape([batch, model.input.height, model.input.width, 3])
         hint = ov.Type.bf16 if model.precision.compute is Precision.BF16 else ov.Type.f32
@@ -131,7 +132,7 @@ class WholeMachineRunner:
         self._requests.put(compiled.create_infer_request())
 
     def run(self, images: Sequence[Pixels]) -> object:
-        """Waits for the run before it, then runs one batch."""
+        """Waits for the previous run, then runs one batch."""
         request = self._requests.get()
         try:
             target = request.get_input_tensor().data
@@ -144,12 +145,12 @@ class WholeMachineRunner:
 
 
 class BaselineLoop:
-    """The loop over one photograph.
+    """The baseline loop, over one photograph.
 
     Args:
-        entry: the model.
-        jpeg: the photograph.
-        cores: threads.
+        entry: The model.
+        jpeg: The photograph.
+        cores: Threads.
     """
 
     def __init__(self, entry: Entry, jpeg: bytes, cores: int) -> None:
@@ -161,31 +162,31 @@ class BaselineLoop:
         return StreamRunner(self._entry, 1, self._cores)
 
     def runner(self, setting: Setting) -> Runner:
-        """Compiles for a setting."""
+        """Compiles the model for a setting."""
         kind = StreamRunner if setting.arrangement == "streams" else WholeMachineRunner
         return kind(self._entry, setting.batch, self._cores)
 
     def images_per_s(self, runner: Runner, batch: int, seconds: float) -> float:
-        """Images a second over all threads.
+        """Measures images a second over all threads.
 
         Args:
-            runner: the compiled model.
-            batch: images of one run.
-            seconds: how long to measure.
+            runner: The compiled model.
+            batch: Images of one run.
+            seconds: How long to measure.
         """
 
-        def turn() -> int:
+        def run_batch() -> int:
             runner.run([decode(self._jpeg, self._geometry) for _ in range(batch)])
             return batch
 
-        _in_threads(turn, self._cores, _WARM_UP_S)
-        return _in_threads(turn, self._cores, seconds)
+        _in_threads(run_batch, self._cores, _WARM_UP_S)
+        return _in_threads(run_batch, self._cores, seconds)
 
     def sweep(self, seconds: float) -> dict[Setting, float]:
-        """Images a second of every setting: the best of a few rounds, which take turns.
+        """Measures images a second of every setting: the best of a few interleaved rounds.
 
         Args:
-            seconds: how long to measure each setting in each round.
+            seconds: How long to measure each setting in each round.
         """
         settings = [Setting(a, b) for a in ARRANGEMENTS for b in BATCHES]
         runners = {setting: self.runner(setting) for setting in settings}
@@ -197,10 +198,10 @@ class BaselineLoop:
         return rates
 
     def latencies_ms(self, seconds: float) -> list[float]:
-        """Milliseconds of one image at a time: decoded, then run on all cores.
+        """Measures milliseconds of one image at a time: decoded, then run on all cores.
 
         Args:
-            seconds: how long to measure.
+            seconds: How long to measure.
         """
         runner = self._single
         taken: list[float] = []
@@ -212,8 +213,8 @@ class BaselineLoop:
         return taken
 
 
-def _in_threads(turn: Callable[[], int], threads: int, seconds: float) -> float:
-    """Images a second when every thread takes turns for some seconds."""
+def _in_threads(run_batch: Callable[[], int], threads: int, seconds: float) -> float:
+    """Measures images a second of all threads, each of which repeats ``run_batch``."""
     rates = [0.0] * threads
     ready = threading.Barrier(threads)
 
@@ -221,7 +222,7 @@ def _in_threads(turn: Callable[[], int], threads: int, seconds: float) -> float:
         ready.wait()
         images, begin = 0, time.perf_counter()
         while (now := time.perf_counter()) < begin + seconds:
-            images += turn()
+            images += run_batch()
         rates[index] = images / (now - begin)
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
@@ -233,7 +234,7 @@ def _in_threads(turn: Callable[[], int], threads: int, seconds: float) -> float:
 
 
 def main() -> None:
-    """Measures what was asked for and prints it as JSON."""
+    """Measures as the command line says and prints JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--version", required=True, help="of the model, such as 1-int8")

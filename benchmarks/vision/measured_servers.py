@@ -36,7 +36,7 @@ __all__ = [
     "OpenInferencePeer",
     "Photo",
     "Tidegate",
-    "Top",
+    "TopClass",
     "peers",
     "serving",
 ]
@@ -51,16 +51,16 @@ _NO_ANSWER = (OSError, http.client.HTTPException, grpc.RpcError, ValueError)
 
 
 class MeasurementError(RuntimeError):
-    """A server did not start, ended, or does not answer as it should."""
+    """A server did not start, ended, or responded wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """The photograph that everyone classifies.
+    """The photograph that all servers classify.
 
     Attributes:
-        path: a JPEG file.
-        jpeg: its bytes.
+        path: A JPEG file.
+        jpeg: Its bytes.
     """
 
     path: Path
@@ -68,18 +68,18 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Top:
-    """The best class of an answer, and how long the answer's body was.
+class TopClass:
+    """The best class of a response, and the length of its body.
 
     Attributes:
-        class_id: the class.
-        score: its probability.
-        answer_bytes: length of the body.
+        class_id: The class.
+        score: Its probability.
+        response_bytes: The length of the body.
     """
 
     class_id: int
     score: float
-    answer_bytes: int
+    response_bytes: int
 
 
 class MeasuredServer(Protocol):
@@ -87,23 +87,23 @@ class MeasuredServer(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in the table."""
+        """Its name in the table."""
         ...
 
     def command(self, models: Path, version: str, port: int) -> list[str]:
-        """The command that serves one version of the model on a port."""
+        """Returns the command that serves one version of the model on a port."""
         ...
 
-    def ask(self, port: int, version: str, photo: Photo) -> Top:
-        """Classifies once, as a client would.
+    def ask(self, port: int, version: str, photo: Photo) -> TopClass:
+        """Classifies once, as a client does.
 
         Raises:
-            OSError, grpc.RpcError, ValueError: it does not answer, or not as it should.
+            OSError, grpc.RpcError, ValueError: It does not respond, or responds wrongly.
         """
         ...
 
-    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: Top) -> Target:
-        """What h2load sends."""
+    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: TopClass) -> Target:
+        """Returns the requests that h2load sends."""
         ...
 
 
@@ -112,34 +112,34 @@ class Tidegate:
     """Tidegate's vision server, over gRPC.
 
     Attributes:
-        python: the interpreter that has it installed.
-        name: what it is called.
+        python: The interpreter that has it installed.
+        name: Its name in the table.
     """
 
     python: str
     name: str = "Tidegate"
 
     def command(self, models: Path, version: str, port: int) -> list[str]:
-        """The server with its defaults, and the one version loaded."""
+        """The server with its defaults and one version loaded."""
         return [
             *(self.python, "-m", "tidegate.serving.vision", f"--load={MODEL}/{version}"),
             *("--model-repository", str(models)),
             *("--grpc-port", str(port), "--metrics-port", "0", "--log-level", "warning"),
         ]
 
-    def ask(self, port: int, version: str, photo: Photo) -> Top:
+    def ask(self, port: int, version: str, photo: Photo) -> TopClass:
         """Calls Classify."""
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = vision_pb2_grpc.VisionServiceStub(channel)
             answer = stub.Classify(_classify_request(version, photo), timeout=_ASK_S)
         best = answer.results[0].classifications[0]
-        return Top(best.class_id, best.score, answer.ByteSize())
+        return TopClass(best.class_id, best.score, answer.ByteSize())
 
-    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: Top) -> Target:
+    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: TopClass) -> Target:
         """Classify calls on one connection."""
         body = _grpc_body(scratch, _classify_request(version, photo).SerializeToString())
         url = f"http://127.0.0.1:{port}/tidegate.vision.v1.VisionService/Classify"
-        return Target(url, _GRPC_HEADERS, body, top.answer_bytes, http1=False)
+        return Target(url, _GRPC_HEADERS, body, top.response_bytes, http1=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +155,14 @@ class MinimalGrpcServer(Tidegate):
 
 @dataclass(frozen=True, slots=True)
 class HttpPeer:
-    """A peer that takes the JPEG as the body of a POST, and answers JSON.
+    """A peer that accepts the JPEG as the body of a POST, and responds with JSON.
 
     Attributes:
-        name: what it is called.
-        script: its file under ``peers``.
-        path: where it takes images.
-        package: the distribution whose version is told.
-        python: the interpreter of the peers' environment.
+        name: Its name in the table.
+        script: Its file under ``peers``.
+        path: The HTTP path for images.
+        package: The distribution whose version is reported.
+        python: The interpreter of the peers' environment.
     """
 
     name: str
@@ -175,7 +175,7 @@ class HttpPeer:
         """Its script, in the peers' environment."""
         return _script(self.python, PEERS_FOLDER / self.script, models, version, port)
 
-    def ask(self, port: int, version: str, photo: Photo) -> Top:
+    def ask(self, port: int, version: str, photo: Photo) -> TopClass:
         """Posts the photograph."""
         del version
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
@@ -187,12 +187,12 @@ class HttpPeer:
             raise ValueError(f"HTTP status {response.status}: {body[:200]!r}")
         return _top_of_json(body, len(body))
 
-    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: Top) -> Target:
+    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: TopClass) -> Target:
         """Posts, a connection for each that is in flight."""
         del version, scratch
         url = f"http://127.0.0.1:{port}{self.path}"
         headers = ("content-type: image/jpeg",)
-        return Target(url, headers, photo.path, top.answer_bytes, http1=True)
+        return Target(url, headers, photo.path, top.response_bytes, http1=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +200,10 @@ class OpenInferencePeer:
     """A peer that speaks the Open Inference Protocol over gRPC.
 
     Attributes:
-        name: what it is called.
-        script: its file under ``peers``.
-        package: the distribution whose version is told.
-        python: the interpreter of the peers' environment.
+        name: Its name in the table.
+        script: Its file under ``peers``.
+        package: The distribution whose version is reported.
+        python: The interpreter of the peers' environment.
     """
 
     name: str
@@ -215,7 +215,7 @@ class OpenInferencePeer:
         """Its script, in the peers' environment."""
         return _script(self.python, PEERS_FOLDER / self.script, models, version, port)
 
-    def ask(self, port: int, version: str, photo: Photo) -> Top:
+    def ask(self, port: int, version: str, photo: Photo) -> TopClass:
         """Calls ModelInfer."""
         del version
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -225,19 +225,19 @@ class OpenInferencePeer:
         text = raw[0][4:] if raw else answer.outputs[0].contents.bytes_contents[0]
         return _top_of_json(text, answer.ByteSize())
 
-    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: Top) -> Target:
+    def target(self, port: int, version: str, photo: Photo, scratch: Path, top: TopClass) -> Target:
         """ModelInfer calls on one connection."""
         del version
         body = _grpc_body(scratch, _infer_request(photo).SerializeToString())
         url = f"http://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
-        return Target(url, _GRPC_HEADERS, body, top.answer_bytes, http1=False)
+        return Target(url, _GRPC_HEADERS, body, top.response_bytes, http1=False)
 
 
 def peers(python: str) -> tuple[HttpPeer | OpenInferencePeer, ...]:
-    """Everyone whom Tidegate is compared with.
+    """Returns the servers with which Tidegate is compared.
 
     Args:
-        python: the interpreter of the environment that ``requirements/peers.txt`` describes.
+        python: The interpreter of the environment that ``requirements/peers.txt`` describes.
     """
     return (
         HttpPeer("LitServe", "litserve_server.py", "/predict", "litserve", python),
@@ -257,18 +257,18 @@ def serving(
     """Starts a server, waits until it classifies, and stops it.
 
     Args:
-        server: who.
-        models: the model repository.
-        version: the model's version.
-        photo: what to ask with.
-        scratch: a folder for its log and for bodies of requests.
+        server: The server.
+        models: The model repository.
+        version: The model's version.
+        photo: The photograph to classify.
+        scratch: A folder for its log and for request bodies.
 
     Yields:
-        What to load it with, and its process.
+        The requests to load it with, and its process.
 
     Raises:
-        MeasurementError: it ended, did not answer in time, or answered something else at the end
-            than at the beginning.
+        MeasurementError: It ended, did not respond in time, or its last response differs from its
+            first.
     """
     port = free_port()
     log = scratch / f"{server.name.replace(' ', '-').lower()}-{version}.log"
@@ -297,7 +297,7 @@ def _first_answer(
     version: str,
     photo: Photo,
     log: Path,
-) -> Top:
+) -> TopClass:
     deadline = time.monotonic() + _START_S
     problem: Exception | None = None
     while process.poll() is None and time.monotonic() < deadline:
@@ -337,13 +337,13 @@ def _infer_request(photo: Photo) -> open_inference_pb2.ModelInferRequest:
 
 
 def _grpc_body(scratch: Path, message: bytes) -> Path:
-    """A file with a message in gRPC's frame: not compressed, four bytes of length."""
+    """Writes a file with a message in gRPC's frame: not compressed, four bytes of length."""
     path = scratch / "request.grpc"
     path.write_bytes(struct.pack(">?I", False, len(message)) + message)
     return path
 
 
-def _top_of_json(text: bytes, answer_bytes: int) -> Top:
+def _top_of_json(text: bytes, response_bytes: int) -> TopClass:
     answer = json.loads(text)
     best = (answer["classifications"] if isinstance(answer, dict) else answer)[0]
-    return Top(best["class_id"], best["score"], answer_bytes)
+    return TopClass(best["class_id"], best["score"], response_bytes)

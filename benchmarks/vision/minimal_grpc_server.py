@@ -33,19 +33,19 @@ from tidegate.serving.vision.engines.openvino_engine import OpenVinoEngine
 from tidegate.serving.vision.images.decode import Geometry, decode
 from tidegate.vision.v1 import vision_pb2
 
-_Asked = tuple[bytes, asyncio.Future[vision_pb2.ClassifyResponse], asyncio.AbstractEventLoop]
+_PendingImage = tuple[bytes, asyncio.Future[vision_pb2.ClassifyResponse], asyncio.AbstractEventLoop]
 
 _MAX_PIXELS = 64_000_000
 _PATH = "/tidegate.vision.v1.VisionService/Classify"
 
 
 class MinimalServer(grpc.GenericRpcHandler):
-    """Answers Classify.
+    """Implements Classify.
 
     Args:
-        models: the model repository.
-        version: the model's version.
-        cores: threads.
+        models: The model repository.
+        version: The model's version.
+        cores: Threads.
     """
 
     def __init__(self, models: Path, version: str, cores: int) -> None:
@@ -55,18 +55,20 @@ class MinimalServer(grpc.GenericRpcHandler):
         self._geometry = Geometry.of(classifier, _MAX_PIXELS)
         self._engine = OpenVinoEngine(entry, cores=cores, batch_sizes=(1,))
         self._in_flight = 0
-        self._queues: list[queue.SimpleQueue[_Asked]] = [queue.SimpleQueue() for _ in range(cores)]
+        self._queues: list[queue.SimpleQueue[_PendingImage]] = [
+            queue.SimpleQueue() for _ in range(cores)
+        ]
         self._turn = 0
         self._handler = grpc.unary_unary_rpc_method_handler(
             self._classify,
             vision_pb2.ClassifyRequest.FromString,
             vision_pb2.ClassifyResponse.SerializeToString,
         )
-        for line in self._queues:
-            threading.Thread(target=self._work, args=(line,), daemon=True).start()
+        for images in self._queues:
+            threading.Thread(target=self._work, args=(images,), daemon=True).start()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        """Knows one method."""
+        """Returns the handler of Classify; every other method is unknown."""
         return self._handler if details.method == _PATH else None
 
     async def _classify(
@@ -75,7 +77,7 @@ class MinimalServer(grpc.GenericRpcHandler):
         del context
         loop = asyncio.get_running_loop()
         answer = loop.create_future()
-        # One request at a time is always the same thread's, whose caches know it.
+        # A single request always runs on the same thread, whose caches are warm.
         self._turn = (self._turn + 1) % len(self._queues) if self._in_flight else 0
         self._in_flight += 1
         self._queues[self._turn].put((request.images[0].encoded, answer, loop))
@@ -84,9 +86,9 @@ class MinimalServer(grpc.GenericRpcHandler):
         finally:
             self._in_flight -= 1
 
-    def _work(self, line: queue.SimpleQueue[_Asked]) -> None:
+    def _work(self, images: queue.SimpleQueue[_PendingImage]) -> None:
         while True:
-            jpeg, answer, loop = line.get()
+            jpeg, answer, loop = images.get()
             image = decode(jpeg, self._geometry)
             output = self._engine.run(InputForm.PIXELS, [image], alone=self._in_flight == 1)
             best = find_top_classes(output, [5])[0]
@@ -98,7 +100,7 @@ class MinimalServer(grpc.GenericRpcHandler):
 
 
 async def serve(minimal_server: MinimalServer, port: int) -> None:
-    """Serves until it is ended."""
+    """Serves until the process ends."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((minimal_server,))
     server.add_insecure_port(f"127.0.0.1:{port}")

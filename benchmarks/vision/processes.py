@@ -1,4 +1,4 @@
-"""Starts a server with all that it starts itself, and leaves none of them behind."""
+"""Runs a server with its child processes, and ends all of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _STOP_S = 10.0
 
 @contextmanager
 def running(command: Sequence[str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all that it starts, in a session that ends with the block.
+    """Runs a process and its children in a session that ends with the block.
 
     Args:
-        command: the program and its arguments.
-        output: where it writes what it has to say.
+        command: The program and its arguments.
+        output: The file for its output.
 
     Yields:
-        The process. It finds Tidegate's sources on its path, installed or not.
+        The process. Tidegate's sources are on its path, installed or not.
     """
     sources = os.pathsep.join(str(ROOT / each) for each in _SOURCES)
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def running(command: Sequence[str], output: IO[bytes]) -> Iterator[subprocess.Po
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_S)
-            # What it left behind, or all of it when it did not listen.
+            # Its remaining children, or all of it if it ignored the signal.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -60,27 +60,27 @@ def running(command: Sequence[str], output: IO[bytes]) -> Iterator[subprocess.Po
 
 @contextmanager
 def suspended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Stops a process and all that it started while the block runs.
+    """Suspends a process and its children during the block.
 
-    Some servers poll while they are idle, and would take from what is measured meanwhile.
+    Some servers poll while they are idle, which would disturb another measurement.
 
     Args:
-        process: of `running`.
+        process: A process of `running`.
 
     Raises:
-        OSError: it has ended.
+        OSError: The process has ended.
     """
     try:
         first = psutil.Process(process.pid)
-        # Ray's workers have groups of their own, so a signal to the group would miss them.
-        everyone = [first, *first.children(recursive=True)]
+        # Ray's workers have process groups of their own, so a signal to the group would miss them.
+        processes = [first, *first.children(recursive=True)]
     except psutil.NoSuchProcess as error:
         raise ProcessLookupError(f"process {process.pid} has ended") from error
-    _each(everyone, psutil.Process.suspend)
+    _each(processes, psutil.Process.suspend)
     try:
         yield
     finally:
-        _each(everyone, psutil.Process.resume)
+        _each(processes, psutil.Process.resume)
 
 
 def _each(processes: Sequence[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
@@ -90,7 +90,7 @@ def _each(processes: Sequence[psutil.Process], act: Callable[[psutil.Process], N
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on now."""
+    """Finds a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

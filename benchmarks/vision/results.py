@@ -27,9 +27,9 @@ __all__ = [
     "table",
 ]
 
-BASELINE = "baseline loop"
+BASELINE = "baseline"
 OURS = "Tidegate"
-MINIMAL = "minimal gRPC"
+MINIMAL = "minimal gRPC server"
 SHARE_OF_BASELINE = 0.90
 OVER_BASELINE_MS = 1.0
 # Cores that other programs may keep busy before a measurement means little.
@@ -66,17 +66,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where it was measured.
+    """The environment of the measurement.
 
     Attributes:
-        cpu: the processor's name.
-        cores: how many of them could be used.
-        photo: the photograph.
-        in_flight: requests in flight.
-        seconds: length of each measurement.
-        rounds: how often everyone was started.
-        turns: measurements in each round.
-        versions: of everything that matters.
+        cpu: The name of the CPU.
+        cores: The number of usable cores.
+        photo: The photograph.
+        in_flight: Requests in flight.
+        seconds: Length of each measurement.
+        rounds: How often everyone was started.
+        turns: Measurements in each round.
+        versions: Of everything that matters.
     """
 
     cpu: str
@@ -94,10 +94,10 @@ class Results:
     """Everything.
 
     Attributes:
-        environment: where.
-        settings: the baseline loop's best setting by precision.
-        samples: by precision and server.
-        failures: servers that failed, and why.
+        environment: Where.
+        settings: The baseline loop's best setting by precision.
+        samples: By precision and server.
+        failures: Servers that failed, and why.
     """
 
     environment: Environment

@@ -217,7 +217,7 @@ def _measure(
 
 def _turns(
     plan: Plan, target: h2load.Target, in_flight: int, baseline: Callable[[], float]
-) -> list[tuple[float, h2load.Load]]:
+) -> list[tuple[float, h2load.LoadResult]]:
     """Loads a server; pairs each result with the mean of the baseline before and after it."""
     found, before = [], baseline()
     for _ in range(plan.turns):

@@ -29,7 +29,7 @@ def classifier(agreement):
 
 def test_a_picture_of_each_kind_gets_the_same_scores_as_with_pil(agreement, classifier):
     found = [
-        agreement.compared(classifier, picture)
+        agreement.compare(classifier, picture)
         for picture in agreement.corpus(("coffee.png", "chelsea.png"))
     ]
     assert len(found) == 32

@@ -1,4 +1,4 @@
-"""Resources for tests of the mesh, and a proxy that speaks the discovery protocol as it is told."""
+"""Resources for tests of the mesh, and a proxy that sends the xDS requests of a test."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,11 @@ CLUSTER, ENDPOINT, SCOPED_ROUTE, LISTENER, ROUTE, VIRTUAL_HOST = ResourceType
 _ADS = config_source_pb2.ConfigSource(
     ads=config_source_pb2.AggregatedConfigSource(), resource_api_version="V3"
 )
-PATIENCE_S = 10
+TIMEOUT_S = 10
 
 
 def xds_bootstrap(ads_port, node):
-    """What tells a proxyless gRPC client where its control plane is."""
+    """The bootstrap that connects a proxyless gRPC client to a control plane."""
     server = {
         "server_uri": f"127.0.0.1:{ads_port}",
         "channel_creds": [{"type": "insecure"}],
@@ -45,7 +45,7 @@ def packed(message):
 
 
 def cluster(name, timeout_s=1):
-    """A cluster with endpoints over ADS; another timeout makes it another version."""
+    """A cluster with endpoints over ADS. Another timeout makes another version."""
     http2 = http_protocol_options_pb2.HttpProtocolOptions()
     http2.explicit_http_config.http2_protocol_options.SetInParent()
     message = cluster_pb2.Cluster(
@@ -80,7 +80,7 @@ def _http(route):
 
 
 def listener(name, route, port=0):
-    """A listener of an Envoy."""
+    """A listener for Envoy."""
     message = listener_pb2.Listener(name=name)
     address = message.address.socket_address
     address.address, address.port_value = "127.0.0.1", port
@@ -89,7 +89,7 @@ def listener(name, route, port=0):
 
 
 def scoped_listener(name, port=0):
-    """A listener of an Envoy that looks the scope up by the authority, its port left out."""
+    """A listener for Envoy that finds the scope by the authority without its port."""
     builder = hcm_pb2.ScopedRoutes.ScopeKeyBuilder()
     extractor = builder.fragments.add().header_value_extractor
     extractor.name, extractor.element_separator, extractor.index = ":authority", ":", 0
@@ -109,7 +109,7 @@ def scoped_listener(name, port=0):
 
 
 def api_listener(name, route):
-    """What a gRPC client dials."""
+    """The listener that a proxyless gRPC client dials."""
     message = listener_pb2.Listener(
         name=name, api_listener=api_listener_pb2.ApiListener(api_listener=packed(_http(route)))
     )
@@ -126,13 +126,13 @@ def _host(name, domains, weights):
 
 
 def route(name, **weights):
-    """A route configuration with everything inside."""
+    """A route configuration with its virtual host inside."""
     message = route_pb2.RouteConfiguration(name=name, virtual_hosts=[_host("all", ["*"], weights)])
     return Resource.of(ROUTE, name, message)
 
 
 def vhds_route(name):
-    """A route configuration whose virtual hosts come one by one."""
+    """A route configuration whose virtual hosts are separate resources (VHDS)."""
     message = route_pb2.RouteConfiguration(name=name, vhds=route_pb2.Vhds(config_source=_ADS))
     return Resource.of(ROUTE, name, message)
 
@@ -144,7 +144,7 @@ def virtual_host(name, **weights):
 
 
 def scope(name, **weights):
-    """The scope of one key, which is its name, with a route configuration inside."""
+    """A scope with its name as its key, and a route configuration inside."""
     routes = route_pb2.RouteConfiguration(name=name, virtual_hosts=[_host("all", ["*"], weights)])
     message = scoped_route_pb2.ScopedRouteConfiguration(name=name, route_configuration=routes)
     message.key.fragments.add(string_key=name)
@@ -156,7 +156,7 @@ def key(resource):
 
 
 class Proxy:
-    """Sends what a test says, and gives what comes back."""
+    """Sends the requests of a test, and returns the responses."""
 
     def __init__(self, channel, *, delta, node="proxy", agent="envoy"):
         self.delta = delta
@@ -188,14 +188,14 @@ class Proxy:
 
     async def read(self):
         """The next response."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             message = await self.call.read()
         response = Response(message, delta=self.delta)
         self.nonces[response.type] = response.nonce
         return response
 
     async def ack(self, response, error=""):
-        """Answers a response as a well-behaved proxy does."""
+        """Acknowledges a response as a well-behaved proxy does."""
         names = () if self.delta else self.names[response.type]
         await self.send(response.type, *names, nonce=response.nonce, error=error)
 
@@ -209,10 +209,11 @@ class Proxy:
         return response
 
     async def is_quiet(self, type_=CLUSTER):
-        """Whether nothing was sent before the answer to a question that is asked now (delta).
+        """Whether the next response answers a request that is sent now (delta).
 
         Args:
-            type_: of the question, of which none may be in flight, nor of one that it waits for.
+            type_: The type of the request. No response of this type, or of a type that it waits
+                for, may be in flight.
         """
         self._probes += 1
         name = f"probe-{self._probes}"
@@ -222,8 +223,8 @@ class Proxy:
         return response.type is type_ and response.removed == [name] and not response.names
 
     async def failure(self):
-        """How the stream ends."""
-        async with asyncio.timeout(PATIENCE_S):
+        """Returns the status with which the stream ends."""
+        async with asyncio.timeout(TIMEOUT_S):
             with contextlib.suppress(grpc.aio.AioRpcError):
                 while await self.call.read():
                     pass
@@ -231,7 +232,7 @@ class Proxy:
 
 
 class Response:
-    """A response of either dialect."""
+    """A response of either variant."""
 
     def __init__(self, message, *, delta):
         self.message = message

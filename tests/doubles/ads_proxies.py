@@ -1,4 +1,4 @@
-"""Proxies that are attached to a control plane: an Envoy, a client through it, one without it."""
+"""Proxies of a control plane: an Envoy, load through it, and a proxyless gRPC client."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ from ads_double import xds_bootstrap
 
 from tidegate.mesh.ads import XdsVariant
 
-PATIENCE_S = 20
+TIMEOUT_S = 20
 HOST = "vision:80"
 _PROXYLESS = Path(proxyless_client.__file__)
 
 
 def bootstrap(ads_port, variant):
-    """The configuration of an Envoy that takes everything else from a control plane."""
+    """The bootstrap of an Envoy that gets all other configuration from a control plane."""
     http2 = {
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
@@ -72,14 +72,14 @@ class Envoy:
             return await answer.text()
 
     async def until(self, path, condition):
-        """Asks the admin interface until what it says is right."""
-        async with asyncio.timeout(PATIENCE_S):
+        """Polls the admin interface until a condition holds."""
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition(text := await self.admin(path)):
                 await asyncio.sleep(0.02)
         return text
 
     async def listening(self, name="ingress"):
-        """The port of a listener, once it is open."""
+        """Returns the port of a listener, once it is open."""
         path = "/listeners?format=json"
         text = await self.until(path, lambda text: f'"{name}"' in text)
         found = {each["name"]: each for each in json.loads(text)["listener_statuses"]}
@@ -87,7 +87,7 @@ class Envoy:
 
 
 class Load:
-    """Steady calls through an ingress."""
+    """Continuous calls through an ingress."""
 
     def __init__(self, port):
         self._port = port
@@ -103,7 +103,7 @@ class Load:
                 ("grpc.min_reconnect_backoff_ms", 50),
             ],
         )
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await self._channel.channel_ready()
         call = self._channel.unary_unary("/test.Echo/Who")
 
@@ -125,22 +125,22 @@ class Load:
         await self._channel.close()
 
     async def more(self, count=50):
-        """Lets calls be made, and gives who answered them."""
+        """Waits for more calls, and returns which servers answered them."""
         self.answers.clear()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while self.answers.total() < count:
                 await asyncio.sleep(0.01)
         return Counter(self.answers)
 
 
 class Client:
-    """A gRPC client that takes its configuration from the control plane itself."""
+    """A proxyless gRPC client, which gets its configuration from the control plane."""
 
     def __init__(self, process):
         self._process = process
 
     async def more(self):
-        """Lets calls be made, and gives who answered them."""
+        """Waits for more calls, and returns which servers answered them."""
         await self._report()
         answers = Counter()
         while answers.total() < 50:
@@ -149,13 +149,13 @@ class Client:
 
     async def _report(self):
         self._process.stdin.write(b"\n")
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             return Counter(json.loads(await self._process.stdout.readline()))
 
 
 @asynccontextmanager
 async def proxyless(ads_port, node):
-    """A gRPC client in a process of its own, attached to a control plane."""
+    """Runs a proxyless gRPC client of a control plane in its own process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, _PROXYLESS, f"xds:///{HOST}"),
         env={"GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(xds_bootstrap(ads_port, node))},
@@ -163,7 +163,7 @@ async def proxyless(ads_port, node):
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             assert await process.stdout.readline() == b"ready\n"
         yield Client(process)
     finally:

@@ -1,10 +1,10 @@
-"""A test double of a Tidegate server as a program: real gRPC health, and bad manners on request.
+"""A test double of a Tidegate server as a program: real gRPC health, and faults on request.
 
     python child_server.py --grpc-port=0 --metrics-port=0 --port-file=FILE [--manner=MANNER]
 
-Manners: ``good``; ``dies`` (exits with 3 at once); ``dies-once`` (the first time only, remembered
-in ``--memory``); ``never-serves``; ``ignores-sigterm``; ``has-child`` (starts a process of its own
-and writes its id to ``--memory``).
+Manners: ``good``; ``dies`` (exits with 3 at once); ``dies-once`` (only the first time, by the file
+``--memory``); ``never-serves``; ``ignores-sigterm``; ``has-child`` (starts a child process and
+writes its id to ``--memory``).
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""A test double of Tidegate's servers: real gRPC on loopback, with the behaviour scripted.
+"""A test double of Tidegate's servers: real gRPC on loopback, with scripted behaviour.
 
-It implements the stubs' servicers so that tests can provoke what a real server does rarely:
-refusals with rich status, answers that stop half way, streams that wait to be let go on.
+Tests use it to provoke what a real server does rarely: errors with a rich status, answers that stop
+half way, streams that wait for an event.
 """
 
 import threading
@@ -59,7 +59,7 @@ def unavailable(message: str = "the model is loading") -> status_pb2.Status:
 
 @dataclass
 class Script:
-    """What the double does next, and what it has seen."""
+    """The next actions of the double, and the requests that it has got."""
 
     failures: deque[status_pb2.Status] = field(default_factory=deque)
     pushback_ms: int | None = None

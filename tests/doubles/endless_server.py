@@ -1,4 +1,4 @@
-"""A server on the real chassis whose calls never end by themselves, so that a deadline ends them.
+"""A server on the real chassis whose calls never end on their own: only deadlines end them.
 
     async with endless_server() as server:
         server.grpc_port

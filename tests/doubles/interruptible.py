@@ -1,6 +1,6 @@
-"""The command line as a program that Ctrl-C reaches, however the tests themselves were started.
+"""The command line as a program that handles SIGINT, however the tests were started.
 
-A shell starts what it runs in the background with SIGINT ignored, and a program inherits that.
+A shell starts background programs with SIGINT ignored, and their children inherit that.
 """
 
 import sys

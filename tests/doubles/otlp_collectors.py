@@ -1,4 +1,4 @@
-"""Collectors that keep what they are sent: OTLP over gRPC and over HTTP."""
+"""OTLP collectors over gRPC and over HTTP that keep the spans they receive."""
 
 import threading
 from contextlib import asynccontextmanager, contextmanager
@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 
 class Received:
-    """What came, as spans and as the attributes of their resources."""
+    """The received spans, and the attributes of their resources."""
 
     def __init__(self):
         self.spans = []
@@ -18,7 +18,7 @@ class Received:
 
     @property
     def services(self):
-        """The names of the services that sent them."""
+        """The names of the services that sent spans."""
         return {each["service.name"] for each in self.resources}
 
     def add(self, request):
@@ -41,7 +41,7 @@ class _Servicer(trace_service_pb2_grpc.TraceServiceServicer):
 
 @asynccontextmanager
 async def grpc_collector():
-    """Takes OTLP over gRPC; gives what it received, and its address."""
+    """Runs a collector over gRPC; yields the received spans, and its address."""
     received = Received()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Servicer(received), server)
@@ -55,7 +55,7 @@ async def grpc_collector():
 
 @contextmanager
 def http_collector():
-    """Takes OTLP over HTTP; gives what it received, and its address."""
+    """Runs a collector over HTTP; yields the received spans, and its address."""
     received = Received()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""OTLP spans as a sender would make them, for the tests of what receives and shows them."""
+"""OTLP spans and export requests for tests."""
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -18,7 +18,7 @@ def span_id(number: int) -> bytes:
 
 
 def attributes(**values: object) -> list[KeyValue]:
-    """Attributes by name; a double underscore stands for a dot."""
+    """Attributes by name. A double underscore stands for a dot."""
     made = []
     for name, value in values.items():
         match value:
@@ -61,7 +61,7 @@ def span(
 
 
 def request(*spans: Span, service: str = "vision", **resource: object) -> ExportTraceServiceRequest:
-    """What one process sends at a time."""
+    """An export request of one process."""
     made = ExportTraceServiceRequest()
     sent = made.resource_spans.add()
     sent.resource.CopyFrom(Resource(attributes=attributes(service__name=service, **resource)))

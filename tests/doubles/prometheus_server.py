@@ -1,10 +1,10 @@
-"""A real Prometheus that scrapes what a test names and is asked in PromQL.
+"""A real Prometheus that scrapes the ports of a test and answers PromQL queries.
 
     async with prometheus(tmp_path, {"job": port}) as server:
         await server.until("up == 1")
         assert await server.value("sum(rate(requests_total[1m]))") > 0
 
-It scrapes twice a second. No test asserts when something was scraped: `until` asks again and again.
+It scrapes twice a second. No test asserts when something was scraped: `until` polls.
 """
 
 import asyncio
@@ -24,37 +24,37 @@ _ASK_AGAIN_S = 0.05
 
 
 class PrometheusServer:
-    """Asks a running Prometheus.
+    """A client of a running Prometheus.
 
     Args:
-        port: where it listens.
+        port: The port that it listens on.
     """
 
     def __init__(self, port):
         self._url = f"http://127.0.0.1:{port}"
 
     async def query(self, promql):
-        """The answer to an instant query: values as text by label sets, without metric names."""
+        """Returns the result of an instant query: pairs of labels and value, as text."""
         path = "/api/v1/query?" + urllib.parse.urlencode({"query": promql})
         answer = await self._get(path)
         assert answer["status"] == "success", answer
         return [(each["metric"], each["value"][1]) for each in answer["data"]["result"]]
 
     async def value(self, promql):
-        """The one value of a query that has one; ``None`` where it has none."""
+        """Returns the only value of a query, or ``None`` without a value."""
         found = await self.query(promql)
         assert len(found) <= 1, found
         return float(found[0][1]) if found else None
 
     async def until(self, promql):
-        """Asks until a query has an answer, and gives that."""
+        """Polls until a query has a result, and returns it."""
         async with asyncio.timeout(WAIT_S):
             while not (found := await self.query(promql)):
                 await asyncio.sleep(_ASK_AGAIN_S)
         return found
 
     async def targets(self):
-        """What it scrapes: addresses, health and the last error."""
+        """Returns the scraped targets with their health and last error."""
         return (await self._get("/api/v1/targets"))["data"]["activeTargets"]
 
     async def is_ready(self):
@@ -73,7 +73,7 @@ class PrometheusServer:
 
 
 def program():
-    """Path of the Prometheus of this machine; without one the test is skipped."""
+    """Returns the path of an installed Prometheus, or skips the test."""
     found = shutil.which("prometheus")
     if found is None:
         pytest.skip("no prometheus; `apt-get install prometheus` brings it")
@@ -85,9 +85,9 @@ async def prometheus(folder, jobs, *, labels=None):
     """Runs a Prometheus while the context is open.
 
     Args:
-        folder: for its configuration and data.
-        jobs: ports of ``/metrics`` on this host, by the job's name.
-        labels: labels that every target has, as service discovery adds those of a pod.
+        folder: A folder for its configuration and data.
+        jobs: Ports of ``/metrics`` on this host, by job name.
+        labels: Labels of every target, like those that service discovery adds for a pod.
     """
     binary = program()
     folder = Path(folder) / "prometheus"
@@ -113,7 +113,7 @@ async def prometheus(folder, jobs, *, labels=None):
 
 
 async def _started(binary, folder, log):
-    # It does not say which port it took where it is given 0; another may take a free one first.
+    # With port 0 it does not report its port, and another process may take a free port first.
     for _ in range(5):
         port = _free_port()
         process = await asyncio.create_subprocess_exec(

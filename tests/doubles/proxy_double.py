@@ -1,8 +1,8 @@
-"""A proxy as discovery sees it, and the little world of resources that it may be served.
+"""A model of a proxy for the discovery service, and a small set of resources to serve it.
 
-`Proxy` models what it holds and what it has answered, and the line between it and the server, which
-delivers in order, but as late as it likes. Whatever the server sends it checks against what must
-hold of the protocol.
+`Proxy` tracks what the proxy holds and what it has answered. It also models the line between proxy
+and server, which keeps the order with any delay. It checks every response against the properties of
+the protocol.
 """
 
 from collections import deque
@@ -52,12 +52,12 @@ KEYS = tuple(ResourceKey(type_, name) for type_, names in NAMES.items() for name
 WILD = (CLUSTER, SCOPED_ROUTE, LISTENER, VIRTUAL_HOST)
 WHOLE = (CLUSTER, SCOPED_ROUTE, LISTENER)
 FOLLOWED = (ENDPOINT, ROUTE)
-"""What a careful proxy asks for by name."""
+"""The types that a careful proxy subscribes to by name."""
 
 
 @cache
 def made(key, number):
-    """A version of a resource; routes name the cluster of that number."""
+    """Returns a version of a resource. Routes name the cluster of that number."""
     target = CLUSTERS[number % len(CLUSTERS)]
     match key.type:
         case ResourceType.CLUSTER:
@@ -77,10 +77,10 @@ class Proxy:
     """What one proxy holds, and the line between it and the server.
 
     Attributes:
-        to_server: messages on their way there.
-        to_proxy: responses on their way here.
-        holds: by type and name, the bodies that it has accepted.
-        answered: as `holds`, but as far as the server has heard of it.
+        to_server: Requests in transit to the server.
+        to_proxy: Responses in transit to the proxy.
+        holds: The bodies that it has accepted, by type and name.
+        answered: As `holds`, but only what the server knows of.
     """
 
     def __init__(self, distribution, *, delta, careful, holds=None, versions=None):
@@ -101,8 +101,8 @@ class Proxy:
         self.versions = versions or {each: {} for each in ResourceType}
         self.answered = {each: dict(self.holds[each]) for each in ResourceType}
         self.in_flight = {}
-        self.refused = {each: [] for each in ResourceType}
-        self.refusals = set()
+        self.rejected = {each: [] for each in ResourceType}
+        self.rejections = set()
         self.cold = set()
         self.withheld = None
         self.history = []
@@ -110,7 +110,7 @@ class Proxy:
     def close(self):
         self._context.__exit__(None, None, None)
 
-    # What the proxy says.
+    # The requests of the proxy.
 
     def ask(self, type_, names=(), drop=(), *, nonce="", error="", effect=None):
         initial_versions = {}
@@ -139,29 +139,29 @@ class Proxy:
         self.to_server.append((message, effect))
 
     def repeat(self, type_, *, nonce):
-        """All that is asked for of a type; or in delta, nothing further."""
+        """Repeats the subscription to a type, or in delta nothing."""
         return {"names": () if self.delta else self.names[type_], "nonce": nonce}
 
     def learn(self, type_):
-        """Asks for what a real Envoy asks for once it knows of it."""
+        """Subscribes to the names that a real Envoy subscribes to once it has seen them."""
         wanted = {
             ENDPOINT: set(self.holds[CLUSTER]),
             ROUTE: {ROUTES[LISTENERS.index(each)] for each in self.holds[LISTENER]},
         }
         if type_ not in wanted or wanted[type_] == self.names[type_]:
             return
-        fresh, gone = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
-        self.resubscribe(type_, fresh, gone)
+        added, removed = wanted[type_] - self.names[type_], self.names[type_] - wanted[type_]
+        self.resubscribe(type_, added, removed)
 
-    def resubscribe(self, type_, fresh, gone):
-        """Asks for some names more and for some no longer."""
+    def resubscribe(self, type_, added, removed):
+        """Subscribes to some names and unsubscribes from others."""
         if self.delta:
-            for name in gone:
+            for name in removed:
                 self.holds[type_].pop(name, None)
                 self.versions[type_].pop(name, None)
-            self.ask(type_, fresh, gone)
+            self.ask(type_, added, removed)
         else:
-            self.ask(type_, self.names[type_] - gone | fresh, nonce=self.nonces[type_])
+            self.ask(type_, self.names[type_] - removed | added, nonce=self.nonces[type_])
 
     # The line.
 
@@ -175,12 +175,12 @@ class Proxy:
         stale = not self.delta and bool(self.stream.watched_types[request.type].nonce)
         stale = stale and request.nonce != self.stream.watched_types[request.type].nonce
         asked = self.stream.watched_types[request.type].subscription
-        anew = set(request.subscribe) - request.initial_versions.keys()
-        anew |= asked.names & set(request.unsubscribe)
+        resubscribed = set(request.subscribe) - request.initial_versions.keys()
+        resubscribed |= asked.names & set(request.unsubscribe)
         self._distribution.receive(self.connection, request)
         if not stale:
-            # What it drops it does not keep, and of what it asks for again it is told again.
-            again = anew if self.delta else set()
+            # The proxy drops unsubscribed names, and a new subscription gets a new response.
+            again = resubscribed if self.delta else set()
             self.answered[request.type] = {
                 name: body
                 for name, body in self.answered[request.type].items()
@@ -189,7 +189,7 @@ class Proxy:
         if effect is not None:
             effect()
         if not stale and (request.subscribe or request.unsubscribe):
-            self.refused[request.type].clear()
+            self.rejected[request.type].clear()
 
     def server_writes(self):
         push = self.stream.next_response()
@@ -198,18 +198,18 @@ class Proxy:
         response = Response(self.rules.encode(push), delta=self.delta)
         self.check(response)
         if response.type is CLUSTER:
-            # Endpoints follow each push of their cluster once, refused or not.
+            # Endpoints follow each response of their cluster once, rejected or not.
             self.may_come_again(ENDPOINT, response.bodies)
         self.in_flight[response.type] = response
         self.to_proxy.append(response)
         return True
 
-    def proxy_reads(self, *, refuse):
+    def proxy_reads(self, *, reject):
         response = self.to_proxy.popleft()
         type_ = response.type
         self.nonces[type_] = response.nonce
-        if refuse:
-            self.answer(response, refuse=True)
+        if reject:
+            self.answer(response, reject=True)
             return
         self.take(response)
         if self.careful:
@@ -228,7 +228,7 @@ class Proxy:
 
     def take(self, response):
         if self.careful and response.type in FOLLOWED:
-            # What it has let go while the response was under way is of no use to it.
+            # The proxy ignores names that it unsubscribed from while the response was in transit.
             asked = self.names[response.type]
             response.bodies = {
                 name: response.bodies[name] for name in response.names if name in asked
@@ -249,21 +249,21 @@ class Proxy:
             self.cold -= set(response.bodies)
 
     def warm(self):
-        """As Envoy does, answers for clusters when all that can be warm are."""
+        """Acknowledges clusters when all that can be warm are, as Envoy does."""
         served = {key.name for key in self._distribution.served(ENVOY) if key.type is ENDPOINT}
         if self.withheld is not None and not self.cold & served:
             response, self.withheld = self.withheld, None
             self.answer(response)
 
-    def answer(self, response, *, refuse=False):
+    def answer(self, response, *, reject=False):
         type_ = response.type
 
-        def heard():
+        def received():
             if self.in_flight.get(type_) is not response:
                 return
             del self.in_flight[type_]
-            if refuse:
-                self.refused[type_].append((response.bodies, response.removed))
+            if reject:
+                self.rejected[type_].append((response.bodies, response.removed))
                 return
             if type_ in WHOLE and not self.delta:
                 self.answered[type_].clear()
@@ -271,30 +271,30 @@ class Proxy:
             for name in response.removed:
                 self.answered[type_].pop(name, None)
             if type_ is ROUTE:
-                # And virtual hosts follow their route configuration.
+                # Virtual hosts follow their route configuration.
                 self.may_come_again(
                     VIRTUAL_HOST, (each for each in HOSTS if route_of(each) in response.bodies)
                 )
 
-        error = "no good" if refuse else ""
-        self.ask(type_, **self.repeat(type_, nonce=response.nonce), error=error, effect=heard)
+        error = "no good" if reject else ""
+        self.ask(type_, **self.repeat(type_, nonce=response.nonce), error=error, effect=received)
 
     def may_come_again(self, type_, names):
-        """Takes note that refusals of some names no longer keep the server from sending them."""
+        """Allows the server to send some rejected names again."""
         names = set(names)
-        self.refused[type_] = [
+        self.rejected[type_] = [
             (bodies, removed)
-            for bodies, removed in self.refused[type_]
+            for bodies, removed in self.rejected[type_]
             if not names & {*bodies, *removed}
         ]
 
-    # What must hold.
+    # The properties that must hold.
 
     def check(self, response):
         type_ = response.type
         assert type_ not in self.in_flight, "a second response is in flight"
-        said = (response.bodies, response.removed)
-        assert not response.bodies or said not in self.refused[type_], "sent again after a NACK"
+        content = (response.bodies, response.removed)
+        assert not response.bodies or content not in self.rejected[type_], "sent again after a NACK"
         served = self._distribution.served(ENVOY)
         asked = self.stream.watched_types[CLUSTER].subscription
         if type_ in {SCOPED_ROUTE, ROUTE, VIRTUAL_HOST}:
@@ -305,14 +305,14 @@ class Proxy:
         if type_ is VIRTUAL_HOST and self.careful:
             for name in response.names:
                 assert name.split("/")[0] in self.answered[ROUTE], "a host before its route"
-        lost = [name for name in response.removed if name in self.answered[type_]]
-        if lost:
+        removed_names = [name for name in response.removed if name in self.answered[type_]]
+        if removed_names:
             for each, watched in self.stream.watched_types.items():
-                assert not self.in_flight.get(each), "something leaves while something is put"
-                assert not watched.due, "something leaves before something is put"
+                assert not self.in_flight.get(each), "a removal while an addition is in flight"
+                assert not watched.due, "a removal before an addition that is due"
             later = list(ResourceType)[list(ResourceType).index(type_) + 1 :]
             for each in later:
-                assert not self.stream.watched_types[each].removals, "something leaves too early"
+                assert not self.stream.watched_types[each].removals, "a removal too early"
 
     def check_acknowledged(self):
         served = self._distribution.served(ENVOY)
@@ -328,7 +328,7 @@ class Proxy:
                     assert self.holds[key.type].get(key.name) == body
 
     def dropping(self, key):
-        """Whether the server has yet to hear that the proxy let something go."""
+        """Whether the proxy's request to unsubscribe is still in transit."""
         return self.delta and any(
             message.type_url == key.type.url and key.name in message.resource_names_unsubscribe
             for message, _ in self.to_server
@@ -343,7 +343,7 @@ class Proxy:
 
 
 def expected(served, key, delta):
-    """The body that a proxy should hold."""
+    """Returns the body that a proxy should hold."""
     if delta or key.type is not ROUTE:
         return served[key].body
     route = route_pb2.RouteConfiguration(name=key.name)
@@ -357,6 +357,6 @@ def expected(served, key, delta):
 
 
 def usable(served, key):
-    """Whether a virtual host has the route configuration without which it is of no use."""
+    """Whether the route configuration that a virtual host needs is served."""
     route = ResourceKey(ROUTE, key.name.split("/")[0])
     return key.type is not VIRTUAL_HOST or route in served

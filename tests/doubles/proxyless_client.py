@@ -1,9 +1,9 @@
-"""A proxyless gRPC client in a process of its own: calls, counts who answered, reports each second.
+"""A proxyless gRPC client in its own process: calls a target and counts the answers by server.
 
     proxyless_client.py TARGET
 
-A line on standard input asks for a report: a JSON object on standard output with how many calls
-each backend answered since the last one, and the failures.
+For each line on standard input it prints a report: a JSON object with the number of calls that each
+server answered since the last report, and the failures.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A request as the access log tells of it, and who took part."""
+"""A request record as from the access log, and the workloads that took part."""
 
 import dataclasses
 

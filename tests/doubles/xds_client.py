@@ -1,8 +1,8 @@
-"""A gRPC client that knows nothing but where the controller is; told what to call line by line.
+"""A proxyless gRPC client that reads the calls to make from standard input, one line for each set.
 
     python xds_client.py BOOTSTRAP-JSON
 
-A process of its own, because gRPC reads its bootstrap once and keeps its xDS client.
+It needs its own process, because gRPC reads its bootstrap once and keeps its xDS client.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ os.environ["GRPC_XDS_BOOTSTRAP_CONFIG"] = sys.argv[1]
 import grpc
 
 METHOD = "/tidegate.test.v1.Echo/Say"
-# Of the server that never ends a call.
+# Methods of the server that never ends a call.
 ENDLESS = {
     False: "/tidegate.llm.v1.LlmService/Complete",
     True: "/tidegate.llm.v1.LlmService/Chat",
@@ -52,17 +52,17 @@ async def call(channel, metadata, within_s):
 async def main():
     channels = {}
     for line in iter(sys.stdin.readline, ""):
-        told = json.loads(line)
-        target = told["target"]
+        order = json.loads(line)
+        target = order["target"]
         if target not in channels:
             channels[target] = grpc.aio.insecure_channel(f"xds:///{target}")
-        channel, within_s, answers = channels[target], told["within_s"], Counter()
-        if "stream" in told:
-            calls = (end(channel, told["stream"], within_s) for _ in range(told["count"]))
+        channel, within_s, answers = channels[target], order["within_s"], Counter()
+        if "stream" in order:
+            calls = (end(channel, order["stream"], within_s) for _ in range(order["count"]))
             answers.update(await asyncio.gather(*calls))
         else:
-            metadata = [tuple(pair) for pair in told["metadata"]]
-            for _ in range(told["count"]):
+            metadata = [tuple(pair) for pair in order["metadata"]]
+            for _ in range(order["count"]):
                 answers[await call(channel, metadata, within_s)] += 1
         print(json.dumps(answers), flush=True)
     for channel in channels.values():

@@ -1,8 +1,8 @@
-"""A proxyless gRPC client: opens streams to an ``xds:///`` target and holds them.
+"""A proxyless gRPC client that opens streams to an ``xds:///`` target and keeps them open.
 
 Usage: ``python xds_echo_client.py TARGET METHOD STREAMS``, with ``GRPC_XDS_BOOTSTRAP_CONFIG`` set.
-It prints ``open`` once every stream has had its first message, reads a line from its standard
-input, cancels the streams and prints ``closed``; another line ends it.
+It prints ``open`` once every stream has received its first message. After a line on standard input
+it cancels the streams and prints ``closed``; another line ends it.
 """
 
 import sys

@@ -31,8 +31,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory) -> Iterator[LaptopMesh]:
     mesh = LaptopMesh(tmp_path_factory.mktemp("mesh"))
-    printed = mesh.tidegate("up", "--detach")
     try:
+        printed = mesh.tidegate("up", "--detach")
         assert f"call vision 127.0.0.1:{mesh.vision_port}" in printed
         yield mesh
     finally:
@@ -71,7 +71,7 @@ def test_the_example_of_the_docs_works_through_the_mesh(mesh, tmp_path, monkeypa
     code = compile(
         block.replace("127.0.0.1:8500", f"127.0.0.1:{mesh.vision_port}"), "vision.md", "exec"
     )
-    # Each time another server may answer: what names a version fails at some of them.
+    # Each call may reach another server, so an example that names a version would fail at some.
     for _ in range(40):
         names: dict[str, object] = {}
         exec(code, names)
@@ -118,16 +118,16 @@ def test_status_shows_every_part(mesh):
 
 @contextlib.contextmanager
 def steady_load(port: int) -> Iterator[Counter[grpc.StatusCode]]:
-    """Calls without a pause, each once, and counts how they end."""
+    """Calls without pause and without retries, and counts the status codes."""
     answers: Counter[grpc.StatusCode] = Counter()
-    enough = threading.Event()
+    stop = threading.Event()
 
     def call() -> None:
         request = open_inference_pb2.ServerLiveRequest()
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            while not enough.is_set():
+            while not stop.is_set():
                 try:
                     stub.ServerLive(request, timeout=30)
                     code = grpc.StatusCode.OK
@@ -143,6 +143,6 @@ def steady_load(port: int) -> Iterator[Counter[grpc.StatusCode]]:
     try:
         yield answers
     finally:
-        enough.set()
+        stop.set()
         for thread in threads:
             thread.join()

@@ -1,4 +1,4 @@
-"""`make bench-shifts` in small: traffic is changed in every way under load, and zero is zero."""
+"""A small `make bench-shifts`: every way to change traffic loses no request under load."""
 
 import json
 import os

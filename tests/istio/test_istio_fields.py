@@ -1,7 +1,7 @@
-"""What is declared against Istio's own schema: each of its fields is supported or refused by name.
+"""The declarations against Istio's own schema: each field is read, or kept and refused by name.
 
-`crd_fields.json` has the fields of Istio's CRDs (v1, the same in v1beta1) by name, with words for
-enums.
+`crd_fields.json` has the fields of Istio's CRDs (v1, the same in v1beta1) by name, with the values
+of enums.
 """
 
 import enum
@@ -21,7 +21,7 @@ SCHEMAS = json.loads(Path(__file__).with_name("crd_fields.json").read_text())
 
 
 def bare(hint):
-    """A type without None, tuple, mapping and annotation, and the field that wraps it."""
+    """Returns a type without None, tuple, mapping and annotation, and the field that wraps it."""
     wrapper = None
     while True:
         origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -39,19 +39,19 @@ def bare(hint):
 
 
 def unwrapped(schema):
-    """A schema without the list or map around it."""
+    """Returns a schema without the list or map around it."""
     if isinstance(schema, list):
         return unwrapped(schema[0])
     return unwrapped(schema["*"]) if isinstance(schema, dict) and "*" in schema else schema
 
 
 def compared(message, schema, path):
-    """Yields what of a message does not agree with Istio's schema."""
+    """Yields the differences between a message and Istio's schema."""
     declared = fields_of(message)
     for name in schema.keys() - declared.keys() - message.OPAQUE:
-        yield f"{path}.{name} is neither supported nor refused"
+        yield f"{path}.{name} is neither read nor kept"
     for name in (declared.keys() | message.OPAQUE) - schema.keys():
-        yield f"{path}.{name} is no field of Istio"
+        yield f"{path}.{name} is not a field of Istio"
     for name in declared.keys() & schema.keys():
         hint, wrapper = bare(declared[name].type)
         inner = unwrapped(schema[name])
@@ -64,16 +64,16 @@ def compared(message, schema, path):
         elif isinstance(hint, type) and issubclass(hint, enum.Enum):
             words = {member.value for member in hint}
             if "|" in inner and words != set(inner.split("|")):
-                yield f"{place} has the words {words}, Istio {inner}"
+                yield f"{place} has the values {words}, Istio {inner}"
         elif hint is StringMatch:
             if inner.keys() != {"exact", "prefix", "regex"}:
-                yield f"{place} is no condition on a text"
+                yield f"{place} is not a condition on a text"
         elif isinstance(inner, dict):
             yield f"{place} is a message"
 
 
 @pytest.mark.parametrize("message", CLASSES.values(), ids=lambda each: each.__name__)
-def test_every_field_of_istio_is_supported_or_refused_by_name(message):
+def test_every_field_of_istio_is_read_or_kept_by_name(message):
     assert list(compared(message, SCHEMAS[message.__name__], "spec")) == []
 
 

@@ -1,4 +1,4 @@
-"""Objects and their files: what a change touches, and what it leaves alone."""
+"""Object files: an edit changes its lines and leaves the others alone."""
 
 import dataclasses
 import random
@@ -84,7 +84,7 @@ def written(tmp_path, text=MESH):
 
 
 def edited(tmp_path, edit, text=MESH):
-    """The lines that go and come when an edit of the objects is written to their file."""
+    """Returns the lines that an edit of the objects removes from their file and adds to it."""
     path = written(tmp_path, text)
     loaded = read_files([path])
     (change,) = plan_changes(loaded, edit(loaded.objects))
@@ -181,7 +181,7 @@ def test_annotation_is_added_where_there_was_none(tmp_path):
     assert come == ["  annotations:", "    tidegate.dev/sticky: header:x-id"]
 
 
-def test_annotations_of_others_stay_beside_one_that_comes_and_goes(tmp_path):
+def test_foreign_annotations_stay_when_one_is_added_and_removed(tmp_path):
     def edit(objects):
         service = objects.virtual_services[VISION]
         sticky = VirtualServiceAnnotations(sticky=sticky_source("header:x-id"))
@@ -197,7 +197,7 @@ def test_annotations_of_others_stay_beside_one_that_comes_and_goes(tmp_path):
     assert change.after.decode() == text
 
 
-def test_line_ends_of_windows_stay(tmp_path):
+def test_windows_line_ends_stay(tmp_path):
     text = MESH.replace("\n", "\r\n")
     path = written(tmp_path, text)
     loaded = read_files([path])
@@ -205,7 +205,7 @@ def test_line_ends_of_windows_stay(tmp_path):
     assert change.after.decode() == text.replace("weight: 5\r", "weight: 10\r").replace("95", "90")
 
 
-def test_part_that_aliases_share_is_changed_in_one_of_its_places(tmp_path):
+def test_value_that_aliases_share_is_changed_in_one_place(tmp_path):
     text = MESH.replace("{host: vision, subset: v1}\n          weight: 95", "&one {host: vision}")
     text = text.replace("          destination:\n", "").replace(
         "        - destination:\n            host: vision\n            subset: v1\n",
@@ -223,7 +223,7 @@ def test_part_that_aliases_share_is_changed_in_one_of_its_places(tmp_path):
     assert parse(change.after.decode(), "mesh").virtual_services[VISION].http == rules
 
 
-def test_parsing_again_keeps_what_is_equal_identical(tmp_path):
+def test_parsing_again_keeps_equal_objects_identical(tmp_path):
     file = parse_file(tmp_path, MESH)
     changed = MESH.replace("weight: 5\n", "weight: 6\n").replace("# The end.", "# End.")
     before, after = objects_of(file), objects_of(parse_file(tmp_path, changed, [file]))
@@ -253,7 +253,7 @@ def test_folders_are_read_with_what_is_below_them(tmp_path):
     assert [str(each) for each in loaded.ignored] == [f"{tmp_path}/other.yaml:1: Service x"]
 
 
-def test_problems_of_all_files_are_told_together(tmp_path):
+def test_problems_of_all_files_are_reported_together(tmp_path):
     (tmp_path / "a.yaml").write_text(MESH.replace("weight: 5", "weight: x"))
     (tmp_path / "b.yaml").write_bytes(b"a: 1\nb: \xff\n")
     (tmp_path / "c.yaml").write_text(MESH.split("---\n")[1])
@@ -269,13 +269,13 @@ def test_problems_of_all_files_are_told_together(tmp_path):
     ]
 
 
-def test_path_that_is_not_there_is_named(tmp_path):
+def test_missing_path_is_named(tmp_path):
     with pytest.raises(IstioError, match=r"none.yaml cannot be read: No such file"):
         read_files([tmp_path / "none.yaml"])
 
 
 def mutated(item, chance):
-    """An object that differs from another in some of its lists, numbers and texts."""
+    """Returns an object that differs in some of its lists, numbers and texts."""
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         changes = {
             each.name: mutated(getattr(item, each.name), chance)

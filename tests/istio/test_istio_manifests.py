@@ -1,4 +1,4 @@
-"""Manifests as an API server returns them: what is read, and what an edit leaves as it is."""
+"""Manifests from an API server: an edit changes its values and leaves the others alone."""
 
 import copy
 import dataclasses
@@ -21,6 +21,7 @@ from tidegate.istio import (
     edit_manifest,
     parse_manifest,
 )
+from tidegate.istio.annotations import DestinationRuleAnnotations, VirtualServiceAnnotations
 from tidegate.istio.editing.plain_values import plain
 from tidegate.istio.editing.shifts import Shift, header_condition, shift, sticky_source
 from tidegate.istio.editing.yaml_text import spliced
@@ -137,13 +138,13 @@ RULE = {
 
 
 def shifted(change, service=SERVICE, rule=RULE):
-    """The manifest of a VirtualService after a shift."""
+    """Returns the manifest of a VirtualService after a shift."""
     before = IstioObjects.of(map(parse_manifest, (service, rule)))
     return edit_manifest(service, shift(before, change)[VISION])
 
 
 def changes(before, after, path=""):
-    """What differs between plain values: path, value before and value after."""
+    """Returns the differences between plain values: path, value before and value after."""
     if before == after and type(before) is type(after):
         return []
     if isinstance(before, dict) and isinstance(after, dict):
@@ -181,7 +182,7 @@ def test_fields_that_are_not_read_are_kept_with_their_message():
 
 
 @pytest.mark.parametrize("manifest", [SERVICE, RULE], ids=lambda each: each["kind"])
-def test_writing_gives_every_opaque_field_back(manifest):
+def test_writing_returns_every_opaque_field(manifest):
     written = plain(parse_manifest(manifest))
     assert parse_manifest(written) == parse_manifest(manifest)
 
@@ -218,7 +219,7 @@ def test_route_for_a_condition_keeps_the_opaque_fields_of_the_route_that_it_narr
     assert new[2]["corsPolicy"] == {"allowOrigin": ["*"], "maxAge": "86400s"}
     assert new[2]["match"] == [{"headers": {"x-user-tier": {"exact": "beta"}}}]
     assert [each["weight"] for each in new[2]["route"]] == [100, 0]
-    # And back: the route goes, and all that was there stays.
+    # The reverse edit removes the route and leaves all others as they were.
     service = parse_manifest(after)
     assert edit_manifest(after, parse_manifest(SERVICE)) == SERVICE
     assert service.http[2].name == "classify-x-user-tier-beta"
@@ -271,7 +272,7 @@ def test_subsets_are_added_and_removed():
 @pytest.mark.parametrize(
     ("manifest", "kind", "words"),
     [
-        ({"kind": "Service", "apiVersion": "v1"}, IstioError, "API server: Service is no object"),
+        ({"kind": "Service", "apiVersion": "v1"}, IstioError, "API server: Service is not an obj"),
         ({"kind": "Sidecar"}, IstioObjectErrors, "API server: Sidecar: kind: is not supported"),
         ({"metadata": {}}, IstioObjectErrors, "API server: VirtualService: metadata.name: is miss"),
         ({"spec": None}, IstioObjectErrors, "VirtualService models/vision: spec: is missing"),
@@ -293,7 +294,7 @@ def test_subsets_are_added_and_removed():
     ],
     ids=str,
 )
-def test_manifest_that_is_no_object_is_refused_by_path(manifest, kind, words):
+def test_invalid_manifest_is_refused_by_path(manifest, kind, words):
     with pytest.raises(kind, match=words):
         parse_manifest(SERVICE | manifest)
 
@@ -304,7 +305,7 @@ def test_manifest_of_another_object_is_not_edited():
 
 
 def json_values(text):
-    """Values as JSON has them."""
+    """Returns a strategy for the values of JSON."""
     return st.recursive(
         st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | text,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
@@ -313,16 +314,16 @@ def json_values(text):
 
 
 JSON = json_values(st.text())
-# The parser of YAML does not take every character that a JSON text may have.
+# The YAML parser does not accept every character that a JSON text may have.
 YAML = json_values(st.text("ab0 :#{'-é"))
 
 
 def mappings(value):
-    """Every mapping in a manifest in which an API server may know more fields than Tidegate."""
+    """Yields each mapping of a manifest that may have fields that Tidegate does not know."""
     if isinstance(value, dict):
         yield value
         for key, each in value.items():
-            # The keys of these are no fields.
+            # The keys of these mappings are not fields.
             if key not in ("headers", "set", "labels", "annotations", "tcp", "tls", "port"):
                 yield from mappings(each)
     elif isinstance(value, list):
@@ -382,3 +383,41 @@ def test_edit_of_a_text_touches_its_weights_only(tcp, fault, share):
 
 def test_text_and_manifest_give_the_same_object():
     assert parse_part(TEXT, "").objects[0].object == parse_manifest(yaml.safe_load(TEXT))
+
+
+def places_in(value):
+    """Yields each mapping or list of a value with one of its keys or indexes."""
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for key in keys:
+        yield value, key
+        yield from places_in(value[key])
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(
+    manifest=st.sampled_from([SERVICE, RULE]),
+    replaced=st.lists(st.tuples(st.integers(0, 200), JSON), min_size=1, max_size=3),
+)
+def test_any_value_of_a_spec_is_kept_by_an_edit_of_another(manifest, replaced):
+    changed = copy.deepcopy(manifest)
+    for place, value in replaced:
+        places = list(places_in(changed["spec"]))
+        if places:
+            container, key = places[place % len(places)]
+            container[key] = value
+    try:
+        item = parse_manifest(changed)
+    except IstioObjectErrors:
+        # A field without which there is no object, such as the host of a DestinationRule.
+        return
+    assert edit_manifest(changed, item) == changed
+    annotations = (
+        VirtualServiceAnnotations(sticky=sticky_source("header:x-id"))
+        if manifest is SERVICE
+        else DestinationRuleAnnotations(always_eject_one_host=True)
+    )
+    after = edit_manifest(changed, dataclasses.replace(item, annotations=annotations))
+    assert after["metadata"].pop("annotations") != changed["metadata"].pop("annotations", None)
+    assert changes(changed, after) == []

@@ -1,4 +1,4 @@
-"""YAML to objects: what comes out, and what a mistake is told like."""
+"""Parsing of YAML: the objects, and the errors with their lines and fixes."""
 
 import datetime as dt
 import re
@@ -32,7 +32,7 @@ def manifest(kind, spec, metadata="", version="v1"):
 
 
 def route(body):
-    """A VirtualService whose only rule has this body; it starts at line 9."""
+    """Returns a VirtualService whose only route has this body, which starts at line 9."""
     inner = textwrap.indent(textwrap.dedent(body).strip(), "  ")
     return manifest(Kind.VIRTUAL_SERVICE, f"hosts: [vision]\nhttp:\n-\n{inner}\n")
 
@@ -139,12 +139,20 @@ def test_destination_rule_is_read():
         (
             "match: [{headers: {uri: {exact: a}}}]",
             "match[0].headers.uri",
-            "is no header; Istio ign",
+            "is not a header; Istio ign",
         ),
         ("match: [{sourceLabels: {a: b}}]", "match[0].sourceLabels", "need a sidecar at each clie"),
-        ("match: [{ignoreUriCase: true}]", "match[0].ignoreUriCase", "for exact and prefix only"),
+        (
+            "match: [{ignoreUriCase: true}]",
+            "match[0].ignoreUriCase",
+            "to exact and prefix conditions",
+        ),
         ("match: [{port: 0}]", "match[0].port", "cannot be 0; write a number of 1 to 65535"),
-        ("mirror: {host: a}\nmirrors: [{destination: {host: b}}]", "mirrors", "beside 'mirror'"),
+        (
+            "mirror: {host: a}\nmirrors: [{destination: {host: b}}]",
+            "mirrors",
+            "combined with 'mirror'",
+        ),
         ("mirrorPercentage: {value: 5}", "mirrorPercentage", "has no effect without 'mirror'"),
         ("mirrorPercentage: 5", "mirrorPercentage", r"must be a mapping \{value: 5\}"),
         (
@@ -155,13 +163,17 @@ def test_destination_rule_is_read():
         ("fault: {}", "fault", "has neither 'delay' nor 'abort'; add one"),
         ("fault: {delay: {percent: 5, fixedDelay: 1s}}", "fault.delay.percent", "'percentage: {va"),
         ("fault: {abort: {percentage: {value: 1}}}", "fault.abort", "has none of httpStatus, grpc"),
-        ("fault: {abort: {grpcStatus: DOWN}}", "fault.abort.grpcStatus", "is no status of gRPC"),
+        ("fault: {abort: {grpcStatus: DOWN}}", "fault.abort.grpcStatus", "is not a gRPC status"),
         ("retries: {perTryTimeout: 1s}", "retries", "has conditions and no attempts"),
         ("retries: {attempts: 2, retryOn: '5xx,foo'}", "retries.retryOn", "no condition 'foo'"),
         ("retries: {attempts: -1}", "retries.attempts", "cannot be -1; write a number of 0 to"),
         ("rewrite: {}", "rewrite", "rewrites nothing"),
-        ("redirect: {uri: /x}", "redirect", "cannot stand beside 'route'; keep one of route, re"),
-        ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "no method of HTTP"),
+        (
+            "redirect: {uri: /x}",
+            "redirect",
+            "cannot be combined with 'route'; keep one of route, re",
+        ),
+        ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "not an HTTP method"),
         ("headers: {request: {set: {':path': x}}}", "headers.request.set", "cannot change the hea"),
         (
             "headers: {response: {add: {a: '5%'}}}",
@@ -169,7 +181,7 @@ def test_destination_rule_is_read():
             "has a lone %; write it as %%",
         ),
         ("name: 5", "name", "must be text, not a number; quote it: '5'"),
-        ("timeout: 1s\ntimeout: 2s", "timeout", "stands twice; keep one"),
+        ("timeout: 1s\ntimeout: 2s", "timeout", "is given twice; keep one"),
     ],
 )
 def test_mistake_in_a_route_is_named_with_its_fix(body, path, words):
@@ -192,7 +204,7 @@ def test_mistake_in_a_route_is_named_with_its_fix(body, path, words):
         (
             "route: [{destination: {host: a, subset: V_1}}]",
             ".route[0].destination.subset",
-            "is not a name of a subset",
+            "is not a subset name",
         ),
         (
             "route: [{destination: {host: a, port: 80}}]",
@@ -234,7 +246,7 @@ def test_route_without_a_proper_destination_is_refused(body, path, words):
             Kind.DESTINATION_RULE,
             "host: a\nsubsets: [{name: v1}, {name: v1}]",
             "subsets[1].name",
-            "subset v1 stands twice",
+            "subset v1 is given twice",
         ),
         (
             Kind.DESTINATION_RULE,
@@ -267,13 +279,13 @@ def test_route_without_a_proper_destination_is_refused(body, path, words):
             Kind.DESTINATION_RULE,
             "host: a\ntrafficPolicy: {tls: {mode: ISTIO_MUTUAL}}",
             "trafficPolicy.tls.mode",
-            "no certificate authority of Istio; write MUTUAL",
+            "no Istio certificate authority; write MUTUAL",
         ),
         (
             Kind.DESTINATION_RULE,
             "host: a\ntrafficPolicy: {loadBalancer: {simple: RANDOM, warmup: {duration: 1s}}}",
             "trafficPolicy.loadBalancer.warmup",
-            "counts for ROUND_ROBIN and LEAST_REQUEST only",
+            "applies to ROUND_ROBIN and LEAST_REQUEST only",
         ),
         (
             Kind.DESTINATION_RULE,
@@ -312,7 +324,7 @@ def test_route_without_a_proper_destination_is_refused(body, path, words):
                 "endpoints: [{address: 127.0.0.1, ports: {h: 2}}]"
             ),
             "endpoints[0].ports.h",
-            "is no port of the host; known are g",
+            "is not a port of the host; known are g",
         ),
         (
             Kind.SERVICE_ENTRY,
@@ -332,7 +344,7 @@ def test_mistake_in_an_object_is_named_with_its_fix(kind, spec, path, words):
     assert words in found[0][2]
 
 
-def test_all_mistakes_are_told_at_once_with_their_lines():
+def test_all_mistakes_are_reported_at_once_with_their_lines():
     text = (
         route("route: [{destination: {host: a}, weight: -1}]\ntimeout: 5")
         + "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s}\n"
@@ -361,7 +373,7 @@ def test_all_mistakes_are_told_at_once_with_their_lines():
         (
             "annotations: {tidegate.dev/load-balancer: orca}\n",
             "[tidegate.dev/load-balancer]",
-            "is not an annotation of Tidegate here",
+            "is not an annotation of Tidegate for this kind",
         ),
     ],
 )
@@ -373,7 +385,7 @@ def test_wrong_annotation_is_refused(metadata, path, words):
     assert line == 6
 
 
-def test_lists_are_opened_and_other_kinds_are_passed_over_by_name():
+def test_items_of_lists_are_read_and_other_kinds_are_skipped_and_listed():
     text = (
         "apiVersion: v1\nkind: List\nitems:\n"
         "- apiVersion: v1\n  kind: Service\n  metadata: {name: a, namespace: b}\n"
@@ -400,13 +412,13 @@ def test_lists_are_opened_and_other_kinds_are_passed_over_by_name():
                 "apiVersion: networking.istio.io/v2\nkind: WorkloadEntry\n"
                 "metadata: {name: a}\nspec: {address: 127.0.0.1}"
             ),
-            "v2 is no version of Istio's; known are networking.istio.io/v1, networking.is",
+            "v2 is not an API version of Istio; known are networking.istio.io/v1, networking.is",
         ),
         ("apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: a}", "spec: is miss"),
         ("apiVersion: networking.istio.io/v1\nkind: Gateway\nspec: {servers: []}", "metadata.name"),
     ],
 )
-def test_document_that_is_no_object_of_ours_is_refused(text, words):
+def test_invalid_document_is_refused(text, words):
     with pytest.raises(IstioObjectErrors) as caught:
         parse(text, "x.yaml")
     assert words in str(caught.value)
@@ -414,7 +426,7 @@ def test_document_that_is_no_object_of_ours_is_refused(text, words):
 
 def test_second_object_of_a_name_is_refused_with_the_place_of_the_first():
     text = manifest(Kind.WORKLOAD_ENTRY, "address: 127.0.0.1")
-    with pytest.raises(IstioObjectErrors, match=r"x:9: Work.*: is there already, at x:1; keep one"):
+    with pytest.raises(IstioObjectErrors, match=r"x:9: Work.*: is already defined at x:1; keep"):
         parse(f"{text}---\n{text}", "x")
 
 
@@ -438,11 +450,11 @@ def test_merge_keys_and_anchors_are_read():
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        ("{<<: text, address: 127.0.0.1}", "'<<' merges something that is no mapping"),
-        ("{<<: [text], address: 127.0.0.1}", "'<<' merges something that is no mapping"),
+        ("{<<: text, address: 127.0.0.1}", "'<<' merges something other than a mapping"),
+        ("{<<: [text], address: 127.0.0.1}", "'<<' merges something other than a mapping"),
     ],
 )
-def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):
+def test_invalid_merge_is_reported_at_its_line(endpoint, words):
     spec = f"{HEAD[Kind.SERVICE_ENTRY]}ports: [{{number: 80, name: g}}]\nendpoints: [{endpoint}]"
     good = manifest(Kind.WORKLOAD_ENTRY, "address: 127.0.0.1")
     parsed = parse_part(f"{manifest(Kind.SERVICE_ENTRY, spec)}---\n{good}", "x")
@@ -450,7 +462,7 @@ def test_what_cannot_be_merged_is_told_at_its_line(endpoint, words):
     assert [each.object.name.kind for each in parsed.objects] == [Kind.WORKLOAD_ENTRY]
 
 
-def test_an_empty_list_is_one_that_is_not_there():
+def test_an_empty_list_is_a_missing_one():
     spec = "hosts: [a.b]\ngateways: []\nexportTo: []\nhttp: [{match: [], redirect: {uri: /}}]"
     service = parse(manifest(Kind.VIRTUAL_SERVICE, spec), "x")[VISION]
     assert service.gateways == ("mesh",)

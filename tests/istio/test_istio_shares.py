@@ -1,4 +1,4 @@
-"""Shares of a host as weights of a route that it may have to share."""
+"""Shares of a host as weights of a route, which other hosts may share."""
 
 import math
 from fractions import Fraction
@@ -42,7 +42,7 @@ def destination(text):
 
 
 def route(text):
-    """Destinations such as ``other=50 web/v1=50``."""
+    """Parses destinations such as ``other=50 web/v1=50``."""
     found = []
     for each in text.split():
         name, _, weight = each.partition("=")
@@ -70,44 +70,44 @@ def asked(words):
 @pytest.mark.parametrize(
     ("before", "words", "after"),
     [
-        # The host's own part is divided; that of another host is not touched.
+        # The shift divides the host's own part and leaves that of another host alone.
         ("other=50 web/v1=50", "v2=20", "web/v2=10 other=50 web/v1=40"),
         ("other=50 web/v1=50", "v1=80 v2=20", "web/v2=10 other=50 web/v1=40"),
         ("other=50 web/v2=25 web/v1=25", "v2=100", "other=50 web/v2=50 web/v1=0"),
-        # Without a fraction in no other way: the smallest factor for all.
+        # No other way avoids fractions: the smallest factor for all weights.
         ("other=50 web/v1=50", "v2=25", "web/v2=25 other=100 web/v1=75"),
         ("other=97 web/v1=3", "v2=25", "web/v2=3 other=388 web/v1=9"),
         ("other=1 web/v1=1", "v2=25", "web/v2=1 other=4 web/v1=3"),
-        # A sum of 100 where that has no fraction.
+        # A sum of 100 where it has no fraction.
         ("other=5 web/v1=5", "v2=10", "web/v2=5 other=50 web/v1=45"),
-        # One destination has everything, whatever its weight.
+        # A single destination gets every request, whatever its weight.
         ("web/v1", "v2=25", "web/v2=25 web/v1=75"),
         ("web/v1=7", "v1=40 v2=60", "web/v2=60 web/v1=40"),
         ("web", "v1=75 v2=25", "web/v1=75 web/v2=25 web=0"),
-        # Decimals, and who is left beside them.
+        # Decimals, and the destinations that divide the rest.
         ("web/v2=10 web/v1=90", "v2=0.5", "web/v2=1 web/v1=199"),
         ("web/v2=10 web/v1=90", "v2=0.001", "web/v2=1 web/v1=99999"),
         ("web/v3=1 web/v1=999", "v2=50", "web/v2=500 web/v3=1 web/v1=499"),
-        # Others of weight 0 stay so.
+        # Other destinations of weight 0 keep it.
         ("other=0 web/v1=50 web/v2=50", "v2=10", "other=0 web/v1=90 web/v2=10"),
         ("web/v3=0 web/v2=20 web/v1=80", "v1=50 v2=50", "web/v3=0 web/v2=50 web/v1=50"),
         ("web/v3=0 web/v2=20 web/v1=80", "v2=50", "web/v3=0 web/v2=50 web/v1=50"),
         ("web/v2=100 web/v1=0", "v2=30", "web/v2=30 web/v1=70"),
-        # A subset twice, at two ports for example: its share is divided as it was.
+        # One subset twice, as at two ports: both keep their proportion.
         (
             "web/v1:80=60 web/v1:81=20 web/v2:80=20",
             "v1=40",
             "web/v1:80=30 web/v1:81=10 web/v2:80=60",
         ),
         ("web/v1:80=0 web/v1:81=0 web/v2:80=20", "v1=40", "web/v1:80=40 web/v1:81=0 web/v2:80=60"),
-        # What is asked holds already, in whatever numbers.
+        # The route already has the shares, in other numbers.
         ("web/v2=5 web/v1=995", "v2=0.5", "web/v2=5 web/v1=995"),
         ("other=7 web/v2=1 web/v1=2 web/v3=1", "v2=25", "other=7 web/v2=1 web/v1=2 web/v3=1"),
-        # The host gets nothing here, and a share of nothing is nothing.
+        # The host gets no request here, so there is nothing to divide.
         ("other=100 web/v1=0", "v2=25", "other=100 web/v1=0"),
     ],
 )
-def test_a_share_is_one_of_what_the_host_gets(before, words, after):
+def test_a_share_is_a_percentage_of_the_hosts_requests(before, words, after):
     assert text(with_shares(route(before), HOST, asked(words), "http[0]")) == after
 
 
@@ -122,7 +122,7 @@ def test_a_share_is_one_of_what_the_host_gets(before, words, after):
         ("other=2000000000 web/v1=3", "v2=0.001", "would sum to more than 2147483647"),
     ],
 )
-def test_what_cannot_be_had_is_refused(before, words, problem):
+def test_impossible_shares_are_refused(before, words, problem):
     with pytest.raises(EditError, match=problem):
         with_shares(route(before), HOST, asked(words), "http[0]")
 
@@ -157,13 +157,13 @@ def routes(objects):
         ({"v1": 60, "v9": 40}, "weights[1].subset", "no subset v9: DestinationRule models/web has"),
     ],
 )
-def test_a_share_that_is_none_is_refused_with_its_field(weights, field, problem):
+def test_invalid_share_is_refused_with_its_field(weights, field, problem):
     with pytest.raises(EditError, match=problem) as caught:
         shift(mesh(rule(f"{OTHER}, {V1}")), Shift(host="web", weights=weights))
     assert caught.value.field == field
 
 
-def test_rules_without_the_host_and_rules_that_give_it_nothing_stay():
+def test_routes_without_the_host_and_routes_of_weight_0_stay():
     idle = V1.replace("50", "0")
     before = mesh(rule(OTHER), rule(f"{OTHER}, {idle}"), rule(V1, BETA), rule(f"{OTHER}, {V1}"))
     after = shift(before, Shift(host="web", weights={"v2": 20}))
@@ -171,9 +171,9 @@ def test_rules_without_the_host_and_rules_that_give_it_nothing_stay():
     assert routes(after)[3] == "web/v2=10 other.models.svc.cluster.local=50 web/v1=40"
 
 
-def test_a_host_that_gets_nothing_and_one_behind_conditions_are_told_apart():
+def test_a_host_of_weight_0_and_one_behind_conditions_have_different_errors():
     nothing = mesh(rule(f"{OTHER}, {V1.replace('50', '0')}"))
-    with pytest.raises(EditError, match=r"gives it weight 0.* a share of nothing") as caught:
+    with pytest.raises(EditError, match=r"gives it weight 0.* nothing to divide") as caught:
         shift(nothing, Shift(host="web", weights={"v2": 20}))
     assert caught.value.field == "host"
     behind = mesh(rule(V1, BETA))
@@ -185,7 +185,7 @@ def test_a_host_that_gets_nothing_and_one_behind_conditions_are_told_apart():
         shift(behind, Shift(host="web", weights={"v2": 20}, match={name: condition}))
 
 
-def test_every_virtual_service_and_every_rule_of_the_host_is_changed():
+def test_every_virtual_service_and_every_route_of_the_host_is_changed():
     second = RULES.partition("---\n")[2].replace("name: web,", "name: web2,")
     first = rule(V1, "match: [{uri: {prefix: /a}}], ")
     before = parse(
@@ -201,7 +201,7 @@ def test_every_virtual_service_and_every_rule_of_the_host_is_changed():
     ]
 
 
-def test_the_subsets_of_two_rules_are_named_once_each_with_their_rules():
+def test_subsets_of_two_rules_are_listed_once_each_with_their_rules():
     both = parse(
         f"{RULES}    - {rule(V1)}\n---\n"
         + RULES.partition("---\n")[0]
@@ -247,7 +247,7 @@ def share_of_others(destinations):
     st.lists(st.tuples(NAMES, WEIGHTS), min_size=1, max_size=5),
     st.dictionaries(st.sampled_from(["v1", "v2", "v3"]), SHARES, min_size=1, max_size=3),
 )
-def test_shares_are_exact_others_keep_theirs_and_twice_is_once(destinations, shares):
+def test_shares_are_exact_and_other_hosts_keep_theirs(destinations, shares):
     before = route(" ".join(f"{name}={weight}" for name, weight in destinations))
     assume(any(each.destination.host == HOST for each in before))
     assume(sum(Fraction(str(share)) for share in shares.values()) <= 100)

@@ -1,6 +1,7 @@
-"""Ours beside a real cluster: what is taken and refused, value by value.
+"""Tidegate and a real cluster accept and refuse the same values.
 
-`verdicts.yaml` says what the API server and Istio's validation said, and is told how it was made.
+`verdicts.yaml` has the answers of the API server and of Istio's validation, and says how they were
+recorded.
 """
 
 import textwrap
@@ -17,8 +18,8 @@ PLACE = "§"
 NAMED = "{name: a, namespace: models}"
 
 
-def said(field, value):
-    """What is said of a value; nothing where it is taken."""
+def problems_of(field, value):
+    """Returns the problems of a value; none where Tidegate accepts it."""
     spec = field["spec"].rstrip().replace(PLACE, value)
     metadata = field.get("metadata", NAMED).replace(PLACE, value)
     text = (
@@ -31,26 +32,28 @@ def said(field, value):
 
 
 def taken(field, verdicts):
-    return [value for value in field.get(verdicts, ()) if not said(field, value)]
+    return [value for value in field.get(verdicts, ()) if not problems_of(field, value)]
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_what_a_cluster_takes_is_taken(name):
+def test_values_that_a_cluster_accepts_are_accepted(name):
     field = VERDICTS[name]
-    told = {value: found for value in field.get("taken", ()) if (found := said(field, value))}
+    told = {
+        value: found for value in field.get("taken", ()) if (found := problems_of(field, value))
+    }
     assert told == {}
     assert taken(field, "taken_here") == field.get("taken_here", [])
 
 
 @pytest.mark.parametrize("name", VERDICTS)
-def test_what_a_cluster_refuses_is_refused(name):
+def test_values_that_a_cluster_refuses_are_refused(name):
     assert taken(VERDICTS[name], "refused") == []
 
 
 @pytest.mark.parametrize("name", [name for name in VERDICTS if "refused_here" in VERDICTS[name]])
-def test_what_is_refused_here_alone_is_told_at_its_field_with_a_fix(name):
+def test_values_that_only_tidegate_refuses_have_a_problem_at_their_field_with_a_fix(name):
     field = VERDICTS[name]
-    found = {value: said(field, value) for value in field["refused_here"]}
+    found = {value: problems_of(field, value) for value in field["refused_here"]}
     assert {value: each[0].problem for value, each in found.items()} == field["refused_here"]
     assert [each for told in found.values() for each in told if not each.path or not each.fix] == []
 

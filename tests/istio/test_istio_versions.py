@@ -62,21 +62,21 @@ def test_every_kind_is_the_same_object_in_every_version(kind, version):
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_an_object_in_two_versions_is_there_twice(kind, tmp_path):
+def test_an_object_in_two_versions_is_a_duplicate(kind, tmp_path):
     for version in ("v1", "v1alpha3"):
         (tmp_path / f"{version}.yaml").write_text(document(kind, version))
-    with pytest.raises(IstioObjectErrors, match=r"v1alpha3.yaml:1: .* is there already, at .*v1.y"):
+    with pytest.raises(IstioObjectErrors, match=r"v1alpha3.yaml:1: .* already defined at .*v1.y"):
         read_files([tmp_path])
 
 
 @pytest.mark.parametrize("version", ["v2", "v1alpha1", "V1", "v1beta3"])
-def test_a_version_that_istio_has_not_is_refused_at_its_line(version):
-    words = rf"x:1: WorkloadEntry: apiVersion: networking.istio.io/{version} is no version of Istio"
+def test_unknown_version_is_refused_at_its_line(version):
+    words = rf"x:1: WorkloadEntry: apiVersion: .*/{version} is not an API version of Istio"
     with pytest.raises(IstioObjectErrors, match=words):
         parse(document(Kind.WORKLOAD_ENTRY, version), "x")
 
 
-def test_a_change_leaves_version_and_protocol_as_they_are_written(tmp_path):
+def test_an_edit_leaves_version_and_protocol_as_they_are_written(tmp_path):
     path = tmp_path / "mesh.yaml"
     path.write_text(OLD)
     loaded = read_files([path])
@@ -89,7 +89,7 @@ def test_a_change_leaves_version_and_protocol_as_they_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["http2", "Http2", "HTTP2", "hTtP2"])
-def test_case_of_letters_in_a_protocol_means_nothing(written):
+def test_case_of_letters_in_a_protocol_is_ignored(written):
     gateway = document(Kind.GATEWAY, "v1").replace("http2", written)
     (port,) = [each.port for each in parse(gateway, "x").gateways.popitem()[1].servers]
     assert port.protocol is GatewayProtocol.HTTP2
@@ -100,7 +100,7 @@ def test_case_of_letters_in_a_protocol_means_nothing(written):
     assert port.protocol is PortProtocol.HTTP2
 
 
-def test_a_protocol_without_a_word_is_none():
+def test_an_empty_protocol_is_a_missing_one():
     entry = document(Kind.SERVICE_ENTRY, "v1").replace("name: a}]", "name: a, protocol: ''}]")
     (port,) = parse(entry, "x").service_entries.popitem()[1].ports
     assert port.protocol is None

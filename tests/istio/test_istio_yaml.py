@@ -1,4 +1,4 @@
-"""What YAML can write in more ways than one: aliases, merge keys, marks, tags, line ends."""
+"""Forms of YAML with one meaning: aliases, merge keys, byte order marks, tags, line ends."""
 
 import json
 
@@ -57,7 +57,7 @@ ROUTE = f"""{HEAD}\
 
 
 def shifted(tmp_path, text, **shares):
-    """The text of a VirtualService after a shift."""
+    """Returns the text of a VirtualService after a shift."""
     (tmp_path / "rule.yaml").write_text(RULE)
     (tmp_path / "a.yaml").write_bytes(text.encode())
     loaded = read_files([tmp_path])
@@ -92,7 +92,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_shift_changes_what_it_is_to_in_any_form(tmp_path, form):
+def test_a_shift_has_the_same_result_in_any_form(tmp_path, form):
     assert weights(FORMS[form]) == {"v1": 50, "v2": 50}
     after = shifted(tmp_path, FORMS[form])
     assert weights(after) == {"v1": 75, "v2": 25}
@@ -100,19 +100,19 @@ def test_a_shift_changes_what_it_is_to_in_any_form(tmp_path, form):
     assert after.count("\r\n") == FORMS[form].count("\r\n")
 
 
-def test_an_alias_goes_only_where_it_is_in_the_way(tmp_path):
+def test_an_alias_is_replaced_only_where_it_is_in_the_way(tmp_path):
     assert shifted(tmp_path, ALIAS) == ALIAS.replace("&w 50", "75").replace("*w", "25")
     kept = ALIAS.replace("hosts: [a]", "hosts: &h [a]")
     assert "&h [a]" in shifted(tmp_path, kept)
 
 
-def test_a_route_that_two_rules_share_is_changed_in_one_of_them(tmp_path):
+def test_a_destination_that_two_routes_share_is_changed_in_one_of_them(tmp_path):
     after = shifted(tmp_path, ROUTE)
     assert weights(after, 0) == {"v1": 50, "v2": 50}
     assert weights(after, 1) == {"v1": 75, "v2": 25}
 
 
-def test_what_cannot_be_written_out_is_named(tmp_path, monkeypatch):
+def test_alias_that_cannot_be_replaced_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("tidegate.istio.editing.aliases._MOST_CHARACTERS", 1)
     with pytest.raises(EditError, match=r"aliases share its parts: \*w in line 11.* write their"):
         shifted(tmp_path, ALIAS)
@@ -131,16 +131,16 @@ def test_what_cannot_be_written_out_is_named(tmp_path, monkeypatch):
         ("a: &x [*x]\n", None),
     ],
 )
-def test_aliases_are_written_out(text, plain):
+def test_aliases_are_replaced_by_their_values(text, plain):
     if plain is None and "&x 2" in text:
-        # YAML 1.2 lets an anchor be named again, and PyYAML does not.
+        # YAML 1.2 allows two anchors of one name, and PyYAML does not.
         with pytest.raises(yaml.YAMLError):
             without_aliases(text)
         return
     assert without_aliases(text) == plain
 
 
-def test_aliases_that_would_grow_without_end_are_not_written_out():
+def test_aliases_that_would_grow_without_end_are_not_replaced():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     for depth in range(1, 12):
         alias = ", ".join([f"*a{depth - 1}"] * 10)
@@ -154,28 +154,28 @@ def test_aliases_that_would_grow_without_end_are_not_written_out():
         (
             ALIAS.replace("&w ", ""),
             11,
-            "*w stands for an anchor that this",
+            "*w refers to an anchor that this",
             "write &w at the value",
         ),
         (
             PLAIN + "---\n" + ALIAS.replace("&w ", ""),
             23,
-            "*w stands for an anchor",
+            "*w refers to an anchor",
             "same document",
         ),
         (PLAIN.replace("[a]", "[*.b.com]"), 5, "begins with *", "quote it, as in '*.example.com'"),
         (PLAIN.replace("hosts: [a]", "hosts:\n  - *"), 6, "begins with *", "quote it"),
-        (PLAIN.replace("  - route", "\t- route"), 7, "a tab stands in the indentation", "spaces"),
-        (MERGED.replace("*d", "3"), 11, "'<<' merges something that is no mapping", "'<<: *def"),
+        (PLAIN.replace("  - route", "\t- route"), 7, "the indentation has a tab", "spaces"),
+        (MERGED.replace("*d", "3"), 11, "'<<' merges something other than a mapping", "'<<: *def"),
         (
             PLAIN.replace("weight: 50", "<<: {weight: 1}\n      weight: 50\n      weight: 2", 1),
             11,
-            "weight: stands twice",
+            "weight: is given twice",
             "keep one",
         ),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(text, line, problem, fix):
+def test_invalid_yaml_is_reported_with_its_line(text, line, problem, fix):
     with pytest.raises(IstioObjectErrors) as caught:
         parse(text, "a.yaml")
     said = str(caught.value)
@@ -185,7 +185,7 @@ def test_what_is_wrong_is_named_with_its_line(text, line, problem, fix):
 
 
 @pytest.mark.parametrize("number", ["1" * 400, "1e400", "1" * 5000])
-def test_a_number_beyond_all_bounds_is_refused(number):
+def test_a_number_out_of_range_is_refused(number):
     text = (
         "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\n"
         "spec: {hosts: [a.b], http: [{fault: {abort: {httpStatus: 500, percentage: {value: "

@@ -1,8 +1,8 @@
 """BentoML, two worker processes that classify one request at a time.
 
 JPEG bytes are the body of the request. The ``bentoml serve`` command loads this module, and the
-options reach it through the environment, as BentoML has it. Adaptive batching is there for the
-asking (``--max-batch``), but over HTTP a batchable method takes a form of files, which BentoML
+options reach it through the environment, as BentoML requires. Adaptive batching is available
+(``--max-batch``), but over HTTP a batchable method takes a form of files, which BentoML
 writes to disk and the service reads back.
 """
 
@@ -39,7 +39,7 @@ class _Vision:
 
 @bentoml.service(**_SETTINGS)
 class Single(_Vision):
-    """Each request by itself."""
+    """Classifies each request alone."""
 
     @bentoml.api
     def classify(self, jpeg: Jpeg, /) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ class Single(_Vision):
 
 @bentoml.service(**_SETTINGS)
 class Batching(_Vision):
-    """Requests gathered by BentoML's adaptive batching."""
+    """Classifies batches of BentoML's adaptive batching."""
 
     @bentoml.api(batchable=True, max_batch_size=max(2, _MAX_BATCH), max_latency_ms=1000)
     def classify(self, jpegs: list[Path]) -> list[list[dict[str, Any]]]:
@@ -58,7 +58,7 @@ class Batching(_Vision):
 
 
 def main() -> None:
-    """Becomes ``bentoml serve``."""
+    """Replaces this process by ``bentoml serve``."""
     options = parse_options(workers=2, max_batch=1)
     environment = os.environ | {
         "BENCH_MODELS": str(options.models.resolve()),

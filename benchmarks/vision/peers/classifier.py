@@ -1,11 +1,11 @@
-"""What every peer serves: Tidegate's own decoding and batch plan, and its model as it compiles it.
+"""The model that every peer serves, with Tidegate's own decoding, batch plan and compilation.
 
-The peers run in an environment of their own but read these few modules from the source tree (the
-runner sets ``PYTHONPATH``), so that between two servers only the serving differs. Two things
-are arranged in the peers' favour. A peer may hand over any number of images at once; they are split
-into the runs that were quickest when measured at start, as Tidegate splits them, so that a peer's
-batch of 16 does not suffer from falling out of the processor's caches. And threads are not pinned:
-OpenVINO would put the first thread of each worker process on the same core.
+The peers run in an environment of their own but import these modules from the source tree (the
+runner sets ``PYTHONPATH``), so that two servers differ only in the serving. Two details favour the
+peers. A peer may pass any number of images at once; they are split into the runs that were quickest
+when measured at start, as Tidegate splits them, so that a peer's batch of 16 does not overflow the
+CPU's caches. And threads are not pinned: OpenVINO would pin the first thread of each worker process
+to the same core.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _TRIALS = 5
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a peer is started.
+    """The options of a peer.
 
     Attributes:
-        models: the model repository.
-        version: the model's version, which says its precision.
-        port: where to listen, on loopback.
-        workers: processes (or threads) that classify.
-        max_batch: images that the peer may gather into one call.
+        models: The model repository.
+        version: The model's version, which names its precision.
+        port: The port on loopback.
+        workers: Processes (or threads) that classify.
+        max_batch: Images that the peer may batch into one call.
     """
 
     models: Path
@@ -64,8 +64,8 @@ def parse_options(*, workers: int, max_batch: int) -> Options:
     """Reads the command line.
 
     Args:
-        workers: the peer's best number of workers, used unless told otherwise.
-        max_batch: the peer's best batch, used unless told otherwise.
+        workers: The default number of workers, the best for this peer.
+        max_batch: The default batch size, the best for this peer.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", type=Path, required=True)
@@ -81,9 +81,9 @@ class Classifier:
     """The model, compiled.
 
     Args:
-        models: the model repository.
-        version: the model's version.
-        threads: calls that may be under way at once; each runs on one core.
+        models: The model repository.
+        version: The model's version.
+        threads: Parallel calls; each runs on one core.
     """
 
     def __init__(self, models: Path, version: str, threads: int) -> None:
@@ -101,7 +101,7 @@ class Classifier:
     def classify(
         self, images: Sequence[npt.NDArray[np.uint8]]
     ) -> list[list[dict[str, int | str | float]]]:
-        """The five likeliest classes of each image, best first."""
+        """Returns the five best classes of each image, best first."""
         answers = []
         remaining = list(images)
         while remaining:
@@ -145,7 +145,7 @@ class Classifier:
 
 
 class _Compiled:
-    """The model for one batch size, normalisation included, with a request for each thread."""
+    """The model for one batch size, with normalisation and an infer request for each thread."""
 
     def __init__(self, entry: Entry, size: int, threads: int) -> None:
         model = entry.image_classifier()

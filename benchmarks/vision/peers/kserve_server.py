@@ -1,6 +1,6 @@
 """KServe's model server over gRPC (Open Inference Protocol, raw bytes).
 
-Its Python server has no batcher of its own. ``predict`` hands each request to a pool of two
+Its Python server has no batcher of its own. ``predict`` passes each request to a pool of two
 threads, so that the event loop stays free while decoding and inference, which release the GIL,
 use both cores.
 """
@@ -17,7 +17,7 @@ from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model, 
 
 
 class VisionModel(Model):
-    """One image in, the best classes out as JSON."""
+    """Classifies one image; returns the best classes as JSON."""
 
     def __init__(self, options: Options) -> None:
         super().__init__("efficientnet-lite0")
@@ -45,7 +45,7 @@ class VisionModel(Model):
 
 
 def main() -> None:
-    """Serves until it is told to stop."""
+    """Serves until a signal stops it."""
     options = parse_options(workers=2, max_batch=1)
     logging.getLogger("kserve").setLevel(logging.WARNING)
     server = ModelServer(

@@ -1,7 +1,7 @@
-"""LitServe, two worker processes that gather up to 16 images each.
+"""LitServe, two worker processes that batch up to 16 images each.
 
 JPEG bytes are the body of the request (no form, no base64), decoded in the worker. Of batches of 1,
-4 and 16, the largest was the quickest in a comparison on two cores.
+4 and 16, the largest was the fastest in a comparison on two cores.
 """
 
 from typing import Annotated, Any
@@ -10,12 +10,12 @@ import litserve
 from classifier import Classifier, Options, parse_options
 from fastapi import Body
 
-# LitServe asks FastAPI for whatever decode_request is annotated with: here, the body as it is.
+# LitServe requests from FastAPI what decode_request is annotated with: here, the raw body.
 Jpeg = Annotated[bytes, Body(media_type="application/octet-stream")]
 
 
 class VisionApi(litserve.LitAPI):
-    """Decodes in the worker, batches there too where more than one request waits."""
+    """Decodes in the worker, and batches there if more than one request waits."""
 
     def __init__(self, options: Options, **batching: Any) -> None:
         super().__init__(**batching)
@@ -30,11 +30,11 @@ class VisionApi(litserve.LitAPI):
         return self.classifier.decode(request)
 
     def batch(self, inputs: list[Any]) -> list[Any]:
-        """Keeps the images apart: the engine copies them to where it computes."""
+        """Keeps the images separate, because the engine copies each one."""
         return inputs
 
     def unbatch(self, output: list[Any]) -> list[Any]:
-        """One answer for each image."""
+        """One response for each image."""
         return output
 
     def predict(self, x: Any) -> Any:
@@ -44,12 +44,12 @@ class VisionApi(litserve.LitAPI):
         return self.classifier.classify([x])[0]
 
     def encode_response(self, output: Any) -> dict[str, Any]:
-        """The JSON of one answer."""
+        """The JSON of one response."""
         return {"classifications": output}
 
 
 def main() -> None:
-    """Serves until it is told to stop."""
+    """Serves until a signal stops it."""
     options = parse_options(workers=2, max_batch=16)
     batching: dict[str, Any] = {}
     if options.max_batch > 1:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-# Ray makes its workers nicer than what loads them unless told otherwise.
+# By default Ray gives its workers a lower priority (nice) than the load generator has.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
@@ -34,7 +34,7 @@ class Vision:
         self._classifier = Classifier(options.models, options.version, threads=1)
 
     async def __call__(self, request: Request) -> dict[str, Any]:
-        """Answers one HTTP request."""
+        """Handles one HTTP request."""
         return {"classifications": await self.classify(await request.body())}
 
     async def classify(self, jpeg: bytes) -> list[dict[str, Any]]:
@@ -43,16 +43,16 @@ class Vision:
 
 
 class BatchingVision(Vision):
-    """A replica that gathers requests."""
+    """A replica that batches requests."""
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.002)
     async def classify(self, jpegs: list[bytes]) -> list[list[dict[str, Any]]]:
-        """Classifies what was gathered."""
+        """Classifies a batch."""
         return self._classifier.classify_jpegs(jpegs)
 
 
 def main() -> None:
-    """Serves until it is told to stop."""
+    """Serves until a signal stops it."""
     options = parse_options(workers=2, max_batch=1)
     ray.init(
         num_cpus=8,

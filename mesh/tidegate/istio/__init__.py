@@ -1,8 +1,10 @@
-"""Istio's objects as values: parsed and checked, gathered, edited in their files.
+"""Istio's objects as data: read, check, edit and write them.
 
-A module for each kind declares its messages (`virtual_service`, `destination_rule`, `gateway`,
-`service_entry`); `reading` and `rules` read and check what is declared, `files` keeps objects and
-their YAML together, and `edits` are the changes that a traffic shift is made of.
+An object comes from YAML text with line numbers or, as plain values, from an API server. One module
+for each kind declares its messages: `virtual_service`, `destination_rule`, `gateway` and
+`service_entry`. `reading` makes objects, `rules` applies Istio's validation to them, and `editing`
+changes them in place, in a text or in a manifest. Whether an object can be compiled is the
+compiler's verdict (`tidegate.mesh.compiler.unsupported`).
 """
 
 from tidegate.istio.editing.file_changes import FileChange, plan_changes

@@ -1,4 +1,4 @@
-"""``tidegate.dev/*`` annotations: what model serving needs of Envoy and Istio has no field for."""
+"""``tidegate.dev/*`` annotations: features of Envoy that have no field in Istio."""
 
 import datetime as dt
 import enum
@@ -17,7 +17,7 @@ __all__ = [
 
 
 class LoadBalancerOption(enum.Enum):
-    """Load balancing that Envoy has and Istio does not name."""
+    """Load balancing that Envoy has and Istio has no name for."""
 
     ORCA = "orca"
     FULL_SCAN = "full-scan"
@@ -25,10 +25,10 @@ class LoadBalancerOption(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """What of a request decides to which weighted destination it goes.
+    """The part of a request that decides which weighted destination gets it.
 
     Attributes:
-        header: the header whose value is hashed.
+        header: The header to hash.
     """
 
     header: HeaderName
@@ -43,7 +43,7 @@ class VirtualServiceAnnotations:
 
     Attributes:
         sticky: ``header:NAME``: requests with the same value of the header go to the same weighted
-            destination as long as the weights stay, and a canary's cohort only grows with it.
+            destination while the weights stay. A growing canary keeps the users that it has.
     """
 
     sticky: Sticky | None = None
@@ -54,11 +54,11 @@ class DestinationRuleAnnotations:
     """Annotations of a DestinationRule.
 
     Attributes:
-        load_balancer: ``orca`` weighs endpoints by the load that they report (client-side weighted
-            round robin); ``full-scan`` takes the endpoint with the fewest requests of all, not of
-            two.
+        load_balancer: ``orca`` weights endpoints by the load that they report (client-side weighted
+            round robin). ``full-scan`` picks the endpoint with the fewest requests of all
+            endpoints, not of two.
         always_eject_one_host: ``"true"`` lets outlier detection eject one endpoint even where
-            maxEjectionPercent comes to less than one.
+            maxEjectionPercent amounts to less than one.
     """
 
     load_balancer: LoadBalancerOption | None = None
@@ -70,7 +70,7 @@ class ServiceEntryAnnotations:
     """Annotations of a ServiceEntry.
 
     Attributes:
-        p99: how long the slowest hundredth of its answers takes; ``tidegate mesh lint`` compares
+        p99: The 99th percentile of the host's response time. ``tidegate mesh lint`` compares
             timeouts with it.
     """
 

@@ -1,4 +1,4 @@
-"""DestinationRule: the subsets of a host, and how its endpoints are called."""
+"""DestinationRule: the subsets of a host, and the traffic policy of its endpoints."""
 
 import datetime as dt
 import enum
@@ -41,7 +41,7 @@ _PORT = Range(1, 65535)
 
 
 class SimpleLoadBalancer(enum.Enum):
-    """How one of the endpoints is chosen, by Istio's word."""
+    """A load-balancing algorithm, by Istio's name."""
 
     UNSPECIFIED = "UNSPECIFIED"
     RANDOM = "RANDOM"
@@ -53,12 +53,12 @@ class SimpleLoadBalancer(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCookie(Message):
-    """A cookie that is hashed.
+    """A cookie to hash.
 
     Attributes:
-        name: its name.
-        path: its path, where Envoy makes it.
-        ttl: its lifetime, where Envoy makes it; 0 is a session cookie.
+        name: The name of the cookie.
+        path: The path of a cookie that Envoy creates.
+        ttl: The lifetime of a cookie that Envoy creates; 0 is a session cookie.
     """
 
     OPAQUE = frozenset({"attributes"})
@@ -70,10 +70,10 @@ class HttpCookie(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingHash(Message):
-    """A ring of hashes.
+    """A hash ring.
 
     Attributes:
-        minimum_ring_size: least number of places on the ring.
+        minimum_ring_size: Least number of entries on the ring.
     """
 
     minimum_ring_size: Annotated[int, Range(0, 8_388_608)] = 1024
@@ -81,10 +81,10 @@ class RingHash(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maglev(Message):
-    """A table of hashes (Eisenbud et al. 2016).
+    """A Maglev hash table (Eisenbud et al. 2016).
 
     Attributes:
-        table_size: places in the table, a prime.
+        table_size: Number of entries in the table, a prime.
     """
 
     table_size: Annotated[int, Range(2, 5_000_010)]
@@ -92,16 +92,16 @@ class Maglev(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsistentHash(Message):
-    """Requests that are alike go to the same endpoint.
+    """Load balancing by hash: requests with the same hash go to the same endpoint.
 
     Attributes:
-        http_header_name: the header that is hashed.
-        http_cookie: the cookie that is hashed.
-        use_source_ip: whether the client's address is hashed.
-        http_query_parameter_name: the query parameter that is hashed.
-        ring_hash: a ring; the default.
-        maglev: a Maglev table, instead of a ring.
-        minimum_ring_size: deprecated by Istio for ``ringHash.minimumRingSize``.
+        http_header_name: A header to hash.
+        http_cookie: A cookie to hash.
+        use_source_ip: Whether to hash the client's address.
+        http_query_parameter_name: A query parameter to hash.
+        ring_hash: A hash ring; the default.
+        maglev: A Maglev table, instead of a ring.
+        minimum_ring_size: Deprecated by Istio for ``ringHash.minimumRingSize``.
     """
 
     http_header_name: HeaderName | None = None
@@ -115,12 +115,12 @@ class ConsistentHash(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warmup(Message):
-    """A new endpoint's share grows over a time.
+    """The share of a new endpoint grows over some time.
 
     Attributes:
-        duration: how long.
-        minimum_percent: share at its start, in percent.
-        aggression: how the share grows: 1 is linear, more is faster at first.
+        duration: How long the share grows.
+        minimum_percent: The share at the start, in percent.
+        aggression: How the share grows: 1 is linear, more is faster at first.
     """
 
     duration: Annotated[dt.timedelta, Positive()]
@@ -130,13 +130,13 @@ class Warmup(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBalancer(Message):
-    """How an endpoint is chosen.
+    """How the proxy picks an endpoint.
 
     Attributes:
-        simple: one of Istio's algorithms; ``LEAST_REQUEST`` is the default.
-        consistent_hash: by hash, instead of ``simple``.
-        warmup: how a new endpoint's share grows.
-        warmup_duration_secs: deprecated by Istio for ``warmup``.
+        simple: One of Istio's algorithms; ``LEAST_REQUEST`` is the default.
+        consistent_hash: By hash, instead of ``simple``.
+        warmup: How the share of a new endpoint grows.
+        warmup_duration_secs: Deprecated by Istio for ``warmup``.
     """
 
     OPAQUE = frozenset({"localityLbSetting", "zoneAwareLbSetting"})
@@ -149,12 +149,12 @@ class LoadBalancer(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpKeepalive(Message):
-    """TCP's own probes of an idle connection.
+    """TCP keepalive probes on an idle connection.
 
     Attributes:
-        probes: unanswered probes after which the connection is dead.
-        time: idle time before the first probe.
-        interval: time between probes.
+        probes: Unanswered probes after which the connection is dead.
+        time: Idle time before the first probe.
+        interval: Time between probes.
     """
 
     probes: Annotated[int | None, _UINT32] = None
@@ -164,13 +164,13 @@ class TcpKeepalive(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpSettings(Message):
-    """Connections to the endpoints.
+    """Settings of connections to the endpoints.
 
     Attributes:
-        max_connections: most connections to one host.
-        connect_timeout: time for a connection to be made; 10 s without it.
-        tcp_keepalive: TCP's own probes.
-        max_connection_duration: longest life of a connection.
+        max_connections: Most connections to one host.
+        connect_timeout: Timeout of a new connection; 10 s without it.
+        tcp_keepalive: TCP keepalive probes.
+        max_connection_duration: Longest lifetime of a connection.
     """
 
     OPAQUE = frozenset({"idleTimeout"})
@@ -186,8 +186,8 @@ class Http2KeepAlive(Message):
     """HTTP/2 pings to the endpoints.
 
     Attributes:
-        interval: time between pings.
-        timeout: time for the answer, after which the connection is closed.
+        interval: Time between pings.
+        timeout: Timeout of the ping's answer. After it the proxy closes the connection.
     """
 
     interval: Annotated[dt.timedelta | None, Positive()] = None
@@ -195,7 +195,7 @@ class Http2KeepAlive(Message):
 
 
 class H2UpgradePolicy(enum.Enum):
-    """Whether HTTP/1.1 requests go on as HTTP/2."""
+    """Whether the proxy sends HTTP/1.1 requests on as HTTP/2."""
 
     DEFAULT = "DEFAULT"
     DO_NOT_UPGRADE = "DO_NOT_UPGRADE"
@@ -204,17 +204,17 @@ class H2UpgradePolicy(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSettings(Message):
-    """Requests to the endpoints.
+    """Settings of requests to the endpoints.
 
     Attributes:
-        http1_max_pending_requests: most requests that wait for a connection.
-        http2_max_requests: most requests at a time to the host.
-        max_requests_per_connection: most requests over one connection; 0 is no limit.
-        max_retries: most retries at a time to the host.
-        idle_timeout: a connection without requests is closed after this time.
-        h2_upgrade_policy: whether HTTP/1.1 requests go on as HTTP/2.
-        use_client_protocol: whether the client's protocol is kept.
-        max_concurrent_streams: most streams on one HTTP/2 connection.
+        http1_max_pending_requests: Most requests that wait for a connection.
+        http2_max_requests: Most concurrent requests to the host.
+        max_requests_per_connection: Most requests over one connection; 0 is no limit.
+        max_retries: Most concurrent retries to the host.
+        idle_timeout: Time without requests after which the proxy closes a connection.
+        h2_upgrade_policy: Whether the proxy sends HTTP/1.1 requests on as HTTP/2.
+        use_client_protocol: Whether the proxy keeps the client's protocol.
+        max_concurrent_streams: Most streams on one HTTP/2 connection.
         http2_keep_alive: HTTP/2 pings.
     """
 
@@ -234,8 +234,8 @@ class ConnectionPool(Message):
     """Limits of connections and requests to a host.
 
     Attributes:
-        tcp: connections.
-        http: requests.
+        tcp: Settings of connections.
+        http: Settings of requests.
     """
 
     tcp: TcpSettings | None = None
@@ -244,17 +244,22 @@ class ConnectionPool(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutlierDetection(Message):
-    """When an endpoint that fails is left out for a time.
+    """When the proxy ejects a failing endpoint for some time.
 
     Attributes:
-        consecutive_5xx_errors: failures in a row that eject it; 0 turns it off, 5 without it.
-        consecutive_gateway_errors: failures in a row of the kind 502, 503, 504; off without it.
-        split_external_local_origin_errors: whether failures to connect count apart.
-        consecutive_local_origin_failures: failures to connect in a row; only when they count apart.
-        interval: time between looks; 10 s without it.
-        base_ejection_time: time out, times how often it was out before; 30 s without it.
-        max_ejection_percent: most endpoints that may be out, in percent; 10 without it.
-        min_health_percent: below this share of healthy endpoints nobody is ejected; 0 without it.
+        consecutive_5xx_errors: Consecutive failures that eject an endpoint; 0 turns it off, 5
+            without it.
+        consecutive_gateway_errors: Consecutive failures with 502, 503 or 504 that eject an
+            endpoint; off without it.
+        split_external_local_origin_errors: Whether failures to connect count separately.
+        consecutive_local_origin_failures: Consecutive failures to connect that eject an endpoint,
+            where these count separately.
+        interval: Time between two checks; 10 s without it.
+        base_ejection_time: Time of an ejection, multiplied by the number of ejections so far; 30 s
+            without it.
+        max_ejection_percent: Most endpoints that may be ejected, in percent; 10 without it.
+        min_health_percent: Share of healthy endpoints below which no endpoint is ejected; 0 without
+            it.
     """
 
     OPAQUE = frozenset({"consecutiveErrors", "outlierDetectionHttpErrorCodes"})
@@ -270,7 +275,7 @@ class OutlierDetection(Message):
 
 
 class ClientTlsMode(enum.Enum):
-    """Whether connections to the endpoints are secured."""
+    """Whether the proxy uses TLS to the endpoints."""
 
     DISABLE = "DISABLE"
     SIMPLE = "SIMPLE"
@@ -283,15 +288,15 @@ class ClientTls(Message):
     """TLS to the endpoints.
 
     Attributes:
-        mode: whether, and whether with a certificate of one's own.
-        client_certificate: file of one's own certificate chain.
-        private_key: file of its key.
-        ca_certificates: file of the authorities that servers' certificates are checked against;
-            the system's without it.
-        ca_crl: file of revoked certificates.
-        subject_alt_names: names of which a server's certificate must have one.
-        sni: name that is asked for.
-        insecure_skip_verify: whether servers' certificates are not checked.
+        mode: Whether the proxy uses TLS, and whether it has a certificate of its own.
+        client_certificate: File of the proxy's certificate chain.
+        private_key: File of its private key.
+        ca_certificates: File of the authorities that verify a server's certificate; the system's
+            without it.
+        ca_crl: File of revoked certificates.
+        subject_alt_names: Names of which a server's certificate must have one.
+        sni: The server name (SNI) to ask for.
+        insecure_skip_verify: Whether the proxy does not verify servers' certificates.
     """
 
     OPAQUE = frozenset({"credentialName"})
@@ -308,11 +313,11 @@ class ClientTls(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryBudget(Message):
-    """Most retries at a time, relative to the requests at that time.
+    """Most concurrent retries, relative to the number of active requests.
 
     Attributes:
-        percent: of the requests in progress, 0 to 100.
-        min_retry_concurrency: retries that are always allowed.
+        percent: Share of the active requests, 0 to 100.
+        min_retry_concurrency: Concurrent retries that are always allowed.
     """
 
     OPAQUE = frozenset({"budgetInterval"})
@@ -323,13 +328,13 @@ class RetryBudget(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortTrafficPolicy(Message):
-    """How one port is called. It inherits nothing: what it leaves out has Istio's defaults.
+    """The traffic policy of one port. It inherits nothing: a missing part has Istio's default.
 
     Attributes:
-        port: the host's port.
-        load_balancer: how an endpoint is chosen.
-        connection_pool: limits.
-        outlier_detection: when an endpoint is left out.
+        port: The host's port.
+        load_balancer: How the proxy picks an endpoint.
+        connection_pool: Limits of connections and requests.
+        outlier_detection: When the proxy ejects an endpoint.
         tls: TLS to the endpoints.
     """
 
@@ -342,15 +347,15 @@ class PortTrafficPolicy(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficPolicy(Message):
-    """How a host, or a subset of it, is called.
+    """How the proxy calls a host, or a subset of it.
 
     Attributes:
-        load_balancer: how an endpoint is chosen.
-        connection_pool: limits.
-        outlier_detection: when an endpoint is left out.
+        load_balancer: How the proxy picks an endpoint.
+        connection_pool: Limits of connections and requests.
+        outlier_detection: When the proxy ejects an endpoint.
         tls: TLS to the endpoints.
-        port_level_settings: what holds for single ports instead of all of the above.
-        retry_budget: most retries at a time.
+        port_level_settings: Policies of single ports, instead of all of the above.
+        retry_budget: Most concurrent retries.
     """
 
     OPAQUE = frozenset({"tunnel", "proxyProtocol"})
@@ -368,10 +373,10 @@ class Subset(Message):
     """Some endpoints of a host.
 
     Attributes:
-        name: what routes call it.
-        labels: what an endpoint's labels must contain; every endpoint without any.
-        traffic_policy: how it is called; each part stands instead of that of the rule. It counts
-            only for requests whose route names the subset.
+        name: The name that routes use.
+        labels: Labels that an endpoint must have; every endpoint without any.
+        traffic_policy: The policy of the subset. Each part replaces that of the rule. It applies
+            only to requests whose route names the subset.
     """
 
     name: SubsetName
@@ -381,16 +386,16 @@ class Subset(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationRule(Message):
-    """The subsets of a host, and how it is called.
+    """The subsets and the traffic policy of a host.
 
     Attributes:
-        name: what the object is called.
-        annotations: its ``tidegate.dev/*`` annotations.
-        host: the host.
-        traffic_policy: how it is called.
-        subsets: parts of it.
-        export_to: ``*`` for every namespace, ``.`` for its own; left out, it is ``*``, but Istio
-            merges only rules of a host that say the same.
+        name: The name of the object.
+        annotations: Its ``tidegate.dev/*`` annotations.
+        host: The host.
+        traffic_policy: How the proxy calls the host.
+        subsets: Subsets of the host.
+        export_to: ``*`` for every namespace, ``.`` for its own. The default is ``*``, but Istio
+            merges only rules of a host that are equal here.
     """
 
     OPAQUE = frozenset({"workloadSelector"})

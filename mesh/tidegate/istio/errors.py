@@ -1,4 +1,4 @@
-"""What can be wrong with Istio objects, their files, and changes of them."""
+"""Errors of Istio objects, their files and their edits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ObjectProblem:
-    """One thing that is wrong with an object.
+    """One problem of an object.
 
     Attributes:
-        source: the file, or whatever the text came from.
-        line: the line there, from 1; 0 where there are no lines.
-        object: the object, as ``VirtualService models/vision``; empty where none could be made out.
-        path: the field, as ``spec.http[0].route[1].weight``; empty for the whole object.
-        problem: what is wrong.
-        fix: what to do about it.
+        source: The file, or another source of the text.
+        line: The line there, from 1; 0 where there are no lines.
+        object: The object, as ``VirtualService models/vision``; empty where it is not known.
+        path: The field, as ``spec.http[0].route[1].weight``; empty for the whole object.
+        problem: The problem.
+        fix: What to do about it.
     """
 
     source: str
@@ -43,11 +43,11 @@ class IstioError(TidegateError):
     """Istio objects cannot be read or changed."""
 
 
-class IstioObjectErrors(IstioError):  # noqa: N818  # it stands for several
-    """Objects are wrong; nothing was taken of any.
+class IstioObjectErrors(IstioError):  # noqa: N818  # it has several errors
+    """Objects have problems; none of the objects was accepted.
 
     Args:
-        problems: all that is wrong, in the order of the files.
+        problems: All problems, in the order of the files.
     """
 
     def __init__(self, problems: Sequence[ObjectProblem]) -> None:
@@ -56,11 +56,11 @@ class IstioObjectErrors(IstioError):  # noqa: N818  # it stands for several
 
 
 class EditError(IstioError):
-    """A change that was asked for cannot be made; the message says what can.
+    """An edit cannot be made. The message says why and what is possible.
 
     Args:
-        message: why, and what can be done.
-        field: what of a shift is wrong, by its path in ``tidegate.mesh.v1.ShiftRequest``.
+        message: The reason, and what to do.
+        field: The wrong field of the shift, by its path in ``tidegate.mesh.v1.ShiftRequest``.
     """
 
     def __init__(self, message: str, field: str = "weights") -> None:

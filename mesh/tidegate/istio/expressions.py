@@ -1,9 +1,9 @@
-r"""Regular expressions, judged and matched as Envoy does it.
+r"""Regular expressions, checked and matched as Envoy does.
 
 Envoy compiles them with RE2 and reads both expression and text as bytes (Latin-1): a letter with an
 accent is two characters to it. One expression that it cannot compile makes it reject a whole
 response, with every route in it. Istio's validation compiles them with Go's ``regexp``, which has
-the same syntax but for ``\C``, and takes at most 1024 bytes.
+the same syntax but for ``\C``, and accepts at most 1024 bytes.
 """
 
 import functools
@@ -15,7 +15,7 @@ import re2
 __all__ = ["LARGEST_PROGRAM", "full_match", "regex_problem"]
 
 LARGEST_PROGRAM: Final = 32_768
-"""The greatest RE2 program that our Envoy takes; a bootstrap says so, as Istio's does."""
+"""The largest RE2 program that our Envoy accepts; the bootstrap sets it, as Istio's does."""
 
 _LONGEST_BYTES: Final = 1024
 _LITERAL = re.compile(r"\\Q.*?(?:\\E|\Z)", re.DOTALL)
@@ -27,28 +27,28 @@ _OPTIONS.log_errors = False
 
 
 def regex_problem(expression: str) -> str | None:
-    """Why Envoy or Istio would not take an expression; None where both would."""
+    """Returns why Envoy or Istio would reject an expression; None where both accept it."""
     if not expression:
         return "is empty"
     if len(expression.encode()) > _LONGEST_BYTES:
-        return f"is longer than the {_LONGEST_BYTES} bytes that Istio takes"
+        return f"is longer than the {_LONGEST_BYTES} bytes that Istio accepts"
     try:
         program = _compiled(expression)
     except re2.error as error:
         return f"is not RE2: {_words(error)}"
     if program.programsize > LARGEST_PROGRAM:
         return (
-            f"is too large: RE2 makes {program.programsize} instructions of it, and Envoy takes "
+            f"is too large: RE2 makes {program.programsize} instructions of it, and Envoy accepts "
             f"{LARGEST_PROGRAM}"
         )
-    # Envoy takes it. `\\` and `\Q…\E` hide a `\C` that is none.
+    # Envoy accepts \C. A `\\C` and one inside `\Q…\E` is ordinary text.
     if _ANY_BYTE.match(_LITERAL.sub("", expression)):
-        return r"has \C, which Istio's validation does not take"
+        return r"has \C, which Istio's validation does not accept"
     return None
 
 
 def full_match(expression: str, text: str) -> bool:
-    """Whether an expression matches a whole text, as every condition of a route asks."""
+    """Returns whether an expression matches a whole text, as the conditions of routes require."""
     return _compiled(expression).fullmatch(text.encode()) is not None
 
 

@@ -1,4 +1,4 @@
-"""Gateway: the ports at which traffic enters, and the domains that are taken there."""
+"""Gateway: the ports at which traffic enters the mesh, and the domains that each port serves."""
 
 import enum
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class GatewayProtocol(AnyCase):
-    """What is spoken at a port of a gateway; Istio takes any case of letters."""
+    """The protocol of a gateway's port, in any case of letters."""
 
     HTTP = "HTTP"
     HTTP2 = "HTTP2"
@@ -42,10 +42,9 @@ class GatewayPort(Message):
     """A port of a gateway.
 
     Attributes:
-        number: the port on which is listened.
-        name: what it is called.
-        protocol: what is spoken there; ``HTTPS`` needs ``tls``, and at ``GRPC-WEB`` browsers are
-            served too.
+        number: The port to listen on.
+        name: The name of the port.
+        protocol: The protocol. ``HTTPS`` needs ``tls``; ``GRPC-WEB`` serves browsers too.
     """
 
     OPAQUE = frozenset({"targetPort"})
@@ -56,7 +55,7 @@ class GatewayPort(Message):
 
 
 class ServerTlsMode(enum.Enum):
-    """Whether clients show a certificate too."""
+    """Whether clients present a certificate."""
 
     SIMPLE = "SIMPLE"
     MUTUAL = "MUTUAL"
@@ -67,7 +66,7 @@ class ServerTlsMode(enum.Enum):
 
 
 class TlsVersion(enum.Enum):
-    """A version of TLS, by Istio's word."""
+    """A version of TLS, by Istio's name."""
 
     TLS_AUTO = "TLS_AUTO"
     TLSV1_0 = "TLSV1_0"
@@ -78,19 +77,19 @@ class TlsVersion(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTls(Message):
-    """How connections of clients are secured.
+    """TLS from clients.
 
     Attributes:
-        mode: whether clients show a certificate too.
-        server_certificate: file of the certificate chain.
-        private_key: file of its key.
-        ca_certificates: file of the authorities that clients' certificates are checked against.
-        ca_crl: file of revoked certificates.
-        subject_alt_names: names of which a client's certificate must have one.
-        min_protocol_version: oldest version that is taken; TLS 1.2 without it.
-        max_protocol_version: newest version that is taken; TLS 1.3 without it.
-        cipher_suites: ciphers that are taken, of TLS 1.2; Envoy's own list without it.
-        https_redirect: whether plain HTTP is answered with a redirect; only at an HTTP port.
+        mode: Whether clients present a certificate.
+        server_certificate: File of the certificate chain.
+        private_key: File of its private key.
+        ca_certificates: File of the authorities that verify a client's certificate.
+        ca_crl: File of revoked certificates.
+        subject_alt_names: Names of which a client's certificate must have one.
+        min_protocol_version: Oldest version; TLS 1.2 without it.
+        max_protocol_version: Newest version; TLS 1.3 without it.
+        cipher_suites: Cipher suites of TLS 1.2; Envoy's own list without it.
+        https_redirect: Whether to redirect plain HTTP to HTTPS; only at an HTTP port.
     """
 
     OPAQUE = frozenset(
@@ -119,14 +118,14 @@ class ServerTls(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server(Message):
-    """One port of a gateway and the domains that are taken there.
+    """One port of a gateway and the domains that it serves.
 
     Attributes:
-        port: the port.
-        hosts: domains, ``*`` for any; ``namespace/domain`` takes only VirtualServices of the
-            namespace, ``.`` being the gateway's own.
-        tls: how connections are secured.
-        name: what it is called.
+        port: The port.
+        hosts: Domains, ``*`` for any. ``namespace/domain`` accepts only VirtualServices of the
+            namespace, where ``.`` is the gateway's own.
+        tls: TLS from clients.
+        name: The name of the server.
     """
 
     OPAQUE = frozenset({"bind", "defaultEndpoint"})
@@ -139,13 +138,14 @@ class Server(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway(Message):
-    """Where traffic enters.
+    """The ports at which traffic enters the mesh.
 
     Attributes:
-        name: what the object is called.
-        annotations: it has none of ``tidegate.dev``.
-        selector: labels of the proxies that take it; the local Envoy takes every gateway.
-        servers: its ports.
+        name: The name of the object.
+        annotations: A Gateway has no ``tidegate.dev/*`` annotations.
+        selector: Labels of the proxies that serve the gateway; the local Envoy serves every
+            gateway.
+        servers: Its ports.
     """
 
     name: ObjectName

@@ -1,4 +1,4 @@
-"""What objects and hosts are called, and how istiod makes full names of short ones."""
+"""Names of objects and hosts, and istiod's rules for short names."""
 
 import enum
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ CANONICAL_REVISION_LABELS = (
 """Labels that give a workload its canonical revision; the first one counts."""
 
 MESH = GatewayName("mesh")
-"""Istio's word for the clients inside the mesh, where a VirtualService names gateways."""
+"""Istio's name for the clients inside the mesh, where a VirtualService names gateways."""
 
 
 class Kind(enum.Enum):
-    """The kinds of objects that are compiled."""
+    """The kinds of objects that Tidegate reads."""
 
     VIRTUAL_SERVICE = "VirtualService"
     DESTINATION_RULE = "DestinationRule"
@@ -46,12 +46,12 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectName:
-    """What an object is called.
+    """The name of an object.
 
     Attributes:
-        kind: its kind, by Istio's word.
-        namespace: where it is.
-        name: its name there.
+        kind: Its kind, by Istio's name.
+        namespace: Its namespace.
+        name: Its name in the namespace.
     """
 
     kind: Kind
@@ -63,9 +63,9 @@ class ObjectName:
 
 
 def full_host_name(host: str, namespace: str) -> HostName:
-    """The full name of a host, as istiod's ``ResolveShortnameToFQDN`` makes it.
+    """Returns the full name of a host, as istiod's ``ResolveShortnameToFQDN`` does.
 
-    A name with a dot, an IP address and ``*`` stay as they are; any other is a service of the
+    A name with a dot, an IP address and ``*`` stay as they are; any other name is a service of the
     namespace.
     """
     if not host or host == "*" or "." in host or is_ip_address(host):
@@ -74,9 +74,9 @@ def full_host_name(host: str, namespace: str) -> HostName:
 
 
 def full_gateway_name(gateway: str, namespace: str) -> GatewayName:
-    """``namespace/name`` of a gateway that a VirtualService names.
+    """Returns ``namespace/name`` of a gateway that a VirtualService names.
 
-    Takes ``name``, ``namespace/name``, ``./name`` and the old ``name.namespace.svc…``.
+    Accepts ``name``, ``namespace/name``, ``./name`` and the old ``name.namespace.svc…``.
     """
     if gateway == MESH:
         return MESH

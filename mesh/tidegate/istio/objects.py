@@ -1,12 +1,13 @@
 """All objects of a mesh as one value.
 
-A change makes a new value that shares with the old one what is the same, kind by kind, so that what
-changed between two can be found by comparing identities.
+A change returns a new value, which shares with the old one each kind's mapping that stays the same.
+So comparing identities finds what differs between two values.
 """
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, Self
 
 from tidegate.istio.destination_rule import DestinationRule
@@ -38,14 +39,14 @@ _VIEWS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IstioObjects(Mapping[ObjectName, IstioObject]):
-    """Objects by name; never changed once made.
+    """Objects by name; immutable.
 
     Attributes:
-        virtual_services: those of one kind, and so on.
-        destination_rules: see there.
-        gateways: see there.
-        service_entries: see there.
-        workload_entries: see there.
+        virtual_services: The VirtualServices by name.
+        destination_rules: The DestinationRules by name.
+        gateways: The Gateways by name.
+        service_entries: The ServiceEntries by name.
+        workload_entries: The WorkloadEntries by name.
     """
 
     virtual_services: Mapping[ObjectName, VirtualService] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class IstioObjects(Mapping[ObjectName, IstioObject]):
 
     @classmethod
     def of(cls, objects: Iterable[IstioObject]) -> Self:
-        """Gathers objects, in the order given; the last of a name counts."""
+        """Collects objects in the given order; of several with one name the last one counts."""
         views: dict[str, dict[ObjectName, Any]] = {view: {} for view in _VIEWS.values()}
         for each in objects:
             views[_VIEWS[each.name.kind]][each.name] = each
@@ -74,7 +75,7 @@ class IstioObjects(Mapping[ObjectName, IstioObject]):
         return sum(len(self._view(kind)) for kind in Kind)
 
     def with_(self, *objects: IstioObject) -> Self:
-        """With these objects, each instead of the one of its name if there is one."""
+        """Returns the objects with these added; each replaces an object of its name."""
         changed: dict[str, dict[ObjectName, Any]] = {}
         for each in objects:
             view = _VIEWS[each.name.kind]
@@ -82,7 +83,7 @@ class IstioObjects(Mapping[ObjectName, IstioObject]):
         return replace(self, **changed)
 
     def without(self, *names: ObjectName) -> Self:
-        """Without the objects of these names."""
+        """Returns the objects without those of these names."""
         changed: dict[str, dict[ObjectName, Any]] = {}
         for name in names:
             view = _VIEWS[name.kind]
@@ -90,9 +91,9 @@ class IstioObjects(Mapping[ObjectName, IstioObject]):
         return replace(self, **changed)
 
     def changed_from(self, before: Self) -> frozenset[ObjectName]:
-        """Names of objects that are new, gone, or not the identical value they were.
+        """Returns the names of objects that were added, removed, or are another value than before.
 
-        Costs nothing for a kind of which nothing changed since one value was made of the other.
+        A kind whose mapping is the identical value costs nothing.
         """
         changed: set[ObjectName] = set()
         for kind in Kind:
@@ -107,14 +108,13 @@ class IstioObjects(Mapping[ObjectName, IstioObject]):
 
 
 def _changed(old: Mapping[ObjectName, Any], new: Mapping[ObjectName, Any]) -> Iterator[ObjectName]:
-    """Names whose values are not identical.
+    """Yields the names whose values are not identical.
 
-    Where one mapping was made of the other the names are the same in the same order, and comparing
-    a thousand of them one by one takes a fraction of looking each up.
+    Where one mapping was made from the other, the names are the same in the same order. Comparing a
+    thousand of them one by one takes a fraction of the time of looking each up.
     """
     if len(old) == len(new) and all(map(operator.is_, old, new)):
-        pairs = zip(new, old.values(), new.values(), strict=True)
-        yield from (name for name, one, other in pairs if one is not other)
+        yield from compress(new, map(operator.is_not, old.values(), new.values()))
     else:
         yield from (name for name, each in new.items() if old.get(name) is not each)
         yield from old.keys() - new.keys()

@@ -1,4 +1,4 @@
-"""Texts with a meaning: durations as Go writes them, and names."""
+"""Text formats: durations as Go writes them, and the names of Kubernetes, DNS and HTTP."""
 
 import datetime as dt
 import ipaddress
@@ -45,9 +45,9 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", r
 
 
 def parse_duration(text: str) -> dt.timedelta | None:
-    """A duration such as ``1.5s``, ``100ms`` or ``1h30m``; None where it is not one.
+    """Parses a duration such as ``1.5s``, ``100ms`` or ``1h30m``; returns None for any other text.
 
-    What is finer than a microsecond is rounded up, so that it is never taken for less.
+    Fractions of a microsecond are rounded up, so that no duration becomes shorter.
     """
     length_ns = None if "d" in text else parse_nanoseconds(text)
     if length_ns is None or length_ns > _LONGEST_NS:
@@ -56,9 +56,9 @@ def parse_duration(text: str) -> dt.timedelta | None:
 
 
 def parse_nanoseconds(text: str) -> Fraction | None:
-    """A duration in nanoseconds, however long; None where it is not one.
+    """Parses a duration of any length into nanoseconds; returns None for any other text.
 
-    Days (``1d``) count too, which Go does not have and Jaeger takes.
+    Days (``1d``) count too, which Jaeger accepts and Go does not.
     """
     if text == "0":
         return Fraction()
@@ -74,7 +74,7 @@ def parse_nanoseconds(text: str) -> Fraction | None:
 
 
 def duration_text(duration: dt.timedelta) -> str:
-    """A duration as it is written in YAML: ``250ms``, ``1.5s``, ``90s``."""
+    """Returns a duration as YAML has it: ``250ms``, ``1.5s``, ``90s``."""
     seconds = duration.total_seconds()
     if 0 < seconds < 1:
         return f"{seconds * 1000:.6g}ms"
@@ -82,19 +82,23 @@ def duration_text(duration: dt.timedelta) -> str:
 
 
 def is_label(text: str) -> bool:
-    """Whether a text is a DNS label (RFC 1123), as Kubernetes writes it: in lower case."""
+    """Returns whether a text is a DNS label (RFC 1123) in lower case, as Kubernetes requires."""
     return _LABEL.fullmatch(text) is not None
 
 
 def is_host_label(text: str) -> bool:
-    """Whether a text is a DNS label to Istio, whatever the case of its letters."""
+    """Returns whether a text is a DNS label to Istio, in any case of letters."""
     return is_label(text.lower()) and text.isascii()
 
 
 def is_subdomain(text: str, *, wildcard: bool = False) -> bool:
-    """Whether Istio takes a text for a DNS name; with a ``*`` as first label where that is allowed.
+    """Returns whether Istio accepts a text as a DNS name.
 
     A name whose last label is a number could be mistaken for an address.
+
+    Args:
+        text: The text.
+        wildcard: Whether the first label may be ``*``.
     """
     if wildcard and text.startswith("*."):
         text = text[2:]
@@ -103,12 +107,12 @@ def is_subdomain(text: str, *, wildcard: bool = False) -> bool:
 
 
 def is_object_name(text: str) -> bool:
-    """Whether Kubernetes takes a text as the name of an object."""
+    """Returns whether Kubernetes accepts a text as the name of an object."""
     return len(text) <= 253 and _OBJECT_NAME.fullmatch(text) is not None
 
 
 def is_label_name(text: str) -> bool:
-    """Whether Kubernetes takes a text as the name of a label: ``version``, ``example.com/tier``."""
+    """Returns whether Kubernetes accepts a label name: ``version``, ``example.com/tier``."""
     prefix, slash, name = text.rpartition("/")
     if slash and not (len(prefix) <= 253 and all(map(is_host_label, prefix.split(".")))):
         return False
@@ -116,12 +120,12 @@ def is_label_name(text: str) -> bool:
 
 
 def is_label_value(text: str) -> bool:
-    """Whether Kubernetes takes a text as the value of a label; it may be empty."""
+    """Returns whether Kubernetes accepts a text as a label value; it may be empty."""
     return _QUALIFIED.fullmatch(text) is not None
 
 
 def is_time(text: str) -> bool:
-    """Whether a text is a time as Kubernetes writes it (RFC 3339)."""
+    """Returns whether a text is a time as Kubernetes writes it (RFC 3339)."""
     try:
         dt.datetime.fromisoformat(text)
     except ValueError:
@@ -130,12 +134,12 @@ def is_time(text: str) -> bool:
 
 
 def is_header_name(name: str) -> bool:
-    """Whether a text is a header in lower case, or one of HTTP/2's for requests."""
+    """Returns whether a text is a header name in lower case, or a pseudo-header of HTTP/2."""
     return _HEADER.fullmatch(name) is not None
 
 
 def is_ip_address(text: str) -> bool:
-    """Whether a text is an IPv4 or IPv6 address."""
+    """Returns whether a text is an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

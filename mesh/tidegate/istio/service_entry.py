@@ -1,6 +1,6 @@
-"""ServiceEntry and WorkloadEntry: what hosts there are, and which endpoints stand behind them.
+"""ServiceEntry and WorkloadEntry: the hosts of the mesh and their endpoints.
 
-On a cluster Kubernetes' Services say it; on a laptop these objects do.
+On a cluster Services of Kubernetes define these; on a laptop these objects do.
 """
 
 import enum
@@ -27,7 +27,7 @@ _UINT32 = Range(0, 2**32 - 1)
 
 
 class PortProtocol(AnyCase):
-    """What is spoken at a port of a host; Istio takes any case of letters."""
+    """The protocol of a host's port, in any case of letters."""
 
     HTTP = "HTTP"
     HTTP2 = "HTTP2"
@@ -44,7 +44,7 @@ class PortProtocol(AnyCase):
 
     @property
     def routed(self) -> bool:
-        """Whether requests, and not only connections, are seen."""
+        """Whether the proxy routes single requests and not only connections."""
         return self in (self.HTTP, self.HTTP2, self.GRPC, self.GRPC_WEB)
 
 
@@ -53,11 +53,11 @@ class ServicePort(Message):
     """A port of a host.
 
     Attributes:
-        number: the port that clients name.
-        name: what it is called.
-        protocol: what is spoken there. Without it proxies speak HTTP/1.1 to the endpoints; the name
-            says nothing here, unlike in a Service of Kubernetes.
-        target_port: the port at the endpoints; ``number`` without it.
+        number: The port that clients call.
+        name: The name of the port.
+        protocol: The protocol. Without it proxies use HTTP/1.1 to the endpoints. The name has no
+            effect here, unlike in a Service of Kubernetes.
+        target_port: The port at the endpoints; ``number`` without it.
     """
 
     number: Annotated[int, _PORT]
@@ -74,7 +74,7 @@ class Location(enum.Enum):
 
 
 class Resolution(enum.Enum):
-    """How endpoints' addresses are found."""
+    """How the proxy finds the addresses of endpoints."""
 
     NONE = "NONE"
     STATIC = "STATIC"
@@ -84,7 +84,7 @@ class Resolution(enum.Enum):
 
     @property
     def by_dns(self) -> bool:
-        """Whether addresses are names that proxies resolve."""
+        """Whether the proxy resolves addresses by DNS."""
         return self in (Resolution.DNS, Resolution.DNS_ROUND_ROBIN, Resolution.DYNAMIC_DNS)
 
 
@@ -93,11 +93,11 @@ class Workload(Message):
     """One endpoint.
 
     Attributes:
-        address: an IP address, or a name where DNS finds addresses.
-        ports: its own ports by the names of the host's ports; the target port without one.
-        labels: what subsets select by.
-        weight: its share among the endpoints; 1 without it.
-        locality: where it is, as ``region/zone/subzone``; kept for reports.
+        address: An IP address, or a DNS name.
+        ports: Its ports by the names of the host's ports; the target port without one.
+        labels: Labels that subsets select by.
+        weight: Its share among the endpoints; 1 without it.
+        locality: Its locality, as ``region/zone/subzone``; for reports only.
     """
 
     OPAQUE = frozenset({"network", "serviceAccount"})
@@ -114,16 +114,16 @@ class ServiceEntry(Message):
     """A host.
 
     Attributes:
-        name: what the object is called.
-        annotations: its ``tidegate.dev/*`` annotations.
-        hosts: the names of the host.
-        ports: its ports.
-        location: whether it belongs to the mesh.
-        resolution: how endpoints' addresses are found: by DNS all addresses of a name are used, or
-            one after another.
-        endpoints: the endpoints; without any, DNS is asked for the host.
-        workload_selector: labels of the WorkloadEntries of the same namespace that are its
-            endpoints, instead of ``endpoints``.
+        name: The name of the object.
+        annotations: Its ``tidegate.dev/*`` annotations.
+        hosts: The names of the host.
+        ports: Its ports.
+        location: Whether the host belongs to the mesh.
+        resolution: How the proxy finds the endpoints. ``DNS`` uses all addresses of a name,
+            ``DNS_ROUND_ROBIN`` one after another.
+        endpoints: The endpoints. Without any, the proxy resolves the host by DNS.
+        workload_selector: Labels of WorkloadEntries in the same namespace that are the endpoints,
+            instead of ``endpoints``.
         export_to: ``*`` for every namespace, ``.`` for its own.
     """
 
@@ -142,11 +142,11 @@ class ServiceEntry(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadEntry(Workload):
-    """An endpoint that is an object of its own.
+    """An endpoint as an object of its own.
 
     Attributes:
-        name: what the object is called.
-        annotations: it has none of ``tidegate.dev``.
+        name: The name of the object.
+        annotations: A WorkloadEntry has no ``tidegate.dev/*`` annotations.
     """
 
     name: ObjectName

@@ -1,10 +1,9 @@
-"""The vocabulary in which the messages of Istio are declared: one dataclass each.
+"""The vocabulary of the declarations: each message of Istio is one dataclass.
 
-The parser, the writer and the table of supported fields all read these declarations, so what is
-declared is what is parsed and what is documented. A field's name is Istio's in snake_case, its type
-says how it is read, and ``Annotated`` adds what a type cannot say: a range, or that Istio wraps the
-value in a message of one field. What Istio has and Tidegate has not is declared too, by name, with
-the reason, so that nothing is dropped in silence.
+The parser, the writer and the tables of supported fields all read these declarations. A field's
+name is Istio's in snake_case, and its type says how to read it. ``Annotated`` adds what a type
+cannot say: a range, or that Istio wraps the value in a message with one field. A field of Istio
+that Tidegate does not read is declared by its name alone, and its value is kept.
 """
 
 import datetime as dt
@@ -30,10 +29,10 @@ __all__ = [
 ]
 
 HostName = NewType("HostName", str)
-"""A host by its full name; what was short in YAML is resolved as istiod does it."""
+"""The full name of a host; the parser resolves short names as istiod does."""
 
 SubsetName = NewType("SubsetName", str)
-"""A subset of a host's endpoints, as a DestinationRule names it."""
+"""The name of a subset of a host's endpoints, from a DestinationRule."""
 
 GatewayName = NewType("GatewayName", str)
 """``namespace/name`` of a Gateway, or the word ``mesh`` for every client inside the mesh."""
@@ -42,15 +41,15 @@ HeaderName = NewType("HeaderName", str)
 """An HTTP header in lower case."""
 
 Regex = NewType("Regex", str)
-"""A regular expression that RE2 takes."""
+"""A regular expression that RE2 accepts."""
 
 Label = NewType("Label", str)
-"""A name of 1-63 lower-case letters, digits and dashes (RFC 1123)."""
+"""A name of 1 to 63 lower-case letters, digits and dashes (RFC 1123)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Least and greatest value of a number, both included."""
+    """The least and greatest value of a number, both included."""
 
     minimum: float
     maximum: float
@@ -58,9 +57,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Positive:
-    """A duration has to be at least this long, in whole milliseconds.
+    """A duration of at least this length, in whole milliseconds.
 
-    Istio's own least is one millisecond.
+    Istio's own minimum is one millisecond.
     """
 
     minimum: dt.timedelta = dt.timedelta(milliseconds=1)
@@ -75,11 +74,11 @@ class Inside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """Root of every message of Istio that is declared here.
+    """Root of every declared message of Istio.
 
     Attributes:
         opaque: Fields that are kept as plain values and not read, by their names in YAML. An edit
-            copies them with the message, and writing returns them as they were.
+            copies them with the message, and writing returns them unchanged.
     """
 
     OPAQUE: ClassVar[frozenset[str]] = frozenset()
@@ -89,14 +88,14 @@ class Message:
 
 
 class AnyCase(enum.Enum):
-    """Root of words that Istio takes in any case of letters, such as the protocol of a port.
+    """Root of enums whose values Istio accepts in any case of letters, such as a port's protocol.
 
     The values of members are in upper case.
     """
 
 
 class StringMatchKind(enum.Enum):
-    """How a text is compared."""
+    """How a condition compares a text."""
 
     EXACT = "exact"
     PREFIX = "prefix"
@@ -109,9 +108,9 @@ class StringMatch:
     """A condition on a text.
 
     Attributes:
-        kind: how it is compared; ``PRESENT`` is Istio's empty ``{}``, only for headers and
-            query parameters.
-        value: what it is compared with; empty for ``PRESENT``.
+        kind: How to compare it. ``PRESENT`` is Istio's empty ``{}``, only for headers and query
+            parameters.
+        value: The text to compare with; empty for ``PRESENT``.
     """
 
     kind: StringMatchKind

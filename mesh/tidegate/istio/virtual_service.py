@@ -1,4 +1,4 @@
-"""VirtualService: which requests go where, and how they are treated on the way."""
+"""VirtualService: the routes of requests to some hosts, and how each route treats its requests."""
 
 import datetime as dt
 import enum
@@ -50,12 +50,12 @@ _INT32 = Range(0, 2**31 - 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination(Message):
-    """A host, or a part of it.
+    """A host, or a subset of it.
 
     Attributes:
-        host: the host.
-        subset: a subset that a DestinationRule of the host defines; all endpoints without one.
-        port: the host's port; may be left out where the host has only one.
+        host: The host.
+        subset: A subset that a DestinationRule of the host defines; all endpoints without one.
+        port: The host's port. A host with only one port needs none.
     """
 
     host: HostName
@@ -65,12 +65,12 @@ class Destination(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderOperations(Message):
-    """Changes of headers, in Envoy's order: set, add, remove.
+    """Changes of headers. Envoy applies them in this order: set, add, remove.
 
     Attributes:
-        set: headers that get this value, whatever they had.
-        add: headers that get this value beside what they have.
-        remove: headers that go.
+        set: Headers that get this value and lose any other.
+        add: Headers that get this value beside the values they have.
+        remove: Headers to remove.
     """
 
     set: Mapping[str, str] = field(default_factory=dict)
@@ -80,11 +80,11 @@ class HeaderOperations(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headers(Message):
-    """Changes of headers both ways.
+    """Changes of the headers of requests and responses.
 
     Attributes:
-        request: on what goes to the server.
-        response: on what comes back.
+        request: Changes of the request, before it goes to the server.
+        response: Changes of the response, before it goes to the client.
     """
 
     request: HeaderOperations = HeaderOperations()
@@ -93,20 +93,20 @@ class Headers(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpMatchRequest(Message):
-    """Conditions that all have to hold.
+    """Conditions on a request, all of which have to hold.
 
     Attributes:
-        name: what it is called in reports.
-        uri: on the path; a gRPC method is the exact path ``/package.Service/Method``.
-        scheme: on the scheme.
-        method: on the HTTP method, which is POST for gRPC.
-        authority: on the authority.
-        headers: on headers, by name in lower case; ``{}`` asks for presence.
-        without_headers: on headers, none of which may hold.
-        port: on the port that the client called; compared by gateway listeners and mesh ports.
-        query_params: on query parameters; ``{}`` asks for presence.
-        ignore_uri_case: whether exact and prefix conditions on the path ignore case.
-        gateways: where the condition counts; everywhere the VirtualService does when empty.
+        name: A name for reports.
+        uri: On the path. The path of a gRPC method is ``/package.Service/Method``.
+        scheme: On the scheme.
+        method: On the HTTP method, which is POST for gRPC.
+        authority: On the authority.
+        headers: On headers, by name in lower case; ``{}`` asks for presence.
+        without_headers: On headers, none of which may hold.
+        port: On the port that the client called: a gateway's port, or a host's port in the mesh.
+        query_params: On query parameters; ``{}`` asks for presence.
+        ignore_uri_case: Whether exact and prefix conditions on the path ignore case.
+        gateways: Gateways at which the conditions apply; all of the VirtualService's without any.
     """
 
     OPAQUE = frozenset({"sourceLabels", "sourceNamespace", "statPrefix"})
@@ -124,7 +124,7 @@ class HttpMatchRequest(Message):
     gateways: tuple[GatewayName, ...] = ()
 
     def holds_at(self, gateway: GatewayName, port: int) -> bool:
-        """Whether the condition counts at a gateway, or in the mesh, and a port of it."""
+        """Returns whether the conditions apply at a gateway, or in the mesh, and a port of it."""
         return (not self.gateways or gateway in self.gateways) and self.port in (None, port)
 
 
@@ -133,10 +133,10 @@ class HttpRouteDestination(Message):
     """One of the destinations between which a route divides its requests.
 
     Attributes:
-        destination: where.
-        weight: its share, relative to the sum of all; a single destination gets everything, and
-            left out beside others it is 0, as in Istio.
-        headers: changes of headers for this destination only.
+        destination: The host and subset.
+        weight: The share, relative to the sum of all weights. A single destination gets every
+            request. Beside others, a missing weight is 0, as in Istio.
+        headers: Changes of headers for this destination only.
     """
 
     destination: Destination
@@ -153,15 +153,15 @@ class RedirectPort(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRedirect(Message):
-    """An answer that sends the client elsewhere; gRPC clients do not follow it.
+    """A response that sends the client to another URL; gRPC clients do not follow it.
 
     Attributes:
-        uri: the new path.
-        authority: the new authority.
-        port: the new port.
-        derive_port: how the port is found, instead of ``port``.
-        scheme: the new scheme.
-        redirect_code: the HTTP status.
+        uri: The new path.
+        authority: The new authority.
+        port: The new port.
+        derive_port: How to find the port, instead of ``port``.
+        scheme: The new scheme.
+        redirect_code: The HTTP status.
     """
 
     OPAQUE = frozenset({"prefixRewrite"})
@@ -176,11 +176,11 @@ class HttpRedirect(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectResponse(Message):
-    """An answer that no server gives.
+    """A response that the proxy sends without calling a server.
 
     Attributes:
-        status: the HTTP status.
-        body: the text of the answer.
+        status: The HTTP status.
+        body: The text of the response.
     """
 
     status: Annotated[int, Range(200, 599)]
@@ -192,8 +192,8 @@ class RegexRewrite(Message):
     r"""A substitution in the path.
 
     Attributes:
-        match: what is replaced.
-        rewrite: by what; ``\1`` is its first group.
+        match: The part of the path to replace.
+        rewrite: The replacement; ``\1`` is the first group.
     """
 
     match: Regex
@@ -202,12 +202,12 @@ class RegexRewrite(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRewrite(Message):
-    """Changes of a request before it goes on.
+    """Changes of a request's path and authority.
 
     Attributes:
-        uri: the new path, or the new prefix where the match is on a prefix.
-        authority: the new authority.
-        uri_regex_rewrite: a substitution in the path, instead of ``uri``.
+        uri: The new path, or the new prefix where the route matches a prefix.
+        authority: The new authority.
+        uri_regex_rewrite: A substitution in the path, instead of ``uri``.
     """
 
     uri: str | None = None
@@ -217,17 +217,17 @@ class HttpRewrite(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRetry(Message):
-    """How often and when a request is tried again.
+    """How often and when the proxy retries a request.
 
     Attributes:
-        attempts: tries after the first; 0 turns retries off.
-        per_try_timeout: time for each try, the first included; the route's timeout without it.
-        retry_on: conditions by Envoy's words, such as ``unavailable,cancelled`` and statuses such
+        attempts: Most retries; 0 turns retries off.
+        per_try_timeout: Timeout of each try, the first included; the route's timeout without it.
+        retry_on: Conditions by Envoy's names, such as ``unavailable,cancelled``, and statuses such
             as ``503``; Istio's default without it.
-        backoff: least wait before a retry; 25 ms without it.
-        retry_ignore_previous_hosts: whether a retry avoids endpoints that were tried; yes without
+        backoff: Shortest wait before a retry; 25 ms without it.
+        retry_ignore_previous_hosts: Whether a retry avoids endpoints that were tried; true without
             it.
-        retry_remote_localities: whether a retry may go to another locality.
+        retry_remote_localities: Whether a retry may go to another locality.
     """
 
     attempts: Annotated[int, _INT32] = 0
@@ -240,11 +240,11 @@ class HttpRetry(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultDelay(Message):
-    """A wait before the request goes on.
+    """A delay before the request goes on.
 
     Attributes:
-        fixed_delay: how long.
-        percentage: of how many requests, 0 to 100; of none without it, as in Istio.
+        fixed_delay: The length of the delay.
+        percentage: Share of requests to delay, 0 to 100; 0 without it, as in Istio.
     """
 
     OPAQUE = frozenset({"exponentialDelay", "percent"})
@@ -255,12 +255,12 @@ class FaultDelay(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultAbort(Message):
-    """An error instead of an answer.
+    """An error instead of a response.
 
     Attributes:
-        http_status: the HTTP status.
-        grpc_status: the gRPC status by name, such as ``UNAVAILABLE``, instead of ``http_status``.
-        percentage: of how many requests, 0 to 100; of none without it, as in Istio.
+        http_status: The HTTP status.
+        grpc_status: The gRPC status by name, such as ``UNAVAILABLE``, instead of ``http_status``.
+        percentage: Share of requests to abort, 0 to 100; 0 without it, as in Istio.
     """
 
     OPAQUE = frozenset({"http2Error"})
@@ -272,11 +272,11 @@ class FaultAbort(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultInjection(Message):
-    """Faults made on purpose.
+    """Faults that the proxy injects.
 
     Attributes:
-        delay: a wait.
-        abort: an error.
+        delay: A delay.
+        abort: An error.
     """
 
     delay: FaultDelay | None = None
@@ -285,11 +285,11 @@ class FaultInjection(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirror(Message):
-    """A destination that gets copies of requests, and whose answers nobody sees.
+    """A destination for copies of requests. Its responses are dropped.
 
     Attributes:
-        destination: where.
-        percentage: of how many requests, 0 to 100.
+        destination: The host and subset.
+        percentage: Share of requests to copy, 0 to 100.
     """
 
     destination: Destination
@@ -297,7 +297,7 @@ class Mirror(Message):
 
 
 class UnmatchedPreflights(enum.Enum):
-    """What becomes of a preflight request from an origin that is not allowed."""
+    """What the proxy does with a preflight request from an origin that is not allowed."""
 
     UNSPECIFIED = "UNSPECIFIED"
     FORWARD = "FORWARD"
@@ -309,13 +309,13 @@ class CorsPolicy(Message):
     """What browsers may do, for gRPC-Web and gateways.
 
     Attributes:
-        allow_origins: origins that may call.
+        allow_origins: Origins that may call.
         allow_methods: HTTP methods that they may use.
-        allow_headers: headers that they may send.
-        expose_headers: headers that their scripts may read.
-        max_age: how long a browser may keep the answer to a preflight request.
-        allow_credentials: whether credentials may be sent.
-        unmatched_preflights: what becomes of preflight requests from other origins.
+        allow_headers: Headers that they may send.
+        expose_headers: Headers that their scripts may read.
+        max_age: How long a browser may keep the response to a preflight request.
+        allow_credentials: Whether a browser may send credentials.
+        unmatched_preflights: What the proxy does with preflight requests from other origins.
     """
 
     OPAQUE = frozenset({"allowOrigin"})
@@ -331,23 +331,23 @@ class CorsPolicy(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRoute(Message):
-    """One rule; the first that matches takes the request.
+    """One route. The first route that matches takes the request.
 
     Attributes:
-        name: what it is called in access logs and reports.
-        match: conditions, any one of which suffices; without any, every request matches.
-        route: destinations with weights. In a canary the newest comes first, the baseline last.
-        redirect: an answer that sends the client elsewhere, instead of ``route``.
-        direct_response: an answer that no server gives, instead of ``route``.
-        rewrite: changes of path and authority.
-        timeout: time for the whole call, retries included; none without it.
-        retries: when a request is tried again; Istio's default (2 retries) without it.
-        fault: faults made on purpose.
-        mirror: one destination for copies.
-        mirror_percentage: of how many requests ``mirror`` gets copies, 0 to 100.
-        mirrors: several destinations for copies, instead of ``mirror``.
-        cors_policy: what browsers may do.
-        headers: changes of headers.
+        name: A name for access logs and reports.
+        match: Conditions, any one of which suffices. Without any, every request matches.
+        route: Destinations with weights. In a canary the newest comes first, the baseline last.
+        redirect: A redirect, instead of ``route``.
+        direct_response: A response of the proxy's own, instead of ``route``.
+        rewrite: Changes of path and authority.
+        timeout: Timeout of the whole call, retries included; none without it.
+        retries: When to retry a request; Istio's default (2 retries) without it.
+        fault: Faults that the proxy injects.
+        mirror: A single destination for copies of requests.
+        mirror_percentage: Share of requests that ``mirror`` gets copies of, 0 to 100.
+        mirrors: Several destinations for copies, instead of ``mirror``.
+        cors_policy: What browsers may do.
+        headers: Changes of headers.
     """
 
     OPAQUE = frozenset({"delegate", "mirrorPercent", "mirror_percent"})
@@ -370,15 +370,15 @@ class HttpRoute(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualService(Message):
-    """How requests for some hosts are routed.
+    """The routes of requests to some hosts.
 
     Attributes:
-        name: what the object is called.
-        annotations: its ``tidegate.dev/*`` annotations.
-        hosts: what clients call: names of hosts, or domains at a gateway, ``*`` for any. Without
-            any, another VirtualService may delegate to the rules.
-        gateways: where the rules count.
-        http: the rules, in order.
+        name: The name of the object.
+        annotations: Its ``tidegate.dev/*`` annotations.
+        hosts: What clients call: hosts, or domains at a gateway, ``*`` for any. Without any, other
+            VirtualServices delegate to the routes.
+        gateways: Gateways at which the routes apply; ``mesh`` is every client in the mesh.
+        http: The routes, in order.
         export_to: ``*`` for every namespace, ``.`` for its own.
     """
 
@@ -392,7 +392,7 @@ class VirtualService(Message):
     export_to: tuple[str, ...] = ("*",)
 
     def applies(self, gateway: GatewayName, port: int) -> bool:
-        """Whether any of the rules holds at a gateway, or in the mesh, and a port of it."""
+        """Returns whether any route applies at a gateway, or in the mesh, and a port of it."""
         return any(
             not rule.match or any(match.holds_at(gateway, port) for match in rule.match)
             for rule in self.http

@@ -43,15 +43,15 @@ class _Command:
 
 # In the order of `tidegate --help`.
 _COMMANDS = {
-    "classify": _Command("tidegate.cli.serving.classify", "classify", "Say what images show."),
+    "classify": _Command("tidegate.cli.serving.classify", "classify", "Label images."),
     "chat": _Command("tidegate.cli.serving.chat", "chat", "Talk to a language model."),
-    "models": _Command("tidegate.cli.serving.models", "models", "List what the servers serve."),
-    "up": _Command("tidegate.cli.servers.commands", "up", "Start the servers here.", "local"),
-    "down": _Command("tidegate.cli.servers.commands", "down", "Stop them.", "local"),
-    "status": _Command("tidegate.cli.servers.commands", "status", "Show how they are.", "local"),
-    "restart": _Command(
-        "tidegate.cli.servers.commands", "restart", "Restart one of them.", "local"
+    "models": _Command("tidegate.cli.serving.models", "models", "List the models of the servers."),
+    "up": _Command(
+        "tidegate.cli.servers.commands", "up", "Start the servers on this machine.", "local"
     ),
+    "down": _Command("tidegate.cli.servers.commands", "down", "Stop the servers.", "local"),
+    "status": _Command("tidegate.cli.servers.commands", "status", "Show the servers.", "local"),
+    "restart": _Command("tidegate.cli.servers.commands", "restart", "Restart one server.", "local"),
     "mesh": _Command(
         "tidegate.cli.mesh.commands",
         "app",

@@ -33,7 +33,6 @@ __all__ = [
     "NotFound",
     "ResourceExhausted",
     "ServiceError",
-    "StartupError",
     "Unavailable",
     "Unimplemented",
     "status_code",
@@ -50,10 +49,6 @@ _MAX_NAME_BYTES: Final = 80
 _MAX_ENTRY_BYTES: Final = 200
 
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,61}[A-Z0-9]")
-
-
-class StartupError(TidegateError):
-    """The server cannot start as it is configured; the message names the field and the fix."""
 
 
 @dataclass(frozen=True, slots=True)

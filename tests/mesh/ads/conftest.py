@@ -11,7 +11,7 @@ from tidegate.mesh.ads import AdsServicer, Distribution
 
 
 class ControlPlane:
-    """The application of the tests: nothing but the discovery service."""
+    """The application of the tests, with the discovery service only."""
 
     service_names = (AdsServicer.service_name,)
 
@@ -34,7 +34,7 @@ def settings(port=0):
 
 @pytest.fixture
 def control_plane():
-    """Serves a distribution; gives its port."""
+    """Serves a distribution and yields its port."""
 
     @asynccontextmanager
     async def serve(distribution, port=0):
@@ -51,7 +51,7 @@ def distribution():
 
 @pytest.fixture
 async def ports(distribution):
-    """The ports of gRPC and of the metrics of a control plane."""
+    """The gRPC port and the metrics port of a control plane."""
     async with running(ControlPlane(distribution), settings()) as server:
         yield server.grpc_port, server.metrics_port
 
@@ -63,11 +63,11 @@ def port(ports):
 
 @pytest.fixture
 async def connect(port):
-    """Opens a stream of a proxy to the control plane."""
+    """Opens a proxy's stream to the control plane."""
     channels, proxies = [], []
 
     def connect(**who):
-        # Channels to one address would share a connection, and its flow control.
+        # Otherwise channels to one address would share a connection and its flow control.
         channel = grpc.aio.insecure_channel(
             f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]
         )

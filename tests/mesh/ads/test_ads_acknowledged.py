@@ -1,4 +1,4 @@
-"""Who has what: acknowledgements are counted when they are real and not before."""
+"""Waiting for acknowledgements: which count, and when."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ from tidegate.mesh.ads import AckOutcome, XdsVariant
 from tidegate.mesh.resources import Change, ProxyKind
 
 ENVOY, GRPC = ProxyKind.ENVOY, ProxyKind.GRPC
-PATIENCE_S = 10
+TIMEOUT_S = 10
 
 
 def served(distribution, *resources):
@@ -37,7 +37,7 @@ async def test_without_proxies_all_have_acknowledged(distribution):
     assert report.proxies == ()
 
 
-async def test_what_is_sent_is_not_acknowledged_and_what_is_accepted_is(distribution, delta):
+async def test_a_resource_is_acknowledged_when_accepted_and_not_when_sent(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     response = await delta.read()
@@ -46,7 +46,7 @@ async def test_what_is_sent_is_not_acknowledged_and_what_is_accepted_is(distribu
     assert proxy.waiting == (key(cluster("a")),)
     assert proxy.proxy.node == "proxy"
     await delta.ack(response)
-    assert (await ask(distribution, cluster("a"), deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, cluster("a"), deadline_s=TIMEOUT_S)).done
 
 
 async def test_a_wait_ends_with_the_last_acknowledgement(distribution, connect):
@@ -56,7 +56,7 @@ async def test_a_wait_ends_with_the_last_acknowledgement(distribution, connect):
         await proxy.send(CLUSTER)
         await proxy.take()
     served(distribution, cluster("a", 2))
-    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=PATIENCE_S))
+    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=TIMEOUT_S))
     for proxy in proxies:
         assert not waiting.done()
         await proxy.take()
@@ -71,7 +71,7 @@ async def test_a_change_during_the_wait_has_to_be_acknowledged_too(distribution,
     for proxy in (first, second):
         await proxy.send(CLUSTER)
     earlier, response = await first.read(), await second.read()
-    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=PATIENCE_S))
+    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=TIMEOUT_S))
     await first.ack(earlier)
     served(distribution, cluster("a", 2))
     newer = await first.read()
@@ -82,7 +82,7 @@ async def test_a_change_during_the_wait_has_to_be_acknowledged_too(distribution,
     assert (await waiting).done
 
 
-async def test_what_is_on_its_way_must_be_taken_back_first(distribution, delta):
+async def test_a_reverted_change_in_flight_must_be_undone_first(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.take()
@@ -92,14 +92,14 @@ async def test_what_is_on_its_way_must_be_taken_back_first(distribution, delta):
     assert not (await ask(distribution, cluster("a"))).done
     await delta.ack(response)
     await delta.take()
-    assert (await ask(distribution, cluster("a"), deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, cluster("a"), deadline_s=TIMEOUT_S)).done
 
 
-async def test_a_refusal_ends_the_wait_and_says_why(distribution, delta):
+async def test_a_rejection_ends_the_wait_with_the_proxys_message(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     response = await delta.read()
-    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=PATIENCE_S))
+    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=TIMEOUT_S))
     await delta.nack(response, "no such extension")
     (proxy,) = (await waiting).of(AckOutcome.REJECTED)
     (rejection,) = proxy.rejections
@@ -107,7 +107,7 @@ async def test_a_refusal_ends_the_wait_and_says_why(distribution, delta):
     assert key(cluster("a")) in rejection.versions
 
 
-async def test_who_does_not_ask_for_it_does_not_count(distribution, delta):
+async def test_a_proxy_that_does_not_subscribe_does_not_count(distribution, delta):
     served(distribution, cluster("a"), cluster("b"))
     await delta.send(CLUSTER, "b")
     await delta.take()
@@ -115,11 +115,11 @@ async def test_who_does_not_ask_for_it_does_not_count(distribution, delta):
     assert (await ask(distribution, cluster("a"))).done
 
 
-async def test_who_leaves_does_not_count_any_more(distribution, delta):
+async def test_a_disconnected_proxy_does_not_count(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.read()
-    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=PATIENCE_S))
+    waiting = asyncio.create_task(ask(distribution, cluster("a"), deadline_s=TIMEOUT_S))
     assert not (await ask(distribution, cluster("a"))).done
     delta.call.cancel()
     report = await waiting
@@ -136,17 +136,17 @@ async def test_a_cluster_is_acknowledged_when_it_is_warm(distribution, delta):
     assert proxy.waiting == (key(endpoints("a")),)
     await delta.send(ENDPOINT, "a")
     await delta.take()
-    assert (await ask(distribution, cluster("a"), deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, cluster("a"), deadline_s=TIMEOUT_S)).done
     served(distribution, cluster("a", 2))
     clusters, warming = await delta.read(), await delta.read()
     await delta.ack(clusters)
     assert await delta.is_quiet()
     assert not (await ask(distribution, cluster("a"))).done
     await delta.ack(warming)
-    assert (await ask(distribution, cluster("a"), deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, cluster("a"), deadline_s=TIMEOUT_S)).done
 
 
-async def test_a_removal_is_acknowledged_when_it_is(distribution, delta):
+async def test_a_removal_is_acknowledged_when_the_proxy_accepts_it(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.take()
@@ -154,7 +154,7 @@ async def test_a_removal_is_acknowledged_when_it_is(distribution, delta):
     response = await delta.read()
     assert not (await ask(distribution, cluster("a"))).done
     await delta.ack(response)
-    assert (await ask(distribution, cluster("a"), deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, cluster("a"), deadline_s=TIMEOUT_S)).done
 
 
 async def test_a_virtual_host_is_acknowledged_inside_its_route_configuration(distribution, sotw):
@@ -166,7 +166,7 @@ async def test_a_virtual_host_is_acknowledged_inside_its_route_configuration(dis
     (proxy,) = (await ask(distribution, virtual_host("r/h"))).of(AckOutcome.WAITING)
     assert proxy.waiting == (key(route("r")),)
     await sotw.ack(response)
-    assert (await ask(distribution, virtual_host("r/h"), deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, virtual_host("r/h"), deadline_s=TIMEOUT_S)).done
 
 
 async def test_a_virtual_host_waits_for_its_route_configuration(distribution, delta):
@@ -178,7 +178,7 @@ async def test_a_virtual_host_waits_for_its_route_configuration(distribution, de
     assert not (await ask(distribution, virtual_host("r/h"))).done
     await delta.ack(routes)
     await delta.take()
-    assert (await ask(distribution, virtual_host("r/h"), deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, virtual_host("r/h"), deadline_s=TIMEOUT_S)).done
 
 
 async def test_proxy_kinds_are_counted_apart(distribution, connect):
@@ -190,7 +190,7 @@ async def test_proxy_kinds_are_counted_apart(distribution, connect):
     assert (await ask(distribution, cluster("a"))).proxies == ()
     assert not (await ask(distribution, cluster("a"), proxy_kind=GRPC)).done
     await client.ack(response)
-    assert (await ask(distribution, cluster("a"), proxy_kind=GRPC, deadline_s=PATIENCE_S)).done
+    assert (await ask(distribution, cluster("a"), proxy_kind=GRPC, deadline_s=TIMEOUT_S)).done
 
 
 async def test_proxies_are_described(distribution, connect):

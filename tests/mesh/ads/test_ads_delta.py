@@ -1,4 +1,4 @@
-"""The delta dialect, as proxies on real channels hear it."""
+"""The delta variant, over real channels."""
 
 from ads_double import (
     CLUSTER,
@@ -29,7 +29,7 @@ def removed(distribution, *resources):
     distribution.apply(ENVOY, Change(delete=tuple(map(key, resources))))
 
 
-async def test_an_unnamed_first_request_asks_for_everything(distribution, delta):
+async def test_a_first_request_without_names_is_a_wildcard(distribution, delta):
     served(distribution, cluster("a"), cluster("b"))
     await delta.send(CLUSTER)
     assert (await delta.take()).names == ["a", "b"]
@@ -41,14 +41,14 @@ async def test_a_wildcard_may_be_named(distribution, delta):
     assert (await delta.take()).names == ["a"]
 
 
-async def test_an_empty_world_is_answered(distribution, delta):
+async def test_an_empty_snapshot_gets_a_response(distribution, delta):
     served(distribution)
     await delta.send(CLUSTER)
     response = await delta.take()
     assert (response.names, response.removed) == ([], [])
 
 
-async def test_nothing_is_served_before_it_is_known_what(distribution, delta):
+async def test_proxies_wait_until_the_first_apply(distribution, delta):
     await delta.send(CLUSTER)
     served(distribution, cluster("a"))
     assert (await delta.take()).names == ["a"]
@@ -70,7 +70,7 @@ async def test_versions_are_those_of_the_content(distribution, delta):
     assert (await delta.take()).versions == {"a": cluster("a").version}
 
 
-async def test_what_goes_is_named(distribution, delta):
+async def test_removed_resources_are_named(distribution, delta):
     served(distribution, cluster("a"), cluster("b"))
     await delta.send(CLUSTER)
     await delta.take()
@@ -79,9 +79,7 @@ async def test_what_goes_is_named(distribution, delta):
     assert (response.names, response.removed) == ([], ["a"])
 
 
-async def test_a_name_that_does_not_exist_is_told_absent_and_sent_when_it_appears(
-    distribution, delta
-):
+async def test_a_missing_name_is_reported_absent_and_sent_when_it_appears(distribution, delta):
     served(distribution)
     await delta.send(ENDPOINT, "a")
     assert (await delta.take()).removed == ["a"]
@@ -89,7 +87,7 @@ async def test_a_name_that_does_not_exist_is_told_absent_and_sent_when_it_appear
     assert (await delta.take()).names == ["a"]
 
 
-async def test_a_name_asked_for_again_is_sent_again(distribution, delta):
+async def test_a_name_subscribed_to_again_is_sent_again(distribution, delta):
     served(distribution, endpoints("a", 1))
     for _ in range(2):
         await delta.send(ENDPOINT, "a")
@@ -115,7 +113,7 @@ async def test_after_names_an_empty_request_is_no_wildcard(distribution, delta):
     assert await delta.is_quiet()
 
 
-async def test_a_name_dropped_under_a_wildcard_is_told_of(distribution, delta):
+async def test_a_name_unsubscribed_under_a_wildcard_gets_a_response(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER, "*", "a", "b")
     assert (await delta.take()).removed == ["b"]
@@ -124,7 +122,7 @@ async def test_a_name_dropped_under_a_wildcard_is_told_of(distribution, delta):
     assert (response.names, response.removed) == (["a"], ["b"])
 
 
-async def test_a_dropped_wildcard_leaves_the_names(distribution, delta):
+async def test_ending_a_wildcard_keeps_the_names(distribution, delta):
     served(distribution, cluster("a"), cluster("b"))
     await delta.send(CLUSTER, "*", "a")
     await delta.take()
@@ -154,7 +152,7 @@ async def test_one_response_is_in_flight_and_the_next_has_the_newest(distributio
     assert await delta.is_quiet()
 
 
-async def test_a_refused_version_is_not_sent_again_and_shown(distribution, delta):
+async def test_a_rejected_version_is_shown_and_not_sent_again(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.take()
@@ -167,7 +165,7 @@ async def test_a_refused_version_is_not_sent_again_and_shown(distribution, delta
     assert rejection.message == "bad timeout"
 
 
-async def test_a_later_version_is_sent_after_a_refusal_and_clears_it(distribution, delta):
+async def test_a_later_version_is_sent_after_a_rejection_and_clears_it(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send(CLUSTER)
     await delta.nack(await delta.read())
@@ -177,7 +175,7 @@ async def test_a_later_version_is_sent_after_a_refusal_and_clears_it(distributio
     assert distribution.proxies()[0].rejections == ()
 
 
-async def test_what_was_refused_with_it_is_sent_with_its_correction(distribution, delta):
+async def test_resources_rejected_together_are_sent_again_with_the_correction(distribution, delta):
     served(distribution, cluster("good"), cluster("bad"))
     await delta.send(CLUSTER)
     await delta.nack(await delta.read())
@@ -185,7 +183,7 @@ async def test_what_was_refused_with_it_is_sent_with_its_correction(distribution
     assert (await delta.take()).names == ["bad", "good"]
 
 
-async def test_what_was_refused_with_it_is_sent_when_it_is_withdrawn(distribution, delta):
+async def test_resources_rejected_together_are_sent_again_after_a_withdrawal(distribution, delta):
     served(distribution, cluster("good"), cluster("bad"))
     await delta.send(CLUSTER)
     await delta.nack(await delta.read())
@@ -194,14 +192,14 @@ async def test_what_was_refused_with_it_is_sent_when_it_is_withdrawn(distributio
     assert (response.names, response.removed) == (["good"], [])
 
 
-async def test_endpoints_come_again_after_their_cluster(distribution, delta):
+async def test_endpoints_are_sent_again_after_their_cluster(distribution, delta):
     served(distribution, cluster("a"), endpoints("a", 1), cluster("b"), endpoints("b", 1))
     await delta.send(CLUSTER)
     await delta.take()
     await delta.send(ENDPOINT, "a", "b")
     await delta.take()
     served(distribution, cluster("a", 2))
-    # As Envoy does, the cluster is not acknowledged before its endpoints have come.
+    # As in Envoy, the cluster is not acknowledged before its endpoints have arrived.
     clusters, warming = await delta.read(), await delta.read()
     assert (clusters.names, warming.names) == (["a"], ["a"])
     assert warming.type is ENDPOINT
@@ -219,7 +217,7 @@ async def test_virtual_hosts_follow_their_route_configuration(distribution, delt
     assert (routes.names, hosts.names) == (["r"], ["r/a"])
 
 
-async def test_what_went_before_it_could_be_sent_is_not_told_absent(distribution, delta):
+async def test_a_resource_removed_before_it_was_sent_is_not_reported_absent(distribution, delta):
     served(distribution, virtual_host("r/a", c=1))
     await delta.send(VIRTUAL_HOST)
     # It waits for its route configuration.
@@ -228,7 +226,9 @@ async def test_what_went_before_it_could_be_sent_is_not_told_absent(distribution
     assert await delta.is_quiet()
 
 
-async def test_virtual_hosts_come_again_when_their_route_is_asked_for_again(distribution, delta):
+async def test_virtual_hosts_are_sent_again_after_a_new_subscription_to_their_route(
+    distribution, delta
+):
     served(distribution, vhds_route("r"), virtual_host("r/a", c=1))
     await delta.send(ROUTE, "r")
     await delta.take()
@@ -240,13 +240,13 @@ async def test_virtual_hosts_come_again_when_their_route_is_asked_for_again(dist
     assert (await delta.take()).names == ["r/a"]
 
 
-async def test_who_asks_for_everything_anew_is_answered_even_with_nothing(distribution, delta):
+async def test_a_repeated_wildcard_gets_a_response_even_an_empty_one(distribution, delta):
     served(distribution, cluster("a"))
     for _ in range(2):
         await delta.send(SCOPED_ROUTE, "*")
         response = await delta.take()
         assert (response.type, response.names, response.removed) == (SCOPED_ROUTE, [], [])
-        # As an Envoy does when the last listener with scopes has gone.
+        # As an Envoy does after it has removed its last scoped listener.
         await delta.send(SCOPED_ROUTE, unsubscribe=["*"])
 
 
@@ -273,14 +273,14 @@ async def test_one_weight_sends_one_virtual_host(distribution, delta):
     assert response.bodies["r/7"] == virtual_host("r/7", c=2).body
 
 
-async def test_who_comes_back_is_sent_only_what_it_has_not(distribution, delta):
+async def test_a_reconnecting_proxy_is_sent_only_what_it_lacks(distribution, delta):
     served(distribution, cluster("same"), cluster("changed", 2), cluster("new"))
     known = {"same": cluster("same").version, "changed": cluster("changed").version}
     await delta.send(CLUSTER, known=known)
     assert (await delta.take()).names == ["changed", "new"]
 
 
-async def test_who_comes_back_up_to_date_is_sent_nothing(distribution, delta):
+async def test_a_reconnecting_proxy_that_is_up_to_date_is_sent_nothing(distribution, delta):
     resources = [cluster("a"), endpoints("a", 1)]
     served(distribution, *resources)
     await delta.send(CLUSTER, known={"a": resources[0].version})
@@ -289,7 +289,7 @@ async def test_who_comes_back_up_to_date_is_sent_nothing(distribution, delta):
     assert await delta.is_quiet()
 
 
-async def test_who_comes_back_in_the_middle_is_sent_the_endpoints_that_warm(distribution, delta):
+async def test_a_proxy_that_reconnects_during_warming_is_sent_the_endpoints(distribution, delta):
     before, after = cluster("a"), cluster("a", 2)
     served(distribution, after, endpoints("a", 1))
     await delta.send(CLUSTER, known={"a": after.version})
@@ -299,7 +299,7 @@ async def test_who_comes_back_in_the_middle_is_sent_the_endpoints_that_warm(dist
     assert (response.type, response.names) == (ENDPOINT, ["a"])
 
 
-async def test_who_comes_back_with_endpoints_of_a_cluster_that_is_back_warms_what_came_between(
+async def test_a_reconnecting_proxy_with_endpoints_of_a_restored_cluster_warms_the_one_between(
     distribution, delta
 ):
     usual, between = cluster("a"), cluster("a", 2)
@@ -307,7 +307,7 @@ async def test_who_comes_back_with_endpoints_of_a_cluster_that_is_back_warms_wha
     await delta.send(CLUSTER, known={"a": usual.version})
     clusters = await delta.read()
     served(distribution, usual)
-    # An Envoy does not answer for the cluster between before it has endpoints for it.
+    # An Envoy acknowledges the cluster between only when it has endpoints for it.
     warm = f"{usual.version}.{endpoints('a', 1).version}"
     await delta.send(ENDPOINT, "a", known={"a": warm})
     response = await delta.take()
@@ -316,7 +316,9 @@ async def test_who_comes_back_with_endpoints_of_a_cluster_that_is_back_warms_wha
     assert (await delta.take()).versions == {"a": usual.version}
 
 
-async def test_who_comes_back_with_virtual_hosts_first_is_sent_what_changed(distribution, delta):
+async def test_a_reconnecting_proxy_that_names_virtual_hosts_first_is_sent_the_changes(
+    distribution, delta
+):
     before = virtual_host("r/changed", c=1)
     served(distribution, vhds_route("r"), virtual_host("r/changed", c=2), virtual_host("r/same"))
     known = {"r/changed": before.version, "r/same": virtual_host("r/same").version}
@@ -327,14 +329,14 @@ async def test_who_comes_back_with_virtual_hosts_first_is_sent_what_changed(dist
 
 
 async def until_removed(proxy):
-    """Takes responses until one removes something; gives the names that came before, and it."""
+    """Takes responses until one removes something; returns the earlier names, and that response."""
     names = []
     while not (response := await proxy.take()).removed:
         names += response.names
     return names, response
 
 
-async def test_who_comes_back_loses_what_is_gone_only_after_it_has_what_is_new(distribution, delta):
+async def test_a_reconnecting_proxy_gets_removals_only_after_additions(distribution, delta):
     served(distribution, cluster("new"), route("r", new=1))
     await delta.send(CLUSTER, known={"old": "1"})
     await delta.send(ROUTE, "r", known={"r": "names old"})
@@ -343,10 +345,10 @@ async def test_who_comes_back_loses_what_is_gone_only_after_it_has_what_is_new(d
     assert (last.type, last.names, last.removed) == (CLUSTER, [], ["old"])
 
 
-async def test_nothing_leaves_before_who_comes_back_has_asked_for_all(distribution, delta):
+async def test_removals_wait_until_a_reconnecting_proxy_has_subscribed_to_all(distribution, delta):
     served(distribution, route("r", new=1))
     await delta.send(CLUSTER, known={"old": "1"})
-    # Nothing is owed yet, but no answer has shown that the proxy has said all.
+    # Nothing is due, but the proxy has not answered yet, so more subscriptions may follow.
     first = await delta.read()
     assert (first.type, first.names, first.removed) == (CLUSTER, [], [])
     await delta.send(ROUTE, "r", known={"r": "names old"})
@@ -366,7 +368,7 @@ async def test_a_fleeting_change_is_not_sent(distribution, delta):
     assert await delta.is_quiet()
 
 
-async def test_an_unknown_type_is_left_unanswered(distribution, delta):
+async def test_an_unknown_type_gets_no_response(distribution, delta):
     served(distribution, cluster("a"))
     await delta.send("type.googleapis.com/envoy.service.runtime.v3.Runtime", "x")
     await delta.send(CLUSTER)

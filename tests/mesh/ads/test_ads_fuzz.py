@@ -1,15 +1,15 @@
-"""The protocol under fire: anything may be asked, answered, delayed, repeated or made up.
+"""A stateful property test of the protocol: random requests, answers, delays and repetitions.
 
-The server is the real one without its sockets: messages go through the dialects' own reading and
-writing. Each proxy is modelled by what it holds and what it has answered, and lines between the two
-deliver in order, but as late as they like. Then it must hold that
+The server is the real one without its sockets: messages pass through the real encoding and parsing
+of both variants. A model of each proxy tracks what the proxy holds and what it has answered. The
+lines between proxy and server keep the order, with any delay. These properties must hold:
 
-- one response of a type is in flight at a time, and none is repeated after it was refused, but for
-  the cases in docs/mesh-ads.md, "When a proxy refuses";
-- a route is never sent before the clusters in it were acknowledged;
-- what leaves is sent when nothing else is, routes before clusters;
-- endpoints follow their cluster, and virtual hosts their route configuration;
-- who is said to have acknowledged holds what is served, and in the end all hold all of it.
+- One response of a type is in flight at a time. None is repeated after a rejection, except in the
+  cases of docs/mesh-ads.md, "When a proxy rejects an update".
+- A route is sent only after its clusters were acknowledged.
+- Removals are sent only when nothing else is due, routes before clusters.
+- Endpoints follow their cluster, and virtual hosts their route configuration.
+- A proxy that counts as acknowledged holds what is served, and in the end every proxy does.
 """
 
 from enum import Enum, auto
@@ -80,12 +80,12 @@ def follows(proxy):
 
 
 def if_any(condition):
-    """A rule for proxies of a kind, of which there must be one: steps are few."""
+    """A rule for proxies of a kind. It needs at least one, so that no step is wasted."""
     return precondition(lambda self: any(map(condition, self.proxies)))
 
 
 class Discovery(RuleBasedStateMachine):
-    """A control plane, and proxies of every kind."""
+    """A control plane and proxies of every kind."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +113,7 @@ class Discovery(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def withdraw(self, data):
-        """Something that is there goes."""
+        """Removes a resource that is served."""
         served = [key for key in KEYS if key in self.distribution.served(ENVOY)]
         if served:
             self.apply(Change(delete=(data.draw(st.sampled_from(served)),)))
@@ -121,8 +121,8 @@ class Discovery(RuleBasedStateMachine):
     def apply(self, change):
         self.distribution.apply(ENVOY, change)
         for proxy in self.proxies:
-            for refused in proxy.refused.values():
-                refused.clear()
+            for rejected in proxy.rejected.values():
+                rejected.clear()
             proxy.warm()
 
     @precondition(lambda self: len(self.proxies) < 3)
@@ -192,7 +192,7 @@ class Discovery(RuleBasedStateMachine):
     @if_any(follows)
     @rule(data=st.data())
     def ask_anew(self, data):
-        """A name is let go and wanted back, as that of a listener that is replaced."""
+        """Unsubscribes from a name and subscribes again, as for a replaced listener."""
         proxy = self.pick(data, follows)
         asked = [(each, name) for each in FOLLOWED for name in sorted(proxy.names[each])]
         type_, name = data.draw(st.sampled_from(asked))
@@ -205,9 +205,9 @@ class Discovery(RuleBasedStateMachine):
         proxy = self.pick(data, speaks_delta)
         proxy.to_server.append((discovery_pb2.DeltaDiscoveryRequest(type_url=url), None))
 
-    @rule(data=st.data(), refuse=st.booleans(), steps=st.lists(steps, min_size=1, max_size=8))
-    def time_passes(self, data, refuse, steps):
-        """Some of what is under way arrives, and some of what is due is sent."""
+    @rule(data=st.data(), reject=st.booleans(), steps=st.lists(steps, min_size=1, max_size=8))
+    def time_passes(self, data, reject, steps):
+        """Delivers some messages in transit, and sends some that are due."""
         proxy = self.pick(data)
         for step in steps:
             match step:
@@ -216,18 +216,18 @@ class Discovery(RuleBasedStateMachine):
                 case Step.SERVER_WRITES:
                     proxy.server_writes()
                 case Step.PROXY_READS if proxy.to_proxy:
-                    proxy.proxy_reads(refuse=refuse and not proxy.careful)
+                    proxy.proxy_reads(reject=reject and not proxy.careful)
             self.nobody_is_said_to_have_what_he_has_not()
 
     @rule()
     def settle(self):
-        """Everything is delivered and accepted: careful proxies hold what is served."""
+        """Delivers and accepts everything; careful proxies then hold what is served."""
         for proxy in self.proxies:
             for _ in range(1000):
                 if proxy.to_server:
                     proxy.server_reads()
                 elif proxy.to_proxy:
-                    proxy.proxy_reads(refuse=False)
+                    proxy.proxy_reads(reject=False)
                 elif not proxy.server_writes():
                     break
             else:
@@ -250,7 +250,7 @@ class Discovery(RuleBasedStateMachine):
             else:
                 held = {name: proxy.holds[type_].get(name) for name in wanted}
             if type_ is VIRTUAL_HOST:
-                # Those of a listener that has gone are of no use to the proxy, which forgets them.
+                # The proxy drops routes of a removed listener.
                 held = {name: body for name, body in held.items() if name in wanted}
             assert held == wanted
         warmable = {key.name for key in served if key.type is ENDPOINT}
@@ -266,8 +266,8 @@ class Discovery(RuleBasedStateMachine):
                 proxy.check_acknowledged()
 
 
-# What fails is made small, which takes Hypothesis minutes; without its "explain" phase, which
-# traces every line for hints and takes many times as long.
+# Hypothesis shrinks failures, which takes minutes. Its "explain" phase is off: it traces every line
+# and takes many times as long.
 TestDiscovery = pytest.mark.timeout(3600 if FUZZING else 600)(Discovery.TestCase)
 TestDiscovery.settings = settings(
     max_examples=examples(500),

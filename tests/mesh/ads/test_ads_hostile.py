@@ -1,4 +1,4 @@
-"""Proxies that are broken or mean: they are told so, and cost the server little."""
+"""Broken and hostile proxies get an error and cost the server little."""
 
 import asyncio
 
@@ -91,12 +91,12 @@ async def test_too_much_in_many_requests_is_refused(delta):
 @pytest.mark.parametrize(
     "known", [{f"name-{n}": "1" for n in range(11)}, {"a": "x" * 41}, {"x" * 41: "1"}]
 )
-async def test_too_much_brought_along_is_refused(delta, known):
+async def test_too_many_initial_versions_are_refused(delta, known):
     await delta.send(CLUSTER, known=known)
     assert (await delta.failure())[0] is INVALID
 
 
-async def test_names_that_are_dropped_make_room(delta):
+async def test_unsubscribed_names_make_room(delta):
     for number in range(30):
         await delta.send(ENDPOINT, f"name-{number}", unsubscribe=[f"name-{number - 1}"])
     await delta.send(CLUSTER)
@@ -114,7 +114,7 @@ async def test_a_flood_is_read_slowly_and_answered(delta):
     assert response.names == ["a"]
 
 
-async def test_answers_do_not_count_as_a_flood(distribution, delta):
+async def test_acks_do_not_count_as_a_flood(distribution, delta):
     await delta.send(CLUSTER)
     for timeout_s in range(2, 200):
         await delta.take()
@@ -137,7 +137,7 @@ async def test_too_many_streams_are_refused_until_one_has_gone(port, connect):
     assert (await again.take()).names == ["a"]
 
 
-async def test_a_message_that_is_none_is_refused(port):
+async def test_a_malformed_message_is_refused(port):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         method = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
         call = channel.stream_stream(method)()
@@ -145,7 +145,7 @@ async def test_a_message_that_is_none_is_refused(port):
         assert await call.code() is INVALID
 
 
-async def test_a_stream_that_says_nothing_ends_in_peace(port, connect):
+async def test_a_stream_without_requests_ends_without_error(port, connect):
     proxy = connect(delta=True)
     await proxy.call.done_writing()
     assert (await proxy.failure())[0] is grpc.StatusCode.OK

@@ -1,4 +1,4 @@
-"""What the discovery service tells Prometheus, read as a scraper reads it."""
+"""The metrics of the discovery service, as Prometheus scrapes them."""
 
 import re
 
@@ -17,7 +17,7 @@ async def scrape(port):
     return {name: float(value) for name, value in found}
 
 
-async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delta):
+async def test_responses_rejections_and_proxies_are_counted(distribution, ports, delta):
     _, metrics_port = ports
     distribution.apply(ProxyKind.ENVOY, Change(put=(cluster("a"),)))
     before = await scrape(metrics_port)
@@ -33,7 +33,7 @@ async def test_pushes_refusals_and_proxies_are_counted(distribution, ports, delt
         return after[name] - before.get(name, 0)
 
     labels = '{proxy_kind="envoy",type="cluster"}'
-    # Two of the cluster, and the answer to the last question.
+    # Two for the cluster, and one for the last request.
     assert grown(f"tidegate_xds_pushes_total{labels}") == 3
     size = response.message.ByteSize()
     assert grown(f"tidegate_xds_push_bytes_total{labels}") > 2 * size

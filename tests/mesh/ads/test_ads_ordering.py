@@ -1,4 +1,4 @@
-"""Make before break, whatever the order in which things are asked for and answered."""
+"""Make before break, in any order of subscriptions and answers."""
 
 import pytest
 from ads_double import (
@@ -40,7 +40,7 @@ def removed(distribution, *resources):
 
 
 async def warm(distribution, proxy):
-    """Has a proxy take a cluster and its endpoints."""
+    """Makes a proxy take a cluster and its endpoints."""
     served(distribution, cluster("c"), endpoints("c", 1))
     await proxy.send(CLUSTER)
     await proxy.take()
@@ -49,7 +49,7 @@ async def warm(distribution, proxy):
 
 
 async def follow(proxy):
-    """Takes the whole mesh of the tests as an Envoy does, which names what it has learned of."""
+    """Takes the whole test mesh as an Envoy does, which subscribes to the names it has seen."""
     await proxy.send(CLUSTER)
     await proxy.take()
     await proxy.send(ENDPOINT, "c")
@@ -92,7 +92,7 @@ async def test_additions_come_in_order_and_removals_last_in_reverse(distribution
     ]
 
 
-async def test_scopes_are_there_before_a_listener_opens_and_until_it_is_gone(distribution, delta):
+async def test_scopes_come_before_a_listener_and_go_after_it(distribution, delta):
     served(distribution, cluster("c"), scoped_listener("first"))
     await delta.send(CLUSTER)
     await delta.take()
@@ -115,13 +115,13 @@ async def test_scopes_are_there_before_a_listener_opens_and_until_it_is_gone(dis
 
 
 @pytest.mark.parametrize("make", [route, scope])
-async def test_what_routes_waits_for_a_refused_cluster(distribution, delta, make):
+async def test_routes_wait_for_a_rejected_cluster(distribution, delta, make):
     served(distribution, cluster("broken"), make("r", broken=1))
     await delta.send(CLUSTER)
     await delta.nack(await delta.read())
     if make is scope:
         await delta.send(SCOPED_ROUTE)
-        # Nothing else is there, and whoever asks for everything waits for an answer.
+        # Nothing else is served, and a wildcard subscription waits for a response.
         assert (await delta.take()).names == []
     else:
         await delta.send(ROUTE, "r")
@@ -142,7 +142,7 @@ async def test_a_route_waits_for_its_cluster_to_be_acknowledged(distribution, co
     served(distribution, route("r", new=1), cluster("new"))
     clusters = await proxy.read()
     assert clusters.type is CLUSTER
-    # Whatever else is asked for meanwhile is answered, the route is not.
+    # Other subscriptions get responses meanwhile, the route does not.
     await proxy.send(ENDPOINT, "new")
     served(distribution, endpoints("new", 1))
     warming = await proxy.read()
@@ -161,11 +161,11 @@ async def test_endpoints_do_not_wait_for_a_cluster_that_waits_for_them(distribut
     served(distribution, cluster("c", 2))
     second = await delta.read()
     served(distribution, cluster("c", 3))
-    # An Envoy answers for the second cluster when its endpoints have come; a third one follows.
+    # An Envoy acknowledges the second cluster when it has its endpoints; a third one follows.
     await delta.ack(earlier)
     warming = await delta.read()
     assert (warming.type, warming.names) == (ENDPOINT, ["c"])
-    # They count for the cluster that has come, and must come again after the one that follows.
+    # The endpoints warm the cluster that has arrived, and are sent again after the next one.
     await delta.ack(second)
     assert (await delta.take()).type is CLUSTER
     await delta.ack(warming)
@@ -173,47 +173,47 @@ async def test_endpoints_do_not_wait_for_a_cluster_that_waits_for_them(distribut
     assert (again.type, again.names) == (ENDPOINT, ["c"])
 
 
-async def test_refused_endpoints_follow_each_push_of_their_cluster_once(distribution, delta):
+async def test_rejected_endpoints_follow_each_response_of_their_cluster_once(distribution, delta):
     served(distribution, cluster("c"), endpoints("c", 1))
     await delta.send(ENDPOINT, "c")
     await delta.take()
-    # It refuses what comes for the changed cluster, which it asks for in the same moment.
+    # It rejects the endpoints of the changed cluster, which it requests at the same moment.
     served(distribution, cluster("c", 2))
-    refused = await delta.read()
+    rejected = await delta.read()
     await delta.send(CLUSTER, "c")
-    await delta.nack(refused)
+    await delta.nack(rejected)
     changed = await delta.read()
     assert (changed.type, changed.names) == (CLUSTER, ["c"])
     again = await delta.read()
-    assert (again.type, again.bodies) == (ENDPOINT, refused.bodies)
+    assert (again.type, again.bodies) == (ENDPOINT, rejected.bodies)
     await delta.nack(again)
     await delta.ack(changed)
-    # The answer comes after those for clusters, and leaves no cluster in flight.
+    # This answer follows those for clusters, and leaves no cluster in flight.
     assert await delta.is_quiet(LISTENER)
-    # The next push of the cluster, and again it is once.
+    # With the next response for the cluster they are sent once again.
     served(distribution, cluster("c", 3))
     changed = await delta.read()
     again = await delta.read()
-    assert (changed.names, again.bodies) == (["c"], refused.bodies)
+    assert (changed.names, again.bodies) == (["c"], rejected.bodies)
     await delta.nack(again)
     await delta.ack(changed)
     assert await delta.is_quiet(LISTENER)
 
 
-async def test_refused_hosts_follow_their_route_configuration_once(distribution, delta):
+async def test_rejected_hosts_follow_their_route_configuration_once(distribution, delta):
     served(distribution, vhds_route("r"), virtual_host("r/h", c=1))
     await delta.send(VIRTUAL_HOST, "r/h")
-    refused = await delta.read()
+    rejected = await delta.read()
     await delta.send(ROUTE, "r")
-    await delta.nack(refused)
+    await delta.nack(rejected)
     await delta.take()
     again = await delta.read()
-    assert (again.type, again.bodies) == (VIRTUAL_HOST, refused.bodies)
+    assert (again.type, again.bodies) == (VIRTUAL_HOST, rejected.bodies)
     await delta.nack(again)
     assert await delta.is_quiet()
 
 
-async def test_endpoints_that_go_while_they_are_to_come_again_are_taken_away(distribution, delta):
+async def test_endpoints_removed_while_due_to_be_resent_are_removed(distribution, delta):
     await warm(distribution, delta)
     served(distribution, endpoints("c", 2))
     earlier = await delta.read()
@@ -227,7 +227,9 @@ async def test_endpoints_that_go_while_they_are_to_come_again_are_taken_away(dis
     assert (response.type, response.removed) == (ENDPOINT, ["c"])
 
 
-async def test_what_was_asked_for_anew_while_it_came_leaves_as_late_as_any(distribution, delta):
+async def test_a_name_resubscribed_while_in_flight_is_removed_in_the_usual_order(
+    distribution, delta
+):
     served(distribution, cluster("c"), endpoints("c", 1))
     await delta.send(CLUSTER)
     await delta.take()
@@ -235,7 +237,7 @@ async def test_what_was_asked_for_anew_while_it_came_leaves_as_late_as_any(distr
     flying = await delta.read()
     await delta.send(ENDPOINT, unsubscribe=["c"])
     await delta.send(ENDPOINT, "c")
-    # The proxy has wanted it back by the time that it reads the response, and keeps it.
+    # The proxy has subscribed again by the time it reads the response, and keeps the resource.
     served(distribution, cluster("new"))
     clusters = await delta.read()
     removed(distribution, endpoints("c"))
@@ -246,9 +248,7 @@ async def test_what_was_asked_for_anew_while_it_came_leaves_as_late_as_any(distr
     assert (response.type, response.removed) == (ENDPOINT, ["c"])
 
 
-async def test_what_was_asked_for_anew_after_it_had_come_is_told_absent_at_once(
-    distribution, delta
-):
+async def test_a_name_resubscribed_after_it_arrived_is_reported_absent_at_once(distribution, delta):
     await warm(distribution, delta)
     served(distribution, cluster("c", 2))
     clusters, warming = await delta.read(), await delta.read()
@@ -256,13 +256,13 @@ async def test_what_was_asked_for_anew_after_it_had_come_is_told_absent_at_once(
     removed(distribution, endpoints("c"))
     await delta.send(ENDPOINT, unsubscribe=["c"])
     await delta.send(ENDPOINT, "c")
-    # The proxy has let it go, and may not answer for its cluster before it knows.
+    # The proxy has dropped the endpoints, and may acknowledge the cluster only after this.
     assert (await delta.take()).removed == ["c"]
     await delta.ack(clusters)
     assert await delta.is_quiet()
 
 
-async def test_a_route_that_names_a_refused_cluster_is_held_back(distribution, delta):
+async def test_a_route_that_names_a_rejected_cluster_is_held_back(distribution, delta):
     served(distribution, route("r", old=1), cluster("old"))
     await delta.send(CLUSTER)
     await delta.take()
@@ -278,7 +278,7 @@ async def test_a_route_that_names_a_refused_cluster_is_held_back(distribution, d
     assert (await delta.take()).names == ["r"]
 
 
-async def test_a_world_keeps_a_scope_as_it_was_while_its_new_cluster_is_refused(distribution, sotw):
+async def test_full_state_keeps_the_old_scope_while_its_new_cluster_is_rejected(distribution, sotw):
     served(distribution, cluster("old"), scope("s", old=1))
     await sotw.send(CLUSTER)
     await sotw.take()
@@ -287,22 +287,22 @@ async def test_a_world_keeps_a_scope_as_it_was_while_its_new_cluster_is_refused(
     new = scope("s", broken=1)
     served(distribution, cluster("broken"), new, scope("never", broken=1), scope("t", old=1))
     await sotw.nack(await sotw.read())
-    world = {"s": scope("s", old=1).body, "t": scope("t", old=1).body}
-    assert (await sotw.take()).bodies == world
+    scopes = {"s": scope("s", old=1).body, "t": scope("t", old=1).body}
+    assert (await sotw.take()).bodies == scopes
     served(distribution, cluster("broken", 2))
     assert (await sotw.take()).type is CLUSTER
-    assert (await sotw.take()).bodies == world | {
+    assert (await sotw.take()).bodies == scopes | {
         "s": new.body,
         "never": scope("never", broken=1).body,
     }
 
 
-async def test_a_host_is_not_sent_to_who_has_let_its_route_go(distribution, delta):
+async def test_a_host_is_not_sent_to_a_proxy_without_its_route(distribution, delta):
     served(distribution, *MESH)
     await follow(delta)
     served(distribution, cluster("c", 2))
     clusters = await delta.read()
-    # Due from here on, but not before the cluster is answered for.
+    # The host is due now, but only after the cluster is acknowledged.
     served(distribution, virtual_host("r/h", c=2))
     await delta.send(ROUTE, unsubscribe=["r"])
     await delta.ack(clusters)
@@ -313,7 +313,7 @@ async def test_a_host_is_not_sent_to_who_has_let_its_route_go(distribution, delt
     assert (await delta.take()).names == ["r/h"]
 
 
-async def test_a_host_does_not_follow_a_route_that_is_going(distribution, delta):
+async def test_a_host_does_not_follow_a_route_being_removed(distribution, delta):
     served(distribution, *MESH)
     await follow(delta)
     removed(distribution, vhds_route("r"))

@@ -1,4 +1,4 @@
-"""Real proxies: Envoy in both dialects and gRPC clients without one, attached at the same time."""
+"""Real proxies at the same time: Envoys of both variants, and proxyless gRPC clients."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from ads_double import (
     vhds_route,
     virtual_host,
 )
-from ads_proxies import HOST, PATIENCE_S, Envoy, Load, bootstrap, proxyless
+from ads_proxies import HOST, TIMEOUT_S, Envoy, Load, bootstrap, proxyless
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from prometheus_client import REGISTRY
@@ -37,7 +37,7 @@ ENVOY, GRPC = ProxyKind.ENVOY, ProxyKind.GRPC
 
 @pytest.fixture
 async def start_envoy(tmp_path):
-    """Starts an Envoy."""
+    """Starts Envoys."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(ads_port, variant):
@@ -58,7 +58,7 @@ async def start_envoy(tmp_path):
                 await process.wait()
 
             stack.push_async_callback(stop)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while not (folder / "admin").exists() or not (folder / "admin").read_text():
                     await asyncio.sleep(0.02)
             return Envoy(process, (folder / "admin").read_text().strip())
@@ -68,7 +68,7 @@ async def start_envoy(tmp_path):
 
 @pytest.fixture
 async def backends():
-    """Two servers that answer with their names; gives their ports by name."""
+    """Two servers that answer with their names; yields their ports by name."""
     servers, ports = [], {}
     for name in ("v1", "v2"):
 
@@ -110,14 +110,14 @@ def mesh(ports, names, **shares):
 
 
 async def roll_out(distribution, changes):
-    """Serves changes and waits until all have acknowledged."""
+    """Serves changes and waits until all proxies have acknowledged."""
     for proxy_kind, change in changes.items():
         distribution.apply(proxy_kind, change)
     keys = {
         proxy_kind: [each.key for each in change.put] + list(change.delete)
         for proxy_kind, change in changes.items()
     }
-    report = await distribution.acknowledged(keys, PATIENCE_S)
+    report = await distribution.acknowledged(keys, TIMEOUT_S)
     assert report.done, report
     return report
 
@@ -138,7 +138,7 @@ async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
         }
         for caller in callers:
             assert (await caller.more()).keys() == {"v1"}
-        # The subset and the route that names it, in one change: the order is kept for each proxy.
+        # One change with a subset and the route that names it: each proxy gets them in order.
         await roll_out(distribution, mesh(backends, ["v1", "v2"], v2=50, v1=50))
         for caller in callers:
             assert (await caller.more()).keys() == {"v1", "v2"}
@@ -146,7 +146,7 @@ async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
             await roll_out(distribution, weights(v2=share, v1=100 - share))
         for caller in callers:
             answers = await caller.more()
-            # Calls that were routed before the last change may be answered after it.
+            # Calls routed before the last change may end after it.
             answers["v1"] = 0
             assert (+answers).keys() == {"v2"}
             assert (await caller.more()).keys() == {"v2"}
@@ -157,29 +157,29 @@ async def test_envoys_and_grpc_clients_follow_weights_without_a_failed_call(
 
 
 def impossible(name):
-    """Endpoints that Envoy refuses: a factor of 0 breaks a rule of the field."""
+    """Endpoints that Envoy rejects: a factor of 0 violates a rule of the field."""
     message = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
     message.policy.overprovisioning_factor.value = 0
     return Resource.of(ENDPOINT, name, message)
 
 
 def patient(name, timeout_s=1):
-    """A cluster that waits for its endpoints without a limit, as the compiler makes them."""
+    """A cluster that waits for its endpoints without a timeout, as the compiler makes it."""
     message = cluster_pb2.Cluster.FromString(cluster(name, timeout_s).body.value)
     message.eds_cluster_config.eds_config.initial_fetch_timeout.SetInParent()
     return Resource.of(CLUSTER, name, message)
 
 
 @pytest.mark.parametrize("variant", XdsVariant)
-async def test_a_changed_cluster_warms_though_its_endpoints_are_refused_again(
+async def test_a_changed_cluster_warms_although_its_endpoints_are_rejected_again(
     distribution, port, start_envoy, variant
 ):
-    # Envoy uses the new cluster only when it has answered for endpoints that came after it, be it
-    # with a refusal. So what it refused is sent once more, for each push of the cluster.
+    # Envoy uses the new cluster only when it has answered for endpoints that came after it, even
+    # with a rejection. So the rejected endpoints are sent once for each response of the cluster.
     distribution.apply(ENVOY, Change(put=(patient("c"), impossible("c"))))
     envoy = await start_envoy(port, variant)
 
-    def refusals():
+    def rejections():
         labels = {"proxy_kind": "envoy", "type": "endpoint"}
         return REGISTRY.get_sample_value("tidegate_xds_nacks_total", labels)
 
@@ -188,15 +188,15 @@ async def test_a_changed_cluster_warms_though_its_endpoints_are_refused_again(
         await envoy.until(dump, lambda text: f'"connect_timeout": "{timeout_s}s"' in text)
 
     await uses(1)
-    # What it says of the first push has come once it has acknowledged a later one.
+    # Its answer to the first response has arrived once it has acknowledged a later one.
     await roll_out(distribution, {ENVOY: Change(put=subset("other-0", 1))})
-    before = refusals()
+    before = rejections()
     for count, timeout_s in enumerate((2, 3, 4), 1):
         distribution.apply(ENVOY, Change(put=(patient("c", timeout_s),)))
         await uses(timeout_s)
-        # Once for each push, and not in a loop.
+        # Once for each response, and not in a loop.
         await roll_out(distribution, {ENVOY: Change(put=subset(f"other-{count}", 1))})
-        assert refusals() == before + count
+        assert rejections() == before + count
 
 
 @pytest.mark.parametrize("variant", XdsVariant)
@@ -204,7 +204,7 @@ async def test_scopes_come_change_and_go_without_a_failed_call(
     distribution, port, start_envoy, backends, variant
 ):
     subsets = [each for name in ("v1", "v2") for each in subset(name, backends[name])]
-    # Of whom nobody speaks, an Envoy listens all the same.
+    # An Envoy opens the listener even without any scope.
     distribution.apply(ENVOY, Change(put=(*subsets, scoped_listener("ingress"))))
     envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
@@ -219,7 +219,7 @@ async def test_scopes_come_change_and_go_without_a_failed_call(
             await roll_out(distribution, {ENVOY: Change(put=put)})
         await load.more()
         assert (await load.more()).keys() == {"v2"}
-        # One that comes later has all scopes from its first request on.
+        # A later listener has all scopes from its first request.
         distribution.apply(ENVOY, Change(put=(scoped_listener("later"),)))
         async with Load(await envoy.listening("later")) as later:
             assert (await later.more()).keys() == {"v2"}
@@ -238,9 +238,9 @@ async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cl
             distribution.apply(ENVOY, changes[ENVOY])
             envoy = await start_envoy(port, XdsVariant.DELTA)
             load = await stack.enter_async_context(Load(await envoy.listening()))
-            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         assert (await load.more()).keys() == {"v1"}
-        # Another control plane, which knows the same and something new, and has lost something.
+        # Another control plane, with the same resources, a new one, and one less.
         successor = Distribution()
         lost = [key(each) for each in subset("v1", 0)]
         resources = {each.key: each for each in changes[ENVOY].put}
@@ -250,16 +250,16 @@ async def test_an_envoy_serves_on_without_its_control_plane_and_is_taken_over_cl
         updates = await envoy.admin("/stats?filter=(cds|eds|lds|rds|vhds).*update_success")
         successor.apply(ENVOY, Change(put=tuple(resources.values())))
         async with control_plane(successor, port):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while not successor.proxies():
                     await asyncio.sleep(0.01)
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while "v1::" in await envoy.admin("/clusters"):
                     await asyncio.sleep(0.01)
-            report = await successor.acknowledged({ENVOY: [*resources, *lost]}, PATIENCE_S)
+            report = await successor.acknowledged({ENVOY: [*resources, *lost]}, TIMEOUT_S)
             assert report.done
             assert (await load.more()).keys() == {"v2"}
-            # What it had was not sent again.
+            # The resources that it had were not sent again.
             after = await envoy.admin("/stats?filter=(cds|eds|lds|rds|vhds).*update_success")
             assert {
                 line
@@ -279,19 +279,19 @@ async def test_an_envoy_with_scopes_is_taken_over_cleanly(
             distribution.apply(ENVOY, Change(put=first))
             envoy = await start_envoy(port, XdsVariant.DELTA)
             load = await stack.enter_async_context(Load(await envoy.listening()))
-            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+            await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         assert (await load.more()).keys() == {"v1"}
-        # Another control plane, with another weight, and without a scope and its cluster.
+        # Another control plane, with another weight, without one scope and its cluster.
         successor = Distribution()
         lost = [key(scope("old")), *(key(each) for each in subset("v1", 0))]
         kept = [each for each in first if each.key not in lost]
         successor.apply(ENVOY, Change(put=(*kept[:-1], scope("127.0.0.1", v2=1))))
         async with control_plane(successor, port):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 while "v1::" in await envoy.admin("/clusters"):
                     await asyncio.sleep(0.01)
             keys = [*successor.served(ENVOY), *lost]
-            assert (await successor.acknowledged({ENVOY: keys}, PATIENCE_S)).done
+            assert (await successor.acknowledged({ENVOY: keys}, TIMEOUT_S)).done
             await load.more()
             assert (await load.more()).keys() == {"v2"}
             scopes = await envoy.admin("/config_dump?resource=dynamic_scoped_route_configs")
@@ -300,9 +300,7 @@ async def test_an_envoy_with_scopes_is_taken_over_cleanly(
         assert not [each for each in load.answers if each.startswith("failed")]
 
 
-async def test_a_listener_that_comes_later_gets_its_virtual_hosts(
-    distribution, port, start_envoy, backends
-):
+async def test_a_later_listener_gets_its_virtual_hosts(distribution, port, start_envoy, backends):
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
     envoy = await start_envoy(port, XdsVariant.DELTA)
     await envoy.listening()
@@ -316,25 +314,25 @@ async def test_a_listener_that_comes_later_gets_its_virtual_hosts(
         assert (await load.more()).keys() == {"v1"}
     distribution.apply(ENVOY, Change(delete=tuple(map(key, later))))
     await envoy.until("/listeners", lambda text: "later" not in text)
-    # The old listener drains and keeps its route configuration, by now without virtual hosts: the
-    # new one opens with that, and gets the virtual hosts a moment later.
+    # The old listener drains and keeps its route configuration, now without virtual hosts. The new
+    # listener opens with that one, and gets the virtual hosts a moment later.
     distribution.apply(ENVOY, Change(put=later))
-    async with Load(await envoy.listening("later")) as load, asyncio.timeout(PATIENCE_S):
+    async with Load(await envoy.listening("later")) as load, asyncio.timeout(TIMEOUT_S):
         while (await load.more()).keys() != {"v1"}:
             pass
 
 
 @pytest.mark.parametrize("variant", XdsVariant)
-async def test_a_refusal_by_an_envoy_is_shown_and_what_it_had_is_kept(
+async def test_a_rejection_by_an_envoy_is_shown_and_its_old_resources_stay(
     distribution, port, start_envoy, backends, variant
 ):
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
     envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
-        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         broken = cluster("v1", timeout_s=-1)
         distribution.apply(ENVOY, Change(put=(broken,)))
-        report = await distribution.acknowledged({ENVOY: [broken.key]}, PATIENCE_S)
+        report = await distribution.acknowledged({ENVOY: [broken.key]}, TIMEOUT_S)
         (proxy,) = report.proxies
         assert "Expected positive duration" in proxy.rejections[0].message
         assert (await load.more()).keys() == {"v1"}
@@ -351,7 +349,7 @@ async def test_a_changed_cluster_is_warm_at_once_and_loses_no_call(
     distribution.apply(ENVOY, mesh(backends, ["v1"], v1=100)[ENVOY])
     envoy = await start_envoy(port, variant)
     async with Load(await envoy.listening()) as load:
-        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, PATIENCE_S)
+        await distribution.acknowledged({ENVOY: distribution.served(ENVOY)}, TIMEOUT_S)
         for timeout_s in range(2, 12):
             await roll_out(distribution, {ENVOY: Change(put=(cluster("v1", timeout_s),))})
         stats = await envoy.admin("/stats?filter=cluster_manager.warming_clusters")

@@ -1,4 +1,4 @@
-"""The state-of-the-world dialect, as proxies on real channels hear it."""
+"""The state-of-the-world variant, over real channels."""
 
 import pytest
 from ads_double import (
@@ -33,7 +33,7 @@ def removed(distribution, *resources):
 
 
 async def is_quiet(proxy, distribution):
-    """Whether nothing was sent before the answer to a question that is asked now."""
+    """Whether the next response answers a request that is sent now."""
     name = f"probe-{len(proxy.names[LISTENER])}"
     served(distribution, listener(name, "r"))
     await proxy.send(LISTENER, *proxy.names[LISTENER], name, nonce=proxy.nonces[LISTENER])
@@ -41,7 +41,7 @@ async def is_quiet(proxy, distribution):
     return response.type is LISTENER and name in response.names
 
 
-async def test_clusters_come_as_the_whole_world(distribution, sotw):
+async def test_responses_hold_all_clusters(distribution, sotw):
     served(distribution, cluster("a"), cluster("b"))
     await sotw.send(CLUSTER)
     assert (await sotw.take()).names == ["a", "b"]
@@ -51,7 +51,7 @@ async def test_clusters_come_as_the_whole_world(distribution, sotw):
     assert (await sotw.take()).names == ["b"]
 
 
-async def test_scopes_come_as_the_whole_world(distribution, sotw):
+async def test_responses_hold_all_scopes(distribution, sotw):
     served(distribution, scope("a", c=1), scope("b", c=1))
     await sotw.send(SCOPED_ROUTE)
     assert (await sotw.take()).names == ["a", "b"]
@@ -59,7 +59,7 @@ async def test_scopes_come_as_the_whole_world(distribution, sotw):
     assert (await sotw.take()).names == ["b"]
 
 
-async def test_an_empty_world_is_answered(distribution, sotw):
+async def test_an_empty_snapshot_gets_a_response(distribution, sotw):
     served(distribution)
     await sotw.send(CLUSTER)
     assert (await sotw.take()).names == []
@@ -78,7 +78,7 @@ async def test_the_version_is_of_the_content(distribution, sotw):
     assert first.nonce != third.nonce
 
 
-async def test_endpoints_come_as_what_has_changed(distribution, sotw):
+async def test_responses_hold_only_changed_endpoints(distribution, sotw):
     served(distribution, endpoints("a", 1), endpoints("b", 1))
     await sotw.send(ENDPOINT, "a", "b", "none")
     assert (await sotw.take()).names == ["a", "b"]
@@ -88,7 +88,7 @@ async def test_endpoints_come_as_what_has_changed(distribution, sotw):
     assert (await sotw.take()).names == ["none"]
 
 
-async def test_endpoints_that_go_are_not_spoken_of(distribution, sotw):
+async def test_removed_endpoints_are_not_reported(distribution, sotw):
     served(distribution, endpoints("a", 1), endpoints("b", 1))
     await sotw.send(ENDPOINT, "a", "b")
     await sotw.take()
@@ -97,7 +97,7 @@ async def test_endpoints_that_go_are_not_spoken_of(distribution, sotw):
     assert (await sotw.take()).names == ["b"]
 
 
-async def test_newly_asked_names_are_sent_even_if_they_were_sent_before(distribution, sotw):
+async def test_newly_subscribed_names_are_sent_even_if_sent_before(distribution, sotw):
     served(distribution, endpoints("a", 1), endpoints("b", 1))
     await sotw.send(ENDPOINT, "a")
     response = await sotw.take()
@@ -122,7 +122,7 @@ async def test_a_stale_request_is_ignored(distribution, sotw):
     assert (await sotw.take()).names == ["a"]
 
 
-async def test_a_first_request_may_bear_the_nonce_of_an_earlier_stream(distribution, sotw):
+async def test_a_first_request_may_have_the_nonce_of_an_earlier_stream(distribution, sotw):
     served(distribution, cluster("a"))
     await sotw.send(CLUSTER, nonce="17", version_info="before")
     assert (await sotw.take()).names == ["a"]
@@ -139,7 +139,7 @@ async def test_after_names_an_empty_request_is_no_wildcard(distribution, sotw):
     assert await is_quiet(sotw, distribution)
 
 
-async def test_a_wildcard_beside_a_name_may_be_dropped(distribution, sotw):
+async def test_a_wildcard_beside_a_name_may_end(distribution, sotw):
     served(distribution, cluster("a"), cluster("b"))
     await sotw.send(CLUSTER)
     response = await sotw.take()
@@ -160,7 +160,7 @@ async def test_endpoints_have_no_wildcard(distribution, sotw):
     assert await is_quiet(sotw, distribution)
 
 
-async def test_a_refused_world_is_sent_again_only_when_it_has_changed(distribution, sotw):
+async def test_a_rejected_full_state_is_sent_again_only_when_it_has_changed(distribution, sotw):
     served(distribution, cluster("a"), cluster("b"))
     await sotw.send(CLUSTER)
     await sotw.take()
@@ -174,7 +174,7 @@ async def test_a_refused_world_is_sent_again_only_when_it_has_changed(distributi
     assert response.bodies["b"] == cluster("b", 3).body
 
 
-async def test_a_refused_removal_is_not_repeated(distribution, sotw):
+async def test_a_rejected_removal_is_not_repeated(distribution, sotw):
     served(distribution, cluster("a"))
     await sotw.send(CLUSTER)
     await sotw.take()
@@ -183,7 +183,7 @@ async def test_a_refused_removal_is_not_repeated(distribution, sotw):
     assert await is_quiet(sotw, distribution)
 
 
-async def test_a_world_keeps_what_leaves_until_its_routes_have_left(distribution, sotw):
+async def test_full_state_keeps_a_cluster_until_no_route_names_it(distribution, sotw):
     served(distribution, cluster("old"), route("r", old=1))
     await sotw.send(CLUSTER)
     await sotw.take()
@@ -195,7 +195,7 @@ async def test_a_world_keeps_what_leaves_until_its_routes_have_left(distribution
     assert [each.names for each in responses] == [["new", "old"], ["r"], ["new"]]
 
 
-async def test_endpoints_come_again_after_their_cluster(distribution, sotw):
+async def test_endpoints_are_sent_again_after_their_cluster(distribution, sotw):
     served(distribution, cluster("a"), endpoints("a", 1), cluster("b"), endpoints("b", 1))
     await sotw.send(CLUSTER)
     await sotw.take()
@@ -220,7 +220,7 @@ async def test_an_envoy_gets_virtual_hosts_inside_their_route_configuration(dist
     assert [each.name for each in message.virtual_hosts] == ["r/b", "r/c"]
 
 
-async def test_a_grpc_client_is_served_what_is_made_for_it(distribution, connect):
+async def test_a_grpc_client_gets_the_resources_of_its_kind(distribution, connect):
     served(distribution, listener("l", "r"))
     served(distribution, api_listener("host:80", "r"), proxy_kind=GRPC)
     client = connect(delta=False, agent="gRPC C-core linux")

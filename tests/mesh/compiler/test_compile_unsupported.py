@@ -1,6 +1,7 @@
-"""What Istio's objects may say and the compiler refuses: with its place, reason and fix."""
+"""Fields and values that the parser accepts and the compiler refuses, with line, reason and fix."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from tidegate.istio.destination_rule import DestinationRule
 from tidegate.istio.virtual_service import VirtualService
 from tidegate.mesh.compiler import CompileErrors, Compiler, MeshSettings, unsupported
 from tidegate.mesh.compiler.unsupported import UNSUPPORTED_FIELDS
+from tidegate.mesh.control.configuration.applied import AppliedConfiguration
 
 SERVICE = """\
 apiVersion: networking.istio.io/v1
@@ -40,7 +42,7 @@ spec:
 """
 
 
-def test_every_field_and_word_is_told_with_its_line_in_the_file(tmp_path):
+def test_every_field_and_value_is_reported_with_its_line_in_the_file(tmp_path):
     path = tmp_path / "mesh.yaml"
     path.write_text(f"{SERVICE}---\n{RULE}")
     with pytest.raises(IstioObjectErrors) as caught:
@@ -50,7 +52,7 @@ def test_every_field_and_word_is_told_with_its_line_in_the_file(tmp_path):
     assert found == [
         (
             *(8, "spec.http[0].delegate"),
-            "is not supported: routes of several objects are not joined",
+            "is not supported: routes of several objects are not merged",
             "write them here",
         ),
         (
@@ -65,7 +67,7 @@ def test_every_field_and_word_is_told_with_its_line_in_the_file(tmp_path):
         ),
         (
             *(20, "spec.trafficPolicy.tls.mode"),
-            "ISTIO_MUTUAL is not supported: there is no certificate authority of Istio",
+            "ISTIO_MUTUAL is not supported: there is no Istio certificate authority",
             "write MUTUAL and name files",
         ),
         (
@@ -76,7 +78,18 @@ def test_every_field_and_word_is_told_with_its_line_in_the_file(tmp_path):
     ]
 
 
-def test_the_compiler_refuses_what_nobody_has_checked():
+def test_a_file_on_a_laptop_with_such_a_field_is_broken_at_its_line():
+    path = Path("mesh.yaml")
+    texts = {path: SERVICE}
+    found = AppliedConfiguration().differences(texts, texts)
+    assert not found.config
+    assert (
+        "mesh.yaml:8: VirtualService models/vision: spec.http[0].delegate: " in found.broken[path]
+    )
+    assert "mesh.yaml:11: VirtualService models/vision: spec.tcp: " in found.broken[path]
+
+
+def test_the_compiler_refuses_objects_that_no_reader_has_checked():
     compiler = Compiler(MeshSettings())
     with pytest.raises(CompileErrors) as caught:
         compiler.compile(parse(SERVICE, "mesh"), {})
@@ -84,7 +97,7 @@ def test_the_compiler_refuses_what_nobody_has_checked():
         ("VirtualService models/vision", "spec.http[0].delegate", "write them here"),
         ("VirtualService models/vision", "spec.tcp", "call the server's port directly"),
     ]
-    # And again: a refused object is not taken for one that was compiled.
+    # The compiler does not remember a refused object as a compiled one.
     with pytest.raises(CompileErrors):
         compiler.compile(parse(SERVICE, "mesh"), {})
 
@@ -106,7 +119,7 @@ def test_field_of_a_newer_istio_is_read_from_an_api_server_and_not_compiled():
 
 
 @given(st.data())
-def test_no_opaque_field_is_passed_over(data):
+def test_no_opaque_field_is_ignored(data):
     kind = data.draw(st.sampled_from([VirtualService, DestinationRule]))
     name = data.draw(st.sampled_from(sorted(UNSUPPORTED_FIELDS[kind])))
     value = data.draw(st.none() | st.booleans() | st.lists(st.integers()) | st.text("ab :#{'"))

@@ -1,4 +1,4 @@
-"""A mesh as it runs on a laptop: the controller's process, a real Envoy, and servers to go to."""
+"""A mesh as on a laptop: the controller's process, a real Envoy, and servers."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 from mesh_objects import DOMAIN, entry, gateway, istio, rule, text, to, virtual
 
 from tidegate.chassis.health import Health, HealthServicer
-from tidegate.mesh.envoy import Admin, Host
+from tidegate.mesh.envoy import Admin, HostStatus
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 WAIT_S = 30.0
@@ -27,7 +27,7 @@ SERVICE = "tidegate.test.v1.Echo"
 
 
 def free_port():
-    """A port that stays free: not of those that connections take by themselves."""
+    """A port that stays free: outside of the range of ephemeral ports."""
     while True:
         port = random.randint(10_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -36,7 +36,7 @@ def free_port():
 
 
 async def until(condition):
-    """Waits until something is so; gives what the condition gave."""
+    """Waits until a condition holds; returns what the condition returned."""
     async with asyncio.timeout(WAIT_S):
         while True:
             found = condition()
@@ -48,7 +48,7 @@ async def until(condition):
 
 
 class Backend:
-    """A gRPC server that says who it is, at once (Say) or in a stream that goes on (Flow)."""
+    """A gRPC server that returns its name, once (Say) or on a stream that stays open (Flow)."""
 
     def __init__(self, name):
         self.name = name
@@ -75,7 +75,7 @@ class Backend:
         return self.name.encode()
 
     async def _flow(self, request, context):
-        """Its name at once, and once more when it may end."""
+        """Sends its name at once, and once more when the stream may end."""
         self.flows += 1
         try:
             yield self.name.encode()
@@ -86,7 +86,7 @@ class Backend:
 
 
 class Controller:
-    """The controller as a process of its own."""
+    """The controller, in a process of its own."""
 
     def __init__(self, folder, **settings):
         self.folder = folder
@@ -161,7 +161,7 @@ class Controller:
         return await self.stub.GetStatus(mesh_pb2.GetStatusRequest(count_requests=count))
 
     def shifting(self, weights=None, *, host="vision", deadline_s=None, **fields):
-        """A shift that is under way."""
+        """Begins a shift; returns its stream."""
         request = mesh_pb2.ShiftRequest(
             host=host,
             weights=[
@@ -175,15 +175,15 @@ class Controller:
         return self.stub.Shift(request)
 
     async def shift(self, weights=None, **fields):
-        """Shifts and gives what the controller said; raises what it ends with."""
+        """Shifts, and returns the messages; raises the error if it fails."""
         return [each async for each in self.shifting(weights, **fields)]
 
     async def reset(self, **fields):
-        """Takes every shift back and gives what the controller said."""
+        """Undoes every shift, and returns the messages."""
         return [each async for each in self.stub.Reset(mesh_pb2.ResetRequest(**fields))]
 
     async def refused(self, weights=None, **fields):
-        """A shift that fails: the error and what was said before it."""
+        """Makes a shift that fails; returns the error and the messages before it."""
         told = []
         try:
             async for each in self.shifting(weights, **fields):
@@ -194,7 +194,7 @@ class Controller:
 
 
 class Mesh:
-    """Everything that a test talks to."""
+    """Everything that a test uses."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -222,7 +222,7 @@ class Mesh:
         draft.replace(path)
 
     def workload(self, backend, version):
-        """Enters a server as the supervisor does."""
+        """Registers a server as the supervisor does."""
         entry = istio(
             "WorkloadEntry",
             f"w-{backend.name}",
@@ -239,7 +239,7 @@ class Mesh:
     def vision(
         self, *http, subsets=("v1", "v2"), backends=("v1", "v2"), annotations=None, hosts=("*",)
     ):
-        """Objects of a host with subsets, and of one route, through the ingress."""
+        """Objects of a host with subsets and one route, through the ingress."""
         ports = {name: self.backends[name].port for name in backends}
         return (
             gateway(self.port, hosts),
@@ -273,7 +273,7 @@ class Mesh:
             await asyncio.to_thread(process.wait, WAIT_S)
 
     async def status_is(self, condition):
-        """Waits until the controller says something of itself; gives the status."""
+        """Waits until a condition holds for the status; returns the status."""
 
         async def look():
             status = await self.controller.status()
@@ -302,8 +302,8 @@ class Mesh:
         }
 
     async def envoy_has(self, backend, *, healthy):
-        """Waits until Envoy has an endpoint and uses it, or no longer does."""
-        host = Host(backend.address, healthy)
+        """Waits until Envoy has an endpoint and considers it healthy, or not."""
+        host = HostStatus(backend.address, healthy)
         await until(lambda: self._in_envoy(lambda hosts: host in hosts))
 
     async def envoy_lost(self, backend):
@@ -321,7 +321,7 @@ class Mesh:
         )
 
     async def attach(self, node, *, answers=True):
-        """An Envoy that answers about virtual hosts only as a test says, after the first time."""
+        """A proxy that acknowledges its first virtual hosts; the test answers for later ones."""
         proxy = Proxy(self.controller.channel, delta=True, node=node)
         await proxy.send(ROUTE, f"http.{self.port}")
         await proxy.take()
@@ -344,7 +344,7 @@ class Mesh:
 
     @contextlib.asynccontextmanager
     async def load(self, callers=4):
-        """Calls all the time; gives who answered and how calls failed."""
+        """Calls all the time; yields the counts of answers and failures."""
         taken = Load()
         async with self.channel() as channel:
             stop = asyncio.Event()
@@ -371,7 +371,7 @@ class Load:
         self.failures = Counter()
 
     async def only(self, *names):
-        """Calls that begin from now on are answered by these and nobody else."""
+        """Checks that only these servers answer calls that begin from now on."""
         self.answers.clear()
         await self.some(20)
         self.answers.clear()
@@ -379,7 +379,7 @@ class Load:
         assert set(self.answers) == set(names)
 
     async def comes_to(self, *names):
-        """Waits until these answer and nobody else."""
+        """Waits until only these servers answer."""
 
         async def are_alone():
             self.answers.clear()
@@ -389,14 +389,14 @@ class Load:
         await until(are_alone)
 
     async def some(self, count=50):
-        """Waits until so many more calls were answered."""
+        """Waits until that many more calls have been answered."""
         wanted = self.answers.total() + count
         await until(lambda: self.failures or self.answers.total() >= wanted)
 
 
 @contextlib.asynccontextmanager
 async def made(folder):
-    """Servers v1 and v2, and a controller that is still to be started."""
+    """Servers v1 and v2, and a controller that does not run yet."""
     mesh = Mesh(folder)
     mesh.controller = Controller(folder)
     for name in ("v1", "v2"):
@@ -423,7 +423,7 @@ async def started(mesh):
 
 @pytest_asyncio.fixture
 async def mesh(tmp_path):
-    """A mesh of which nothing but its servers runs."""
+    """A mesh of which only the servers run."""
     async with made(tmp_path) as mesh:
         yield mesh
 

@@ -1,4 +1,4 @@
-"""A gRPC server as a process, which a test can freeze. Prints its port, and ends with its input."""
+"""A gRPC server in a process that a test can freeze. Prints its port; ends when its input ends."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Controllers that end at the wrong moment: killed, told to stop, started again."""
+"""Controllers that end at the wrong moment: killed, stopped, restarted."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ from tidegate.mesh.v1 import mesh_pb2
 
 
 async def killed_in_the_middle(mesh, **shift):
-    """Kills the controller while it waits for a proxy that does not answer; gives the proxy."""
+    """Kills the controller while it waits for a proxy that does not answer; returns the proxy."""
     proxy = await mesh.attach("mute")
     shifting = asyncio.create_task(mesh.controller.refused({"v2": 100}, **shift))
     await mesh.stage_is(mesh_pb2.STAGE_ROUTES)
@@ -21,7 +21,7 @@ async def killed_in_the_middle(mesh, **shift):
 
 
 def ended(status):
-    """Whether the interrupted change has ended; until then the status speaks of it."""
+    """Whether the interrupted change has ended; until then the status shows it."""
     unfinished = status.waiting_transitions or status.HasField("transition")
     assert status.last_transition.id or unfinished
     return status.last_transition.id
@@ -40,19 +40,19 @@ async def test_a_change_that_a_kill_interrupted_is_made_at_the_next_start(servin
     assert [*(await serving.controller.status()).shifted_files] == [
         str(serving.objects / "mesh.yaml")
     ]
-    # Nothing is left to be done at the start after that.
+    # The next start has nothing left to do.
     await serving.controller.kill()
     await serving.controller.start()
     assert not (await serving.controller.status()).last_transition.id
     proxy.call.cancel()
 
 
-async def test_a_change_that_cannot_be_made_after_a_kill_is_taken_back(serving):
+async def test_a_change_that_cannot_be_made_after_a_kill_is_rolled_back(serving):
     before = (serving.objects / "mesh.yaml").read_text()
     async with serving.load() as load:
         await killed_in_the_middle(serving, deadline_s=1)
         await serving.controller.start()
-        # The one that did not answer has come back, and still does not.
+        # The proxy that did not answer is back, and still does not answer.
         proxy = await serving.attach("mute", answers=False)
         status = await serving.status_is(lambda status: status.last_transition.id)
         assert status.last_transition.state == mesh_pb2.TRANSITION_STATE_ROLLED_BACK
@@ -78,7 +78,7 @@ async def test_restarts_under_load_lose_nothing(serving, end):
                 lambda status: status.proxies and status.proxies[0].synchronized
             )
             await load.some(100)
-        # What changed while nobody looked is made afterwards, like any edit.
+        # An edit made while no controller ran is applied afterwards, as any edit.
         await serving.controller.stop()
         serving.write(*serving.vision({"route": [to("v1", 99)]}))
         await serving.controller.start()
@@ -89,7 +89,7 @@ async def test_restarts_under_load_lose_nothing(serving, end):
     assert not load.failures
 
 
-async def test_told_to_stop_it_ends_at_once_and_takes_its_change_up_again(serving):
+async def test_a_stopped_controller_ends_at_once_and_resumes_its_change(serving):
     proxy = await serving.attach("mute")
     watch = serving.controller.stub.WatchRequests(mesh_pb2.WatchRequestsRequest())
     shifting = asyncio.create_task(serving.controller.refused({"v2": 100}))
@@ -110,7 +110,7 @@ async def test_told_to_stop_it_ends_at_once_and_takes_its_change_up_again(servin
     proxy.call.cancel()
 
 
-async def test_wrong_objects_at_the_first_start_are_told_and_end_it(mesh):
+async def test_wrong_objects_at_the_first_start_are_reported_and_end_it(mesh):
     mesh.write(*mesh.vision({"route": [to("v9", 100)]}))
     mesh.controller.spawn()
     assert await asyncio.to_thread(mesh.controller.process.wait, 30) == 1

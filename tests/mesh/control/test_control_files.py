@@ -1,4 +1,4 @@
-"""Files that people edit and servers that come and go, with a real Envoy."""
+"""Files that people edit and servers that start and stop, with a real Envoy."""
 
 import grpc
 from mesh_objects import entry, gateway, rule, to, virtual
@@ -29,7 +29,7 @@ async def test_an_edit_with_errors_is_refused_until_it_is_mended(serving):
         error, _ = await serving.controller.refused({"v2": 10})
         assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert "not in effect" in error.details()
-        # A subset that is not there only shows when all objects are seen together.
+        # Only all objects together show that a subset is missing.
         (serving.objects / "mesh.yaml").write_text(good.replace('"subset": "v1"', '"subset": "v7"'))
         status = await serving.status_is(
             lambda status: status.problems and "v7" in status.problems[-1].message
@@ -43,7 +43,7 @@ async def test_an_edit_with_errors_is_refused_until_it_is_mended(serving):
     assert not load.failures
 
 
-async def test_an_edit_that_cannot_be_made_keeps_what_was_and_the_persons_file(mesh):
+async def test_an_edit_that_cannot_be_made_leaves_what_is_in_effect_and_the_file(mesh):
     mesh.controller.settings["stage_deadline_s"] = 0.5
     mesh.write(*mesh.vision({"route": [to("v1", 100)]}))
     mesh.backends["v2"].health.set_all(False)
@@ -61,7 +61,7 @@ async def test_an_edit_that_cannot_be_made_keeps_what_was_and_the_persons_file(m
 
 
 def selected(mesh, *http):
-    """Objects whose endpoints are the servers that enter themselves."""
+    """Objects whose endpoints are the servers that register themselves."""
     return (
         gateway(mesh.port),
         entry([], workloadSelector={"labels": {"app": "vision"}}),
@@ -70,7 +70,7 @@ def selected(mesh, *http):
     )
 
 
-async def test_a_server_that_leaves_finishes_its_streams(mesh):
+async def test_a_server_that_goes_finishes_its_streams(mesh):
     other = await mesh.add_backend("v1-b")
     first = mesh.backends["v1"]
     mesh.write(*selected(mesh, {"route": [to("v1", 100)]}))
@@ -97,7 +97,7 @@ async def test_a_server_that_leaves_finishes_its_streams(mesh):
     assert not load.failures
 
 
-async def test_what_is_stranded_at_the_deadline_is_reported(mesh):
+async def test_requests_that_are_stranded_at_the_deadline_are_reported(mesh):
     mesh.controller.settings["leave_deadline_s"] = 2
     other = await mesh.add_backend("v1-b")
     first = mesh.backends["v1"]
@@ -120,7 +120,7 @@ async def test_what_is_stranded_at_the_deadline_is_reported(mesh):
         assert await flow.read() == b"v1"
 
 
-async def test_an_endpoint_is_drained_and_taken_in_again(mesh):
+async def test_an_endpoint_is_drained_and_taken_into_use_again(mesh):
     other = await mesh.add_backend("v1-b")
     first = mesh.backends["v1"]
     mesh.write(*selected(mesh, {"route": [to("v1", 100)]}))
@@ -152,7 +152,7 @@ async def test_an_endpoint_is_drained_and_taken_in_again(mesh):
     assert not load.failures
 
 
-async def test_a_server_that_stops_serving_or_dies_gets_nothing_more(mesh):
+async def test_a_server_that_stops_serving_or_dies_gets_no_more_requests(mesh):
     other = await mesh.add_backend("v1-b")
     mesh.write(*selected(mesh, {"route": [to("v1", 100)]}))
     mesh.workload(mesh.backends["v1"], "v1")

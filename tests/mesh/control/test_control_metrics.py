@@ -1,4 +1,4 @@
-"""What a controller that has done nothing yet tells a real Prometheus."""
+"""The metrics of a new controller, as a real Prometheus reads them."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from prometheus_server import prometheus
 
 @pytest.fixture
 async def metrics_port(tmp_path):
-    """Runs a controller without objects; gives the port of its metrics."""
+    """Runs a controller without objects; yields the port of its metrics."""
     ports, objects = tmp_path / "ports.json", tmp_path / "objects"
     objects.mkdir()
     process = await asyncio.create_subprocess_exec(

@@ -1,8 +1,8 @@
-"""What becomes of a change whose folder of objects, or state file, is damaged in one of its steps.
+"""Changes whose folder of objects, or whose state file, is damaged in one of their steps.
 
-Each case holds a change in a step, does the damage, and lets it go on. Whatever the damage is, the
-change is then made or refused as a whole, what was said of it is so after a restart, and the next
-shift works. A kill is a copy of the state file as it is in that step: all that a kill leaves.
+Each test holds a change in a step, does the damage, and lets the change go on. Whatever the damage,
+the change is then made or refused as a whole, the answer to the client still holds after a restart,
+and the next shift works. A kill is a copy of the state file in that step: all that a kill leaves.
 """
 
 import asyncio
@@ -32,12 +32,12 @@ FILE_DAMAGES = ("read-only", "replaced", "not UTF-8", "emptied", "deleted", "pip
 STATE_DAMAGES = ("disk full", "state read-only", "state locked")
 STEPS = ("begin", *StageKind)
 WAIT_S = 20.0
-# So long that the disk is full with one more copy of it.
+# Long enough that one more copy of it fills the disk.
 PADDING = "# " + "x" * 60_000 + "\n"
 
 
 def objects(*versions):
-    """A host whose requests all go to the first of some versions."""
+    """A host that sends all requests to the first of some versions."""
     return PADDING + text(
         gateway(15999, ("*",)),
         entry({version: index + 1 for index, version in enumerate(versions)}),
@@ -47,7 +47,7 @@ def objects(*versions):
 
 
 class Held:
-    """A controller that stands still in a step of its next change until it is let go."""
+    """A controller that waits in a step of its next change until a test lets it go on."""
 
     def __init__(self, folder, monkeypatch):
         self.folder = folder
@@ -97,7 +97,7 @@ async def until(condition):
 
 
 def weights(controller):
-    """Where requests go; nowhere without objects."""
+    """The weights above 0 in effect; none without objects."""
     return {
         each.destination.subset: each.weight
         for service in controller.served.objects.virtual_services.values()
@@ -133,7 +133,7 @@ def damage_file(path, kind):
 
 @contextlib.contextmanager
 def damaged_state(journal, path, kind):
-    """Makes the state file refuse writes, by SQLite's own errors."""
+    """Makes writes to the state file fail with SQLite's own errors."""
     database = journal._database
     match kind:
         case "disk full":
@@ -154,7 +154,7 @@ def damaged_state(journal, path, kind):
 
 @dataclasses.dataclass
 class Said:
-    """What whoever asked for a change was told."""
+    """The answer to the client that asked for a change."""
 
     made: bool
     words: str = ""
@@ -194,7 +194,7 @@ async def test_a_damaged_file_spoils_no_shift(held, step, damage):
         said = await shifting
         if step == "end":
             damage_file(held.path, damage)
-        # In the middle it is too late for a file to say anything; before, only a good one is taken.
+        # Damage in the middle of the change has no effect on it; before, only a good file counts.
         harmless = step != "begin" or damage in ("read-only", "deleted")
         if damage == "deleted" and step == "begin":
             harmless = said.made
@@ -210,7 +210,7 @@ async def test_a_damaged_file_spoils_no_shift(held, step, damage):
             await until(lambda: any("x.yaml" in str(each) for each in controller.problems))
         expected = {} if damage == "deleted" else {"v1": 60, "v2": 40} if said.made else {"v1": 100}
         assert weights(controller) == expected
-    # What a restart finds in its journal, whatever the files are.
+    # What a restart finds in the journal, whatever the files hold.
     async with held.running() as (controller, _):
         assert weights(controller) == expected
 
@@ -218,7 +218,7 @@ async def test_a_damaged_file_spoils_no_shift(held, step, damage):
 @pytest.mark.parametrize("damage", STATE_DAMAGES)
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_damaged_state_file_leaves_nothing_half_done(held, step, damage):
-    """An edit that adds a version and takes one away goes through every stage."""
+    """An edit that adds a version and removes one goes through every stage."""
     held.step = step
     async with held.running() as (controller, journal):
         first = weights(controller)
@@ -235,7 +235,7 @@ async def test_a_damaged_state_file_leaves_nothing_half_done(held, step, damage)
                 await held.reached.wait()
             with damaged_state(journal, held.state, damage):
                 held.go_on.set()
-                # It ends when it can be written, and not before.
+                # The change ends when its end can be written, and not before.
                 await asyncio.sleep(0.3)
                 assert controller.transitions.history.last is None or damage == "disk full"
         held.step = None
@@ -243,7 +243,7 @@ async def test_a_damaged_state_file_leaves_nothing_half_done(held, step, damage)
         await until(lambda: not controller.transitions.busy)
         assert journal.pending() is None
         if step != "begin":
-            # An edit that the state file kept from being made is made when it can be written.
+            # An edit that failed because of the state file is made once the file can be written.
             await until(lambda: weights(controller) == {"v3": 100})
         assert (await asked(controller, 30)).made
         last = weights(controller)
@@ -253,7 +253,7 @@ async def test_a_damaged_state_file_leaves_nothing_half_done(held, step, damage)
 
 
 @pytest.mark.parametrize("step", list(StageKind))
-async def test_what_a_kill_leaves_is_carried_on_with(held, step):
+async def test_a_change_goes_on_from_what_a_kill_leaves(held, step):
     held.step = step
     copy = held.folder / "killed"
     async with held.running() as (controller, journal):
@@ -286,8 +286,8 @@ async def test_a_fault_while_files_are_followed_does_not_end_the_controller(held
         await until(lambda: weights(controller) == {"v3": 100})
 
 
-async def test_who_follows_what_is_served_sees_the_end_of_a_change(held):
-    """The objects in effect change when a change ends, after all that it sends."""
+async def test_a_wait_for_what_is_served_sees_the_end_of_a_change(held):
+    """The objects in effect change when a change ends, after it has sent everything."""
     seen = []
     async with held.running() as (controller, _):
 
@@ -303,7 +303,7 @@ async def test_who_follows_what_is_served_sees_the_end_of_a_change(held):
 
 
 @pytest.mark.parametrize("shift", [False, True])
-async def test_a_text_that_an_earlier_version_took_does_not_keep_it_from_starting(held, shift):
+async def test_a_text_that_only_an_earlier_version_accepts_does_not_prevent_a_start(held, shift):
     async with held.running() as (controller, _):
         if shift:
             assert (await asked(controller, 40)).made
@@ -320,8 +320,8 @@ async def test_a_text_that_an_earlier_version_took_does_not_keep_it_from_startin
         assert weights(controller) == {"v1": 70, "v2": 30}
 
 
-async def test_neither_an_old_text_nor_an_unreadable_file_is_started_with(held):
-    """What a file that cannot be read defines would be gone."""
+async def test_a_rejected_text_and_an_unreadable_file_prevent_a_start(held):
+    """A start without the unreadable file would remove what the file defines."""
     async with held.running():
         pass
     with contextlib.closing(sqlite3.connect(held.state)) as database:

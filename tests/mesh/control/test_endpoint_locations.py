@@ -24,7 +24,7 @@ def host(name, backend, location, protocol="GRPC"):
 
 
 async def endpoint_is(mesh, backend, state, reason="", *, hosts=None):
-    """Waits until an endpoint has a state, for this reason, and hosts are as healthy as this."""
+    """Waits until an endpoint has a state and a reason, and hosts have these healthy endpoints."""
 
     def condition(status):
         found = {each.address: (each.state, each.reason) for each in status.endpoints}
@@ -55,13 +55,13 @@ async def test_a_state_follows_the_location_of_hosts_at_one_address(mesh):
     mesh.write(host(ONE, backend, INSIDE))
     await mesh.controller.start()
     await endpoint_is(mesh, backend, UNHEALTHY, refusing)
-    # Into the outside: not judged any more.
+    # Out of the mesh: not checked any more.
     mesh.write(host(ONE, backend, OUTSIDE))
     await endpoint_is(mesh, backend, HEALTHY, NOT_CHECKED, hosts={"one": (1, 1)})
-    # An inner host at the same address is judged, and the outer one is not dragged along.
+    # A host of the mesh at the same address is checked, and the outside host stays healthy.
     mesh.write(host(ONE, backend, OUTSIDE), host(TWO, backend, INSIDE))
     await endpoint_is(mesh, backend, UNHEALTHY, refusing, hosts={"one": (1, 1), "two": (0, 0)})
-    # The address moves to the other host alone, and that one goes out and in.
+    # Only the other host has the address now; that host leaves the mesh and comes back.
     mesh.write(host(TWO, backend, INSIDE))
     await endpoint_is(mesh, backend, UNHEALTHY, refusing, hosts={"two": (0, 0)})
     mesh.write(host(TWO, backend, OUTSIDE))
@@ -86,7 +86,7 @@ async def test_a_state_follows_the_protocol_of_the_port(mesh):
 
 
 async def test_a_server_that_is_called_with_tls_is_connected_to_by_tcp(mesh):
-    """The controller has no certificate for it, and would take it to be broken."""
+    """The controller has no certificate for it, so a gRPC check would fail."""
     backend = mesh.backends["v1"]
     backend.health.set_all(False)
     one = host(ONE, backend, INSIDE)
@@ -121,7 +121,7 @@ async def http_server():
 
     async def answer(reader, writer):
         open_.add(writer)
-        # A connection that asks nothing is a health check.
+        # A connection without a request is a health check.
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello")
@@ -142,7 +142,7 @@ async def close(writer):
 
 
 async def get(port):
-    """What Envoy answers; nothing while it does not listen."""
+    """Envoy's answer; none while it does not listen."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:

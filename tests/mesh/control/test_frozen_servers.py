@@ -1,4 +1,4 @@
-"""Servers whose process is frozen: their connections stay open and nothing answers."""
+"""Servers whose process is frozen: their connections stay open and they do not answer."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ NO_ANSWER = "it did not answer 3 health checks in a row within 0.5 s"
 
 @contextlib.asynccontextmanager
 async def process(name):
-    """A server that is a process of its own."""
+    """A server in a process of its own."""
     pipe = asyncio.subprocess.PIPE
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, str(SCRIPT), name), stdin=pipe, stdout=pipe
@@ -40,7 +40,7 @@ async def process(name):
 
 
 class Watched:
-    """A watch of one endpoint, and all that it told."""
+    """A watch of one endpoint, and all that it reported."""
 
     def __init__(self, timing):
         self.told = []
@@ -131,7 +131,7 @@ async def only_v2_answers(channel):
                 assert await say(b"", timeout=1) == b"v2"
                 answered += 1
             except grpc.aio.AioRpcError:
-                # Envoy's workers take an endpoint out a moment after its main thread.
+                # Envoy's workers stop using an endpoint a moment after its main thread.
                 answered = 0
 
 

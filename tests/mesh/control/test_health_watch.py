@@ -17,7 +17,7 @@ QUICK = HealthCheckTiming(interval_s=0.05, timeout_s=1.0, failures=3)
 
 
 class Watcher:
-    """A watch, and a way to wait for what it sees."""
+    """A watch, and a way to wait for what it reports."""
 
     def __init__(self, limit=10, timing=QUICK):
         self.changed = asyncio.Event()
@@ -36,7 +36,7 @@ class Watcher:
 
 
 class OnlyCheck(health_pb2_grpc.HealthServicer):
-    """As many servers have it: Watch is not implemented."""
+    """A health service without Watch, as many servers have it."""
 
     def __init__(self, health):
         self._full = HealthServicer(health)
@@ -127,11 +127,11 @@ async def test_an_endpoint_that_is_not_grpc_is_connected_to_by_tcp(watcher):
             await watcher.until(lambda seen: seen[address].serving)
 
 
-async def test_a_listener_that_takes_no_connection_any_more_is_unhealthy():
+async def test_a_listener_that_accepts_no_more_connections_is_unhealthy():
     watcher = Watcher(timing=HealthCheckTiming(interval_s=0.05, timeout_s=0.2, failures=3))
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         host, port = listener.getsockname()
-        # Linux takes one connection more than the backlog; nobody accepts any.
+        # Linux takes one connection more than the backlog; the test accepts none.
         with socket.create_connection((host, port)):
             async with watcher.watch:
                 watcher.watch.watch({f"{host}:{port}": TCP})
@@ -161,7 +161,7 @@ async def test_an_ipv6_address_is_connected_to(watcher):
         assert reason.startswith(("it refuses TCP", "it cannot be connected to by TCP: "))
 
 
-async def test_another_check_begins_where_the_check_before_it_ended(watcher):
+async def test_a_new_check_keeps_the_state_of_the_check_before_it(watcher):
     async with server() as (address, health), watcher.watch:
         health.set_all(False)
         watcher.watch.watch({address: GRPC})
@@ -177,7 +177,7 @@ async def test_another_check_begins_where_the_check_before_it_ended(watcher):
         await watcher.until(lambda seen: seen[address].reason == "it says NOT_SERVING")
 
 
-async def test_endpoints_beyond_the_limit_are_taken_to_serve():
+async def test_endpoints_beyond_the_limit_are_assumed_to_serve():
     watcher = Watcher(limit=1)
     async with server() as (address, _), watcher.watch:
         watcher.watch.watch({address: GRPC, "127.0.0.1:1": GRPC, "127.0.0.1:2": GRPC})

@@ -14,7 +14,7 @@ PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
 
 
 async def run(mesh, *arguments, address=True):
-    """The exit status, the output, and what was said besides."""
+    """The exit status, the output and the error output."""
     where = ["--address", mesh.controller.address] if address is True else list(address)
     done = await asyncio.to_thread(
         subprocess.run,
@@ -74,7 +74,7 @@ async def test_shift_for_some_requests_with_a_mirror_and_stickiness(shared):
     assert (code, output) == (0, "nothing is shifted\n")
 
 
-async def test_shift_that_is_taken_back_says_why_and_fails(shared):
+async def test_shift_that_is_rolled_back_says_why_and_fails(shared):
     shared.backends["v2"].health.set_all(False)
     code, output, _ = await run(shared, "shift", "vision", "v2=10", "--deadline", "300ms")
     assert code == 1
@@ -121,7 +121,7 @@ async def test_status_shows_everything_and_fails_when_something_is_wrong(shared)
     assert "is refused" in output
 
 
-async def test_a_controller_that_is_not_there_is_said_so(shared):
+async def test_a_missing_controller_is_reported(shared):
     for command in (["shift", "vision", "v2=1"], ["mesh", "status"]):
         code, _, error = await run(shared, *command, address=["--address", "127.0.0.1:1"])
         assert code == 3

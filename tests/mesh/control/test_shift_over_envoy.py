@@ -36,7 +36,7 @@ async def test_a_shift_moves_traffic_and_loses_nothing(shared):
         await shared.controller.shift({"v1": 0, "v2": 100})
         await load.only("v2")
     assert not load.failures
-    # The file is as it was; what is in effect is kept apart from it.
+    # The file is as it was; the text in effect is kept apart from it.
     status = await shared.controller.status()
     assert [(each.subset, each.share) for each in status.routes[0].destinations] == [
         ("v2", 1.0),
@@ -54,13 +54,13 @@ async def test_a_hundred_shifts_under_load_lose_nothing(shared):
     assert not load.failures
 
 
-async def test_a_shift_waits_for_the_workers_of_envoy_and_not_for_its_word_alone(shared):
+async def test_a_shift_waits_for_the_workers_of_envoy_and_not_only_for_its_acknowledgement(shared):
     with stopped(shared.envoy_pid, "wrk:worker_0"):
         error, told = await shared.controller.refused({"v2": 100}, deadline_s=1)
     assert "ingress acknowledged, but not all of its workers use the routes within 1 s" in str(
         error.details()
     )
-    # Envoy's main thread said yes at once, and that was not taken for the answer.
+    # Envoy's main thread acknowledged at once, and the shift did not end then.
     assert kinds(told)[-3:] == ["proxy_acknowledged", "rolling_back", "rolled_back"]
     await shared.controller.shift({"v2": 100})
     async with shared.load() as load:
@@ -108,13 +108,13 @@ async def test_a_subset_without_healthy_endpoints_gets_nothing(shared):
     assert (await shared.controller.status()).last_transition.reason
 
 
-async def test_what_one_proxy_refuses_is_taken_back_from_all(shared):
+async def test_a_change_that_one_proxy_rejects_is_rolled_back_for_all(shared):
     before = (shared.objects / "mesh.yaml").read_text()
     proxy = await shared.attach("picky")
     async with shared.load() as load:
         shift = asyncio.create_task(shared.controller.refused({"v2": 100}))
         await proxy.nack(await proxy.read(), "I will not have it")
-        # What it had before is served again, which it still has: there is nothing to send it.
+        # The proxy still has what is served again, so nothing is sent to it.
         error, told = await shift
         await load.only("v1")
         assert not load.failures
@@ -125,7 +125,9 @@ async def test_what_one_proxy_refuses_is_taken_back_from_all(shared):
     proxy.call.cancel()
 
 
-async def test_a_proxy_that_does_not_answer_is_named_and_one_that_goes_is_not_waited_for(shared):
+async def test_a_proxy_that_does_not_answer_is_named_and_a_disconnected_one_is_not_waited_for(
+    shared,
+):
     proxy = await shared.attach("mute")
     error, _ = await shared.controller.refused({"v2": 10}, deadline_s=0.5)
     assert "mute has not acknowledged virtual_host" in error.details()
@@ -169,7 +171,7 @@ async def test_nonsense_is_refused_and_dry_runs_change_nothing(shared):
     (message,) = await shared.controller.shift({"v2": 25}, dry_run=True)
     assert "weight: 25" in message.preview.objects_diff
     assert "weighted_clusters" in message.preview.resources_diff
-    # The scope that says the same is not told once more.
+    # The scope with the same routes is not shown again.
     assert "scoped_route" not in message.preview.resources_diff
     assert (shared.objects / "mesh.yaml").read_text() == before
     assert (await shared.controller.status()).last_transition.id == last.id

@@ -1,4 +1,4 @@
-"""Which shares MeshService and `tidegate shift` take, and what Ctrl-C does to a command."""
+"""The shares that MeshService and `tidegate shift` accept, and Ctrl-C in a command."""
 
 import asyncio
 import math
@@ -97,7 +97,7 @@ async def test_mirrors_and_conditions_that_are_named_twice_are_invalid(shared):
         (["--mirror", "v2=1", "--mirror", "v2=2"], "v2 is named twice"),
     ],
 )
-async def test_a_wrong_share_on_the_command_line_is_said_at_once(shared, arguments, problem):
+async def test_a_wrong_share_on_the_command_line_is_reported_at_once(shared, arguments, problem):
     code, output, error = await run(shared, "shift", "vision", *arguments)
     assert (code, output) == (2, "")
     # The box around the error breaks lines.

@@ -1,4 +1,4 @@
-"""Shifts are kept apart from the files that people write, and edits of the files go on counting."""
+"""Shifts are kept apart from the files that people write, and edits of the files still count."""
 
 import json
 
@@ -105,7 +105,7 @@ async def test_an_edit_of_the_weights_takes_effect_at_once_and_ends_the_shift(me
     assert not status.shifted_files
     status = await mesh.status_is(lambda status: status.last_transition.description)
     assert status.last_transition.description == "edit of mesh.yaml, in place of what was shifted"
-    # The file that holds again what it held when it was shifted means what it says.
+    # The shift has ended: a file that gets its earlier text again means what it holds.
     save(mesh, both(mesh, 90, 10))
     await weights_are(mesh, v1=90, v2=10)
 
@@ -129,7 +129,7 @@ async def test_a_shift_outlives_the_controller_and_its_reset_too(mesh):
     await mesh.controller.start()
     await weights_are(mesh, v1=40, v2=60)
     await mesh.controller.stop()
-    # Edited while nobody looked.
+    # Edited while no controller runs.
     save(mesh, both(mesh, 90, 10, retries=4))
     await mesh.controller.start()
     await mesh.status_is(lambda status: status.last_transition.id)
@@ -145,7 +145,7 @@ async def test_files_that_cannot_be_written_can_be_shifted(mesh):
     before = (mesh.objects / "mesh.yaml").stat()
     (mesh.objects / "mesh.yaml").chmod(0o444)
     mesh.objects.chmod(0o555)
-    # Root may write all the same; what is looked at afterwards tells whether anybody has.
+    # Root may write all the same; the check at the end shows whether anything was written.
     try:
         await mesh.controller.shift({"v1": 40, "v2": 60})
         await weights_are(mesh, v1=40, v2=60)
@@ -179,7 +179,7 @@ async def test_a_reset_says_what_it_would_change_and_takes_what_the_files_hold(m
     assert any(line.startswith("-") and "40" in line for line in changed)
     assert any(line.startswith("+") and "90" in line for line in changed)
     await weights_are(mesh, v1=40, v2=60)
-    # A file with errors is in nobody's way but its own.
+    # A file with errors does not hold back the others.
     save(mesh, both(mesh, 90, 10).replace('"http"', '"htpp"'))
     await mesh.status_is(lambda status: list(status.problems))
     with pytest.raises(grpc.aio.AioRpcError, match="htpp"):

@@ -1,4 +1,4 @@
-"""What ran at an address, for records of requests that come when it is gone."""
+"""The workload of an address, for records of requests that come when it has gone."""
 
 import pytest
 from mesh_objects import entry, istio, text
@@ -28,7 +28,7 @@ def topology(clock):
 
 
 def mesh(*workloads):
-    """A host, and servers of a version at a port each."""
+    """A host whose servers have a version and a port each."""
     host = entry([], workloadSelector={"labels": {"app": "vision"}})
     del host["spec"]["endpoints"]
     made = [
@@ -60,7 +60,7 @@ def test_a_server_that_has_gone_is_known_for_its_last_requests(topology, clock):
     assert version_at(topology, 1009.0, "127.0.0.1:9") is None
 
 
-def test_who_has_an_address_next_does_not_get_the_requests_of_who_had_it(topology, clock):
+def test_the_next_server_at_an_address_does_not_get_the_requests_of_the_last(topology, clock):
     topology.note(mesh(("v1", 7001)))
     clock.now_s = 1010.0
     topology.note(mesh())
@@ -77,12 +77,12 @@ def test_another_version_at_an_address_is_told_apart_by_when_a_request_began(top
     assert version_at(topology, 1010.1) == "v2"
 
 
-def test_what_a_change_brings_is_known_while_it_is_made(topology, clock):
+def test_the_workloads_of_the_current_change_are_known(topology, clock):
     now, then = mesh(("v1", 7001), ("v2", 7002)), mesh(("v9", 7001), ("v3", 7003))
     topology.note(now)
     clock.now_s = 1010.0
     topology.note(now, then)
-    # What is in effect counts where both say what runs at an address.
+    # Where both name a workload at an address, the objects in effect count.
     found = [version_at(topology, 1011.0, f"127.0.0.1:{port}") for port in (7001, 7002, 7003)]
     assert found == ["v1", "v2", "v3"]
     clock.now_s = 1020.0
@@ -91,12 +91,12 @@ def test_what_a_change_brings_is_known_while_it_is_made(topology, clock):
     assert version_at(topology, 1012.0) == "v1"
 
 
-def test_a_request_that_began_before_the_controller_is_of_who_is_there(topology):
+def test_a_request_from_before_the_first_objects_belongs_to_the_present_server(topology):
     topology.note(mesh(("v1", 7001)))
     assert version_at(topology, 1.0) == "v1"
 
 
-def test_what_is_remembered_is_bounded(topology, clock):
+def test_the_memory_of_addresses_is_bounded(topology, clock):
     for index in range(50):
         clock.now_s += 1
         topology.note(mesh((f"v{index}", 7001)))

@@ -1,4 +1,4 @@
-"""The order of a change: whatever the change, no proxy ever sees a route to a missing cluster."""
+"""The stages of a change: no proxy ever has a route to a missing cluster, whatever the change."""
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import health_check_pb2
@@ -97,7 +97,7 @@ def resources(*each):
 
 @st.composite
 def meshes(draw):
-    """What one proxy kind could be served: all kinds of routes over the clusters there are."""
+    """Resources of one proxy kind: all kinds of routes over the clusters that exist."""
     there = draw(st.lists(st.sampled_from(CLUSTERS), unique=True))
     made = [cluster(name, draw(st.integers(0, 1))) for name in there]
     made += [assignment(name, {"10.0.0.1:80": draw(st.sampled_from([1, 2]))}) for name in there]
@@ -140,7 +140,7 @@ def clusters_named(resource):
 
 
 def dangling(served):
-    """Clusters that routes name and that are not there."""
+    """Clusters that routes name and that do not exist."""
     return {
         name
         for there in served.values()
@@ -167,7 +167,7 @@ def test_no_route_names_a_missing_cluster_at_any_time(change):
                 for key in each.delete
                 if key.type is ResourceType.CLUSTER
             }
-            # Nothing can begin on what is drained: no route of its proxy kind names it any more.
+            # No request can begin on a drained cluster: no route of its proxy kind names it.
             without = {
                 proxy_kind: Change(delete=each.only(ResourceType.CLUSTER).delete)
                 for proxy_kind, each in change.items()
@@ -239,7 +239,7 @@ def test_traffic_is_a_weight_above_zero_or_a_mirror():
         assert set(clusters_with_traffic(resource)) == {CLUSTERS[0], CLUSTERS[2]}
 
 
-def test_endpoint_that_leaves_stays_as_draining():
+def test_endpoint_that_goes_stays_as_draining():
     before = assignment("c", {"10.0.0.1:80": HEALTHY, "10.0.0.2:80": HEALTHY})
     after = assignment("c", {"10.0.0.1:80": HEALTHY, "10.0.0.3:80": HEALTHY})
     gone = addresses(before) - addresses(after)

@@ -1,4 +1,4 @@
-"""Files that are written as shells write them: emptied first, and filled in pieces later."""
+"""Files that are written as by a shell: emptied first, and filled in pieces later."""
 
 from mesh_objects import to
 
@@ -17,7 +17,7 @@ async def test_a_file_that_is_emptied_and_filled_again_loses_no_request(serving)
             path.write_text(text)
             await serving.status_is(lambda status: not status.problems)
             await load.some(100)
-        # What is there in the end counts.
+        # What the file holds in the end counts.
         serving.write(*serving.vision({"route": [to("v2")]}))
         await load.comes_to("v2")
     assert not load.failures

@@ -1,4 +1,4 @@
-"""What counts as proof that a proxy acts on what it has acknowledged, and what is estimated."""
+"""Which proxies prove that their workers use what they acknowledged, and which need an estimate."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from tidegate.mesh.control.transitions.worker_sync import WorkerSync
 
 @contextlib.asynccontextmanager
 async def admin_interface(file, stats):
-    """An admin interface of an Envoy ``ingress`` that answers about statistics as it is told."""
+    """The admin interface of an Envoy ``ingress`` that returns given statistics."""
 
     async def answer(reader, writer):
         path = (await reader.readline()).split()[1]
@@ -29,7 +29,7 @@ async def admin_interface(file, stats):
 
 @pytest.fixture
 def estimates(monkeypatch):
-    """The times of acknowledgements from which something was estimated."""
+    """The times of acknowledgements that were used for an estimate."""
     seen = []
 
     def estimate(acknowledged_s):
@@ -44,14 +44,14 @@ def counted(flushes):
     return json.dumps({"stats": [{"name": "server.dropped_stat_flushes", "value": flushes}]})
 
 
-async def test_an_envoy_that_tells_is_not_estimated(tmp_path, estimates):
+async def test_an_envoy_that_gives_proof_needs_no_estimate(tmp_path, estimates):
     file = tmp_path / "admin"
     async with admin_interface(file, counted(3)):
         assert await WorkerSync([file], lambda: ["ingress"]).wait(0.5, 10) == ()
     assert estimates == []
 
 
-async def test_other_proxies_beside_it_are(tmp_path, estimates):
+async def test_other_proxies_need_an_estimate(tmp_path, estimates):
     file = tmp_path / "admin"
     async with admin_interface(file, counted(3)):
         assert await WorkerSync([file], lambda: ["ingress", "a client"]).wait(0.5, 10) == ()
@@ -59,18 +59,18 @@ async def test_other_proxies_beside_it_are(tmp_path, estimates):
 
 
 @pytest.mark.parametrize("stats", ["{}", "not json"])
-async def test_an_envoy_that_is_there_and_does_not_tell_is_no_proof(tmp_path, estimates, stats):
+async def test_an_envoy_without_the_statistic_gives_no_proof(tmp_path, estimates, stats):
     file = tmp_path / "admin"
     async with admin_interface(file, stats):
         assert await WorkerSync([file], lambda: ["ingress"]).wait(0.5, 10) == ()
     assert estimates == [0.5]
 
 
-async def test_an_envoy_that_has_not_written_its_address_is_estimated(tmp_path, estimates):
+async def test_an_envoy_that_has_not_written_its_address_needs_an_estimate(tmp_path, estimates):
     assert await WorkerSync([tmp_path / "none"], lambda: ["ingress"]).wait(0.5, 10) == ()
     assert estimates == [0.5]
 
 
-async def test_who_has_gone_is_not_waited_for(tmp_path, estimates):
+async def test_a_disconnected_proxy_is_not_waited_for(tmp_path, estimates):
     assert await WorkerSync([tmp_path / "none"], list).wait(0.5, 10) == ()
     assert estimates == []

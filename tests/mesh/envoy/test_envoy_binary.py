@@ -18,19 +18,19 @@ def no_wheel(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "files", files)
 
 
-def test_the_wheel_of_this_environment_comes_first(tmp_path):
+def test_the_wheel_of_this_environment_wins(tmp_path):
     program(tmp_path)
     found = find_envoy(str(tmp_path))
     assert found.read_bytes()[:4] == b"\x7fELF"
 
 
-def test_without_the_wheel_it_is_looked_for_on_the_path(tmp_path, no_wheel):
+def test_without_the_wheel_the_path_is_searched(tmp_path, no_wheel):
     assert find_envoy(str(tmp_path.joinpath("none")) + ":" + str(program(tmp_path).parent)) == (
         tmp_path / "envoy"
     )
 
 
-def test_without_any_the_error_says_what_to_install(tmp_path, no_wheel):
+def test_without_an_envoy_the_error_says_what_to_install(tmp_path, no_wheel):
     with pytest.raises(EnvoyError, match=r"pip install 'tidegate\[local\]'"):
         find_envoy(str(tmp_path))
 

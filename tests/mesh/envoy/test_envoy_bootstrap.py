@@ -1,4 +1,4 @@
-"""The bootstrap: what a real Envoy makes of it, and what it must say."""
+"""The bootstrap: its content, and that a real Envoy accepts it."""
 
 import ssl
 import subprocess
@@ -47,8 +47,8 @@ def test_envoy_accepts_it(tmp_path, traces):
     assert "OK" in done.stdout
 
 
-def test_envoy_refuses_what_it_does_not_know(tmp_path):
-    """So that the test above can fail."""
+def test_envoy_rejects_an_invalid_bootstrap(tmp_path):
+    """Shows that the test above can fail."""
     file = tmp_path / "bootstrap.json"
     made = bootstrap(settings())
     made.static_resources.clusters[0].name = ""
@@ -57,7 +57,7 @@ def test_envoy_refuses_what_it_does_not_know(tmp_path):
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
 
 
-def test_clusters_are_those_that_the_configuration_of_listeners_names():
+def test_bootstrap_has_the_clusters_that_listeners_name():
     assert set(clusters_of(bootstrap(settings()))) == {
         ADS_CLUSTER,
         envoy_config.ACCESS_LOG_CLUSTER,
@@ -65,7 +65,7 @@ def test_clusters_are_those_that_the_configuration_of_listeners_names():
     }
 
 
-def test_everything_goes_to_the_controller_but_spans_that_the_user_wants_elsewhere():
+def test_everything_but_the_users_spans_goes_to_the_controller():
     made = clusters_of(bootstrap(settings("https://collector.example:4317")))
     ports = {
         name: each["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]["address"][
@@ -79,7 +79,7 @@ def test_everything_goes_to_the_controller_but_spans_that_the_user_wants_elsewhe
     assert "transportSocket" not in made[ADS_CLUSTER]
 
 
-def test_discovery_is_delta_and_is_tried_again_within_a_second():
+def test_discovery_is_delta_and_reconnects_within_a_second():
     made = json_format.MessageToDict(bootstrap(settings()))
     ads = made["dynamicResources"]["adsConfig"]
     assert ads["apiType"] == "DELTA_GRPC"
@@ -97,7 +97,7 @@ def test_the_admin_interface_is_for_this_host_only():
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "http://h:1", "h:x", "a@h:1", "h:1/p", ":1", ""])
-def test_what_is_no_address_is_refused(text):
+def test_invalid_address_is_rejected(text):
     with pytest.raises(ValueError, match=r".+"):
         Address.parse(text)
 
@@ -109,6 +109,6 @@ def test_addresses_and_urls_are_read():
         Collector.parse("h:4317")
 
 
-def test_no_path_of_a_machine_is_in_it():
+def test_bootstrap_holds_no_path_of_this_machine():
     text = json_format.MessageToJson(bootstrap(settings()))
     assert str(Path.home()) not in text

@@ -1,6 +1,6 @@
-"""What the mesh takes for an expression or a header's value, beside a real Envoy.
+"""Regular expressions and header values: the mesh accepts exactly those that a real Envoy accepts.
 
-Envoy rejects a whole response for one that it does not know, so these must agree.
+Envoy rejects a whole response for a single one that it does not know, so the two must agree.
 """
 
 import json
@@ -10,29 +10,29 @@ import pytest
 from google.protobuf import json_format
 
 from tidegate.istio.expressions import LARGEST_PROGRAM, full_match, regex_problem
-from tidegate.istio.rules import header_values
-from tidegate.istio.rules.header_values import header_value_problem
+from tidegate.mesh.compiler import header_values
+from tidegate.mesh.compiler.header_values import header_value_problem
 from tidegate.mesh.envoy.addresses import Address, Collector
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.envoy.bootstrap import EnvoySettings, bootstrap
 
 HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 ROUTER = "envoy.extensions.filters.http.router.v3.Router"
-# Ten of these make the greatest program that Envoy takes, eleven one that it does not.
+# Envoy accepts the program of ten of these, and rejects the program of eleven.
 LARGE = r"\w{999}"
 
-TAKEN = (
+ACCEPTED = (
     *("/a/(?i)b", r"\p{L}+", r"[\d-z]", "(?-i)x", r"\123", r"\Qa+\E", "[[:alpha:]]", "a{1000}"),
     *("(?P<n>a)", "(?<n>a)", r"\pN\PL", "é+", "(?U)a+", r"\x41\x{41}", "x" * 1024, LARGE * 10),
     *(r"\w{999}\pL{1000}", "|", "(?i:é)", r"\z", "[]a]", "(?P<n>a)(?P<n>b)"),
 )
-REFUSED = (
+REJECTED = (
     *(r"\u0041", "(?!a)b", "(?<=a)b", r"(a)\1", "(?P=n)", "a{1001}", "a(", "[z-a]", "a**", "a++"),
     *("(?>a)", "(?#c)", r"\Z", r"\p{Foo}", r"\x{10FFFF}", "(a{100}){11}", LARGE * 11, "(?x)a"),
     *("*", r"\é", "[a", r"\8"),
 )
-# What Envoy alone would take: Istio's validation does not.
-REFUSED_BY_ISTIO = ("x" * 1025, r"a\C", r"\\\C", "")
+# Envoy would accept these, but Istio's validation rejects them.
+REJECTED_BY_ISTIO = ("x" * 1025, r"a\C", r"\\\C", "")
 
 COMMANDS = (
     *(f"%{name}%" for name in header_values.WITHOUT_ARGUMENTS | header_values.EITHER),
@@ -55,7 +55,7 @@ NO_COMMANDS = (
 
 
 def run_envoy(tmp_path, routes):
-    """Whether Envoy, under the bootstrap of the mesh, takes these routes."""
+    """Whether Envoy, with the bootstrap of the mesh, accepts these routes; and its error."""
     made = bootstrap(
         EnvoySettings(
             node_id="ingress",
@@ -102,30 +102,30 @@ def headers(*values):
     ]
 
 
-def test_envoy_takes_every_expression_that_is_taken(tmp_path):
-    assert {each: problem for each in TAKEN if (problem := regex_problem(each))} == {}
-    taken, words = run_envoy(tmp_path, conditions(*TAKEN))
-    assert taken, words
+def test_envoy_accepts_every_accepted_expression(tmp_path):
+    assert {each: problem for each in ACCEPTED if (problem := regex_problem(each))} == {}
+    accepted, message = run_envoy(tmp_path, conditions(*ACCEPTED))
+    assert accepted, message
 
 
-@pytest.mark.parametrize("expression", REFUSED, ids=lambda each: each[:20])
-def test_envoy_refuses_an_expression_that_is_refused(tmp_path, expression):
+@pytest.mark.parametrize("expression", REJECTED, ids=lambda each: each[:20])
+def test_envoy_rejects_every_rejected_expression(tmp_path, expression):
     assert regex_problem(expression)
-    taken, _ = run_envoy(tmp_path, conditions("a", expression))
-    assert not taken
+    accepted, _ = run_envoy(tmp_path, conditions("a", expression))
+    assert not accepted
 
 
-@pytest.mark.parametrize("expression", REFUSED_BY_ISTIO, ids=lambda each: each[:20])
-def test_an_expression_that_istio_refuses_is_refused(expression):
+@pytest.mark.parametrize("expression", REJECTED_BY_ISTIO, ids=lambda each: each[:20])
+def test_expression_that_istio_rejects_is_rejected(expression):
     assert regex_problem(expression)
 
 
-def test_a_backslash_before_another_makes_no_byte_of_the_letter_c():
+def test_escaped_backslash_before_c_is_no_byte_class():
     assert regex_problem(r"\\C") is None
     assert regex_problem(r"\Q\C\E") is None
 
 
-def test_the_greatest_program_is_told():
+def test_error_names_the_largest_program():
     assert f"and Envoy takes {LARGEST_PROGRAM}" in regex_problem(LARGE * 11)
 
 
@@ -146,14 +146,14 @@ def test_an_expression_matches_the_whole_text_byte_by_byte(expression, text, mat
     assert full_match(expression, text) is matches
 
 
-def test_envoy_knows_every_command_that_is_taken(tmp_path):
+def test_envoy_accepts_every_accepted_command(tmp_path):
     assert {each: problem for each in COMMANDS if (problem := header_value_problem(each))} == {}
-    taken, words = run_envoy(tmp_path, headers(*COMMANDS))
-    assert taken, words
+    accepted, message = run_envoy(tmp_path, headers(*COMMANDS))
+    assert accepted, message
 
 
 @pytest.mark.parametrize("value", NO_COMMANDS)
-def test_envoy_refuses_a_command_that_is_refused(tmp_path, value):
+def test_envoy_rejects_every_rejected_command(tmp_path, value):
     assert header_value_problem(value)
-    taken, _ = run_envoy(tmp_path, headers("x", value))
-    assert not taken
+    accepted, _ = run_envoy(tmp_path, headers("x", value))
+    assert not accepted

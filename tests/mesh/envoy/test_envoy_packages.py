@@ -1,4 +1,4 @@
-"""Packages of which another has overwritten files."""
+"""Packages with files that another package has overwritten."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from tidegate.mesh.envoy.packages import check_packages, overwritten
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package as an installer leaves it; returns its only module."""
+    """A package as an installer leaves it; yields its only module."""
     info = tmp_path / "shared_files-1.5.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shared-files\nVersion: 1.5\n")
@@ -29,11 +29,11 @@ def package(tmp_path, monkeypatch):
     sys.path_importer_cache.clear()
 
 
-def test_what_is_as_it_was_installed_is_whole(package):
+def test_intact_package_passes(package):
     assert overwritten(["shared-files"]) == ()
 
 
-def test_another_content_is_found(package):
+def test_changed_file_is_found(package):
     package.write_text("OLD = 1\n")
     assert overwritten(["shared-files"]) == ("shared-files==1.5",)
 
@@ -43,15 +43,15 @@ def test_a_missing_file_is_found(package):
     assert overwritten(["shared-files"]) == ("shared-files==1.5",)
 
 
-def test_what_is_not_installed_is_whole():
+def test_missing_package_passes():
     assert overwritten(["no-such-package-anywhere"]) == ()
 
 
-def test_this_environment_is_whole():
+def test_this_environment_passes():
     check_packages()
 
 
-def test_the_error_has_the_command_that_mends_it(package):
+def test_the_error_has_the_command_that_repairs_the_package(package):
     package.write_text("OLD = 1\n")
     with pytest.raises(EnvoyError, match=r"pip install --no-deps --force-reinstall shared-files=="):
         check_packages(["shared-files"])

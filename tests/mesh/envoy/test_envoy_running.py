@@ -1,4 +1,4 @@
-"""A real Envoy, started as the supervisor starts it, with a controller that comes and goes."""
+"""A real Envoy, started as the supervisor starts it, with a controller that stops and restarts."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from stopped_threads import stopped
 
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.ads.servicer import AdsServicer
-from tidegate.mesh.envoy import Admin, AdminError, Host
+from tidegate.mesh.envoy import Admin, AdminError, HostStatus
 from tidegate.mesh.envoy.bootstrap import NODE_METADATA
 from tidegate.mesh.resources import Change, ProxyKind, Resource, ResourceType
 
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def listener(port: int) -> Resource:
-    """A port whose connections go to the cluster."""
+    """A listener that forwards connections to the cluster."""
     message = listener_pb2.Listener(name=f"0.0.0.0_{port}")
     message.address.socket_address.address = "127.0.0.1"
     message.address.socket_address.port_value = port
@@ -62,7 +62,7 @@ def endpoints(**health: int) -> Resource:
 
 @contextlib.asynccontextmanager
 async def controller(port: int, *resources: Resource):
-    """A controller that serves these."""
+    """A controller that serves these resources."""
     distribution = Distribution()
     if resources:
         distribution.apply(ProxyKind.ENVOY, Change(put=resources))
@@ -79,7 +79,7 @@ async def controller(port: int, *resources: Resource):
 
 @contextlib.asynccontextmanager
 async def envoy(folder: Path, controller_port: int):
-    """An Envoy; gives its admin interface."""
+    """Runs an Envoy; yields the client of its admin interface."""
     admin_file = folder / "admin"
     with (folder / "envoy.log").open("wb") as log:
         process = subprocess.Popen(
@@ -101,7 +101,7 @@ async def envoy(folder: Path, controller_port: int):
         yield admin
     finally:
         process.terminate()
-        # One that has hardly begun ends by the signal itself.
+        # An Envoy that has only just started is ended by the signal itself.
         assert process.wait(timeout=30) in {0, -signal.SIGTERM}
 
 
@@ -115,7 +115,7 @@ async def has_proxy(distribution: Distribution) -> bool:
     return bool(distribution.proxies())
 
 
-async def test_it_is_live_once_it_has_a_configuration_and_tells_what_it_has(tmp_path):
+async def test_envoy_is_live_once_it_has_a_configuration_and_reports_listeners_and_hosts(tmp_path):
     ads_port, port = free_port(), free_port()
     async with envoy(tmp_path, ads_port) as admin:
         assert not await admin.is_live()
@@ -127,15 +127,15 @@ async def test_it_is_live_once_it_has_a_configuration_and_tells_what_it_has(tmp_
             assert await admin.listeners() == {f"0.0.0.0_{port}": f"127.0.0.1:{port}"}
             hosts = await admin.hosts()
             assert hosts[CLUSTER] == {
-                Host("127.0.0.1:7001", healthy=True),
-                Host("127.0.0.1:7002", healthy=False),
+                HostStatus("127.0.0.1:7001", healthy=True),
+                HostStatus("127.0.0.1:7002", healthy=False),
             }
             (proxy,) = distribution.proxies()
             assert proxy.proxy.node == "ingress"
             assert proxy.proxy_kind is ProxyKind.ENVOY
 
 
-async def test_it_goes_on_without_its_controller_and_finds_the_next_one(tmp_path):
+async def test_envoy_goes_on_without_its_controller_and_reconnects_to_the_next(tmp_path):
     ads_port, port = free_port(), free_port()
     resources = (cluster(), endpoints(p7001=1), listener(port))
     async with envoy(tmp_path, ads_port) as admin:
@@ -148,10 +148,10 @@ async def test_it_goes_on_without_its_controller_and_finds_the_next_one(tmp_path
             assert len(await admin.listeners()) == 1
 
 
-async def test_it_says_when_its_workers_have_caught_up_and_not_before(tmp_path):
+async def test_workers_caught_up_waits_for_every_worker(tmp_path):
     ads_port, port = free_port(), free_port()
     async with envoy(tmp_path, ads_port) as admin:
-        # Nothing runs that could be behind.
+        # Without a configuration no worker can be behind.
         await admin.workers_caught_up()
         async with controller(ads_port, cluster(), endpoints(p7001=1), listener(port)):
             await until(admin.is_live)
@@ -160,25 +160,25 @@ async def test_it_says_when_its_workers_have_caught_up_and_not_before(tmp_path):
             with stopped(admin.pid, "wrk:worker_0"):
                 with pytest.raises(TimeoutError):
                     await asyncio.wait_for(admin.workers_caught_up(), 0.5)
-                # The main thread goes on: that it answers and acknowledges proves nothing.
+                # The main thread still answers and sends ACKs; this proves nothing about workers.
                 assert await admin.is_live()
             await admin.workers_caught_up()
 
 
-async def test_its_log_is_json_with_the_keys_of_the_servers(tmp_path):
+async def test_envoys_log_is_json_with_the_keys_of_the_servers(tmp_path):
     async with envoy(tmp_path, free_port()):
         pass
     lines = [json.loads(line) for line in (tmp_path / "envoy.log").read_text().splitlines()]
     assert {"event", "level", "logger", "timestamp"} == set().union(*lines)
 
 
-async def test_its_bootstrap_is_left_for_people_to_read(tmp_path):
+async def test_bootstrap_file_stays_after_the_start(tmp_path):
     async with envoy(tmp_path, free_port()):
         text = (tmp_path / "bootstrap.json").read_text()
     node = json_format.Parse(text, bootstrap_pb2.Bootstrap()).node
     assert (node.id, dict(node.metadata)) == ("ingress", NODE_METADATA)
 
 
-async def test_an_admin_interface_that_is_not_there_is_an_error_of_ours():
+async def test_unreachable_admin_interface_is_an_admin_error():
     with pytest.raises(AdminError, match="does not answer /ready"):
         await Admin(f"127.0.0.1:{free_port()}").is_live()

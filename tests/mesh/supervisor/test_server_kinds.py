@@ -117,5 +117,15 @@ def test_ports_of_a_kind_are_checked_by_name(tmp_path, web):
             load_config(path)
 
 
+def test_fixed_port_with_the_labels_of_a_kind_is_rejected_behind_the_mesh(tmp_path, web):
+    path = tmp_path / "tidegate.yaml"
+    server = {"kind": "web", "http_port": 8080}
+    path.write_text(json.dumps({"servers": {"one": server}, "mesh": MESH}))
+    with pytest.raises(ConfigError, match=r"with the labels of kind 'web' .* remove 'http_port'"):
+        load_config(path)
+    path.write_text(json.dumps({"servers": {"one": server | {"labels": {}}}, "mesh": MESH}))
+    assert load_config(path).servers["one"].mesh_labels == {}
+
+
 def test_builtin_kinds_have_grpc_probes():
     assert {kind.probe for kind in KINDS.values()} == {GrpcHealth()}

@@ -1,4 +1,4 @@
-"""The file of servers: what is refused, and what the error says."""
+"""tidegate.yaml: what is rejected, and what the error says."""
 
 import sys
 from pathlib import Path
@@ -105,14 +105,14 @@ def write(tmp_path: Path, text: str) -> Path:
         ),
     ],
 )
-def test_wrong_file_is_refused_with_place_and_fix(tmp_path, text, message):
+def test_wrong_file_is_rejected_with_place_and_fix(tmp_path, text, message):
     path = write(tmp_path, text)
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_error_names_all_problems_at_once(tmp_path):
     path = write(tmp_path, "servers: {a: {kind: x, grpc_port: -1}, b: {}}")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
@@ -138,7 +138,7 @@ def test_settings_become_flags(tmp_path):
     ]
 
 
-def test_packaged_file_is_used_where_there_is_none(tmp_path):
+def test_packaged_file_is_used_without_a_tidegate_yaml(tmp_path):
     packaged = find_config(None, tmp_path)
     assert packaged.name == "default.yaml"
     assert set(load_config(packaged).servers) == {"vision", "llm"}
@@ -163,7 +163,7 @@ def test_ports_in_use_are_all_named_before_anything_starts(tmp_path, free_listen
         check_ports(load_config(path))
 
 
-def test_ports_of_the_mesh_are_asked_for_too(tmp_path, free_listener):
+def test_ports_of_the_mesh_are_checked_too(tmp_path, free_listener):
     port = free_listener.getsockname()[1]
     mesh = f"mesh: {{objects: [x], ingress: {{vision: {port}}}, envoy: {{admin_port: 0}}}}"
     path = write(tmp_path, "servers: {v: {kind: vision}}\n" + mesh)

@@ -1,4 +1,4 @@
-"""Logs that rotate, and a state file that is whole or not there."""
+"""Rotated logs, the state file, and the command files."""
 
 import os
 import signal
@@ -7,8 +7,9 @@ import sys
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
-from tidegate.cli.servers.display import duration_text, mesh_lines
+from tidegate.cli.servers.display import duration_text, mesh_lines, server_table
 from tidegate.mesh.supervisor.errors import NotRunningError, SupervisorError
 from tidegate.mesh.supervisor.process.server_log import ServerLog
 from tidegate.mesh.supervisor.process.state_machine import Phase
@@ -60,13 +61,13 @@ def test_log_rotates_between_lines_and_keeps_a_few(tmp_path):
     }
 
 
-def test_log_has_its_last_lines(tmp_path):
+def test_log_keeps_its_last_lines_in_memory(tmp_path):
     with ServerLog(tmp_path / "a.log") as log:
         log.write(b"1\n2\n\n3\n4\n5\n6\npar")
         assert log.last_lines() == ("3", "4", "5", "6", "par")
 
 
-def test_log_goes_on_where_it_was(tmp_path):
+def test_log_appends_to_an_existing_file(tmp_path):
     for text in (b"one\n", b"two\n"):
         with ServerLog(tmp_path / "a.log") as log:
             log.write(text)
@@ -85,7 +86,7 @@ def test_state_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 3, "pid": 1}'])
-def test_state_of_another_kind_is_refused_by_name(tmp_path, text):
+def test_error_about_an_unusable_state_file_names_it(tmp_path, text):
     directory = StateDirectory(tmp_path)
     directory.state_file.write_text(text)
     with pytest.raises(SupervisorError, match=r"state.json cannot be used: .*delete it"):
@@ -114,7 +115,7 @@ def test_state_of_a_mesh_is_read_as_it_was_written():
     assert Snapshot.from_json(snapshot.to_json()) == snapshot
 
 
-def test_people_are_told_where_to_call_and_what_is_not_reached():
+def test_mesh_lines_name_the_addresses_and_the_servers_without_requests():
     snapshot = replace(
         snapshot_of(routed=False, since=100.0),
         ingress=(
@@ -130,7 +131,23 @@ def test_people_are_told_where_to_call_and_what_is_not_reached():
     assert mesh_lines(snapshot_of(), 120.0) == ()
 
 
-def test_what_a_dead_supervisor_left_is_cleared(tmp_path):
+def test_table_has_a_column_for_http_only_if_a_server_has_an_http_address():
+    def table_of(**changes: object) -> str:
+        console = Console(width=200)
+        with console.capture() as captured:
+            console.print(server_table(snapshot_of(**changes), 2.0))
+        return captured.get()
+
+    assert table_of().split()[:6] == ["SERVER", "STATE", "FOR", "PID", "GRPC", "METRICS"]
+    with_http = table_of(grpc_address=None, http_address="127.0.0.1:3")
+    assert with_http.split()[:7] == ["SERVER", "STATE", "FOR", "PID", "GRPC", "HTTP", "METRICS"]
+    assert with_http.splitlines()[1].split()[-3:] == ["-", "127.0.0.1:3", "127.0.0.1:2"]
+    assert snapshot_of(grpc_address=None, http_address="127.0.0.1:3").address_of("llm") == (
+        "127.0.0.1:3"
+    )
+
+
+def test_files_of_a_dead_supervisor_are_deleted(tmp_path):
     directory = StateDirectory(tmp_path)
     with directory.lock():
         directory.workload_file("llm").write_text("address: gone")
@@ -177,7 +194,7 @@ def test_a_command_to_a_dead_supervisor_is_an_error_and_leaves_no_file(tmp_path)
         ('{"level": "error"}', '{"level": "error"}'),
     ],
 )
-def test_last_words_are_for_people(line, words):
+def test_last_log_message_is_readable(line, words):
     assert last_log_message(snapshot_of(last_lines=("x", line)).servers[0]) == words
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C during `tidegate up --detach`: the servers go on, and the command says so."""
+"""Ctrl-C during `tidegate up --detach`: the servers go on starting, and the command says so."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ def test_servers_that_start_in_the_background_outlive_ctrl_c(tmp_path):
     state = StateDirectory(tmp_path / ".tidegate")
     up = start(tmp_path, "up", "--detach")
     try:
-        # The command follows from the moment that its first line is there.
+        # From its first line on, the command waits for the servers.
         assert "slow" in up.stderr.readline()
         up.send_signal(signal.SIGINT)
         _, error = up.communicate(timeout=60)

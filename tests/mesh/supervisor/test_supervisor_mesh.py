@@ -1,4 +1,4 @@
-"""The supervisor with a mesh: a real controller, a real Envoy, and a double of a server."""
+"""The supervisor with a mesh: a real controller, a real Envoy, and a test double of a server."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def istio_object(kind: str, **spec: object) -> dict[str, object]:
 
 
 class Mesh:
-    """A supervisor in this process, whose server stands behind Envoy."""
+    """A supervisor in this process, with its server behind Envoy."""
 
     def __init__(self, tmp_path: Path, **settings: object) -> None:
         self.directory = StateDirectory(tmp_path / ".tidegate")
@@ -139,7 +139,7 @@ def of_the_server(snapshot: Snapshot):
     return server
 
 
-async def test_clients_find_the_server_behind_envoy_and_a_restart_takes_over(tmp_path):
+async def test_clients_reach_the_server_through_envoy_before_and_after_a_restart(tmp_path):
     mesh = Mesh(tmp_path)
     async with mesh.run():
         before = await mesh.ready()
@@ -164,7 +164,7 @@ async def test_clients_find_the_server_behind_envoy_and_a_restart_takes_over(tmp
     assert list(mesh.directory.workloads.iterdir()) == []
 
 
-async def test_a_restart_whose_new_process_fails_leaves_the_old_one_alone(tmp_path):
+async def test_a_restart_whose_new_process_fails_keeps_the_old_one(tmp_path):
     memory = tmp_path / "memory"
     memory.touch()
     mesh = Mesh(tmp_path, manner="dies-once", memory=str(memory))
@@ -179,7 +179,7 @@ async def test_a_restart_whose_new_process_fails_leaves_the_old_one_alone(tmp_pa
         assert [file.stem for file in mesh.directory.workloads.iterdir()] == ["one"]
 
 
-async def test_the_meshs_own_processes_can_be_restarted(tmp_path):
+async def test_controller_and_envoy_can_be_restarted(tmp_path):
     mesh = Mesh(tmp_path)
     async with mesh.run():
         before = {server.name: server.pid for server in (await mesh.ready()).servers}

@@ -1,4 +1,4 @@
-"""What is run for each part of a file, and what the mesh is told of a server."""
+"""The programs of the servers, the controller and Envoy, and the WorkloadEntry files."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def server_of(config: ServersFile, directory: StateDirectory, **environment: str
     return server_program("a", "a.2", config.servers["a"], directory, config.mesh, environment)
 
 
-def test_a_server_in_the_mesh_announces_its_end_and_sends_its_spans_to_the_controller(tmp_path):
+def test_a_server_in_the_mesh_has_a_drain_delay_and_sends_its_spans_to_the_controller(tmp_path):
     program = server_of(file_of(), StateDirectory(tmp_path))
     assert program.env == {
         "TIDEGATE_DRAIN_DELAY_S": "2",
@@ -82,7 +82,7 @@ def test_the_users_own_collector_is_kept(tmp_path, name):
             },
             "http://jaeger:4317",
         ),
-        # Envoy cannot speak OTLP over HTTP: its spans stay with the controller.
+        # Envoy cannot speak OTLP over HTTP: its spans go to the controller.
         (
             {
                 "OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4318",
@@ -98,7 +98,7 @@ def test_envoy_follows_the_variables_as_the_servers_do(tmp_path, environment, tr
     assert f"--traces={traces}" in program.command
 
 
-def test_controller_is_spoken_to_over_grpc_whatever_the_users_protocol(tmp_path):
+def test_spans_go_to_the_controller_over_grpc_whatever_the_users_protocol(tmp_path):
     program = server_of(
         file_of(), StateDirectory(tmp_path), OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf"
     )
@@ -106,7 +106,7 @@ def test_controller_is_spoken_to_over_grpc_whatever_the_users_protocol(tmp_path)
     assert program.env["TIDEGATE_OTLP_PROTOCOL"] == "grpc"
 
 
-def test_what_the_user_says_of_the_drain_counts(tmp_path):
+def test_the_users_drain_delay_wins(tmp_path):
     config = file_of(env={"TIDEGATE_DRAIN_DELAY_S": "0"})
     assert server_of(config, StateDirectory(tmp_path)).env["TIDEGATE_DRAIN_DELAY_S"] == "0"
 
@@ -123,7 +123,7 @@ def test_without_a_mesh_nothing_is_added(tmp_path):
     assert (program.env, program.workload) == ({}, None)
 
 
-def test_servers_behind_the_mesh_let_envoy_and_the_controller_go_first(tmp_path):
+def test_servers_behind_the_mesh_have_a_lower_priority_than_envoy_and_the_controller(tmp_path):
     directory, mesh = StateDirectory(tmp_path), file_of().mesh
     assert server_of(file_of(), directory).nice == 10
     assert envoy_program(mesh, directory, {}).nice == 0
@@ -133,7 +133,7 @@ def test_servers_behind_the_mesh_let_envoy_and_the_controller_go_first(tmp_path)
 
 
 @pytest.mark.parametrize("nice", [0, 7])
-def test_a_program_runs_with_the_priority_that_it_is_given(nice):
+def test_a_program_runs_with_its_niceness(nice):
     command = [sys.executable, "-c", "import os; print('nice', os.nice(0))"]
     # The guard runs the program while its input is open.
     with subprocess.Popen(
@@ -148,7 +148,7 @@ def test_a_program_runs_with_the_priority_that_it_is_given(nice):
         assert watched.wait(30) == 0
 
 
-def test_the_controllers_flags_are_ones_that_it_has(tmp_path):
+def test_the_controller_knows_its_flags(tmp_path):
     settings = pytest.importorskip("tidegate.mesh.control.settings").ControlSettings
     directory = StateDirectory(tmp_path)
     program = controller_program(file_of().mesh, directory)
@@ -160,7 +160,7 @@ def test_the_controllers_flags_are_ones_that_it_has(tmp_path):
     assert read.envoy_admin_files == [envoy.port_file]
 
 
-def test_envoy_is_told_where_its_controller_is(tmp_path):
+def test_envoy_gets_the_address_of_the_controller(tmp_path):
     program = envoy_program(file_of().mesh, StateDirectory(tmp_path), {})
     assert "--controller=127.0.0.1:1" in program.command
     assert "--traces=http://127.0.0.1:1" in program.command
@@ -170,7 +170,9 @@ def test_envoy_is_told_where_its_controller_is(tmp_path):
     ("address", "host", "port"),
     [("127.0.0.1:41", "127.0.0.1", 41), ("[::1]:42", "::1", 42)],
 )
-def test_a_workload_is_an_istio_object_while_it_is_there(tmp_path, address, host, port):
+def test_a_workload_entry_file_exists_while_the_process_is_in_the_mesh(
+    tmp_path, address, host, port
+):
     file = tmp_path / "deep" / "a.yaml"
     labels = {"app": "vision"}
     workload = WorkloadEntryFile(
@@ -188,7 +190,7 @@ def test_a_workload_is_an_istio_object_while_it_is_there(tmp_path, address, host
     workload.remove()
 
 
-async def test_an_envoy_that_is_not_there_routes_nothing(tmp_path):
+async def test_an_unreachable_envoy_routes_nothing(tmp_path):
     file = tmp_path / "admin"
     assert await EnvoyRouting(file).clusters_of("127.0.0.1:1") == frozenset()
     file.write_text("127.0.0.1:1")

@@ -36,7 +36,7 @@ def child(manner: str = "good", **more: object) -> dict[str, object]:
 
 
 class Running:
-    """A supervisor in this process, and what it has said."""
+    """A supervisor in this process, and the states that it has published."""
 
     def __init__(self, tmp_path: Path, **servers: dict[str, object]) -> None:
         self.directory = StateDirectory(tmp_path / ".tidegate")
@@ -82,7 +82,7 @@ def exists(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    # A zombie has ended, whoever is to collect it.
+    # A zombie has ended, even if its parent has not collected it.
     return state != "Z"
 
 
@@ -110,7 +110,7 @@ async def test_servers_serve_and_stop_cleanly(tmp_path):
     assert not running.directory.held()
 
 
-async def test_a_server_that_dies_comes_back(tmp_path):
+async def test_a_server_that_exits_is_restarted(tmp_path):
     memory = {"memory": str(tmp_path / "memory")}
     running = Running(tmp_path, one=child("dies-once", settings=memory))
     async with running.run():
@@ -121,7 +121,7 @@ async def test_a_server_that_dies_comes_back(tmp_path):
         )
 
 
-async def test_a_killed_server_comes_back_with_another_pid(tmp_path):
+async def test_a_killed_server_is_restarted_with_another_pid(tmp_path):
     running = Running(tmp_path, one=child())
     async with running.run():
         first = (await running.until(phase_is(Phase.SERVING))).servers[0]
@@ -132,7 +132,7 @@ async def test_a_killed_server_comes_back_with_another_pid(tmp_path):
     assert second.reason == "was killed by SIGKILL"
 
 
-async def test_crash_loop_is_given_up_with_the_last_words(tmp_path):
+async def test_crash_loop_is_given_up(tmp_path):
     running = Running(tmp_path, bad=child("dies", crash_limit=3))
     async with asyncio.timeout(60):
         assert await running.supervisor.run() == {"bad"}
@@ -170,7 +170,7 @@ async def test_a_server_that_ignores_sigterm_is_killed(tmp_path):
     assert not exists(server.pid)
 
 
-async def test_asking_twice_kills_at_once(tmp_path):
+async def test_a_second_stop_kills_at_once(tmp_path):
     running = Running(tmp_path, bad=child("ignores-sigterm", drain_deadline_s=3600))
     async with running.run():
         server = (await running.until(phase_is(Phase.SERVING))).servers[0]
@@ -178,7 +178,7 @@ async def test_asking_twice_kills_at_once(tmp_path):
     assert not exists(server.pid)
 
 
-async def test_what_a_server_started_goes_with_it(tmp_path):
+async def test_children_of_a_server_end_with_it(tmp_path):
     memory = tmp_path / "memory"
     running = Running(tmp_path, one=child("has-child", settings={"memory": str(memory)}))
     async with running.run():
@@ -189,7 +189,7 @@ async def test_what_a_server_started_goes_with_it(tmp_path):
         await gone(grandchild)
 
 
-async def test_a_program_that_is_not_there_is_told_from_its_log(tmp_path):
+async def test_the_log_names_a_missing_program(tmp_path):
     config = child(crash_limit=1) | {"command": ["no-such-program"]}
     running = Running(tmp_path, bad=config)
     async with asyncio.timeout(60):
@@ -209,7 +209,7 @@ async def test_two_supervisors_do_not_share_a_directory(tmp_path):
 
 
 async def restarted(running: Running, name: str) -> tuple[Snapshot, list[RestartStage]]:
-    """Orders a restart and waits until it is over; returns the last state and the stages."""
+    """Restarts a server and waits until that is over; returns the last state and the stages."""
     command = send_restart(running.directory, os.getpid(), name)
     stages: list[RestartStage] = []
 
@@ -259,7 +259,7 @@ async def test_a_restart_that_fails_says_why(tmp_path):
     assert "the new process exited with status 3: no model at models/none" in restart.reason
 
 
-async def test_a_restart_of_nobody_names_those_there_are(tmp_path):
+async def test_a_restart_of_an_unknown_server_names_the_servers(tmp_path):
     running = Running(tmp_path, one=child(), two=child())
     async with running.run():
         await running.until(phase_is(Phase.SERVING))
@@ -269,7 +269,7 @@ async def test_a_restart_of_nobody_names_those_there_are(tmp_path):
 
 
 async def _detached(tmp_path: Path, **servers: dict[str, object]):
-    """Starts a supervisor as a process of its own and waits until it serves."""
+    """Starts a supervisor as a process of its own and waits until its servers have settled."""
     path = tmp_path / "servers.json"
     path.write_text(json.dumps({"servers": servers}))
     directory = StateDirectory(tmp_path / ".tidegate")

@@ -1,7 +1,7 @@
 """A real Envoy between real gRPC backends and the controller's own telemetry services.
 
-One Envoy for each module of tests. Its routes go by the header ``x-to``; its clusters come from
-files, so that tests can take endpoints and clusters away.
+Each test module has one Envoy. It routes by the header ``x-to``, and reads its clusters from files,
+so that tests can remove endpoints and clusters.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ class Echo:
         await context.abort(grpc.StatusCode.NOT_FOUND, "no such thing", context.trailing_metadata())
 
     async def stream(self, request, context):
-        """Three messages; after the first it waits to go on."""
+        """Sends three messages, and waits for the test after the first."""
         self.tell(context, ("tidegate-tokens-out", "3"), ("tidegate-finish", "stop"))
         yield b"1"
         await self.go_on.wait()
@@ -89,7 +89,7 @@ class Echo:
 
 
 class Spans:
-    """Keeps the spans that Envoy exports."""
+    """Stores the spans that Envoy exports."""
 
     def __init__(self):
         self.kept = []
@@ -133,15 +133,15 @@ class Mesh:
             return await answer.text()
 
     async def stat(self, name):
-        told = json.loads(await self.admin_text(f"/stats?format=json&filter=^{name}$"))
-        return next(each["value"] for each in told["stats"] if each.get("name") == name)
+        stats = json.loads(await self.admin_text(f"/stats?format=json&filter=^{name}$"))
+        return next(each["value"] for each in stats["stats"] if each.get("name") == name)
 
     def write_clusters(self, *clusters):
         kind = f"{_TYPES}.config.cluster.v3.Cluster"
         _write(self.folder / "cds.json", [{"@type": kind, **each} for each in clusters])
 
     def write_endpoints(self, statuses):
-        """Writes the endpoints of subset v2, which come one by one, with their health."""
+        """Writes the endpoints of subset v2 with their health."""
         assignment = load_assignment(cluster_name("v2"), *statuses)
         for entry, status in zip(
             assignment["endpoints"][0]["lb_endpoints"], statuses.values(), strict=True
@@ -154,7 +154,7 @@ class Mesh:
 def _write(path, resources):
     written = path.with_suffix(".new")
     written.write_text(json.dumps({"resources": resources}))
-    # Envoy looks for files that are moved to the name.
+    # Envoy notices only files that are moved to this name.
     written.replace(path)
 
 
@@ -258,7 +258,7 @@ def bootstrap(folder, control_port):
                 "grpc_services": [{"envoy_grpc": {"cluster_name": "tidegate-ads"}}],
             }
         },
-        # Spans are sent at once, not every five seconds.
+        # Send spans at once instead of every five seconds.
         "layered_runtime": {
             "layers": [
                 {
@@ -277,7 +277,7 @@ def bootstrap(folder, control_port):
 
 @contextlib.contextmanager
 def closed_port():
-    """A port that refuses: bound, so that nobody else gets it, and not listened on."""
+    """A port that refuses connections: bound, so that it stays free, but not listening."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -285,7 +285,7 @@ def closed_port():
 
 @contextlib.asynccontextmanager
 async def running_envoy(folder, config):
-    """Runs an Envoy; gives the URL of its admin port once it is ready."""
+    """Runs an Envoy; yields the URL of its admin port once it is ready."""
     (folder / "envoy.json").write_text(json.dumps(config))
     address = folder / "admin-address"
     binary = Path(sysconfig.get_path("scripts")) / "envoy"
@@ -350,7 +350,7 @@ async def mesh(tmp_path_factory):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def record_of(mesh):
-    """Gives the record of the request with this value of ``x-user-id``, once it is told."""
+    """Waits for the record of the request with this value of ``x-user-id``."""
     with mesh.log.subscribe("test") as records:
 
         async def find(user):

@@ -1,4 +1,4 @@
-"""The access log service, as an Envoy talks to it and as others might."""
+"""The access log service, with messages of an Envoy and with malformed ones."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ async def log():
 
 @pytest.fixture
 async def stream(log):
-    """An open stream that takes bytes, as any client may send them."""
+    """An open stream that sends any bytes."""
     server = grpc.aio.server()
     AccessLogServicer(log).register(server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -51,7 +51,7 @@ def passed_over(kind):
     return REGISTRY.get_sample_value(name, {"kind": kind}) or 0
 
 
-async def test_sender_says_once_who_it_is(log, stream):
+async def test_the_sender_identifies_itself_once(log, stream):
     with log.subscribe("test") as records:
         await stream.write(message(1, node="a").SerializeToString())
         await stream.write(message(2).SerializeToString())
@@ -64,7 +64,7 @@ async def test_sender_says_once_who_it_is(log, stream):
     assert await stream == StreamAccessLogsResponse()
 
 
-async def test_what_is_no_request_is_counted_and_passed_over(log, stream):
+async def test_entries_that_are_no_request_are_counted_and_skipped(log, stream):
     before = {kind: passed_over(kind) for kind in ("tcp", "intermediate", "malformed")}
     odd = StreamAccessLogsMessage()
     odd.tcp_logs.log_entry.add()
@@ -83,7 +83,7 @@ async def test_what_is_no_request_is_counted_and_passed_over(log, stream):
 
 
 async def test_stream_is_read_no_faster_than_its_subscribers(log, stream):
-    # Messages of 1 MiB: soon the windows of HTTP/2 are full and the sender has to wait.
+    # Messages of 1 MiB soon fill the HTTP/2 windows, and the sender has to wait.
     sent = 0
 
     async def send():
@@ -94,7 +94,7 @@ async def test_stream_is_read_no_faster_than_its_subscribers(log, stream):
 
     with log.subscribe("slow", capacity=1, max_wait_s=WAIT_S) as records:
         sending = asyncio.create_task(send())
-        # The sender stands still: nothing was read for it all.
+        # The sender is blocked, because the server reads nothing.
         still = -1
         while still != sent:
             still = sent
@@ -107,7 +107,7 @@ async def test_stream_is_read_no_faster_than_its_subscribers(log, stream):
         assert records.lost == 0
 
 
-async def test_client_that_vanishes_leaves_no_stream_behind(log, stream):
+async def test_a_vanished_client_leaves_no_open_stream(log, stream):
     name = "tidegate_mesh_access_log_streams"
     with log.subscribe("test") as records:
         await stream.write(message(1).SerializeToString())
@@ -120,12 +120,12 @@ async def test_client_that_vanishes_leaves_no_stream_behind(log, stream):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_envoy_counts_exactly_what_it_cannot_keep_for_a_slow_reader(mesh):
+async def test_envoy_counts_exactly_what_it_drops_for_a_slow_reader(mesh):
     async def stat(name):
         return await mesh.stat(f"access_logs.grpc_access_log.logs_{name}")
 
     async def refused(number):
-        # No route takes it, so that only Envoy has to carry so large a header.
+        # No route matches, so that only Envoy handles the large header.
         large = (("x-user-id", f"{number:05}" + "x" * 40_000),)
         call = mesh.call("Unary", "nowhere", *large)
         assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -134,7 +134,7 @@ async def test_envoy_counts_exactly_what_it_cannot_keep_for_a_slow_reader(mesh):
     with mesh.log.subscribe("slow", capacity=1, max_wait_s=3600.0) as records:
         async with asyncio.timeout(60):
             while not await stat("dropped"):
-                # One by one: it is the reader that Envoy waits for, not its own event loop.
+                # One by one, so that Envoy waits for the reader and not for its own event loop.
                 for _ in range(50):
                     await refused(sent)
                     sent += 1
@@ -143,7 +143,7 @@ async def test_envoy_counts_exactly_what_it_cannot_keep_for_a_slow_reader(mesh):
             got = [(await anext(records)).headers["x-user-id"][:5] for _ in range(written)]
         assert len(set(got)) == written
         assert records.lost == 0
-        # It reads again, and Envoy drops nothing more.
+        # The subscriber reads again, and Envoy drops nothing more.
         await refused(sent)
         async with asyncio.timeout(WAIT_S):
             assert (await anext(records)).headers["x-user-id"].startswith(f"{sent:05}")

@@ -1,4 +1,4 @@
-"""What the controller knows of a request after a real Envoy has told it."""
+"""Request records from the access log of a real Envoy."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ async def failure(call):
     return caught.value
 
 
-async def test_unary_call_is_told_in_full(mesh, record_of):
+async def test_a_unary_call_is_logged_in_full(mesh, record_of):
     began_s = time.time()
     await mesh.call("Unary", "v1", user("ann"), ("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"))
     record = await record_of("ann")
@@ -37,7 +37,7 @@ async def test_unary_call_is_told_in_full(mesh, record_of):
     assert (record.grpc_status, record.http_status) == (grpc.StatusCode.OK, 200)
     assert (record.response_flags, record.response_details) == ((), "via_upstream")
     assert (record.request_messages, record.response_messages) == (1, 1)
-    # Five bytes of "hello" and five of gRPC's frame.
+    # Five bytes of "hello" and five of the gRPC frame.
     assert (record.request_bytes, record.response_bytes) == (10, 10)
     assert record.trailers == {"tidegate-model": "echo", "tidegate-model-version": "1-fp32"}
     assert (record.model, record.model_version) == ("echo", "1-fp32")
@@ -46,16 +46,14 @@ async def test_unary_call_is_told_in_full(mesh, record_of):
     assert 0 < record.time_to_first_byte_s <= record.duration_s
 
 
-async def test_call_without_a_trace_gets_the_one_that_envoy_began(mesh, record_of):
+async def test_a_call_without_a_trace_gets_the_trace_that_envoy_starts(mesh, record_of):
     await mesh.call("Unary", "v1", user("bob"))
     record = await record_of("bob")
     version, trace_id, _, _ = mesh.v1.metadata[-1]["traceparent"].split("-")
     assert (version, record.trace_id) == ("00", trace_id)
 
 
-async def test_failed_call_has_status_and_trailers_though_it_has_no_trailers_of_its_own(
-    mesh, record_of
-):
+async def test_a_failed_call_without_trailers_has_a_status_and_trailers(mesh, record_of):
     await failure(mesh.call("Fail", "v1", user("cid")))
     record = await record_of("cid")
     assert (record.grpc_status, record.grpc_message) == (
@@ -99,12 +97,14 @@ async def test_messages_of_both_directions_are_counted(mesh, record_of):
     [
         ("empty", "UH", grpc.StatusCode.UNAVAILABLE, "empty"),
         ("refused", "UF", grpc.StatusCode.UNAVAILABLE, "refused"),
-        # No cluster of this name: nobody can say which one the route meant.
+        # Envoy has no cluster of this name, so it cannot log which one the route meant.
         ("missing", "NC", grpc.StatusCode.UNAVAILABLE, ""),
         ("nowhere", "NR", grpc.StatusCode.UNIMPLEMENTED, ""),
     ],
 )
-async def test_what_the_mesh_does_wrong_has_its_flag(mesh, record_of, to, flag, status, subset):
+async def test_failures_of_the_mesh_have_their_response_flag(
+    mesh, record_of, to, flag, status, subset
+):
     error = await failure(mesh.call("Unary", to, user(to)))
     record = await record_of(to)
     assert record.response_flags == (flag,)
@@ -114,7 +114,7 @@ async def test_what_the_mesh_does_wrong_has_its_flag(mesh, record_of, to, flag, 
     assert record.upstream_address == (mesh.refusing if to == "refused" else "")
 
 
-async def test_stream_that_its_client_leaves_is_cancelled_and_no_failure(mesh, record_of):
+async def test_a_stream_that_its_client_cancels_is_no_failure(mesh, record_of):
     mesh.v1.go_on.clear()
     call = mesh.call("Stream", "v1", user("fay"), kind="unary_stream")
     await call.read()
@@ -144,7 +144,7 @@ async def test_stream_whose_client_closes_its_connection_is_cancelled(mesh, reco
     ("to", "details"),
     [
         ("impatient", {"response_timeout"}),
-        # Envoy tells the server of this time, and so the server may be the one that ends the call.
+        # Envoy sends this timeout to the server, so the server may end the call first.
         ("limited", {"max_duration_timeout", "via_upstream"}),
     ],
 )
@@ -155,7 +155,7 @@ async def test_stream_whose_time_envoy_ends_is_deadline_exceeded(mesh, record_of
     record = await record_of(to)
     mesh.v1.go_on.set()
     assert record.response_details in details
-    # The headers said 200; no status of Envoy's followed them.
+    # The headers have status 200, and Envoy sent no gRPC status after them.
     assert (record.http_status, record.grpc_status) == (200, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -176,13 +176,13 @@ async def _read_all(call):
         pass
 
 
-async def test_rewritten_path_is_told_as_the_client_wrote_it(mesh, record_of):
+async def test_a_rewritten_path_is_logged_as_the_client_sent_it(mesh, record_of):
     await mesh.call("Alias", "rewritten", user("ian"))
     record = await record_of("ian")
     assert (record.method, record.grpc_status) == ("Alias", grpc.StatusCode.OK)
 
 
-async def test_plain_http_is_no_call(mesh, record_of):
+async def test_plain_http_is_no_grpc_call(mesh, record_of):
     await _http(mesh, b"GET /a/b?c HTTP/1.1\r\nhost: a\r\nx-user-id: jo\r\n\r\n")
     record = await record_of("jo")
     assert not record.is_grpc
@@ -190,14 +190,14 @@ async def test_plain_http_is_no_call(mesh, record_of):
     assert (record.http_status, record.response_flags) == (404, ("NR",))
 
 
-async def test_bytes_that_are_no_text_cost_neither_the_record_nor_the_stream(mesh, record_of):
+async def test_invalid_utf8_costs_neither_the_record_nor_the_stream(mesh, record_of):
     streams = await mesh.stat("cluster.tidegate-access-log.upstream_rq_total")
     odd = b"user-agent: \xff\xfe\r\nx-request-id: \xff\r\ntraceparent: 00-\xff\r\n"
     for user_id in ("lea", "leo", "lia"):
         head = f"GET / HTTP/1.1\r\nhost: a\r\nx-user-id: {user_id}\r\n".encode()
         await _http(mesh, head + odd + b"\r\n")
         assert (await record_of(user_id)).http_status == 404
-    # Each of Envoy's two workers opens a stream with its first entry, and none again.
+    # Each of Envoy's two workers opens one stream, with its first entry.
     assert await mesh.stat("cluster.tidegate-access-log.upstream_rq_total") - streams <= 1
 
 
@@ -208,7 +208,7 @@ async def _http(mesh, request):
     writer.close()
 
 
-async def test_envoy_has_written_all_it_was_told_and_dropped_nothing(mesh, record_of):
+async def test_envoy_has_written_all_entries_and_dropped_none(mesh, record_of):
     await mesh.call("Unary", "v1", user("kim"))
     await record_of("kim")
     assert await mesh.stat("access_logs.grpc_access_log.logs_written") > 0

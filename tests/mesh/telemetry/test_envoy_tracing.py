@@ -1,4 +1,4 @@
-"""Client, Envoy and server make one trace."""
+"""Client, Envoy and server form one trace."""
 
 import grpc
 import pytest
@@ -23,7 +23,7 @@ async def test_spans_lie_between_those_of_client_and_server(mesh):
     assert ours.parent_span_id.hex() == SPAN
     assert ours.name == f"/{SERVICE}/Unary"
     assert upstream.parent_span_id == ours.span_id
-    # The server's span will be the child of the attempt that reached it.
+    # The server's span is the child of the attempt that reached it.
     seen = mesh.v1.metadata[-1]
     assert seen["traceparent"] == f"00-{TRACE}-{upstream.span_id.hex()}-01"
     assert seen["tracestate"] == "a=b"
@@ -31,7 +31,7 @@ async def test_spans_lie_between_those_of_client_and_server(mesh):
     assert attributes(upstream)["upstream_address"] == mesh.v1.address
 
 
-async def test_failure_is_told_in_the_span(mesh):
+async def test_a_failure_is_shown_in_the_span(mesh):
     trace = TRACE[::-1]
     with pytest.raises(grpc.aio.AioRpcError):
         await mesh.call("Unary", "empty", ("traceparent", f"00-{trace}-{SPAN}-01"))
@@ -40,12 +40,12 @@ async def test_failure_is_told_in_the_span(mesh):
     assert attributes(span)["grpc.status_code"] == "14"
 
 
-async def test_caller_that_does_not_want_its_trace_kept_is_obeyed(mesh):
+async def test_an_unsampled_trace_stays_unsampled(mesh):
     kept, unwanted = "1" * 32, "2" * 32
     await mesh.call("Unary", "v1", ("traceparent", f"00-{unwanted}-{SPAN}-00"))
     assert mesh.v1.metadata[-1]["traceparent"].startswith(f"00-{unwanted}-")
     assert mesh.v1.metadata[-1]["traceparent"].endswith("-00")
-    # Spans are exported in order by each worker; the same connection is the same worker.
+    # Each worker exports spans in order, and one connection stays on one worker.
     await mesh.call("Unary", "v1", ("traceparent", f"00-{kept}-{SPAN}-01"))
     await mesh.spans.of_trace(kept, 2)
     assert [span for span in mesh.spans.kept if span.trace_id.hex() == unwanted] == []

@@ -1,4 +1,4 @@
-"""The metrics that dashboards made for Istio read."""
+"""Istio's standard metrics, computed from request records."""
 
 import asyncio
 import dataclasses
@@ -82,7 +82,9 @@ async def test_times_sizes_and_messages_are_those_of_the_request(registry, metri
     }
 
 
-async def test_request_that_met_no_endpoint_is_of_the_service_and_no_workload(registry, metrics):
+async def test_a_request_without_an_endpoint_counts_for_the_service_without_a_workload(
+    registry, metrics
+):
     metrics.observe(
         dataclasses.replace(
             RECORD,
@@ -107,7 +109,7 @@ async def test_plain_http_has_no_grpc_status(registry, metrics):
     assert only(registry, "istio_response_messages_total").value == 0
 
 
-async def test_what_clients_invent_makes_no_labels(registry, metrics):
+async def test_labels_never_come_from_clients(registry, metrics):
     for number in range(50):
         metrics.observe(
             dataclasses.replace(
@@ -180,13 +182,13 @@ async def test_log_is_followed_until_cancelled(registry, metrics):
     following.cancel()
     await asyncio.wait({following})
     assert following.cancelled()
-    # Nobody is left who would have to be waited for.
+    # No subscriber is left to wait for.
     await log.publish([RECORD])
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_buckets_are_those_of_the_real_proxy(mesh):
-    """Istio's proxies use Envoy's own buckets, which Envoy tells when it has measured something."""
+    """Istio's proxies use Envoy's buckets, which Envoy shows once it has measured something."""
     await mesh.call("Unary", "v1")
     registry = CollectorRegistry()
     metrics = IstioMetrics(at({}), GATEWAY, registry)

@@ -1,7 +1,7 @@
-"""Kiali's graph from our metrics: its questions, asked of a real Prometheus.
+"""Kiali's queries for its graph, sent to a real Prometheus with our metrics.
 
-The queries are those with which Kiali 1.73 draws the graph of a namespace and the health of what is
-in it (its packages graph/telemetry/istio and prometheus).
+They are the queries with which Kiali 1.73 draws the graph and the health of a namespace (its
+packages graph/telemetry/istio and prometheus).
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def at_version(version):
 
 @pytest.fixture
 async def scraped(tmp_path):
-    """A Prometheus, and the metrics that it scrapes."""
+    """A Prometheus and the metrics that it scrapes."""
     registry = CollectorRegistry()
     workloads = {f"127.0.0.1:850{each}": at_version(f"v{each}") for each in (1, 2)}
     metrics = IstioMetrics(at(workloads), GATEWAY, registry)

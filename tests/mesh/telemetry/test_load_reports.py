@@ -1,4 +1,4 @@
-"""How many requests are running where, as a real Envoy and a real gRPC client count them."""
+"""Requests in progress, as a real Envoy and a real gRPC client report them."""
 
 import asyncio
 import contextlib
@@ -33,21 +33,21 @@ def name(subset):
     return f"outbound|50051|{subset}|{HOST}"
 
 
-async def told(loads, cluster, condition):
-    """Waits until what is told of a cluster is so."""
+async def reported(loads, cluster, condition):
+    """Waits until the reports on a cluster meet a condition."""
     async with asyncio.timeout(WAIT_S):
         while not condition(found := loads.in_progress(cluster)):
             await loads.next_report()
         return found
 
 
-async def envoy_told(mesh, subset, requests):
-    """Waits until Envoy tells so many requests of a subset; gives its endpoints."""
+async def envoy_reported(mesh, subset, requests):
+    """Waits until Envoy reports a number of requests for a subset; returns its endpoints."""
 
     def is_so(found):
         return "ingress-1" in found and found["ingress-1"].requests == requests
 
-    return (await told(mesh.loads, name(subset), is_so))["ingress-1"].endpoints
+    return (await reported(mesh.loads, name(subset), is_so))["ingress-1"].endpoints
 
 
 async def opened(mesh, to, count):
@@ -66,7 +66,7 @@ async def finished(calls):
 
 @pytest.fixture
 def held(mesh):
-    """Streams stop after their first message until `let_go`."""
+    """Streams stop after their first message until the test releases them."""
     servers = (mesh.v1, mesh.v2, mesh.v3)
     for server in servers:
         server.go_on.clear()
@@ -80,54 +80,54 @@ async def test_streams_are_counted_until_they_end(mesh, held):
     calls = await opened(mesh, "v1", 3)
     with mesh.loads.watch([name("v1")]):
         assert mesh.loads.in_progress(name("v1"))["ingress-1"].requests is None
-        assert await envoy_told(mesh, "v1", 3) == {mesh.v1.address: 3}
+        assert await envoy_reported(mesh, "v1", 3) == {mesh.v1.address: 3}
         mesh.v1.go_on.set()
         await finished(calls)
-        assert await envoy_told(mesh, "v1", 0) == {}
+        assert await envoy_reported(mesh, "v1", 0) == {}
         assert mesh.loads.in_progress(name("v1"))["ingress-1"].age_s >= 0
     assert mesh.loads.in_progress(name("v1"))["ingress-1"].requests is None
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_cluster_without_traffic_and_one_that_is_not_there_have_none(mesh):
+async def test_clusters_without_traffic_and_unknown_clusters_have_no_requests(mesh):
     with mesh.loads.watch([name("empty"), name("refused"), name("no-such")]):
         for subset in ("empty", "refused", "no-such"):
-            assert await envoy_told(mesh, subset, 0) == {}
+            assert await envoy_reported(mesh, subset, 0) == {}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_draining_endpoint_is_told_until_it_leaves_its_cluster(mesh, held):
+async def test_a_draining_endpoint_is_reported_until_it_leaves_its_cluster(mesh, held):
     v2, v3 = mesh.v2, mesh.v3
     calls = []
     with mesh.loads.watch([name("v2")]):
-        # One after the other, so that both endpoints have some whatever the balancer does.
+        # One after the other, so that both endpoints have requests with any load balancing.
         for only in (v2, v3):
             mesh.write_endpoints(
                 {each.port: "HEALTHY" if each is only else "DRAINING" for each in (v2, v3)}
             )
             while not only.metadata or len(calls) % 2:
                 calls += await opened(mesh, "v2", 1)
-        both = await envoy_told(mesh, "v2", len(calls))
+        both = await envoy_reported(mesh, "v2", len(calls))
         assert both.keys() == {v2.address, v3.address}
         mesh.write_endpoints({v2.port: "DRAINING", v3.port: "HEALTHY"})
-        assert await envoy_told(mesh, "v2", len(calls)) == both
-        # It leaves: its streams go on, and nobody sees them any more.
+        assert await envoy_reported(mesh, "v2", len(calls)) == both
+        # The endpoint leaves its cluster: its streams go on, but Envoy no longer reports them.
         mesh.write_endpoints({v3.port: "HEALTHY"})
-        assert await envoy_told(mesh, "v2", both[v3.address]) == {v3.address: both[v3.address]}
+        assert await envoy_reported(mesh, "v2", both[v3.address]) == {v3.address: both[v3.address]}
         v2.go_on.set()
         v3.go_on.set()
         await finished(calls)
-        assert await envoy_told(mesh, "v2", 0) == {}
+        assert await envoy_reported(mesh, "v2", 0) == {}
     mesh.write_endpoints({v2.port: "HEALTHY", v3.port: "HEALTHY"})
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_removed_cluster_is_told_as_none_though_its_streams_go_on(mesh, held):
+async def test_a_removed_cluster_is_reported_as_idle_although_its_streams_go_on(mesh, held):
     calls = await opened(mesh, "v1", 2)
     with mesh.loads.watch([name("v1")]):
-        await envoy_told(mesh, "v1", 2)
+        await envoy_reported(mesh, "v1", 2)
         mesh.write_clusters(*(each for each in mesh.first_clusters if each["name"] != name("v1")))
-        await envoy_told(mesh, "v1", 0)
+        await envoy_reported(mesh, "v1", 0)
     mesh.v1.go_on.set()
     await finished(calls)
     added = await mesh.stat("cluster_manager.cluster_added")
@@ -138,15 +138,15 @@ async def test_removed_cluster_is_told_as_none_though_its_streams_go_on(mesh, he
             while await mesh.stat("cluster_manager.cluster_added") == added:
                 await mesh.loads.next_report()
         calls = await opened(mesh, "v1", 1)
-        # A cluster that is put again, while it is watched, is told again.
-        await envoy_told(mesh, "v1", 1)
+        # A cluster that is added again while it is watched is reported again.
+        await envoy_reported(mesh, "v1", 1)
         mesh.v1.go_on.set()
         await finished(calls)
 
 
 @pytest.fixture
 async def lrs():
-    """The service alone, and a channel to it."""
+    """The service on its own server, and a channel to it."""
     loads = LoadReports()
     server = grpc.aio.server()
     LoadReportingServicer(loads).register(server)
@@ -163,17 +163,17 @@ def report(node="", **clusters):
         request.node.id = node
     for cluster, requests in clusters.items():
         stats = request.cluster_stats.add(cluster_name=cluster)
-        # Two localities; the second has one.
+        # Two localities, of which the second has one request.
         stats.upstream_locality_stats.add(total_requests_in_progress=requests)
         stats.upstream_locality_stats.add(total_requests_in_progress=1)
     return request
 
 
-async def test_nobody_is_asked_until_somebody_watches(lrs):
+async def test_proxies_are_asked_only_while_a_cluster_is_watched(lrs):
     loads, stub = lrs
     stream = stub.StreamLoadStats()
     await stream.write(report("a"))
-    await told(loads, "c", lambda found: "a" in found)
+    await reported(loads, "c", lambda found: "a" in found)
     asked = asyncio.create_task(stream.read())
     with loads.watch(["c", "d"]), loads.watch(["d"]):
         first = await asked
@@ -186,25 +186,25 @@ async def test_nobody_is_asked_until_somebody_watches(lrs):
     stream.cancel()
 
 
-async def test_proxies_of_one_name_are_as_busy_as_all_of_them(lrs):
+async def test_proxies_with_one_node_id_are_added_up(lrs):
     loads, stub = lrs
     with loads.watch(["c"]):
         async with asyncio.TaskGroup() as group:
             first = group.create_task(_reporting(stub, report("same", c=3, d=100)))
             other = group.create_task(_reporting(stub, report("other", c=0)))
-            found = await told(loads, "c", _known(same=4, other=1))
+            found = await reported(loads, "c", _known(same=4, other=1))
             silent = stub.StreamLoadStats()
             await silent.write(report("same"))
-            # One of the two has said nothing: nothing is known.
-            await told(loads, "c", _known(same=None, other=1))
+            # One of the two has not reported, so the number is unknown.
+            await reported(loads, "c", _known(same=None, other=1))
             silent.cancel()
-            await told(loads, "c", _known(same=4, other=1))
+            await reported(loads, "c", _known(same=4, other=1))
             second = group.create_task(_reporting(stub, report("same", c=7)))
-            found = await told(loads, "c", _known(same=12, other=1))
+            found = await reported(loads, "c", _known(same=12, other=1))
             assert found["same"].at("10.0.0.1:1") == 12
             for each in (first, second, other):
                 each.cancel()
-        assert await told(loads, "c", lambda found: not found) == {}
+        assert await reported(loads, "c", lambda found: not found) == {}
 
 
 def _known(**requests):
@@ -212,7 +212,7 @@ def _known(**requests):
 
 
 async def _reporting(stub, request):
-    """Reports again and again, as proxies do."""
+    """Sends reports repeatedly, as proxies do."""
     stream = stub.StreamLoadStats()
     try:
         while True:
@@ -223,7 +223,7 @@ async def _reporting(stub, request):
 
 
 class StaticAds(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
-    """Serves a gRPC client one cluster, state of the world."""
+    """Serves one cluster to a gRPC client over the state-of-the-world variant."""
 
     def __init__(self, port):
         self.resources = dict(_grpc_resources(port))
@@ -287,7 +287,7 @@ async def grpc_client(control_port, method, streams):
             await process.wait()
 
 
-async def test_grpc_client_tells_its_clusters_too():
+async def test_a_grpc_client_reports_its_clusters():
     go_on = asyncio.Event()
 
     async def stream(request, context):
@@ -311,15 +311,15 @@ async def test_grpc_client_tells_its_clusters_too():
             def is_so(requests):
                 return lambda found: "client-1" in found and found["client-1"].requests == requests
 
-            found = await told(loads, name("v1"), is_so(2))
+            found = await reported(loads, name("v1"), is_so(2))
             assert (found["client-1"].endpoints, found["client-1"].at("a:1")) == ({}, 2)
             assert loads.in_progress(name("v2"))["client-1"].requests == 0
             client.stdin.write(b"\n")
             assert await client.stdout.readline() == b"closed\n"
-            await told(loads, name("v1"), is_so(0))
-        # Asked again, it says again that there is nothing.
+            await reported(loads, name("v1"), is_so(0))
+        # After another request it reports zero again.
         with loads.watch([name("v1")]):
             assert loads.in_progress(name("v1"))["client-1"].requests is None
-            await told(loads, name("v1"), is_so(0))
+            await reported(loads, name("v1"), is_so(0))
     for server in (control, backend):
         await server.stop(None)

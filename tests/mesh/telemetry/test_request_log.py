@@ -1,4 +1,4 @@
-"""Every subscriber gets every request, or knows how many it did not get."""
+"""Every subscriber gets every record, or knows how many it lost."""
 
 import asyncio
 
@@ -41,7 +41,7 @@ async def test_each_subscriber_gets_all_in_order():
         assert first.lost == second.lost == 0
 
 
-async def test_subscriber_waits_for_what_comes():
+async def test_a_subscriber_waits_for_records():
     log = RequestLog()
     with log.subscribe("a") as subscription:
         waiting = asyncio.create_task(ids(subscription, 1))
@@ -51,7 +51,7 @@ async def test_subscriber_waits_for_what_comes():
         assert await waiting == [0]
 
 
-async def test_impatient_subscriber_loses_exactly_what_it_had_no_room_for():
+async def test_a_subscriber_without_wait_loses_exactly_what_does_not_fit():
     log = RequestLog()
     before = REGISTRY.get_sample_value(
         "tidegate_mesh_request_records_lost_total", {"subscriber": "watcher"}
@@ -70,7 +70,7 @@ async def test_impatient_subscriber_loses_exactly_what_it_had_no_room_for():
     assert after - (before or 0) == 4
 
 
-async def test_patient_subscriber_holds_the_publisher_and_loses_nothing():
+async def test_a_subscriber_with_wait_blocks_the_publisher_and_loses_nothing():
     log = RequestLog()
     with log.subscribe("slow", capacity=2, max_wait_s=FOREVER_S) as subscription:
         publishing = asyncio.create_task(log.publish(records(5)))
@@ -82,7 +82,7 @@ async def test_patient_subscriber_holds_the_publisher_and_loses_nothing():
         assert subscription.lost == 0
 
 
-async def test_others_do_not_wait_for_their_share_of_a_message():
+async def test_other_subscribers_get_their_records_at_once():
     log = RequestLog()
     with (
         log.subscribe("slow", capacity=1, max_wait_s=FOREVER_S) as slow,
@@ -95,7 +95,7 @@ async def test_others_do_not_wait_for_their_share_of_a_message():
         await publishing
 
 
-async def test_subscriber_that_has_stopped_is_waited_for_once_and_never_again():
+async def test_a_stopped_subscriber_is_waited_for_only_once():
     log = RequestLog()
     with (
         log.subscribe("stopped", capacity=1, max_wait_s=0.05) as stopped,
@@ -103,11 +103,11 @@ async def test_subscriber_that_has_stopped_is_waited_for_once_and_never_again():
     ):
         await log.publish(records(3))
         assert (len(stopped), stopped.lost) == (1, 2)
-        # Nobody waits now: the whole is done before any timer could run.
+        # No publisher waits now: everything is done before any timer could fire.
         await _without_waiting(log.publish(records(100, first=3)))
         assert stopped.lost == 102
         assert await ids(quick, 103) == list(range(103))
-        # It reads again, and is waited for again.
+        # After it reads again, publishers wait for it again.
         assert await ids(stopped, 1) == [0]
         publishing = asyncio.create_task(log.publish(records(2, first=103)))
         assert await ids(stopped, 2) == [103, 104]
@@ -135,7 +135,7 @@ async def test_many_publishers_share_one_slow_subscriber():
         assert subscription.lost == 0
 
 
-async def test_subscriber_that_leaves_sets_its_publishers_free():
+async def test_a_closed_subscription_releases_its_publishers():
     log = RequestLog()
     with log.subscribe("leaving", capacity=1, max_wait_s=FOREVER_S) as subscription:
         publishing = asyncio.create_task(log.publish(records(5)))
@@ -147,7 +147,7 @@ async def test_subscriber_that_leaves_sets_its_publishers_free():
 
 
 @pytest.mark.parametrize("max_wait_s", [0.0, FOREVER_S])
-async def test_cancelled_reader_takes_nothing_along(max_wait_s):
+async def test_a_cancelled_read_loses_no_record(max_wait_s):
     log = RequestLog()
     with log.subscribe("a", max_wait_s=max_wait_s) as subscription:
         waiting = asyncio.create_task(ids(subscription, 1))

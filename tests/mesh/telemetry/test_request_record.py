@@ -1,4 +1,4 @@
-"""What an access log entry says, also when nobody meant it to make sense."""
+"""Parsing access log entries into request records, also entries without sense."""
 
 import contextlib
 import math
@@ -53,7 +53,7 @@ def call(http=200, headers=None, trailers=None, **common):
         ("", ClusterName("")),
     ],
 )
-def test_cluster_name_is_istiods_or_the_host(name, parsed):
+def test_a_cluster_name_of_another_form_is_the_host(name, parsed):
     assert ClusterName.parse(name) == parsed
 
 
@@ -93,7 +93,7 @@ def test_client_that_left_after_the_status_was_sent_changes_nothing():
 
 
 def cut(flag=None, details="", timeout=None, seconds=0.0, **more):
-    """A stream that has begun and got no status."""
+    """A stream that started and got no status."""
     entry = call(**more)
     if flag:
         entry.common_properties.custom_tags[FLAGS_TAG] = flag
@@ -107,34 +107,34 @@ def cut(flag=None, details="", timeout=None, seconds=0.0, **more):
 @pytest.mark.parametrize(
     ("entry", "status"),
     [
-        # Envoy's own clocks.
+        # Envoy's timeouts.
         (cut(details="max_duration_timeout"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut(details="response_timeout"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut("DT"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut("UT"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut("UMSDR"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut("SI", "stream_idle_timeout"), grpc.StatusCode.UNKNOWN),
-        # A status that came counts.
+        # A received status takes precedence.
         (cut("UT", headers={"grpc-status": "14"}), grpc.StatusCode.UNAVAILABLE),
-        # A client that leaves at its deadline, which gRPC rounds up, and one that leaves before.
+        # One client leaves at its deadline, which gRPC rounds up, and one leaves earlier.
         (cut("DR", timeout="1010m", seconds=1.0), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut("DC", timeout="5S", seconds=5.2), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut("DR", timeout="50000u", seconds=0.05), grpc.StatusCode.DEADLINE_EXCEEDED),
         (cut("DR", timeout="1010m", seconds=0.9), grpc.StatusCode.CANCELLED),
         (cut("DR", timeout="1H", seconds=3000), grpc.StatusCode.CANCELLED),
         (cut("DR", seconds=3000), grpc.StatusCode.CANCELLED),
-        # Anything may be written there.
+        # A header may hold any text.
         (cut("DR", timeout="٣S", seconds=5), grpc.StatusCode.CANCELLED),
         (cut("DR", timeout="123456789S", seconds=5), grpc.StatusCode.CANCELLED),
         (cut("DR", timeout="-1S", seconds=5), grpc.StatusCode.CANCELLED),
         (cut("DR", timeout="5", seconds=5), grpc.StatusCode.CANCELLED),
     ],
 )
-def test_a_call_that_a_clock_ended_is_deadline_exceeded(entry, status):
+def test_a_call_ended_by_a_timeout_is_deadline_exceeded(entry, status):
     assert parse_entry(entry).grpc_status is status
 
 
-def test_every_flag_of_the_message_has_envoys_short_name():
+def test_every_response_flag_has_envoys_short_name():
     entry = call()
     for field in ResponseFlags.DESCRIPTOR.fields:
         if field.message_type is None:
@@ -145,14 +145,14 @@ def test_every_flag_of_the_message_has_envoys_short_name():
     assert {"UH", "UF", "NR", "NC", "UC", "UR", "URX", "DC", "DR", "UO", "UAEX"} <= set(flags)
 
 
-def test_flags_that_the_message_has_no_field_for_come_by_the_tag():
+def test_flags_without_a_field_come_from_the_tag():
     entry = call()
     entry.common_properties.response_flags.no_healthy_upstream = True
     entry.common_properties.custom_tags[FLAGS_TAG] = "UH,DO"
     assert parse_entry(entry).response_flags == ("UH", "DO")
 
 
-def test_tags_that_say_nothing_are_nothing():
+def test_empty_tags_are_ignored():
     entry = call(upstream_cluster="outbound|1|s|h")
     entry.common_properties.custom_tags.update({CLUSTER_TAG: "-", FLAGS_TAG: "-", TRACE_TAG: "-"})
     record = parse_entry(entry)
@@ -169,7 +169,7 @@ def test_tags_that_say_nothing_are_nothing():
         ("", ""),
     ],
 )
-def test_trace_comes_from_traceparent_where_there_is_no_tag(traceparent, trace):
+def test_the_trace_comes_from_traceparent_without_a_tag(traceparent, trace):
     entry = call()
     entry.request.request_headers["traceparent"] = traceparent
     assert parse_entry(entry).trace_id == trace
@@ -195,7 +195,7 @@ def test_method_is_read_from_a_path_of_two_parts(path, names):
     assert (record.service, record.method) == names
 
 
-def test_log_that_names_no_content_type_is_told_by_the_status():
+def test_grpc_without_a_content_type_is_recognised_by_its_status():
     entry = call(trailers={"grpc-status": "0"})
     entry.request.request_headers.clear()
     assert parse_entry(entry).is_grpc
@@ -209,7 +209,7 @@ def test_only_the_end_of_a_request_is_a_record():
     assert parse_entry(call(intermediate_log_entry=True)) is None
 
 
-def test_state_of_another_kind_is_no_count():
+def test_other_filter_state_is_no_message_count():
     entry = call()
     packed = entry.common_properties.filter_state_objects["envoy.filters.http.grpc_stats"]
     packed.Pack(FilterObject(request_message_count=2))
@@ -230,7 +230,7 @@ def test_state_of_another_kind_is_no_count():
         ({}, ""),
     ],
 )
-def test_address_is_written_as_one_dials_it(address, text):
+def test_an_address_is_written_in_dial_form(address, text):
     assert address_text(Address(**address)) == text
 
 
@@ -298,7 +298,7 @@ _ENTRIES = messages(HTTPAccessLogEntry)
 
 
 @given(_ENTRIES)
-def test_no_entry_is_too_odd(entry):
+def test_any_entry_is_parsed(entry):
     record = parse_entry(entry, "p")
     if record is None:
         assert entry.common_properties.intermediate_log_entry or (
@@ -313,7 +313,7 @@ def test_no_entry_is_too_odd(entry):
 
 
 @given(_ENTRIES, st.binary(max_size=8), st.data())
-def test_bytes_that_are_no_text_spoil_nothing_but_themselves(entry, spoilt, data):
+def test_invalid_utf8_spoils_only_its_own_string(entry, spoilt, data):
     marker = "0123456789abcdef"
     entry.common_properties.stream_id = marker
     entry.request.request_id = "mine"
@@ -329,12 +329,12 @@ def test_bytes_that_are_no_text_spoil_nothing_but_themselves(entry, spoilt, data
 
 
 @given(st.binary(max_size=200))
-def test_what_is_no_message_is_refused_and_nothing_else_happens(data):
+def test_malformed_data_raises_only_a_decode_error(data):
     with contextlib.suppress(DecodeError):
         lenient_parsing.parse(StreamAccessLogsMessage, data)
 
 
-def test_bottomless_message_is_refused():
+def test_a_message_nested_too_deeply_is_refused():
     data = b""
     for _ in range(2_000):
         # A Struct has a field whose value is a Struct.

@@ -1,4 +1,4 @@
-"""A controller's part of traces: the store, OTLP on a server of the chassis, and the query API."""
+"""The trace components of a controller: the store, the OTLP receiver and the query API."""
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NOW_NS = START_NS + 3600 * 10**9
 
 
 class CollectorApplication:
-    """The receiver as an application of the chassis."""
+    """The receiver as a chassis application."""
 
     service_names = (SERVICE_NAME,)
 
@@ -38,7 +38,7 @@ class CollectorApplication:
 
 @dataclass
 class Traces:
-    """Where everything of a running collector is."""
+    """The addresses of a running collector."""
 
     store: TraceStore
     otlp_address: str
@@ -52,7 +52,7 @@ class Traces:
 
 @pytest.fixture
 async def collector(tmp_path):
-    """Starts collectors; each is stopped at the end."""
+    """Starts collectors, and stops each at the end."""
     async with AsyncExitStack() as stack:
 
         async def start(limits=None, clock_ns=lambda: NOW_NS):

@@ -1,4 +1,4 @@
-"""Jaeger's query API as it is asked: by Grafana, by two generations of Jaeger's UI, by anybody."""
+"""Jaeger's query API: requests of Grafana, of two generations of Jaeger's UI, and any others."""
 
 import json
 
@@ -24,7 +24,7 @@ START_US = START_NS // 1000
 
 @pytest.fixture
 async def api(collector):
-    """A collector with two traces; gives a function that asks it."""
+    """A collector with two traces; yields a function that queries it."""
     traces = await collector()
     client = span(1, 1, name="call", kind=Span.SPAN_KIND_CLIENT, duration_ms=9)
     await traces.stub.Export(request(client, service="client"))
@@ -70,7 +70,7 @@ async def test_trace_by_its_id_with_or_without_leading_zeros(api):
     assert await api("/api/traces/1") == (status, answer)
 
 
-async def test_search_by_what_grafana_sends(api):
+async def test_search_with_grafanas_parameters(api):
     everything = {"start": f"{START_US - 1}", "end": f"{START_US + 10**6}", "lookback": "custom"}
     vision = {**everything, "service": "vision"}
     client = {**everything, "service": "client"}
@@ -83,7 +83,7 @@ async def test_search_by_what_grafana_sends(api):
     assert await ids(api, **vision, minDuration="1ms", maxDuration="0s") == [1]
     assert await ids(api, **vision, tags='{"error":"true"}') == [1]
     assert await ids(api, **client, tags='{"error":"true"}') == []
-    # Whatever has not failed, whether its sender says so or says nothing.
+    # All spans that have not failed, with status OK or none.
     assert await ids(api, **vision, tags='{"error":"false"}') == [2]
     assert await ids(api, **vision, operation="infer", tags='{"error":"false"}') == []
     assert await ids(api, **vision, tag="version:v2") == [1]
@@ -96,11 +96,11 @@ async def test_lookback_counts_from_the_end(api):
     end = f"{START_US + 30_000}"
     assert await ids(api, service="vision", end=end, lookback="15ms") == [2]
     assert await ids(api, service="vision", end=end, lookback="2d") == [2, 1]
-    # The clock of the API stands an hour later.
+    # The clock of the API is an hour ahead.
     assert await ids(api, service="vision", lookback="1m") == []
 
 
-async def test_several_traces_by_their_ids_and_which_are_missing(api):
+async def test_several_traces_by_id_with_the_missing_ones(api):
     _, answer = await api("/api/traces?traceID=2&traceID=abc&traceID=1")
     assert [int(trace["traceID"], 16) for trace in answer["data"]] == [2, 1]
     assert answer["errors"] == [{"msg": "trace not found", "traceID": f"{0xABC:032x}"}]
@@ -117,7 +117,7 @@ async def test_dependencies_are_calls_between_services(api):
     assert answer["data"] == []
 
 
-async def test_later_api_is_asked_by_its_older_names_too(api):
+async def test_the_later_api_accepts_its_older_parameter_names(api):
     status, answer = await api(
         "/api/v3/trace-summaries",
         **{
@@ -132,7 +132,7 @@ async def test_later_api_is_asked_by_its_older_names_too(api):
     assert answer == {"operations": []}
 
 
-async def test_what_jaegers_ui_asks_since_2026(api):
+async def test_requests_of_jaegers_ui_since_2026(api):
     assert await api("/api/v3/services") == (200, {"services": ["client", "vision"]})
     _, answer = await api("/api/v3/operations", service="vision")
     assert [each["name"] for each in answer["operations"]] == ["idle", "infer"]
@@ -222,21 +222,21 @@ async def test_errors_of_the_later_api_are_its_own(api, parameters, message):
     assert message in answer["error"]["message"]
 
 
-async def test_methods_that_change_things_are_not_there(collector):
+async def test_methods_that_modify_are_not_allowed(collector):
     traces = await collector()
     async with aiohttp.ClientSession(traces.url) as session, session.post("/api/traces") as answer:
         assert answer.status == 405
         assert (await answer.json())["errors"][0]["code"] == 405
 
 
-async def test_busy_store_is_told(collector):
+async def test_a_busy_store_is_reported(collector):
     traces = await collector(TraceLimits(max_waiting=0))
     async with aiohttp.ClientSession(traces.url) as session, session.get("/api/services") as answer:
         assert answer.status == 503
         assert "try again" in (await answer.json())["errors"][0]["msg"]
 
 
-async def test_port_that_is_taken_is_told(collector):
+async def test_a_port_in_use_is_reported(collector):
     traces = await collector()
     port = int(traces.url.rpartition(":")[2])
     with pytest.raises(TracesError, match=f"cannot listen on 127.0.0.1:{port}"):
@@ -260,7 +260,7 @@ async def test_hostile_span_is_shown_as_json(collector):
         *[("1h2m3.5s", 3_723_500 * MS), (".5s", 500 * MS), ("1d", 86_400_000 * MS)],
     ],
 )
-def test_durations_are_gos(text, nanoseconds):
+def test_durations_have_gos_syntax(text, nanoseconds):
     assert search_query({"service": ["a"], "minDuration": [text]}, 0).duration_min_ns == nanoseconds
 
 
@@ -295,7 +295,7 @@ written = st.one_of(
 
 
 @given(st.dictionaries(names, st.lists(written, max_size=2)), st.text(max_size=40))
-def test_whatever_is_asked_is_understood_or_refused(parameters, text):
+def test_any_query_is_parsed_or_refused(parameters, text):
     for read in (
         lambda: search_query(parameters, START_NS),
         lambda: summary_query(parameters),

@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry in Jaeger's JSON: examples, and that whatever comes is JSON."""
+"""OpenTelemetry spans in Jaeger's JSON: examples, and a property test that any span is JSON."""
 
 import json
 import re
@@ -129,13 +129,13 @@ def test_attributes_keep_their_types(value, written):
     assert tags(converted(sent)["spans"][0])["key"] == written
 
 
-def test_what_is_odd_is_told_as_a_warning():
+def test_inconsistent_spans_have_a_warning():
     sent = span(1, 1)
     sent.end_time_unix_nano = sent.start_time_unix_nano - 1
     sent.dropped_events_count = 3
-    (told,) = converted(sent)["spans"]
-    assert told["duration"] == 0
-    assert told["warnings"] == [
+    (converted_span,) = converted(sent)["spans"]
+    assert converted_span["duration"] == 0
+    assert converted_span["warnings"] == [
         "the span ended before it began; its duration is shown as 0",
         "3 events were dropped by the sender",
     ]
@@ -155,7 +155,7 @@ def test_processes_are_numbered_as_they_come():
     assert trace["processes"]["p1"]["serviceName"] == "ingress"
 
 
-def test_tags_are_sought_in_the_span_its_events_and_its_process():
+def test_tags_are_searched_in_the_span_its_events_and_its_process():
     sent = span(1, 1, kind=Span.SPAN_KIND_CLIENT, failed=True, retried=True, n=3, share=0.5)
     sent.events.add(name="x").attributes.extend(attributes(level="high"))
     body = ScopeSpans(scope=InstrumentationScope(name="lib"), spans=[sent]).SerializeToString()
@@ -235,11 +235,11 @@ def test_any_span_becomes_json(sent, resource, scope):
     process = Resource(attributes=resource).SerializeToString()
     stored = StoredTrace(sent.trace_id, (StoredSpan(b"1", body),), {b"1": process})
     text = json.dumps(trace_object(stored), allow_nan=False, ensure_ascii=False)
-    (told,) = json.loads(text)["spans"]
-    assert re.fullmatch("[0-9a-f]{32}", told["traceID"])
-    assert re.fullmatch("[0-9a-f]{16}", told["spanID"])
-    assert told["duration"] >= 0
-    for tag in told["tags"]:
+    (converted_span,) = json.loads(text)["spans"]
+    assert re.fullmatch("[0-9a-f]{32}", converted_span["traceID"])
+    assert re.fullmatch("[0-9a-f]{16}", converted_span["spanID"])
+    assert converted_span["duration"] >= 0
+    for tag in converted_span["tags"]:
         kinds = {"string": str, "bool": bool, "int64": int | str, "float64": float | int | str}
         assert isinstance(tag["value"], kinds.get(tag["type"], str))
     assert has_tags({}, body, process)

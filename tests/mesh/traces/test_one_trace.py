@@ -1,4 +1,4 @@
-"""One trace from the client through a real Envoy to a real server, kept by the real receiver."""
+"""One trace from a client through a real Envoy to a real server, in the real trace store."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def cluster(name, address):
 
 
 def bootstrap(server, traces):
-    """An Envoy that routes everything to one server and sends its spans to the collector."""
+    """The bootstrap of an Envoy that routes all calls to one server and exports its spans."""
     manager = {
         "@type": f"{TYPES}.extensions.filters.network.http_connection_manager.v3"
         ".HttpConnectionManager",
@@ -102,7 +102,7 @@ def bootstrap(server, traces):
 
 @pytest.fixture
 async def processes():
-    """Starts programs; ends them, and waits for them, at the end."""
+    """Starts programs, and ends them after the test."""
     started = []
 
     async def start(*command, **options):
@@ -121,7 +121,7 @@ async def processes():
 
 @pytest.fixture
 def envoy(processes, tmp_path):
-    """Starts an Envoy in front of a server; gives where it listens."""
+    """Starts an Envoy in front of a server; returns its port."""
 
     async def start(server, traces):
         config, admin = tmp_path / "envoy.json", tmp_path / "admin"
@@ -148,7 +148,7 @@ def envoy(processes, tmp_path):
 
 
 async def server_process(processes, traces, folder, *program, service):
-    """Starts a server on the chassis whose spans go to the receiver; gives its address."""
+    """Starts a chassis server whose spans go to the receiver; returns its address."""
     ports = folder / "ports.json"
     process = await processes(
         *(sys.executable, *program, "--grpc-port=0", "--metrics-port=0", f"--port-file={ports}"),
@@ -164,7 +164,7 @@ async def server_process(processes, traces, folder, *program, service):
 
 
 async def whole_trace(traces, count):
-    """Waits until the only trace has so many spans, and reads it as `tidegate trace` does."""
+    """Waits until the only trace has a number of spans, and reads it as `tidegate trace` does."""
     async with asyncio.timeout(WAIT_S), aiohttp.ClientSession(traces.url) as session:
         while True:
             summaries = await traces.store.summaries(TraceQuery())
@@ -198,7 +198,7 @@ async def test_call_through_envoy_is_one_trace(collector, processes, envoy, tmp_
     assert trace.spans[3].tags["rpc.response.status_code"] == "OK"
 
 
-async def test_envoy_whose_spans_go_nowhere_leaves_the_spans_of_others(
+async def test_without_envoys_spans_the_other_spans_form_the_trace(
     collector, processes, envoy, tmp_path
 ):
     settings = EnvoySettings(node_id="test", controller=Address("127.0.0.1", 1), traces=None)

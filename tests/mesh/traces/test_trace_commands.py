@@ -1,4 +1,4 @@
-"""``tidegate trace`` as a program, against the controller's API and other Jaegers'."""
+"""``tidegate trace`` as a program, with the controller's API and with other Jaegers."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
 
 @pytest.fixture
 def tidegate():
-    """Runs the command line in a thread, since the servers it asks are in this process."""
+    """Runs the command line in a thread, because its servers run in this process."""
 
     def run(*arguments):
         return subprocess.run([*PROGRAM, *arguments], capture_output=True, timeout=60, check=False)
@@ -38,7 +38,7 @@ async def traces(collector):
 
 @pytest.fixture
 async def jaeger(collector):
-    """Serves some addresses with answers, and all others as Jaeger does: with its UI."""
+    """Serves JSON at some paths, and the page of Jaeger's UI at all others, as Jaeger does."""
     runners = []
 
     async def serve(answers):
@@ -104,7 +104,7 @@ async def test_last_trace_and_one_by_the_beginning_of_its_id_are_shown(tidegate,
     assert b"\x1b" not in last.stdout
 
 
-async def test_last_waits_for_spans_that_are_on_their_way(traces, monkeypatch):
+async def test_last_waits_for_spans_in_transit(traces, monkeypatch):
     loop = asyncio.get_running_loop()
     latest = request(span(0xC << 120, 1, start_ms=60, name="latest"))
 
@@ -125,7 +125,7 @@ async def test_last_waits_for_spans_that_are_on_their_way(traces, monkeypatch):
     assert "vision latest" in await shown("last")
 
 
-async def test_waterfall_is_drawn_from_what_the_api_says(tidegate, traces):
+async def test_the_waterfall_is_drawn_from_the_api(tidegate, traces):
     done = await tidegate("trace", "show", "a1", "--url", traces.url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode() == (
@@ -143,7 +143,7 @@ async def test_trace_is_jaegers_json_for_programs(tidegate, traces):
     assert [each["operationName"] for each in json.loads(done.stdout)["spans"]] == ["call", "work"]
 
 
-async def test_id_that_is_unknown_or_ambiguous_is_told(tidegate, traces):
+async def test_an_unknown_or_ambiguous_id_is_an_error(tidegate, traces):
     for wanted, message in (
         ("f" * 32, f"there is no trace {'f' * 32} at {traces.url}"),
         ("ffff", f"there is no trace ffff at {traces.url}"),
@@ -156,7 +156,7 @@ async def test_id_that_is_unknown_or_ambiguous_is_told(tidegate, traces):
         assert done.stdout == b""
 
 
-async def test_last_of_none_is_told(tidegate, collector):
+async def test_last_without_traces_is_an_error(tidegate, collector):
     traces = await collector()
     done = await tidegate("trace", "show", "last", "--url", traces.url)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -165,22 +165,22 @@ async def test_last_of_none_is_told(tidegate, collector):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"no traces\n")
 
 
-async def test_nothing_that_listens_is_told(tidegate):
+async def test_a_closed_port_is_an_error(tidegate):
     done = await tidegate("trace", "list", "--url", "http://127.0.0.1:9")
     assert done.returncode == 3
-    told = done.stderr.decode()
-    assert "cannot read traces from http://127.0.0.1:9: Connection refused" in told
-    assert "give the URL of a Jaeger with --url" in told
-    assert "--vision" not in told
+    stderr = done.stderr.decode()
+    assert "cannot read traces from http://127.0.0.1:9: Connection refused" in stderr
+    assert "give the URL of a Jaeger with --url" in stderr
+    assert "--vision" not in stderr
 
 
-async def test_url_that_is_none_is_told(tidegate):
+async def test_a_malformed_url_is_an_error(tidegate):
     done = await tidegate("trace", "list", "--url", "file:///etc/passwd")
     assert done.returncode == 1
     assert "is not a URL" in done.stderr.decode()
 
 
-async def test_question_that_is_refused_is_told(tidegate, traces):
+async def test_a_refused_request_is_an_error(tidegate, traces):
     done = await tidegate("trace", "list", "--min-duration", "long", "--url", traces.url)
     assert done.returncode == 1
     assert "not a duration such as 1.5ms or 2h: 'long'" in done.stderr.decode()
@@ -213,7 +213,7 @@ async def test_jaeger_from_before_summaries_is_searched_service_by_service(tideg
     assert [(each["service"], each["spans"]) for each in listed] == [("b", 1), ("a", 1)]
 
 
-async def test_server_that_is_no_jaeger_is_told(tidegate, jaeger):
+async def test_a_server_other_than_jaeger_is_an_error(tidegate, jaeger):
     url = await jaeger({})
     for command in (("list",), ("show", "1" * 32)):
         done = await tidegate("trace", *command, "--url", url)

@@ -1,4 +1,4 @@
-"""What the file of traces keeps, finds and throws away, and what damage does to it."""
+"""The trace database: storing, finding and evicting traces, and damaged files."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def opened(path):
-    """Opens the file; closes it at the end."""
+    """Opens the database, and closes it at the end."""
     databases = []
 
     def open_(limits=LIMITS):
@@ -47,7 +47,7 @@ def found(database, **query):
     return [int.from_bytes(each, "big") for each in ids]
 
 
-def test_spans_of_several_processes_join_in_whatever_order_they_come(opened):
+def test_spans_of_several_processes_join_in_any_order(opened):
     database = opened()
     add(database, span(1, 3, parent=2, start_ms=2), service="vision")
     add(database, span(1, 1, duration_ms=9, name="call"), service="client")
@@ -89,7 +89,7 @@ def test_span_id_that_client_and_server_share_is_two_spans(opened):
     assert len(database.trace(trace_id(1)).spans) == 2
 
 
-def test_trace_that_began_longest_ago_goes_first_and_whole(opened):
+def test_the_oldest_trace_is_evicted_first_and_whole(opened):
     database = opened(TraceLimits(max_traces=2))
     add(database, span(1, 1, start_ms=50), span(2, 1, start_ms=10), span(2, 2, start_ms=99))
     assert add(database, span(3, 1, start_ms=30)).evicted == 1
@@ -121,7 +121,7 @@ def test_bytes_are_bounded_as_well(opened):
     assert database.stored.bytes <= 5_000
 
 
-def test_trace_with_too_many_spans_takes_no_more(opened):
+def test_a_full_trace_takes_no_more_spans(opened):
     database = opened(TraceLimits(max_spans_per_trace=2))
     added = add(database, *(span(1, number) for number in range(1, 5)))
     assert (added.taken, added.trace_full) == (2, 2)
@@ -129,7 +129,7 @@ def test_trace_with_too_many_spans_takes_no_more(opened):
     assert database.stored.spans == 2
 
 
-def test_queries_ask_for_one_span_that_is_everything(opened):
+def test_one_span_must_meet_all_conditions_of_a_query(opened):
     database = opened()
     add(database, span(1, 1, name="slow", duration_ms=100), span(1, 2, name="quick"))
     add(database, span(2, 1, name="quick", start_ms=10, duration_ms=100), service="other")
@@ -143,7 +143,7 @@ def test_queries_ask_for_one_span_that_is_everything(opened):
     assert found(database, start_max_ns=START_NS + 5 * MS) == [1]
 
 
-def test_tags_are_asked_about_from_the_newest_and_no_further_than_needed(opened):
+def test_tags_are_checked_from_the_newest_trace_until_the_limit(opened):
     database = opened()
     for number in range(1, 6):
         add(database, span(number, 1, start_ms=number), span(number, 2, start_ms=number))
@@ -173,7 +173,7 @@ def test_services_operations_and_dependencies(opened):
     assert database.dependencies(START_NS + MS, LATER_NS) == (Dependency("client", "vision", 1),)
 
 
-def test_everything_is_there_after_it_was_closed(opened):
+def test_a_reopened_file_has_all_traces(opened):
     database = opened()
     add(database, span(1, 1), span(2, 1))
     stored = database.stored
@@ -183,7 +183,7 @@ def test_everything_is_there_after_it_was_closed(opened):
     assert sorted(found(again)) == [1, 2]
 
 
-def test_what_was_committed_survives_a_kill(path, opened):
+def test_committed_spans_survive_a_kill(path, opened):
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[2])\n"
         "from otlp_spans import request, span\n"
@@ -226,9 +226,9 @@ def test_damaged_pages_are_found_when_the_file_is_opened(path, opened):
     assert len(aside(path)) == 1
 
 
-def test_damage_that_is_met_later_costs_one_request(path, opened):
+def test_damage_found_later_costs_one_request(path, opened):
     database = opened()
-    # More than SQLite has in memory.
+    # More than SQLite caches in memory.
     for number in range(1, 100):
         add(database, span(number, 1, text="x" * 60_000))
     database.close()
@@ -262,7 +262,7 @@ def test_file_of_another_version_is_set_aside(path, opened):
     assert len(aside(path)) == 1
 
 
-def test_second_process_is_told_that_the_file_is_taken(path, opened):
+def test_a_second_process_cannot_open_the_file(path, opened):
     opened()
     code = (
         "import sys\nfrom pathlib import Path\n"
@@ -275,13 +275,13 @@ def test_second_process_is_told_that_the_file_is_taken(path, opened):
     assert aside(path) == []
 
 
-def test_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot use .*traces\.sqlite: "):
         Database(tmp_path / "file" / "traces.sqlite", LIMITS)
 
 
-def test_failed_batch_leaves_nothing_behind(opened):
+def test_a_failed_batch_stores_nothing(opened):
     database = opened()
     (good,) = read_batch(request(span(1, 1)), LIMITS).spans
     (bad,) = read_batch(request(span(2, 1)), LIMITS).spans

@@ -1,4 +1,4 @@
-"""What is taken of a request and what is refused."""
+"""Validation of received spans."""
 
 import hypothesis.strategies as st
 from hypothesis import given
@@ -17,7 +17,7 @@ def refused(*spans, **resource):
     return dict(batch.refused)
 
 
-def test_facts_are_read():
+def test_the_fields_of_a_span_are_read():
     sent = span(7, 2, parent=1, name="infer", duration_ms=2, failed=True)
     (read,) = read_batch(request(sent), LIMITS).spans
     assert (read.trace_id[-1], read.span_id[-1], read.parent_id[-1]) == (7, 2, 1)
@@ -35,14 +35,14 @@ def test_ids_must_be_of_their_length_and_not_all_zero():
         assert refused(bad) == {Refusal.BAD_ID: 1}
 
 
-def test_parent_of_zeros_is_none():
+def test_a_parent_id_of_zeros_means_a_root():
     sent = span(1, 1)
     sent.parent_span_id = bytes(8)
     (read,) = read_batch(request(sent), LIMITS).spans
     assert read.parent_id == b""
 
 
-def test_start_must_be_told_and_times_be_storable():
+def test_a_span_needs_a_start_and_storable_times():
     for start, end in ((0, 5), (2**64 - 1, 2**64 - 1), (1, 2**63)):
         bad = span(1, 1)
         bad.start_time_unix_nano, bad.end_time_unix_nano = start, end
@@ -62,7 +62,7 @@ def test_large_spans_resources_and_many_attributes_are_refused():
     assert refused(span(1, 1, a=1, b=2, c=3, d=4, e=5)) == {Refusal.TOO_MANY_ATTRIBUTES: 1}
 
 
-def test_what_is_sound_is_taken_beside_what_is_refused():
+def test_valid_spans_are_taken_beside_refused_ones():
     batch = read_batch(request(span(1, 1, text="x" * 2_000), span(1, 2)), LIMITS)
     assert [read.span_id[-1] for read in batch.spans] == [2]
     assert dict(batch.refused) == {Refusal.TOO_LARGE: 1}
@@ -77,7 +77,7 @@ def test_spans_beyond_the_batch_are_refused_over_all_resources():
     assert dict(batch.refused) == {Refusal.BATCH_TOO_LARGE: 2}
 
 
-def test_service_without_a_name_has_opentelemetrys():
+def test_a_service_without_a_name_gets_opentelemetrys_default():
     sent = request(span(1, 1), service="")
     (read,) = read_batch(sent, LIMITS).spans
     assert read.process.service == "unknown_service"
@@ -91,7 +91,7 @@ def test_every_span_is_either_taken_or_counted(trace, number, time_ns, kind):
 
 
 @given(st.binary(max_size=200))
-def test_whatever_parses_is_read(data):
+def test_any_parsable_request_is_read(data):
     sent = ExportTraceServiceRequest()
     try:
         sent.ParseFromString(data)

@@ -1,4 +1,4 @@
-"""Spans over OTLP: from the exporter that everybody uses, from many at once, and from anybody."""
+"""The OTLP receiver: spans of the usual exporter, of many senders at once, and garbage."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ from tidegate.mesh.traces.store import TraceStore
 
 
 def exported(address, service, work):
-    """Does work with a tracer whose spans go to an address, and sends them all."""
+    """Runs work with a tracer that exports to an address, and flushes the spans."""
     provider = TracerProvider(
         resource=Resource.create({"service.name": service}), shutdown_on_exit=False
     )
@@ -48,7 +48,7 @@ async def test_spans_of_a_real_exporter_are_kept(collector):
     assert found.trace_id == summary.trace_id
 
 
-async def test_refused_spans_are_told_and_counted_and_the_others_kept(collector):
+async def test_refused_spans_are_reported_and_counted_and_the_others_stored(collector):
     traces = await collector(TraceLimits(max_span_bytes=500, max_spans_per_trace=2))
     sizes = counter("tidegate_traces_spans_refused", reason="too large")
     taken = counter("tidegate_traces_spans_taken")
@@ -58,14 +58,14 @@ async def test_refused_spans_are_told_and_counted_and_the_others_kept(collector)
     response = await traces.stub.Export(sent)
     assert response.partial_success.rejected_spans == 3
     assert response.partial_success.error_message == (
-        "spans not kept: bad id (1), too large (1), trace full (1)"
+        "spans not stored: bad id (1), too large (1), trace full (1)"
     )
     assert counter("tidegate_traces_spans_refused", reason="too large") == sizes + 1
     assert counter("tidegate_traces_spans_taken") == taken + 2
     assert not (await traces.stub.Export(request(span(2, 1)))).HasField("partial_success")
 
 
-async def test_evicted_traces_and_what_is_kept_are_counted(collector):
+async def test_evicted_and_stored_traces_are_counted(collector):
     traces = await collector(TraceLimits(max_traces=5))
     evicted = counter("tidegate_traces_evicted")
     await traces.stub.Export(
@@ -104,7 +104,7 @@ async def test_garbage_is_refused_and_the_server_goes_on(collector):
     assert not (await traces.stub.Export(request(span(1, 1)))).HasField("partial_success")
 
 
-async def test_more_than_can_wait_is_told_to_come_again(collector):
+async def test_requests_beyond_the_queue_are_asked_to_retry(collector):
     traces = await collector(TraceLimits(max_waiting=0))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await traces.stub.Export(request(span(1, 1)))
@@ -114,7 +114,7 @@ async def test_more_than_can_wait_is_told_to_come_again(collector):
         await traces.store.services()
 
 
-async def test_caller_that_leaves_frees_its_place(tmp_path):
+async def test_a_cancelled_caller_frees_its_place(tmp_path):
     async with TraceStore(tmp_path / "traces.sqlite") as store:
         tasks = [asyncio.create_task(store.add(request(span(1, 1)))) for _ in range(60)]
         await asyncio.sleep(0)

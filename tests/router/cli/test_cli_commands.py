@@ -1,4 +1,4 @@
-"""The command line as a program: what it prints where, and its exit status."""
+"""The command line as a program: its output, and its exit status."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ def tidegate(tmp_path):
 
 def clean_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
-    # Coverage and colour settings of whoever runs the tests would change what is printed.
+    # Settings of the environment for colours and width would change the output.
     return {**kept, "TERM": "xterm-256color", "COLUMNS": "100"}
 
 
@@ -81,7 +81,7 @@ def test_one_image_is_shown_in_full(tidegate, server, tmp_path):
     assert done.stderr == b""
 
 
-def test_many_images_are_rows_and_a_bad_one_stops_nothing(tidegate, server, tmp_path):
+def test_many_images_are_rows_and_a_bad_image_does_not_stop_the_others(tidegate, server, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name in ("in/b.JPG", "in/a.png", "in/deep/c.webp", "in/notes.txt"):
         (tmp_path / name).write_bytes(b"jpeg")
@@ -140,7 +140,7 @@ def test_failed_repeats_are_counted_by_status(tidegate, server):
     assert b"INVALID_ARGUMENT" in tidegate(*arguments).stdout
 
 
-def test_without_an_image_a_photograph_that_comes_along_is_sent(tidegate, server):
+def test_without_an_image_the_built_in_photograph_is_sent(tidegate, server):
     assert tidegate("classify", "--vision", server.address).returncode == 0
     (image,) = server.script.requests[0].images
     assert image.encoded.startswith(b"\xff\xd8\xff")
@@ -333,7 +333,7 @@ def test_up_status_and_down(tidegate, tmp_path):
     assert b"nothing runs here" in tidegate("down").stderr
 
 
-def test_restart_tells_each_stage_and_fails_for_nobody(tidegate, tmp_path):
+def test_restart_shows_each_stage_and_fails_for_an_unknown_server(tidegate, tmp_path):
     write_servers(tmp_path)
     assert tidegate("up", "--detach").returncode == 0
     try:
@@ -350,7 +350,7 @@ def test_restart_tells_each_stage_and_fails_for_nobody(tidegate, tmp_path):
     assert b"nothing runs here" in tidegate("restart", "one").stderr
 
 
-def test_up_tells_a_failed_server_by_its_last_words(tidegate, tmp_path):
+def test_up_shows_the_last_log_message_of_a_failed_server(tidegate, tmp_path):
     write_servers(tmp_path, settings={"manner": "dies"}, crash_limit=2)
     done = tidegate("up")
     assert done.returncode == 1
@@ -369,7 +369,7 @@ def test_up_in_a_terminal_ends_with_ctrl_c(tmp_path):
     assert terminal.status() == 0
 
 
-def test_wrong_file_is_told_without_a_traceback(tidegate, tmp_path):
+def test_wrong_file_is_an_error_without_a_traceback(tidegate, tmp_path):
     (tmp_path / "tidegate.yaml").write_text("servers: {a: {kind: vision, prot: 1}}")
     done = tidegate("up")
     assert done.returncode == 1

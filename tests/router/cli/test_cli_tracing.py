@@ -1,4 +1,4 @@
-"""``--trace``: the spans of a command's calls, at a collector."""
+"""``--trace``: the spans of a command's calls arrive at a collector."""
 
 import asyncio
 import subprocess
@@ -34,7 +34,7 @@ def server():
 
 @pytest.fixture
 def tidegate(tmp_path):
-    """Runs the command line in a thread, since the collector is in this process."""
+    """Runs the command line in a thread, because the collector is in this process."""
 
     def run(*arguments, program=PROGRAM, stdin=b"", env=None):
         return subprocess.run(
@@ -73,7 +73,7 @@ async def test_chat_has_a_span_and_the_collector_may_come_from_the_environment(t
     assert collector.services == {"notebook"}
 
 
-async def test_failed_call_is_sent_too(tidegate, server):
+async def test_span_of_a_failed_call_is_sent_too(tidegate, server):
     async with collecting() as (collector, url):
         arguments = ("classify", "-", "--vision", server.address, "--trace", url)
         done = await tidegate(*arguments, stdin=b"not an image")
@@ -82,7 +82,7 @@ async def test_failed_call_is_sent_too(tidegate, server):
     assert span.status.code == 2
 
 
-async def test_absent_collector_is_told_and_the_work_is_done(tidegate, server):
+async def test_command_succeeds_without_its_collector_and_says_so(tidegate, server):
     url = "http://127.0.0.1:9"
     arguments = ("classify", "-", "--vision", server.address, "--trace", url)
     done = await tidegate(*arguments, stdin=b"jpeg")
@@ -91,7 +91,7 @@ async def test_absent_collector_is_told_and_the_work_is_done(tidegate, server):
     assert done.stderr.decode() == f"spans not sent to {url}: 1\n"
 
 
-async def test_light_install_does_the_work_and_says_what_it_lacks(tidegate, server):
+async def test_base_install_works_and_names_the_missing_package(tidegate, server):
     arguments = ("classify", "-", "--vision", server.address, "--trace", "http://127.0.0.1:9")
     done = await tidegate(*arguments, program=WITHOUT_SDK, stdin=b"jpeg")
     assert done.returncode == 0
@@ -101,7 +101,7 @@ async def test_light_install_does_the_work_and_says_what_it_lacks(tidegate, serv
 
 
 @pytest.mark.parametrize("url", ["grpc://127.0.0.1:4317", "host/path"])
-async def test_collector_that_cannot_be_called_is_refused(tidegate, server, url):
+async def test_invalid_collector_url_is_rejected(tidegate, server, url):
     arguments = ("classify", "-", "--vision", server.address, "--trace", url)
     done = await tidegate(*arguments, stdin=b"jpeg")
     assert done.returncode == 2
@@ -109,7 +109,7 @@ async def test_collector_that_cannot_be_called_is_refused(tidegate, server, url)
 
 
 @pytest.mark.parametrize("protocol", ["OTEL_EXPORTER_OTLP_PROTOCOL", "TIDEGATE_OTLP_PROTOCOL"])
-async def test_spans_leave_over_http_where_the_variables_say_so(tidegate, server, protocol):
+async def test_spans_are_sent_over_http_if_the_variables_say_so(tidegate, server, protocol):
     with http_collector() as (received, address):
         env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{address}/", protocol: "http/protobuf"}
         done = await tidegate("chat", "hello", "--llm", server.address, env=env)
@@ -118,7 +118,7 @@ async def test_spans_leave_over_http_where_the_variables_say_so(tidegate, server
     assert [span.name for span in received.spans] == ["tidegate.llm.v1.LlmService/Chat"]
 
 
-async def test_collector_without_a_scheme_is_called_as_the_sdk_calls_it(tidegate, server):
+async def test_collector_without_a_scheme_has_the_sdks_meaning(tidegate, server):
     async with collecting() as (collector, url):
         env = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": url.removeprefix("http://"),
@@ -145,14 +145,14 @@ async def test_spans_that_the_variables_turn_off_are_not_sent(tidegate, server, 
     assert collector.spans == []
 
 
-async def test_flag_goes_before_the_variables(tidegate, server):
+async def test_flag_wins_over_the_variables(tidegate, server):
     async with collecting() as (collector, url):
         env = {"OTEL_TRACES_EXPORTER": "none"}
         await tidegate("chat", "hello", "--llm", server.address, "--trace", url, env=env)
     assert len(collector.spans) == 1
 
 
-async def test_disabled_sdk_is_told_to_who_asks_for_spans(tidegate, server):
+async def test_flag_with_a_disabled_sdk_gives_a_warning(tidegate, server):
     env = {"OTEL_SDK_DISABLED": "true"}
     arguments = ("chat", "hello", "--llm", server.address, "--trace", "http://127.0.0.1:9")
     done = await tidegate(*arguments, env=env)

@@ -1,4 +1,4 @@
-"""``tidegate model``, as a person uses it."""
+"""``tidegate model`` as a user calls it."""
 
 import sys
 
@@ -9,13 +9,13 @@ from tidegate.cli.build import app
 from tidegate.serving.build import smollm2
 from tidegate.serving.build.assembly import assemble
 from tidegate.serving.build.errors import MissingPackageError
-from tidegate.serving.build.quiet import quietly, required
+from tidegate.serving.build.libraries import quietly, required
 from tidegate.serving.repository import LanguageModel, Source
 
 
 @pytest.fixture
 def model(tmp_path):
-    """Runs ``tidegate model`` in a folder of its own; gives the exit status and all output."""
+    """Runs ``tidegate model`` in a folder of its own; returns the exit status and all output."""
 
     def run(*arguments):
         result = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
@@ -114,7 +114,7 @@ def test_a_language_model_has_no_choice_of_precision(model, tmp_path):
     assert "leave out --precision" in output
 
 
-def test_a_version_that_could_leave_the_repository_is_refused(model, tmp_path):
+def test_a_version_that_could_leave_the_repository_is_rejected(model, tmp_path):
     status, output = model(
         "build", "smollm2", "--version", "../../x", "--repository", str(tmp_path)
     )

@@ -1,9 +1,9 @@
-"""Aliases of YAML written out, so that a value can be changed in one of its places alone.
+"""Replaces YAML aliases by their values, so that an edit can change one place alone.
 
-``weight: *w`` is another place of what ``&w`` names. A change of one place has to leave the others
-as they are, and the parser gives an alias no place of its own. So a text whose aliases are in the
-way of a change is first rewritten to mean the same without them: each alias becomes its value, on
-one line. Nothing else of the text changes.
+``weight: *w`` repeats the value of ``&w``. An edit of one place must not change the others, and the
+parser gives an alias no place of its own. So where aliases are in the way of an edit, the text is
+first rewritten with the same meaning: each alias becomes its value, on one line. Nothing else of
+the text changes.
 """
 
 import json
@@ -22,19 +22,19 @@ _PLAIN: Final = tuple(f"tag:yaml.org,2002:{name}" for name in ("bool", "float", 
 
 
 def aliases_of(text: str) -> list[tuple[str, int]]:
-    """The aliases of a text: the anchor that each names, and its line, from 1."""
+    """Returns the aliases of a text: the anchor of each, and its line, from 1."""
     return [(each.anchor, each.start_mark.line + 1) for each in _aliases(text)]
 
 
 def without_aliases(text: str) -> str | None:
-    """The same text with every alias written out.
+    """Returns the text with every alias replaced by its value.
 
     Args:
         text: YAML without a byte order mark.
 
     Returns:
-        The text; None where an alias cannot be written out: its value is of a type that has no
-        short form, contains itself, or would make the text too long.
+        The text; None where an alias cannot be replaced: its value has a type without a short form,
+        contains itself, or would make the text too long.
     """
     anchored: dict[str, str] = {}
     out: list[str] = []
@@ -55,12 +55,12 @@ def without_aliases(text: str) -> str | None:
 
 
 def _aliases(text: str) -> list[AliasEvent]:
-    # The loader in Python, because it places an alias as exactly as it does any other node.
+    # The loader in Python gives an alias as exact a place as any other node.
     return [each for each in yaml.parse(text, yaml.SafeLoader) if isinstance(each, AliasEvent)]
 
 
 def _anchors(text: str) -> Iterator[tuple[yaml.NodeEvent, str | None]]:
-    """Anchors and aliases in their order; an anchor with its value on one line, if it has one."""
+    """Yields anchors and aliases in order; an anchor with its value on one line, if it has one."""
     named = [
         event
         for event in yaml.parse(text, yaml.SafeLoader)
@@ -71,8 +71,8 @@ def _anchors(text: str) -> Iterator[tuple[yaml.NodeEvent, str | None]]:
     left = [_MOST_CHARACTERS]
     for document in yaml.compose_all(text, yaml.SafeLoader):
         for node in _nodes(document, set()):
-            # A block mapping begins where its first key does; the key, which comes later, has the
-            # anchor.
+            # A block mapping starts at its first key. The key comes later, so the anchor is the
+            # key's.
             if node.start_mark.index in starts:
                 values[node.start_mark.index] = _written(node, left)
     for event in named:
@@ -94,18 +94,18 @@ def _nodes(node: Node, seen: set[int]) -> Iterator[Node]:
 
 
 def _written(node: Node, left: list[int], above: tuple[int, ...] = ()) -> str | None:
-    """A node on one line; None where it cannot be written so.
+    """Returns a node on one line; None where it cannot be written so.
 
     Args:
-        node: the node.
-        left: how many characters may still be written, of all calls together.
-        above: the nodes that it stands in.
+        node: The node.
+        left: How many characters all calls together may still write.
+        above: The nodes around it.
     """
     if id(node) in above or left[0] <= 0:
         return None
     above = (*above, id(node))
     parts: list[str] = []
-    # Its brackets and commas too: collections of empty ones grow without any text in them.
+    # Brackets and commas count too: nested empty collections grow without any text in them.
     left[0] -= 2
     if isinstance(node, ScalarNode):
         if node.tag == _STR:

@@ -1,8 +1,4 @@
-"""Changes of files: planned as bytes before and after, made in one step.
-
-What a file held when it was read is part of the change, so that a file which another program
-changed meanwhile is never overwritten, and a change can be taken back byte by byte.
-"""
+"""Changes of files: the bytes of a file before and after an edit of its objects."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,12 +20,12 @@ _MARK = "\ufeff"
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """What is to become of a file.
+    """A change of a file.
 
     Attributes:
-        path: where it is.
-        before: what it has to hold for the change to be made.
-        after: what it holds then.
+        path: The file.
+        before: Its content before the change.
+        after: Its content after the change.
     """
 
     path: Path
@@ -38,14 +34,14 @@ class FileChange:
 
 
 def plan_changes(loaded: Loaded, objects: IstioObjects) -> tuple[FileChange, ...]:
-    """How the files have to change for their objects to be these.
+    """Returns how files have to change for their objects to have other values.
 
     Args:
-        loaded: the files as they were read.
-        objects: the same objects, some of them with other values.
+        loaded: The files and their objects.
+        objects: The same objects, some of them with other values.
 
     Raises:
-        EditError: an object is in no file, or is written in a way that cannot be changed in place.
+        EditError: An object is in no file, or its text cannot be changed in place.
     """
     by_part: dict[tuple[Path, str], list[ObjectName]] = {}
     for name in sorted(objects.changed_from(loaded.objects), key=str):
@@ -72,12 +68,12 @@ def plan_changes(loaded: Loaded, objects: IstioObjects) -> tuple[FileChange, ...
 
 
 def _changed_part(path: Path, text: str, names: Iterable[ObjectName], objects: IstioObjects) -> str:
-    # The parser does not count a byte order mark in the places that it gives.
+    # The parser's places do not count a byte order mark.
     mark, text = text[: text.startswith(_MARK)], text.removeprefix(_MARK)
     wanted = {each.object.name: objects[each.object.name] for each in parse_part(text, "").objects}
     if changed := _spliced(text, names, objects, wanted):
         return mark + changed
-    # A value that stands in several places is changed in one of them once it is written out there.
+    # Aliases repeat a value. Once it is written out, one place can change alone.
     aliases = aliases_of(text) if "*" in text else []
     attempt = without_aliases(text) if aliases else None
     if attempt is not None and (changed := _spliced(attempt, names, objects, wanted)):
@@ -96,9 +92,9 @@ def _spliced(
     objects: IstioObjects,
     wanted: Mapping[ObjectName, IstioObject],
 ) -> str | None:
-    """A part with some of its objects changed; None where it does not mean what is wanted then."""
+    """Returns a part with some objects changed; None where the result would mean something else."""
     for name in names:
-        # Each object's place is found anew: the one before may have moved it.
+        # The edit of an earlier object may have moved this one.
         found = [each for each in parse_part(text, "").objects if each.object.name == name]
         if len(found) != 1:
             return None

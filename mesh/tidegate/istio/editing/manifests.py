@@ -1,8 +1,8 @@
-"""Edits of manifests: objects as plain values, as an API server returns and takes them.
+"""Edits manifests: objects as plain values, as an API server returns and accepts them.
 
 An API server returns more than Tidegate reads: uid and managedFields, status, annotations of other
 programs, fields of a newer Istio. An edit changes what differs between the object before and after,
-and every other value of the manifest stays as it is.
+and every other value of the manifest stays unchanged.
 """
 
 import copy
@@ -26,8 +26,7 @@ def edit_manifest(manifest: Mapping[str, Any], wanted: IstioObject) -> dict[str,
         wanted: The object that `parse_manifest` read from it, after an edit.
 
     Raises:
-        EditError: The manifest is of another object, or is written in a way that cannot be changed
-            in place.
+        EditError: The manifest has another object, or cannot be changed in place.
         IstioError: The manifest cannot be read.
     """
     before = parse_manifest(manifest)
@@ -50,11 +49,11 @@ def _edited(value: Any, before: Any, after: Any, hosts: Mapping[str, str], key: 
     """Returns a value of the manifest with the difference between two plain values applied.
 
     Args:
-        value: The value in the manifest, which may hold more than is read.
-        before: What is read of it.
-        after: What shall be read of it.
+        value: The value in the manifest, which may have more than is read.
+        before: The plain value that is read from it.
+        after: The plain value to read from it after the edit.
         hosts: Names of hosts as the manifest writes them, by their full names.
-        key: The key at which the value stands.
+        key: The key of the value.
     """
     if before == after:
         return value
@@ -91,7 +90,7 @@ def _written(value: Any, hosts: Mapping[str, str], key: str = "") -> Any:
 
 
 def _hosts(value: Any) -> Iterator[str]:
-    """The names of hosts as a manifest writes them."""
+    """Yields the names of hosts as a manifest writes them."""
     if isinstance(value, Mapping):
         for key, each in value.items():
             if key == "host" and isinstance(each, str):

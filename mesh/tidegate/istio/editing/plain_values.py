@@ -1,9 +1,9 @@
-"""From objects back to plain values: the inverse of reading.
+"""Converts objects back to plain values: the inverse of reading.
 
-An edit is the difference between the plain values of an object before and after. `splicing` applies
-it to a text, and `manifests` to plain values from an API server.
+An edit is the difference between the plain values of an object before and after. `yaml_text`
+applies it to a text, and `manifests` to plain values from an API server.
 
-What has its default is left out, but for numbers: a weight of 0 is written, since it is a decision.
+Default values are omitted, except numbers: a weight of 0 is written because someone chose it.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ __all__ = ["ListStep", "list_steps", "plain"]
 
 
 def plain(item: IstioObject) -> dict[str, Any]:
-    """An object as a manifest's plain values, with full names of hosts."""
+    """Returns an object as the plain values of a manifest, with full names of hosts."""
     annotations = {
         key: annotation_text(value)
         for key, name in annotation_names(type(item.annotations)).items()
         if (value := getattr(item.annotations, name)) not in (None, False)
     }
-    # The annotations are there even without any: other programs may have theirs among them.
+    # The mapping is there even when empty: other programs may have annotations in it.
     metadata = {
         "name": item.name.name,
         "namespace": item.name.namespace,
@@ -48,13 +48,13 @@ def plain(item: IstioObject) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ListStep:
-    """What happens to neighbours in a list.
+    """A step from a list to a list of later values.
 
     Attributes:
         before: The indexes of the items before.
         after: The indexes of the items after.
-        paired: Whether each item before becomes the item after at the same place. Otherwise those
-            before go, and those after come.
+        paired: Whether each item before becomes the item after at the same place. Otherwise the
+            items before are removed, and those after are inserted.
     """
 
     before: range
@@ -63,7 +63,7 @@ class ListStep:
 
 
 def list_steps(before: Sequence[Any], after: Sequence[Any]) -> Iterator[ListStep]:
-    """Finds which items of a list are the same ones in a list of later values."""
+    """Yields the steps from a list to a list of later values."""
     matcher = difflib.SequenceMatcher(
         None, list(map(_identity, before)), list(map(_identity, after)), autojunk=False
     )
@@ -73,7 +73,7 @@ def list_steps(before: Sequence[Any], after: Sequence[Any]) -> Iterator[ListStep
 
 
 def _identity(item: Any) -> str:
-    """What makes an item of a list the same one after a change of its other fields."""
+    """Returns what stays the same in an item of a list when its other fields change."""
     if isinstance(item, Mapping):
         for key in ("destination", "name", "match", "port"):
             if key in item:

@@ -1,18 +1,18 @@
-"""Shares of a host as weights of a route: percentages in, whole numbers that Istio takes out.
+"""Converts shares of a host, in percent, to weights of a route: whole numbers that Istio accepts.
 
-A share is a percentage of what the host gets in the route, which other hosts may share. It becomes
+A share is a percentage of the host's requests in the route, which other hosts may share. It becomes
 a weight in two steps:
 
-1. **Shares.** A subset that is named gets exactly what was asked. The other destinations of the
-   host divide what is left in the proportion that they have, in whole percent, or in the decimals
-   that were asked where these are finer; the largest remainders are rounded up (Hare's method).
-   Finer steps are taken where a whole percent would leave one that gets requests with none.
+1. **Shares.** A named subset gets exactly its share. The host's other destinations divide the rest
+in their present proportion, in whole percent, or in the decimals of the named shares where these
+are finer. The largest remainders are rounded up (Hare's method). If whole percents would round a
+used destination to 0, finer steps apply.
 2. **Weights.** Where the host has the route for itself the weights sum to 100, or to the smallest
-   multiple that has no fraction. Where it shares the route, the first of these that has no fraction
-   is taken: the other hosts' weights as they are, a sum of 100, all weights times the smallest
-   factor. The other hosts keep their share exactly in each of them.
+multiple without a fraction. Where other hosts share the route, the first of three ways that
+gives whole numbers applies: keep the other hosts' weights; make the sum 100; multiply all
+weights by the smallest factor. The other hosts keep their exact share in each of them.
 
-A route that has the shares already is left as it is.
+A route that already has the shares is left unchanged.
 """
 
 import math
@@ -35,14 +35,14 @@ _FINER: Final = (1, 10, 100, 1000)
 
 
 def check_shares(shares: Mapping[SubsetName, float]) -> None:
-    """Checks shares by themselves.
+    """Checks shares without a route.
 
     Raises:
-        EditError: one is no percentage, or they are more than everything.
+        EditError: A share is not a percentage, or their sum is more than 100.
     """
     for index, (subset, share) in enumerate(shares.items()):
         field = f"weights[{index}].weight"
-        # A comparison that also catches what is not a number.
+        # This comparison also catches NaN.
         if not 0 <= share <= 100:
             raise EditError(
                 f"the share of {subset} cannot be {share:g}; write a percentage from 0 to 100",
@@ -55,8 +55,8 @@ def check_shares(shares: Mapping[SubsetName, float]) -> None:
             )
     if (whole := sum(map(_exact, shares.values()))) > 100:
         raise EditError(
-            f"{_words(shares)} add up to {float(whole):g} %; shares are percentages of what the "
-            "host gets, so make them 100 or less"
+            f"{_shares_text(shares)} add up to {float(whole):g} %; shares are percentages of the "
+            "host's requests, so make them 100 or less"
         )
 
 
@@ -66,38 +66,38 @@ def with_shares(
     shares: Mapping[SubsetName, float],
     place: str,
 ) -> Sequence[HttpRouteDestination]:
-    """The destinations of a route with other shares of a host, new subsets in front.
+    """Returns the destinations of a route with other shares of a host, new subsets in front.
 
     Args:
-        route: the destinations, at least one of the host.
-        host: the host.
-        shares: of subsets, in percent of what the host gets; see `check_shares`.
-        place: what the route is called in errors.
+        route: The destinations, at least one of the host.
+        host: The host.
+        shares: The shares of subsets, in percent of the host's requests; see `check_shares`.
+        place: The name of the route in errors.
 
     Returns:
-        The very same destinations where the shares are as asked, or the host gets no request.
+        The identical destinations where they already have the shares, or the host gets no request.
 
     Raises:
-        EditError: the shares leave a part to nobody, or cannot be written as weights.
+        EditError: No destination can get the rest, or the shares cannot be written as weights.
     """
-    alone = len(route) == 1
+    is_single = len(route) == 1
     own = [each for each in route if each.destination.host == host]
-    weights = [int(alone) or each.weight for each in own]
+    weights = [int(is_single) or each.weight for each in own]
     if not sum(weights):
         return route
     asked = {name: _exact(share) for name, share in shares.items()}
     present = {each.destination.subset for each in own}
-    fresh = [name for name in asked if name not in present]
-    if not fresh and _has(own, weights, asked):
+    added = [name for name in asked if name not in present]
+    if not added and _has_shares(own, weights, asked):
         return route
-    every = [*_new(own, fresh, place), *own]
-    before = [0] * len(fresh) + weights
-    parts = _parts(every, before, asked, place)
+    destinations = [*_new_destinations(own, added, place), *own]
+    before = [0] * len(added) + weights
+    parts = _parts_of_host(destinations, before, asked, place)
     others = [each for each in route if each.destination.host != host]
-    found, factor = _whole(parts, sum(before), [each.weight for each in others], place)
-    numbers = iter(found[len(fresh) :])
+    found, factor = _weights(parts, sum(before), [each.weight for each in others], place)
+    numbers = iter(found[len(added) :])
     return (
-        *(replace(every[index], weight=found[index]) for index in range(len(fresh))),
+        *(replace(destinations[index], weight=found[index]) for index in range(len(added))),
         *(
             replace(each, weight=next(numbers))
             if each.destination.host == host
@@ -108,7 +108,7 @@ def with_shares(
 
 
 def divided(total: int, shares: Sequence[int]) -> list[int]:
-    """Whole numbers in the proportion of shares that sum to a total (largest remainders)."""
+    """Divides a total into whole numbers in the proportion of shares (largest remainders)."""
     whole = sum(shares)
     if whole == 0:
         return [0] * len(shares)
@@ -119,12 +119,12 @@ def divided(total: int, shares: Sequence[int]) -> list[int]:
     return parts
 
 
-def _has(
+def _has_shares(
     own: Sequence[HttpRouteDestination],
     weights: Sequence[int],
     asked: Mapping[SubsetName, Fraction],
 ) -> bool:
-    """Whether every subset that is named has its share."""
+    """Returns whether every named subset has its share."""
     whole = sum(weights)
     got = dict.fromkeys(asked, 0)
     for each, weight in zip(own, weights, strict=True):
@@ -133,31 +133,31 @@ def _has(
     return all(Fraction(got[name] * 100, whole) == share for name, share in asked.items())
 
 
-def _new(
-    own: Sequence[HttpRouteDestination], fresh: Sequence[SubsetName], place: str
+def _new_destinations(
+    own: Sequence[HttpRouteDestination], added: Sequence[SubsetName], place: str
 ) -> list[HttpRouteDestination]:
-    """Destinations for subsets that a route does not name yet."""
+    """Returns destinations for subsets that a route does not name yet."""
     ports = dict.fromkeys(each.destination.port for each in own)
-    if fresh and len(ports) > 1:
+    if added and len(ports) > 1:
         names = ", ".join("none" if port is None else str(port) for port in ports)
         raise EditError(
             f"{place} sends requests to {own[0].destination.host} at several ports ({names}), so "
-            f"it is not clear where {', '.join(fresh)} is to get them; add it to the route by "
-            "hand, with weight 0"
+            f"the port of {', '.join(added)} is not known; add it to the route by hand, with "
+            "weight 0"
         )
     model = own[0].destination
-    return [HttpRouteDestination(destination=replace(model, subset=name)) for name in fresh]
+    return [HttpRouteDestination(destination=replace(model, subset=name)) for name in added]
 
 
-def _parts(
-    every: Sequence[HttpRouteDestination],
+def _parts_of_host(
+    destinations: Sequence[HttpRouteDestination],
     before: Sequence[int],
     asked: Mapping[SubsetName, Fraction],
     place: str,
 ) -> list[Fraction]:
-    """What each destination of a host gets of it; they sum to 1."""
+    """Returns each destination's part of its host's requests; the parts sum to 1."""
     indexes: dict[SubsetName | None, list[int]] = {}
-    for index, each in enumerate(every):
+    for index, each in enumerate(destinations):
         named = each.destination.subset in asked
         indexes.setdefault(each.destination.subset if named else None, []).append(index)
     rest = 100 - sum(asked.values())
@@ -167,19 +167,19 @@ def _parts(
     }
     if rest:
         others = indexes.get(None, [])
-        if others and not any(bases[None]) and others[-1] == len(every) - 1:
-            # The last is the baseline, and takes back what the others give up.
+        if others and not any(bases[None]) and others[-1] == len(destinations) - 1:
+            # The last destination is the baseline and gets what the others lose.
             bases[None][-1] = 1
-        _check_rest(every, others, bases.get(None, ()), asked, place)
+        _check_rest(destinations, others, bases.get(None, ()), asked, place)
     least = math.lcm(*(share.denominator for share in asked.values()))
-    units = [0] * len(every)
+    units = [0] * len(destinations)
     for finer in _FINER:
         steps = least * finer
         for group, found in indexes.items():
             share = rest if group is None else asked[group]
             for one, number in zip(found, divided(int(share * steps), bases[group]), strict=True):
                 units[one] = number
-        # A share is never rounded to nothing.
+        # No share is rounded to zero.
         if all(
             units[one]
             for group, found in indexes.items()
@@ -192,29 +192,29 @@ def _parts(
 
 
 def _bases(found: Sequence[int], before: Sequence[int]) -> list[int]:
-    """The proportion of the destinations of one subset: as they have, else all to the first."""
+    """Returns the proportion of one subset's destinations; the first gets all where all have 0."""
     bases = [before[one] for one in found]
     return bases if any(bases) else [1] + [0] * (len(found) - 1)
 
 
 def _check_rest(
-    every: Sequence[HttpRouteDestination],
+    destinations: Sequence[HttpRouteDestination],
     others: Sequence[int],
     bases: Iterable[int],
     asked: Mapping[SubsetName, Fraction],
     place: str,
 ) -> None:
-    """Checks that what the named subsets leave is for somebody."""
+    """Checks that some destination can get the rest that the named subsets leave."""
     takers = [one for one, base in zip(others, bases, strict=True) if base]
     shares = {name: float(share) for name, share in asked.items()}
-    whole = f"{_words(shares)} add{'s' * (len(asked) == 1)} up to {sum(shares.values()):g} %"
+    whole = f"{_shares_text(shares)} add{'s' * (len(asked) == 1)} up to {sum(shares.values()):g} %"
     if not takers:
-        names = ", ".join(str(every[one].destination.subset) for one in others)
+        names = ", ".join(str(destinations[one].destination.subset) for one in others)
         idle = f" than {names}, which gets none now" if others else ""
         raise EditError(
             f"{whole}, and {place} has no other subset{idle} for the rest: make the shares 100"
         )
-    if any(every[one].destination.subset is None for one in takers):
+    if any(destinations[one].destination.subset is None for one in takers):
         raise EditError(
             f"{whole}, and the rest would go to {place}'s destination without a subset, that is to "
             f"every endpoint, those of {', '.join(asked)} too: name every subset, and make the "
@@ -222,10 +222,10 @@ def _check_rest(
         )
 
 
-def _whole(
+def _weights(
     parts: Sequence[Fraction], own: int, others: Sequence[int], place: str
 ) -> tuple[list[int], Fraction]:
-    """The parts as weights, and the factor of the other hosts' weights."""
+    """Returns the parts as weights, and the factor of the other hosts' weights."""
     whole = own + sum(others)
     if not any(others):
         return _multiplied(parts, Fraction(100 * _denominator([100 * part for part in parts]))), (
@@ -244,7 +244,7 @@ def _whole(
             return _multiplied(mine, factor), factor
     raise EditError(
         f"{place} cannot have these shares: the weights would sum to more than {_MAX_SUM}; make "
-        "the weights of the route smaller, or ask for rounder shares"
+        "the weights of the route smaller, or the shares rounder"
     )
 
 
@@ -257,9 +257,9 @@ def _denominator(numbers: Iterable[Fraction | int]) -> int:
 
 
 def _exact(share: float) -> Fraction:
-    """The decimal number that was written."""
+    """Returns the decimal number as it was written."""
     return Fraction(str(share))
 
 
-def _words(shares: Mapping[SubsetName, float]) -> str:
+def _shares_text(shares: Mapping[SubsetName, float]) -> str:
     return " ".join(f"{name}={share:g}" for name, share in shares.items())

@@ -1,9 +1,9 @@
-"""What a traffic shift does to objects, as functions from objects to objects.
+"""Traffic shifts, as functions from objects to objects.
 
-``tidegate shift vision v1=90 v2=10`` becomes a :class:`Shift`. Its weights go to every route that
-sends requests to the host under the conditions that are named: those without conditions on headers
-where none are. A subset that a route does not name yet is put in front of the others, because a
-canary's cohort only grows with its weight while the order stays and the newest comes first.
+``tidegate shift vision v1=90 v2=10`` becomes a :class:`Shift`. Its weights apply to every route
+that sends requests to the host under the named conditions on headers, or to the routes without such
+conditions. A subset that a route does not name yet is added in front of the others: a canary only
+keeps its users while the order stays and the newest comes first.
 """
 
 import difflib
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tidegate.istio.annotations import Sticky
-from tidegate.istio.destination_rule import DestinationRule, Subset
 from tidegate.istio.editing.shares import check_shares, with_shares
+from tidegate.istio.editing.subsets import check_subset, is_subset
 from tidegate.istio.errors import EditError
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.reading.annotations import parse_sticky
@@ -29,14 +29,10 @@ from tidegate.istio.virtual_service import (
 
 __all__ = [
     "Shift",
-    "add_subset",
     "find_host",
     "header_condition",
-    "remove_subset",
     "shift",
     "sticky_source",
-    "subsets_of",
-    "without_idle",
 ]
 
 _MIRROR_SHARES = ("mirrorPercent", "mirror_percent", "mirrorPercentage")
@@ -47,13 +43,13 @@ class Shift:
     """A change of where a host's requests go.
 
     Attributes:
-        host: the host, in full or by its first label.
-        weights: the new shares of subsets, in percent of what the host gets in a route. What they
-            leave of 100 stays with the other subsets, in the proportion that these have, or goes
-            to the last of the route, the baseline, where these have nothing. See `shares`.
-        match: conditions on headers; a route for them is made where there is none.
-        sticky: what of a request decides where it goes; nothing changes when None.
-        mirrors: percentages of requests that subsets get copies of; 0 ends a mirror.
+        host: The host, by its full name or its first label.
+        weights: The new shares of subsets, in percent of the host's requests in a route. The other
+            subsets divide the rest of 100 in their proportion. Where these have none, the last one
+            of the route, the baseline, gets the rest. See `shares`.
+        match: Conditions on headers; a route for them is added where there is none.
+        sticky: The part of a request that decides its destination; None leaves it unchanged.
+        mirrors: Percentages of requests of which subsets get copies; 0 ends a mirror.
     """
 
     host: str
@@ -64,16 +60,16 @@ class Shift:
 
 
 def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
-    """The objects after a shift.
+    """Returns the objects after a shift.
 
     Raises:
-        EditError: the host or a subset is unknown, no route sends requests to it, or the shares
-            cannot be had.
+        EditError: The host or a subset is unknown, no route sends requests to it, or the shares are
+            impossible.
     """
     host = find_host(objects, change.host)
     for name, named in (("weights", change.weights), ("mirrors", change.mirrors)):
         for index, subset in enumerate(named):
-            _check_subset(subset, objects, host, f"{name}[{index}].subset")
+            check_subset(subset, objects, host, f"{name}[{index}].subset")
     check_shares(change.weights)
     for index, (subset, percentage) in enumerate(change.mirrors.items()):
         if not 0 <= percentage <= 100:
@@ -87,156 +83,80 @@ def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
         if (edited := _shifted(service, host, change)) is not None
     ]
     if not changed:
-        raise _unconcerned(objects, host, change)
+        raise _no_route_error(objects, host, change)
     return objects.with_(*(each for each in changed if each != objects[each.name]))
 
 
 def find_host(objects: IstioObjects, name: str) -> HostName:
-    """The host that is meant, by its full name or, where only one has it, its first label.
+    """Returns the host of a full name or, where only one host has it, of a first label.
 
     Raises:
-        EditError: none is, or several are; the message says which there are.
+        EditError: No host has the name, or several do; the message lists them.
     """
     if any(name in entry.hosts for entry in objects.service_entries.values()):
         return HostName(name)
     hosts = _hosts(objects)
     if name in hosts:
         return HostName(name)
-    meant = [host for host in hosts if host.split(".")[0] == name or host.startswith(f"{name}.")]
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        raise EditError(f"several hosts are called {name}: {', '.join(meant)}; write one in full")
+    matching = [host for host in hosts if host.split(".")[0] == name or host.startswith(f"{name}.")]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(matching)
+        raise EditError(f"several hosts are called {name}: {names}; write one in full")
     shorts = {host.split(".")[0]: host for host in hosts}
     close = difflib.get_close_matches(name, [*hosts, *shorts], n=1)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(hosts) or 'none'}"
     raise EditError(f"there is no host {name}; {hint}")
 
 
-def subsets_of(objects: IstioObjects, host: HostName) -> tuple[SubsetName, ...]:
-    """The subsets that DestinationRules define for a host, each once, in their order."""
-    return tuple(
-        dict.fromkeys(
-            subset.name
-            for rule in objects.destination_rules.values()
-            if rule.host == host
-            for subset in rule.subsets
-        )
-    )
-
-
-def add_subset(objects: IstioObjects, host: HostName, subset: Subset) -> IstioObjects:
-    """The objects with one more subset of a host, or with another one of its name.
-
-    Raises:
-        EditError: no DestinationRule is for the host.
-    """
-    rule = _rule_of(objects, host)
-    names = [each.name for each in rule.subsets]
-    subsets = (
-        tuple(subset if each.name == subset.name else each for each in rule.subsets)
-        if subset.name in names
-        else (*rule.subsets, subset)
-    )
-    return objects.with_(replace(rule, subsets=subsets))
-
-
-def remove_subset(objects: IstioObjects, host: HostName, name: SubsetName) -> IstioObjects:
-    """The objects without a subset; destinations of weight 0 and mirrors of 0 % go with it.
-
-    Raises:
-        EditError: the host has no such subset, or a route sends requests to it.
-    """
-    _check_subset(name, objects, host)
-    changed: list[VirtualService | DestinationRule] = [
-        replace(rule, subsets=tuple(each for each in rule.subsets if each.name != name))
-        for rule in objects.destination_rules.values()
-        if rule.host == host and any(each.name == name for each in rule.subsets)
-    ]
-    for service in objects.virtual_services.values():
-        routes = tuple(_without(route, host, name, service) for route in service.http)
-        if routes != service.http:
-            changed.append(replace(service, http=routes))
-    return objects.with_(*changed)
-
-
-def without_idle(objects: IstioObjects, mesh: IstioObjects) -> IstioObjects:
-    """The objects without destinations of weight 0 whose subset is not there.
-
-    Args:
-        objects: some of the objects of a mesh.
-        mesh: all of them, whose DestinationRules say which subsets there are.
-    """
-    subsets = {
-        (rule.host, each.name) for rule in mesh.destination_rules.values() for each in rule.subsets
-    }
-    changed = []
-    for service in objects.virtual_services.values():
-        routes = tuple(
-            replace(
-                rule,
-                route=tuple(
-                    each
-                    for each in rule.route
-                    # A destination that is alone gets everything, whatever its weight.
-                    if each.weight
-                    or len(rule.route) == 1
-                    or each.destination.subset is None
-                    or (each.destination.host, each.destination.subset) in subsets
-                ),
-            )
-            for rule in service.http
-        )
-        if routes != service.http:
-            changed.append(replace(service, http=routes))
-    return objects.with_(*changed)
-
-
 def header_condition(text: str) -> tuple[HeaderName, StringMatch]:
-    """Reads ``header:x-user-tier=beta``, or ``header:x-user-tier`` for its presence.
+    """Parses ``header:x-user-tier=beta``, or ``header:x-user-tier`` for its presence.
 
     Raises:
-        EditError: it is not that.
+        EditError: The text has another form.
     """
     source, _, rest = text.partition(":")
     name, equals, value = rest.partition("=")
     if source != "header" or not is_header_name(name.lower()) or (equals and not value):
-        raise EditError(f"{text!r} is no condition; write it like header:x-user-tier=beta")
+        raise EditError(f"{text!r} is not a condition; write it like header:x-user-tier=beta")
     kind = StringMatchKind.EXACT if equals else StringMatchKind.PRESENT
     return HeaderName(name.lower()), StringMatch(kind, value)
 
 
 def sticky_source(text: str) -> Sticky:
-    """Reads ``header:x-user-id``.
+    """Parses ``header:x-user-id``.
 
     Raises:
-        EditError: it is not that.
+        EditError: The text has another form.
     """
     sticky = parse_sticky(text)
     if sticky is None:
-        raise EditError(f"{text!r} is nothing to stick to; write it like header:x-user-id")
+        raise EditError(f"{text!r} is not a sticky source; write it like header:x-user-id")
     return sticky
 
 
 def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualService | None:
-    """The VirtualService after a shift; None where no route of it is concerned."""
+    """Returns the VirtualService after a shift; None where it has no such route."""
     routes: list[HttpRoute] = []
-    concerned = False
-    # A route for the conditions that is there takes the weights; it is not made a second time.
-    made = any(_conditions(route) == change.match and _names(route, host) for route in service.http)
+    applies = False
+    # An existing route for the conditions gets the weights, and no second one is added.
+    has_own_route = any(
+        _conditions(route) == change.match and _names_host(route, host) for route in service.http
+    )
     for index, route in enumerate(service.http):
         place = f"{service.name} http[{index}]"
-        if not _gives(route, host):
+        if not _sends_requests(route, host):
             routes.append(route)
         elif _conditions(route) == change.match:
-            routes.append(_changed(route, host, change, place))
-            concerned = True
-        elif change.match and not made and _conditions(route) == {}:
-            routes += [_changed(_narrowed(route, change.match), host, change, place), route]
-            concerned = True
+            routes.append(_with_shift(route, host, change, place))
+            applies = True
+        elif change.match and not has_own_route and _conditions(route) == {}:
+            routes += [_with_shift(_narrowed(route, change.match), host, change, place), route]
+            applies = True
         else:
             routes.append(route)
-    if not concerned:
+    if not applies:
         return None
     annotations = service.annotations
     if change.sticky is not None:
@@ -244,7 +164,7 @@ def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualS
     return replace(service, http=tuple(routes), annotations=annotations)
 
 
-def _changed(route: HttpRoute, host: HostName, change: Shift, place: str) -> HttpRoute:
+def _with_shift(route: HttpRoute, host: HostName, change: Shift, place: str) -> HttpRoute:
     if change.weights:
         divided = tuple(with_shares(route.route, host, change.weights, place))
         route = replace(route, route=divided)
@@ -266,36 +186,38 @@ def _changed(route: HttpRoute, host: HostName, change: Shift, place: str) -> Htt
         for subset, percentage in change.mirrors.items():
             target = Destination(host=host, subset=subset, port=port)
             mirror = Mirror(destination=target, percentage=percentage)
-            others = tuple(each for each in mirrors if not _is(each.destination, host, subset))
+            others = tuple(
+                each for each in mirrors if not is_subset(each.destination, host, subset)
+            )
             mirrors = (*others, mirror) if percentage else others
         route = replace(route, mirror=None, mirror_percentage=None, mirrors=mirrors)
     return route
 
 
-def _unconcerned(objects: IstioObjects, host: HostName, change: Shift) -> EditError:
-    """Why no route is concerned by a shift."""
+def _no_route_error(objects: IstioObjects, host: HostName, change: Shift) -> EditError:
+    """Returns the error of a shift that applies to no route."""
     routes = [
         route
         for service in objects.virtual_services.values()
         for route in service.http
-        if _names(route, host)
+        if _names_host(route, host)
     ]
     if not routes:
         return EditError(
             f"no route sends requests to {host}: add a VirtualService with a route to it", "host"
         )
-    if not any(_gives(route, host) for route in routes):
+    if not any(_sends_requests(route, host) for route in routes):
         return EditError(
-            f"every route to {host} gives it weight 0, and a share of nothing is nothing: give it "
-            "a weight beside the other hosts by hand",
+            f"every route to {host} gives it weight 0, so its subsets have nothing to divide: give "
+            "it a weight beside the other hosts by hand",
             "host",
         )
-    known = dict.fromkeys(
+    conditions_there = dict.fromkeys(
         " and ".join(f"header:{key} {value}" for key, value in conditions.items())
         for route in routes
         if (conditions := _conditions(route))
     )
-    there = f" ({'; '.join(known)})" if known else ""
+    there = f" ({'; '.join(conditions_there)})" if conditions_there else ""
     return EditError(
         f"every route to {host} has {'other ' if change.match else ''}conditions on headers{there};"
         " name them with --match",
@@ -304,7 +226,7 @@ def _unconcerned(objects: IstioObjects, host: HostName, change: Shift) -> EditEr
 
 
 def _narrowed(route: HttpRoute, match: Mapping[HeaderName, StringMatch]) -> HttpRoute:
-    """The route for requests that also meet conditions on headers."""
+    """Returns the route for requests that also meet conditions on headers."""
     matches = route.match or (HttpMatchRequest(),)
     words = "-".join([route.name or "", *(f"{key}-{each.value}" for key, each in match.items())])
     return replace(
@@ -314,60 +236,28 @@ def _narrowed(route: HttpRoute, match: Mapping[HeaderName, StringMatch]) -> Http
     )
 
 
-def _without(
-    route: HttpRoute, host: HostName, name: SubsetName, service: VirtualService
-) -> HttpRoute:
-    for each in route.route:
-        if _is(each.destination, host, name) and (each.weight or len(route.route) == 1):
-            raise EditError(
-                f"{service.name} sends requests to the subset {name} of {host}; give it weight 0 "
-                "first"
-            )
-    mirrors = [each for each in route.mirrors if _is(each.destination, host, name)]
-    if any(each.percentage for each in mirrors) or (
-        route.mirror is not None and _is(route.mirror, host, name)
-    ):
-        raise EditError(f"{service.name} mirrors requests to the subset {name} of {host}; end it")
-    return replace(
-        route,
-        route=tuple(each for each in route.route if not _is(each.destination, host, name)),
-        mirrors=tuple(each for each in route.mirrors if each not in mirrors),
-    )
-
-
 def _conditions(route: HttpRoute) -> Mapping[HeaderName, StringMatch] | None:
-    """The conditions on headers that all matches of a route share; None where they differ."""
+    """Returns the header conditions that all matches of a route share; None where they differ."""
     if any("headers" in match.opaque for match in route.match):
         return None
     each = [match.headers for match in route.match] or [{}]
     return each[0] if all(headers == each[0] for headers in each) else None
 
 
-def _names(route: HttpRoute, host: HostName) -> bool:
+def _names_host(route: HttpRoute, host: HostName) -> bool:
     return host in [each.destination.host for each in route.route]
 
 
-def _gives(route: HttpRoute, host: HostName) -> bool:
-    """Whether a route sends requests to a host; one that is alone gets all, whatever its weight."""
+def _sends_requests(route: HttpRoute, host: HostName) -> bool:
+    """Returns whether a route sends requests to a host. A single destination gets all of them."""
     return any(
         each.destination.host == host and (each.weight or len(route.route) == 1)
         for each in route.route
     )
 
 
-def _is(destination: Destination, host: HostName, subset: SubsetName) -> bool:
-    return destination.host == host and destination.subset == subset
-
-
-def _rule_of(objects: IstioObjects, host: HostName) -> DestinationRule:
-    for rule in objects.destination_rules.values():
-        if rule.host == host:
-            return rule
-    raise EditError(f"no DestinationRule is for {host}; write one, subsets are defined there")
-
-
 def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:
-    """Hosts that are defined, and those that routes or rules name."""
+    """Returns the defined hosts, and those that routes or rules name."""
     defined = [host for entry in objects.service_entries.values() for host in entry.hosts]
     ruled = [rule.host for rule in objects.destination_rules.values()]
     routed = [
@@ -377,22 +267,3 @@ def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:
         for each in route.route
     ]
     return tuple(dict.fromkeys([*defined, *ruled, *routed]))
-
-
-def _check_subset(
-    subset: SubsetName, objects: IstioObjects, host: HostName, field: str = "weights"
-) -> None:
-    known = sorted(subsets_of(objects, host))
-    if subset in known:
-        return
-    rules = sorted(
-        str(rule.name) for rule in objects.destination_rules.values() if rule.host == host
-    )
-    there = (
-        f"{' and '.join(rules)} ha{'s' if len(rules) == 1 else 've'} {', '.join(known) or 'none'}"
-        if rules
-        else "no DestinationRule defines any for it"
-    )
-    close = difflib.get_close_matches(subset, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise EditError(f"{host} has no subset {subset}: {there}{hint}", field)

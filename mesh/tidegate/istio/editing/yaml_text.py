@@ -1,9 +1,9 @@
-"""Changes of a YAML text that touch nothing but what changed.
+"""Edits a YAML text and leaves every byte alone that does not have to change.
 
-An object before and an object after are compared as plain values; each difference becomes a splice
-at the place that the YAML parser gave. Comments, order, quotes and line ends elsewhere stay as they
-are, byte by byte, because they are not written anew. What cannot be changed like this (a part that
-aliases share) is found by reading the result: the caller compares.
+The editor compares the plain values of an object before and after. Each difference becomes a splice
+at the place that the YAML parser gave. Comments, order, quotes and line ends elsewhere stay byte
+for byte, because they are not written again. Some texts cannot be changed like this, such as a part
+that aliases share. To find these, the caller reads the result and compares.
 """
 
 import json
@@ -22,13 +22,13 @@ __all__ = ["spliced"]
 
 
 def spliced(text: str, node: Node, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """The text with one object changed.
+    """Returns the text with one object changed.
 
     Args:
-        text: what was read.
-        node: the object's place in it.
-        before: the object's plain values as they were read.
-        after: as they shall be.
+        text: The text.
+        node: The object's node in it.
+        before: The object's plain values as they were read.
+        after: The plain values to write.
     """
     namespace = str(after["metadata"]["namespace"])
     editor = _Editor(text, _Style.of(node, namespace, text))
@@ -41,10 +41,10 @@ class _Style:
     """How the author of a document writes.
 
     Attributes:
-        newline: the end of a line.
-        list_indent: columns by which a list stands in from its key.
-        flow_keys: keys whose mappings are written as ``{a: b}``.
-        hosts: names of hosts as they are written, by full names.
+        newline: The end of a line.
+        list_indent: Columns by which a list is indented from its key.
+        flow_keys: Keys whose mappings are written as ``{a: b}``.
+        hosts: Names of hosts as they are written, by their full names.
     """
 
     newline: str
@@ -76,7 +76,7 @@ class _Style:
         return cls(newline, max(indents, default=2), frozenset(flow_keys), hosts)
 
     def block(self, value: Any, indent: int, key: str = "") -> list[str]:
-        """Lines of a value; those after the first are indented."""
+        """Returns the lines of a value; those after the first are indented."""
         if not isinstance(value, Mapping | list) or not value or key in self.flow_keys:
             return [self.flow(value, key)]
         pad = " " * indent
@@ -92,7 +92,7 @@ class _Style:
         return lines
 
     def entry(self, key: str, value: Any, indent: int) -> list[str]:
-        """Lines of a key and its value, all of them indented."""
+        """Returns the lines of a key and its value, all of them indented."""
         pad = " " * indent
         is_list = isinstance(value, list)
         inner = indent + (self.list_indent if is_list else 2)
@@ -103,7 +103,7 @@ class _Style:
         return [f"{pad}{_scalar(key)}: {first}"]
 
     def flow(self, value: Any, key: str = "") -> str:
-        """A value on one line."""
+        """Returns a value on one line."""
         if isinstance(value, Mapping):
             pairs = (f"{_scalar(name)}: {self.flow(item, name)}" for name, item in value.items())
             return "{" + ", ".join(pairs) + "}"
@@ -116,13 +116,13 @@ class _Style:
 
 @dataclass(frozen=True, slots=True)
 class _Splice:
-    """A piece of text that comes instead of another.
+    """A replacement of a piece of text.
 
     Attributes:
-        start: where that begins.
-        end: where it ends.
-        new: what comes.
-        depth: how deep in the document it is; at one place, what is deeper comes first.
+        start: The start of the piece.
+        end: The end of the piece.
+        new: The new text.
+        depth: The depth in the document; at one place, the deeper splice comes first.
     """
 
     start: int
@@ -132,7 +132,7 @@ class _Splice:
 
 
 class _Editor:
-    """Gathers the splices of one object."""
+    """Collects the splices of one object."""
 
     def __init__(self, text: str, style: _Style) -> None:
         self._text = text
@@ -141,16 +141,17 @@ class _Editor:
         self._depth = 0
 
     def result(self) -> str:
-        """The text with all splices made, from its end to its start."""
+        """Returns the text with all splices made, from its end to its start."""
         text = self._text
-        # Made from the end: at one place the shallower first, so that it stands after the deeper.
+        # From the end to the start. At one place the shallower splice comes first, so that its text
+        # ends up after that of the deeper one.
         self._splices.sort(key=lambda each: (each.start, each.end, -each.depth))
         for each in reversed(self._splices):
             text = text[: each.start] + each.new + text[each.end :]
         return text
 
     def change(self, node: Node, before: Any, after: Any, key: str = "") -> None:
-        """Makes what stands at a node be ``after``."""
+        """Changes the value of a node to ``after``."""
         if before == after:
             return
         self._depth += 1
@@ -173,7 +174,7 @@ class _Editor:
         else:
             lines = self._style.block(value, int(node.start_mark.column), key)
             new = self._style.newline.join(lines)
-        # A value that was left empty stands right after its colon.
+        # An empty value is right after its colon.
         gap = " " if start == end and self._text[start - 1] == ":" else ""
         self._splice(start, end, gap + new)
 
@@ -207,7 +208,7 @@ class _Editor:
     def _remove_entries(self, spans: Sequence[tuple[int, int]], gone: Sequence[int]) -> None:
         first_kept = next(index for index in range(len(spans)) if index not in gone)
         if first_kept and not self._starts_line(spans[0][0]):
-            # The first stands beside the dash of a list, where the first that is kept has to be.
+            # The first key is beside the dash of a list, so the first kept key moves there.
             self._splice(spans[0][0], spans[first_kept][0], "")
             gone = [index for index in gone if index > first_kept]
         for index in gone:

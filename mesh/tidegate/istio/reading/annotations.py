@@ -1,4 +1,4 @@
-"""How ``tidegate.dev/*`` annotations are read; an unknown one is a mistake, never ignored."""
+"""Reads ``tidegate.dev/*`` annotations; an unknown one is an error and never ignored."""
 
 import datetime as dt
 import typing
@@ -27,12 +27,12 @@ PREFIX = "tidegate.dev/"
 
 
 def annotation_names(annotations: type) -> Mapping[str, str]:
-    """The fields of a kind's annotations by their names in YAML."""
+    """Returns the fields of a kind's annotations by their names in YAML."""
     return {PREFIX + each.name.replace("_", "-"): each.name for each in fields(annotations)}
 
 
 def parse_sticky(text: str) -> Sticky | None:
-    """Reads ``header:x-user-id``; None where it is not that."""
+    """Parses ``header:x-user-id``; returns None for any other text."""
     source, _, header = text.partition(":")
     if source != "header" or not is_header_name(header.lower()):
         return None
@@ -43,10 +43,10 @@ def read_annotations(node: Node | None, annotations: type, path: str, reading: R
     """Reads the annotations of one kind.
 
     Args:
-        node: ``metadata.annotations``; None where there are none.
-        annotations: the kind's.
-        path: of the node.
-        reading: takes the problems.
+        node: The node of ``metadata.annotations``; None where there are none.
+        annotations: The class of the kind's annotations.
+        path: The path of the node.
+        reading: Collects the problems.
     """
     if node is None:
         return annotations()
@@ -65,12 +65,12 @@ def read_annotations(node: Node | None, annotations: type, path: str, reading: R
             continue
         if key not in known:
             fix = meant(key, known) if known else "remove it; this kind has none"
-            reading.refuse(key_node, place, "is not an annotation of Tidegate here", fix)
+            reading.refuse(key_node, place, "is not an annotation of Tidegate for this kind", fix)
             continue
         text = SCALAR_READERS[str](value_node, place, reading)
         if text is NOTHING:
             continue
-        parse, words = _PARSERS[_kept(hints[known[key]])]
+        parse, words = _PARSERS[_without_none(hints[known[key]])]
         value = parse(text)
         if value is None:
             reading.refuse(value_node, place, f"cannot be {text!r}", f"write {words}")
@@ -80,7 +80,7 @@ def read_annotations(node: Node | None, annotations: type, path: str, reading: R
 
 
 def annotation_text(value: object) -> str:
-    """An annotation's value as it is written."""
+    """Returns the text of an annotation's value."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dt.timedelta):
@@ -88,8 +88,8 @@ def annotation_text(value: object) -> str:
     return str(value.value) if isinstance(value, LoadBalancerOption) else str(value)
 
 
-def _kept(hint: Any) -> Any:
-    """The type without the None that stands for an annotation that is not there."""
+def _without_none(hint: Any) -> Any:
+    """Returns the type without the None of a missing annotation."""
     return next((one for one in typing.get_args(hint) if one is not type(None)), hint)
 
 

@@ -1,8 +1,8 @@
-"""From a text of YAML documents to objects.
+"""Reads objects from YAML documents and from the manifests of an API server.
 
-Documents of other groups and core kinds (a Service, a Telemetry) are passed over and named, since
-folders of manifests hold them; a kind of ``networking.istio.io`` that is not compiled is refused,
-because traffic would depend on it on a cluster.
+Documents of other API groups (a Service, a Telemetry) are skipped and listed, since folders of
+manifests hold them. A kind of ``networking.istio.io`` that Tidegate does not compile is an error,
+because on a cluster traffic would depend on it.
 """
 
 import re
@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _GROUP = "networking.istio.io"
-# Istio's CRDs serve every kind that is compiled in all three; their fields are the same.
+# Istio's CRDs serve every compiled kind in all three versions, with the same fields.
 _VERSIONS = (f"{_GROUP}/v1", f"{_GROUP}/v1beta1", f"{_GROUP}/v1alpha3")
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")
 _METADATA = (
@@ -65,18 +65,18 @@ _KINDS = {kind.value: kind for kind in Kind}
 
 
 Check = Callable[[IstioObject], Iterable[rules.Violation]]
-"""Tells what is wrong with an object for a program that uses it, such as the compiler."""
+"""Yields the problems that an object has for a program such as the compiler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """A document that is not an object of ours.
+    """A document that is skipped.
 
     Attributes:
-        source: where it is.
-        line: the line there, from 1.
-        kind: its kind.
-        name: its name; empty where it has none.
+        source: The file.
+        line: The line there, from 1.
+        kind: The kind of the document.
+        name: Its name; empty where it has none.
     """
 
     source: str
@@ -90,11 +90,11 @@ class Ignored:
 
 @dataclass(frozen=True, slots=True)
 class ParsedObject:
-    """An object and where it stands.
+    """An object and its node.
 
     Attributes:
-        object: the object.
-        node: its place in the text of its part.
+        object: The object.
+        node: Its node in the text of its part.
     """
 
     object: IstioObject
@@ -108,16 +108,16 @@ class ParsedObject:
 
 @dataclass(slots=True)
 class Parsed:
-    """What a part of a text holds.
+    """The result of parsing a part of a text.
 
     Attributes:
-        source: where the text came from.
-        lines_before: lines of the text before the part.
-        validated: whether an API server has validated the objects; see `parse_manifest`.
-        check: finds more problems in each object, by paths from its root.
-        objects: objects in their order.
-        ignored: documents that are not ours; their lines are those of the whole text.
-        problems: all that is wrong; likewise.
+        source: The source of the text.
+        lines_before: The number of lines of the text before the part.
+        validated: Whether an API server has validated the objects; see `parse_manifest`.
+        check: Yields more problems of each object, by paths from its root.
+        objects: The objects in their order.
+        ignored: The skipped documents; their lines are those of the whole text.
+        problems: All problems; their lines are those of the whole text.
     """
 
     source: str
@@ -129,20 +129,20 @@ class Parsed:
     problems: list[ObjectProblem] = field(default_factory=list)
 
     def refuse(self, line: int, owner: str, path: str, problem: str, fix: str) -> None:
-        """Notes a problem at a line of the part."""
+        """Adds a problem at a line of the part."""
         line += self.lines_before
         self.problems.append(ObjectProblem(self.source, line, owner, path, problem, fix))
 
 
 def parse(text: str, source: str) -> IstioObjects:
-    """The objects of a text.
+    """Parses the objects of a text.
 
     Args:
         text: YAML documents.
-        source: what the text is called in problems.
+        source: A name of the text for problems.
 
     Raises:
-        IstioObjectErrors: something in it is wrong; every problem is told.
+        IstioObjectErrors: The text has problems. The error has all of them.
     """
     parsed = [parse_part(part, source, before) for before, part in parts(text)]
     problems = [problem for each in parsed for problem in each.problems]
@@ -158,33 +158,33 @@ def parse(text: str, source: str) -> IstioObjects:
 
 
 def parse_manifest(manifest: Mapping[str, Any], source: str = "API server") -> IstioObject:
-    """The object of a manifest as an API server returns it, with uid, managedFields, status.
+    """Parses a manifest as an API server returns it, with uid, managedFields and status.
 
     The server has validated the object. So a field that Tidegate does not know, or a value that it
-    cannot read, is no error: the object keeps it as it is.
+    cannot read, is no error: the object keeps it unchanged.
 
     Args:
         manifest: The manifest as plain values.
-        source: What the manifest is called in problems; these name paths and no lines.
+        source: A name of the manifest for problems, which have paths and no lines.
 
     Raises:
-        IstioObjectErrors: The manifest lacks what every object has, or a ``tidegate.dev``
-            annotation is wrong, which no API server checks.
-        IstioError: The manifest is of a kind that Tidegate does not read.
+        IstioObjectErrors: The manifest has no name or no spec, or a ``tidegate.dev`` annotation is
+            wrong, which no API server checks.
+        IstioError: Tidegate does not read the kind of the manifest.
     """
     parsed = Parsed(source, validated=True)
     _read_document(node_of(manifest), parsed)
     if parsed.problems:
         raise IstioObjectErrors(parsed.problems)
     if not parsed.objects:
-        raise IstioError(f"{source}: {manifest.get('kind')} is no object of {_GROUP}")
+        raise IstioError(f"{source}: {manifest.get('kind')} is not an object of {_GROUP}")
     return parsed.objects[0].object
 
 
 def parts(text: str) -> Iterator[tuple[int, str]]:
-    """The parts between lines of ``---``, as Kubernetes divides them, and the lines before each.
+    """Yields the parts between lines of ``---``, as in Kubernetes, and the lines before each.
 
-    A part can be parsed again by itself when only it has changed.
+    When only one part has changed, only that part has to be parsed again.
     """
     lines_before, start = 0, 0
     for marker in _MARKER.finditer(text):
@@ -197,13 +197,13 @@ def parts(text: str) -> Iterator[tuple[int, str]]:
 
 
 def parse_part(text: str, source: str, lines_before: int = 0, check: Check | None = None) -> Parsed:
-    """The objects of one part, and what is wrong with the others.
+    """Parses the objects of one part and collects its problems.
 
     Args:
-        text: the part.
-        source: where the whole text came from.
-        lines_before: lines of the whole text before the part.
-        check: finds more problems in each object, by paths from its root.
+        text: The part.
+        source: The source of the whole text.
+        lines_before: The number of lines of the whole text before the part.
+        check: Yields more problems of each object, by paths from its root.
     """
     parsed = Parsed(source, lines_before, check=check)
     try:
@@ -221,23 +221,23 @@ def parse_part(text: str, source: str, lines_before: int = 0, check: Check | Non
 
 
 def named_twice(placed: Iterable[tuple[ObjectName, str]]) -> Iterator[ObjectProblem]:
-    """Problems of objects that have the name of one before them.
+    """Yields a problem for each object that has the name of an earlier one.
 
     Args:
-        placed: names with their places, each ``source:line``.
+        placed: Names with their places, each ``source:line``.
     """
     first: dict[ObjectName, str] = {}
     for name, place in placed:
         if name in first:
             source, _, line = place.rpartition(":")
-            problem = f"is there already, at {first[name]}"
+            problem = f"is already defined at {first[name]}"
             fix = "keep one, or give it another name"
             yield ObjectProblem(source, int(line), str(name), "metadata.name", problem, fix)
         first.setdefault(name, place)
 
 
 def _flat(document: Node) -> Iterator[Node]:
-    """The document, or the items of a ``kind: List``."""
+    """Yields the document, or the items of a ``kind: List``."""
     if isinstance(document, MappingNode):
         found, _ = entries(document)
         if _text(found, "kind") == "List" and "items" in found:
@@ -270,10 +270,10 @@ def _read_document(node: Node, parsed: Parsed) -> None:
         parsed.refuse(line, kind, "kind", "is not supported: traffic would depend on it", fix)
     else:
         for each in twice:
-            parsed.refuse(line_of(each.node), kind, each.key, "stands twice", "keep one")
+            parsed.refuse(line_of(each.node), kind, each.key, "is given twice", "keep one")
         if version not in _VERSIONS:
             fix = f"write {_VERSIONS[0]}"
-            problem = f"{version} is no version of Istio's; known are {', '.join(_VERSIONS)}"
+            problem = f"{version} is not an API version of Istio; known are {', '.join(_VERSIONS)}"
             parsed.refuse(line_of(found["apiVersion"][1]), kind, "apiVersion", problem, fix)
         _read_object(node, _KINDS[kind], parsed)
 
@@ -317,7 +317,7 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
 def _check_metadata(
     place: Node, found: dict[str, tuple[Node, Node]], name: ObjectName, reading: Reading
 ) -> None:
-    """What Kubernetes asks of an object's metadata."""
+    """Checks what Kubernetes requires of an object's metadata."""
     for key in found.keys() - set(_METADATA):
         fix = meant(key, _METADATA)
         reading.refuse(found[key][0], join("metadata", key), "is not a field here", fix)
@@ -357,7 +357,7 @@ def _check_time(node: Node, path: str, reading: Reading) -> None:
 def _check_texts(
     node: Node, path: str, is_value: Callable[[str], bool] | None, reading: Reading
 ) -> None:
-    """Labels or annotations: Kubernetes takes texts only, under qualified names."""
+    """Checks labels or annotations: Kubernetes accepts only texts, under qualified names."""
     if not isinstance(node, MappingNode):
         wrong_kind(node, path, reading, "a mapping")
         return
@@ -367,14 +367,14 @@ def _check_texts(
             continue
         if not is_label_name(key):
             fix = "write it like version or example.com/tier"
-            reading.refuse(key_node, place, f"{key!r} is no name of a label", fix)
-        # Our own annotations are read and judged elsewhere; a value that is left out is empty.
+            reading.refuse(key_node, place, f"{key!r} is not a label name", fix)
+        # `read_annotations` checks our own annotations; a missing value is an empty one.
         if is_null(value_node) or key.startswith(PREFIX):
             continue
         value = SCALAR_READERS[str](value_node, place, reading)
         if value is not NOTHING and is_value is not None and not is_value(value):
             fix = "use letters, 0-9, -, _ and dots, at most 63"
-            reading.refuse(value_node, place, f"{value!r} is no value of a label", fix)
+            reading.refuse(value_node, place, f"{value!r} is not a label value", fix)
 
 
 def _text(found: dict[str, tuple[Node, Node]], key: str) -> str:

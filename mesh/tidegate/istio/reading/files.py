@@ -1,4 +1,4 @@
-"""YAML files and their objects: parsed as a whole, or only in the parts that changed."""
+"""Reads files and folders of YAML, and parses again only the parts that changed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +16,12 @@ _SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True, slots=True)
 class ObjectPart:
-    """A part of a file, between lines of ``---``, as it was read.
+    """A part of a file, between lines of ``---``.
 
     Attributes:
-        text: the part.
-        objects: its objects in their order, each with its line in the part.
-        ignored: its documents that are not ours, with lines of the part.
+        text: The text of the part.
+        objects: Its objects in their order, each with its line in the part.
+        ignored: Its skipped documents, with lines of the part.
     """
 
     text: str
@@ -34,8 +34,8 @@ class ObjectFile:
     """A file as it was read.
 
     Attributes:
-        path: where it is.
-        parts: its parts; together they are its text.
+        path: Its path.
+        parts: Its parts; together they are its text.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class ObjectFile:
         return (item for part in self.parts for item, _ in part.objects)
 
     def placed(self) -> Iterator[tuple[ObjectPart, int]]:
-        """Its parts, each with the number of lines before it."""
+        """Yields its parts, each with the number of lines before it."""
         lines_before = 0
         for part in self.parts:
             yield part, lines_before
@@ -61,12 +61,12 @@ class ObjectFile:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Objects and the files they came from.
+    """Objects and the files that hold them.
 
     Attributes:
-        paths: the files and folders that were asked for.
-        files: the files that were found, by path.
-        objects: all objects.
+        paths: The files and folders that were requested.
+        files: The files that were found, by path.
+        objects: All objects.
     """
 
     paths: tuple[Path, ...]
@@ -75,7 +75,7 @@ class Loaded:
 
     @property
     def ignored(self) -> tuple[Ignored, ...]:
-        """Documents that are not ours."""
+        """The skipped documents."""
         return tuple(
             replace(each, line=lines_before + each.line)
             for file in self.files.values()
@@ -84,7 +84,7 @@ class Loaded:
         )
 
     def place_of(self, name: ObjectName) -> tuple[ObjectFile, ObjectPart, int] | None:
-        """The file and part that have an object, and the number of lines before the part."""
+        """Returns the file and part of an object, and the number of lines before the part."""
         for file in self.files.values():
             for part, lines_before in file.placed():
                 if any(each.name == name for each, _ in part.objects):
@@ -93,15 +93,15 @@ class Loaded:
 
 
 def read_files(paths: Sequence[Path], check: Check | None = None) -> Loaded:
-    """Reads files and folders (with what is below them).
+    """Reads files, and folders with everything below them.
 
     Args:
-        paths: where to look.
-        check: finds more problems in each object.
+        paths: The files and folders.
+        check: Yields more problems of each object.
 
     Raises:
-        IstioObjectErrors: something in them is wrong; every problem of every file is told.
-        IstioError: a path cannot be read.
+        IstioObjectErrors: The files have problems. The error has all of them, of every file.
+        IstioError: A path cannot be read.
     """
     files: dict[Path, ObjectFile] = {}
     problems: list[ObjectProblem] = []
@@ -130,10 +130,10 @@ def parse_file(
         text: Its text.
         known: Texts of the same file that were parsed before. An object that is equal to one of
             theirs stays the identical value.
-        check: Finds more problems in each object.
+        check: Yields more problems of each object.
 
     Raises:
-        IstioObjectErrors: The text has errors.
+        IstioObjectErrors: The text has problems.
     """
     problems: list[ObjectProblem] = []
     file = _parsed(path, text, known, problems, check)

@@ -1,9 +1,9 @@
-"""From YAML nodes to the declared messages: what a type says, read and checked.
+"""Reads declared messages from YAML nodes.
 
-A reader is made once for each type, from the declarations in the dataclasses; it takes a node and
-gives a value, or says what is wrong with its place and gives nothing. Reading goes on after a
-problem, so that all that is wrong is said at once: a message that lost a field that may be left out
-is still made, and only its own inner consistency is not judged.
+The declarations in the dataclasses give one reader for each type. A reader takes a node and returns
+a value. Where the node is wrong, the reader adds a problem and returns ``NOTHING``. Reading
+continues after a problem, so that all problems are reported at once. A message whose optional field
+is wrong is still made, but its own rules are not applied.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ class FieldShape:
     """One declared field.
 
     Attributes:
-        name: in Python.
-        yaml_name: in YAML.
-        type: its type, with what is annotated.
-        required: whether it has to be there.
+        name: Its name in Python.
+        yaml_name: Its name in YAML.
+        type: Its type, annotations included.
+        required: Whether the field is required.
     """
 
     name: str
@@ -60,13 +60,13 @@ _FIELDS: dict[type, Mapping[str, FieldShape]] = {}
 
 
 def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
-    """The fields of a message as they stand in YAML, by their names there.
+    """Returns the fields of a message by their names in YAML.
 
-    An object's name and annotations are not among them: they come from its metadata.
+    An object's name and annotations are not among them, because they come from its metadata.
     """
     if message not in _FIELDS:
         hints = typing.get_type_hints(message, include_extras=True)
-        apart = ("opaque", *(_NOT_IN_SPEC if "annotations" in hints else ()))
+        excluded = ("opaque", *(_NOT_IN_SPEC if "annotations" in hints else ()))
         shapes = (
             FieldShape(
                 each.name,
@@ -75,7 +75,7 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
                 each.default is MISSING and each.default_factory is MISSING,
             )
             for each in dataclasses.fields(message)
-            if each.name not in apart
+            if each.name not in excluded
         )
         _FIELDS[message] = {shape.yaml_name: shape for shape in shapes}
     return _FIELDS[message]
@@ -83,13 +83,13 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
 
 @functools.cache
 def annotations_of(message: type[Message]) -> type:
-    """The kind of an object's annotations."""
+    """Returns the class of an object's annotations."""
     kind: type = typing.get_type_hints(message)["annotations"]
     return kind
 
 
 def camel_case(name: str) -> str:
-    """A field's name in YAML."""
+    """Returns a field's name in YAML."""
     first, *rest = name.split("_")
     return first + "".join(part.capitalize() for part in rest)
 
@@ -100,15 +100,15 @@ def read_message(
     """Reads a message.
 
     Args:
-        node: where it stands.
-        message: its type.
-        path: of the node, from the object's root.
-        reading: takes the problems.
-        **given: fields that do not stand in the node.
+        node: The message's node.
+        message: The message's class.
+        path: The path of the node, from the object's root.
+        reading: Collects the problems.
+        **given: Fields that do not come from the node.
 
     Returns:
-        The message, or nothing that can be used where a field that must be there is missing or
-        wrong; then there is a problem in ``reading``.
+        The message, or ``NOTHING`` where a required field is missing or wrong. ``reading`` then has
+        a problem.
     """
     if not isinstance(node, MappingNode):
         return wrong_kind(node, path, reading, "a mapping")
@@ -132,10 +132,10 @@ def _read_fields(
     reading: Reading,
     values: dict[str, object],
 ) -> bool:
-    """Reads the fields of a message into ``values``; says whether all of them were right."""
+    """Reads the fields of a message into ``values``; returns whether all are read and valid."""
     found, twice = entries(node)
     for each in twice:
-        reading.refuse(each.node, join(path, each.key), "stands twice", "keep one")
+        reading.refuse(each.node, join(path, each.key), "is given twice", "keep one")
     shapes = fields_of(message)
     whole = not twice
     opaque: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def _read_fields(
             elif value is NOTHING:
                 whole = False
             elif value == () and not shape.required:
-                # To Istio an empty list is one that is not there: `gateways: []` is the mesh.
+                # Istio treats an empty list like a missing one: `gateways: []` is the mesh.
                 pass
             elif value != "":
                 values[shape.name] = value
@@ -178,7 +178,7 @@ def _refuse_missing(node: MappingNode, message: type[Message], path: str, readin
 
 @functools.cache
 def _reader(hint: Any) -> Read:
-    """Makes the reader of a type."""
+    """Returns the reader of a type."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         return _annotated(hint)
@@ -242,7 +242,7 @@ def _read_mapping(
         return wrong_kind(node, path, reading, "a mapping")
     found, twice = entries(node)
     for each in twice:
-        reading.refuse(each.node, join(path, each.key), "stands twice", "keep one")
+        reading.refuse(each.node, join(path, each.key), "is given twice", "keep one")
     values: dict[Any, Any] = {}
     for key, (key_node, value_node) in found.items():
         place = join(path, key)
@@ -256,7 +256,7 @@ def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -
     if text is NOTHING:
         return text
     if issubclass(kind, AnyCase):
-        # Without a word it is as if the field were not there.
+        # Istio treats an empty text like a missing field.
         text = text.upper()
         if text == "":
             return text

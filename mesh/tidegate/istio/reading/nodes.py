@@ -1,12 +1,12 @@
-"""YAML as nodes that know their lines.
+"""YAML as nodes with line numbers.
 
-Nodes and not plain values, because every problem names its line and every change of an object is
-made at its place in the text. The composer is libyaml's, since a mesh of a thousand hosts has
-tens of thousands of lines.
+Every problem names its line, and every edit changes an object at its place in the text. Plain
+values have neither, so the parser works on nodes. The composer is libyaml's, since a mesh of a
+thousand hosts has tens of thousands of lines.
 
-A scalar without quotes is what Kubernetes' parser (sigs.k8s.io/yaml) makes of it, so that a file is
-the same object here and on a cluster: ``y`` and ``off`` are booleans, ``1e3``, ``0o10`` and ``08``
-are numbers, ``12:30`` and a date are texts.
+A scalar without quotes has the type that Kubernetes' parser (sigs.k8s.io/yaml) gives it, so that a
+file is the same object here and on a cluster: ``y`` and ``off`` are booleans, ``1e3``, ``0o10`` and
+``08`` are numbers, ``12:30`` and a date are texts.
 """
 
 import re
@@ -81,9 +81,9 @@ class YamlSyntaxError(Exception):
     """A text is not YAML.
 
     Args:
-        line: where, from 1.
-        problem: what is wrong.
-        fix: what to do about it.
+        line: The line of the problem, from 1.
+        problem: The problem.
+        fix: What to do about it.
     """
 
     def __init__(self, line: int, problem: str, fix: str = "mend it") -> None:
@@ -95,11 +95,11 @@ class YamlSyntaxError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DuplicateKey:
-    """A key that a mapping has twice; YAML forbids it and most programs take the last.
+    """A key that a mapping has twice; YAML forbids it and most programs use the last.
 
     Attributes:
-        key: the key.
-        node: its second place.
+        key: The key.
+        node: The second occurrence.
     """
 
     key: str
@@ -107,10 +107,10 @@ class DuplicateKey:
 
 
 def compose(text: str) -> list[Node]:
-    """The documents of a text; empty ones are left out.
+    """Returns the documents of a text without empty ones.
 
     Raises:
-        YamlSyntaxError: the text is not YAML.
+        YamlSyntaxError: The text is not YAML.
     """
     loader = _Loader(text)
     try:
@@ -127,7 +127,7 @@ def compose(text: str) -> list[Node]:
 
 
 def _named(error: yaml.MarkedYAMLError, text: str) -> YamlSyntaxError:
-    """The error of a parser, in words that name what was written."""
+    """Rewrites the YAML parser's error so that it quotes the text."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     written = text.splitlines()[line - 1 : line] if mark else []
@@ -137,28 +137,28 @@ def _named(error: yaml.MarkedYAMLError, text: str) -> YamlSyntaxError:
         name = alias[0] if alias else "an alias"
         return YamlSyntaxError(
             line,
-            f"{name} stands for an anchor that this document does not have before it",
+            f"{name} refers to an anchor that this document does not define before it",
             f"write &{name[1:] if alias else 'name'} at the value, earlier in the same document, or"
             " write the value out",
         )
     if "scanning an alias" in words:
         return YamlSyntaxError(
             line,
-            "is not YAML: a text that begins with * is taken for an alias",
+            "is not YAML: a text that begins with * is read as an alias",
             "quote it, as in '*.example.com'",
         )
     if written and "\t" in _INDENT.match(written[0])[0]:  # type: ignore[index]
-        return YamlSyntaxError(line, "is not YAML: a tab stands in the indentation", "use spaces")
+        return YamlSyntaxError(line, "is not YAML: the indentation has a tab", "use spaces")
     return YamlSyntaxError(line, f"is not YAML: {words}")
 
 
 def entries(node: MappingNode) -> tuple[dict[str, tuple[Node, Node]], list[DuplicateKey]]:
-    """The keys and values of a mapping by key, and the keys that it has twice.
+    """Returns the keys and values of a mapping by key, and its duplicate keys.
 
     Merge keys (``<<``) are merged, as Kubernetes' parser does.
 
     Raises:
-        YamlSyntaxError: a merge key merges something else than mappings.
+        YamlSyntaxError: A merge key merges something other than mappings.
     """
     merging = [key for key, _ in node.value if key.tag == _MERGE]
     found: dict[str, tuple[Node, Node]] = {}
@@ -176,23 +176,23 @@ def entries(node: MappingNode) -> tuple[dict[str, tuple[Node, Node]], list[Dupli
     except yaml.constructor.ConstructorError as error:
         raise YamlSyntaxError(
             line_of(merging[0]),
-            "'<<' merges something that is no mapping",
+            "'<<' merges something other than a mapping",
             "merge a mapping, as in '<<: *defaults', or write its fields out",
         ) from error
-    # What stands in the mapping itself comes last and wins.
+    # The mapping's own keys come last and win.
     return {str(key.value): (key, value) for key, value in merged.value}, twice
 
 
 def find(node: Node, path: str) -> Node:
-    """The node at a path such as ``spec.http[0].route[1].weight``, or the nearest above it.
+    """Returns the node at a path such as ``spec.http[0].route[1].weight``, or the nearest above it.
 
-    A key with dots stands in brackets: ``metadata.annotations[tidegate.dev/sticky]``.
+    A key with dots has brackets: ``metadata.annotations[tidegate.dev/sticky]``.
     """
     return _found(node, path)[1]
 
 
 def find_key(node: Node, path: str) -> Node:
-    """The key of the node that `find` gives, or that node where it stands in a list."""
+    """Returns the key of the node that `find` returns, or that node itself in a list."""
     return _found(node, path)[0]
 
 
@@ -210,7 +210,7 @@ def _found(node: Node, path: str) -> tuple[Node, Node]:
 
 
 def node_of(value: Any) -> Node:
-    """The node of a plain value, as JSON has them; it stands in no text."""
+    """Returns the node of a plain value, as JSON has them. It has no place in a text."""
     match value:
         case None:
             return ScalarNode(f"{_TAG}null", "")
@@ -230,7 +230,7 @@ def node_of(value: Any) -> Node:
 
 
 def value_of(node: Node) -> Any:
-    """The plain value of a node, as Kubernetes' parser makes JSON of it."""
+    """Returns the plain value of a node, as Kubernetes' parser converts it to JSON."""
     if isinstance(node, MappingNode):
         return {key: value_of(value) for key, (_, value) in entries(node)[0].items()}
     if isinstance(node, SequenceNode):
@@ -244,17 +244,17 @@ def value_of(node: Node) -> Any:
 
 
 def line_of(node: Node) -> int:
-    """The line at which a node starts, from 1; 0 for a node that stands in no text."""
+    """Returns the line at which a node starts, from 1; 0 for a node without a text."""
     return int(node.start_mark.line) + 1 if node.start_mark else 0
 
 
 def is_null(node: Node) -> bool:
-    """Whether a node is YAML's null, written or left empty."""
+    """Returns whether a node is YAML's null, written or left empty."""
     return bool(node.tag == f"{_TAG}null")
 
 
 def kind_of(node: Node) -> str:
-    """What a node is, in words."""
+    """Returns what a node is, in words."""
     if isinstance(node, MappingNode):
         return "a mapping"
     if isinstance(node, SequenceNode):
@@ -263,10 +263,10 @@ def kind_of(node: Node) -> str:
 
 
 def number_of(node: Node) -> int | float | None:
-    """The number that a node is; None where it is not one.
+    """Returns the number of a node; None where it is not one.
 
-    What has no fraction is a whole number however it is written (``1e2``, ``80.0``): no difference
-    is left once Kubernetes' parser has made JSON of it.
+    A number without a fraction is a whole number in every notation (``1e2``, ``80.0``): Kubernetes'
+    parser converts it to JSON, which does not distinguish ``80.0`` from ``80``.
     """
     if node.tag not in (f"{_TAG}int", f"{_TAG}float") or not isinstance(node, ScalarNode):
         return None
@@ -285,14 +285,14 @@ def number_of(node: Node) -> int | float | None:
 
 
 def truth_of(node: Node) -> bool | None:
-    """Whether a node is true or false; None where it is neither."""
+    """Returns whether a node is true or false; None where it is neither."""
     if node.tag != f"{_TAG}bool" or str(node.value) not in (*_TRUE, *_FALSE):
         return None
     return str(node.value) in _TRUE
 
 
 def content_end(node: Node, text: str) -> int:
-    """Where the last character of a node stands; a block's own mark is at what comes after it."""
+    """Returns the end of a node's last character. The end mark of a block is at the next token."""
     if not isinstance(node, CollectionNode) or node.flow_style or not node.value:
         end = int(node.end_mark.index)
         while end > node.start_mark.index and text[end - 1] in " \r\n":
@@ -301,7 +301,7 @@ def content_end(node: Node, text: str) -> int:
     last = node.value[-1]
     if isinstance(node, MappingNode):
         key, value = last
-        # The mark of a value that is left empty may be anywhere after the colon.
+        # The mark of an empty value may be anywhere after the colon.
         colon = text.index(":", key.end_mark.index) + 1
         return max(colon, content_end(value, text)) if not _is_empty(value) else colon
     return content_end(last, text)

@@ -1,6 +1,7 @@
-"""From single YAML nodes to values: texts, numbers, durations, names, conditions.
+"""Scalar readers: they read texts, numbers, durations, names and conditions from single YAML nodes.
 
-A reader takes a node and gives a value, or notes what is wrong with it and gives ``NOTHING``.
+A reader takes a node and returns a value. Where the node is wrong, it adds a problem and returns
+``NOTHING``.
 """
 
 import datetime as dt
@@ -47,25 +48,25 @@ __all__ = [
 
 
 class Nothing(enum.Enum):
-    """What a reader gives where it could not read."""
+    """The result of a reader that could not read its node."""
 
     NOTHING = enum.auto()
 
 
 NOTHING = Nothing.NOTHING
 Read = Callable[[Node, str, "Reading"], Any]
-"""Takes a node, its path and where problems are noted; gives a value or ``NOTHING``."""
+"""Takes a node, its path and the collected problems; returns a value or ``NOTHING``."""
 
 
 @dataclass(slots=True)
 class Reading:
-    """One object while it is read.
+    """The state of reading one object.
 
     Attributes:
-        namespace: the object's, for short names.
-        validated: whether an API server has validated the object. Then what cannot be read is kept
-            as it is.
-        problems: line, path, problem and fix of what was wrong so far.
+        namespace: The object's namespace, for short names.
+        validated: Whether an API server has validated the object. Then a value that cannot be read
+            is kept unchanged.
+        problems: The line, path, problem and fix of each problem so far.
     """
 
     namespace: str
@@ -73,7 +74,7 @@ class Reading:
     problems: list[tuple[int, str, str, str]] = field(default_factory=list)
 
     def refuse(self, node: Node, path: str, problem: str, fix: str) -> Any:
-        """Notes a problem; gives what a reader gives then."""
+        """Adds a problem; returns ``NOTHING``."""
         self.problems.append((line_of(node), path, problem, fix))
         return NOTHING
 
@@ -83,7 +84,7 @@ class Reading:
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """The known word that was meant, as a fix; else the list of all."""
+    """Returns a fix that suggests the closest known word, or else all of them."""
     words = list(known)
     close = difflib.get_close_matches(word, words, n=1)
     if close:
@@ -92,13 +93,13 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 def wrong_kind(node: Node, path: str, reading: Reading, wanted: str) -> Any:
-    """Notes that a node is something else than it must be."""
+    """Refuses a node of the wrong kind."""
     got = f"{kind_of(node)} {node.value!r}" if isinstance(node, ScalarNode) else kind_of(node)
     return reading.refuse(node, path, f"is {got}", f"must be {wanted}")
 
 
 def join(path: str, key: str) -> str:
-    """The path of a key; one that looks like a path itself stands in brackets."""
+    """Returns the path of a key. A key with a dot, slash or bracket gets brackets."""
     if any(character in key for character in "./["):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else key
@@ -115,9 +116,9 @@ def _read_text(node: Node, path: str, reading: Reading) -> Any:
 
 
 def read_key(read: Read, node: Node, path: str, reading: Reading) -> Any:
-    """The key of a map.
+    """Reads a key of a mapping.
 
-    JSON's keys are texts: Kubernetes' parser writes a number as one (``1``), but in its own way.
+    Keys of JSON are texts: Kubernetes' parser makes a text of a number (``1``), in its own format.
     """
     if isinstance(node, ScalarNode) and str(number_of(node)) == node.value:
         node = ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark, node.end_mark)
@@ -160,7 +161,7 @@ def _read_string_match(node: Node, path: str, reading: Reading) -> Any:
     kinds = [kind.value for kind in StringMatchKind if kind is not StringMatchKind.PRESENT]
     found, _ = entries(node)
     if len(found) > 1:
-        # A key without a value is no key to Kubernetes.
+        # Kubernetes ignores a key without a value.
         found = {key: pair for key, pair in found.items() if not is_null(pair[1])} or found
     unknown = [key for key in found if key not in kinds]
     for key in unknown:
@@ -180,7 +181,7 @@ def _read_string_match(node: Node, path: str, reading: Reading) -> Any:
 
 
 def read_optional_match(node: Node, path: str, reading: Reading) -> Any:
-    """A condition on a header or query parameter, which may be there with any value."""
+    """Reads a condition on a header or query parameter, which may also match any value."""
     if is_null(node) or (isinstance(node, MappingNode) and not node.value):
         return StringMatch(StringMatchKind.PRESENT)
     return _read_string_match(node, path, reading)
@@ -203,7 +204,7 @@ def _read_regex(node: Node, path: str, reading: Reading) -> Any:
     problem = None if text is NOTHING else regex_problem(text)
     if problem is None:
         return text
-    fix = "write '.*', or {} to ask for presence" if text == "*" else "write an RE2 expression"
+    fix = "write '.*', or {} to match presence" if text == "*" else "write an RE2 expression"
     return reading.doubt(text, node, path, f"{text!r} {problem}", fix)
 
 
@@ -225,7 +226,7 @@ def _is_ipv4_address(text: str) -> bool:
     return is_ip_address(text) and ":" not in text
 
 
-# What Istio takes for a host and we do not, with the reason and the fix.
+# Hosts that Istio accepts and Tidegate does not, with the reason and the fix.
 _UNUSUAL_HOSTS: tuple[tuple[Callable[[str], bool], str, str], ...] = (
     (
         lambda text: is_subdomain(text.removesuffix(".")),
@@ -254,7 +255,7 @@ def _read_gateway(node: Node, path: str, reading: Reading) -> Any:
 
 
 def _read_header(node: Node, path: str, reading: Reading) -> Any:
-    """A header; its case means nothing in HTTP, and HTTP/2 has lower case only."""
+    """Reads a header name. HTTP ignores its case, and HTTP/2 has lower case only."""
     text = _read_text(node, path, reading)
     if text is NOTHING or is_header_name(text.lower()):
         return text if text is NOTHING else text.lower()
@@ -276,7 +277,7 @@ SCALAR_READERS: Mapping[Any, Read] = {
     HostName: _read_host,
     GatewayName: _read_gateway,
     SubsetName: _checked(
-        is_host_label, "is not a name of a subset", "use letters, 0-9 and -, at most 63"
+        is_host_label, "is not a subset name", "use letters, 0-9 and -, at most 63"
     ),
     Label: _checked(is_host_label, "is not a label", "use letters, 0-9 and -, at most 63"),
     HeaderName: _read_header,

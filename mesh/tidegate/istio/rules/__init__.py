@@ -1,7 +1,7 @@
-"""What contradicts itself in a message whose fields are each right: Istio's own validation rules.
+"""Istio's validation rules: contradictions in a message whose fields are each valid.
 
-They follow istiod's ``pkg/config/validation``, so that what passes here passes there; a few are
-stricter, where Istio takes what can never have an effect.
+They follow istiod's ``pkg/config/validation``, so that istiod accepts what they accept. A few are
+stricter, where Istio accepts a field that can never have an effect.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,6 @@ _RULES = {**ROUTE_RULES, **POLICY_RULES, **PLACE_RULES}
 
 
 def violations(message: Message) -> Iterator[Violation]:
-    """What contradicts itself in a message, apart from the messages inside it."""
+    """Yields the violations of a message, without those of the messages inside it."""
     rule = _RULES.get(type(message))
     return rule(message) if rule is not None else iter(())

@@ -1,4 +1,4 @@
-"""Rules for gateways and hosts: a Gateway, a ServiceEntry, a WorkloadEntry."""
+"""Rules of gateways and hosts: Gateway, ServiceEntry, WorkloadEntry."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -9,19 +9,7 @@ from tidegate.istio.rules.violation import Violation, export_to, labels, twice
 from tidegate.istio.scalars import is_host_label, is_ip_address, is_subdomain
 from tidegate.istio.shapes import Message
 
-__all__ = ["CIPHERS", "PLACE_RULES"]
-
-CIPHERS = frozenset(
-    {
-        *(f"ECDHE-{key}-AES128-GCM-SHA256" for key in ("ECDSA", "RSA")),
-        *(f"ECDHE-{key}-AES256-GCM-SHA384" for key in ("ECDSA", "RSA")),
-        *(f"ECDHE-{key}-CHACHA20-POLY1305" for key in ("ECDSA", "RSA")),
-        *(f"ECDHE-{key}-AES{bits}-SHA" for key in ("ECDSA", "RSA") for bits in (128, 256)),
-        *("AES128-GCM-SHA256", "AES256-GCM-SHA384", "AES128-SHA", "AES256-SHA", "DES-CBC3-SHA"),
-        "ALL",
-    }
-)
-"""What Envoy knows of TLS 1.2, by OpenSSL's words; it may also stand in a group, ``[A|B]``."""
+__all__ = ["PLACE_RULES"]
 
 
 def _gateway(message: gw.Gateway) -> Iterator[Violation]:
@@ -60,7 +48,6 @@ def _server(message: gw.Server) -> Iterator[Violation]:
 
 
 def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
-    yield from _ciphers(message.cipher_suites)
     versions = (message.max_protocol_version, message.min_protocol_version)
     if versions == (gw.TlsVersion.TLSV1_2, gw.TlsVersion.TLSV1_3):
         fix = "write a newer maxProtocolVersion"
@@ -78,17 +65,6 @@ def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
     for name, yaml in needed:
         if getattr(message, name) is None:
             yield Violation(yaml, f"is missing in mode {message.mode.value}", "name its file")
-
-
-def _ciphers(suites: tuple[str, ...]) -> Iterator[Violation]:
-    """Names for which Envoy rejects a listener; Istio leaves them out."""
-    for index, suite in enumerate(suites):
-        group = suite[1:-1].split("|") if suite.startswith("[") and suite.endswith("]") else [suite]
-        for name in group:
-            if name not in CIPHERS:
-                fix = f"known are {', '.join(sorted(CIPHERS))}"
-                problem = f"{name!r} is no cipher suite of TLS 1.2 that Envoy knows"
-                yield Violation(f"cipherSuites[{index}]", problem, fix)
 
 
 def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:
@@ -111,7 +87,7 @@ def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:
     for index, endpoint in enumerate(message.endpoints):
         for name in endpoint.ports.keys() - names:
             fix = f"known are {', '.join(sorted(names))}"
-            yield Violation(f"endpoints[{index}].ports.{name}", "is no port of the host", fix)
+            yield Violation(f"endpoints[{index}].ports.{name}", "is not a port of the host", fix)
         if static and is_subdomain(endpoint.address):
             fix = "write an IP address, or resolution DNS"
             yield Violation(
@@ -138,7 +114,7 @@ def _selector(message: se.ServiceEntry) -> Iterator[Violation]:
     if message.workload_selector is None:
         return
     if message.endpoints:
-        yield Violation("workloadSelector", "cannot stand beside 'endpoints'", "keep one")
+        yield Violation("workloadSelector", "cannot be combined with 'endpoints'", "keep one")
     if not message.workload_selector:
         yield Violation("workloadSelector.labels", "is empty: selects every workload", "add labels")
     for name, value in message.workload_selector.items():
@@ -149,7 +125,7 @@ def _selector(message: se.ServiceEntry) -> Iterator[Violation]:
 
 
 def _tells_hosts_apart(protocol: se.PortProtocol | None) -> bool:
-    """Whether what a client sends names the host that it means."""
+    """Returns whether a client of the protocol sends the name of the host."""
     secure = (se.PortProtocol.HTTPS, se.PortProtocol.TLS)
     return protocol is not None and (protocol.routed or protocol in secure)
 
@@ -159,7 +135,7 @@ def _workload(message: se.Workload) -> Iterator[Violation]:
     for name in message.ports:
         if not is_host_label(name):
             fix = "use letters, 0-9 and -, at most 63"
-            yield Violation(f"ports.{name}", f"{name!r} is no name of a port", fix)
+            yield Violation(f"ports.{name}", f"{name!r} is not a port name", fix)
     is_socket = message.address.startswith("unix://")
     if not is_socket and not is_ip_address(message.address) and not is_subdomain(message.address):
         fix = "write an IP address or a DNS name; the port goes into 'ports'"

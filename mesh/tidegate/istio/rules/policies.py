@@ -1,19 +1,14 @@
-"""Rules for a DestinationRule and what is in it."""
+"""Rules of a DestinationRule and its messages."""
 
-import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tidegate.istio import destination_rule as dr
 from tidegate.istio.rules.violation import Violation, at_most_one, export_to, labels, twice
-from tidegate.istio.scalars import duration_text, is_ip_address
+from tidegate.istio.scalars import is_ip_address
 from tidegate.istio.shapes import Message
 
 __all__ = ["POLICY_RULES"]
-
-
-_MOST_PROBES = 127
-_LONGEST_KEEPALIVE = dt.timedelta(seconds=32_767)
 
 
 def _destination_rule(message: dr.DestinationRule) -> Iterator[Violation]:
@@ -28,14 +23,14 @@ def _destination_rule(message: dr.DestinationRule) -> Iterator[Violation]:
 
 def _traffic_policy(message: dr.TrafficPolicy) -> Iterator[Violation]:
     if message == dr.TrafficPolicy():
-        yield Violation("", "says nothing", "remove it")
+        yield Violation("", "is empty", "remove it")
     ports = [each.port for each in message.port_level_settings]
     yield from twice(ports, "portLevelSettings[{}].port", "port")
 
 
 def _port_policy(message: dr.PortTrafficPolicy) -> Iterator[Violation]:
     if message == dr.PortTrafficPolicy(port=message.port):
-        yield Violation("", "says nothing but the port", "remove it")
+        yield Violation("", "sets nothing but the port", "remove it")
 
 
 def _load_balancer(message: dr.LoadBalancer) -> Iterator[Violation]:
@@ -45,7 +40,7 @@ def _load_balancer(message: dr.LoadBalancer) -> Iterator[Violation]:
     warm = [yaml for name, yaml in warmups if getattr(message, name) is not None]
     if warm and (message.consistent_hash or message.simple is dr.SimpleLoadBalancer.RANDOM):
         fix = "use ROUND_ROBIN or LEAST_REQUEST, or remove it"
-        yield Violation(warm[0], "counts for ROUND_ROBIN and LEAST_REQUEST only", fix)
+        yield Violation(warm[0], "applies to ROUND_ROBIN and LEAST_REQUEST only", fix)
 
 
 def _consistent_hash(message: dr.ConsistentHash) -> Iterator[Violation]:
@@ -81,17 +76,6 @@ def _connection_pool(message: dr.ConnectionPool) -> Iterator[Violation]:
         yield Violation("", "limits nothing", "add 'http' or 'tcp'")
 
 
-def _keepalive(message: dr.TcpKeepalive) -> Iterator[Violation]:
-    """Options of sockets that Linux refuses: no connection is made with them."""
-    if message.probes is not None and message.probes > _MOST_PROBES:
-        yield Violation("probes", f"is more than the {_MOST_PROBES} of Linux", "write fewer")
-    for name in ("time", "interval"):
-        length = getattr(message, name)
-        if length is not None and length > _LONGEST_KEEPALIVE:
-            longest = duration_text(_LONGEST_KEEPALIVE)
-            yield Violation(name, f"is longer than the {longest} of Linux", "write a shorter time")
-
-
 def _http_settings(message: dr.HttpSettings) -> Iterator[Violation]:
     if message.use_client_protocol and message.h2_upgrade_policy is dr.H2UpgradePolicy.UPGRADE:
         fix = "remove one"
@@ -105,8 +89,8 @@ def _keep_alive(message: dr.Http2KeepAlive) -> Iterator[Violation]:
 
 
 def _outlier_detection(message: dr.OutlierDetection) -> Iterator[Violation]:
-    apart = message.split_external_local_origin_errors
-    if message.consecutive_local_origin_failures and not apart:
+    separate = message.split_external_local_origin_errors
+    if message.consecutive_local_origin_failures and not separate:
         fix = "add 'splitExternalLocalOriginErrors: true'"
         yield Violation("consecutiveLocalOriginFailures", "has no effect alone", fix)
 
@@ -136,7 +120,6 @@ POLICY_RULES: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     dr.Maglev: _maglev,
     dr.Warmup: _warmup,
     dr.ConnectionPool: _connection_pool,
-    dr.TcpKeepalive: _keepalive,
     dr.HttpSettings: _http_settings,
     dr.Http2KeepAlive: _keep_alive,
     dr.OutlierDetection: _outlier_detection,

@@ -1,4 +1,4 @@
-"""Rules for a VirtualService and what is in it."""
+"""Rules of a VirtualService and its messages."""
 
 import http
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -6,8 +6,7 @@ from typing import Any
 
 from tidegate.istio import virtual_service as vs
 from tidegate.istio.names import MESH
-from tidegate.istio.rules.header_values import header_value_problem
-from tidegate.istio.rules.violation import Violation, at_most_one, export_to, on_one_line, twice
+from tidegate.istio.rules.violation import Violation, at_most_one, export_to, twice
 from tidegate.istio.scalars import is_header_name, is_ip_address
 from tidegate.istio.shapes import HostName, Message, StringMatchKind
 
@@ -19,7 +18,7 @@ GRPC_STATUSES = (
     *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
     "UNAUTHENTICATED",
 )
-"""The gRPC statuses by name, in the order of their numbers."""
+"""The names of the gRPC statuses, in the order of their numbers."""
 
 _RETRY_CONDITIONS = frozenset(
     {
@@ -29,7 +28,6 @@ _RETRY_CONDITIONS = frozenset(
         *("internal", "resource-exhausted", "unavailable"),
     }
 )
-_LEAST_PERCENT = 0.0001
 _HTTP_STATUSES = frozenset(str(status.value) for status in http.HTTPStatus)
 _CORS_METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE", "*"}
@@ -42,7 +40,7 @@ def _virtual_service(message: vs.VirtualService) -> Iterator[Violation]:
     if "*" in message.hosts and MESH in message.gateways:
         index = message.hosts.index(HostName("*"))
         fix = "name hosts, or name a gateway and not mesh"
-        yield Violation(f"hosts[{index}]", "'*' takes every call inside the mesh", fix)
+        yield Violation(f"hosts[{index}]", "'*' matches every call inside the mesh", fix)
     for index, host in enumerate(message.hosts):
         if not host:
             yield Violation(f"hosts[{index}]", "is empty", "name the host")
@@ -53,7 +51,7 @@ def _virtual_service(message: vs.VirtualService) -> Iterator[Violation]:
 
 
 def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Violation]:
-    """Wildcards that take other hosts of the same list: Istio calls them duplicates."""
+    """Checks for wildcards that match other hosts of the same list: Istio calls them duplicates."""
     for index, host in enumerate(hosts):
         for before in hosts[:index]:
             if _takes(before, host):
@@ -63,7 +61,7 @@ def _overlapping(hosts: tuple[HostName, ...]) -> Iterator[Violation]:
             else:
                 continue
             if wide != narrow:
-                problem = f"{wide} takes {narrow} too, and Istio refuses both in one object"
+                problem = f"{wide} matches {narrow} too, and Istio refuses both in one object"
                 fix = "keep one, or write a VirtualService for each"
                 yield Violation(f"hosts[{index}]", problem, fix)
                 break
@@ -92,7 +90,7 @@ def _http_route(message: vs.HttpRoute) -> Iterator[Violation]:
     if len(message.route) > 1 and total == 0:
         yield Violation("route", "all weights are 0: no request could go anywhere", "add weights")
     elif total and total % 2**32 == 0:
-        # Istio adds them up in 32 bits and refuses a sum of 0.
+        # Istio adds the weights in 32 bits and refuses a sum of 0.
         yield Violation("route", f"the weights add up to {total}", "write smaller weights")
     if message.rewrite is not None and message.rewrite.authority:
         for verb in ("set", "add"):
@@ -111,16 +109,9 @@ def _headers(message: vs.Headers) -> Iterator[Violation]:
             changed: Iterable[str] = getattr(operations, verb)
             for name in changed:
                 path = f"{way}.{verb}"
-                yield from on_one_line((path, name))
                 allowed = way == "request" and verb != "remove" and _is_authority(name)
                 if not allowed and (not name or name.startswith(":") or name.lower() == "host"):
                     yield Violation(path, f"cannot change the header {name!r}", "remove it")
-                if verb == "remove":
-                    continue
-                told = header_value_problem(getattr(operations, verb)[name])
-                if told is not None:
-                    problem, _, fix = told.partition("; ")
-                    yield Violation(f"{path}.{name}", problem, fix)
 
 
 def _written(operations: vs.HeaderOperations) -> Iterator[str]:
@@ -136,13 +127,11 @@ def _match(message: vs.HttpMatchRequest) -> Iterator[Violation]:
     for name in message.headers:
         if name in ("uri", "scheme", "method", "authority"):
             fix = f"write '{name}' beside 'headers'"
-            yield Violation(f"headers.{name}", "is no header; Istio ignores it", fix)
-    if "" in message.query_params:
-        yield Violation("queryParams", "has an empty name, which Envoy rejects", "name it")
+            yield Violation(f"headers.{name}", "is not a header; Istio ignores it", fix)
     uri = message.uri
     if message.ignore_uri_case and (uri is None or uri.kind is StringMatchKind.REGEX):
         fix = "remove it; in a regex write (?i)"
-        yield Violation("ignoreUriCase", "counts for exact and prefix only", fix)
+        yield Violation("ignoreUriCase", "applies to exact and prefix conditions only", fix)
 
 
 def _destination(message: vs.Destination) -> Iterator[Violation]:
@@ -155,18 +144,14 @@ def _redirect(message: vs.HttpRedirect) -> Iterator[Violation]:
     yield from at_most_one(message, ("port", "port"), ("derive_port", "derivePort"))
     parts = ("uri", "authority", "scheme", "port", "derive_port")
     if all(getattr(message, name) is None for name in parts):
-        yield Violation("", "says nothing of where to", "add uri, authority, scheme or port")
-    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
+        yield Violation("", "has no target", "add uri, authority, scheme or port")
     if message.scheme not in (None, "http", "https"):
         yield Violation("scheme", f"cannot be {message.scheme!r}", "write http or https")
 
 
 def _rewrite(message: vs.HttpRewrite) -> Iterator[Violation]:
     yield from at_most_one(message, ("uri", "uri"), ("uri_regex_rewrite", "uriRegexRewrite"))
-    yield from on_one_line(("uri", message.uri), ("authority", message.authority))
     pattern = message.uri_regex_rewrite
-    if pattern is not None:
-        yield from on_one_line(("uriRegexRewrite.rewrite", pattern.rewrite))
     if pattern is not None and not pattern.rewrite:
         fix = "write by what; to remove a part of the path, keep the rest as a group"
         yield Violation("uriRegexRewrite", "lacks 'rewrite', which may not be empty", fix)
@@ -190,31 +175,19 @@ def _fault(message: vs.FaultInjection) -> Iterator[Violation]:
         yield Violation("", "has neither 'delay' nor 'abort'", "add one")
 
 
-def _delay(message: vs.FaultDelay) -> Iterator[Violation]:
-    yield from _share(message.percentage)
-
-
-def _share(percentage: float) -> Iterator[Violation]:
-    """A share that Envoy, which counts millionths, would take for none."""
-    if 0 < percentage < _LEAST_PERCENT:
-        fix = f"write 0, or {_LEAST_PERCENT} or more"
-        yield Violation("percentage.value", f"cannot be {percentage:g}", fix)
-
-
 def _abort(message: vs.FaultAbort) -> Iterator[Violation]:
-    yield from _share(message.percentage)
     statuses = (("http_status", "httpStatus"), ("grpc_status", "grpcStatus"))
     yield from at_most_one(message, *statuses, least=1)
     if message.grpc_status is not None and message.grpc_status not in GRPC_STATUSES:
         fix = "write a name such as UNAVAILABLE"
-        yield Violation("grpcStatus", f"{message.grpc_status!r} is no status of gRPC", fix)
+        yield Violation("grpcStatus", f"{message.grpc_status!r} is not a gRPC status", fix)
 
 
 def _cors(message: vs.CorsPolicy) -> Iterator[Violation]:
     for index, method in enumerate(message.allow_methods):
         if method not in _CORS_METHODS:
             fix = "write a method such as POST"
-            yield Violation(f"allowMethods[{index}]", f"{method!r} is no method of HTTP", fix)
+            yield Violation(f"allowMethods[{index}]", f"{method!r} is not an HTTP method", fix)
     for field, headers in (
         ("allowHeaders", message.allow_headers),
         ("exposeHeaders", message.expose_headers),
@@ -237,7 +210,6 @@ ROUTE_RULES: Mapping[type[Message], Callable[[Any], Iterator[Violation]]] = {
     vs.HttpRewrite: _rewrite,
     vs.HttpRetry: _retries,
     vs.FaultInjection: _fault,
-    vs.FaultDelay: _delay,
     vs.FaultAbort: _abort,
     vs.CorsPolicy: _cors,
 }

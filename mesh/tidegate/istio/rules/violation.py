@@ -1,4 +1,4 @@
-"""How a rule says what contradicts itself, and what rules of several kinds share."""
+"""Violations of rules, and checks that several rules share."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from tidegate.istio.scalars import is_label_name, is_label_value
 from tidegate.istio.shapes import Message
 
-__all__ = ["Violation", "at_most_one", "export_to", "labels", "on_one_line", "twice"]
+__all__ = ["Violation", "at_most_one", "export_to", "labels", "twice"]
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A contradiction.
+    """A contradiction in a message.
 
     Attributes:
-        path: the field, from the message on: ``route[1].weight``; empty for the message itself.
-        problem: what is wrong.
-        fix: what to write instead.
+        path: The field, relative to the message: ``route[1].weight``; empty for the message itself.
+        problem: The problem.
+        fix: What to write instead.
     """
 
     path: str
@@ -25,47 +25,50 @@ class Violation:
 
 
 def at_most_one(message: Message, *fields: tuple[str, str], least: int = 0) -> Iterator[Violation]:
-    """Fields that exclude each other, by their names in Python and YAML."""
+    """Checks fields that exclude each other.
+
+    Args:
+        message: The message.
+        *fields: The fields, by their names in Python and YAML.
+        least: The number of fields that are required.
+    """
     present = [yaml for name, yaml in fields if getattr(message, name) not in (None, ())]
     words = ", ".join(yaml for _, yaml in fields)
     if len(present) > 1:
         fix = f"keep one of {words}"
-        yield Violation(present[1], f"cannot stand beside '{present[0]}'", fix)
+        yield Violation(present[1], f"cannot be combined with '{present[0]}'", fix)
     if len(present) < least:
         yield Violation("", f"has none of {words}", "add one")
 
 
 def twice(items: Iterable[object], path: str, what: str) -> Iterator[Violation]:
-    """Items that come more than once; ``path`` has a place for their index."""
+    """Checks for duplicates.
+
+    Args:
+        items: The items.
+        path: The path of an item, with a placeholder for its index.
+        what: A word for an item.
+    """
     seen: set[object] = set()
     for index, item in enumerate(items):
         if item in seen:
-            yield Violation(path.format(index), f"{what} {item} stands twice", "keep one")
+            yield Violation(path.format(index), f"{what} {item} is given twice", "keep one")
         seen.add(item)
 
 
 def labels(found: Mapping[str, str], path: str) -> Iterator[Violation]:
-    """Labels that Kubernetes would not take."""
+    """Checks that Kubernetes accepts labels."""
     for name, value in found.items():
         place = f"{path}[{name}]" if "." in name or "/" in name else f"{path}.{name}"
         if not is_label_name(name):
             fix = "write it like version or example.com/tier"
-            yield Violation(place, f"{name!r} is no name of a label", fix)
+            yield Violation(place, f"{name!r} is not a label name", fix)
         if not is_label_value(value):
             fix = "use letters, 0-9, -, _ and dots, at most 63"
-            yield Violation(place, f"{value!r} is no value of a label", fix)
-
-
-def on_one_line(*texts: tuple[str, str | None]) -> Iterator[Violation]:
-    """Texts, by their paths, that Envoy rejects for a line break or a zero byte."""
-    for path, text in texts:
-        if text is not None and not {"\0", "\r", "\n"}.isdisjoint(text):
-            yield Violation(
-                path, "has a line break or a zero byte, which Envoy rejects", "remove it"
-            )
+            yield Violation(place, f"{value!r} is not a label value", fix)
 
 
 def export_to(scopes: tuple[str, ...]) -> Iterator[Violation]:
-    """Scopes that are neither all namespaces nor its own."""
+    """Checks that a scope is all namespaces or the object's own."""
     if scopes not in (("*",), (".",), ()):
         yield Violation("exportTo", "names namespaces", "write ['*'] for all or ['.'] for its own")

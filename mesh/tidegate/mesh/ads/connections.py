@@ -10,7 +10,7 @@ from tidegate.mesh.ads.stream import ProxyStream
 from tidegate.mesh.ads.subscription import SubscriptionDelta
 from tidegate.mesh.resources import ResourceKey, ResourceType
 
-__all__ = ["Connection", "Watchers"]
+__all__ = ["Connection", "SubscriptionIndex"]
 
 _NO_CONNECTIONS: Final[frozenset["Connection"]] = frozenset()
 
@@ -52,14 +52,14 @@ class Connection:
         )
 
 
-class Watchers:
+class SubscriptionIndex:
     """Which connections subscribe to which resources of one view."""
 
     def __init__(self) -> None:
         self._by_key: dict[ResourceKey, set[Connection]] = {}
         self._of_type: dict[ResourceType, set[Connection]] = {each: set() for each in ResourceType}
 
-    def of(self, key: ResourceKey) -> AbstractSet[Connection]:
+    def subscribers(self, key: ResourceKey) -> AbstractSet[Connection]:
         """The connections that subscribe to a resource."""
         return self._of_type[key.type] | self._by_key.get(key, _NO_CONNECTIONS)
 
@@ -82,8 +82,8 @@ class Watchers:
                 self._remove(connection, ResourceKey(type_, name))
 
     def _remove(self, connection: Connection, key: ResourceKey) -> None:
-        watchers = self._by_key.get(key)
-        if watchers is not None:
-            watchers.discard(connection)
-            if not watchers:
+        connections = self._by_key.get(key)
+        if connections is not None:
+            connections.discard(connection)
+            if not connections:
                 del self._by_key[key]

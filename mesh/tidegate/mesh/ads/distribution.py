@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 from tidegate.mesh.ads.ack_waiter import AckWaiter
-from tidegate.mesh.ads.connections import Connection, Watchers
+from tidegate.mesh.ads.connections import Connection, SubscriptionIndex
 from tidegate.mesh.ads.identity import NodeIdentity
 from tidegate.mesh.ads.snapshot import InlinedSnapshot, ResourceSnapshot, SnapshotView
 from tidegate.mesh.ads.status import AckReport, ProxyId, ProxyStatus, XdsVariant
@@ -47,7 +47,7 @@ class Distribution:
         self._views[ProxyKind.ENVOY, XdsVariant.SOTW] = InlinedSnapshot(
             self._snapshots[ProxyKind.ENVOY]
         )
-        self._watchers = {each: Watchers() for each in self._views}
+        self._indexes = {each: SubscriptionIndex() for each in self._views}
         # In the order in which the proxies connected.
         self._connections: dict[Connection, None] = {}
         self._stream_numbers = count(1)
@@ -70,9 +70,9 @@ class Distribution:
             )
         for (of, variant), view in self._views.items():
             if of is proxy_kind:
-                watchers = self._watchers[of, variant]
+                index = self._indexes[of, variant]
                 for key in view.visible_keys(changed):
-                    for connection in watchers.of(key):
+                    for connection in index.subscribers(key):
                         connection.stream.resource_changed(key)
                         affected[connection] = None
         for connection in affected:
@@ -133,7 +133,7 @@ class Distribution:
             yield connection
         finally:
             del self._connections[connection]
-            self._watchers[view_key].remove(connection)
+            self._indexes[view_key].remove(connection)
             for ack_waiter in self._ack_waiters:
                 ack_waiter.remove(connection)
             disconnected, self._disconnected = self._disconnected, asyncio.Event()
@@ -150,8 +150,8 @@ class Distribution:
         """
         ack, delta = connection.stream.receive(request, time.time())
         identity = connection.identity
-        watchers = self._watchers[identity.proxy_kind, identity.variant]
-        watchers.update(connection, request.type, delta)
+        index = self._indexes[identity.proxy_kind, identity.variant]
+        index.update(connection, request.type, delta)
         connection.wakeup.set()
         self._notify_ack_waiters(connection, may_have_rejected=ack is not None and not ack.accepted)
         return ack

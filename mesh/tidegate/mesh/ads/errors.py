@@ -10,7 +10,7 @@ class AdsError(TidegateError):
 
 
 class RefusedRequestError(AdsError):
-    """A request that no sane proxy sends. It ends the stream.
+    """A request that breaks the protocol or exceeds a limit. It ends the stream.
 
     Attributes:
         field: Path of the field that is wrong.

@@ -5,8 +5,8 @@ what the compiler made:
 
 - The version of endpoints includes the version of their cluster. Envoy warms a changed cluster only
   when its endpoints arrive again, changed or not (Envoy, "xDS protocol", resource warming). With a
-  new version, the same endpoints are sent again under a new cluster. This also holds for a proxy
-  that reconnects before they arrive, or has rejected them (docs/mesh-ads.md, "When a proxy rejects
+  new version, the same endpoints are sent again under a new cluster. The same happens
+  if a proxy reconnects before they arrive, or rejects them (docs/mesh-ads.md, "When a proxy rejects
   an update").
 - An Envoy that speaks state of the world cannot subscribe to single virtual hosts (VHDS). It gets
   an `InlinedSnapshot`, in which each route configuration contains its virtual hosts.

@@ -11,7 +11,7 @@ when every addition is answered. Four cases are less simple:
   they are sent when the route configuration is accepted, and again after each new subscription to
   it.
 - A proxy that reconnects subscribes to its types one after the other. Removals wait until the proxy
-  has answered some response: it had sent all of its subscriptions before that answer.
+  has answered some response: by then it has sent all its subscriptions.
 - Envoy does not warm routes. A route that names a cluster which the proxy rejected and lacks is
   held back until the proxy has that cluster.
 """
@@ -237,7 +237,7 @@ class ProxyStream:
             return AckOutcome.DONE, cluster
         if self.watched_types[_ENDPOINT].subscription.covers(cluster.name):
             return self.outcome(endpoints)
-        # An Envoy will still subscribe to them. A gRPC client that does not subscribe needs none.
+        # Envoy always subscribes to endpoints later. A gRPC client that has not, needs none.
         if self._proxy_kind is ProxyKind.ENVOY:
             return AckOutcome.WAITING, endpoints
         return AckOutcome.DONE, cluster

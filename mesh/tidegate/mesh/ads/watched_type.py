@@ -138,6 +138,7 @@ class WatchedType:
         self._unsubscribed_in_flight: dict[str, Version] = {}
         self._rejected: dict[str, Version] = {}
         self._error = ("", 0.0)
+        # The resources of the last full-state response.
         self._last_response: dict[str, Resource] = {}
         self.subscription = ResourceSubscription(type)
         self.nonce = ""

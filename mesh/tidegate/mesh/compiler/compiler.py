@@ -1,19 +1,17 @@
 """The compiler: Istio objects and states of endpoints in, resources out; it compiles changes only.
 
 The result is a function of the arguments; what the compiler keeps of the last call only saves work.
-It keeps each unit of resources with the values from which it was compiled. While these are the
-identical values, the unit stays, which costs a comparison and no protobuf. Most comparisons are
+It keeps each unit of resources with the values from which it was compiled. If these values are the
+same objects, the compiler reuses the unit: one comparison, and no protobuf. Most comparisons are
 skipped too: where only VirtualServices changed, the compiler looks at no hosts but theirs.
 """
 
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import compress
 from typing import TypeAlias
 
-from tidegate.istio.names import ObjectName
+from tidegate.istio.names import Kind, ObjectName
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
@@ -79,14 +77,15 @@ class Compiler:
         Raises:
             CompileErrors: Objects contradict each other, or name something that does not exist.
         """
-        self._raise_unsupported(objects)
+        changed_objects = objects.changed_from(self._objects)
+        _raise_unsupported(objects, changed_objects)
         virtual_services = objects.virtual_services
         registry = self._registry.build(objects)
         upstreams = self._upstreams.build(registry, objects.destination_rules)
         hosts_changed = upstreams is not self._last_upstreams
         if hosts_changed or not (states is self._states or states == self._states):
             self._compile_hosts(upstreams, states)
-        changed = _changed(self._objects.virtual_services, virtual_services)
+        changed = {name for name in changed_objects if name.kind is Kind.VIRTUAL_SERVICE}
         touched_hosts = self._in_mesh.update(virtual_services, changed)
         gateways_changed = objects.gateways is not self._objects.gateways
         if gateways_changed:
@@ -107,16 +106,6 @@ class Compiler:
         self._raise_errors((*registry.errors, *upstreams.errors))
         self._last = self._units.result(self._last)
         return self._last
-
-    def _raise_unsupported(self, objects: IstioObjects) -> None:
-        errors = [
-            CompileError(name, each.path, each.problem, each.fix)
-            for name in objects.changed_from(self._objects)
-            if name in objects
-            for each in unsupported(objects[name])
-        ]
-        if errors:
-            raise CompileErrors(tuple(sorted(errors, key=_order)))
 
     def _compile_hosts(self, upstreams: Upstreams, states: EndpointStates) -> None:
         for host, upstream in upstreams.by_host.items():
@@ -192,6 +181,17 @@ def _order(error: CompileError) -> tuple[str, str, str]:
     return str(error.object), error.path, error.reason
 
 
+def _raise_unsupported(objects: IstioObjects, changed: Iterable[ObjectName]) -> None:
+    errors = [
+        CompileError(name, each.path, each.problem, each.fix)
+        for name in changed
+        if name in objects
+        for each in unsupported(objects[name])
+    ]
+    if errors:
+        raise CompileErrors(tuple(sorted(errors, key=_order)))
+
+
 def _host(upstream: Upstream, states: EndpointStates, errors: list[CompileError]) -> Made:
     errors.extend(contradictions(upstream))
     return host_resources(upstream, states)
@@ -220,16 +220,3 @@ def _client(
     errors: list[CompileError],
 ) -> Made:
     return {ProxyKind.GRPC: tuple(client_resources(upstream, virtual_service, upstreams, errors))}
-
-
-def _changed(before: _VirtualServices, now: _VirtualServices) -> set[ObjectName]:
-    """The names of objects that changed, came or went.
-
-    Where one mapping was made from the other, it compares identities only and looks at no name.
-    """
-    if before is now:
-        return set()
-    if len(before) == len(now) and all(map(operator.is_, before, now)):
-        return set(compress(now, map(operator.is_not, before.values(), now.values())))
-    gone = before.keys() - now.keys()
-    return gone.union(name for name, each in now.items() if before.get(name) is not each)

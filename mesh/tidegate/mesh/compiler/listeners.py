@@ -1,8 +1,8 @@
 """Listeners of gateways, and their route configurations.
 
-Neither names a host: the routes of a domain are a resource of their own (see `route_tables`). So a
-changed weight sends one domain, and a new host changes no listener. (Envoy drains all connections
-of a changed listener.)
+Listeners and route configurations name no host: the routes of a domain are a resource of their own
+(see `route_tables`). So after a weight change the server sends one domain only, and a new host
+changes no listener. (Envoy drains all connections of a changed listener.)
 
 Streams of models are long and may be silent for long, so no idle timeout ends one. Headers are
 protected as istiod does at the edge: the client's address is that of the connection, Envoy writes

@@ -1,8 +1,8 @@
-"""What Istio's objects may say and the compiler cannot compile, and what to write instead.
+"""Fields and values of Istio that the compiler cannot compile, and what to write instead.
 
-The parser takes every field and word of Istio, so that objects of a cluster can be read and edited.
-On a laptop a mesh would serve other traffic than a cluster if the compiler passed over one of them.
-So it refuses them, each by name, with the reason and the fix.
+The parser accepts every field and value of Istio, so that objects of a cluster can be read and
+edited. If the compiler ignored one of them, a mesh on a laptop would route traffic differently than
+a cluster. So the compiler refuses each of them by name, with the reason and the fix.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from tidegate.istio.objects import IstioObject
 from tidegate.istio.reading.messages import fields_of
 from tidegate.istio.rules import Violation
 from tidegate.istio.shapes import Message
+from tidegate.mesh.compiler.envoy_limits import ENVOY_LIMITS
 
 __all__ = ["UNSUPPORTED_FIELDS", "UNSUPPORTED_VALUES", "unsupported"]
 
@@ -49,7 +50,7 @@ UNSUPPORTED_FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "allowOrigin": "Istio deprecates it; write 'allowOrigins: [{exact: ORIGIN}]'",
     },
     vs.HttpRoute: {
-        "delegate": "routes of several objects are not joined; write them here",
+        "delegate": "routes of several objects are not merged; write them here",
         "mirrorPercent": "Istio deprecates it; write 'mirrorPercentage: {value: N}'",
         "mirror_percent": "Istio deprecates it; write 'mirrorPercentage: {value: N}'",
     },
@@ -72,7 +73,7 @@ UNSUPPORTED_FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "outlierDetectionHttpErrorCodes": "it is new in Istio and not supported; remove it",
     },
     dr.ClientTls: {
-        "credentialName": "secrets of Kubernetes are not read; name files",
+        "credentialName": "Kubernetes Secrets are not read; name files",
     },
     dr.RetryBudget: {
         "budgetInterval": "Envoy counts the requests in progress; remove it",
@@ -82,16 +83,16 @@ UNSUPPORTED_FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "proxyProtocol": "gRPC servers do not read the PROXY protocol; remove it",
     },
     dr.DestinationRule: {
-        "workloadSelector": "rules for some clients only need sidecars; remove it",
+        "workloadSelector": "rules for single clients need sidecars; remove it",
     },
     gw.GatewayPort: {
         "targetPort": "Istio deprecates it; write the port in 'number'",
     },
     gw.ServerTls: {
-        "credentialName": "secrets of Kubernetes are not read; name files",
-        "credentialNames": "secrets of Kubernetes are not read; name files",
-        "caCertCredentialName": "secrets of Kubernetes are not read; name files",
-        "tlsCertificates": "one certificate a server; name it in 'serverCertificate'",
+        "credentialName": "Kubernetes Secrets are not read; name files",
+        "credentialNames": "Kubernetes Secrets are not read; name files",
+        "caCertCredentialName": "Kubernetes Secrets are not read; name files",
+        "tlsCertificates": "a server has one certificate; name it in 'serverCertificate'",
         "insecureSkipVerify": "clients' certificates are checked in mode MUTUAL; remove it",
         "verifyCertificateHash": "pinned certificates are not supported; use 'subjectAltNames'",
         "verifyCertificateSpki": "pinned certificates are not supported; use 'subjectAltNames'",
@@ -105,27 +106,27 @@ UNSUPPORTED_FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "serviceAccount": "endpoints have no identities; remove it",
     },
     se.ServiceEntry: {
-        "addresses": "virtual addresses need captured traffic; clients name the host; remove it",
-        "subjectAltNames": "TLS is a policy; write them in the 'tls' of a DestinationRule",
+        "addresses": "clients call the host by its name, and traffic is not captured; remove it",
+        "subjectAltNames": "TLS is set by a policy; write them in the 'tls' of a DestinationRule",
     },
 }
 """Fields that the parser keeps as they are: the reason and the fix of each."""
 
 _PROTOCOLS = {
     "HTTP_PROXY": "there are no sidecars with an egress proxy; write HTTP",
-    "MONGO": "requests of MongoDB are not looked into; write TCP",
-    "MYSQL": "requests of MySQL are not looked into; write TCP",
-    "REDIS": "requests of Redis are not looked into; write TCP",
-    "UDP": "Istio takes the word and proxies no UDP; remove the port",
+    "MONGO": "MongoDB requests are not parsed; write TCP",
+    "MYSQL": "MySQL requests are not parsed; write TCP",
+    "REDIS": "Redis requests are not parsed; write TCP",
+    "UDP": "Istio accepts the value and proxies no UDP; remove the port",
 }
 
 UNSUPPORTED_VALUES: Mapping[type[enum.Enum], Mapping[str, str]] = {
     dr.SimpleLoadBalancer: {
         "LEAST_CONN": "Istio deprecates it; write LEAST_REQUEST",
-        "PASSTHROUGH": "there are no original addresses to pass on to; write ROUND_ROBIN",
+        "PASSTHROUGH": "there is no original destination to forward to; write ROUND_ROBIN",
     },
     dr.ClientTlsMode: {
-        "ISTIO_MUTUAL": "there is no certificate authority of Istio; write MUTUAL and name files",
+        "ISTIO_MUTUAL": "there is no Istio certificate authority; write MUTUAL and name files",
     },
     gw.GatewayProtocol: {
         **_PROTOCOLS,
@@ -135,33 +136,33 @@ UNSUPPORTED_VALUES: Mapping[type[enum.Enum], Mapping[str, str]] = {
     gw.ServerTlsMode: {
         "PASSTHROUGH": "only HTTP and gRPC are routed; write SIMPLE or MUTUAL",
         "AUTO_PASSTHROUGH": "only HTTP and gRPC are routed; write SIMPLE or MUTUAL",
-        "ISTIO_MUTUAL": "there is no certificate authority of Istio; write MUTUAL and name files",
-        "OPTIONAL_MUTUAL": "a client's certificate is checked or not; write SIMPLE or MUTUAL",
+        "ISTIO_MUTUAL": "there is no Istio certificate authority; write MUTUAL and name files",
+        "OPTIONAL_MUTUAL": "no client certificate is optional; write SIMPLE or MUTUAL",
     },
     gw.TlsVersion: {
-        "TLSV1_0": "it is broken; write TLSV1_2",
-        "TLSV1_1": "it is broken; write TLSV1_2",
+        "TLSV1_0": "it is insecure; write TLSV1_2",
+        "TLSV1_1": "it is insecure; write TLSV1_2",
     },
     se.PortProtocol: _PROTOCOLS,
     se.Resolution: {
         "NONE": (
-            "it is Istio's default, and there are no original addresses to pass on to; write "
+            "it is Istio's default, and there is no original destination to forward to; write "
             "STATIC or DNS"
         ),
         "DYNAMIC_DNS": "hosts are declared one by one; write DNS",
     },
 }
-"""Words that Istio has for a field: the reason and the fix of each."""
+"""Values of Istio's enums: the reason and the fix of each."""
 
 
 def unsupported(item: IstioObject) -> Iterator[Violation]:
-    """Finds what of an object the compiler cannot compile.
+    """Finds the fields and values of an object that the compiler cannot compile.
 
     Args:
-        item: An object as the parser gives it.
+        item: An object from the parser.
 
     Yields:
-        The path of each such field from the object's root, the problem and the fix.
+        The path of each, from the object's root, with the problem and the fix.
     """
     return _in_message(item, "spec")
 
@@ -169,9 +170,10 @@ def unsupported(item: IstioObject) -> Iterator[Violation]:
 def _in_message(message: Message, path: str) -> Iterator[Violation]:
     for name in message.opaque:
         yield _opaque(message, name, f"{path}.{name}")
-    if limit := _LIMITS.get(type(message)):
-        for each in limit(message):
-            yield dataclasses.replace(each, path=f"{path}.{each.path}")
+    for limits in (_LIMITS, ENVOY_LIMITS):
+        if limit := limits.get(type(message)):
+            for each in limit(message):
+                yield dataclasses.replace(each, path=f"{path}.{each.path}")
     for name, yaml_name in _inner(type(message)):
         value = getattr(message, name)
         place = f"{path}.{yaml_name}"
@@ -197,7 +199,7 @@ def _opaque(message: Message, name: str, path: str) -> Violation:
 
 @functools.cache
 def _inner(message: type[Message]) -> tuple[tuple[str, str], ...]:
-    """The fields of a message in which a word or message may be refused: in Python and in YAML."""
+    """Returns the fields that may hold a refused value, by their names in Python and YAML."""
     return tuple(
         (shape.name, yaml_name)
         for yaml_name, shape in fields_of(message).items()

@@ -75,7 +75,7 @@ class Controller:
         endpoints: The states of the endpoints.
         transitions: Executes changes.
         problems: What is wrong and therefore not in effect.
-        shifted: The files whose text commands have shifted.
+        shifted: The files that `tidegate shift` has changed in effect.
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class Controller:
         try:
             change = self._proposer.propose(pending.files)
         except TidegateError as error:
-            # Workloads that came meanwhile can make it impossible; no proxy has been served it yet.
+            # New workloads can make the pending change impossible. Nothing has been served yet.
             self._journal.end(pending.files, made=False)
             self.problems.put(pending.description, f"was interrupted and given up: {error}")
             return None
@@ -337,8 +337,8 @@ class Controller:
             except asyncio.CancelledError:
                 events.end(
                     InterruptedTransitionError(
-                        "the controller is going away; a change that has begun goes on at its next"
-                        " start"
+                        "the controller is shutting down; a change that has begun goes on at its"
+                        " next start"
                     )
                 )
                 raise
@@ -374,7 +374,7 @@ class Controller:
         self._applied.take(proposed.files)
 
     async def _take_edits(self, events: TransitionEvents) -> None:
-        """Makes a change of what people have written to files."""
+        """Applies edited files as one change."""
         async with self.transitions.turn(events) as id_:
             await self._settled.wait()
             # A change that ended meanwhile has changed what is in effect.

@@ -228,7 +228,7 @@ class ServedConfiguration:
         return places
 
     def unhealthy(self, clusters: Iterable[str]) -> frozenset[str]:
-        """The clusters of some in which no endpoint takes requests, for some proxy kind."""
+        """Returns the given clusters without a healthy endpoint for at least one proxy kind."""
         return frozenset(
             name
             for name in clusters

@@ -1,11 +1,11 @@
-"""Runs Envoy: finds its binary, tells it where its controller is, and asks it how it is.
+"""Envoy on the laptop: its binary, its bootstrap, and its admin interface.
 
-``python -m tidegate.mesh.envoy`` is the program that the supervisor starts. It writes the bootstrap
-and becomes Envoy. Everything else that Envoy knows comes from the controller.
+The supervisor starts ``python -m tidegate.mesh.envoy``, which writes the bootstrap and becomes
+Envoy. The rest of Envoy's configuration comes from the controller.
 """
 
-from tidegate.mesh.envoy.admin import Admin, AdminError, Host
+from tidegate.mesh.envoy.admin import Admin, AdminError, HostStatus
 from tidegate.mesh.envoy.errors import EnvoyError
 from tidegate.mesh.envoy.packages import check_packages
 
-__all__ = ["Admin", "AdminError", "EnvoyError", "Host", "check_packages"]
+__all__ = ["Admin", "AdminError", "EnvoyError", "HostStatus", "check_packages"]

@@ -1,4 +1,4 @@
-"""``python -m tidegate.mesh.envoy``: becomes an Envoy that asks a controller for everything."""
+"""``python -m tidegate.mesh.envoy``: becomes an Envoy that a controller configures."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ from tidegate.mesh.envoy.errors import EnvoyError
 
 __all__ = ["main"]
 
-# Keys as in the logs of Tidegate's servers.
+# The keys are those of the logs of Tidegate's servers.
 _LOG_FORMAT = (
     '{"event": "%j", "level": "%l", "logger": "envoy.%n", "timestamp": "%Y-%m-%dT%H:%M:%S.%fZ"}'
 )
@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Writes the bootstrap and becomes Envoy.
 
     Args:
-        argv: arguments without the program's name; those of the process unless given.
+        argv: Arguments without the program's name; the default is those of the process.
 
     Raises:
-        SystemExit: with 1, after a message, when there is no Envoy to become.
+        SystemExit: There is no Envoy; the status is 1, after a message.
     """
     flags = _parser().parse_args(argv)
     settings = EnvoySettings(
@@ -53,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         *("--admin-address-path", str(flags.admin_file)),
         *("--concurrency", str(flags.concurrency)),
         *("--log-format", _LOG_FORMAT),
-        # Two Envoys of one machine would otherwise meet in shared memory.
+        # Without this flag, two Envoys on one machine share memory and conflict.
         "--disable-hot-restart",
     ]
-    # It takes the place of this process, so that signals reach it.
+    # Envoy replaces this process, so that signals reach it.
     os.execv(binary, command)  # noqa: S606
 
 
@@ -75,24 +75,35 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tidegate.mesh.envoy", description=__doc__, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--controller", type=Address.parse, required=True, metavar="HOST:PORT", help="Its gRPC.")
+    add(
+        "--controller",
+        type=Address.parse,
+        required=True,
+        metavar="HOST:PORT",
+        help="gRPC address of the controller.",
+    )
     add(
         "--traces",
         type=_traces,
         metavar="URL",
-        help="Where spans go, http://HOST:PORT for OTLP over gRPC, or none; the controller unless"
-        " given.",
+        help="Where spans go: http://HOST:PORT for OTLP over gRPC, or none (default: the"
+        " controller).",
     )
-    add("--node-id", default="ingress", help="Its name among proxies (default: %(default)s).")
-    add("--admin-port", type=int, default=0, help="Of 127.0.0.1; 0 takes a free one (default).")
-    add("--concurrency", type=int, default=2, help="Threads for requests (default: %(default)s).")
+    add("--node-id", default="ingress", help="Node id in xDS (default: %(default)s).")
+    add(
+        "--admin-port",
+        type=int,
+        default=0,
+        help="Admin port on 127.0.0.1; 0 takes a free one (default).",
+    )
+    add("--concurrency", type=int, default=2, help="Worker threads (default: %(default)s).")
     add(
         "--max-connections",
         type=int,
         default=10_000,
-        help="Of clients, open at once (default: %(default)s).",
+        help="Open connections of clients, at most (default: %(default)s).",
     )
-    add("--bootstrap-file", type=Path, required=True, help="File to write what it starts with.")
+    add("--bootstrap-file", type=Path, required=True, help="File to write the bootstrap to.")
     add("--admin-file", type=Path, required=True, help="File to write the admin address to.")
     return parser
 

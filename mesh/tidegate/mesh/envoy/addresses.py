@@ -1,4 +1,4 @@
-"""Where Envoy finds what it talks to."""
+"""Addresses in Envoy's bootstrap: of the controller and of the span collector."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,7 +12,7 @@ class Address:
     """A host and a port.
 
     Attributes:
-        host: a name or an IP address, the latter without brackets.
+        host: A name, or an IP address without brackets.
         port: 1 to 65535.
     """
 
@@ -21,10 +21,10 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads ``HOST:PORT``; an IPv6 host stands in brackets.
+        """Reads ``HOST:PORT``, with an IPv6 host in brackets.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: The text is not ``HOST:PORT``.
         """
         parts = urlsplit(f"//{text}")
         if parts.hostname is None or parts.port is None or parts.path or "@" in text:
@@ -37,8 +37,8 @@ class Collector:
     """A collector of spans that takes OTLP over gRPC.
 
     Attributes:
-        address: where it is.
-        tls: whether it speaks TLS.
+        address: The collector's address.
+        tls: Whether it speaks TLS.
     """
 
     address: Address
@@ -49,7 +49,7 @@ class Collector:
         """Reads ``http://HOST:PORT`` or ``https://HOST:PORT``, as in OpenTelemetry's variables.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: The text is not such a URL.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None:

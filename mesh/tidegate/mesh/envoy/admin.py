@@ -1,4 +1,4 @@
-"""What an Envoy says of itself on its admin interface."""
+"""A client of Envoy's admin interface: readiness, listeners, hosts, and the workers' progress."""
 
 import asyncio
 import http.client
@@ -9,7 +9,7 @@ from typing import Any
 
 from tidegate.mesh.envoy.errors import EnvoyError
 
-__all__ = ["Admin", "AdminError", "Host"]
+__all__ = ["Admin", "AdminError", "HostStatus"]
 
 _TIMEOUT_S = 5.0
 _DROPPED_FLUSHES = "server.dropped_stat_flushes"
@@ -17,16 +17,16 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
 
 
 class AdminError(EnvoyError):
-    """The admin interface does not answer, or answers something else."""
+    """The admin interface does not answer, or its answer cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """An endpoint as an Envoy has it.
+class HostStatus:
+    """An endpoint in an Envoy.
 
     Attributes:
         address: ``HOST:PORT``.
-        healthy: whether it gets new requests, as far as the controller has said.
+        healthy: Whether it gets new requests, by the health that the controller has sent.
     """
 
     address: str
@@ -37,7 +37,7 @@ class Admin:
     """The admin interface of one Envoy.
 
     Args:
-        address: where it is, ``HOST:PORT``.
+        address: ``HOST:PORT``.
     """
 
     def __init__(self, address: str) -> None:
@@ -47,16 +47,16 @@ class Admin:
         """Whether Envoy has its first configuration and takes requests.
 
         Raises:
-            AdminError: it does not answer.
+            AdminError: Envoy does not answer.
         """
         status, _ = await asyncio.to_thread(self._get, "/ready")
         return status == http.client.OK
 
     async def listeners(self) -> Mapping[str, str]:
-        """Where it listens: ``HOST:PORT`` by the name of the listener.
+        """Reads the addresses of the listeners: ``HOST:PORT`` by name.
 
         Raises:
-            AdminError: it does not answer.
+            AdminError: Envoy does not answer.
         """
         found = await self._json("/listeners?format=json")
         return {
@@ -64,62 +64,62 @@ class Admin:
             for each in found.get("listener_statuses", ())
         }
 
-    async def hosts(self) -> Mapping[str, frozenset[Host]]:
-        """The endpoints that it knows, by the name of the cluster.
+    async def hosts(self) -> Mapping[str, frozenset[HostStatus]]:
+        """Reads the endpoints of each cluster, by the name of the cluster.
 
         Raises:
-            AdminError: it does not answer.
+            AdminError: Envoy does not answer.
         """
         found = await self._json("/clusters?format=json")
         return {
             cluster["name"]: frozenset(
-                Host(_address(host["address"]), _is_healthy(host["health_status"]))
+                HostStatus(_address(host["address"]), _is_healthy(host["health_status"]))
                 for host in cluster.get("host_statuses", ())
             )
             for cluster in found.get("cluster_statuses", ())
         }
 
     async def node_id(self) -> str:
-        """What it calls itself to its controller.
+        """Reads the node id that Envoy sends to its controller.
 
         Raises:
-            AdminError: it does not answer.
+            AdminError: Envoy does not answer.
         """
         found = await self._json("/server_info")
         return str(found.get("node", {}).get("id", ""))
 
     async def workers_caught_up(self) -> None:
-        """Waits until every worker has done all that the main thread had given it before the call.
+        """Waits until every worker has applied all configuration that Envoy had before the call.
 
-        Envoy's main thread hands configuration to its workers, acknowledges it, and goes on; a
-        worker that waits for a core still routes by what it had. Each worker takes what it is
-        given in order, and a flush of statistics is done only when all of them have taken part in
-        it (``ThreadLocalStoreImpl::mergeHistograms``). With ``stats_flush_on_admin`` a look at
-        the statistics begins one, or counts itself in ``server.dropped_stat_flushes`` while one
-        is being done. So the first look that is not counted begins a flush, and the next that is
-        not counted says that this flush is done.
+        Envoy's main thread posts configuration to its workers, sends the ACK, and goes on; a worker
+        that waits for a core still routes by its old configuration. Each worker handles its posts
+        in order, and a flush of statistics ends only when every worker has taken part in it
+        (``ThreadLocalStoreImpl::mergeHistograms``). With ``stats_flush_on_admin``, a read of the
+        statistics starts a flush, or counts itself in ``server.dropped_stat_flushes`` while another
+        flush runs. So the first read that is not counted starts a flush, and the next read that is
+        not counted shows that this flush has ended.
 
-        It proves nothing of an Envoy whose bootstrap lacks ``stats_flush_on_admin``: there no look
-        is ever counted.
+        The wait proves nothing about an Envoy whose bootstrap lacks ``stats_flush_on_admin``: there
+        no read is ever counted.
 
         Raises:
-            AdminError: it does not answer, or does not keep that counter.
+            AdminError: Envoy does not answer, or does not keep that counter.
         """
-        begun = False
+        flush_started = False
         dropped = await self._dropped_flushes()
         pause_s = _FIRST_PAUSE_S
         while True:
             before, dropped = dropped, await self._dropped_flushes()
             if dropped == before:
-                if begun:
+                if flush_started:
                     return
-                begun = True
+                flush_started = True
                 continue
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _dropped_flushes(self) -> int:
-        """Looks at the statistics: how many looks came while a flush was being done."""
+        """Reads the statistics: the number of reads that came during a flush."""
         found = await self._json(f"/stats?format=json&filter=^{_DROPPED_FLUSHES}$")
         for each in found.get("stats", ()):
             if each.get("name") == _DROPPED_FLUSHES:

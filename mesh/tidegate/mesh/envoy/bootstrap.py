@@ -1,9 +1,8 @@
-"""What an Envoy is started with: who it is, where its controller is, and its own limits.
+"""Envoy's bootstrap: its node id, the address of its controller, and its own limits.
 
-Everything that requests meet (listeners, routes, clusters, endpoints) comes from the controller,
-over one delta ADS stream. So this never changes while an Envoy runs, and a controller that is gone
-costs nothing but news: Envoy goes on with what it has, and tries to reach the controller again
-twice a second.
+Listeners, routes, clusters and endpoints come from the controller, over one delta ADS stream. So
+the bootstrap never changes while Envoy runs. While the controller is down, Envoy keeps its
+configuration, gets no updates, and tries to reconnect twice a second.
 """
 
 import ipaddress
@@ -51,28 +50,28 @@ TRACES_CLUSTER: Final = "tidegate-traces"
 """Static cluster that takes spans."""
 
 NODE_METADATA: Final[Mapping[str, str]] = {"TIDEGATE_PROXY": "ingress"}
-"""By this a controller knows what to serve to an Envoy."""
+"""The node metadata by which a controller knows which resources an Envoy gets."""
 
 _V3: Final = config_source_pb2.ApiVersion.V3
 
-# A controller that was restarted is found within a second; Envoy's own waits grow to 30 s.
+# Envoy finds a restarted controller within a second; its default backoff grows to 30 s.
 _RETRY_FIRST, _RETRY_LONGEST = timedelta(milliseconds=50), timedelta(milliseconds=500)
 _CONNECT_TIMEOUT = timedelta(seconds=1)
-# Longer than the 10 s that a Tidegate server asks of those who ping it.
+# Longer than the 10 s that a Tidegate server requires between two pings.
 _PING_INTERVAL, _PING_TIMEOUT = timedelta(seconds=15), timedelta(seconds=5)
 
-# Envoy would send five spans at once, which costs the collector more than the spans do, and what is
-# left after five seconds, when whoever asks for the last trace has looked already. Its own
-# limit for an expression, of 100 RE2 instructions, would reject a response for a longer one; this
-# is the limit of Istio's bootstrap.
+# By default Envoy sends spans in batches of five, which cost the collector more than the spans do,
+# and the rest after five seconds, which is too late for a user who asks for the last trace. By
+# default it also rejects a response with an expression of more than 100 RE2 instructions; the limit
+# here is the one of Istio's bootstrap.
 _RUNTIME: Final = {
     "re2.max_program_size.error_level": 32_768,
     "tracing.opentelemetry.flush_interval_ms": 500,
     "tracing.opentelemetry.min_flush_spans": 512,
 }
 
-# Each cluster would bring some hundred statistics. These are what a person looks at; what the
-# controller needs comes by access log and load report.
+# Each cluster has some hundred statistics. Envoy keeps only those that people look at; the
+# controller gets its data from access logs and load reports.
 _STAT_PREFIXES: Final = (
     "access_logs.",
     "cluster_manager.",
@@ -105,15 +104,15 @@ _STAT_SUFFIXES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvoySettings:
-    """What one Envoy is told.
+    """The settings of one Envoy.
 
     Attributes:
-        node_id: its name among the proxies of the controller.
-        controller: where the controller answers gRPC.
-        traces: where spans go; None for nowhere.
-        ca_file: PEM authorities that a collector with TLS has its certificate from.
-        admin_port: port of the admin interface on this host only; 0 takes a free one.
-        max_connections: connections of clients that are open at once; more are closed at once.
+        node_id: Its name among the proxies of the controller.
+        controller: The gRPC address of the controller.
+        traces: The collector for spans; ``None`` to send none.
+        ca_file: A PEM file with the authorities that may sign a collector's certificate.
+        admin_port: The port of the admin interface, on this host only; 0 takes a free one.
+        max_connections: Open connections of clients, at most; Envoy closes any further ones.
     """
 
     node_id: str
@@ -125,7 +124,7 @@ class EnvoySettings:
 
 
 def bootstrap(settings: EnvoySettings) -> bootstrap_pb2.Bootstrap:
-    """The bootstrap of an Envoy."""
+    """Builds the bootstrap of an Envoy."""
     node = base_pb2.Node(id=settings.node_id, cluster="ingress")
     node.metadata.update(NODE_METADATA)
     return bootstrap_pb2.Bootstrap(
@@ -147,18 +146,18 @@ def bootstrap(settings: EnvoySettings) -> bootstrap_pb2.Bootstrap:
         ),
         admin=bootstrap_pb2.Admin(
             address=_socket(Address("127.0.0.1", settings.admin_port)),
-            # Who finds out why there are too many connections must get one.
+            # The admin interface must answer when there are too many connections.
             ignore_global_conn_limit=True,
         ),
         overload_manager=overload_pb2.OverloadManager(
             resource_monitors=[_connection_limit(settings.max_connections)]
         ),
         stats_config=stats_pb2.StatsConfig(stats_matcher=_kept_stats()),
-        # Nobody is sent statistics; a look at them is what finds out how far the workers are
-        # (`Admin.workers_caught_up`), and a flush by the clock would be in its way.
+        # No sink takes statistics. `Admin.workers_caught_up` relies on a read of them to start a
+        # flush, and periodic flushes would disturb it.
         stats_flush_on_admin=True,
         layered_runtime=bootstrap_pb2.LayeredRuntime(layers=[_runtime()]),
-        # A mesh has many clusters that one Envoy never calls.
+        # One Envoy never calls many of the clusters of a mesh.
         deferred_stat_options=bootstrap_pb2.Bootstrap.DeferredStatOptions(
             enable_deferred_creation_stats=True
         ),
@@ -168,7 +167,7 @@ def bootstrap(settings: EnvoySettings) -> bootstrap_pb2.Bootstrap:
 def _stream(
     kind: config_source_pb2.ApiConfigSource.ApiType,
 ) -> config_source_pb2.ApiConfigSource:
-    """A stream to the controller that is opened anew soon after it ended."""
+    """A stream to the controller that Envoy reopens soon after it ends."""
     backoff = backoff_pb2.BackoffStrategy(
         base_interval=_duration(_RETRY_FIRST), max_interval=_duration(_RETRY_LONGEST)
     )
@@ -186,8 +185,7 @@ def _stream(
 
 
 def _over_ads() -> config_source_pb2.ConfigSource:
-    # Without a limit: an Envoy that listens nowhere yet is not ready, however long the controller
-    # takes to come.
+    # No timeout: an Envoy without listeners is not ready, however long the controller takes.
     return config_source_pb2.ConfigSource(
         ads=config_source_pb2.AggregatedConfigSource(),
         resource_api_version=_V3,
@@ -198,7 +196,7 @@ def _over_ads() -> config_source_pb2.ConfigSource:
 def _cluster(name: str, address: Address, *, tls_ca_file: str | None = None) -> cluster_pb2.Cluster:
     cluster = cluster_pb2.Cluster(
         name=name,
-        # A name may get another address while Envoy runs; an address stays.
+        # The address of a name may change while Envoy runs.
         type=cluster_pb2.Cluster.STATIC if _is_ip(address.host) else cluster_pb2.Cluster.STRICT_DNS,
         connect_timeout=_duration(_CONNECT_TIMEOUT),
     )
@@ -219,10 +217,10 @@ def _cluster(name: str, address: Address, *, tls_ca_file: str | None = None) -> 
 
 
 def _traces_cluster(settings: EnvoySettings) -> cluster_pb2.Cluster:
-    """Where spans go. It has no endpoint if they go nowhere, since the listeners name it.
+    """The cluster for spans. Without a collector it has no endpoints, as the listeners name it.
 
-    Envoy's own switch for tracing (``tracing.global_enabled``) would not do: it tells the servers
-    behind Envoy not to sample, and so takes their spans out of a client's trace.
+    Envoy's own switch for tracing (``tracing.global_enabled``) is not enough: it tells the servers
+    behind Envoy not to sample, and so removes their spans from a client's trace.
     """
     collector = settings.traces
     if collector is None:
@@ -234,7 +232,7 @@ def _traces_cluster(settings: EnvoySettings) -> cluster_pb2.Cluster:
 
 
 def _tls(host: str, ca_file: str) -> base_pb2.TransportSocket:
-    """TLS to who has a certificate of the host's name from one of the authorities."""
+    """TLS that requires a certificate for the host's name from one of the authorities."""
     trusted = common_pb2.CertificateValidationContext(
         trusted_ca=base_pb2.DataSource(filename=ca_file)
     )

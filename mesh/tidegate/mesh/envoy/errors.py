@@ -1,4 +1,4 @@
-"""What keeps Envoy from being run; each message says what to do."""
+"""The error of this package; each message says what to do."""
 
 from tidegate.errors import TidegateError
 
@@ -6,4 +6,4 @@ __all__ = ["EnvoyError"]
 
 
 class EnvoyError(TidegateError):
-    """Envoy cannot be run, or does not answer."""
+    """Envoy cannot run, or does not answer."""

@@ -1,9 +1,9 @@
-"""Whether packages that share files with ``xds-protos`` are whole.
+"""The check that ``xds-protos`` has not overwritten files of other packages.
 
-``xds-protos`` brings copies of its own, older, of files that belong to ``opentelemetry-proto`` and
-``googleapis-common-protos``, and puts them in the same places. Installed last, it keeps every
-Tidegate server from starting: the OTLP exporter no longer finds its messages. What each package
-recorded of its files when it was installed tells.
+``xds-protos`` contains older copies of files of ``opentelemetry-proto`` and
+``googleapis-common-protos``, at the same paths. If it is installed last, no Tidegate server starts:
+the OTLP exporter does not find its messages. The check compares each file with the digest that its
+installer recorded.
 """
 
 import base64
@@ -19,13 +19,13 @@ _OWNERS = ("opentelemetry-proto", "googleapis-common-protos")
 
 
 def overwritten(distributions: Iterable[str] = _OWNERS) -> tuple[str, ...]:
-    """The packages of which a file is missing or is not the one that they installed.
+    """Finds the packages with a file that is missing or overwritten.
 
     Args:
-        distributions: the packages to look at; one that is not installed is whole.
+        distributions: The packages to check; a package that is not installed passes.
 
     Returns:
-        Each with its version, ``NAME==VERSION``, as an installer takes it.
+        The damaged packages as ``NAME==VERSION``, the form that pip takes.
     """
     found = []
     for name in distributions:
@@ -33,7 +33,7 @@ def overwritten(distributions: Iterable[str] = _OWNERS) -> tuple[str, ...]:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        if not all(_is_own(file) for file in distribution.files or ()):
+        if not all(_is_intact(file) for file in distribution.files or ()):
             found.append(f"{name}=={distribution.version}")
     return tuple(found)
 
@@ -42,10 +42,10 @@ def check_packages(distributions: Iterable[str] = _OWNERS) -> None:
     """Makes sure that no package is overwritten.
 
     Args:
-        distributions: the packages to look at.
+        distributions: The packages to check.
 
     Raises:
-        EnvoyError: some are; the message says how to put them right.
+        EnvoyError: A package is overwritten; the message has the command that repairs it.
     """
     if damaged := overwritten(distributions):
         raise EnvoyError(
@@ -54,8 +54,8 @@ def check_packages(distributions: Iterable[str] = _OWNERS) -> None:
         )
 
 
-def _is_own(file: importlib.metadata.PackagePath) -> bool:
-    # Compiled files and the record itself have no digest.
+def _is_intact(file: importlib.metadata.PackagePath) -> bool:
+    # Compiled files and RECORD itself have no digest.
     if file.hash is None or file.suffix != ".py":
         return True
     try:

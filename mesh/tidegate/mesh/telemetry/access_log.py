@@ -1,8 +1,8 @@
 """The access log service (ALS), which receives the access logs of Envoys.
 
 The service reads a message of a stream only when the request log has taken the one before. After a
-restart of the controller, an Envoy opens a new stream. The entries that it sent while nobody
-listened are lost, and Envoy counts them as written.
+restart of the controller, an Envoy opens a new stream. Entries that it sent meanwhile are lost, and
+Envoy counts them as written.
 """
 
 from collections.abc import AsyncIterator
@@ -73,12 +73,16 @@ class AccessLogServicer:
                     message = lenient_parsing.parse(StreamAccessLogsMessage, data)
                 except DecodeError as error:
                     _SKIPPED.labels("malformed").inc()
-                    _log.warning("malformed access log", peer=context.peer(), error=str(error))
+                    _log.warning(
+                        "malformed access log message", peer=context.peer(), error=str(error)
+                    )
                     continue
                 # Only the first message must name the sender.
                 if message.HasField("identifier"):
                     proxy, role = proxy_name(message.identifier.node)
-                    _log.info("access log", proxy=proxy, role=role, peer=context.peer())
+                    _log.info(
+                        "access log stream identified", proxy=proxy, role=role, peer=context.peer()
+                    )
                 if records := _records(message, proxy, role):
                     _RECORDS.inc(len(records))
                     await self._log.publish(records)

@@ -65,7 +65,7 @@ class ProxyLoad:
     age_s: float | None
 
     def at(self, address: str) -> int | None:
-        """Returns the requests at one endpoint, or at all if the proxy reports no endpoints."""
+        """Returns the requests at one endpoint, or at all endpoints if the proxy reports none."""
         return self.endpoints.get(address, 0) if self.endpoints else self.requests
 
 
@@ -208,7 +208,9 @@ class LoadReportingServicer:
                 async for request in request_iterator:
                     if request.HasField("node") and request.node.id != proxy.name:
                         proxy.name = request.node.id
-                        _log.info("load reports", proxy=proxy.name, peer=context.peer())
+                        _log.info(
+                            "load report stream identified", proxy=proxy.name, peer=context.peer()
+                        )
                     proxy.record(request.cluster_stats)
                     self._reports.notify()
             finally:

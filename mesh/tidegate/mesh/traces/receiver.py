@@ -67,7 +67,7 @@ class OtlpTraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
                 str(error), reason="TRACES_BUSY", retry_after_s=_RETRY_AFTER_S
             ) from error
         except StoreError as error:
-            _log.warning("spans not kept", error=str(error))
+            _log.warning("spans not stored", error=str(error))
             raise Unavailable(
                 str(error), reason="TRACES_UNAVAILABLE", retry_after_s=_RETRY_AFTER_S
             ) from error
@@ -75,5 +75,5 @@ class OtlpTraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
         if refused:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in sorted(refused.items()))
             response.partial_success.rejected_spans = sum(refused.values())
-            response.partial_success.error_message = f"spans not kept: {reasons}"
+            response.partial_success.error_message = f"spans not stored: {reasons}"
         return response

@@ -117,7 +117,7 @@ def explain_command(
 ) -> None:
     """Say what happens to requests, route by route, and what is wrong with it.
 
-    With a request: which rule takes it and where it goes, and why the rules before do not.
+    With a request: the rule that matches it, its destination, and why earlier rules do not match.
     """
     asked = _Asked.of(target, others or [])
     loaded = read_files(asked.paths or _default_paths(), unsupported)

@@ -99,7 +99,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     directory: _Directory = DIRECTORY,
 ) -> None:
-    """Show the servers that `tidegate up` runs here.
+    """Show the servers that `tidegate up` runs on this machine.
 
     Exits with 1 when a server does not serve, and when no supervisor runs.
     """

@@ -73,7 +73,7 @@ def classify(
     vision: VisionOption = None,
     trace: TraceOption = None,
 ) -> None:
-    """Say what images show.
+    """Label images.
 
     An image that fails does not stop the others; the exit status is then 1.
     """

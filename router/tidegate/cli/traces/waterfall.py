@@ -137,7 +137,7 @@ def _lines(trace: TraceView, width: int) -> Iterator[Text]:
     shown: list[set[str]] = []
     for row in rows(trace):
         depth = len(row.last)
-        # A fact at one depth covers the later siblings at that depth and everything below it.
+        # Once shown, an attribute is not repeated for later siblings or their children.
         del shown[depth + 1 :]
         shown += [set() for _ in range(depth + 1 - len(shown))]
         new = [fact for fact in _facts(row.span) if not any(fact in each for each in shown)]

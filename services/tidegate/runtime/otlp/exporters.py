@@ -2,7 +2,6 @@
 
 from urllib.parse import urlsplit
 
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import SpanExporter
 
 from tidegate.runtime.otlp.environment import HTTP
@@ -22,8 +21,8 @@ def otlp_exporter(
         protocol: ``grpc`` or ``http/protobuf``.
         timeout_s: How long one export may take; the SDK's own limit unless given.
     """
+    # Each exporter loads a client of its protocol, which programs with the other do not need.
     if protocol == HTTP:
-        # This loads an HTTP client, which programs that export over gRPC do not need.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
             OTLPSpanExporter as HttpSpanExporter,
         )
@@ -31,6 +30,8 @@ def otlp_exporter(
         if endpoint is not None and not urlsplit(endpoint).path:
             endpoint += "/v1/traces"
         return HttpSpanExporter(endpoint=endpoint, timeout=timeout_s)
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
     # The scheme of the endpoint decides about TLS; the variables do not.
     is_plain = endpoint is not None and endpoint.startswith("http://")
     return OTLPSpanExporter(

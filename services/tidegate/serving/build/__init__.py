@@ -1,7 +1,7 @@
-"""Building models: from published weights to entries of the model repository.
+"""Builds models: from published weights to entries of the model repository.
 
-Needs the extra ``tidegate[models]``; importing it does not, since every heavy library is imported
-where it is used. The command line is :mod:`tidegate.cli.build`.
+Building needs the extra ``tidegate[models]``. Importing this package does not, because each heavy
+library is imported where it is used. The command line is :mod:`tidegate.cli.build`.
 """
 
 from tidegate.serving.build.errors import BuildError, MissingPackageError

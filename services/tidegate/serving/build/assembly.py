@@ -1,7 +1,7 @@
-"""How an entry comes into being: whole or not at all, and not twice.
+"""Builds an entry of the repository atomically, and only when it is needed.
 
-A builder writes its files into a scratch folder beside the final one; only when they are complete
-and open as an entry is the folder renamed into place. A build that dies leaves nothing that a
+A builder writes its files into a scratch folder beside the final one. The folder is renamed into
+place only when the files are complete and open as an entry. A build that dies leaves nothing that a
 server could mistake for a model.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["assemble", "make_default", "sound_entry"]
 
 
 def sound_entry(path: Path) -> Entry | None:
-    """The entry at ``path`` if it is there and every recorded checksum holds, else ``None``."""
+    """Returns the entry at ``path`` if it exists and its checksums hold, else ``None``."""
     try:
         return Entry.open(path)
     except RepositoryError:
@@ -30,25 +30,25 @@ def sound_entry(path: Path) -> Entry | None:
 def assemble(root: Path, name: str, version: str, write: Callable[[Path], Metadata]) -> Entry:
     """Builds an entry in a scratch folder and moves it into place in one step.
 
-    An entry that is already there is replaced; it stays until the new one is complete.
+    It replaces an existing entry once the new one is complete.
 
     Args:
-        root: the repository.
-        name: the model.
-        version: the version.
-        write: writes the model's files into the folder it is given and describes them; the name,
-            version, date and digests are filled in here.
+        root: The repository.
+        name: The model.
+        version: The version.
+        write: Writes the model's files into a folder and returns their metadata, without name,
+            version, date and digests.
 
     Returns:
         The entry in its final place.
 
     Raises:
-        BuildError: what ``write`` left does not open as an entry, or cannot be moved into place.
-        OSError: the repository cannot be written to.
+        BuildError: The files of ``write`` do not open as an entry, or cannot be moved into place.
+        OSError: The repository is not writable.
     """
     final = root / name / version
     final.parent.mkdir(parents=True, exist_ok=True)
-    # The leading dot keeps the scratch folder out of every listing of versions.
+    # The leading dot hides the scratch folder from every listing of versions.
     with tempfile.TemporaryDirectory(prefix=".building-", dir=final.parent) as scratch:
         folder = Path(scratch) / name / version
         folder.mkdir(parents=True)
@@ -68,7 +68,8 @@ def assemble(root: Path, name: str, version: str, write: Callable[[Path], Metada
         )
         (folder / METADATA_FILE).write_text(render_metadata(complete), encoding="utf-8")
         for path in (folder, *folder.rglob("*")):
-            # Some writers leave files that only their owner reads; a server may be another user.
+            # Some writers create files that only their owner may read; a server may run as another
+            # user.
             path.chmod(0o755 if path.is_dir() else 0o644)
         try:
             Entry.open(folder, verify=False)
@@ -84,10 +85,10 @@ def assemble(root: Path, name: str, version: str, write: Callable[[Path], Metada
 
 
 def make_default(root: Path, name: str, version: str) -> None:
-    """Names the version that is meant when none is named, unless someone has chosen one already.
+    """Makes a version the default, unless the model already has one.
 
     Raises:
-        OSError: the repository cannot be written to.
+        OSError: The repository is not writable.
     """
     marker = root / name / DEFAULT_FILE
     if not marker.exists():

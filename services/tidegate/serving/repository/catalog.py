@@ -1,13 +1,12 @@
 """The folder of all models: ``<root>/<model>/<version>/model.json``.
 
-Versions stand side by side, which is what a canary needs: the same network as ``1-fp32`` and
-``1-int8`` are two versions that two servers load. Which one is meant when nobody says is written
-in one line in ``<root>/<model>/default``; without that file it is the latest by
+Versions stand side by side, as a canary needs: ``1-fp32`` and ``1-int8`` of the same network are
+two versions that two servers load. The file ``<root>/<model>/default`` holds the default version,
+in one line. Without that file the default is the latest version by
 :func:`~tidegate.serving.repository.versions.version_order`. So a team that keeps the file decides
-itself when a new version becomes the default, and one that does not gets the newest.
+itself when a new version becomes the default, and a team without it gets the newest.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +22,12 @@ DEFAULT_FILE = "default"
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an entry stands; it has not been opened.
+    """The location of an entry that has not been opened.
 
     Attributes:
-        name: the model.
-        version: the version.
-        path: its folder.
+        name: The model.
+        version: The version.
+        path: Its folder.
     """
 
     name: str
@@ -38,49 +37,37 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """The models under one folder. Reads the disk on every call and keeps nothing.
+    """The models under one folder. Every call reads the disk; nothing is cached.
 
     Attributes:
-        root: the folder, which need not exist yet.
+        root: The folder, which need not exist yet.
     """
 
     root: Path
 
     def names(self) -> tuple[str, ...]:
-        """The models, in alphabetical order."""
+        """Lists the models, in alphabetical order."""
         return tuple(sorted(folder.name for folder in _folders(self.root) if _versions(folder)))
 
     def versions(self, name: str) -> tuple[str, ...]:
-        """The versions of a model, oldest first; empty where the model is unknown."""
+        """Lists the versions of a model, oldest first; empty if the model is unknown."""
         if not is_identifier(name):
             return ()
         return tuple(folder.name for folder in _versions(self.root / name))
 
     def locations(self) -> tuple[Location, ...]:
-        """Every entry by name and version, without opening any."""
+        """Lists every entry by name and version, without opening any."""
         return tuple(
             Location(name, version, self.root / name / version)
             for name in self.names()
             for version in self.versions(name)
         )
 
-    def entries(self, *, verify: bool = False) -> Iterator[Entry]:
-        """Opens every entry in turn.
-
-        Args:
-            verify: whether to read the files for their SHA-256.
-
-        Raises:
-            RepositoryError: an entry is unsound; use :meth:`locations` to go on after one.
-        """
-        for location in self.locations():
-            yield Entry.open(location.path, verify=verify)
-
     def default_version(self, name: str) -> str:
-        """The version that is meant when none is named.
+        """Returns the version of a model that a request without a version means.
 
         Raises:
-            EntryNotFoundError: the model is unknown, or its ``default`` file names no version.
+            EntryNotFoundError: The model is unknown, or its ``default`` file names no version.
         """
         versions = self.versions(name)
         if not versions:
@@ -94,19 +81,19 @@ class Repository:
         if default not in versions:
             raise EntryNotFoundError(
                 f"{marker} names version {default!r}, but {name} has {_listing(versions)}; "
-                "write one of these into it, or remove it to mean the latest"
+                "write one of these into it, or remove it to use the latest"
             )
         return default
 
     def locate(self, name: str, version: str | None = None) -> Location:
-        """Where an entry stands, without opening it.
+        """Finds an entry without opening it.
 
         Args:
-            name: the model.
-            version: the version; ``None`` means the default one.
+            name: The model.
+            version: The version; ``None`` means the default one.
 
         Raises:
-            EntryNotFoundError: there is no such model or version; the message lists what there is.
+            EntryNotFoundError: There is no such model or version; the message lists the known ones.
         """
         wanted = self.default_version(name) if version is None else version
         versions = self.versions(name)
@@ -119,14 +106,14 @@ class Repository:
         """Opens an entry.
 
         Args:
-            name: the model.
-            version: the version; ``None`` means the default one.
-            verify: whether to read the files for their SHA-256.
+            name: The model.
+            version: The version; ``None`` means the default one.
+            verify: Whether to verify the SHA-256 of the files.
 
         Raises:
-            EntryNotFoundError: there is no such model or version.
-            MetadataError: its ``model.json`` is wrong.
-            CorruptFileError: one of its files is missing, cut short or altered.
+            EntryNotFoundError: There is no such model or version.
+            MetadataError: Its ``model.json`` is wrong.
+            CorruptFileError: One of its files is missing, cut short or altered.
         """
         return Entry.open(self.locate(name, version).path, verify=verify)
 

@@ -1,9 +1,9 @@
-"""Whether a file is the one that was meant: its length, its SHA-256, and that it is whole.
+"""Verifies files of models: their length, their SHA-256, and that an ONNX file is complete.
 
-Files of models are hundreds of megabytes, so they are read in pieces and never held. A file
-without a recorded digest can still be found cut short when it is ONNX: a protobuf message is a
-row of fields that each say their length, so a walk over the outermost ones must end exactly at
-the end of the file. The walk reads a few bytes per field and skips the weights.
+Model files are hundreds of megabytes, so they are read in pieces and never held in memory. An ONNX
+file without a recorded digest can still be checked for truncation: a protobuf message is a sequence
+of fields that each state their length, so a walk over the outermost fields must end exactly at the
+end of the file. The walk reads a few bytes of each field and skips the weights.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ _REBUILD = "restore it, or build the model again"
 
 
 def digest_of(path: Path) -> FileDigest:
-    """The digest of a file, read in pieces.
+    """Computes the digest of a file, which it reads in pieces.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -33,12 +33,12 @@ def check_digest(path: Path, expected: FileDigest, *, read_content: bool = True)
     """Checks a file against its recorded digest.
 
     Args:
-        path: the file.
-        expected: what it must be.
-        read_content: whether to read it for its SHA-256; its length is always compared.
+        path: The file.
+        expected: The recorded digest.
+        read_content: Whether to verify its SHA-256; its length is always compared.
 
     Raises:
-        CorruptFileError: it is missing, or has another length or content.
+        CorruptFileError: The file is missing, or has another length or content.
     """
     if not path.is_file():
         raise CorruptFileError(path, f"is missing; {_REBUILD}")
@@ -54,10 +54,10 @@ def check_digest(path: Path, expected: FileDigest, *, read_content: bool = True)
 
 
 def check_onnx_is_whole(path: Path) -> None:
-    """Checks that a file is a complete row of protobuf fields, as an ONNX model is.
+    """Checks that a file is a complete sequence of protobuf fields, as an ONNX model is.
 
     Raises:
-        CorruptFileError: it is missing, empty, cut short, or not protobuf at all.
+        CorruptFileError: The file is missing, empty, cut short, or not protobuf.
     """
     if not path.is_file():
         raise CorruptFileError(path, f"is missing; {_REBUILD}")
@@ -76,7 +76,7 @@ def check_onnx_is_whole(path: Path) -> None:
 
 
 def _end_of_field(file: BinaryIO) -> int | None:
-    """Where the field that starts here ends, or ``None`` if no field starts here."""
+    """Returns the end of the field that starts here, or ``None`` if no field starts here."""
     tag = _varint(file)
     if not tag or tag >> 3 == 0:
         return None

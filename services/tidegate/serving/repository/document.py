@@ -1,6 +1,6 @@
-"""Reading and writing ``model.json``, with errors that a person can act on.
+"""Reads and writes ``model.json``, with errors that a person can act on.
 
-A wrong file is told about once and wholly: every missing, unknown or impossible field by its dotted
+One error reports every problem of a file: each missing, unknown or invalid field by its dotted
 path, with the file's name in front.
 """
 
@@ -24,14 +24,14 @@ def parse_metadata(path: Path) -> Metadata:
     """Reads and checks a metadata file.
 
     Args:
-        path: the ``model.json``.
+        path: The ``model.json``.
 
     Returns:
-        What it says, with defaults filled in.
+        The metadata, with defaults filled in.
 
     Raises:
-        MetadataError: it is missing, is not JSON, or a field is missing, unknown or out of range;
-            the message lists every such field.
+        MetadataError: The file is missing, is not JSON, or a field is missing, unknown or out of
+            range; the message lists every such field.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -53,14 +53,15 @@ def parse_metadata(path: Path) -> Metadata:
 
 
 def render_metadata(metadata: Metadata) -> str:
-    """The text of a metadata file, which :func:`parse_metadata` reads back unchanged."""
+    """Writes the text of a metadata file, which :func:`parse_metadata` reads back unchanged."""
     return metadata.model_dump_json(indent=2) + "\n"
 
 
 def _explain(error: ValidationError) -> str:
     problems: list[str] = []
     for found in error.errors(include_url=False):
-        # The union's tag is the first part of every location; people know the field without it.
+        # The first part of every location is the union's tag, which is not part of the field's
+        # path.
         path = [str(part) for part in found["loc"] if part not in list(ModelKind)]
         field = ".".join(path)
         match found["type"]:

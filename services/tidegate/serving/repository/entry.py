@@ -1,8 +1,8 @@
-"""One model of a repository, opened: its metadata is sound and its files are the ones meant.
+"""Opens one model of a repository, with sound metadata and verified files.
 
-Opening is where everything that can be wrong is said, before a server has spent a minute on
-loading: unknown or missing fields, a folder whose name disagrees, a missing or altered file, a cut
-ONNX file, labels that do not match the classes. What is returned can be served.
+Opening reports every error before a server spends a minute on loading: unknown or missing fields, a
+folder whose name disagrees, a missing or altered file, a truncated ONNX file, labels that do not
+match the classes. An entry that opens can be served.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ __all__ = ["Entry"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model version that was found whole.
+    """A model version whose files are complete.
 
     Attributes:
-        path: its folder.
-        name: the model.
-        version: the version.
-        metadata: what its ``model.json`` says.
-        labels: a classifier's labels in class order; empty where it has none.
+        path: Its folder.
+        name: The model.
+        version: The version.
+        metadata: The content of its ``model.json``.
+        labels: A classifier's labels in class order; empty if it has none.
     """
 
     path: Path
@@ -46,13 +46,13 @@ class Entry:
         """Opens the entry in a folder ``<name>/<version>``.
 
         Args:
-            path: the folder that holds ``model.json``.
-            verify: whether to read every file that has a recorded SHA-256 and compare it; lengths
-                are compared in any case.
+            path: The folder that holds ``model.json``.
+            verify: Whether to verify the SHA-256 of every file that has one recorded; lengths are
+                always compared.
 
         Raises:
             MetadataError: ``model.json`` is missing or wrong.
-            CorruptFileError: a file is missing, cut short or altered.
+            CorruptFileError: A file is missing, cut short or altered.
         """
         metadata_path = path / METADATA_FILE
         metadata = parse_metadata(metadata_path)
@@ -67,20 +67,21 @@ class Entry:
             labels = _labels(path, metadata)
         elif not (path / "config.json").is_file():
             raise CorruptFileError(
-                path / "config.json", "is missing; a language model is a folder transformers loads"
+                path / "config.json",
+                "is missing; a language model is a folder that transformers loads",
             )
         return cls(path, name, version, metadata, labels)
 
     @property
     def kind(self) -> ModelKind:
-        """What the model does."""
+        """The kind of model."""
         return ModelKind(self.metadata.kind)
 
     def image_classifier(self) -> ImageClassifier:
         """The metadata of an image classifier.
 
         Raises:
-            WrongKindError: the entry is another kind of model.
+            WrongKindError: The entry is another kind of model.
         """
         if not isinstance(self.metadata, ImageClassifier):
             raise WrongKindError(self._wrong_kind(ModelKind.IMAGE_CLASSIFIER))
@@ -90,7 +91,7 @@ class Entry:
         """The metadata of a language model.
 
         Raises:
-            WrongKindError: the entry is another kind of model.
+            WrongKindError: The entry is another kind of model.
         """
         if not isinstance(self.metadata, LanguageModel):
             raise WrongKindError(self._wrong_kind(ModelKind.LANGUAGE_MODEL))
@@ -123,7 +124,7 @@ def _agreed(path: Path, field: str, written: str | None, folder: str) -> str:
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    """The path of a file of the entry; a link that leads out of the folder is refused."""
+    """Returns the path of a file of the entry; refuses a link that leads out of its folder."""
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CorruptFileError(path, "leads out of the model's own folder; copy the file into it")

@@ -1,4 +1,4 @@
-"""What can be wrong with a model repository: each error names the file, the field and the fix."""
+"""Errors of a model repository: each names the file, the field and the fix."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ class MetadataError(RepositoryError):
     """A ``model.json`` is missing, cannot be read, or contradicts its folder.
 
     Args:
-        path: the metadata file at fault.
-        problem: what is wrong and how to put it right.
+        path: The metadata file.
+        problem: What is wrong and how to correct it.
     """
 
     def __init__(self, path: Path, problem: str) -> None:
@@ -35,11 +35,11 @@ class MetadataError(RepositoryError):
 
 
 class CorruptFileError(RepositoryError):
-    """A file of an entry is missing, cut short, or not the file its metadata describes.
+    """A file of an entry is missing, cut short, or differs from its metadata.
 
     Args:
-        path: the file at fault.
-        problem: what is wrong and how to put it right.
+        path: The file.
+        problem: What is wrong and how to correct it.
     """
 
     def __init__(self, path: Path, problem: str) -> None:

@@ -1,17 +1,17 @@
-"""``model.json``: the file that says what a model is, so that a server needs no code for it.
+"""``model.json``: the metadata of a model, so that a server needs no code for each model.
 
-Everything between a photograph and a label is here: the tensor's shape and layout, how the
-image is resized, cropped and normalised, what the output means, and in what precision the
-network computes. Defaults are those of the common ImageNet classifier as torchvision evaluates it
-(RGB, NCHW, 224×224, shortest side to 256 by an antialiased bilinear filter, centre crop, ImageNet
-mean and standard deviation, logits), so for such a model this is enough, beside a ``model.onnx``
-and a ``labels.txt`` in ``models/my-model/1/``::
+It holds everything between a photograph and a label: the tensor's shape and layout, how the image
+is resized, cropped and normalised, what the output means, and the precision of the network. The
+defaults are those of the common ImageNet classifier as torchvision evaluates it (RGB, NCHW,
+224×224, shortest side to 256 by an antialiased bilinear filter, centre crop, ImageNet mean and
+standard deviation, logits). For such a model this is enough, beside a ``model.onnx`` and a
+``labels.txt`` in ``models/my-model/1/``::
 
     {"kind": "image-classifier", "labels": "labels.txt"}
 
-The name and version are those of the folders; tensor names and the number of classes come from
-the ONNX graph; checksums are verified where they are given. What is written is checked strictly:
-an unknown field is an error, because a misspelt ``mean`` must not pass for a default one.
+The folders give the name and version; the ONNX graph gives tensor names and the number of classes.
+Recorded checksums are verified. Validation is strict: an unknown field is an error, so that a
+misspelt ``mean`` never means the default one.
 """
 
 from datetime import datetime
@@ -52,7 +52,7 @@ __all__ = [
 
 
 class ModelKind(StrEnum):
-    """What a model does."""
+    """The kind of a model."""
 
     IMAGE_CLASSIFIER = "image-classifier"
     LANGUAGE_MODEL = "language-model"
@@ -84,7 +84,7 @@ class ChannelOrder(StrEnum):
 
 
 class Interpolation(StrEnum):
-    """The filter that an image is resampled with when it is resized; those of Pillow."""
+    """The filter of a resize; Pillow's filters."""
 
     NEAREST = "nearest"
     BOX = "box"
@@ -100,7 +100,7 @@ class Crop(StrEnum):
 
 
 class OutputKind(StrEnum):
-    """What the numbers of a classifier's output are."""
+    """The meaning of the numbers in a classifier's output."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
@@ -114,7 +114,7 @@ def _inside_the_entry(path: str) -> str:
 
 
 RelativePath = Annotated[str, AfterValidator(_inside_the_entry)]
-"""A path under the entry's folder, with ``/`` between its parts."""
+"""A path inside the entry's folder, with ``/`` between its parts."""
 
 
 class _Frozen(BaseModel):
@@ -122,14 +122,14 @@ class _Frozen(BaseModel):
 
 
 class Source(_Frozen):
-    """Where the weights came from.
+    """The source of the weights.
 
     Attributes:
-        package: the package, file or address they were taken from.
-        version: its version.
+        package: The package, file or address of the weights.
+        version: Its version.
         licence: SPDX identifier of the weights' licence, or ``unknown``.
-        recipe: number of the way in which `tidegate model build` made the model of them; it builds
-            a model anew whose number is lower than the one it knows.
+        recipe: The number of the recipe by which `tidegate model build` built the model; it
+            rebuilds a model whose number is lower than its own.
     """
 
     package: str
@@ -139,11 +139,11 @@ class Source(_Frozen):
 
 
 class FileDigest(_Frozen):
-    """What a file must be.
+    """The recorded digest of a file.
 
     Attributes:
         sha256: SHA-256 of its bytes, in lower-case hexadecimal.
-        size_bytes: its length.
+        size_bytes: Its length.
     """
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -151,13 +151,13 @@ class FileDigest(_Frozen):
 
 
 class Quantization(_Frozen):
-    """How a network was brought to integers (or to fp8).
+    """How a network was quantized to integers (or to fp8).
 
     Attributes:
-        method: the tool and the scheme.
-        calibration: the data the activations' ranges were taken from.
-        samples: how many samples of it.
-        excluded_nodes: graph nodes left in the original precision.
+        method: The tool and the scheme.
+        calibration: The data from which the activations' ranges were taken.
+        samples: The number of its samples.
+        excluded_nodes: Graph nodes left in the original precision.
     """
 
     method: str
@@ -167,15 +167,15 @@ class Quantization(_Frozen):
 
 
 class PrecisionRecipe(_Frozen):
-    """In what number format the network computes, and who sees to it.
+    """The precision of the network, and what sets it.
 
     Attributes:
-        compute: the format of the heavy layers.
-        io: the format of the input and output tensors.
-        set_by: ``graph`` when the graph's own types (or its Q/DQ nodes) carry the precision and an
-            engine has only to obey; ``engine`` when the graph is fp32 and the engine is asked to
-            compute in ``compute``.
-        quantization: how integers were arrived at, for a quantized network.
+        compute: The number format of the heavy layers.
+        io: The number format of the input and output tensors.
+        set_by: ``graph`` if the graph's own types (or its Q/DQ nodes) set the precision and the
+            engine obeys; ``engine`` if the graph is fp32 and the engine is configured to compute in
+            ``compute``.
+        quantization: How the network was quantized, if it is.
     """
 
     compute: Precision = Precision.FP32
@@ -185,14 +185,14 @@ class PrecisionRecipe(_Frozen):
 
 
 class ImageInput(_Frozen):
-    """The tensor a classifier takes; its first axis is the batch.
+    """The input tensor of a classifier; its first axis is the batch.
 
     Attributes:
-        tensor: its name; by default the graph's only input.
-        layout: the order of its axes.
-        height: pixels.
-        width: pixels.
-        channels: the order of the three colours.
+        tensor: Its name; by default the graph's only input.
+        layout: The order of its axes.
+        height: Height in pixels.
+        width: Width in pixels.
+        channels: The order of the three colours.
     """
 
     tensor: str | None = Field(default=None, min_length=1)
@@ -213,16 +213,16 @@ class Preprocessing(_Frozen):
     a PIL image. The crop is the size of the input, which the resize always covers.
 
     Attributes:
-        background: red, green and blue, 0 to 255, of what lies behind transparent pixels.
-        resize_shortest_side: pixels the shortest side is brought to, keeping the aspect ratio;
-            ``None`` stretches the image to the input's size without a crop.
-        interpolation: the filter that the resize uses.
-        antialias: whether the filter widens as the image shrinks, so that every pixel of the image
+        background: The colour behind transparent pixels: red, green and blue, 0 to 255.
+        resize_shortest_side: The length in pixels to which the shortest side is resized, keeping
+            the aspect ratio; ``None`` stretches the image to the input's size without a crop.
+        interpolation: The filter of the resize.
+        antialias: Whether the filter widens as the image shrinks, so that every pixel of the image
             counts; ``False`` is what OpenCV's ``resize`` and TensorFlow 1 do.
-        crop: the part of the resized image that is kept.
-        scale: what a pixel (0–255) is multiplied by.
-        mean: subtracted from the scaled pixel, one number per channel in the input's channel order.
-        std: divides the result, one number per channel in the input's channel order.
+        crop: The part of the resized image that is kept.
+        scale: The factor that multiplies a pixel (0–255).
+        mean: Subtracted from the scaled pixel, one number per channel in the input's channel order.
+        std: Divides the result, one number per channel in the input's channel order.
     """
 
     background: tuple[_Channel, _Channel, _Channel] = (255, 255, 255)
@@ -238,12 +238,12 @@ class Preprocessing(_Frozen):
 
 
 class ClassifierOutput(_Frozen):
-    """The tensor a classifier gives: one number per class and image.
+    """The output tensor of a classifier: one number per class and image.
 
     Attributes:
-        tensor: its name; by default the graph's only output.
-        kind: what the numbers are.
-        classes: how many there are per image; by default as many as the graph says.
+        tensor: Its name; by default the graph's only output.
+        kind: The meaning of the numbers.
+        classes: The number of classes; by default that of the graph.
     """
 
     tensor: str | None = Field(default=None, min_length=1)
@@ -252,17 +252,17 @@ class ClassifierOutput(_Frozen):
 
 
 class _Described(_Frozen):
-    """What every kind of model has.
+    """The fields of every kind of model.
 
     Attributes:
-        schema_version: of this file's format.
-        name: the model; empty in a hand-written file, where the folder names it.
-        version: its version; empty in a hand-written file, where the folder names it.
-        description: one sentence for people.
-        source: where the weights came from.
-        created: when the entry was built.
-        precision: in what number format it computes.
-        files: digests of the entry's files by relative path; those named are verified.
+        schema_version: The version of this file format.
+        name: The model; empty in a hand-written file, where the folder names it.
+        version: The version; empty in a hand-written file, where the folder names it.
+        description: One sentence for people.
+        source: The source of the weights.
+        created: When the entry was built.
+        precision: The precision of the network.
+        files: Digests of the entry's files by relative path; these files are verified.
     """
 
     schema_version: Literal[1] = 1
@@ -276,14 +276,14 @@ class _Described(_Frozen):
 
 
 class ImageClassifier(_Described):
-    """An ONNX network that gives one score per class for an image.
+    """An ONNX network that outputs one score per class for an image.
 
     Attributes:
-        model: the ONNX file.
-        input: the tensor it takes.
-        preprocessing: how a photograph becomes that tensor.
-        output: the tensor it gives.
-        labels: a UTF-8 text file with one label per line, in class order.
+        model: The ONNX file.
+        input: The input tensor.
+        preprocessing: How a photograph becomes that tensor.
+        output: The output tensor.
+        labels: A UTF-8 text file with one label per line, in class order.
     """
 
     kind: Literal["image-classifier"]
@@ -308,10 +308,10 @@ class LanguageModel(_Described):
     """A folder that ``transformers`` and vLLM load: configuration, safetensors and tokenizer.
 
     Attributes:
-        architecture: the model's class, as in its ``config.json``.
-        parameters: how many weights it has.
-        context_length: tokens of prompt and answer together.
-        chat_template: whether the tokenizer brings a template for chat messages.
+        architecture: The model's class, as in its ``config.json``.
+        parameters: The number of its weights.
+        context_length: Tokens of prompt and answer together.
+        chat_template: Whether the tokenizer has a template for chat messages.
     """
 
     kind: Literal["language-model"]
@@ -322,4 +322,4 @@ class LanguageModel(_Described):
 
 
 Metadata = ImageClassifier | LanguageModel
-"""What a ``model.json`` holds; ``kind`` says which."""
+"""The content of a ``model.json``; ``kind`` tells which."""

@@ -1,8 +1,8 @@
-"""The order of version names: numbers count as numbers, so that ``10`` comes after ``9``.
+"""The order of version names: numbers compare by value, so that ``10`` comes after ``9``.
 
-A version is any name that a file system, a Kubernetes label and a URL all take. Runs of digits
-compare by value and everything else letter by letter, which orders ``1``, ``2``, ``10`` and
-``v1.9``, ``v1.10`` as a reader would. The order is total: two different names never tie.
+A version is any name that a file system, a Kubernetes label and a URL all accept. Digits compare by
+value and everything else letter by letter, which orders ``1``, ``2``, ``10`` and ``v1.9``,
+``v1.10`` as a reader expects. The order is total: two different names never tie.
 """
 
 import re
@@ -16,19 +16,19 @@ _IDENTIFIER = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _COMPILED = re.compile(_IDENTIFIER.replace("$", r"\Z"), re.ASCII)
 
 Identifier = Annotated[str, StringConstraints(pattern=_IDENTIFIER)]
-"""A model or version name: 1–63 letters, digits, ``.``, ``_``, ``-``, as Kubernetes labels are."""
+"""A model or version name: 1–63 letters, digits, ``.``, ``_``, ``-``, as in Kubernetes labels."""
 
 
 def is_identifier(text: str) -> bool:
-    """Whether ``text`` may name a model or a version."""
+    """Whether ``text`` can be the name of a model or a version."""
     return _COMPILED.match(text) is not None
 
 
 def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
-    """The sort key of a version name.
+    """Returns the sort key of a version name.
 
     Args:
-        version: the name, such as ``1-int8``.
+        version: The name, such as ``1-int8``.
 
     Returns:
         A key for :func:`sorted` and :func:`max`; keys are equal only for equal names.

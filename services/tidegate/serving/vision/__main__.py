@@ -17,7 +17,7 @@ from tidegate.serving.vision.api import (
     vision_service as service,
 )
 from tidegate.serving.vision.api.classify_requests import RequestLimits
-from tidegate.serving.vision.batching.inference import Inference
+from tidegate.serving.vision.api.inference import Inference
 from tidegate.serving.vision.batching.model_queue import QueueLimits
 from tidegate.serving.vision.batching.worker_pool import WorkerPool
 from tidegate.serving.vision.engines.openvino_engine import PRECISIONS, OpenVinoEngine
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 __all__ = ["VisionApplication", "main"]
 
-# While one waits for the interpreter, which the event loop holds now and then, another has work for
-# the core; with one alone a tenth of the machine stood idle.
+# While one worker waits for the interpreter lock, which the event loop holds at times, another uses
+# the core. With one worker a core, a tenth of the machine was idle.
 _WORKERS_PER_CORE = 2
 
 
 class VisionApplication:
-    """The vision server's services over one pool of workers.
+    """The services of the vision server, on one worker pool.
 
     Args:
-        settings: how to serve.
+        settings: The settings of the server.
     """
 
     service_names = (service.SERVICE_NAME, open_inference.SERVICE_NAME)
@@ -63,7 +63,7 @@ class VisionApplication:
         self._models = ModelRegistry(loader, self._pool, default_model=settings.default_model)
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Adds VisionService and GRPCInferenceService."""
+        """Adds VisionService and GRPCInferenceService to the server."""
         settings = self._settings
         limits = RequestLimits(settings.max_images_per_request, settings.max_pixels)
         inference = Inference(
@@ -92,7 +92,7 @@ class VisionApplication:
 
     @asynccontextmanager
     async def run(self, health: Health) -> AsyncIterator[None]:
-        """Loads the models, serves, and unloads them."""
+        """Loads the models before the block, and unloads them after it."""
         with self._pool:
             await self._models.start(self._settings.load, health)
             try:
@@ -107,14 +107,15 @@ class VisionApplication:
 
 
 def main() -> int:
-    """Serves until it is told to stop; returns the exit status."""
+    """Serves until a signal stops it; returns the exit status."""
     return run(_application, VisionSettings.from_command_line())
 
 
 def _application(settings: VisionSettings) -> VisionApplication:
-    """The application in a process of its own, whose threads may be scheduled as it wants."""
+    """Creates the application in a process of its own, so that it may set the scheduling policy."""
     if settings.batch_scheduling:
-        # Logs and traces are set up, and libraries have begun threads when they were imported.
+        # Logging and tracing are set up by now, and imported libraries have started their threads,
+        # which get this policy too.
         schedule_in_batches()
     return VisionApplication(settings)
 

@@ -1,4 +1,4 @@
-"""What can go wrong in the vision server apart from what clients are told."""
+"""The vision server's own errors; handlers translate them to those that clients get."""
 
 from tidegate.errors import TidegateError
 
@@ -14,15 +14,15 @@ class EngineError(VisionError):
 
 
 class InvalidImageError(VisionError):
-    """An image cannot be used; the message says why and what would do."""
+    """An image cannot be used; the message names the cause and the fix."""
 
 
 class RejectedImageError(VisionError):
     """One image of a request cannot be used.
 
     Attributes:
-        index: its place in the request.
-        problem: why, and what would do.
+        index: Its position in the request.
+        problem: The cause and the fix.
     """
 
     def __init__(self, index: int, problem: str) -> None:

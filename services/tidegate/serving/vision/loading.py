@@ -1,4 +1,4 @@
-"""From a repository to a lane that takes requests: read, compiled, warmed up and measured."""
+"""Loads a model version from the repository: reads, compiles, warms up and measures it."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ __all__ = ["LoadedModel", "ModelLoader"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
-# Each batch size is run so often at warm-up; the quickest run counts.
+# How often each batch size runs at warm-up; the quickest run counts.
 _WARM_UP_ROUNDS = 6
-# What a run costs a busy server beside the engine's own time: its claim, its report, and the turns
-# of the interpreter that these wait for.
+# The cost of a run on a busy server beyond the engine's own time: to claim and report it, and to
+# wait for the interpreter lock for both.
 _RUN_COST_S = 0.0005
-# Until images were decoded, this is assumed of one; any photograph of a usual size is near it.
+# The initial estimate of the decoding time; a photograph of usual size is near it.
 _FIRST_PREPARE_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model version that takes requests.
+    """A model version that accepts requests.
 
     Attributes:
-        entry: what the repository says of it.
-        geometry: how images are brought to its size.
-        queue: where its requests wait and are run.
-        served_model: as metrics and spans name it.
-        loaded_at_s: wall-clock time, in seconds since 1970.
-        fingerprint: its files when they were read; another value means that they have changed.
+        entry: The repository entry.
+        geometry: How images are brought to its size.
+        queue: The model queue, with the engine.
+        served_model: The model as metrics and spans name it.
+        loaded_at_s: Wall-clock time, in seconds since 1970.
+        fingerprint: The state of its files when they were read; it differs once they change.
     """
 
     entry: Entry
@@ -69,21 +69,21 @@ class LoadedModel:
 
     @property
     def engine(self) -> InferenceEngine:
-        """What runs it."""
+        """The engine that runs it."""
         return self.queue.engine
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
-    """Opens the image classifiers of a repository. Reads the disk and computes: call it in threads.
+    """Loads image classifiers from a repository. It reads the disk and computes: use a thread.
 
     Attributes:
-        repository: where models are read from.
-        load_engine: opens an entry's engine.
-        precisions: what the engine can compute in.
-        limits: how much each model holds.
-        max_pixels: pixels that one image may have.
-        verify: whether checksums are verified at load.
+        repository: The model repository.
+        load_engine: Loads the engine of an entry.
+        precisions: The precisions that the engine can compute in.
+        limits: How much each model queue holds.
+        max_pixels: Pixels that one image may have.
+        verify: Whether to verify checksums at load.
     """
 
     repository: Repository
@@ -93,14 +93,14 @@ class ModelLoader:
     max_pixels: int
     verify: bool = True
 
-    def others(self, known: Collection[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
-        """The classifiers that the repository has beside those that are known.
+    def not_loaded(self, known: Collection[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+        """Lists the classifiers of the repository that are not among the known ones.
 
         Args:
-            known: names and versions.
+            known: The known names and versions.
 
         Yields:
-            Name, version, and what is wrong with the entry, if anything is.
+            Name, version, and what is wrong with the entry; empty if it is sound.
         """
         for place in self.repository.locations():
             if (place.name, place.version) in known:
@@ -113,25 +113,25 @@ class ModelLoader:
                 yield place.name, place.version, reason
 
     def default_version(self, name: str) -> str | None:
-        """The version of a model that the repository says is meant when none is named, if any."""
+        """Returns the default version of a model in the repository, if there is one."""
         try:
             return self.repository.default_version(name)
         except RepositoryError:
             return None
 
     def choose(self, wanted: Sequence[str]) -> list[tuple[str, str]]:
-        """Says which versions are meant.
+        """Resolves names of models to versions.
 
         Args:
-            wanted: each ``NAME/VERSION``, or ``NAME`` for every version of it that the engine can
-                run; empty means every image classifier that it can run.
+            wanted: Each is ``NAME/VERSION``, or ``NAME`` for every version of it that the engine
+                can run; empty means every image classifier that the engine can run.
 
         Returns:
             Names and versions, at least one.
 
         Raises:
-            FailedPrecondition: the engine can run no version of a model.
-            RepositoryError: a model is not there or unsound, or there is none.
+            FailedPrecondition: The engine can run no version of a model.
+            RepositoryError: A model is missing or unsound, or there is none.
         """
         chosen: list[tuple[str, str]] = []
         for each in wanted or self.repository.names():
@@ -156,15 +156,15 @@ class ModelLoader:
         """Reads, compiles, warms up and measures a version.
 
         Args:
-            name: the model.
-            version: the version.
-            fingerprint: of what serves it now; None if nothing does.
+            name: The model.
+            version: The version.
+            fingerprint: The fingerprint of the loaded version; None if it is not loaded.
 
         Returns:
-            What serves it; None when its files are those of the stamp.
+            The loaded model; None if its files still have this fingerprint.
 
         Raises:
-            TidegateError: it cannot be served.
+            TidegateError: The version cannot be loaded.
         """
         location = self.repository.locate(name, version)
         found = _fingerprint(location.path)
@@ -185,7 +185,7 @@ class ModelLoader:
         wanted, computed = entry.metadata.precision.compute, engine.traits.precision
         if computed is not wanted:
             _log.warning(
-                "this machine computes the model in another precision",
+                "the CPU computes the model in another precision",
                 model=queue.name,
                 wanted=str(wanted),
                 computed=str(computed),
@@ -205,10 +205,10 @@ class ModelLoader:
         return LoadedModel(entry, geometry, queue, served_model, time.time(), found)
 
     def _runnable(self, name: str) -> list[str]:
-        """The versions of a model that are image classifiers of a precision the engine has.
+        """Lists the versions of a model that are image classifiers of a precision the engine has.
 
         Raises:
-            RepositoryError: there is no such model, or one of its versions is unsound.
+            RepositoryError: There is no such model, or one of its versions is unsound.
         """
         found = []
         for version in self.repository.versions(name) or [self.repository.default_version(name)]:
@@ -219,12 +219,16 @@ class ModelLoader:
             if precision in self.precisions:
                 found.append(version)
             else:
-                _log.info("left out", model=f"{name} {version}", precision=str(precision))
+                _log.info(
+                    "model skipped: the engine does not have its precision",
+                    model=f"{name} {version}",
+                    precision=str(precision),
+                )
         return found
 
 
 def _fingerprint(folder: Path) -> tuple[int, ...]:
-    """Numbers that change with the files of a folder: their times and sizes."""
+    """Returns the modification times and sizes of a folder's files."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     stats = [path.stat() for path in found]
     return tuple(number for each in stats for number in (each.st_mtime_ns, each.st_size))
@@ -237,45 +241,46 @@ def _model_queue(
     geometry: Geometry,
     limits: QueueLimits,
 ) -> ModelQueue:
-    """Warms an engine up, measures it at each batch size, and makes its lane.
+    """Warms an engine up, measures it at each batch size, and creates its model queue.
 
     Args:
-        model: the model's name.
-        version: its version.
-        engine: a loaded engine, not in use.
-        geometry: how images are brought to its size.
-        limits: how much the lane holds.
+        model: The model's name.
+        version: Its version.
+        engine: A loaded engine, not in use.
+        geometry: How images are brought to its size.
+        limits: How much the queue holds.
 
     Raises:
-        EngineError: a run failed, or gave something other than images × classes.
+        EngineError: A run failed, or its output is not images × classes.
     """
     run_s = _measure(engine, geometry)
     plan = BatchPlan.measured(run_s)
-    # When the server is busy every slot is taken, and a run lasts longer for it.
-    crowd = engine.traits.slots / engine.traits.parallel
+    # On a busy server every slot is taken, which makes each run longer.
+    slowdown = engine.traits.slots / engine.traits.parallel
     service_time = ServiceTimeEstimate(
-        prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target * crowd
+        prepare_s=_FIRST_PREPARE_S, run_s=run_s[plan.target] / plan.target * slowdown
     )
     prepare = partial(_prepare, geometry)
-    # Only now, when nothing can fail any more: series would stay of a version that never served.
+    # Created last, when nothing can fail any more: the series of a version that never served would
+    # stay.
     metrics = ModelMetrics(model, version)
     return ModelQueue(f"{model} {version}", engine, prepare, plan, service_time, limits, metrics)
 
 
 def _measure(engine: InferenceEngine, geometry: Geometry) -> Mapping[int, float]:
-    """Seconds of a run at each batch size while as many run beside it as compute at once.
+    """Measures the seconds of a run at each batch size, with parallel runs as on a busy server.
 
-    Runs share caches and memory, and the larger ones suffer more by it: of one run alone on the
-    machine it cannot be seen which size is best on a busy one. The quickest of a few rounds counts.
+    Parallel runs share caches and memory, which slows larger batches more: a run alone on the
+    machine does not show which size is best on a busy one. The quickest of a few rounds counts.
     """
     pixels = np.zeros((geometry.height, geometry.width, 3), dtype=np.uint8)
     tensor = np.zeros(engine.tensors.input_shape, dtype=np.float32)
-    _try_out(engine, InputForm.TENSOR, [tensor])
-    _try_out(engine, InputForm.PIXELS, [pixels], alone=True)
+    _check_output(engine, InputForm.TENSOR, [tensor])
+    _check_output(engine, InputForm.PIXELS, [pixels], alone=True)
     sizes = engine.traits.batch_sizes
     for size in sizes:
-        _try_out(engine, InputForm.PIXELS, [pixels] * size)
-    # In rounds, so that a busy moment of the machine does not fall on one size alone.
+        _check_output(engine, InputForm.PIXELS, [pixels] * size)
+    # In rounds, so that a busy moment of the machine does not affect one size alone.
     with ThreadPoolExecutor(engine.traits.parallel) as pool:
         rounds = [
             [_run_s(engine, [pixels] * size, pool) + _RUN_COST_S for size in sizes]
@@ -287,10 +292,10 @@ def _measure(engine: InferenceEngine, geometry: Geometry) -> Mapping[int, float]
 def _run_s(
     engine: InferenceEngine, images: Sequence[npt.NDArray[np.uint8]], pool: ThreadPoolExecutor
 ) -> float:
-    """Seconds of a run among others; of processor time where the host computes and it is less.
+    """Measures the seconds of parallel runs; CPU time counts if the host computes and it is less.
 
-    While other servers start beside this one, the long runs are interrupted and a short one now and
-    then is not: by the clock alone small batches would look the best.
+    While other servers start on the machine, they interrupt long runs more often than short ones.
+    By wall-clock time alone, small batches would look best.
     """
     parallel = engine.traits.parallel
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -301,7 +306,7 @@ def _run_s(
     return min(elapsed_s, cpu_s / parallel) if engine.traits.shares_host else elapsed_s
 
 
-def _try_out(
+def _check_output(
     engine: InferenceEngine,
     form: InputForm,
     images: Sequence[npt.NDArray[np.generic]],
@@ -311,7 +316,9 @@ def _try_out(
     shape = engine.run(form, images, alone=alone).rows.shape
     expected = (len(images), engine.tensors.classes)
     if shape != expected:
-        raise EngineError(f"the model's output is {shape} where images × classes is {expected}")
+        raise EngineError(
+            f"the model's output has the shape {shape}; images × classes is {expected}"
+        )
 
 
 def _prepare(geometry: Geometry, image: ImageContent) -> npt.NDArray[np.generic]:

@@ -1,4 +1,4 @@
-"""What the vision server tells Prometheus beyond what every server does."""
+"""Prometheus metrics of the vision server, beyond those of every server."""
 
 from collections import Counter as Tally
 from typing import Final
@@ -13,27 +13,27 @@ METHODS: Final = (
     "/inference.GRPCInferenceService/ModelInfer",
     "/inference.GRPCInferenceService/ModelStreamInfer",
 )
-"""Paths of the methods that a model answers, in whose requests it is counted."""
+"""Paths of the methods that run a model; their calls count as requests to the model."""
 
-# Not `version`, which pods have as a label: Prometheus would make ours `exported_version`.
+# Not `version`: pods have that label, so Prometheus would rename ours to `exported_version`.
 _LABELS = ("model", "model_version")
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 _prepare = Histogram(
     "tidegate_vision_prepare_seconds",
-    "Decoding, resizing and cropping one image that was run.",
+    "Seconds of decoding, resizing and cropping one image that was run.",
     _LABELS,
     buckets=_SECONDS,
 )
 _queue = Histogram(
     "tidegate_vision_queue_seconds",
-    "Waiting of one image, before it was decoded and before its batch was run.",
+    "Seconds that one image waited, before it was decoded and before its batch ran.",
     _LABELS,
     buckets=_SECONDS,
 )
 _run = Histogram(
     "tidegate_vision_run_seconds",
-    "The engine's run of one batch, and the finding of its best classes.",
+    "Seconds of the engine's run of one batch, best classes included.",
     _LABELS,
     buckets=_SECONDS,
 )
@@ -44,13 +44,11 @@ _batch = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
 )
 _images = Counter("tidegate_vision_images", "Images classified.", _LABELS)
-_held = Gauge(
-    "tidegate_vision_held_images", "Images of requests that are not yet answered.", _LABELS
-)
+_held = Gauge("tidegate_vision_held_images", "Images of unfinished requests.", _LABELS)
 
 
 _METRICS = (_prepare, _queue, _run, _batch, _images, _held)
-# A version that is loaded anew has two lanes for a moment, and one set of series.
+# While a version is reloaded, it has two model queues and one set of series.
 _model_queues: Tally[tuple[str, str]] = Tally()
 
 
@@ -58,8 +56,8 @@ class ModelMetrics:
     """The metrics of one model version, with the labels looked up once.
 
     Args:
-        model: the model's name.
-        version: its version.
+        model: The model's name.
+        version: Its version.
     """
 
     __slots__ = ("_batch", "_images", "_labels", "_prepare", "_queue", "_run", "held")
@@ -75,7 +73,7 @@ class ModelMetrics:
         self.held = _held.labels(*self._labels)
 
     def observe_image(self, queue_s: float, prepare_s: float) -> None:
-        """Records the waiting and the decoding of an image that was run."""
+        """Records how long an image that was run waited, and how long its decoding took."""
         self._queue.observe(queue_s)
         self._prepare.observe(prepare_s)
 
@@ -85,8 +83,8 @@ class ModelMetrics:
         self._batch.observe(images)
         self._images.inc(images)
 
-    def forget(self) -> None:
-        """Takes the series of a model away that was unloaded, and not loaded anew meanwhile."""
+    def remove_series(self) -> None:
+        """Removes the series of an unloaded model, unless it has been loaded again meanwhile."""
         _model_queues[self._labels] -= 1
         if not _model_queues[self._labels]:
             for metric in _METRICS:

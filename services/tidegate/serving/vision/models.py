@@ -1,13 +1,14 @@
-"""The models of one server: loading, warming up, choosing, replacing and unloading them.
+"""The models of one server: loading, replacing, unloading and finding them.
 
-A model version is loaded beside what serves already, and takes requests only when it is compiled,
-warmed up and measured. Replacing one is make before break: the new one serves before the old one,
-having finished what it accepted, is freed. Loading goes on in a thread; requests are served all the
-while. A change that was begun is finished even if who asked for it goes away.
+A model version is loaded beside those that serve. It accepts requests only when it is compiled,
+warmed up and measured. A replacement is make before break: the new version serves before the old
+one, which first finishes the requests that it accepted, is freed. Loading runs in a thread, and
+requests are served meanwhile. A load or unload that has begun is finished even if its caller goes
+away.
 
-The models decide whether the server is ready: once it has started, it is ready while at least one
-version is. A version that is loading, was unloaded or failed to load makes only that version not
-ready, since a balancer that took the server out for it would take away those that serve.
+The registry decides whether the server is ready: once the server has started, it is ready while at
+least one version is. A version that is loading, was unloaded or failed to load makes only itself
+not ready: a load balancer that removed the server would also remove the versions that serve.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class ModelState(Enum):
-    """Where a model version is in its life."""
+    """The state of a model version."""
 
     UNLOADED = "unloaded"
     LOADING = "loading"
@@ -56,11 +57,11 @@ class ModelVersion:
     """A model version that the server knows.
 
     Attributes:
-        name: the model.
-        version: the version.
-        state: where it is in its life.
-        reason: why loading failed; empty otherwise.
-        loaded: what serves it, when it is ready.
+        name: The model.
+        version: The version.
+        state: Its state.
+        reason: Why loading failed; empty otherwise.
+        loaded: The loaded model, if it is ready.
     """
 
     name: str
@@ -71,12 +72,12 @@ class ModelVersion:
 
 
 class ModelRegistry:
-    """Every model version that a server knows. Use it from the event loop.
+    """The model versions that a server knows. Use it from the event loop.
 
     Args:
-        loader: opens them; called in threads.
-        pool: the workers that run them.
-        default_model: the model that an empty name means.
+        loader: Loads them; called in threads.
+        pool: The workers that run them.
+        default_model: The model that an empty name means.
     """
 
     def __init__(
@@ -87,37 +88,34 @@ class ModelRegistry:
         self._default_model = default_model
         self._versions: dict[tuple[str, str], ModelVersion] = {}
         self._defaults: dict[str, str] = {}
-        # What `find` found, by the name and version asked for; empty after every change.
+        # A cache of `find`, by requested name and version; every change empties it.
         self._found: dict[tuple[str, str], LoadedModel] = {}
         self._changing = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
-        # Set when the models wanted at start are loaded; told of every change from then on.
+        # Set once the initial models are loaded; reports every change from then on.
         self._health: Health | None = None
 
     def versions(self) -> list[ModelVersion]:
-        """Every version known, in order, with the classifiers of the repository not loaded yet."""
+        """Lists every known version and the repository's other classifiers, in order."""
         known = dict(self._versions)
         others = [
             ModelVersion(name, version, ModelState.UNLOADED, reason)
-            for name, version, reason in self._loader.others(known)
+            for name, version, reason in self._loader.not_loaded(known)
         ]
         everyone = [*known.values(), *others]
         return sorted(everyone, key=lambda each: (each.name, version_order(each.version)))
 
     @property
     def server_ready(self) -> bool:
-        """Whether the server is ready: what health says, so false before the start and in a drain.
-
-        See :meth:`start`.
-        """
+        """Whether the server is ready, as its health says: not before the start nor in a drain."""
         return self._health is not None and self._health.is_serving() is True
 
     def is_ready(self, name: str, version: str) -> bool:
-        """Whether a request that names this model and version would be taken.
+        """Whether the server accepts a request for this model and version.
 
         Args:
-            name: the model; empty means the default one.
-            version: the version; empty means the default one.
+            name: The model; empty means the default one.
+            version: The version; empty means the default one.
         """
         if self._health is not None and self._health.is_shut_down:
             return False
@@ -128,7 +126,7 @@ class ModelRegistry:
         return True
 
     def ready(self, name: str) -> list[str]:
-        """The versions of a model that serve, oldest first."""
+        """Lists the versions of a model that are ready, oldest first."""
         found = [
             version
             for (model, version), each in self._versions.items()
@@ -137,10 +135,11 @@ class ModelRegistry:
         return sorted(found, key=version_order)
 
     def default_version(self, name: str) -> str | None:
-        """The version that an empty one means: the repository's default, or the latest to serve.
+        """Returns the version that an empty one means.
 
-        The repository's was read when a version of the model was last loaded, unloaded, or asked to
-        be: requests do not touch the disk.
+        It is the repository's default if that is ready, else the latest version that is ready. The
+        repository's default is read whenever a version of the model is loaded or unloaded, so
+        requests do not touch the disk.
         """
         ready = self.ready(name)
         default = self._defaults.get(name)
@@ -149,7 +148,7 @@ class ModelRegistry:
         return ready[-1] if ready else None
 
     def default_model(self) -> str | None:
-        """The model that an empty name means; ``None`` when that is not clear."""
+        """Returns the model that an empty name means; ``None`` if it is ambiguous."""
         if self._default_model is not None:
             return self._default_model
         names = {
@@ -158,16 +157,16 @@ class ModelRegistry:
         return names.pop() if len(names) == 1 else None
 
     def find(self, name: str, version: str) -> LoadedModel:
-        """What serves a model.
+        """Finds a loaded model.
 
         Args:
-            name: the model; empty means the default one.
-            version: the version; empty means the default one.
+            name: The model; empty means the default one.
+            version: The version; empty means the default one.
 
         Raises:
-            InvalidArgument: no name was given and there is no default.
-            NotFound: there is no such model or version.
-            Unavailable: it is not ready, or no name was given and no model is.
+            InvalidArgument: The name is empty and there is no default.
+            NotFound: There is no such model or version.
+            Unavailable: It is not ready, or the name is empty and no model is ready.
         """
         loaded = self._found.get((name, version))
         if loaded is None:
@@ -194,16 +193,16 @@ class ModelRegistry:
         raise self._missing(name, wanted)
 
     async def start(self, wanted: list[str], health: Health) -> None:
-        """Loads the models of a server that starts, then keeps its health up to date.
+        """Loads the initial models of a server, then keeps its health up to date.
 
-        From then on every service serves while at least one version is ready.
+        Every service is then SERVING while at least one version is ready.
 
         Args:
-            wanted: as in :meth:`ModelLoader.choose`.
-            health: of the server.
+            wanted: As in :meth:`ModelLoader.choose`.
+            health: The health of the server.
 
         Raises:
-            TidegateError: one of them cannot be loaded, or there is none.
+            TidegateError: One of them cannot be loaded, or there is none.
         """
         await self.load_all(wanted)
         self._health = health
@@ -213,43 +212,43 @@ class ModelRegistry:
         """Loads models.
 
         Args:
-            wanted: as in :meth:`ModelLoader.choose`.
+            wanted: As in :meth:`ModelLoader.choose`.
 
         Raises:
-            TidegateError: one of them cannot be loaded, or there is none.
+            TidegateError: One of them cannot be loaded, or there is none.
         """
         chosen = await asyncio.to_thread(self._loader.choose, wanted)
-        # Requests for those that are still to come are told to wait, not that there are none.
+        # A request for a version that is not loaded yet gets UNAVAILABLE and not NOT_FOUND.
         to_come = {
             key: ModelVersion(*key, ModelState.LOADING)
             for key in chosen
             if key not in self._versions
         }
         for each in to_come.values():
-            self._note(each)
+            self._store(each)
         try:
             for key in chosen:
                 to_come.pop(key, None)
                 await self.load(*key)
         finally:
             for key, each in to_come.items():
-                # Somebody else may have begun to load it meanwhile, or have found that it is gone.
+                # Another call may have begun to load it meanwhile, or have found that it is gone.
                 if self._versions.get(key) is each:
                     self._forget(*key)
 
     async def load(self, name: str, version: str) -> None:
-        """Loads a version, or loads it anew when its files have changed. Idempotent.
+        """Loads a version, or reloads it if its files have changed. Idempotent.
 
         Raises:
-            TidegateError: it cannot be loaded; what served before goes on.
+            TidegateError: It cannot be loaded; a version that served before continues.
         """
         await self._finish(self._load(name, version))
 
     async def unload(self, name: str, version: str) -> None:
-        """Takes a version out of service: it finishes what it accepted and is freed.
+        """Unloads a version: it finishes the requests that it accepted and is freed.
 
         Raises:
-            NotFound: it is not loaded.
+            NotFound: It is not loaded.
         """
         await self._finish(self._unload(name, version))
 
@@ -262,7 +261,7 @@ class ModelRegistry:
                 await self.unload(each.name, each.version)
 
     async def _finish(self, change: Coroutine[Any, Any, None]) -> None:
-        """Makes a change to its end, though its caller may be cancelled in the middle."""
+        """Completes a change even if its caller is cancelled meanwhile."""
         task = asyncio.create_task(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
@@ -274,25 +273,25 @@ class ModelRegistry:
             before = self._versions.get(key)
             loaded = before.loaded if before is not None else None
             if loaded is None:
-                self._note(ModelVersion(*key, ModelState.LOADING))
+                self._store(ModelVersion(*key, ModelState.LOADING))
             try:
                 await self._refresh_default(name)
                 fingerprint = loaded.fingerprint if loaded is not None else None
                 fresh = await asyncio.to_thread(self._loader.open, name, version, fingerprint)
             except (EntryNotFoundError, FailedPrecondition, asyncio.CancelledError):
-                # There is nothing of the kind, or nobody was told how it ended: no state to keep.
+                # There is no such model, or the load was cancelled: no state to keep.
                 if loaded is None:
                     self._forget(*key)
                 raise
             except Exception as error:
                 if loaded is None:
-                    self._note(ModelVersion(*key, ModelState.FAILED, str(error)))
+                    self._store(ModelVersion(*key, ModelState.FAILED, str(error)))
                 raise
             if fresh is None:
                 return
             self._pool.add(fresh.queue)
             fresh.served_model.publish()
-            self._note(ModelVersion(*key, ModelState.READY, loaded=fresh))
+            self._store(ModelVersion(*key, ModelState.READY, loaded=fresh))
             if loaded is not None:
                 await self._retire(loaded)
 
@@ -302,7 +301,7 @@ class ModelRegistry:
             known = self._versions.get(key)
             if known is None or known.loaded is None:
                 raise NotFound(f"model {name!r} has no version {version!r} loaded")
-            self._note(replace(known, state=ModelState.UNLOADING, loaded=None))
+            self._store(replace(known, state=ModelState.UNLOADING, loaded=None))
             await self._retire(known.loaded)
             self._forget(*key)
             await self._refresh_default(name)
@@ -317,11 +316,11 @@ class ModelRegistry:
         await idle.wait()
         self._pool.remove(loaded.queue)
         await asyncio.to_thread(loaded.engine.close)
-        loaded.queue.metrics.forget()
+        loaded.queue.metrics.remove_series()
         loaded.served_model.withdraw()
         _log.info("model unloaded", model=loaded.queue.name)
 
-    def _note(self, known: ModelVersion) -> None:
+    def _store(self, known: ModelVersion) -> None:
         self._versions[known.name, known.version] = known
         self._found.clear()
         self._report_health()
@@ -339,7 +338,7 @@ class ModelRegistry:
     async def _refresh_default(self, name: str) -> None:
         default = await asyncio.to_thread(self._loader.default_version, name)
         if default is None:
-            # Clients may ask for any name.
+            # Clients may send any name: store nothing for it.
             self._defaults.pop(name, None)
         else:
             self._defaults[name] = default
@@ -351,7 +350,7 @@ class ModelRegistry:
         if known is not None or (version is None and versions):
             state = known.state.value if known is not None else "not ready"
             return Unavailable(
-                f"model {name!r} {version or ''} is {state}; try again or ask for another version",
+                f"model {name!r} {version or ''} is {state}; try again or request another version",
                 reason="MODEL_NOT_READY",
                 retry_after_s=1.0,
             )

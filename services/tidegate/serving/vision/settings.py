@@ -1,4 +1,4 @@
-"""What the vision server can be told."""
+"""Settings of the vision server."""
 
 import os
 from pathlib import Path
@@ -22,13 +22,12 @@ class VisionSettings(ChassisSettings):
     )
     load: list[str] = Field(
         default_factory=list,
-        description="Models to load at start, NAME or NAME/VERSION, with commas; without any, "
-        "every image classifier of the repository that the engine can run.",
+        description="Models to load at start, NAME or NAME/VERSION, separated by commas; by "
+        "default every image classifier of the repository that the engine can run.",
     )
     default_model: str | None = Field(
         None,
-        description="The model that a request without a name means; without it, the only one that "
-        "is loaded.",
+        description="The model of a request that names none; by default the only loaded one.",
     )
     model_control: bool = Field(
         True, description="Whether clients may load and unload models (RepositoryModelLoad)."
@@ -36,10 +35,10 @@ class VisionSettings(ChassisSettings):
     list_image_input: bool = Field(
         True,
         description="Whether ModelMetadata and ModelConfig list the input image beside the model's "
-        "own; Triton's image_client refuses a model of two inputs. It is accepted either way.",
+        "own; Triton's image_client refuses a model of two inputs. Requests may use it either way.",
     )
     verify_checksums: bool = Field(
-        True, description="Whether every file with a recorded SHA-256 is read and compared at load."
+        True, description="Whether a load verifies the SHA-256 of every file that has one recorded."
     )
     cores: int = Field(
         default_factory=lambda: len(os.sched_getaffinity(0)),
@@ -50,21 +49,27 @@ class VisionSettings(ChassisSettings):
     batch_scheduling: bool = Field(
         True,
         description="Whether a thread that becomes ready waits until another leaves its core or "
-        "has had its turn (SCHED_BATCH), instead of interrupting it: more images a second from "
-        "the same cores, and no wait where a core is free.",
+        "has used its time slice (SCHED_BATCH), instead of preempting it: more images a second "
+        "from the same cores, and no wait where a core is free.",
     )
     batch_sizes: list[int] = Field(
         default_factory=lambda: [1, 2, 4, 8],
         min_length=1,
         max_length=16,
-        description="Batches to compile for, ascending. Which is used follows from run times "
-        "measured at load; on a CPU, larger ones gain little and are waited for.",
+        description="Batch sizes to compile for, ascending. Run times measured at load decide "
+        "which is used; on a CPU, larger batches gain little and images wait for them.",
     )
     queue_images: int = Field(
-        512, ge=1, le=1_000_000, description="Images of unfinished requests that a model holds."
+        512,
+        ge=1,
+        le=1_000_000,
+        description="Images of unfinished requests that a model's queue holds.",
     )
     queue_mib: int = Field(
-        256, ge=1, le=65536, description="MiB of images of unfinished requests that a model holds."
+        256,
+        ge=1,
+        le=65536,
+        description="MiB of images of unfinished requests that a model's queue holds.",
     )
     max_images_per_request: int = Field(
         64, ge=1, le=4096, description="Images that one request may have."
@@ -78,11 +83,14 @@ class VisionSettings(ChassisSettings):
     client_header: str = Field(
         "x-tidegate-client",
         pattern=r"^[a-z0-9_.-]+$",
-        description="Request metadata that tells clients apart for fairness; without it, their "
+        description="Request metadata that identifies a client for fairness; without it, its "
         "certificate or address does.",
     )
     stream_window: int = Field(
-        32, ge=1, le=4096, description="Requests that are read ahead of the answers on one stream."
+        32,
+        ge=1,
+        le=4096,
+        description="Requests of one stream that the server reads ahead of the responses.",
     )
 
     @field_validator("batch_sizes")
@@ -96,12 +104,12 @@ class VisionSettings(ChassisSettings):
     def _any_request_fits(self) -> Self:
         if self.queue_images < self.max_images_per_request:
             raise ValueError(
-                "queue_images must be at least max_images_per_request, or its largest requests "
-                "would always find the queue full"
+                "queue_images must be at least max_images_per_request, or the largest requests "
+                "never fit into the queue"
             )
         if self.queue_mib << 20 < self.max_message_bytes:
             raise ValueError(
-                "queue_mib must be at least max_message_bytes, or the largest requests would "
-                "always find the queue full"
+                "queue_mib must be at least max_message_bytes, or the largest requests never fit "
+                "into the queue"
             )
         return self

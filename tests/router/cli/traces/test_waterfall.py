@@ -1,4 +1,4 @@
-"""A trace in the terminal: golden text, and what holds for any trace."""
+"""The waterfall in the terminal: golden text, and properties of any trace."""
 
 import hypothesis.strategies as st
 import pytest
@@ -66,7 +66,7 @@ tidegate-cli VisionService/Classify      0 µs  11.4 ms  ███████�
     )
 
 
-def test_failed_answer_of_the_language_model_with_a_span_whose_parent_is_missing():
+def test_a_failed_llm_call_with_an_orphan_span():
     text = drawn(
         view(
             *(1, 0, "llm", "tidegate.llm.v1.LlmService/Chat", 0, 2_400_000),
@@ -96,7 +96,7 @@ def test_wider_terminals_have_longer_bars_and_names():
     assert max(map(cell_len, text.splitlines())) == 120
 
 
-def test_what_a_terminal_would_obey_is_not_printed():
+def test_control_characters_are_not_printed():
     text = drawn(view(1, 0, "a\x1b[2J", "b\nc\u202ed\x07", 0, 5, response_flags="\x1b]0;x\x07"))
     assert not set("\x1b\x07\u202e") & set(text)
     assert "b�c�d�" in text
@@ -114,7 +114,7 @@ def test_durations_have_three_digits(microseconds, text):
     assert duration_text(microseconds) == text
 
 
-def test_time_beyond_the_calendar_is_left_out():
+def test_a_time_out_of_range_is_left_out():
     assert time_text(2**63) == ""
     assert time_text(0) == "1970-01-01 00:00:00.000Z"
 
@@ -167,7 +167,7 @@ def test_children_stand_under_their_parents_in_their_order():
     ]
 
 
-def test_spans_that_are_each_others_parents_are_cut_open():
+def test_a_cycle_of_parents_is_opened():
     trace = TraceView(TRACE_ID, (view(1, 2, "s", "a", 0, 1), view(2, 1, "s", "b", 1, 1)))
     assert [(row.span.operation, row.last) for row in rows(trace)] == [("a", ()), ("b", (True,))]
 

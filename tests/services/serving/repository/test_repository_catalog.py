@@ -71,7 +71,7 @@ def test_a_broken_entry_is_listed_and_fails_only_when_opened(repository):
     (repository.root / "other" / "1" / "model.json").write_text("{}")
     assert [location.name for location in repository.locations()].count("other") == 1
     with pytest.raises(MetadataError, match="'kind' is missing"):
-        list(repository.entries())
+        repository.find("other", "1")
 
 
 def test_importing_the_format_loads_no_engine():

@@ -162,7 +162,7 @@ async def test_sigterm_under_load_loses_no_accepted_request(vision_process, chan
     assert codes.keys() == {OK, UNAVAILABLE}
     assert codes[UNAVAILABLE] == clients
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    assert [line["cut"] for line in lines if line["event"] == "drained"] == [0]
+    assert [line["cancelled"] for line in lines if line["event"] == "drained"] == [0]
     assert [line["event"] for line in lines if line.get("level") == "error"] == []
     assert "model unloaded" in {line["event"] for line in lines}
 

@@ -66,7 +66,7 @@ def _health(upstream: Upstream, endpoint: Endpoint, states: EndpointStates) -> i
         return _UNKNOWN
     state = states.get(endpoint.key, EndpointState.UNHEALTHY)
     if upstream.service.external and state is not EndpointState.DRAINING:
-        # The state is that of a mesh host at the same address, and may be old.
+        # This state was measured for another host at this address, and may be out of date.
         state = EndpointState.HEALTHY
     return _HEALTH[state]
 

@@ -1,11 +1,11 @@
 """Weights: how a route divides its requests, and how a cohort stays together while weights move.
 
-For each request Envoy takes a number and its remainder by the sum of the weights. It goes down the
+For each request Envoy takes a number modulo the sum of the weights. It goes down the
 list of destinations until the weights passed exceed the remainder. By default the number is random.
 
 With a hash of a header instead, a user always has the same number. Then the destination that comes
-first has the users below its weight. When it gets more weight of the same sum, it keeps all its
-users and gets others. So where a hash decides, weights are brought to one constant sum, whatever
+first has the users below its weight. If its weight grows and the sum stays the same, it keeps its
+users and gains new ones. So where a hash decides, weights are brought to one constant sum, whatever
 their sum in the object.
 """
 

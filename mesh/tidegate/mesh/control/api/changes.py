@@ -1,9 +1,11 @@
-"""A change in MeshService: its preview, its events, and the error if it was not made."""
+"""A change in MeshService: its preview, events and status, and the error if it was not made."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from google.protobuf import text_format
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.chassis.errors import (
     FailedPrecondition,
@@ -14,7 +16,6 @@ from tidegate.chassis.errors import (
 )
 from tidegate.errors import TidegateError
 from tidegate.istio import EditError
-from tidegate.mesh.control.api.status import STAGES, timestamp
 from tidegate.mesh.control.errors import (
     InterruptedTransitionError,
     RolledBackError,
@@ -22,12 +23,30 @@ from tidegate.mesh.control.errors import (
     UnexpectedChangeError,
 )
 from tidegate.mesh.control.served_configuration import ProposedChange
-from tidegate.mesh.control.transitions.events import TransitionEvent
-from tidegate.mesh.control.transitions.plan import keys_of
+from tidegate.mesh.control.transitions.events import (
+    TransitionEvent,
+    TransitionState,
+    TransitionStatus,
+)
+from tidegate.mesh.control.transitions.plan import StageKind, keys_of
 from tidegate.mesh.resources import ProxyKind, Resource, ResourceKey, Resources, ResourceType
 from tidegate.mesh.v1 import mesh_pb2
 
-__all__ = ["event_message", "preview", "service_error"]
+__all__ = ["event_message", "preview", "service_error", "timestamp", "transition_message"]
+
+_STAGES: Final[Mapping[StageKind | None, mesh_pb2.Stage.ValueType]] = {
+    None: mesh_pb2.STAGE_UNSPECIFIED,
+    StageKind.CLUSTERS: mesh_pb2.STAGE_CLUSTERS,
+    StageKind.ROUTES: mesh_pb2.STAGE_ROUTES,
+    StageKind.DRAIN: mesh_pb2.STAGE_DRAIN,
+    StageKind.REMOVE: mesh_pb2.STAGE_REMOVE,
+}
+_TRANSITION_STATES: Final = {
+    TransitionState.RUNNING: mesh_pb2.TRANSITION_STATE_RUNNING,
+    TransitionState.ROLLING_BACK: mesh_pb2.TRANSITION_STATE_ROLLING_BACK,
+    TransitionState.DONE: mesh_pb2.TRANSITION_STATE_DONE,
+    TransitionState.ROLLED_BACK: mesh_pb2.TRANSITION_STATE_ROLLED_BACK,
+}
 
 
 def preview(change: ProposedChange, before: Mapping[ProxyKind, Resources]) -> mesh_pb2.Preview:
@@ -54,13 +73,33 @@ def event_message(event: TransitionEvent) -> mesh_pb2.TransitionEvent:
     """An event of a change, on the wire."""
     return mesh_pb2.TransitionEvent(
         transition=event.transition,
-        stage=STAGES[event.stage],
+        stage=_STAGES[event.stage],
         kind=mesh_pb2.TransitionEvent.Kind.Value(f"KIND_{event.kind.name}"),
         time=timestamp(event.at),
         proxy=event.proxy,
         subject=event.subject,
         message=event.message,
     )
+
+
+def transition_message(status: TransitionStatus) -> mesh_pb2.Transition:
+    """The status of a transition, on the wire."""
+    return mesh_pb2.Transition(
+        id=status.id,
+        description=status.description,
+        state=_TRANSITION_STATES[status.state],
+        stage=_STAGES[status.stage],
+        started_at=timestamp(status.started_at),
+        ended_at=None if status.ended_at is None else timestamp(status.ended_at),
+        reason=status.reason,
+    )
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """A time in seconds since 1970, on the wire."""
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
 
 
 def service_error(error: TidegateError) -> ServiceError:

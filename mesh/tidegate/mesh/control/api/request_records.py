@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import grpc
 
-from tidegate.mesh.control.api.status import timestamp
+from tidegate.mesh.control.api.changes import timestamp
 from tidegate.mesh.telemetry import RequestLog, RequestRecord
 from tidegate.mesh.v1 import mesh_pb2
 

@@ -3,31 +3,19 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from tidegate.istio.virtual_service import Destination, HttpMatchRequest, HttpRoute, VirtualService
 from tidegate.mesh.ads import Distribution, ProxyStatus, Rejection, TypeStatus, XdsVariant
 from tidegate.mesh.compiler import EndpointState
 from tidegate.mesh.compiler.hosts.services import RegisteredService
+from tidegate.mesh.control.api.changes import timestamp, transition_message
 from tidegate.mesh.control.controller import Controller
 from tidegate.mesh.control.endpoints.health_checks import is_checked
 from tidegate.mesh.control.endpoints.topology import SubsetView, Topology
 from tidegate.mesh.control.transitions.drainer import RequestsInProgress
-from tidegate.mesh.control.transitions.events import TransitionState, TransitionStatus
-from tidegate.mesh.control.transitions.plan import StageKind
 from tidegate.mesh.resources import ProxyKind, ResourceType
 from tidegate.mesh.v1 import mesh_pb2
 
-__all__ = ["STAGES", "STATES", "status_of", "timestamp"]
-
-STAGES: Final[Mapping[StageKind | None, mesh_pb2.Stage.ValueType]] = {
-    None: mesh_pb2.STAGE_UNSPECIFIED,
-    StageKind.CLUSTERS: mesh_pb2.STAGE_CLUSTERS,
-    StageKind.ROUTES: mesh_pb2.STAGE_ROUTES,
-    StageKind.DRAIN: mesh_pb2.STAGE_DRAIN,
-    StageKind.REMOVE: mesh_pb2.STAGE_REMOVE,
-}
-"""The stages on the wire."""
+__all__ = ["STATES", "status_of"]
 
 STATES: Final[Mapping[EndpointState, mesh_pb2.EndpointState.ValueType]] = {
     EndpointState.HEALTHY: mesh_pb2.ENDPOINT_STATE_HEALTHY,
@@ -39,12 +27,6 @@ STATES: Final[Mapping[EndpointState, mesh_pb2.EndpointState.ValueType]] = {
 _PROXY_KINDS: Final = {
     ProxyKind.ENVOY: mesh_pb2.PROXY_KIND_ENVOY,
     ProxyKind.GRPC: mesh_pb2.PROXY_KIND_GRPC,
-}
-_TRANSITION_STATES: Final = {
-    TransitionState.RUNNING: mesh_pb2.TRANSITION_STATE_RUNNING,
-    TransitionState.ROLLING_BACK: mesh_pb2.TRANSITION_STATE_ROLLING_BACK,
-    TransitionState.DONE: mesh_pb2.TRANSITION_STATE_DONE,
-    TransitionState.ROLLED_BACK: mesh_pb2.TRANSITION_STATE_ROLLED_BACK,
 }
 _VARIANTS: Final = {XdsVariant.DELTA: "delta", XdsVariant.SOTW: "sotw"}
 
@@ -92,17 +74,10 @@ def status_of(
             requests_in_progress=running.get(address),
         )
     if transitions.history.current is not None:
-        status.transition.CopyFrom(_transition(transitions.history.current))
+        status.transition.CopyFrom(transition_message(transitions.history.current))
     if transitions.history.last is not None:
-        status.last_transition.CopyFrom(_transition(transitions.history.last))
+        status.last_transition.CopyFrom(transition_message(transitions.history.last))
     return status
-
-
-def timestamp(seconds: float) -> Timestamp:
-    """A time in seconds since 1970, on the wire."""
-    stamp = Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp
 
 
 def _proxy(proxy: ProxyStatus) -> mesh_pb2.Proxy:
@@ -217,15 +192,3 @@ def _condition(match: HttpMatchRequest) -> str:
     if match.port is not None:
         parts.append(f"port {match.port}")
     return " and ".join(parts) or "any"
-
-
-def _transition(status: TransitionStatus) -> mesh_pb2.Transition:
-    return mesh_pb2.Transition(
-        id=status.id,
-        description=status.description,
-        state=_TRANSITION_STATES[status.state],
-        stage=STAGES[status.stage],
-        started_at=timestamp(status.started_at),
-        ended_at=None if status.ended_at is None else timestamp(status.ended_at),
-        reason=status.reason,
-    )

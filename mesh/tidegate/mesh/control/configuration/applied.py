@@ -131,7 +131,7 @@ class AppliedConfiguration:
         return self._hosts.objects_of(host, objects)
 
     def rewritten(self, before: IstioObjects, after: IstioObjects) -> tuple[FileChange, ...]:
-        """How the texts in effect have to change for objects to get other values.
+        """Returns the text edits that give objects new values.
 
         Args:
             before: Some of the objects in effect.

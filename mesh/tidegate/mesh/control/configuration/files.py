@@ -186,7 +186,7 @@ def text_of(path: Path) -> str | None:
 
 
 def _is_less(text: str, before: str) -> bool:
-    """Whether a text may be the beginning of one that is being written over another."""
+    """Whether a file may be only half written: its text is the beginning of the one before."""
     return (text != before and before.startswith(text)) or _documents(text) < _documents(before)
 
 

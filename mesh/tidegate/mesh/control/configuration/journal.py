@@ -42,11 +42,11 @@ CREATE TABLE IF NOT EXISTS pending_proxies (node_id TEXT PRIMARY KEY) WITHOUT RO
 
 @dataclass(frozen=True, slots=True)
 class ShiftedText:
-    """The text that a file means in place of the text that it holds, because of a shift.
+    """The text in effect for a shifted file. It replaces the text on disk.
 
     Attributes:
         file: The text that the file held when the shift was made.
-        text: The text that it means.
+        text: The text in effect.
     """
 
     file: str

@@ -30,11 +30,11 @@ IN_EFFECT: Final = "nothing changes: it is in effect already"
 """The message of a transition that had nothing to change."""
 
 _TRANSITIONS: Final = Counter(
-    "tidegate_mesh_transitions_total", "Changes of the mesh that have ended, by how.", ("state",)
+    "tidegate_mesh_transitions_total", "Transitions that have ended, by state.", ("state",)
 )
 _SECONDS: Final = Histogram(
     "tidegate_mesh_transition_seconds",
-    "From a change's begin to its end.",
+    "Time from the start of a transition to its end.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 

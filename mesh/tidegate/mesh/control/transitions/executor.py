@@ -241,8 +241,8 @@ class TransitionExecutor:
                 await self._gates.wait(stage, pending.deadline_s, emit)
             except (GateError, StateError) as failure:
                 reason = str(failure)
-                # Nobody hears of a rollback that is not written: after a kill the next start would
-                # go on with the transition.
+                # Report a rollback only once the journal has it. Otherwise a restart after a crash
+                # would continue the transition.
                 if self._write_rollback(reason):
                     emit(EventKind.ROLLING_BACK, stage.kind, message=reason)
                 return stage.kind, failure

@@ -81,14 +81,15 @@ class StageGates:
             if stage.kind is StageKind.ROUTES:
                 await self._workers_synced(time.monotonic() - began, deadline_s, deadline)
         await self._healthy(stage.gate.healthy, deadline_s, deadline, emit)
-        await self.drained(stage.gate.drained, stage.kind, emit)
+        if stage.gate.drained:
+            await self.drained(stage.gate.drained, stage.kind, emit)
 
     async def wait_undone(self, undone: StageKind, keys: Keys, deadline_s: float) -> None:
         """Waits until proxies have acknowledged that a stage is undone, or the deadline passes.
 
         Args:
             undone: The stage.
-            keys: The names under which something else is served than in the stage.
+            keys: The keys of the resources that undoing the stage changes.
             deadline_s: How long proxies may take, in seconds.
         """
         began = time.monotonic()

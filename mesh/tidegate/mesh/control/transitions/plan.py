@@ -11,7 +11,7 @@
 So a route never names a cluster that does not exist: a proxy does not warm routes, and a route to a
 missing cluster fails its requests. The resources that a stage wants depend only on the mesh before
 and after the change (`wanted`). So a stage is undone by serving what the stage before it wanted.
-Backwards, the stages restore the mesh in an order that is as safe.
+A rollback takes the stages in reverse order, which is equally safe.
 
 The planner reads resources and nothing else: it knows neither proxies nor time.
 """

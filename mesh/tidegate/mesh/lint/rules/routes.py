@@ -150,7 +150,7 @@ def _whose(destination: Destination) -> str:
     "gRPC methods that must not be repeated are retried by default",
 )
 def default_retries(view: MeshView) -> Iterator[Finding]:
-    """Routes with Istio's default conditions of retries to methods that must not be repeated."""
+    """Routes that keep Istio's default retries for methods that must not be retried."""
     for route in view.routes:
         retries = route.rule.retries
         chosen = retries is not None and (retries.attempts == 0 or retries.retry_on is not None)

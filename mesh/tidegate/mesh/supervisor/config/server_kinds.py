@@ -95,11 +95,8 @@ def find_kind(name: object) -> ServerKind:
     Raises:
         ValueError: No kind has this name.
     """
-    if isinstance(name, str):
-        if name in KINDS:
-            return KINDS[name]
-        close = difflib.get_close_matches(name, KINDS, n=1)
-    else:
-        close = []
+    if isinstance(name, str) and name in KINDS:
+        return KINDS[name]
+    close = difflib.get_close_matches(str(name), KINDS, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise ValueError(f"unknown kind; {hint}registered kinds: {', '.join(KINDS)}")

@@ -214,8 +214,9 @@ class ServersFile(StrictModel):
             raise ValueError(f"servers.{name}: the mesh has a process of that name; rename it")
         if server.mesh_labels and any(server.port(port) for port in Port):
             ports = " and ".join(f"'{port.setting}'" for port in server.kind.ports)
+            labels = "'labels'" if server.labels else f"the labels of kind '{server.kind.name}'"
             raise ValueError(
-                f"servers.{name}: with 'labels' the server stands behind the mesh, where a second "
+                f"servers.{name}: with {labels} the server stands behind the mesh, where a second "
                 f"process takes over in a restart: remove {ports}, each process takes free ones"
             )
 

@@ -229,7 +229,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             )
         check_model(self.pipeline.engine.facts, model, version)
         if self.model is not None:
-            # Only now: a request for another model counts for no model.
+            # Set after the check, so that a request for another model counts for no model.
             self.model.answers()
         return self.pipeline
 

@@ -1,8 +1,8 @@
 """Makes vLLM return the model's own log probabilities, also under a constraint.
 
 vLLM computes its ``raw_logprobs`` before a request's bias, penalties and temperature, but after the
-mask of its constraint. Tokens that the constraint forbids then have none, and the other tokens
-share their probability. So the meaning of a log probability would depend on the constraint. This
+mask of its constraint. Forbidden tokens then have no log probability, and those of the other
+tokens are too high. So the meaning of a log probability would depend on the constraint. This
 module computes them before the mask.
 
 vLLM's model runner masks the logits in place and passes the same tensor to its sampler. If the

@@ -1,1 +1,1 @@
-"""The gRPC services, and how their requests are read and their responses are written."""
+"""The gRPC services: reading requests, running them and writing responses."""

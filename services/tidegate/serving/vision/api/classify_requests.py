@@ -1,4 +1,4 @@
-"""What a ClassifyRequest asks for, checked field by field before anything is queued."""
+"""Reads and validates a ClassifyRequest, field by field, before anything is queued."""
 
 import math
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from tidegate.vision.v1 import vision_pb2
 __all__ = ["DEFAULT_TOP_K", "RequestLimits", "check_classify"]
 
 DEFAULT_TOP_K = 5
-# More than this many mistakes are not listed one by one.
+# The most violations that one error lists.
 _MAX_VIOLATIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may ask for.
+    """The limits of one request.
 
     Attributes:
-        images: images that it may have.
-        pixels: pixels that one image may have.
+        images: Images that it may have.
+        pixels: Pixels that one image may have.
     """
 
     images: int
@@ -39,18 +39,18 @@ class RequestLimits:
 def check_classify(
     request: vision_pb2.ClassifyRequest, tensors: ModelTensors, limits: RequestLimits
 ) -> tuple[list[ImageContent], int]:
-    """Reads a request.
+    """Reads and validates a request.
 
     Args:
-        request: as it was sent.
-        tensors: the input and output of the model that it names.
-        limits: what it may ask for.
+        request: The request.
+        tensors: The input and output of the model that it names.
+        limits: The limits of one request.
 
     Returns:
-        The images, and how many labels are wanted of each.
+        The images, and how many labels to return for each.
 
     Raises:
-        InvalidArgument: with every field that is wrong.
+        InvalidArgument: A field is wrong; the error lists every wrong field.
     """
     violations: list[FieldViolation] = []
     count = len(request.images)
@@ -80,7 +80,7 @@ def check_classify(
 def _read(
     image: vision_pb2.Image, field: str, tensors: ModelTensors, limits: RequestLimits
 ) -> ImageContent | FieldViolation:
-    # Each look at a field of bytes makes a copy of it.
+    # Each access to a bytes field copies it.
     match image.WhichOneof("content"):
         case "encoded":
             data = image.encoded

@@ -1,7 +1,7 @@
-"""The parameters of the Open Inference Protocol: which are known where, and of which type.
+"""The parameters of the Open Inference Protocol: their names and types in each kind of message.
 
-A parameter that were ignored because of a slip, in its name or its type, would do something else
-than was asked: unload every version instead of one. So each is checked, wherever one may stand.
+If the server ignored a misspelt or mistyped parameter, it would do something that the client did
+not intend: an unload with a mistyped version would unload every version. So it validates each one.
 """
 
 from collections.abc import Mapping
@@ -31,18 +31,18 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class ParameterSchema:
-    """Where parameters may stand.
+    """The parameters that one kind of message may have.
 
     Attributes:
-        known: the names that are read, each with the fields that may hold its value.
-        refused: names that other servers know, each with what to do instead.
+        known: The names that are read, each with the fields that may hold its value.
+        refused: Names that other servers know, each with what to do instead.
     """
 
     known: Mapping[str, tuple[str, ...]]
     refused: Mapping[str, str]
 
 
-_SEQUENCE = "is for models that keep a state between requests; there are none, leave it out"
+_SEQUENCE = "is for models that keep state between requests; there are none here, omit it"
 _SHARED_MEMORY = "asks for shared memory, which is not supported; send the tensor in the request"
 _SHARED_MEMORY_OUT = (
     "asks for shared memory, which is not supported; take the tensor from the response"
@@ -61,47 +61,47 @@ REQUEST = ParameterSchema(
     },
     refused=dict.fromkeys(("sequence_id", "sequence_start", "sequence_end"), _SEQUENCE),
 )
-"""Of a ModelInferRequest."""
+"""Parameters of a ModelInferRequest."""
 
 INPUT = ParameterSchema(
     # KServe's, for tensors over HTTP.
     known={"binary_data_size": _INTEGER},
     refused=dict.fromkeys(_NAMES_OF_SHARED_MEMORY, _SHARED_MEMORY),
 )
-"""Of an input tensor."""
+"""Parameters of an input tensor."""
 
 OUTPUT = ParameterSchema(
     # The second is KServe's, for tensors over HTTP.
     known={"classification": _INTEGER, "binary_data": _BOOL},
     refused=dict.fromkeys(_NAMES_OF_SHARED_MEMORY, _SHARED_MEMORY_OUT),
 )
-"""Of a requested output."""
+"""Parameters of a requested output."""
 
 LOAD = ParameterSchema(
     known={"version": _STRING},
     refused={"config": "is not supported; change the model's model.json and load it again"},
 )
-"""Of RepositoryModelLoad."""
+"""Parameters of RepositoryModelLoad."""
 
 UNLOAD = ParameterSchema(known={"version": _STRING, "unload_dependents": _BOOL}, refused={})
-"""Of RepositoryModelUnload."""
+"""Parameters of RepositoryModelUnload."""
 
 
 def read(
     given: Mapping[str, _Parameter], schema: ParameterSchema, at: str = "parameters"
 ) -> dict[str, bool | int | str]:
-    """Reads parameters.
+    """Reads and validates parameters.
 
     Args:
-        given: as they were sent.
-        schema: where they stand.
-        at: the field that holds them, for messages.
+        given: The parameters of the message.
+        schema: The parameters that the message may have.
+        at: The field that holds them, for errors.
 
     Returns:
-        The value of each that was sent.
+        The value of each parameter.
 
     Raises:
-        InvalidArgument: one has an unknown name or the wrong type.
+        InvalidArgument: A parameter has an unknown name or the wrong type.
     """
     return {name: _value(name, sent, schema, f"{at}[{name!r}]") for name, sent in given.items()}
 
@@ -116,7 +116,7 @@ def _value(name: str, sent: _Parameter, schema: ParameterSchema, field: str) -> 
     wanted = schema.known.get(name)
     if wanted is None:
         known = ", ".join(map(repr, schema.known))
-        raise InvalidArgument.of(field, f"is not known; known here: {known}")
+        raise InvalidArgument.of(field, f"is unknown; known here: {known}")
     found = sent.WhichOneof("parameter_choice")
     if found not in wanted:
         kind = f"is {_KINDS[found]}" if found is not None else "has no value"

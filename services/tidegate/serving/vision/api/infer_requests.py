@@ -1,4 +1,4 @@
-"""What a ModelInferRequest asks for, checked field by field before anything is queued."""
+"""Reads and validates a ModelInferRequest, field by field, before anything is queued."""
 
 import math
 import struct
@@ -24,23 +24,23 @@ from tidegate.serving.vision.engines.engine import ModelTensors
 __all__ = ["IMAGE_INPUT", "ParsedInferRequest", "check_infer"]
 
 IMAGE_INPUT: Final = "image"
-"""The input that takes images for the server to preprocess, in place of the model's tensor."""
+"""The input for images that the server preprocesses, in place of the model's tensor."""
 
 _InputTensor = oip.ModelInferRequest.InferInputTensor
 _LARGEST_UINT8: Final = 255
-# How files begin: WebP after the first four bytes of RIFF.
+# How image files begin; a WebP is a RIFF file.
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedInferRequest:
-    """A request that was read.
+    """A validated request.
 
     Attributes:
-        images: what to run.
-        top_k: give so many best classes as texts; 0 gives the tensor.
-        timeout_s: how long it may wait for its run; ``None`` leaves that to the call's deadline.
-        priority: 1 is run first; see :class:`FairQueue`.
+        images: The images to run.
+        top_k: How many best classes to return as text; 0 returns the tensor.
+        timeout_s: How long it may wait for its run; ``None`` means until the call's deadline.
+        priority: 1 runs first; see :class:`FairQueue`.
     """
 
     images: list[ImageContent]
@@ -52,15 +52,15 @@ class ParsedInferRequest:
 def check_infer(
     request: oip.ModelInferRequest, tensors: ModelTensors, limits: RequestLimits
 ) -> ParsedInferRequest:
-    """Reads a request.
+    """Reads and validates a request.
 
     Args:
-        request: as it was sent.
-        tensors: the input and output of the model that it names.
-        limits: what it may ask for.
+        request: The request.
+        tensors: The input and output of the model that it names.
+        limits: The limits of one request.
 
     Raises:
-        InvalidArgument: naming the field that is wrong.
+        InvalidArgument: A field is wrong; the error names it.
     """
     asked = parameters.read(request.parameters, parameters.REQUEST)
     timeout_us = int(asked.get("timeout", 0))
@@ -102,11 +102,11 @@ def check_infer(
 
 
 def _priority(asked: int) -> int:
-    """The level of a request: as with Triton, one that there is not means the default."""
+    """Returns the priority level; as in Triton, an unknown level means the default."""
     if asked < 0:
         raise InvalidArgument.of(
             "parameters['priority']",
-            f"is {asked}; it must be from 1, which is run first, to {LOWEST_PRIORITY}, or 0 for "
+            f"is {asked}; it must be from 1, which runs first, to {LOWEST_PRIORITY}, or 0 for "
             f"the default, {DEFAULT_PRIORITY}",
         )
     return asked if 1 <= asked <= LOWEST_PRIORITY else DEFAULT_PRIORITY
@@ -130,7 +130,7 @@ def _top_k(request: oip.ModelInferRequest, tensors: ModelTensors) -> int:
         raise InvalidArgument.of(
             "outputs[0].parameters['classification']", f"is {count}; it must be at least 1"
         )
-    # As Triton does: who asks for more classes than there are gets all.
+    # As in Triton, a number above that of the classes returns all of them.
     return min(count, tensors.classes)
 
 
@@ -210,7 +210,7 @@ def _encoded(given: _InputTensor, data: bytes | None, limits: RequestLimits) -> 
     if given.datatype != "BYTES":
         raise InvalidArgument.of(
             "inputs[0].datatype",
-            f"is {given.datatype!r}; {IMAGE_INPUT!r} takes 'BYTES', files, or 'UINT8', pixels",
+            f"is {given.datatype!r}; {IMAGE_INPUT!r} takes 'BYTES' (files) or 'UINT8' (pixels)",
         )
     shape = list(given.shape)
     if len(shape) not in {1, 2} or shape[1:] not in ([], [1]) or not 1 <= shape[0] <= limits.images:
@@ -227,7 +227,7 @@ def _encoded(given: _InputTensor, data: bytes | None, limits: RequestLimits) -> 
 
 
 def _split(data: bytes) -> list[bytes]:
-    """Splits raw BYTES: each element follows its length, four bytes little-endian."""
+    """Splits raw BYTES: four bytes of length, little-endian, precede each element."""
     elements: list[bytes] = []
     offset = 0
     while offset < len(data):
@@ -240,7 +240,7 @@ def _split(data: bytes) -> list[bytes]:
         (length,) = struct.unpack_from("<I", data, offset)
         offset += 4
         if offset + length > len(data):
-            # Only here: files of a few lengths begin like one, as FF D8 FF 00 are 16,767,231.
+            # Checked last: the length bytes FF D8 FF 00 (16,767,231) look like a JPEG file.
             if not elements and data.startswith(_MAGIC):
                 raise _without_length("begins with an image file")
             raise _without_length(
@@ -254,6 +254,6 @@ def _split(data: bytes) -> list[bytes]:
 def _without_length(what: str) -> InvalidArgument:
     return InvalidArgument.of(
         "raw_input_contents[0]",
-        f"{what}; before each element of BYTES must stand its length, four bytes little-endian: "
+        f"{what}; each element of BYTES must follow its length, four bytes little-endian: "
         "these length bytes are missing or wrong",
     )

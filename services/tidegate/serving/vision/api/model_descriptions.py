@@ -1,8 +1,8 @@
-"""What the Open Inference Protocol tells of a model: its tensors, configuration and statistics.
+"""Describes models in the Open Inference Protocol: metadata, configuration and statistics.
 
-The model's own tensor is the first input, since clients that send one input take the first. Some of
-Triton's (its ``image_client``) refuse a model of two inputs, and for those the second, ``image``,
-can be left out of what is told; it is accepted all the same.
+The model's own tensor is the first input, because clients that send one input take the first. Some
+Triton clients (``image_client``) refuse a model of two inputs; for those, the description can omit
+the second input, ``image``. Requests may use it all the same.
 """
 
 from tidegate.inference.v2 import model_config_pb2 as config
@@ -24,12 +24,12 @@ _FORMATS = {
 def metadata_of(
     loaded: LoadedModel, versions: list[str], *, with_image_input: bool
 ) -> oip.ModelMetadataResponse:
-    """A model's versions, inputs and output.
+    """Describes a model's versions, inputs and output.
 
     Args:
-        loaded: one of its versions.
-        versions: those that serve.
-        with_image_input: whether the input ``image`` is told of.
+        loaded: One of its versions.
+        versions: The versions that are ready.
+        with_image_input: Whether to list the input ``image``.
     """
     tensors = loaded.engine.tensors
     described = oip.ModelMetadataResponse.TensorMetadata
@@ -50,12 +50,12 @@ def metadata_of(
 def config_of(
     loaded: LoadedModel, max_images: int, *, with_image_input: bool
 ) -> oip.ModelConfigResponse:
-    """A model version's configuration, in Triton's terms.
+    """Describes a model version's configuration, in Triton's terms.
 
     Args:
-        loaded: the version.
-        max_images: images that one request may have.
-        with_image_input: whether the input ``image`` is told of.
+        loaded: The version.
+        max_images: Images that one request may have.
+        with_image_input: Whether to list the input ``image``.
     """
     entry, traits, tensors = loaded.entry, loaded.engine.traits, loaded.engine.tensors
     classifier = entry.image_classifier()
@@ -65,7 +65,7 @@ def config_of(
             data_type=config.TYPE_FP32,
             format=_FORMATS[classifier.input.layout],
             dims=tensors.input_shape,
-            # Of two that can stand for each other, each can be left out.
+            # A request sends either input, so each is optional.
             optional=with_image_input,
         )
     ]
@@ -101,7 +101,7 @@ def config_of(
 
 
 def statistics_of(name: str, version: str, statistics: InferenceStatistics) -> oip.ModelStatistics:
-    """Counts and durations of a version since it was loaded."""
+    """Describes a version's counts and durations since it was loaded."""
 
     def duration(count: int, seconds: float) -> oip.StatisticDuration:
         return oip.StatisticDuration(count=count, ns=round(seconds * 1e9))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tidegate.chassis.calls import ServicerContext
     from tidegate.serving.vision.api.classify_requests import RequestLimits
-    from tidegate.serving.vision.batching.inference import Inference
+    from tidegate.serving.vision.api.inference import Inference
     from tidegate.serving.vision.batching.inference_request import InferenceResult
     from tidegate.serving.vision.loading import LoadedModel
     from tidegate.serving.vision.models import ModelRegistry
@@ -53,24 +53,24 @@ _STATES: Final = {
     ModelState.UNLOADING: "UNLOADING",
     ModelState.FAILED: "UNAVAILABLE",
 }
-# Clients read a stream until they are told that a request has had its last answer.
+# Clients read a stream until this parameter marks the last response to a request.
 _FINAL_RESPONSE: Final = "triton_final_response"
 _FINAL: Final = {_FINAL_RESPONSE: oip.InferParameter(bool_param=True)}
-# With this header, Triton's clients ask for errors of a stream as its status.
+# With this header, Triton's clients request that an error ends the stream as its status.
 _ERROR_AS_STATUS: Final = ("triton_grpc_error", "true")
 
 
 class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers GRPCInferenceService.
+    """Implements GRPCInferenceService.
 
     Args:
-        models: the models of the server.
-        inference: runs images.
-        limits: what one request may ask for.
-        version: the server's version.
-        model_control: whether clients may load and unload models.
-        stream_window: requests read ahead of the answers on one stream.
-        list_image_input: whether metadata and configuration tell of the input ``image``.
+        models: The models of the server.
+        inference: Runs images.
+        limits: The limits of one request.
+        version: The server's version.
+        model_control: Whether clients may load and unload models.
+        stream_window: Requests of one stream that are read ahead of the responses.
+        list_image_input: Whether metadata and configuration list the input ``image``.
     """
 
     def __init__(
@@ -95,28 +95,28 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ServerLive(  # noqa: N802 - the proto's name
         self, request: oip.ServerLiveRequest, context: ServicerContext
     ) -> oip.ServerLiveResponse:
-        """Whether the server can answer."""
+        """Reports that the server is alive."""
         del request, context
         return oip.ServerLiveResponse(live=True)
 
     async def ServerReady(  # noqa: N802 - the proto's name
         self, request: oip.ServerReadyRequest, context: ServicerContext
     ) -> oip.ServerReadyResponse:
-        """Whether the server is ready, as its health says."""
+        """Reports whether the server is ready, as its health does."""
         del request, context
         return oip.ServerReadyResponse(ready=self._models.server_ready)
 
     async def ModelReady(  # noqa: N802 - the proto's name
         self, request: oip.ModelReadyRequest, context: ServicerContext
     ) -> oip.ModelReadyResponse:
-        """Whether one model version takes requests; one that is not known does not."""
+        """Reports whether one model version accepts requests; an unknown one does not."""
         del context
         return oip.ModelReadyResponse(ready=self._models.is_ready(request.name, request.version))
 
     async def ServerMetadata(  # noqa: N802 - the proto's name
         self, request: oip.ServerMetadataRequest, context: ServicerContext
     ) -> oip.ServerMetadataResponse:
-        """The server's name, version and extensions."""
+        """Returns the server's name, version and extensions."""
         del request, context
         return oip.ServerMetadataResponse(
             name="tidegate", version=self._version, extensions=_EXTENSIONS
@@ -125,7 +125,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelMetadata(  # noqa: N802 - the proto's name
         self, request: oip.ModelMetadataRequest, context: ServicerContext
     ) -> oip.ModelMetadataResponse:
-        """A model's versions, input and output."""
+        """Returns a model's versions, inputs and output."""
         del context
         loaded = self._models.find(request.name, request.version)
         return metadata_of(
@@ -137,7 +137,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelConfig(  # noqa: N802 - the proto's name
         self, request: oip.ModelConfigRequest, context: ServicerContext
     ) -> oip.ModelConfigResponse:
-        """How a model is served, in Triton's terms."""
+        """Returns a model's configuration, in Triton's terms."""
         del context
         loaded = self._models.find(request.name, request.version)
         return config_of(loaded, self._limits.images, with_image_input=self._list_image_input)
@@ -151,17 +151,17 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         try:
             return await self._infer(loaded, request, context, is_whole_call=True)
         except BaseException:
-            # A call that is cut by the drain says it, too.
+            # Also when a drain cuts the call.
             set_version_trailers(context, loaded)
             raise
 
     async def ModelStreamInfer(  # noqa: N802 - the proto's name
         self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
-        """Runs a model on each request of a stream; answers come in the order of the requests."""
+        """Runs a model on each request of a stream and responds in their order."""
         as_status = _ERROR_AS_STATUS in (context.invocation_metadata() or ())
 
-        async def answer(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+        async def respond(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
             try:
                 with counted_request() as counted:
                     loaded = self._models.find(request.model_name, request.model_version)
@@ -177,9 +177,9 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             response.parameters[_FINAL_RESPONSE].bool_param = True
             return oip.ModelStreamInferResponse(infer_response=response)
 
-        async with aclosing(respond_in_order(requests, answer, self._stream_window)) as answers:
+        async with aclosing(respond_in_order(requests, respond, self._stream_window)) as responses:
             try:
-                async for each in answers:
+                async for each in responses:
                     yield each
             finally:
                 set_stream_trailers(context)
@@ -187,7 +187,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def ModelStatistics(  # noqa: N802 - the proto's name
         self, request: oip.ModelStatisticsRequest, context: ServicerContext
     ) -> oip.ModelStatisticsResponse:
-        """Counts and durations since models were loaded."""
+        """Returns counts and durations since the models were loaded."""
         del context
         if request.name:
             self._models.find(request.name, request.version)
@@ -205,7 +205,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def RepositoryIndex(  # noqa: N802 - the proto's name
         self, request: oip.RepositoryIndexRequest, context: ServicerContext
     ) -> oip.RepositoryIndexResponse:
-        """The models of the repository and their states."""
+        """Lists the models of the repository and their states."""
         del context
         _refuse_repository(request.repository_name)
         index = oip.RepositoryIndexResponse.ModelIndex
@@ -226,7 +226,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def RepositoryModelLoad(  # noqa: N802 - the proto's name
         self, request: oip.RepositoryModelLoadRequest, context: ServicerContext
     ) -> oip.RepositoryModelLoadResponse:
-        """Loads a model, beside what serves already."""
+        """Loads a model; those that serve continue."""
         del context
         self._refuse_control(request.repository_name)
         version = _version_parameter(request.parameters, parameters.LOAD)
@@ -246,7 +246,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def RepositoryModelUnload(  # noqa: N802 - the proto's name
         self, request: oip.RepositoryModelUnloadRequest, context: ServicerContext
     ) -> oip.RepositoryModelUnloadResponse:
-        """Unloads a model when what it accepted is finished."""
+        """Unloads a model once it has finished the requests that it accepted."""
         del context
         self._refuse_control(request.repository_name)
         version = _version_parameter(request.parameters, parameters.UNLOAD)
@@ -263,7 +263,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         _refuse_repository(repository_name)
         if not self._model_control:
             raise Unimplemented(
-                "this server does not let clients load and unload models; it was started with "
+                "clients may not load or unload models; the server was started with "
                 "--no-model-control",
                 reason="MODEL_CONTROL_DISABLED",
             )
@@ -305,7 +305,7 @@ def _respond(
     if call.top_k:
         tensor.datatype = "BYTES"
         tensor.shape[1] = call.top_k
-        content = _best_as_texts(result, loaded.entry.labels)
+        content = _top_classes_as_bytes(result, loaded.entry.labels)
     else:
         content = b"".join(row.astype("<f4", copy=False).tobytes() for row in result.rows)
     return oip.ModelInferResponse(
@@ -317,8 +317,8 @@ def _respond(
     )
 
 
-def _best_as_texts(result: InferenceResult, labels: tuple[str, ...]) -> bytes:
-    """The best classes of each image as Triton writes them, ``value:class:label``."""
+def _top_classes_as_bytes(result: InferenceResult, labels: tuple[str, ...]) -> bytes:
+    """Encodes the best classes of each image as Triton does, ``value:class:label``."""
     texts = (
         f"{row[number]:f}:{number}:{labels[number]}" if labels else f"{row[number]:f}:{number}"
         for row, top in zip(result.rows, result.top_classes, strict=True)
@@ -331,17 +331,17 @@ def _best_as_texts(result: InferenceResult, labels: tuple[str, ...]) -> bytes:
 def _refuse_repository(name: str) -> None:
     if name:
         raise InvalidArgument.of(
-            "repository_name", f"is {name!r}; there is one repository, leave it empty"
+            "repository_name", f"is {name!r}; there is only one repository, leave it empty"
         )
 
 
 def _version_parameter(
     given: Mapping[str, oip.ModelRepositoryParameter], schema: parameters.ParameterSchema
 ) -> str:
-    """The version that is named; empty when none is, which means every one."""
+    """Returns the requested version; empty means every version."""
     version = str(parameters.read(given, schema).get("version", ""))
     if "version" in given and not version:
         raise InvalidArgument.of(
-            "parameters['version']", "is empty; name a version, or leave it out to mean every one"
+            "parameters['version']", "is empty; name a version, or omit it to mean every version"
         )
     return version

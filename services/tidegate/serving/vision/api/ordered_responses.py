@@ -1,4 +1,4 @@
-"""Answers the requests of a stream at once, but in their order."""
+"""Handles the requests of a stream concurrently and yields the responses in order."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
@@ -12,49 +12,49 @@ Response = TypeVar("Response")
 
 async def respond_in_order(
     requests: AsyncIterable[Request],
-    answer: Callable[[Request], Coroutine[Any, Any, Response]],
+    respond: Callable[[Request], Coroutine[Any, Any, Response]],
     window: int,
 ) -> AsyncGenerator[Response, None]:
-    """Yields the answer to each request, in the order of the requests.
+    """Yields the response to each request, in the order of the requests.
 
-    While the oldest answer is awaited or taken, requests are read ahead up to ``window``; what is
-    not read stays with the client, whom flow control then slows. Closing the generator gives up
-    what is still being answered. (A task group would not do: it cancels the task that it was opened
-    in, which between two answers is at work outside of this generator.)
+    While it waits for the oldest response, it reads up to ``window`` requests ahead. It leaves the
+    others to flow control, which slows the client. Closing the generator cancels the requests in
+    progress. (A task group does not work here: it cancels the task that opened it, which between
+    two responses runs code outside this generator.)
 
     Args:
-        requests: the stream.
-        answer: answers one request; an error of it ends the stream, after the answers before it.
-        window: how many requests may be read and not yet have their answer taken.
+        requests: The stream.
+        respond: Handles one request; its error ends the stream, after the earlier responses.
+        window: How many requests may be read whose responses are not consumed yet.
 
     Raises:
-        Exception: what ``answer`` or the stream raised.
+        Exception: The error of ``respond`` or of the stream.
     """
     room = asyncio.Semaphore(window)
-    answers: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()
-    begun: set[asyncio.Task[Any]] = set()
+    responses: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()
+    tasks: set[asyncio.Task[Any]] = set()
 
     async def read() -> None:
         try:
             await room.acquire()
             async for request in requests:
-                task = asyncio.create_task(answer(request))
-                begun.add(task)
-                answers.put_nowait(task)
+                task = asyncio.create_task(respond(request))
+                tasks.add(task)
+                responses.put_nowait(task)
                 await room.acquire()
         finally:
-            answers.put_nowait(None)
+            responses.put_nowait(None)
 
     reader = asyncio.create_task(read())
-    begun.add(reader)
+    tasks.add(reader)
     try:
-        while (oldest := await answers.get()) is not None:
+        while (oldest := await responses.get()) is not None:
             response = await oldest
-            begun.discard(oldest)
+            tasks.discard(oldest)
             yield response
             room.release()
         await reader
     finally:
-        for task in begun:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*begun, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

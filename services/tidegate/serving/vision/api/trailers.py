@@ -1,8 +1,8 @@
-"""What the trailers of an answer tell a proxy: which model gave it, what it was, and the load.
+"""The trailers of a call: the model that ran, its best class, and the load of the server.
 
-Analysis of a rollout reads these from the proxy's access log, whichever protocol the call came by,
-and balancers weigh replicas by the load. A stream has one set of trailers for all its answers: they
-name the model and version if every request of the stream that named one meant the same.
+Rollout analysis reads them from the proxy's access log, for both protocols. Load balancers weigh
+replicas by the load. A stream has one set of trailers for all its responses: it names the model and
+version if every request of the stream that named one meant the same.
 """
 
 from functools import lru_cache
@@ -20,12 +20,12 @@ _VERSION = "tidegate-model-version"
 
 
 def set_version_trailers(context: ServicerContext, loaded: LoadedModel) -> None:
-    """Says which model version failed."""
+    """Sets the trailers of a failed call: the model version."""
     set_trailers(context, _version(loaded))
 
 
 def set_stream_trailers(context: ServicerContext) -> None:
-    """Says which model version the requests of a stream were for, if they were for one."""
+    """Sets the trailers of a stream: the model version, if all requests were for one."""
     model = answering_model()
     if model is not None:
         set_trailers(context, {_MODEL: model.name, _VERSION: model.version})
@@ -34,8 +34,8 @@ def set_stream_trailers(context: ServicerContext) -> None:
 def set_response_trailers(
     context: ServicerContext, loaded: LoadedModel, result: InferenceResult
 ) -> None:
-    """Says which model version answers, the best class of the first image, and the queue's load."""
-    # Its own images are counted: balancers take no notice of a replica that reports no load.
+    """Sets the trailers of a response: model version, best class of the first image, and load."""
+    # Includes the images of this call: load balancers ignore a replica that reports no load.
     held = loaded.queue.held_images + len(result.timestamps)
     trailers = _version(loaded)
     trailers["tidegate-top1"] = str(result.top_classes[0].classes[0])
@@ -43,7 +43,7 @@ def set_response_trailers(
     set_trailers(context, trailers)
 
 
-# Few lengths of the queue are seen at all.
+# Few different queue lengths occur.
 @lru_cache(maxsize=1024)
 def _load_report(held: int, capacity: int) -> bytes:
     return LoadReport(application_utilization=held / capacity).to_bytes()

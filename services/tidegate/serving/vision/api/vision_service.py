@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
     from tidegate.chassis.calls import ServicerContext
-    from tidegate.serving.vision.batching.inference import Inference
+    from tidegate.serving.vision.api.inference import Inference
     from tidegate.serving.vision.batching.inference_request import InferenceResult
     from tidegate.serving.vision.loading import LoadedModel
     from tidegate.serving.vision.models import ModelRegistry
@@ -46,13 +46,13 @@ _STATES: Final = {
 
 
 class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
-    """Answers VisionService.
+    """Implements VisionService.
 
     Args:
-        models: the models of the server.
-        inference: runs images.
-        limits: what one request may ask for.
-        stream_window: requests read ahead of the answers on one stream.
+        models: The models of the server.
+        inference: Runs images.
+        limits: The limits of one request.
+        stream_window: Requests of one stream that are read ahead of the responses.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         try:
             return await self._classify(loaded, request, context, is_whole_call=True)
         except BaseException:
-            # A call that is cut by the drain says it, too.
+            # Also when a drain cuts the call.
             set_version_trailers(context, loaded)
             raise
 
@@ -86,9 +86,9 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         requests: AsyncIterable[vision_pb2.ClassifyStreamRequest],
         context: ServicerContext,
     ) -> AsyncIterator[vision_pb2.ClassifyStreamResponse]:
-        """Classifies the requests of a stream and answers in their order."""
+        """Classifies the requests of a stream and responds in their order."""
 
-        async def answer(
+        async def respond(
             request: vision_pb2.ClassifyStreamRequest,
         ) -> vision_pb2.ClassifyStreamResponse:
             asked = request.request
@@ -105,9 +105,9 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
                 request_id=request.request_id, response=response
             )
 
-        async with aclosing(respond_in_order(requests, answer, self._stream_window)) as answers:
+        async with aclosing(respond_in_order(requests, respond, self._stream_window)) as responses:
             try:
-                async for each in answers:
+                async for each in responses:
                     yield each
             finally:
                 set_stream_trailers(context)

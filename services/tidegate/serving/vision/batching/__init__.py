@@ -1,1 +1,1 @@
-"""From a request to its result: the queue of each model, the batching decisions and the workers."""
+"""The queue of each model, the batching decisions and the workers."""

@@ -1,8 +1,8 @@
-"""From a model's output to its best classes.
+"""Finds the best classes in a model's output.
 
-The worker that ran a batch does this, since the event loop has better to do. After a run the caches
-hold the model's weights and nothing else, so that what counts is how little code is needed: a call
-of NumPy that takes a microsecond takes ten then.
+The worker that ran the batch does this, to keep the event loop free. After a run the CPU caches
+hold the model's weights and nothing else. So the amount of code counts: a NumPy call that usually
+takes a microsecond takes ten then.
 """
 
 import math
@@ -18,8 +18,8 @@ __all__ = ["TopClasses", "find_top_classes"]
 
 Row = npt.NDArray[np.float32]
 
-# Up to so many classes, as many looks over a row are as quick as a partition of it, and need a
-# fraction of the code.
+# Up to this many classes, one scan of the row for each class is as quick as a partition of the row,
+# and needs a fraction of the code.
 _FEW = 10
 
 
@@ -27,8 +27,8 @@ class TopClasses(NamedTuple):
     """The best classes of one image.
 
     Attributes:
-        classes: class numbers, best first; of equal ones the lower number first.
-        scores: the probability of each, from 0 to 1.
+        classes: Class numbers, best first; among equals the lower number first.
+        scores: The probability of each, from 0 to 1.
     """
 
     classes: list[int]
@@ -39,12 +39,12 @@ def find_top_classes(output: EngineOutput, counts: Sequence[int]) -> list[TopCla
     """Finds the best classes of each image without sorting the rest.
 
     Args:
-        output: of a run.
-        counts: how many are wanted of each image, from 1 to the number of classes. One client that
-            wants every class does not have those of the others sorted, too.
+        output: The output of a run.
+        counts: How many classes to find for each image, from 1 to the number of classes. They
+            differ by image, so that a request for all classes does not slow down the others.
     """
     found = []
-    # The order is that of the model's own output: of small probabilities many are equal, or zero.
+    # Ordered by the model's own output: many small probabilities are equal, or zero.
     for row, probabilities, count in zip(*output, counts, strict=True):
         classes = _few(row, count) if count <= _FEW else _many(row, count)
         found.append(TopClasses(classes, [probabilities.item(number) for number in classes]))
@@ -52,19 +52,19 @@ def find_top_classes(output: EngineOutput, counts: Sequence[int]) -> list[TopCla
 
 
 def _few(row: Row, count: int) -> list[int]:
-    """The ``count`` best classes, each found by a look over the whole row."""
+    """Finds the ``count`` best classes with one scan of the whole row for each."""
     rest = row.copy()
     classes = []
     for _ in range(count):
         best = int(rest.argmax())
         classes.append(best)
         rest[best] = -math.inf
-    # Where what is left is -inf itself, what was found already is found again.
+    # If all that is left is -inf, argmax returns a class that was found before.
     return _many(row, count) if row.item(classes[-1]) == -math.inf else classes
 
 
 def _many(row: Row, count: int) -> list[int]:
-    """The same for any count, by a partition of the row and a sort of what is wanted."""
+    """Finds any number of classes: partitions the row and sorts the best part."""
     chosen = row.argpartition(-count)[-count:]
     pairs = zip(row[chosen].tolist(), chosen.tolist(), strict=True)
     return [number for _, number in sorted(pairs, key=lambda pair: (-pair[0], pair[1]))]

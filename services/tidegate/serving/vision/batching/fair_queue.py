@@ -1,13 +1,13 @@
 """A queue in which no client can crowd out another.
 
-Each client has a line of its own and the lines take turns, one image a turn (round robin), so a
-client that sends a thousand images waits for its own images and not the others for it. What has
-expired or was cancelled is never handed out and costs its client no turn. The queue is plain data:
-it has no lock, no clock and no thread, and is given the time.
+Each client has a queue of its own, and the clients take turns, one image a turn (round robin). A
+client that sends a thousand images delays its own images and not those of others. The queue never
+hands out expired or cancelled images, and they cost their client no turn. It is plain data: it has
+no lock, no clock and no thread. The caller provides the current time.
 
-A priority orders the images of one client, so it cannot be used against the others either: level 1
-goes first. A level that others overtook `MAX_OVERTAKES` times in a row has the next turn, so that
-no level starves.
+A priority orders the images of one client, so it takes no turn from another client. Level 1 goes
+first. A level that others overtook `MAX_OVERTAKES` times in a row has the next turn, so that no
+level starves.
 """
 
 from collections import OrderedDict, deque
@@ -16,36 +16,36 @@ from typing import Final, Generic, Protocol, TypeVar
 __all__ = ["DEFAULT_PRIORITY", "LOWEST_PRIORITY", "MAX_OVERTAKES", "FairQueue", "QueueItem"]
 
 DEFAULT_PRIORITY: Final = 2
-"""The level of what names none."""
+"""The level of a request that names none."""
 
 LOWEST_PRIORITY: Final = 3
 """The level that goes last; 1 goes first."""
 
 MAX_OVERTAKES: Final = 8
-"""Items of higher levels that go ahead of a level in a row."""
+"""How often in a row higher levels may overtake a level."""
 
 
 class QueueItem(Protocol):
-    """What may wait in the queue."""
+    """An item that may wait in the queue."""
 
     @property
     def client(self) -> str:
-        """Whose line it waits in."""
+        """The client in whose queue it waits."""
         ...
 
     @property
     def priority(self) -> int:
-        """Its level in the line, from 1, which goes first, to `LOWEST_PRIORITY`."""
+        """Its level, from 1, which goes first, to `LOWEST_PRIORITY`."""
         ...
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody wants it any more."""
+        """Whether no client waits for it any more."""
         ...
 
     @property
     def deadline_s(self) -> float:
-        """The time after which it must not be run, in the clock of :meth:`FairQueue.pop`."""
+        """The time after which it must not run, on the clock of :meth:`FairQueue.pop`."""
         ...
 
 
@@ -53,11 +53,11 @@ Item = TypeVar("Item", bound=QueueItem)
 
 
 class _PriorityLevel(Generic[Item]):
-    """The items of one client and priority, in the order they came.
+    """The items of one client and priority, in order of arrival.
 
     Attributes:
-        items: what waits.
-        overtaken: items of higher levels that went ahead since one of these last went.
+        items: The waiting items.
+        overtaken: How many items of higher levels left since this level last had a turn.
     """
 
     __slots__ = ("items", "overtaken")
@@ -73,7 +73,7 @@ class _ClientQueue(Generic[Item]):
     __slots__ = ("_levels",)
 
     def __init__(self) -> None:
-        # Of those that hold something.
+        # Levels without items are removed.
         self._levels: dict[int, _PriorityLevel[Item]] = {}
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class _ClientQueue(Generic[Item]):
         level.items.append(item)
 
     def pop(self, now_s: float, expired: list[Item]) -> tuple[Item | None, int]:
-        """Takes the next item that may run, and says how many have left the line."""
+        """Removes the next item that may run; also returns how many items have left the queue."""
         left = 0
         while self._levels:
             priority = self._next_priority()
@@ -104,14 +104,14 @@ class _ClientQueue(Generic[Item]):
         return None, left
 
     def ahead_of(self, priority: int, count: int) -> int:
-        """How many go before ``count`` new items of a priority have all gone, these included.
+        """Counts the items that leave until ``count`` new items of a priority have all left.
 
-        At most so many: lower levels may be about to have a turn each, or not.
+        The new items are included. This is an upper bound: a lower level may have a turn or not.
         """
         going = count
         for other, level in sorted(self._levels.items()):
             waiting = len(level.items)
-            # A level that is higher goes ahead; a lower one has a turn after every few that go.
+            # Higher levels go ahead; a lower one has a turn after every MAX_OVERTAKES items.
             going += waiting if other <= priority else min(waiting, going // MAX_OVERTAKES + 1)
         return going
 
@@ -125,7 +125,7 @@ class _ClientQueue(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """Lines of images, one line for each client, that take turns."""
+    """One queue for each client; the clients take turns."""
 
     __slots__ = ("_clients", "_length")
 
@@ -134,11 +134,11 @@ class FairQueue(Generic[Item]):
         self._length = 0
 
     def __len__(self) -> int:
-        """Items that wait, those abandoned since they came included."""
+        """Counts the waiting items, abandoned ones included."""
         return self._length
 
     def push(self, item: Item) -> None:
-        """Puts an item into its client's line, behind those of its priority."""
+        """Appends an item to its client's queue, behind the others of its priority."""
         own_queue = self._clients.get(item.client)
         if own_queue is None:
             own_queue = self._clients[item.client] = _ClientQueue()
@@ -146,14 +146,14 @@ class FairQueue(Generic[Item]):
         self._length += 1
 
     def pop(self, now_s: float) -> tuple[Item | None, list[Item]]:
-        """Takes the next item that may still be run.
+        """Removes the next item that may still run.
 
         Args:
-            now_s: the time.
+            now_s: The time.
 
         Returns:
-            The item, or ``None`` when nothing waits, and the items that were passed over because
-            their deadline is past. Abandoned ones are dropped without being told.
+            The item, or ``None`` when no item waits, and the items that it skipped because their
+            deadline has passed. Abandoned items are dropped and not returned.
         """
         expired: list[Item] = []
         while self._clients:
@@ -169,23 +169,23 @@ class FairQueue(Generic[Item]):
         return None, expired
 
     def ahead_of(self, client: str, count: int, priority: int = DEFAULT_PRIORITY) -> int:
-        """How many items leave the queue before ``count`` new ones of a client have all left.
+        """Counts the items that leave until ``count`` new items of a client have all left.
 
-        It is foreseen that every client that waits now goes on sending, as clients do when there is
-        too much to do: lines that are short now are refilled and take their turns. The new items
-        themselves are counted, and so are abandoned ones that have not been dropped yet. What the
-        client itself may send later with a higher priority is not.
+        It assumes that every client that waits now continues to send, as clients do under
+        overload: short queues are refilled and keep their turns. The new items are included, and
+        so are abandoned items that have not been dropped yet. Items that the client itself may
+        send later with a higher priority are not.
 
         Args:
-            client: who would push.
-            count: how many.
-            priority: of which level.
+            client: The client that would push the items.
+            count: The number of items.
+            priority: Their priority.
         """
         own = self._clients.get(client)
         turns = leaving = count if own is None else own.ahead_of(priority, count)
         for name in self._clients:
             if name == client:
-                # The lines behind have had one turn less when its last one leaves.
+                # Clients after it in the rotation have one turn fewer.
                 turns -= 1
             else:
                 leaving += turns

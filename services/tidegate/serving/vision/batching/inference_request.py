@@ -1,8 +1,8 @@
-"""A request and its images on their way through the server.
+"""An inference request and its images on their way through the server.
 
-A request of many images is split: each image is a task that may run in another batch. The ticket
-gathers them again, and is settled exactly once: with all results, or with the first error. From
-then on its remaining tasks are abandoned, so nothing is computed for a client that has gone.
+The images of a request may run in different batches. The request collects their results. It is
+settled exactly once: with all results, with the first error, or when its client cancels it. From
+then on its remaining images are abandoned, so workers compute nothing for a client that has gone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ ImageContent = EncodedImage | PixelImage | TensorImage
 
 @dataclass(slots=True)
 class StageTimestamps:
-    """When an image passed each stage, on the monotonic clock in seconds; 0 where it has not."""
+    """When an image entered and left each stage, in monotonic seconds; 0 where it has not."""
 
     accepted_s: float = 0.0
     prepare_start_s: float = 0.0
@@ -76,13 +76,13 @@ class StageTimestamps:
 
 
 class InferenceResult(NamedTuple):
-    """What the model gave for a request.
+    """The model's output for a request.
 
     Attributes:
-        rows: the model's own output for each image.
-        top_classes: the best classes of each image, as many as were wanted.
-        timestamps: when each image passed each stage.
-        batch_size: images in the largest batch that served the request.
+        rows: The model's own output for each image.
+        top_classes: The best classes of each image, as many as the request asks for.
+        timestamps: When each image passed each stage.
+        batch_size: Images in the largest batch that served the request.
     """
 
     rows: tuple[npt.NDArray[np.float32], ...]
@@ -106,17 +106,17 @@ class RequestImage:
 
     @property
     def client(self) -> str:
-        """Whose request it belongs to."""
+        """The client that sent the request."""
         return self.request.client
 
     @property
     def priority(self) -> int:
-        """Which of its client's images it goes ahead of."""
+        """The priority among the images of its client; 1 goes first."""
         return self.request.priority
 
     @property
     def abandoned(self) -> bool:
-        """Whether nobody wants it any more."""
+        """Whether its request is already settled, so that no client waits for it."""
         return self.request.settled
 
     @property
@@ -126,18 +126,18 @@ class RequestImage:
 
 
 class InferenceRequest:
-    """One request.
+    """A request to run one or more images.
 
-    Everything but :meth:`deliver` is called with the scheduler's lock held.
+    Callers hold the lock of the worker pool, except for :meth:`deliver`.
 
     Args:
-        contents: its images, at least one.
-        top_k: classes wanted of each image, from 1 to as many as the model has.
-        client: finds out whose it is, for fairness; asked at most once, and when other images wait.
-        deadline_s: monotonic time after which nothing of it may be run.
-        accepted_s: monotonic time of its arrival.
-        loop: the event loop on which ``future`` is resolved.
-        priority: which of its client's requests it goes ahead of; see :class:`FairQueue`.
+        contents: The images, at least one.
+        top_k: Classes to return for each image, from 1 to the number of the model's classes.
+        client: Looks up the client, for fairness; called at most once, when other images wait.
+        deadline_s: Monotonic time after which none of its images may run.
+        accepted_s: Monotonic time of its arrival.
+        loop: The event loop on which ``future`` is resolved.
+        priority: The priority among the requests of its client; see :class:`FairQueue`.
     """
 
     __slots__ = (
@@ -173,7 +173,7 @@ class InferenceRequest:
 
     @property
     def client(self) -> str:
-        """Whose it is."""
+        """The client that sent the request; looked up when it is first needed."""
         if self._client is None:
             self._client = self._find_client()
         return self._client
@@ -185,13 +185,13 @@ class InferenceRequest:
         top_classes: TopClasses,
         batch_size: int,
     ) -> bool:
-        """Takes the result of one image; returns whether this settled the ticket.
+        """Stores the result of one image; returns whether this settled the request.
 
         Args:
-            image: the image.
-            row: the model's own output for it.
-            top_classes: its best classes, as many as are wanted.
-            batch_size: images that were run with it, itself included.
+            image: The image.
+            row: The model's own output for it.
+            top_classes: Its best classes, as many as the request asks for.
+            batch_size: Images in its batch, itself included.
         """
         if self.settled:
             return False
@@ -201,7 +201,7 @@ class InferenceRequest:
         return self.settled
 
     def fail(self, error: Exception) -> bool:
-        """Settles the ticket with an error; returns whether it was not settled before."""
+        """Settles the request with an error; returns False if it was settled before."""
         if self.settled:
             return False
         self._error = error
@@ -209,14 +209,14 @@ class InferenceRequest:
         return True
 
     def cancel(self) -> bool:
-        """Settles the ticket because its client has gone; returns whether it was not settled."""
+        """Settles the request of a client that has gone; returns False if it was settled before."""
         if self.settled:
             return False
         self._release()
         return True
 
     def deliver(self) -> None:
-        """Resolves the future; called on the event loop, after the ticket was settled."""
+        """Resolves the future; called on the event loop after the request was settled."""
         if self.future.done():
             return
         if self._error is not None:
@@ -229,7 +229,7 @@ class InferenceRequest:
             self.future.set_result(InferenceResult(rows, top_classes, timestamps, self._batch_size))
 
     def _release(self) -> None:
-        """Lets go of the images at once: tasks that still wait hold no memory."""
+        """Frees the images at once, so that those that still wait hold no memory."""
         self.settled = True
         for image in self.images:
             image.content = None

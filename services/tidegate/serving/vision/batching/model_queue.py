@@ -1,7 +1,7 @@
-"""One loaded model version: its engine, what waits for it, and what is known of its speed.
+"""The queue of one loaded model version: admission, waiting images, batches and service times.
 
-A lane has no thread and no lock of its own. The worker pool that it is part of calls it with the
-pool's lock held, tells it the time, and does the work that it hands out.
+A model queue has no thread, no lock and no clock. The worker pool calls it with the pool's lock
+held and the current time, and does the work that the queue hands out.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 __all__ = ["InferenceStatistics", "ModelQueue", "QueueLimits"]
 
-# A wait is foreseen as it will be on the average. Under overload the queue is always as long as it
-# may be, so without some room every other request that is taken in would be late.
-_CAUTION = 1.25
+# The expected wait is an average. Under overload the queue is always as long as admission permits,
+# so without this margin every other accepted request would be late.
+_SAFETY_MARGIN = 1.25
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much a lane holds before it refuses more.
+    """How much a model queue holds before it refuses requests.
 
     Attributes:
-        images: images of unfinished requests.
-        size_bytes: their bytes as they were received.
+        images: Images of unfinished requests.
+        size_bytes: Bytes of these images, as received.
     """
 
     images: int
@@ -59,15 +59,15 @@ class InferenceStatistics:
     """Counts and summed seconds since the model was loaded.
 
     Attributes:
-        succeeded: requests answered.
-        succeeded_s: from their arrival to their answer.
-        failed: requests that failed after they were accepted.
-        failed_s: from their arrival to their failure.
-        images: images that were run.
-        queue_s: their waiting.
-        prepare_s: their decoding.
-        runs: batches by their number of images: how many there were, and their seconds.
-        last_run_at_ms: wall-clock time of the last run's end, in milliseconds since 1970.
+        succeeded: Requests that succeeded.
+        succeeded_s: Seconds from their arrival to their result.
+        failed: Requests that failed after they were accepted.
+        failed_s: Seconds from their arrival to their failure.
+        images: Images that were run.
+        queue_s: Seconds that they waited.
+        prepare_s: Seconds of their decoding.
+        runs: For each batch size, the number of runs and their total seconds.
+        last_run_at_ms: Wall-clock time of the end of the last run, in milliseconds since 1970.
     """
 
     succeeded: int = 0
@@ -82,16 +82,16 @@ class InferenceStatistics:
 
 
 class ModelQueue:
-    """What waits for one model, and in which stage it is.
+    """The images of one model, by stage: waiting, in preparation, ready, running.
 
     Args:
-        name: the model and version, for messages.
-        engine: the loaded engine.
-        prepare: brings an image to the form that the engine takes; releases the GIL.
-        plan: how ready images are split into runs.
-        service_time: the measured times to begin with.
-        limits: how much is held at most.
-        metrics: where stages are recorded.
+        name: The model and version, for messages.
+        engine: The loaded engine.
+        prepare: Converts an image to the form that the engine takes; releases the GIL.
+        plan: How ready images are split into runs.
+        service_time: The initial estimate, from measurements.
+        limits: How much the queue holds at most.
+        metrics: Records the stages.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ModelQueue:
 
     @property
     def ready(self) -> int:
-        """Images decoded and waiting for a run."""
+        """Counts the images that are decoded and wait for a run."""
         return sum(map(len, self._ready_queues))
 
     @property
@@ -134,7 +134,7 @@ class ModelQueue:
         return len(self._waiting) > 0 or any(self._ready_queues)
 
     def state(self) -> QueueState:
-        """Where the lane's images are."""
+        """Returns the number of images in each stage, and the engine's capacity."""
         traits = self.engine.traits
         return QueueState(
             waiting=len(self._waiting),
@@ -149,14 +149,14 @@ class ModelQueue:
         )
 
     def admit(self, request: InferenceRequest, now_s: float, workers: int) -> None:
-        """Takes a request in, or says why not. A request that is taken in is likely to be in time.
+        """Accepts a request that will probably meet its deadline, or refuses it.
 
-        Its images are counted; whoever calls this hands them to a worker or queues them.
+        It counts the images only: the caller then gives them to a worker or enqueues them.
 
         Raises:
-            Unavailable: the model is being unloaded.
-            ResourceExhausted: no room, or the wait would outlast the request's deadline.
-            DeadlineExceeded: the deadline is past already.
+            Unavailable: The model is being unloaded.
+            ResourceExhausted: The queue is full, or the wait would outlast the request's deadline.
+            DeadlineExceeded: The deadline has already passed.
         """
         if self.closing:
             raise Unavailable(
@@ -176,15 +176,15 @@ class ModelQueue:
                 reason="QUEUE_FULL",
                 retry_after_s=max(0.01, self.held_images * self._image_s(workers) / 2),
             )
-        # An empty lane takes any request: were the measured pace too pessimistic, it could not
-        # otherwise be corrected.
+        # An empty queue accepts any request: only new runs can correct an estimate that is too
+        # pessimistic.
         if self.held_images:
             self._refuse_if_late(request, remaining_s, workers)
         self.held_images += count
         self.held_bytes += request.size_bytes
 
     def enqueue(self, request: InferenceRequest) -> None:
-        """Lets the images of a request wait for a worker."""
+        """Lets the images of an accepted request wait for a worker."""
         for image in request.images:
             self._waiting.push(image)
 
@@ -197,18 +197,18 @@ class ModelQueue:
         ahead += self.preparing + self.ready + self.running_images
         image_s = self._image_s(workers)
         wait_s = expected_wait_s(ahead, self.plan.target, self.service_time, image_s)
-        if wait_s * _CAUTION > remaining_s:
+        if wait_s * _SAFETY_MARGIN > remaining_s:
             raise ResourceExhausted(
                 f"{self.name} would answer in about {wait_s * 1000:.0f} ms, but the deadline is in "
                 f"{remaining_s * 1000:.0f} ms",
                 reason="DEADLINE_WOULD_PASS",
-                retry_after_s=max(0.01, wait_s * _CAUTION - remaining_s),
+                retry_after_s=max(0.01, wait_s * _SAFETY_MARGIN - remaining_s),
             )
 
     def next_to_prepare(
         self, now_s: float, count: int
     ) -> tuple[list[RequestImage], list[InferenceRequest]]:
-        """Takes up to ``count`` images to decode, and the requests that this found expired."""
+        """Removes up to ``count`` images to decode; also returns the requests found expired."""
         images: list[RequestImage] = []
         expired: list[RequestImage] = []
         while len(images) < count:
@@ -221,21 +221,26 @@ class ModelQueue:
         return images, self._expire(expired, now_s)
 
     def decoded(self, image: RequestImage) -> None:
-        """Notes that a worker is done with the bytes of an image, well or badly."""
+        """Records that a worker has finished decoding an image, successfully or not."""
         self.preparing -= 1
         image.content = None
 
     def prepared(self, image: RequestImage, array: npt.NDArray[np.generic] | None) -> None:
-        """Takes back an image that was decoded, or was not since nobody waits for it any more."""
+        """Makes a decoded image ready for a run, unless its request is settled.
+
+        Args:
+            image: The image.
+            array: The engine's input; None if the worker skipped an abandoned image.
+        """
         self.decoded(image)
         if array is not None and not image.abandoned:
             image.prepared = array
             self._ready[image.form].append(image)
 
     def next_batch(self, now_s: float) -> tuple[list[RequestImage], list[InferenceRequest]]:
-        """Takes images for one run; also gives the requests that this found to be expired.
+        """Removes the images of the next run; also returns the requests found expired.
 
-        All are of one form: that of the image that has waited longest.
+        All images have the same form, that of the image that has waited longest.
         """
         expired: list[RequestImage] = []
         for images in filter(None, self._ready_queues):
@@ -253,26 +258,26 @@ class ModelQueue:
         return batch, requests
 
     def start(self, batch: list[RequestImage], now_s: float) -> None:
-        """Notes that a run begins."""
+        """Records that a run begins."""
         self.running += 1
         self.running_images += len(batch)
         for image in batch:
             image.timestamps.run_start_s = now_s
 
     def ran(self, batch: list[RequestImage], now_s: float) -> None:
-        """Notes that a run has ended, well or badly."""
+        """Records that a run has ended, successfully or not."""
         self.running -= 1
         self.running_images -= len(batch)
         for image in batch:
             image.timestamps.run_end_s = now_s
             image.prepared = None
 
-    def learn(self, batch: list[RequestImage], ended_ms: int) -> None:
-        """Counts a run that has ended, and learns from the times of its images.
+    def record_run(self, batch: list[RequestImage], ended_ms: int) -> None:
+        """Updates statistics, metrics and the service-time estimate after a run.
 
         Args:
-            batch: the images.
-            ended_ms: wall-clock time of its end, in milliseconds since 1970.
+            batch: The images of the run.
+            ended_ms: Wall-clock time of its end, in milliseconds since 1970.
         """
         run_s = batch[0].timestamps.run_end_s - batch[0].timestamps.run_start_s
         self.service_time.ran(run_s, len(batch))
@@ -291,7 +296,7 @@ class ModelQueue:
                 self.service_time.prepared(prepare_s)
 
     def settled(self, request: InferenceRequest, now_s: float, *, succeeded: bool) -> None:
-        """Makes room: a request of this lane is over."""
+        """Frees the space of a settled request, and counts it."""
         self.held_images -= len(request.images)
         self.held_bytes -= request.size_bytes
         elapsed_s = now_s - request.accepted_s
@@ -303,13 +308,13 @@ class ModelQueue:
             self.statistics.failed_s += elapsed_s
 
     def notify_if_idle(self) -> None:
-        """Calls ``on_idle`` when the lane holds nothing and no worker is busy for it."""
+        """Calls ``on_idle`` if the queue holds no image and no worker works for it."""
         idle = not (self.held_images or self.preparing or self.running)
         if idle and self.on_idle is not None:
             self.on_idle()
 
     def _expire(self, images: list[RequestImage], now_s: float) -> list[InferenceRequest]:
-        """Fails the requests of images whose time is up; gives those that this settled."""
+        """Fails the requests of expired images; returns those that this settled."""
         requests = []
         for image in images:
             waited_ms = (now_s - image.timestamps.accepted_s) * 1000

@@ -1,8 +1,8 @@
-"""The batcher's decisions, as functions of numbers.
+"""The batching decisions, as functions of numbers.
 
-Three questions: what should a free worker do next, how many of the images that are ready should one
-run take, and would a new request still be answered in time. The engine is measured when it is
-warmed up, so the answers rest on what this machine does and not on configuration.
+Three questions: what should a free worker do next, how many of the ready images should one run
+take, and will a new request still meet its deadline. The server measures the engine when it warms
+it up, so the decisions rest on the speed of this machine and not on configuration.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ __all__ = [
     "next_step",
 ]
 
-# A larger batch must gain this share of throughput to be worth the wait of the images in it.
+# The throughput that a larger batch must gain to be worth the wait of its images.
 _WORTHWHILE_GAIN = 0.03
-# What one image or run adds to the pace. Under overload requests are let in at the most hopeful
-# moment, so a pace that follows every quick run promises too much.
+# The weight of one image or run in the estimate. Under overload, requests are admitted just when
+# the estimate is lowest, so an estimate that follows every quick run promises too much.
 _SMOOTHING = 0.02
 
 
@@ -33,24 +33,24 @@ class WorkerStep(Enum):
     PREPARE = "prepare"
     """Decode one image."""
     RUN = "run"
-    """Run a batch of what is ready."""
+    """Run a batch of ready images."""
     NOTHING = "nothing"
-    """Another worker is needed for what is to be done, or nothing is."""
+    """There is no work, or another worker does it."""
 
 
 class QueueState(NamedTuple):
-    """Where the images of one model are.
+    """The images of one model by stage, and the capacity of its engine.
 
     Attributes:
-        waiting: queued, not yet decoded.
-        preparing: being decoded.
-        ready: decoded, waiting for a run.
-        running: runs under way.
-        slots: runs that the engine allows at once.
-        parallel: how many of these compute at once; the others wait behind them.
-        target: images that make a run efficient.
-        largest: images that one run can take.
-        shares_host: whether a run occupies a core that could decode.
+        waiting: Images that wait to be decoded.
+        preparing: Images that are being decoded.
+        ready: Images that are decoded and wait for a run.
+        running: Runs under way.
+        slots: Runs that the engine accepts at once.
+        parallel: How many of these compute at once; the others wait behind them.
+        target: Images that make a run efficient.
+        largest: Images that one run can take.
+        shares_host: Whether a run occupies a core that could decode.
     """
 
     waiting: int
@@ -65,14 +65,15 @@ class QueueState(NamedTuple):
 
 
 def next_step(state: QueueState) -> WorkerStep:
-    """What a free worker should do for a model.
+    """Decides what a free worker does for a model.
 
-    On a device of its own the engine is the scarce part: whenever it is free it takes what is
-    ready, and while it is busy workers decode ahead by no more than two full batches. Where the
-    engine runs on the workers' own cores, no worker sleeps while there is work, so a run is
-    started when enough is ready for it to be efficient, and before that only when nothing is left
-    to decode and a core is free: behind other runs it would not begin sooner than the images that
-    come meanwhile could join it.
+    An engine on its own device is the bottleneck: whenever it is free, it takes the ready images,
+    and while it is busy, the workers decode ahead by at most two full batches.
+
+    Where the engine runs on the workers' cores, no worker sleeps while there is work. A run starts
+    when enough images are ready to make it efficient. It starts earlier only when nothing is left
+    to decode and a core is free: behind other runs it would start no sooner, and images that
+    arrive meanwhile can still join it.
     """
     slot_free = state.running < state.slots
     enough = state.target if state.shares_host else 1
@@ -86,15 +87,16 @@ def next_step(state: QueueState) -> WorkerStep:
 
 
 def images_to_prepare(state: QueueState, workers: int) -> int:
-    """How many images a worker decodes before it looks again.
+    """Decides how many images a worker decodes before it asks for its next step.
 
-    Where the engine shares the host, a whole batch while as many wait for every worker, since each
-    look costs the lock and the interpreter; one at a time when few wait, so that they are spread
-    over the cores, and for an engine of its own, which takes what is ready when it is free.
+    Where the engine shares the host and enough images wait for every worker, this is what a batch
+    still lacks, because each step costs a turn of the lock and of the interpreter. It is one image
+    when few wait, so that they are spread over the cores, and for an engine on its own device,
+    which takes the ready images as soon as it is free.
 
     Args:
-        state: where the model's images are.
-        workers: how many workers there are.
+        state: The images of the model by stage.
+        workers: The number of workers.
     """
     if not state.shares_host:
         return 1
@@ -103,12 +105,12 @@ def images_to_prepare(state: QueueState, workers: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """How many ready images a run should take, from measured run times.
+    """How many ready images a run takes, from measured run times.
 
     Attributes:
-        target: the smallest batch that is nearly as efficient as the best one.
-        largest: images that one run can take.
-        takes: at index n, how many of n ready images the next run takes.
+        target: The smallest batch that is nearly as efficient as the best one.
+        largest: Images that one run can take.
+        takes: At index n, how many of n ready images the next run takes.
     """
 
     target: int
@@ -117,17 +119,17 @@ class BatchPlan:
 
     @classmethod
     def measured(cls, run_s: Mapping[int, float]) -> "BatchPlan":
-        """Plans from the time of one run at each batch size that the engine was prepared for.
+        """Plans from the time of one run at each batch size that the engine is compiled for.
 
-        A run of a size between two of them costs what the next larger one costs. The split of n
+        A run of a size between two of them costs as much as the next larger size. The split of n
         ready images into runs is the one with the least total time (dynamic programming over n);
-        of its runs the largest goes first.
+        its largest run goes first.
 
         Args:
-            run_s: seconds of one run by batch size.
+            run_s: Seconds of one run by batch size.
 
         Raises:
-            ValueError: there is no size, or a size or time is not positive.
+            ValueError: There is no size, or a size or time is not positive.
         """
         if not run_s or any(size < 1 or seconds <= 0 for size, seconds in run_s.items()):
             raise ValueError(f"run times must be positive and for positive sizes, got {run_s}")
@@ -150,36 +152,36 @@ class BatchPlan:
         return cls(target=target, largest=largest, takes=tuple(takes))
 
     def take(self, ready: int) -> int:
-        """How many of the ready images the next run takes; at least one.
+        """Returns how many of the ready images the next run takes; at least one.
 
         Args:
-            ready: images ready, at least one.
+            ready: The number of ready images, at least one.
         """
         return self.takes[min(ready, self.largest)]
 
 
 @dataclass(slots=True)
 class ServiceTimeEstimate:
-    """How long an image takes now, smoothed exponentially over what was seen.
+    """How long an image takes: exponentially smoothed over the measured times.
 
     Attributes:
-        prepare_s: seconds to decode one image.
-        run_s: seconds of a run, divided by its images.
+        prepare_s: Seconds to decode one image.
+        run_s: Seconds of a run, divided by its images.
     """
 
     prepare_s: float
     run_s: float
 
     def prepared(self, seconds: float) -> None:
-        """Notes that an image took this long to decode."""
+        """Adds the decoding time of one image."""
         self.prepare_s += _SMOOTHING * (seconds - self.prepare_s)
 
     def ran(self, seconds: float, images: int) -> None:
-        """Notes that a run of so many images took this long."""
+        """Adds the time of one run."""
         self.run_s += _SMOOTHING * (seconds / images - self.run_s)
 
     def image_s(self, workers: int, slots: int, *, shares_host: bool) -> float:
-        """Seconds between two images leaving the server when it is busy."""
+        """Returns the seconds between two finished images when the server is busy."""
         if shares_host:
             return (self.prepare_s + self.run_s) / workers
         return max(self.prepare_s / workers, self.run_s / slots)
@@ -188,12 +190,12 @@ class ServiceTimeEstimate:
 def expected_wait_s(
     ahead: int, target: int, service_time: ServiceTimeEstimate, image_s: float
 ) -> float:
-    """How long a request will take when so many images leave before it does.
+    """Estimates how long a request will take.
 
     Args:
-        ahead: images that are served before the request's last one, that one included.
-        target: the usual batch: the last image shares a run with so many others.
-        service_time: how long an image takes.
-        image_s: seconds between two images leaving the server.
+        ahead: Images that finish up to the request's last one, that one included.
+        target: The usual batch size, with which the last image runs.
+        service_time: How long an image takes.
+        image_s: Seconds between two finished images.
     """
     return ahead * image_s + service_time.prepare_s + target * service_time.run_s

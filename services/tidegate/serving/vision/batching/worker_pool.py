@@ -1,10 +1,9 @@
 """The threads that decode images and run batches, for all models of a server.
 
-Each worker asks for the next step (:mod:`.planning` decides), does it
-without the lock, reports it, and asks again in the same breath; it sleeps only when there is
-nothing that it could do. A single request on an idle server is decoded and given to the engine by
-one thread, and the event loop hears of it once. Models take turns, so that a busy one cannot starve
-another.
+Each worker takes a task (:mod:`.planning` decides which), does it without the lock, reports it, and
+takes the next task while it holds the lock again. It sleeps only when there is no task for it. One
+thread decodes a single request on an idle server and runs it on the engine, and the event loop is
+woken once. Models take turns, so that a busy model cannot starve another.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ _log = logging.getLogger(__name__)
 
 
 class _Worker:
-    """A thread as the others know it.
+    """The state of a worker thread that other threads use.
 
     Attributes:
-        woken: held while it has nothing to do; who releases it wakes the worker.
-        task: what it was woken for, unless it is to look for something itself.
+        woken: A lock that the worker waits for while it is idle; releasing it wakes the worker.
+        task: The task that the worker is woken for; None lets it choose one.
     """
 
     __slots__ = ("task", "woken")
@@ -57,11 +56,11 @@ class _Worker:
 
 
 class WorkerPool:
-    """Worker threads and the lanes that they serve. Use as a context manager.
+    """The worker threads and the model queues that they serve. Use it as a context manager.
 
     Args:
-        workers: how many threads; on a CPU engine, as many as there are cores.
-        clock: monotonic seconds.
+        workers: The number of threads.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -72,7 +71,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._queues: list[ModelQueue] = []
         self._turn = 0
-        # The one that became idle last at the end.
+        # In the order in which they became idle.
         self._idle: list[_Worker] = []
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -99,17 +98,17 @@ class WorkerPool:
             thread.join()
 
     def add(self, queue: ModelQueue) -> None:
-        """Starts to serve a lane, and to report what it holds."""
+        """Starts to serve a queue, and to report the images that it holds."""
         with self._lock:
             self._queues.append(queue)
         queue.metrics.held.set_function(lambda: queue.held_images)
 
     def close(self, queue: ModelQueue, on_idle: Callable[[], None]) -> None:
-        """Lets a lane take no more requests, and says when its last one is over.
+        """Refuses further requests to a queue, and reports when its last request is done.
 
         Args:
-            queue: the lane.
-            on_idle: called once or more, from any thread, when it holds nothing any more.
+            queue: The queue.
+            on_idle: Called once or more, from any thread, when the queue is empty and idle.
         """
         with self._lock:
             queue.closing = True
@@ -117,7 +116,7 @@ class WorkerPool:
             queue.notify_if_idle()
 
     def remove(self, queue: ModelQueue) -> None:
-        """Stops to serve a lane, which must be idle."""
+        """Stops serving a queue, which must be idle."""
         with self._lock:
             self._queues.remove(queue)
 
@@ -125,7 +124,7 @@ class WorkerPool:
         """Accepts a request; its future is resolved on its event loop.
 
         Raises:
-            ServiceError: it cannot be accepted; see :meth:`ModelQueue.admit`.
+            ServiceError: The request is refused; see :meth:`ModelQueue.admit`.
         """
         with self._lock:
             queue.admit(request, self._clock(), self.workers)
@@ -137,17 +136,17 @@ class WorkerPool:
                 self._wake_up_to(len(request.images))
 
     def cancel(self, queue: ModelQueue, request: InferenceRequest) -> None:
-        """Gives up a request whose client has gone. What of it is not running yet never will be."""
+        """Cancels a request whose client has gone; its images that do not run yet never will."""
         with self._lock:
             if request.cancel():
                 queue.settled(request, self._clock(), succeeded=False)
                 queue.notify_if_idle()
 
     def _wake(self, task: PrepareImages | None = None) -> None:
-        """Wakes the idle worker that became idle last, which is warm.
+        """Wakes the worker that became idle last, because its caches are warm.
 
         Args:
-            task: what it is to do; it looks for something itself unless it is told.
+            task: The worker's task; None lets it choose one.
         """
         worker = self._idle.pop()
         worker.task = task
@@ -177,10 +176,10 @@ class WorkerPool:
         task.queue.notify_if_idle()
 
     def _prepare(self, task: PrepareImages) -> RunBatch | None:
-        """Decodes images and hands them to their lane; the lock is held, but not meanwhile.
+        """Decodes images and returns them to their queue; releases the lock while it decodes.
 
         Returns:
-            The run of the only image there is, which need not be looked for; else ``None``.
+            The run of the image, if it is the only one on the server; else ``None``.
         """
         self._lock.release()
         try:
@@ -197,7 +196,7 @@ class WorkerPool:
     def _run_at_once(
         self, task: PrepareImages, results: list[PreparedImage], now_s: float
     ) -> RunBatch | None:
-        """The run of an image that was decoded and is the only one; there is nothing to plan."""
+        """Starts the run of an image that is the only one on the server: no batching decision."""
         queue, image, array = task.queue, task.images[0], results[0]
         if array is None or isinstance(array, Exception) or not self._is_alone(queue, runs=0):
             return None
@@ -208,9 +207,9 @@ class WorkerPool:
         return RunBatch(queue, [image], [array], alone=True)
 
     def _is_alone(self, queue: ModelQueue, runs: int) -> bool:
-        """Whether one image of this lane is all that is held, and so many runs are under way.
+        """Whether the server holds only one image, of this queue, and exactly ``runs`` runs.
 
-        A run goes on, and is company, also when nobody waits for it any more.
+        A run whose client has gone continues, so it counts.
         """
         if queue.held_images != 1 or queue.running != runs:
             return False
@@ -220,7 +219,7 @@ class WorkerPool:
         return True
 
     def _run(self, task: RunBatch) -> None:
-        """Runs a batch and answers with its results; the lock is held, but not meanwhile."""
+        """Runs a batch and delivers its results; releases the lock while it runs."""
         self._lock.release()
         try:
             result = run_batch(task)
@@ -228,16 +227,16 @@ class WorkerPool:
             self._lock.acquire()
         settled = report_run(task, result, self._clock())
         ended_ms = time.time_ns() // 1_000_000
-        # The answers go first: nobody waits for what is learned of them.
-        if not _deliver(settled, then=partial(self._learn, task, ended_ms)):
-            task.queue.learn(task.batch, ended_ms)
+        # Results go first: no client waits for the statistics.
+        if not _deliver(settled, then=partial(self._record_run, task, ended_ms)):
+            task.queue.record_run(task.batch, ended_ms)
 
-    def _learn(self, task: RunBatch, ended_ms: int) -> None:
+    def _record_run(self, task: RunBatch, ended_ms: int) -> None:
         with self._lock:
-            task.queue.learn(task.batch, ended_ms)
+            task.queue.record_run(task.batch, ended_ms)
 
     def _claim(self) -> WorkerTask | None:
-        """The next job, lanes taking turns; wakes another worker if there is one for it too."""
+        """Chooses the next task; models take turns. Wakes another worker if there is more work."""
         for offset in range(len(self._queues)):
             queue = self._queues[(self._turn + offset) % len(self._queues)]
             task = self._claim_of(queue)
@@ -252,7 +251,7 @@ class WorkerPool:
         return None
 
     def _claim_of(self, queue: ModelQueue) -> WorkerTask | None:
-        # What clients have given up may still stand in the lines of a lane that holds nothing.
+        # Abandoned images may still wait in a queue whose requests are all settled.
         while queue.held_images and queue.has_work:
             state = queue.state()
             step = next_step(state)
@@ -261,7 +260,7 @@ class WorkerPool:
                 images, expired = queue.next_to_prepare(
                     now_s, images_to_prepare(state, self.workers)
                 )
-                _give_up(queue, expired)
+                _deliver_expired(queue, expired)
                 if images:
                     return PrepareImages(queue, images)
             elif step is WorkerStep.RUN:
@@ -273,15 +272,15 @@ class WorkerPool:
 
     def _claim_run(self, queue: ModelQueue, now_s: float) -> RunBatch | None:
         batch, expired = queue.next_batch(now_s)
-        _give_up(queue, expired)
+        _deliver_expired(queue, expired)
         if not batch:
             return None
         arrays = [image.prepared for image in batch if image.prepared is not None]
         return RunBatch(queue, batch, arrays, alone=self._is_alone(queue, runs=1))
 
 
-def _give_up(queue: ModelQueue, expired: list[InferenceRequest]) -> None:
-    """Tells of requests that expired; with the last of them the lane may have become idle."""
+def _deliver_expired(queue: ModelQueue, expired: list[InferenceRequest]) -> None:
+    """Delivers the errors of expired requests; this may have made the queue idle."""
     if expired:
         _deliver(expired)
         queue.notify_if_idle()
@@ -291,29 +290,29 @@ def _deliver(requests: list[InferenceRequest], then: Callable[[], None] | None =
     """Resolves the futures of settled requests, with one call to each event loop concerned.
 
     Args:
-        requests: the requests.
-        then: is called by one of the event loops when who waited for them has gone on.
+        requests: The requests.
+        then: A callback that one of the event loops calls after the waiting handlers have resumed.
 
     Returns:
-        Whether an event loop calls ``then``.
+        Whether an event loop will call ``then``.
     """
     by_loop: dict[asyncio.AbstractEventLoop, list[InferenceRequest]] = {}
     for request in requests:
         by_loop.setdefault(request.loop, []).append(request)
-    is_passed_on = False
+    is_scheduled = False
     for loop, mine in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_resolve, mine, None if is_passed_on else then)
-            is_passed_on = True
+            loop.call_soon_threadsafe(_resolve, mine, None if is_scheduled else then)
+            is_scheduled = True
         except RuntimeError:
-            # The loop is closed, so nobody waits for these any more; the worker lives on.
-            _log.debug("an event loop closed before its requests were answered")
-    return is_passed_on
+            # The loop is closed, so no handler waits for these requests. The worker goes on.
+            _log.debug("an event loop closed before its requests were done")
+    return is_scheduled
 
 
 def _resolve(requests: list[InferenceRequest], then: Callable[[], None] | None) -> None:
     for request in requests:
         request.deliver()
     if then is not None:
-        # Behind the tasks that the futures have just woken.
+        # Scheduled behind the handlers that the futures have just woken.
         requests[0].loop.call_soon(then)

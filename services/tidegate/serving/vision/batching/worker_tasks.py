@@ -1,7 +1,7 @@
-"""What a worker is given to do: images to decode or a batch to run, the work, and its report.
+"""The tasks of a worker: to decode images or to run a batch, and to report the results.
 
-The work is done without the scheduler's lock; what is reported of it needs the lock. Whatever an
-image provokes or an engine raises becomes the answer of the requests concerned.
+A worker does a task without the pool's lock, and reports it with the lock held. Whatever an image
+provokes or an engine raises becomes the error of the requests concerned.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _log = logging.getLogger(__name__)
 
 
 class PrepareImages(NamedTuple):
-    """A worker decodes some images."""
+    """The task to decode some images."""
 
     queue: ModelQueue
     images: list[RequestImage]
 
 
 class RunBatch(NamedTuple):
-    """A worker runs one batch."""
+    """The task to run one batch."""
 
     queue: ModelQueue
     batch: list[RequestImage]
@@ -60,15 +60,15 @@ WorkerTask = PrepareImages | RunBatch
 
 
 def prepare_images(task: PrepareImages, clock: Callable[[], float]) -> list[PreparedImage]:
-    """Decodes the images of a job.
+    """Decodes the images of a task.
 
     Args:
-        task: the images.
-        clock: monotonic seconds.
+        task: The images.
+        clock: Monotonic seconds.
 
     Returns:
-        For each image what the engine takes, or what is to be told to its client; ``None`` where
-        nobody waits for it.
+        For each image the engine's input, or the error for its client; ``None`` if the image is
+        abandoned.
     """
     return [_prepare_image(task.queue, each, clock) for each in task.images]
 
@@ -76,7 +76,7 @@ def prepare_images(task: PrepareImages, clock: Callable[[], float]) -> list[Prep
 def _prepare_image(
     queue: ModelQueue, image: RequestImage, clock: Callable[[], float]
 ) -> PreparedImage:
-    """Decodes an image, or says what is to be told to its client; None if nobody waits for it."""
+    """Decodes one image, as :func:`prepare_images` does for each."""
     content = image.content
     if content is None:
         return None
@@ -85,22 +85,22 @@ def _prepare_image(
         return queue.prepare(content)
     except InvalidImageError as problem:
         return RejectedImageError(image.index, str(problem))
-    except Exception:  # noqa: BLE001 - a worker outlives whatever an image provokes, and reports it
-        _log.exception("preparing an image failed", extra={"model": queue.name})
-        return Internal("preparing the image failed; the server's log says why")
+    except Exception:  # noqa: BLE001 - a worker survives any error of an image, and reports it
+        _log.exception("decoding an image failed", extra={"model": queue.name})
+        return Internal("decoding the image failed; the server's log has the reason")
     finally:
         image.timestamps.prepare_end_s = clock()
 
 
 def run_batch(task: RunBatch) -> BatchResult | Exception:
-    """Runs a batch and reads its output, or says what is to be told to its clients."""
+    """Runs a batch and finds the best classes; returns the error for its clients if it fails."""
     try:
         output = task.queue.engine.run(task.batch[0].form, task.arrays, alone=task.alone)
         return output.rows, find_top_classes(output, [image.request.top_k for image in task.batch])
-    except Exception:  # noqa: BLE001 - a worker outlives whatever an engine raises, and reports it
+    except Exception:  # noqa: BLE001 - a worker survives any error of an engine, and reports it
         _log.exception("running a batch failed", extra={"model": task.queue.name})
         return Internal(
-            f"{task.queue.name} failed to run the batch; the server's log says why",
+            f"{task.queue.name} failed to run the batch; the server's log has the reason",
             reason="ENGINE_FAILED",
         )
 
@@ -108,7 +108,7 @@ def run_batch(task: RunBatch) -> BatchResult | Exception:
 def report_prepared(
     task: PrepareImages, results: list[PreparedImage], now_s: float
 ) -> list[InferenceRequest]:
-    """Hands decoded images to their lane; gives the requests that this settled."""
+    """Gives decoded images back to their queue; returns the requests that this settled."""
     queue = task.queue
     settled = []
     for image, result in zip(task.images, results, strict=True):
@@ -123,7 +123,7 @@ def report_prepared(
 def report_run(
     task: RunBatch, result: BatchResult | Exception, now_s: float
 ) -> list[InferenceRequest]:
-    """Hands the results of a batch to their requests; gives those that this settled."""
+    """Stores the results of a batch in their requests; returns those that this settled."""
     queue, batch = task.queue, task.batch
     queue.ran(batch, now_s)
     if isinstance(result, Exception):

@@ -1,1 +1,1 @@
-"""What runs a model: the protocol of an engine, and the engines that implement it."""
+"""The protocol of an inference engine, and the engines that implement it."""

@@ -1,9 +1,23 @@
-"""What the vision server asks of an engine, so that OpenVINO and TensorRT are interchangeable.
+"""The protocol of an inference engine, so that OpenVINO, TensorRT and others are interchangeable.
 
-An engine owns its memory. It is given images where they lie and copies them to where it computes
-(a preallocated host tensor, or pinned memory and then the device), pads a batch to a size it was
-compiled for, and gives back ordinary arrays. A run blocks the thread that calls it and releases the
-GIL; an engine with several ``slots`` (streams, execution contexts) allows as many runs at once.
+To add an engine:
+
+1. Write a class in a module of its own beside :mod:`.openvino_engine`. It implements
+   :class:`InferenceEngine`; it need not inherit from it. Its constructor reads the ONNX file of a
+   repository entry, compiles it, and raises
+   :class:`~tidegate.serving.vision.errors.EngineError` with the file and the fix if it cannot.
+   Normalisation and, for a model that outputs logits, the softmax belong in the compiled network.
+2. Fill in :class:`EngineTraits`. The batching decisions
+   (:mod:`tidegate.serving.vision.batching.planning`) use nothing else of an engine, apart from the
+   run times that :mod:`tidegate.serving.vision.loading` measures when it warms the engine up.
+3. Name the precisions that it computes in, as ``PRECISIONS`` does, and let ``VisionApplication``
+   (:mod:`tidegate.serving.vision.__main__`) construct it.
+4. Test it as ``tests/services/serving/vision/engines`` tests OpenVINO.
+
+An engine owns its memory. It copies the images of a run to where it computes (a preallocated host
+tensor, or pinned memory and then the device), pads the batch to a size that it is compiled for, and
+returns ordinary arrays. A run blocks the calling thread and releases the GIL. An engine with
+several ``slots`` (streams, execution contexts) accepts as many runs at once.
 """
 
 from collections.abc import Sequence
@@ -20,7 +34,7 @@ __all__ = ["EngineOutput", "EngineTraits", "InferenceEngine", "InputForm", "Mode
 
 
 class InputForm(Enum):
-    """The form of an image that is ready to be run."""
+    """The form of an image that is ready to run."""
 
     PIXELS = "pixels"
     """uint8, height × width × 3, RGB, already of the model's size; the engine normalises it."""
@@ -31,17 +45,17 @@ class InputForm(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EngineTraits:
-    """What there is to know about a loaded engine.
+    """The properties of a loaded engine.
 
     Attributes:
-        name: the engine and its version, for example ``openvino 2026.4.1``.
-        platform: the name that the Open Inference Protocol has for it.
-        precision: what the heavy layers compute in.
-        batch_sizes: the batches it was prepared for, ascending; smaller ones are padded.
-        slots: runs that may be under way at once.
-        parallel: how many of these compute at once; the others are queued inside the engine.
-        shares_host: whether a run occupies the cores that decode images too. Where it does, a
-            worker that runs a batch is a worker that does not decode.
+        name: The engine and its version, for example ``openvino 2026.4.1``.
+        platform: Its name in the Open Inference Protocol.
+        precision: The precision of the heavy layers.
+        batch_sizes: The batch sizes that it is compiled for, ascending; smaller batches are padded.
+        slots: Runs that may be under way at once.
+        parallel: How many of these compute at once; the others are queued inside the engine.
+        shares_host: Whether a run occupies the cores that also decode images. If so, a worker that
+            runs a batch is a worker that does not decode.
     """
 
     name: str
@@ -58,10 +72,10 @@ class ModelTensors:
     """The model's own input and output.
 
     Attributes:
-        input_name: the input tensor.
-        input_shape: its shape without the batch axis.
-        output_name: the output tensor.
-        classes: numbers that it gives for an image.
+        input_name: The name of the input tensor.
+        input_shape: Its shape without the batch axis.
+        output_name: The name of the output tensor.
+        classes: Numbers in the output for one image.
     """
 
     input_name: str
@@ -71,13 +85,13 @@ class ModelTensors:
 
 
 class EngineOutput(NamedTuple):
-    """What a run gives, in arrays of the caller's own.
+    """The output of a run, in arrays that the caller owns.
 
     Attributes:
-        rows: the model's own output, images × classes.
-        probabilities: of each class, images × classes: the rows, or their softmax if they are
-            logits. The engine computes it behind the network, where its code is at hand; a few
-            calls of NumPy afterwards take longer than it.
+        rows: The model's own output, images × classes.
+        probabilities: The probability of each class, images × classes: the rows, or their softmax
+            if they are logits. The engine computes the softmax as the last step of the network; a
+            few NumPy calls afterwards would take longer.
     """
 
     rows: npt.NDArray[np.float32]
@@ -85,11 +99,11 @@ class EngineOutput(NamedTuple):
 
 
 class InferenceEngine(Protocol):
-    """A compiled model. Thread-safe up to ``traits.slots`` runs at once."""
+    """A compiled model. At most ``traits.slots`` threads may call :meth:`run` at once."""
 
     @property
     def traits(self) -> EngineTraits:
-        """What there is to know about it."""
+        """The properties of the engine."""
         ...
 
     @property
@@ -103,15 +117,15 @@ class InferenceEngine(Protocol):
         """Runs one batch and blocks until it is done.
 
         Args:
-            form: the form of every image.
-            images: from one to the largest batch size.
-            alone: nothing else wants the machine now, so the engine may use all of it for this run.
+            form: The form of every image.
+            images: The images, from one to the largest batch size.
+            alone: Whether the server has no other work, so that this run may use every core.
 
         Raises:
-            EngineError: the run failed; the engine may be used again.
+            EngineError: The run failed; the engine remains usable.
         """
         ...
 
     def close(self) -> None:
-        """Frees what the engine holds. No run may be under way or follow."""
+        """Frees the engine's memory. No run may be under way or follow."""
         ...

@@ -1,10 +1,10 @@
 """Runs ONNX classifiers on the CPU through OpenVINO.
 
-A run occupies one core: as many runs compute at once as there are cores, each on a stream with one
-thread, which for small networks gives more images a second than one run over all cores. A single
-image on an idle machine is the other case, and has a compiled model of its own that uses every core
-for it. Normalisation is compiled into the graph, so pixels enter as the bytes they are, and so is
-the softmax of logits.
+A run occupies one core, and there are as many parallel runs as cores, each on a stream with one
+thread. For small networks this gives more images a second than one run over all cores. A single
+image on an idle machine is different: it has a compiled model of its own that uses every core. The
+normalisation is compiled into the network, so pixels enter as bytes, and so is the softmax of
+logits.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "OpenVinoEngine"]
 
 PRECISIONS = frozenset({Precision.FP32, Precision.BF16, Precision.INT8})
-"""What OpenVINO computes in on a CPU; where that has no bf16, in fp32 instead."""
+"""The precisions of OpenVINO on a CPU; without bf16 in the CPU, it computes those in fp32."""
 
-# Of two runs a core, one computes and one is queued behind it inside OpenVINO, so that a stream
-# takes the next batch without waiting for Python to hand it over.
+# Of the two runs of a core, one computes and one is queued behind it inside OpenVINO. So a stream
+# takes the next batch without waiting for Python.
 _RUNS_PER_CORE = 2
 
 _PROBABILITIES = "tidegate.probabilities"
@@ -48,7 +48,7 @@ _PROBABILITIES = "tidegate.probabilities"
 _HINTS = {
     Precision.FP32: ov.Type.f32,
     Precision.BF16: ov.Type.bf16,
-    # The quantized layers are int8 by the graph itself; the rest stays as it was trained.
+    # The graph itself makes the quantized layers int8; the other layers stay as trained.
     Precision.INT8: ov.Type.f32,
 }
 
@@ -57,12 +57,13 @@ class OpenVinoEngine:
     """A classifier compiled for the CPU.
 
     Args:
-        entry: the model; its precision must be fp32, bf16 or int8.
-        cores: cores to use, and so runs that compute at once.
-        batch_sizes: batches to compile for, ascending.
+        entry: The model; its precision must be fp32, bf16 or int8.
+        cores: The cores to use, which is also the number of parallel runs.
+        batch_sizes: The batch sizes to compile for, ascending.
 
     Raises:
-        EngineError: the model cannot be read or compiled, or its precision is not one of the CPU's.
+        EngineError: The model cannot be read or compiled, or the CPU does not compute in its
+            precision.
     """
 
     def __init__(self, entry: Entry, *, cores: int, batch_sizes: Sequence[int]) -> None:
@@ -80,8 +81,8 @@ class OpenVinoEngine:
             self._tensors = _tensors(graph, model, entry.model_path)
             outputs = _outputs(graph, model, self._tensors)
             pixels = _normalising(graph, model, self._tensors)
-            # Every process would pin its first stream to the same core; the scheduler knows better
-            # where several servers, or decoding beside inference, share a machine.
+            # No pinning: every process would pin its first stream to the same core. The kernel
+            # schedules better where several servers, or decoding and inference, share a machine.
             shared = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "ENABLE_CPU_PINNING": False}
             streams = {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores, **shared}
             whole = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": cores, **shared}
@@ -97,7 +98,7 @@ class OpenVinoEngine:
             raise EngineError(f"{entry.model_path} cannot be loaded: {error}") from error
         computed = precision
         if precision is Precision.BF16 and self._single.precision != ov.Type.bf16:
-            # What OpenVINO takes on a CPU that has no bf16, whatever it was asked for.
+            # On a CPU without bf16, OpenVINO computes in fp32 whatever the hint says.
             computed = Precision.FP32
         self._traits = EngineTraits(
             name=f"openvino {ov.get_version().split('-')[0]}",
@@ -109,15 +110,15 @@ class OpenVinoEngine:
             shares_host=True,
         )
 
-        # The bindings set up statics at their first use, and two threads that get there at once
-        # wait for each other for ever, one with the GIL, one with the static. Hence these runs.
+        # These runs prevent a deadlock: the bindings initialise statics at their first use, and two
+        # threads that do so at once wait for each other, one with the GIL, one with the static.
         side = model.input
         self.run(InputForm.PIXELS, [np.zeros((side.height, side.width, 3), dtype=np.uint8)])
         self.run(InputForm.TENSOR, [np.zeros(self._tensors.input_shape, dtype=np.float32)])
 
     @property
     def traits(self) -> EngineTraits:
-        """What there is to know about it."""
+        """The properties of the engine."""
         return self._traits
 
     @property
@@ -148,7 +149,7 @@ class OpenVinoEngine:
 
 
 class _Compiled:
-    """A graph compiled for one batch size (or any), with a request for each run at once."""
+    """A graph compiled for one batch size (or any), with an infer request for each slot."""
 
     def __init__(
         self,
@@ -171,7 +172,7 @@ class _Compiled:
         for _ in range(runs):
             request = model.create_infer_request()
             pixels = found = None
-            # Found once: asking for the tensors in every run costs more than copying an image.
+            # Looked up once: a look-up in every run costs more than copying an image.
             if size is not None:
                 for result in results:
                     request.set_tensor(result, ov.Tensor(result.element_type, result.shape))
@@ -183,13 +184,13 @@ class _Compiled:
         request, pixels, found = slot
         try:
             if pixels is None or found is None:
-                # The request does not keep the array alive; this frame does.
+                # This frame keeps the array alive; the request does not.
                 batch = np.stack(images)
                 request.set_input_tensor(ov.Tensor(batch, shared_memory=True))
                 request.infer()
                 found = self._found(request)
             else:
-                # What padding holds does not matter: it is computed and thrown away.
+                # The padding may hold anything: its results are thrown away.
                 for index, image in enumerate(images):
                     pixels[index] = image
                 request.infer()
@@ -202,12 +203,12 @@ class _Compiled:
             self._slots.put(slot)
 
     def _found(self, request: ov.InferRequest) -> EngineOutput:
-        """What a request fills, in its own memory and of the network's own type."""
+        """The output arrays of a request, in its own memory and of the network's own type."""
         return EngineOutput(*(request.get_tensor(result).data for result in self._results))
 
 
 class _Slot(NamedTuple):
-    """A request, and the arrays that it reads and fills; None where a batch may be of any size."""
+    """An infer request with its input and output arrays; None where the batch size varies."""
 
     request: ov.InferRequest
     pixels: npt.NDArray[np.generic] | None
@@ -215,10 +216,10 @@ class _Slot(NamedTuple):
 
 
 def _tensors(graph: ov.Model, model: ImageClassifier, path: Path) -> ModelTensors:
-    """Finds the input and output that the metadata means.
+    """Finds the input and output that the metadata names.
 
     Raises:
-        EngineError: they are not there, or not an image and a row of class scores.
+        EngineError: They are missing, or are not an image and a row of class scores.
     """
     source = _port(graph.inputs, model.input.tensor, path, "input")
     result = _port(graph.outputs, model.output.tensor, path, "output")
@@ -237,14 +238,14 @@ def _tensors(graph: ov.Model, model: ImageClassifier, path: Path) -> ModelTensor
     number = classes.get_length() if classes.is_static else model.output.classes
     if number is None:
         raise EngineError(
-            f"{path}: output {result.any_name!r} does not say how many classes it has; "
+            f"{path}: output {result.any_name!r} does not define its number of classes; "
             "write output.classes into model.json"
         )
     return ModelTensors(source.any_name, expected, result.any_name, number)
 
 
 def _outputs(graph: ov.Model, model: ImageClassifier, tensors: ModelTensors) -> tuple[str, str]:
-    """The names of the model's own output and of the probabilities, which are added to logits."""
+    """Names the model's own output and the probabilities; adds a softmax to logits."""
     own = tensors.output_name
     if model.output.kind is OutputKind.PROBABILITIES:
         return own, own
@@ -271,7 +272,7 @@ def _port(ports: Sequence[Any], name: str | None, path: Path, kind: str) -> Any:
 
 
 def _normalising(graph: ov.Model, model: ImageClassifier, tensors: ModelTensors) -> ov.Model:
-    """The graph with an input of uint8 RGB pixels, normalised as the metadata says."""
+    """Gives the graph an input of uint8 RGB pixels, normalised as the metadata says."""
     pre = model.preprocessing
     processor = PrePostProcessor(graph.clone())
     source = processor.input(tensors.input_name)

@@ -1,13 +1,13 @@
-"""From an image as it was sent to the pixels that a model takes.
+"""Decodes an image file to the pixels that a model takes.
 
-The format is known by the first bytes of the file, and the size is read before anything is decoded,
-so a small file that would unfold to gigabytes is refused for its size alone. JPEG is decoded by
-libjpeg-turbo, scaled down where enough pixels are left (a 12-megapixel photograph is never held in
-full), PNG and WebP by Pillow. What is transparent shows the model's background. All heavy calls
-release the GIL.
+The first bytes of the file tell the format. The size is read before anything is decoded, so a small
+file that would decompress to gigabytes is refused for its size alone. libjpeg-turbo decodes JPEG
+and scales it down where enough pixels remain, so a 12-megapixel photograph is never held in full.
+Pillow decodes PNG and WebP. Transparent pixels show the model's background. All heavy calls release
+the GIL.
 
-What makes the picture decides: a file with pixels missing is refused, and nothing that is wrong in
-profiles, comments and other metadata changes the answer.
+Only pixels decide whether a file is accepted: a file with missing pixels is refused, and errors in
+profiles, comments and other metadata change nothing.
 """
 
 import io
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Imported here, so that the first image of a format does not wait for it.
+# Imported at start, so that the first image of each format does not wait for the import.
 from PIL import Image, PngImagePlugin, WebPImagePlugin
 
 from tidegate.serving.vision.errors import InvalidImageError
@@ -30,19 +30,18 @@ __all__ = ["Geometry", "decode", "fit"]
 
 Pixels = npt.NDArray[np.uint8]
 
-# The limit is a server's own (`Geometry.max_pixels`), and is checked before anything is decoded.
+# The server has its own limit (`Geometry.max_pixels`) and checks it before it decodes anything.
 Image.MAX_IMAGE_PIXELS = None
-# Pillow warns of what is odd in a file, with texts out of the file; Python keeps each for good.
+# Pillow warns about odd files and quotes them; Python keeps every different warning for ever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-# Decoders of hostile bytes raise whatever they meet: what is wrong is always the image.
+# Decoders raise any of these for hostile bytes; the cause is always the image.
 _DECODER_ERRORS = (
     *(ValueError, OSError, SyntaxError, EOFError, LookupError),
     *(ArithmeticError, AssertionError, struct.error, zlib.error),
 )
-# An image passes through a few pieces of memory of a megabyte or so. glibc gives such pieces back
-# to the system when they are freed, and to get them again for the next image takes as long as
-# resizing it. Once a large piece has been freed, it keeps what is smaller (mallopt(3),
-# M_MMAP_THRESHOLD).
+# Each image needs a few buffers of about a megabyte. glibc returns such buffers to the kernel when
+# they are freed, and to allocate them again takes as long as resizing an image. Once a larger
+# buffer has been freed, glibc keeps smaller ones (mallopt(3), M_MMAP_THRESHOLD).
 _KEPT_BYTES = 16 << 20
 bytearray(_KEPT_BYTES)
 
@@ -51,14 +50,14 @@ def decode(data: bytes, geometry: Geometry) -> Pixels:
     """Decodes an encoded image and brings it to the model's size.
 
     Args:
-        data: a whole JPEG, PNG or WebP file.
-        geometry: the model's size.
+        data: A whole JPEG, PNG or WebP file.
+        geometry: The model's size.
 
     Returns:
         uint8 RGB, height × width × 3.
 
     Raises:
-        InvalidImageError: the bytes are empty, not an image, cut short, or too large an image.
+        InvalidImageError: The file is empty, cut short, not an image, or has too many pixels.
     """
     if not data:
         raise InvalidImageError("is empty; send the bytes of a JPEG, PNG or WebP file")
@@ -103,7 +102,7 @@ def _webp(data: bytes, geometry: Geometry) -> Pixels:
 
 
 def _opaque(image: Image.Image, file: png.Png, background: tuple[int, int, int]) -> Image.Image:
-    """A PNG as 8-bit RGB, before the background."""
+    """Converts a PNG to 8-bit RGB, on the background."""
     key = file.transparent
     samples: npt.NDArray[np.generic] | None = None
     if image.mode.startswith("I"):
@@ -128,7 +127,7 @@ def _opaque(image: Image.Image, file: png.Png, background: tuple[int, int, int])
 
 
 def _composed(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """An image as RGB, with the background where it is transparent."""
+    """Converts an image to RGB, with the background where it is transparent."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     coloured = image.convert("RGBA")

@@ -1,7 +1,7 @@
-"""Which way up a camera was held, as EXIF data says.
+"""Reads the image orientation from EXIF data.
 
-Only this one number is wanted of EXIF, so only it is read. Many files have EXIF data that is
-damaged somewhere; they are pictures all the same, and are taken as they lie.
+Only this one value is needed, so only it is read. Many files have damaged EXIF data; their pixels
+are usable all the same, and without a readable orientation they count as upright.
 """
 
 import struct
@@ -9,7 +9,7 @@ import struct
 __all__ = ["HEADER", "orientation"]
 
 HEADER = b"Exif\0\0"
-"""What stands before the data in a JPEG, and in some files of other formats."""
+"""The bytes before the EXIF data in a JPEG, and in some files of other formats."""
 
 _ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION_TAG = 0x0112
@@ -18,11 +18,11 @@ _TYPES = {3: "H", 4: "I"}
 
 
 def orientation(data: bytes) -> int:
-    """Reads the orientation, 1 to 8; 1 (upright) where it is not said or cannot be read.
+    """Reads the orientation, 1 to 8; 1 (upright) if it is missing or unreadable.
 
     Args:
         data: EXIF data, that is a TIFF header and its directories (TIFF 6.0, section 2), with or
-            without :data:`HEADER`; what comes after it does not matter.
+            without :data:`HEADER`. Further bytes may follow.
     """
     data = data.removeprefix(HEADER)
     order = _ORDERS.get(data[:4])
@@ -37,6 +37,6 @@ def orientation(data: bytes) -> int:
                 (value,) = struct.unpack_from(order + _TYPES[kind], data, entry + 8)
                 return int(value) if 1 <= value <= 8 else 1
     except struct.error:
-        # A directory that is cut short.
+        # The directory is cut short.
         return 1
     return 1

@@ -1,9 +1,9 @@
 """Decodes JPEG with libjpeg-turbo, at the smallest of its scales that keeps enough pixels.
 
-The file is read up to its pixels first: its size, so that it can be refused before it is decoded,
-and the EXIF orientation, wherever the segment is. Then libjpeg decodes strictly, which means that
-its first warning ends it. Few files have one; :mod:`.lenient_jpeg` tells harmless warnings from
-those that mean missing pixels.
+It first reads the segments before the pixels: the size, to refuse a large image before decoding it,
+and the EXIF orientation, in whichever segment it is. Then libjpeg decodes strictly: its first
+warning ends the decoding. Few files have one. :mod:`.lenient_jpeg` distinguishes harmless warnings
+from those that mean missing pixels.
 """
 
 import re
@@ -22,26 +22,26 @@ __all__ = ["START", "JpegHeader", "decode_jpeg", "read_header"]
 Pixels = npt.NDArray[np.uint8]
 
 START = b"\xff\xd8\xff"
-"""What every JPEG begins with."""
+"""The first bytes of every JPEG."""
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 _EXIF, _END, _SCAN = 0xE1, 0xD9, 0xDA
 _NOT_FILL = re.compile(rb"[^\xff]")
-# libjpeg has no fast transform for its other scales, which cost more than they save.
+# libjpeg has no fast transform for its other scales, so they cost more than they save.
 _SCALES = (8, 4, 2)
 _CMYK_COMPONENTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class JpegHeader:
-    """What a JPEG says before its pixels.
+    """The facts that a JPEG states before its pixels.
 
     Attributes:
-        width: columns, as they are stored.
-        height: rows, as they are stored.
+        width: Columns as stored.
+        height: Rows as stored.
         components: 1 for grey, 3 for colour, 4 for CMYK.
-        orientation: EXIF's, 1 to 8.
+        orientation: The EXIF orientation, 1 to 8.
     """
 
     width: int
@@ -53,13 +53,13 @@ class JpegHeader:
 def read_header(data: bytes) -> JpegHeader:
     """Reads the segments before the pixels.
 
-    Bytes between segments that belong to none are passed over, as libjpeg does.
+    Like libjpeg, it skips bytes that belong to no segment.
 
     Args:
-        data: a file that begins with :data:`START`.
+        data: A file that begins with :data:`START`.
 
     Raises:
-        InvalidImageError: the file ends before its pixels, or says no size.
+        InvalidImageError: The file ends before its pixels, or states no size.
     """
     frame: tuple[int, int, int] | None = None
     orientation = 1
@@ -94,7 +94,7 @@ def read_header(data: bytes) -> JpegHeader:
         raise lenient_jpeg.too_many_segments()
     if frame is None or marker == _END or not frame[0] or not frame[1]:
         raise InvalidImageError(
-            "is damaged: the JPEG does not say how large it is before its pixels; "
+            "is damaged: the JPEG does not state its size before its pixels; "
             "send the file as the camera or program wrote it"
         )
     return JpegHeader(*frame, orientation)
@@ -104,20 +104,20 @@ def decode_jpeg(data: bytes, header: JpegHeader, largest_reduction: float) -> tu
     """Decodes grey, colour and CMYK.
 
     Args:
-        data: the file.
-        header: what :func:`read_header` found in it.
-        largest_reduction: the factor by which the image may be scaled down at most.
+        data: The file.
+        header: The result of :func:`read_header`.
+        largest_reduction: The largest factor by which the image may be scaled down.
 
     Returns:
-        uint8 RGB as it is stored, and the factor by which it was scaled down.
+        uint8 RGB in the stored orientation, and the factor by which it was scaled down.
 
     Raises:
-        InvalidImageError: pixels are missing, or libjpeg does not know this kind of JPEG.
+        InvalidImageError: Pixels are missing, or libjpeg does not support this kind of JPEG.
     """
     scale = next((each for each in _SCALES if each <= largest_reduction), 1)
     width, height = -(-header.width // scale), -(-header.height // scale)
     if data.count(b"\xff\xda") > lenient_jpeg.MOST_SCANS:
-        # Perhaps: metadata may look like scans.
+        # Only perhaps too many: metadata may look like scans.
         lenient_jpeg.refuse_many_scans(data)
     colours = "CMYK" if header.components == _CMYK_COMPONENTS else "RGB"
     try:
@@ -126,6 +126,6 @@ def decode_jpeg(data: bytes, header: JpegHeader, largest_reduction: float) -> tu
         size = header.width, header.height
         pixels = lenient_jpeg.decode(data, str(error), colours, height, width, size=size)
     if colours == "CMYK":
-        # All programs but the oldest store them inverted, as Adobe does.
+        # All programs but the oldest store CMYK inverted, as Adobe does.
         pixels = np.asarray(Image.fromarray(255 - pixels, "CMYK").convert("RGB"))
     return pixels, scale

@@ -1,14 +1,15 @@
-"""Decodes the JPEGs that libjpeg warns of, if no pixel is missing.
+"""Decodes the JPEGs that libjpeg warns about, if no pixel is missing.
 
-Browsers show a JPEG whatever libjpeg warns of. Most warnings are harmless: an odd number in a
-header, bytes that belong to nothing. A few mean that pixels are missing, and their place is grey.
-libjpeg tells of the first warning only, so the harmless ones are removed until it is silent:
+Browsers show a JPEG whatever libjpeg warns about. Most warnings are harmless: an odd number in a
+header, bytes that belong to no segment. A few mean that pixels are missing and decode as grey.
+libjpeg reports only the first warning, so this module removes the causes of harmless ones until
+libjpeg is silent:
 
-1. What belongs to no picture (profiles, comments, previews, bytes between segments) is left out,
-   and numbers that only a strict reader minds are set right.
-2. Bytes too many at the end of the pixel data cannot be told from the data before them. Where they
-   are the only warning of a part that is decoded alone, nothing of that part is missing. The parts
-   are the scans of a file with many, and the stretches between restart markers.
+1. It omits what belongs to no picture (profiles, comments, previews, bytes between segments), and
+   corrects numbers that only a strict reader minds.
+2. Extra bytes at the end of the pixel data look like the data before them. If they are the only
+   warning of a part that is decoded alone, no pixel of that part is missing. The parts are the
+   scans of a file with many scans, and the stretches between restart markers.
 """
 
 import re
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 __all__ = ["MOST_SCANS", "MOST_SEGMENTS", "decode", "refuse_many_scans", "too_many_segments"]
 
 MOST_SCANS = 100
-"""A file of more is refused: a scan of a few bytes takes a pass over the whole picture."""
+"""A file with more is refused: even a scan of a few bytes takes a pass over the whole picture."""
 
 MOST_SEGMENTS = 1 << 16
-"""A file of more is refused. The largest metadata, in pieces of 64 KiB, are about a thousand; bytes
-that belong to nothing may look like many more."""
+"""A file with more is refused. The largest metadata, in segments of 64 KiB, are about a thousand;
+bytes that belong to no segment may look like many more."""
 
 _HARMLESS_AT_THE_END = re.compile(r"(\d+) extraneous bytes before marker")
 _CUT_SHORT = re.compile(r"premature end of", re.IGNORECASE)
 _LOST = re.compile(r"corrupt jpeg data", re.IGNORECASE)
-# What follows the data of a scan: any marker but a restart.
+# The end of the data of a scan: any marker but a restart.
 _AFTER_DATA = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _RESTART = re.compile(rb"\xff+[\xd0-\xd7]")
 
@@ -47,17 +48,17 @@ _SEQUENTIAL = frozenset({0xC0, 0xC1})
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 _RESTART_INTERVAL, _SCAN = 0xDD, 0xDA
 _JFIF, _ADOBE = b"JFIF\0", b"Adobe"
-# How colours may be stored, as Adobe numbers it: first the usual one. Others are warned of.
+# How colours may be stored, in Adobe's numbers, the usual one first. libjpeg warns about others.
 _TRANSFORMS = {"RGB": (1, 0), "CMYK": (2, 0)}
 _LARGEST_SIDE = 65_500
-# Cameras and programs write about ten scans. A file that needs more looks is not worth them.
+# Cameras and programs write about ten scans. A file that needs more trials is refused.
 _MOST_TRIALS, _MOST_SCANS_TRIED = 300, 16
 _NOT_FILL = re.compile(rb"[^\xff]")
 
 
 @dataclass(slots=True)
 class _Scan:
-    """One pass over the picture: the segments that it needs, its header, and its data."""
+    """One pass over the picture: the tables that it needs, its header, and its data."""
 
     tables: bytes
     header: bytes
@@ -66,7 +67,7 @@ class _Scan:
 
 @dataclass(slots=True)
 class _Jpeg:
-    """What of a file makes the picture."""
+    """The parts of a file that make the picture."""
 
     frame_marker: int = 0
     frame: bytes = b""
@@ -84,7 +85,7 @@ class _Jpeg:
         return self.frame_marker in _SEQUENTIAL
 
     def file(self, scans: "Sequence[_Scan] | None" = None) -> bytes:
-        """A file of it all, or of the first scans."""
+        """Builds a file of all scans, or of the given ones."""
         parts = [_SOI]
         for scan in self.scans if scans is None else scans:
             parts += (scan.tables, scan.header, scan.data)
@@ -100,22 +101,22 @@ def decode(
     *,
     size: tuple[int, int],
 ) -> "npt.NDArray[np.uint8]":
-    """Decodes a file that libjpeg has warned of, or refuses it.
+    """Decodes a file that libjpeg warns about, or refuses it.
 
     Args:
-        data: the file.
-        warning: libjpeg's first.
-        colours: what to decode to, as simplejpeg calls it.
-        height: rows that are wanted at least.
-        width: columns that are wanted at least.
-        size: columns and rows of the file, which were found small enough.
+        data: The file.
+        warning: The first warning of libjpeg.
+        colours: The colour space to decode to, as simplejpeg names it.
+        height: The least number of rows to decode.
+        width: The least number of columns to decode.
+        size: Columns and rows of the file, which are within the limit.
 
     Raises:
-        InvalidImageError: pixels are missing, or libjpeg does not know this kind of JPEG.
+        InvalidImageError: Pixels are missing, or libjpeg does not support this kind of JPEG.
     """
     jpeg = _parsed(data, _TRANSFORMS[colours])
     if jpeg.size != size:
-        # What was skipped to find that size was not skipped here, and holds another.
+        # The other reader skipped bytes that this one reads, and they hold another size.
         raise InvalidImageError(f"is damaged ({warning}); send the file as it was written")
     if not jpeg.ended and not _whole_without_end(jpeg):
         raise InvalidImageError(f"is cut short ({warning}); send the whole file")
@@ -144,16 +145,16 @@ def decode(
 
 
 def refuse_many_scans(data: bytes) -> None:
-    """Refuses a file of more than :data:`MOST_SCANS`.
+    """Refuses a file of more than :data:`MOST_SCANS` scans.
 
     Raises:
-        InvalidImageError: it is one.
+        InvalidImageError: The file has more.
     """
     _parsed(data, _TRANSFORMS["RGB"])
 
 
 def too_many_segments() -> InvalidImageError:
-    """The refusal of a file of more than :data:`MOST_SEGMENTS`."""
+    """The error for a file of more than :data:`MOST_SEGMENTS` segments."""
     return InvalidImageError(
         f"has more than {MOST_SEGMENTS} segments; send the file as the camera or program wrote it"
     )
@@ -171,7 +172,7 @@ def _refusal(warning: str, *, ended: bool) -> InvalidImageError:
 
 
 def _parsed(data: bytes, transforms: tuple[int, ...]) -> _Jpeg:
-    """Takes a file apart and sets right what only a strict reader minds."""
+    """Splits a file into its parts, and corrects what only a strict reader minds."""
     jpeg = _Jpeg()
     tables: list[bytes] = []
     at, segments = _next_marker(data, 2), 0
@@ -206,7 +207,7 @@ def _parsed(data: bytes, transforms: tuple[int, ...]) -> _Jpeg:
 
 
 def _next_marker(data: bytes, at: int) -> int:
-    """Where the next marker's number is, behind any bytes that belong to nothing."""
+    """Finds the code of the next marker, behind any bytes that belong to no segment."""
     at = data.find(b"\xff", at)
     found = _NOT_FILL.search(data, at) if at >= 0 else None
     return found.start() if found else -1
@@ -219,22 +220,22 @@ def _data_end(data: bytes, at: int) -> int:
 
 def _scan_header(jpeg: _Jpeg, body: bytes) -> bytes:
     if jpeg.sequential:
-        # The three numbers that only progressive scans have, and some cameras write as they like.
+        # Only progressive scans use these three numbers; some cameras write arbitrary ones.
         body = body[:-3] + b"\x00\x3f\x00"
     return _segment(_SCAN, body)
 
 
 def _table(jpeg: _Jpeg, marker: int, body: bytes, transforms: tuple[int, ...]) -> bytes:
-    """A segment as it is needed to decode what follows; empty if it is not."""
+    """The segment, if decoding needs it; else nothing."""
     if marker in _FRAMES:
         jpeg.frame_marker, jpeg.frame = marker, body
     elif marker == _RESTART_INTERVAL and not jpeg.scans:
         jpeg.interval = int.from_bytes(body[:2])
     elif marker == 0xE0 and body.startswith(_JFIF) and len(body) >= 14:
-        # Its version is of no use; an unknown one is warned of.
+        # libjpeg warns about an unknown JFIF version, which nothing uses.
         body = body[:5] + b"\x01\x01" + body[7:]
     elif marker == 0xEE and body.startswith(_ADOBE) and len(body) >= 12:
-        # Colours that libjpeg does not know are taken for the usual ones.
+        # An unknown colour transform counts as the usual one, as in libjpeg.
         known = body[11] if body[11] in transforms else transforms[0]
         body = body[:11] + bytes([known]) + body[12:]
     elif marker not in _TABLES:
@@ -247,9 +248,9 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def _whole_without_end(jpeg: _Jpeg) -> bool:
-    """Whether a file without its end marker can be whole: its one scan has all there is to have.
+    """Whether a file without its end marker can be whole: its one scan has all components.
 
-    That the scan is whole is left to libjpeg to say.
+    libjpeg finds out whether the scan itself is whole.
     """
     if not jpeg.sequential or len(jpeg.scans) != 1:
         return False
@@ -257,22 +258,22 @@ def _whole_without_end(jpeg: _Jpeg) -> bool:
 
 
 class _Trials:
-    """Looks for missing pixels, by decoding parts of a file alone."""
+    """Looks for missing pixels: decodes parts of a file alone."""
 
     def __init__(self) -> None:
         self._left = _MOST_TRIALS
 
     def complete(self, jpeg: _Jpeg) -> bool:
-        """Whether no pixel is missing of a file that has bytes too many."""
+        """Whether a file with extra bytes has all its pixels."""
         if len(jpeg.scans) == 1:
             if not jpeg.interval:
-                # What is warned of first comes after the data; nothing comes after that.
+                # The first warning concerns the end of the data, and nothing follows it.
                 return True
             return jpeg.sequential and self._stretches(jpeg)
         return self._passes(jpeg)
 
     def _warning(self, data: bytes) -> str:
-        """What libjpeg says first of a file; empty if nothing."""
+        """Returns libjpeg's first warning of a file; empty if there is none."""
         self._left -= 1
         if self._left < 0:
             raise ValueError
@@ -283,7 +284,7 @@ class _Trials:
         return ""
 
     def _passes(self, jpeg: _Jpeg) -> bool:
-        """Decodes the first scan, the first two, and so on; takes away what each has too much."""
+        """Decodes the first scan, the first two, and so on; removes the extra bytes of each."""
         scans: list[_Scan] = []
         if len(jpeg.scans) > _MOST_SCANS_TRIED:
             return False
@@ -302,11 +303,11 @@ class _Trials:
         return True
 
     def _stretches(self, jpeg: _Jpeg) -> bool:
-        """Decodes what lies between restart markers as pictures of their own."""
+        """Decodes each stretch between restart markers as a picture of its own."""
         (scan,) = jpeg.scans
         shape = _Shape.of(jpeg)
         count = -(-shape.units // jpeg.interval)
-        # No more than that are split: a file may hold markers without end.
+        # With a limit: a file may hold any number of markers.
         stretches = _RESTART.split(scan.data, maxsplit=count)
         if len(stretches) != count:
             return False
@@ -344,10 +345,10 @@ class _Shape:
     """How a picture divides into the units (MCUs) that the restart interval counts.
 
     Attributes:
-        across: units side by side.
-        units: how many there are.
-        width: pixels of a unit.
-        height: pixels of a unit.
+        across: Units side by side.
+        units: Units of the picture.
+        width: Columns of a unit.
+        height: Rows of a unit.
     """
 
     across: int
@@ -364,14 +365,14 @@ class _Shape:
             frame[5],
         )
         factors = [frame[7 + 3 * index] for index in range(count)]
-        # A scan of one component has no use for its factors.
+        # A scan of one component ignores its sampling factors.
         width = 8 * max(each >> 4 for each in factors) if count > 1 else 8
         height = 8 * max(each & 15 for each in factors) if count > 1 else 8
         across = -(-columns // width)
         return cls(across, across * -(-rows // height), width, height)
 
     def picture(self, jpeg: _Jpeg, stretches: list[bytes], units: int) -> bytes | None:
-        """A file of some stretches, each of so many units; None if no picture has that shape."""
+        """Builds a file of stretches of ``units`` units each; None if no picture has that shape."""
         across, down = (self.across, units // self.across)
         if units % self.across:
             across, down = units, 1

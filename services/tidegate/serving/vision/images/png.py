@@ -1,9 +1,10 @@
-"""What of a PNG makes the picture: the rest is taken out before Pillow sees it.
+"""Extracts from a PNG the chunks that make the picture, so that Pillow never sees the others.
 
-Pillow refuses a file for what is wrong beside its pixels: a text or a profile that unpacks to more
-than a megabyte, a checksum of a chunk that nobody needs. Such chunks do not change the picture, so
-they are left out (PNG specification, third edition, chapter 11). Transparency of grey and colour
-images is one colour; it is read here, since Pillow compares it with pixels that it has scaled.
+Pillow refuses a file for errors beside its pixels: a text or a profile that decompresses to more
+than a megabyte, a wrong checksum of a chunk that nobody needs. Such chunks do not change the
+picture, so they are omitted (PNG specification, third edition, chapter 11). In grey and colour
+images, one colour may be transparent; it is read here, because Pillow compares it with pixels that
+it has already scaled.
 """
 
 import struct
@@ -24,16 +25,16 @@ _PICTURE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 @dataclass(frozen=True, slots=True)
 class Png:
-    """A PNG without what does not make the picture.
+    """A PNG reduced to the chunks that make the picture.
 
     Attributes:
-        width: columns, as they are stored.
-        height: rows, as they are stored.
-        depth: bits of a sample.
-        orientation: EXIF's, 1 to 8.
-        transparent: the sample or samples of the one transparent colour, of ``depth`` bits each;
-            None where there is none, and for palettes and alpha channels, which Pillow knows.
-        data: the file.
+        width: Columns as stored.
+        height: Rows as stored.
+        depth: Bits of a sample.
+        orientation: The EXIF orientation, 1 to 8.
+        transparent: The sample or samples of the one transparent colour, of ``depth`` bits each;
+            None if there is none, and for palettes and alpha channels, which Pillow handles.
+        data: The reduced file.
     """
 
     width: int
@@ -45,13 +46,13 @@ class Png:
 
 
 def read_png(data: bytes) -> Png:
-    """Takes a PNG apart, and puts together what makes the picture.
+    """Reduces a PNG to the chunks that make the picture.
 
     Args:
-        data: a file that begins with :data:`SIGNATURE`.
+        data: A file that begins with :data:`SIGNATURE`.
 
     Raises:
-        InvalidImageError: its header or its palette is missing.
+        InvalidImageError: Its header or its palette is missing.
     """
     header = data[8:33]
     if len(header) < 25 or header[4:8] != b"IHDR":
@@ -68,10 +69,10 @@ def read_png(data: bytes) -> Png:
         kind = data[at + 4 : at + 8]
         end = at + _FRAMING_BYTES + length
         if kind == b"IHDR" and at > len(SIGNATURE):
-            # Pillow would take the size of the last one, which nobody has checked.
+            # Omitted: Pillow would use the size of the last header, which is not checked.
             pass
         elif kind in _PICTURE:
-            # As it is, even where it is cut: Pillow then says that rows are missing.
+            # Unchanged even if it is cut: Pillow then reports that rows are missing.
             parts.append(data[at:end])
         elif kind == b"tRNS":
             body = data[at + 8 : at + 8 + length]
@@ -87,7 +88,7 @@ def read_png(data: bytes) -> Png:
             break
         at = end
     if colour == _PALETTE and not any(part.startswith(b"PLTE", 4) for part in parts):
-        # Pillow invents one, or fails.
+        # Without a palette Pillow invents one, or fails.
         raise InvalidImageError(
             "is damaged: the PNG has no palette; send the file as it was written"
         )

@@ -1,16 +1,16 @@
-"""Resizes an image and cuts out its centre, as PIL and torchvision do when a model is evaluated.
+"""Resizes an image and crops its centre, as PIL and torchvision do when a model is evaluated.
 
-torchvision resizes the whole image and then crops it. Here only the part that survives the crop is
-computed: the crop is mapped back onto the image as a box with fractional edges, and the filter may
-look beyond the box, so the pixels are the same. The turn that EXIF asks for comes last, when the
-image is small; the box is mapped through it, so the result is that of turning first.
+torchvision resizes the whole image and then crops it. This module computes only the part that
+survives the crop: it maps the crop back onto the image as a box with fractional edges. The filter
+may read pixels outside the box, so the result is the same. The EXIF rotation comes last, when the
+image is small. The box is mapped through the rotation, so the result equals that of rotating first.
 
-An image that is much larger than the model's input is scaled down by a whole factor first. The
-factor leaves several times the pixels that are needed, as `reducing_gap` does in Pillow; what
-remains is resized with the model's own filter.
+An image that is much larger than the model's input is first scaled down by a whole factor. The
+factor leaves several times the needed pixels, as Pillow's `reducing_gap` does; the model's own
+filter resizes the rest.
 
-The resizing itself is done by fast_image_resize (the package cykooz-resizer), which computes what
-Pillow computes, with SIMD and without the GIL.
+fast_image_resize (the package cykooz-resizer) does the resizing. It computes what Pillow computes,
+with SIMD and without the GIL.
 """
 
 import math
@@ -37,27 +37,28 @@ __all__ = ["REDUCED_AT_LEAST", "Geometry", "fit", "reduction"]
 Pixels = npt.NDArray[np.uint8]
 
 REDUCED_AT_LEAST = 2.5
-"""A JPEG that is scaled down as it is decoded keeps at least so many times the pixels that are
-needed, along each side."""
+"""A JPEG that is scaled down while it is decoded keeps at least this multiple of the needed pixels
+along each side."""
 
-# The same where pixels are averaged before they are resized. It costs less than decoding, so more
-# are kept.
+# The same multiple where pixels are averaged before the resize. Averaging costs less than decoding,
+# so more pixels are kept.
 _AVERAGED_AT_LEAST = 8.0
 
 _FILTERS = {
     Interpolation.BOX: FilterType.box,
     Interpolation.BILINEAR: FilterType.bilinear,
-    # Pillow's bicubic filter is Catmull and Rom's.
+    # Pillow's bicubic filter is the Catmull-Rom filter.
     Interpolation.BICUBIC: FilterType.catmull_rom,
     Interpolation.LANCZOS: FilterType.lanczos3,
 }
-# The widest filter, Lanczos, looks at three pixels (of the smaller scale) to each side.
+# The widest filter, Lanczos, reads three pixels (of the smaller scale) to each side.
 _LARGEST_SUPPORT = 3
 _FEW_COLUMNS = 4
-# Pixels of the image that is resized along one side only. A line of pixels would be widened first.
+# The most pixels of the intermediate image, which is resized along one side only. Without this
+# limit an extremely wide or tall image would first be enlarged along its short side.
 _LARGEST_BETWEEN = 1 << 24
 _OWN = threading.local()
-# Images are spread over the workers; a pool inside OpenCV would only fight with them for cores.
+# The workers already use every core; a thread pool inside OpenCV would only compete with them.
 cv2.setNumThreads(1)
 
 
@@ -66,14 +67,14 @@ class Geometry:
     """How an image is brought to a model's size.
 
     Attributes:
-        height: rows of the model's input.
-        width: columns of the model's input.
-        shortest_side: pixels that the image's shortest side is brought to before the centre is cut
-            out; ``None`` stretches the whole image instead.
-        interpolation: the filter.
-        antialias: whether the filter widens where the image shrinks.
-        background: RGB, 0 to 255, of what lies behind transparent pixels.
-        max_pixels: images with more pixels are refused.
+        height: Rows of the model's input.
+        width: Columns of the model's input.
+        shortest_side: The length in pixels to which the shortest side is resized before the centre
+            crop; ``None`` stretches the whole image instead.
+        interpolation: The filter.
+        antialias: Whether the filter widens where the image shrinks.
+        background: The colour behind transparent pixels, RGB, 0 to 255.
+        max_pixels: Images with more pixels are refused.
     """
 
     height: int
@@ -86,7 +87,7 @@ class Geometry:
 
     @classmethod
     def of(cls, model: ImageClassifier, max_pixels: int) -> "Geometry":
-        """Reads it from a model's metadata."""
+        """Reads the geometry from a model's metadata."""
         steps = model.preprocessing
         return cls(
             height=model.input.height,
@@ -101,7 +102,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class _Box:
-    """A part of an image, in pixels and fractions of them."""
+    """A part of an image, in fractional pixels."""
 
     left: float
     top: float
@@ -118,13 +119,13 @@ class _Box:
 
 
 def reduction(columns: int, rows: int, orientation: int, geometry: Geometry) -> float:
-    """How far an image may be scaled down before it is resized; 1 or less for not at all.
+    """Returns how far an image may be scaled down before the resize; 1 or less means not at all.
 
     Args:
-        columns: of the image as it is stored.
-        rows: of the image as it is stored.
-        orientation: EXIF's, 1 to 8.
-        geometry: the model's size.
+        columns: Columns of the stored image.
+        rows: Rows of the stored image.
+        orientation: The EXIF orientation, 1 to 8.
+        geometry: The model's size.
     """
     if not _widens(geometry):
         return 1
@@ -140,14 +141,14 @@ def fit(
     size: tuple[int, int] | None = None,
     reduced: int = 1,
 ) -> Pixels:
-    """Resizes so that the shortest side fits, cuts out the centre, and turns it upright.
+    """Resizes the shortest side, crops the centre, and rotates the result upright.
 
     Args:
         pixels: uint8 RGB, any height × any width × 3, perhaps reduced.
-        geometry: the model's size.
-        orientation: EXIF's, 1 to 8.
-        size: columns and rows of the image before it was reduced; those of ``pixels`` by default.
-        reduced: the factor that ``pixels`` were reduced by.
+        geometry: The model's size.
+        orientation: The EXIF orientation, 1 to 8.
+        size: Columns and rows of the image before it was reduced; by default those of ``pixels``.
+        reduced: The factor by which ``pixels`` were reduced.
 
     Returns:
         uint8 RGB, height × width × 3, contiguous.
@@ -161,7 +162,7 @@ def fit(
         down = max(1, int(box.height / height / _AVERAGED_AT_LEAST))
         if across > 1 or down > 1:
             pixels, box = _averaged(pixels, box, across, down)
-    # What is seen as rows comes first, as in Pillow.
+    # Like Pillow, resample first along the rows of the upright image.
     columns_first = orientation > 4
     resized = _resized(pixels, box, width, height, geometry, columns_first=columns_first)
     return _upright(resized, orientation)
@@ -170,13 +171,13 @@ def fit(
 def _stored_box(
     columns: int, rows: int, orientation: int, geometry: Geometry
 ) -> tuple[_Box, int, int]:
-    """What is kept of an image as it is stored, and the width and height that it gets."""
+    """The part of the stored image to keep, and its width and height after the resize."""
     if orientation < 5:
         box = _upright_box(columns, rows, geometry)
         width, height = geometry.width, geometry.height
     else:
         seen = _upright_box(rows, columns, geometry)
-        # Along the diagonal: what is seen from left to right is stored from top to bottom.
+        # Transposed: left to right in the upright image is top to bottom in the stored one.
         box = _Box(seen.top, seen.left, seen.bottom, seen.right)
         width, height = geometry.height, geometry.width
     left, right, top, bottom = box.left, box.right, box.top, box.bottom
@@ -184,13 +185,13 @@ def _stored_box(
         left, right = columns - right, columns - left
     if orientation in {3, 4, 6, 7}:
         top, bottom = rows - bottom, rows - top
-    # Rounding must not carry an edge out of the image.
+    # Rounding must not move an edge out of the image.
     kept = _Box(max(0.0, left), max(0.0, top), min(columns, right), min(rows, bottom))
     return kept, width, height
 
 
 def _upright_box(columns: int, rows: int, geometry: Geometry) -> _Box:
-    """What is kept of an image as it is seen: torchvision's Resize and CenterCrop, to the pixel."""
+    """The part of the upright image to keep: torchvision's Resize and CenterCrop, to the pixel."""
     shortest = geometry.shortest_side
     if shortest is None:
         return _Box(0, 0, columns, rows)
@@ -210,12 +211,12 @@ def _upright_box(columns: int, rows: int, geometry: Geometry) -> _Box:
 
 
 def _widens(geometry: Geometry) -> bool:
-    """Whether every pixel of a large image counts."""
+    """Whether the filter widens, so that every pixel of a large image counts."""
     return geometry.antialias and geometry.interpolation is not Interpolation.NEAREST
 
 
 def _averaged(pixels: Pixels, box: _Box, across: int, down: int) -> tuple[Pixels, _Box]:
-    """The part of an image that is kept, with each rectangle of pixels replaced by its mean."""
+    """Replaces each rectangle of pixels by its mean, in the part of the image around the box."""
     rows, columns = pixels.shape[:2]
     margin = math.ceil(_LARGEST_SUPPORT * _AVERAGED_AT_LEAST * 2)
     left = max(0, math.floor(box.left / across) - margin) * across
@@ -225,7 +226,7 @@ def _averaged(pixels: Pixels, box: _Box, across: int, down: int) -> tuple[Pixels
     part = pixels[top : top + high * down, left : left + wide * across]
     missing = high * down - part.shape[0], wide * across - part.shape[1]
     if any(missing):
-        # The last ones are filled up with what is at the edge, as in a JPEG's last blocks.
+        # Incomplete rectangles are filled with the edge pixels, as in a JPEG's last blocks.
         part = np.asarray(
             cv2.copyMakeBorder(part, 0, missing[0], 0, missing[1], cv2.BORDER_REPLICATE),
             dtype=np.uint8,
@@ -242,9 +243,9 @@ def _averaged(pixels: Pixels, box: _Box, across: int, down: int) -> tuple[Pixels
 def _resized(
     pixels: Pixels, box: _Box, width: int, height: int, geometry: Geometry, *, columns_first: bool
 ) -> Pixels:
-    """A box of an image, resampled along one side and then along the other.
+    """Resamples a box of an image along one side and then along the other.
 
-    What lies between is rounded to 8 bits, so the order matters to the last bit.
+    The intermediate image is rounded to 8 bits, so the order matters to the last bit.
     """
     rows, columns = pixels.shape[:2]
     whole = [int(edge) for edge in (box.left, box.top, box.right, box.bottom)]
@@ -253,15 +254,15 @@ def _resized(
         width,
         height,
     ):
-        # A copy: the pixels may be in memory that the next image is decoded into.
+        # A copy, because the next image may be decoded into the same memory.
         return pixels[top:bottom, left:right].copy()
-    # Only what the filter can see is handed over, since it is copied.
+    # Pass only the pixels that the filter reads, because they are copied.
     across = math.ceil(_LARGEST_SUPPORT * max(1.0, box.width / width)) + 1
     down = math.ceil(_LARGEST_SUPPORT * max(1.0, box.height / height)) + 1
     top, bottom = max(0, top - down), min(rows, bottom + down + 1)
     left, right = max(0, left - across), min(columns, right + across + 1)
     if columns < _FEW_COLUMNS * (right - left):
-        # Whole rows are one piece of memory, and copied faster than a part of each.
+        # Whole rows are contiguous, so copying them is faster than copying a part of each.
         left, right = 0, columns
     rows_between, columns_between = width * (bottom - top), (right - left) * height
     if (columns_between if columns_first else rows_between) > _LARGEST_BETWEEN:
@@ -290,13 +291,13 @@ def _options(geometry: Geometry, box: CropBox) -> ResizeOptions:
     else:
         algorithm = Algorithm.convolution if geometry.antialias else Algorithm.interpolation
         kernel = _FILTERS[geometry.interpolation]
-    # `ResizeAlg` of the package has no way to say `Algorithm.interpolation`.
+    # The package's `ResizeAlg` cannot express `Algorithm.interpolation`.
     options.rust_options = options.rust_options.set_resize_alg(algorithm.value, kernel.value, 2)
     return options
 
 
 def _resizer() -> Resizer:
-    """This thread's own: one that is shared lets only one thread resize at a time."""
+    """Returns this thread's resizer; a shared one lets only one thread resize at a time."""
     try:
         return _OWN.resizer
     except AttributeError:

@@ -1,7 +1,8 @@
-"""What of a WebP makes the picture: the rest is taken out before Pillow sees it.
+"""Extracts from a WebP the chunks that make the picture, so that Pillow never sees the others.
 
-libwebp refuses a file whose chunks do not add up, even if it is a profile or EXIF data that is too
-long for the file. Those do not change the picture, so they are left out (RFC 9649, section 2.7).
+libwebp refuses a file whose chunk lengths do not add up, even if the chunk that is too long is a
+profile or EXIF data. Such chunks do not change the picture, so they are omitted (RFC 9649, section
+2.7).
 """
 
 from dataclasses import dataclass
@@ -13,17 +14,17 @@ __all__ = ["WebP", "is_webp", "read_webp"]
 
 _RIFF_BYTES, _CHUNK_BYTES = 12, 8
 _PICTURE = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"})
-# The bits of an extended header that say which metadata follow: profile, EXIF, XMP.
+# The bits of an extended header that announce metadata: profile, EXIF, XMP.
 _METADATA_FLAGS = 0x20 | 0x08 | 0x04
 
 
 @dataclass(frozen=True, slots=True)
 class WebP:
-    """A WebP without what does not make the picture.
+    """A WebP reduced to the chunks that make the picture.
 
     Attributes:
-        orientation: EXIF's, 1 to 8.
-        data: the file.
+        orientation: The EXIF orientation, 1 to 8.
+        data: The reduced file.
     """
 
     orientation: int
@@ -31,24 +32,24 @@ class WebP:
 
 
 def is_webp(data: bytes) -> bool:
-    """Whether a file says that it is a WebP."""
+    """Whether a file has the signature of a WebP."""
     return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
 
 
 def read_webp(data: bytes) -> WebP:
-    """Takes a WebP apart, and puts together what makes the picture.
+    """Reduces a WebP to the chunks that make the picture.
 
     Args:
-        data: a file that :func:`is_webp`.
+        data: A file for which :func:`is_webp` holds.
 
     Raises:
-        InvalidImageError: the file is shorter than it says.
+        InvalidImageError: The file is shorter than its header states.
     """
     orientation = 1
     parts: list[bytes] = []
-    # Other programs may have put bytes behind the file.
+    # Other programs may have appended bytes to the file.
     size = _CHUNK_BYTES + int.from_bytes(data[4:8], "little")
-    # Some programs leave out the byte that makes the length even.
+    # Some programs omit the byte that makes the length even.
     if len(data) < size - 1:
         raise InvalidImageError(
             f"is cut short: the WebP has {len(data)} of {size} bytes; send the whole file"
@@ -63,7 +64,7 @@ def read_webp(data: bytes) -> WebP:
             flags = bytes([data[at + 8] & ~_METADATA_FLAGS])
             parts.append(data[at : at + 8] + flags + data[at + 9 : end])
         elif kind in _PICTURE:
-            # As it is, even where it is cut: the sizes then say that bytes are missing.
+            # Unchanged even if it is cut: the sizes then show that bytes are missing.
             parts.append(data[at : min(end, size)])
             missing = max(missing, end - size)
         elif kind == b"EXIF":

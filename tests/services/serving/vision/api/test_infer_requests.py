@@ -197,12 +197,12 @@ FLOATS = given_as()
         (
             request(FLOATS, raw=RAW, outputs=[output(top_k=number(1))]),
             "outputs[0].parameters['top_k']",
-            "is not known; known here: 'classification', 'binary_data'",
+            "is unknown; known here: 'classification', 'binary_data'",
         ),
         (
             request(with_parameters(given_as(), scale=number(1)), raw=RAW),
             "inputs[0].parameters['scale']",
-            "is not known; known here: 'binary_data_size'",
+            "is unknown; known here: 'binary_data_size'",
         ),
         (
             request(with_parameters(given_as(), binary_data_size=flag(True)), raw=RAW),
@@ -218,8 +218,8 @@ FLOATS = given_as()
                 ("priority", flag(True), "is a bool; it must be an integer"),
                 ("priority", number(-1), "is -1; it must be from 1"),
                 ("triton_enable_empty_final_response", number(1), "it must be a bool"),
-                ("sequence_id", number(1), "is for models that keep a state"),
-                ("tiemout", number(1), "is not known; known here: 'timeout', 'priority'"),
+                ("sequence_id", number(1), "is for models that keep state between requests"),
+                ("tiemout", number(1), "is unknown; known here: 'timeout', 'priority'"),
             )
         ),
     ],

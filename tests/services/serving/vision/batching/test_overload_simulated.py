@@ -127,7 +127,7 @@ class Simulation:
     def ran(self, batch):
         self.free += 1
         self.queue.ran(batch, self.now_s)
-        self.queue.learn(batch, ended_ms=0)
+        self.queue.record_run(batch, ended_ms=0)
         for image in batch:
             if image.request.finish_image(image, SCORES, TopClasses([0], [1.0]), len(batch)):
                 self.queue.settled(image.request, self.now_s, succeeded=True)

@@ -106,7 +106,7 @@ def test_an_error_names_the_cause(jpegs, picture, encode):
     assert "is a JPEG that cannot be decoded" in refusal(arithmetic)
     webp = encode(picture(), "WEBP")
     assert f"is cut short: the WebP has 60 of {len(webp)} bytes" in refusal(webp[:60])
-    assert "does not say how large it is" in refusal(plain.replace(b"\xff\xc0", b"\xff\xfe", 1))
+    assert "does not state its size" in refusal(plain.replace(b"\xff\xc0", b"\xff\xfe", 1))
 
 
 def text_png(encode, image):

@@ -1,4 +1,4 @@
-"""A real controller whose state file fails at each write of a shift in turn."""
+"""Faults and damage in the middle of a change: of the controller, of files, of the state file."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
-"""Values that routes give to headers: text, with commands of Envoy such as ``%PROTOCOL%``.
+"""Values of headers that routes set: text with Envoy's command operators such as ``%PROTOCOL%``.
 
-Envoy rejects a whole response for one command that it does not know, which Istio's validation does
-not see. The commands were found by asking an Envoy 1.40 about each word in its binary.
+Envoy rejects a whole response for one operator that it does not know, and Istio's validation does
+not check operators. The lists were found by trying every word in the binary of Envoy 1.40.
 """
 
 import re
@@ -70,21 +70,21 @@ EITHER: Final = frozenset(
 _OF_HEADERS: Final = frozenset(
     "REQ REQUEST_HEADER RESP RESPONSE_HEADER RESPONSE_TRAILER STREAM_INFO_REQ TRAILER".split()  # noqa: SIM905
 )
-# What they ask for is an expression or a document of its own.
-_UNJUDGED: Final = ("CEL", "COALESCE", "COMMON_DURATION", "METADATA")
+# Their argument is an expression or a document of its own.
+_NOT_CHECKED: Final = ("CEL", "COALESCE", "COMMON_DURATION", "METADATA")
 _NARROW: Final = {
     "FILTER_STATE": re.compile(r"[^:]+(:(PLAIN|TYPED))?"),
     "QUERY_PARAMS": re.compile("ORIG|DECODED"),
     "UPSTREAM_FILTER_STATE": re.compile(r"[^:]+(:(PLAIN|TYPED))?"),
 }
-# One header, or one and another that is asked for instead.
+# One header, or one and an alternative.
 _HEADER_NAMES: Final = re.compile(r":?[\w!#$%&'*+.^`|~-]+(\?:?[\w!#$%&'*+.^`|~-]*)?", re.ASCII)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PERCENT: Final = re.compile(r"%(?:%|([A-Z0-9_]+)(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?%)?")
 
 
 def header_value_problem(value: str) -> str | None:
-    """Why Istio or Envoy would not take a value; None where both would."""
+    """Returns why Istio or Envoy would reject a value; None where both accept it."""
     if _CONTROL.search(value):
         return "has a control character; remove it"
     for found in _PERCENT.finditer(value):
@@ -94,16 +94,16 @@ def header_value_problem(value: str) -> str | None:
         if command is None:
             return "has a lone %; write it as %%"
         if command in _OF_HEADERS and arguments and not _HEADER_NAMES.fullmatch(arguments):
-            return f"asks %{command}% for {arguments!r}, which is no header; write its name"
-        if command in _UNJUDGED:
+            return f"asks %{command}% for {arguments!r}, which is not a header; write its name"
+        if command in _NOT_CHECKED:
             return f"has %{command}%, which is not supported; use another command"
         if command in _NARROW and arguments and not _NARROW[command].fullmatch(arguments):
             return f"has {found[0]}, whose argument Envoy does not know; write another argument"
         if command in WITH_ARGUMENTS:
             if not arguments:
-                return f"lacks what %{command}% is asked for; write %{command}(NAME)%"
+                return f"gives %{command}% no argument; write %{command}(NAME)%"
         elif command not in EITHER and command not in WITHOUT_ARGUMENTS:
             return f"has %{command}%, which Envoy does not know; write % as %% for the character"
         elif arguments and command in WITHOUT_ARGUMENTS:
-            return f"gives %{command}% arguments, which it does not take; write %{command}%"
+            return f"gives %{command}% arguments, which it does not have; write %{command}%"
     return None

@@ -1,6 +1,6 @@
-"""Silence for libraries that print: exporters and converters talk, and none of it is ours to say.
+"""The libraries that only building needs: imported when used, and kept from printing.
 
-What they say is kept and shown if they fail, so a failure still has its reasons.
+Exporters and converters print a lot. Their output is held back, and shown only if they fail.
 """
 
 import importlib
@@ -18,19 +18,19 @@ __all__ = ["quietly", "required"]
 
 @contextmanager
 def quietly() -> Iterator[io.StringIO]:
-    """Holds back what Python code prints, warns and logs; the block's output is the value.
+    """Captures what Python code prints, warns and logs in the block.
 
-    An exception that leaves the block carries the last of it as a note.
+    An exception that leaves the block carries the end of this output as a note.
     """
-    heard = io.StringIO()
+    captured = io.StringIO()
     logging_was_off_at = logging.root.manager.disable
-    with redirect_stdout(heard), redirect_stderr(heard), warnings.catch_warnings():
+    with redirect_stdout(captured), redirect_stderr(captured), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            yield heard
+            yield captured
         except Exception as error:
-            if text := heard.getvalue()[-2000:].strip():
+            if text := captured.getvalue()[-2000:].strip():
                 error.add_note(f"Before it failed, the library printed:\n{text}")
             raise
         finally:
@@ -41,17 +41,17 @@ def required(module: str, package: str | None = None) -> ModuleType:
     """Imports a module that only building needs.
 
     Args:
-        module: what to import.
-        package: the distribution that brings it, where the names differ.
+        module: The module.
+        package: Its distribution, if the names differ.
 
     Raises:
-        MissingPackageError: it is not installed; the message says how to install it.
+        MissingPackageError: The package is missing; the message has the command to install it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         root = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != root:
-            # The module is there; something that it needs is not.
+            # The module exists, but a module that it imports does not.
             raise MissingPackageError(error.name) from error
         raise MissingPackageError(package or module) from error

@@ -1,4 +1,4 @@
-"""The state machine of one server process: examples, and rules that hold for every history."""
+"""The state machine of one process: examples, and rules that hold for every history."""
 
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -30,21 +30,21 @@ POLICY = RestartPolicy(
 
 
 def run(*steps: tuple[Event, float], policy: RestartPolicy = POLICY):
-    """Takes steps from the start; returns the last state and its actions."""
+    """Applies events in turn; returns the last state and its actions."""
     state, actions = ProcessState(), ()
     for event, now in steps:
         state, actions = advance(policy, state, event, now)
     return state, actions
 
 
-def test_start_spawns_and_health_makes_it_serve():
+def test_start_spawns_and_a_ready_probe_makes_it_serve():
     state, actions = run((Start(), 0))
     assert (state.phase, actions) == (Phase.STARTING, (Action.SPAWN,))
     state, actions = run((Start(), 0), (Probed(ready=False), 1), (Probed(ready=True), 2))
     assert (state.phase, state.serving_since, actions) == (Phase.SERVING, 2, ())
 
 
-def test_health_that_goes_and_comes_restarts_nothing():
+def test_readiness_that_comes_and_goes_restarts_nothing():
     serving = ((Start(), 0), (Probed(ready=True), 1))
     state, actions = run(*serving, (Probed(ready=False), 5))
     assert (state.phase, actions) == (Phase.UNHEALTHY, ())
@@ -52,7 +52,7 @@ def test_health_that_goes_and_comes_restarts_nothing():
     assert (state.phase, state.serving_since, actions) == (Phase.SERVING, 1, ())
 
 
-def test_what_ends_unasked_is_started_again_after_a_wait():
+def test_crashed_process_is_restarted_after_a_backoff():
     crashed = ((Start(), 0), (Probed(ready=True), 1), (Exited("exited with status 3"), 2))
     state, actions = run(*crashed)
     assert (state.phase, state.deadline, actions) == (Phase.BACKING_OFF, 3, ())
@@ -61,7 +61,7 @@ def test_what_ends_unasked_is_started_again_after_a_wait():
     assert (state.phase, state.restarts, actions) == (Phase.STARTING, 1, (Action.SPAWN,))
 
 
-def test_waits_double_up_to_the_longest():
+def test_backoff_doubles_up_to_its_maximum():
     patient = RestartPolicy(initial_backoff_s=1, max_backoff_s=8, crash_limit=99)
     state, now, waits = ProcessState(), 0.0, []
     state, _ = advance(patient, state, Start(), now)
@@ -73,7 +73,7 @@ def test_waits_double_up_to_the_longest():
     assert waits == [1, 2, 4, 8, 8, 8]
 
 
-def test_a_long_good_life_starts_over_with_the_first_wait():
+def test_backoff_starts_over_after_stable_serving():
     state, _ = run(
         *((Start(), 0), (Exited(""), 1), (Tick(), 2), (Exited(""), 3), (Tick(), 5)),
         *((Probed(ready=True), 6), (Exited(""), 6 + POLICY.stable_after_s)),
@@ -89,7 +89,7 @@ def test_crash_loop_ends_in_failure():
     assert (state.phase, state.restarts, state.deadline) == (Phase.FAILED, 3, None)
 
 
-def test_slow_start_is_stopped_and_counts():
+def test_slow_start_is_stopped_and_counts_as_a_crash():
     late = ((Start(), 0), (Tick(), 60))
     state, actions = run(*late)
     assert (state.phase, actions) == (Phase.STOPPING, (Action.TERMINATE,))
@@ -97,7 +97,7 @@ def test_slow_start_is_stopped_and_counts():
     assert (state.phase, state.reason) == (Phase.BACKING_OFF, "did not serve within 60 s")
 
 
-def test_stop_asks_then_kills():
+def test_stop_sends_sigterm_then_sigkill():
     asked = ((Start(), 0), (Probed(ready=True), 1), (Stop(), 5))
     state, actions = run(*asked)
     assert (state.phase, state.deadline, actions) == (Phase.STOPPING, 15, (Action.TERMINATE,))
@@ -107,18 +107,18 @@ def test_stop_asks_then_kills():
     assert (state.phase, actions) == (Phase.STOPPED, ())
 
 
-def test_stop_while_waiting_to_restart_is_at_once():
+def test_stop_during_backoff_is_immediate():
     state, actions = run((Start(), 0), (Exited(""), 1), (Stop(), 1.5))
     assert (state.phase, actions) == (Phase.STOPPED, ())
 
 
-def test_stop_wins_over_a_slow_start_that_is_being_ended():
+def test_stop_wins_over_the_stop_of_a_slow_start():
     state, _ = run((Start(), 0), (Tick(), 60), (Stop(), 61), (Exited(""), 62))
     assert state.phase is Phase.STOPPED
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """A process, a clock and a machine, with everything that may happen in any order."""
+    """A process, a clock and the state machine, with every event in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,10 +134,10 @@ class AnyHistory(RuleBasedStateMachine):
         for action in actions:
             if action is Action.SPAWN:
                 assert not self.alive, "a second process was started beside the first"
-                assert not self.told_to_stop, "a process was started that nobody wants"
+                assert not self.told_to_stop, "a process was started after a stop"
                 self.alive = True
             else:
-                assert self.alive, "a process was signalled that is not there"
+                assert self.alive, "a signal was sent without a process"
             if action is Action.KILL and isinstance(event, Tick):
                 assert self.now >= before.since + POLICY.drain_deadline_s
 
@@ -181,7 +181,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert self.state.phase.has_process == self.alive
 
     @invariant()
-    def nothing_waits_for_ever(self) -> None:
+    def every_wait_has_a_deadline(self) -> None:
         if self.state.phase in (Phase.STARTING, Phase.BACKING_OFF):
             assert self.state.deadline is not None
 
@@ -189,11 +189,11 @@ class AnyHistory(RuleBasedStateMachine):
     def waits_are_within_their_bounds(self) -> None:
         if self.state.phase is Phase.BACKING_OFF:
             wait = self.state.deadline - self.state.since
-            # Deadlines are sums of times, which may round.
+            # Deadlines are sums of floats, which may round.
             assert POLICY.initial_backoff_s - 1e-9 <= wait <= POLICY.max_backoff_s + 1e-9
 
     @invariant()
-    def it_is_given_up_exactly_at_the_crash_limit(self) -> None:
+    def process_fails_exactly_at_the_crash_limit(self) -> None:
         if self.told_to_stop or not self.crashes or self.alive:
             return
         last = self.crashes[-1]

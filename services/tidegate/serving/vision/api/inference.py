@@ -1,4 +1,4 @@
-"""The way of a request from a handler to the workers and back, whichever protocol it came by."""
+"""Runs images for the gRPC handlers of both protocols: from a handler to the workers and back."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Inference"]
 
 
 class Inference:
-    """Runs images for handlers.
+    """Runs images for gRPC handlers.
 
     Args:
-        pool: the workers.
-        client_header: request metadata that tells clients apart.
-        default_deadline_s: for requests that have no deadline.
+        pool: The workers.
+        client_header: The request metadata that identifies a client.
+        default_deadline_s: The deadline of requests that have none.
     """
 
     def __init__(self, pool: WorkerPool, *, client_header: str, default_deadline_s: float) -> None:
@@ -45,19 +45,19 @@ class Inference:
         timeout_s: float | None = None,
         priority: int = DEFAULT_PRIORITY,
     ) -> InferenceResult:
-        """Runs a request's images. When the caller is cancelled, what waits of them is given up.
+        """Runs the images of a request. If the caller is cancelled, waiting images are abandoned.
 
         Args:
-            loaded: the model version.
-            images: at least one.
-            top_k: classes wanted of each image, at least one.
-            context: of the call.
-            timeout_s: how long the request may wait for its run, if less than the call may last.
-            priority: which of its client's requests it goes ahead of.
+            loaded: The model version.
+            images: The images, at least one.
+            top_k: Classes to return for each image, at least one.
+            context: The context of the call.
+            timeout_s: How long the request may wait for its run, if less than the call may last.
+            priority: The priority among the requests of its client.
 
         Raises:
-            ServiceError: the request was not accepted, expired, or its run failed.
-            RejectedImageError: one of the images cannot be used.
+            ServiceError: The request was not accepted, expired, or its run failed.
+            RejectedImageError: One of the images cannot be used.
         """
         now_s = time.monotonic()
         deadline_s = deadline_of(context) or now_s + self._default_deadline_s
@@ -79,8 +79,9 @@ class Inference:
             self._pool.cancel(loaded.queue, request)
             raise
         finally:
-            # A ticket and its tasks know each other, its future the error, and that this frame: all
-            # would wait for the garbage collector, with the images of a request that was refused.
+            # A request and its images refer to each other; its future refers to the error, and the
+            # error to this frame. Without this cut, the images of a refused request would stay in
+            # memory until the garbage collector runs.
             request.images = []
             del request
         if is_recording():

@@ -1,4 +1,4 @@
-"""What a shift does to routes and subsets."""
+"""Shifts of routes and edits of subsets."""
 
 import pytest
 
@@ -7,13 +7,12 @@ from tidegate.istio.annotations import Sticky
 from tidegate.istio.destination_rule import Subset
 from tidegate.istio.editing.shifts import (
     Shift,
-    add_subset,
     find_host,
     header_condition,
-    remove_subset,
     shift,
     sticky_source,
 )
+from tidegate.istio.editing.subsets import add_subset, remove_subset
 
 HOST = "vision.models.svc.cluster.local"
 VISION = ObjectName(Kind.VIRTUAL_SERVICE, "models", "vision")
@@ -97,7 +96,7 @@ def test_new_destination_has_the_port_of_the_others():
     assert (new.host, new.port) == (HOST, 8500)
 
 
-def test_match_makes_a_route_before_the_one_it_narrows_and_finds_it_again():
+def test_match_adds_a_route_before_the_one_it_narrows_and_a_second_shift_finds_it():
     name, condition = header_condition("header:X-User-Tier=beta")
     change = Shift(host="vision", weights={"v2": 100}, match={name: condition})
     once = shift(objects(), change)
@@ -115,7 +114,7 @@ def test_match_makes_a_route_before_the_one_it_narrows_and_finds_it_again():
     assert weights(plain, 2) == [("v2", 5), ("v1", 95)]
 
 
-def test_sticky_and_mirrors_are_set_and_a_mirror_of_nothing_ends():
+def test_sticky_and_mirrors_are_set_and_a_mirror_of_zero_ends():
     change = Shift(
         host=HOST, sticky=sticky_source("header:x-user-id"), mirrors={"v3": 5, "v2": 1.5}
     )
@@ -170,12 +169,12 @@ def test_shift_that_changes_nothing_leaves_the_identical_objects():
         ),
     ],
 )
-def test_what_cannot_be_done_is_told_with_what_can(change, words):
+def test_impossible_shift_is_refused_with_a_fix(change, words):
     with pytest.raises(EditError, match=words):
         shift(objects(), change)
 
 
-def test_host_without_a_route_is_told():
+def test_host_without_a_route_is_refused():
     bare = objects().without(VISION)
     with pytest.raises(
         EditError, match=r"no route sends requests to vision.*: add a VirtualService"
@@ -183,7 +182,7 @@ def test_host_without_a_route_is_told():
         shift(bare, Shift(host="vision", weights={"v1": 1}))
 
 
-def test_host_is_found_by_what_only_one_is_called():
+def test_host_is_found_by_an_unambiguous_first_label():
     two = parse(MESH.replace("llm.models", "vision.other").replace("ROUTE", ONE), "mesh")
     assert find_host(objects(), "vision") == HOST
     assert find_host(objects(), "vision.models") == HOST
@@ -203,7 +202,7 @@ def test_subset_is_added_and_replaced():
     ]
 
 
-def test_subset_goes_only_when_no_request_goes_there():
+def test_subset_is_removed_only_when_no_request_goes_there():
     with pytest.raises(EditError, match="sends requests to the subset v2"):
         remove_subset(objects(TWO), HOST, "v2")
     mirrored = shift(objects(), Shift(host="vision", mirrors={"v2": 1}))
@@ -219,11 +218,11 @@ def test_subset_goes_only_when_no_request_goes_there():
 
 
 @pytest.mark.parametrize("text", ["x-user-tier=beta", "header:=b", "header:a b=c", "header:a="])
-def test_condition_that_is_none_is_refused(text):
+def test_invalid_condition_is_refused(text):
     with pytest.raises(EditError, match="write it like header:x-user-tier=beta"):
         header_condition(text)
 
 
-def test_source_to_stick_to_that_is_none_is_refused():
+def test_invalid_sticky_source_is_refused():
     with pytest.raises(EditError, match="write it like header:x-user-id"):
         sticky_source("cookie:a")

@@ -1,51 +1,11 @@
-"""Changes whose state file cannot be written at some step, and files that cannot be read."""
+"""Files of objects that cannot be read, that are being written, or that go."""
 
 import os
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from tidegate.mesh.control.configuration.files import FilePoller
-from tidegate.mesh.control.configuration.journal import Journal, PendingTransition, TextChange
-from tidegate.mesh.control.errors import StateError
-
-FILES = (TextChange(Path("x.yaml"), "a", "b", "a"),)
-BEGUN = PendingTransition(id="1", description="x", files=FILES, deadline_s=1.0)
-
-
-@pytest.mark.parametrize("table", ["pending", "pending_files", "applied", "shifted", "COMMIT"])
-def test_what_cannot_be_written_leaves_no_trace(tmp_path, table):
-    with Journal(tmp_path / "state") as journal:
-
-        def refuse(action, first, second, *_):
-            writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_DELETE, sqlite3.SQLITE_TRANSACTION)
-            return sqlite3.SQLITE_DENY if action in writes and first == table else 0
-
-        def attempt():
-            journal.begin(BEGUN)
-            journal.end(FILES, made=True)
-
-        journal._database.set_authorizer(refuse)
-        with pytest.raises(StateError, match="state file"):
-            attempt()
-        assert not journal.applied()
-        assert not journal.shifted()
-        journal._database.set_authorizer(None)
-        if journal.pending() is None:
-            journal.begin(BEGUN)
-        journal.end(FILES, made=True)
-        assert journal.shifted()
-    with Journal(tmp_path / "state") as journal:
-        assert journal.pending() is None
-        assert journal.shifted()
-
-
-def test_a_state_file_that_is_removed_begins_nothing(tmp_path):
-    with Journal(tmp_path / "state") as journal:
-        (tmp_path / "state").unlink()
-        with pytest.raises(StateError, match="removed"):
-            journal.begin(BEGUN)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pipe", "folder", "link", "loop"])
@@ -83,7 +43,7 @@ def test_a_file_that_holds_less_counts_once_it_has_settled(tmp_path, text):
     path.write_text(whole)
     files.poll()
     path.write_text(text)
-    # The clock reads it.
+    # The clock of the poller reads it.
     for now in (1.0, 1.9) if text else (1.0, 5.9):  # noqa: B007
         assert not files.poll()
         assert files.texts[path] == whole
@@ -94,7 +54,7 @@ def test_a_file_that_holds_less_counts_once_it_has_settled(tmp_path, text):
     assert not files.problems
 
 
-def test_a_file_that_is_away_for_one_look_is_not_deleted(tmp_path):
+def test_a_file_that_is_away_for_one_poll_is_not_deleted(tmp_path):
     path = tmp_path / "x.yaml"
     files = FilePoller([path])
     path.write_text("1")
@@ -106,7 +66,7 @@ def test_a_file_that_is_away_for_one_look_is_not_deleted(tmp_path):
     assert not files.texts
 
 
-def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):
+def test_files_of_a_folder_that_cannot_be_read_are_not_deleted(tmp_path, monkeypatch):
     folder = tmp_path / "inner"
     folder.mkdir()
     (folder / "x.yaml").write_text("1")
@@ -118,7 +78,7 @@ def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkey
 
         def refuse(path):
             if Path(path) == folder:
-                # Whoever runs the tests may be allowed to read everything.
+                # Root may read everything.
                 raise PermissionError(13, "Permission denied", str(path))
             return scandir(path)
 
@@ -135,7 +95,7 @@ def test_what_is_in_a_folder_that_cannot_be_read_is_not_deleted(tmp_path, monkey
     assert not files.problems
 
 
-def test_a_folder_that_cannot_be_looked_for_is_not_deleted(tmp_path, monkeypatch):
+def test_files_of_a_folder_that_cannot_be_found_are_not_deleted(tmp_path, monkeypatch):
     """Its parent may not be searched; `Path.is_dir` raises then."""
     folder, other = tmp_path / "one", tmp_path / "y.yaml"
     folder.mkdir()
