@@ -153,10 +153,10 @@ async def _measure(folder: Path, models: Path, rounds: int, seconds: int) -> lis
             for number in range(rounds):
                 console.print(f"[dim]round {number + 1} of {rounds}[/dim]")
                 for call in calls:
-                    answer_bytes = await _answer_bytes(addresses, call)
+                    response_bytes = await _response_bytes(addresses, call)
                     for in_flight in IN_FLIGHT:
                         for path in _rotated(list(addresses), number):
-                            target = _target(folder, addresses[path], call, answer_bytes)
+                            target = _target(folder, addresses[path], call, response_bytes)
                             busy_cores = await asyncio.to_thread(_calm)
                             load = await asyncio.to_thread(
                                 h2load.measure, target, in_flight=in_flight, seconds=seconds
@@ -204,8 +204,8 @@ def _calls(folder: Path) -> Sequence[Call]:
     )
 
 
-async def _answer_bytes(addresses: Mapping[str, str], call: Call) -> int:
-    """Returns the length of a framed answer, which is about the same on each path."""
+async def _response_bytes(addresses: Mapping[str, str], call: Call) -> int:
+    """Returns the length of a framed response, which is about the same on each path."""
     sizes = []
     for address in addresses.values():
         async with grpc.aio.insecure_channel(address) as channel:
@@ -214,14 +214,14 @@ async def _answer_bytes(addresses: Mapping[str, str], call: Call) -> int:
     return min(sizes)
 
 
-def _target(folder: Path, address: str, call: Call, answer_bytes: int) -> h2load.Target:
+def _target(folder: Path, address: str, call: Call, response_bytes: int) -> h2load.Target:
     body = folder / "body"
     body.write_bytes(_framed(call.message))
     return h2load.Target(
         url=f"http://{address}{call.method}",
         headers=("content-type: application/grpc", "te: trailers"),
         body=body,
-        answer_bytes=answer_bytes,
+        response_bytes=response_bytes,
         http1=False,
     )
 
