@@ -113,9 +113,9 @@ def kind_table(message: type[Message]) -> Iterator[str]:
             required = " (required)" if shape.required else ""
             value = f"as `{seen}`" if seen else value_words(shape.type)
             yield f"| `{path}` | {value}{required} | {documented(owner)[shape.name]} |"
-            words = {} if seen else UNSUPPORTED_VALUES.get(bare(shape.type)[0], {})
-            for word, told in words.items():
-                reason, _, fix = told.rpartition("; ")
+            values = {} if seen else UNSUPPORTED_VALUES.get(bare(shape.type)[0], {})
+            for word, refusal in values.items():
+                reason, _, fix = refusal.rpartition("; ")
                 refused.append(f"| `{path}: {word}` | {reason} | {fix} |")
     if refused:
         yield from ("", "| refused | why | instead |", "|---|---|---|", *refused)

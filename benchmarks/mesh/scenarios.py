@@ -14,7 +14,8 @@ import grpc
 from traffic_changes import HOST, VERSIONS, ChangeRunner, Weights, shift_request
 
 from tidegate.istio.destination_rule import Subset
-from tidegate.istio.editing.shifts import Shift, add_subset, remove_subset, shift
+from tidegate.istio.editing.shifts import Shift, shift
+from tidegate.istio.editing.subsets import add_subset, remove_subset
 from tidegate.istio.shapes import HostName, SubsetName
 
 if TYPE_CHECKING:

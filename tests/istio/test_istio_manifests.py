@@ -21,6 +21,7 @@ from tidegate.istio import (
     edit_manifest,
     parse_manifest,
 )
+from tidegate.istio.annotations import DestinationRuleAnnotations, VirtualServiceAnnotations
 from tidegate.istio.editing.plain_values import plain
 from tidegate.istio.editing.shifts import Shift, header_condition, shift, sticky_source
 from tidegate.istio.editing.yaml_text import spliced
@@ -382,3 +383,41 @@ def test_edit_of_a_text_touches_its_weights_only(tcp, fault, share):
 
 def test_text_and_manifest_give_the_same_object():
     assert parse_part(TEXT, "").objects[0].object == parse_manifest(yaml.safe_load(TEXT))
+
+
+def places_in(value):
+    """Yields each mapping or list of a value with one of its keys or indexes."""
+    keys = (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    )
+    for key in keys:
+        yield value, key
+        yield from places_in(value[key])
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(
+    manifest=st.sampled_from([SERVICE, RULE]),
+    replaced=st.lists(st.tuples(st.integers(0, 200), JSON), min_size=1, max_size=3),
+)
+def test_any_value_of_a_spec_is_kept_by_an_edit_of_another(manifest, replaced):
+    changed = copy.deepcopy(manifest)
+    for place, value in replaced:
+        places = list(places_in(changed["spec"]))
+        if places:
+            container, key = places[place % len(places)]
+            container[key] = value
+    try:
+        item = parse_manifest(changed)
+    except IstioObjectErrors:
+        # A field without which there is no object, such as the host of a DestinationRule.
+        return
+    assert edit_manifest(changed, item) == changed
+    annotations = (
+        VirtualServiceAnnotations(sticky=sticky_source("header:x-id"))
+        if manifest is SERVICE
+        else DestinationRuleAnnotations(always_eject_one_host=True)
+    )
+    after = edit_manifest(changed, dataclasses.replace(item, annotations=annotations))
+    assert after["metadata"].pop("annotations") != changed["metadata"].pop("annotations", None)
+    assert changes(changed, after) == []

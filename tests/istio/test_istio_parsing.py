@@ -148,7 +148,11 @@ def test_destination_rule_is_read():
             "to exact and prefix conditions",
         ),
         ("match: [{port: 0}]", "match[0].port", "cannot be 0; write a number of 1 to 65535"),
-        ("mirror: {host: a}\nmirrors: [{destination: {host: b}}]", "mirrors", "beside 'mirror'"),
+        (
+            "mirror: {host: a}\nmirrors: [{destination: {host: b}}]",
+            "mirrors",
+            "combined with 'mirror'",
+        ),
         ("mirrorPercentage: {value: 5}", "mirrorPercentage", "has no effect without 'mirror'"),
         ("mirrorPercentage: 5", "mirrorPercentage", r"must be a mapping \{value: 5\}"),
         (
@@ -164,7 +168,11 @@ def test_destination_rule_is_read():
         ("retries: {attempts: 2, retryOn: '5xx,foo'}", "retries.retryOn", "no condition 'foo'"),
         ("retries: {attempts: -1}", "retries.attempts", "cannot be -1; write a number of 0 to"),
         ("rewrite: {}", "rewrite", "rewrites nothing"),
-        ("redirect: {uri: /x}", "redirect", "cannot stand beside 'route'; keep one of route, re"),
+        (
+            "redirect: {uri: /x}",
+            "redirect",
+            "cannot be combined with 'route'; keep one of route, re",
+        ),
         ("corsPolicy: {allowMethods: [FETCH]}", "corsPolicy.allowMethods[0]", "not an HTTP method"),
         ("headers: {request: {set: {':path': x}}}", "headers.request.set", "cannot change the hea"),
         (

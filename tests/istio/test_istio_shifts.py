@@ -7,13 +7,12 @@ from tidegate.istio.annotations import Sticky
 from tidegate.istio.destination_rule import Subset
 from tidegate.istio.editing.shifts import (
     Shift,
-    add_subset,
     find_host,
     header_condition,
-    remove_subset,
     shift,
     sticky_source,
 )
+from tidegate.istio.editing.subsets import add_subset, remove_subset
 
 HOST = "vision.models.svc.cluster.local"
 VISION = ObjectName(Kind.VIRTUAL_SERVICE, "models", "vision")

@@ -43,7 +43,7 @@ class IstioError(TidegateError):
     """Istio objects cannot be read or changed."""
 
 
-class IstioObjectErrors(IstioError):  # noqa: N818  # it stands for several
+class IstioObjectErrors(IstioError):  # noqa: N818  # it has several errors
     """Objects have problems; none of the objects was accepted.
 
     Args:

@@ -31,19 +31,19 @@ def regex_problem(expression: str) -> str | None:
     if not expression:
         return "is empty"
     if len(expression.encode()) > _LONGEST_BYTES:
-        return f"is longer than the {_LONGEST_BYTES} bytes that Istio takes"
+        return f"is longer than the {_LONGEST_BYTES} bytes that Istio accepts"
     try:
         program = _compiled(expression)
     except re2.error as error:
         return f"is not RE2: {_words(error)}"
     if program.programsize > LARGEST_PROGRAM:
         return (
-            f"is too large: RE2 makes {program.programsize} instructions of it, and Envoy takes "
+            f"is too large: RE2 makes {program.programsize} instructions of it, and Envoy accepts "
             f"{LARGEST_PROGRAM}"
         )
     # Envoy accepts \C. A `\\C` and one inside `\Q…\E` is ordinary text.
     if _ANY_BYTE.match(_LITERAL.sub("", expression)):
-        return r"has \C, which Istio's validation does not take"
+        return r"has \C, which Istio's validation does not accept"
     return None
 
 

@@ -122,7 +122,7 @@ class Server(Message):
 
     Attributes:
         port: The port.
-        hosts: Domains, ``*`` for any. ``namespace/domain`` takes only VirtualServices of the
+        hosts: Domains, ``*`` for any. ``namespace/domain`` accepts only VirtualServices of the
             namespace, where ``.`` is the gateway's own.
         tls: TLS from clients.
         name: The name of the server.

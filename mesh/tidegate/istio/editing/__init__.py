@@ -1,1 +1,1 @@
-"""Edits Istio objects: what a shift changes, and how a text or a manifest takes the change."""
+"""Edits Istio objects: shifts and their shares, applied to a YAML text or to a manifest."""

@@ -1,4 +1,4 @@
-"""Traffic shifts and other edits, as functions from objects to objects.
+"""Traffic shifts, as functions from objects to objects.
 
 ``tidegate shift vision v1=90 v2=10`` becomes a :class:`Shift`. Its weights apply to every route
 that sends requests to the host under the named conditions on headers, or to the routes without such
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tidegate.istio.annotations import Sticky
-from tidegate.istio.destination_rule import DestinationRule, Subset
 from tidegate.istio.editing.shares import check_shares, with_shares
+from tidegate.istio.editing.subsets import check_subset, is_subset
 from tidegate.istio.errors import EditError
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.reading.annotations import parse_sticky
@@ -29,14 +29,10 @@ from tidegate.istio.virtual_service import (
 
 __all__ = [
     "Shift",
-    "add_subset",
     "find_host",
     "header_condition",
-    "remove_subset",
     "shift",
     "sticky_source",
-    "subsets_of",
-    "without_idle",
 ]
 
 _MIRROR_SHARES = ("mirrorPercent", "mirror_percent", "mirrorPercentage")
@@ -73,7 +69,7 @@ def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
     host = find_host(objects, change.host)
     for name, named in (("weights", change.weights), ("mirrors", change.mirrors)):
         for index, subset in enumerate(named):
-            _check_subset(subset, objects, host, f"{name}[{index}].subset")
+            check_subset(subset, objects, host, f"{name}[{index}].subset")
     check_shares(change.weights)
     for index, (subset, percentage) in enumerate(change.mirrors.items()):
         if not 0 <= percentage <= 100:
@@ -102,94 +98,16 @@ def find_host(objects: IstioObjects, name: str) -> HostName:
     hosts = _hosts(objects)
     if name in hosts:
         return HostName(name)
-    meant = [host for host in hosts if host.split(".")[0] == name or host.startswith(f"{name}.")]
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        raise EditError(f"several hosts are called {name}: {', '.join(meant)}; write one in full")
+    matching = [host for host in hosts if host.split(".")[0] == name or host.startswith(f"{name}.")]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        names = ", ".join(matching)
+        raise EditError(f"several hosts are called {name}: {names}; write one in full")
     shorts = {host.split(".")[0]: host for host in hosts}
     close = difflib.get_close_matches(name, [*hosts, *shorts], n=1)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(hosts) or 'none'}"
     raise EditError(f"there is no host {name}; {hint}")
-
-
-def subsets_of(objects: IstioObjects, host: HostName) -> tuple[SubsetName, ...]:
-    """Returns the subsets that DestinationRules define for a host, each once, in their order."""
-    return tuple(
-        dict.fromkeys(
-            subset.name
-            for rule in objects.destination_rules.values()
-            if rule.host == host
-            for subset in rule.subsets
-        )
-    )
-
-
-def add_subset(objects: IstioObjects, host: HostName, subset: Subset) -> IstioObjects:
-    """Returns the objects with a subset of a host added, or replaced if it has the same name.
-
-    Raises:
-        EditError: No DestinationRule is for the host.
-    """
-    rule = _rule_of(objects, host)
-    names = [each.name for each in rule.subsets]
-    subsets = (
-        tuple(subset if each.name == subset.name else each for each in rule.subsets)
-        if subset.name in names
-        else (*rule.subsets, subset)
-    )
-    return objects.with_(replace(rule, subsets=subsets))
-
-
-def remove_subset(objects: IstioObjects, host: HostName, name: SubsetName) -> IstioObjects:
-    """Returns the objects without a subset, its destinations of weight 0 and its mirrors of 0 %.
-
-    Raises:
-        EditError: The host has no such subset, or a route sends requests to it.
-    """
-    _check_subset(name, objects, host)
-    changed: list[VirtualService | DestinationRule] = [
-        replace(rule, subsets=tuple(each for each in rule.subsets if each.name != name))
-        for rule in objects.destination_rules.values()
-        if rule.host == host and any(each.name == name for each in rule.subsets)
-    ]
-    for service in objects.virtual_services.values():
-        routes = tuple(_without_subset(route, host, name, service) for route in service.http)
-        if routes != service.http:
-            changed.append(replace(service, http=routes))
-    return objects.with_(*changed)
-
-
-def without_idle(objects: IstioObjects, mesh: IstioObjects) -> IstioObjects:
-    """Returns the objects without destinations of weight 0 whose subset is not defined.
-
-    Args:
-        objects: Some of the objects of a mesh.
-        mesh: All objects of the mesh; their DestinationRules define the subsets.
-    """
-    subsets = {
-        (rule.host, each.name) for rule in mesh.destination_rules.values() for each in rule.subsets
-    }
-    changed = []
-    for service in objects.virtual_services.values():
-        routes = tuple(
-            replace(
-                rule,
-                route=tuple(
-                    each
-                    for each in rule.route
-                    # A single destination gets every request, whatever its weight.
-                    if each.weight
-                    or len(rule.route) == 1
-                    or each.destination.subset is None
-                    or (each.destination.host, each.destination.subset) in subsets
-                ),
-            )
-            for rule in service.http
-        )
-        if routes != service.http:
-            changed.append(replace(service, http=routes))
-    return objects.with_(*changed)
 
 
 def header_condition(text: str) -> tuple[HeaderName, StringMatch]:
@@ -269,7 +187,7 @@ def _with_shift(route: HttpRoute, host: HostName, change: Shift, place: str) -> 
             target = Destination(host=host, subset=subset, port=port)
             mirror = Mirror(destination=target, percentage=percentage)
             others = tuple(
-                each for each in mirrors if not _is_subset(each.destination, host, subset)
+                each for each in mirrors if not is_subset(each.destination, host, subset)
             )
             mirrors = (*others, mirror) if percentage else others
         route = replace(route, mirror=None, mirror_percentage=None, mirrors=mirrors)
@@ -318,29 +236,6 @@ def _narrowed(route: HttpRoute, match: Mapping[HeaderName, StringMatch]) -> Http
     )
 
 
-def _without_subset(
-    route: HttpRoute, host: HostName, name: SubsetName, service: VirtualService
-) -> HttpRoute:
-    for each in route.route:
-        if _is_subset(each.destination, host, name) and (each.weight or len(route.route) == 1):
-            raise EditError(
-                f"{service.name} sends requests to the subset {name} of {host}; give it weight 0 "
-                "first"
-            )
-    mirrors = [each for each in route.mirrors if _is_subset(each.destination, host, name)]
-    if any(each.percentage for each in mirrors) or (
-        route.mirror is not None and _is_subset(route.mirror, host, name)
-    ):
-        raise EditError(
-            f"{service.name} mirrors requests to the subset {name} of {host}; end the mirror first"
-        )
-    return replace(
-        route,
-        route=tuple(each for each in route.route if not _is_subset(each.destination, host, name)),
-        mirrors=tuple(each for each in route.mirrors if each not in mirrors),
-    )
-
-
 def _conditions(route: HttpRoute) -> Mapping[HeaderName, StringMatch] | None:
     """Returns the header conditions that all matches of a route share; None where they differ."""
     if any("headers" in match.opaque for match in route.match):
@@ -361,17 +256,6 @@ def _sends_requests(route: HttpRoute, host: HostName) -> bool:
     )
 
 
-def _is_subset(destination: Destination, host: HostName, subset: SubsetName) -> bool:
-    return destination.host == host and destination.subset == subset
-
-
-def _rule_of(objects: IstioObjects, host: HostName) -> DestinationRule:
-    for rule in objects.destination_rules.values():
-        if rule.host == host:
-            return rule
-    raise EditError(f"no DestinationRule is for {host}; write one that defines subsets")
-
-
 def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:
     """Returns the defined hosts, and those that routes or rules name."""
     defined = [host for entry in objects.service_entries.values() for host in entry.hosts]
@@ -383,22 +267,3 @@ def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:
         for each in route.route
     ]
     return tuple(dict.fromkeys([*defined, *ruled, *routed]))
-
-
-def _check_subset(
-    subset: SubsetName, objects: IstioObjects, host: HostName, field: str = "weights"
-) -> None:
-    known = sorted(subsets_of(objects, host))
-    if subset in known:
-        return
-    rules = sorted(
-        str(rule.name) for rule in objects.destination_rules.values() if rule.host == host
-    )
-    there = (
-        f"{' and '.join(rules)} ha{'s' if len(rules) == 1 else 've'} {', '.join(known) or 'none'}"
-        if rules
-        else "no DestinationRule defines any for it"
-    )
-    close = difflib.get_close_matches(subset, known, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise EditError(f"{host} has no subset {subset}: {there}{hint}", field)

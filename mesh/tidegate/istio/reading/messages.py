@@ -66,7 +66,7 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
     """
     if message not in _FIELDS:
         hints = typing.get_type_hints(message, include_extras=True)
-        apart = ("opaque", *(_NOT_IN_SPEC if "annotations" in hints else ()))
+        excluded = ("opaque", *(_NOT_IN_SPEC if "annotations" in hints else ()))
         shapes = (
             FieldShape(
                 each.name,
@@ -75,7 +75,7 @@ def fields_of(message: type[Message]) -> Mapping[str, FieldShape]:
                 each.default is MISSING and each.default_factory is MISSING,
             )
             for each in dataclasses.fields(message)
-            if each.name not in apart
+            if each.name not in excluded
         )
         _FIELDS[message] = {shape.yaml_name: shape for shape in shapes}
     return _FIELDS[message]
@@ -112,7 +112,7 @@ def read_message(
     """
     if not isinstance(node, MappingNode):
         return wrong_kind(node, path, reading, "a mapping")
-    values: dict[str, object] = dict(given)
+    values: dict[str, Any] = dict(given)
     whole = _read_fields(node, message, path, reading, values)
     shapes = fields_of(message)
     if any(shape.required and shape.name not in values for shape in shapes.values()):

@@ -64,7 +64,8 @@ def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
         needed.append(("ca_certificates", "caCertificates"))
     for name, yaml in needed:
         if getattr(message, name) is None:
-            yield Violation(yaml, f"is missing in mode {message.mode.value}", "name its file")
+            mode = message.mode or gw.ServerTlsMode.SIMPLE
+            yield Violation(yaml, f"is missing in mode {mode.value}", "name its file")
 
 
 def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:
@@ -114,7 +115,7 @@ def _selector(message: se.ServiceEntry) -> Iterator[Violation]:
     if message.workload_selector is None:
         return
     if message.endpoints:
-        yield Violation("workloadSelector", "cannot stand beside 'endpoints'", "keep one")
+        yield Violation("workloadSelector", "cannot be combined with 'endpoints'", "keep one")
     if not message.workload_selector:
         yield Violation("workloadSelector.labels", "is empty: selects every workload", "add labels")
     for name, value in message.workload_selector.items():

@@ -89,8 +89,8 @@ def _keep_alive(message: dr.Http2KeepAlive) -> Iterator[Violation]:
 
 
 def _outlier_detection(message: dr.OutlierDetection) -> Iterator[Violation]:
-    apart = message.split_external_local_origin_errors
-    if message.consecutive_local_origin_failures and not apart:
+    separate = message.split_external_local_origin_errors
+    if message.consecutive_local_origin_failures and not separate:
         fix = "add 'splitExternalLocalOriginErrors: true'"
         yield Violation("consecutiveLocalOriginFailures", "has no effect alone", fix)
 

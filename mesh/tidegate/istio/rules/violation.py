@@ -36,7 +36,7 @@ def at_most_one(message: Message, *fields: tuple[str, str], least: int = 0) -> I
     words = ", ".join(yaml for _, yaml in fields)
     if len(present) > 1:
         fix = f"keep one of {words}"
-        yield Violation(present[1], f"cannot stand beside '{present[0]}'", fix)
+        yield Violation(present[1], f"cannot be combined with '{present[0]}'", fix)
     if len(present) < least:
         yield Violation("", f"has none of {words}", "add one")
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from tidegate.chassis.errors import FailedPrecondition
 from tidegate.errors import TidegateError
-from tidegate.istio.editing.shifts import Shift, shift, without_idle
+from tidegate.istio.editing.shifts import Shift, shift
+from tidegate.istio.editing.subsets import without_idle
 from tidegate.mesh.control.configuration.applied import AppliedConfiguration
 from tidegate.mesh.control.configuration.file_edits import FileEdits
 from tidegate.mesh.control.configuration.files import text_of

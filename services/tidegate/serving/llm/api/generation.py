@@ -1,10 +1,10 @@
 """Runs a generating call from its prompt to its last token.
 
 A call takes a slot of the admission, turns its prompt into token ids, runs on the engine and writes
-the messages. It writes with `context.write` instead of yielding. Only a writer can tell a client
-that does not read from an engine that has no new token, and end the call when a message stays
-unread past the limit. Meanwhile vLLM merges the new tokens into the next message. A message is at
-most as long as the context, so memory is bounded.
+the messages. It writes with `context.write` instead of yielding, because only a writer can see that
+a client does not read. A call ends if a message stays unread past the limit. Meanwhile vLLM merges
+the new tokens into the next message. A message is at most as long as the context, so memory is
+bounded.
 
 A call ends at its last token, with its client, at its deadline or when the engine dies. In every
 case, leaving the loop closes the engine's iterator. That frees the sequence in the engine before
