@@ -71,7 +71,7 @@ format: $(DEV_READY) ## Format the code and the protos.
 
 bench: bench-vision bench-llm bench-hop bench-shifts ## Run every benchmark.
 
-bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its bare engine and its peers.
+bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its baseline and its peers.
 	@$(BIN)/python benchmarks/vision/run.py
 
 bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's OpenAI server.

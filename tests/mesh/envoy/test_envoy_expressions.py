@@ -126,7 +126,7 @@ def test_escaped_backslash_before_c_is_no_byte_class():
 
 
 def test_error_names_the_largest_program():
-    assert f"and Envoy takes {LARGEST_PROGRAM}" in regex_problem(LARGE * 11)
+    assert f"and Envoy accepts {LARGEST_PROGRAM}" in regex_problem(LARGE * 11)
 
 
 @pytest.mark.parametrize(

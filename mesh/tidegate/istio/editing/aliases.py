@@ -8,7 +8,7 @@ the text changes.
 
 import json
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from yaml.events import AliasEvent
@@ -23,7 +23,7 @@ _PLAIN: Final = tuple(f"tag:yaml.org,2002:{name}" for name in ("bool", "float", 
 
 def aliases_of(text: str) -> list[tuple[str, int]]:
     """Returns the aliases of a text: the anchor of each, and its line, from 1."""
-    return [(each.anchor, each.start_mark.line + 1) for each in _aliases(text)]
+    return [(each.anchor or "", _place(each.start_mark).line + 1) for each in _aliases(text)]
 
 
 def without_aliases(text: str) -> str | None:
@@ -41,17 +41,22 @@ def without_aliases(text: str) -> str | None:
     end = length = 0
     for event, value in _anchors(text):
         if isinstance(event, AliasEvent):
-            written = anchored.get(event.anchor)
+            written = anchored.get(event.anchor or "")
             length += len(written or "")
             if written is None or length > _MOST_CHARACTERS:
                 return None
-            out += [text[end : event.start_mark.index], written]
-            end = event.end_mark.index
+            out += [text[end : _place(event.start_mark).index], written]
+            end = _place(event.end_mark).index
         elif value is None:
-            anchored.pop(event.anchor, None)
+            anchored.pop(event.anchor or "", None)
         else:
-            anchored[event.anchor] = value
+            anchored[event.anchor or ""] = value
     return "".join([*out, text[end:]])
+
+
+def _place(mark: Any) -> Any:
+    """Returns a mark. Types of PyYAML allow events without marks; those of a parser have them."""
+    return mark
 
 
 def _aliases(text: str) -> list[AliasEvent]:
@@ -66,7 +71,7 @@ def _anchors(text: str) -> Iterator[tuple[yaml.NodeEvent, str | None]]:
         for event in yaml.parse(text, yaml.SafeLoader)
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None
     ]
-    starts = {each.start_mark.index for each in named if not isinstance(each, AliasEvent)}
+    starts = {_place(each.start_mark).index for each in named if not isinstance(each, AliasEvent)}
     values: dict[int, str | None] = {}
     left = [_MOST_CHARACTERS]
     for document in yaml.compose_all(text, yaml.SafeLoader):
@@ -76,7 +81,7 @@ def _anchors(text: str) -> Iterator[tuple[yaml.NodeEvent, str | None]]:
             if node.start_mark.index in starts:
                 values[node.start_mark.index] = _written(node, left)
     for event in named:
-        yield event, values.get(event.start_mark.index)
+        yield event, values.get(_place(event.start_mark).index)
 
 
 def _nodes(node: Node, seen: set[int]) -> Iterator[Node]:

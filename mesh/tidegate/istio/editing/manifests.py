@@ -33,7 +33,9 @@ def edit_manifest(manifest: Mapping[str, Any], wanted: IstioObject) -> dict[str,
     if before.name != wanted.name:
         raise EditError(f"the manifest is of {before.name} and not of {wanted.name}")
     namespace = before.name.namespace
-    hosts = {full_host_name(host, namespace): host for host in _hosts(manifest["spec"])}
+    hosts: dict[str, str] = {
+        full_host_name(host, namespace): host for host in _hosts(manifest["spec"])
+    }
     result: dict[str, Any] = _edited(
         copy.deepcopy(dict(manifest)), plain(before), plain(wanted), hosts
     )

@@ -239,7 +239,8 @@ def _weights(
         Fraction(_denominator(mine)),
         Fraction(_denominator([each / divisor for each in mine]), divisor),
     ):
-        exact = _denominator([each * factor for each in (*mine, *others)]) == 1
+        numbers: list[Fraction | int] = [*mine, *others]
+        exact = _denominator([each * factor for each in numbers]) == 1
         if exact and whole * factor <= _MAX_SUM:
             return _multiplied(mine, factor), factor
     raise EditError(

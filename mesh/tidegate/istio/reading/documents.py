@@ -297,7 +297,8 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
     cls = CLASSES[kind]
     pair = in_metadata.get("annotations")
     noted = pair[1] if pair is not None and not is_null(pair[1]) else None
-    annotations = read_annotations(noted, annotations_of(cls), "metadata.annotations", reading)
+    known = annotations_of(cls)  # type: ignore[arg-type]  # a class can be hashed
+    annotations = read_annotations(noted, known, "metadata.annotations", reading)
     made: Any = NOTHING
     if "spec" not in found or is_null(found["spec"][1]):
         reading.refuse(node, "spec", "is missing", "add it")

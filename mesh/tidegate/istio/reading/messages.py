@@ -112,7 +112,7 @@ def read_message(
     """
     if not isinstance(node, MappingNode):
         return wrong_kind(node, path, reading, "a mapping")
-    values: dict[str, object] = dict(given)
+    values: dict[str, Any] = dict(given)
     whole = _read_fields(node, message, path, reading, values)
     shapes = fields_of(message)
     if any(shape.required and shape.name not in values for shape in shapes.values()):

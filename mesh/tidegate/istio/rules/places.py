@@ -64,7 +64,8 @@ def _server_tls(message: gw.ServerTls) -> Iterator[Violation]:
         needed.append(("ca_certificates", "caCertificates"))
     for name, yaml in needed:
         if getattr(message, name) is None:
-            yield Violation(yaml, f"is missing in mode {message.mode.value}", "name its file")
+            mode = message.mode or gw.ServerTlsMode.SIMPLE
+            yield Violation(yaml, f"is missing in mode {mode.value}", "name its file")
 
 
 def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:

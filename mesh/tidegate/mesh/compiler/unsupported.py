@@ -174,7 +174,7 @@ def _in_message(message: Message, path: str) -> Iterator[Violation]:
         if limit := limits.get(type(message)):
             for each in limit(message):
                 yield dataclasses.replace(each, path=f"{path}.{each.path}")
-    for name, yaml_name in _inner(type(message)):
+    for name, yaml_name in _inner(type(message)):  # type: ignore[arg-type]  # a class can be hashed
         value = getattr(message, name)
         place = f"{path}.{yaml_name}"
         if isinstance(value, enum.Enum):

@@ -22,7 +22,7 @@ from tidegate.istio import EditError
 from tidegate.istio.editing.shares import MAX_DECIMALS, check_shares
 from tidegate.istio.editing.shifts import header_condition, sticky_source
 from tidegate.istio.scalars import parse_duration
-from tidegate.istio.shapes import StringMatchKind
+from tidegate.istio.shapes import StringMatchKind, SubsetName
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 __all__ = ["reset", "shift"]
@@ -168,7 +168,7 @@ def _request(
             raise typer.BadParameter(f"{text!r}: {name} is named twice; give it one share")
         request.weights.add(subset=name, weight=share)
     try:
-        check_shares({each.subset: each.weight for each in request.weights})
+        check_shares({SubsetName(each.subset): each.weight for each in request.weights})
     except EditError as error:
         raise typer.BadParameter(str(error)) from error
     for text in mirror:

@@ -115,7 +115,7 @@ def call_span(request: type[Message], target: str) -> CallSpan:
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
         return _NOTHING
-    name = _method(request)
+    name = _method(request)  # type: ignore[arg-type]  # a class can be hashed
     attributes = {"rpc.system.name": "grpc", "rpc.method": name, **server_of(target)}
     span = _tracer(provider).start_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)
     return CallSpan(span)

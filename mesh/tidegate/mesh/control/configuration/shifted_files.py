@@ -32,11 +32,15 @@ def merged(shifted: ShiftedText, file: str) -> str:
     """
     if file == shifted.file:
         return shifted.text
-    lines = [text.splitlines(keepends=True) for text in (shifted.file, shifted.text, file)]
-    regions = list(Merge3(*lines).merge_groups())
-    if any(region[0] == "conflict" for region in regions):
-        return file
-    return "".join(line for _, found in regions for line in found)
+    base, ours, theirs = (
+        text.splitlines(keepends=True) for text in (shifted.file, shifted.text, file)
+    )
+    text = ""
+    for region in Merge3(base, ours, theirs).merge_groups():
+        if region[0] == "conflict":
+            return file
+        text += "".join(region[1])
+    return text
 
 
 class ShiftedFiles:

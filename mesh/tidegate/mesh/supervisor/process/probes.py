@@ -172,7 +172,12 @@ async def _addresses(port_file: Path, host: str, ports: Sequence[Port]) -> Liste
     """Waits until a server has written its ports."""
     while (found := _read_ports(port_file, ports)) is None:  # noqa: ASYNC110  # a file has no event
         await asyncio.sleep(_UNREADY_INTERVAL_S)
-    return ListenAddresses(**{port.value: f"{host}:{number}" for port, number in found.items()})
+    addresses = {port: f"{host}:{number}" for port, number in found.items()}
+    return ListenAddresses(
+        grpc=addresses.get(Port.GRPC),
+        http=addresses.get(Port.HTTP),
+        metrics=addresses.get(Port.METRICS),
+    )
 
 
 def _read_ports(port_file: Path, ports: Sequence[Port]) -> dict[Port, int] | None:
