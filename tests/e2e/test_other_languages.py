@@ -99,9 +99,7 @@ def test_node_calls_both_services(mesh, clients):
 
 def test_grpcurl_lines_of_the_readme_work(mesh, tmp_path):
     readme = (ROOT / "README.md").read_text()
-    (block,) = [
-        each for each in re.findall(r"```\n(.*?)```", readme, re.DOTALL) if "grpcurl" in each
-    ]
+    (block,) = re.findall(r"^```\n(grpcurl .*?)^```", readme, re.DOTALL | re.MULTILINE)
     (tmp_path / "samples").mkdir()
     shutil.copy(CAT, tmp_path / "samples/cat.jpg")
     block = block.replace("127.0.0.1:8500", f"127.0.0.1:{mesh.vision_port}")
