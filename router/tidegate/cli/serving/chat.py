@@ -32,7 +32,10 @@ __all__ = ["chat"]
 
 _SIGNAL_CHECK_INTERVAL_S = 0.1
 
-# The deltas of an answer, its error or KeyboardInterrupt, and ``None`` for its end.
+# How long the thread that reads an answer may take to end once its call is cancelled.
+_READER_END_S = 1.0
+
+# The deltas of an answer, its error, and ``None`` for its end.
 _Events: TypeAlias = "SimpleQueue[Delta | BaseException | None]"
 
 
@@ -171,23 +174,36 @@ def _answer(ask: Callable[[], GenerationStream], answer: list[str], *, as_json: 
         TidegateRpcError: The call failed.
     """
     events: _Events = SimpleQueue()
-    with _ctrl_c_into(events), ask() as stream:
-        Thread(target=_read, args=(stream, events), daemon=True).start()
-        while (event := _next(events)) is not None:
+    with _ctrl_c_held() as ctrl_c, _reading(ask(), events) as stream:
+        while (event := _next(events, ctrl_c)) is not None:
             if isinstance(event, BaseException):
                 raise event
             answer.append(event.text)
             if not as_json:
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-        if as_json:
-            whole = stream.read()
-            print_json({"text": whole.text, **asdict(whole.finish)})
-            return
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        if stream.finish is not None and sys.stderr.isatty():
-            errors().print(_statistics(stream.finish), style="dim")
+                with ctrl_c.raised():
+                    sys.stdout.write(event.text)
+                    sys.stdout.flush()
+        whole = stream.read() if as_json else None
+    if whole is not None:
+        print_json({"text": whole.text, **asdict(whole.finish)})
+        return
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if stream.finish is not None and sys.stderr.isatty():
+        errors().print(_statistics(stream.finish), style="dim")
+
+
+@contextmanager
+def _reading(stream: GenerationStream, events: _Events) -> Iterator[GenerationStream]:
+    """Reads a stream in a thread that ends with the block; leaving early cancels the call."""
+    reader = Thread(target=_read, args=(stream, events), daemon=True)
+    reader.start()
+    try:
+        with stream:
+            yield stream
+    finally:
+        # The channel must not close while the thread is in gRPC.
+        reader.join(_READER_END_S)
 
 
 def _read(stream: GenerationStream, events: _Events) -> None:
@@ -195,35 +211,66 @@ def _read(stream: GenerationStream, events: _Events) -> None:
     try:
         for delta in stream:
             events.put(delta)
-    except TidegateRpcError as error:
+    except BaseException as error:  # noqa: BLE001 - the main thread raises it
         events.put(error)
     finally:
         events.put(None)
 
 
-def _next(events: _Events) -> Delta | BaseException | None:
+class _CtrlC:
+    """Ctrl-C while an answer comes: remembered at first, and raised where that is safe."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+        self._raises = False
+
+    def handle(self, *_: object) -> None:
+        """Handles SIGINT."""
+        self._pressed = True
+        if self._raises:
+            raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if Ctrl-C was pressed."""
+        if self._pressed:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raises Ctrl-C at once: in a block that may wait and does not enter gRPC."""
+        self._raises = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._raises = False
+
+
+def _next(events: _Events, ctrl_c: _CtrlC) -> Delta | BaseException | None:
     """Waits for the next event, with breaks in which Python runs signal handlers."""
     while True:
+        ctrl_c.check()
         with suppress(Empty):
             return events.get(timeout=_SIGNAL_CHECK_INTERVAL_S)
 
 
 @contextmanager
-def _ctrl_c_into(events: _Events) -> Iterator[None]:
-    """Puts Ctrl-C into a queue instead of raising it wherever the main thread happens to be.
+def _ctrl_c_held() -> Iterator[_CtrlC]:
+    """Keeps Ctrl-C from being raised wherever the main thread happens to be.
 
     Raised inside gRPC, KeyboardInterrupt can leave one of gRPC's locks taken: Python may raise it
     between ``Condition.__enter__`` and the ``with`` block. The channel then delivers no more
     events, and the next answer never comes.
     """
+    ctrl_c = _CtrlC()
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:
         # Shells start background programs with SIGINT ignored.
-        yield
+        yield ctrl_c
         return
-    signal.signal(signal.SIGINT, lambda *_: events.put(KeyboardInterrupt()))
+    signal.signal(signal.SIGINT, ctrl_c.handle)
     try:
-        yield
+        yield ctrl_c
     finally:
         signal.signal(signal.SIGINT, before)
 

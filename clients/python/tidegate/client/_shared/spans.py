@@ -13,6 +13,7 @@ the package that has them.
 import functools
 import re
 import sys
+import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -43,10 +44,12 @@ class CallSpan:
     one.
     """
 
-    __slots__ = ("_span",)
+    __slots__ = ("_lock", "_span")
 
     def __init__(self, span: "Span | None" = None) -> None:
         self._span = span
+        # A stream may be closed by one thread while another reads it.
+        self._lock = threading.Lock()
 
     @property
     def context(self) -> "Context | None":
@@ -73,7 +76,8 @@ class CallSpan:
         self._end(grpc.StatusCode.CANCELLED, "the caller cancelled the call")
 
     def _end(self, code: grpc.StatusCode, problem: str) -> None:
-        span, self._span = self._span, None
+        with self._lock:
+            span, self._span = self._span, None
         if span is None:
             return
         if problem:
