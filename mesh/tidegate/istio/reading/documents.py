@@ -161,15 +161,18 @@ def parse_manifest(manifest: Mapping[str, Any], source: str = "API server") -> I
     """Parses a manifest as an API server returns it, with uid, managedFields and status.
 
     The server has validated the object. So a field that Tidegate does not know, or a value that it
-    cannot read, is no error: the object keeps it unchanged.
+    cannot read, is no error: the object keeps it unchanged. If the field is required, the object
+    keeps the nearest optional field around it. There is none around ``servers`` of a Gateway, so a
+    protocol of a newer Istio there is an error.
 
     Args:
         manifest: The manifest as plain values.
         source: A name of the manifest for problems, which have paths and no lines.
 
     Raises:
-        IstioObjectErrors: The manifest has no name or no spec, or a ``tidegate.dev`` annotation is
-            wrong, which no API server checks.
+        IstioObjectErrors: The manifest has no name or no spec, a required field that no optional
+            field contains cannot be read, or a ``tidegate.dev`` annotation is wrong, which no API
+            server checks.
         IstioError: Tidegate does not read the kind of the manifest.
     """
     parsed = Parsed(source, validated=True)
