@@ -309,13 +309,21 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
         spec = found["spec"][1]
         made = read_message(spec, cls, "spec", reading, name=name, annotations=annotations)
     if made is not NOTHING and parsed.check is not None:
+        refused = [path for _, path, _, _ in reading.problems]
         for found_wrong in parsed.check(made):
+            # Where a value could not be read, the object has the field's default.
+            if any(_is_at_or_below(path, found_wrong.path) for path in refused):
+                continue
             place = find_key(node, found_wrong.path)
             reading.refuse(place, found_wrong.path, found_wrong.problem, found_wrong.fix)
     for line, path, problem, fix in sorted(reading.problems, key=lambda each: each[0]):
         parsed.refuse(line, str(name) if name.name else kind.value, path, problem, fix)
     if made is not NOTHING and not reading.problems:
         parsed.objects.append(ParsedObject(made, node))
+
+
+def _is_at_or_below(path: str, above: str) -> bool:
+    return path == above or path.startswith((f"{above}.", f"{above}["))
 
 
 def _check_metadata(
