@@ -145,8 +145,7 @@ def _read_fields(
             opaque[key] = value_of(value_node)
             whole = False
         elif shape is None:
-            fix = meant(key, (*shapes, *message.OPAQUE))
-            reading.refuse(key_node, join(path, key), "is not a field here", fix)
+            reading.refuse(key_node, join(path, key), "is not a field here", meant(key, shapes))
             whole = False
         elif not is_null(value_node):
             before = len(reading.problems)
@@ -261,7 +260,8 @@ def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -
     try:
         return kind(text)
     except ValueError:
-        known = [str(member.value) for member in kind]
+        refused = getattr(kind, "NOT_COMPILED", ())
+        known = [str(member.value) for member in kind if member.value not in refused]
         return reading.refuse(node, path, f"cannot be {text!r}", meant(text, known))
 
 
