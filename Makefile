@@ -26,13 +26,13 @@ PEERS_READY := .venv-peers/.ready
 .PHONY: help up models servers test fuzz check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
 .DELETE_ON_ERROR:
 
-help: ## List what there is.
+help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: $(RUN_READY) $(MODELS_READY) ## Build the models and serve them behind Envoy, until Ctrl-C.
 	@$(BIN)/tidegate up
 
-models: $(MODELS_READY) ## Build the models that `make up` serves.
+models: $(MODELS_READY) ## Build the models for `make up`, the tests and the benchmarks.
 
 servers: | $(VENV)/bin/python ## Build the Kubernetes API server and the istiod that tests run.
 	@$(BIN)/python tools/build_servers.py
@@ -74,7 +74,7 @@ bench: bench-vision bench-llm bench-hop bench-shifts ## Run every benchmark.
 bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its baseline and its peers.
 	@$(BIN)/python benchmarks/vision/run.py
 
-bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's OpenAI server.
+bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside its baseline, `AsyncLLM` alone, and vLLM's OpenAI server.
 	@$(BIN)/python benchmarks/llm/run.py
 
 bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load; fail if a request is lost. Twenty minutes.

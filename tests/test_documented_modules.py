@@ -1,4 +1,4 @@
-"""The architecture page names only files that exist."""
+"""The architecture page, the README and CONTRIBUTING name only files that exist."""
 
 import re
 from pathlib import Path

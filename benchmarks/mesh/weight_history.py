@@ -4,7 +4,7 @@ A change of weights is requested at one moment and acknowledged at a later one. 
 proxy may use the old weights or the new ones. So these versions may answer a call:
 
 - those with weight in the last change that was acknowledged before the call began, and
-- those with weight in every change that was requested after that and before the call ended.
+- those with weight in any change that was requested after that and before the call ended.
 
 An answer of any other version is a misrouted call.
 """

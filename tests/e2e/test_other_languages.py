@@ -80,10 +80,10 @@ def clients(tmp_path_factory) -> Clients:
 
 def check(output: str) -> None:
     """Both services have answered, and the answer of the language model came in pieces."""
-    told = dict(line.split(": ", 1) for line in output.splitlines())
-    assert told["label"] in {"tiger cat", "Egyptian cat"}
-    assert "Paris" in told["answer"]
-    assert int(told["messages"]) > 2
+    printed = dict(line.split(": ", 1) for line in output.splitlines())
+    assert printed["label"] in {"tiger cat", "Egyptian cat"}
+    assert "Paris" in printed["answer"]
+    assert int(printed["messages"]) > 2
 
 
 def test_go_calls_both_services(mesh, clients):

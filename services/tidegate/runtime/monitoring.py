@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Final
 
@@ -37,8 +37,18 @@ _BUILD_INFO = Gauge(
     "1, with the versions of Tidegate, Python and gRPC.",
     ("version", "python_version", "grpc_version"),
 )
+
+
+def _version(distribution: str) -> str:
+    """Returns an installed version; empty if the distribution is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
+
+
 _BUILD_INFO.labels(
-    version=version("tidegate"), python_version=python_version(), grpc_version=version("grpcio")
+    version=_version("tidegate"), python_version=python_version(), grpc_version=_version("grpcio")
 ).set(1)
 
 

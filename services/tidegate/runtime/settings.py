@@ -2,15 +2,15 @@
 
 `RuntimeSettings` holds what any server needs; a server adds its own fields in a subclass:
 
-    class VisionSettings(ChassisSettings):
-        batch_delay_ms: float = Field(2.0, ge=0, le=1000, description="How long a batch may wait.")
+    class GatewaySettings(RuntimeSettings):
+        http_port: int = Field(8080, ge=0, le=65535, description="Port; 0 is a free one.")
 
-    settings = VisionSettings.from_command_line()
+    settings = GatewaySettings.from_command_line()
 
 A flag beats the environment, and the environment beats the default. The flag of ``metrics_port``
 is ``--metrics-port``, and its variable is ``TIDEGATE_METRICS_PORT``. OpenTelemetry's standard
-variables come after these. Apart from OpenTelemetry's SDK, nothing else in a server reads the
-environment.
+variables come after these. Apart from OpenTelemetry's SDK, gRPC and vLLM, which have variables of
+their own, nothing else in a server reads the environment.
 """
 
 import os
@@ -115,7 +115,7 @@ class RuntimeSettings(BaseSettings):
     )
     port_file: Path | None = Field(
         None,
-        description="File to write once the ports are open: JSON with grpc, metrics and pid.",
+        description="File to write once the ports are open: JSON with each port by name, and pid.",
     )
 
     drain_delay_s: float = Field(
@@ -129,7 +129,7 @@ class RuntimeSettings(BaseSettings):
         0.1,
         ge=0,
         le=10,
-        description="How long the server holds RPCs, without rejecting them, before it sends"
+        description="How long the server holds RPCs, without refusing them, before it sends"
         " GOAWAY, so that no RPC is on its way then; at least a client's round trip. 0 does not"
         " hold.",
     )

@@ -53,3 +53,21 @@ def test_a_subsets_policy_comes_before_the_hosts_of_another_rule(load):
     ]
     told = "v1: RANDOM among its endpoints (DestinationRule models/b spec.subsets[0]"
     assert any(told in line for line in explain(MeshView(loaded.objects), VISION))
+
+
+def test_only_the_rules_that_decide_have_a_policy(load):
+    def connect_timeout(name, **spec):
+        made = named(rule({"connectionPool": {"tcp": {"connectTimeout": "3s"}}}, subsets=()), name)
+        made["spec"].update(spec)
+        return made
+
+    # Another exportTo begins a group of its own, and the last group decides.
+    loaded = load(
+        entry({"v1": 9001}),
+        gateway(8080),
+        connect_timeout("b"),
+        connect_timeout("a", exportTo=["*"]),
+        virtual({"route": [to()]}),
+    )
+    layers = MeshView(loaded.objects).policies(VISION, None, 8500)
+    assert [each.rule.name for each in layers] == ["b"]

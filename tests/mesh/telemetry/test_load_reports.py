@@ -84,7 +84,7 @@ async def test_streams_are_counted_until_they_end(mesh, held):
         mesh.v1.go_on.set()
         await finished(calls)
         assert await envoy_reported(mesh, "v1", 0) == {}
-        assert mesh.loads.in_progress(name("v1"))["ingress-1"].age_s >= 0
+        assert mesh.loads.in_progress(name("v1"))["ingress-1"].silent_s >= 0
     assert mesh.loads.in_progress(name("v1"))["ingress-1"].requests is None
 
 

@@ -28,7 +28,12 @@ from tidegate.mesh.compiler.hosts.services import (
     has_labels,
     ports_of,
 )
-from tidegate.mesh.compiler.hosts.upstreams import PolicyLayer, policy_layers, subsets_of
+from tidegate.mesh.compiler.hosts.upstreams import (
+    PolicyLayer,
+    deciding_rules,
+    policy_layers,
+    subsets_of,
+)
 from tidegate.mesh.compiler.routes.destinations import (
     destination_port,
     hosts_of_rule,
@@ -228,7 +233,14 @@ class MeshView:
         self, host: HostName, subset: SubsetName | None, port: int | None
     ) -> tuple[PolicyLayer, ...]:
         """The policies that hold for a host or subset, the nearest first."""
-        return policy_layers(self.rules_of.get(host, ()), subset, port)
+        rules = sorted(self.rules_of.get(host, ()), key=lambda rule: rule.name.name)
+        # Proxies of any namespace may call the host, so the rules of each namespace count.
+        deciding = [
+            rule
+            for namespace in dict.fromkeys(each.name.namespace for each in rules)
+            for rule in deciding_rules(each for each in rules if each.name.namespace == namespace)
+        ]
+        return policy_layers(deciding, subset, port)
 
     def _endpoints(self, entry: ServiceEntry) -> tuple[Workload, ...]:
         if entry.workload_selector is None:

@@ -56,13 +56,14 @@ class ProxyLoad:
         requests: Their number, or None if the proxy has sent no report since the watch began.
         endpoints: Their number at each ``address:port`` that has any. Empty if the proxy does not
             report endpoints.
-        age_s: Age of the report in seconds, or None without one. A gRPC client without requests in
-            progress does not repeat its report.
+        silent_s: Seconds since the proxy's last report, or since its counts were discarded if it
+            has not reported after that. A gRPC client without requests in progress does not repeat
+            its report.
     """
 
     requests: int | None
     endpoints: Mapping[str, int]
-    age_s: float | None
+    silent_s: float
 
     def at(self, address: str) -> int | None:
         """Returns the requests at one endpoint, or at all endpoints if the proxy reports none."""
@@ -78,6 +79,7 @@ class _ReportingProxy:
         must_request: Set when the watched clusters have changed.
         requested: The clusters that its next report certainly covers.
         reported_s: When it last reported on them, on the monotonic clock.
+        discarded_s: When its counts were last discarded, on the monotonic clock.
         counts: The requests in progress, by cluster and endpoint.
         totals: The requests in progress, by cluster.
     """
@@ -86,12 +88,14 @@ class _ReportingProxy:
     must_request: asyncio.Event = field(default_factory=asyncio.Event)
     requested: frozenset[str] = frozenset()
     reported_s: float | None = None
+    discarded_s: float = field(default_factory=time.monotonic)
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     totals: Mapping[str, int] = field(default_factory=dict)
 
     def reset(self) -> None:
         """Discards the last report, and those that arrive before the next request."""
         self.requested, self.reported_s = frozenset(), None
+        self.discarded_s = time.monotonic()
 
     def record(self, stats: Collection[ClusterStats]) -> None:
         if not self.requested:
@@ -102,9 +106,9 @@ class _ReportingProxy:
 
     def in_progress(self, cluster: str) -> ProxyLoad:
         if cluster not in self.requested or self.reported_s is None:
-            return ProxyLoad(None, {}, None)
-        age_s = time.monotonic() - self.reported_s
-        return ProxyLoad(self.totals.get(cluster, 0), self.counts.get(cluster, {}), age_s)
+            return ProxyLoad(None, {}, time.monotonic() - self.discarded_s)
+        silent_s = time.monotonic() - self.reported_s
+        return ProxyLoad(self.totals.get(cluster, 0), self.counts.get(cluster, {}), silent_s)
 
 
 class LoadReports:
@@ -136,7 +140,7 @@ class LoadReports:
     def in_progress(self, cluster: str) -> dict[str, ProxyLoad]:
         """Returns the requests in progress at each proxy with an open stream, by node id.
 
-        Proxies with the same id are added up, with the age of the oldest report.
+        Proxies with the same id are added up, with the shortest silence.
 
         Args:
             cluster: A cluster that is watched.
@@ -254,12 +258,8 @@ def _by_endpoint(stats: ClusterStats) -> dict[str, int]:
 
 
 def _sum_of(one: ProxyLoad, other: ProxyLoad) -> ProxyLoad:
-    if one.requests is None or one.age_s is None:
-        return one
-    if other.requests is None or other.age_s is None:
-        return other
-    return ProxyLoad(
-        one.requests + other.requests,
-        dict(Counter(one.endpoints) + Counter(other.endpoints)),
-        max(one.age_s, other.age_s),
-    )
+    silent_s = min(one.silent_s, other.silent_s)
+    if one.requests is None or other.requests is None:
+        return ProxyLoad(None, {}, silent_s)
+    endpoints = dict(Counter(one.endpoints) + Counter(other.endpoints))
+    return ProxyLoad(one.requests + other.requests, endpoints, silent_s)

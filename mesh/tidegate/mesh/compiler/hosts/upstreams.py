@@ -45,6 +45,7 @@ __all__ = [
     "Upstream",
     "Upstreams",
     "UpstreamsBuilder",
+    "deciding_rules",
     "policy_layers",
     "subsets_of",
 ]
@@ -273,17 +274,17 @@ class _RulesByNamespace:
 
     def all(self, namespace: str, host: HostName) -> _Rules:
         """The rules for a host that a namespace has for its own proxies."""
-        return _deciding(self._rules.get((namespace, host), ()))
+        return deciding_rules(self._rules.get((namespace, host), ()))
 
     def exported(self, namespace: str, host: HostName) -> _Rules:
         """The rules for a host that a namespace has for the proxies of others."""
         rules = self._rules.get((namespace, host), ())
-        return _deciding(each for each in rules if each.export_to != OWN_NAMESPACE)
+        return deciding_rules(each for each in rules if each.export_to != OWN_NAMESPACE)
 
     def private(self, namespace: str, host: HostName) -> _Rules:
         """The rules for a host that a namespace keeps to itself."""
         rules = self._rules.get((namespace, host), ())
-        return _deciding(each for each in rules if each.export_to == OWN_NAMESPACE)
+        return deciding_rules(each for each in rules if each.export_to == OWN_NAMESPACE)
 
     def contradictions(self) -> Iterator[CompileError]:
         """Rules for one host in one namespace that cannot hold together."""
@@ -294,7 +295,7 @@ class _RulesByNamespace:
                         yield from _contradictions(rule, other)
 
 
-def _deciding(rules: Iterable[DestinationRule]) -> _Rules:
+def deciding_rules(rules: Iterable[DestinationRule]) -> _Rules:
     """The rules for one host that decide, merged as istiod merges them; empty without a rule.
 
     A rule joins each earlier group with the same ``exportTo``. It begins a group of its own if the

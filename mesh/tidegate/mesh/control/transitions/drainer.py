@@ -29,6 +29,8 @@ _log = get_logger(__name__)
 
 # A gRPC client reports once a second, and not at all while it has nothing to report.
 _SILENCE_IS_ZERO_S: Final = 3.0
+# How soon a wait notices that a proxy has been silent for so long.
+_RECHECK_S: Final = 0.5
 # Reports of many proxies arrive together; they are counted once.
 _GATHER_S: Final = 0.05
 
@@ -93,12 +95,11 @@ class RequestsInProgress:
         if not left:
             return left
         since = time.monotonic()
-        silent_at = since + _SILENCE_IS_ZERO_S
         with self._reports.watch(clusters):
             while True:
                 now = time.monotonic()
                 for name in list(left):
-                    count = self._running(name, address, proxy_kind, silent=now >= silent_at)
+                    count = self._running(name, address, proxy_kind, now - since)
                     if count == 0:
                         del left[name]
                         on_drained(name)
@@ -106,28 +107,33 @@ class RequestsInProgress:
                         left[name] = count
                 if not left or now >= deadline:
                     return left
-                wake_at = deadline if now >= silent_at else min(deadline, silent_at)
-                await self._wait_for_news(wake_at - now)
+                await self._wait_for_news(min(deadline - now, _RECHECK_S))
 
     def _running(
-        self, cluster: str, address: str | None, proxy_kind: ProxyKind | None, *, silent: bool
+        self, cluster: str, address: str | None, proxy_kind: ProxyKind | None, waited_s: float
     ) -> int | None:
         """Counts the requests that run on a watched cluster.
+
+        Every start and end of a watch discards the counts, also those of other waits. So the
+        silence of a proxy begins there, and not with the wait.
 
         Returns:
             The number. ``None`` while some live proxy has not reported.
         """
+        loads = self._reports.in_progress(cluster)
         counts = {
             node: each.requests if address is None else each.at(address)
-            for node, each in self._reports.in_progress(cluster).items()
+            for node, each in loads.items()
         }
         for each in self._distribution.proxies():
+            node = each.proxy.node
             if proxy_kind not in (None, each.proxy_kind):
-                counts.pop(each.proxy.node, None)
-            elif counts.get(each.proxy.node) is None and not (
-                silent and each.proxy_kind is ProxyKind.GRPC
-            ):
-                return None
+                counts.pop(node, None)
+            elif counts.get(node) is None:
+                # A gRPC client opens no stream of reports before it uses a cluster that has them.
+                silent_s = loads[node].silent_s if node in loads else waited_s
+                if each.proxy_kind is not ProxyKind.GRPC or silent_s < _SILENCE_IS_ZERO_S:
+                    return None
         return sum(filter(None, counts.values()))
 
     async def _wait_for_news(self, timeout_s: float) -> None:
@@ -267,7 +273,14 @@ class EndpointDrainer:
         deadline = time.monotonic() + deadline_s
         report = await self._distribution.acknowledged(places, deadline_s)
         clusters = {key.name for keys in places.values() for key in keys}
-        left = await self._in_progress.drained(clusters, deadline, address=address)
+        left: Mapping[str, int | None]
+        if report.done:
+            left = await self._in_progress.drained(clusters, deadline, address=address)
+        else:
+            # A proxy that has not acknowledged may still begin requests, so no count ends the wait.
+            with self._in_progress.watch(clusters):
+                await asyncio.sleep(deadline - time.monotonic())
+                left = {name: self._in_progress.last_known(name, address) for name in clusters}
         stranded = sum(filter(None, left.values()))
         return DrainResult(stranded, _why_not_drained(report, left))
 

@@ -7,7 +7,7 @@
         metrics_port: 9500
         settings: {model_repository: models}
 
-`settings` become flags of the server (``max_batch_size: 8`` is ``--max-batch-size=8``), and the
+`settings` become flags of the server (``stream_window: 8`` is ``--stream-window=8``), and the
 server checks them. This module checks everything else, and each error says where it is, what is
 wrong, and how to fix it. With a section ``mesh`` (see `mesh_section`), servers that have ``labels``
 stand behind an Envoy.
