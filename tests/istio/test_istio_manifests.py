@@ -26,6 +26,7 @@ from tidegate.istio.editing.plain_values import plain
 from tidegate.istio.editing.shifts import Shift, header_condition, shift, sticky_source
 from tidegate.istio.editing.yaml_text import spliced
 from tidegate.istio.reading.documents import parse_part
+from tidegate.istio.virtual_service import HttpMatchRequest
 
 HOST = "vision.models.svc.cluster.local"
 VISION = ObjectName(Kind.VIRTUAL_SERVICE, "models", "vision")
@@ -335,6 +336,28 @@ def test_subsets_are_added_and_removed():
 def test_invalid_manifest_is_refused_by_path(manifest, kind, words):
     with pytest.raises(kind, match=words):
         parse_manifest(SERVICE | manifest)
+
+
+def test_changed_item_of_a_list_that_cannot_be_paired_is_written_anew():
+    service = copy.deepcopy(SERVICE)
+    rule = {
+        "match": [{"uri": {"prefix": "/a"}}],
+        "timeout": None,
+        "route": [{"destination": {"host": "vision"}}],
+        "newInIstio": 1,
+    }
+    service["spec"]["http"] = [rule]
+    before = parse_manifest(service)
+    http = tuple(
+        dataclasses.replace(before.http[0], match=(HttpMatchRequest(ignore_uri_case=each),))
+        for each in (True, False)
+    )
+    first, _ = edit_manifest(service, dataclasses.replace(before, http=http))["spec"]["http"]
+    assert first == {
+        "match": [{"ignoreUriCase": True}],
+        "route": [{"destination": {"host": "vision"}, "weight": 0}],
+        "newInIstio": 1,
+    }
 
 
 def test_manifest_of_another_object_is_not_edited():

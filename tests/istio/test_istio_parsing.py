@@ -391,6 +391,14 @@ def test_default_of_a_field_that_cannot_be_read_is_not_refused(kind, spec, paths
     assert [path for _, path, _ in problems(manifest(kind, spec))] == paths
 
 
+def test_object_whose_required_field_is_wrong_is_judged_by_the_compiler_in_the_next_run():
+    text = manifest(Kind.DESTINATION_RULE, "host: a_b\ntrafficPolicy: {tunnel: {}}")
+    assert [path for _, path, _ in problems(text)] == ["spec.host"]
+    assert [path for _, path, _ in problems(text.replace("a_b", "a"))] == [
+        "spec.trafficPolicy.tunnel"
+    ]
+
+
 @pytest.mark.parametrize(
     ("policy", "hint"),
     [

@@ -2,7 +2,9 @@
 
 An API server returns more than Tidegate reads: uid and managedFields, status, annotations of other
 programs, fields of a newer Istio. An edit changes what differs between the object before and after,
-and every other value of the manifest stays unchanged.
+and every other value of the manifest stays unchanged. The exception is a list whose items before
+and after cannot be paired. Its changed items are written anew, with default numbers and without
+explicit nulls; fields that are not read are kept.
 """
 
 import copy

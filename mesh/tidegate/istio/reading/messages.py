@@ -2,8 +2,9 @@
 
 The declarations in the dataclasses give one reader for each type. A reader takes a node and returns
 a value. Where the node is wrong, the reader adds a problem and returns ``NOTHING``. Reading
-continues after a problem, so that all problems are reported at once. A message whose optional field
-is wrong is still made, but its own rules are not applied.
+continues after a problem, so that all problems of reading are reported at once. A message whose
+optional field is wrong is still made, but its own rules are not applied. A message whose required
+field is wrong is not made, so neither its rules nor the compiler's check apply until it is mended.
 """
 
 import dataclasses
