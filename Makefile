@@ -74,7 +74,7 @@ bench: bench-vision bench-llm bench-hop bench-shifts ## Run every benchmark.
 bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its baseline and its peers.
 	@$(BIN)/python benchmarks/vision/run.py
 
-bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside bare vLLM and vLLM's OpenAI server.
+bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside its baseline, `AsyncLLM` alone, and vLLM's OpenAI server.
 	@$(BIN)/python benchmarks/llm/run.py
 
 bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load; fail if a request is lost. Twenty minutes.

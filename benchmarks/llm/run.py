@@ -1,4 +1,4 @@
-"""Compares the Tidegate LLM server with bare AsyncLLM and vLLM's OpenAI server, side by side.
+"""Compares the Tidegate LLM server with the baseline and vLLM's OpenAI server, side by side.
 
     python benchmarks/llm/run.py            # about half an hour
     python benchmarks/llm/run.py --quick    # about eight minutes

@@ -1,4 +1,4 @@
-"""The baseline: a bare OpenVINO loop, the throughput of this machine without any serving.
+"""The baseline: OpenVINO in a loop, the throughput of this machine without any serving.
 
 Two threads, as the server has on two cores. Each decodes a batch of JPEGs and runs it, repeatedly,
 with the server's own decoding and engine. There is no queue, no protocol and no labels between

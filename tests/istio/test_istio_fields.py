@@ -107,3 +107,8 @@ def test_every_field_that_is_not_read_is_refused_by_the_compiler(message):
 def test_every_refused_value_is_one_of_its_field():
     for kind, refused in UNSUPPORTED_VALUES.items():
         assert refused.keys() <= {member.value for member in kind}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED_VALUES, ids=lambda each: each.__name__)
+def test_hints_leave_out_every_refused_value(kind):
+    assert UNSUPPORTED_VALUES[kind].keys() == kind.NOT_COMPILED

@@ -181,6 +181,44 @@ def test_fields_that_are_not_read_are_kept_with_their_message():
     assert rule.traffic_policy.connection_pool.tcp.tcp_keepalive.probes == 200
 
 
+def test_wrapped_value_beside_a_new_field_is_kept_and_not_read():
+    service = copy.deepcopy(SERVICE)
+    rule = service["spec"]["http"][2]
+    rule["route"][0]["destination"]["port"]["name"] = "http"
+    rule |= {"mirror": {"host": "vision"}, "mirrorPercentage": {"value": 5, "unit": "x"}}
+    read = parse_manifest(service).http[2]
+    assert read.route[0].destination.port is None
+    assert read.route[0].destination.opaque == {"port": {"number": 8500, "name": "http"}}
+    assert read.opaque["mirrorPercentage"] == {"value": 5, "unit": "x"}
+    assert changes(service, shifted(Shift(host="vision", weights={"v2": 30}), service)) == [
+        (".spec.http[2].route[0].weight", 20, 30),
+        (".spec.http[2].route[1].weight", 80, 70),
+    ]
+
+
+def test_policy_of_a_port_with_a_new_field_is_kept_with_all_ports():
+    policy = {"portLevelSettings": [{"port": {"number": 80, "foo": 1}, "tls": {"sni": "a"}}]}
+    manifest = RULE | {"spec": {"host": "vision", "trafficPolicy": policy}}
+    rule = parse_manifest(manifest)
+    assert rule.traffic_policy.opaque == policy
+    assert edit_manifest(manifest, rule) == manifest
+
+
+def test_selector_with_a_new_field_is_kept():
+    selector = {"labels": {"app": "vision"}, "new": True}
+    spec = {"hosts": ["a.b"], "ports": [{"number": 80, "name": "a"}], "workloadSelector": selector}
+    entry = parse_manifest(RULE | {"kind": "ServiceEntry", "spec": spec})
+    assert entry.workload_selector is None
+    assert entry.opaque == {"workloadSelector": selector}
+
+
+def test_required_value_that_no_optional_field_contains_must_be_readable():
+    port = {"number": 80, "name": "a", "protocol": "NEW"}
+    spec = {"servers": [{"port": port, "hosts": ["*"]}]}
+    with pytest.raises(IstioObjectErrors, match=r"servers\[0\].port.protocol: cannot be 'NEW'"):
+        parse_manifest(RULE | {"kind": "Gateway", "spec": spec})
+
+
 @pytest.mark.parametrize("manifest", [SERVICE, RULE], ids=lambda each: each["kind"])
 def test_writing_returns_every_opaque_field(manifest):
     written = plain(parse_manifest(manifest))
@@ -324,7 +362,7 @@ def mappings(value):
         yield value
         for key, each in value.items():
             # The keys of these mappings are not fields.
-            if key not in ("headers", "set", "labels", "annotations", "tcp", "tls", "port"):
+            if key not in ("headers", "set", "labels", "annotations", "tcp", "tls"):
                 yield from mappings(each)
     elif isinstance(value, list):
         for each in value:

@@ -365,6 +365,57 @@ def test_all_mistakes_are_reported_at_once_with_their_lines():
 
 
 @pytest.mark.parametrize(
+    ("kind", "spec", "paths"),
+    [
+        (
+            Kind.SERVICE_ENTRY,
+            "hosts: [a.b]\nresolution: STATC\nports: [{number: 1, name: g}]",
+            ["spec.resolution"],
+        ),
+        (
+            Kind.VIRTUAL_SERVICE,
+            "hosts: ['*x.com']\nhttp: [{redirect: {uri: /}}]",
+            ["spec.hosts[0]"],
+        ),
+        (
+            Kind.GATEWAY,
+            (
+                "servers:\n- port: {number: 1, name: a, protocol: HTTPS}\n  hosts: ['*']\n"
+                "  tls: {mode: SIMPEL}\n  bind: 0.0.0.0"
+            ),
+            ["spec.servers[0].tls.mode", "spec.servers[0].bind"],
+        ),
+    ],
+)
+def test_default_of_a_field_that_cannot_be_read_is_not_refused(kind, spec, paths):
+    assert [path for _, path, _ in problems(manifest(kind, spec))] == paths
+
+
+@pytest.mark.parametrize(
+    ("policy", "hint"),
+    [
+        (
+            "loadBalancer: {simple: LEAST_CON}",
+            "known are UNSPECIFIED, RANDOM, ROUND_ROBIN, LEAST_REQUEST",
+        ),
+        ("tls: {mode: FOO}", "known are DISABLE, SIMPLE, MUTUAL"),
+        ("tls: {mode: ISTIO_MUTUALL}", "did you mean 'MUTUAL'?"),
+        (
+            "tunel: {}",
+            (
+                "known are loadBalancer, connectionPool, outlierDetection, tls, portLevelSettings, "
+                "retryBudget"
+            ),
+        ),
+    ],
+)
+def test_hint_names_only_what_the_compiler_supports(policy, hint):
+    text = manifest(Kind.DESTINATION_RULE, f"host: a\ntrafficPolicy:\n  {policy}")
+    ((_, _, told),) = problems(text)
+    assert told.endswith(f"; {hint}")
+
+
+@pytest.mark.parametrize(
     ("metadata", "path", "words"),
     [
         ("annotations: {tidegate.dev/stick: x}\n", "[tidegate.dev/stick]", "did you mean 'tidegat"),

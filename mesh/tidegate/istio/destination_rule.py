@@ -50,6 +50,8 @@ class SimpleLoadBalancer(enum.Enum):
     LEAST_CONN = "LEAST_CONN"
     PASSTHROUGH = "PASSTHROUGH"
 
+    NOT_COMPILED = enum.nonmember(frozenset({"LEAST_CONN", "PASSTHROUGH"}))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCookie(Message):
@@ -281,6 +283,8 @@ class ClientTlsMode(enum.Enum):
     SIMPLE = "SIMPLE"
     MUTUAL = "MUTUAL"
     ISTIO_MUTUAL = "ISTIO_MUTUAL"
+
+    NOT_COMPILED = enum.nonmember(frozenset({"ISTIO_MUTUAL"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

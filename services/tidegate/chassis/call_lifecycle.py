@@ -114,9 +114,9 @@ class Method:
 class CallLifecycle(InFlightCall):
     """Context in which a handler runs; an error that leaves it ends the call with a rich status.
 
-    The context swallows the error. gRPC keeps the error that ended a call, and an error keeps its
-    frames, and so the request: a cycle of megabytes that would wait for the garbage collector,
-    which counts objects, not bytes.
+    The context swallows the error. gRPC keeps the error that ended a call, the error keeps its
+    frames, and the frames keep the request. This cycle would hold megabytes until the garbage
+    collector runs, which counts objects, not bytes.
 
     Args:
         method: The called method.
@@ -215,7 +215,7 @@ class CallLifecycle(InFlightCall):
         return code
 
     def _why_cancelled(self) -> grpc.StatusCode:
-        """Tells a passed deadline from a client that left: gRPC cancels the task for both."""
+        """Returns whether the deadline passed or the client left; gRPC cancels for both."""
         remaining_s = self._context.time_remaining()
         if remaining_s is not None:
             elapsed_s = time.perf_counter() - self._began_s
@@ -257,7 +257,7 @@ class CallLifecycle(InFlightCall):
             self._method.metrics.handled, code, seconds, self._ended_requests(code)
         )
         fault = code in _SERVER_FAULTS
-        # An overloaded server has no time to log each rejection; the metric counts them.
+        # An overloaded server has no time to log each refusal; the metric counts them.
         quiet = code in {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
         if not quiet or (error and _logs_debug()):
             log = _log.warning if fault else _log.info

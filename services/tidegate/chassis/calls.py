@@ -125,8 +125,8 @@ def deferred_client_identity(context: ServicerContext, header: str) -> Callable[
 
     The header wins, because behind a proxy only the header tells clients apart. Next come the name
     in the client's TLS certificate and the peer's address without its port. Call the function only
-    when the name is needed, in any task while the call runs: asking gRPC for the peer takes longer
-    than everything else that a handler asks about its call.
+    if the name is needed; any task may call it while the call runs. Asking gRPC for the peer takes
+    longer than everything else that a handler asks about its call.
 
     Args:
         context: The gRPC context of the call.

@@ -42,7 +42,7 @@ __all__ = [
 DOMAIN: Final = "tidegate"
 
 # All trailers share one header block, and the details travel in base64. gRPC rejects some blocks
-# above 8 KiB and all above 16 KiB: an error that is too long would reach the client as another.
+# above 8 KiB and all above 16 KiB, and replaces an error that is too long by another one.
 _MAX_MESSAGE_BYTES: Final = 512
 _MAX_ENTRIES: Final = 8
 _MAX_NAME_BYTES: Final = 80

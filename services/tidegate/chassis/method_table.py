@@ -1,6 +1,6 @@
 """The methods of a server, each with one wrapper around its handler.
 
-The wrapper runs every call in a `CallLifecycle`, rejects calls beyond the limit and parses the
+The wrapper runs every call in a `CallLifecycle`, refuses calls beyond the limit and parses the
 request. One wrapper instead of four stacked ones, with metric labels bound and handlers cached by
 method, costs little beside gRPC's own work. The table is a generic handler, not an interceptor: for
 an interceptor `grpc.aio` makes two more coroutines for each call.
@@ -77,7 +77,7 @@ class MethodTable(grpc.GenericRpcHandler):
         """Sets the address of the server on its spans.
 
         Args:
-            host: Address that the server listens on; spans name the host where it is all addresses.
+            host: Address that the server listens on. If it is all addresses, spans name the host.
             port: Port that the server listens on.
         """
         address = socket.gethostname() if host in _ALL_ADDRESSES else host

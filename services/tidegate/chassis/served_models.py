@@ -41,7 +41,7 @@ _INFO: Final = Gauge(
     ("model", "model_version", "precision", "engine"),
 )
 
-# How often each version, and each set of its labels, is published: twice while it is reloaded.
+# How many loaded models publish each version and each set of its labels: two during a reload.
 _published: Tally[tuple[str, ...]] = Tally()
 
 

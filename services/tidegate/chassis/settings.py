@@ -31,7 +31,7 @@ class ChassisSettings(RuntimeSettings):
     max_concurrent_rpcs: int | None = Field(
         None,
         ge=1,
-        description="RPCs that may run at once; the server rejects more with RESOURCE_EXHAUSTED."
+        description="RPCs that may run at once; the server refuses more with RESOURCE_EXHAUSTED."
         " Health checks do not count. Unset leaves admission to the application's own queue.",
     )
     keepalive_time_s: float = Field(

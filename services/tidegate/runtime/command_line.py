@@ -4,9 +4,9 @@ Every field of the model is a flag. The help of a flag is the field's descriptio
 and environment variables. Flags reach the model as text, so that only the model parses and checks
 values.
 
-`pydantic_settings` has a command line of its own, which cannot say all this: its help has no ranges
-and none of OpenTelemetry's variables, an invalid value ends in a traceback that names neither flag
-nor variable, and nothing prints the configuration.
+This module does not use the command line of `pydantic_settings`. Its help shows neither ranges nor
+OpenTelemetry's variables, an invalid value ends in a traceback that names neither flag nor
+variable, and it cannot print the configuration.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 `run_process` runs one. The rest is for the server that runs in it: `shutdown_on_signals` turns
 SIGTERM and SIGINT into a `Shutdown`, `port_file` tells other programs which ports are open, and
-`schedule_in_batches` and `settle_garbage_collection` keep the process out of its engine's way.
+`schedule_in_batches` and `settle_garbage_collection` leave more processor time to the engine.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class Shutdown:
 
     Attributes:
         requested: Set by the first request.
-        forced: Set by the second request, which waits for nothing.
+        forced: Set by the second request; the server then cancels all calls at once.
     """
 
     def __init__(self) -> None:

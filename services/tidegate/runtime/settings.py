@@ -129,7 +129,7 @@ class RuntimeSettings(BaseSettings):
         0.1,
         ge=0,
         le=10,
-        description="How long the server holds RPCs, without rejecting them, before it sends"
+        description="How long the server holds RPCs, without refusing them, before it sends"
         " GOAWAY, so that no RPC is on its way then; at least a client's round trip. 0 does not"
         " hold.",
     )

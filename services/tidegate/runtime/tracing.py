@@ -13,7 +13,7 @@ lines carry the trace id. Inside a request:
 
 The interceptor of `opentelemetry-instrumentation-grpc` is not used. For each call it wraps the
 context in a proxy. It runs a server stream inside an asynchronous generator, whose span leaks when
-the client leaves between two messages. And it marks rejections such as NOT_FOUND as exceptions.
+the client leaves between two messages. And it marks refusals such as NOT_FOUND as exceptions.
 """
 
 import functools

@@ -161,15 +161,18 @@ def parse_manifest(manifest: Mapping[str, Any], source: str = "API server") -> I
     """Parses a manifest as an API server returns it, with uid, managedFields and status.
 
     The server has validated the object. So a field that Tidegate does not know, or a value that it
-    cannot read, is no error: the object keeps it unchanged.
+    cannot read, is no error: the object keeps it unchanged. If the field is required, the object
+    keeps the nearest optional field around it. There is none around ``servers`` of a Gateway, so a
+    protocol of a newer Istio there is an error.
 
     Args:
         manifest: The manifest as plain values.
         source: A name of the manifest for problems, which have paths and no lines.
 
     Raises:
-        IstioObjectErrors: The manifest has no name or no spec, or a ``tidegate.dev`` annotation is
-            wrong, which no API server checks.
+        IstioObjectErrors: The manifest has no name or no spec, a required field that no optional
+            field contains cannot be read, or a ``tidegate.dev`` annotation is wrong, which no API
+            server checks.
         IstioError: Tidegate does not read the kind of the manifest.
     """
     parsed = Parsed(source, validated=True)
@@ -306,13 +309,21 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
         spec = found["spec"][1]
         made = read_message(spec, cls, "spec", reading, name=name, annotations=annotations)
     if made is not NOTHING and parsed.check is not None:
+        refused = [path for _, path, _, _ in reading.problems]
         for found_wrong in parsed.check(made):
+            # Where a value could not be read, the object has the field's default.
+            if any(_is_at_or_below(path, found_wrong.path) for path in refused):
+                continue
             place = find_key(node, found_wrong.path)
             reading.refuse(place, found_wrong.path, found_wrong.problem, found_wrong.fix)
     for line, path, problem, fix in sorted(reading.problems, key=lambda each: each[0]):
         parsed.refuse(line, str(name) if name.name else kind.value, path, problem, fix)
     if made is not NOTHING and not reading.problems:
         parsed.objects.append(ParsedObject(made, node))
+
+
+def _is_at_or_below(path: str, above: str) -> bool:
+    return path == above or path.startswith((f"{above}.", f"{above}["))
 
 
 def _check_metadata(

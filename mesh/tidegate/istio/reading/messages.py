@@ -145,8 +145,7 @@ def _read_fields(
             opaque[key] = value_of(value_node)
             whole = False
         elif shape is None:
-            fix = meant(key, (*shapes, *message.OPAQUE))
-            reading.refuse(key_node, join(path, key), "is not a field here", fix)
+            reading.refuse(key_node, join(path, key), "is not a field here", meant(key, shapes))
             whole = False
         elif not is_null(value_node):
             before = len(reading.problems)
@@ -215,17 +214,15 @@ def _read_inside(read: Read, wrapper: Inside, node: Node, path: str, reading: Re
         example = f"{{{wrapper.field}: {node.value}}}" if isinstance(node, ScalarNode) else ""
         return wrong_kind(node, path, reading, f"a mapping {example}".rstrip())
     found, _ = entries(node)
-    value: Any = NOTHING
-    for key, (key_node, value_node) in found.items():
-        if key == wrapper.field:
-            value = read(value_node, f"{path}.{key}", reading)
-        else:
-            reading.refuse(
-                key_node, f"{path}.{key}", "is not a field here", meant(key, [wrapper.field])
-            )
+    unknown = [key for key in found if key != wrapper.field]
+    for key in unknown:
+        fix = meant(key, [wrapper.field])
+        reading.refuse(found[key][0], join(path, key), "is not a field here", fix)
     if wrapper.field not in found:
-        reading.refuse(node, path, f"lacks '{wrapper.field}'", f"add '{wrapper.field}'")
-    return value
+        return reading.refuse(node, path, f"lacks '{wrapper.field}'", f"add '{wrapper.field}'")
+    value = read(found[wrapper.field][1], f"{path}.{wrapper.field}", reading)
+    # The value alone would lose the other fields, which an API server may know.
+    return NOTHING if unknown else value
 
 
 def _read_tuple(read: Read, node: Node, path: str, reading: Reading) -> Any:
@@ -263,7 +260,8 @@ def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -
     try:
         return kind(text)
     except ValueError:
-        known = [str(member.value) for member in kind]
+        refused = getattr(kind, "NOT_COMPILED", ())
+        known = [str(member.value) for member in kind if member.value not in refused]
         return reading.refuse(node, path, f"cannot be {text!r}", meant(text, known))
 
 

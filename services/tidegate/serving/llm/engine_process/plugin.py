@@ -1,8 +1,8 @@
 """The plugin that vLLM runs in each of its processes: how they end, and what they compute.
 
-vLLM's engine ends when its server tells it to. If the server is killed, for example out of memory,
-the engine would stay and keep the model's memory, and the next server would find too little. vLLM
-runs `prepare_process` in each of its processes as a plugin (``vllm.general_plugins``).
+vLLM's engine ends when its server tells it to. If the kernel kills the server, for example out of
+memory, the engine must end too: otherwise it keeps the model's memory, and the next server lacks
+it. vLLM runs `prepare_process` in each of its processes as a plugin (``vllm.general_plugins``).
 """
 
 import atexit

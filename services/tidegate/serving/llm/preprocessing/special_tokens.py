@@ -5,11 +5,11 @@ finds these names in the rendered text, whoever wrote them. A message with such 
 itself and begin another message, for example one of the system. Here only the template's own names
 become special tokens:
 
-1. `NameEscaper.escape` puts an escape character, one that occurs nowhere else, into a client's text
-   before each position where a name begins, or could begin once the template has put its own text
-   beside it. Some templates also edit texts (SmolLM3's removes "/think" from system messages). For
-   these templates, a text that has all characters of a name in their order gets an escape character
-   wherever a first character of a name is.
+1. `NameEscaper.escape` marks each place in a client's text where a name begins, and each place
+   where the template's own text could complete one. The mark is an escape character, which occurs
+   nowhere else. Some templates also edit texts (SmolLM3's removes "/think" from system messages).
+   For these templates, a text that has all characters of a name in their order gets an escape
+   character wherever a first character of a name is.
 2. The template renders the escaped texts. It can still strip, split and compare them.
 3. `LiteralTokenizer.encode_rendered` treats a name without an escape character as the template's.
    It replaces each of these by a random secret name, removes the escape characters, and encodes the

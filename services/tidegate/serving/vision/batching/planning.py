@@ -22,8 +22,8 @@ __all__ = [
 
 # The throughput that a larger batch must gain to be worth the wait of its images.
 _WORTHWHILE_GAIN = 0.03
-# The weight of one image or run in the estimate. Under overload, requests are admitted just when
-# the estimate is lowest, so an estimate that follows every quick run promises too much.
+# The weight of one image or run in the estimate, which follows single runs slowly. Otherwise one
+# quick run would admit too many requests, since requests are admitted when the estimate is low.
 _SMOOTHING = 0.02
 
 
@@ -89,9 +89,9 @@ def next_step(state: QueueState) -> WorkerStep:
 def images_to_prepare(state: QueueState, workers: int) -> int:
     """Decides how many images a worker decodes before it asks for its next step.
 
-    Where the engine shares the host and enough images wait for every worker, this is what a batch
-    still lacks, because each step costs a turn of the lock and of the interpreter. It is one image
-    when few wait, so that they are spread over the cores, and for an engine on its own device,
+    If the engine shares the host and enough images wait for every worker, a worker decodes as many
+    as the batch still needs, because each step takes the lock and the interpreter. If few wait, it
+    decodes one, so that all cores get work. It also decodes one for an engine on its own device,
     which takes the ready images as soon as it is free.
 
     Args:

@@ -14,10 +14,10 @@ To add an engine:
    (:mod:`tidegate.serving.vision.__main__`) construct it.
 4. Test it as ``tests/services/serving/vision/engines`` tests OpenVINO.
 
-An engine owns its memory. It copies the images of a run to where it computes (a preallocated host
-tensor, or pinned memory and then the device), pads the batch to a size that it is compiled for, and
-returns ordinary arrays. A run blocks the calling thread and releases the GIL. An engine with
-several ``slots`` (streams, execution contexts) accepts as many runs at once.
+An engine owns its memory. It copies the images of a run into that memory (a preallocated host
+tensor, or pinned memory and then the device), pads the batch to a compiled size, and returns
+ordinary arrays. A run blocks the calling thread and releases the GIL. An engine with several
+``slots`` (streams, execution contexts) accepts as many runs at once.
 """
 
 from collections.abc import Sequence
