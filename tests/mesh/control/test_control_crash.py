@@ -48,6 +48,8 @@ async def test_a_change_that_a_kill_interrupted_is_made_at_the_next_start(servin
 
 
 async def test_a_change_that_cannot_be_made_after_a_kill_is_rolled_back(serving):
+    # The change goes on once this is over: the proxy has to be back by then.
+    serving.controller.settings["settle_s"] = 5
     before = (serving.objects / "mesh.yaml").read_text()
     async with serving.load() as load:
         await killed_in_the_middle(serving, deadline_s=1)

@@ -78,7 +78,7 @@ async def test_shift_that_is_rolled_back_says_why_and_fails(shared):
     shared.backends["v2"].health.set_all(False)
     code, output, _ = await run(shared, "shift", "vision", "v2=10", "--deadline", "300ms")
     assert code == 1
-    assert "taken back: outbound|8500|v2|" in output
+    assert "rolled back: outbound|8500|v2|" in output
     assert "no healthy endpoint" in output
     assert output.splitlines()[-1] == "everything is as it was before"
 

@@ -1,8 +1,10 @@
 """Server kinds that other packages register: a server with an HTTP probe, alone and in a mesh."""
 
 import asyncio
+import contextlib
 import json
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from tidegate.mesh.supervisor.config.server_kinds import (
 )
 from tidegate.mesh.supervisor.config.servers_file import ServersFile, load_config
 from tidegate.mesh.supervisor.errors import ConfigError
+from tidegate.mesh.supervisor.process import probes
 from tidegate.mesh.supervisor.process.state_machine import Phase
 from tidegate.mesh.supervisor.programs import server_program
 from tidegate.mesh.supervisor.state.directory import StateDirectory
@@ -125,6 +128,44 @@ def test_fixed_port_with_the_labels_of_a_kind_is_rejected_behind_the_mesh(tmp_pa
         load_config(path)
     path.write_text(json.dumps({"servers": {"one": server | {"labels": {}}}, "mesh": MESH}))
     assert load_config(path).servers["one"].mesh_labels == {}
+
+
+async def test_a_server_that_sends_its_answer_too_slowly_is_not_ready(tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "_TIMEOUT_S", 0.3)
+
+    ended = asyncio.Event()
+
+    async def drip(reader, writer):
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            for _ in range(30):
+                writer.write(b"H")
+                await writer.drain()
+                await asyncio.sleep(0.1)
+        ended.set()
+
+    async with asyncio.timeout(20), await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        port_file = tmp_path / "ports.json"
+        port_file.write_text(json.dumps({"http": server.sockets[0].getsockname()[1]}))
+        probe = probes.HttpProbe(port_file, "127.0.0.1", "/readyz", (Port.HTTP,))
+        async with contextlib.aclosing(probe.results()) as results:
+            await anext(results)
+            began = time.monotonic()
+            assert not (await anext(results)).ready
+            await ended.wait()
+            # All bytes would take 3 s, each of them less than the timeout.
+            assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("probe", "ports", "message"),
+    [
+        (HttpReadiness(), (Port.GRPC,), "kind 'x' has no port 'http', .* HttpReadiness needs"),
+        (GrpcHealth(), (Port.HTTP,), "kind 'x' has no port 'grpc', .* GrpcHealth needs"),
+    ],
+)
+def test_a_kind_without_the_port_of_its_probe_is_rejected(probe, ports, message):
+    with pytest.raises(ValueError, match=message):
+        ServerKind(name="x", command=None, ports=ports, probe=probe)
 
 
 def test_builtin_kinds_have_grpc_probes():

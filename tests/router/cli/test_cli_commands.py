@@ -70,6 +70,17 @@ def test_help_imports_nothing_heavy():
         assert command in done.stdout
 
 
+def test_commands_that_ask_the_controller_import_none_of_it():
+    code = (
+        "import sys\nimport tidegate.cli.mesh.shift, tidegate.cli.mesh.status\n"
+        "heavy = {'envoy', 'prometheus_client', 'pydantic_settings', 'structlog'}\n"
+        "heavy &= set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_one_image_is_shown_in_full(tidegate, server, tmp_path):
     (tmp_path / "cat.jpg").write_bytes(b"jpeg")
     done = tidegate("classify", "cat.jpg", "--vision", server.address, "-k", "2")

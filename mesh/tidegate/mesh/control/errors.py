@@ -49,7 +49,7 @@ class RolledBackError(ControlError):
     """
 
     def __init__(self, stage: str, reason: str) -> None:
-        super().__init__(f"stage {stage} could not be completed and was taken back: {reason}")
+        super().__init__(f"stage {stage} could not be completed and was rolled back: {reason}")
         self.stage = stage
         self.reason = reason
 

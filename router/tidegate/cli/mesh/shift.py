@@ -121,7 +121,7 @@ def reset(
 def _goes_on(what: str, dry_run: bool) -> str:
     if dry_run:
         return "nothing was changed"
-    back = "; take it back with `tidegate mesh reset`" if what == "shift" else ""
+    back = "; undo it with `tidegate mesh reset`" if what == "shift" else ""
     return (
         f"the {what} goes on, once the controller has it; follow it with `tidegate mesh status`"
         f"{back}"

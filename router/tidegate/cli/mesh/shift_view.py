@@ -10,7 +10,7 @@ from rich.spinner import Spinner
 from rich.syntax import Syntax
 from rich.text import Text
 
-from tidegate.mesh.control.transitions.events import IN_EFFECT
+from tidegate.mesh.control.transitions import IN_EFFECT
 from tidegate.mesh.v1 import mesh_pb2
 
 __all__ = ["ShiftView"]
@@ -127,7 +127,7 @@ class ShiftView:
             _Event.KIND_CLUSTER_DRAINED: f"{event.subject} is drained",
             _Event.KIND_STRANDED: f"{event.subject}: {event.message}",
             _Event.KIND_STAGE_DONE: f"done in {_duration(at - stage.began) if stage else ''}",
-            _Event.KIND_ROLLING_BACK: f"taken back: {event.message}",
+            _Event.KIND_ROLLING_BACK: f"rolled back: {event.message}",
             _Event.KIND_ROLLED_BACK: "everything is as it was before",
             _Event.KIND_COMPLETED: f"shifted in {_duration(at - (self._began or at))}"
             + (f" ({event.message})" if event.message else ""),

@@ -24,9 +24,9 @@ _STATES: Final = {
 }
 _TRANSITIONS: Final = {
     mesh_pb2.TRANSITION_STATE_RUNNING: ("running", "yellow"),
-    mesh_pb2.TRANSITION_STATE_ROLLING_BACK: ("is being taken back", "red"),
+    mesh_pb2.TRANSITION_STATE_ROLLING_BACK: ("is being rolled back", "red"),
     mesh_pb2.TRANSITION_STATE_DONE: ("done", "green"),
-    mesh_pb2.TRANSITION_STATE_ROLLED_BACK: ("was taken back", "red"),
+    mesh_pb2.TRANSITION_STATE_ROLLED_BACK: ("was rolled back", "red"),
 }
 
 

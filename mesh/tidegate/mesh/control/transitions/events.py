@@ -9,11 +9,11 @@ from typing import Final, Protocol
 
 from prometheus_client import Counter, Histogram
 
+from tidegate.mesh.control.transitions import IN_EFFECT
 from tidegate.mesh.control.transitions.plan import StageKind
 from tidegate.runtime.logging import get_logger
 
 __all__ = [
-    "IN_EFFECT",
     "Emit",
     "EventKind",
     "TransitionEvent",
@@ -25,9 +25,6 @@ __all__ = [
 ]
 
 _log = get_logger(__name__)
-
-IN_EFFECT: Final = "nothing changes: it is in effect already"
-"""The message of a transition that had nothing to change."""
 
 _TRANSITIONS: Final = Counter(
     "tidegate_mesh_transitions_total", "Transitions that have ended, by state.", ("state",)

@@ -325,4 +325,4 @@ def _amount(stage: Stage) -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    return f"a fault of the controller, taken back; see its log: {error!r}"
+    return f"a fault of the controller, rolled back; see its log: {error!r}"

@@ -66,6 +66,9 @@ class ServerKind:
         ports: The ports of the server. The mesh sends requests to the first.
         probe: How to ask the server whether it is ready.
         labels: The labels that a server has in the mesh unless the file gives it others.
+
+    Raises:
+        ValueError: The probe needs a port that the kind does not have.
     """
 
     name: str
@@ -73,6 +76,14 @@ class ServerKind:
     ports: tuple[Port, ...] = (Port.GRPC, Port.METRICS)
     probe: GrpcHealth | HttpReadiness = GrpcHealth()
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        needed = Port.HTTP if isinstance(self.probe, HttpReadiness) else Port.GRPC
+        if needed not in self.ports:
+            raise ValueError(
+                f"kind '{self.name}' has no port '{needed}', which its probe"
+                f" {type(self.probe).__name__} needs; add it to ports"
+            )
 
 
 KINDS: Final[dict[str, ServerKind]] = {

@@ -5,8 +5,10 @@ process again and again: gRPC health, an HTTP path, or Envoy's admin interface.
 """
 
 import asyncio
+import contextlib
 import http.client
 import json
+import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +108,8 @@ class GrpcProbe:
         """Waits for the ports, then asks for the health without end."""
         addresses = await _addresses(self._port_file, self._host, self._ports)
         yield ProbeResult(addresses, ready=False)
-        async with AsyncClient(addresses.grpc or "", _CLIENT_OPTIONS) as client:
+        assert addresses.grpc is not None  # noqa: S101 - its kind has the port
+        async with AsyncClient(addresses.grpc, _CLIENT_OPTIONS) as client:
             while True:
                 try:
                     ready = await client.health() is HealthStatus.SERVING
@@ -136,8 +139,9 @@ class HttpProbe:
         """Waits for the ports, then gets the path without end."""
         addresses = await _addresses(self._port_file, self._host, self._ports)
         yield ProbeResult(addresses, ready=False)
+        assert addresses.http is not None  # noqa: S101 - its kind has the port
         while True:
-            ready = await asyncio.to_thread(_answers, addresses.http or "", self._path)
+            ready = await _answers(addresses.http, self._path)
             yield ProbeResult(addresses, ready)
             await asyncio.sleep(_READY_INTERVAL_S if ready else _UNREADY_INTERVAL_S)
 
@@ -189,9 +193,23 @@ def _read_ports(port_file: Path, ports: Sequence[Port]) -> dict[Port, int] | Non
         return None
 
 
-def _answers(address: str, path: str) -> bool:
-    """Whether GET of a path has a status from 200 to 399."""
+async def _answers(address: str, path: str) -> bool:
+    """Whether GET of a path has a status from 200 to 399, and in time."""
     connection = http.client.HTTPConnection(address, timeout=_TIMEOUT_S)
+    try:
+        # The timeout of the connection holds for each read, not for the whole answer.
+        async with asyncio.timeout(_TIMEOUT_S):
+            return await asyncio.to_thread(_get, connection, path)
+    except TimeoutError:
+        return False
+    finally:
+        # Ends the thread if it still reads.
+        if (sock := connection.sock) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def _get(connection: http.client.HTTPConnection, path: str) -> bool:
     try:
         connection.request("GET", path)
         return http.client.OK <= connection.getresponse().status < http.client.BAD_REQUEST
