@@ -50,8 +50,6 @@ class SimpleLoadBalancer(enum.Enum):
     LEAST_CONN = "LEAST_CONN"
     PASSTHROUGH = "PASSTHROUGH"
 
-    NOT_COMPILED = enum.nonmember(frozenset({"LEAST_CONN", "PASSTHROUGH"}))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCookie(Message):
@@ -283,8 +281,6 @@ class ClientTlsMode(enum.Enum):
     SIMPLE = "SIMPLE"
     MUTUAL = "MUTUAL"
     ISTIO_MUTUAL = "ISTIO_MUTUAL"
-
-    NOT_COMPILED = enum.nonmember(frozenset({"ISTIO_MUTUAL"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

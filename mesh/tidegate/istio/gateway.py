@@ -36,10 +36,6 @@ class GatewayProtocol(AnyCase):
     REDIS = "REDIS"
     UDP = "UDP"
 
-    NOT_COMPILED = enum.nonmember(
-        frozenset({"HTTP_PROXY", "MONGO", "MYSQL", "REDIS", "UDP", "TCP", "TLS"})
-    )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayPort(Message):
@@ -68,10 +64,6 @@ class ServerTlsMode(enum.Enum):
     ISTIO_MUTUAL = "ISTIO_MUTUAL"
     OPTIONAL_MUTUAL = "OPTIONAL_MUTUAL"
 
-    NOT_COMPILED = enum.nonmember(
-        frozenset({"PASSTHROUGH", "AUTO_PASSTHROUGH", "ISTIO_MUTUAL", "OPTIONAL_MUTUAL"})
-    )
-
 
 class TlsVersion(enum.Enum):
     """A version of TLS, by Istio's name."""
@@ -81,8 +73,6 @@ class TlsVersion(enum.Enum):
     TLSV1_1 = "TLSV1_1"
     TLSV1_2 = "TLSV1_2"
     TLSV1_3 = "TLSV1_3"
-
-    NOT_COMPILED = enum.nonmember(frozenset({"TLSV1_0", "TLSV1_1"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

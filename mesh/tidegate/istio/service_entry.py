@@ -42,8 +42,6 @@ class PortProtocol(AnyCase):
     REDIS = "REDIS"
     UDP = "UDP"
 
-    NOT_COMPILED = enum.nonmember(frozenset({"HTTP_PROXY", "MONGO", "MYSQL", "REDIS", "UDP"}))
-
     @property
     def routed(self) -> bool:
         """Whether the proxy routes single requests and not only connections."""
@@ -83,8 +81,6 @@ class Resolution(enum.Enum):
     DNS = "DNS"
     DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
     DYNAMIC_DNS = "DYNAMIC_DNS"
-
-    NOT_COMPILED = enum.nonmember(frozenset({"NONE", "DYNAMIC_DNS"}))
 
     @property
     def by_dns(self) -> bool:

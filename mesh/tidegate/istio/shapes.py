@@ -4,9 +4,6 @@ The parser, the writer and the tables of supported fields all read these declara
 name is Istio's in snake_case, and its type says how to read it. ``Annotated`` adds what a type
 cannot say: a range, or that Istio wraps the value in a message with one field. A field of Istio
 that Tidegate does not read is declared by its name alone, and its value is kept.
-
-An enum lists in ``NOT_COMPILED`` its values that the compiler refuses. The hints of errors name
-neither these values nor fields that are not read.
 """
 
 import datetime as dt

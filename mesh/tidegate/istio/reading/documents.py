@@ -5,8 +5,9 @@ manifests hold them. A kind of ``networking.istio.io`` that Tidegate does not co
 because on a cluster traffic would depend on it.
 """
 
+import enum
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +41,8 @@ from tidegate.istio.reading.scalar_readers import (
 from tidegate.istio.scalars import is_label, is_label_name, is_label_value, is_object_name, is_time
 
 __all__ = [
-    "Check",
     "Ignored",
+    "ObjectCheck",
     "Parsed",
     "ParsedObject",
     "named_twice",
@@ -64,8 +65,21 @@ _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _KINDS = {kind.value: kind for kind in Kind}
 
 
-Check = Callable[[IstioObject], Iterable[rules.Violation]]
-"""Yields the problems that an object has for a program such as the compiler."""
+@dataclass(frozen=True, slots=True)
+class ObjectCheck:
+    """What a program, such as the compiler, does not support of the objects that it reads.
+
+    Attributes:
+        violations: Yields what an object asks for and the program does not support.
+        refused_values: Values of enums that the program refuses.
+    """
+
+    violations: Callable[[IstioObject], Iterable[rules.Violation]]
+    refused_values: Mapping[type[enum.Enum], Collection[str]]
+
+    def __call__(self, item: IstioObject) -> Iterable[rules.Violation]:
+        """Yields the violations of an object, by paths from its root."""
+        return self.violations(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +137,7 @@ class Parsed:
     source: str
     lines_before: int = 0
     validated: bool = False
-    check: Check | None = None
+    check: ObjectCheck | None = None
     objects: list[ParsedObject] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     problems: list[ObjectProblem] = field(default_factory=list)
@@ -199,7 +213,9 @@ def parts(text: str) -> Iterator[tuple[int, str]]:
     yield lines_before, text[start:]
 
 
-def parse_part(text: str, source: str, lines_before: int = 0, check: Check | None = None) -> Parsed:
+def parse_part(
+    text: str, source: str, lines_before: int = 0, check: ObjectCheck | None = None
+) -> Parsed:
     """Parses the objects of one part and collects its problems.
 
     Args:
@@ -288,7 +304,8 @@ def _read_object(node: MappingNode, kind: Kind, parsed: Parsed) -> None:
     in_metadata = {key: pair for key, pair in in_metadata.items() if not is_null(pair[1])}
     namespace = _text(in_metadata, "namespace") or DEFAULT_NAMESPACE
     name = ObjectName(kind, namespace, _text(in_metadata, "name"))
-    reading = Reading(namespace, parsed.validated)
+    refused_values = parsed.check.refused_values if parsed.check is not None else {}
+    reading = Reading(namespace, parsed.validated, refused_values)
     if not parsed.validated:
         for key in found.keys() - set(_TOP):
             reading.refuse(found[key][0], key, "is not a field here", meant(key, _TOP))

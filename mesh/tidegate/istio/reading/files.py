@@ -7,7 +7,7 @@ from pathlib import Path
 from tidegate.istio.errors import IstioError, IstioObjectErrors, ObjectProblem
 from tidegate.istio.names import ObjectName
 from tidegate.istio.objects import IstioObject, IstioObjects
-from tidegate.istio.reading.documents import Check, Ignored, named_twice, parse_part, parts
+from tidegate.istio.reading.documents import Ignored, ObjectCheck, named_twice, parse_part, parts
 
 __all__ = ["Loaded", "ObjectFile", "ObjectPart", "parse_file", "read_files"]
 
@@ -92,7 +92,7 @@ class Loaded:
         return None
 
 
-def read_files(paths: Sequence[Path], check: Check | None = None) -> Loaded:
+def read_files(paths: Sequence[Path], check: ObjectCheck | None = None) -> Loaded:
     """Reads files, and folders with everything below them.
 
     Args:
@@ -121,7 +121,7 @@ def read_files(paths: Sequence[Path], check: Check | None = None) -> Loaded:
 
 
 def parse_file(
-    path: Path, text: str, known: Sequence[ObjectFile] = (), check: Check | None = None
+    path: Path, text: str, known: Sequence[ObjectFile] = (), check: ObjectCheck | None = None
 ) -> ObjectFile:
     """Parses the text of a file. Only the parts that no known text of the file has are parsed.
 
@@ -159,7 +159,7 @@ def _files_in(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def _read_file(path: Path, problems: list[ObjectProblem], check: Check | None) -> ObjectFile:
+def _read_file(path: Path, problems: list[ObjectProblem], check: ObjectCheck | None) -> ObjectFile:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -179,7 +179,7 @@ def _parsed(
     text: str,
     known: Sequence[ObjectFile],
     problems: list[ObjectProblem],
-    check: Check | None,
+    check: ObjectCheck | None,
 ) -> ObjectFile:
     same = {part.text: part for file in known for part in file.parts}
     earlier = {item.name: item for file in known for item in file.objects}

@@ -261,9 +261,7 @@ def _read_enum(kind: type[enum.Enum], node: Node, path: str, reading: Reading) -
     try:
         return kind(text)
     except ValueError:
-        refused = getattr(kind, "NOT_COMPILED", ())
-        known = [str(member.value) for member in kind if member.value not in refused]
-        return reading.refuse(node, path, f"cannot be {text!r}", meant(text, known))
+        return reading.refuse(node, path, f"cannot be {text!r}", meant(text, reading.known(kind)))
 
 
 def _read_in_range(read: Read, limits: Range, node: Node, path: str, reading: Reading) -> Any:

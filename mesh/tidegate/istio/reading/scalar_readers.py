@@ -7,7 +7,7 @@ A reader takes a node and returns a value. Where the node is wrong, it adds a pr
 import datetime as dt
 import difflib
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,17 +66,24 @@ class Reading:
         namespace: The object's namespace, for short names.
         validated: Whether an API server has validated the object. Then a value that cannot be read
             is kept unchanged.
+        refused_values: Values of enums that the object's user refuses; no fix names them.
         problems: The line, path, problem and fix of each problem so far.
     """
 
     namespace: str
     validated: bool = False
+    refused_values: Mapping[type[enum.Enum], Collection[str]] = field(default_factory=dict)
     problems: list[tuple[int, str, str, str]] = field(default_factory=list)
 
     def refuse(self, node: Node, path: str, problem: str, fix: str) -> Any:
         """Adds a problem; returns ``NOTHING``."""
         self.problems.append((line_of(node), path, problem, fix))
         return NOTHING
+
+    def known(self, kind: type[enum.Enum]) -> list[str]:
+        """Returns the values of an enum that a fix may name."""
+        refused = self.refused_values.get(kind, ())
+        return [str(member.value) for member in kind if member.value not in refused]
 
     def doubt(self, value: Any, node: Node, path: str, problem: str, fix: str) -> Any:
         """Refuses a value of the right type, unless an API server has validated it."""

@@ -10,13 +10,14 @@ import enum
 import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tidegate.istio import destination_rule as dr
 from tidegate.istio import gateway as gw
 from tidegate.istio import service_entry as se
 from tidegate.istio import virtual_service as vs
 from tidegate.istio.objects import IstioObject
+from tidegate.istio.reading.documents import ObjectCheck
 from tidegate.istio.reading.messages import fields_of
 from tidegate.istio.rules import Violation
 from tidegate.istio.shapes import Message
@@ -155,16 +156,12 @@ UNSUPPORTED_VALUES: Mapping[type[enum.Enum], Mapping[str, str]] = {
 """Values of Istio's enums: the reason and the fix of each."""
 
 
-def unsupported(item: IstioObject) -> Iterator[Violation]:
-    """Finds the fields and values of an object that the compiler cannot compile.
-
-    Args:
-        item: An object from the parser.
-
-    Yields:
-        The path of each, from the object's root, with the problem and the fix.
-    """
+def _violations(item: IstioObject) -> Iterator[Violation]:
     return _in_message(item, "spec")
+
+
+unsupported: Final = ObjectCheck(_violations, UNSUPPORTED_VALUES)
+"""Yields the fields and values of an object that the compiler cannot compile."""
 
 
 def _in_message(message: Message, path: str) -> Iterator[Violation]:
