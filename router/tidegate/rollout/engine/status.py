@@ -1,0 +1,116 @@
+"""The status of a rollout: everything that the engine remembers between two steps."""
+
+import enum
+
+import msgspec
+
+from tidegate.evidence.assessment import Assessment
+from tidegate.evidence.state import EvidenceState
+from tidegate.rollout.traffic import TrafficSplit
+
+__all__ = ["ACTIVE", "ENDED", "PauseCause", "Phase", "RolloutStatus"]
+
+
+class Phase(enum.Enum):
+    """Where a rollout is.
+
+    ``PENDING``: it has not touched traffic. ``PROGRESSING``: it gives the candidate traffic and
+    watches. ``PAUSED``: it holds the split until somebody resumes it. ``PROMOTING``,
+    ``ABORTING``, ``COMPLETING``: it has decided and brings the last split into force. The others
+    are the ends: the candidate has all traffic; the baseline has it; a comparison has ended; the
+    rollout was refused; a newer one has replaced it.
+    """
+
+    PENDING = "pending"
+    PROGRESSING = "progressing"
+    PAUSED = "paused"
+    PROMOTING = "promoting"
+    ABORTING = "aborting"
+    COMPLETING = "completing"
+    PROMOTED = "promoted"
+    ABORTED = "aborted"
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    SUPERSEDED = "superseded"
+
+
+ENDED = frozenset({Phase.PROMOTED, Phase.ABORTED, Phase.COMPLETED, Phase.REFUSED, Phase.SUPERSEDED})
+"""The phases in which a rollout does nothing more by itself."""
+
+ACTIVE = frozenset(Phase) - ENDED - {Phase.PENDING}
+"""The phases in which a rollout owns the traffic of its host."""
+
+
+class PauseCause(enum.Enum):
+    """Why a rollout is paused."""
+
+    USER = "a user paused it"
+    FOREIGN_CHANGE = "somebody else changed the traffic"
+    OBJECTIVE = "an objective of importance pause is missed"
+    TIME_UP = "the time is up and nothing is proven"
+    HARM_BUDGET = "the harm budget is spent"
+    SAMPLE_RATIO = "the versions do not get the shares that they are meant to get"
+
+
+class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the engine remembers of a rollout.
+
+    Times are in seconds since the epoch.
+
+    Attributes:
+        generation: The generation of the spec that this status is about; it grows with each
+            change of the spec.
+        phase: Where the rollout is.
+        reason: Why, as one CamelCase word for programs, such as ``WaitingForEvidence``.
+        message: Why, in words with the numbers.
+        stage: The current stage, from 0; see `tidegate.rollout.engine.stages`.
+        stage_since_s: When the stage's split came into force; None before that.
+        started_s: When the rollout first changed traffic; None before that.
+        paused_s: For how long the rollout was paused in all; that time does not count.
+        pause_began_s: When the pause began; None if it is not paused.
+        pause_cause: Why it is paused; None if it is not.
+        ended_s: When it ended; None before that.
+        original: The split that it found.
+        desired: The split that it wants; None before it has decided one.
+        desired_id: Grows with each new desired split.
+        in_force_id: The `desired_id` of the last split that came into force.
+        in_force_since_s: Since when that split is in force.
+        observed: The split that was read last.
+        apply_failures: How often in a row the desired split could not be put in force.
+        evidence: What is remembered of the traffic, by candidate.
+        assessments: What the evidence says, by candidate.
+        harm_spent: Extra bad requests so far, by the best estimate.
+        ramp_weight: The candidate's share of a ramp in percent; 0 before it begins.
+        winner: The version that an A/B test found; empty if none.
+        events: How many events the history has.
+    """
+
+    generation: int = 1
+    phase: Phase = Phase.PENDING
+    reason: str = "New"
+    message: str = ""
+    stage: int = 0
+    stage_since_s: float | None = None
+    started_s: float | None = None
+    paused_s: float = 0.0
+    pause_began_s: float | None = None
+    pause_cause: PauseCause | None = None
+    ended_s: float | None = None
+    original: TrafficSplit | None = None
+    desired: TrafficSplit | None = None
+    desired_id: int = 0
+    in_force_id: int = 0
+    in_force_since_s: float | None = None
+    observed: TrafficSplit | None = None
+    apply_failures: int = 0
+    evidence: dict[str, EvidenceState] = {}
+    assessments: dict[str, Assessment] = {}
+    harm_spent: float = 0.0
+    ramp_weight: float = 0.0
+    winner: str = ""
+    events: int = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the desired split is in force."""
+        return self.in_force_id == self.desired_id

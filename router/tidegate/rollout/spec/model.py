@@ -1,0 +1,273 @@
+"""The `Rollout` object: the source from which the JSON Schema and the CRD are generated.
+
+A wrong object is refused with the path of each wrong field, its value, and what to write instead;
+see `tidegate.rollout.spec.reading`.
+"""
+
+import enum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tidegate.evidence.plan import EvidencePlan, Importance
+from tidegate.evidence.window import VersionName
+from tidegate.rollout.spec.objectives import Objective, SignalKind, StrictModel
+from tidegate.rollout.spec.quantities import Fraction, Seconds
+from tidegate.rollout.spec.strategies import Strategy, Tester
+
+__all__ = [
+    "API_VERSION",
+    "KIND",
+    "Decide",
+    "EvidenceSource",
+    "ForeignChange",
+    "Metadata",
+    "Otherwise",
+    "Rollout",
+    "RolloutSpec",
+    "StickyBy",
+]
+
+API_VERSION = "tidegate.dev/v1alpha1"
+KIND = "Rollout"
+
+_Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+_Host = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+
+
+class Metadata(StrictModel):
+    """The rollout's name."""
+
+    name: _Name
+    """The name, unique in its namespace."""
+
+    namespace: _Name = "default"
+    """The namespace."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the user's own."""
+
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Annotations of the user's own."""
+
+
+class Otherwise(enum.StrEnum):
+    """What happens when the time is up and nothing is proven."""
+
+    PAUSE = "pause"
+    ABORT = "abort"
+    PROMOTE = "promote"
+
+
+class ForeignChange(enum.StrEnum):
+    """What happens when somebody else changes the host's traffic during the rollout."""
+
+    PAUSE = "pause"
+    REASSERT = "reassert"
+    ADOPT = "adopt"
+
+
+class Decide(StrictModel):
+    """When the evidence is enough."""
+
+    false_abort: Annotated[Fraction, Field(gt=0, le=0.5)] = 0.01
+    """The probability that a candidate that meets every objective is ever aborted."""
+
+    bad_promotion: Annotated[Fraction, Field(gt=0, le=0.5)] = 0.05
+    """The probability that a candidate that misses an objective is promoted."""
+
+    within: Annotated[Seconds, Field(ge=1, le=30 * 86400)] = 7200.0
+    """How long the rollout may run without a decision."""
+
+    otherwise: Otherwise = Otherwise.PAUSE
+    """What happens then: `pause`, `abort` or `promote`."""
+
+
+class StickyBy(StrictModel):
+    """What keeps a user on one version. Exactly one of the fields."""
+
+    header: Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")] | None = None
+    """The request header that names the user, in lower case."""
+
+    cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")] | None = None
+    """The cookie that names the user."""
+
+    @model_validator(mode="after")
+    def _names_one_place(self) -> Self:
+        if (self.header is None) == (self.cookie is None):
+            raise ValueError("needs either header or cookie; write `{header: x-user-id}`")
+        return self
+
+
+class EvidenceFrom(enum.StrEnum):
+    """Where counts come from."""
+
+    ACCESS_LOG = "accessLog"
+    PROMETHEUS = "prometheus"
+
+
+class EvidenceSource(StrictModel):
+    """Where the evidence comes from."""
+
+    source: EvidenceFrom = EvidenceFrom.ACCESS_LOG
+    """`accessLog`: every request, from the proxies. `prometheus`: counters of a Prometheus."""
+
+    url: str | None = None
+    """The address of Prometheus, for the source `prometheus` and for the signal `promql`; by
+    default that of the router's settings."""
+
+
+class RolloutSpec(StrictModel):
+    """What the rollout does."""
+
+    host: _Host
+    """The Istio host whose traffic is divided: its full name, or the first label of it."""
+
+    baseline: _Name
+    """The subset that serves now and is trusted."""
+
+    candidate: _Name | None = None
+    """The subset that is new."""
+
+    candidates: Annotated[tuple[_Name, ...], Field(min_length=1, max_length=10)] | None = None
+    """The subsets that are new, for an A/B test of several."""
+
+    strategy: Strategy
+    """How traffic moves."""
+
+    testers: Annotated[tuple[Tester, ...], Field(max_length=20)] = ()
+    """Requests that go to the candidate whatever the weights are."""
+
+    sticky: StickyBy | None = None
+    """Keeps each user on one version. Evidence then counts users, not requests."""
+
+    objectives: Annotated[tuple[Objective, ...], Field(max_length=20)] = ()
+    """What the candidate must not do worse than the baseline."""
+
+    decide: Decide = Decide()
+    """When the evidence is enough."""
+
+    on_foreign_change: ForeignChange = ForeignChange.PAUSE
+    """What happens when somebody else changes the host's traffic meanwhile: `pause`, `reassert` or
+    `adopt`."""
+
+    evidence: EvidenceSource = EvidenceSource()
+    """Where the evidence comes from."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """The candidates."""
+        return self.candidates or ((self.candidate,) if self.candidate else ())
+
+    def evidence_plan(self, candidate: str) -> EvidencePlan:
+        """Returns how the evidence judges a candidate.
+
+        With several candidates each gets an equal part of the error rates (Bonferroni), so that
+        they hold for the whole rollout.
+        """
+        count = len(self.candidate_names)
+        return EvidencePlan(
+            baseline=VersionName(self.baseline),
+            candidate=VersionName(candidate),
+            objectives=tuple(each.judged for each in self.objectives),
+            false_abort=self.decide.false_abort / count,
+            bad_promotion=self.decide.bad_promotion / count,
+            within_s=self.decide.within,
+        )
+
+    def _problems(self) -> "list[str]":
+        return [*self._version_problems(), *self._strategy_problems(), *self._objective_problems()]
+
+    def _version_problems(self) -> "list[str]":
+        found = []
+        if (self.candidate is None) == (self.candidates is None):
+            found.append("needs either candidate or candidates; write `candidate: v2`")
+        if self.candidates is not None and self.strategy.ab is None:
+            found.append("candidates: only `ab` compares several; write `candidate: v2`")
+        if self.baseline in self.candidate_names:
+            found.append(f"candidate: {self.baseline} is the baseline; name another subset")
+        if len(set(self.candidate_names)) != len(self.candidate_names):
+            found.append("candidates: one is named twice; name each once")
+        versions = {self.baseline, *self.candidate_names}
+        for index, tester in enumerate(self.testers):
+            if tester.to is not None and tester.to not in versions:
+                found.append(
+                    f"testers[{index}].to: {tester.to} is neither the baseline nor a candidate;"
+                    f" name one of {', '.join(sorted(versions))}"
+                )
+            if tester.to is None and len(self.candidate_names) > 1:
+                found.append(f"testers[{index}].to is missing; name one of the candidates")
+        return found
+
+    def _strategy_problems(self) -> "list[str]":
+        found = []
+        ab = self.strategy.ab
+        if ab is not None and ab.weights is not None:
+            versions = {self.baseline, *self.candidate_names}
+            if set(ab.weights) != versions:
+                found.append(
+                    f"strategy.ab.weights: name every version once: {', '.join(sorted(versions))}"
+                )
+        canary = self.strategy.canary
+        if canary is not None and canary.ramp is not None:
+            kinds = {each.signal.kind for each in self._aborting()}
+            if SignalKind.EVENT not in kinds and SignalKind.NUMBER not in kinds:
+                found.append(
+                    "strategy.canary.ramp needs an objective that counts bad requests; add"
+                    " `{signal: grpcFailures}` to objectives"
+                )
+        return found
+
+    def _objective_problems(self) -> "list[str]":
+        found = []
+        names = [each.metric for each in self.objectives]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                found.append(f"objectives[{index}]: {name} is there twice; give one a `name`")
+        needs_evidence = self.strategy.manual is None and self.strategy.ab is None
+        if needs_evidence and not self._deciding():
+            found.append(
+                "objectives: nothing can promote the candidate; add `{signal: grpcFailures}`, or"
+                " use the strategy `manual`"
+            )
+        if self.strategy.shadow is None and self.strategy.blue_green is None:
+            for index, each in enumerate(self.objectives):
+                if each.signal == "answerDisagreement":
+                    found.append(
+                        f"objectives[{index}].signal: answers can be compared only where requests"
+                        " are mirrored; use the strategy `shadow`"
+                    )
+        return found
+
+    def _aborting(self) -> "list[Objective]":
+        return [each for each in self.objectives if each.followed_by is Importance.ABORT]
+
+    def _deciding(self) -> "list[Objective]":
+        return [each for each in self.objectives if each.followed_by is not Importance.REPORT]
+
+
+class Rollout(StrictModel):
+    """A rollout of a model version."""
+
+    api_version: Literal["tidegate.dev/v1alpha1"]
+    """`tidegate.dev/v1alpha1`."""
+
+    kind: Literal["Rollout"]
+    """`Rollout`."""
+
+    metadata: Metadata
+    """The rollout's name."""
+
+    spec: RolloutSpec
+    """What the rollout does."""
+
+    @property
+    def key(self) -> str:
+        """The rollout's identity, ``namespace/name``."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"

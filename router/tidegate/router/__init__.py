@@ -1,0 +1,1 @@
+"""The router: the program that runs rollouts."""

@@ -1,0 +1,1 @@
+"""How rollouts change traffic: the `TrafficRouter` interface and its implementations."""

@@ -1,0 +1,53 @@
+"""The `TrafficRouter` interface: how a rollout reads and changes the traffic of a host.
+
+It has two implementations: the laptop's asks `MeshService`, which changes traffic stage by stage
+and waits for the proxies; the cluster's writes Istio objects to Kubernetes.
+"""
+
+from typing import Protocol
+
+from tidegate.errors import TidegateError
+from tidegate.rollout.traffic import Applied, HostTraffic, TrafficSplit
+
+__all__ = ["TrafficError", "TrafficRouter"]
+
+
+class TrafficError(TidegateError):
+    """A split is not in force, and the message says why.
+
+    Attributes:
+        permanent: Whether to try again is useless until somebody changes something.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class TrafficRouter(Protocol):
+    """Reads and changes the traffic of hosts."""
+
+    async def read(self, host: str) -> HostTraffic:
+        """Returns the traffic of a host.
+
+        Raises:
+            TrafficError: The host is unknown, or nothing answers.
+        """
+        ...
+
+    async def apply(self, host: str, split: TrafficSplit, owner: str) -> Applied:
+        """Puts a split in force; returns once it is.
+
+        The call is idempotent. What earlier splits of the owner added and this one lacks, such as
+        routes for testers and mirrors, is removed.
+
+        Args:
+            host: The host.
+            split: The split.
+            owner: The rollout that owns the host's traffic from now on, as ``namespace/name``;
+                empty gives the host back.
+
+        Raises:
+            TrafficError: The split is not in force; everything is as it was before.
+        """
+        ...
