@@ -214,10 +214,8 @@ class Objective(StrictModel):
                 for_s=_DEFAULT_LASTING_S if self.lasting is None else self.lasting,
             )
         if self.signal.kind is SignalKind.CATEGORY:
-            difference = _DEFAULT_DISTANCE
-            if self.tolerate is not None and self.tolerate.difference is not None:
-                difference = self.tolerate.difference
-            return MixTest(distance=difference)
+            distance = None if self.tolerate is None else self.tolerate.difference
+            return MixTest(distance=_DEFAULT_DISTANCE if distance is None else distance)
         ratio = None if self.tolerate is None else self.tolerate.ratio
         difference = None if self.tolerate is None else self.tolerate.difference
         if self.quantile is not None:

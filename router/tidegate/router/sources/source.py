@@ -1,0 +1,81 @@
+"""The interface of a source of evidence.
+
+A rollout tells a source what to watch, and each time that the weights have changed. It takes the
+windows that have come together since it asked last. A window never spans a change of weights.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from tidegate.evidence.window import TrafficWindow
+from tidegate.rollout.measures import Measure
+from tidegate.rollout.traffic import Sticky
+
+__all__ = ["Epoch", "TrafficSource", "Watched"]
+
+
+class Watched(msgspec.Struct, frozen=True, kw_only=True):
+    """What to count.
+
+    Attributes:
+        host: The host's full name.
+        baseline: The subset that is trusted.
+        candidates: The subsets that are judged.
+        measures: What to count of each request.
+        sticky: Whether a user counts once, and what names the user; None counts requests.
+        mirrored: Whether the candidates get copies of requests, which only their proxy's upstream
+            log has.
+        url: The address of Prometheus, for a source or a measure that asks it; empty otherwise.
+    """
+
+    host: str
+    baseline: str
+    candidates: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    sticky: Sticky | None = None
+    mirrored: bool = False
+    url: str = ""
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True):
+    """A time of unchanged weights.
+
+    Attributes:
+        shares: The intended share of each version, from 0 to 1; of a mirrored version the share of
+            requests that are copied.
+        requested_s: When the change to these weights was begun. Requests that started from then
+            until `since_s` count in no epoch.
+        since_s: Since when the weights are in force.
+    """
+
+    shares: dict[str, float]
+    requested_s: float
+    since_s: float
+
+
+class TrafficSource(Protocol):
+    """Counts the traffic of hosts."""
+
+    def watch(self, key: str, watched: Watched) -> None:
+        """Counts for a rollout from now on; replaces what was watched under its key."""
+        ...
+
+    def begin_change(self, key: str, now_s: float) -> None:
+        """Says that the weights are about to change: the current epoch ends at `now_s`."""
+        ...
+
+    def begin_epoch(self, key: str, epoch: Epoch) -> None:
+        """Says that new weights are in force."""
+        ...
+
+    async def take(self, key: str, now_s: float) -> tuple[TrafficWindow, ...]:
+        """Returns what was counted since the last call, one window for each epoch with traffic.
+
+        A request counts in the epoch in which it started, also when it ends later.
+        """
+        ...
+
+    def forget(self, key: str) -> None:
+        """Counts no longer for a rollout."""
+        ...
