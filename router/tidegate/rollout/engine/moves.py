@@ -207,7 +207,7 @@ class Moves:
             weight = self.ramp.start_weight
             changes |= self._wants(ramp_split(self.spec, self.original, weight))
             changes |= {"ramp_weight": weight, "harm_forgiven": status.harm_spent}
-        self.draft.record(EventKind.RESUMED, f"resumed by a user{why}", **changes)
+        self.draft.record(EventKind.RESUMED, f"resumed by a user{why}", None, **changes)
 
     def _wants(self, split: TrafficSplit) -> dict[str, object]:
         return {"desired": split, "desired_id": self.status.desired_id + 1}
