@@ -206,7 +206,8 @@ def _safe_growth(ratio: float, quantile: float, recent: Counts, candidate: Count
 
 def _above(counts: Counts) -> Counts:
     """Returns how many numbers are above the upper edge of each bucket."""
-    return counts.sum() - np.cumsum(counts)
+    above: Counts = counts.sum() - np.cumsum(counts)
+    return above
 
 
 def _remember(recent: Counts, counts: Counts, quantile: float) -> Counts:

@@ -54,7 +54,7 @@ def test_candidate_that_never_fails_is_promoted():
 def test_nothing_is_no_data_and_neither_promotes_nor_aborts():
     assessment = judged(plan(), [])
     assert assessment.objectives[0].verdict is Verdict.NO_DATA
-    assert not (assessment.promote or assessment.abort or assessment.pause)
+    assert not any((assessment.promote, assessment.abort, assessment.pause))
     assert assessment.excess_rate_high == 1.0
 
 
