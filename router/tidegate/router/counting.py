@@ -6,7 +6,7 @@ it, or a change failed. Then it ends with the last look at which the traffic was
 what came after counts in no epoch.
 """
 
-from tidegate.evidence.window import TrafficWindow, VersionName
+from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.measures import measures_of
 from tidegate.rollout.spec.model import RolloutSpec
 from tidegate.rollout.traffic import Applied, HostTraffic, MatchKind, Sticky, TrafficSplit
@@ -53,9 +53,7 @@ class Counting:
         if self._changing or began_s <= self._changed_s:
             # The reading may be of before the rollout's own change.
             return
-        if self._epoch is not None and (
-            traffic.problem or not self._epoch.same_as(traffic.split)
-        ):
+        if self._epoch is not None and (traffic.problem or not self._epoch.same_as(traffic.split)):
             self.source.begin_change(self._key, self._seen_s)
             self._epoch = None
         if traffic.problem:
@@ -93,14 +91,14 @@ class Counting:
 
     def _begin(self, split: TrafficSplit, *, requested_s: float, since_s: float) -> None:
         self._epoch = split
-        epoch = Epoch(shares=dict(shares_of(split)), requested_s=requested_s, since_s=since_s)
+        epoch = Epoch(shares=shares_of(split), requested_s=requested_s, since_s=since_s)
         self.source.begin_epoch(self._key, epoch)
 
 
-def shares_of(split: TrafficSplit) -> dict[VersionName, float]:
+def shares_of(split: TrafficSplit) -> dict[str, float]:
     """Returns the shares of the versions from 0 to 1; of a mirrored version that of its copies."""
     shares = split.mirrors | {name: weight for name, weight in split.weights.items() if weight}
-    return {VersionName(name): percent / 100 for name, percent in shares.items()}
+    return {name: percent / 100 for name, percent in shares.items()}
 
 
 def _watched(spec: RolloutSpec, host: str, prometheus_url: str) -> Watched:

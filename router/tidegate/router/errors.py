@@ -2,7 +2,7 @@
 
 from tidegate.errors import TidegateError
 
-__all__ = ["RouterError", "StoreError"]
+__all__ = ["RefusedError", "RouterError", "StoreError", "UnknownRolloutError"]
 
 
 class RouterError(TidegateError):
@@ -11,3 +11,18 @@ class RouterError(TidegateError):
 
 class StoreError(RouterError):
     """The file of the rollouts cannot be used."""
+
+
+class RefusedError(RouterError):
+    """The rollout's phase does not allow a command, or another rollout has the host."""
+
+
+class UnknownRolloutError(RouterError):
+    """There is no such rollout.
+
+    Args:
+        key: The rollout's, ``namespace/name``.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"there is no rollout {key}; `tidegate rollout list` shows them")

@@ -79,7 +79,9 @@ class RolloutCollector(Collector):
 def _families() -> tuple[GaugeMetricFamily, ...]:
     return (
         GaugeMetricFamily(
-            "tidegate_rollout_phase", "1 for the phase of each rollout.", labels=(*_ROLLOUT, "phase")
+            "tidegate_rollout_phase",
+            "1 for the phase of each rollout.",
+            labels=(*_ROLLOUT, "phase"),
         ),
         GaugeMetricFamily(
             "tidegate_rollout_stage",

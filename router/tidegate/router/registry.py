@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tidegate.rollout.engine.history import Event
-from tidegate.rollout.engine.status import ENDED, RolloutStatus
-from tidegate.rollout.spec.model import Rollout
+from tidegate.rollout.engine.status import ENDED
 from tidegate.router.store import Stored
 
 __all__ = ["Registry", "RolloutRecord", "Watcher"]
@@ -39,8 +38,8 @@ class RolloutRecord:
     """
 
     def __init__(self, stored: Stored, events: tuple[Event, ...] = ()) -> None:
-        self.rollout: Rollout = stored.rollout
-        self.status: RolloutStatus = stored.status
+        self.rollout = stored.rollout
+        self.status = stored.status
         self.successor = stored.successor
         self.file = stored.file
         self.file_rollout = stored.file_rollout

@@ -8,8 +8,9 @@ the status and does the action again, which changes nothing if it was done.
 """
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,6 +52,7 @@ _log = get_logger(__name__)
 
 # Windows that could not be written are kept for the next turn; these are hours of a full disk.
 _MAX_UNUSED_WINDOWS: Final = 10_000
+_NO_WINDOWS: Final[tuple[TrafficWindow, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +122,13 @@ class RolloutLoop:
         self._commands: deque[tuple[Command, asyncio.Future[None]]] = deque()
         self._counting: Counting | None = None
         self._host = record.rollout.spec.host
-        self._unused: tuple[TrafficWindow, ...] = ()
+        self._unused = _NO_WINDOWS
         self._outcome: Outcome | None = None
         self._applying: asyncio.Task[None] | None = None
         self._written_s = around.clock()
+        self._is_unwritten = self._is_writing = False
+        # Held by a turn, and by whoever else changes the record.
+        self._turn = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         if record.status.phase in ACTIVE:
             around.hosts.claim(record.key, self._host)
@@ -144,6 +149,55 @@ class RolloutLoop:
         self._wake.set()
         await done
 
+    async def replace_by(self, successor: Rollout, file: str, file_rollout: str) -> None:
+        """Lets another rollout take this one's place, once its traffic is back at the baseline.
+
+        Returns once that is written. If this one has ended, the other one begins.
+
+        Args:
+            successor: The other rollout, of the same key.
+            file: See `Stored`.
+            file_rollout: See `Stored`.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        async with self._turn:
+            record = self.record
+            put = Put(
+                rollout=record.rollout,
+                successor=successor,
+                file=file,
+                file_rollout=file_rollout,
+            )
+            await self._around.store.commit(put)
+            record.successor, record.file, record.file_rollout = successor, file, file_rollout
+            if record.status.phase in ENDED:
+                await self._succeed(successor)
+        self._around.registry.changed(record.key)
+        self._wake.set()
+
+    async def belong_to(self, file: str, file_rollout: str) -> None:
+        """Notes which file holds the rollout.
+
+        Args:
+            file: See `Stored`.
+            file_rollout: See `Stored`.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        async with self._turn:
+            record = self.record
+            put = Put(
+                rollout=record.rollout,
+                successor=record.successor,
+                file=file,
+                file_rollout=file_rollout,
+            )
+            await self._around.store.commit(put)
+            record.file, record.file_rollout = file, file_rollout
+
     async def run(self) -> None:
         """Evaluates the rollout until the task is cancelled."""
         try:
@@ -157,29 +211,34 @@ class RolloutLoop:
                 done.cancel()
 
     async def flush(self) -> None:
-        """Writes what was not worth a write of its own."""
-        await self._around.store.commit(
-            PutStatus(key=self.record.key, status=self.record.status)
-        )
+        """Writes evidence that was not worth a write of its own. Call it when `run` has ended."""
+        if self._is_unwritten and not self._is_writing:
+            await self._around.store.commit(
+                PutStatus(key=self.record.key, status=self.record.status)
+            )
 
     async def _turn_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
         interval_s = self._around.settings.evaluate_interval_s
         due = loop.time() + self._first_s
         while True:
-            await self._sleep_until(None if self._is_idle else due)
+            if self._is_idle:
+                await self._wake.wait()
+                due = loop.time()
+            else:
+                await self._sleep_until(due)
+            self._wake.clear()
             now = loop.time()
             if now >= due:
-                if not self._is_idle:
-                    LATENESS.observe(now - due)
+                LATENESS.observe(now - due)
                 due += interval_s * (1 + (now - due) // interval_s)
             try:
-                await self._evaluate()
+                async with self._turn:
+                    problem = await self._evaluate()
             # A fault of one rollout must not end the others.
             except Exception as error:  # noqa: BLE001 - reported in its status and in the log
-                self._report(error)
-            else:
-                self._note_problem("")
+                problem = self._report(error)
+            self._note_problem(problem)
 
     @property
     def _is_idle(self) -> bool:
@@ -190,93 +249,112 @@ class RolloutLoop:
             and self._outcome is None
         )
 
-    async def _sleep_until(self, due: float | None) -> None:
+    async def _sleep_until(self, due: float) -> None:
         """Sleeps until something happens, or until a time of the event loop."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
 
-    async def _evaluate(self) -> None:
+    async def _evaluate(self) -> str:
+        """Takes a step, writes it, and begins its action.
+
+        Returns:
+            Why the traffic could not be read; empty if it could.
+        """
         EVALUATIONS.inc()
         record, around = self.record, self._around
         if record.successor is not None and record.status.phase in ENDED:
             await self._succeed(record.successor)
         began_s = around.clock()
-        traffic = await self._read()
+        traffic, problem = await self._read()
         now_s = around.clock()
         if traffic is not None:
             self._look(traffic, began_s, now_s)
-        windows = self._unused
         if self._counting is not None:
-            windows += await self._counting.take(now_s)
-            self._unused = windows[-_MAX_UNUSED_WINDOWS:]
+            windows = await self._counting.take(now_s)
+            self._unused = (*self._unused, *windows)[-_MAX_UNUSED_WINDOWS:]
         # Nothing else runs from here to the claim, so two rollouts cannot begin on one host.
         blocked_by = around.hosts.other(record.key, self._host)
-        command = self._next_command(blocked_by)
-        outcome = self._outcome
-        inputs = Inputs(
-            windows=self._unused,
-            traffic=traffic,
-            traffic_s=began_s,
-            outcome=outcome,
-            applying=self._applying is not None,
-            command=None if command is None else command[0],
-            blocked_by=blocked_by,
-        )
+        with self._next_command(blocked_by) as command:
+            await self._step(
+                Inputs(
+                    windows=self._unused,
+                    traffic=traffic,
+                    traffic_s=began_s,
+                    outcome=self._outcome,
+                    applying=self._applying is not None,
+                    command=command,
+                    blocked_by=blocked_by,
+                ),
+                now_s,
+            )
+        return problem
+
+    async def _step(self, inputs: Inputs, now_s: float) -> None:
+        record, around = self.record, self._around
         before = record.status
         step = advance(record.rollout, before, inputs, now_s)
         if step.status.phase in ACTIVE:
             around.hosts.claim(record.key, self._host)
         try:
             await self._write(step, before, now_s)
-        except BaseException as error:
+        except BaseException:
             if before.phase not in ACTIVE:
                 around.hosts.release(record.key)
-            if command is not None and command[1] is not None and not command[1].done():
-                command[1].set_exception(error)
             raise
-        self._take(step, before, outcome)
-        if command is not None and command[1] is not None and not command[1].done():
-            command[1].set_result(None)
+        self._take(step, before, inputs.outcome)
         for action in step.actions:
             self._begin(action)
 
-    def _next_command(
+    @contextlib.contextmanager
+    def _next_command(self, blocked_by: str) -> Iterator[Command | None]:
+        """Gives the next command that the phase allows, and answers whoever asked for it."""
+        command, done = self._allowed_command(blocked_by)
+        if done is None:
+            yield command
+            return
+        try:
+            yield command
+        except asyncio.CancelledError:
+            done.cancel()
+            raise
+        except Exception as error:
+            if not done.done():
+                done.set_exception(error)
+            raise
+        if not done.done():
+            done.set_result(None)
+
+    def _allowed_command(
         self, blocked_by: str
-    ) -> tuple[Command, asyncio.Future[None] | None] | None:
+    ) -> tuple[Command | None, asyncio.Future[None] | None]:
         """Takes the next command that the phase allows, and refuses those before it."""
         record = self.record
         while self._commands:
             command, done = self._commands.popleft()
-            if done.done():
-                # Whoever asked has left before it was done.
-                continue
             words = refusal(record.rollout, record.status, command.kind, blocked_by)
             if not words:
                 if self._commands:
                     self._wake.set()
                 return command, done
-            done.set_exception(RefusedError(words))
+            if not done.done():
+                done.set_exception(RefusedError(words))
         if record.successor is not None and not record.status.superseding:
             kind = CommandKind.SUPERSEDE
             if not refusal(record.rollout, record.status, kind, blocked_by):
                 return Command(kind=kind), None
-        return None
+        return None, None
 
-    async def _read(self) -> HostTraffic | None:
-        """Reads the traffic; None, and a problem, if that fails."""
+    async def _read(self) -> tuple[HostTraffic | None, str]:
+        """Reads the traffic, or says why that failed."""
+        limit_s = self._around.settings.read_timeout_s
         try:
-            async with asyncio.timeout(self._around.settings.read_timeout_s):
-                return await self._around.traffic.read(self.record.rollout.spec.host)
+            async with asyncio.timeout(limit_s):
+                return await self._around.traffic.read(self.record.rollout.spec.host), ""
         except TrafficError as error:
-            self._note_problem(f"the traffic cannot be read: {error}")
+            return None, f"the traffic cannot be read: {error}"
         except TimeoutError:
-            limit_s = self._around.settings.read_timeout_s
-            self._note_problem(f"the traffic cannot be read: no answer within {limit_s:g} s")
-        return None
+            return None, f"the traffic cannot be read: no answer within {limit_s:g} s"
 
     def _look(self, traffic: HostTraffic, began_s: float, now_s: float) -> None:
         self._host = traffic.host
@@ -285,21 +363,24 @@ class RolloutLoop:
             self._count().look(traffic, began_s, now_s)
 
     async def _write(self, step: Step, before: RolloutStatus, now_s: float) -> None:
-        """Writes a step. Evidence that decides nothing is written now and then."""
-        waits_s = now_s - self._written_s
-        if not step.events and not step.actions:
-            if waits_s < self._around.settings.evidence_interval_s or step.status == before:
+        """Writes a step. What decides nothing, such as evidence, is written now and then."""
+        if not step.events:
+            if step.status == before:
                 return
-        elif not step.events and step.status == before:
-            return
+            self._is_unwritten = True
+            if now_s - self._written_s < self._around.settings.evidence_interval_s:
+                return
+        # If this is cancelled, nobody knows whether it was written.
+        self._is_writing = True
         await self._around.store.commit(
             PutStatus(key=self.record.key, status=step.status, events=step.events)
         )
+        self._is_writing = self._is_unwritten = False
         self._written_s = now_s
 
     def _take(self, step: Step, before: RolloutStatus, outcome: Outcome | None) -> None:
         """Lets a step count that is written."""
-        self._unused = ()
+        self._unused = _NO_WINDOWS
         if self._outcome is outcome:
             self._outcome = None
         record = self.record
@@ -323,57 +404,54 @@ class RolloutLoop:
         self._applying = self._tasks.create_task(self._apply(action))
 
     async def _apply(self, action: ApplySplit) -> None:
-        around, key = self._around, self.record.key
-        counting = self._count()
-        began_s = around.clock()
-        counting.change_begins(began_s)
-        around.at(FaultPoint.CHANGE_BEGUN)
-        error, permanent = "", False
-        applied = None
         try:
-            async with asyncio.timeout(around.settings.apply_timeout_s):
-                owner = "" if action.release else key
-                applied = await around.traffic.apply(self._host, action.split, owner)
-        except TrafficError as failure:
-            error, permanent = str(failure), failure.permanent
-        except TimeoutError:
-            error = f"it did not come into force within {around.settings.apply_timeout_s:g} s"
+            self._outcome = await self._put_in_force(action)
         # A fault of the traffic router must not end the loop; the engine tries again.
-        except Exception as failure:
-            _log.exception("fault while traffic was changed", rollout=key)
-            error = f"a fault of the router, see its log: {failure!r}"
-        around.at(FaultPoint.SPLIT_APPLIED)
-        if applied is None:
+        except Exception as error:  # noqa: BLE001 - it is the action's outcome
+            _log.exception("fault while traffic was changed", rollout=self.record.key)
+            words = f"a fault of the router, see its log: {error!r}"
+            self._outcome = Outcome(id=action.id, error=words)
+        if self._outcome.applied is None:
             APPLY_FAILURES.inc()
-            counting.change_failed(around.clock())
-            _log.warning("split not in force", rollout=key, split=str(action.split), error=error)
-        else:
-            APPLY_SECONDS.observe(max(0.0, applied.since_s - applied.requested_s))
-            counting.change_ended(action.split, applied)
-        self._outcome = Outcome(id=action.id, applied=applied, error=error, permanent=permanent)
+            self._count().change_failed(self._around.clock())
+            _log.warning(
+                "split not in force",
+                rollout=self.record.key,
+                split=str(action.split),
+                error=self._outcome.error,
+            )
         self._applying = None
-        around.at(FaultPoint.OUTCOME_NOTED)
+        self._around.at(FaultPoint.OUTCOME_NOTED)
         self._wake.set()
 
+    async def _put_in_force(self, action: ApplySplit) -> Outcome:
+        around, counting = self._around, self._count()
+        counting.change_begins(around.clock())
+        around.at(FaultPoint.CHANGE_BEGUN)
+        limit_s = around.settings.apply_timeout_s
+        owner = "" if action.release else self.record.key
+        try:
+            async with asyncio.timeout(limit_s):
+                applied = await around.traffic.apply(self._host, action.split, owner)
+        except TrafficError as error:
+            return Outcome(id=action.id, error=str(error), permanent=error.permanent)
+        except TimeoutError:
+            return Outcome(id=action.id, error=f"it did not come into force within {limit_s:g} s")
+        around.at(FaultPoint.SPLIT_APPLIED)
+        APPLY_SECONDS.observe(max(0.0, applied.since_s - applied.requested_s))
+        counting.change_ended(action.split, applied)
+        return Outcome(id=action.id, applied=applied)
+
     async def _succeed(self, successor: Rollout) -> None:
-        """Lets the rollout that replaces this one begin."""
+        """Lets the rollout that replaces this one begin: this one has ended."""
         record = self.record
         status = fresh_status(record.status)
         put = Put(rollout=successor, file=record.file, file_rollout=record.file_rollout)
         await self._around.store.commit(put, PutStatus(key=record.key, status=status))
-        self.replaced(successor, status)
-
-    def replaced(self, rollout: Rollout, status: RolloutStatus) -> None:
-        """Lets another rollout, which is written, take this one's place; it begins afresh."""
-        record = self.record
-        record.rollout, record.status, record.successor = rollout, status, None
-        self._host = rollout.spec.host
-        self._outcome, self._unused = None, ()
-        self._stop_counting()
-        self._around.hosts.release(record.key)
+        record.rollout, record.status, record.successor = successor, status, None
+        self._host = successor.spec.host
         self._around.registry.changed(record.key)
         _log.info("rollout begins", rollout=record.key, generation=status.generation)
-        self._wake.set()
 
     def _count(self) -> Counting:
         if self._counting is None:
@@ -389,12 +467,12 @@ class RolloutLoop:
             self._counting.end()
             self._counting = None
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> str:
         EVALUATION_FAILURES.inc()
         words = f"it could not be evaluated: {error or repr(error)}"
         if words != self.record.problem:
             _log.exception("evaluation failed", rollout=self.record.key)
-        self._note_problem(words)
+        return words
 
     def _note_problem(self, words: str) -> None:
         if words != self.record.problem:
@@ -410,6 +488,6 @@ def _log_event(record: RolloutRecord, event: Event) -> None:
         rollout=record.key,
         number=event.number,
         phase=record.status.phase.value,
-        message=event.message,
+        why=event.message,
         **{"numbers": dict(event.numbers)} if event.numbers else {},
     )
