@@ -106,16 +106,24 @@ class Reconciler:
             if running is None:
                 return AppliedRollout(await self._create(rollout, file, text), changed=True)
             record = running.loop.record
-            # A rollout that somebody changed by a call still belongs to its file.
-            file, file_text = (file, text) if file else (record.file, record.file_rollout)
-            is_same = rollout == (record.successor or record.rollout)
-            if is_same and (file, file_text) == (record.file, record.file_rollout):
+            if file and (file, text) == (record.file, record.file_rollout):
+                # The file has not changed; a call may have changed the rollout since.
                 return AppliedRollout(record, changed=False)
-            if is_same:
-                await running.loop.belong_to(file, file_text)
+            # A rollout that a call changes still belongs to its file.
+            belongs = (file, text) if file else (record.file, record.file_rollout)
+            if not self.would_change(rollout):
+                if belongs != (record.file, record.file_rollout):
+                    await running.loop.belong_to(*belongs)
                 return AppliedRollout(record, changed=False)
-            await running.loop.replace_by(rollout, file, file_text)
+            await running.loop.replace_by(rollout, *belongs)
             return AppliedRollout(record, changed=True)
+
+    def would_change(self, rollout: Rollout) -> bool:
+        """Whether to apply a rollout would change something."""
+        record = self.registry.get(rollout.key)
+        if record is None:
+            return True
+        return to_json(rollout) != to_json(record.successor or record.rollout)
 
     async def command(self, key: str, kind: CommandKind, reason: str) -> RolloutRecord:
         """Carries out a user's command; returns once it is written.
