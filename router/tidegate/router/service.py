@@ -14,10 +14,8 @@ from tidegate.chassis.errors import (
     Unavailable,
 )
 from tidegate.rollout.engine.inputs import CommandKind
-from tidegate.rollout.engine.stages import plan_of
 from tidegate.rollout.messages import event_message, rollout_message, rollout_of
 from tidegate.rollout.spec.faults import SpecError
-from tidegate.rollout.traffic import TrafficSplit
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 from tidegate.router.errors import RefusedError, StoreError, UnknownRolloutError
 from tidegate.router.reconciler import Reconciler
@@ -288,16 +286,14 @@ async def _news(
 
 
 def _message(record: RolloutRecord) -> rollout_pb2.Rollout:
-    rollout, status = record.rollout, record.status
-    original = status.original or TrafficSplit(weights={rollout.spec.baseline: 100.0})
-    stages = [str(each) for each in plan_of(rollout.spec, original).stages]
-    message = rollout_message(rollout, status, stages, tuple(record.last_events))
+    message = rollout_message(
+        record.rollout, record.status, tuple(record.last_events), record.problem
+    )
     if record.successor is not None:
         # What was applied; the status is about what it replaces.
         applied = rollout_message(record.successor)
         message.metadata.CopyFrom(applied.metadata)
         message.spec.CopyFrom(applied.spec)
-    message.status.problem = record.problem
     return message
 
 
