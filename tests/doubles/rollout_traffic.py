@@ -1,71 +1,138 @@
-"""What tests of the sources of evidence make: watched rollouts, epochs, requests and records."""
+"""Doubles of what a rollout meets: a mesh in memory, and a source that makes up its counts."""
 
-import contextlib
+import asyncio
+import random
+from collections import deque
 
-import grpc
+from tidegate.evidence.window import Counted, MetricName, TrafficWindow, VersionName, VersionTraffic
+from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSplit
+from tidegate.traffic.router import TrafficError
 
-from tidegate.mesh.control.api.service import MeshServicer
-from tidegate.mesh.telemetry import RequestLog
-from tidegate.mesh.v1 import mesh_pb2_grpc
-from tidegate.rollout.measures import Measure, MeasureKind
-from tidegate.rollout.spec.objectives import FAILURE_CODES, Signal, SignalKind
-from tidegate.router.sources.request import FinishedRequest
-from tidegate.router.sources.source import Epoch, Watched
-
-HOST = "vision.models.svc.cluster.local"
-NOW_S = 1_000_000.0
+DOMAIN = ".models.svc.cluster.local"
 
 
-def measure(signal, *, above=None, below=None, quantile=False, codes=FAILURE_CODES, **more):
-    kind = {
-        SignalKind.CATEGORY: MeasureKind.CATEGORY,
-        SignalKind.QUERY: MeasureKind.GAUGE,
-    }.get(signal.kind, MeasureKind.HISTOGRAM if quantile else MeasureKind.RATE)
-    bound = "" if above is None else f" above {above}"
-    bound += "" if below is None else f" below {below}"
-    return Measure(
-        **{"metric": f"{signal}{bound}{' quantile' if quantile else ''}"} | more,
-        signal=signal,
-        kind=kind,
-        above=above,
-        below=below,
-        codes=frozenset(codes) if signal is Signal.GRPC_FAILURES else frozenset(),
-    )
+class MemoryMesh:
+    """A TrafficRouter whose hosts are values.
+
+    Attributes:
+        in_force: Every split that was ever in force, by host, the last one last.
+        failures: Errors of the next calls of `apply`.
+        unreadable: Why no host can be read; empty if it can.
+        hold: While it is clear, splits wait before they come into force.
+    """
+
+    def __init__(self, clock, versions=("v1", "v2")):
+        self._clock = clock
+        self._versions = versions
+        self.in_force = {}
+        self.owners = {}
+        self.failures = deque()
+        self.unreadable = ""
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.applying = asyncio.Event()
+
+    def full_name(self, host):
+        return host if "." in host else host + DOMAIN
+
+    async def read(self, host):
+        if self.unreadable:
+            raise TrafficError(self.unreadable)
+        host = self.full_name(host)
+        split = self.in_force.setdefault(host, [TrafficSplit(weights={"v1": 100.0})])[-1]
+        return HostTraffic(
+            host=host,
+            split=split,
+            versions=self._versions,
+            owner=self.owners.get(host, ""),
+            ready=self._versions,
+        )
+
+    async def apply(self, host, split, owner):
+        host = self.full_name(host)
+        requested_s = self._clock()
+        self.applying.set()
+        await self.hold.wait()
+        self.applying.clear()
+        if self.failures:
+            raise self.failures.popleft()
+        splits = self.in_force.setdefault(host, [TrafficSplit(weights={"v1": 100.0})])
+        if not splits[-1].same_as(split):
+            splits.append(split)
+        self.owners[host] = owner
+        return Applied(since_s=self._clock(), requested_s=requested_s, known=Knowledge.ACKNOWLEDGED)
+
+    def change(self, host, split, owner=""):
+        """Somebody else changes the traffic."""
+        host = self.full_name(host)
+        self.in_force[host].append(split)
+        self.owners[host] = owner
+
+    def weights(self, host, version="v2"):
+        """The weights that a version has had, in order."""
+        splits = self.in_force[self.full_name(host)]
+        return [each.weights.get(version, 0.0) for each in splits]
 
 
-FAILURES = measure(Signal.GRPC_FAILURES)
+class SyntheticSource:
+    """A TrafficSource of Poisson traffic.
 
+    Args:
+        requests_per_s: The requests of each host.
+        failures: The share of requests that fail, by version.
+        seed: Repeats the same traffic.
+    """
 
-def watched(*measures, **more):
-    return Watched(
-        **{"host": HOST, "baseline": "v1", "candidates": ("v2",)} | more,
-        measures=measures or (FAILURES,),
-    )
+    def __init__(self, requests_per_s=2000.0, failures=None, seed=1):
+        self.requests_per_s = requests_per_s
+        self.failures = {"v1": 0.01, "v2": 0.01} | (failures or {})
+        self.watched = {}
+        self.epochs = {}
+        self.log = []
+        self._taken_s = {}
+        self._random = random.Random(seed)
 
+    def watch(self, key, watched):
+        self.watched[key] = watched
+        self.epochs[key] = None
+        self.log.append(("watch", key))
 
-def epoch(since_s=NOW_S, requested_s=None, **shares):
-    requested_s = since_s - 1 if requested_s is None else requested_s
-    return Epoch(shares=shares or {"v1": 0.9, "v2": 0.1}, requested_s=requested_s, since_s=since_s)
+    def begin_change(self, key, now_s):
+        self.epochs[key] = None
+        self.log.append(("change", key))
 
+    def begin_epoch(self, key, epoch):
+        self.epochs[key] = epoch
+        self._taken_s[key] = epoch.since_s
+        self.log.append(("epoch", key, dict(epoch.shares)))
 
-def request(version="v1", start_s=NOW_S, duration_s=0.1, code="OK", **more):
-    return FinishedRequest(
-        **{"version": version, "start_s": start_s, "duration_s": duration_s} | more,
-        code=code,
-        ok=code == "OK",
-    )
+    async def take(self, key, now_s):
+        epoch = self.epochs[key]
+        if epoch is None or now_s <= self._taken_s[key]:
+            return ()
+        start_s, self._taken_s[key] = self._taken_s[key], now_s
+        versions = {
+            VersionName(name): self._traffic(key, name, share * (now_s - start_s))
+            for name, share in epoch.shares.items()
+        }
+        shares = {VersionName(name): share for name, share in epoch.shares.items()}
+        window = TrafficWindow(start_s=start_s, end_s=now_s, shares=shares, versions=versions)
+        return (window,) if window.requests else ()
 
+    def forget(self, key):
+        del self.watched[key]
+        self.log.append(("forget", key))
 
-@contextlib.asynccontextmanager
-async def mesh_service(log: RequestLog, port=0):
-    """MeshService with a request log and without a mesh; yields its port."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    servicer = MeshServicer(None, None, None, None, log)
-    mesh_pb2_grpc.add_MeshServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    try:
-        yield port
-    finally:
-        servicer.shut_down()
-        await server.stop(None)
+    def _traffic(self, key, version, seconds):
+        requests = self._poisson(self.requests_per_s * seconds)
+        failed = min(requests, self._poisson(requests * self.failures[version]))
+        rates = {
+            MetricName(str(each.metric)): Counted(requests, failed)
+            for each in self.watched[key].measures
+        }
+        return VersionTraffic(requests=requests, rates=rates)
+
+    def _poisson(self, mean):
+        if mean <= 0:
+            return 0
+        return max(0, round(self._random.gauss(mean, mean**0.5)))

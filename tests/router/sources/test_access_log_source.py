@@ -8,7 +8,7 @@ import time
 import grpc
 import pytest
 from request_records import RECORD
-from rollout_traffic import HOST, epoch, mesh_service, watched
+from source_traffic import HOST, epoch, mesh_service, watched
 
 from tidegate.evidence.window import Counted
 from tidegate.mesh.telemetry import RequestLog
