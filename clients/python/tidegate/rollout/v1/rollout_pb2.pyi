@@ -365,8 +365,13 @@ class ApplyResponse(_message.Message):
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     changed: _builtins.bool
     """Whether something changed."""
+    generation: _builtins.int
+    """The generation of what was applied. The status is about it once it has this generation; before
+    that, it is about the rollout that is being replaced.
+    """
     @_builtins.property
     def rollout(self) -> Global___Rollout:
         """The rollout with its status."""
@@ -376,10 +381,11 @@ class ApplyResponse(_message.Message):
         *,
         rollout: Global___Rollout | None = ...,
         changed: _builtins.bool = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "rollout", b"rollout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "generation", b"generation", "rollout", b"rollout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,22 +470,54 @@ class ListResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUTS_FIELD_NUMBER: _builtins.int
+    FILE_PROBLEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
         """The rollouts, by namespace and name."""
+
+    @_builtins.property
+    def file_problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileProblem]:
+        """What is wrong with the files of rollouts, such as a file that cannot be read."""
 
     def __init__(
         self,
         *,
         rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+        file_problems: _abc.Iterable[Global___FileProblem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_problems", b"file_problems", "rollouts", b"rollouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
+
+@_typing.final
+class FileProblem(_message.Message):
+    """What is wrong with a file of rollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """The file."""
+    message: _builtins.str
+    """What is wrong, with the line, and what to do."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileProblem: _TypeAlias = FileProblem  # noqa: Y015
 
 @_typing.final
 class DeleteRequest(_message.Message):
