@@ -22,6 +22,7 @@ class CommandKind(enum.Enum):
     ABORT = "abort"
     RETRY = "retry"
     UNDO = "undo"
+    SUPERSEDE = "supersede"
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +60,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         windows: What the traffic did, in the order of time.
         traffic: The host's traffic as it is now; None if it could not be read, and the engine then
             changes nothing.
+        traffic_s: When that reading began, in seconds since the epoch. A reading that began before
+            the last split came into force says nothing about foreign changes.
         outcome: What became of the last action; None if it has not ended.
         applying: Whether an action of this rollout runs now, so that the split may be either.
         command: What a user asks.
@@ -67,6 +70,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
 
     windows: tuple[TrafficWindow, ...] = ()
     traffic: HostTraffic | None = None
+    traffic_s: float = 0.0
     outcome: Outcome | None = None
     applying: bool = False
     command: Command | None = None

@@ -61,12 +61,14 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         generation: The generation of the spec that this status is about; it grows with each
             change of the spec.
         phase: Where the rollout is.
+        decision: What ended the rollout, in words; empty before that.
         reason: Why, as one CamelCase word for programs, such as ``WaitingForEvidence``.
         message: Why, in words with the numbers.
         stage: The current stage, from 0; see `tidegate.rollout.engine.stages`.
         stage_since_s: When the stage's split came into force; None before that.
         started_s: When the rollout first changed traffic; None before that.
-        paused_s: For how long the rollout was paused in all; that time does not count.
+        clock_s: When the time of `decide.within` began. It begins again when somebody resumes a
+            rollout whose time was up, and leaves out pauses.
         pause_began_s: When the pause began; None if it is not paused.
         pause_cause: Why it is paused; None if it is not.
         ended_s: When it ended; None before that.
@@ -77,10 +79,16 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         in_force_since_s: Since when that split is in force.
         observed: The split that was read last.
         apply_failures: How often in a row the desired split could not be put in force.
+        next_try_s: Before this time the engine does not try again.
         evidence: What is remembered of the traffic, by candidate.
         assessments: What the evidence says, by candidate.
         harm_spent: Extra bad requests so far, by the best estimate.
+        harm_forgiven: Extra bad requests that do not count, because somebody resumed the rollout
+            after them.
         ramp_weight: The candidate's share of a ramp in percent; 0 before it begins.
+        requests_per_s: The host's requests per second, by a moving average.
+        accepted: The objectives, and ``sampleRatio``, that somebody accepted by resuming.
+        superseding: Whether the rollout ends because a newer one replaces it.
         winner: The version that an A/B test found; empty if none.
         events: How many events the history has.
     """
@@ -89,10 +97,11 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     phase: Phase = Phase.PENDING
     reason: str = "New"
     message: str = ""
+    decision: str = ""
     stage: int = 0
     stage_since_s: float | None = None
     started_s: float | None = None
-    paused_s: float = 0.0
+    clock_s: float | None = None
     pause_began_s: float | None = None
     pause_cause: PauseCause | None = None
     ended_s: float | None = None
@@ -103,10 +112,15 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     in_force_since_s: float | None = None
     observed: TrafficSplit | None = None
     apply_failures: int = 0
+    next_try_s: float = 0.0
     evidence: dict[str, EvidenceState] = {}
     assessments: dict[str, Assessment] = {}
     harm_spent: float = 0.0
+    harm_forgiven: float = 0.0
     ramp_weight: float = 0.0
+    requests_per_s: float = 0.0
+    accepted: tuple[str, ...] = ()
+    superseding: bool = False
     winner: str = ""
     events: int = 0
 

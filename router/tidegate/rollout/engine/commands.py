@@ -1,0 +1,75 @@
+"""What users ask of a rollout, and in which phases they may."""
+
+from typing import Final
+
+from tidegate.rollout.engine.inputs import CommandKind
+from tidegate.rollout.engine.stages import GateKind, plan_of
+from tidegate.rollout.engine.status import ENDED, Phase, RolloutStatus
+from tidegate.rollout.spec.model import Rollout
+
+__all__ = ["refusal"]
+
+_DECIDED: Final = frozenset({Phase.PROMOTING, Phase.ABORTING, Phase.COMPLETING})
+_RUNNING: Final = frozenset({Phase.PROGRESSING, Phase.PAUSED})
+_ABORTABLE: Final = frozenset(Phase) - ENDED - {Phase.ABORTING}
+_ALLOWED: Final = {
+    CommandKind.PAUSE: frozenset({Phase.PROGRESSING}),
+    CommandKind.RESUME: frozenset({Phase.PAUSED}),
+    CommandKind.PROMOTE: frozenset({Phase.PROGRESSING}),
+    CommandKind.PROMOTE_FULL: _RUNNING,
+    CommandKind.ABORT: _ABORTABLE,
+    CommandKind.SUPERSEDE: _ABORTABLE,
+    CommandKind.RETRY: ENDED - {Phase.PROMOTED},
+    CommandKind.UNDO: _RUNNING | {Phase.PROMOTED, Phase.ABORTED, Phase.COMPLETED},
+}
+_HINTS: Final = {
+    (CommandKind.PROMOTE, Phase.PAUSED): "; resume it first, or promote it fully (--full)",
+    (CommandKind.RETRY, Phase.PROMOTED): "; undo it before you retry it",
+}
+
+
+def refusal(
+    rollout: Rollout, status: RolloutStatus, kind: CommandKind, blocked_by: str = ""
+) -> str:
+    """Returns why a rollout cannot do a command now, and what to do instead; empty if it can.
+
+    Args:
+        rollout: The rollout.
+        status: Its status.
+        kind: The command.
+        blocked_by: The other rollout that has the host; empty if none does.
+    """
+    name, phase = rollout.metadata.name, status.phase
+    if phase not in _ALLOWED[kind]:
+        return f"{name} is {phase.value}, so you cannot {kind.value} it{_hint(kind, phase)}"
+    match kind:
+        case CommandKind.PROMOTE:
+            return _promote_refusal(rollout, status)
+        case CommandKind.PROMOTE_FULL if len(rollout.spec.candidate_names) > 1:
+            return f"{name} has several candidates; abort it and shift the traffic by hand"
+        case CommandKind.UNDO if status.original is None:
+            return f"{name} has not changed any traffic, so there is nothing to undo"
+        case CommandKind.UNDO if blocked_by:
+            return f"{blocked_by} has the traffic of {rollout.spec.host}; abort it first"
+        case _:
+            return ""
+
+
+def _promote_refusal(rollout: Rollout, status: RolloutStatus) -> str:
+    name = rollout.metadata.name
+    if not status.is_settled or status.original is None:
+        return f"{name} is bringing {status.desired} into force; try again when it is"
+    gate = plan_of(rollout.spec, status.original).stages[status.stage].gate
+    if gate.kind in (GateKind.EVIDENCE, GateKind.RAMP):
+        return f"{name} {status.message}; --full promotes it whatever the evidence says"
+    return ""
+
+
+def _hint(kind: CommandKind, phase: Phase) -> str:
+    if hint := _HINTS.get((kind, phase)):
+        return hint
+    if phase in _DECIDED:
+        return "; wait until that has ended"
+    if phase in ENDED and kind is not CommandKind.RETRY and phase is not Phase.PROMOTED:
+        return "; retry it to begin again"
+    return ""
