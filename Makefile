@@ -62,6 +62,7 @@ check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generat
 	@$(BIN)/buf build -o $(VENV)/protos.binpb
 	@$(BIN)/buf breaking $(VENV)/protos.binpb --against protos/released.binpb
 	@$(BIN)/python tools/generate_protos.py --check
+	@$(BIN)/python tools/generate_rollout_reference.py --check
 	@echo '── check: clean'
 
 format: $(DEV_READY) ## Format the code and the protos.
@@ -86,8 +87,9 @@ bench-hop: $(DEV_READY) $(MODELS_READY) ## Measure the latency that the hop thro
 soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes; check memory and statuses.
 	@$(BIN)/python benchmarks/soak.py
 
-protos: $(DEV_READY) ## Make the Python stubs from the protos.
+protos: $(DEV_READY) ## Make the Python stubs from the protos, and the schema and tables of rollouts.
 	@$(BIN)/python tools/generate_protos.py
+	@$(BIN)/python tools/generate_rollout_reference.py
 
 lock: $(DEV_READY) ## Pin every package.
 	@$(BIN)/python tools/lock_requirements.py

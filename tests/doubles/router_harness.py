@@ -20,7 +20,7 @@ spec:
   baseline: v1
   candidate: v2
   strategy:
-    canary: {{steps: [{{weight: 10}}, {{pause: {{untilEvidence: true}}}}, {{weight: 50}}]}}
+    canary: {{steps: [{steps}]}}
   objectives: [{{signal: grpcFailures, tolerate: 2x}}]
 """
 MANUAL = """
@@ -35,8 +35,14 @@ spec:
 """
 
 
-def canary(name="vision", host="vision"):
-    return read_rollouts(CANARY.format(name=name, host=host), "test")[0]
+def canary(name="vision", host="vision", weights=(10, 50), last="untilEvidence"):
+    """A canary that waits for evidence at each weight, and for something else at the last one."""
+    waits = ["untilEvidence"] * (len(weights) - 1) + [last]
+    pairs = zip(weights, waits, strict=True)
+    steps = ", ".join(
+        f"{{weight: {weight}}}, {{pause: {{{gate}: true}}}}" for weight, gate in pairs
+    )
+    return read_rollouts(CANARY.format(name=name, host=host, steps=steps), "test")[0]
 
 
 def manual(name="vision", host="vision", weights=(10, 50)):
