@@ -14,8 +14,9 @@ import time
 from collections import Counter
 
 import msgspec
-from rollout_traffic import MemoryMesh, SyntheticSource
+from rollout_traffic import SyntheticSource
 from router_harness import canary
+from traffic_router_double import TrafficRouterDouble
 
 from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.traffic import Applied, HostTraffic, TrafficSplit
@@ -53,7 +54,9 @@ class MeshServer:
 
     def __init__(self, path, clock):
         self.path = path
-        self.mesh = MemoryMesh(clock)
+        self.mesh = TrafficRouterDouble(
+            {"vision": {"v1": 100}}, versions=("v1", "v2"), clock=clock, delay_s=0.002
+        )
         self._turn = asyncio.Lock()
         self._changes = set()
 
@@ -88,7 +91,6 @@ class MeshServer:
 
     async def _apply(self, host, split, owner):
         async with self._turn:
-            await asyncio.sleep(0.002)
             return await self.mesh.apply(host, split, owner)
 
 

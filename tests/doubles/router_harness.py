@@ -4,7 +4,8 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 
-from rollout_traffic import MemoryMesh, SyntheticSource
+from rollout_traffic import SyntheticSource
+from traffic_router_double import TrafficRouterDouble
 
 from tidegate.rollout.spec.reading import read_rollouts
 from tidegate.router.reconciler import reconciling
@@ -66,7 +67,9 @@ class Router:
     def __init__(self, path, clock):
         self.path = path
         self.clock = clock
-        self.mesh = MemoryMesh(clock)
+        self.mesh = TrafficRouterDouble(
+            {"vision": {"v1": 100}, "llm": {"v1": 100}}, versions=("v1", "v2"), clock=clock
+        )
         self.source = SyntheticSource()
         self.settings = LoopSettings(evaluate_interval_s=0.01, evidence_interval_s=0.0)
 

@@ -7,6 +7,7 @@ from itertools import count
 
 import pytest
 from crashing_router import KEY, MeshServer, SharedClock, start
+from rollout_traffic import weights_of
 
 from tidegate.rollout.engine.draft import VOLATILE, replay
 from tidegate.rollout.engine.history import EventKind
@@ -15,7 +16,7 @@ from tidegate.router.faults import FaultPoint
 from tidegate.router.rollout_loop import fresh_status
 from tidegate.router.store import Store
 
-WEIGHTS = [0.0, 10.0, 50.0, 0.0, 20.0, 100.0]
+WEIGHTS = [10.0, 50.0, 0.0, 20.0, 100.0]
 SPLITS = ["v2 10%, v1 90%", "v2 50%, v1 50%", "v1 100%, v2 0%", "v2 20%, v1 80%", "v2 100%, v1 0%"]
 STAGES = ["stage 1 of 3", "stage 2 of 3", "stage 1 of 1"]
 GIVE_UP_S = 60.0
@@ -73,7 +74,7 @@ async def test_a_router_killed_at_a_fault_point_goes_on_where_it_was(tmp_path, p
             assert exit_code == -signal.SIGKILL
             kills += 1
         assert kills >= 2
-        assert server.mesh.weights("vision") == WEIGHTS
+        assert weights_of(server.mesh) == WEIGHTS
         check_history(found[0].status, history)
 
 
@@ -96,7 +97,7 @@ async def test_a_router_killed_at_three_hundred_random_moments_goes_on_where_it_
                 kills += 1
                 if (folder / "rollouts.sqlite").exists():
                     await check_store(folder)
-            assert server.mesh.weights("vision") == WEIGHTS
+            assert weights_of(server.mesh) == WEIGHTS
             found, history = await check_store(folder)
             check_history(found[0].status, history)
         if kills >= 300:
