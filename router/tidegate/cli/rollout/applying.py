@@ -79,7 +79,7 @@ def apply(
     if wait and dry_run:
         raise typer.BadParameter("--wait and --dry-run exclude each other")
     placed = _placed(files)
-    applied: list[rollout_pb2.Rollout] = []
+    applied: list[rollout_pb2.ApplyResponse] = []
     names = ", ".join(each.rollout.metadata.name for each in placed)
     goes_on = f"the router goes on with {names}; watch it with `tidegate rollout watch`"
     with exit_on_interrupt(goes_on), rollout_service(address) as service:
@@ -87,7 +87,7 @@ def apply(
             response = service.Apply(
                 rollout_pb2.ApplyRequest(rollout=spec_message(each.rollout), dry_run=dry_run)
             )
-            applied.append(response.rollout)
+            applied.append(response)
             if as_json:
                 print_message(response)
             else:
@@ -97,6 +97,8 @@ def apply(
         live = len(applied) == 1
         console = results()
         with Follower(console, as_json=as_json, named=not live, live=live) as follower:
+            for response in applied:
+                follower.skip(response.rollout)
             status = wait_for_ends(service, applied, follower, timeout_s)
         if not as_json:
             _say_ends(service, applied)
@@ -247,10 +249,9 @@ def _told(rollout: rollout_pb2.Rollout) -> Text:
 
 
 def _say_ends(
-    service: rollout_pb2_grpc.RolloutServiceStub, applied: list[rollout_pb2.Rollout]
+    service: rollout_pb2_grpc.RolloutServiceStub, applied: list[rollout_pb2.ApplyResponse]
 ) -> None:
     for each in applied:
-        found = service.Get(
-            rollout_pb2.GetRequest(namespace=each.metadata.namespace, name=each.metadata.name)
-        )
+        named = each.rollout.metadata
+        found = service.Get(rollout_pb2.GetRequest(namespace=named.namespace, name=named.name))
         errors().print(_told(found.rollout))

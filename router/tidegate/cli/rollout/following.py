@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -25,7 +25,6 @@ NOT_ENDED: Final = 4
 """The exit status when a rollout has not ended in time: it is paused, waits, or goes on."""
 
 _RECONNECT_S: Final = 60.0
-_PAUSE_S: Final = 0.5
 
 
 class Follower:
@@ -75,10 +74,7 @@ class Follower:
     def show(self, message: rollout_pb2.WatchResponse) -> None:
         """Takes the next message."""
         key = key_of(message.rollout)
-        # A stream that begins again repeats events.
-        events = [each for each in message.events if each.number > self._seen.get(key, 0)]
-        if events:
-            self._seen[key] = events[-1].number
+        events = self._new_events(key, message)
         self._last = message.rollout
         if self._as_json:
             for event in events:
@@ -95,6 +91,22 @@ class Follower:
             if message.removed:
                 self._console.print(Text(f"{key} was removed"))
 
+    def skip(self, rollout: rollout_pb2.Rollout) -> None:
+        """Takes the events that a rollout has as shown."""
+        self._seen[key_of(rollout)] = max(
+            (each.number for each in rollout.status.last_events), default=0
+        )
+
+    def _new_events(self, key: str, message: rollout_pb2.WatchResponse) -> list[rollout_pb2.Event]:
+        """The events that were not shown, also those from before the stream began."""
+        seen = self._seen.get(key, 0)
+        found = {each.number: each for each in message.rollout.status.last_events}
+        found |= {each.number: each for each in message.events}
+        new = [found[number] for number in sorted(found) if number > seen]
+        if new:
+            self._seen[key] = new[-1].number
+        return new
+
     def say(self, words: str) -> None:
         """Says something that is no event."""
         if not self._as_json and not self._live.is_started:
@@ -105,33 +117,30 @@ class Follower:
 
 
 class _End:
-    """Whether a rollout that somebody applied has ended, and how."""
+    """Whether a rollout that somebody applied has ended, and how.
 
-    def __init__(self, applied: rollout_pb2.Rollout) -> None:
-        self._spec = applied.spec.SerializeToString(deterministic=True)
-        self._seen = False
-        self._phase: int | None = None
+    Args:
+        generation: The generation that was applied. Until it begins, the router brings the earlier
+            rollout of the name to its end.
+    """
 
-    @property
-    def phase(self) -> int | None:
-        """The phase in which it ended; None if it has not."""
-        return self._phase
+    def __init__(self, generation: int) -> None:
+        self._generation = generation
+        self.phase: int | None = None
 
-    def take(self, message: rollout_pb2.WatchResponse) -> None:
-        """Takes the next message about the rollout."""
-        is_ours = message.rollout.spec.SerializeToString(deterministic=True) == self._spec
-        if message.removed or (self._seen and not is_ours):
-            self._phase = rollout_pb2.PHASE_SUPERSEDED
-        elif is_ours:
-            # Until then the router brings the earlier rollout of the name to its end.
-            self._seen = True
-            if message.rollout.status.phase in ENDED:
-                self._phase = message.rollout.status.phase
+    def take(self, message: rollout_pb2.WatchResponse) -> bool:
+        """Takes the next message about the rollout; returns whether it has ended."""
+        status = message.rollout.status
+        if message.removed or status.generation > self._generation:
+            self.phase = rollout_pb2.PHASE_SUPERSEDED
+        elif status.generation == self._generation and status.phase in ENDED:
+            self.phase = status.phase
+        return self.phase is not None
 
 
 def wait_for_ends(
     service: rollout_pb2_grpc.RolloutServiceStub,
-    applied: list[rollout_pb2.Rollout],
+    applied: Sequence[rollout_pb2.ApplyResponse],
     follower: Follower,
     timeout_s: float | None,
 ) -> int:
@@ -143,30 +152,39 @@ def wait_for_ends(
         The exit status: 0 if all were promoted or completed, 1 if one was not, or `NOT_ENDED`.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    ends = {key_of(each): _End(each) for each in applied}
-    for each in applied:
-        end = ends[key_of(each)]
-        while end.phase is None:
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-            request = rollout_pb2.WatchRequest(
-                namespace=each.metadata.namespace, name=each.metadata.name
-            )
-            try:
-                for message in service.Watch(request, timeout=left_s):
-                    follower.show(message)
-                    end.take(message)
-                    if end.phase is not None:
-                        break
-            except grpc.RpcError as error:
-                code = error.code()
-                if code is grpc.StatusCode.DEADLINE_EXCEEDED and left_s is not None:
-                    return NOT_ENDED
-                if code is not grpc.StatusCode.UNAVAILABLE:
-                    raise
-                follower.say("the router does not answer; it is waited for")
-                _wait_for_router(service, deadline)
-    failed = any(end.phase in FAILED for end in ends.values())
-    return 1 if failed else 0
+    ends = [_End(each.generation) for each in applied]
+    for each, end in zip(applied, ends, strict=True):
+        while not _watch_until(service, each.rollout, end, follower, deadline):
+            if deadline is not None and time.monotonic() >= deadline:
+                return NOT_ENDED
+            follower.say("the router does not answer; it is waited for")
+            _wait_for_router(service, deadline)
+    return 1 if any(end.phase in FAILED for end in ends) else 0
+
+
+def _watch_until(
+    service: rollout_pb2_grpc.RolloutServiceStub,
+    rollout: rollout_pb2.Rollout,
+    end: _End,
+    follower: Follower,
+    deadline: float | None,
+) -> bool:
+    """Watches a rollout until it has ended; returns whether it has."""
+    named = rollout.metadata
+    left_s = None if deadline is None else max(0.001, deadline - time.monotonic())
+    request = rollout_pb2.WatchRequest(namespace=named.namespace, name=named.name)
+    messages = service.Watch(request, timeout=left_s)
+    try:
+        for message in messages:
+            follower.show(message)
+            if end.take(message):
+                return True
+    except grpc.RpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise
+    finally:
+        messages.cancel()
+    return False
 
 
 def _wait_for_router(service: rollout_pb2_grpc.RolloutServiceStub, deadline: float | None) -> None:

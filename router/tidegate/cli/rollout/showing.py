@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.cli.console import JsonOption, exit_on_interrupt, results
+from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
 from tidegate.cli.rollout.client import (
     AddressOption,
     NameArgument,
@@ -31,7 +31,10 @@ def list_rollouts(
 ) -> None:
     """List the rollouts."""
     with rollout_service(address) as service:
-        found = service.List(rollout_pb2.ListRequest(namespace=namespace)).rollouts
+        response = service.List(rollout_pb2.ListRequest(namespace=namespace))
+    found = response.rollouts
+    for problem in response.file_problems:
+        errors().print(Text(f"{problem.file}: {problem.message}", style="yellow"))
     if as_json:
         for each in found:
             print_message(each)
