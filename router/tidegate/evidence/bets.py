@@ -130,8 +130,8 @@ def log_growth(
     gain_c = alternative / _odds(np.minimum(ratio * null_b + margin, _MOST)) - 1.0
     loss_b = 1.0 - _odds(rate_b) / _odds(null_b)
     # Of one sign by construction; rounding must not change that, for the maximum relies on it.
-    gain_c = np.where(is_harm, np.maximum(gain_c, 0.0), np.minimum(gain_c, 0.0))
-    loss_b = np.where(is_harm, np.maximum(loss_b, 0.0), np.minimum(loss_b, 0.0))
+    gain_c = np.where(is_harm, np.maximum(gain_c, 0.0), np.clip(gain_c, _TINY - 1.0, 0.0))
+    loss_b = np.where(is_harm, np.clip(loss_b, 0.0, 1.0 - _TINY), np.minimum(loss_b, 0.0))
     largest = _log_largest_mean(bets, (trials_c, gain_c), (trials_b, loss_b))
     result: Array = events_c * np.log1p(gain_c) + events_b * np.log1p(-loss_b) - largest
     return result
