@@ -5,6 +5,7 @@ from tidegate.rollout.messages.status_messages import (
     assessment_message,
     event_message,
     rollout_message,
+    sample_message,
     split_message,
     status_message,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "event_message",
     "rollout_message",
     "rollout_of",
+    "sample_message",
     "spec_message",
     "split_message",
     "status_message",

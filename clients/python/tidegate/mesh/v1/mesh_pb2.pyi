@@ -7,7 +7,8 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request has errors; google.rpc.BadRequest names each field
   NOT_FOUND            there is no such host, subset or endpoint
   FAILED_PRECONDITION  a change began, could not be completed, and was rolled back
-                       (TRANSITION_ROLLED_BACK); or the objects cannot be changed in this way
+                       (TRANSITION_ROLLED_BACK); or a rollout owns the traffic (TRAFFIC_OWNED); or
+                       the objects cannot be changed in this way
   UNAVAILABLE          the controller is starting or shutting down
 """
 
@@ -506,12 +507,15 @@ class Route(_message.Message):
     MATCH_FIELD_NUMBER: _builtins.int
     DESTINATIONS_FIELD_NUMBER: _builtins.int
     MIRRORS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     virtual_service: _builtins.str
     """The VirtualService as "namespace/name"."""
     name: _builtins.str
     """The rule's name, if it has one."""
     match: _builtins.str
     """The requests that it applies to, in words; empty for all requests."""
+    owner: _builtins.str
+    """The rollout that owns the traffic of the VirtualService, as "namespace/name"; empty if none does."""
     @_builtins.property
     def destinations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Destination]:
         """Where it sends requests, in the order of the rule."""
@@ -528,10 +532,11 @@ class Route(_message.Message):
         match: _builtins.str = ...,
         destinations: _abc.Iterable[Global___Destination] | None = ...,
         mirrors: _abc.Iterable[Global___Destination] | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destinations", b"destinations", "match", b"match", "mirrors", b"mirrors", "name", b"name", "virtual_service", b"virtual_service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destinations", b"destinations", "match", b"match", "mirrors", b"mirrors", "name", b"name", "owner", b"owner", "virtual_service", b"virtual_service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -664,6 +669,8 @@ class ShiftRequest(_message.Message):
     MIRRORS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    STICKY_COOKIE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host: its full name, or the first label of it if no other host begins with that label."""
     sticky_header: _builtins.str
@@ -672,6 +679,12 @@ class ShiftRequest(_message.Message):
     """
     dry_run: _builtins.bool
     """Whether to change nothing, and only return a Preview of what would change."""
+    force: _builtins.bool
+    """Whether to shift although a rollout owns the traffic of the host. The rollout sees a foreign
+    change.
+    """
+    sticky_cookie: _builtins.str
+    """A cookie whose value decides the subset, instead of sticky_header. Empty means no change."""
     @_builtins.property
     def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubsetWeight]:
         """The shares of subsets; at least one unless another field changes something. The other subsets
@@ -706,10 +719,12 @@ class ShiftRequest(_message.Message):
         mirrors: _abc.Iterable[Global___Mirror] | None = ...,
         dry_run: _builtins.bool = ...,
         deadline: _duration_pb2.Duration | None = ...,
+        force: _builtins.bool = ...,
+        sticky_cookie: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run", "host", b"host", "matches", b"matches", "mirrors", b"mirrors", "sticky_header", b"sticky_header", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run", "force", b"force", "host", b"host", "matches", b"matches", "mirrors", b"mirrors", "sticky_cookie", b"sticky_cookie", "sticky_header", b"sticky_header", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
     _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
@@ -839,8 +854,13 @@ class ResetRequest(_message.Message):
 
     DRY_RUN_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Whether to change nothing, and only return a Preview of what would change."""
+    force: _builtins.bool
+    """Whether to reset although a rollout owns traffic that the reset changes. The rollout sees a
+    foreign change.
+    """
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
         """How long each stage may take before the reset is rolled back. Absent means the controller's
@@ -852,10 +872,11 @@ class ResetRequest(_message.Message):
         *,
         dry_run: _builtins.bool = ...,
         deadline: _duration_pb2.Duration | None = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run", "force", b"force"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
     _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
@@ -894,6 +915,319 @@ class ResetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___ResetResponse: _TypeAlias = ResetResponse  # noqa: Y015
+
+@_typing.final
+class TrafficSplit(_message.Message):
+    """How all requests of a host are divided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    TESTERS_FIELD_NUMBER: _builtins.int
+    STICKY_FIELD_NUMBER: _builtins.int
+    MIRRORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubsetWeight]:
+        """The shares of subsets, with at most three decimals. They sum to 100; a subset that is not named
+        gets nothing.
+        """
+
+    @_builtins.property
+    def testers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tester]:
+        """Requests that go to one subset whatever the shares are. Of two that hold for a request the first
+        counts.
+        """
+
+    @_builtins.property
+    def sticky(self) -> Global___Sticky:
+        """What keeps a user on one subset; absent if chance decides for each request."""
+
+    @_builtins.property
+    def mirrors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mirror]:
+        """Shares of requests that are copied to subsets; their answers are discarded."""
+
+    def __init__(
+        self,
+        *,
+        weights: _abc.Iterable[Global___SubsetWeight] | None = ...,
+        testers: _abc.Iterable[Global___Tester] | None = ...,
+        sticky: Global___Sticky | None = ...,
+        mirrors: _abc.Iterable[Global___Mirror] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sticky", b"_sticky", "sticky", b"sticky"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sticky", b"_sticky", "mirrors", b"mirrors", "sticky", b"sticky", "testers", b"testers", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sticky: _TypeAlias = _typing.Literal["sticky"]  # noqa: Y015
+    _WhichOneofArgType__sticky: _TypeAlias = _typing.Literal["_sticky", b"_sticky"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sticky) -> _WhichOneofReturnType__sticky | None: ...
+
+Global___TrafficSplit: _TypeAlias = TrafficSplit  # noqa: Y015
+
+@_typing.final
+class Tester(_message.Message):
+    """Requests that go to one subset whatever the shares are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    COOKIE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SUBSET_FIELD_NUMBER: _builtins.int
+    header: _builtins.str
+    """The request header to compare."""
+    cookie: _builtins.str
+    """The cookie to compare."""
+    value: _builtins.str
+    """The exact value; absent means any value."""
+    subset: _builtins.str
+    """The subset that gets the requests."""
+    def __init__(
+        self,
+        *,
+        header: _builtins.str = ...,
+        cookie: _builtins.str = ...,
+        value: _builtins.str | None = ...,
+        subset: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "cookie", b"cookie", "header", b"header", "source", b"source", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "cookie", b"cookie", "header", b"header", "source", b"source", "subset", b"subset", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["header", "cookie"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Tester: _TypeAlias = Tester  # noqa: Y015
+
+@_typing.final
+class Sticky(_message.Message):
+    """What keeps a user on one subset while the shares stay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    COOKIE_FIELD_NUMBER: _builtins.int
+    header: _builtins.str
+    """A request header."""
+    cookie: _builtins.str
+    """A cookie."""
+    def __init__(
+        self,
+        *,
+        header: _builtins.str = ...,
+        cookie: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "header", b"header", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "header", b"header", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["header", "cookie"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Sticky: _TypeAlias = Sticky  # noqa: Y015
+
+@_typing.final
+class GetTrafficRequest(_message.Message):
+    """A request for the traffic of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host: its full name, or the first label of it if no other host begins with that label."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrafficRequest: _TypeAlias = GetTrafficRequest  # noqa: Y015
+
+@_typing.final
+class GetTrafficResponse(_message.Message):
+    """The traffic of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    SUBSETS_FIELD_NUMBER: _builtins.int
+    READY_SUBSETS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The full name of the host."""
+    owner: _builtins.str
+    """The rollout that owns the split, as "namespace/name"; empty if none does."""
+    problem: _builtins.str
+    """Why the split cannot be told as one, such as routes that differ; empty if it can."""
+    @_builtins.property
+    def split(self) -> Global___TrafficSplit:
+        """The split in effect; that of the first route if there is a problem."""
+
+    @_builtins.property
+    def subsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The subsets of the host."""
+
+    @_builtins.property
+    def ready_subsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of them that have an endpoint which takes requests."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        split: Global___TrafficSplit | None = ...,
+        subsets: _abc.Iterable[_builtins.str] | None = ...,
+        ready_subsets: _abc.Iterable[_builtins.str] | None = ...,
+        owner: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "owner", b"owner", "problem", b"problem", "ready_subsets", b"ready_subsets", "split", b"split", "subsets", b"subsets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrafficResponse: _TypeAlias = GetTrafficResponse  # noqa: Y015
+
+@_typing.final
+class SetTrafficRequest(_message.Message):
+    """A request to divide the requests of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host: its full name, or the first label of it if no other host begins with that label."""
+    owner: _builtins.str
+    """The rollout that owns the split from now on, as "namespace/name". Refused with TRAFFIC_OWNED if
+    another one owns it. Empty gives the host back: nobody owns its split any more.
+    """
+    @_builtins.property
+    def split(self) -> Global___TrafficSplit:
+        """The split."""
+
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """How long each stage may take before the change is rolled back. Absent means the controller's
+        setting, 30 s by default. From 0.1 s to 1 h.
+        """
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        split: Global___TrafficSplit | None = ...,
+        owner: _builtins.str = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "host", b"host", "owner", b"owner", "split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
+    _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline) -> _WhichOneofReturnType__deadline | None: ...
+
+Global___SetTrafficRequest: _TypeAlias = SetTrafficRequest  # noqa: Y015
+
+@_typing.final
+class SetTrafficResponse(_message.Message):
+    """An event of a change, or its result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___TransitionEvent:
+        """Something that happened."""
+
+    @_builtins.property
+    def in_force(self) -> Global___SplitInForce:
+        """The split is in force; the last message."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___TransitionEvent | None = ...,
+        in_force: Global___SplitInForce | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "event", b"event", "in_force", b"in_force"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "event", b"event", "in_force", b"in_force"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["event", "in_force"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___SetTrafficResponse: _TypeAlias = SetTrafficResponse  # noqa: Y015
+
+@_typing.final
+class SplitInForce(_message.Message):
+    """Since when a split is in force. The times are of the controller's clock, which on one machine is
+    that of the proxies and so of the records of requests.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    REQUESTED_FIELD_NUMBER: _builtins.int
+    PROXIES_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """Whether anything was changed; false if the split was in force already."""
+    message: _builtins.str
+    """More, in words."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Every request that starts from now on is divided by the split. For a split that was in force
+        already, the time at which that was found.
+        """
+
+    @_builtins.property
+    def requested(self) -> _timestamp_pb2.Timestamp:
+        """Just before the first proxy was sent the split. Requests that started between this and `since`
+        may have been divided by either split.
+        """
+
+    @_builtins.property
+    def proxies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The node ids of the proxies that have acknowledged the routes."""
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        requested: _timestamp_pb2.Timestamp | None = ...,
+        proxies: _abc.Iterable[_builtins.str] | None = ...,
+        changed: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requested", b"requested", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "message", b"message", "proxies", b"proxies", "requested", b"requested", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitInForce: _TypeAlias = SplitInForce  # noqa: Y015
 
 @_typing.final
 class Preview(_message.Message):
@@ -1143,22 +1477,26 @@ class WatchRequestsRequest(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     SUBSET_FIELD_NUMBER: _builtins.int
     FAILURES_ONLY_FIELD_NUMBER: _builtins.int
+    INCLUDE_MIRRORED_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """Only requests of this host: its full name, or its first labels."""
     subset: _builtins.str
     """Only requests that went to this subset."""
     failures_only: _builtins.bool
     """Only requests that failed: with a gRPC status other than OK, or with a proxy's failure flag."""
+    include_mirrored: _builtins.bool
+    """Whether to send records of mirrored copies too."""
     def __init__(
         self,
         *,
         host: _builtins.str = ...,
         subset: _builtins.str = ...,
         failures_only: _builtins.bool = ...,
+        include_mirrored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures_only", b"failures_only", "host", b"host", "subset", b"subset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures_only", b"failures_only", "host", b"host", "include_mirrored", b"include_mirrored", "subset", b"subset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1166,27 +1504,27 @@ Global___WatchRequestsRequest: _TypeAlias = WatchRequestsRequest  # noqa: Y015
 
 @_typing.final
 class WatchRequestsResponse(_message.Message):
-    """A finished request, or a gap."""
+    """Finished requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECORD_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     lost: _builtins.int
     """How many records this client has lost since it began to watch, because it read too slowly."""
     @_builtins.property
-    def record(self) -> Global___RequestRecord:
-        """The request."""
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestRecord]:
+        """The requests, in the order in which their records arrived."""
 
     def __init__(
         self,
         *,
-        record: Global___RequestRecord | None = ...,
+        records: _abc.Iterable[Global___RequestRecord] | None = ...,
         lost: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1200,6 +1538,46 @@ class RequestRecord(_message.Message):
 
     @_typing.final
     class TrailersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class CookiesEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -1234,6 +1612,15 @@ class RequestRecord(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     TRAILERS_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MIRRORED_FIELD_NUMBER: _builtins.int
+    PROXY_TIMEOUT_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    COOKIES_FIELD_NUMBER: _builtins.int
+    RESPONSE_MESSAGES_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    HTTP_STATUS_FIELD_NUMBER: _builtins.int
     proxy: _builtins.str
     """The proxy's node id."""
     host: _builtins.str
@@ -1256,6 +1643,20 @@ class RequestRecord(_message.Message):
     """The version of the model, from the trailer tidegate-model-version; empty without that trailer."""
     trace_id: _builtins.str
     """The id of the trace, in hexadecimal; empty if the request is not traced."""
+    route: _builtins.str
+    """The name of the route that matched; empty without one."""
+    request_id: _builtins.str
+    """The proxy's id of the request, which a copy of the request has too."""
+    mirrored: _builtins.bool
+    """Whether this is a copy of a request, made to try a version. The caller never sees its answer."""
+    proxy_timeout: _builtins.bool
+    """Whether a timeout of the proxy ended the call, and not the caller's deadline."""
+    response_messages: _builtins.int
+    """gRPC messages of the server; absent if nobody counted them."""
+    utilization: _builtins.float
+    """The share of its capacity that the server used, as its ORCA load report says; absent without one."""
+    http_status: _builtins.int
+    """The HTTP status of the response; 0 without response headers."""
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp:
         """When the request began."""
@@ -1276,6 +1677,14 @@ class RequestRecord(_message.Message):
     def trailers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The trailers that the proxies log."""
 
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The request headers that name a user, as the controller's setting user_headers lists them."""
+
+    @_builtins.property
+    def cookies(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The cookies that name a user, as the controller's setting user_cookies lists them."""
+
     def __init__(
         self,
         *,
@@ -1295,18 +1704,35 @@ class RequestRecord(_message.Message):
         model_version: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         trailers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        route: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        mirrored: _builtins.bool = ...,
+        proxy_timeout: _builtins.bool = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cookies: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        response_messages: _builtins.int | None = ...,
+        utilization: _builtins.float | None = ...,
+        http_status: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_time_to_first_byte", b"_time_to_first_byte", "duration", b"duration", "grpc_status", b"grpc_status", "start", b"start", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_utilization", b"_utilization", "duration", b"duration", "grpc_status", b"grpc_status", "response_messages", b"response_messages", "start", b"start", "time_to_first_byte", b"time_to_first_byte", "utilization", b"utilization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_time_to_first_byte", b"_time_to_first_byte", "cluster", b"cluster", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "host", b"host", "method", b"method", "model_version", b"model_version", "proxy", b"proxy", "request_bytes", b"request_bytes", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "trace_id", b"trace_id", "trailers", b"trailers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_utilization", b"_utilization", "cluster", b"cluster", "cookies", b"cookies", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "headers", b"headers", "host", b"host", "http_status", b"http_status", "method", b"method", "mirrored", b"mirrored", "model_version", b"model_version", "proxy", b"proxy", "proxy_timeout", b"proxy_timeout", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "response_messages", b"response_messages", "route", b"route", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "trace_id", b"trace_id", "trailers", b"trailers", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__grpc_status: _TypeAlias = _typing.Literal["grpc_status"]  # noqa: Y015
     _WhichOneofArgType__grpc_status: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status"]  # noqa: Y015
+    _WhichOneofReturnType__response_messages: _TypeAlias = _typing.Literal["response_messages"]  # noqa: Y015
+    _WhichOneofArgType__response_messages: _TypeAlias = _typing.Literal["_response_messages", b"_response_messages"]  # noqa: Y015
     _WhichOneofReturnType__time_to_first_byte: _TypeAlias = _typing.Literal["time_to_first_byte"]  # noqa: Y015
     _WhichOneofArgType__time_to_first_byte: _TypeAlias = _typing.Literal["_time_to_first_byte", b"_time_to_first_byte"]  # noqa: Y015
+    _WhichOneofReturnType__utilization: _TypeAlias = _typing.Literal["utilization"]  # noqa: Y015
+    _WhichOneofArgType__utilization: _TypeAlias = _typing.Literal["_utilization", b"_utilization"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__grpc_status) -> _WhichOneofReturnType__grpc_status | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__response_messages) -> _WhichOneofReturnType__response_messages | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__time_to_first_byte) -> _WhichOneofReturnType__time_to_first_byte | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization) -> _WhichOneofReturnType__utilization | None: ...
 
 Global___RequestRecord: _TypeAlias = RequestRecord  # noqa: Y015

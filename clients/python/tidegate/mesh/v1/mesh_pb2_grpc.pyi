@@ -7,7 +7,8 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request has errors; google.rpc.BadRequest names each field
   NOT_FOUND            there is no such host, subset or endpoint
   FAILED_PRECONDITION  a change began, could not be completed, and was rolled back
-                       (TRANSITION_ROLLED_BACK); or the objects cannot be changed in this way
+                       (TRANSITION_ROLLED_BACK); or a rollout owns the traffic (TRAFFIC_OWNED); or
+                       the objects cannot be changed in this way
   UNAVAILABLE          the controller is starting or shutting down
 """
 
@@ -54,6 +55,14 @@ class MeshServiceStub:
     """Undoes every shift, so that each file of objects means what it holds. The events and the end of
     the stream are as in Shift. There are no events if nothing is shifted.
     """
+    GetTraffic: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.GetTrafficRequest, _mesh_pb2.GetTrafficResponse]
+    """Returns how the requests of a host are divided now, and which rollout owns that."""
+    SetTraffic: _grpc.UnaryStreamMultiCallable[_mesh_pb2.SetTrafficRequest, _mesh_pb2.SetTrafficResponse]
+    """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
+    earlier call added and this one lacks is removed. The events and the end of the stream are as in
+    Shift; the last message says since when the split is in force. A split that is in force already
+    is answered without a change. A client that leaves does not stop a change that has begun.
+    """
     DrainEndpoint: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]
     """Takes an endpoint out of use: new requests go elsewhere and running requests finish. Answers
     when no request runs there any more, or when the deadline has passed. The endpoint stays out of
@@ -63,7 +72,9 @@ class MeshServiceStub:
     """Takes an endpoint that was drained into use again."""
     WatchRequests: _grpc.UnaryStreamMultiCallable[_mesh_pb2.WatchRequestsRequest, _mesh_pb2.WatchRequestsResponse]
     """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
-    controller shuts down. A client that reads too slowly loses records; each message counts them.
+    controller shuts down. Records that are ready together share a message. The response's headers
+    come as soon as the watch has begun. A client that reads too slowly loses records; each message
+    counts them.
     """
 
 @_typing.type_check_only
@@ -84,6 +95,14 @@ class MeshServiceAsyncStub(MeshServiceStub):
     """Undoes every shift, so that each file of objects means what it holds. The events and the end of
     the stream are as in Shift. There are no events if nothing is shifted.
     """
+    GetTraffic: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetTrafficRequest, _mesh_pb2.GetTrafficResponse]  # type: ignore[assignment]
+    """Returns how the requests of a host are divided now, and which rollout owns that."""
+    SetTraffic: _aio.UnaryStreamMultiCallable[_mesh_pb2.SetTrafficRequest, _mesh_pb2.SetTrafficResponse]  # type: ignore[assignment]
+    """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
+    earlier call added and this one lacks is removed. The events and the end of the stream are as in
+    Shift; the last message says since when the split is in force. A split that is in force already
+    is answered without a change. A client that leaves does not stop a change that has begun.
+    """
     DrainEndpoint: _aio.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]  # type: ignore[assignment]
     """Takes an endpoint out of use: new requests go elsewhere and running requests finish. Answers
     when no request runs there any more, or when the deadline has passed. The endpoint stays out of
@@ -93,7 +112,9 @@ class MeshServiceAsyncStub(MeshServiceStub):
     """Takes an endpoint that was drained into use again."""
     WatchRequests: _aio.UnaryStreamMultiCallable[_mesh_pb2.WatchRequestsRequest, _mesh_pb2.WatchRequestsResponse]  # type: ignore[assignment]
     """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
-    controller shuts down. A client that reads too slowly loses records; each message counts them.
+    controller shuts down. Records that are ready together share a message. The response's headers
+    come as soon as the watch has begun. A client that reads too slowly loses records; each message
+    counts them.
     """
 
 class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,6 +152,26 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetTraffic(
+        self,
+        request: _mesh_pb2.GetTrafficRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.GetTrafficResponse, _abc.Awaitable[_mesh_pb2.GetTrafficResponse]]:
+        """Returns how the requests of a host are divided now, and which rollout owns that."""
+
+    @_abc_1.abstractmethod
+    def SetTraffic(
+        self,
+        request: _mesh_pb2.SetTrafficRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_mesh_pb2.SetTrafficResponse], _abc.AsyncIterator[_mesh_pb2.SetTrafficResponse]]:
+        """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
+        earlier call added and this one lacks is removed. The events and the end of the stream are as in
+        Shift; the last message says since when the split is in force. A split that is in force already
+        is answered without a change. A client that leaves does not stop a change that has begun.
+        """
+
+    @_abc_1.abstractmethod
     def DrainEndpoint(
         self,
         request: _mesh_pb2.DrainEndpointRequest,
@@ -156,7 +197,9 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.WatchRequestsResponse], _abc.AsyncIterator[_mesh_pb2.WatchRequestsResponse]]:
         """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
-        controller shuts down. A client that reads too slowly loses records; each message counts them.
+        controller shuts down. Records that are ready together share a message. The response's headers
+        come as soon as the watch has begun. A client that reads too slowly loses records; each message
+        counts them.
         """
 
 def add_MeshServiceServicer_to_server(servicer: MeshServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
