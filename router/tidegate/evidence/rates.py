@@ -211,10 +211,11 @@ def _guess_rates(bets: Bets, candidate: Counted, baseline: Counted) -> tuple[Arr
     """Returns guesses of the candidate's rate, for each bet, and of the baseline's rate.
 
     They are the observed rates, shrunk a little: the baseline's to a rate of 0.5 %, and the
-    candidate's to one for which the bet is made, four times the baseline's or half of it.
+    candidate's to a rate on the alternative's side of what the bet's null tolerates.
     """
     rate_b = (baseline.events + 0.5) / (baseline.trials + PRIOR_TRIALS)
-    expected = np.where(bets.is_harm, min(4.0 * rate_b, 0.5), 0.5 * rate_b)
+    tolerated = bets.ratio * rate_b + bets.margin
+    expected = np.minimum(np.where(bets.is_harm, 2.5, 0.4) * tolerated, 0.9)
     return (candidate.events + 0.5) / (candidate.trials + 0.5 / expected), rate_b
 
 
