@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
-from tidegate.traffic.mesh_router import MeshRouter
 
 from tidegate.chassis.server import run
 from tidegate.mesh.v1 import mesh_pb2_grpc
@@ -21,6 +20,7 @@ from tidegate.router.service import SERVICE_NAME, RolloutServicer
 from tidegate.router.settings import RouterSettings
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.store import Store
+from tidegate.traffic.mesh_router import MeshRouter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
