@@ -9,8 +9,8 @@ from traffic_router_double import TrafficRouterDouble
 
 from tidegate.rollout.spec.reading import read_rollouts
 from tidegate.router.reconciler import reconciling
-from tidegate.router.rollout_loop import LoopSettings
 from tidegate.router.store import Store
+from tidegate.router.surroundings import LoopSettings
 
 CANARY = """
 apiVersion: tidegate.dev/v1alpha1

@@ -23,9 +23,10 @@ from tidegate.router.errors import RefusedError, UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
 from tidegate.router.registry import Registry, RolloutRecord
-from tidegate.router.rollout_loop import LoopSettings, RolloutLoop, Surroundings
+from tidegate.router.rollout_loop import RolloutLoop
 from tidegate.router.sources.source import TrafficSource
 from tidegate.router.store import Delete, Put, PutStatus, Store, Stored, from_json, to_json
+from tidegate.router.surroundings import LoopSettings, Surroundings
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficRouter
 
