@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from rollout_traffic import SyntheticSource
 from traffic_router_double import TrafficRouterDouble
@@ -85,6 +86,9 @@ class Router:
             ) as self.reconciler,
         ):
             yield self.reconciler
+
+    def settings_with(self, **settings):
+        return replace(self.settings, **settings)
 
     def record(self, key="models/vision"):
         return self.reconciler.registry.get(key)
