@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import Counter
-from typing import Any
+from typing import Self
 
 import grpc
 from laptop_mesh import CAT
@@ -36,11 +36,11 @@ class SteadyLoad:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
-    def __enter__(self) -> "SteadyLoad":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
 
