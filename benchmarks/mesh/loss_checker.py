@@ -130,7 +130,7 @@ class LossChecker:
         while True:
             try:
                 async for message in mesh.WatchRequests(request):
-                    self.records.append(_describe(message.record))
+                    self.records += map(_describe, message.records)
             except grpc.aio.AioRpcError:
                 # A scenario has killed the controller; the next one starts soon.
                 await asyncio.sleep(_RETRY_AFTER_S)

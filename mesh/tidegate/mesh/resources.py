@@ -14,12 +14,13 @@ import enum
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NewType, Self
+from typing import Final, NewType, Self
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
 __all__ = [
+    "MIRRORED_HEADER",
     "Change",
     "ProxyKind",
     "Resource",
@@ -29,6 +30,9 @@ __all__ = [
     "Version",
     "difference",
 ]
+
+MIRRORED_HEADER: Final = "x-tidegate-mirrored"
+"""The request header that Envoy sets in the mirrored copies of requests, and in nothing else."""
 
 Version = NewType("Version", str)
 """A digest of a resource's content: sixteen hexadecimal digits."""

@@ -2,8 +2,51 @@
 
 import msgspec
 
-__all__ = ["EvidenceState"]
+from tidegate.evidence.limits import LimitState
+from tidegate.evidence.mix import MixState
+from tidegate.evidence.plan import EvidencePlan, LimitTest, MixTest, QuantileTest, RateTest
+from tidegate.evidence.processes import Clock
+from tidegate.evidence.quantiles import QuantileState
+from tidegate.evidence.rates import RateState
+from tidegate.evidence.sample_ratio import SampleRatioState
+from tidegate.evidence.window import MetricName
+
+__all__ = ["EvidenceState", "ObjectiveState", "begin_objectives"]
+
+ObjectiveState = RateState | QuantileState | MixState | LimitState
 
 
 class EvidenceState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of a comparison between two windows."""
+    """What is remembered of a comparison between two windows.
+
+    Attributes:
+        metrics: The objectives' measures, which tell whether the state belongs to a plan.
+        objectives: What is remembered for each objective, in the plan's order.
+        sample_ratio: What is remembered of the split.
+        clock: How much of the change detector's stake is placed.
+        windows: The windows so far.
+        lost: Requests of which a source has missed the records.
+    """
+
+    metrics: tuple[MetricName, ...] = ()
+    objectives: tuple[ObjectiveState, ...] = ()
+    sample_ratio: SampleRatioState = SampleRatioState()
+    clock: Clock = Clock()
+    windows: int = 0
+    lost: int = 0
+
+
+def begin_objectives(plan: EvidencePlan) -> tuple[ObjectiveState, ...]:
+    """Returns the objectives' states before any traffic."""
+    states: list[ObjectiveState] = []
+    for each in plan.objectives:
+        match each.test:
+            case RateTest():
+                states.append(RateState.begin())
+            case QuantileTest():
+                states.append(QuantileState.begin())
+            case MixTest():
+                states.append(MixState.begin())
+            case LimitTest():
+                states.append(LimitState.begin())
+    return tuple(states)

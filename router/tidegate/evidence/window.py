@@ -6,12 +6,14 @@ read them. A window never spans a change of weights, and leaves out the time in 
 on its way to the proxies.
 """
 
+import enum
 from typing import NewType
 
 import msgspec
 
 __all__ = [
     "Counted",
+    "LeftOut",
     "MetricName",
     "TrafficWindow",
     "VersionName",
@@ -23,6 +25,15 @@ VersionName = NewType("VersionName", str)
 
 MetricName = NewType("MetricName", str)
 """The name of a measure, such as ``grpcFailures`` or ``latency above 200ms``."""
+
+
+class LeftOut(enum.Enum):
+    """Why a source has counted a request nowhere."""
+
+    TESTER = "requests of testers"
+    NO_USER = "requests without the header or cookie that names the user"
+    TOO_MANY_USERS = "requests of users beyond those that are remembered"
+    NO_COPY = "requests of which no mirrored copy was seen, such as those with a large body"
 
 
 class Counted(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -73,7 +84,9 @@ class TrafficWindow(msgspec.Struct, frozen=True, kw_only=True):
         shares: The intended shares of the versions, from 0 to 1. A mirrored version has the share
             of requests that are copied to it.
         versions: What each version's traffic did. A version without traffic may be absent.
-        lost: Requests of which the source knows that it has missed their records.
+        lost: Requests of which the source knows that it has missed their records. An estimate for
+            the time in which it had no connection.
+        left_out: Requests that count nowhere, by the reason.
     """
 
     start_s: float
@@ -81,6 +94,7 @@ class TrafficWindow(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[VersionName, float]
     versions: dict[VersionName, VersionTraffic]
     lost: int = 0
+    left_out: dict[LeftOut, int] = {}
 
     @property
     def requests(self) -> int:

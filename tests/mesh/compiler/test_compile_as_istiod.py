@@ -383,6 +383,9 @@ def test_mirrors_are_those_of_istiod(case):
     )
     made = body(compiled, "VIRTUAL_HOST", f"http.{PORT}/a.test")["routes"][0]["route"]
     policies = made.get("request_mirror_policies", [])
+    # Envoy marks copies here, so that an access log can tell them from requests.
+    marks = [each.pop("request_headers_mutations") for each in policies]
+    assert all("x-tidegate-mirrored" in str(each) for each in marks)
     assert [mirrored(each) for each in policies] == [
         {
             "cluster": f"outbound|8500|v2|{VISION}",

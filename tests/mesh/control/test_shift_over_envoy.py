@@ -181,7 +181,7 @@ async def test_finished_requests_can_be_watched(shared):
     request = mesh_pb2.WatchRequestsRequest(host="vision", subset="v1")
     watch = shared.controller.stub.WatchRequests(request)
     async with shared.load() as load:
-        record = (await watch.read()).record
+        record = (await watch.read()).records[0]
         await load.some()
     assert record.endpoint == shared.backends["v1"].address
     assert (record.proxy, record.subset, record.grpc_status) == ("ingress", "v1", 0)

@@ -103,7 +103,9 @@ def _connection_manager(
     manager = HttpConnectionManager(
         codec_type=HttpConnectionManager.AUTO,
         stat_prefix=f"outbound_{listener_name(merged_gateway.port)}",
-        http_filters=envoy_filters(grpc_web=merged_gateway.grpc_web),
+        http_filters=envoy_filters(
+            grpc_web=merged_gateway.grpc_web, mirror_log=settings.mirror_log
+        ),
         use_remote_address=BoolValue(value=True),
         generate_request_id=BoolValue(value=True),
         normalize_path=BoolValue(value=True),

@@ -41,6 +41,7 @@ class MeshSettings:
     Attributes:
         listen_address: The address on which gateways listen.
         access_log: The access log of all gateways, if there is one.
+        mirror_log: The access log of mirrored copies, if there is one.
         tracing: The tracing of all gateways, if there is any.
         proxy_namespace: The namespace of all proxies. Its DestinationRules come first, and proxies
             do not see objects that other namespaces keep to themselves.
@@ -49,6 +50,7 @@ class MeshSettings:
 
     listen_address: str = "127.0.0.1"
     access_log: AccessLog | None = None
+    mirror_log: AccessLog | None = None
     tracing: HttpConnectionManager.Tracing | None = None
     proxy_namespace: str = "istio-ingress"
     root_namespace: str = "istio-system"

@@ -25,6 +25,7 @@ from tidegate.mesh.telemetry import (
     LoadReports,
     RequestLog,
     access_log_config,
+    mirror_log_config,
     tracing_config,
 )
 from tidegate.mesh.traces.intake import TraceLimits
@@ -66,9 +67,11 @@ class ControlApplication:
         self._in_progress = RequestsInProgress(self._reports, self._distribution)
         self._journal = Journal(settings.state_file)
         self._traces = TraceStore(settings.traces_file, TraceLimits(max_traces=settings.max_traces))
+        cookies = bool(settings.user_cookies)
         mesh = MeshSettings(
             listen_address=settings.listen_address,
-            access_log=access_log_config(),
+            access_log=access_log_config(settings.user_headers, cookies=cookies),
+            mirror_log=mirror_log_config(settings.user_headers, cookies=cookies),
             tracing=tracing_config(),
         )
         self._topology = Topology(mesh)
@@ -89,7 +92,7 @@ class ControlApplication:
     def register(self, server: grpc.aio.Server) -> None:
         """Adds discovery, access logs, load reports, spans and MeshService."""
         AdsServicer(self._distribution).register(server)
-        AccessLogServicer(self._requests).register(server)
+        AccessLogServicer(self._requests, self._settings.user_cookies).register(server)
         LoadReportingServicer(self._reports).register(server)
         OtlpTraceServicer(self._traces).register(server)
         mesh_pb2_grpc.add_MeshServiceServicer_to_server(self._mesh, server)

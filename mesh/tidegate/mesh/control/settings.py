@@ -1,12 +1,18 @@
 """The settings of the controller."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from tidegate.chassis.settings import ChassisSettings
+from tidegate.mesh.telemetry import DEFAULT_USER_HEADERS
 
 __all__ = ["ControlSettings"]
+
+# RFC 9110 and RFC 6265, "token"; the names of headers are in lower case in HTTP/2.
+_HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
+_CookieName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 
 
 class ControlSettings(ChassisSettings):
@@ -68,6 +74,16 @@ class ControlSettings(ChassisSettings):
         "models",
         min_length=1,
         description="Namespace of the proxies in Istio's metrics (source_workload_namespace).",
+    )
+    user_headers: list[_HeaderName] = Field(
+        list(DEFAULT_USER_HEADERS),
+        description="Request headers that name users, separated by commas. The request log has"
+        " them, so that a sticky rollout can count users.",
+    )
+    user_cookies: list[_CookieName] = Field(
+        default_factory=list,
+        description="Cookies that name users, separated by commas. The request log has these"
+        " cookies and no others.",
     )
     stage_deadline_s: float = Field(
         30.0,

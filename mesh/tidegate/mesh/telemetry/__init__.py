@@ -3,8 +3,10 @@
 from tidegate.mesh.telemetry.access_log import AccessLogServicer
 from tidegate.mesh.telemetry.envoy_config import (
     ACCESS_LOG_CLUSTER,
+    DEFAULT_USER_HEADERS,
     TRACES_CLUSTER,
     access_log_config,
+    mirror_log_config,
     tracing_config,
 )
 from tidegate.mesh.telemetry.istio_metrics import IstioMetrics, IstioWorkload, WorkloadLookup
@@ -18,6 +20,7 @@ from tidegate.mesh.telemetry.request_record import RequestRecord
 
 __all__ = [
     "ACCESS_LOG_CLUSTER",
+    "DEFAULT_USER_HEADERS",
     "TRACES_CLUSTER",
     "AccessLogServicer",
     "IstioMetrics",
@@ -30,5 +33,6 @@ __all__ = [
     "RequestRecord",
     "WorkloadLookup",
     "access_log_config",
+    "mirror_log_config",
     "tracing_config",
 ]

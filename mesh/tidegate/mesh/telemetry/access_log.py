@@ -5,7 +5,7 @@ restart of the controller, an Envoy opens a new stream. Entries that it sent mea
 Envoy counts them as written.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Final
 
 import grpc
@@ -28,6 +28,10 @@ _log = structlog.stdlib.get_logger(__name__)
 _RECORDS: Final = Counter(
     "tidegate_mesh_request_records_total", "Request records received from Envoys."
 )
+_COPIES: Final = Counter(
+    "tidegate_mesh_mirrored_records_total",
+    "Request records of mirrored copies received from Envoys.",
+)
 _SKIPPED: Final = Counter(
     "tidegate_mesh_access_log_entries_passed_over_total",
     "Access log entries that describe no finished HTTP request, by kind.",
@@ -44,10 +48,12 @@ class AccessLogServicer:
 
     Args:
         log: The request log to publish to.
+        user_cookies: Names of the cookies that name a user.
     """
 
-    def __init__(self, log: RequestLog) -> None:
+    def __init__(self, log: RequestLog, user_cookies: Collection[str] = ()) -> None:
         self._log = log
+        self._user_cookies = frozenset(user_cookies)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server."""
@@ -83,18 +89,20 @@ class AccessLogServicer:
                     _log.info(
                         "access log stream identified", proxy=proxy, role=role, peer=context.peer()
                     )
-                if records := _records(message, proxy, role):
-                    _RECORDS.inc(len(records))
+                if records := self._records(message, proxy, role):
+                    for record in records:
+                        (_COPIES if record.mirrored else _RECORDS).inc()
                     await self._log.publish(records)
         return StreamAccessLogsResponse()
 
-
-def _records(message: StreamAccessLogsMessage, proxy: str, role: str) -> list[RequestRecord]:
-    entries = message.http_logs.log_entry
-    parsed = (parse_entry(entry, proxy, role) for entry in entries)
-    records = [record for record in parsed if record is not None]
-    if len(records) < len(entries):
-        _SKIPPED.labels("intermediate").inc(len(entries) - len(records))
-    if message.tcp_logs.log_entry:
-        _SKIPPED.labels("tcp").inc(len(message.tcp_logs.log_entry))
-    return records
+    def _records(
+        self, message: StreamAccessLogsMessage, proxy: str, role: str
+    ) -> list[RequestRecord]:
+        entries = message.http_logs.log_entry
+        parsed = (parse_entry(entry, proxy, role, self._user_cookies) for entry in entries)
+        records = [record for record in parsed if record is not None]
+        if len(records) < len(entries):
+            _SKIPPED.labels("intermediate").inc(len(entries) - len(records))
+        if message.tcp_logs.log_entry:
+            _SKIPPED.labels("tcp").inc(len(message.tcp_logs.log_entry))
+        return records

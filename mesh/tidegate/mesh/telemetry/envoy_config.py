@@ -4,17 +4,23 @@ The access log goes over gRPC (ALS) to the static cluster `ACCESS_LOG_CLUSTER`, 
 OTLP/gRPC to `TRACES_CLUSTER`. Both clusters are in Envoy's bootstrap. gRPC messages are counted if
 the filter `GRPC_STATS` stands before the router, with ``emit_filter_state``.
 
+Mirrored copies of requests are in no access log of a listener. The router filter's upstream log has
+them, beside every attempt of every request. A filter on the header that marks copies keeps the
+others out, so a mesh that mirrors nothing sends nothing more.
+
 Custom tags of the log add what an access log entry lacks: the cluster of a request for which it had
 no endpoint, response flags for which the entry has no field, and the trace of a request that came
 without one.
 """
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
-from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog
+from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog, AccessLogFilter, HeaderFilter
 from envoy.config.core.v3.config_source_pb2 import ApiVersion
 from envoy.config.core.v3.grpc_service_pb2 import GrpcService
+from envoy.config.route.v3.route_components_pb2 import HeaderMatcher
 from envoy.config.trace.v3.http_tracer_pb2 import Tracing as Tracer
 from envoy.config.trace.v3.opentelemetry_pb2 import OpenTelemetryConfig
 from envoy.extensions.access_loggers.grpc.v3.als_pb2 import (
@@ -29,14 +35,21 @@ from envoy.type.v3.percent_pb2 import Percent
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
+from tidegate.mesh.resources import MIRRORED_HEADER
+
 __all__ = [
     "ACCESS_LOG_CLUSTER",
     "CLUSTER_TAG",
+    "COOKIE_HEADER",
+    "DEFAULT_USER_HEADERS",
     "FLAGS_TAG",
     "GRPC_STATS",
+    "LOAD_TRAILER",
+    "ROUTE_TIMEOUT_HEADER",
     "TRACES_CLUSTER",
     "TRACE_TAG",
     "access_log_config",
+    "mirror_log_config",
     "tracing_config",
 ]
 
@@ -59,13 +72,23 @@ _FLUSH_INTERVAL: Final = timedelta(milliseconds=100)
 # one buffer, some thousand requests. It stays below gRPC's message limit (4 MiB).
 _BUFFER_BYTES: Final = 1 << 20
 
-_REQUEST_HEADERS: Final = (
-    *("content-type", "grpc-timeout", "traceparent"),
-    *("x-user-id", "x-user-tier"),
-)
+DEFAULT_USER_HEADERS: Final = ("x-user-id", "x-user-tier")
+"""The request headers that name users, unless a setting lists others."""
+
+ROUTE_TIMEOUT_HEADER: Final = "x-envoy-expected-rq-timeout-ms"
+"""The header in which Envoy tells a server the timeout of the route."""
+
+_REQUEST_HEADERS: Final = ("content-type", "grpc-timeout", "traceparent", ROUTE_TIMEOUT_HEADER)
+COOKIE_HEADER: Final = "cookie"
+
+LOAD_TRAILER: Final = "endpoint-load-metrics-bin"
+"""The trailer with the load of the server (ORCA)."""
+
 _GRPC_STATUS: Final = ("grpc-status", "grpc-message")
 _TRAILERS: Final = (
     *_GRPC_STATUS,
+    LOAD_TRAILER,
+    "tidegate-confidence",
     "tidegate-model",
     "tidegate-model-version",
     "tidegate-finish",
@@ -82,25 +105,30 @@ _TAGS: Final = {
 }
 
 
-def access_log_config() -> AccessLog:
-    """Returns the access log that sends one entry for each finished request."""
-    config = HttpGrpcAccessLogConfig(
-        common_config=CommonGrpcAccessLogConfig(
-            log_name="tidegate",
-            grpc_service=_grpc_service(ACCESS_LOG_CLUSTER),
-            transport_api_version=ApiVersion.V3,
-            buffer_flush_interval=_duration(_FLUSH_INTERVAL),
-            buffer_size_bytes=UInt32Value(value=_BUFFER_BYTES),
-            filter_state_objects_to_log=[GRPC_STATS],
-            custom_tags=[CustomTag(tag=tag, value=value) for tag, value in _TAGS.items()],
-        ),
-        additional_request_headers_to_log=_REQUEST_HEADERS,
-        # A call that fails at once has no trailers; their content is in the headers.
-        additional_response_headers_to_log=_TRAILERS,
-        additional_response_trailers_to_log=_TRAILERS,
-    )
-    log = AccessLog(name="envoy.access_loggers.http_grpc")
-    log.typed_config.Pack(config)
+def access_log_config(
+    user_headers: Iterable[str] = DEFAULT_USER_HEADERS, *, cookies: bool = False
+) -> AccessLog:
+    """Returns the access log that sends one entry for each finished request.
+
+    Args:
+        user_headers: The request headers that name users.
+        cookies: Whether to log the cookies of requests.
+    """
+    return _access_log("tidegate", user_headers, cookies=cookies)
+
+
+def mirror_log_config(
+    user_headers: Iterable[str] = DEFAULT_USER_HEADERS, *, cookies: bool = False
+) -> AccessLog:
+    """Returns the upstream log that sends one entry for each mirrored copy of a request.
+
+    Args:
+        user_headers: The request headers that name users.
+        cookies: Whether to log the cookies of requests.
+    """
+    log = _access_log("tidegate-mirrored", (*user_headers, MIRRORED_HEADER), cookies=cookies)
+    marked = HeaderMatcher(name=MIRRORED_HEADER, present_match=True)
+    log.filter.CopyFrom(AccessLogFilter(header_filter=HeaderFilter(header=marked)))
     return log
 
 
@@ -126,6 +154,31 @@ def tracing_config(
         operation="%REQ(:PATH)%",
         spawn_upstream_span=BoolValue(value=True),
     )
+
+
+def _access_log(name: str, user_headers: Iterable[str], *, cookies: bool) -> AccessLog:
+    config = HttpGrpcAccessLogConfig(
+        common_config=CommonGrpcAccessLogConfig(
+            log_name=name,
+            grpc_service=_grpc_service(ACCESS_LOG_CLUSTER),
+            transport_api_version=ApiVersion.V3,
+            buffer_flush_interval=_duration(_FLUSH_INTERVAL),
+            buffer_size_bytes=UInt32Value(value=_BUFFER_BYTES),
+            filter_state_objects_to_log=[GRPC_STATS],
+            custom_tags=[CustomTag(tag=tag, value=value) for tag, value in _TAGS.items()],
+        ),
+        additional_request_headers_to_log=(
+            *_REQUEST_HEADERS,
+            *user_headers,
+            *((COOKIE_HEADER,) if cookies else ()),
+        ),
+        # A call that fails at once has no trailers; their content is in the headers.
+        additional_response_headers_to_log=_TRAILERS,
+        additional_response_trailers_to_log=_TRAILERS,
+    )
+    log = AccessLog(name="envoy.access_loggers.http_grpc")
+    log.typed_config.Pack(config)
+    return log
 
 
 def _grpc_service(cluster: str) -> GrpcService:

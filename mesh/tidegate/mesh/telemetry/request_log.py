@@ -8,11 +8,14 @@ its entries (some tens of megabytes, seen with 1.40), and finally drops and coun
 A subscriber that stops reading must not block the others for ever: publishers wait for it no longer
 than its `max_wait_s`. After that, records that do not fit its queue are dropped for this subscriber
 only, at once, and counted, until it reads again. With `max_wait_s` 0 publishers never wait.
+
+Records of mirrored copies go only to subscribers that ask for them: nobody else may count a request
+twice.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Self
 
@@ -29,6 +32,10 @@ _LOST: Final = Counter(
 )
 
 
+def _is_no_copy(record: RequestRecord) -> bool:
+    return not record.mirrored
+
+
 class RecordSubscription:
     """The queue of one subscriber: an asynchronous iterator over records that never ends.
 
@@ -37,9 +44,16 @@ class RecordSubscription:
         lost: Number of records that it missed.
     """
 
-    def __init__(self, name: str, capacity: int, max_wait_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        capacity: int,
+        max_wait_s: float,
+        wanted: Callable[[RequestRecord], bool],
+    ) -> None:
         self.name = name
         self.lost = 0
+        self._wanted = wanted
         self._capacity = capacity
         self._max_wait_s = max_wait_s
         self._lost = _LOST.labels(name)
@@ -60,14 +74,28 @@ class RecordSubscription:
             self._has_records.clear()
             await self._has_records.wait()
         record = self._queue.popleft()
-        self._is_dropping = self._max_wait_s <= 0
-        self._has_room.set()
+        self._was_read()
         return record
+
+    async def next_batch(self, limit: int) -> list[RequestRecord]:
+        """Waits for records, and returns those that are ready.
+
+        Args:
+            limit: The most records to return.
+        """
+        batch = [await anext(self)]
+        while self._queue and len(batch) < limit:
+            batch.append(self._queue.popleft())
+        return batch
 
     def close(self) -> None:
         """Accepts no more records and releases the publishers that wait for room."""
         self._closed = True
         self._has_room.set()
+
+    def wanted(self, records: Sequence[RequestRecord]) -> Sequence[RequestRecord]:
+        """Returns the records that this subscriber asked for."""
+        return [record for record in records if self._wanted(record)]
 
     def offer(self, records: Sequence[RequestRecord]) -> Sequence[RequestRecord]:
         """Queues the records that fit.
@@ -100,6 +128,10 @@ class RecordSubscription:
             self._is_dropping = True
             self._drop(len(left))
 
+    def _was_read(self) -> None:
+        self._is_dropping = self._max_wait_s <= 0
+        self._has_room.set()
+
     def _drop(self, count: int) -> None:
         self.lost += count
         self._lost.inc(count)
@@ -113,7 +145,12 @@ class RequestLog:
 
     @contextmanager
     def subscribe(
-        self, name: str, *, capacity: int = 10_000, max_wait_s: float = 0.0
+        self,
+        name: str,
+        *,
+        capacity: int = 10_000,
+        max_wait_s: float = 0.0,
+        wanted: Callable[[RequestRecord], bool] = _is_no_copy,
     ) -> Iterator[RecordSubscription]:
         """Subscribes while the context is open.
 
@@ -122,11 +159,12 @@ class RequestLog:
             capacity: Most records that may wait to be read.
             max_wait_s: How long publishers wait for this subscriber when its queue is full, in
                 seconds. By default they do not wait.
+            wanted: Which records the subscriber gets; by default all but mirrored copies.
 
         Yields:
             The records that are published from now on.
         """
-        subscription = RecordSubscription(name, capacity, max_wait_s)
+        subscription = RecordSubscription(name, capacity, max_wait_s, wanted)
         self._subscriptions.append(subscription)
         try:
             yield subscription
@@ -142,7 +180,7 @@ class RequestLog:
         behind = [
             (subscription, left)
             for subscription in self._subscriptions
-            if (left := subscription.offer(records))
+            if (left := subscription.offer(subscription.wanted(records)))
         ]
         if behind:
             async with asyncio.TaskGroup() as group:

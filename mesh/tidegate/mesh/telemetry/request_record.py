@@ -14,8 +14,11 @@ The status of a call comes from the first of these that applies:
    middle is UNKNOWN.
 """
 
+import base64
+import binascii
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -31,9 +34,19 @@ from envoy.data.accesslog.v3.accesslog_pb2 import (
 from envoy.extensions.filters.http.grpc_stats.v3.config_pb2 import FilterObject
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
+from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
 from tidegate.chassis.calls import deadline_has_passed
-from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, GRPC_STATS, TRACE_TAG
+from tidegate.mesh.resources import MIRRORED_HEADER
+from tidegate.mesh.telemetry.envoy_config import (
+    CLUSTER_TAG,
+    COOKIE_HEADER,
+    FLAGS_TAG,
+    GRPC_STATS,
+    LOAD_TRAILER,
+    ROUTE_TIMEOUT_HEADER,
+    TRACE_TAG,
+)
 
 __all__ = ["ClusterName", "RequestRecord", "address_text", "parse_entry", "proxy_name"]
 
@@ -93,7 +106,11 @@ _TIMEOUT_DETAILS: Final = frozenset({"max_duration_timeout", "response_timeout"}
 # gRPC over HTTP2, "Timeout".
 _GRPC_TIMEOUT: Final = re.compile(r"(?P<value>[0-9]{1,8})(?P<unit>[HMSmun])", re.ASCII)
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_STATUS_KEYS: Final = frozenset({"grpc-status", "grpc-message"})
+_NO_TRAILERS: Final = frozenset({"grpc-status", "grpc-message", LOAD_TRAILER})
+_PROTOCOL_HEADERS: Final = frozenset({"content-type", "grpc-timeout", "traceparent"})
+_OWN_HEADERS: Final = frozenset({COOKIE_HEADER, MIRRORED_HEADER, ROUTE_TIMEOUT_HEADER})
+# What an Envoy appends to the host of a copy unless it is told not to.
+_MIRROR_SUFFIX: Final = re.compile(r"-shadow(:[0-9]+)?")
 # What Envoy writes for a missing value.
 _NO_VALUE: Final = "-"
 _NANO: Final = 1e-9
@@ -158,6 +175,11 @@ class RequestRecord:
         response_messages: Messages of the server, None if they were not counted.
         trailers: The logged trailers that the server sent, without the status.
         headers: The logged request headers that the client sent.
+        cookies: The cookies that name a user, as far as the client sent them.
+        mirrored: Whether this is a copy of a request, whose answer no client gets.
+        proxy_timeout: Whether a timeout of the proxy ended the call, and not the caller's deadline.
+        utilization: The share of its capacity that the server used, as it reports; None if it does
+            not.
         trace_id: 32 hexadecimal digits, empty for a request without a trace.
         request_id: Envoy's ``x-request-id``.
     """
@@ -191,8 +213,18 @@ class RequestRecord:
     response_messages: int | None
     trailers: Mapping[str, str]
     headers: Mapping[str, str]
+    cookies: Mapping[str, str]
+    mirrored: bool
+    proxy_timeout: bool
+    utilization: float | None
     trace_id: str
     request_id: str
+
+    @property
+    def user_headers(self) -> Mapping[str, str]:
+        """The logged request headers that name a user."""
+        headers = self.headers.items()
+        return {key: value for key, value in headers if key not in _PROTOCOL_HEADERS}
 
     @property
     def model(self) -> str | None:
@@ -212,7 +244,10 @@ def proxy_name(node: Node) -> tuple[str, str]:
 
 
 def parse_entry(
-    entry: HTTPAccessLogEntry, proxy: str = "", proxy_role: str = ""
+    entry: HTTPAccessLogEntry,
+    proxy: str = "",
+    proxy_role: str = "",
+    user_cookies: Collection[str] = (),
 ) -> RequestRecord | None:
     """Parses an access log entry.
 
@@ -220,22 +255,26 @@ def parse_entry(
         entry: The entry, with any content.
         proxy: Node id of the proxy.
         proxy_role: Role of the proxy.
+        user_cookies: Names of the cookies that name a user.
 
     Returns:
-        The request record, or None if the entry does not describe the end of a request.
+        The request record, or None if the entry does not describe the end of a request, or of a
+        copy.
     """
     common, request, response = entry.common_properties, entry.request, entry.response
-    if not _is_end(common):
+    mirrored = common.access_log_type == AccessLogType.UpstreamEnd
+    if not (_is_copy(entry) if mirrored else _is_end(common)):
         return None
     cluster = _tag(common, CLUSTER_TAG) or common.upstream_cluster
     name = ClusterName.parse(cluster)
     path = request.original_path or request.path
     service, method = _service_and_method(path)
     headers = dict(request.request_headers)
+    grpc_timeout_s = _grpc_timeout_s(headers)
     is_grpc = _is_grpc(headers.get("content-type"), response)
     flags = _flags(common)
     duration_s = _duration_s(common)
-    code, message = _status(response, flags, _grpc_timeout_s(headers), duration_s)
+    code, message = _status(response, flags, grpc_timeout_s, duration_s)
     counts = _message_counts(common)
     metadata = dict(response.response_headers) | dict(response.response_trailers)
     return RequestRecord(
@@ -270,8 +309,15 @@ def parse_entry(
         response_bytes=response.response_body_bytes,
         request_messages=None if counts is None else counts.request_message_count,
         response_messages=None if counts is None else counts.response_message_count,
-        trailers={key: value for key, value in metadata.items() if key not in _STATUS_KEYS},
-        headers=headers,
+        trailers={key: value for key, value in metadata.items() if key not in _NO_TRAILERS},
+        headers={key: value for key, value in headers.items() if key not in _OWN_HEADERS},
+        cookies=_cookies(headers.get(COOKIE_HEADER, ""), user_cookies),
+        mirrored=mirrored,
+        proxy_timeout=(
+            code is grpc.StatusCode.DEADLINE_EXCEEDED
+            and _is_proxy_timeout(response, flags, headers, grpc_timeout_s)
+        ),
+        utilization=_utilization(metadata.get(LOAD_TRAILER)),
         trace_id=_tag(common, TRACE_TAG) or _trace_id(headers.get("traceparent", "")),
         request_id=request.request_id,
     )
@@ -281,6 +327,17 @@ def _is_end(common: AccessLogCommon) -> bool:
     if common.intermediate_log_entry:
         return False
     return common.access_log_type in (AccessLogType.NotSet, AccessLogType.DownstreamEnd)
+
+
+def _is_copy(entry: HTTPAccessLogEntry) -> bool:
+    # The upstream log has attempts of requests too, if its filter is missing.
+    if entry.common_properties.intermediate_log_entry:
+        return False
+    request = entry.request
+    return (
+        MIRRORED_HEADER in request.request_headers
+        or _MIRROR_SUFFIX.search(request.authority) is not None
+    )
 
 
 def _tag(common: AccessLogCommon, tag: str) -> str:
@@ -325,6 +382,45 @@ def _status(
         late = grpc_timeout_s is not None and deadline_has_passed(grpc_timeout_s, duration_s)
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, ""
     return _CODE_OF_HTTP.get(response.response_code.value, grpc.StatusCode.UNKNOWN), ""
+
+
+def _is_proxy_timeout(
+    response: HTTPResponseProperties,
+    flags: tuple[str, ...],
+    headers: Mapping[str, str],
+    grpc_timeout_s: float | None,
+) -> bool:
+    if response.response_code_details in _TIMEOUT_DETAILS or not _TIMEOUT_FLAGS.isdisjoint(flags):
+        return True
+    if not _CLIENT_LEFT_FLAGS.isdisjoint(flags) or grpc_timeout_s is None:
+        return False
+    # The server may end the call first: Envoy sends it the shorter of the two times. If the client
+    # has a deadline, `grpc-timeout` is the client's; otherwise it is Envoy's.
+    route_timeout_ms = headers.get(ROUTE_TIMEOUT_HEADER, "")
+    if not (route_timeout_ms.isascii() and route_timeout_ms.isdigit()):
+        return False
+    return int(route_timeout_ms) > 0 and grpc_timeout_s >= int(route_timeout_ms) / 1000
+
+
+def _cookies(header: str, names: Collection[str]) -> dict[str, str]:
+    if not header or not names:
+        return {}
+    pairs = (each.partition("=") for each in header.split(";"))
+    found = ((name.strip(), value.strip().strip('"')) for name, _, value in pairs)
+    return {name: value for name, value in found if name in names}
+
+
+def _utilization(trailer: str | None) -> float | None:
+    """Reads an ORCA load report, as gRPC's balancers read it (gRFC A58)."""
+    if trailer is None:
+        return None
+    try:
+        data = base64.b64decode(trailer + "=" * (-len(trailer) % 4), validate=True)
+        report = OrcaLoadReport.FromString(data)
+    except (binascii.Error, ValueError, DecodeError):
+        return None
+    used = report.application_utilization or report.cpu_utilization
+    return used if math.isfinite(used) and used >= 0 else None
 
 
 def _grpc_timeout_s(headers: Mapping[str, str]) -> float | None:

@@ -31,7 +31,8 @@ from tidegate.mesh.traces.query import (
     TraceSummary,
     summarise,
 )
-from tidegate.mesh.traces.sqlite_file import is_damage, open_file, own_errors, set_aside
+from tidegate.mesh.traces.sqlite_file import open_file, own_errors, set_aside
+from tidegate.runtime.sqlite_file import is_damage, transaction
 
 __all__ = ["AddResult", "Database", "StoredAmount"]
 
@@ -167,7 +168,7 @@ class Database:
         before = self.stored
         stored = StoredAmount(before.traces, before.spans, before.bytes)
         by_trace = attrgetter("trace_id")
-        with self._transaction():
+        with transaction(self._connection):
             for trace_id, group in groupby(sorted(spans, key=by_trace), by_trace):
                 counts += self._add_to_trace(trace_id, tuple(group), now_ns, stored)
             evicted = self._make_room(stored)
@@ -311,18 +312,6 @@ class Database:
             (rowid,),
         ).fetchone()
         return bodies
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            # After some errors SQLite rolls back by itself.
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     def _open(self) -> sqlite3.Connection:
         connection = open_file(self._path, _SCHEMA, _VERSION)

@@ -14,15 +14,18 @@ from typing import Final
 import structlog
 
 from tidegate.mesh.traces.errors import StoreError
+from tidegate.runtime.sqlite_file import (
+    Durability,
+    connect,
+    is_damage,
+    is_locked,
+    schema_version,
+)
 
-__all__ = ["is_damage", "open_file", "own_errors", "set_aside"]
+__all__ = ["open_file", "own_errors", "set_aside"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_LOCK_TIMEOUT_S: Final = 2.0
-_WAL_BYTES: Final = 16 * 1024 * 1024
 _SUFFIXES: Final = ("", "-wal", "-shm")
 
 
@@ -53,11 +56,6 @@ def open_file(path: Path, schema: str, version: int) -> sqlite3.Connection:
     if found == 0:
         connection.executescript(f"BEGIN;{schema}PRAGMA user_version = {version};COMMIT;")
     return connection
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error means that the file is damaged or no database."""
-    return _code(error) in _DAMAGE
 
 
 def set_aside(path: Path, reason: str) -> Path:
@@ -99,7 +97,7 @@ def own_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if _code(error) in _LOCKED:
+        if is_locked(error):
             raise StoreError(
                 f"another process has {path} open; only one process can use it"
             ) from error
@@ -109,34 +107,6 @@ def own_errors(path: Path) -> Iterator[None]:
 
 
 def _connect(path: Path) -> tuple[sqlite3.Connection, int]:
-    """Opens a file, locks it for this process, and checks its integrity."""
-    connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
-    try:
-        # Two processes would evict each other's traces.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = WAL")
-        # Committed data survives a crash of the process, but not always one of the machine.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-        # SQLite takes the lock with the first write.
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("COMMIT")
-        _check(connection)
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    except BaseException:
-        connection.close()
-        raise
-    return connection, version
-
-
-def _check(connection: sqlite3.Connection) -> None:
-    (report,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if report != "ok":
-        damage = sqlite3.DatabaseError(report)
-        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise damage
-
-
-def _code(error: sqlite3.Error) -> int:
-    # The low byte of an extended code is the code; errors that Python raises itself have none.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # Two processes would evict each other's traces, so the file is locked.
+    connection = connect(path, Durability.PROCESS)
+    return connection, schema_version(connection)

@@ -5,15 +5,17 @@ see `tidegate.rollout.spec.reading`.
 """
 
 import enum
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tidegate.evidence.plan import EvidencePlan, Importance
 from tidegate.evidence.window import VersionName
+from tidegate.rollout.spec.faults import Fault, FaultsError
 from tidegate.rollout.spec.objectives import Objective, SignalKind, StrictModel
 from tidegate.rollout.spec.quantities import Fraction, Seconds
-from tidegate.rollout.spec.strategies import Strategy, Tester
+from tidegate.rollout.spec.strategies import CookieName, HeaderName, Strategy, Tester
 
 __all__ = [
     "API_VERSION",
@@ -86,10 +88,10 @@ class Decide(StrictModel):
 class StickyBy(StrictModel):
     """What keeps a user on one version. Exactly one of the fields."""
 
-    header: Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")] | None = None
+    header: HeaderName | None = None
     """The request header that names the user, in lower case."""
 
-    cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")] | None = None
+    cookie: CookieName | None = None
     """The cookie that names the user."""
 
     @model_validator(mode="after")
@@ -112,7 +114,7 @@ class EvidenceSource(StrictModel):
     source: EvidenceFrom = EvidenceFrom.ACCESS_LOG
     """`accessLog`: every request, from the proxies. `prometheus`: counters of a Prometheus."""
 
-    url: str | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+\S*$", max_length=2048)] | None = None
     """The address of Prometheus, for the source `prometheus` and for the signal `promql`; by
     default that of the router's settings."""
 
@@ -156,8 +158,8 @@ class RolloutSpec(StrictModel):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        for problem in self._problems():
-            raise ValueError(problem)
+        if found := self._faults():
+            raise FaultsError(found)
         return self
 
     @property
@@ -181,69 +183,78 @@ class RolloutSpec(StrictModel):
             within_s=self.decide.within,
         )
 
-    def _problems(self) -> "list[str]":
-        return [*self._version_problems(), *self._strategy_problems(), *self._objective_problems()]
+    def _faults(self) -> list[Fault]:
+        return [*self._version_faults(), *self._strategy_faults(), *self._objective_faults()]
 
-    def _version_problems(self) -> "list[str]":
-        found = []
-        if (self.candidate is None) == (self.candidates is None):
-            found.append("needs either candidate or candidates; write `candidate: v2`")
+    def _version_faults(self) -> Iterator[Fault]:
+        names = self.candidate_names
+        if self.candidate is not None and self.candidates is not None:
+            yield Fault("candidates", "is there beside candidate; keep one of them")
+        elif not names:
+            yield Fault("candidate", "is missing; name the new subset, like `candidate: v2`")
         if self.candidates is not None and self.strategy.ab is None:
-            found.append("candidates: only `ab` compares several; write `candidate: v2`")
-        if self.baseline in self.candidate_names:
-            found.append(f"candidate: {self.baseline} is the baseline; name another subset")
-        if len(set(self.candidate_names)) != len(self.candidate_names):
-            found.append("candidates: one is named twice; name each once")
-        versions = {self.baseline, *self.candidate_names}
+            yield Fault("candidates", "only `ab` compares several; write `candidate: v2`")
+        if self.candidate == self.baseline:
+            yield Fault("candidate", f"{self.baseline} is the baseline; name another subset")
+        for index, name in enumerate(self.candidates or ()):
+            if name == self.baseline:
+                text = f"{name} is the baseline; name another subset"
+                yield Fault(f"candidates[{index}]", text)
+            elif name in (self.candidates or ())[:index]:
+                yield Fault(f"candidates[{index}]", f"{name} is named twice; name it once")
+        versions = (self.baseline, *names)
         for index, tester in enumerate(self.testers):
             if tester.to is not None and tester.to not in versions:
-                found.append(
-                    f"testers[{index}].to: {tester.to} is neither the baseline nor a candidate;"
-                    f" name one of {', '.join(sorted(versions))}"
+                yield Fault(
+                    f"testers[{index}].to",
+                    f"{tester.to} is neither the baseline nor a candidate; name one of"
+                    f" {', '.join(versions)}",
                 )
-            if tester.to is None and len(self.candidate_names) > 1:
-                found.append(f"testers[{index}].to is missing; name one of the candidates")
-        return found
+            if tester.to is None and len(names) > 1:
+                text = f"is missing; name one of {', '.join(names)}"
+                yield Fault(f"testers[{index}].to", text)
 
-    def _strategy_problems(self) -> "list[str]":
-        found = []
+    def _strategy_faults(self) -> Iterator[Fault]:
         ab = self.strategy.ab
         if ab is not None and ab.weights is not None:
-            versions = {self.baseline, *self.candidate_names}
-            if set(ab.weights) != versions:
-                found.append(
-                    f"strategy.ab.weights: name every version once: {', '.join(sorted(versions))}"
-                )
+            versions = (self.baseline, *self.candidate_names)
+            if set(ab.weights) != set(versions):
+                text = f"name every version once: {', '.join(versions)}"
+                yield Fault("strategy.ab.weights", text)
+        if ab is not None and ab.until_evidence and not self.objectives:
+            text = "nothing can be decided without objectives; add one, or remove it"
+            yield Fault("strategy.ab.untilEvidence", text)
         canary = self.strategy.canary
         if canary is not None and canary.ramp is not None:
-            kinds = {each.signal.kind for each in self._aborting()}
+            kinds = {each.signal.kind for each in self._aborting() if each.quantile is None}
             if SignalKind.EVENT not in kinds and SignalKind.NUMBER not in kinds:
-                found.append(
-                    "strategy.canary.ramp needs an objective that counts bad requests; add"
-                    " `{signal: grpcFailures}` to objectives"
+                yield Fault(
+                    "strategy.canary.ramp",
+                    "needs an objective that counts bad requests; add `{signal: grpcFailures}` to"
+                    " objectives",
                 )
-        return found
 
-    def _objective_problems(self) -> "list[str]":
-        found = []
+    def _objective_faults(self) -> Iterator[Fault]:
         names = [each.metric for each in self.objectives]
         for index, name in enumerate(names):
             if name in names[:index]:
-                found.append(f"objectives[{index}]: {name} is there twice; give one a `name`")
+                text = f"{name} is there twice; remove one, or give one a `name`"
+                yield Fault(f"objectives[{index}]", text)
         needs_evidence = self.strategy.manual is None and self.strategy.ab is None
         if needs_evidence and not self._deciding():
-            found.append(
-                "objectives: nothing can promote the candidate; add `{signal: grpcFailures}`, or"
-                " use the strategy `manual`"
+            yield Fault(
+                "objectives",
+                "nothing can promote the candidate; add `{signal: grpcFailures}`, or use the"
+                " strategy `manual`",
             )
         if self.strategy.shadow is None and self.strategy.blue_green is None:
             for index, each in enumerate(self.objectives):
                 if each.signal == "answerDisagreement":
-                    found.append(
-                        f"objectives[{index}].signal: answers can be compared only where requests"
-                        " are mirrored; use the strategy `shadow`"
+                    yield Fault(
+                        f"objectives[{index}].signal",
+                        "answers can be compared only where requests are mirrored; use the"
+                        " strategy `shadow`",
                     )
-        return found
 
     def _aborting(self) -> "list[Objective]":
         return [each for each in self.objectives if each.followed_by is Importance.ABORT]

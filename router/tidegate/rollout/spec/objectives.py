@@ -1,5 +1,6 @@
 """The objectives of a rollout: which signal, how much worse is acceptable, and what follows."""
 
+import difflib
 import enum
 from collections.abc import Iterator
 from typing import Annotated, Final, Self
@@ -17,6 +18,7 @@ from tidegate.evidence.plan import (
 )
 from tidegate.evidence.plan import Objective as JudgedObjective
 from tidegate.evidence.window import MetricName
+from tidegate.rollout.spec.faults import Fault, FaultsError
 from tidegate.rollout.spec.quantities import Bound, Fraction, Seconds, Tolerance, fraction_text
 
 __all__ = [
@@ -136,24 +138,24 @@ class Objective(StrictModel):
     below: Bound | None = None
     """A request is bad if the number is below this."""
 
-    quantile: Fraction | None = None
+    quantile: Annotated[Fraction, Field(gt=0, lt=1)] | None = None
     """Compares this quantile of the number, such as `99%`."""
 
     tolerate: Tolerance | None = None
     """How much worse the candidate may be: `1.2x` the baseline, or a difference of `5%`."""
 
-    margin: Fraction | None = None
+    margin: Annotated[Fraction, Field(ge=0, le=1)] | None = None
     """A difference of the rates that does not matter, on top of a tolerated ratio; 0.1% by
     default."""
 
     codes: tuple[str, ...] | None = None
     """The gRPC codes that count as failures (`grpcFailures` only)."""
 
-    query: str | None = None
+    query: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
     """A PromQL query that gives one number (`promql` only). `$version` stands for the subset,
     `$host` for the host."""
 
-    lasting: Seconds | None = Field(None, alias="for")
+    lasting: Annotated[Seconds, Field(gt=0)] | None = Field(None, alias="for")
     """How long the query's number must be past its bound before that counts (`promql` only); one
     minute by default."""
 
@@ -164,19 +166,21 @@ class Objective(StrictModel):
     @field_validator("codes")
     @classmethod
     def _known_codes(cls, codes: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for code in codes or ():
-            if code not in _CODES:
-                raise ValueError(
-                    f"{code!r} is not a gRPC code of an error; known: {', '.join(_CODES)}"
-                )
         if codes == ():
             raise ValueError("is empty; name at least one code, or leave it out")
+        faults = [
+            Fault(f"[{index}]", f"{code} is not a gRPC code of an error; {_meant(code)}")
+            for index, code in enumerate(codes or ())
+            if code not in _CODES
+        ]
+        if faults:
+            raise FaultsError(faults)
         return codes
 
     @model_validator(mode="after")
     def _fits_its_signal(self) -> Self:
-        for problem in self._problems():
-            raise ValueError(problem)
+        if found := list(self._faults()):
+            raise FaultsError(found)
         return self
 
     @property
@@ -231,53 +235,72 @@ class Objective(StrictModel):
             margin=_DEFAULT_MARGIN if self.margin is None else self.margin,
         )
 
-    def _problems(self) -> Iterator[str]:
+    def _faults(self) -> Iterator[Fault]:
         signal, kind = self.signal, self.signal.kind
         bounds = [n for n in ("above", "below", "quantile") if getattr(self, n) is not None]
         if len(bounds) > 1:
-            yield f"has both {' and '.join(bounds)}; keep one, or write two objectives"
+            both = " and ".join(bounds)
+            yield Fault("", f"has both {both}; keep one, or write two objectives")
         if kind is SignalKind.NUMBER and not bounds:
             example = "above: 200ms" if signal.is_duration else "below: 0.5"
-            yield f"{signal} needs a bound or a quantile; add `{example}` or `quantile: 99%`"
-        if kind in (SignalKind.EVENT, SignalKind.CATEGORY) and bounds:
-            yield f"{signal} is not a number, so {bounds[0]} does not apply; remove it"
-        bound = self.above or self.below
-        if bound is not None and kind is SignalKind.NUMBER and signal.is_duration:
-            if not bound.is_duration:
-                yield f"{signal} is a duration; write {bounds[0]} with a unit, like 200ms"
-        elif bound is not None and bound.is_duration:
-            yield f"{signal} is not a duration; write {bounds[0]} without a unit"
-        if self.quantile is not None and not 0 < self.quantile < 1:
-            yield "quantile is out of range; write one between 0% and 100%, like 99%"
+            text = f"{signal} needs a bound or a quantile; add `{example}` or `quantile: 99%`"
+            yield Fault("", text)
+        if kind in (SignalKind.EVENT, SignalKind.CATEGORY):
+            for name in bounds:
+                yield Fault(name, f"{signal} is not a number, so it has no {name}; remove it")
+        elif kind is SignalKind.QUERY and self.quantile is not None:
+            yield Fault("quantile", "promql gives one number, so it has no quantile; remove it")
+        for name in ("above", "below"):
+            bound: Bound | None = getattr(self, name)
+            if bound is None or kind in (SignalKind.EVENT, SignalKind.CATEGORY):
+                continue
+            if signal.is_duration and not bound.is_duration:
+                yield Fault(name, f"{signal} is a duration; write a unit too, like 200ms")
+            if not signal.is_duration and bound.is_duration:
+                yield Fault(name, f"{signal} is not a duration; write a number without a unit")
         if self.codes is not None and signal is not Signal.GRPC_FAILURES:
-            yield f"codes apply to grpcFailures only; remove them from {signal}"
-        yield from self._query_problems()
-        yield from self._tolerance_problems()
+            yield Fault("codes", f"apply to grpcFailures only; remove them from {signal}")
+        yield from self._query_faults()
+        yield from self._tolerance_faults()
 
-    def _query_problems(self) -> Iterator[str]:
+    def _query_faults(self) -> Iterator[Fault]:
         if self.signal is Signal.PROMQL:
             if self.name is None:
-                yield "promql needs a name; add `name: gpuErrors`"
+                yield Fault("name", "is missing; promql needs one, like `name: gpuErrors`")
             if self.query is None:
-                yield 'promql needs a query; add `query: max(...{version="$version"})`'
+                example = 'query: max(...{version="$version"})'
+                yield Fault("query", f"is missing; promql needs one, like `{example}`")
             if self.above is None and self.below is None:
-                yield "promql needs a bound; add `above: 0.9` or `below: 0.1`"
-            if self.tolerate is not None or self.margin is not None:
-                yield "promql compares with a bound and not with the baseline; remove tolerate"
-        elif self.query is not None:
-            yield f"query applies to promql only; remove it from {self.signal}"
-        elif self.lasting is not None:
-            yield f"for applies to promql only; remove it from {self.signal}"
+                yield Fault("", "promql needs a bound; add `above: 0.9` or `below: 0.1`")
+            for name in ("tolerate", "margin"):
+                if getattr(self, name) is not None:
+                    text = "promql is compared with a bound and not with the baseline; remove it"
+                    yield Fault(name, text)
+            return
+        if self.query is not None:
+            yield Fault("query", f"applies to promql only; remove it from {self.signal}")
+        if self.lasting is not None:
+            yield Fault("for", f"applies to promql only; remove it from {self.signal}")
 
-    def _tolerance_problems(self) -> Iterator[str]:
+    def _tolerance_faults(self) -> Iterator[Fault]:
+        kind = self.signal.kind
+        is_ratio = self.tolerate is None or self.tolerate.ratio is not None
+        if self.margin is not None and kind is SignalKind.CATEGORY:
+            yield Fault("margin", "applies to rates and not to a mix; remove it")
+        elif self.margin is not None and self.quantile is not None:
+            yield Fault("margin", "applies to rates and not to quantiles; remove it")
+        elif self.margin is not None and not is_ratio:
+            yield Fault("margin", "adds to a tolerated ratio; remove it, or tolerate a ratio")
         if self.tolerate is None:
             return
-        is_ratio = self.tolerate.ratio is not None
-        if self.signal.kind is SignalKind.CATEGORY and is_ratio:
-            yield "tolerate: a mix has no ratio; write the share of answers that may move, like 5%"
+        if kind is SignalKind.CATEGORY and is_ratio:
+            text = "a mix has no ratio; write the share of answers that may move, like 5%"
+            yield Fault("tolerate", text)
         if self.quantile is not None and not is_ratio:
-            yield "tolerate: a quantile is compared by its ratio; write it like 1.5x"
-        if self.margin is not None and not is_ratio:
-            yield "margin adds to a tolerated ratio; with a tolerated difference leave it out"
-        if self.margin is not None and self.quantile is not None:
-            yield "margin applies to rates and not to quantiles; leave it out"
+            text = "a quantile is compared by its ratio; write it like 1.5x"
+            yield Fault("tolerate", text)
+
+
+def _meant(code: str) -> str:
+    close = difflib.get_close_matches(code.upper(), _CODES, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(_CODES)}"

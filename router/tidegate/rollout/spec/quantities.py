@@ -4,6 +4,8 @@ Each is a pydantic type that reads text such as ``2m``, ``1%`` and ``1.2x``, che
 writes the same text back. The message of an error says what to write.
 """
 
+import enum
+import math
 import re
 from typing import Annotated, Any, Final
 
@@ -11,7 +13,32 @@ from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-__all__ = ["Bound", "Fraction", "Seconds", "Tolerance", "duration_text", "fraction_text"]
+__all__ = [
+    "Bound",
+    "Form",
+    "Fraction",
+    "Seconds",
+    "Tolerance",
+    "duration_text",
+    "fraction_text",
+    "number_text",
+]
+
+
+class Form(enum.Enum):
+    """How the value of a field is written; the value says it in words."""
+
+    DURATION = "a duration, like 30s, 2m or 1h30m"
+    SHARE = "a share, like 1% or 0.01"
+    TOLERANCE = "a ratio like 1.2x, or a difference like 5%"
+    BOUND = "a bound, like 200ms, 50% or 16"
+    NUMBER = "a number"
+    WHOLE = "a whole number"
+    TRUTH = "true or false"
+    TEXT = "text"
+    CHOICE = "one of its values"
+    MAPPING = "a mapping"
+
 
 _UNITS_S: Final = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+", re.ASCII)
@@ -20,45 +47,61 @@ _PERCENT: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)\s*%", re.ASCII)
 _RATIO: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)\s*x", re.ASCII)
 
 
+_MOST_S: Final = 365 * 86400.0
+_MICROSECOND: Final = 6  # decimals of a second, of a number, and of a ratio
+_SHARE_DECIMALS: Final = 12
+
+
 def _seconds(value: object) -> float:
-    if isinstance(value, str) and _DURATION.fullmatch(value.strip()):
-        found = _DURATION_PART.findall(value)
-        return sum(float(number) * _UNITS_S[unit] for number, unit in found)
-    raise ValueError("is not a duration; write it like 30s, 2m or 1h30m")
+    if not (isinstance(value, str) and _DURATION.fullmatch(value.strip())):
+        raise ValueError("is not a duration; write it like 30s, 2m or 1h30m")
+    found = _DURATION_PART.findall(value)
+    total = sum(float(number) * _UNITS_S[unit] for number, unit in found)
+    if not total <= _MOST_S:
+        raise ValueError("is out of range; write at most 365d")
+    return round(total, _MICROSECOND)
+
+
+def number_text(value: float) -> str:
+    """Returns a number without an exponent and without idle zeros, such as ``0.5`` or ``16``."""
+    text = f"{value:.{_MICROSECOND}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def duration_text(seconds: float) -> str:
     """Returns a duration as people write it, such as ``1h30m``, ``2m`` or ``200ms``."""
-    if seconds <= 0:
+    # In whole microseconds, so that no part is off by a rounding.
+    left = round(seconds * 1e6)
+    if left <= 0:
         return "0s"
-    if seconds < 1:
-        return f"{round(seconds * 1000, 3):g}ms"
-    text, left = "", round(seconds, 3)
+    if left < 1_000_000:
+        return f"{number_text(left / 1000)}ms"
+    text = ""
     for unit in ("d", "h", "m"):
-        count = int(left // _UNITS_S[unit])
-        left = round(left - count * _UNITS_S[unit], 3)
+        count, left = divmod(left, round(_UNITS_S[unit] * 1e6))
         text += f"{count}{unit}" if count else ""
-    return text + (f"{left:g}s" if left or not text else "")
+    return text + (f"{number_text(left / 1e6)}s" if left or not text else "")
 
 
 def _fraction(value: object) -> float:
     if isinstance(value, str):
         if match := _PERCENT.fullmatch(value.strip()):
             # Rounded, so that 0.1 % is 0.001 and not 0.0010000000000000002.
-            return round(float(match[1]) / 100, 12)
+            return round(float(match[1]) / 100, _SHARE_DECIMALS)
         raise ValueError("is not a share; write it like 1% or 0.01")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("is not a share; write it like 1% or 0.01")  # noqa: TRY004 - pydantic's
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("is not a share; write it like 1% or 0.01")
+    return round(float(value), _SHARE_DECIMALS)
 
 
 def fraction_text(value: float) -> str:
     """Returns a share as people write it, such as ``0.1%``."""
-    return f"{round(value * 100, 10):g}%"
+    return f"{value * 100:.{_SHARE_DECIMALS - 2}f}".rstrip("0").rstrip(".") + "%"
 
 
 Seconds = Annotated[
     float,
+    Form.DURATION,
     BeforeValidator(_seconds),
     PlainSerializer(duration_text, return_type=str),
     WithJsonSchema({"type": "string", "pattern": rf"^{_DURATION.pattern}$", "examples": ["2m"]}),
@@ -67,6 +110,7 @@ Seconds = Annotated[
 
 Fraction = Annotated[
     float,
+    Form.SHARE,
     BeforeValidator(_fraction),
     PlainSerializer(fraction_text, return_type=str),
     WithJsonSchema(
@@ -104,7 +148,7 @@ class Tolerance:
 
     def __str__(self) -> str:
         if self.ratio is not None:
-            return f"{self.ratio:g}x"
+            return f"{number_text(self.ratio)}x"
         return fraction_text(self.difference or 0.0)
 
     def __repr__(self) -> str:
@@ -123,7 +167,7 @@ class Tolerance:
         if isinstance(value, Tolerance):
             return value
         if isinstance(value, str) and (match := _RATIO.fullmatch(value.strip())):
-            ratio = float(match[1])
+            ratio = round(float(match[1]), _MICROSECOND)
             if not 1 <= ratio <= 1000:
                 raise ValueError("is out of range; a ratio is 1x to 1000x")
             return cls(ratio=ratio)
@@ -181,7 +225,7 @@ class Bound:
         return hash(self._key())
 
     def __str__(self) -> str:
-        return duration_text(self.value) if self.is_duration else f"{self.value:g}"
+        return duration_text(self.value) if self.is_duration else number_text(self.value)
 
     def __repr__(self) -> str:
         return f"Bound({self})"
@@ -202,12 +246,12 @@ class Bound:
             if _DURATION.fullmatch(value.strip()):
                 return cls(_seconds(value), is_duration=True)
             if _PERCENT.fullmatch(value.strip()):
-                return cls(_fraction(value))
+                return cls(round(_fraction(value), _MICROSECOND))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("is not a bound; write it like 200ms, 50% or 16")  # noqa: TRY004
         if not 0 <= value < 1e12:
-            raise ValueError("is out of range; a bound is 0 or more")
-        return cls(float(value))
+            raise ValueError("is out of range; write 0 or more, and less than 1e12")
+        return cls(round(float(value), _MICROSECOND))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -3,8 +3,9 @@
 import enum
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, Strict, model_validator
 
+from tidegate.rollout.spec.faults import Fault, FaultsError
 from tidegate.rollout.spec.objectives import StrictModel
 from tidegate.rollout.spec.quantities import Seconds
 
@@ -13,17 +14,39 @@ __all__ = [
     "AfterTest",
     "BlueGreenStrategy",
     "CanaryStrategy",
+    "CookieName",
+    "Flag",
+    "HeaderName",
     "ManualStrategy",
     "Pause",
     "Percent",
+    "Portion",
     "Ramp",
     "ShadowStrategy",
     "Step",
     "Strategy",
     "Tester",
+    "Wait",
 ]
 
-Percent = Annotated[float, Field(ge=0, le=100)]
+
+def _few_decimals(percent: float) -> float:
+    if round(percent, 3) != percent:
+        raise ValueError("has too many decimals; write at most three")
+    return percent
+
+
+Percent = Annotated[float, Strict(), Field(ge=0, le=100), AfterValidator(_few_decimals)]
+"""A share in percent, from 0 to 100."""
+
+Portion = Annotated[float, Strict(), Field(gt=0, le=100), AfterValidator(_few_decimals)]
+"""A share in percent that is not 0."""
+
+Flag = Annotated[bool, Strict()]
+HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]{1,256}$")]
+CookieName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}$")]
+Wait = Annotated[Seconds, Field(gt=0)]
+"""A duration that is not 0."""
 
 
 def _one_of(model: StrictModel, what: str) -> None:
@@ -41,13 +64,13 @@ def _one_of(model: StrictModel, what: str) -> None:
 class Tester(StrictModel):
     """Requests of testers, which go to the candidate whatever the weights are."""
 
-    header: Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")] | None = None
+    header: HeaderName | None = None
     """The request header to compare, in lower case."""
 
-    cookie: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")] | None = None
+    cookie: CookieName | None = None
     """The cookie to compare."""
 
-    value: str | None = None
+    value: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """The exact value; without it any value does."""
 
     to: str | None = None
@@ -56,22 +79,20 @@ class Tester(StrictModel):
     @model_validator(mode="after")
     def _names_one_place(self) -> Self:
         if (self.header is None) == (self.cookie is None):
-            raise ValueError(
-                "needs either header or cookie; write `{header: x-tester, value: yes}`"
-            )
+            raise ValueError("needs either header or cookie; write `{header: x-tester}`")
         return self
 
 
 class Pause(StrictModel):
     """What a step waits for. Exactly one of the fields."""
 
-    for_time: Seconds | None = Field(None, alias="for")
+    for_time: Wait | None = Field(None, alias="for")
     """Waits so long, and then until every objective has data."""
 
-    until_evidence: bool = False
+    until_evidence: Flag = False
     """Waits until every objective is proven to be met."""
 
-    until_approved: bool = False
+    until_approved: Flag = False
     """Waits until somebody runs `tidegate rollout promote`."""
 
     @model_validator(mode="after")
@@ -95,27 +116,26 @@ class Step(StrictModel):
         if len(names) != 1:
             found = "has weight and pause" if names else "is empty"
             raise ValueError(f"{found}; a step has exactly one of weight, pause")
-        if self.weight is not None and round(self.weight, 3) != self.weight:
-            raise ValueError("weight has too many decimals; use at most three")
         return self
 
 
 class Ramp(StrictModel):
     """Raises the candidate's weight as fast as the evidence and the harm budget allow."""
 
-    harm_budget: Annotated[float, Field(gt=0, le=1e9)]
+    harm_budget: Annotated[float, Strict(), Field(gt=0, le=1e9)]
     """How many more bad requests than the baseline's the rollout may cost users."""
 
-    max_weight: Annotated[float, Field(gt=0, le=100)] = 50
+    max_weight: Portion = 50
     """The largest share of the candidate in percent before it is promoted."""
 
-    start_weight: Annotated[float, Field(gt=0, le=100)] = 1
+    start_weight: Portion = 1
     """The smallest share of the candidate in percent, with which the ramp begins."""
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
         if self.start_weight > self.max_weight:
-            raise ValueError("startWeight is above maxWeight; make it smaller")
+            text = f"is above maxWeight, {self.max_weight:g}; make it smaller"
+            raise FaultsError([Fault("startWeight", text)])
         return self
 
 
@@ -133,7 +153,8 @@ class CanaryStrategy(StrictModel):
     def _has_one(self) -> Self:
         _one_of(self, "a canary")
         if self.steps is not None and self.steps[0].weight is None:
-            raise ValueError("steps[0] is a pause; begin with a weight, like `weight: 1`")
+            text = "is a pause; begin with a weight, like `weight: 1`"
+            raise FaultsError([Fault("steps[0]", text)])
         return self
 
 
@@ -152,10 +173,10 @@ class AbStrategy(StrictModel):
     """The share of each version in percent, summing to 100; equal shares by default. With `testers`
     only, give the baseline 100."""
 
-    lasting: Seconds | None = Field(None, alias="for")
+    lasting: Wait | None = Field(None, alias="for")
     """How long the test runs: a fixed horizon."""
 
-    until_evidence: bool = False
+    until_evidence: Flag = False
     """Ends the test as soon as every objective is decided for every candidate."""
 
     then: AfterTest = AfterTest.BASELINE
@@ -168,7 +189,7 @@ class AbStrategy(StrictModel):
             raise ValueError("never ends; add `for: 24h`, `untilEvidence: true`, or both")
         if self.weights is not None and abs(sum(self.weights.values()) - 100) > 1e-9:
             total = sum(self.weights.values())
-            raise ValueError(f"weights sum to {total:g}; make them sum to 100")
+            raise FaultsError([Fault("weights", f"sum to {total:g}; make them sum to 100")])
         return self
 
 
@@ -178,10 +199,10 @@ class BlueGreenStrategy(StrictModel):
     mirror: Percent | None = None
     """The percentage of requests that are copied to the candidate before the switch."""
 
-    until_approved: bool = False
+    until_approved: Flag = False
     """Waits for `tidegate rollout promote` before the switch."""
 
-    watch: Seconds = 600.0
+    watch: Wait = 600.0
     """How long the rollout watches after the switch before it ends; an abort switches back."""
 
     @model_validator(mode="after")
@@ -197,14 +218,14 @@ class BlueGreenStrategy(StrictModel):
 class ShadowStrategy(StrictModel):
     """Copies requests to the candidate, discards its answers, and compares both versions."""
 
-    mirror: Annotated[float, Field(gt=0, le=100)] = 100
+    mirror: Portion = 100
     """The percentage of requests that are copied."""
 
-    lasting: Seconds | None = Field(None, alias="for")
+    lasting: Wait | None = Field(None, alias="for")
     """How long at most; `decide.within` by default. It ends earlier when every objective is
     decided."""
 
-    max_body_bytes: Annotated[int, Field(gt=0, le=1 << 30)] = 1 << 20
+    max_body_bytes: Annotated[int, Strict(), Field(gt=0, le=1 << 30)] = 1 << 20
     """Requests with larger bodies are not mirrored by proxies with this buffer; they are counted
     and reported."""
 

@@ -1143,22 +1143,26 @@ class WatchRequestsRequest(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     SUBSET_FIELD_NUMBER: _builtins.int
     FAILURES_ONLY_FIELD_NUMBER: _builtins.int
+    INCLUDE_MIRRORED_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """Only requests of this host: its full name, or its first labels."""
     subset: _builtins.str
     """Only requests that went to this subset."""
     failures_only: _builtins.bool
     """Only requests that failed: with a gRPC status other than OK, or with a proxy's failure flag."""
+    include_mirrored: _builtins.bool
+    """Whether to send records of mirrored copies too."""
     def __init__(
         self,
         *,
         host: _builtins.str = ...,
         subset: _builtins.str = ...,
         failures_only: _builtins.bool = ...,
+        include_mirrored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures_only", b"failures_only", "host", b"host", "subset", b"subset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures_only", b"failures_only", "host", b"host", "include_mirrored", b"include_mirrored", "subset", b"subset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1166,27 +1170,27 @@ Global___WatchRequestsRequest: _TypeAlias = WatchRequestsRequest  # noqa: Y015
 
 @_typing.final
 class WatchRequestsResponse(_message.Message):
-    """A finished request, or a gap."""
+    """Finished requests."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECORD_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
     lost: _builtins.int
     """How many records this client has lost since it began to watch, because it read too slowly."""
     @_builtins.property
-    def record(self) -> Global___RequestRecord:
-        """The request."""
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestRecord]:
+        """The requests, in the order in which their records arrived."""
 
     def __init__(
         self,
         *,
-        record: Global___RequestRecord | None = ...,
+        records: _abc.Iterable[Global___RequestRecord] | None = ...,
         lost: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1200,6 +1204,46 @@ class RequestRecord(_message.Message):
 
     @_typing.final
     class TrailersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class CookiesEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -1234,6 +1278,15 @@ class RequestRecord(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     TRAILERS_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MIRRORED_FIELD_NUMBER: _builtins.int
+    PROXY_TIMEOUT_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    COOKIES_FIELD_NUMBER: _builtins.int
+    RESPONSE_MESSAGES_FIELD_NUMBER: _builtins.int
+    UTILIZATION_FIELD_NUMBER: _builtins.int
+    HTTP_STATUS_FIELD_NUMBER: _builtins.int
     proxy: _builtins.str
     """The proxy's node id."""
     host: _builtins.str
@@ -1256,6 +1309,20 @@ class RequestRecord(_message.Message):
     """The version of the model, from the trailer tidegate-model-version; empty without that trailer."""
     trace_id: _builtins.str
     """The id of the trace, in hexadecimal; empty if the request is not traced."""
+    route: _builtins.str
+    """The name of the route that matched; empty without one."""
+    request_id: _builtins.str
+    """The proxy's id of the request, which a copy of the request has too."""
+    mirrored: _builtins.bool
+    """Whether this is a copy of a request, made to try a version. The caller never sees its answer."""
+    proxy_timeout: _builtins.bool
+    """Whether a timeout of the proxy ended the call, and not the caller's deadline."""
+    response_messages: _builtins.int
+    """gRPC messages of the server; absent if nobody counted them."""
+    utilization: _builtins.float
+    """The share of its capacity that the server used, as its ORCA load report says; absent without one."""
+    http_status: _builtins.int
+    """The HTTP status of the response; 0 without response headers."""
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp:
         """When the request began."""
@@ -1276,6 +1343,14 @@ class RequestRecord(_message.Message):
     def trailers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The trailers that the proxies log."""
 
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The request headers that name a user, as the controller's setting user_headers lists them."""
+
+    @_builtins.property
+    def cookies(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The cookies that name a user, as the controller's setting user_cookies lists them."""
+
     def __init__(
         self,
         *,
@@ -1295,18 +1370,35 @@ class RequestRecord(_message.Message):
         model_version: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         trailers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        route: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        mirrored: _builtins.bool = ...,
+        proxy_timeout: _builtins.bool = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cookies: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        response_messages: _builtins.int | None = ...,
+        utilization: _builtins.float | None = ...,
+        http_status: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_time_to_first_byte", b"_time_to_first_byte", "duration", b"duration", "grpc_status", b"grpc_status", "start", b"start", "time_to_first_byte", b"time_to_first_byte"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_utilization", b"_utilization", "duration", b"duration", "grpc_status", b"grpc_status", "response_messages", b"response_messages", "start", b"start", "time_to_first_byte", b"time_to_first_byte", "utilization", b"utilization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_time_to_first_byte", b"_time_to_first_byte", "cluster", b"cluster", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "host", b"host", "method", b"method", "model_version", b"model_version", "proxy", b"proxy", "request_bytes", b"request_bytes", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "trace_id", b"trace_id", "trailers", b"trailers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_utilization", b"_utilization", "cluster", b"cluster", "cookies", b"cookies", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "headers", b"headers", "host", b"host", "http_status", b"http_status", "method", b"method", "mirrored", b"mirrored", "model_version", b"model_version", "proxy", b"proxy", "proxy_timeout", b"proxy_timeout", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "response_messages", b"response_messages", "route", b"route", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "trace_id", b"trace_id", "trailers", b"trailers", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__grpc_status: _TypeAlias = _typing.Literal["grpc_status"]  # noqa: Y015
     _WhichOneofArgType__grpc_status: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status"]  # noqa: Y015
+    _WhichOneofReturnType__response_messages: _TypeAlias = _typing.Literal["response_messages"]  # noqa: Y015
+    _WhichOneofArgType__response_messages: _TypeAlias = _typing.Literal["_response_messages", b"_response_messages"]  # noqa: Y015
     _WhichOneofReturnType__time_to_first_byte: _TypeAlias = _typing.Literal["time_to_first_byte"]  # noqa: Y015
     _WhichOneofArgType__time_to_first_byte: _TypeAlias = _typing.Literal["_time_to_first_byte", b"_time_to_first_byte"]  # noqa: Y015
+    _WhichOneofReturnType__utilization: _TypeAlias = _typing.Literal["utilization"]  # noqa: Y015
+    _WhichOneofArgType__utilization: _TypeAlias = _typing.Literal["_utilization", b"_utilization"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__grpc_status) -> _WhichOneofReturnType__grpc_status | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__response_messages) -> _WhichOneofReturnType__response_messages | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__time_to_first_byte) -> _WhichOneofReturnType__time_to_first_byte | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization) -> _WhichOneofReturnType__utilization | None: ...
 
 Global___RequestRecord: _TypeAlias = RequestRecord  # noqa: Y015

@@ -115,7 +115,9 @@ class MeshServiceServicer:
 
     def WatchRequests(self, request, context):
         """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
-        controller shuts down. A client that reads too slowly loses records; each message counts them.
+        controller shuts down. Records that are ready together share a message. The response's headers
+        come as soon as the watch has begun. A client that reads too slowly loses records; each message
+        counts them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,7 +63,9 @@ class MeshServiceStub:
     """Takes an endpoint that was drained into use again."""
     WatchRequests: _grpc.UnaryStreamMultiCallable[_mesh_pb2.WatchRequestsRequest, _mesh_pb2.WatchRequestsResponse]
     """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
-    controller shuts down. A client that reads too slowly loses records; each message counts them.
+    controller shuts down. Records that are ready together share a message. The response's headers
+    come as soon as the watch has begun. A client that reads too slowly loses records; each message
+    counts them.
     """
 
 @_typing.type_check_only
@@ -93,7 +95,9 @@ class MeshServiceAsyncStub(MeshServiceStub):
     """Takes an endpoint that was drained into use again."""
     WatchRequests: _aio.UnaryStreamMultiCallable[_mesh_pb2.WatchRequestsRequest, _mesh_pb2.WatchRequestsResponse]  # type: ignore[assignment]
     """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
-    controller shuts down. A client that reads too slowly loses records; each message counts them.
+    controller shuts down. Records that are ready together share a message. The response's headers
+    come as soon as the watch has begun. A client that reads too slowly loses records; each message
+    counts them.
     """
 
 class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -156,7 +160,9 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.WatchRequestsResponse], _abc.AsyncIterator[_mesh_pb2.WatchRequestsResponse]]:
         """Sends a record of every request that ends in a proxy from now on, until the client leaves or the
-        controller shuts down. A client that reads too slowly loses records; each message counts them.
+        controller shuts down. Records that are ready together share a message. The response's headers
+        come as soon as the watch has begun. A client that reads too slowly loses records; each message
+        counts them.
         """
 
 def add_MeshServiceServicer_to_server(servicer: MeshServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -365,8 +365,13 @@ class ApplyResponse(_message.Message):
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     changed: _builtins.bool
     """Whether something changed."""
+    generation: _builtins.int
+    """The generation of what was applied. The status is about it once it has this generation; before
+    that, it is about the rollout that is being replaced.
+    """
     @_builtins.property
     def rollout(self) -> Global___Rollout:
         """The rollout with its status."""
@@ -376,10 +381,11 @@ class ApplyResponse(_message.Message):
         *,
         rollout: Global___Rollout | None = ...,
         changed: _builtins.bool = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "rollout", b"rollout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "generation", b"generation", "rollout", b"rollout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -464,22 +470,54 @@ class ListResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUTS_FIELD_NUMBER: _builtins.int
+    FILE_PROBLEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
         """The rollouts, by namespace and name."""
+
+    @_builtins.property
+    def file_problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileProblem]:
+        """What is wrong with the files of rollouts, such as a file that cannot be read."""
 
     def __init__(
         self,
         *,
         rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+        file_problems: _abc.Iterable[Global___FileProblem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_problems", b"file_problems", "rollouts", b"rollouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
+
+@_typing.final
+class FileProblem(_message.Message):
+    """What is wrong with a file of rollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """The file."""
+    message: _builtins.str
+    """What is wrong, with the line, and what to do."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileProblem: _TypeAlias = FileProblem  # noqa: Y015
 
 @_typing.final
 class DeleteRequest(_message.Message):
@@ -921,22 +959,26 @@ class GetHistoryRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    WITH_SAMPLES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Its namespace; empty if only one rollout has the name."""
     name: _builtins.str
     """Its name."""
     after: _builtins.int
     """Only events after this number; 0 for all."""
+    with_samples: _builtins.bool
+    """Whether to send the samples too."""
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         name: _builtins.str = ...,
         after: _builtins.int = ...,
+        with_samples: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "name", b"name", "namespace", b"namespace", "with_samples", b"with_samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -949,22 +991,118 @@ class GetHistoryResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EVENTS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """The events, in order."""
+
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sample]:
+        """What the evidence said over time, in order: some hundred samples, spread over the rollout."""
 
     def __init__(
         self,
         *,
         events: _abc.Iterable[Global___Event] | None = ...,
+        samples: _abc.Iterable[Global___Sample] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
+
+@_typing.final
+class Sample(_message.Message):
+    """What the traffic was and what the evidence said at a moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ObservedWeightsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TIME_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    OBSERVED_WEIGHTS_FIELD_NUMBER: _builtins.int
+    ASSESSMENTS_FIELD_NUMBER: _builtins.int
+    HARM_SPENT_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    harm_spent: _builtins.float
+    """Extra bad requests so far, by the best estimate."""
+    requests_per_second: _builtins.float
+    """The host's requests per second, by a moving average."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The share of each version in percent, by subset, that the rollout wants."""
+
+    @_builtins.property
+    def observed_weights(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The shares that were read."""
+
+    @_builtins.property
+    def assessments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assessment]:
+        """What the evidence said about each candidate, without sentences and trials."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        observed_weights: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        assessments: _abc.Iterable[Global___Assessment] | None = ...,
+        harm_spent: _builtins.float = ...,
+        requests_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessments", b"assessments", "harm_spent", b"harm_spent", "observed_weights", b"observed_weights", "requests_per_second", b"requests_per_second", "time", b"time", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sample: _TypeAlias = Sample  # noqa: Y015
 
 @_typing.final
 class Rollout(_message.Message):
@@ -1832,6 +1970,10 @@ class RolloutStatus(_message.Message):
     HARM_BUDGET_FIELD_NUMBER: _builtins.int
     WINNER_FIELD_NUMBER: _builtins.int
     LAST_EVENTS_FIELD_NUMBER: _builtins.int
+    STAGE_SINCE_FIELD_NUMBER: _builtins.int
+    DECIDE_BY_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """The generation of the spec that this status is about."""
     phase: Global___Phase.ValueType
@@ -1854,6 +1996,10 @@ class RolloutStatus(_message.Message):
     """The harm budget; absent without a ramp."""
     winner: _builtins.str
     """The version that an A/B test found; empty if none."""
+    requests_per_second: _builtins.float
+    """The host's requests per second, by a moving average."""
+    problem: _builtins.str
+    """Why the rollout could not be evaluated; empty if it could."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it first changed traffic."""
@@ -1886,6 +2032,14 @@ class RolloutStatus(_message.Message):
     def last_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
         """The last events."""
 
+    @_builtins.property
+    def stage_since(self) -> _timestamp_pb2.Timestamp:
+        """When the current stage's split came into force."""
+
+    @_builtins.property
+    def decide_by(self) -> _timestamp_pb2.Timestamp:
+        """When the time for a decision is over; absent while it is paused, and without such a time."""
+
     def __init__(
         self,
         *,
@@ -1908,10 +2062,14 @@ class RolloutStatus(_message.Message):
         harm_budget: _builtins.float | None = ...,
         winner: _builtins.str = ...,
         last_events: _abc.Iterable[Global___Event] | None = ...,
+        stage_since: _timestamp_pb2.Timestamp | None = ...,
+        decide_by: _timestamp_pb2.Timestamp | None = ...,
+        requests_per_second: _builtins.float = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget", "desired", b"desired", "ended_at", b"ended_at", "harm_budget", b"harm_budget", "in_force_since", b"in_force_since", "observed", b"observed", "original", b"original", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget", "decide_by", b"decide_by", "desired", b"desired", "ended_at", b"ended_at", "harm_budget", b"harm_budget", "in_force_since", b"in_force_since", "observed", b"observed", "original", b"original", "stage_since", b"stage_since", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget", "assessments", b"assessments", "desired", b"desired", "ended_at", b"ended_at", "generation", b"generation", "harm_budget", b"harm_budget", "harm_spent", b"harm_spent", "in_force", b"in_force", "in_force_since", b"in_force_since", "last_events", b"last_events", "message", b"message", "observed", b"observed", "original", b"original", "phase", b"phase", "reason", b"reason", "stage", b"stage", "stage_text", b"stage_text", "stages", b"stages", "started_at", b"started_at", "winner", b"winner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget", "assessments", b"assessments", "decide_by", b"decide_by", "desired", b"desired", "ended_at", b"ended_at", "generation", b"generation", "harm_budget", b"harm_budget", "harm_spent", b"harm_spent", "in_force", b"in_force", "in_force_since", b"in_force_since", "last_events", b"last_events", "message", b"message", "observed", b"observed", "original", b"original", "phase", b"phase", "problem", b"problem", "reason", b"reason", "requests_per_second", b"requests_per_second", "stage", b"stage", "stage_since", b"stage_since", "stage_text", b"stage_text", "stages", b"stages", "started_at", b"started_at", "winner", b"winner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__harm_budget: _TypeAlias = _typing.Literal["harm_budget"]  # noqa: Y015
     _WhichOneofArgType__harm_budget: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget"]  # noqa: Y015

@@ -14,8 +14,9 @@ value.
 """
 
 import datetime as dt
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
@@ -36,11 +37,20 @@ from tidegate.mesh.compiler.routes.rewrites import (
 )
 from tidegate.mesh.compiler.routes.route_tables import DEADLINE_HEADER
 from tidegate.mesh.compiler.routes.weights import weighted_clusters
+from tidegate.mesh.resources import MIRRORED_HEADER
 
 __all__ = ["routes_of"]
 
 _Action: TypeAlias = route_components_pb2.RouteAction
 _Route: TypeAlias = route_components_pb2.Route
+
+# By this header the log of mirrored copies leaves out all other requests.
+_MARK: Final = mutation_rules_pb2.HeaderMutation(
+    append=base_pb2.HeaderValueOption(
+        header=base_pb2.HeaderValue(key=MIRRORED_HEADER, value="1"),
+        append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+)
 
 
 def routes_of(virtual_service: VirtualService, context: RouteContext) -> list[_Route]:
@@ -133,6 +143,7 @@ def _mirror(
                 trace_sampled=BoolValue(value=False),
                 # A server that routes by host must see the host for which the client asked.
                 disable_shadow_host_suffix_append=True,
+                request_headers_mutations=[_MARK],
             )
 
 

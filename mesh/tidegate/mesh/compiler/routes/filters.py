@@ -5,6 +5,7 @@ Faults and CORS are off in the listener, and on in the routes that ask for them.
 
 from typing import Final, TypeAlias
 
+from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog
 from envoy.config.route.v3 import route_components_pb2
 from envoy.extensions.filters.common.fault.v3 import fault_pb2 as common_fault_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
@@ -33,7 +34,7 @@ _ROUTER: Final = "envoy.filters.http.router"
 _Route: TypeAlias = route_components_pb2.Route
 
 
-def envoy_filters(*, grpc_web: bool) -> tuple[HttpFilter, ...]:
+def envoy_filters(*, grpc_web: bool, mirror_log: AccessLog | None = None) -> tuple[HttpFilter, ...]:
     """The filters of a gateway, the router last.
 
     `grpc_stats` counts the messages of each stream for the access log. It keeps no statistics by
@@ -41,7 +42,12 @@ def envoy_filters(*, grpc_web: bool) -> tuple[HttpFilter, ...]:
 
     Args:
         grpc_web: Whether Envoy turns gRPC-Web calls of browsers into gRPC calls.
+        mirror_log: The access log of mirrored copies, if there is one. Only the router's upstream
+            log has them.
     """
+    router = router_pb2.Router()
+    if mirror_log is not None:
+        router.upstream_log.append(mirror_log)
     return (
         *([_filter(_GRPC_WEB, grpc_web_pb2.GrpcWeb())] if grpc_web else []),
         _filter(
@@ -52,7 +58,7 @@ def envoy_filters(*, grpc_web: bool) -> tuple[HttpFilter, ...]:
         ),
         _filter(_FAULT, fault_pb2.HTTPFault()),
         _filter(_CORS, cors_pb2.Cors()),
-        _filter(_ROUTER, router_pb2.Router()),
+        _filter(_ROUTER, router),
     )
 
 

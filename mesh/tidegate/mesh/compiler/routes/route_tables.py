@@ -37,7 +37,7 @@ from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 from tidegate.mesh.compiler.gateways.merged_gateways import MergedGateway
 from tidegate.mesh.compiler.naming import is_wildcard, virtual_host_name
 from tidegate.mesh.compiler.protobuf import ADS, packed
-from tidegate.mesh.resources import Resource, ResourceType
+from tidegate.mesh.resources import MIRRORED_HEADER, Resource, ResourceType
 
 __all__ = [
     "DEADLINE_HEADER",
@@ -128,6 +128,7 @@ def _early_headers(merged_gateway: MergedGateway) -> header_mutation_pb2.HeaderM
     # Values that a client wrote into these headers are overwritten.
     mutations = [
         mutation_rules_pb2.HeaderMutation(remove=DEADLINE_HEADER),
+        mutation_rules_pb2.HeaderMutation(remove=MIRRORED_HEADER),
         _set(DEADLINE_HEADER, "%REQ(grpc-timeout)%"),
     ]
     if merged_gateway.scoped:

@@ -145,8 +145,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         self, request: mesh_pb2.WatchRequestsRequest, context: ServicerContext
     ) -> AsyncIterator[mesh_pb2.WatchRequestsResponse]:
         """Sends records of requests as they finish."""
-        del context
-        sent = finished_requests(self._requests, request, self._shutting_down)
+        sent = finished_requests(self._requests, request, context, self._shutting_down)
         async with aclosing(sent) as responses:
             async for each in responses:
                 yield each

@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from tidegate.mesh.control.errors import StateError
 from tidegate.mesh.control.transitions.plan import Reached, StageKind
+from tidegate.runtime.sqlite_file import file_identity, transaction
 
 __all__ = ["Journal", "PendingTransition", "ShiftedText", "TextChange"]
 
@@ -125,7 +126,7 @@ class Journal:
                 raise StateError(f"{path} is of another version of tidegate; move it away")
             self._database.executescript(_SCHEMA)
             self._database.execute(f"PRAGMA user_version = {_FORMAT}")
-            self._identity = _identity(path)
+            self._identity = file_identity(path)
             rows = self._database.execute("SELECT path, file, text FROM shifted ORDER BY path")
             self._shifted = {Path(path): ShiftedText(file, text) for path, file, text in rows}
         except (OSError, sqlite3.Error) as error:
@@ -258,21 +259,14 @@ class Journal:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Writes all or nothing: any error, of the commit too, leaves the state file as it was."""
         with self._named():
-            if _identity(self._path) != self._identity:
+            if file_identity(self._path) != self._identity:
                 # SQLite goes on writing to the removed file, which no later start would find.
                 raise StateError(
                     f"the state file {self._path} was removed or replaced while in use; move"
                     " it back (no copy of it), or restart the controller"
                 )
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._database):
                 yield self._database
-                self._database.execute("COMMIT")
-            except BaseException:
-                # SQLite has already rolled back if the disk is full.
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
@@ -295,14 +289,6 @@ class Journal:
                 f"the state file {self._path} cannot be used: {error}; make room for it and let"
                 " the controller write it"
             ) from error
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _keep(database: sqlite3.Connection, path: Path, shifted: ShiftedText | None) -> None:

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["ControllerConfig", "EnvoyConfig", "MeshConfig", "StrictModel"]
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
+_HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
+_CookieName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 
 
 class StrictModel(BaseModel):
@@ -37,6 +39,8 @@ class ControllerConfig(StrictModel):
         health_check_timeout_s: Seconds that a server may take to answer a health check.
         health_check_failures: Health checks in a row without an answer after which a server gets
             no new requests.
+        user_headers: Request headers that name users, for sticky rollouts.
+        user_cookies: Cookies that name users, for sticky rollouts.
     """
 
     grpc_port: _Port = 15010
@@ -45,6 +49,8 @@ class ControllerConfig(StrictModel):
     health_check_interval_s: Annotated[float, Field(ge=0, le=3600)] = 1.0
     health_check_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 1.0
     health_check_failures: Annotated[int, Field(ge=1, le=1000)] = 3
+    user_headers: tuple[_HeaderName, ...] = ("x-user-id", "x-user-tier")
+    user_cookies: tuple[_CookieName, ...] = ()
 
 
 class EnvoyConfig(StrictModel):

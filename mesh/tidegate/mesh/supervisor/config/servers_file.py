@@ -321,7 +321,7 @@ def flag(name: str, value: object) -> str:
             return f"--{flag}"
         case False:
             return f"--no-{flag}"
-        case list():
+        case list() | tuple():
             return f"--{flag}={','.join(map(str, value))}"
         case _:
             return f"--{flag}={value}"

@@ -1,0 +1,253 @@
+"""The test of a quantile: is the candidate's p99 more than ``ratio`` times the baseline's?
+
+**Harm.** The null is the strong form of acceptable: near the quantile, the candidate is at most
+``ratio`` times slower in distribution, P(L_c > ratio·t) ≤ P(L_b > t), in every window. For a given
+t that is a comparison of two rates, so the bets of `tidegate.evidence.bets` apply. They run at four
+thresholds t around the baseline's quantile, and the e-value is their average. The thresholds come
+from earlier windows only, and a stall that slows both versions alike moves both rates.
+
+**Safety.** The null is "the candidate's quantile is past the limit": P(L_c > ratio·t) ≥ 1 − q,
+where t is the baseline's quantile. The bets compare the candidate's rate above ratio·t with 1 − q
+(Wald's sequential test of one rate). Here t comes from the recent windows and this window's
+baseline, which is independent of the candidate's requests in it, and it is rounded down to a
+bucket's edge and by two standard errors, so that it is not above the baseline's quantile.
+
+Numbers are counted in buckets of 9 %. The edge ratio·t is rounded up for harm and down for safety,
+so both stay valid; but a ratio below 1.09 can then never be proven to be met.
+
+**The effect** is the ratio of the quantiles of all counts, with the confidence sequences of each
+version's quantile (Howard and Ramdas 2022, "Sequential estimation of quantiles", Bernoulli 28(3)):
+the quantile at q lies between the observed ones at q ∓ f for all n at once, where
+
+    f = 1.5·√(q(1 − q)ℓ) + 0.8·ℓ,    ℓ = (1.4·ln ln(2.1·n) + ln(10/α)) ÷ n
+
+Unlike the tests, this interval takes the distribution of each version to be the same all the time.
+
+If small numbers are bad, the buckets are read from the other end.
+"""
+
+import math
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from tidegate.evidence.bets import (
+    NOTHING,
+    Array,
+    log_growth,
+    log_mean,
+    one_sided_bets,
+)
+from tidegate.evidence.buckets import BUCKETS, PER_DOUBLING, lower_edge, upper_edge
+from tidegate.evidence.plan import QuantileTest
+from tidegate.evidence.processes import (
+    Clock,
+    HarmEvidence,
+    capped_exp,
+    grow_changed,
+    harm_evidence,
+    log_prior,
+)
+
+__all__ = ["QuantileState"]
+
+_OFFSETS: Final = (-1, 0, 1, 3)
+"""Where the harm thresholds are: edges of buckets, counted from the baseline's quantile's."""
+
+_HARM_ODDS: Final = (1.25, 1.6, 2.5, 5.0, 15.0, 60.0)
+_HARM_PRIOR: Final = log_prior((1,) * (len(_HARM_ODDS) * len(_OFFSETS)))
+_HARM_BETS: Final = one_sided_bets(1.0, 0.0, _HARM_ODDS, is_harm=True)
+_SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+_SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
+_ZEROS: Final = (0,) * BUCKETS
+
+Counts = npt.NDArray[np.float64]
+
+
+class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
+    """What is remembered for a quantile test.
+
+    Attributes:
+        candidate: Counts of the candidate so far, by bucket.
+        baseline: Counts of the baseline so far, by bucket.
+        recent: Counts of the baseline in which old windows weigh less, by bucket.
+        start: The logarithm of what each harm bet holds, by threshold and alternative.
+        changed: The same for the change detector.
+        safe: The logarithm of what each safety bet holds.
+    """
+
+    candidate: tuple[int, ...]
+    baseline: tuple[int, ...]
+    recent: tuple[float, ...]
+    start: tuple[float, ...]
+    changed: tuple[float, ...]
+    safe: tuple[float, ...]
+
+    @classmethod
+    def begin(cls) -> "QuantileState":
+        """Returns the state before any traffic."""
+        bets = len(_OFFSETS) * len(_HARM_ODDS)
+        return cls(
+            candidate=_ZEROS,
+            baseline=_ZEROS,
+            recent=(0.0,) * BUCKETS,
+            start=(0.0,) * bets,
+            changed=(NOTHING,) * bets,
+            safe=(0.0,) * len(_SAFE_ODDS),
+        )
+
+    def observe(
+        self,
+        test: QuantileTest,
+        candidate: tuple[int, ...] | None,
+        baseline: tuple[int, ...] | None,
+        stake: float,
+    ) -> "QuantileState":
+        """Returns the state after a window.
+
+        Args:
+            test: The test.
+            candidate: Counts of the candidate in the window, by bucket; None for none.
+            baseline: Counts of the baseline in the window, by bucket; None for none.
+            stake: What the change detector places before this window.
+        """
+        candidate, baseline = candidate or _ZEROS, baseline or _ZEROS
+        quantile, counts_c = _oriented(test, candidate)
+        _, counts_b = _oriented(test, baseline)
+        recent = np.array(self.recent)
+        growth = _harm_growth(test.ratio, quantile, recent, counts_c, counts_b)
+        recent = _remember(recent, counts_b, quantile)
+        safe = _safe_growth(test.ratio, quantile, recent, counts_c)
+        return QuantileState(
+            candidate=tuple(map(int.__add__, self.candidate, candidate)),
+            baseline=tuple(map(int.__add__, self.baseline, baseline)),
+            recent=tuple(recent.tolist()),
+            start=tuple((np.array(self.start) + growth).tolist()),
+            changed=tuple(grow_changed(np.array(self.changed), growth, stake).tolist()),
+            safe=tuple((np.array(self.safe) + safe).tolist()),
+        )
+
+    def harm(self, clock: Clock, detector_share: float) -> HarmEvidence:
+        """Returns the evidence against "acceptable"."""
+        return harm_evidence(
+            np.array(self.start), np.array(self.changed), _HARM_PRIOR, clock, detector_share
+        )
+
+    def safe_e(self) -> float:
+        """Returns the e-value against "the candidate's quantile is past the limit"."""
+        return capped_exp(float(log_mean(np.array(self.safe), _SAFE_PRIOR)))
+
+    def quantiles(self, test: QuantileTest) -> tuple[float | None, float | None]:
+        """Returns the quantiles of candidate and baseline so far; None without data."""
+        return _quantile(self.candidate, test.quantile), _quantile(self.baseline, test.quantile)
+
+    def interval(self, test: QuantileTest, error: float) -> tuple[float | None, float | None]:
+        """Returns the ends of the confidence sequence of the ratio candidate ÷ baseline.
+
+        Args:
+            test: The test.
+            error: The probability that the true ratio is ever outside.
+        """
+        low_c, high_c = _quantile_interval(self.candidate, test.quantile, error / 2.0)
+        low_b, high_b = _quantile_interval(self.baseline, test.quantile, error / 2.0)
+        low = low_c / high_b if low_c and math.isfinite(high_b) else None
+        high = high_c / low_b if low_b and math.isfinite(high_c) else None
+        return low, high
+
+
+def _oriented(test: QuantileTest, counts: tuple[int, ...]) -> tuple[float, Counts]:
+    """Returns the quantile and the counts so that large is bad."""
+    array = np.array(counts, dtype=np.float64)
+    return (test.quantile, array) if test.large_is_bad else (1.0 - test.quantile, array[::-1])
+
+
+def _harm_growth(
+    ratio: float, quantile: float, recent: Counts, candidate: Counts, baseline: Counts
+) -> Array:
+    total = float(recent.sum())
+    if total <= 0.0:
+        return np.zeros(len(_OFFSETS) * len(_HARM_ODDS))
+    shift = math.ceil(PER_DOUBLING * math.log2(ratio) - 1e-9)
+    place = int(np.searchsorted(np.cumsum(recent), quantile * total))
+    edges = np.clip(place + np.array(_OFFSETS), 0, BUCKETS - 2)
+    edges_c = np.clip(edges + shift, 0, BUCKETS - 1)
+    above_c, above_b = _above(candidate), _above(baseline)
+    guess = (_above(recent)[edges] + 0.5) / (total + 1.0)
+    growth = log_growth(
+        _HARM_BETS,
+        (float(candidate.sum()), above_c[edges_c][:, None]),
+        (float(baseline.sum()), above_b[edges][:, None]),
+        (guess[:, None], guess[:, None]),
+    )
+    return growth.ravel()
+
+
+def _safe_growth(ratio: float, quantile: float, recent: Counts, candidate: Counts) -> Array:
+    total = float(recent.sum())
+    if total <= 0.0:
+        return np.zeros(len(_SAFE_ODDS))
+    shift = math.floor(PER_DOUBLING * math.log2(ratio) + 1e-9)
+    error = 2.0 * math.sqrt(quantile * (1.0 - quantile) / total) + 1.0 / total
+    low = max(quantile - error, 0.0)
+    place = int(np.searchsorted(np.cumsum(recent), low * total, side="right"))
+    edge = place - 1 + shift
+    if edge < 0:
+        return np.zeros(len(_SAFE_ODDS))
+    above = float(_above(candidate)[min(edge, BUCKETS - 1)])
+    below = float(candidate.sum()) - above
+    limit = 1.0 - quantile
+    odds = np.array(_SAFE_ODDS) * limit / (1.0 - limit)
+    rate = odds / (1.0 + odds)
+    growth: Array = above * np.log(rate / limit) + below * np.log((1.0 - rate) / (1.0 - limit))
+    return growth
+
+
+def _above(counts: Counts) -> Counts:
+    """Returns how many numbers are above the upper edge of each bucket."""
+    above: Counts = counts.sum() - np.cumsum(counts)
+    return above
+
+
+def _remember(recent: Counts, counts: Counts, quantile: float) -> Counts:
+    recent = np.add(recent, counts)
+    most = min(max(200.0 / min(quantile, 1.0 - quantile), 2_000.0), 200_000.0)
+    total = float(recent.sum())
+    return np.multiply(recent, most / total) if total > most else recent
+
+
+def _quantile(counts: tuple[int, ...], quantile: float) -> float | None:
+    """Returns a quantile of the counts, interpolated within its bucket."""
+    total = sum(counts)
+    if not total:
+        return None
+    wanted, below = quantile * total, 0
+    for bucket, count in enumerate(counts):
+        if count and below + count >= wanted:
+            low, high = lower_edge(bucket), upper_edge(bucket)
+            if low <= 0.0 or math.isinf(high):
+                return high if low <= 0.0 else low
+            part = max(wanted - below, 0.0) / count
+            return float(low * (high / low) ** part)
+        below += count
+    return None
+
+
+def _quantile_interval(
+    counts: tuple[int, ...], quantile: float, error: float
+) -> tuple[float, float]:
+    total = sum(counts)
+    if not total:
+        return 0.0, math.inf
+    length = 1.4 * math.log(max(math.log(2.1 * total), 1.0)) + math.log(10.0 / error)
+    length /= total
+    width = 1.5 * math.sqrt(quantile * (1.0 - quantile) * length) + 0.8 * length
+    below = np.cumsum(counts)
+    low = 0.0
+    if quantile - width > 0.0:
+        low = lower_edge(int(np.searchsorted(below, (quantile - width) * total)))
+    high = math.inf
+    if quantile + width < 1.0:
+        high = upper_edge(int(np.searchsorted(below, (quantile + width) * total)))
+    return low, high

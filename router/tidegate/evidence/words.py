@@ -1,0 +1,49 @@
+"""The sentences of an assessment: what was measured, in plain words with the numbers."""
+
+import math
+
+__all__ = ["count", "interval", "number", "percent", "seconds_or_number", "times"]
+
+
+def percent(rate: float) -> str:
+    """Returns a share as people write it: ``5.1 %``, ``0.012 %``."""
+    return f"{number(rate * 100)} %"
+
+
+def number(value: float) -> str:
+    """Returns a number with about three digits: ``5.1``, ``0.0123``, ``3,708``."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    if abs(value) >= 1:
+        digits = min(digits, 1 if abs(value) < 100 else 0)
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count(value: float) -> str:
+    """Returns a count: ``3,708``."""
+    return f"{value:,.0f}"
+
+
+def times(ratio: float) -> str:
+    """Returns a ratio: ``46 times``."""
+    return f"{number(ratio)} times"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Returns an interval: ``(21 to 98)``, ``(at least 21)``, or nothing if it is not known."""
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f" (at least {number(low or 0.0)})"
+    if low is None:
+        return f" (at most {number(high)})"
+    return f" ({number(low)} to {number(high)})"
+
+
+def seconds_or_number(value: float | None) -> str:
+    """Returns a measured number, or ``unknown``."""
+    return "unknown" if value is None else number(value)

@@ -1,0 +1,128 @@
+"""Counts the traffic of one rollout: tells the source what to watch and when the weights change.
+
+An epoch is a time of unchanged weights. It begins when a split comes into force, and ends when the
+rollout begins to change it, or when the traffic turns out to be another: somebody else has changed
+it, or a change failed. Then it ends with the last look at which the traffic was as expected, and
+what came after counts in no epoch.
+"""
+
+from tidegate.evidence.window import TrafficWindow
+from tidegate.rollout.measures import measures_of
+from tidegate.rollout.spec.model import RolloutSpec
+from tidegate.rollout.traffic import Applied, HostTraffic, MatchKind, Sticky, TrafficSplit
+from tidegate.router.sources.source import Epoch, TrafficSource, Watched
+
+__all__ = ["Counting", "shares_of"]
+
+
+class Counting:
+    """The counts of one rollout, from its first change of traffic to its end.
+
+    Args:
+        source: Counts.
+        key: The rollout's.
+        spec: What the rollout does.
+        host: The host's full name.
+        prometheus_url: The Prometheus to ask if the spec names none.
+    """
+
+    def __init__(
+        self,
+        source: TrafficSource,
+        key: str,
+        spec: RolloutSpec,
+        host: str,
+        prometheus_url: str = "",
+    ) -> None:
+        self.source = source
+        self._key = key
+        self._epoch: TrafficSplit | None = None
+        self._changing = False
+        self._changed_s = 0.0
+        self._seen_s = 0.0
+        source.watch(key, _watched(spec, host, prometheus_url))
+
+    def look(self, traffic: HostTraffic, began_s: float, now_s: float) -> None:
+        """Ends the epoch if the traffic is another, and begins one of what it is.
+
+        Args:
+            traffic: The traffic.
+            began_s: When the reading of it began.
+            now_s: The time.
+        """
+        if self._changing or began_s <= self._changed_s:
+            # The reading may be of before the rollout's own change.
+            return
+        if self._epoch is not None and (traffic.problem or not self._epoch.same_as(traffic.split)):
+            self.source.begin_change(self._key, self._seen_s)
+            self._epoch = None
+        if traffic.problem:
+            return
+        if self._epoch is None:
+            requested_s = self._seen_s or began_s
+            self._begin(traffic.split, requested_s=requested_s, since_s=now_s)
+        self._seen_s = began_s
+
+    def change_begins(self, now_s: float) -> None:
+        """Ends the epoch: the rollout is about to change the weights."""
+        self._changing = True
+        self._epoch = None
+        self._changed_s = self._seen_s = now_s
+        self.source.begin_change(self._key, now_s)
+
+    def change_ended(self, split: TrafficSplit, applied: Applied) -> None:
+        """Begins the epoch of a split that is in force."""
+        self._changing = False
+        self._changed_s = self._seen_s = applied.since_s
+        self._begin(split, requested_s=applied.requested_s, since_s=applied.since_s)
+
+    def change_failed(self, now_s: float) -> None:
+        """Lets the next look say what the traffic is."""
+        self._changing = False
+        self._changed_s = now_s
+
+    async def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
+        """Returns what was counted since the last call."""
+        return await self.source.take(self._key, now_s)
+
+    def end(self) -> None:
+        """Counts no longer."""
+        self.source.forget(self._key)
+
+    def _begin(self, split: TrafficSplit, *, requested_s: float, since_s: float) -> None:
+        self._epoch = split
+        epoch = Epoch(shares=shares_of(split), requested_s=requested_s, since_s=since_s)
+        self.source.begin_epoch(self._key, epoch)
+
+
+def shares_of(split: TrafficSplit) -> dict[str, float]:
+    """Returns the shares of the versions from 0 to 1; of a mirrored version that of its copies."""
+    shares = split.mirrors | {name: weight for name, weight in split.weights.items() if weight}
+    return {name: percent / 100 for name, percent in shares.items()}
+
+
+def _watched(spec: RolloutSpec, host: str, prometheus_url: str) -> Watched:
+    return Watched(
+        host=host,
+        baseline=spec.baseline,
+        candidates=spec.candidate_names,
+        measures=measures_of(spec),
+        sticky=_sticky(spec),
+        mirrored=bool(_mirror(spec)),
+        url=spec.evidence.url or prometheus_url,
+    )
+
+
+def _sticky(spec: RolloutSpec) -> Sticky | None:
+    if spec.sticky is None:
+        return None
+    if spec.sticky.header is not None:
+        return Sticky(kind=MatchKind.HEADER, name=spec.sticky.header)
+    return Sticky(kind=MatchKind.COOKIE, name=spec.sticky.cookie or "")
+
+
+def _mirror(spec: RolloutSpec) -> float | None:
+    strategy = spec.strategy
+    if strategy.shadow is not None:
+        return strategy.shadow.mirror
+    return None if strategy.blue_green is None else strategy.blue_green.mirror

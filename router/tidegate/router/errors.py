@@ -1,0 +1,28 @@
+"""What goes wrong in the router. Each message says what to do."""
+
+from tidegate.errors import TidegateError
+
+__all__ = ["RefusedError", "RouterError", "StoreError", "UnknownRolloutError"]
+
+
+class RouterError(TidegateError):
+    """The router cannot do something."""
+
+
+class StoreError(RouterError):
+    """The file of the rollouts cannot be used."""
+
+
+class RefusedError(RouterError):
+    """The rollout's phase does not allow a command, or another rollout has the host."""
+
+
+class UnknownRolloutError(RouterError):
+    """There is no such rollout.
+
+    Args:
+        key: The rollout's, ``namespace/name``.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"there is no rollout {key}; `tidegate rollout list` shows them")

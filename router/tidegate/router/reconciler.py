@@ -1,0 +1,267 @@
+"""Runs the loops of all rollouts, and changes which rollouts there are.
+
+    async with Store.opened(path) as store, reconciling(traffic, source_of, store) as reconciler:
+        applied = await reconciler.apply(rollout)
+
+A changed rollout takes the place of the earlier one in two steps: its traffic goes back to the
+baseline, then the new one begins, without evidence. Any change counts, of a label too: one rule is
+easier to trust than a list of changes that keep the evidence.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.rollout.engine.history import Event
+from tidegate.rollout.engine.inputs import Command, CommandKind
+from tidegate.rollout.engine.status import RolloutStatus
+from tidegate.rollout.spec.model import Rollout
+from tidegate.router.errors import RefusedError, UnknownRolloutError
+from tidegate.router.faults import OnFaultPoint, pass_by
+from tidegate.router.hosts import HostClaims
+from tidegate.router.registry import Registry, RolloutRecord
+from tidegate.router.rollout_loop import LoopSettings, RolloutLoop, Surroundings
+from tidegate.router.sources.source import TrafficSource
+from tidegate.router.store import Delete, Put, PutStatus, Store, Stored, from_json, to_json
+from tidegate.runtime.logging import get_logger
+from tidegate.traffic.router import TrafficRouter
+
+__all__ = ["AppliedRollout", "Reconciler", "reconciling"]
+
+_log = get_logger(__name__)
+
+# Multiples of the golden ratio, modulo one, are spread evenly however many there are.
+_GOLDEN: Final = 0.6180339887498949
+_LAST_EVENTS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedRollout:
+    """What came of an apply.
+
+    Attributes:
+        record: The rollout.
+        changed: Whether something changed.
+    """
+
+    record: RolloutRecord
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    loop: RolloutLoop
+    task: asyncio.Task[None]
+
+
+class Reconciler:
+    """All rollouts. Get one from `reconciling`.
+
+    Args:
+        around: What the loops share.
+        tasks: Runs the loops.
+
+    Attributes:
+        registry: The rollouts.
+    """
+
+    def __init__(self, around: Surroundings, tasks: asyncio.TaskGroup) -> None:
+        self.registry = around.registry
+        self._around = around
+        self._tasks = tasks
+        self._running: dict[str, _Running] = {}
+        self._started = 0
+        self._changing = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Goes on with the rollouts of the store.
+
+        Raises:
+            StoreError: The store is damaged.
+        """
+        for stored in await self._around.store.load():
+            after = max(0, stored.status.events - _LAST_EVENTS)
+            events = await self._around.store.history(stored.rollout.key, after)
+            self._start(RolloutRecord(stored, events))
+        _log.info("rollouts loaded", rollouts=len(self._running))
+
+    async def apply(self, rollout: Rollout, file: str = "") -> AppliedRollout:
+        """Creates a rollout, or lets it replace the one of its name; returns once it is written.
+
+        Args:
+            rollout: The rollout.
+            file: The file that it comes from; empty if it comes from a call.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        text = to_json(rollout)
+        # As a restart will read it, so that a later apply compares the same.
+        rollout = from_json(text)
+        async with self._changing:
+            running = self._running.get(rollout.key)
+            if running is None:
+                return AppliedRollout(await self._create(rollout, file, text), changed=True)
+            record = running.loop.record
+            if file and (file, text) == (record.file, record.file_rollout):
+                # The file has not changed; a call may have changed the rollout since.
+                return AppliedRollout(record, changed=False)
+            # A rollout that a call changes still belongs to its file.
+            belongs = (file, text) if file else (record.file, record.file_rollout)
+            if not self.would_change(rollout):
+                if belongs != (record.file, record.file_rollout):
+                    await running.loop.belong_to(*belongs)
+                return AppliedRollout(record, changed=False)
+            await running.loop.replace_by(rollout, *belongs)
+            return AppliedRollout(record, changed=True)
+
+    def would_change(self, rollout: Rollout) -> bool:
+        """Whether to apply a rollout would change something."""
+        record = self.registry.get(rollout.key)
+        if record is None:
+            return True
+        return to_json(rollout) != to_json(record.successor or record.rollout)
+
+    async def command(self, key: str, kind: CommandKind, reason: str) -> RolloutRecord:
+        """Carries out a user's command; returns once it is written.
+
+        Raises:
+            UnknownRolloutError: There is no such rollout.
+            RefusedError: The rollout's phase does not allow it, or another rollout has the host.
+            StoreError: It could not be written.
+        """
+        loop = self._loop(key)
+        await loop.command(Command(kind=kind, reason=reason))
+        return loop.record
+
+    async def delete(self, key: str) -> None:
+        """Removes a rollout that has ended.
+
+        Raises:
+            UnknownRolloutError: There is no such rollout.
+            RefusedError: It has not ended, or a file holds it.
+            StoreError: It could not be written.
+        """
+        async with self._changing:
+            running = self._running.get(key)
+            if running is None:
+                raise UnknownRolloutError(key)
+            record = running.loop.record
+            if not record.has_ended:
+                raise RefusedError(
+                    f"{key} is {record.status.phase.value}; abort it first, or wait until it has"
+                    " ended"
+                )
+            if record.file:
+                raise RefusedError(f"{record.file} holds {key}; remove it there first")
+            running.task.cancel()
+            await asyncio.wait({running.task})
+            del self._running[key]
+            try:
+                await self._around.store.commit(Delete(key=key))
+            except BaseException:
+                self._start(record)
+                raise
+            self.registry.remove(key)
+            _log.info("rollout deleted", rollout=key)
+
+    async def left_by_file(self, key: str) -> None:
+        """Notes that no file holds a rollout any more; the rollout goes on.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        async with self._changing:
+            running = self._running.get(key)
+            if running is not None:
+                await running.loop.belong_to("", "")
+
+    async def history(self, key: str, after: int = 0) -> tuple[Event, ...]:
+        """Returns the events of a rollout after a number.
+
+        Raises:
+            UnknownRolloutError: There is no such rollout.
+            StoreError: The store is damaged.
+        """
+        self._loop(key)
+        return await self._around.store.history(key, after)
+
+    async def flush(self) -> None:
+        """Ends the loops, and writes the evidence that has not been written."""
+        for each in self._running.values():
+            each.task.cancel()
+        if self._running:
+            await asyncio.wait({each.task for each in self._running.values()})
+        async with asyncio.TaskGroup() as writing:
+            for each in self._running.values():
+                writing.create_task(each.loop.flush())
+
+    async def _create(self, rollout: Rollout, file: str, text: str) -> RolloutRecord:
+        stored = Stored(
+            rollout=rollout, status=RolloutStatus(), file=file, file_rollout=text if file else ""
+        )
+        put = Put(rollout=rollout, file=stored.file, file_rollout=stored.file_rollout)
+        await self._around.store.commit(put, PutStatus(key=rollout.key, status=stored.status))
+        record = RolloutRecord(stored)
+        self._start(record).wake()
+        _log.info("rollout created", rollout=rollout.key, host=rollout.spec.host)
+        return record
+
+    def _start(self, record: RolloutRecord) -> RolloutLoop:
+        self._started += 1
+        interval_s = self._around.settings.evaluate_interval_s
+        loop = RolloutLoop(record, self._around, self._started * _GOLDEN % 1 * interval_s)
+        task = self._tasks.create_task(loop.run(), name=f"rollout {record.key}")
+        self._running[record.key] = _Running(loop, task)
+        self.registry.add(record)
+        return loop
+
+    def _loop(self, key: str) -> RolloutLoop:
+        running = self._running.get(key)
+        if running is None:
+            raise UnknownRolloutError(key)
+        return running.loop
+
+
+@contextlib.asynccontextmanager
+async def reconciling(
+    traffic: TrafficRouter,
+    source_of: Callable[[Rollout], TrafficSource],
+    store: Store,
+    settings: LoopSettings | None = None,
+    clock: Callable[[], float] = time.time,
+    at: OnFaultPoint = pass_by,
+) -> AsyncIterator[Reconciler]:
+    """Runs rollouts while the context is open, first those of the store.
+
+    Args:
+        traffic: Reads and changes traffic.
+        source_of: Gives the source of a rollout's evidence.
+        store: Keeps the rollouts.
+        settings: How the loops run.
+        clock: Gives the time in seconds since the epoch.
+        at: Called at each fault point.
+
+    Raises:
+        StoreError: The store is damaged.
+    """
+    around = Surroundings(
+        traffic=traffic,
+        source_of=source_of,
+        store=store,
+        registry=Registry(),
+        hosts=HostClaims(),
+        settings=settings or LoopSettings(),
+        clock=clock,
+        at=at,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        reconciler = Reconciler(around, tasks)
+        await reconciler.load()
+        try:
+            yield reconciler
+        finally:
+            await reconciler.flush()

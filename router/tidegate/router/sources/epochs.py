@@ -1,0 +1,259 @@
+"""Counts a rollout's traffic by epoch: pure, in bounded memory.
+
+A request counts in the epoch in which it started, also when it ends later. Requests that started
+while a change of weights was on its way count in no epoch.
+
+**Late knowledge.** A source hears late about a change: records of requests under new weights may
+come before `begin_epoch` does, and the end of an epoch may lie in the past. So records without an
+epoch wait for one, and what was counted since the last window is kept in slices of a second, which
+a late end of the epoch drops.
+
+**Users.** With a sticky rollout a user's requests all go to one version, and they are not
+independent: a user with a slow line makes many slow requests. A test that takes them for
+independent sees a difference between versions where there is one between users. So the unit is the
+user. Each counts once, by the first of its requests that started in an epoch. Of the requests that
+end between two windows that is the one that started first. A user who has counted never counts
+again, under any weights. A restart of the router forgets who has counted.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from tidegate.evidence.window import LeftOut, TrafficWindow, VersionName
+from tidegate.rollout.measures import Measure
+from tidegate.rollout.spec.objectives import Signal
+from tidegate.router.sources.counting import VersionCounts, merged
+from tidegate.router.sources.pairing import Pair, Pairing
+from tidegate.router.sources.request import FinishedRequest
+from tidegate.router.sources.source import Epoch, Watched
+
+__all__ = ["KEPT_S", "MAX_USERS", "RolloutCounts"]
+
+KEPT_S: Final = 3600.0
+"""How long an epoch that has ended takes the counts of requests that end late."""
+
+MAX_USERS: Final = 500_000
+"""Most users that are remembered; a user takes some 100 bytes."""
+
+_MAX_EARLY: Final = 50_000
+
+
+class _Slice:
+    """What was counted of requests that started in the same second, by version."""
+
+    __slots__ = ("latest_s", "versions")
+
+    def __init__(self) -> None:
+        self.latest_s = 0.0
+        self.versions: dict[str, VersionCounts] = {}
+
+
+class _EpochCounts:
+    """An epoch, and what was counted in it since the last window."""
+
+    __slots__ = ("end_s", "epoch", "slices", "window_start_s")
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+        self.end_s: float | None = None
+        self.window_start_s = epoch.since_s
+        # By the second in which requests started.
+        self.slices: dict[int, _Slice] = {}
+
+    def has(self, start_s: float) -> bool:
+        return start_s >= self.epoch.since_s and (self.end_s is None or start_s < self.end_s)
+
+    def of(self, version: str, start_s: float, measures: Sequence[Measure]) -> VersionCounts:
+        """The counts to which a request adds, by its version and start."""
+        second = int(start_s)
+        slice_ = self.slices.get(second)
+        if slice_ is None:
+            slice_ = self.slices[second] = _Slice()
+        slice_.latest_s = max(slice_.latest_s, start_s)
+        counts = slice_.versions.get(version)
+        if counts is None:
+            counts = slice_.versions[version] = VersionCounts(measures)
+        return counts
+
+    def end(self, at_s: float) -> None:
+        if self.end_s is not None and self.end_s <= at_s:
+            return
+        self.end_s = at_s
+        self.slices = {k: each for k, each in self.slices.items() if each.latest_s < at_s}
+
+
+class RolloutCounts:
+    """The counts of one rollout.
+
+    Args:
+        watched: What to count.
+    """
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._versions = frozenset((watched.baseline, *watched.candidates))
+        self._measures = watched.measures
+        self._pair_metrics = [
+            each.metric for each in watched.measures if each.signal is Signal.ANSWER_DISAGREEMENT
+        ]
+        self._epochs: deque[_EpochCounts] = deque()
+        self._early: deque[FinishedRequest] = deque(maxlen=_MAX_EARLY)
+        self._pairing = Pairing()
+        # Hashes of the keys of users that have counted, and each new user's first request.
+        self._counted_users: set[int] = set()
+        self._first: dict[tuple[str, str], FinishedRequest] = {}
+        self._lost = 0
+        self._left_out: dict[LeftOut, int] = {}
+
+    @property
+    def watched(self) -> Watched:
+        """What is counted."""
+        return self._watched
+
+    def begin_change(self, at_s: float) -> None:
+        """Ends the epoch; `at_s` may lie in the past."""
+        if self._epochs:
+            self._epochs[-1].end(at_s)
+        for user in [user for user, each in self._first.items() if self._epoch_of(each) is None]:
+            del self._first[user]
+
+    def begin_epoch(self, epoch: Epoch) -> None:
+        """Begins an epoch, with the requests that started in it and have ended already."""
+        self.begin_change(epoch.requested_s)
+        self._epochs.append(_EpochCounts(epoch))
+        early, self._early = self._early, deque(maxlen=_MAX_EARLY)
+        for request in early:
+            self._count(request)
+
+    def lose(self, count: int) -> None:
+        """Notes requests whose records are lost."""
+        self._lost += count
+
+    def add(self, request: FinishedRequest) -> None:
+        """Counts a request, or a mirrored copy of one."""
+        if request.version not in self._versions:
+            return
+        if request.is_copy and not self._watched.mirrored:
+            return
+        if request.is_testers:
+            self._leave_out(LeftOut.TESTER)
+            return
+        self._count(request)
+
+    def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
+        """Returns a window for each epoch with traffic since the last call, the oldest first."""
+        self._admit_users()
+        self._note_alone(now_s)
+        windows = [self._window(each, now_s) for each in self._epochs if each.slices]
+        current = self._epochs[-1] if self._epochs else None
+        if not windows and current is not None and (self._lost or self._left_out):
+            windows = [self._window(current, now_s)]
+        if windows and (self._lost or self._left_out):
+            windows[-1] = msgspec.structs.replace(
+                windows[-1], lost=self._lost, left_out=self._left_out
+            )
+            self._lost, self._left_out = 0, {}
+        while len(self._epochs) > 1 and self._is_over(self._epochs[0], now_s):
+            self._epochs.popleft()
+        return tuple(windows)
+
+    def _count(self, request: FinishedRequest) -> None:
+        counts = self._epoch_of(request)
+        if counts is None:
+            latest = self._epochs[-1] if self._epochs else None
+            if latest is None or (latest.end_s is not None and request.start_s >= latest.end_s):
+                self._early.append(request)
+            return
+        if self._watched.mirrored:
+            self._match(request)
+        if self._watched.sticky is None:
+            counts.of(request.version, request.start_s, self._measures).add(request)
+        elif not request.user:
+            self._leave_out(LeftOut.NO_USER)
+        else:
+            self._count_user(request)
+
+    def _count_user(self, request: FinishedRequest) -> None:
+        # With mirroring, a user has requests to the baseline and their copies to the candidate.
+        user = (request.version if self._watched.mirrored else "", request.user)
+        if hash(user) in self._counted_users:
+            return
+        first = self._first.get(user)
+        if first is not None:
+            if request.start_s < first.start_s:
+                self._first[user] = request
+        elif len(self._counted_users) + len(self._first) < MAX_USERS:
+            self._first[user] = request
+        else:
+            self._leave_out(LeftOut.TOO_MANY_USERS)
+
+    def _admit_users(self) -> None:
+        for user, request in self._first.items():
+            counts = self._epoch_of(request)
+            if counts is not None:
+                self._counted_users.add(hash(user))
+                counts.of(request.version, request.start_s, self._measures).add(request)
+        self._first.clear()
+
+    def _match(self, request: FinishedRequest) -> None:
+        if request.is_copy:
+            self._count_pair(self._pairing.add_copy(request))
+        elif request.version == self._watched.baseline:
+            for candidate in self._watched.candidates:
+                self._count_pair(self._pairing.add_request(request, candidate))
+
+    def _count_pair(self, pair: Pair | None) -> None:
+        if pair is None or pair.differs is None:
+            return
+        counts = self._epoch_at(pair.start_s)
+        if counts is None:
+            return
+        for metric in self._pair_metrics:
+            for version, event in ((pair.baseline, False), (pair.candidate, pair.differs)):
+                counts.of(version, pair.start_s, self._measures).add_trial(metric, event=event)
+
+    def _note_alone(self, now_s: float) -> None:
+        for request in self._pairing.expire(now_s):
+            counts = self._epoch_of(request)
+            shares = {} if counts is None else counts.epoch.shares
+            mirrored = (shares.get(each) == 1 for each in self._watched.candidates)
+            if shares.get(request.version) and any(mirrored):
+                self._leave_out(LeftOut.NO_COPY)
+
+    def _epoch_of(self, request: FinishedRequest) -> _EpochCounts | None:
+        return self._epoch_at(request.start_s)
+
+    def _epoch_at(self, start_s: float) -> _EpochCounts | None:
+        for counts in reversed(self._epochs):
+            if counts.has(start_s):
+                return counts
+            if start_s >= counts.epoch.since_s:
+                return None
+        return None
+
+    def _window(self, counts: _EpochCounts, now_s: float) -> TrafficWindow:
+        slices = [each.versions for each in counts.slices.values()]
+        start_s = min(counts.window_start_s, now_s)
+        traffic = {
+            VersionName(name): merged(
+                (each[name] for each in slices if name in each), self._measures
+            ).traffic()
+            for name in dict.fromkeys(name for each in slices for name in each)
+        }
+        counts.slices.clear()
+        counts.window_start_s = now_s
+        return TrafficWindow(
+            start_s=start_s,
+            end_s=now_s,
+            shares={VersionName(name): share for name, share in counts.epoch.shares.items()},
+            versions=traffic,
+        )
+
+    def _is_over(self, counts: _EpochCounts, now_s: float) -> bool:
+        return counts.end_s is not None and now_s - counts.end_s > KEPT_S
+
+    def _leave_out(self, reason: LeftOut) -> None:
+        self._left_out[reason] = self._left_out.get(reason, 0) + 1
