@@ -168,7 +168,7 @@ class RolloutRun:
         )
 
     def _traffic(self, name: str, requests: int) -> VersionTraffic:
-        version = self.versions[name]
+        version = self.versions.get(name, Version())
         rates = {
             MetricName(metric): Counted(
                 requests, sum(self._random.random() < rate for _ in range(requests))

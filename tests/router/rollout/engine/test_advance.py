@@ -88,6 +88,7 @@ def test_a_rollout_whose_time_was_up_gets_it_again_when_it_is_resumed():
 
 def test_a_pause_does_not_count_as_time_of_the_stage():
     steps = [{"weight": 10}, {"pause": {"for": "1m"}}, {"weight": 50}]
+    steps.append({"pause": {"untilApproved": True}})
     run = started({"canary": {"steps": steps}})
     run.run(10)
     run.step(command=CommandKind.PAUSE)
