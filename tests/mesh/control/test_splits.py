@@ -107,7 +107,7 @@ async def test_every_request_after_since_is_divided_by_the_split(shared):
 
     async def follow():
         async for each in watch:
-            taken.append((seconds(each.record.start), each.record.subset))
+            taken.extend((seconds(record.start), record.subset) for record in each.records)
 
     following = asyncio.create_task(follow())
     changes = []

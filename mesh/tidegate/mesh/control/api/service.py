@@ -20,7 +20,12 @@ from tidegate.mesh.control.api.request_reading import (
     stage_deadline_s,
 )
 from tidegate.mesh.control.api.request_records import finished_requests
-from tidegate.mesh.control.api.splits import InForce, description_of_split, traffic_message
+from tidegate.mesh.control.api.splits import (
+    InForce,
+    description_of_split,
+    field_of_split,
+    traffic_message,
+)
 from tidegate.mesh.control.api.status import STATES, ready_subsets, status_of
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
@@ -154,6 +159,10 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             ):
                 in_force.take(event)
                 yield mesh_pb2.SetTrafficResponse(event=event_message(event))
+        except EditError as error:
+            raise InvalidArgument.of(
+                field_of_split(error), str(error), reason="CANNOT_EDIT"
+            ) from error
         except TidegateError as error:
             raise service_error(error) from error
         yield mesh_pb2.SetTrafficResponse(in_force=in_force.message())

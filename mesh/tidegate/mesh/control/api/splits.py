@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from tidegate.istio import EditError
 from tidegate.istio.annotations import RolloutName, Sticky
 from tidegate.istio.editing.split_reading import SplitInEffect
 from tidegate.istio.editing.splits import HostSplit
@@ -13,7 +14,7 @@ from tidegate.mesh.control.transitions.events import EventKind, TransitionEvent
 from tidegate.mesh.control.transitions.plan import StageKind
 from tidegate.mesh.v1 import mesh_pb2
 
-__all__ = ["InForce", "description_of_split", "traffic_message"]
+__all__ = ["InForce", "description_of_split", "field_of_split", "traffic_message"]
 
 _IN_FORCE_ALREADY: Final = "it was in force already"
 
@@ -44,6 +45,15 @@ def description_of_split(host: str, split: HostSplit, owner: RolloutName | None)
         words.append(f"sticky by {split.sticky}")
     what = "traffic is given back" if owner is None else f"rollout {owner}"
     return f"{what}: {host}: {', '.join(words)}"
+
+
+def field_of_split(error: EditError) -> str:
+    """The field of SetTrafficRequest that an edit could not use.
+
+    Routes say which of their parts is wrong by the fields of a shift, which a split has as well.
+    """
+    field = error.field
+    return field if field == "host" or field.startswith("split") else f"split.{field}"
 
 
 class InForce:

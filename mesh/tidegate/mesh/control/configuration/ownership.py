@@ -1,4 +1,4 @@
-"""Ownership: which rollout owns the traffic of a host, and who may change it.
+"""Ownership: which rollout owns the traffic of a VirtualService, and who may change it.
 
 The owner is an annotation of the VirtualService, so it is in effect, merged and journaled as the
 weights are. A command that would change owned traffic is refused unless it is forced.
@@ -9,42 +9,23 @@ from collections.abc import Iterator
 from tidegate.chassis.errors import FailedPrecondition
 from tidegate.istio import IstioObjects
 from tidegate.istio.annotations import RolloutName
-from tidegate.istio.editing.host_routes import names_host
-from tidegate.istio.editing.shifts import find_host
 from tidegate.istio.virtual_service import VirtualService
 
-__all__ = ["refuse_change", "refuse_other_owner", "services_of"]
+__all__ = ["refuse_if_owned", "refuse_other_owner"]
 
 
-def services_of(objects: IstioObjects, host: str) -> list[VirtualService]:
-    """The VirtualServices with a route that names a host.
-
-    Args:
-        objects: The objects.
-        host: The host, by its full name or its first label.
-
-    Raises:
-        EditError: There is no such host.
-    """
-    name = find_host(objects, host)
-    return [
-        service
-        for service in objects.virtual_services.values()
-        if any(names_host(route, name) for route in service.http)
-    ]
-
-
-def refuse_change(services: list[VirtualService], what: str) -> None:
-    """Refuses a change of VirtualServices that a rollout owns.
+def refuse_if_owned(before: IstioObjects, after: IstioObjects, what: str) -> None:
+    """Refuses a change of objects if it changes a VirtualService that a rollout owns.
 
     Args:
-        services: The VirtualServices that would change.
-        what: What would change them: "shift" or "reset".
+        before: The objects in effect.
+        after: The objects with the change.
+        what: What changes them: "shift" or "reset".
 
     Raises:
         FailedPrecondition: A rollout owns the traffic of one.
     """
-    for service, owner in _owned(services):
+    for service, owner in _owned(before, after):
         raise _error(
             service,
             owner,
@@ -54,17 +35,20 @@ def refuse_change(services: list[VirtualService], what: str) -> None:
         )
 
 
-def refuse_other_owner(services: list[VirtualService], owner: RolloutName | None) -> None:
+def refuse_other_owner(
+    before: IstioObjects, after: IstioObjects, owner: RolloutName | None
+) -> None:
     """Refuses that a rollout takes VirtualServices which another one owns.
 
     Args:
-        services: The VirtualServices.
+        before: The objects in effect.
+        after: The objects with the change.
         owner: The rollout; None where traffic is given back.
 
     Raises:
         FailedPrecondition: Another rollout owns the traffic of one.
     """
-    for service, other in _owned(services):
+    for service, other in _owned(before, after):
         if owner not in (None, other):
             raise _error(
                 service,
@@ -73,10 +57,14 @@ def refuse_other_owner(services: list[VirtualService], owner: RolloutName | None
             )
 
 
-def _owned(services: list[VirtualService]) -> Iterator[tuple[VirtualService, RolloutName]]:
-    for service in services:
-        if (owner := service.annotations.rollout) is not None:
-            yield service, owner
+def _owned(
+    before: IstioObjects, after: IstioObjects
+) -> Iterator[tuple[VirtualService, RolloutName]]:
+    """Yields the owned VirtualServices that a change concerns."""
+    for name in sorted(after.changed_from(before), key=str):
+        service = before.virtual_services.get(name)
+        if service is not None and service.annotations.rollout is not None:
+            yield service, service.annotations.rollout
 
 
 def _error(service: VirtualService, owner: RolloutName, fix: str) -> FailedPrecondition:

@@ -19,11 +19,7 @@ from tidegate.mesh.control.configuration.applied import AppliedConfiguration
 from tidegate.mesh.control.configuration.file_edits import FileEdits
 from tidegate.mesh.control.configuration.files import text_of
 from tidegate.mesh.control.configuration.journal import TextChange
-from tidegate.mesh.control.configuration.ownership import (
-    refuse_change,
-    refuse_other_owner,
-    services_of,
-)
+from tidegate.mesh.control.configuration.ownership import refuse_if_owned, refuse_other_owner
 from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
 from tidegate.mesh.control.errors import ObjectsError
 from tidegate.mesh.control.served_configuration import ProposedChange, ServedConfiguration
@@ -75,9 +71,10 @@ class ChangeProposer:
             TidegateError: The shift cannot be made.
         """
         before = self._applied.objects_of(change.host, self._served.objects)
+        after = shift(before, change)
         if not force:
-            refuse_change(services_of(before, change.host), "shift")
-        return self.propose(self._rewritten(before, shift(before, change)))
+            refuse_if_owned(before, after, "shift")
+        return self.propose(self._rewritten(before, after))
 
     def propose_split(
         self, host: str, split: HostSplit, owner: RolloutName | None
@@ -95,8 +92,9 @@ class ChangeProposer:
             TidegateError: The change cannot be made.
         """
         before = self._applied.objects_of(host, self._served.objects)
-        refuse_other_owner(services_of(before, host), owner)
-        files = self._rewritten(before, with_split(before, host, split, owner))
+        after = with_split(before, host, split, owner)
+        refuse_other_owner(before, after, owner)
+        files = self._rewritten(before, after)
         if owner is None:
             files = tuple(map(self._given_back, files))
         return self.propose(files)
@@ -117,11 +115,7 @@ class ChangeProposer:
             raise ObjectsError("\n".join(found.broken.values()))
         proposed = self.propose(found.config)
         if not force:
-            before = self._served.objects
-            changed = proposed.objects.changed_from(before)
-            refuse_change(
-                [each for name, each in before.virtual_services.items() if name in changed], "reset"
-            )
+            refuse_if_owned(self._served.objects, proposed.objects, "reset")
         return proposed
 
     def propose_edits(self, files: Sequence[TextChange]) -> ProposedChange:
