@@ -52,7 +52,7 @@ def event_of(measure: Measure, request: FinishedRequest) -> bool | None:
         case Signal.DEADLINE_EXCEEDED:
             return request.code == "DEADLINE_EXCEEDED" if request.code else None
         case Signal.EMPTY_ANSWERS:
-            return request.tokens == 0 if request.ok and request.tokens is not None else None
+            return _is_empty(request)
         case Signal.TRUNCATED_ANSWERS:
             return request.finish == "length" if request.ok and request.finish else None
         case Signal.ANSWER_DISAGREEMENT | Signal.PROMQL:
@@ -198,6 +198,13 @@ def _failed(codes: frozenset[str], request: FinishedRequest) -> bool:
     if request.code in codes:
         return True
     return request.proxy_timeout and codes == _DEFAULT_CODES
+
+
+def _is_empty(request: FinishedRequest) -> bool | None:
+    # The token that ends an answer is one of its tokens, so an answer without text may have one.
+    if not request.ok or request.tokens is None:
+        return None
+    return request.tokens == 0 or request.characters == 0
 
 
 def _least(signal: Signal, request: FinishedRequest) -> float | None:

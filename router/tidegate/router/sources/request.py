@@ -37,6 +37,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         first_byte_s: Time to the first byte of the answer; None if none came.
         messages: gRPC messages of the server; None if nobody counted them.
         tokens: Tokens of the answer; None if the server does not say.
+        characters: Characters of the answer's text; None if the server does not say.
         finish: Why the answer ended, such as ``length``; empty if the server does not say.
         first_token_s: Time to the first token within the server; None if the server does not say.
         label: The best class; empty if the server does not say.
@@ -57,6 +58,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     first_byte_s: float | None = None
     messages: int | None = None
     tokens: int | None = None
+    characters: int | None = None
     finish: str = ""
     first_token_s: float | None = None
     label: str = ""
@@ -108,6 +110,7 @@ def read_request(record: "mesh_pb2.RequestRecord", sticky: Sticky | None = None)
         ),
         messages=record.response_messages if record.HasField("response_messages") else None,
         tokens=_count(trailers.get("tidegate-tokens-out")),
+        characters=_count(trailers.get("tidegate-chars-out")),
         finish=trailers.get("tidegate-finish", "")[:_LONGEST_LABEL],
         first_token_s=None if ttft_ms is None else ttft_ms / 1000,
         label=trailers.get("tidegate-top1", "")[:_LONGEST_LABEL],
