@@ -23,7 +23,7 @@ BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers test fuzz check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
+.PHONY: help up models servers test test-long fuzz check format bench bench-vision bench-llm bench-shifts bench-hop soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -41,6 +41,9 @@ test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
 	@$(BIN)/python tools/build_servers.py || echo '── set-up: the tests that need these are skipped'
 	@echo '── test: pytest'
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-long: $(DEV_READY) ## Run the tests that take minutes, such as 300 kills of the router.
+	@$(BIN)/python -m pytest -m long $(PYTEST_OPTIONS)
 
 fuzz: $(DEV_READY) ## Try fresh examples of every property test: FUZZ=PATH for some, SEED=N to repeat a run.
 	@seed=$(or $(SEED),$$RANDOM$$RANDOM); again="make fuzz SEED=$$seed$(if $(FUZZ), FUZZ=$(FUZZ))"; \
@@ -62,6 +65,7 @@ check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generat
 	@$(BIN)/buf build -o $(VENV)/protos.binpb
 	@$(BIN)/buf breaking $(VENV)/protos.binpb --against protos/released.binpb
 	@$(BIN)/python tools/generate_protos.py --check
+	@$(BIN)/python tools/generate_rollout_reference.py --check
 	@echo '── check: clean'
 
 format: $(DEV_READY) ## Format the code and the protos.
@@ -86,8 +90,9 @@ bench-hop: $(DEV_READY) $(MODELS_READY) ## Measure the latency that the hop thro
 soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes; check memory and statuses.
 	@$(BIN)/python benchmarks/soak.py
 
-protos: $(DEV_READY) ## Make the Python stubs from the protos.
+protos: $(DEV_READY) ## Make the Python stubs from the protos, and the schema and tables of rollouts.
 	@$(BIN)/python tools/generate_protos.py
+	@$(BIN)/python tools/generate_rollout_reference.py
 
 lock: $(DEV_READY) ## Pin every package.
 	@$(BIN)/python tools/lock_requirements.py

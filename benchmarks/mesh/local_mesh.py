@@ -123,6 +123,7 @@ class LocalMesh:
                 **(settings or {}),
             },
             "envoy": {"admin_port": admin},
+            "router": {"grpc_port": 0, "metrics_port": 0},
         }
         config = yaml.safe_dump({"mesh": mesh, "servers": entries}, sort_keys=False)
         (folder / "tidegate.yaml").write_text(config)

@@ -54,6 +54,7 @@ class LaptopMesh:
                     zip(("grpc_port", "metrics_port", "traces_port"), controller, strict=True)
                 ),
                 "envoy": {"admin_port": 0},
+                "router": {"grpc_port": 0, "metrics_port": 0},
             },
             "servers": {
                 "vision-v1": _server("vision", "v1", f"{CLASSIFIER}/1-fp32"),

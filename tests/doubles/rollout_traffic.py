@@ -1,77 +1,19 @@
-"""Doubles of what a rollout meets: a mesh in memory, and a source that makes up its counts."""
+"""A source of evidence that makes up its counts, and what a mesh double has been through."""
 
-import asyncio
 import random
-from collections import deque
 
 from tidegate.evidence.window import Counted, MetricName, TrafficWindow, VersionName, VersionTraffic
-from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSplit
-from tidegate.traffic.router import TrafficError
-
-DOMAIN = ".models.svc.cluster.local"
 
 
-class MemoryMesh:
-    """A TrafficRouter whose hosts are values.
-
-    Attributes:
-        in_force: Every split that was ever in force, by host, the last one last.
-        failures: Errors of the next calls of `apply`.
-        unreadable: Why no host can be read; empty if it can.
-        hold: While it is clear, splits wait before they come into force.
-    """
-
-    def __init__(self, clock, versions=("v1", "v2")):
-        self._clock = clock
-        self._versions = versions
-        self.in_force = {}
-        self.owners = {}
-        self.failures = deque()
-        self.unreadable = ""
-        self.hold = asyncio.Event()
-        self.hold.set()
-        self.applying = asyncio.Event()
-
-    def full_name(self, host):
-        return host if "." in host else host + DOMAIN
-
-    async def read(self, host):
-        if self.unreadable:
-            raise TrafficError(self.unreadable)
-        host = self.full_name(host)
-        split = self.in_force.setdefault(host, [TrafficSplit(weights={"v1": 100.0})])[-1]
-        return HostTraffic(
-            host=host,
-            split=split,
-            versions=self._versions,
-            owner=self.owners.get(host, ""),
-            ready=self._versions,
-        )
-
-    async def apply(self, host, split, owner):
-        host = self.full_name(host)
-        requested_s = self._clock()
-        self.applying.set()
-        await self.hold.wait()
-        self.applying.clear()
-        if self.failures:
-            raise self.failures.popleft()
-        splits = self.in_force.setdefault(host, [TrafficSplit(weights={"v1": 100.0})])
-        if not splits[-1].same_as(split):
-            splits.append(split)
-        self.owners[host] = owner
-        return Applied(since_s=self._clock(), requested_s=requested_s, known=Knowledge.ACKNOWLEDGED)
-
-    def change(self, host, split, owner=""):
-        """Somebody else changes the traffic."""
-        host = self.full_name(host)
-        self.in_force[host].append(split)
-        self.owners[host] = owner
-
-    def weights(self, host, version="v2"):
-        """The weights that a version has had, in order."""
-        splits = self.in_force[self.full_name(host)]
-        return [each.weights.get(version, 0.0) for each in splits]
+def weights_of(mesh, host="vision", version="v2"):
+    """The weights that a version has had by a `TrafficRouterDouble`, in order."""
+    splits = [split for name, split, _ in mesh.applied if name == host]
+    changes = [
+        each
+        for before, each in zip([None, *splits], splits, strict=False)
+        if before is None or not each.same_as(before)
+    ]
+    return [each.weights.get(version, 0.0) for each in changes]
 
 
 class SyntheticSource:

@@ -4,7 +4,8 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 
-from rollout_traffic import MemoryMesh, SyntheticSource
+from rollout_traffic import SyntheticSource
+from traffic_router_double import TrafficRouterDouble
 
 from tidegate.rollout.spec.reading import read_rollouts
 from tidegate.router.reconciler import reconciling
@@ -20,7 +21,7 @@ spec:
   baseline: v1
   candidate: v2
   strategy:
-    canary: {{steps: [{{weight: 10}}, {{pause: {{untilEvidence: true}}}}, {{weight: 50}}]}}
+    canary: {{steps: [{steps}]}}
   objectives: [{{signal: grpcFailures, tolerate: 2x}}]
 """
 MANUAL = """
@@ -35,8 +36,14 @@ spec:
 """
 
 
-def canary(name="vision", host="vision"):
-    return read_rollouts(CANARY.format(name=name, host=host), "test")[0]
+def canary(name="vision", host="vision", weights=(10, 50), last="untilEvidence"):
+    """A canary that waits for evidence at each weight, and for something else at the last one."""
+    waits = ["untilEvidence"] * (len(weights) - 1) + [last]
+    pairs = zip(weights, waits, strict=True)
+    steps = ", ".join(
+        f"{{weight: {weight}}}, {{pause: {{{gate}: true}}}}" for weight, gate in pairs
+    )
+    return read_rollouts(CANARY.format(name=name, host=host, steps=steps), "test")[0]
 
 
 def manual(name="vision", host="vision", weights=(10, 50)):
@@ -60,7 +67,9 @@ class Router:
     def __init__(self, path, clock):
         self.path = path
         self.clock = clock
-        self.mesh = MemoryMesh(clock)
+        self.mesh = TrafficRouterDouble(
+            {"vision": {"v1": 100}, "llm": {"v1": 100}}, versions=("v1", "v2"), clock=clock
+        )
         self.source = SyntheticSource()
         self.settings = LoopSettings(evaluate_interval_s=0.01, evidence_interval_s=0.0)
 

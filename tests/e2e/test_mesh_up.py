@@ -103,7 +103,7 @@ def test_restarts_under_load_lose_nothing(mesh):
             printed = mesh.tidegate("restart", name)
             assert printed.splitlines()[-1] == f"{name}: done"
     after = {server["name"]: server["pid"] for server in mesh.status()["servers"]}
-    assert {name for name in before if before[name] == after[name]} == {"envoy"}
+    assert {name for name in before if before[name] == after[name]} == {"envoy", "router"}
     assert set(answers) == {grpc.StatusCode.OK}, answers
     assert answers.total() > 100
     assert mesh.split(50).total() == 50
@@ -111,8 +111,9 @@ def test_restarts_under_load_lose_nothing(mesh):
 
 def test_status_shows_every_part(mesh):
     table = mesh.tidegate("status")
-    rows = [line.split()[:2] for line in table.splitlines()[1:5]]
-    assert rows == [[name, "serving"] for name in ("controller", "envoy", "vision-v1", "vision-v2")]
+    rows = [line.split()[:2] for line in table.splitlines()[1:6]]
+    names = ("controller", "envoy", "router", "vision-v1", "vision-v2")
+    assert rows == [[name, "serving"] for name in names]
     assert re.search(rf"^call vision 127\.0\.0\.1:{mesh.vision_port}$", table, flags=re.MULTILINE)
 
 

@@ -28,7 +28,8 @@ from tidegate.istio.editing.shifts import sticky_source
 from tidegate.istio.editing.yaml_text import spliced
 from tidegate.istio.reading.documents import parse_part
 from tidegate.istio.reading.files import parse_file
-from tidegate.istio.virtual_service import HttpRouteDestination
+from tidegate.istio.shapes import StringMatch, StringMatchKind
+from tidegate.istio.virtual_service import HttpMatchRequest, HttpRouteDestination
 
 MESH = """\
 # The vision model, behind the ingress.
@@ -195,6 +196,18 @@ def test_foreign_annotations_stay_when_one_is_added_and_removed(tmp_path):
     assert come == ["    tidegate.dev/sticky: header:x-id"]
     (change,) = plan_changes(read_files([tmp_path]), parse(text, ""))
     assert change.after.decode() == text
+
+
+@pytest.mark.parametrize("value", ["[^;]*", "a, b", "{x}", "a: b", "- a", "?", "'", "é, ü", "[x"])
+def test_a_text_is_quoted_as_a_mapping_on_one_line_needs_it(tmp_path, value):
+    loaded = read_files([written(tmp_path, MESH)])
+    service = loaded.objects.virtual_services[VISION]
+    match = HttpMatchRequest(headers={"x-user-tier": StringMatch(StringMatchKind.EXACT, value)})
+    rules = (dataclasses.replace(service.http[0], match=(match,)), service.http[1])
+    after = loaded.objects.with_(dataclasses.replace(service, http=rules))
+    (change,) = plan_changes(loaded, after)
+    assert parse(change.after.decode(), "mesh").virtual_services[VISION].http == rules
+    assert change.after.decode().count("\n") == MESH.count("\n")
 
 
 def test_windows_line_ends_stay(tmp_path):

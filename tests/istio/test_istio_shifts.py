@@ -225,4 +225,10 @@ def test_invalid_condition_is_refused(text):
 
 def test_invalid_sticky_source_is_refused():
     with pytest.raises(EditError, match="write it like header:x-user-id"):
-        sticky_source("cookie:a")
+        sticky_source("ip:a")
+
+
+def test_sticky_source_is_a_header_or_a_cookie():
+    assert sticky_source("header:X-User-Id") == Sticky(header="x-user-id")
+    assert sticky_source("cookie:User") == Sticky(cookie="User")
+    assert str(sticky_source("cookie:User")) == "cookie:User"

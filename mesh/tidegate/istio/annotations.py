@@ -4,12 +4,14 @@ import datetime as dt
 import enum
 from dataclasses import dataclass
 
+from tidegate.istio.recorded_routes import RecordedRoutes
 from tidegate.istio.shapes import HeaderName
 
 __all__ = [
     "DestinationRuleAnnotations",
     "LoadBalancerOption",
     "NoAnnotations",
+    "RolloutName",
     "ServiceEntryAnnotations",
     "Sticky",
     "VirtualServiceAnnotations",
@@ -25,16 +27,34 @@ class LoadBalancerOption(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sticky:
-    """The part of a request that decides which weighted destination gets it.
+    """The part of a request that decides which weighted destination gets it: one of the two.
 
     Attributes:
         header: The header to hash.
+        cookie: The cookie to hash.
     """
 
-    header: HeaderName
+    header: HeaderName | None = None
+    cookie: str | None = None
 
     def __str__(self) -> str:
-        return f"header:{self.header}"
+        return f"cookie:{self.cookie}" if self.header is None else f"header:{self.header}"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutName:
+    """The name of a rollout.
+
+    Attributes:
+        namespace: Its namespace.
+        name: Its name in the namespace.
+    """
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +62,18 @@ class VirtualServiceAnnotations:
     """Annotations of a VirtualService.
 
     Attributes:
-        sticky: ``header:NAME``: requests with the same value of the header go to the same weighted
-            destination while the weights stay. A growing canary keeps the users that it has.
+        sticky: ``header:NAME`` or ``cookie:NAME``: requests with the same value of the header or
+            cookie go to the same weighted destination while the weights stay. A growing canary
+            keeps the users that it has. Requests without it are divided one by one.
+        rollout: ``NAMESPACE/NAME`` of the rollout that owns the weights, mirrors, stickiness and
+            testers of the routes. The rollout writes and removes it.
+        rollout_before: How the routes divided requests before the rollout, as JSON. The rollout
+            writes it, and restores the routes from it at its end.
     """
 
     sticky: Sticky | None = None
+    rollout: RolloutName | None = None
+    rollout_before: RecordedRoutes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ from fractions import Fraction
 
 __all__ = [
     "duration_text",
+    "is_cookie_name",
+    "is_cookie_value",
     "is_header_name",
     "is_host_label",
     "is_ip_address",
@@ -38,6 +40,9 @@ _DURATION = re.compile(rf"\+?(?:{_PART})+", re.ASCII)
 _LONGEST_NS = 2**63 - 1
 # HTTP's tokens (RFC 9110, section 5.6.2), in lower case.
 _HEADER = re.compile(r":(method|scheme|authority|path)|[a-z0-9!#$%&'*+.^_`|~-]+")
+# Cookies (RFC 6265, section 4.1.1): a token, and octets without spaces, quotes, commas, semicolons.
+_COOKIE_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_COOKIE_VALUE = re.compile(r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]+")
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -136,6 +141,16 @@ def is_time(text: str) -> bool:
 def is_header_name(name: str) -> bool:
     """Returns whether a text is a header name in lower case, or a pseudo-header of HTTP/2."""
     return _HEADER.fullmatch(name) is not None
+
+
+def is_cookie_name(text: str) -> bool:
+    """Returns whether a text is the name of a cookie (RFC 6265)."""
+    return _COOKIE_NAME.fullmatch(text) is not None
+
+
+def is_cookie_value(text: str) -> bool:
+    """Returns whether a text is a value of a cookie, not empty and without quotes (RFC 6265)."""
+    return _COOKIE_VALUE.fullmatch(text) is not None
 
 
 def is_ip_address(text: str) -> bool:

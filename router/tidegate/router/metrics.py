@@ -4,10 +4,11 @@ The state of the rollouts is read when Prometheus asks, so it costs an evaluatio
 rollout that is deleted leaves no series behind.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import REGISTRY, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +21,7 @@ __all__ = [
     "EVALUATION_FAILURES",
     "LATENESS",
     "RolloutCollector",
+    "publishing",
 ]
 
 _ROLLOUT: Final = ("namespace", "name")
@@ -74,6 +76,17 @@ class RolloutCollector(Collector):
                 threshold.add_metric([*labels, candidate], assessment.harm_threshold)
                 extra.add_metric([*labels, candidate], assessment.extra_bad_requests)
         return iter(families)
+
+
+@contextlib.contextmanager
+def publishing(records: Iterable[RolloutRecord]) -> Iterator[None]:
+    """Adds the state of the rollouts to ``/metrics`` while the context is open."""
+    collector = RolloutCollector(records)
+    REGISTRY.register(collector)
+    try:
+        yield
+    finally:
+        REGISTRY.unregister(collector)
 
 
 def _families() -> tuple[GaugeMetricFamily, ...]:

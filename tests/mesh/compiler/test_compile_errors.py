@@ -109,6 +109,16 @@ HASHED = {"loadBalancer": {"consistentHash": {"httpHeaderName": "x-other"}}}
             OTHER_HASH,
         ),
         (
+            (
+                *BASE[:2],
+                rule(HASHED, ["v1", "v2"]),
+                virtual({"route": [to("v2", 1), to("v1", 9)]}, annotations={"sticky": "cookie:u"}),
+            ),
+            "VirtualService models/vision",
+            "metadata.annotations[tidegate.dev/sticky]",
+            OTHER_HASH.replace("header:x-user-id", "cookie:u"),
+        ),
+        (
             (*BASE[:2], rule(HASHED, (), annotations={"load-balancer": "orca"})),
             "DestinationRule models/vision",
             "metadata.annotations[tidegate.dev/load-balancer]",

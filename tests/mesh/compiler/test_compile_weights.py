@@ -56,6 +56,23 @@ async def test_a_user_stays_with_one_version_and_users_divide(mesh, vision):
     assert (await mesh.share(DOMAIN, 100)).keys() == {"v1", "v2"}
 
 
+async def test_a_cookie_decides_too_and_envoy_makes_none(mesh, vision):
+    split = virtual({"route": [to("v2", 50), to("v1", 50)]}, annotations={"sticky": "cookie:user"})
+    policy = {"loadBalancer": {"consistentHash": {"httpCookie": {"name": "user"}}}}
+    await mesh.apply(vision(split, policy=policy))
+    (made,) = body(mesh.compiled, "VIRTUAL_HOST", f"http.{mesh.port}/{DOMAIN}")["routes"]
+    assert made["route"]["hash_policy"] == [{"cookie": {"name": "user"}}]
+    assert made["route"]["weighted_clusters"]["use_hash_policy"] is True
+    taken = Counter()
+    for user in range(20):
+        share = await mesh.share(DOMAIN, 5, ("cookie", f"a=b; user={user}"))
+        assert len(share) == 1
+        taken.update(share)
+    assert taken.keys() == {"v1", "v2"}
+    assert (await mesh.share(DOMAIN, 100)).keys() == {"v1", "v2"}
+    assert "set-cookie" not in (await mesh.call(DOMAIN)).metadata
+
+
 async def test_without_the_annotation_a_user_is_divided_too(mesh, vision):
     await mesh.apply(vision(virtual({"route": [to("v2", 50), to("v1", 50)]})))
     assert (await mesh.share(DOMAIN, 100, ("x-user-id", "7"))).keys() == {"v1", "v2"}

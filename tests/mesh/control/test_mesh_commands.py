@@ -8,6 +8,8 @@ import sys
 import pytest
 from mesh_objects import VISION
 
+from tidegate.mesh.v1 import mesh_pb2
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
@@ -106,6 +108,48 @@ async def test_wrong_shifts_are_refused_with_what_would_be_right(shared):
         code, _, error = await run(shared, "shift", "vision", *arguments)
         assert code == 2, arguments
         assert error
+
+
+async def test_traffic_that_a_rollout_owns_is_changed_with_force_only(shared):
+    weights = [mesh_pb2.SubsetWeight(subset=n, weight=w) for n, w in (("v1", 90), ("v2", 10))]
+    request = mesh_pb2.SetTrafficRequest(
+        host="vision", split=mesh_pb2.TrafficSplit(weights=weights), owner="models/vision-v2"
+    )
+    [each async for each in shared.controller.stub.SetTraffic(request)]
+    code, output, _ = await run(shared, "mesh", "status")
+    assert code == 0
+    assert "models/vision: its traffic belongs to the rollout models/vision-v2" in output
+    for command in (["shift", "vision", "v2=50"], ["mesh", "reset"]):
+        for more in ([], ["--dry-run"]):
+            code, output, error = await run(shared, *command, *more)
+            assert (code, output) == (1, "")
+            assert "`tidegate rollout pause vision-v2`" in error
+            assert "--force" in error
+    # What is in effect already does not have to be forced.
+    code, output, _ = await run(shared, "shift", "vision", "v2=10")
+    assert (code, output) == (0, "nothing changes: it is in effect already\n")
+    code, output, _ = await run(shared, "shift", "vision", "v2=50", "--force")
+    assert code == 0
+    code, output, _ = await run(shared, "mesh", "reset", "--force")
+    assert code == 0
+    code, output, _ = await run(shared, "mesh", "status")
+    assert "vision v1 100%" in output
+    assert "rollout" not in output
+
+
+async def test_a_cookie_keeps_users_on_one_version(shared):
+    code, _, _ = await run(shared, "shift", "vision", "v2=50", "--sticky", "cookie:user")
+    assert code == 0
+    async with shared.channel() as channel:
+        answers = {
+            user: {await shared.say(channel, ("cookie", f"user={user}")) for _ in range(4)}
+            for user in range(20)
+        }
+    assert all(len(each) == 1 for each in answers.values())
+    assert set.union(*answers.values()) == {"v1", "v2"}
+    code, _, error = await run(shared, "shift", "vision", "v2=1", "--sticky", "cookie:a b")
+    assert code == 2
+    assert "cookie:user" in error
 
 
 async def test_status_shows_everything_and_fails_when_something_is_wrong(shared):

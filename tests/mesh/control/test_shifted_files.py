@@ -10,6 +10,7 @@ from mesh_objects import rule, to, virtual
 
 from tidegate.mesh.control.configuration.journal import ShiftedText
 from tidegate.mesh.control.configuration.shifted_files import merged
+from tidegate.mesh.v1 import mesh_pb2
 
 FILE = "retries: 2\nweights:\n  v1: 90\n  v2: 10\ntimeout: 5s\n"
 SHIFT = FILE.replace("v1: 90", "v1: 50").replace("v2: 10", "v2: 50")
@@ -138,6 +139,36 @@ async def test_a_shift_outlives_the_controller_and_its_reset_too(mesh):
     await mesh.controller.kill()
     await mesh.controller.start()
     await weights_are(mesh, v1=90, v2=10)
+
+
+async def test_a_split_and_its_owner_outlive_the_controller(mesh):
+    await start(mesh)
+    tester = mesh_pb2.Tester(header="x-user-tier", value="beta", subset="v2")
+    wanted = mesh_pb2.TrafficSplit(
+        weights=[
+            mesh_pb2.SubsetWeight(subset="v1", weight=66.7),
+            mesh_pb2.SubsetWeight(subset="v2", weight=33.3),
+        ],
+        testers=[tester],
+    )
+    request = mesh_pb2.SetTrafficRequest(host="vision", split=wanted, owner="models/vision-v2")
+    [each async for each in mesh.controller.stub.SetTraffic(request)]
+    before = await mesh.controller.stub.GetTraffic(mesh_pb2.GetTrafficRequest(host="vision"))
+    await mesh.controller.kill()
+    await mesh.controller.start()
+    after = await mesh.controller.stub.GetTraffic(mesh_pb2.GetTrafficRequest(host="vision"))
+    assert after == before
+    assert (after.owner, [*after.split.testers]) == ("models/vision-v2", [tester])
+    # The owner may go on, and nothing has to change for that.
+    *_, last = [each async for each in mesh.controller.stub.SetTraffic(request)]
+    assert not last.in_force.changed
+    # The form of the file is in effect again: the journal kept how the routes were before.
+    weights = [mesh_pb2.SubsetWeight(subset=n, weight=w) for n, w in (("v1", 90), ("v2", 10))]
+    released = mesh_pb2.SetTrafficRequest(
+        host="vision", split=mesh_pb2.TrafficSplit(weights=weights)
+    )
+    [each async for each in mesh.controller.stub.SetTraffic(released)]
+    assert not (await mesh.controller.status()).shifted_files
 
 
 async def test_files_that_cannot_be_written_can_be_shifted(mesh):

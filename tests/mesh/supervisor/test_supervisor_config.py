@@ -81,6 +81,14 @@ def write(tmp_path: Path, text: str) -> Path:
             "servers.envoy: the mesh has a process of that name; rename it",
         ),
         (
+            "servers: {a: {kind: llm, grpc_port: 15030}}\n" + MESH,
+            "servers.a.grpc_port and mesh.router.grpc_port are both 15030",
+        ),
+        (
+            "servers: {a: {kind: llm}}\nmesh: {objects: [x], ingress: {v: 1}, router: {port: 1}}",
+            "mesh.router.port: unknown key; did you mean",
+        ),
+        (
             "servers: {a: {kind: llm, grpc_port: 15010}}\n" + MESH,
             "servers.a.grpc_port and mesh.controller.grpc_port are both 15010",
         ),

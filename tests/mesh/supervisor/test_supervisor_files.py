@@ -85,7 +85,7 @@ def test_state_is_read_as_it_was_written(tmp_path):
     assert directory.read() is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 3, "pid": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 4, "pid": 1}'])
 def test_error_about_an_unusable_state_file_names_it(tmp_path, text):
     directory = StateDirectory(tmp_path)
     directory.state_file.write_text(text)
@@ -111,6 +111,7 @@ def test_state_of_a_mesh_is_read_as_it_was_written():
         ingress=(IngressSnapshot(name="llm", address="127.0.0.1:8600", listening=True),),
         traces_address="127.0.0.1:16686",
         restarts=(RestartSnapshot(command="x", name="llm", stage=RestartStage.JOINING),),
+        warnings=("rollouts are off",),
     )
     assert Snapshot.from_json(snapshot.to_json()) == snapshot
 

@@ -74,6 +74,7 @@ class Mesh:
                 "ingress": {"one": ingress},
                 "controller": ports,
                 "envoy": {"admin_port": 0, "concurrency": 1},
+                "router": {"grpc_port": 0, "metrics_port": 0},
             },
             "servers": {
                 "one": {
@@ -143,7 +144,10 @@ async def test_clients_reach_the_server_through_envoy_before_and_after_a_restart
     mesh = Mesh(tmp_path)
     async with mesh.run():
         before = await mesh.ready()
-        assert [server.name for server in before.servers] == ["controller", "envoy", "one"]
+        assert [server.name for server in before.servers] == [
+            *("controller", "envoy", "router"),
+            "one",
+        ]
         address = before.address_of("one")
         assert address != of_the_server(before).grpc_address
         async with AsyncClient(address) as client:
@@ -179,15 +183,15 @@ async def test_a_restart_whose_new_process_fails_keeps_the_old_one(tmp_path):
         assert [file.stem for file in mesh.directory.workloads.iterdir()] == ["one"]
 
 
-async def test_controller_and_envoy_can_be_restarted(tmp_path):
+async def test_the_programs_of_the_mesh_can_be_restarted(tmp_path):
     mesh = Mesh(tmp_path)
     async with mesh.run():
         before = {server.name: server.pid for server in (await mesh.ready()).servers}
-        for name in ("controller", "envoy"):
+        for name in ("controller", "envoy", "router"):
             _, stages = await mesh.restart(name)
             assert stages[-1] is RestartStage.DONE
         after = await mesh.ready()
         changed = {server.name for server in after.servers if before[server.name] != server.pid}
-        assert changed == {"controller", "envoy"}
+        assert changed == {"controller", "envoy", "router"}
         async with AsyncClient(after.address_of("one")) as client:
             assert await client.health() is HealthStatus.SERVING

@@ -1,5 +1,6 @@
 """The programs of the servers, the controller and Envoy, and the WorkloadEntry files."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -8,16 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tidegate.cli.servers.display import mesh_lines
 from tidegate.mesh.supervisor.config.servers_file import ServersFile
 from tidegate.mesh.supervisor.process import parent_death_guard
 from tidegate.mesh.supervisor.programs import (
     Program,
     controller_program,
     envoy_program,
+    router_missing,
+    router_program,
     server_program,
 )
 from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.supervisor import Supervisor
 from tidegate.mesh.supervisor.workloads import EnvoyRouting, WorkloadEntryFile
+from tidegate.router.settings import RouterSettings
 
 MESH = {
     "objects": ["mesh/istio/base/traffic", "more.yaml"],
@@ -195,3 +201,30 @@ async def test_an_unreachable_envoy_routes_nothing(tmp_path):
     assert await EnvoyRouting(file).clusters_of("127.0.0.1:1") == frozenset()
     file.write_text("127.0.0.1:1")
     assert await EnvoyRouting(file).clusters_of("127.0.0.1:1") == frozenset()
+
+
+def test_the_router_knows_its_flags(tmp_path):
+    directory = StateDirectory(tmp_path / "state")
+    program = router_program(file_of().mesh, directory)
+    settings = RouterSettings.from_command_line(program.command[3:])
+    assert settings.controller == "127.0.0.1:1"
+    assert settings.rollouts == [Path("mesh/rollouts")]
+    assert settings.store_file == directory.rollouts
+    assert settings.port_file == program.port_file
+    assert (settings.grpc_port, settings.metrics_port) == (15030, 15034)
+    assert program.nice == 0
+
+
+async def test_without_its_packages_the_router_is_left_out_with_the_line_to_install_them(
+    tmp_path, monkeypatch
+):
+    assert router_missing() == ""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    supervisor = Supervisor(file_of(), Path("x.yaml"), StateDirectory(tmp_path))
+    snapshot = supervisor.snapshot()
+    assert [each.name for each in snapshot.servers] == ["controller", "envoy", "a"]
+    (warning,) = snapshot.warnings
+    assert warning == (
+        "rollouts are off: msgspec and numpy are not installed: pip install 'tidegate[router]'"
+    )
+    assert warning in mesh_lines(snapshot, snapshot.started_at)

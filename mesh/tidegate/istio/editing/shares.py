@@ -34,14 +34,18 @@ _MAX_SUM: Final = 2**31 - 1
 _FINER: Final = (1, 10, 100, 1000)
 
 
-def check_shares(shares: Mapping[SubsetName, float]) -> None:
+def check_shares(shares: Mapping[SubsetName, float], place: str = "weights") -> None:
     """Checks shares without a route.
+
+    Args:
+        shares: The shares of subsets, in percent.
+        place: The field that has them.
 
     Raises:
         EditError: A share is not a percentage, or their sum is more than 100.
     """
     for index, (subset, share) in enumerate(shares.items()):
-        field = f"weights[{index}].weight"
+        field = f"{place}[{index}].weight"
         # This comparison also catches NaN.
         if not 0 <= share <= 100:
             raise EditError(
@@ -56,7 +60,8 @@ def check_shares(shares: Mapping[SubsetName, float]) -> None:
     if (whole := sum(map(_exact, shares.values()))) > 100:
         raise EditError(
             f"{_shares_text(shares)} add up to {float(whole):g} %; shares are percentages of the "
-            "host's requests, so make them 100 or less"
+            "host's requests, so make them 100 or less",
+            place,
         )
 
 

@@ -12,30 +12,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from tidegate.istio.annotations import Sticky
+from tidegate.istio.editing.host_routes import (
+    check_mirrors,
+    header_conditions,
+    names_host,
+    narrowed,
+    sends_requests,
+    with_mirrors,
+)
 from tidegate.istio.editing.shares import check_shares, with_shares
-from tidegate.istio.editing.subsets import check_subset, is_subset
+from tidegate.istio.editing.subsets import check_subset
 from tidegate.istio.errors import EditError
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.reading.annotations import parse_sticky
 from tidegate.istio.scalars import is_header_name
 from tidegate.istio.shapes import HeaderName, HostName, StringMatch, StringMatchKind, SubsetName
-from tidegate.istio.virtual_service import (
-    Destination,
-    HttpMatchRequest,
-    HttpRoute,
-    Mirror,
-    VirtualService,
-)
+from tidegate.istio.virtual_service import HttpRoute, VirtualService
 
 __all__ = [
     "Shift",
     "find_host",
     "header_condition",
+    "no_route_error",
     "shift",
     "sticky_source",
 ]
-
-_MIRROR_SHARES = ("mirrorPercent", "mirror_percent", "mirrorPercentage")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +72,14 @@ def shift(objects: IstioObjects, change: Shift) -> IstioObjects:
         for index, subset in enumerate(named):
             check_subset(subset, objects, host, f"{name}[{index}].subset")
     check_shares(change.weights)
-    for index, (subset, percentage) in enumerate(change.mirrors.items()):
-        if not 0 <= percentage <= 100:
-            raise EditError(
-                f"the mirror of {subset} cannot be {percentage:g} %; write 0 to 100",
-                f"mirrors[{index}].percent",
-            )
+    check_mirrors(change.mirrors, "mirrors")
     changed = [
         edited
         for service in objects.virtual_services.values()
         if (edited := _shifted(service, host, change)) is not None
     ]
     if not changed:
-        raise _no_route_error(objects, host, change)
+        raise no_route_error(objects, host, "name them with --match", other=bool(change.match))
     return objects.with_(*(each for each in changed if each != objects[each.name]))
 
 
@@ -125,14 +121,16 @@ def header_condition(text: str) -> tuple[HeaderName, StringMatch]:
 
 
 def sticky_source(text: str) -> Sticky:
-    """Parses ``header:x-user-id``.
+    """Parses ``header:x-user-id`` or ``cookie:user``.
 
     Raises:
         EditError: The text has another form.
     """
     sticky = parse_sticky(text)
     if sticky is None:
-        raise EditError(f"{text!r} is not a sticky source; write it like header:x-user-id")
+        raise EditError(
+            f"{text!r} is not a sticky source; write it like header:x-user-id or cookie:user"
+        )
     return sticky
 
 
@@ -142,16 +140,17 @@ def _shifted(service: VirtualService, host: HostName, change: Shift) -> VirtualS
     applies = False
     # An existing route for the conditions gets the weights, and no second one is added.
     has_own_route = any(
-        _conditions(route) == change.match and _names_host(route, host) for route in service.http
+        header_conditions(route) == change.match and names_host(route, host)
+        for route in service.http
     )
     for index, route in enumerate(service.http):
         place = f"{service.name} http[{index}]"
-        if not _sends_requests(route, host):
+        if not sends_requests(route, host):
             routes.append(route)
-        elif _conditions(route) == change.match:
+        elif header_conditions(route) == change.match:
             routes.append(_with_shift(route, host, change, place))
             applies = True
-        elif change.match and not has_own_route and _conditions(route) == {}:
+        elif change.match and not has_own_route and header_conditions(route) == {}:
             routes += [_with_shift(_narrowed(route, change.match), host, change, place), route]
             applies = True
         else:
@@ -169,44 +168,30 @@ def _with_shift(route: HttpRoute, host: HostName, change: Shift, place: str) -> 
         divided = tuple(with_shares(route.route, host, change.weights, place))
         route = replace(route, route=divided)
     if change.mirrors:
-        mirrors = route.mirrors
-        if route.mirror is not None:
-            if field := next((each for each in _MIRROR_SHARES if each in route.opaque), None):
-                raise EditError(
-                    f"{place}.{field} is not read, so the share of the mirror there is not known; "
-                    "write 'mirrorPercentage: {value: N}'",
-                    "mirrors",
-                )
-            share = route.mirror_percentage
-            single = Mirror(destination=route.mirror, percentage=100.0 if share is None else share)
-            mirrors = (single, *mirrors)
-        port = next(
-            (each.destination.port for each in route.route if each.destination.host == host), None
-        )
-        for subset, percentage in change.mirrors.items():
-            target = Destination(host=host, subset=subset, port=port)
-            mirror = Mirror(destination=target, percentage=percentage)
-            others = tuple(
-                each for each in mirrors if not is_subset(each.destination, host, subset)
-            )
-            mirrors = (*others, mirror) if percentage else others
-        route = replace(route, mirror=None, mirror_percentage=None, mirrors=mirrors)
+        route = with_mirrors(route, host, change.mirrors, place)
     return route
 
 
-def _no_route_error(objects: IstioObjects, host: HostName, change: Shift) -> EditError:
-    """Returns the error of a shift that applies to no route."""
+def no_route_error(objects: IstioObjects, host: HostName, fix: str, *, other: bool) -> EditError:
+    """Returns the error of a change that applies to no route of a host.
+
+    Args:
+        objects: The objects.
+        host: The host.
+        fix: What to do where all its routes have conditions on headers.
+        other: Whether the change is for requests with some headers.
+    """
     routes = [
         route
         for service in objects.virtual_services.values()
         for route in service.http
-        if _names_host(route, host)
+        if names_host(route, host)
     ]
     if not routes:
         return EditError(
             f"no route sends requests to {host}: add a VirtualService with a route to it", "host"
         )
-    if not any(_sends_requests(route, host) for route in routes):
+    if not any(sends_requests(route, host) for route in routes):
         return EditError(
             f"every route to {host} gives it weight 0, so its subsets have nothing to divide: give "
             "it a weight beside the other hosts by hand",
@@ -215,45 +200,20 @@ def _no_route_error(objects: IstioObjects, host: HostName, change: Shift) -> Edi
     conditions_there = dict.fromkeys(
         " and ".join(f"header:{key} {value}" for key, value in conditions.items())
         for route in routes
-        if (conditions := _conditions(route))
+        if (conditions := header_conditions(route))
     )
     there = f" ({'; '.join(conditions_there)})" if conditions_there else ""
     return EditError(
-        f"every route to {host} has {'other ' if change.match else ''}conditions on headers{there};"
-        " name them with --match",
+        f"every route to {host} has {'other ' * other}conditions on headers{there}; {fix}",
         "matches",
     )
 
 
 def _narrowed(route: HttpRoute, match: Mapping[HeaderName, StringMatch]) -> HttpRoute:
-    """Returns the route for requests that also meet conditions on headers."""
-    matches = route.match or (HttpMatchRequest(),)
+    """Returns the route for requests that also meet conditions on headers, with a name for both."""
     words = "-".join([route.name or "", *(f"{key}-{each.value}" for key, each in match.items())])
-    return replace(
-        route,
-        name=re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") if route.name else None,
-        match=tuple(replace(each, headers={**each.headers, **match}) for each in matches),
-    )
-
-
-def _conditions(route: HttpRoute) -> Mapping[HeaderName, StringMatch] | None:
-    """Returns the header conditions that all matches of a route share; None where they differ."""
-    if any("headers" in match.opaque for match in route.match):
-        return None
-    each = [match.headers for match in route.match] or [{}]
-    return each[0] if all(headers == each[0] for headers in each) else None
-
-
-def _names_host(route: HttpRoute, host: HostName) -> bool:
-    return host in [each.destination.host for each in route.route]
-
-
-def _sends_requests(route: HttpRoute, host: HostName) -> bool:
-    """Returns whether a route sends requests to a host. A single destination gets all of them."""
-    return any(
-        each.destination.host == host and (each.weight or len(route.route) == 1)
-        for each in route.route
-    )
+    name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") if route.name else None
+    return narrowed(route, match, name)
 
 
 def _hosts(objects: IstioObjects) -> tuple[HostName, ...]:

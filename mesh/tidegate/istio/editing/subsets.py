@@ -14,11 +14,12 @@ __all__ = [
     "check_subset",
     "is_subset",
     "remove_subset",
+    "subset_names",
     "without_idle",
 ]
 
 
-def _subset_names(objects: IstioObjects, host: HostName) -> tuple[SubsetName, ...]:
+def subset_names(objects: IstioObjects, host: HostName) -> tuple[SubsetName, ...]:
     """Returns the subsets that DestinationRules define for a host, each once, in their order."""
     return tuple(
         dict.fromkeys(
@@ -44,7 +45,7 @@ def check_subset(
     Raises:
         EditError: No DestinationRule does; the message has the subsets that there are.
     """
-    known = sorted(_subset_names(objects, host))
+    known = sorted(subset_names(objects, host))
     if subset in known:
         return
     rules = sorted(

@@ -9,7 +9,7 @@ that aliases share. To find these, the caller reads the result and compares.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
@@ -19,6 +19,8 @@ from tidegate.istio.names import full_host_name
 from tidegate.istio.reading.nodes import content_end, entries
 
 __all__ = ["spliced"]
+
+_BRACKETS: Final = frozenset("[]{},")
 
 
 def spliced(text: str, node: Node, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -266,5 +268,9 @@ class _Editor:
 def _scalar(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
+    if isinstance(value, str) and not _BRACKETS.isdisjoint(value):
+        # In a collection on one line these end a text without quotes.
+        text = yaml.safe_dump([value], default_flow_style=True, width=1_000_000, allow_unicode=True)
+        return str(text).removesuffix("\n").removeprefix("[").removesuffix("]")
     text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, allow_unicode=True)
     return str(text).removesuffix("\n").removesuffix("...").removesuffix("\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node
 
-from tidegate.istio.annotations import LoadBalancerOption, Sticky
+from tidegate.istio.annotations import LoadBalancerOption, RolloutName, Sticky
 from tidegate.istio.reading.nodes import entries
 from tidegate.istio.reading.scalar_readers import (
     NOTHING,
@@ -18,10 +18,24 @@ from tidegate.istio.reading.scalar_readers import (
     meant,
     wrong_kind,
 )
-from tidegate.istio.scalars import duration_text, is_header_name, parse_duration
+from tidegate.istio.recorded_routes import RecordedRoutes, parse_recorded_routes
+from tidegate.istio.scalars import (
+    duration_text,
+    is_cookie_name,
+    is_header_name,
+    is_object_name,
+    parse_duration,
+)
 from tidegate.istio.shapes import HeaderName
 
-__all__ = ["PREFIX", "annotation_names", "annotation_text", "parse_sticky", "read_annotations"]
+__all__ = [
+    "PREFIX",
+    "annotation_names",
+    "annotation_text",
+    "parse_rollout_name",
+    "parse_sticky",
+    "read_annotations",
+]
 
 PREFIX = "tidegate.dev/"
 
@@ -32,11 +46,21 @@ def annotation_names(annotations: type) -> Mapping[str, str]:
 
 
 def parse_sticky(text: str) -> Sticky | None:
-    """Parses ``header:x-user-id``; returns None for any other text."""
-    source, _, header = text.partition(":")
-    if source != "header" or not is_header_name(header.lower()):
+    """Parses ``header:x-user-id`` or ``cookie:user``; returns None for any other text."""
+    source, _, name = text.partition(":")
+    if source == "header" and is_header_name(name.lower()):
+        return Sticky(header=HeaderName(name.lower()))
+    if source == "cookie" and is_cookie_name(name):
+        return Sticky(cookie=name)
+    return None
+
+
+def parse_rollout_name(text: str) -> RolloutName | None:
+    """Parses ``models/vision-v2``; returns None for any other text."""
+    namespace, _, name = text.partition("/")
+    if not (is_object_name(namespace) and is_object_name(name)):
         return None
-    return Sticky(HeaderName(header.lower()))
+    return RolloutName(namespace, name)
 
 
 def read_annotations(node: Node | None, annotations: type, path: str, reading: Reading) -> Any:
@@ -101,5 +125,7 @@ _PARSERS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
     bool: ({"true": True, "false": False}.get, "'true' or 'false', in quotes"),
     dt.timedelta: (parse_duration, "a duration such as 1.5s"),
     LoadBalancerOption: (_load_balancer, "orca or full-scan"),
-    Sticky: (parse_sticky, "header:NAME, as header:x-user-id"),
+    RecordedRoutes: (parse_recorded_routes, "what the rollout wrote, or remove it"),
+    RolloutName: (parse_rollout_name, "NAMESPACE/NAME of a rollout, as models/vision-v2"),
+    Sticky: (parse_sticky, "header:NAME or cookie:NAME, as header:x-user-id"),
 }

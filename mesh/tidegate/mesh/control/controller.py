@@ -21,7 +21,9 @@ from typing import Any
 from tidegate.chassis.errors import NotFound
 from tidegate.errors import TidegateError
 from tidegate.istio import IstioObjects
+from tidegate.istio.annotations import RolloutName
 from tidegate.istio.editing.shifts import Shift
+from tidegate.istio.editing.splits import HostSplit
 from tidegate.mesh.ads import Distribution
 from tidegate.mesh.compiler import Compiler
 from tidegate.mesh.control.configuration.applied import AppliedConfiguration
@@ -180,7 +182,12 @@ class Controller:
             task.cancel()
 
     def shift(
-        self, change: Shift, description: str, deadline_s: float | None = None
+        self,
+        change: Shift,
+        description: str,
+        deadline_s: float | None = None,
+        *,
+        force: bool = False,
     ) -> TransitionEvents:
         """Begins a shift.
 
@@ -188,27 +195,45 @@ class Controller:
             change: The shift.
             description: The same in words.
             deadline_s: How long each of its stages may take; that of the settings unless given.
+            force: Whether to shift although a rollout owns the traffic.
 
         Returns:
             The events. Iterating them raises an error at the end if the shift was not made.
         """
+        return self._shift(
+            lambda: self._proposer.propose_shift(change, force=force), description, deadline_s
+        )
 
-        async def make(events: TransitionEvents) -> None:
-            async with self.transitions.turn(events) as id_:
-                await self._settled.wait()
-                proposed = self._proposer.propose_shift(change)
-                if not proposed.files:
-                    events.add(in_effect(id_))
-                    return
-                await self._make(id_, description, proposed, events, deadline_s)
+    def set_split(
+        self,
+        host: str,
+        split: HostSplit,
+        owner: RolloutName | None,
+        description: str,
+        deadline_s: float | None = None,
+    ) -> TransitionEvents:
+        """Begins to divide the requests of a host in a way.
 
-        return self._change(make)
+        Args:
+            host: The host, by its full name or its first label.
+            split: The split.
+            owner: The rollout that owns the split; None gives the host back.
+            description: The same in words.
+            deadline_s: How long each of its stages may take; that of the settings unless given.
 
-    def reset(self, deadline_s: float | None = None) -> TransitionEvents:
+        Returns:
+            The events, as of `shift`.
+        """
+        return self._shift(
+            lambda: self._proposer.propose_split(host, split, owner), description, deadline_s
+        )
+
+    def reset(self, deadline_s: float | None = None, *, force: bool = False) -> TransitionEvents:
         """Begins to undo every shift: each file means again what it holds now.
 
         Args:
             deadline_s: How long each stage may take; that of the settings unless given.
+            force: Whether to reset although a rollout owns traffic that this changes.
 
         Returns:
             The events, as of `shift`; none if nothing is shifted.
@@ -218,7 +243,7 @@ class Controller:
             async with self.transitions.turn(events) as id_:
                 await self._settled.wait()
                 await self._edits.poll_now()
-                proposed = self._proposer.propose_reset()
+                proposed = self._proposer.propose_reset(force=force)
                 if proposed.files:
                     description = f"reset of {names_of(proposed.files)}"
                     await self._make(id_, description, proposed, events, deadline_s)
@@ -229,15 +254,19 @@ class Controller:
         """The objects in effect of a host, by its full or short name; see `HostIndex`."""
         return self._applied.objects_of(host, self.served.objects)
 
-    def propose(self, shift: Shift | None) -> ProposedChange:
+    def propose(self, shift: Shift | None, *, force: bool) -> ProposedChange:
         """Works out what a shift would change, or what a reset would change if none is given.
+
+        Args:
+            shift: The shift.
+            force: Whether a rollout may own the traffic.
 
         Raises:
             TidegateError: The change cannot be made.
         """
         if shift is None:
-            return self._proposer.propose_reset()
-        return self._proposer.propose_shift(shift)
+            return self._proposer.propose_reset(force=force)
+        return self._proposer.propose_shift(shift, force=force)
 
     async def drain(self, address: str, deadline_s: float | None = None) -> DrainResult:
         """Takes an endpoint out of use and waits for the requests that run there.
@@ -325,6 +354,22 @@ class Controller:
         """Lets proxies come back before any change: gates wait only for those connected."""
         await asyncio.sleep(seconds)
         self._settled.set()
+
+    def _shift(
+        self, propose: Callable[[], ProposedChange], description: str, deadline_s: float | None
+    ) -> TransitionEvents:
+        """Begins a change of the routes in effect, which is worked out when its turn has come."""
+
+        async def make(events: TransitionEvents) -> None:
+            async with self.transitions.turn(events) as id_:
+                await self._settled.wait()
+                proposed = propose()
+                if not proposed.files:
+                    events.add(in_effect(id_))
+                    return
+                await self._make(id_, description, proposed, events, deadline_s)
+
+        return self._change(make)
 
     def _change(self, make: _Make) -> TransitionEvents:
         events = TransitionEvents()

@@ -147,7 +147,8 @@ def route_lines(view: MeshView, route: Route) -> Iterator[str]:
         yield f"copies of {percentage:g} % to {_destination(view, destination)}, answers unseen"
     sticky = route.virtual_service.annotations.sticky
     if sticky is not None and len(rule.route) > 1:
-        yield f"the same {sticky.header} goes the same way (annotation tidegate.dev/sticky)"
+        source = sticky.header or f"cookie {sticky.cookie}"
+        yield f"the same {source} goes the same way (annotation tidegate.dev/sticky)"
     if rule.fault is not None:
         yield from _fault(rule.fault)
     for name, part in (("rewrite", rule.rewrite), ("headers", _changes_headers(route))):

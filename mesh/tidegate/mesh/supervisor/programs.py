@@ -1,13 +1,14 @@
-"""The programs that the supervisor runs: servers of any kind, the controller, and Envoy.
+"""The programs that the supervisor runs: servers of any kind, the controller, Envoy, the router.
 
 Pure functions from the values of the file to a command line, an environment and a probe. Servers
 get the settings of the file. Those behind the mesh also announce that they stop before they do and,
 unless the user has a collector, send their spans to the controller.
 
 The command line and the probe of a server come from its kind (see `server_kinds`). Those of the
-controller and Envoy come from the section ``mesh``.
+controller, Envoy and the router come from the section ``mesh``.
 """
 
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tidegate.mesh.supervisor.config.mesh_section import MeshConfig
 from tidegate.mesh.supervisor.config.servers_file import (
     CONTROLLER_NAME,
     ENVOY_NAME,
+    ROUTER_NAME,
     ServerConfig,
     flag,
 )
@@ -26,8 +28,17 @@ from tidegate.mesh.supervisor.state.directory import StateDirectory
 from tidegate.mesh.supervisor.workloads import WorkloadEntryFile
 from tidegate.runtime.otlp.environment import read
 
-__all__ = ["Program", "controller_program", "envoy_program", "server_program"]
+__all__ = [
+    "Program",
+    "controller_program",
+    "envoy_program",
+    "router_missing",
+    "router_program",
+    "server_program",
+]
 
+# What the router imports beyond the mesh's packages.
+_ROUTER_PACKAGES = ("msgspec", "numpy")
 _COLLECTOR_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
 # The chassis's own variables, which win over OpenTelemetry's.
 _OWN_VARIABLES = {
@@ -41,10 +52,10 @@ _SPAN_INTERVAL = ("OTEL_BSP_SCHEDULE_DELAY", "500")
 _DRAIN_DELAY_VARIABLE = "TIDEGATE_DRAIN_DELAY_S"
 # After a server says NOT_SERVING, every proxy knows within milliseconds, or later on busy cores.
 _DRAIN_DELAY_S = 2.0
-# The controller and Envoy run before the models, which take every core that they get: a proxy that
-# waits for a core delays every change of traffic.
+# The mesh's programs run before the models, which take every core that they get: a proxy that waits
+# for a core delays every change of traffic.
 _BEHIND_THE_MESH_NICE = 10
-# The controller and Envoy start in about a second, but they wait for each other or a busy machine.
+# The mesh's programs start in about a second, but they wait for each other or a busy machine.
 _MESH_POLICY = RestartPolicy(
     startup_timeout_s=120.0,
     drain_deadline_s=10.0,
@@ -189,6 +200,42 @@ def envoy_program(
         policy=_MESH_POLICY,
         port_file=admin_file,
         probe=EnvoyProbe(admin_file),
+    )
+
+
+def router_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
+    """Builds the program of the router."""
+    port_file = directory.port_file(ROUTER_NAME).resolve()
+    flags = {
+        **mesh.router.model_dump(),
+        "port_file": port_file,
+        "controller": f"127.0.0.1:{mesh.controller.grpc_port}",
+        "store_file": directory.rollouts,
+        "rollouts": list(mesh.rollouts),
+    }
+    return Program(
+        name=ROUTER_NAME,
+        instance=ROUTER_NAME,
+        kind=ROUTER_NAME,
+        command=[
+            *(sys.executable, "-m", "tidegate.router"),
+            *(flag(name, value) for name, value in flags.items()),
+        ],
+        env={},
+        policy=_MESH_POLICY,
+        port_file=port_file,
+        probe=GrpcProbe(port_file, "127.0.0.1"),
+    )
+
+
+def router_missing() -> str:
+    """Says which packages the router lacks, and how to install them; empty if it lacks none."""
+    missing = [name for name in _ROUTER_PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return (
+        f"rollouts are off: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not"
+        " installed: pip install 'tidegate[router]'"
     )
 
 

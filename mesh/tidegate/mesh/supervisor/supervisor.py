@@ -3,8 +3,8 @@
     supervisor = Supervisor(load_config(path), path, StateDirectory())
     gave_up = await supervisor.run()
 
-With a mesh, the controller and Envoy start together with the servers, and each waits for what it
-needs. They stop after the servers, because the servers' last answers go through Envoy.
+With a mesh, the controller, Envoy and the router start together with the servers, and each waits
+for what it needs. They stop after the servers, because the servers' last answers go through Envoy.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from tidegate.mesh.supervisor.config.port_check import check_ports
 from tidegate.mesh.supervisor.config.servers_file import (
     CONTROLLER_NAME,
     ENVOY_NAME,
+    ROUTER_NAME,
     ServerConfig,
     ServersFile,
 )
@@ -29,6 +30,8 @@ from tidegate.mesh.supervisor.programs import (
     Program,
     controller_program,
     envoy_program,
+    router_missing,
+    router_program,
     server_program,
 )
 from tidegate.mesh.supervisor.server import SupervisedServer
@@ -74,6 +77,7 @@ class Supervisor:
         self._gave_up: set[str] = set()
         self._restarts: dict[str, RestartSnapshot] = {}
         self._routing = EnvoyRouting(directory.port_file(ENVOY_NAME))
+        self._warnings = _warnings(config)
         self._servers = tuple(self._server(*each) for each in config.servers.items())
         self._mesh = () if config.mesh is None else self._mesh_servers(config.mesh)
 
@@ -134,6 +138,7 @@ class Supervisor:
             ingress=() if mesh is None else self._ingress(mesh),
             traces_address=None if mesh is None else f"127.0.0.1:{mesh.controller.traces_port}",
             restarts=tuple(self._restarts.values()),
+            warnings=self._warnings,
         )
 
     def _server(self, name: str, config: ServerConfig) -> SupervisedServer:
@@ -151,12 +156,14 @@ class Supervisor:
         def make(instance: str) -> ServerProcess:
             if instance == ENVOY_NAME:
                 return self._process(envoy_program(mesh, self._directory, os.environ))
+            if instance == ROUTER_NAME:
+                return self._process(router_program(mesh, self._directory))
             return self._process(controller_program(mesh, self._directory))
 
-        return tuple(
-            SupervisedServer(name, make, None, self._note_restart)
-            for name in (CONTROLLER_NAME, ENVOY_NAME)
-        )
+        names = [CONTROLLER_NAME, ENVOY_NAME]
+        if not self._warnings:
+            names.append(ROUTER_NAME)
+        return tuple(SupervisedServer(name, make, None, self._note_restart) for name in names)
 
     def _process(self, program: Program) -> ServerProcess:
         return ServerProcess(program, self._directory, self._routing, self._changed)
@@ -208,3 +215,9 @@ class Supervisor:
         self._on_change(snapshot)
         if not self._stopping and len(self._gave_up) == len(self._servers):
             self.stop()
+
+
+def _warnings(config: ServersFile) -> tuple[str, ...]:
+    """What is left out, and how to have it."""
+    missing = "" if config.mesh is None else router_missing()
+    return (missing,) if missing else ()

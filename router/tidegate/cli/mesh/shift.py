@@ -34,6 +34,13 @@ _Messages = Iterable[mesh_pb2.ShiftResponse] | Iterable[mesh_pb2.ResetResponse]
 _DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
 ]
+_Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Change traffic that a rollout owns, too; the rollout sees a foreign change.",
+    ),
+]
 _Deadline = Annotated[
     str,
     typer.Option(
@@ -68,8 +75,8 @@ def shift(
         str,
         typer.Option(
             "--sticky",
-            help="Keep requests with the same value of this header on one version.",
-            metavar="header:NAME",
+            help="Keep requests with the same value of this header or cookie on one version.",
+            metavar="header:NAME|cookie:NAME",
             show_default=False,
         ),
     ] = "",
@@ -83,6 +90,7 @@ def shift(
         ),
     ] = None,
     dry_run: _DryRun = False,
+    force: _Force = False,
     deadline: _Deadline = "",
     as_json: _Json = False,
     address: AddressOption = None,
@@ -95,13 +103,14 @@ def shift(
     The exit status is 1 if the shift cannot be made; everything is then as it was before.
     """
     request = _request(host, weights or [], match or [], sticky, mirror or [])
-    request.dry_run = dry_run
+    request.dry_run, request.force = dry_run, force
     _set_deadline(request, deadline)
     _follow(lambda mesh: mesh.Shift(request), address, _goes_on("shift", dry_run), as_json=as_json)
 
 
 def reset(
     dry_run: _DryRun = False,
+    force: _Force = False,
     deadline: _Deadline = "",
     as_json: _Json = False,
     address: AddressOption = None,
@@ -110,7 +119,7 @@ def reset(
 
     The exit status is 1 if the reset cannot be made; everything is then as it was before.
     """
-    request = mesh_pb2.ResetRequest(dry_run=dry_run)
+    request = mesh_pb2.ResetRequest(dry_run=dry_run, force=force)
     _set_deadline(request, deadline)
     goes_on = _goes_on("reset", dry_run)
     count = _follow(lambda mesh: mesh.Reset(request), address, goes_on, as_json=as_json)
@@ -183,10 +192,11 @@ def _request(
             if condition.kind is StringMatchKind.EXACT:
                 added.value = condition.value
         if sticky:
-            request.sticky_header = sticky_source(sticky).header
+            source = sticky_source(sticky)
+            request.sticky_header, request.sticky_cookie = source.header or "", source.cookie or ""
     except EditError as error:
         raise typer.BadParameter(str(error)) from error
-    if not (request.weights or request.mirrors or request.sticky_header):
+    if not (request.weights or request.mirrors or sticky):
         raise typer.BadParameter("nothing to change: give SUBSET=PERCENT, --mirror or --sticky")
     return request
 

@@ -122,6 +122,13 @@ def _lines(found: mesh_pb2.GetStatusResponse) -> Iterable[Text]:
             yield Text.assemble(
                 (f"{name}: ", "dim"), transition.description, ": ", (words + reason, style)
             )
+    for service, owner in dict.fromkeys((r.virtual_service, r.owner) for r in found.routes):
+        if owner:
+            name = owner.rpartition("/")[2]
+            yield Text.assemble(
+                (f"{service}: ", "dim"),
+                f"its traffic belongs to the rollout {owner}; see `tidegate rollout get {name}`",
+            )
     for file in found.shifted_files:
         yield Text.assemble(("shifted: ", "dim"), f"{file}; `tidegate mesh reset` returns to it")
     for problem in found.problems:

@@ -64,7 +64,7 @@ def server_table(snapshot: Snapshot, now: float, *, live: bool = False) -> Rende
 
 
 def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
-    """Lists where to call the servers behind Envoy, and those that get no requests."""
+    """Lists where to call the servers behind Envoy, those without requests, and what is off."""
     if not snapshot.ingress:
         return ()
     places = (
@@ -78,6 +78,7 @@ def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
         for server in snapshot.unrouted
         if now - server.since > ROUTED_S
     ]
+    lines += snapshot.warnings
     return tuple(lines)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import annotated_types
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from tidegate.rollout.spec.objectives import StrictModel
 from tidegate.rollout.spec.quantities import (
@@ -142,7 +143,7 @@ def _field(name: str, info: FieldInfo) -> Field:
                 most = each.max_length
             case _:
                 pattern = getattr(each, "pattern", None) or pattern
-    default = None if info.is_required() else info.get_default(call_default_factory=False)
+    default = None if info.default is PydanticUndefined else info.default
     choices = [str(each.value) for each in enums[0]] if enums else literals
     return Field(
         name=name,

@@ -7,7 +7,8 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request has errors; google.rpc.BadRequest names each field
   NOT_FOUND            there is no such host, subset or endpoint
   FAILED_PRECONDITION  a change began, could not be completed, and was rolled back
-                       (TRANSITION_ROLLED_BACK); or the objects cannot be changed in this way
+                       (TRANSITION_ROLLED_BACK); or a rollout owns the traffic (TRAFFIC_OWNED); or
+                       the objects cannot be changed in this way
   UNAVAILABLE          the controller is starting or shutting down
 """
 
@@ -506,12 +507,15 @@ class Route(_message.Message):
     MATCH_FIELD_NUMBER: _builtins.int
     DESTINATIONS_FIELD_NUMBER: _builtins.int
     MIRRORS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     virtual_service: _builtins.str
     """The VirtualService as "namespace/name"."""
     name: _builtins.str
     """The rule's name, if it has one."""
     match: _builtins.str
     """The requests that it applies to, in words; empty for all requests."""
+    owner: _builtins.str
+    """The rollout that owns the traffic of the VirtualService, as "namespace/name"; empty if none does."""
     @_builtins.property
     def destinations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Destination]:
         """Where it sends requests, in the order of the rule."""
@@ -528,10 +532,11 @@ class Route(_message.Message):
         match: _builtins.str = ...,
         destinations: _abc.Iterable[Global___Destination] | None = ...,
         mirrors: _abc.Iterable[Global___Destination] | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destinations", b"destinations", "match", b"match", "mirrors", b"mirrors", "name", b"name", "virtual_service", b"virtual_service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destinations", b"destinations", "match", b"match", "mirrors", b"mirrors", "name", b"name", "owner", b"owner", "virtual_service", b"virtual_service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -664,6 +669,8 @@ class ShiftRequest(_message.Message):
     MIRRORS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    STICKY_COOKIE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host: its full name, or the first label of it if no other host begins with that label."""
     sticky_header: _builtins.str
@@ -672,6 +679,12 @@ class ShiftRequest(_message.Message):
     """
     dry_run: _builtins.bool
     """Whether to change nothing, and only return a Preview of what would change."""
+    force: _builtins.bool
+    """Whether to shift although a rollout owns the traffic of the host. The rollout sees a foreign
+    change.
+    """
+    sticky_cookie: _builtins.str
+    """A cookie whose value decides the subset, instead of sticky_header. Empty means no change."""
     @_builtins.property
     def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubsetWeight]:
         """The shares of subsets; at least one unless another field changes something. The other subsets
@@ -706,10 +719,12 @@ class ShiftRequest(_message.Message):
         mirrors: _abc.Iterable[Global___Mirror] | None = ...,
         dry_run: _builtins.bool = ...,
         deadline: _duration_pb2.Duration | None = ...,
+        force: _builtins.bool = ...,
+        sticky_cookie: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run", "host", b"host", "matches", b"matches", "mirrors", b"mirrors", "sticky_header", b"sticky_header", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run", "force", b"force", "host", b"host", "matches", b"matches", "mirrors", b"mirrors", "sticky_cookie", b"sticky_cookie", "sticky_header", b"sticky_header", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
     _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
@@ -839,8 +854,13 @@ class ResetRequest(_message.Message):
 
     DRY_RUN_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Whether to change nothing, and only return a Preview of what would change."""
+    force: _builtins.bool
+    """Whether to reset although a rollout owns traffic that the reset changes. The rollout sees a
+    foreign change.
+    """
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
         """How long each stage may take before the reset is rolled back. Absent means the controller's
@@ -852,10 +872,11 @@ class ResetRequest(_message.Message):
         *,
         dry_run: _builtins.bool = ...,
         deadline: _duration_pb2.Duration | None = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "dry_run", b"dry_run", "force", b"force"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
     _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
@@ -894,6 +915,319 @@ class ResetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___ResetResponse: _TypeAlias = ResetResponse  # noqa: Y015
+
+@_typing.final
+class TrafficSplit(_message.Message):
+    """How all requests of a host are divided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    TESTERS_FIELD_NUMBER: _builtins.int
+    STICKY_FIELD_NUMBER: _builtins.int
+    MIRRORS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubsetWeight]:
+        """The shares of subsets, with at most three decimals. They sum to 100; a subset that is not named
+        gets nothing.
+        """
+
+    @_builtins.property
+    def testers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tester]:
+        """Requests that go to one subset whatever the shares are. Of two that hold for a request the first
+        counts.
+        """
+
+    @_builtins.property
+    def sticky(self) -> Global___Sticky:
+        """What keeps a user on one subset; absent if chance decides for each request."""
+
+    @_builtins.property
+    def mirrors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mirror]:
+        """Shares of requests that are copied to subsets; their answers are discarded."""
+
+    def __init__(
+        self,
+        *,
+        weights: _abc.Iterable[Global___SubsetWeight] | None = ...,
+        testers: _abc.Iterable[Global___Tester] | None = ...,
+        sticky: Global___Sticky | None = ...,
+        mirrors: _abc.Iterable[Global___Mirror] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sticky", b"_sticky", "sticky", b"sticky"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sticky", b"_sticky", "mirrors", b"mirrors", "sticky", b"sticky", "testers", b"testers", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sticky: _TypeAlias = _typing.Literal["sticky"]  # noqa: Y015
+    _WhichOneofArgType__sticky: _TypeAlias = _typing.Literal["_sticky", b"_sticky"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sticky) -> _WhichOneofReturnType__sticky | None: ...
+
+Global___TrafficSplit: _TypeAlias = TrafficSplit  # noqa: Y015
+
+@_typing.final
+class Tester(_message.Message):
+    """Requests that go to one subset whatever the shares are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    COOKIE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SUBSET_FIELD_NUMBER: _builtins.int
+    header: _builtins.str
+    """The request header to compare."""
+    cookie: _builtins.str
+    """The cookie to compare."""
+    value: _builtins.str
+    """The exact value; absent means any value."""
+    subset: _builtins.str
+    """The subset that gets the requests."""
+    def __init__(
+        self,
+        *,
+        header: _builtins.str = ...,
+        cookie: _builtins.str = ...,
+        value: _builtins.str | None = ...,
+        subset: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "cookie", b"cookie", "header", b"header", "source", b"source", "value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "cookie", b"cookie", "header", b"header", "source", b"source", "subset", b"subset", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["header", "cookie"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Tester: _TypeAlias = Tester  # noqa: Y015
+
+@_typing.final
+class Sticky(_message.Message):
+    """What keeps a user on one subset while the shares stay."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    COOKIE_FIELD_NUMBER: _builtins.int
+    header: _builtins.str
+    """A request header."""
+    cookie: _builtins.str
+    """A cookie."""
+    def __init__(
+        self,
+        *,
+        header: _builtins.str = ...,
+        cookie: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "header", b"header", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "header", b"header", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["header", "cookie"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___Sticky: _TypeAlias = Sticky  # noqa: Y015
+
+@_typing.final
+class GetTrafficRequest(_message.Message):
+    """A request for the traffic of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host: its full name, or the first label of it if no other host begins with that label."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrafficRequest: _TypeAlias = GetTrafficRequest  # noqa: Y015
+
+@_typing.final
+class GetTrafficResponse(_message.Message):
+    """The traffic of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    SUBSETS_FIELD_NUMBER: _builtins.int
+    READY_SUBSETS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The full name of the host."""
+    owner: _builtins.str
+    """The rollout that owns the split, as "namespace/name"; empty if none does."""
+    problem: _builtins.str
+    """Why the split cannot be told as one, such as routes that differ; empty if it can."""
+    @_builtins.property
+    def split(self) -> Global___TrafficSplit:
+        """The split in effect; that of the first route if there is a problem."""
+
+    @_builtins.property
+    def subsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The subsets of the host."""
+
+    @_builtins.property
+    def ready_subsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of them that have an endpoint which takes requests."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        split: Global___TrafficSplit | None = ...,
+        subsets: _abc.Iterable[_builtins.str] | None = ...,
+        ready_subsets: _abc.Iterable[_builtins.str] | None = ...,
+        owner: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "owner", b"owner", "problem", b"problem", "ready_subsets", b"ready_subsets", "split", b"split", "subsets", b"subsets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrafficResponse: _TypeAlias = GetTrafficResponse  # noqa: Y015
+
+@_typing.final
+class SetTrafficRequest(_message.Message):
+    """A request to divide the requests of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host: its full name, or the first label of it if no other host begins with that label."""
+    owner: _builtins.str
+    """The rollout that owns the split from now on, as "namespace/name". Refused with TRAFFIC_OWNED if
+    another one owns it. Empty gives the host back: nobody owns its split any more.
+    """
+    @_builtins.property
+    def split(self) -> Global___TrafficSplit:
+        """The split."""
+
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """How long each stage may take before the change is rolled back. Absent means the controller's
+        setting, 30 s by default. From 0.1 s to 1 h.
+        """
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        split: Global___TrafficSplit | None = ...,
+        owner: _builtins.str = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "host", b"host", "owner", b"owner", "split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
+    _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline) -> _WhichOneofReturnType__deadline | None: ...
+
+Global___SetTrafficRequest: _TypeAlias = SetTrafficRequest  # noqa: Y015
+
+@_typing.final
+class SetTrafficResponse(_message.Message):
+    """An event of a change, or its result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___TransitionEvent:
+        """Something that happened."""
+
+    @_builtins.property
+    def in_force(self) -> Global___SplitInForce:
+        """The split is in force; the last message."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___TransitionEvent | None = ...,
+        in_force: Global___SplitInForce | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "event", b"event", "in_force", b"in_force"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "event", b"event", "in_force", b"in_force"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["event", "in_force"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
+
+Global___SetTrafficResponse: _TypeAlias = SetTrafficResponse  # noqa: Y015
+
+@_typing.final
+class SplitInForce(_message.Message):
+    """Since when a split is in force. The times are of the controller's clock, which on one machine is
+    that of the proxies and so of the records of requests.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_FIELD_NUMBER: _builtins.int
+    REQUESTED_FIELD_NUMBER: _builtins.int
+    PROXIES_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """Whether anything was changed; false if the split was in force already."""
+    message: _builtins.str
+    """More, in words."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Every request that starts from now on is divided by the split. For a split that was in force
+        already, the time at which that was found.
+        """
+
+    @_builtins.property
+    def requested(self) -> _timestamp_pb2.Timestamp:
+        """Just before the first proxy was sent the split. Requests that started between this and `since`
+        may have been divided by either split.
+        """
+
+    @_builtins.property
+    def proxies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The node ids of the proxies that have acknowledged the routes."""
+
+    def __init__(
+        self,
+        *,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        requested: _timestamp_pb2.Timestamp | None = ...,
+        proxies: _abc.Iterable[_builtins.str] | None = ...,
+        changed: _builtins.bool = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["requested", b"requested", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "message", b"message", "proxies", b"proxies", "requested", b"requested", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitInForce: _TypeAlias = SplitInForce  # noqa: Y015
 
 @_typing.final
 class Preview(_message.Message):

@@ -50,6 +50,16 @@ class MeshServiceStub:
                 request_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetRequest.SerializeToString,
                 response_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetResponse.FromString,
                 _registered_method=True)
+        self.GetTraffic = channel.unary_unary(
+                '/tidegate.mesh.v1.MeshService/GetTraffic',
+                request_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.GetTrafficRequest.SerializeToString,
+                response_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.GetTrafficResponse.FromString,
+                _registered_method=True)
+        self.SetTraffic = channel.unary_stream(
+                '/tidegate.mesh.v1.MeshService/SetTraffic',
+                request_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.SetTrafficRequest.SerializeToString,
+                response_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.SetTrafficResponse.FromString,
+                _registered_method=True)
         self.DrainEndpoint = channel.unary_unary(
                 '/tidegate.mesh.v1.MeshService/DrainEndpoint',
                 request_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.DrainEndpointRequest.SerializeToString,
@@ -92,6 +102,23 @@ class MeshServiceServicer:
     def Reset(self, request, context):
         """Undoes every shift, so that each file of objects means what it holds. The events and the end of
         the stream are as in Shift. There are no events if nothing is shifted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTraffic(self, request, context):
+        """Returns how the requests of a host are divided now, and which rollout owns that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTraffic(self, request, context):
+        """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
+        earlier call added and this one lacks is removed. The events and the end of the stream are as in
+        Shift; the last message says since when the split is in force. A split that is in force already
+        is answered without a change. A client that leaves does not stop a change that has begun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +167,16 @@ def add_MeshServiceServicer_to_server(servicer, server):
                     servicer.Reset,
                     request_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetRequest.FromString,
                     response_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetResponse.SerializeToString,
+            ),
+            'GetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTraffic,
+                    request_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.GetTrafficRequest.FromString,
+                    response_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.GetTrafficResponse.SerializeToString,
+            ),
+            'SetTraffic': grpc.unary_stream_rpc_method_handler(
+                    servicer.SetTraffic,
+                    request_deserializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.SetTrafficRequest.FromString,
+                    response_serializer=tidegate_dot_mesh_dot_v1_dot_mesh__pb2.SetTrafficResponse.SerializeToString,
             ),
             'DrainEndpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainEndpoint,
@@ -239,6 +276,60 @@ class MeshService:
             '/tidegate.mesh.v1.MeshService/Reset',
             tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetRequest.SerializeToString,
             tidegate_dot_mesh_dot_v1_dot_mesh__pb2.ResetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidegate.mesh.v1.MeshService/GetTraffic',
+            tidegate_dot_mesh_dot_v1_dot_mesh__pb2.GetTrafficRequest.SerializeToString,
+            tidegate_dot_mesh_dot_v1_dot_mesh__pb2.GetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tidegate.mesh.v1.MeshService/SetTraffic',
+            tidegate_dot_mesh_dot_v1_dot_mesh__pb2.SetTrafficRequest.SerializeToString,
+            tidegate_dot_mesh_dot_v1_dot_mesh__pb2.SetTrafficResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,7 +7,8 @@ Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the request has errors; google.rpc.BadRequest names each field
   NOT_FOUND            there is no such host, subset or endpoint
   FAILED_PRECONDITION  a change began, could not be completed, and was rolled back
-                       (TRANSITION_ROLLED_BACK); or the objects cannot be changed in this way
+                       (TRANSITION_ROLLED_BACK); or a rollout owns the traffic (TRAFFIC_OWNED); or
+                       the objects cannot be changed in this way
   UNAVAILABLE          the controller is starting or shutting down
 """
 
@@ -54,6 +55,14 @@ class MeshServiceStub:
     """Undoes every shift, so that each file of objects means what it holds. The events and the end of
     the stream are as in Shift. There are no events if nothing is shifted.
     """
+    GetTraffic: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.GetTrafficRequest, _mesh_pb2.GetTrafficResponse]
+    """Returns how the requests of a host are divided now, and which rollout owns that."""
+    SetTraffic: _grpc.UnaryStreamMultiCallable[_mesh_pb2.SetTrafficRequest, _mesh_pb2.SetTrafficResponse]
+    """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
+    earlier call added and this one lacks is removed. The events and the end of the stream are as in
+    Shift; the last message says since when the split is in force. A split that is in force already
+    is answered without a change. A client that leaves does not stop a change that has begun.
+    """
     DrainEndpoint: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]
     """Takes an endpoint out of use: new requests go elsewhere and running requests finish. Answers
     when no request runs there any more, or when the deadline has passed. The endpoint stays out of
@@ -85,6 +94,14 @@ class MeshServiceAsyncStub(MeshServiceStub):
     Reset: _aio.UnaryStreamMultiCallable[_mesh_pb2.ResetRequest, _mesh_pb2.ResetResponse]  # type: ignore[assignment]
     """Undoes every shift, so that each file of objects means what it holds. The events and the end of
     the stream are as in Shift. There are no events if nothing is shifted.
+    """
+    GetTraffic: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetTrafficRequest, _mesh_pb2.GetTrafficResponse]  # type: ignore[assignment]
+    """Returns how the requests of a host are divided now, and which rollout owns that."""
+    SetTraffic: _aio.UnaryStreamMultiCallable[_mesh_pb2.SetTrafficRequest, _mesh_pb2.SetTrafficResponse]  # type: ignore[assignment]
+    """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
+    earlier call added and this one lacks is removed. The events and the end of the stream are as in
+    Shift; the last message says since when the split is in force. A split that is in force already
+    is answered without a change. A client that leaves does not stop a change that has begun.
     """
     DrainEndpoint: _aio.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]  # type: ignore[assignment]
     """Takes an endpoint out of use: new requests go elsewhere and running requests finish. Answers
@@ -132,6 +149,26 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.ResetResponse], _abc.AsyncIterator[_mesh_pb2.ResetResponse]]:
         """Undoes every shift, so that each file of objects means what it holds. The events and the end of
         the stream are as in Shift. There are no events if nothing is shifted.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTraffic(
+        self,
+        request: _mesh_pb2.GetTrafficRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.GetTrafficResponse, _abc.Awaitable[_mesh_pb2.GetTrafficResponse]]:
+        """Returns how the requests of a host are divided now, and which rollout owns that."""
+
+    @_abc_1.abstractmethod
+    def SetTraffic(
+        self,
+        request: _mesh_pb2.SetTrafficRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_mesh_pb2.SetTrafficResponse], _abc.AsyncIterator[_mesh_pb2.SetTrafficResponse]]:
+        """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
+        earlier call added and this one lacks is removed. The events and the end of the stream are as in
+        Shift; the last message says since when the split is in force. A split that is in force already
+        is answered without a change. A client that leaves does not stop a change that has begun.
         """
 
     @_abc_1.abstractmethod

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from envoy.config.route.v3 import route_components_pb2
 
+from tidegate.istio.annotations import Sticky
 from tidegate.istio.destination_rule import ConsistentHash
 from tidegate.istio.shapes import HeaderName
 from tidegate.istio.virtual_service import HttpRoute, VirtualService
@@ -49,7 +50,7 @@ def add_hash_policies(
     sticky = virtual_service.annotations.sticky
     if sticky and not action.cluster:
         action.weighted_clusters.use_hash_policy.value = True
-        wanted = _header_policy(sticky.header)
+        wanted = _sticky_policy(sticky)
         # A destination without weight may get some later, which is too late to refuse it.
         hashed = filter(None, (context.consistent_hash(each.destination) for each in rule.route))
         if any(hash_policy(each) != wanted for each in hashed):
@@ -59,8 +60,8 @@ def add_hash_policies(
                     "metadata.annotations[tidegate.dev/sticky]",
                     f"{path} has a destination whose DestinationRule hashes something else than "
                     f"{sticky}, and Envoy makes one hash of a request",
-                    f"write consistentHash.httpHeaderName: {sticky.header} in the DestinationRule, "
-                    "or remove one of the two",
+                    f"write {_consistent_hash(sticky)} in the DestinationRule, or remove one of "
+                    "the two",
                 )
             )
         action.hash_policy.append(wanted)
@@ -101,6 +102,19 @@ def hash_policy(hashing: ConsistentHash) -> _HashPolicy:
     else:
         policy.connection_properties.source_ip = True
     return policy
+
+
+def _sticky_policy(sticky: Sticky) -> _HashPolicy:
+    if sticky.header is not None:
+        return _header_policy(sticky.header)
+    # Without a lifetime Envoy makes no cookie for requests that have none.
+    return _HashPolicy(cookie=_HashPolicy.Cookie(name=sticky.cookie or ""))
+
+
+def _consistent_hash(sticky: Sticky) -> str:
+    if sticky.header is not None:
+        return f"consistentHash.httpHeaderName: {sticky.header}"
+    return f"consistentHash.httpCookie: {{name: {sticky.cookie}}}"
 
 
 def _header_policy(header: HeaderName) -> _HashPolicy:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import Destination, HttpMatchRequest, HttpRoute, VirtualService
 from tidegate.mesh.ads import Distribution, ProxyStatus, Rejection, TypeStatus, XdsVariant
 from tidegate.mesh.compiler import EndpointState
@@ -15,7 +16,7 @@ from tidegate.mesh.control.transitions.drainer import RequestsInProgress
 from tidegate.mesh.resources import ProxyKind, ResourceType
 from tidegate.mesh.v1 import mesh_pb2
 
-__all__ = ["STATES", "status_of"]
+__all__ = ["STATES", "ready_subsets", "status_of"]
 
 STATES: Final[Mapping[EndpointState, mesh_pb2.EndpointState.ValueType]] = {
     EndpointState.HEALTHY: mesh_pb2.ENDPOINT_STATE_HEALTHY,
@@ -80,6 +81,17 @@ def status_of(
     return status
 
 
+def ready_subsets(controller: Controller, topology: Topology, host: HostName) -> list[str]:
+    """The subsets of a host that have an endpoint which takes requests."""
+    return [
+        str(subset.name)
+        for service, subsets in topology.hosts(controller.served.objects)
+        if service.host == host
+        for subset in subsets
+        if subset.name is not None and _healthy(service, subset, controller)[0]
+    ]
+
+
 def _proxy(proxy: ProxyStatus) -> mesh_pb2.Proxy:
     rejections = proxy.rejections
     return mesh_pb2.Proxy(
@@ -114,8 +126,23 @@ def _subset(
     controller: Controller,
     in_progress: RequestsInProgress,
 ) -> mesh_pb2.Subset:
+    healthy, unchecked = _healthy(service, subset, controller)
     counts = [in_progress.last_known(cluster) for cluster in subset.clusters]
     known = [each for each in counts if each is not None]
+    return mesh_pb2.Subset(
+        name=subset.name or "",
+        clusters=subset.clusters,
+        endpoints=subset.addresses,
+        healthy_endpoints=healthy,
+        unchecked_endpoints=unchecked,
+        requests_in_progress=sum(known) if known else None,
+    )
+
+
+def _healthy(
+    service: RegisteredService, subset: SubsetView, controller: Controller
+) -> tuple[int, int]:
+    """How many endpoints of a subset take requests, and how many of these are not checked."""
     healthy, unchecked = 0, 0
     for address in subset.addresses:
         status = controller.endpoints.statuses.get(address)
@@ -125,14 +152,7 @@ def _subset(
             healthy, unchecked = healthy + 1, unchecked + 1
         elif status.state is EndpointState.HEALTHY:
             healthy += 1
-    return mesh_pb2.Subset(
-        name=subset.name or "",
-        clusters=subset.clusters,
-        endpoints=subset.addresses,
-        healthy_endpoints=healthy,
-        unchecked_endpoints=unchecked,
-        requests_in_progress=sum(known) if known else None,
-    )
+    return healthy, unchecked
 
 
 def _count(subset: SubsetView, in_progress: RequestsInProgress, running: dict[str, int]) -> None:
@@ -145,6 +165,7 @@ def _count(subset: SubsetView, in_progress: RequestsInProgress, running: dict[st
 
 
 def _routes(service: VirtualService) -> Iterator[mesh_pb2.Route]:
+    owner = service.annotations.rollout
     for rule in service.http:
         yield mesh_pb2.Route(
             virtual_service=f"{service.name.namespace}/{service.name.name}",
@@ -152,6 +173,7 @@ def _routes(service: VirtualService) -> Iterator[mesh_pb2.Route]:
             match=" or ".join(map(_condition, rule.match)),
             destinations=_destinations(rule),
             mirrors=_mirrors(rule),
+            owner="" if owner is None else str(owner),
         )
 
 

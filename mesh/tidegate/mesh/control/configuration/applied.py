@@ -144,6 +144,15 @@ class AppliedConfiguration:
         files = {path: self._file(path, self._texts[path]) for path in paths}
         return plan_changes(Loaded(tuple(files), files, before), after)
 
+    def mean_the_same(self, path: Path, one: str, other: str) -> bool:
+        """Whether two texts of a file have the same objects; a text with errors never has."""
+        try:
+            files = [self._file(path, text).objects for text in (one, other)]
+        except IstioObjectErrors:
+            return False
+        first, second = ({item.name: item for item in objects} for objects in files)
+        return first == second
+
     def changed_further(self, changes: Sequence[TextChange], edit: Edit) -> tuple[TextChange, ...]:
         """Adds an edit of their objects to changes of texts.
 

@@ -1,20 +1,25 @@
 """Works out changes before they are made: which texts change, and how the mesh changes with them.
 
-A shift changes what files mean, a reset makes each file mean what it holds again, and an edit takes
-what people wrote. Nothing here is served or written.
+A shift and a split change what files mean, a reset makes each file mean what it holds again, and an
+edit takes what people wrote. Nothing here is served or written.
 """
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tidegate.chassis.errors import FailedPrecondition
 from tidegate.errors import TidegateError
+from tidegate.istio import IstioObjects
+from tidegate.istio.annotations import RolloutName
 from tidegate.istio.editing.shifts import Shift, shift
+from tidegate.istio.editing.splits import HostSplit, with_split
 from tidegate.istio.editing.subsets import without_idle
 from tidegate.mesh.control.configuration.applied import AppliedConfiguration
 from tidegate.mesh.control.configuration.file_edits import FileEdits
 from tidegate.mesh.control.configuration.files import text_of
 from tidegate.mesh.control.configuration.journal import TextChange
+from tidegate.mesh.control.configuration.ownership import refuse_if_owned, refuse_other_owner
 from tidegate.mesh.control.configuration.shifted_files import ShiftedFiles
 from tidegate.mesh.control.errors import ObjectsError
 from tidegate.mesh.control.served_configuration import ProposedChange, ServedConfiguration
@@ -53,45 +58,65 @@ class ChangeProposer:
         objects = self._applied.edit(files)(self._served.objects)
         return self._served.propose(files, objects)
 
-    def propose_shift(self, change: Shift) -> ProposedChange:
+    def propose_shift(self, change: Shift, *, force: bool = False) -> ProposedChange:
         """Works out a shift.
 
+        Args:
+            change: The shift.
+            force: Whether to shift although a rollout owns the traffic.
+
         Raises:
-            FailedPrecondition: A file that the shift changes holds edits that are not in effect.
+            FailedPrecondition: A file that the shift changes holds edits that are not in effect, or
+                a rollout owns the traffic.
             TidegateError: The shift cannot be made.
         """
         before = self._applied.objects_of(change.host, self._served.objects)
-        files = []
-        for each in self._applied.rewritten(before, shift(before, change)):
-            try:
-                file, text = text_of(each.path), each.before.decode()
-            except (OSError, UnicodeDecodeError) as error:
-                raise FailedPrecondition(
-                    f"{each.path} cannot be read: {error}; mend it first",
-                    reason="FILE_NOT_IN_EFFECT",
-                    metadata={"file": str(each.path)},
-                ) from error
-            if self._shifted.text(each.path, file) != text:
-                raise FailedPrecondition(
-                    f"{each.path} holds changes that are not in effect; see `tidegate mesh"
-                    " status`, mend or undo them first",
-                    reason="FILE_NOT_IN_EFFECT",
-                    metadata={"file": str(each.path)},
-                )
-            files.append(TextChange(each.path, text, each.after.decode(), file))
-        return self.propose(files)
+        after = shift(before, change)
+        if not force:
+            refuse_if_owned(before, after, "shift")
+        return self.propose(self._rewritten(before, after))
 
-    def propose_reset(self) -> ProposedChange:
-        """Works out the change after which every file means what it held when last polled.
+    def propose_split(
+        self, host: str, split: HostSplit, owner: RolloutName | None
+    ) -> ProposedChange:
+        """Works out the change after which a host's requests are divided in a way.
+
+        Args:
+            host: The host, by its full name or its first label.
+            split: The split.
+            owner: The rollout that owns it from then on; None gives the host back.
 
         Raises:
+            FailedPrecondition: A file that this changes holds edits that are not in effect, or
+                another rollout owns the traffic.
+            TidegateError: The change cannot be made.
+        """
+        before = self._applied.objects_of(host, self._served.objects)
+        after = with_split(before, host, split, owner)
+        refuse_other_owner(before, after, owner)
+        files = self._rewritten(before, after)
+        if owner is None:
+            files = tuple(map(self._given_back, files))
+        return self.propose(files)
+
+    def propose_reset(self, *, force: bool = False) -> ProposedChange:
+        """Works out the change after which every file means what it held when last polled.
+
+        Args:
+            force: Whether to reset although a rollout owns traffic that this changes.
+
+        Raises:
+            FailedPrecondition: A rollout owns traffic that this changes.
             ObjectsError: A file has errors.
             TidegateError: The change cannot be made.
         """
         found = self._edits.without_shifts(self._shifted.paths)
         if found.broken:
             raise ObjectsError("\n".join(found.broken.values()))
-        return self.propose(found.config)
+        proposed = self.propose(found.config)
+        if not force:
+            refuse_if_owned(self._served.objects, proposed.objects, "reset")
+        return proposed
 
     def propose_edits(self, files: Sequence[TextChange]) -> ProposedChange:
         """Works out an edit of files.
@@ -116,6 +141,44 @@ class ChangeProposer:
                 with contextlib.suppress(TidegateError):
                     return self.propose(self._edits.without_shifts(given_up).config)
             raise
+
+    def _rewritten(self, before: IstioObjects, after: IstioObjects) -> tuple[TextChange, ...]:
+        """How the texts of files change so that their objects have other values.
+
+        Args:
+            before: The objects of a host in effect.
+            after: The same objects, some of them with other values.
+
+        Raises:
+            FailedPrecondition: A file holds edits that are not in effect.
+            EditError: The text of an object cannot be changed in place.
+        """
+        files = []
+        for each in self._applied.rewritten(before, after):
+            try:
+                file, text = text_of(each.path), each.before.decode()
+            except (OSError, UnicodeDecodeError) as error:
+                raise FailedPrecondition(
+                    f"{each.path} cannot be read: {error}; mend it first",
+                    reason="FILE_NOT_IN_EFFECT",
+                    metadata={"file": str(each.path)},
+                ) from error
+            if self._shifted.text(each.path, file) != text:
+                raise FailedPrecondition(
+                    f"{each.path} holds changes that are not in effect; see `tidegate mesh"
+                    " status`, mend or undo them first",
+                    reason="FILE_NOT_IN_EFFECT",
+                    metadata={"file": str(each.path)},
+                )
+            files.append(TextChange(each.path, text, each.after.decode(), file))
+        return tuple(files)
+
+    def _given_back(self, change: TextChange) -> TextChange:
+        """A change after which its file is not shifted any more, if the file means the same."""
+        if change.file is None or change.after is None:
+            return change
+        same = self._applied.mean_the_same(change.path, change.file, change.after)
+        return replace(change, after=change.file) if same else change
 
     def _without_idle(self, files: Sequence[TextChange]) -> tuple[TextChange, ...]:
         """An edit without the idle destinations of shifts whose subset the edit removes."""

@@ -317,6 +317,6 @@ def hash_without_sticky(view: MeshView) -> Iterator[Finding]:
                     f"{route.path}.route",
                     f"{destination.host} hashes callers to endpoints, but Envoy draws the subset "
                     "anew for each request: a caller moves back and forth between versions",
-                    "annotate 'tidegate.dev/sticky: header:NAME' with the header that is hashed",
+                    "annotate 'tidegate.dev/sticky: header:NAME' or cookie:NAME, as is hashed",
                 )
                 break

@@ -4,8 +4,8 @@
       objects: [mesh/istio/base/traffic, mesh/local/services.yaml]
       ingress: {vision: 8500, llm: 8600}
 
-The traffic rules are Istio objects, which the controller reads and checks. This section only says
-where they are and where the controller and Envoy listen.
+The traffic rules are Istio objects, which the controller reads and checks; rollouts are what the
+router reads. This section only says where they are and where the programs listen.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ControllerConfig", "EnvoyConfig", "MeshConfig", "StrictModel"]
+__all__ = ["ControllerConfig", "EnvoyConfig", "MeshConfig", "RouterConfig", "StrictModel"]
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
+_PortOrFree = Annotated[int, Field(ge=0, le=65535)]
 _HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
 _CookieName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
 
@@ -61,23 +62,42 @@ class EnvoyConfig(StrictModel):
         concurrency: Worker threads.
     """
 
-    admin_port: Annotated[int, Field(ge=0, le=65535)] = 15000
+    admin_port: _PortOrFree = 15000
     concurrency: Annotated[int, Field(ge=1, le=256)] = 2
 
 
+class RouterConfig(StrictModel):
+    """The router, which runs rollouts.
+
+    Attributes:
+        grpc_port: The gRPC port for `tidegate rollout`; 0 takes a free one.
+        metrics_port: The HTTP port for metrics; 0 takes a free one.
+        evaluate_interval_s: How often each rollout is evaluated, in seconds.
+        prometheus_url: The Prometheus that rollouts ask if they name none; empty for none.
+    """
+
+    grpc_port: _PortOrFree = 15030
+    metrics_port: _PortOrFree = 15034
+    evaluate_interval_s: Annotated[float, Field(ge=0.05, le=3600)] = 1.0
+    prometheus_url: str = ""
+
+
 class MeshConfig(StrictModel):
-    """An Envoy in front of the servers, and the controller that configures it.
+    """An Envoy in front of the servers, the controller that configures it, and the router.
 
     Attributes:
         objects: Files with Istio objects, and folders of such files.
+        rollouts: Files with rollouts, and folders of such files.
         ingress: The ports at which clients find each kind of server; Gateways open them.
         namespace: The namespace of the servers, as the Istio objects name it.
         gateway: Envoy's name in Istio's metrics: on a cluster, the Deployment of the gateway.
         controller: The controller.
         envoy: Envoy.
+        router: The router.
     """
 
     objects: Annotated[tuple[Path, ...], Field(min_length=1)]
+    rollouts: tuple[Path, ...] = (Path("mesh/rollouts"),)
     ingress: Annotated[dict[str, _Port], Field(min_length=1)]
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "models"
     gateway: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")] = (
@@ -85,6 +105,7 @@ class MeshConfig(StrictModel):
     )
     controller: ControllerConfig = ControllerConfig()
     envoy: EnvoyConfig = EnvoyConfig()
+    router: RouterConfig = RouterConfig()
 
     def ports(self) -> Iterator[tuple[str, int]]:
         """Lists every port that the mesh listens on, with its place in the file."""
@@ -93,3 +114,5 @@ class MeshConfig(StrictModel):
         for field in ("grpc_port", "metrics_port", "traces_port"):
             yield f"mesh.controller.{field}", getattr(self.controller, field)
         yield "mesh.envoy.admin_port", self.envoy.admin_port
+        for field in ("grpc_port", "metrics_port"):
+            yield f"mesh.router.{field}", getattr(self.router, field)

@@ -35,6 +35,7 @@ from tidegate.mesh.supervisor.config.mesh_section import (
     ControllerConfig,
     EnvoyConfig,
     MeshConfig,
+    RouterConfig,
     StrictModel,
 )
 from tidegate.mesh.supervisor.config.server_kinds import Port, ServerKind, find_kind
@@ -45,6 +46,7 @@ __all__ = [
     "CONTROLLER_NAME",
     "DEFAULT_FILE",
     "ENVOY_NAME",
+    "ROUTER_NAME",
     "ServerConfig",
     "ServersFile",
     "find_config",
@@ -54,9 +56,9 @@ __all__ = [
 
 DEFAULT_FILE = "tidegate.yaml"
 
-CONTROLLER_NAME, ENVOY_NAME = "controller", "envoy"
+CONTROLLER_NAME, ENVOY_NAME, ROUTER_NAME = "controller", "envoy", "router"
 
-_MESH_NAMES = frozenset({CONTROLLER_NAME, ENVOY_NAME})
+_MESH_NAMES = frozenset({CONTROLLER_NAME, ENVOY_NAME, ROUTER_NAME})
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _PortNumber = Annotated[int, Field(ge=0, le=65535)]
 # Kubernetes's syntax for labels, without the optional domain before the key.
@@ -307,6 +309,8 @@ def _model_at(place: tuple[int | str, ...]) -> type[StrictModel]:
             return ControllerConfig
         case ("mesh", "envoy", _):
             return EnvoyConfig
+        case ("mesh", "router", _):
+            return RouterConfig
         case ("mesh", _):
             return MeshConfig
         case _:

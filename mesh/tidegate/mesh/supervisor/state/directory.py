@@ -35,6 +35,7 @@ class StateDirectory:
         self.state_file = root / "state.json"
         self.mesh_state = root / "mesh.sqlite"
         self.traces = root / "traces.sqlite"
+        self.rollouts = root / "rollouts.sqlite"
         self.lock_file = root / "lock"
         self.logs = root / "logs"
         self.run = root / "run"

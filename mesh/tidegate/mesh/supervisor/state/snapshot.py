@@ -19,7 +19,7 @@ __all__ = [
     "last_log_message",
 ]
 
-_FORMAT = 3
+_FORMAT = 4
 _MAX_MESSAGE_CHARACTERS = 160
 
 
@@ -140,6 +140,7 @@ class Snapshot:
         ingress: The ports at which clients find the servers behind Envoy.
         traces_address: The HTTP address of the trace queries; ``None`` without a mesh.
         restarts: The last restarts that somebody asked for.
+        warnings: What is left out, and how to have it.
     """
 
     pid: int
@@ -150,6 +151,7 @@ class Snapshot:
     ingress: tuple[IngressSnapshot, ...] = ()
     traces_address: str | None = None
     restarts: tuple[RestartSnapshot, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -209,6 +211,9 @@ class Snapshot:
                 RestartSnapshot(**{**each, "stage": RestartStage(each["stage"])})
                 for each in data.pop("restarts")
             )
-            return Snapshot(servers=servers, ingress=ingress, restarts=restarts, **data)
+            warnings = tuple(data.pop("warnings"))
+            return Snapshot(
+                servers=servers, ingress=ingress, restarts=restarts, warnings=warnings, **data
+            )
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"a field is missing or unknown: {error}") from error
