@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import msgspec
 
+from tidegate.istio.editing.tester_routes import TESTER_ROUTE_PREFIX
 from tidegate.rollout.traffic import MatchKind, Sticky
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FinishedRequest", "StreamingMethods", "read_request"]
 
 _CODES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
-_TESTER_ROUTE: Final = "tidegate-tester-"
+
 _LONGEST_LABEL: Final = 64
 _MAX_METHODS: Final = 1000
 _LONGEST_NUMBER: Final = 20
@@ -139,7 +140,7 @@ def read_request(
         confidence=_number(trailers.get("tidegate-confidence")),
         utilization=_finite(record.utilization) if record.HasField("utilization") else None,
         user="" if sticky is None else _user(record, sticky),
-        is_testers=record.route.startswith(_TESTER_ROUTE),
+        is_testers=record.route.startswith(TESTER_ROUTE_PREFIX),
         is_copy=record.mirrored,
         id=f"{trace_id}/{request_id}" if trace_id or request_id else "",
     )
