@@ -68,10 +68,7 @@ def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(mesh):
     ]
     assert "every objective is met: grpcFailures: 0 %" in seen.messages("Promoting")[0]
     assert weights(mesh) == {"v2": 100.0}
-    with mesh.rollouts() as rollouts:
-        rollouts.Undo(rollout_pb2.UndoRequest(name="good"))
-    mesh.follow("good", "Undone")
-    mesh.follow("good", "aborted")
+    mesh.undo("good")
     assert weights(mesh) == {"v1": 100.0}
 
 
