@@ -1,4 +1,4 @@
-"""A copy of the classifier whose classes are permuted: it answers as fast as the original, wrongly."""
+"""A copy of the classifier whose classes are permuted: it is as fast as the original, and wrong."""
 
 import hashlib
 import json

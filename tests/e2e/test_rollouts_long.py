@@ -1,6 +1,10 @@
-"""Rollouts that take minutes: default margins, drift of labels, truncated answers, late failures."""
+"""Rollouts that take minutes: drift of labels, truncated answers, late failures.
+
+Each test prints what it measured; `pytest -rP` shows it.
+"""
 
 import asyncio
+import sys
 import threading
 import time
 from collections import Counter
@@ -43,6 +47,10 @@ STEPS = [
 RAMP = {"ramp": {"harmBudget": 20, "maxWeight": 50}}
 
 
+def tell(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
 @contextmanager
 def running(mesh: FaultyMesh) -> Iterator[FaultyMesh]:
     try:
@@ -64,7 +72,7 @@ def test_the_int8_canary_goes_from_one_to_a_hundred_per_cent(mesh):
         seen = mesh.follow("int8", "promoted", "aborted", "paused", seconds=1200)
     assert seen.phase == "promoted", seen.status.message
     assert load.failures == 0, load.errors
-    print(f"promoted after {load.codes.total()} calls, {load.versions}")
+    tell(f"promoted after {load.codes.total()} calls, {load.versions}")
     mesh.undo("int8")
 
 
@@ -85,7 +93,7 @@ def test_a_bad_version_costs_less_than_the_harm_budget(mesh, name):
     assert seen.phase == "aborted", seen.status.message
     assert all("fault filter abort" in error for error in load.errors), load.errors
     assert load.failures <= 20
-    print(f"{seen.messages('Aborting')[0]}; {load.failures} failed of {load.codes.total()}")
+    tell(f"{seen.messages('Aborting')[0]}; {load.failures} failed of {load.codes.total()}")
 
 
 def test_a_version_with_permuted_labels_is_found(tmp_path):
@@ -104,7 +112,7 @@ def test_a_version_with_permuted_labels_is_found(tmp_path):
     assert seen.phase == "aborted", seen.status.message
     assert "predictionDrift" in seen.messages("Aborting")[0]
     assert load.failures == 0, load.errors
-    print(f"{seen.messages('Aborting')[0]}; after {load.codes.total()} calls")
+    tell(f"{seen.messages('Aborting')[0]}; after {load.codes.total()} calls")
 
 
 def test_a_version_that_is_fine_for_ten_minutes_and_then_fails_is_found(mesh):
@@ -126,7 +134,7 @@ def test_a_version_that_is_fine_for_ten_minutes_and_then_fails_is_found(mesh):
         took_s = time.monotonic() - failing_since
     assert seen.phase == "aborted", seen.status.message
     assert all("fault filter abort" in error for error in load.errors), load.errors
-    print(f"found after {took_s:.0f} s and {load.failures} failed calls: {seen.status.message}")
+    tell(f"found after {took_s:.0f} s and {load.failures} failed calls: {seen.status.message}")
 
 
 @pytest.mark.llm
@@ -149,7 +157,7 @@ def test_a_language_model_that_truncates_its_answers_is_found(tmp_path):
     assert seen.phase == "aborted", seen.status.message
     assert "runcated" in seen.messages("Aborting")[0] or "finish" in seen.messages("Aborting")[0]
     assert not [code for code in finished if code.startswith("failed")], finished
-    print(f"{seen.messages('Aborting')[0]}; {dict(finished)}")
+    tell(f"{seen.messages('Aborting')[0]}; {dict(finished)}")
 
 
 def _two_language_models(folder: Path) -> FaultyMesh:
