@@ -86,36 +86,18 @@ class MixState(msgspec.Struct, frozen=True, tag="mix"):
         distances: The same for each distance of the confidence sequence.
     """
 
-    names: tuple[str, ...]
-    candidate: tuple[int, ...]
-    baseline: tuple[int, ...]
-    differences: tuple[float, ...]
-    weight: float
-    chosen: Counted
-    chosen_baseline: Counted
-    matched: float
-    matched_weight: float
-    start: tuple[float, ...]
-    changed: tuple[float, ...]
-    distances: tuple[float, ...]
-
-    @classmethod
-    def begin(cls) -> "MixState":
-        """Returns the state before any traffic."""
-        return cls(
-            names=(),
-            candidate=(0,) * _SLOTS,
-            baseline=(0,) * _SLOTS,
-            differences=(0.0,) * _SLOTS,
-            weight=0.0,
-            chosen=Counted(0, 0),
-            chosen_baseline=Counted(0, 0),
-            matched=0.0,
-            matched_weight=0.0,
-            start=(0.0,) * len(_HARM_ODDS),
-            changed=(NOTHING,) * len(_HARM_ODDS),
-            distances=(0.0,) * len(_DISTANCES),
-        )
+    names: tuple[str, ...] = ()
+    candidate: tuple[int, ...] = (0,) * _SLOTS
+    baseline: tuple[int, ...] = (0,) * _SLOTS
+    differences: tuple[float, ...] = (0.0,) * _SLOTS
+    weight: float = 0.0
+    chosen: Counted = Counted(0, 0)
+    chosen_baseline: Counted = Counted(0, 0)
+    matched: float = 0.0
+    matched_weight: float = 0.0
+    start: tuple[float, ...] = (0.0,) * len(_HARM_ODDS)
+    changed: tuple[float, ...] = (NOTHING,) * len(_HARM_ODDS)
+    distances: tuple[float, ...] = (0.0,) * len(_DISTANCES)
 
     def observe(
         self, test: MixTest, candidate: Mapping[str, int], baseline: Mapping[str, int], stake: float

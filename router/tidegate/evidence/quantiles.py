@@ -57,7 +57,8 @@ _OFFSETS: Final = (-1, 0, 1, 3)
 """Where the harm thresholds are: edges of buckets, counted from the baseline's quantile's."""
 
 _HARM_ODDS: Final = (1.25, 1.6, 2.5, 5.0, 15.0, 60.0)
-_HARM_PRIOR: Final = log_prior((1,) * (len(_HARM_ODDS) * len(_OFFSETS)))
+_HARM_COUNT: Final = len(_OFFSETS) * len(_HARM_ODDS)
+_HARM_PRIOR: Final = log_prior((1,) * _HARM_COUNT)
 _HARM_BETS: Final = one_sided_bets(1.0, 0.0, _HARM_ODDS, is_harm=True)
 _SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 _SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
@@ -78,25 +79,12 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         safe: The logarithm of what each safety bet holds.
     """
 
-    candidate: tuple[int, ...]
-    baseline: tuple[int, ...]
-    recent: tuple[float, ...]
-    start: tuple[float, ...]
-    changed: tuple[float, ...]
-    safe: tuple[float, ...]
-
-    @classmethod
-    def begin(cls) -> "QuantileState":
-        """Returns the state before any traffic."""
-        bets = len(_OFFSETS) * len(_HARM_ODDS)
-        return cls(
-            candidate=_ZEROS,
-            baseline=_ZEROS,
-            recent=(0.0,) * BUCKETS,
-            start=(0.0,) * bets,
-            changed=(NOTHING,) * bets,
-            safe=(0.0,) * len(_SAFE_ODDS),
-        )
+    candidate: tuple[int, ...] = _ZEROS
+    baseline: tuple[int, ...] = _ZEROS
+    recent: tuple[float, ...] = (0.0,) * BUCKETS
+    start: tuple[float, ...] = (0.0,) * _HARM_COUNT
+    changed: tuple[float, ...] = (NOTHING,) * _HARM_COUNT
+    safe: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
 
     def observe(
         self,
@@ -168,7 +156,7 @@ def _harm_growth(
 ) -> Array:
     total = float(recent.sum())
     if total <= 0.0:
-        return np.zeros(len(_OFFSETS) * len(_HARM_ODDS))
+        return np.zeros(_HARM_COUNT)
     shift = math.ceil(PER_DOUBLING * math.log2(ratio) - 1e-9)
     place = int(np.searchsorted(np.cumsum(recent), quantile * total))
     edges = np.clip(place + np.array(_OFFSETS), 0, BUCKETS - 2)
