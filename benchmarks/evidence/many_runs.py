@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tidegate.evidence.bets import NOTHING, Bets, log_growth, log_mean
+from tidegate.evidence.bets import LEAST_ALONE, LEAST_EACH, NOTHING, Bets, log_growth, log_mean
 from tidegate.evidence.judge import assess, begin, observe
 from tidegate.evidence.plan import EvidencePlan, Objective, RateTest
 from tidegate.evidence.processes import Clock, grow_changed
 from tidegate.evidence.rates import (
     HARM_ODDS,
     HARM_PRIOR,
-    LEAST_ALONE,
-    LEAST_EACH,
     PRIOR_TRIALS,
     SAFE_ODDS,
     SAFE_PRIOR,

@@ -144,8 +144,9 @@ def _observed(
                 test, counts[0], counts[1], share=_share(plan, window), stake=stake
             )
         case QuantileTest() as test, QuantileState() as quantiles:
+            buckets = [each.histograms.get(metric) for each in (candidate, baseline)]
             return quantiles.observe(
-                test, candidate.histograms.get(metric), baseline.histograms.get(metric), stake
+                test, buckets[0], buckets[1], share=_share(plan, window), stake=stake
             )
         case MixTest() as test, MixState() as mix:
             answers = [each.categories.get(metric, {}) for each in (candidate, baseline)]

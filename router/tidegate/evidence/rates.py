@@ -13,11 +13,6 @@ Acceptable is p_c ≤ r·p_b + d in every window: ratio r, margin d. Three kinds
   confidence sequence (Howard, Ramdas, McAuliffe and Sekhon 2021, arXiv 1810.08240, "Time-uniform
   confidence sequences"). Its ends are grid points, rounded outwards.
 
-A window compares the versions within itself, so one in which a version has no trial says nothing.
-With few requests that would waste most of them. So counts wait until each version has a few trials,
-or until the shares change. The wait depends on trials only, never on events, and so keeps the bets
-fair.
-
 The best estimates are those of Mantel and Haenszel (1959; for rates Rothman and Greenland 1998,
 "Modern Epidemiology", 15): they compare the versions within each window, so a base rate that drifts
 while the weights change does not bias them. With the counts of each window,
@@ -36,6 +31,7 @@ from tidegate.evidence.bets import (
     NOTHING,
     Array,
     Bets,
+    is_enough,
     join_bets,
     learning_bets,
     log_growth,
@@ -56,14 +52,11 @@ from tidegate.evidence.window import Counted
 __all__ = [
     "HARM_ODDS",
     "HARM_PRIOR",
-    "LEAST_ALONE",
-    "LEAST_EACH",
     "NO_TRIALS",
     "PRIOR_TRIALS",
     "SAFE_ODDS",
     "SAFE_PRIOR",
     "RateState",
-    "is_enough",
     "rate_bets",
 ]
 
@@ -90,12 +83,6 @@ _DIFFERENCES: Final = (
 )
 NO_TRIALS: Final = Counted(0, 0)
 """No trials."""
-
-LEAST_EACH: Final = 4
-"""Trials of each version for which counts wait."""
-
-LEAST_ALONE: Final = 400
-"""Trials of the candidate after which they no longer wait for the baseline."""
 
 _SAFE: Final = slice(len(HARM_ODDS), len(HARM_ODDS) + len(SAFE_ODDS))
 _ABOVE: Final = slice(_SAFE.stop, _SAFE.stop + len(_RATIOS))
@@ -240,11 +227,6 @@ class RateState(msgspec.Struct, frozen=True, tag="rate"):
             return max(events * (1.0 - self.matched_baseline / self.matched_candidate), 0.0)
         expected = self.candidate.trials * (self.baseline.rate or 0.0)
         return max(events - expected, 0.0)
-
-
-def is_enough(trials_c: int, trials_b: int) -> bool:
-    """Returns whether counts of candidate and baseline are enough to bet on them."""
-    return trials_c >= LEAST_EACH and (trials_b >= LEAST_EACH or trials_c >= LEAST_ALONE)
 
 
 def _guess_rates(bets: Bets, candidate: Counted, baseline: Counted) -> tuple[Array, float]:
