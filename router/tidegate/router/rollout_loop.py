@@ -17,6 +17,7 @@ from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.inputs import Command, CommandKind, Inputs, Step
+from tidegate.rollout.engine.samples import sample_of
 from tidegate.rollout.engine.status import ACTIVE, ENDED, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import HostTraffic
@@ -284,7 +285,12 @@ class RolloutLoop:
         # If this is cancelled, nobody knows whether it was written.
         self._is_writing = True
         await self._around.store.commit(
-            PutStatus(key=self.record.key, status=step.status, events=step.events)
+            PutStatus(
+                key=self.record.key,
+                status=step.status,
+                events=step.events,
+                sample=sample_of(step.status, now_s) if step.status.desired is not None else None,
+            )
         )
         self._is_writing = self._is_unwritten = False
         self._written_s = now_s
