@@ -32,7 +32,7 @@ class Gauges(msgspec.Struct, frozen=True):
 
 
 async def read_gauges(api: PrometheusApi, watched: Watched, at_s: float) -> Gauges:
-    """Asks the queries of a rollout for each version.
+    """Asks the queries of a rollout for each candidate: gauges are not compared with the baseline.
 
     Args:
         api: The Prometheus.
@@ -44,7 +44,7 @@ async def read_gauges(api: PrometheusApi, watched: Watched, at_s: float) -> Gaug
     for measure in watched.measures:
         if measure.kind is not MeasureKind.GAUGE:
             continue
-        for version in (watched.baseline, *watched.candidates):
+        for version in watched.candidates:
             query = substituted(measure.query, watched.host, version)
             try:
                 number = await api.number(query, at_s)

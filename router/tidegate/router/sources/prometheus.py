@@ -21,7 +21,6 @@ from typing import Final, Self
 import aiohttp
 import grpc
 
-from tidegate.errors import TidegateError
 from tidegate.evidence.buckets import BUCKETS, bucket_of
 from tidegate.evidence.window import (
     Counted,
@@ -35,10 +34,10 @@ from tidegate.rollout.spec.objectives import Signal
 from tidegate.router.sources.counters import CounterReader, Increase
 from tidegate.router.sources.gauges import read_gauges, with_gauges
 from tidegate.router.sources.prometheus_api import PrometheusApi, PrometheusError
-from tidegate.router.sources.source import Epoch, Watched
+from tidegate.router.sources.source import Epoch, UnsupportedError, Watched
 from tidegate.runtime.logging import get_logger
 
-__all__ = ["EDGES_S", "SETTLE_S", "PrometheusSource", "UnsupportedError", "problems_of"]
+__all__ = ["EDGES_S", "SETTLE_S", "PrometheusSource", "problems_of"]
 
 _log = get_logger(__name__)
 
@@ -59,10 +58,6 @@ _SUPPORTED: Final = frozenset(
 _CODES: Final = {str(code.value[0]): code.name for code in grpc.StatusCode}
 _LOOKBACK_S: Final = 600.0
 _OVERLAP_S: Final = 60.0
-
-
-class UnsupportedError(TidegateError):
-    """A source cannot count what a rollout asks for."""
 
 
 def problems_of(watched: Watched) -> Iterator[str]:
@@ -148,7 +143,7 @@ class PrometheusSource:
         self._rollouts.pop(key, None)
 
     def problem(self, key: str) -> str:
-        """Why evidence is missing now; empty if nothing is."""
+        """Says why evidence is missing now; empty if nothing is known to be missing."""
         return "; ".join(self._rollouts[key].problems)
 
 
