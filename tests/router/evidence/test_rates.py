@@ -182,3 +182,35 @@ def test_a_billion_requests_are_no_trouble():
     assert np.isfinite(state.objectives[0].stakes).all()
     assert said.abort
     assert np.isfinite(said.harm_e)
+
+
+def test_counts_of_few_requests_wait_for_more_of_the_same_share():
+    plan = plan_of()
+    apart = [rate_window(i, (1, i % 2), (9, 0)) for i in range(4)]
+    together = [rate_window(0, (4, 2), (36, 0), lasts_s=20.0)]
+    assert assessed(plan, apart[:3]).objectives[0].harm_e == pytest.approx(1.0)
+    assert assessed(plan, apart).harm_e == pytest.approx(assessed(plan, together).harm_e)
+    assert assessed(plan, apart[:3]).objectives[0].candidate_trials == 3
+
+
+def test_counts_of_different_shares_are_never_compared():
+    # The second share's requests all fail, of both versions.
+    first = rate_window(0, (0, 0), (100, 0), 0.01)
+    second = rate_window(1, (50, 50), (50, 50), 0.5)
+    assert not assessed(plan_of(EXACT), [first, second]).abort
+    assert assessed(plan_of(EXACT), [first, second]).harm_e <= 1.0
+
+
+def test_few_requests_in_a_window_cost_little():
+    rng = np.random.default_rng(8)
+    plan = plan_of(EXACT)
+
+    def requests_until_abort(per_window):
+        windows = list(
+            simulated_rates(rng, 6000 // per_window, lambda _: (0.3, 0.02), 0.1, per_window)
+        )
+        return decided_at(plan, windows) * per_window
+
+    few = np.mean([requests_until_abort(3) for _ in range(20)])
+    many = np.mean([requests_until_abort(100) for _ in range(20)])
+    assert few < 1.5 * many
