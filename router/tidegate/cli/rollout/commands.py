@@ -9,7 +9,7 @@ tidegate rollout report vision-int8 -o report.html
 
 import typer
 
-from tidegate.cli.rollout import applying, reporting, showing, simulating
+from tidegate.cli.rollout import applying, linting, reporting, showing, simulating
 
 __all__ = ["app"]
 
@@ -31,3 +31,4 @@ app.command("undo")(applying.undo)
 app.command("delete")(applying.delete)
 app.command("report")(reporting.report)
 app.command("simulate")(simulating.simulate)
+app.command("lint")(linting.lint)
