@@ -22,8 +22,8 @@ from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.traffic import Applied, HostTraffic, TrafficSplit
 from tidegate.router.faults import FaultPoint
 from tidegate.router.reconciler import reconciling
-from tidegate.router.rollout_loop import LoopSettings
 from tidegate.router.store import Store
+from tidegate.router.surroundings import LoopSettings
 from tidegate.traffic.router import TrafficError
 
 FIRST, SECOND = canary(last="untilApproved"), canary(weights=(20,))

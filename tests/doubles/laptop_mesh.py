@@ -57,10 +57,10 @@ class LaptopMesh:
                 "router": {"grpc_port": 0, "metrics_port": 0},
             },
             "servers": {
-                "vision-v1": _server("vision", "v1", f"{CLASSIFIER}/1-fp32"),
-                "vision-v2": _server("vision", "v2", f"{CLASSIFIER}/1-int8"),
+                "vision-v1": server("vision", "v1", f"{CLASSIFIER}/1-fp32"),
+                "vision-v2": server("vision", "v2", f"{CLASSIFIER}/1-int8"),
             }
-            | ({"llm": _server("llm", "v1")} if llm else {}),
+            | ({"llm": server("llm", "v1")} if llm else {}),
         }
         (folder / "tidegate.yaml").write_text(yaml.safe_dump(config))
 
@@ -102,7 +102,7 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _server(kind: str, version: str, load: str | None = None) -> dict[str, Any]:
+def server(kind: str, version: str, load: str | None = None) -> dict[str, Any]:
     settings = {"model_repository": str(MODELS)} | ({"load": load} if load else {})
     return {"kind": kind, "labels": {"app": kind, "version": version}, "settings": settings}
 

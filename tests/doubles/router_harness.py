@@ -3,14 +3,15 @@
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from rollout_traffic import SyntheticSource
 from traffic_router_double import TrafficRouterDouble
 
 from tidegate.rollout.spec.reading import read_rollouts
 from tidegate.router.reconciler import reconciling
-from tidegate.router.rollout_loop import LoopSettings
 from tidegate.router.store import Store
+from tidegate.router.surroundings import LoopSettings
 
 CANARY = """
 apiVersion: tidegate.dev/v1alpha1
@@ -85,6 +86,9 @@ class Router:
             ) as self.reconciler,
         ):
             yield self.reconciler
+
+    def settings_with(self, **settings):
+        return replace(self.settings, **settings)
 
     def record(self, key="models/vision"):
         return self.reconciler.registry.get(key)

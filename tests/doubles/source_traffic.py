@@ -50,9 +50,11 @@ def epoch(since_s=NOW_S, requested_s=None, **shares):
 
 def request(version="v1", start_s=NOW_S, duration_s=0.1, code="OK", **more):
     return FinishedRequest(
-        **{"version": version, "start_s": start_s, "duration_s": duration_s} | more,
+        **{"ok": code == "OK"} | more,
+        version=version,
+        start_s=start_s,
+        duration_s=duration_s,
         code=code,
-        ok=code == "OK",
     )
 
 

@@ -64,6 +64,12 @@ _COMMANDS = {
     "shift": _Command(
         "tidegate.cli.mesh.shift", "shift", "Move traffic between versions.", "local"
     ),
+    "rollout": _Command(
+        "tidegate.cli.rollout.commands",
+        "app",
+        "Move traffic to a new version on evidence: apply, watch, simulate.",
+        "router",
+    ),
     "trace": _Command("tidegate.cli.traces.commands", "app", "Find traces and show them."),
 }
 

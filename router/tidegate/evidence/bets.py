@@ -52,6 +52,8 @@ _LEAST: Final = 1e-9
 _MOST_TOLERATED: Final = 0.99
 _MOST: Final = 1.0 - 1e-9
 _LEARNT_AT_LEAST: Final = 1.15
+_TINY: Final = 1e-12
+_ROUNDS: Final = 2
 
 
 class Bets(NamedTuple):
@@ -110,8 +112,8 @@ def log_growth(
         bets: The bets.
         candidate: Trials and events of the candidate in the window.
         baseline: Trials and events of the baseline in the window.
-        guess: The rates of candidate and baseline, guessed from earlier windows only. A bad guess
-            costs speed and never validity.
+        guess: The rates of candidate and baseline, guessed from earlier windows only; the
+            candidate's may differ between bets. A bad guess costs speed and never validity.
     """
     (trials_c, events_c), (trials_b, events_b) = candidate, baseline
     ratio, margin, odds, is_harm = bets
@@ -128,8 +130,8 @@ def log_growth(
     gain_c = alternative / _odds(np.minimum(ratio * null_b + margin, _MOST)) - 1.0
     loss_b = 1.0 - _odds(rate_b) / _odds(null_b)
     # Of one sign by construction; rounding must not change that, for the maximum relies on it.
-    gain_c = np.where(is_harm, np.maximum(gain_c, 0.0), np.minimum(gain_c, 0.0))
-    loss_b = np.where(is_harm, np.maximum(loss_b, 0.0), np.minimum(loss_b, 0.0))
+    gain_c = np.where(is_harm, np.maximum(gain_c, 0.0), np.clip(gain_c, _TINY - 1.0, 0.0))
+    loss_b = np.where(is_harm, np.clip(loss_b, 0.0, 1.0 - _TINY), np.minimum(loss_b, 0.0))
     largest = _log_largest_mean(bets, (trials_c, gain_c), (trials_b, loss_b))
     result: Array = events_c * np.log1p(gain_c) + events_b * np.log1p(-loss_b) - largest
     return result
@@ -152,23 +154,34 @@ def _nearest_null(
 ) -> Array:
     """Returns the baseline's rate q of the member of the null that is nearest to the alternative.
 
-    It minimises the Kullback-Leibler divergence of rare (Poisson) events, in closed form: the
-    positive root of (N_c r + N_b) r q² + (N_c r (d − p_c') + N_b (d − r p_b')) q − N_b p_b' d = 0.
+    It minimises the Kullback-Leibler divergence N_c·KL(p_c' ‖ r·q + d) + N_b·KL(p_b' ‖ q), where
+
+        m_c r (r·q + d − p_c') ÷ (r·q + d) + m_b (q − p_b') ÷ q = 0
+
+    with m_c = N_c ÷ (1 − r·q − d) and m_b = N_b ÷ (1 − q). For given m that is a quadratic
+    equation; a few rounds find both. For rare events the first one does.
     """
     (trials_c, rate_c), (trials_b, rate_b) = candidate, baseline
     ratio, margin, _, is_harm = bets
-    square = np.maximum((trials_c * ratio + trials_b) * ratio, 1e-300)
-    linear = trials_c * ratio * (margin - rate_c) + trials_b * (margin - ratio * rate_b)
-    constant = trials_b * rate_b * margin
-    root = np.sqrt(linear * linear + 4.0 * square * constant)
-    # The form that does not subtract like numbers.
-    q = np.where(
-        linear > 0,
-        2.0 * constant / np.maximum(linear + root, 1e-300),
-        (root - linear) / (2.0 * square),
+    highest = np.clip((_MOST - margin) / ratio, _TINY, _MOST)
+    q = np.minimum(
+        np.broadcast_to(rate_b, np.broadcast_shapes(np.shape(rate_b), ratio.shape)), highest
     )
-    q = np.where(is_harm, np.maximum(q, rate_b), np.minimum(q, rate_b))
-    return np.clip(q, _LEAST * 1e-3, _MOST)
+    for _ in range(_ROUNDS):
+        mass_c = trials_c / (1.0 - np.minimum(ratio * q + margin, _MOST)) * ratio
+        mass_b = trials_b / (1.0 - q)
+        square = np.maximum((mass_c + mass_b) * ratio, 1e-300)
+        linear = mass_c * (margin - rate_c) + mass_b * (margin - ratio * rate_b)
+        constant = mass_b * rate_b * margin
+        root = np.sqrt(linear * linear + 4.0 * square * constant)
+        # The form that does not subtract like numbers.
+        q = np.where(
+            linear > 0,
+            2.0 * constant / np.maximum(linear + root, 1e-300),
+            (root - linear) / (2.0 * square),
+        )
+        q = np.clip(np.where(is_harm, np.maximum(q, rate_b), np.minimum(q, rate_b)), _TINY, highest)
+    return q
 
 
 def _log_largest_mean(

@@ -3,7 +3,7 @@
 Acceptable is p_c ≤ r·p_b + d in every window: ratio r, margin d. Three kinds of bets (see
 `tidegate.evidence.bets`) run side by side, each valid at every moment:
 
-- **harm**, against "acceptable", for candidates whose odds are 1.25 to 50 times the tolerated ones,
+- **harm**, against "acceptable", for candidates whose odds are 1.3 to 50 times the tolerated ones,
   once from the start and once in the change detector;
 - **safety**, against "p_c ≥ r·p_b + d", for candidates well below the limit. Without any event it
   grows as exp(N_c·d·(1 − a)), so with d = 0.1 % about 3,000 requests without an event prove the
@@ -48,16 +48,28 @@ from tidegate.evidence.processes import (
 )
 from tidegate.evidence.window import Counted
 
-__all__ = ["HARM_ODDS", "HARM_PRIOR", "RateState", "rate_bets"]
+__all__ = [
+    "HARM_ODDS",
+    "HARM_PRIOR",
+    "PRIOR_TRIALS",
+    "SAFE_ODDS",
+    "SAFE_PRIOR",
+    "RateState",
+    "rate_bets",
+]
 
-HARM_ODDS: Final = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+HARM_ODDS: Final = (1.3, 2.0, 3.5, 7.0, 15.0, 50.0)
 """How much larger than tolerated the candidate's odds are, in each of the harm bets."""
 
-HARM_PRIOR: Final = log_prior((1, 1, 1, 1, 1, 1, 1, 1))
+HARM_PRIOR: Final = log_prior((1,) * len(HARM_ODDS))
 """The logarithms of the stakes of the harm bets."""
 
-_SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
-_SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
+SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+"""How much smaller than tolerated the candidate's odds are, in each of the safety bets."""
+
+SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
+"""The logarithms of the stakes of the safety bets."""
+
 
 _RATIOS: Final = (
     *(0.01, 0.03, 0.1, 0.2, 0.33, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3),
@@ -67,11 +79,12 @@ _DIFFERENCES: Final = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.007),
     *(0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7),
 )
-_SAFE: Final = slice(len(HARM_ODDS), len(HARM_ODDS) + len(_SAFE_ODDS))
+_SAFE: Final = slice(len(HARM_ODDS), len(HARM_ODDS) + len(SAFE_ODDS))
 _ABOVE: Final = slice(_SAFE.stop, _SAFE.stop + len(_RATIOS))
 _BELOW: Final = slice(_ABOVE.stop, _ABOVE.stop + len(_RATIOS))
 _EXCESS: Final = slice(_BELOW.stop, _BELOW.stop + len(_DIFFERENCES))
-_PRIOR_TRIALS: Final = 100.0
+PRIOR_TRIALS: Final = 100.0
+"""The weight of the first guess of the baseline's rate, in trials."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -81,7 +94,7 @@ def rate_bets(test: RateTest) -> Bets:
     return join_bets(
         [
             one_sided_bets(test.ratio, test.margin, HARM_ODDS, is_harm=True),
-            one_sided_bets(test.ratio, test.margin, _SAFE_ODDS, is_harm=False),
+            one_sided_bets(test.ratio, test.margin, SAFE_ODDS, is_harm=False),
             learning_bets(_RATIOS, none, is_harm=True),
             learning_bets(_RATIOS, none, is_harm=False),
             learning_bets([1.0] * len(_DIFFERENCES), _DIFFERENCES, is_harm=False),
@@ -131,11 +144,12 @@ class RateState(msgspec.Struct, frozen=True, tag="rate"):
             baseline: Counts of the baseline in the window.
             stake: What the change detector places before this window.
         """
+        bets = rate_bets(test)
         growth = log_growth(
-            rate_bets(test),
+            bets,
             (candidate.trials, candidate.events),
             (baseline.trials, baseline.events),
-            self.guess(),
+            _guess_rates(bets, self.candidate, self.baseline),
         )
         changed = grow_changed(np.array(self.changed), growth[: len(HARM_ODDS)], stake)
         trials = max(candidate.trials + baseline.trials, 1)
@@ -148,12 +162,6 @@ class RateState(msgspec.Struct, frozen=True, tag="rate"):
             tuple(changed.tolist()),
         )
 
-    def guess(self) -> tuple[float, float]:
-        """Returns guesses of the rates of candidate and baseline for the next window."""
-        rate_b = (self.baseline.events + 0.5) / (self.baseline.trials + _PRIOR_TRIALS)
-        rate_c = (self.candidate.events + 0.5) / (self.candidate.trials + 0.5 / rate_b)
-        return rate_c, rate_b
-
     def harm(self, clock: Clock, detector_share: float) -> HarmEvidence:
         """Returns the evidence against "acceptable"."""
         stakes = np.array(self.stakes[: len(HARM_ODDS)])
@@ -161,7 +169,7 @@ class RateState(msgspec.Struct, frozen=True, tag="rate"):
 
     def safe_e(self) -> float:
         """Returns the e-value against "at or past the limit of what is tolerated"."""
-        return capped_exp(float(log_mean(np.array(self.stakes[_SAFE]), _SAFE_PRIOR)))
+        return capped_exp(float(log_mean(np.array(self.stakes[_SAFE]), SAFE_PRIOR)))
 
     @property
     def ratio(self) -> float | None:
@@ -197,6 +205,18 @@ class RateState(msgspec.Struct, frozen=True, tag="rate"):
             return max(events * (1.0 - self.matched_baseline / self.matched_candidate), 0.0)
         expected = self.candidate.trials * (self.baseline.rate or 0.0)
         return max(events - expected, 0.0)
+
+
+def _guess_rates(bets: Bets, candidate: Counted, baseline: Counted) -> tuple[Array, float]:
+    """Returns guesses of the candidate's rate, for each bet, and of the baseline's rate.
+
+    They are the observed rates, shrunk a little: the baseline's to a rate of 0.5 %, and the
+    candidate's to a rate on the alternative's side of what the bet's null tolerates.
+    """
+    rate_b = (baseline.events + 0.5) / (baseline.trials + PRIOR_TRIALS)
+    tolerated = bets.ratio * rate_b + bets.margin
+    expected = np.minimum(np.where(bets.is_harm, 2.5, 0.4) * tolerated, 0.9)
+    return (candidate.events + 0.5) / (candidate.trials + 0.5 / expected), rate_b
 
 
 def _leading(flags: "np.ndarray[tuple[int], np.dtype[np.bool_]] | Array") -> int:

@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["count", "interval", "number", "percent", "seconds_or_number", "times"]
+__all__ = ["count", "interval", "number", "percent", "times"]
 
 
 def percent(rate: float) -> str:
@@ -11,14 +11,12 @@ def percent(rate: float) -> str:
 
 
 def number(value: float) -> str:
-    """Returns a number with about three digits: ``5.1``, ``0.0123``, ``3,708``."""
+    """Returns a number with three digits: ``5.14``, ``0.0123``, ``3,708``."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    if abs(value) >= 1:
-        digits = min(digits, 1 if abs(value) < 100 else 0)
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
@@ -42,8 +40,3 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None:
         return f" (at most {number(high)})"
     return f" ({number(low)} to {number(high)})"
-
-
-def seconds_or_number(value: float | None) -> str:
-    """Returns a measured number, or ``unknown``."""
-    return "unknown" if value is None else number(value)

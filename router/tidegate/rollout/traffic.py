@@ -5,6 +5,7 @@ laptop, and on a cluster.
 """
 
 import enum
+from typing import ClassVar
 
 import msgspec
 
@@ -35,6 +36,9 @@ class TesterMatch(msgspec.Struct, frozen=True, kw_only=True, order=True):
         value: The exact value; empty means any value.
         version: The version that gets the requests.
     """
+
+    # Its name looks like a test's to pytest.
+    __test__: ClassVar[bool] = False
 
     kind: MatchKind
     name: str

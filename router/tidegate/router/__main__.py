@@ -15,11 +15,11 @@ from tidegate.rollout.v1 import rollout_pb2_grpc
 from tidegate.router.files import RolloutFiles
 from tidegate.router.metrics import publishing
 from tidegate.router.reconciler import reconciling
-from tidegate.router.rollout_loop import LoopSettings
 from tidegate.router.service import SERVICE_NAME, RolloutServicer
 from tidegate.router.settings import RouterSettings
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.store import Store
+from tidegate.router.surroundings import LoopSettings
 from tidegate.traffic.mesh_router import MeshRouter
 
 if TYPE_CHECKING:

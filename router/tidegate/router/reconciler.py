@@ -11,7 +11,7 @@ easier to trust than a list of changes that keep the evidence.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,13 +23,14 @@ from tidegate.router.errors import RefusedError, UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
 from tidegate.router.registry import Registry, RolloutRecord
-from tidegate.router.rollout_loop import LoopSettings, RolloutLoop, Surroundings
+from tidegate.router.rollout_loop import RolloutLoop
 from tidegate.router.sources.source import TrafficSource
 from tidegate.router.store import Delete, Put, PutStatus, Store, Stored, from_json, to_json
+from tidegate.router.surroundings import LoopSettings, Surroundings
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficRouter
 
-__all__ = ["AppliedRollout", "Reconciler", "reconciling"]
+__all__ = ["AppliedRollout", "Reconciler", "reconciling", "spread"]
 
 _log = get_logger(__name__)
 
@@ -76,17 +77,11 @@ class Reconciler:
         self._started = 0
         self._changing = asyncio.Lock()
 
-    async def load(self) -> None:
-        """Goes on with the rollouts of the store.
-
-        Raises:
-            StoreError: The store is damaged.
-        """
-        for stored in await self._around.store.load():
-            after = max(0, stored.status.events - _LAST_EVENTS)
-            events = await self._around.store.history(stored.rollout.key, after)
-            self._start(RolloutRecord(stored, events))
-        _log.info("rollouts loaded", rollouts=len(self._running))
+    def go_on(self, records: Sequence[RolloutRecord]) -> None:
+        """Goes on with the rollouts of the store."""
+        for record in records:
+            self._start(record)
+        _log.info("rollouts loaded", rollouts=len(records))
 
     async def apply(self, rollout: Rollout, file: str = "") -> AppliedRollout:
         """Creates a rollout, or lets it replace the one of its name; returns once it is written.
@@ -213,7 +208,7 @@ class Reconciler:
     def _start(self, record: RolloutRecord) -> RolloutLoop:
         self._started += 1
         interval_s = self._around.settings.evaluate_interval_s
-        loop = RolloutLoop(record, self._around, self._started * _GOLDEN % 1 * interval_s)
+        loop = RolloutLoop(record, self._around, spread(self._started, interval_s))
         task = self._tasks.create_task(loop.run(), name=f"rollout {record.key}")
         self._running[record.key] = _Running(loop, task)
         self.registry.add(record)
@@ -224,6 +219,16 @@ class Reconciler:
         if running is None:
             raise UnknownRolloutError(key)
         return running.loop
+
+
+def spread(number: int, interval_s: float) -> float:
+    """Returns when in an interval a rollout is evaluated; many of them are spread evenly.
+
+    Args:
+        number: Counts the rollouts.
+        interval_s: The interval, in seconds.
+    """
+    return number * _GOLDEN % 1 * interval_s
 
 
 @contextlib.asynccontextmanager
@@ -258,10 +263,19 @@ async def reconciling(
         clock=clock,
         at=at,
     )
+    records = await _load(store)
     async with asyncio.TaskGroup() as tasks:
         reconciler = Reconciler(around, tasks)
-        await reconciler.load()
+        reconciler.go_on(records)
         try:
             yield reconciler
         finally:
             await reconciler.flush()
+
+
+async def _load(store: Store) -> list[RolloutRecord]:
+    records = []
+    for stored in await store.load():
+        after = max(0, stored.status.events - _LAST_EVENTS)
+        records.append(RolloutRecord(stored, await store.history(stored.rollout.key, after)))
+    return records

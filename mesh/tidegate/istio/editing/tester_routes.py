@@ -27,6 +27,7 @@ from tidegate.istio.virtual_service import (
 )
 
 __all__ = [
+    "TESTER_ROUTE_PREFIX",
     "SplitTester",
     "check_tester",
     "is_tester_route",
@@ -35,7 +36,9 @@ __all__ = [
     "without_testers",
 ]
 
-_MARK: Final = "tidegate-tester-"
+TESTER_ROUTE_PREFIX: Final = "tidegate-tester-"
+"""What the name of a tester's route begins with."""
+
 _COOKIE: Final = HeaderName("cookie")
 _BEFORE: Final = r"^(.*?;\s*)?("
 _AFTER: Final = r")(;.*)?$"
@@ -112,7 +115,7 @@ def check_tester(tester: SplitTester, field: str) -> None:
 
 def is_tester_route(route: HttpRoute, host: HostName) -> bool:
     """Returns whether a route is one that was added for a tester of a host."""
-    return (route.name or "").startswith(_MARK) and names_host(route, host)
+    return (route.name or "").startswith(TESTER_ROUTE_PREFIX) and names_host(route, host)
 
 
 def tester_of(route: HttpRoute, host: HostName) -> SplitTester | None:
@@ -163,7 +166,7 @@ def with_testers(
         block = list(group)
         if beside:
             routes += (
-                _tester_route(route, host, tester, f"{_MARK}{next(number)}")
+                _tester_route(route, host, tester, f"{TESTER_ROUTE_PREFIX}{next(number)}")
                 for route in block
                 if divides_requests(route, host)
                 for tester in testers

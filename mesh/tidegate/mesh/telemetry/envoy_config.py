@@ -88,6 +88,7 @@ _GRPC_STATUS: Final = ("grpc-status", "grpc-message")
 _TRAILERS: Final = (
     *_GRPC_STATUS,
     LOAD_TRAILER,
+    "tidegate-chars-out",
     "tidegate-confidence",
     "tidegate-model",
     "tidegate-model-version",

@@ -276,6 +276,10 @@ def parse_entry(
     duration_s = _duration_s(common)
     code, message = _status(response, flags, grpc_timeout_s, duration_s)
     counts = _message_counts(common)
+    request_bytes, response_bytes = request.request_body_bytes, response.response_body_bytes
+    if mirrored:
+        # Envoy (1.40) logs the bytes of a copy the other way round.
+        request_bytes, response_bytes = response_bytes, request_bytes
     metadata = dict(response.response_headers) | dict(response.response_trailers)
     return RequestRecord(
         proxy=proxy,
@@ -305,8 +309,8 @@ def parse_entry(
             else None
         ),
         duration_s=duration_s,
-        request_bytes=request.request_body_bytes,
-        response_bytes=response.response_body_bytes,
+        request_bytes=request_bytes,
+        response_bytes=response_bytes,
         request_messages=None if counts is None else counts.request_message_count,
         response_messages=None if counts is None else counts.response_message_count,
         trailers={key: value for key, value in metadata.items() if key not in _NO_TRAILERS},

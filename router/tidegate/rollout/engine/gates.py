@@ -36,7 +36,7 @@ def _pauses(moves: Moves) -> bool:
             and each.metric not in moves.status.accepted
         ]
         if missed:
-            words = "; ".join(each.detail or each.metric for each in missed)
+            words = "; ".join(f"{each.metric}: {each.detail}" for each in missed)
             numbers = numbers_of(assessment)
             moves.pause(
                 PauseCause.OBJECTIVE, f"{name}: {words}", "ObjectiveMissed", numbers=numbers
@@ -91,7 +91,7 @@ def _opens(moves: Moves, gate: Gate) -> bool:
 def _evidence_opens(moves: Moves) -> bool:
     assessment = moves.assessment
     if assessment is not None and assessment.promote:
-        words = "; ".join(each.detail or each.metric for each in assessment.objectives)
+        words = "; ".join(f"{each.metric}: {each.detail}" for each in assessment.objectives)
         moves.next_stage(f"every objective is met: {words}", numbers_of(assessment))
         return True
     if missing := _without_data(moves):

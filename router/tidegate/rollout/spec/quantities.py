@@ -19,6 +19,7 @@ __all__ = [
     "Fraction",
     "Seconds",
     "Tolerance",
+    "duration_seconds",
     "duration_text",
     "fraction_text",
     "number_text",
@@ -52,7 +53,12 @@ _MICROSECOND: Final = 6  # decimals of a second, of a number, and of a ratio
 _SHARE_DECIMALS: Final = 12
 
 
-def _seconds(value: object) -> float:
+def duration_seconds(value: object) -> float:
+    """Reads a duration, such as ``1h30m``, in seconds.
+
+    Raises:
+        ValueError: The value has another form, or is out of range.
+    """
     if not (isinstance(value, str) and _DURATION.fullmatch(value.strip())):
         raise ValueError("is not a duration; write it like 30s, 2m or 1h30m")
     found = _DURATION_PART.findall(value)
@@ -102,7 +108,7 @@ def fraction_text(value: float) -> str:
 Seconds = Annotated[
     float,
     Form.DURATION,
-    BeforeValidator(_seconds),
+    BeforeValidator(duration_seconds),
     PlainSerializer(duration_text, return_type=str),
     WithJsonSchema({"type": "string", "pattern": rf"^{_DURATION.pattern}$", "examples": ["2m"]}),
 ]
@@ -244,7 +250,7 @@ class Bound:
             return value
         if isinstance(value, str):
             if _DURATION.fullmatch(value.strip()):
-                return cls(_seconds(value), is_duration=True)
+                return cls(duration_seconds(value), is_duration=True)
             if _PERCENT.fullmatch(value.strip()):
                 return cls(round(_fraction(value), _MICROSECOND))
         if isinstance(value, bool) or not isinstance(value, int | float):

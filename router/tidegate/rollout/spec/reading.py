@@ -37,6 +37,7 @@ __all__ = [
     "read_placed",
     "read_rollouts",
     "rollout_of_values",
+    "texts_of",
 ]
 
 MOST_BYTES: Final = 1 << 20
@@ -89,19 +90,28 @@ def read_files(paths: Iterable[Path]) -> tuple[Placed, ...]:
         RolloutFileError: There is no such file or folder, or it cannot be read.
         SpecError: The files have faults. The error has those of all files.
     """
+    return read_placed(texts_of(paths))
+
+
+def texts_of(paths: Iterable[Path]) -> list[tuple[str, str]]:
+    """Returns the texts of files, and of the YAML and JSON files in folders, with their names.
+
+    Raises:
+        RolloutFileError: There is no such file or folder, or it cannot be read.
+    """
     texts = []
     for path in _files(paths):
         try:
             if path.stat().st_size > MOST_BYTES:
-                # The reader words the fault; it needs no more of the text than this.
+                # The reader refuses it by its length; it needs none of the text.
                 texts.append(("#" * (MOST_BYTES + 1), str(path)))
-                continue
-            texts.append((path.read_text(encoding="utf-8"), str(path)))
+            else:
+                texts.append((path.read_text(encoding="utf-8"), str(path)))
         except UnicodeDecodeError as error:
             raise RolloutFileError(f"{path}: is not text in UTF-8: {error}") from error
         except OSError as error:
             raise RolloutFileError(f"{path}: {error.strerror or error}") from error
-    return read_placed(texts)
+    return texts
 
 
 def read_placed(texts: Sequence[tuple[str, str]]) -> tuple[Placed, ...]:

@@ -18,7 +18,7 @@ import grpc
 from tidegate.evidence.window import TrafficWindow
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.router.sources.epochs import RolloutCounts
-from tidegate.router.sources.request import read_request
+from tidegate.router.sources.request import StreamingMethods, read_request
 from tidegate.router.sources.source import Epoch, Watched
 from tidegate.runtime.logging import get_logger
 
@@ -111,6 +111,7 @@ class _WatchedHost:
         self._stub = stub
         self._task: asyncio.Task[None] | None = None
         self._rate = _Rate()
+        self._methods = StreamingMethods()
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         self._task = tasks.create_task(self._read(), name=f"watch requests of {self._name}")
@@ -156,7 +157,7 @@ class _WatchedHost:
         for counts in self.rollouts.values():
             sticky = counts.watched.sticky
             for record in message.records:
-                counts.add(read_request(record, sticky))
+                counts.add(read_request(record, self._methods, sticky))
 
     def _lose(self, count: int) -> None:
         if count:

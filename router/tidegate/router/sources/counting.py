@@ -8,8 +8,9 @@ Each measure has its own trials, the requests in which the measured thing could 
 - ``latency``: every request that was answered. A request that ended early, by its caller or by an
   error, counts only if it had already passed the bound: how long its answer would have taken is
   unknown. A quantile takes the duration of a call whose deadline passed, as the least it can be.
-- ``timeToFirstToken``: every answer with a first token. A call that ended before its first token
-  counts as a latency does.
+- ``timeToFirstToken``: every answer with a first token. Of a stream that is its first byte; of a
+  unary call the server's own time. A stream that ended before its first message counts as a latency
+  does.
 - Tokens, finish reasons, labels and scores: every answer that has them and is OK.
 - ``endpointLoad``: every answer with a load report.
 
@@ -52,7 +53,7 @@ def event_of(measure: Measure, request: FinishedRequest) -> bool | None:
         case Signal.DEADLINE_EXCEEDED:
             return request.code == "DEADLINE_EXCEEDED" if request.code else None
         case Signal.EMPTY_ANSWERS:
-            return request.tokens == 0 if request.ok and request.tokens is not None else None
+            return _is_empty(request)
         case Signal.TRUNCATED_ANSWERS:
             return request.finish == "length" if request.ok and request.finish else None
         case Signal.ANSWER_DISAGREEMENT | Signal.PROMQL:
@@ -75,7 +76,7 @@ def number_of(signal: Signal, request: FinishedRequest) -> float | None:
         case Signal.LATENCY:
             return request.duration_s if request.ok else None
         case Signal.TIME_TO_FIRST_TOKEN:
-            return request.first_byte_s if request.is_stream else request.first_token_s
+            return _first_token_s(request)
         case Signal.INTER_TOKEN_LATENCY:
             return _inter_token_s(request)
         case Signal.TOKENS_PER_ANSWER:
@@ -200,19 +201,33 @@ def _failed(codes: frozenset[str], request: FinishedRequest) -> bool:
     return request.proxy_timeout and codes == _DEFAULT_CODES
 
 
+def _is_empty(request: FinishedRequest) -> bool | None:
+    # The token that ends an answer is one of its tokens, so an answer without text may have one.
+    if not request.ok or request.tokens is None:
+        return None
+    return request.tokens == 0 or request.characters == 0
+
+
 def _least(signal: Signal, request: FinishedRequest) -> float | None:
     """What a duration is at least, of a request that ended before it was over."""
     if request.ok:
         return None
     if signal is Signal.LATENCY:
         return request.duration_s
-    if signal is Signal.TIME_TO_FIRST_TOKEN and request.messages == 0:
+    if signal is Signal.TIME_TO_FIRST_TOKEN and request.streams and request.messages == 0:
         return request.duration_s
     return None
 
 
+def _first_token_s(request: FinishedRequest) -> float | None:
+    if not request.streams:
+        return request.first_token_s if request.ok else None
+    # The first byte of a stream without a message is that of its error.
+    return request.first_byte_s if request.ok or request.messages else None
+
+
 def _inter_token_s(request: FinishedRequest) -> float | None:
     tokens, first_byte_s = request.tokens, request.first_byte_s
-    if not request.ok or not request.is_stream or tokens is None or first_byte_s is None:
+    if not request.ok or not request.streams or tokens is None or first_byte_s is None:
         return None
     return max(0.0, request.duration_s - first_byte_s) / (tokens - 1) if tokens > 1 else None

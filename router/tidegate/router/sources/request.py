@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import msgspec
 
+from tidegate.istio.editing.tester_routes import TESTER_ROUTE_PREFIX
 from tidegate.rollout.traffic import MatchKind, Sticky
 
 if TYPE_CHECKING:
     from tidegate.mesh.v1 import mesh_pb2
 
-__all__ = ["FinishedRequest", "read_request"]
+__all__ = ["FinishedRequest", "StreamingMethods", "read_request"]
 
 _CODES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
-_TESTER_ROUTE: Final = "tidegate-tester-"
+
 _LONGEST_LABEL: Final = 64
+_MAX_METHODS: Final = 1000
 _LONGEST_NUMBER: Final = 20
 _NANO: Final = 1e-9
 
@@ -36,7 +38,9 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         proxy_timeout: Whether a timeout of the proxy ended it, and not the caller's deadline.
         first_byte_s: Time to the first byte of the answer; None if none came.
         messages: gRPC messages of the server; None if nobody counted them.
+        streams: Whether its method is known to stream answers.
         tokens: Tokens of the answer; None if the server does not say.
+        characters: Characters of the answer's text; None if the server does not say.
         finish: Why the answer ended, such as ``length``; empty if the server does not say.
         first_token_s: Time to the first token within the server; None if the server does not say.
         label: The best class; empty if the server does not say.
@@ -56,7 +60,9 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     proxy_timeout: bool = False
     first_byte_s: float | None = None
     messages: int | None = None
+    streams: bool = False
     tokens: int | None = None
+    characters: int | None = None
     finish: str = ""
     first_token_s: float | None = None
     label: str = ""
@@ -68,14 +74,6 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     id: str = ""
 
     @property
-    def is_stream(self) -> bool:
-        """Whether the server streams its answer, as far as its messages tell.
-
-        A stream of one message looks like a unary call, unless it failed after the message.
-        """
-        return self.messages is not None and self.messages > self.ok
-
-    @property
     def callers_reason(self) -> bool:
         """Whether the caller ended the call: it left, or its own deadline passed."""
         if self.code == "CANCELLED":
@@ -83,11 +81,35 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.code == "DEADLINE_EXCEEDED" and not self.proxy_timeout
 
 
-def read_request(record: "mesh_pb2.RequestRecord", sticky: Sticky | None = None) -> FinishedRequest:
+class StreamingMethods:
+    """The methods that stream answers, as far as requests have shown.
+
+    A stream of one message looks like a unary call, and nobody counts the messages of a mirrored
+    copy. So a method streams once one of its requests had several messages. The number of
+    remembered methods is bounded, because callers choose their names.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def streams(self, method: str, messages: int | None) -> bool:
+        """Notes a request of a method; returns whether the method is known to stream."""
+        if method in self._known:
+            return True
+        if messages is None or messages < 2 or len(self._known) >= _MAX_METHODS:
+            return False
+        self._known.add(method)
+        return True
+
+
+def read_request(
+    record: "mesh_pb2.RequestRecord", methods: StreamingMethods, sticky: Sticky | None = None
+) -> FinishedRequest:
     """Reads the record of a request.
 
     Args:
         record: The record, with any content.
+        methods: The methods that stream, which the record may add to.
         sticky: What names the user; None if users do not matter.
     """
     trailers = record.trailers
@@ -96,25 +118,29 @@ def read_request(record: "mesh_pb2.RequestRecord", sticky: Sticky | None = None)
     first_byte = record.time_to_first_byte if record.HasField("time_to_first_byte") else None
     ttft_ms = _number(trailers.get("tidegate-ttft-ms"))
     trace_id, request_id = record.trace_id, record.request_id
+    ok = code == "OK" if code else 0 < record.http_status < 400
+    messages = record.response_messages if record.HasField("response_messages") else None
     return FinishedRequest(
         version=record.subset,
         start_s=start.seconds + start.nanos * _NANO,
         duration_s=duration.seconds + duration.nanos * _NANO,
         code=code,
-        ok=code == "OK" if code else 0 < record.http_status < 400,
+        ok=ok,
         proxy_timeout=record.proxy_timeout,
         first_byte_s=(
             None if first_byte is None else first_byte.seconds + first_byte.nanos * _NANO
         ),
-        messages=record.response_messages if record.HasField("response_messages") else None,
+        messages=messages,
+        streams=methods.streams(record.method, messages),
         tokens=_count(trailers.get("tidegate-tokens-out")),
+        characters=_count(trailers.get("tidegate-chars-out")),
         finish=trailers.get("tidegate-finish", "")[:_LONGEST_LABEL],
         first_token_s=None if ttft_ms is None else ttft_ms / 1000,
         label=trailers.get("tidegate-top1", "")[:_LONGEST_LABEL],
         confidence=_number(trailers.get("tidegate-confidence")),
         utilization=_finite(record.utilization) if record.HasField("utilization") else None,
         user="" if sticky is None else _user(record, sticky),
-        is_testers=record.route.startswith(_TESTER_ROUTE),
+        is_testers=record.route.startswith(TESTER_ROUTE_PREFIX),
         is_copy=record.mirrored,
         id=f"{trace_id}/{request_id}" if trace_id or request_id else "",
     )

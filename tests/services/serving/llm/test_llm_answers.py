@@ -56,6 +56,25 @@ async def test_characters_are_never_split_over_messages(client):
     assert "\ufffd" not in text
 
 
+async def test_trailers_tell_an_empty_and_a_truncated_answer(client):
+    async def trailers(call):
+        assert [piece async for piece in call]
+        found = dict(await call.trailing_metadata())
+        names = ("finish", "tokens-out", "chars-out", "ttft-ms")
+        return [found.get(f"tidegate-{name}") for name in names]
+
+    first, *_ = ids_of(await client.stream(PARIS, temperature=0))
+    empty = client.stub.Chat(chat(PARIS, temperature=0, stop_token_ids=[first]))
+    finish, tokens, characters, first_token_ms = await trailers(empty)
+    # The token that ends the answer counts as one of its tokens.
+    assert (finish, tokens, characters) == ("stop", "1", "0")
+    assert float(first_token_ms) > 0
+    truncated = client.stub.Chat(chat(PARIS, temperature=0, max_tokens=2))
+    finish, tokens, characters, _ = await trailers(truncated)
+    assert (finish, tokens) == ("length", "2")
+    assert int(characters) > 0
+
+
 async def test_timings_trailers_and_metrics_agree(server, client):
     before = await server.metric("tidegate_llm_tokens_total", kind="completion")
     call = client.stub.Chat(chat(PARIS, temperature=0))
@@ -73,6 +92,7 @@ async def test_timings_trailers_and_metrics_agree(server, client):
     assert int(trailers["tidegate-tokens-in"]) == finish.usage.prompt_tokens
     assert int(trailers["tidegate-tokens-out"]) == finish.usage.completion_tokens
     assert float(trailers["tidegate-ttft-ms"]) == pytest.approx(first / 1e6, abs=0.01)
+    assert int(trailers["tidegate-chars-out"]) == len(text_of(pieces))
     assert "tidegate-queue-ms" in trailers
     after = await server.metric("tidegate_llm_tokens_total", kind="completion")
     assert after - before == finish.usage.completion_tokens

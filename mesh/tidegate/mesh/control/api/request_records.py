@@ -5,7 +5,7 @@ core: gRPC's share of the work is by message.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Final
 
 import grpc
@@ -18,8 +18,9 @@ __all__ = ["finished_requests"]
 
 # Ten seconds of 5,000 requests/s.
 _CAPACITY: Final = 50_000
-# A record has less than 1 KB, and gRPC's limit for a message is 4 MiB.
-_RECORDS_IN_A_MESSAGE: Final = 1000
+# Callers choose some of the texts. With these limits a message stays below gRPC's 4 MiB.
+_RECORDS_IN_A_MESSAGE: Final = 200
+_LONGEST_TEXT: Final = 512
 
 
 async def finished_requests(
@@ -80,19 +81,19 @@ def _message(record: RequestRecord) -> mesh_pb2.RequestRecord:
         subset=record.subset,
         cluster=record.cluster,
         endpoint=record.upstream_address,
-        method=record.path,
+        method=record.path[:_LONGEST_TEXT],
         response_flags=record.response_flags,
         request_bytes=record.request_bytes,
         response_bytes=record.response_bytes,
         model_version=record.model_version or "",
         trace_id=record.trace_id,
-        trailers=record.trailers,
+        trailers=_short(record.trailers),
         route=record.route,
-        request_id=record.request_id,
+        request_id=record.request_id[:_LONGEST_TEXT],
         mirrored=record.mirrored,
         proxy_timeout=record.proxy_timeout,
-        headers=record.user_headers,
-        cookies=record.cookies,
+        headers=_short(record.user_headers),
+        cookies=_short(record.cookies),
         response_messages=record.response_messages,
         utilization=record.utilization,
         http_status=record.http_status,
@@ -104,3 +105,7 @@ def _message(record: RequestRecord) -> mesh_pb2.RequestRecord:
         sent.time_to_first_byte.FromNanoseconds(int(record.time_to_first_byte_s * 1e9))
     sent.duration.FromNanoseconds(int(record.duration_s * 1e9))
     return sent
+
+
+def _short(texts: Mapping[str, str]) -> dict[str, str]:
+    return {name: text[:_LONGEST_TEXT] for name, text in texts.items()}

@@ -39,6 +39,7 @@ class ResponseBuilder:
         top_logprobs: Likeliest tokens to return at each position; None for no log probabilities.
         token_bytes: Returns the bytes of a token.
         completion_tokens: Tokens of the answer so far.
+        characters: Characters of the answer's text so far.
         finish_reason: vLLM's finish reason; "abort" until the answer has ended.
     """
 
@@ -47,6 +48,7 @@ class ResponseBuilder:
     top_logprobs: int | None
     token_bytes: Callable[[int], bytes]
     completion_tokens: int = 0
+    characters: int = 0
     finish_reason: str = "abort"
     _first_token_s: float | None = None
     _first_tokens: int = 0
@@ -88,6 +90,7 @@ class ResponseBuilder:
             delta.token_ids.extend(completion.token_ids)
         if completion.text:
             delta.text = completion.text
+            self.characters += len(completion.text)
         if self.top_logprobs is not None and completion.logprobs:
             for token_id, position in zip(completion.token_ids, completion.logprobs, strict=True):
                 if position is not None:
@@ -110,10 +113,14 @@ class ResponseBuilder:
             telemetry.INTER_TOKEN.observe(spent_s / later_tokens)
 
     def trailers(self) -> dict[str, str]:
-        """Returns the trailers that the mesh's access log reads."""
+        """Returns the trailers that the mesh's access log reads.
+
+        The characters tell an empty answer: the token that ends an answer is one of its tokens.
+        """
         trailers = {
             "tidegate-tokens-in": str(self.prompt_tokens),
             "tidegate-tokens-out": str(self.completion_tokens),
+            "tidegate-chars-out": str(self.characters),
             "tidegate-finish": self.finish_reason,
         }
         if self._first_token_s is not None:

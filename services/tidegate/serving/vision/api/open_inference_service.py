@@ -149,40 +149,47 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         loaded = self._models.find(request.model_name, request.model_version)
         loaded.served_model.answers()
         try:
-            return await self._infer(loaded, request, context, is_whole_call=True)
+            result, response = await self._infer(loaded, request, context)
         except BaseException:
             # Also when a drain cuts the call.
             set_version_trailers(context, loaded)
             raise
+        set_response_trailers(context, loaded, result)
+        return response
 
     async def ModelStreamInfer(  # noqa: N802 - the proto's name
         self, requests: AsyncIterable[oip.ModelInferRequest], context: ServicerContext
     ) -> AsyncIterator[oip.ModelStreamInferResponse]:
         """Runs a model on each request of a stream and responds in their order."""
         as_status = _ERROR_AS_STATUS in (context.invocation_metadata() or ())
+        last: InferenceResult | None = None
 
-        async def respond(request: oip.ModelInferRequest) -> oip.ModelStreamInferResponse:
+        async def respond(
+            request: oip.ModelInferRequest,
+        ) -> tuple[oip.ModelStreamInferResponse, InferenceResult | None]:
             try:
                 with counted_request() as counted:
                     loaded = self._models.find(request.model_name, request.model_version)
                     counted.answered_by(loaded.served_model)
-                    response = await self._infer(loaded, request, context)
+                    result, response = await self._infer(loaded, request, context)
             except ServiceError as error:
                 if as_status:
                     raise
-                return oip.ModelStreamInferResponse(
+                failed = oip.ModelStreamInferResponse(
                     error_message=str(error),
                     infer_response=oip.ModelInferResponse(id=request.id, parameters=_FINAL),
                 )
+                return failed, None
             response.parameters[_FINAL_RESPONSE].bool_param = True
-            return oip.ModelStreamInferResponse(infer_response=response)
+            return oip.ModelStreamInferResponse(infer_response=response), result
 
         async with aclosing(respond_in_order(requests, respond, self._stream_window)) as responses:
             try:
-                async for each in responses:
+                async for each, result in responses:
+                    last = result or last
                     yield each
             finally:
-                set_stream_trailers(context)
+                set_stream_trailers(context, last)
 
     async def ModelStatistics(  # noqa: N802 - the proto's name
         self, request: oip.ModelStatisticsRequest, context: ServicerContext
@@ -273,9 +280,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
         loaded: LoadedModel,
         request: oip.ModelInferRequest,
         context: ServicerContext,
-        *,
-        is_whole_call: bool = False,
-    ) -> oip.ModelInferResponse:
+    ) -> tuple[InferenceResult, oip.ModelInferResponse]:
         call = check_infer(request, loaded.engine.tensors, self._limits)
         try:
             result = await self._inference.run(
@@ -290,9 +295,7 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
             raise InvalidArgument.of(
                 f"inputs[0] element {error.index}", error.problem, reason="BAD_IMAGE"
             ) from error
-        if is_whole_call:
-            set_response_trailers(context, loaded, result)
-        return _respond(loaded, request.id, call, result)
+        return result, _respond(loaded, request.id, call, result)
 
 
 def _respond(

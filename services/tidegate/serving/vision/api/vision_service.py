@@ -75,11 +75,13 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         loaded = self._models.find(request.model, request.version)
         loaded.served_model.answers()
         try:
-            return await self._classify(loaded, request, context, is_whole_call=True)
+            result, response = await self._classify(loaded, request, context)
         except BaseException:
             # Also when a drain cuts the call.
             set_version_trailers(context, loaded)
             raise
+        set_response_trailers(context, loaded, result)
+        return response
 
     async def ClassifyStream(  # noqa: N802 - the proto's name
         self,
@@ -87,30 +89,34 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         context: ServicerContext,
     ) -> AsyncIterator[vision_pb2.ClassifyStreamResponse]:
         """Classifies the requests of a stream and responds in their order."""
+        last: InferenceResult | None = None
 
         async def respond(
             request: vision_pb2.ClassifyStreamRequest,
-        ) -> vision_pb2.ClassifyStreamResponse:
+        ) -> tuple[vision_pb2.ClassifyStreamResponse, InferenceResult | None]:
             asked = request.request
             try:
                 with counted_request() as counted:
                     loaded = self._models.find(asked.model, asked.version)
                     counted.answered_by(loaded.served_model)
-                    response = await self._classify(loaded, asked, context)
+                    result, response = await self._classify(loaded, asked, context)
             except ServiceError as error:
-                return vision_pb2.ClassifyStreamResponse(
+                failed = vision_pb2.ClassifyStreamResponse(
                     request_id=request.request_id, error=to_status(error)
                 )
-            return vision_pb2.ClassifyStreamResponse(
+                return failed, None
+            answered = vision_pb2.ClassifyStreamResponse(
                 request_id=request.request_id, response=response
             )
+            return answered, result
 
         async with aclosing(respond_in_order(requests, respond, self._stream_window)) as responses:
             try:
-                async for each in responses:
+                async for each, result in responses:
+                    last = result or last
                     yield each
             finally:
-                set_stream_trailers(context)
+                set_stream_trailers(context, last)
 
     async def GetModel(  # noqa: N802 - the proto's name
         self, request: vision_pb2.GetModelRequest, context: ServicerContext
@@ -135,9 +141,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         loaded: LoadedModel,
         request: vision_pb2.ClassifyRequest,
         context: ServicerContext,
-        *,
-        is_whole_call: bool = False,
-    ) -> vision_pb2.ClassifyResponse:
+    ) -> tuple[InferenceResult, vision_pb2.ClassifyResponse]:
         images, top_k = check_classify(request, loaded.engine.tensors, self._limits)
         try:
             result = await self._inference.run(loaded, images, top_k, context)
@@ -145,9 +149,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             raise InvalidArgument.of(
                 f"images[{error.index}].encoded", error.problem, reason="BAD_IMAGE"
             ) from error
-        if is_whole_call:
-            set_response_trailers(context, loaded, result)
-        return _respond(loaded, result, include_logits=request.include_logits)
+        return result, _respond(loaded, result, include_logits=request.include_logits)
 
     def _describe(self, known: ModelVersion) -> vision_pb2.Model:
         model = vision_pb2.Model(

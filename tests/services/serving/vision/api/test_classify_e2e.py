@@ -151,11 +151,13 @@ async def test_responses_have_the_time_of_each_stage(vision, photographs):
 
 async def test_trailers_hold_what_rollout_analysis_needs(vision, photographs):
     call = vision.vision.Classify(request(*encoded(photographs["coffee"][0]), version="1-int8"))
-    best = (await call).results[0].classifications[0].class_id
+    best = (await call).results[0].classifications[0]
     trailers = dict(await call.trailing_metadata())
     assert trailers["tidegate-model"] == NETWORK
     assert trailers["tidegate-model-version"] == "1-int8"
-    assert trailers["tidegate-top1"] == str(best)
+    assert trailers["tidegate-top1"] == str(best.class_id)
+    assert trailers["tidegate-confidence"] == f"{best.score:.4f}"
+    assert 0 < float(trailers["tidegate-confidence"]) <= 1
     # ORCA's application_utilization is field 9, a double.
     call = vision.vision.Classify(request(*encoded(b"no image"), version="1-int8"))
     error = await failure(call)

@@ -116,8 +116,37 @@ async def test_trailers_name_the_version_of_a_stream_that_has_one(
             iter(requests)
         )
     assert len([each async for each in call]) == len(versions)
+    trailers = trailers_about_versions(await call.trailing_metadata())
+    best = {name: trailers.pop(name, None) for name in ("tidegate-top1", "tidegate-confidence")}
     expected = {"tidegate-model": NETWORK, "tidegate-model-version": told} if told else {}
-    assert trailers_about_versions(await call.trailing_metadata()) == expected
+    assert trailers == expected
+    assert all((value is not None) is bool(told) for value in best.values())
+
+
+async def test_trailers_of_a_stream_hold_the_best_class_of_its_last_response(vision, photographs):
+    def images():
+        for number, name in enumerate(("cat", "coffee")):
+            yield asked(number, pb.Image(encoded=photographs[name][0]), version="1-int8")
+        yield asked(2, pb.Image(encoded=b"no image"), version="1-int8")
+
+    call = vision.vision.ClassifyStream(images())
+    answers = [each async for each in call]
+    best = answers[1].response.results[0].classifications[0]
+    trailers = dict(await call.trailing_metadata())
+    assert answers[2].HasField("error")
+    assert trailers["tidegate-top1"] == str(best.class_id)
+    assert trailers["tidegate-confidence"] == f"{best.score:.4f}"
+
+
+async def test_trailers_of_a_long_stream_are_as_long_as_those_of_a_short_one(vision, picture):
+    async def size(count):
+        requests = (asked(n, raw(picture(8, 8)), version="1-int8") for n in range(count))
+        call = vision.vision.ClassifyStream(requests)
+        assert len([each async for each in call]) == count
+        trailers = trailers_about_versions(await call.trailing_metadata())
+        return sum(len(name) + len(value) for name, value in trailers.items())
+
+    assert await size(200) == await size(1)
 
 
 async def test_trailers_name_the_version_of_a_stream_that_ends_with_an_error(vision, picture):

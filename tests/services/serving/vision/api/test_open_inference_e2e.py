@@ -298,6 +298,8 @@ async def test_both_protocols_return_the_same_results(server, photographs):
     trailers = dict(await call.trailing_metadata())
     assert trailers["tidegate-model-version"] == VERSION
     assert trailers["tidegate-top1"] == str(logits.argmax())
+    best = response.results[0].classifications[0].score
+    assert float(trailers["tidegate-confidence"]) == pytest.approx(best, abs=1e-2)
 
 
 async def test_model_control_can_be_turned_off(models_root, serving):

@@ -1,0 +1,1 @@
+"""``tidegate rollout``: apply rollouts, watch them, command them, and try them before."""

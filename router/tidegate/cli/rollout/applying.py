@@ -1,0 +1,257 @@
+"""``tidegate rollout apply`` and the commands to a rollout: pause, resume, promote, and so on."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
+from tidegate.cli.rollout.client import (
+    AddressOption,
+    NameArgument,
+    NamespaceOption,
+    find_target,
+    key_of,
+    rollout_service,
+)
+from tidegate.cli.rollout.following import Follower, print_message, wait_for_ends
+from tidegate.cli.rollout.words import PHASES
+from tidegate.rollout.messages import spec_message
+from tidegate.rollout.spec.quantities import duration_seconds
+from tidegate.rollout.spec.reading import Placed, read_placed, texts_of
+from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+
+__all__ = [
+    "ReasonOption",
+    "abort",
+    "apply",
+    "delete",
+    "pause",
+    "promote",
+    "resume",
+    "retry",
+    "undo",
+]
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why, for the history.", show_default=False)
+]
+
+
+def apply(
+    files: Annotated[
+        list[str],
+        typer.Option(
+            "--file",
+            "-f",
+            help="A file of rollouts, a folder of such files, or - for standard input.",
+            metavar="FILE",
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check the rollouts; change nothing.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until every rollout has ended, and show it.")
+    ] = False,
+    timeout: Annotated[
+        str,
+        typer.Option(
+            "--timeout",
+            help="How long --wait waits at most, like 30m; for ever by default.",
+            show_default=False,
+            metavar="TIME",
+        ),
+    ] = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Create rollouts, or change those of the same names.
+
+    Exit status: 0 done (with --wait: promoted or completed), 1 refused (or aborted), 4 has not
+    ended within --timeout, so it is paused, waits for approval or goes on; 2 wrong command line, 3
+    no router.
+    """
+    timeout_s = _timeout(timeout, wait=wait)
+    if wait and dry_run:
+        raise typer.BadParameter("--wait and --dry-run exclude each other")
+    placed = _placed(files)
+    applied: list[rollout_pb2.ApplyResponse] = []
+    names = ", ".join(each.rollout.metadata.name for each in placed)
+    goes_on = f"the router goes on with {names}; watch it with `tidegate rollout watch`"
+    with exit_on_interrupt(goes_on), rollout_service(address) as service:
+        for each in placed:
+            response = service.Apply(
+                rollout_pb2.ApplyRequest(rollout=spec_message(each.rollout), dry_run=dry_run)
+            )
+            applied.append(response)
+            if as_json:
+                print_message(response)
+            else:
+                results().print(_applied(response, dry_run=dry_run))
+        if not wait:
+            return
+        live = len(applied) == 1
+        console = results()
+        with Follower(console, as_json=as_json, named=not live, live=live) as follower:
+            for response in applied:
+                follower.skip(response.rollout)
+            status = wait_for_ends(service, applied, follower, timeout_s)
+        if not as_json:
+            _say_ends(service, applied)
+    raise typer.Exit(status)
+
+
+def pause(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Hold the split as it is; evidence of harm still aborts the rollout."""
+    _command(name, namespace, address, as_json, lambda s: s.Pause, "Pause", reason=reason)
+
+
+def resume(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Go on after a pause, whatever the cause was."""
+    _command(name, namespace, address, as_json, lambda s: s.Resume, "Resume", reason=reason)
+
+
+def promote(
+    name: NameArgument,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Give the candidate all traffic, whatever the evidence says."),
+    ] = False,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Approve the current step; with --full, give the candidate all traffic at once."""
+    _command(
+        *(name, namespace, address, as_json),
+        *(lambda s: s.Promote, "Promote"),
+        reason=reason,
+        full=full,
+    )
+
+
+def abort(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Give the baseline all traffic, and end the rollout."""
+    _command(name, namespace, address, as_json, lambda s: s.Abort, "Abort", reason=reason)
+
+
+def retry(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Begin an ended rollout again, without evidence."""
+    _command(name, namespace, address, as_json, lambda s: s.Retry, "Retry", reason=reason)
+
+
+def undo(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Put the traffic back to what it was before the rollout, and end it."""
+    _command(name, namespace, address, as_json, lambda s: s.Undo, "Undo", reason=reason)
+
+
+def delete(
+    name: NameArgument,
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Remove a rollout that has ended, with its history."""
+    namespace, name = find_target(name, namespace)
+    with rollout_service(address) as service:
+        service.Delete(rollout_pb2.DeleteRequest(namespace=namespace, name=name))
+    if as_json:
+        print_message(rollout_pb2.DeleteResponse(), removed=True)
+    else:
+        results().print(f"{name} is removed")
+
+
+def _command(
+    name: str,
+    namespace: str,
+    address: str | None,
+    as_json: bool,
+    method: Callable[[rollout_pb2_grpc.RolloutServiceStub], Any],
+    word: str,
+    **fields: object,
+) -> None:
+    namespace, name = find_target(name, namespace)
+    request = getattr(rollout_pb2, f"{word}Request")(namespace=namespace, name=name, **fields)
+    with rollout_service(address) as service:
+        response = method(service)(request)
+    if as_json:
+        print_message(response)
+    else:
+        results().print(_told(response.rollout))
+
+
+def _placed(files: list[str]) -> tuple[Placed, ...]:
+    texts = [("-", sys.stdin.read())] if "-" in files else []
+    named = [(text, source) for source, text in texts]
+    named += texts_of([Path(each) for each in files if each != "-"])
+    if not named:
+        raise typer.BadParameter(f"{', '.join(files)}: there is no .yaml, .yml or .json file")
+    return read_placed(named)
+
+
+def _timeout(text: str, *, wait: bool) -> float | None:
+    if not text:
+        return None
+    if not wait:
+        raise typer.BadParameter("--timeout needs --wait")
+    try:
+        return duration_seconds(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--timeout: {text} {error}") from error
+
+
+def _applied(response: rollout_pb2.ApplyResponse, *, dry_run: bool) -> Text:
+    what = "is as applied before" if not response.changed else "is applied"
+    if dry_run:
+        what = "would change nothing" if not response.changed else "would be applied"
+    return Text.assemble((key_of(response.rollout), "bold"), f" {what}")
+
+
+def _told(rollout: rollout_pb2.Rollout) -> Text:
+    words, style = PHASES[rollout.status.phase]
+    message = f": {rollout.status.message}" if rollout.status.message else ""
+    return Text.assemble((key_of(rollout), "bold"), " is ", (words, style), message)
+
+
+def _say_ends(
+    service: rollout_pb2_grpc.RolloutServiceStub, applied: list[rollout_pb2.ApplyResponse]
+) -> None:
+    for each in applied:
+        named = each.rollout.metadata
+        found = service.Get(rollout_pb2.GetRequest(namespace=named.namespace, name=named.name))
+        errors().print(_told(found.rollout))

@@ -1,0 +1,220 @@
+"""Follows rollouts: a live screen on a terminal, else one line for each event."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from tidegate.cli.rollout.client import key_of
+from tidegate.cli.rollout.screen import event_line, screen
+from tidegate.cli.rollout.words import ENDED, FAILED
+from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+
+__all__ = ["NOT_ENDED", "Follower", "message_dict", "print_message", "wait_for_ends"]
+
+NOT_ENDED: Final = 4
+"""The exit status when a rollout has not ended in time: it is paused, waits, or goes on."""
+
+_RECONNECT_S: Final = 60.0
+
+
+class Follower:
+    """Shows what comes of rollouts while its context is open.
+
+    Args:
+        console: The console to print to.
+        as_json: Whether to print JSON, one event a line.
+        named: Whether lines name the rollout.
+        live: Whether to keep a screen up to date, if the console is a terminal.
+        clock: Gives the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        as_json: bool = False,
+        named: bool = False,
+        live: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._console = console
+        self._as_json = as_json
+        self._named = named
+        self._clock = clock
+        self._last: rollout_pb2.Rollout | None = None
+        self._seen: dict[str, int] = {}
+        self._is_live = live and console.is_terminal and not as_json
+        # Times are shown as lengths, so the screen changes by itself.
+        self._live = Live(
+            console=console, get_renderable=self._screen, refresh_per_second=4, screen=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live.is_started:
+            self._live.stop()
+
+    def show(self, message: rollout_pb2.WatchResponse) -> None:
+        """Takes the next message."""
+        key = key_of(message.rollout)
+        events = self._new_events(key, message)
+        self._last = message.rollout
+        if self._as_json:
+            for event in events:
+                print_message(event, rollout=key, phase=_phase(message.rollout))
+            if message.removed:
+                print_line({"rollout": key, "removed": True})
+        elif self._is_live:
+            if not self._live.is_started:
+                self._live.start()
+            self._live.refresh()
+        else:
+            for event in events:
+                self._console.print(event_line(event, key if self._named else ""), soft_wrap=True)
+            if message.removed:
+                self._console.print(Text(f"{key} was removed"))
+
+    def skip(self, rollout: rollout_pb2.Rollout) -> None:
+        """Takes the events that a rollout has as shown."""
+        self._seen[key_of(rollout)] = max(
+            (each.number for each in rollout.status.last_events), default=0
+        )
+
+    def _new_events(self, key: str, message: rollout_pb2.WatchResponse) -> list[rollout_pb2.Event]:
+        """The events that were not shown, also those from before the stream began."""
+        seen = self._seen.get(key, 0)
+        found = {each.number: each for each in message.rollout.status.last_events}
+        found |= {each.number: each for each in message.events}
+        new = [found[number] for number in sorted(found) if number > seen]
+        if new:
+            self._seen[key] = new[-1].number
+        return new
+
+    def say(self, words: str) -> None:
+        """Says something that is no event."""
+        if not self._as_json and not self._live.is_started:
+            self._console.print(Text(words, style="dim"), soft_wrap=True)
+
+    def _screen(self) -> RenderableType:
+        return Text() if self._last is None else screen(self._last, self._clock())
+
+
+class _End:
+    """Whether a rollout that somebody applied has ended, and how.
+
+    Args:
+        generation: The generation that was applied. Until it begins, the router brings the earlier
+            rollout of the name to its end.
+    """
+
+    def __init__(self, generation: int) -> None:
+        self._generation = generation
+        self.phase: int | None = None
+
+    def take(self, message: rollout_pb2.WatchResponse) -> bool:
+        """Takes the next message about the rollout; returns whether it has ended."""
+        status = message.rollout.status
+        if message.removed or status.generation > self._generation:
+            self.phase = rollout_pb2.PHASE_SUPERSEDED
+        elif status.generation == self._generation and status.phase in ENDED:
+            self.phase = status.phase
+        return self.phase is not None
+
+
+def wait_for_ends(
+    service: rollout_pb2_grpc.RolloutServiceStub,
+    applied: Sequence[rollout_pb2.ApplyResponse],
+    follower: Follower,
+    timeout_s: float | None,
+) -> int:
+    """Shows rollouts until all have ended, or until the time is over.
+
+    A router that restarts meanwhile is waited for.
+
+    Returns:
+        The exit status: 0 if all were promoted or completed, 1 if one was not, or `NOT_ENDED`.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    ends = [_End(each.generation) for each in applied]
+    for each, end in zip(applied, ends, strict=True):
+        while not _watch_until(service, each.rollout, end, follower, deadline):
+            if deadline is not None and time.monotonic() >= deadline:
+                return NOT_ENDED
+            follower.say("the router does not answer; it is waited for")
+            _wait_for_router(service, deadline)
+    return 1 if any(end.phase in FAILED for end in ends) else 0
+
+
+def _watch_until(
+    service: rollout_pb2_grpc.RolloutServiceStub,
+    rollout: rollout_pb2.Rollout,
+    end: _End,
+    follower: Follower,
+    deadline: float | None,
+) -> bool:
+    """Watches a rollout until it has ended; returns whether it has."""
+    named = rollout.metadata
+    left_s = None if deadline is None else max(0.001, deadline - time.monotonic())
+    request = rollout_pb2.WatchRequest(namespace=named.namespace, name=named.name)
+    messages = service.Watch(request, timeout=left_s)
+    try:
+        for message in messages:
+            follower.show(message)
+            if end.take(message):
+                return True
+    except grpc.RpcError as error:
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            raise
+    finally:
+        messages.cancel()
+    return False
+
+
+def _wait_for_router(service: rollout_pb2_grpc.RolloutServiceStub, deadline: float | None) -> None:
+    """Waits until the router answers again.
+
+    Raises:
+        grpc.RpcError: It does not, for a minute.
+    """
+    give_up = time.monotonic() + _RECONNECT_S
+    if deadline is not None:
+        give_up = min(give_up, deadline)
+    left_s = max(0.1, give_up - time.monotonic())
+    service.List(rollout_pb2.ListRequest(), wait_for_ready=True, timeout=left_s)
+
+
+def message_dict(message: Message) -> dict[str, Any]:
+    """Returns a message as plain values, as gRPC's JSON has them."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def print_message(message: Message, **more: object) -> None:
+    """Writes a message as one line of JSON to standard output."""
+    print_line({**more, **message_dict(message)})
+
+
+def print_line(value: dict[str, Any]) -> None:
+    """Writes one object as one line of JSON to standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _phase(rollout: rollout_pb2.Rollout) -> str:
+    return rollout_pb2.Phase.Name(rollout.status.phase)

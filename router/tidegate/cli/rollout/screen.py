@@ -1,0 +1,215 @@
+"""One rollout on one screen: traffic, objectives with their evidence, harm, time and events."""
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tidegate.cli.rollout.client import key_of
+from tidegate.cli.rollout.words import (
+    ENDED,
+    PHASES,
+    VERDICTS,
+    age,
+    clock,
+    effect_text,
+    evidence_share,
+    evidence_text,
+    seconds_of,
+    value_text,
+)
+from tidegate.rollout.v1 import rollout_pb2
+
+__all__ = ["event_line", "screen"]
+
+_BAR: Final = 24
+_GAUGE: Final = 8
+_SCALE: Final = 23
+_EVENTS: Final = 8
+_KINDS: Final = {
+    "Promoted": "bold green",
+    "Completed": "bold green",
+    "Promoting": "green",
+    "Aborting": "red",
+    "Aborted": "bold red",
+    "Refused": "bold red",
+    "SplitFailed": "red",
+    "ForeignChange": "yellow",
+    "Paused": "yellow",
+}
+
+
+def screen(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
+    """Returns everything about a rollout.
+
+    Args:
+        rollout: The rollout with its status.
+        now_s: The time, in seconds since the epoch.
+    """
+    parts = [_header(rollout, now_s), _traffic(rollout)]
+    parts += [_objectives(rollout, each) for each in rollout.status.assessments]
+    parts += [Group(*lines) for lines in [list(_limits(rollout, now_s))] if lines]
+    if rollout.status.last_events:
+        parts.append(Group(*(event_line(e) for e in rollout.status.last_events[-_EVENTS:])))
+    spaced: list[RenderableType] = []
+    for part in parts:
+        spaced += [part, Text()]
+    return Group(*spaced[:-1])
+
+
+def event_line(event: rollout_pb2.Event, key: str = "") -> Text:
+    """Returns an event as one line."""
+    style = _KINDS.get(event.kind, "")
+    name = (f"{key}  ", "bold") if key else ""
+    return Text.assemble(
+        (f"{clock(event.time)}  ", "dim"), name, (f"{event.kind}  ", style), event.message
+    )
+
+
+def _header(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
+    status = rollout.status
+    words, style = PHASES[status.phase]
+    first = Text.assemble((key_of(rollout), "bold"), "  ", (words, style))
+    if status.stage and status.phase not in ENDED:
+        first.append(f"  stage {status.stage} of {status.stages}: {status.stage_text}")
+    facts = [f"host {rollout.spec.host}"]
+    if status.HasField("started_at"):
+        facts.append(f"started {age(now_s - seconds_of(status.started_at))} ago")
+    if status.HasField("ended_at"):
+        facts.append(f"ended {age(now_s - seconds_of(status.ended_at))} ago")
+    elif status.HasField("stage_since"):
+        facts.append(f"in this stage for {age(now_s - seconds_of(status.stage_since))}")
+    if status.requests_per_second:
+        facts.append(f"{status.requests_per_second:.3g} requests/s")
+    lines = [first, Text(" · ".join(facts), style="dim")]
+    if status.message:
+        lines.append(Text(status.message, style=style if status.phase in ENDED else ""))
+    if status.problem:
+        lines.append(Text(status.problem, style="red"))
+    if status.winner:
+        lines.append(Text(f"the winner is {status.winner}", style="green"))
+    return Group(*lines)
+
+
+def _traffic(rollout: rollout_pb2.Rollout) -> RenderableType:
+    status = rollout.status
+    table = _table("TRAFFIC", "", "WANTED", "OBSERVED")
+    versions = list(dict.fromkeys([rollout.spec.baseline, *_candidates(rollout)]))
+    versions += sorted({*status.desired.weights, *status.observed.weights} - set(versions))
+    is_known = status.HasField("observed")
+    for name in versions:
+        wanted = status.desired.weights.get(name, 0.0)
+        observed = status.observed.weights.get(name, 0.0)
+        differs = is_known and status.HasField("desired") and wanted != observed
+        table.add_row(
+            Text(name, style="bold" if name == rollout.spec.baseline else ""),
+            _bar((observed if is_known else wanted) / 100, _BAR, "cyan"),
+            f"{wanted:g}%" if status.HasField("desired") else "–",
+            Text(f"{observed:g}%" if is_known else "–", style="yellow" if differs else ""),
+        )
+    lines: list[RenderableType] = [table]
+    extras = [f"copies to {name} {percent:g}%" for name, percent in status.desired.mirrors.items()]
+    extras += status.desired.testers
+    extras += [f"sticky by {status.desired.sticky}"] if status.desired.sticky else []
+    if extras:
+        lines.append(Text(", ".join(extras), style="dim"))
+    if status.HasField("desired") and not status.in_force:
+        lines.append(Text("the split is on its way to the proxies", style="yellow"))
+    return Group(*lines)
+
+
+def _objectives(rollout: rollout_pb2.Rollout, assessment: rollout_pb2.Assessment) -> RenderableType:
+    title = "OBJECTIVE" if len(rollout.status.assessments) == 1 else f"{assessment.candidate}"
+    table = _table(
+        *(title, "", rollout.spec.baseline, assessment.candidate, "EFFECT AND LIMIT"),
+        *("HARM", "", "SAFETY", ""),
+    )
+    for found, objective in zip(assessment.objectives, rollout.spec.objectives, strict=False):
+        verdict, style = VERDICTS[found.verdict]
+        base = found.baseline_value if found.HasField("baseline_value") else None
+        candidate = found.candidate_value if found.HasField("candidate_value") else None
+        table.add_row(
+            found.metric,
+            Text(verdict, style=style),
+            value_text(objective, base),
+            value_text(objective, candidate),
+            _effect(objective, found),
+            _bar(evidence_share(found.harm_e, found.harm_threshold), _GAUGE, "red"),
+            Text(evidence_text(found.harm_e, found.harm_threshold), style="dim"),
+            _bar(evidence_share(found.safe_e, found.safe_threshold), _GAUGE, "green"),
+            Text(evidence_text(found.safe_e, found.safe_threshold), style="dim"),
+        )
+    together = Text.assemble(
+        "together  ",
+        _bar(evidence_share(assessment.harm_e, assessment.harm_threshold), _GAUGE, "red"),
+        (f"  e {evidence_text(assessment.harm_e, assessment.harm_threshold)} to abort", "dim"),
+    )
+    lines: list[RenderableType] = [table, together]
+    if assessment.sample_ratio.mismatch:
+        lines.append(Text("the versions do not get their intended shares", style="bold red"))
+    return Group(*lines)
+
+
+def _effect(objective: rollout_pb2.Objective, found: rollout_pb2.ObjectiveAssessment) -> Text:
+    """The effect with its confidence sequence on a small scale; ``|`` is the limit."""
+    if not found.HasField("effect"):
+        return Text(f"limit {effect_text(objective, found.effect_limit)}", style="dim")
+    low = found.effect_low if found.HasField("effect_low") else None
+    high = found.effect_high if found.HasField("effect_high") else None
+    words = effect_text(objective, found.effect)
+    words += f" (limit {effect_text(objective, found.effect_limit)})"
+    limit = found.effect_limit
+    if not limit > 0 or not math.isfinite(limit):
+        return Text(words)
+
+    def place(value: float) -> int:
+        # A hundredth to hundred times the limit, on a log scale with the limit in the middle.
+        ratio = math.log10(max(value, 1e-9) / limit) if math.isfinite(value) else 2.0
+        return round((min(max(ratio, -2.0), 2.0) + 2) / 4 * (_SCALE - 1))
+
+    left, right = place(low or 0.0), place(math.inf if high is None else high)
+    cells = ["─" if left <= at <= right else "·" for at in range(_SCALE)]
+    cells[place(limit)] = "|"
+    cells[place(found.effect)] = "●"
+    style = "green" if right <= place(limit) else "red" if left >= place(limit) else "cyan"
+    return Text.assemble(("".join(cells), style), f" {words}")
+
+
+def _limits(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[Text]:
+    status = rollout.status
+    if status.HasField("harm_budget") and status.harm_budget > 0:
+        share = max(0.0, status.harm_spent) / status.harm_budget
+        words = f"  {status.harm_spent:.1f} of {status.harm_budget:g} extra bad requests"
+        bar = _bar(share, _BAR, "red" if share >= 1 else "yellow")
+        yield Text.assemble(("HARM  ", "bold"), bar, words)
+    elif status.assessments:
+        yield Text.assemble(
+            ("HARM  ", "bold"), f"{status.harm_spent:.1f} extra bad requests, by the best estimate"
+        )
+    if status.HasField("decide_by"):
+        left_s = seconds_of(status.decide_by) - now_s
+        within = rollout.spec.decide.within
+        within_s = within.seconds + within.nanos / 1e9 or 7200.0
+        bar = _bar(min(1.0, max(0.0, left_s / within_s)), _BAR, "cyan")
+        yield Text.assemble(("TIME  ", "bold"), bar, f"  {age(left_s)} of {age(within_s)} left")
+
+
+def _candidates(rollout: rollout_pb2.Rollout) -> list[str]:
+    return list(rollout.spec.candidates) or [rollout.spec.candidate]
+
+
+def _bar(share: float, width: int, style: str) -> Text:
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    if share > 0 and not filled:
+        filled = 1
+    return Text.assemble(("━" * filled, style), ("━" * (width - filled), "bright_black"))
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    return table

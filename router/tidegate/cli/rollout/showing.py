@@ -1,0 +1,176 @@
+"""``tidegate rollout list``, ``get``, ``watch``, ``history`` and ``explain``."""
+
+import time
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
+from tidegate.cli.rollout.client import (
+    AddressOption,
+    NameArgument,
+    NamespaceOption,
+    find_target,
+    rollout_service,
+)
+from tidegate.cli.rollout.explaining import explanation
+from tidegate.cli.rollout.following import Follower, print_message
+from tidegate.cli.rollout.screen import screen
+from tidegate.cli.rollout.words import PHASES, VERDICTS, age, clock, seconds_of, weights_text
+from tidegate.rollout.messages import rollout_of
+from tidegate.rollout.spec.reading import dump
+from tidegate.rollout.v1 import rollout_pb2
+
+__all__ = ["explain", "get", "history", "list_rollouts", "watch"]
+
+
+def list_rollouts(
+    namespace: NamespaceOption = "", as_json: JsonOption = False, address: AddressOption = None
+) -> None:
+    """List the rollouts."""
+    with rollout_service(address) as service:
+        response = service.List(rollout_pb2.ListRequest(namespace=namespace))
+    found = response.rollouts
+    for problem in response.file_problems:
+        errors().print(Text(f"{problem.file}: {problem.message}", style="yellow"))
+    if as_json:
+        for each in found:
+            print_message(each)
+        return
+    if not found:
+        results().print("there is no rollout; create one with `tidegate rollout apply -f FILE`")
+        return
+    namespaces = len({each.metadata.namespace for each in found}) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    titles = ("NAME", "HOST", "PHASE", "STEP", "WEIGHTS", "VERDICT", "AGE")
+    for title in (*(("NAMESPACE",) if namespaces else ()), *titles):
+        table.add_column(title)
+    now_s = time.time()
+    for each in found:
+        table.add_row(*((each.metadata.namespace,) if namespaces else ()), *_row(each, now_s))
+    results().print(table)
+
+
+def get(
+    name: NameArgument,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print the rollout as a file of it would be.")
+    ] = False,
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Show one rollout: traffic, objectives with their evidence, harm, time, last events."""
+    namespace, name = find_target(name, namespace)
+    with rollout_service(address) as service:
+        found = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
+    if as_json:
+        print_message(found)
+    elif as_yaml:
+        results().print(Text(dump(rollout_of(found)).rstrip()))
+    else:
+        results().print(screen(found, time.time()))
+
+
+def watch(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The rollout: NAME, or NAMESPACE/NAME. All of them by default.",
+            metavar="[ROLLOUT]",
+            show_default=False,
+        ),
+    ] = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Watch a rollout live, until Ctrl-C; without a terminal, one line for each event."""
+    if name:
+        namespace, name = find_target(name, namespace)
+    with (
+        exit_on_interrupt("the router goes on"),
+        rollout_service(address) as service,
+        Follower(results(), as_json=as_json, named=not name, live=bool(name)) as follower,
+    ):
+        for message in service.Watch(rollout_pb2.WatchRequest(namespace=namespace, name=name)):
+            follower.show(message)
+            if message.removed and name:
+                return
+
+
+def history(
+    name: NameArgument,
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Show what happened to a rollout, and why."""
+    namespace, name = find_target(name, namespace)
+    with rollout_service(address) as service:
+        request = rollout_pb2.GetHistoryRequest(namespace=namespace, name=name)
+        events = service.GetHistory(request).events
+    if as_json:
+        for each in events:
+            print_message(each)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("#", "TIME", "EVENT", "WHAT AND WHY"):
+        table.add_column(title, overflow="fold", justify="right" if title == "#" else "left")
+    for each in events:
+        table.add_row(str(each.number), clock(each.time), each.kind, Text(each.message))
+    results().print(table)
+
+
+def explain(
+    name: NameArgument,
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Say what a rollout waits for now and why, and what would have to happen."""
+    namespace, name = find_target(name, namespace)
+    with rollout_service(address) as service:
+        found = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
+    lines = explanation(found, time.time())
+    if as_json:
+        phase = rollout_pb2.Phase.Name(found.status.phase)
+        print_message(found.metadata, phase=phase, reason=found.status.reason, lines=lines)
+        return
+    console = results()
+    for line in lines:
+        console.print(Text(line))
+
+
+def _row(rollout: rollout_pb2.Rollout, now_s: float) -> list[Text | str]:
+    status = rollout.status
+    words, style = PHASES[status.phase]
+    split = status.observed if status.HasField("observed") else status.desired
+    candidates = list(rollout.spec.candidates) or [rollout.spec.candidate]
+    shown = {name: split.weights.get(name, 0.0) for name in candidates}
+    since = status.ended_at if status.HasField("ended_at") else status.started_at
+    has_begun = status.HasField("started_at") or status.HasField("ended_at")
+    return [
+        Text(rollout.metadata.name, style="bold"),
+        rollout.spec.host,
+        Text(words, style=style),
+        f"{status.stage}/{status.stages}" if status.stage else "–",
+        weights_text(shown, candidates) if split.weights else "–",
+        _verdict(status),
+        age(now_s - seconds_of(since)) if has_begun else "–",
+    ]
+
+
+def _verdict(status: rollout_pb2.RolloutStatus) -> Text:
+    """The worst verdict of the objectives, and how many are met."""
+    verdicts = [each.verdict for found in status.assessments for each in found.objectives]
+    if not verdicts:
+        return Text("–")
+    met = verdicts.count(rollout_pb2.VERDICT_MET)
+    for each in (rollout_pb2.VERDICT_MISSED, rollout_pb2.VERDICT_NO_DATA, rollout_pb2.VERDICT_OPEN):
+        if each in verdicts:
+            words, style = VERDICTS[each]
+            return Text(f"{words} ({met}/{len(verdicts)} met)", style=style)
+    return Text("met", style="green")

@@ -1,0 +1,1 @@
+"""Simulation: the real engine on synthetic traffic, with time that is passed in."""

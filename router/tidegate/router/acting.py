@@ -1,0 +1,101 @@
+"""The action of one rollout: puts a split in force, in a task of its own.
+
+The engine gives no other action until the outcome of this one is in the status.
+"""
+
+import asyncio
+
+from tidegate.rollout.engine.inputs import ApplySplit, Outcome
+from tidegate.router.counting import Counting
+from tidegate.router.faults import FaultPoint
+from tidegate.router.metrics import APPLY_FAILURES, APPLY_SECONDS
+from tidegate.router.surroundings import Surroundings
+from tidegate.runtime.logging import get_logger
+from tidegate.traffic.router import TrafficError
+
+__all__ = ["Actor"]
+
+_log = get_logger(__name__)
+
+
+class Actor:
+    """Carries out the actions of one rollout, one at a time.
+
+    Args:
+        key: The rollout's.
+        around: What the loops share.
+        wake: Set when an action has ended.
+
+    Attributes:
+        outcome: What became of the last action; None if it runs or has been taken in.
+    """
+
+    def __init__(self, key: str, around: Surroundings, wake: asyncio.Event) -> None:
+        self.outcome: Outcome | None = None
+        self._key = key
+        self._around = around
+        self._wake = wake
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def is_applying(self) -> bool:
+        """Whether an action runs."""
+        return self._running is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no action runs and no outcome waits."""
+        return self._running is None and self.outcome is None
+
+    def begin(
+        self, action: ApplySplit, host: str, counting: Counting, tasks: asyncio.TaskGroup
+    ) -> None:
+        """Begins an action.
+
+        Args:
+            action: The action.
+            host: The rollout's host.
+            counting: Learns when the weights change.
+            tasks: Runs the action.
+        """
+        assert self._running is None  # noqa: S101 - the engine waits for the outcome
+        self._running = tasks.create_task(self._act(action, host, counting))
+
+    async def _act(self, action: ApplySplit, host: str, counting: Counting) -> None:
+        try:
+            outcome = await self._put_in_force(action, host, counting)
+        # A fault of the traffic router must not end the loop; the engine tries again.
+        except Exception as error:  # noqa: BLE001 - it is the action's outcome
+            _log.exception("fault while traffic was changed", rollout=self._key)
+            outcome = Outcome(id=action.id, error=f"a fault of the router, see its log: {error!r}")
+        if outcome.applied is None:
+            APPLY_FAILURES.inc()
+            counting.change_failed(self._around.clock())
+            _log.warning(
+                "split not in force",
+                rollout=self._key,
+                split=str(action.split),
+                error=outcome.error,
+            )
+        self.outcome = outcome
+        self._running = None
+        self._around.at(FaultPoint.OUTCOME_NOTED)
+        self._wake.set()
+
+    async def _put_in_force(self, action: ApplySplit, host: str, counting: Counting) -> Outcome:
+        around = self._around
+        counting.change_begins(around.clock())
+        around.at(FaultPoint.CHANGE_BEGUN)
+        limit_s = around.settings.apply_timeout_s
+        owner = "" if action.release else self._key
+        try:
+            async with asyncio.timeout(limit_s):
+                applied = await around.traffic.apply(host, action.split, owner)
+        except TrafficError as error:
+            return Outcome(id=action.id, error=str(error), permanent=error.permanent)
+        except TimeoutError:
+            return Outcome(id=action.id, error=f"it did not come into force within {limit_s:g} s")
+        around.at(FaultPoint.SPLIT_APPLIED)
+        APPLY_SECONDS.observe(max(0.0, applied.since_s - applied.requested_s))
+        counting.change_ended(action.split, applied)
+        return Outcome(id=action.id, applied=applied)

@@ -1,0 +1,71 @@
+"""The commands of users that wait for the next step of their rollout."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from tidegate.rollout.engine.inputs import Command
+from tidegate.router.errors import RefusedError
+
+__all__ = ["WaitingCommands"]
+
+
+class WaitingCommands:
+    """The commands of one rollout, in the order in which they were given."""
+
+    def __init__(self) -> None:
+        self._commands: deque[tuple[Command, asyncio.Future[None]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    def add(self, command: Command) -> asyncio.Future[None]:
+        """Adds a command; the future is done once it is written, or has its error."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._commands.append((command, done))
+        return done
+
+    @contextlib.contextmanager
+    def next(self, refusal: Callable[[Command], str]) -> Iterator[Command | None]:
+        """Gives the next command that is not refused, and None if there is none.
+
+        Whoever gave the command gets its answer when the context closes: it is written, or the
+        error of the context. Commands that are refused before it get that answer at once.
+
+        Args:
+            refusal: Says why a command cannot be carried out now; empty if it can.
+        """
+        found = self._take(refusal)
+        if found is None:
+            yield None
+            return
+        command, done = found
+        try:
+            yield command
+        except asyncio.CancelledError:
+            done.cancel()
+            raise
+        except Exception as error:
+            if not done.done():
+                done.set_exception(error)
+            raise
+        if not done.done():
+            done.set_result(None)
+
+    def cancel(self) -> None:
+        """Answers every command with a cancellation."""
+        while self._commands:
+            self._commands.popleft()[1].cancel()
+
+    def _take(
+        self, refusal: Callable[[Command], str]
+    ) -> tuple[Command, asyncio.Future[None]] | None:
+        while self._commands:
+            command, done = self._commands.popleft()
+            words = refusal(command)
+            if not words:
+                return command, done
+            if not done.done():
+                done.set_exception(RefusedError(words))
+        return None

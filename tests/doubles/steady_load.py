@@ -1,0 +1,84 @@
+"""A steady load of Classify calls from a thread of its own, with a count of what became of them."""
+
+import asyncio
+import threading
+from collections import Counter
+from typing import Self
+
+import grpc
+from laptop_mesh import CAT
+
+from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
+
+_IMAGE = CAT.read_bytes()
+_DEADLINE_S = 20.0
+
+
+class SteadyLoad:
+    """Calls a vision server at a steady rate while the context is open.
+
+    Args:
+        port: Envoy's port.
+        rate: Calls per second.
+        images: The images to send in turn; the cat by default.
+
+    Attributes:
+        codes: Finished calls by status code.
+        versions: Answered calls by model version.
+        errors: The first messages of failed calls.
+    """
+
+    def __init__(self, port: int, rate: float, images: tuple[bytes, ...] = (_IMAGE,)) -> None:
+        self.codes: Counter[str] = Counter()
+        self.versions: Counter[str] = Counter()
+        self.errors: list[str] = []
+        self._port, self._rate, self._images = port, rate, images
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def failures(self) -> int:
+        """Calls that did not end with OK."""
+        return self.codes.total() - self.codes["OK"]
+
+    async def _run(self) -> None:
+        # Several connections, as several clients have: Envoy divides requests, not connections.
+        channels = [
+            grpc.aio.insecure_channel(
+                f"127.0.0.1:{self._port}", [("grpc.use_local_subchannel_pool", 1)]
+            )
+            for _ in range(4)
+        ]
+        stubs = [vision_pb2_grpc.VisionServiceStub(channel) for channel in channels]
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        number = 0
+        async with asyncio.TaskGroup() as calls:
+            while not self._stop.is_set():
+                image = self._images[number % len(self._images)]
+                calls.create_task(self._call(stubs[number % len(stubs)], image))
+                number += 1
+                due = max(due + 1 / self._rate, loop.time() - 1)
+                await asyncio.sleep(max(0.0, due - loop.time()))
+        for channel in channels:
+            await channel.close()
+
+    async def _call(self, stub: vision_pb2_grpc.VisionServiceStub, image: bytes) -> None:
+        request = vision_pb2.ClassifyRequest(images=[vision_pb2.Image(encoded=image)])
+        try:
+            answer = await stub.Classify(request, timeout=_DEADLINE_S)
+        except grpc.aio.AioRpcError as error:
+            self.codes[error.code().name] += 1
+            if len(self.errors) < 20:
+                self.errors.append(f"{error.code().name}: {error.details()}")
+        else:
+            self.codes["OK"] += 1
+            self.versions[answer.version] += 1

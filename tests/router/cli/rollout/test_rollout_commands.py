@@ -1,0 +1,204 @@
+"""``tidegate rollout`` against the real service: output, and exit statuses for pipelines."""
+
+import io
+import json
+import sys
+import threading
+
+import pytest
+from rollout_examples import CANARY
+from router_harness import canary, manual
+
+from tidegate.rollout.engine.status import Phase
+from tidegate.rollout.spec.reading import dump
+
+
+def test_apply_waits_until_the_candidate_is_promoted(server, tidegate, write):
+    done = tidegate("rollout", "apply", "-f", write(canary()), "--wait", "--timeout", "60s")
+    assert done.code == 0, done
+    lines = done.out.splitlines()
+    assert lines[0] == "models/vision is applied"
+    kinds = [line.split("  ")[1] for line in lines[1:]]
+    assert kinds[0] == "Started"
+    assert kinds[-1] == "Promoted"
+    assert "models/vision is promoted: v2 gets all traffic: every objective is met" in done.err
+
+
+def test_apply_waits_until_a_bad_candidate_is_aborted(server, tidegate, write):
+    server.do(lambda: server.router.source.failures.update(v2=0.3))
+    done = tidegate("rollout", "apply", "-f", write(canary()), "--wait", "--timeout", "60s")
+    assert done.code == 1, done
+    assert "Aborted" in done.out
+    assert "is aborted: v2 is worse than tolerated" in done.err
+
+
+def test_apply_gives_up_on_a_rollout_that_waits_for_approval(server, tidegate, write):
+    done = tidegate("rollout", "apply", "-f", write(manual()), "--wait", "--timeout", "1500ms")
+    assert done.code == 4, done
+    assert "waits until somebody promotes it" in done.err
+    assert server.router.record().status.phase is Phase.PROGRESSING
+
+
+def test_a_router_that_is_not_there_is_an_exit_status_of_its_own(tidegate, write):
+    done = tidegate("rollout", "apply", "-f", write(canary()), "--address", "127.0.0.1:1")
+    assert done.code == 3
+    assert "Start it with `tidegate up`, or say where it is with --address" in done.err
+
+
+def test_faults_of_files_are_found_before_the_router_is_asked(tidegate, write):
+    path = write(CANARY.replace("falseAbort: 1%", "falseAbort: 150%"))
+    done = tidegate("rollout", "apply", "-f", path, "--address", "127.0.0.1:1")
+    assert done.code == 1
+    assert f"{path}:21: spec.decide.falseAbort: 150% is out of range" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("apply",), "Missing option '--file'"),
+        (("apply", "-f", "a.yaml", "--timeout", "1m"), "--timeout needs --wait"),
+        (("apply", "-f", "a.yaml", "--wait", "--timeout", "soon"), "soon is not a duration"),
+        (("apply", "-f", "a.yaml", "--wait", "--dry-run"), "exclude each other"),
+        (("get", "a/b/c"), "write NAME, or NAMESPACE/NAME"),
+        (("get", "a/b", "-n", "c"), "a/b is not in the namespace c"),
+        (("frobnicate",), "No such command"),
+    ],
+)
+def test_wrong_command_lines_have_an_exit_status_of_their_own(tidegate, arguments, words):
+    done = tidegate("rollout", *arguments)
+    assert done.code == 2
+    assert words in " ".join(done.err.replace("│", " ").split())
+
+
+def test_a_dry_run_changes_nothing(server, tidegate, write):
+    path = write(manual())
+    done = tidegate("rollout", "apply", "-f", path, "--dry-run")
+    assert (done.code, done.out) == (0, "models/vision would be applied\n")
+    assert server.router.record() is None
+    tidegate("rollout", "apply", "-f", path)
+    done = tidegate("rollout", "apply", "-f", path, "--dry-run")
+    assert done.out == "models/vision would change nothing\n"
+
+
+def test_apply_takes_folders_and_standard_input(server, tidegate, write, tmp_path, monkeypatch):
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(dump(manual()))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(dump(manual("llm", "llm"))))
+    done = tidegate("rollout", "apply", "-f", folder, "-f", "-", "--json")
+    assert done.code == 0, done
+    applied = [json.loads(line) for line in done.out.splitlines()]
+    assert {each["rollout"]["metadata"]["name"] for each in applied} == {"vision", "llm"}
+    assert all(each["changed"] for each in applied)
+
+
+def test_an_empty_folder_is_a_wrong_command_line(tidegate, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = tidegate("rollout", "apply", "-f", tmp_path / "empty")
+    assert done.code == 2
+
+
+def test_an_unknown_rollout_is_named(server, tidegate):
+    done = tidegate("rollout", "get", "nothing")
+    assert done.code == 1
+    assert "nothing" in done.err
+
+
+def test_a_rollout_is_listed_shown_and_explained(server, tidegate, write):
+    tidegate("rollout", "apply", "-f", write(manual()))
+    server.until_reason("WaitingForApproval")
+    row = tidegate("rollout", "list").out.splitlines()[1].split()
+    assert row[:6] == ["vision", "vision", "progressing", "1/2", "v2", "10%"]
+    shown = tidegate("rollout", "get", "models/vision").out
+    assert "stage 1 of 2: v2 10%, v1 90%, until somebody approves it" in shown
+    assert "StageEntered" in shown
+    said = tidegate("rollout", "explain", "vision").out.splitlines()
+    assert said[0].startswith("vision is progressing: v2 10%, v1 90%: waits until somebody")
+    assert "The traffic of vision: v1 90%, v2 10%, in force for" in said[1]
+    assert said[-1] == "It goes on when somebody runs `tidegate rollout promote vision`."
+
+
+def test_a_rollout_can_be_printed_as_a_file(server, tidegate, write):
+    rollout = manual()
+    tidegate("rollout", "apply", "-f", write(rollout))
+    assert tidegate("rollout", "get", "vision", "--yaml").out == dump(rollout)
+
+
+def test_commands_move_a_rollout_and_are_in_its_history(server, tidegate, write):
+    tidegate("rollout", "apply", "-f", write(manual()))
+    server.until_reason("WaitingForApproval")
+    done = tidegate("rollout", "pause", "vision", "--reason", "lunch")
+    assert done.out == "models/vision is paused: paused by a user: lunch\n"
+    assert tidegate("rollout", "promote", "vision").code == 1
+    assert tidegate("rollout", "resume", "vision").code == 0
+    server.until_reason("WaitingForApproval")
+    assert tidegate("rollout", "promote", "vision", "--reason", "looks good").code == 0
+    server.until(
+        lambda record: record.status.stage == 1 and record.status.reason == "WaitingForApproval"
+    )
+    assert tidegate("rollout", "abort", "vision").code == 0
+    server.until(lambda record: record.status.phase is Phase.ABORTED)
+    history = tidegate("rollout", "history", "vision").out
+    for words in ("paused by a user: lunch", "resumed by a user", "approved by a user: looks good"):
+        assert words in history
+    events = [
+        json.loads(line)
+        for line in tidegate("rollout", "history", "vision", "--json").out.splitlines()
+    ]
+    assert [each["number"] for each in events] == list(range(1, len(events) + 1))
+    assert tidegate("rollout", "retry", "vision").code == 0
+    server.until_reason("WaitingForApproval")
+    assert tidegate("rollout", "promote", "vision", "--full").code == 0
+    server.until(lambda record: record.status.phase is Phase.PROMOTED)
+    assert tidegate("rollout", "undo", "vision").code == 0
+    server.until(lambda record: record.status.phase is Phase.ABORTED)
+    assert tidegate("rollout", "delete", "vision").out == "vision is removed\n"
+    assert server.router.record() is None
+
+
+def test_a_command_that_the_phase_forbids_says_why(server, tidegate, write):
+    tidegate("rollout", "apply", "-f", write(manual()))
+    server.until_reason("WaitingForApproval")
+    done = tidegate("rollout", "resume", "vision")
+    assert done.code == 1
+    assert "vision is progressing, so you cannot resume it" in done.err
+
+
+def test_watch_prints_a_line_for_each_event_and_ends_with_the_rollout(server, tidegate, write):
+    tidegate("rollout", "apply", "-f", write(manual()))
+    server.until_reason("WaitingForApproval")
+    address = server.address
+
+    def end_it():
+        import grpc
+
+        from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+
+        with grpc.insecure_channel(address) as channel:
+            service = rollout_pb2_grpc.RolloutServiceStub(channel)
+            service.Abort(rollout_pb2.AbortRequest(name="vision"))
+            server.until(lambda record: record.status.phase is Phase.ABORTED)
+            service.Delete(rollout_pb2.DeleteRequest(name="vision"))
+
+    ending = threading.Thread(target=end_it)
+    ending.start()
+    done = tidegate("rollout", "watch", "vision")
+    ending.join()
+    assert done.code == 0
+    kinds = [line.split("  ")[1] for line in done.out.splitlines()[:-1]]
+    assert kinds[:2] == ["Started", "StageEntered"]
+    assert done.out.splitlines()[-1] == "models/vision was removed"
+
+
+def test_without_rollouts_the_list_says_how_to_create_one(server, tidegate):
+    assert "tidegate rollout apply -f FILE" in tidegate("rollout", "list").out
+    assert tidegate("rollout", "list", "--json").out == ""
+
+
+def test_a_changed_rollout_is_waited_for_and_not_the_one_before(server, tidegate, write):
+    tidegate("rollout", "apply", "-f", write(manual()))
+    server.until_reason("WaitingForApproval")
+    done = tidegate("rollout", "apply", "-f", write(canary()), "--wait", "--timeout", "60s")
+    assert done.code == 0, done
+    assert "Superseded" in done.out
+    assert "is promoted" in done.err

@@ -1,0 +1,184 @@
+"""The test of a rate: its error rates, its effect, and what it says about extra failures."""
+
+import numpy as np
+import pytest
+from evidence_traffic import assessed, decided, observed, plan_of, rate_window, simulated_rates
+
+from tidegate.evidence.assessment import Verdict
+from tidegate.evidence.judge import assess, begin, observe
+from tidegate.evidence.plan import Objective, RateTest
+
+EXACT = Objective(metric="failures", test=RateTest())
+
+
+def judged(plan, *windows):
+    said = assessed(plan, [rate_window(i, *each) for i, each in enumerate(windows)])
+    return said, said.objectives[0]
+
+
+def test_few_false_aborts_and_bad_promotions_at_the_limit():
+    # Exactly what is tolerated, with a base rate that drifts: the hardest case for both.
+    rng = np.random.default_rng(1)
+    plan = plan_of(false_abort=0.1, bad_promotion=0.1, within_s=300.0)
+
+    def rates(index):
+        rate_b = 0.02 * (1.0 + 0.9 * np.sin(index / 5))
+        return 1.2 * rate_b + 0.001, rate_b
+
+    ends = [decided(plan, simulated_rates(rng, 60, rates, 0.3)) for _ in range(150)]
+    # A binomial of 150 and 10 % is above 27 with a probability below 0.1 %.
+    assert ends.count("abort") <= 27
+    assert ends.count("promote") <= 27
+
+
+def test_worse_candidate_is_aborted_and_a_good_one_promoted():
+    rng = np.random.default_rng(2)
+    plan = plan_of()
+    bad = simulated_rates(rng, 200, lambda _: (0.05, 0.001))
+    good = simulated_rates(rng, 200, lambda _: (0.001, 0.001), 0.5)
+    assert decided(plan, bad) == "abort"
+    assert decided(plan, good) == "promote"
+
+
+def test_weights_that_change_while_the_base_rate_drifts_do_not_blame_the_candidate():
+    # Much traffic while failures are many: pooled over time the candidate looks ten times worse.
+    plan = plan_of(EXACT)
+    quiet = [((10, 0), (990, 1))] * 40
+    busy = [((500, 50), (500, 50))] * 10
+    said, objective = judged(plan, *quiet, *busy)
+    assert not said.abort
+    assert objective.effect == pytest.approx(1.0, rel=0.1)
+    assert objective.candidate_value > 3 * objective.baseline_value
+
+
+def test_stall_of_both_versions_does_not_blame_the_candidate():
+    rng = np.random.default_rng(3)
+    plan = plan_of(EXACT)
+    for _ in range(10):
+        stalls = simulated_rates(rng, 100, lambda i: (0.6, 0.6) if 40 <= i < 50 else (0.001, 0.001))
+        assert decided(plan, stalls) == "open"
+
+
+@pytest.mark.parametrize("events", [0, 5, 20, 40])
+def test_more_failures_of_the_candidate_never_look_better(events):
+    plan = plan_of()
+    before = [((50, 1), (450, 2))] * 3
+    fewer = judged(plan, *before, ((50, events), (450, 2)))[1]
+    more = judged(plan, *before, ((50, events + 5), (450, 2)))[1]
+    assert more.harm_e >= fewer.harm_e
+    assert more.safe_e <= fewer.safe_e
+
+
+@pytest.mark.parametrize("events", [0, 5, 100])
+def test_more_failures_of_the_baseline_never_make_the_candidate_look_worse(events):
+    plan = plan_of()
+    before = [((50, 1), (450, 2))] * 3
+    fewer = judged(plan, *before, ((50, 3), (450, events)))[1]
+    more = judged(plan, *before, ((50, 3), (450, events + 20)))[1]
+    assert more.harm_e <= fewer.harm_e
+    assert more.safe_e >= fewer.safe_e
+
+
+def test_confidence_sequence_holds_the_true_ratio_at_every_look():
+    rng = np.random.default_rng(4)
+    plan = plan_of(EXACT, bad_promotion=0.2)
+    outside = 0
+    for _ in range(60):
+        windows = list(simulated_rates(rng, 40, lambda _: (0.06, 0.02), 0.5))
+        low, high = 0.0, np.inf
+        for count in (5, 10, 20, 40):
+            objective = assessed(plan, windows[:count]).objectives[0]
+            low = max(low, objective.effect_low or 0.0)
+            high = min(high, objective.effect_high or np.inf)
+        outside += not low <= 3.0 <= high
+    # A binomial of 60 and 20 % is above 22 with a probability below 0.1 %.
+    assert outside <= 22
+    assert low > 1.0
+    assert high < 10.0
+
+
+def test_best_estimate_and_interval_are_in_the_sentence():
+    rng = np.random.default_rng(5)
+    said = assessed(plan_of(), simulated_rates(rng, 40, lambda _: (0.05, 0.001)))
+    objective = said.objectives[0]
+    assert objective.verdict is Verdict.MISSED
+    assert objective.effect_low < objective.effect
+    assert "4.66 % of 1,975 on v2, 0.139 % of 18,025 on v1: 32.7 times (" in objective.detail
+    assert "1.2 times plus 0.1 % is tolerated" in objective.detail
+    assert said.reason.startswith("v2 is worse: failures: ")
+
+
+def test_upper_bound_of_the_excess_falls_from_one_with_healthy_traffic():
+    plan = plan_of()
+    bounds = [
+        assessed(plan, [rate_window(i, (500, 0), (500, 1), 0.5) for i in range(count)])
+        for count in (0, 1, 5, 20)
+    ]
+    highs = [each.excess_rate_high for each in bounds]
+    assert highs[0] == 1.0
+    assert highs == sorted(highs, reverse=True)
+    assert highs[-1] <= 0.001
+
+
+def test_upper_bound_of_the_excess_is_above_the_truth():
+    rng = np.random.default_rng(6)
+    plan = plan_of(bad_promotion=0.1)
+    below = 0
+    for _ in range(60):
+        windows = list(simulated_rates(rng, 20, lambda _: (0.03, 0.01), 0.3))
+        lowest = min(assessed(plan, windows[:n]).excess_rate_high for n in (2, 5, 10, 20))
+        below += lowest < 0.02
+    # A binomial of 60 and 10 % is above 14 with a probability below 0.2 %.
+    assert below <= 14
+
+
+@pytest.mark.parametrize(
+    ("windows", "extra"),
+    [
+        ([((100, 10), (900, 9))], 9.0),
+        ([((100, 10), (900, 0))], 10.0),
+        ([((100, 0), (900, 9))], 0.0),
+        ([((100, 1), (900, 9))], 0.0),
+        ([((0, 0), (900, 9)), ((100, 10), (0, 0))], 9.0),
+        ([], 0.0),
+    ],
+)
+def test_extra_bad_requests_are_those_beyond_the_baselines_rate(windows, extra):
+    assert judged(plan_of(), *windows)[0].extra_bad_requests == pytest.approx(extra)
+
+
+def test_change_after_a_healthy_start_is_found_and_said():
+    rng = np.random.default_rng(7)
+    windows = list(simulated_rates(rng, 330, lambda i: (0.001 if i < 300 else 0.05, 0.001), 0.05))
+    with_detector, without = plan_of(), plan_of(detector_share=0.0)
+    assert decided_at(without, windows) > decided_at(with_detector, windows)
+    found = decided_at(with_detector, windows)
+    assert 300 < found <= 312
+    assert "v2 is worse after a healthy start" in assessed(with_detector, windows[:found]).reason
+
+
+def decided_at(plan, windows):
+    """Returns after how many windows the candidate is aborted; one more than all if never."""
+    state = begin(plan)
+    for count, each in enumerate(windows, 1):
+        state = observe(plan, state, each)
+        if assess(plan, state).abort:
+            return count
+    return len(windows) + 1
+
+
+def test_candidate_that_fails_less_is_promoted_without_any_room():
+    said, objective = judged(plan_of(EXACT), *[((250, 5), (250, 25))] * 8)
+    assert said.promote
+    assert objective.effect_high < 1.0
+
+
+def test_a_billion_requests_are_no_trouble():
+    plan = plan_of()
+    state = observed(
+        plan, [rate_window(i, (10**8, 10**6 * i), (9 * 10**8, 10**5)) for i in range(10)]
+    )
+    said = assessed(plan, [rate_window(0, (10**9, 10**9), (10**9, 0))])
+    assert np.isfinite(state.objectives[0].stakes).all()
+    assert said.abort
+    assert np.isfinite(said.harm_e)
