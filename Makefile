@@ -23,7 +23,7 @@ BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers test test-long fuzz check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence soak protos lock clean
+.PHONY: help up models servers test test-long fuzz check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -73,7 +73,7 @@ format: $(DEV_READY) ## Format the code and the protos.
 	@$(BIN)/ruff check --quiet --fix $(SOURCES)
 	@$(BIN)/buf format --write
 
-bench: bench-vision bench-llm bench-hop bench-shifts bench-evidence ## Run every benchmark.
+bench: bench-vision bench-llm bench-hop bench-shifts bench-evidence bench-rollouts ## Run every benchmark.
 
 bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its baseline and its peers.
 	@$(BIN)/python benchmarks/vision/run.py
@@ -89,6 +89,9 @@ bench-hop: $(DEV_READY) $(MODELS_READY) ## Measure the latency that the hop thro
 
 bench-evidence: $(DEV_READY) ## Simulate rollouts: false aborts, detection, and other tools' rules. Minutes.
 	@$(BIN)/python benchmarks/evidence/run.py
+
+bench-rollouts: $(DEV_READY) ## Run 10, 100 and 1,000 rollouts in one router: processor, memory, lateness.
+	@$(BIN)/python benchmarks/rollouts/scale.py
 
 soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes; check memory and statuses.
 	@$(BIN)/python benchmarks/soak.py

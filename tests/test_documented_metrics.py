@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PORTIONS = [ROOT / "services", ROOT / "mesh"]
+PORTIONS = [ROOT / "services", ROOT / "mesh", ROOT / "router"]
 MAKES_METRICS = re.compile(r"^from prometheus_client\b", re.MULTILINE)
 NAME = re.compile(r"\b(?:tidegate|grpc_server)_[a-z_]*(?:\{[a-z_]+(?:,[a-z_]+)+\}[a-z_]*)*")
 SUFFIXES = ("_bucket", "_count", "_sum")
@@ -46,6 +46,9 @@ def metrics():
             for metric in collector.describe() if hasattr(collector, "describe") else ():
                 name = metric.name + ("_total" if metric.type == "counter" else "")
                 found[name] = (*added, *collector._labelnames)
+    rollouts = importlib.import_module("tidegate.router.metrics")
+    for metric in rollouts.RolloutCollector(()).collect():
+        found[metric.name] = metric._labelnames
     found["tidegate_tls_certificate_expiry_timestamp_seconds"] = ()
     return {name: each for name, each in found.items() if NAME.match(name)}
 

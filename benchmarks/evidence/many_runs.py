@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tidegate.evidence.bets import NOTHING, Bets, log_growth, log_mean
+from tidegate.evidence.bets import LEAST_ALONE, LEAST_EACH, NOTHING, Bets, log_growth, log_mean
 from tidegate.evidence.judge import assess, begin, observe
 from tidegate.evidence.plan import EvidencePlan, Objective, RateTest
 from tidegate.evidence.processes import Clock, grow_changed
@@ -59,32 +59,42 @@ class ManyRuns:
         self._bets = Bets(*(column[:count] for column in rate_bets(test)))
         self._stakes = np.zeros((runs, count))
         self._changed = np.full((runs, _HARM), NOTHING)
-        self._trials_b = np.zeros(runs)
-        self._events_b = np.zeros(runs)
+        # Per run: trials and events of the candidate, then of the baseline.
+        self._waiting = np.zeros((runs, 4))
+        self._settled = np.zeros((runs, 4))
+        self._share = 0.0
         self._clock = Clock()
 
     def keep(self, chosen: npt.NDArray[np.bool_]) -> None:
         """Goes on with some of the runs only."""
         self._stakes, self._changed = self._stakes[chosen], self._changed[chosen]
-        self._trials_b, self._events_b = self._trials_b[chosen], self._events_b[chosen]
+        self._waiting, self._settled = self._waiting[chosen], self._settled[chosen]
 
     def observe(self, window: Window) -> None:
         """Counts a window."""
         self._clock, stake = self._clock.pass_window(
             window.start_s, window.end_s, self._plan.within_s
         )
-        guess = (self._events_b + 0.5) / (self._trials_b + PRIOR_TRIALS)
-        growth = log_growth(
-            self._bets,
-            (window.trials_c[:, None], window.events_c[:, None]),
-            (window.trials_b[:, None], window.events_b[:, None]),
-            (guess[:, None], guess[:, None]),
+        if window.share != self._share:
+            self._bet(np.ones(len(self._waiting), dtype=bool), 0.0)
+            self._share = window.share
+        self._waiting += np.stack(
+            (window.trials_c, window.events_c, window.trials_b, window.events_b), axis=1
         )
+        trials_c, trials_b = self._waiting[:, 0], self._waiting[:, 2]
+        enough = (trials_b >= LEAST_EACH) | (trials_c >= LEAST_ALONE)
+        self._bet(enough & (trials_c >= LEAST_EACH), stake)
+
+    def _bet(self, chosen: npt.NDArray[np.bool_], stake: float) -> None:
+        counts = np.where(chosen[:, None], self._waiting, 0.0)
+        trials_c, events_c, trials_b, events_b = np.split(counts, 4, axis=1)
+        guess = (self._settled[:, 3:] + 0.5) / (self._settled[:, 2:3] + PRIOR_TRIALS)
+        growth = log_growth(self._bets, (trials_c, events_c), (trials_b, events_b), (guess, guess))
         self._stakes += growth
         if self._plan.detector_share:
             self._changed = grow_changed(self._changed, growth[:, :_HARM], stake)
-        self._trials_b += window.trials_b
-        self._events_b += window.events_b
+        self._settled += counts
+        self._waiting -= counts
 
     def harm_e(self) -> npt.NDArray[np.float64]:
         """Returns the e-value of harm of each run."""

@@ -21,8 +21,7 @@ It fails unless
 - the mean detection takes at most 1.5 times the lower bound (1.9 times for a candidate that is
   found out by two failures),
 - Tidegate aborts no more than 1.2 times 1 % of the healthy rollouts beside the other rules,
-- the engine's e-values are those of the simulation, and a window with three objectives takes less
-  than 1.5 ms.
+- the engine's e-values are those of the simulation.
 
 It prints tables and writes ``bench-results/evidence.json`` and ``bench-results/evidence.png``.
 """
@@ -71,7 +70,6 @@ BAD_PROMOTION: Final = 0.05
 _ROOM: Final = 1.2
 _CONFIDENCE: Final = 0.99
 _RATIOS: Final = (1.5, 1.5, 1.5, 1.5, 1.9)
-_COST_MS: Final = 1.5
 _CHUNK: Final = 1000
 _OURS: Final = "Tidegate"
 
@@ -190,10 +188,6 @@ def _bounds(results: Results, *, quick: bool) -> Iterator[Bound]:
         f" {results.engine_compared:,} e-values",
         results.engine_compared > 0 and results.engine_difference < 1e-9,
     )
-    yield Bound(
-        f"a window with three objectives takes {results.cost_ms:.2f} ms of {_COST_MS} ms",
-        results.cost_ms < _COST_MS,
-    )
 
 
 def _report(results: Results, bounds: list[Bound]) -> None:
@@ -202,6 +196,10 @@ def _report(results: Results, bounds: list[Bound]) -> None:
     _report_rules(results)
     print_bounds(console, bounds)
     console.print(", ".join(f"{name} {value}" for name, value in results.environment.items()))
+    console.print(
+        f"the engine took {results.cost_ms:.2f} ms for a window with three objectives: with one"
+        f" every 5 s, {5000 / results.cost_ms:,.0f} rollouts would keep a core busy"
+    )
     console.print(f"took {results.seconds:.0f} s")
 
 

@@ -53,12 +53,18 @@ class FaultyMesh(LaptopMesh):
         folder: Where `tidegate` runs.
         candidate: The model version of the candidate.
         models: The model repository of the candidate; the tests' by default.
+        llm: Whether a language model runs too.
     """
 
     def __init__(
-        self, folder: Path, candidate: str = f"{CLASSIFIER}/1-int8", models: Path | None = None
+        self,
+        folder: Path,
+        candidate: str = f"{CLASSIFIER}/1-int8",
+        models: Path | None = None,
+        *,
+        llm: bool = False,
     ) -> None:
-        super().__init__(folder)
+        super().__init__(folder, llm=llm)
         (port,) = free_ports(1)
         self._objects = folder / "istio"
         self._addresses: dict[str, str] = {}
@@ -126,6 +132,12 @@ class FaultyMesh(LaptopMesh):
                     raise
         told = "\n".join(events[number].message for number in sorted(events))
         raise AssertionError(f"{name} is {_phase(status)}: {status.message}\n{told}\n{self.logs()}")
+
+    def undo(self, name: str) -> None:
+        """Puts back what a rollout found."""
+        with self.rollouts() as rollouts:
+            rollouts.Undo(rollout_pb2.UndoRequest(name=name))
+        self.follow(name, "aborted")
 
     @contextmanager
     def rollouts(self) -> Iterator[rollout_pb2_grpc.RolloutServiceStub]:

@@ -1,17 +1,35 @@
 """A steady load of Classify calls from a thread of its own, with a count of what became of them."""
 
 import asyncio
+import io
+import tempfile
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Self
 
 import grpc
 from laptop_mesh import CAT
+from PIL import Image
 
+from tidegate.serving.build.photographs import write_samples
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 _IMAGE = CAT.read_bytes()
+_SIDE = 224
 _DEADLINE_S = 20.0
+
+
+def photographs() -> tuple[bytes, ...]:
+    """The photographs of `tidegate model samples`, small, so that a call costs little to decode."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = [Image.open(path) for path in write_samples(Path(folder))]
+        small = []
+        for image in images:
+            buffer = io.BytesIO()
+            image.convert("RGB").resize((_SIDE, _SIDE)).save(buffer, "JPEG")
+            small.append(buffer.getvalue())
+    return tuple(small)
 
 
 class SteadyLoad:

@@ -23,6 +23,11 @@ For rare events, r = 1 and d = 0 this is ψ^x · (1 − θ + θψ)^−(x + y) wi
 each event falls on the candidate with odds that depend on the ratio alone (Lindon and Malek 2022,
 arXiv 2011.03567, with a share per window).
 
+A window compares the versions within itself, so one in which a version has no trial says nothing.
+With few requests that would waste most of them. So counts wait until each version has a few trials
+(`is_enough`), or until the shares change. The wait depends on trials only, never on events, and so
+keeps the bets fair.
+
 Everything broadcasts: counts of many runs are columns, and the bets are along the last axis.
 """
 
@@ -33,9 +38,12 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "LEAST_ALONE",
+    "LEAST_EACH",
     "NOTHING",
     "Array",
     "Bets",
+    "is_enough",
     "join_bets",
     "learning_bets",
     "log_growth",
@@ -47,6 +55,12 @@ Array = npt.NDArray[np.float64]
 
 NOTHING: Final = -1e9
 """The logarithm of no money: finite, because JSON has no infinity."""
+
+LEAST_EACH: Final = 4
+"""Trials of each version for which counts wait."""
+
+LEAST_ALONE: Final = 400
+"""Trials of the candidate after which they no longer wait for the baseline."""
 
 _LEAST: Final = 1e-9
 _MOST_TOLERATED: Final = 0.99
@@ -100,6 +114,11 @@ def join_bets(parts: Sequence[Bets]) -> Bets:
     return Bets(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
+def is_enough(trials_c: float, trials_b: float) -> bool:
+    """Returns whether trials of candidate and baseline are enough to bet on them."""
+    return trials_c >= LEAST_EACH and (trials_b >= LEAST_EACH or trials_c >= LEAST_ALONE)
+
+
 def log_growth(
     bets: Bets,
     candidate: tuple[float | Array, float | Array],
@@ -117,9 +136,9 @@ def log_growth(
     """
     (trials_c, events_c), (trials_b, events_b) = candidate, baseline
     ratio, margin, odds, is_harm = bets
-    rate_b = np.clip(guess[1], _LEAST, _MOST_TOLERATED)
-    tolerated = _odds(np.clip(ratio * rate_b + margin, _LEAST, _MOST_TOLERATED))
-    learnt = _odds(np.clip(guess[0], _LEAST, _MOST_TOLERATED))
+    rate_b = _within(guess[1], _LEAST, _MOST_TOLERATED)
+    tolerated = _odds(_within(ratio * rate_b + margin, _LEAST, _MOST_TOLERATED))
+    learnt = _odds(_within(guess[0], _LEAST, _MOST_TOLERATED))
     learnt = np.where(
         is_harm,
         np.maximum(learnt, _LEARNT_AT_LEAST * tolerated),
@@ -130,8 +149,8 @@ def log_growth(
     gain_c = alternative / _odds(np.minimum(ratio * null_b + margin, _MOST)) - 1.0
     loss_b = 1.0 - _odds(rate_b) / _odds(null_b)
     # Of one sign by construction; rounding must not change that, for the maximum relies on it.
-    gain_c = np.where(is_harm, np.maximum(gain_c, 0.0), np.clip(gain_c, _TINY - 1.0, 0.0))
-    loss_b = np.where(is_harm, np.clip(loss_b, 0.0, 1.0 - _TINY), np.minimum(loss_b, 0.0))
+    gain_c = np.where(is_harm, np.maximum(gain_c, 0.0), _within(gain_c, _TINY - 1.0, 0.0))
+    loss_b = np.where(is_harm, _within(loss_b, 0.0, 1.0 - _TINY), np.minimum(loss_b, 0.0))
     largest = _log_largest_mean(bets, (trials_c, gain_c), (trials_b, loss_b))
     result: Array = events_c * np.log1p(gain_c) + events_b * np.log1p(-loss_b) - largest
     return result
@@ -143,6 +162,12 @@ def log_mean(logs: Array, log_weights: Array) -> Array:
     top = terms.max(axis=-1, keepdims=True)
     total: Array = np.log(np.exp(terms - top).sum(axis=-1)) + top[..., 0]
     return total
+
+
+def _within(value: float | Array, low: float, high: float | Array) -> Array:
+    """Returns the value, or the nearer end; like `numpy.clip`, but faster on small arrays."""
+    limited: Array = np.minimum(np.maximum(value, low), high)
+    return limited
 
 
 def _odds(rate: Array) -> Array:
@@ -163,10 +188,8 @@ def _nearest_null(
     """
     (trials_c, rate_c), (trials_b, rate_b) = candidate, baseline
     ratio, margin, _, is_harm = bets
-    highest = np.clip((_MOST - margin) / ratio, _TINY, _MOST)
-    q = np.minimum(
-        np.broadcast_to(rate_b, np.broadcast_shapes(np.shape(rate_b), ratio.shape)), highest
-    )
+    highest = _within((_MOST - margin) / ratio, _TINY, _MOST)
+    q = np.minimum(rate_b, highest)
     for _ in range(_ROUNDS):
         mass_c = trials_c / (1.0 - np.minimum(ratio * q + margin, _MOST)) * ratio
         mass_b = trials_b / (1.0 - q)
@@ -180,7 +203,7 @@ def _nearest_null(
             2.0 * constant / np.maximum(linear + root, 1e-300),
             (root - linear) / (2.0 * square),
         )
-        q = np.clip(np.where(is_harm, np.maximum(q, rate_b), np.minimum(q, rate_b)), _TINY, highest)
+        q = _within(np.where(is_harm, np.maximum(q, rate_b), np.minimum(q, rate_b)), _TINY, highest)
     return q
 
 
@@ -196,10 +219,10 @@ def _log_largest_mean(
     ratio, margin = bets.ratio, bets.margin
     slope = trials_c * gain_c * ratio - trials_b * loss_b * (1.0 + gain_c * margin)
     curvature = gain_c * loss_b * ratio * (trials_c + trials_b)
-    highest = np.clip((1.0 - margin) / ratio, 0.0, 1.0)
+    highest = _within((1.0 - margin) / ratio, 0.0, 1.0)
     flat = curvature <= 0.0
     q = slope / np.where(flat, 1.0, curvature)
-    q = np.where(flat, np.where(slope > 0.0, highest, 0.0), np.clip(q, 0.0, highest))
+    q = np.where(flat, np.where(slope > 0.0, highest, 0.0), _within(q, 0.0, highest))
     total: Array = trials_c * np.log1p(gain_c * (ratio * q + margin)) + trials_b * np.log1p(
         -loss_b * q
     )

@@ -29,15 +29,14 @@ from tidegate.evidence.plan import (
     RateTest,
 )
 from tidegate.evidence.quantiles import QuantileState
-from tidegate.evidence.rates import RateState
+from tidegate.evidence.rates import NO_TRIALS, RateState
 from tidegate.evidence.sample_ratio import SampleRatioState
 from tidegate.evidence.state import EvidenceState, ObjectiveState, begin_objectives
-from tidegate.evidence.window import Counted, TrafficWindow, VersionTraffic
+from tidegate.evidence.window import TrafficWindow, VersionTraffic
 from tidegate.evidence.words import number
 
 __all__ = ["assess", "begin", "observe"]
 
-_NONE: Final = Counted(0, 0)
 _NO_TRAFFIC: Final = VersionTraffic()
 
 
@@ -63,12 +62,10 @@ def observe(plan: EvidencePlan, state: EvidenceState, window: TrafficWindow) -> 
     _check_state(plan, state)
     check_window(plan, window)
     clock, stake = state.clock.pass_window(window.start_s, window.end_s, plan.within_s)
-    candidate = window.versions.get(plan.candidate, _NO_TRAFFIC)
-    baseline = window.versions.get(plan.baseline, _NO_TRAFFIC)
     return EvidenceState(
         metrics=state.metrics,
         objectives=tuple(
-            _observed(objective, remembered, (candidate, baseline), stake, window.end_s)
+            _observed(plan, objective, remembered, window, stake)
             for objective, remembered in zip(plan.objectives, state.objectives, strict=True)
         ),
         sample_ratio=_split_observed(plan, state.sample_ratio, window),
@@ -122,8 +119,8 @@ def assess(plan: EvidencePlan, state: EvidenceState) -> Assessment:
 
 def _check_state(plan: EvidencePlan, state: EvidenceState) -> None:
     metrics = tuple(each.metric for each in plan.objectives)
-    kinds = tuple(type(each) for each in begin_objectives(plan))
-    if state.metrics != metrics or tuple(type(each) for each in state.objectives) != kinds:
+    kinds = [type(each) for each in begin_objectives(plan)]
+    if state.metrics != metrics or [type(each) for each in state.objectives] != kinds:
         raise EvidenceError(
             f"state.metrics: {', '.join(state.metrics) or 'none'} are the objectives of another"
             f" plan, not {', '.join(metrics) or 'none'}; begin anew with the changed plan"
@@ -131,27 +128,31 @@ def _check_state(plan: EvidencePlan, state: EvidenceState) -> None:
 
 
 def _observed(
+    plan: EvidencePlan,
     objective: Objective,
     remembered: ObjectiveState,
-    versions: tuple[VersionTraffic, VersionTraffic],
+    window: TrafficWindow,
     stake: float,
-    end_s: float,
 ) -> ObjectiveState:
-    candidate, baseline = versions
+    candidate = window.versions.get(plan.candidate, _NO_TRAFFIC)
+    baseline = window.versions.get(plan.baseline, _NO_TRAFFIC)
     metric = objective.metric
     match objective.test, remembered:
         case RateTest() as test, RateState() as rates:
-            counts = candidate.rates.get(metric, _NONE), baseline.rates.get(metric, _NONE)
-            return rates.observe(test, *counts, stake)
+            counts = [each.rates.get(metric, NO_TRIALS) for each in (candidate, baseline)]
+            return rates.observe(
+                test, counts[0], counts[1], share=_share(plan, window), stake=stake
+            )
         case QuantileTest() as test, QuantileState() as quantiles:
+            buckets = [each.histograms.get(metric) for each in (candidate, baseline)]
             return quantiles.observe(
-                test, candidate.histograms.get(metric), baseline.histograms.get(metric), stake
+                test, buckets[0], buckets[1], share=_share(plan, window), stake=stake
             )
         case MixTest() as test, MixState() as mix:
-            shares = candidate.categories.get(metric, {}), baseline.categories.get(metric, {})
-            return mix.observe(test, *shares, stake)
+            answers = [each.categories.get(metric, {}) for each in (candidate, baseline)]
+            return mix.observe(test, answers[0], answers[1], stake)
         case LimitTest() as test, LimitState() as limit:
-            return limit.observe(test, candidate.gauges.get(metric), end_s)
+            return limit.observe(test, candidate.gauges.get(metric), window.end_s)
     raise AssertionError(f"{metric}: the state is of another test")
 
 
@@ -160,13 +161,16 @@ def _split_observed(
 ) -> SampleRatioState:
     if window.lost:
         return remembered
-    share_c = window.shares.get(plan.candidate, 0.0)
-    share_b = window.shares.get(plan.baseline, 0.0)
-    requests = [
-        window.versions.get(name, _NO_TRAFFIC).requests for name in (plan.candidate, plan.baseline)
-    ]
-    share = share_c / (share_c + share_b) if share_c and share_b else 0.0
-    return remembered.observe(requests[0], requests[1], share)
+    candidate = window.versions.get(plan.candidate, _NO_TRAFFIC)
+    baseline = window.versions.get(plan.baseline, _NO_TRAFFIC)
+    return remembered.observe(candidate.requests, baseline.requests, _share(plan, window))
+
+
+def _share(plan: EvidencePlan, window: TrafficWindow) -> float:
+    """Returns the candidate's intended share of both versions' requests."""
+    candidate = window.shares.get(plan.candidate, 0.0)
+    total = candidate + window.shares.get(plan.baseline, 0.0)
+    return candidate / total if total else 0.0
 
 
 def _combined(

@@ -33,11 +33,6 @@ class LimitState(msgspec.Struct, frozen=True, tag="limit"):
     past_since_s: float | None = None
     readings: int = 0
 
-    @classmethod
-    def begin(cls) -> "LimitState":
-        """Returns the state before any reading."""
-        return cls()
-
     def observe(self, test: LimitTest, value: float | None, end_s: float) -> "LimitState":
         """Returns the state after a window.
 

@@ -22,6 +22,7 @@ name, so its size is bounded, and a category that takes over is seen even withou
 A category keeps its place once it has one.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ import numpy as np
 from tidegate.evidence.bets import (
     NOTHING,
     Array,
+    Bets,
+    join_bets,
     learning_bets,
     log_growth,
     log_mean,
@@ -55,16 +58,27 @@ _NAMED: Final = 48
 _GROUPS: Final = 16
 _SLOTS: Final = _NAMED + _GROUPS
 _HARM_ODDS: Final = (1.1, 1.25, 1.5, 2.0, 4.0, 10.0, 40.0)
-_HARM_PRIOR: Final = log_prior((1,) * len(_HARM_ODDS))
+_HARM: Final = len(_HARM_ODDS)
+_HARM_PRIOR: Final = log_prior((1,) * _HARM)
 _DISTANCES: Final = (
     *(0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3),
     *(0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
 )
-_DISTANCE_BETS: Final = learning_bets([1.0] * len(_DISTANCES), _DISTANCES, is_harm=True)
 _SAFE_RATES: Final = np.array((0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6))
 """The λ of the safety bets."""
 
 _SAFE_PRIOR: Final = log_prior((1,) * len(_SAFE_RATES))
+
+
+@functools.lru_cache(maxsize=256)
+def _mix_bets(test: MixTest) -> Bets:
+    """Returns all bets of a mix test: harm, and a distance of at least each."""
+    return join_bets(
+        [
+            one_sided_bets(1.0, test.distance, _HARM_ODDS, is_harm=True),
+            learning_bets([1.0] * len(_DISTANCES), _DISTANCES, is_harm=True),
+        ]
+    )
 
 
 class MixState(msgspec.Struct, frozen=True, tag="mix"):
@@ -86,36 +100,18 @@ class MixState(msgspec.Struct, frozen=True, tag="mix"):
         distances: The same for each distance of the confidence sequence.
     """
 
-    names: tuple[str, ...]
-    candidate: tuple[int, ...]
-    baseline: tuple[int, ...]
-    differences: tuple[float, ...]
-    weight: float
-    chosen: Counted
-    chosen_baseline: Counted
-    matched: float
-    matched_weight: float
-    start: tuple[float, ...]
-    changed: tuple[float, ...]
-    distances: tuple[float, ...]
-
-    @classmethod
-    def begin(cls) -> "MixState":
-        """Returns the state before any traffic."""
-        return cls(
-            names=(),
-            candidate=(0,) * _SLOTS,
-            baseline=(0,) * _SLOTS,
-            differences=(0.0,) * _SLOTS,
-            weight=0.0,
-            chosen=Counted(0, 0),
-            chosen_baseline=Counted(0, 0),
-            matched=0.0,
-            matched_weight=0.0,
-            start=(0.0,) * len(_HARM_ODDS),
-            changed=(NOTHING,) * len(_HARM_ODDS),
-            distances=(0.0,) * len(_DISTANCES),
-        )
+    names: tuple[str, ...] = ()
+    candidate: tuple[int, ...] = (0,) * _SLOTS
+    baseline: tuple[int, ...] = (0,) * _SLOTS
+    differences: tuple[float, ...] = (0.0,) * _SLOTS
+    weight: float = 0.0
+    chosen: Counted = Counted(0, 0)
+    chosen_baseline: Counted = Counted(0, 0)
+    matched: float = 0.0
+    matched_weight: float = 0.0
+    start: tuple[float, ...] = (0.0,) * _HARM
+    changed: tuple[float, ...] = (NOTHING,) * _HARM
+    distances: tuple[float, ...] = (0.0,) * len(_DISTANCES)
 
     def observe(
         self, test: MixTest, candidate: Mapping[str, int], baseline: Mapping[str, int], stake: float
@@ -149,19 +145,18 @@ class MixState(msgspec.Struct, frozen=True, tag="mix"):
                 (float(before_c[inside].sum()) + 0.5) / (total_c + 1.0),
                 (float(before_b[inside].sum()) + 0.5) / (total_b + 1.0),
             )
-            counted = (
+            growth = log_growth(
+                _mix_bets(test),
                 (trials_c, float(chosen.events)),
                 (trials_b, float(chosen_b.events)),
                 guess,
             )
-            bets = one_sided_bets(1.0, test.distance, _HARM_ODDS, is_harm=True)
-            growth = log_growth(bets, *counted)
-            start = start + growth
-            changed = grow_changed(changed, growth, stake)
-            distances = distances + log_growth(_DISTANCE_BETS, *counted)
+            start = start + growth[:_HARM]
+            changed = grow_changed(changed, growth[:_HARM], stake)
+            distances = distances + growth[_HARM:]
             matched = weight * (chosen.events / trials_c - chosen_b.events / trials_b)
         elif stake > 0.0:
-            changed = grow_changed(changed, np.zeros(len(_HARM_ODDS)), stake)
+            changed = grow_changed(changed, np.zeros(_HARM), stake)
         differences = np.array(self.differences)
         if weight > 0:
             differences = differences + weight * (counts_c / trials_c - counts_b / trials_b)

@@ -36,6 +36,7 @@ import numpy.typing as npt
 from tidegate.evidence.bets import (
     NOTHING,
     Array,
+    is_enough,
     log_growth,
     log_mean,
     one_sided_bets,
@@ -57,13 +58,61 @@ _OFFSETS: Final = (-1, 0, 1, 3)
 """Where the harm thresholds are: edges of buckets, counted from the baseline's quantile's."""
 
 _HARM_ODDS: Final = (1.25, 1.6, 2.5, 5.0, 15.0, 60.0)
-_HARM_PRIOR: Final = log_prior((1,) * (len(_HARM_ODDS) * len(_OFFSETS)))
+_HARM_COUNT: Final = len(_OFFSETS) * len(_HARM_ODDS)
+_HARM_PRIOR: Final = log_prior((1,) * _HARM_COUNT)
 _HARM_BETS: Final = one_sided_bets(1.0, 0.0, _HARM_ODDS, is_harm=True)
 _SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 _SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
 _ZEROS: Final = (0,) * BUCKETS
 
-Counts = npt.NDArray[np.float64]
+
+class Thresholds(msgspec.Struct, frozen=True, array_like=True):
+    """Counts at thresholds that wait for more of the same share.
+
+    Attributes:
+        place: The bucket of the baseline's quantile when they began to wait.
+        guess: The baseline's rates above the thresholds, guessed then.
+        share: The candidate's intended share.
+        candidate: The candidate's requests, and those above each threshold.
+        baseline: The same of the baseline.
+    """
+
+    place: int
+    guess: tuple[float, ...]
+    share: float
+    candidate: tuple[float, ...] = (0.0,) * (1 + len(_OFFSETS))
+    baseline: tuple[float, ...] = (0.0,) * (1 + len(_OFFSETS))
+
+    @classmethod
+    def around(cls, quantile: float, recent: Array, share: float) -> "Thresholds | None":
+        """Returns thresholds around the baseline's quantile; None before it is known."""
+        total = float(recent.sum())
+        if total <= 0.0:
+            return None
+        place = int(np.searchsorted(np.cumsum(recent), quantile * total))
+        guess = (_above(recent)[_edges(place)] + 0.5) / (total + 1.0)
+        return cls(place, tuple(guess.tolist()), share)
+
+    def count(self, ratio: float, candidate: Array, baseline: Array) -> "Thresholds":
+        """Returns the thresholds with the counts of a window."""
+        shift = math.ceil(PER_DOUBLING * math.log2(ratio) - 1e-9)
+        edges = _edges(self.place)
+        edges_c = np.clip(edges + shift, 0, BUCKETS - 1)
+        counted_c = np.concatenate(([candidate.sum()], _above(candidate)[edges_c]))
+        counted_b = np.concatenate(([baseline.sum()], _above(baseline)[edges]))
+        return msgspec.structs.replace(
+            self,
+            candidate=tuple((self.candidate + counted_c).tolist()),
+            baseline=tuple((self.baseline + counted_b).tolist()),
+        )
+
+    def growth(self) -> Array:
+        """Returns the logarithm by which the counts multiply each harm bet."""
+        guess = np.array(self.guess)[:, None]
+        counts = [
+            (each[0], np.array(each[1:])[:, None]) for each in (self.candidate, self.baseline)
+        ]
+        return log_growth(_HARM_BETS, counts[0], counts[1], (guess, guess)).ravel()
 
 
 class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
@@ -73,37 +122,28 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         candidate: Counts of the candidate so far, by bucket.
         baseline: Counts of the baseline so far, by bucket.
         recent: Counts of the baseline in which old windows weigh less, by bucket.
+        waiting: Counts that wait for more of the same share; None if none do.
         start: The logarithm of what each harm bet holds, by threshold and alternative.
         changed: The same for the change detector.
         safe: The logarithm of what each safety bet holds.
     """
 
-    candidate: tuple[int, ...]
-    baseline: tuple[int, ...]
-    recent: tuple[float, ...]
-    start: tuple[float, ...]
-    changed: tuple[float, ...]
-    safe: tuple[float, ...]
-
-    @classmethod
-    def begin(cls) -> "QuantileState":
-        """Returns the state before any traffic."""
-        bets = len(_OFFSETS) * len(_HARM_ODDS)
-        return cls(
-            candidate=_ZEROS,
-            baseline=_ZEROS,
-            recent=(0.0,) * BUCKETS,
-            start=(0.0,) * bets,
-            changed=(NOTHING,) * bets,
-            safe=(0.0,) * len(_SAFE_ODDS),
-        )
+    candidate: tuple[int, ...] = _ZEROS
+    baseline: tuple[int, ...] = _ZEROS
+    recent: tuple[float, ...] = (0.0,) * BUCKETS
+    waiting: Thresholds | None = None
+    start: tuple[float, ...] = (0.0,) * _HARM_COUNT
+    changed: tuple[float, ...] = (NOTHING,) * _HARM_COUNT
+    safe: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
 
     def observe(
         self,
         test: QuantileTest,
         candidate: tuple[int, ...] | None,
         baseline: tuple[int, ...] | None,
-        stake: float,
+        *,
+        share: float = 0.0,
+        stake: float = 0.0,
     ) -> "QuantileState":
         """Returns the state after a window.
 
@@ -111,21 +151,33 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
             test: The test.
             candidate: Counts of the candidate in the window, by bucket; None for none.
             baseline: Counts of the baseline in the window, by bucket; None for none.
+            share: The candidate's intended share of both versions' requests.
             stake: What the change detector places before this window.
         """
         candidate, baseline = candidate or _ZEROS, baseline or _ZEROS
         quantile, counts_c = _oriented(test, candidate)
         _, counts_b = _oriented(test, baseline)
         recent = np.array(self.recent)
-        growth = _harm_growth(test.ratio, quantile, recent, counts_c, counts_b)
+        start, changed, waiting = np.array(self.start), np.array(self.changed), self.waiting
+        if waiting is not None and waiting.share != share:
+            start, changed = _grown(start, changed, waiting.growth(), 0.0)
+            waiting = None
+        waiting = waiting or Thresholds.around(quantile, recent, share)
+        growth = np.zeros(_HARM_COUNT)
+        if waiting is not None:
+            waiting = waiting.count(test.ratio, counts_c, counts_b)
+            if is_enough(waiting.candidate[0], waiting.baseline[0]):
+                growth, waiting = waiting.growth(), None
+        start, changed = _grown(start, changed, growth, stake)
         recent = _remember(recent, counts_b, quantile)
         safe = _safe_growth(test.ratio, quantile, recent, counts_c)
         return QuantileState(
             candidate=tuple(map(int.__add__, self.candidate, candidate)),
             baseline=tuple(map(int.__add__, self.baseline, baseline)),
             recent=tuple(recent.tolist()),
-            start=tuple((np.array(self.start) + growth).tolist()),
-            changed=tuple(grow_changed(np.array(self.changed), growth, stake).tolist()),
+            waiting=waiting,
+            start=tuple(start.tolist()),
+            changed=tuple(changed.tolist()),
             safe=tuple((np.array(self.safe) + safe).tolist()),
         )
 
@@ -157,34 +209,22 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         return low, high
 
 
-def _oriented(test: QuantileTest, counts: tuple[int, ...]) -> tuple[float, Counts]:
+def _oriented(test: QuantileTest, counts: tuple[int, ...]) -> tuple[float, Array]:
     """Returns the quantile and the counts so that large is bad."""
     array = np.array(counts, dtype=np.float64)
     return (test.quantile, array) if test.large_is_bad else (1.0 - test.quantile, array[::-1])
 
 
-def _harm_growth(
-    ratio: float, quantile: float, recent: Counts, candidate: Counts, baseline: Counts
-) -> Array:
-    total = float(recent.sum())
-    if total <= 0.0:
-        return np.zeros(len(_OFFSETS) * len(_HARM_ODDS))
-    shift = math.ceil(PER_DOUBLING * math.log2(ratio) - 1e-9)
-    place = int(np.searchsorted(np.cumsum(recent), quantile * total))
-    edges = np.clip(place + np.array(_OFFSETS), 0, BUCKETS - 2)
-    edges_c = np.clip(edges + shift, 0, BUCKETS - 1)
-    above_c, above_b = _above(candidate), _above(baseline)
-    guess = (_above(recent)[edges] + 0.5) / (total + 1.0)
-    growth = log_growth(
-        _HARM_BETS,
-        (float(candidate.sum()), above_c[edges_c][:, None]),
-        (float(baseline.sum()), above_b[edges][:, None]),
-        (guess[:, None], guess[:, None]),
-    )
-    return growth.ravel()
+def _edges(place: int) -> npt.NDArray[np.intp]:
+    """Returns the buckets whose upper edges are the thresholds around a quantile's bucket."""
+    return np.clip(place + np.array(_OFFSETS), 0, BUCKETS - 2)
 
 
-def _safe_growth(ratio: float, quantile: float, recent: Counts, candidate: Counts) -> Array:
+def _grown(start: Array, changed: Array, growth: Array, stake: float) -> tuple[Array, Array]:
+    return start + growth, grow_changed(changed, growth, stake)
+
+
+def _safe_growth(ratio: float, quantile: float, recent: Array, candidate: Array) -> Array:
     total = float(recent.sum())
     if total <= 0.0:
         return np.zeros(len(_SAFE_ODDS))
@@ -193,9 +233,9 @@ def _safe_growth(ratio: float, quantile: float, recent: Counts, candidate: Count
     low = max(quantile - error, 0.0)
     place = int(np.searchsorted(np.cumsum(recent), low * total, side="right"))
     edge = place - 1 + shift
-    if edge < 0:
+    if not 0 <= edge < BUCKETS - 1:
         return np.zeros(len(_SAFE_ODDS))
-    above = float(_above(candidate)[min(edge, BUCKETS - 1)])
+    above = float(_above(candidate)[edge])
     below = float(candidate.sum()) - above
     limit = 1.0 - quantile
     odds = np.array(_SAFE_ODDS) * limit / (1.0 - limit)
@@ -204,13 +244,13 @@ def _safe_growth(ratio: float, quantile: float, recent: Counts, candidate: Count
     return growth
 
 
-def _above(counts: Counts) -> Counts:
+def _above(counts: Array) -> Array:
     """Returns how many numbers are above the upper edge of each bucket."""
-    above: Counts = counts.sum() - np.cumsum(counts)
+    above: Array = counts.sum() - np.cumsum(counts)
     return above
 
 
-def _remember(recent: Counts, counts: Counts, quantile: float) -> Counts:
+def _remember(recent: Array, counts: Array, quantile: float) -> Array:
     recent = np.add(recent, counts)
     most = min(max(200.0 / min(quantile, 1.0 - quantile), 2_000.0), 200_000.0)
     total = float(recent.sum())

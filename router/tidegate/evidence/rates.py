@@ -31,6 +31,7 @@ from tidegate.evidence.bets import (
     NOTHING,
     Array,
     Bets,
+    is_enough,
     join_bets,
     learning_bets,
     log_growth,
@@ -51,6 +52,7 @@ from tidegate.evidence.window import Counted
 __all__ = [
     "HARM_ODDS",
     "HARM_PRIOR",
+    "NO_TRIALS",
     "PRIOR_TRIALS",
     "SAFE_ODDS",
     "SAFE_PRIOR",
@@ -79,6 +81,9 @@ _DIFFERENCES: Final = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.007),
     *(0.01, 0.015, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7),
 )
+NO_TRIALS: Final = Counted(0, 0)
+"""No trials."""
+
 _SAFE: Final = slice(len(HARM_ODDS), len(HARM_ODDS) + len(SAFE_ODDS))
 _ABOVE: Final = slice(_SAFE.stop, _SAFE.stop + len(_RATIOS))
 _BELOW: Final = slice(_ABOVE.stop, _ABOVE.stop + len(_RATIOS))
@@ -108,33 +113,31 @@ class RateState(msgspec.Struct, frozen=True, tag="rate"):
     Attributes:
         candidate: Counts of the candidate so far.
         baseline: Counts of the baseline so far.
+        waiting: Counts of candidate and baseline that wait for more of the same share.
+        share: The candidate's intended share when they were counted.
         matched_candidate: Σ x·N_b/(N_c + N_b), of Mantel and Haenszel's ratio.
         matched_baseline: Σ y·N_c/(N_c + N_b), of Mantel and Haenszel's ratio.
         stakes: The logarithm of what each bet holds, in the order of `rate_bets`.
         changed: The same for the harm bets of the change detector.
     """
 
-    candidate: Counted
-    baseline: Counted
-    matched_candidate: float
-    matched_baseline: float
-    stakes: tuple[float, ...]
-    changed: tuple[float, ...]
-
-    @classmethod
-    def begin(cls) -> "RateState":
-        """Returns the state before any traffic."""
-        return cls(
-            Counted(0, 0),
-            Counted(0, 0),
-            0.0,
-            0.0,
-            (0.0,) * _EXCESS.stop,
-            (NOTHING,) * len(HARM_ODDS),
-        )
+    candidate: Counted = NO_TRIALS
+    baseline: Counted = NO_TRIALS
+    waiting: tuple[Counted, Counted] = (NO_TRIALS, NO_TRIALS)
+    share: float = 0.0
+    matched_candidate: float = 0.0
+    matched_baseline: float = 0.0
+    stakes: tuple[float, ...] = (0.0,) * _EXCESS.stop
+    changed: tuple[float, ...] = (NOTHING,) * len(HARM_ODDS)
 
     def observe(
-        self, test: RateTest, candidate: Counted, baseline: Counted, stake: float
+        self,
+        test: RateTest,
+        candidate: Counted,
+        baseline: Counted,
+        *,
+        share: float = 0.0,
+        stake: float = 0.0,
     ) -> "RateState":
         """Returns the state after a window.
 
@@ -142,20 +145,39 @@ class RateState(msgspec.Struct, frozen=True, tag="rate"):
             test: The test.
             candidate: Counts of the candidate in the window.
             baseline: Counts of the baseline in the window.
+            share: The candidate's intended share of both versions' requests.
             stake: What the change detector places before this window.
         """
-        bets = rate_bets(test)
+        state = self if share == self.share else self._bet(test, 0.0)
+        waiting = state.waiting[0] + candidate, state.waiting[1] + baseline
+        state = msgspec.structs.replace(
+            state,
+            candidate=state.candidate + candidate,
+            baseline=state.baseline + baseline,
+            waiting=waiting,
+            share=share,
+        )
+        if is_enough(waiting[0].trials, waiting[1].trials):
+            return state._bet(test, stake)
+        changed = grow_changed(np.array(state.changed), np.zeros(len(HARM_ODDS)), stake)
+        return msgspec.structs.replace(state, changed=tuple(changed.tolist()))
+
+    def _bet(self, test: RateTest, stake: float) -> "RateState":
+        """Returns the state after bets on the counts that wait."""
+        bets, (candidate, baseline) = rate_bets(test), self.waiting
         growth = log_growth(
             bets,
             (candidate.trials, candidate.events),
             (baseline.trials, baseline.events),
-            _guess_rates(bets, self.candidate, self.baseline),
+            _guess_rates(bets, self.candidate - candidate, self.baseline - baseline),
         )
         changed = grow_changed(np.array(self.changed), growth[: len(HARM_ODDS)], stake)
         trials = max(candidate.trials + baseline.trials, 1)
         return RateState(
-            self.candidate + candidate,
-            self.baseline + baseline,
+            self.candidate,
+            self.baseline,
+            (NO_TRIALS, NO_TRIALS),
+            self.share,
             self.matched_candidate + candidate.events * baseline.trials / trials,
             self.matched_baseline + baseline.events * candidate.trials / trials,
             tuple((np.array(self.stakes) + growth).tolist()),

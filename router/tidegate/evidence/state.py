@@ -1,10 +1,12 @@
 """What is remembered of the traffic: running sums and products, of a size that does not grow."""
 
+from typing import Final
+
 import msgspec
 
 from tidegate.evidence.limits import LimitState
 from tidegate.evidence.mix import MixState
-from tidegate.evidence.plan import EvidencePlan, LimitTest, MixTest, QuantileTest, RateTest
+from tidegate.evidence.plan import EvidencePlan, LimitTest, MixTest, QuantileTest, RateTest, Test
 from tidegate.evidence.processes import Clock
 from tidegate.evidence.quantiles import QuantileState
 from tidegate.evidence.rates import RateState
@@ -14,6 +16,13 @@ from tidegate.evidence.window import MetricName
 __all__ = ["EvidenceState", "ObjectiveState", "begin_objectives"]
 
 ObjectiveState = RateState | QuantileState | MixState | LimitState
+
+_STATES: Final[dict[type[Test], type[ObjectiveState]]] = {
+    RateTest: RateState,
+    QuantileTest: QuantileState,
+    MixTest: MixState,
+    LimitTest: LimitState,
+}
 
 
 class EvidenceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,15 +47,4 @@ class EvidenceState(msgspec.Struct, frozen=True, kw_only=True):
 
 def begin_objectives(plan: EvidencePlan) -> tuple[ObjectiveState, ...]:
     """Returns the objectives' states before any traffic."""
-    states: list[ObjectiveState] = []
-    for each in plan.objectives:
-        match each.test:
-            case RateTest():
-                states.append(RateState.begin())
-            case QuantileTest():
-                states.append(QuantileState.begin())
-            case MixTest():
-                states.append(MixState.begin())
-            case LimitTest():
-                states.append(LimitState.begin())
-    return tuple(states)
+    return tuple(_STATES[type(each.test)]() for each in plan.objectives)

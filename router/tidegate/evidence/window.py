@@ -50,6 +50,9 @@ class Counted(msgspec.Struct, frozen=True, gc=False, array_like=True):
     def __add__(self, other: "Counted") -> "Counted":
         return Counted(self.trials + other.trials, self.events + other.events)
 
+    def __sub__(self, other: "Counted") -> "Counted":
+        return Counted(self.trials - other.trials, self.events - other.events)
+
     @property
     def rate(self) -> float | None:
         """The share of the trials that were events; None without trials."""

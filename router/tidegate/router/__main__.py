@@ -11,6 +11,7 @@ import grpc
 
 from tidegate.chassis.server import run
 from tidegate.mesh.v1 import mesh_pb2_grpc
+from tidegate.rollout.spec.model import EvidenceFrom
 from tidegate.rollout.v1 import rollout_pb2_grpc
 from tidegate.router.files import RolloutFiles
 from tidegate.router.metrics import publishing
@@ -18,6 +19,7 @@ from tidegate.router.reconciler import reconciling
 from tidegate.router.service import SERVICE_NAME, RolloutServicer
 from tidegate.router.settings import RouterSettings
 from tidegate.router.sources.access_log import AccessLogSource
+from tidegate.router.sources.prometheus import PrometheusSource
 from tidegate.router.store import Store
 from tidegate.router.surroundings import LoopSettings
 from tidegate.traffic.mesh_router import MeshRouter
@@ -67,10 +69,11 @@ class RouterApplication:
             )
             access_log = AccessLogSource(mesh_pb2_grpc.MeshServiceStub(channel))
             await stack.enter_async_context(access_log.running())
+            prometheus = await stack.enter_async_context(PrometheusSource().running())
 
             def source_of(rollout: Rollout) -> TrafficSource:
-                del rollout
-                return access_log
+                counted = rollout.spec.evidence.source is EvidenceFrom.PROMETHEUS
+                return prometheus if counted else access_log
 
             reconciler = await stack.enter_async_context(
                 reconciling(

@@ -17,6 +17,7 @@ from typing import Final
 
 from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.inputs import Command, CommandKind
+from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.router.errors import RefusedError, UnknownRolloutError
@@ -183,6 +184,16 @@ class Reconciler:
         """
         self._loop(key)
         return await self._around.store.history(key, after)
+
+    async def samples(self, key: str) -> tuple[Sample, ...]:
+        """Returns what the evidence about a rollout said over time.
+
+        Raises:
+            UnknownRolloutError: There is no such rollout.
+            StoreError: The store is damaged.
+        """
+        self._loop(key)
+        return await self._around.store.samples(key)
 
     async def flush(self) -> None:
         """Ends the loops, and writes the evidence that has not been written."""

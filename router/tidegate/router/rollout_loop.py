@@ -17,12 +17,14 @@ from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.inputs import Command, CommandKind, Inputs, Step
+from tidegate.rollout.engine.samples import sample_of
 from tidegate.rollout.engine.status import ACTIVE, ENDED, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import HostTraffic
 from tidegate.router.acting import Actor
 from tidegate.router.commands import WaitingCommands
 from tidegate.router.counting import Counting
+from tidegate.router.errors import LeavingError
 from tidegate.router.faults import FaultPoint
 from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS, LATENESS
 from tidegate.router.registry import RolloutRecord
@@ -136,7 +138,9 @@ class RolloutLoop:
         finally:
             self._stop_counting()
             self._around.hosts.release(self.record.key)
-            self._commands.cancel()
+            self._commands.refuse_all(
+                LeavingError("the router is shutting down, or the rollout is being removed")
+            )
 
     async def flush(self) -> None:
         """Writes evidence that was not worth a write of its own. Call it when `run` has ended."""
@@ -284,7 +288,12 @@ class RolloutLoop:
         # If this is cancelled, nobody knows whether it was written.
         self._is_writing = True
         await self._around.store.commit(
-            PutStatus(key=self.record.key, status=step.status, events=step.events)
+            PutStatus(
+                key=self.record.key,
+                status=step.status,
+                events=step.events,
+                sample=sample_of(step.status, now_s) if step.status.desired is not None else None,
+            )
         )
         self._is_writing = self._is_unwritten = False
         self._written_s = now_s

@@ -20,7 +20,8 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
-from tidegate.rollout.engine.history import Event
+from tidegate.rollout.engine.history import Event, EventKind
+from tidegate.rollout.engine.samples import Sample, is_due, thinned
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.router.errors import StoreError
@@ -37,7 +38,7 @@ from tidegate.runtime.sqlite_file import (
 
 __all__ = ["Delete", "Put", "PutStatus", "Store", "Stored", "Write", "from_json", "to_json"]
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 # Tells the file from other SQLite files of Tidegate: "TROL".
 _APPLICATION_ID: Final = 0x54524F4C
 _SCHEMA: Final = f"""
@@ -56,6 +57,13 @@ CREATE TABLE history (
   number INTEGER NOT NULL,
   event BLOB NOT NULL,
   PRIMARY KEY (key, number)
+) WITHOUT ROWID;
+-- What the evidence said over time, for reports. The series is bounded.
+CREATE TABLE samples (
+  key TEXT NOT NULL,
+  time_s REAL NOT NULL,
+  sample BLOB NOT NULL,
+  PRIMARY KEY (key, time_s)
 ) WITHOUT ROWID;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
@@ -105,11 +113,13 @@ class PutStatus(msgspec.Struct, frozen=True, kw_only=True):
         key: The rollout's.
         status: The status.
         events: The events.
+        sample: What the evidence said, for reports; it is kept if the series needs one.
     """
 
     key: str
     status: RolloutStatus
     events: tuple[Event, ...] = ()
+    sample: Sample | None = None
 
 
 class Delete(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +192,17 @@ class Store:
             StoreError: The file is damaged.
         """
         return await self._on_thread(lambda: self._history(key, after))
+
+    async def samples(self, key: str) -> tuple[Sample, ...]:
+        """Reads the samples of a rollout, in order.
+
+        Args:
+            key: The rollout's.
+
+        Raises:
+            StoreError: The file is damaged.
+        """
+        return await self._on_thread(lambda: self._samples(key))
 
     async def commit(self, *writes: Write) -> None:
         """Writes all or nothing; returns once it is on the disk.
@@ -272,9 +293,30 @@ class Store:
                         "INSERT INTO history VALUES (?, ?, ?)",
                         (write.key, event.number, msgspec.msgpack.encode(event)),
                     )
+                self._write_sample(write)
             case Delete():
-                for table in ("rollouts", "statuses", "history"):
+                for table in ("rollouts", "statuses", "history", "samples"):
                     execute(f"DELETE FROM {table} WHERE key = ?", (write.key,))  # noqa: S608 - our own tables
+
+    def _write_sample(self, write: PutStatus) -> None:
+        execute, key = self._database.execute, write.key
+        if any(event.kind is EventKind.STARTED for event in write.events):
+            execute("DELETE FROM samples WHERE key = ?", (key,))
+        sample = write.sample
+        if sample is None:
+            return
+        rows = execute(
+            "SELECT time_s FROM samples WHERE key = ? ORDER BY time_s", (key,)
+        ).fetchall()
+        times = [time_s for (time_s,) in rows]
+        if times and not write.events and not is_due(times[0], times[-1], sample.time_s):
+            return
+        execute(
+            "INSERT OR REPLACE INTO samples VALUES (?, ?, ?)",
+            (key, sample.time_s, msgspec.msgpack.encode(sample)),
+        )
+        for time_s in thinned([*times, sample.time_s]):
+            execute("DELETE FROM samples WHERE key = ? AND time_s = ?", (key, time_s))
 
     def _load(self) -> tuple[Stored, ...]:
         with self._own_errors():
@@ -300,6 +342,13 @@ class Store:
                 (key, after),
             ).fetchall()
             return tuple(msgspec.msgpack.decode(event, type=Event) for (event,) in rows)
+
+    def _samples(self, key: str) -> tuple[Sample, ...]:
+        with self._own_errors():
+            rows = self._database.execute(
+                "SELECT sample FROM samples WHERE key = ? ORDER BY time_s", (key,)
+            ).fetchall()
+            return tuple(msgspec.msgpack.decode(sample, type=Sample) for (sample,) in rows)
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:

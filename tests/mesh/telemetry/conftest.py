@@ -49,6 +49,7 @@ class Echo:
             "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
             "Fail": grpc.unary_unary_rpc_method_handler(self.fail),
             "Stream": grpc.unary_stream_rpc_method_handler(self.stream),
+            "Wait": grpc.unary_unary_rpc_method_handler(self.wait),
             "Twice": grpc.stream_stream_rpc_method_handler(self.twice),
         }
         self.server.add_generic_rpc_handlers(
@@ -80,6 +81,12 @@ class Echo:
         await self.go_on.wait()
         yield b"2"
         yield b"3"
+
+    async def wait(self, request, context):
+        """Answers when the test lets it."""
+        self.tell(context)
+        await self.go_on.wait()
+        return request
 
     async def twice(self, requests, context):
         self.tell(context)
@@ -220,6 +227,13 @@ def bootstrap(folder, control_port):
     routes = [
         *(_route(to, cluster_name(to)) for to in ("v1", "v2", "empty", "refused", "missing")),
         _route("impatient", cluster_name("v1"), timeout="0.05s"),
+        # As the compiler writes a timeout.
+        _route(
+            "bounded",
+            cluster_name("v1"),
+            timeout="0.05s",
+            max_stream_duration={"max_stream_duration": "0.05s"},
+        ),
         _route("limited", cluster_name("v1"), max_stream_duration={"max_stream_duration": "0.05s"}),
         _route("rewritten", cluster_name("v1"), regex_rewrite=rewrite),
     ]

@@ -159,6 +159,22 @@ async def test_stream_whose_time_envoy_ends_is_deadline_exceeded(mesh, record_of
     assert (record.http_status, record.grpc_status) == (200, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+@pytest.mark.parametrize("to", ["impatient", "bounded"])
+async def test_a_timeout_of_envoy_is_told_from_the_callers_deadline(mesh, record_of, to):
+    mesh.v1.go_on.clear()
+    await failure(mesh.call("Wait", to, user(f"wait-{to}")))
+    await failure(mesh.call("Wait", "v1", user("own"), timeout=0.05))
+    by_envoy, own = await record_of(f"wait-{to}"), await record_of("own")
+    mesh.v1.go_on.set()
+    assert by_envoy.proxy_timeout
+    assert (own.grpc_status, own.proxy_timeout) == (grpc.StatusCode.DEADLINE_EXCEEDED, False)
+    # Envoy answers a unary call with UNAVAILABLE, unless the server is faster.
+    assert by_envoy.grpc_status in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    )
+
+
 async def test_streams_whose_deadline_passes_are_deadline_exceeded_every_time(mesh, record_of):
     mesh.v1.go_on.clear()
     for number in range(30):

@@ -140,3 +140,16 @@ def test_numbers_outside_of_the_grid_are_counted():
     traffic = VersionTraffic(requests=105, histograms={"latency": tuple(counts)})
     windows = [window_of(i, traffic, traffic, 0.5) for i in range(20)]
     assert not assessed(plan_of(p99()), windows).abort
+
+
+def test_few_requests_in_a_window_still_find_a_slow_candidate():
+    rng = np.random.default_rng(8)
+    windows = simulated_latencies(rng, 400, lambda _: (0.15, 0.05), 0.1, 3)
+    assert decided(plan_of(p99()), windows) == "abort"
+
+
+def test_counts_of_different_shares_are_never_compared():
+    # Both versions are slow while the candidate has half of the requests.
+    quick = window_of(0, timed([]), timed([0.05] * 100), 0.01)
+    slow = [window_of(i, timed([1.0] * 50), timed([1.0] * 50), 0.5) for i in range(1, 20)]
+    assert not assessed(plan_of(median()), [quick, *slow]).abort

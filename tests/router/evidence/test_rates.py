@@ -182,3 +182,71 @@ def test_a_billion_requests_are_no_trouble():
     assert np.isfinite(state.objectives[0].stakes).all()
     assert said.abort
     assert np.isfinite(said.harm_e)
+
+
+def test_counts_of_few_requests_wait_for_more_of_the_same_share():
+    plan = plan_of()
+    apart = [rate_window(i, (1, i % 2), (9, 0)) for i in range(4)]
+    together = [rate_window(0, (4, 2), (36, 0), lasts_s=20.0)]
+    assert assessed(plan, apart[:3]).objectives[0].harm_e == pytest.approx(1.0)
+    assert assessed(plan, apart).harm_e == pytest.approx(assessed(plan, together).harm_e)
+    assert assessed(plan, apart[:3]).objectives[0].candidate_trials == 3
+
+
+def test_counts_of_different_shares_are_never_compared():
+    # The second share's requests all fail, of both versions.
+    first = rate_window(0, (0, 0), (100, 0), 0.01)
+    second = rate_window(1, (50, 50), (50, 50), 0.5)
+    assert not assessed(plan_of(EXACT), [first, second]).abort
+    assert assessed(plan_of(EXACT), [first, second]).harm_e <= 1.0
+
+
+def test_few_requests_in_a_window_cost_little():
+    rng = np.random.default_rng(8)
+    plan = plan_of(EXACT)
+
+    def requests_until_abort(per_window):
+        windows = list(
+            simulated_rates(rng, 6000 // per_window, lambda _: (0.3, 0.02), 0.1, per_window)
+        )
+        return decided_at(plan, windows) * per_window
+
+    few = np.mean([requests_until_abort(3) for _ in range(20)])
+    many = np.mean([requests_until_abort(100) for _ in range(20)])
+    assert few < 1.5 * many
+
+
+@pytest.mark.parametrize(
+    ("test", "windows", "sentence"),
+    [
+        (
+            RateTest(ratio=1.5, margin=0.001),
+            [((4, 1), (100, 5))],
+            "25 % of 4 on v2, 5 % of 100 on v1: 5 times (at most 300); 1.5 times plus 0.1 %",
+        ),
+        (
+            RateTest(margin=0.05),
+            [((100, 0), (900, 0))],
+            "0 % of 100 on v2, 0 % of 900 on v1: no event on either; 5 % more is tolerated",
+        ),
+        (
+            RateTest(ratio=2.0),
+            [((100, 1), (900, 0))],
+            "1 % of 100 on v2, 0 % of 900 on v1: events on v2 only; 2 times is tolerated",
+        ),
+        (
+            RateTest(),
+            [((0, 0), (300, 3), 0.0), ((100, 1), (0, 0), 1.0)],
+            "1 % of 100 on v2, 1 % of 300 on v1: too few at the same time; 1 times is tolerated",
+        ),
+    ],
+)
+def test_sentences(test, windows, sentence):
+    objective = Objective(metric="failures", test=test)
+    assert sentence in judged(plan_of(objective), *windows)[1].detail
+
+
+def test_limit_of_the_effect_includes_the_margin_at_the_baselines_rate():
+    said = judged(plan_of(), ((100, 1), (1000, 1)))[1]
+    assert said.effect_limit == pytest.approx(1.2 + 0.001 / 0.001)
+    assert judged(plan_of(), ((100, 1), (1000, 0)))[1].effect_limit == 1.2

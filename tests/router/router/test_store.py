@@ -8,6 +8,7 @@ import pytest
 from router_harness import canary, manual
 
 from tidegate.rollout.engine.history import Event, EventKind
+from tidegate.rollout.engine.samples import MOST_SAMPLES, sample_of
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.router.errors import StoreError
 from tidegate.router.store import Delete, Put, PutStatus, Store, from_json, to_json
@@ -55,6 +56,29 @@ async def test_a_deleted_rollout_leaves_nothing(path):
         await store.commit(Delete(key=KEY))
         assert await store.load() == ()
         assert await store.history(KEY) == ()
+
+
+def sampled(time_s, *events):
+    status = RolloutStatus(events=len(events), requests_per_s=time_s)
+    sample = sample_of(status, float(time_s))
+    return PutStatus(key=KEY, status=status, events=events, sample=sample)
+
+
+async def test_samples_are_a_bounded_series_that_begins_again_with_the_rollout(path):
+    async with Store.opened(path) as store:
+        await store.commit(Put(rollout=canary()))
+        await store.commit(*(sampled(time_s) for time_s in range(1, 3000)))
+        found = await store.samples(KEY)
+        assert MOST_SAMPLES / 2 <= len(found) <= MOST_SAMPLES
+        assert [each.time_s for each in found] == [each.requests_per_s for each in found]
+        assert (found[0].time_s, found[-1].time_s > 2980) == (1, True)
+    async with Store.opened(path) as store:
+        assert await store.samples(KEY) == found
+        started = Event(number=1, time_s=3001.0, kind=EventKind.STARTED, message="started")
+        await store.commit(sampled(3001, started))
+        assert [each.time_s for each in await store.samples(KEY)] == [3001]
+        await store.commit(Delete(key=KEY))
+        assert await store.samples(KEY) == ()
 
 
 async def test_an_event_that_is_there_is_refused_and_other_commits_are_written(path):

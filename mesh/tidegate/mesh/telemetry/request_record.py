@@ -317,10 +317,7 @@ def parse_entry(
         headers={key: value for key, value in headers.items() if key not in _OWN_HEADERS},
         cookies=_cookies(headers.get(COOKIE_HEADER, ""), user_cookies),
         mirrored=mirrored,
-        proxy_timeout=(
-            code is grpc.StatusCode.DEADLINE_EXCEEDED
-            and _is_proxy_timeout(response, flags, headers, grpc_timeout_s)
-        ),
+        proxy_timeout=_is_proxy_timeout(code, response, flags, headers, grpc_timeout_s),
         utilization=_utilization(metadata.get(LOAD_TRAILER)),
         trace_id=_tag(common, TRACE_TAG) or _trace_id(headers.get("traceparent", "")),
         request_id=request.request_id,
@@ -389,6 +386,7 @@ def _status(
 
 
 def _is_proxy_timeout(
+    code: grpc.StatusCode,
     response: HTTPResponseProperties,
     flags: tuple[str, ...],
     headers: Mapping[str, str],
@@ -396,7 +394,9 @@ def _is_proxy_timeout(
 ) -> bool:
     if response.response_code_details in _TIMEOUT_DETAILS or not _TIMEOUT_FLAGS.isdisjoint(flags):
         return True
-    if not _CLIENT_LEFT_FLAGS.isdisjoint(flags) or grpc_timeout_s is None:
+    if code is not grpc.StatusCode.DEADLINE_EXCEEDED or grpc_timeout_s is None:
+        return False
+    if not _CLIENT_LEFT_FLAGS.isdisjoint(flags):
         return False
     # The server may end the call first: Envoy sends it the shorter of the two times. If the client
     # has a deadline, `grpc-timeout` is the client's; otherwise it is Envoy's.

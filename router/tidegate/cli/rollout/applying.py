@@ -19,6 +19,7 @@ from tidegate.cli.rollout.client import (
 )
 from tidegate.cli.rollout.following import Follower, print_message, wait_for_ends
 from tidegate.cli.rollout.words import PHASES
+from tidegate.rollout.linting import Severity, lint
 from tidegate.rollout.messages import spec_message
 from tidegate.rollout.spec.quantities import duration_seconds
 from tidegate.rollout.spec.reading import Placed, read_placed, texts_of
@@ -79,6 +80,7 @@ def apply(
     if wait and dry_run:
         raise typer.BadParameter("--wait and --dry-run exclude each other")
     placed = _placed(files)
+    _lint(placed)
     applied: list[rollout_pb2.ApplyResponse] = []
     names = ", ".join(each.rollout.metadata.name for each in placed)
     goes_on = f"the router goes on with {names}; watch it with `tidegate rollout watch`"
@@ -222,6 +224,16 @@ def _placed(files: list[str]) -> tuple[Placed, ...]:
     if not named:
         raise typer.BadParameter(f"{', '.join(files)}: there is no .yaml, .yml or .json file")
     return read_placed(named)
+
+
+def _lint(placed: tuple[Placed, ...]) -> None:
+    """Shows what is found without a router, and refuses what can never work."""
+    found = lint(placed)
+    for each in found:
+        colour = "red" if each.severity is Severity.ERROR else "yellow"
+        errors().print(Text(str(each), style=colour))
+    if any(each.severity is Severity.ERROR for each in found):
+        raise typer.Exit(1)
 
 
 def _timeout(text: str, *, wait: bool) -> float | None:

@@ -9,7 +9,7 @@ tidegate rollout report vision-int8 -o report.html
 
 import typer
 
-from tidegate.cli.rollout import applying, showing
+from tidegate.cli.rollout import applying, linting, reporting, showing, simulating
 
 __all__ = ["app"]
 
@@ -29,3 +29,6 @@ app.command("abort")(applying.abort)
 app.command("retry")(applying.retry)
 app.command("undo")(applying.undo)
 app.command("delete")(applying.delete)
+app.command("report")(reporting.report)
+app.command("simulate")(simulating.simulate)
+app.command("lint")(linting.lint)

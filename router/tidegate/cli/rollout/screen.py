@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -25,9 +25,15 @@ from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["event_line", "screen"]
 
+_RUNNING: Final = frozenset(
+    {
+        rollout_pb2.PHASE_PENDING,
+        rollout_pb2.PHASE_PROGRESSING,
+        rollout_pb2.PHASE_PAUSED,
+    }
+)
+
 _BAR: Final = 24
-_GAUGE: Final = 8
-_SCALE: Final = 23
 _EVENTS: Final = 8
 _KINDS: Final = {
     "Promoted": "bold green",
@@ -49,15 +55,52 @@ def screen(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
         rollout: The rollout with its status.
         now_s: The time, in seconds since the epoch.
     """
-    parts = [_header(rollout, now_s), _traffic(rollout)]
-    parts += [_objectives(rollout, each) for each in rollout.status.assessments]
-    parts += [Group(*lines) for lines in [list(_limits(rollout, now_s))] if lines]
-    if rollout.status.last_events:
-        parts.append(Group(*(event_line(e) for e in rollout.status.last_events[-_EVENTS:])))
-    spaced: list[RenderableType] = []
-    for part in parts:
-        spaced += [part, Text()]
-    return Group(*spaced[:-1])
+    return _Screen(rollout, now_s)
+
+
+class _Screen:
+    """The screen, which leaves out the scales where the terminal is narrow."""
+
+    def __init__(self, rollout: rollout_pb2.Rollout, now_s: float) -> None:
+        self._rollout = rollout
+        self._now_s = now_s
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rollout, now_s = self._rollout, self._now_s
+        sizes = _Sizes.of(options.max_width)
+        parts = [_header(rollout, now_s), _traffic(rollout)]
+        parts += [_objectives(rollout, each, sizes) for each in rollout.status.assessments]
+        if limits := list(_limits(rollout, now_s)):
+            parts.append(Group(*limits))
+        if events := rollout.status.last_events[-_EVENTS:]:
+            parts.append(Group(*map(event_line, events)))
+        for number, part in enumerate(parts):
+            if number:
+                yield Text()
+            yield part
+
+
+class _Sizes(NamedTuple):
+    """What the table of objectives has room for.
+
+    Attributes:
+        scale: The width of an effect's scale; 0 for none.
+        gauge: The width of an e-value's bar.
+        has_numbers: Whether e-values are also told as numbers.
+    """
+
+    scale: int
+    gauge: int
+    has_numbers: bool
+
+    @classmethod
+    def of(cls, width: int) -> "_Sizes":
+        """The sizes for a width."""
+        if width >= 150:
+            return cls(25, 8, has_numbers=True)
+        if width >= 125:
+            return cls(15, 4, has_numbers=True)
+        return cls(0, 6, has_numbers=width >= 112)
 
 
 def event_line(event: rollout_pb2.Event, key: str = "") -> Text:
@@ -73,7 +116,7 @@ def _header(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
     status = rollout.status
     words, style = PHASES[status.phase]
     first = Text.assemble((key_of(rollout), "bold"), "  ", (words, style))
-    if status.stage and status.phase not in ENDED:
+    if status.stage and status.phase in _RUNNING:
         first.append(f"  stage {status.stage} of {status.stages}: {status.stage_text}")
     facts = [f"host {rollout.spec.host}"]
     if status.HasField("started_at"):
@@ -121,11 +164,13 @@ def _traffic(rollout: rollout_pb2.Rollout) -> RenderableType:
     return Group(*lines)
 
 
-def _objectives(rollout: rollout_pb2.Rollout, assessment: rollout_pb2.Assessment) -> RenderableType:
-    title = "OBJECTIVE" if len(rollout.status.assessments) == 1 else f"{assessment.candidate}"
+def _objectives(
+    rollout: rollout_pb2.Rollout, assessment: rollout_pb2.Assessment, sizes: _Sizes
+) -> RenderableType:
+    numbers = ("",) if sizes.has_numbers else ()
     table = _table(
-        *(title, "", rollout.spec.baseline, assessment.candidate, "EFFECT AND LIMIT"),
-        *("HARM", "", "SAFETY", ""),
+        *("OBJECTIVE", "", rollout.spec.baseline, assessment.candidate, "EFFECT"),
+        *("HARM", *numbers, "SAFETY", *numbers),
     )
     for found, objective in zip(assessment.objectives, rollout.spec.objectives, strict=False):
         verdict, style = VERDICTS[found.verdict]
@@ -136,16 +181,14 @@ def _objectives(rollout: rollout_pb2.Rollout, assessment: rollout_pb2.Assessment
             Text(verdict, style=style),
             value_text(objective, base),
             value_text(objective, candidate),
-            _effect(objective, found),
-            _bar(evidence_share(found.harm_e, found.harm_threshold), _GAUGE, "red"),
-            Text(evidence_text(found.harm_e, found.harm_threshold), style="dim"),
-            _bar(evidence_share(found.safe_e, found.safe_threshold), _GAUGE, "green"),
-            Text(evidence_text(found.safe_e, found.safe_threshold), style="dim"),
+            _effect(objective, found, sizes.scale),
+            *_evidence(found.harm_e, found.harm_threshold, "red", sizes),
+            *_evidence(found.safe_e, found.safe_threshold, "green", sizes),
         )
     together = Text.assemble(
-        "together  ",
-        _bar(evidence_share(assessment.harm_e, assessment.harm_threshold), _GAUGE, "red"),
-        (f"  e {evidence_text(assessment.harm_e, assessment.harm_threshold)} to abort", "dim"),
+        "all together  ",
+        _bar(evidence_share(assessment.harm_e, assessment.harm_threshold), sizes.gauge, "red"),
+        (f"  {evidence_text(assessment.harm_e, assessment.harm_threshold)} to abort", "dim"),
     )
     lines: list[RenderableType] = [table, together]
     if assessment.sample_ratio.mismatch:
@@ -153,25 +196,32 @@ def _objectives(rollout: rollout_pb2.Rollout, assessment: rollout_pb2.Assessment
     return Group(*lines)
 
 
-def _effect(objective: rollout_pb2.Objective, found: rollout_pb2.ObjectiveAssessment) -> Text:
+def _evidence(e: float, threshold: float, style: str, sizes: _Sizes) -> list[Text]:
+    """An e-value against its threshold on a log scale, and as numbers where there is room."""
+    bar = _bar(evidence_share(e, threshold), sizes.gauge, style)
+    return [bar, Text(evidence_text(e, threshold), style="dim")] if sizes.has_numbers else [bar]
+
+
+def _effect(
+    objective: rollout_pb2.Objective, found: rollout_pb2.ObjectiveAssessment, width: int
+) -> Text:
     """The effect with its confidence sequence on a small scale; ``|`` is the limit."""
-    if not found.HasField("effect"):
-        return Text(f"limit {effect_text(objective, found.effect_limit)}", style="dim")
-    low = found.effect_low if found.HasField("effect_low") else None
-    high = found.effect_high if found.HasField("effect_high") else None
-    words = effect_text(objective, found.effect)
-    words += f" (limit {effect_text(objective, found.effect_limit)})"
     limit = found.effect_limit
-    if not limit > 0 or not math.isfinite(limit):
+    words = f"limit {effect_text(objective, limit)}"
+    if not found.HasField("effect"):
+        return Text(words, style="dim")
+    words = f"{effect_text(objective, found.effect)} ({words})"
+    if not width or not limit > 0 or not math.isfinite(limit):
         return Text(words)
 
     def place(value: float) -> int:
         # A hundredth to hundred times the limit, on a log scale with the limit in the middle.
         ratio = math.log10(max(value, 1e-9) / limit) if math.isfinite(value) else 2.0
-        return round((min(max(ratio, -2.0), 2.0) + 2) / 4 * (_SCALE - 1))
+        return round((min(max(ratio, -2.0), 2.0) + 2) / 4 * (width - 1))
 
-    left, right = place(low or 0.0), place(math.inf if high is None else high)
-    cells = ["─" if left <= at <= right else "·" for at in range(_SCALE)]
+    left = place(found.effect_low) if found.HasField("effect_low") else 0
+    right = place(found.effect_high) if found.HasField("effect_high") else width - 1
+    cells = ["─" if left <= at <= right else "·" for at in range(width)]
     cells[place(limit)] = "|"
     cells[place(found.effect)] = "●"
     style = "green" if right <= place(limit) else "red" if left >= place(limit) else "cyan"
@@ -205,7 +255,7 @@ def _bar(share: float, width: int, style: str) -> Text:
     filled = round(min(max(share, 0.0), 1.0) * width)
     if share > 0 and not filled:
         filled = 1
-    return Text.assemble(("━" * filled, style), ("━" * (width - filled), "bright_black"))
+    return Text.assemble(("█" * filled, style), ("░" * (width - filled), "bright_black"))
 
 
 def _table(*titles: str) -> Table:

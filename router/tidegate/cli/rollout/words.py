@@ -21,6 +21,7 @@ __all__ = [
     "effect_text",
     "evidence_share",
     "evidence_text",
+    "moment",
     "seconds_of",
     "split_text",
     "value_text",
@@ -96,6 +97,12 @@ def age(seconds: float) -> str:
 def clock(stamp: Timestamp) -> str:
     """Returns the local time of day."""
     return dt.datetime.fromtimestamp(seconds_of(stamp)).astimezone().strftime("%H:%M:%S")
+
+
+def moment(stamp: Timestamp) -> str:
+    """Returns the local date and time with its offset."""
+    local = dt.datetime.fromtimestamp(seconds_of(stamp)).astimezone()
+    return local.strftime("%Y-%m-%d %H:%M:%S %z")
 
 
 def weights_text(weights: Mapping[str, float], first: Iterable[str] = ()) -> str:

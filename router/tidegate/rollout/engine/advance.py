@@ -149,9 +149,8 @@ def _take_windows(moves: Moves, windows: tuple[TrafficWindow, ...]) -> None:
 
 
 def _aborts_for_harm(moves: Moves) -> bool:
-    for name, assessment in moves.status.assessments.items():
+    for assessment in moves.status.assessments.values():
         if assessment.abort:
-            why = f"{name} is worse than tolerated: {assessment.reason}"
-            moves.abort(why, "HarmProven", numbers_of(assessment))
+            moves.abort(assessment.reason, "HarmProven", numbers_of(assessment))
             return True
     return False

@@ -15,11 +15,11 @@ __all__ = ["try_gate"]
 def try_gate(moves: Moves) -> None:
     """Pauses a rollout that has a reason to, opens its gate, or says what it waits for."""
     status = moves.status
-    if status.phase is not Phase.PROGRESSING or not status.is_settled or _pauses(moves):
+    if status.phase is not Phase.PROGRESSING or _pauses(moves):
         return
     plan = moves.plan
-    gate = plan.stages[status.stage].gate
-    if _opens(moves, gate):
+    # A split that cannot be put in force must not make the rollout wait for ever.
+    if status.is_settled and _opens(moves, plan.stages[status.stage].gate):
         return
     clock_s = moves.now_s if status.clock_s is None else status.clock_s
     if plan.time_limit_s is not None and moves.now_s - clock_s >= plan.time_limit_s:

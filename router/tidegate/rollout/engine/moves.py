@@ -4,6 +4,8 @@ Each move is one event and, where traffic changes, a new split to bring into for
 gives the parts of the rollout that the rules of the engine look at.
 """
 
+import msgspec
+
 from tidegate.evidence.assessment import Assessment, Verdict
 from tidegate.evidence.plan import Importance
 from tidegate.rollout.engine.draft import Draft
@@ -153,8 +155,9 @@ class Moves:
         version = self.spec.baseline
         if ab is not None and ab.then is AfterTest.WINNER:
             version = winner or version
-        elif ab is not None and ab.then is AfterTest.KEEP:
-            split = self.status.desired
+        elif ab is not None and ab.then is AfterTest.KEEP and self.status.desired is not None:
+            # Users stay where they are; testers are the rollout's own.
+            split = msgspec.structs.replace(self.status.desired, testers=self.original.testers)
         split = split or version_split(self.spec, self.original, version)
         found = f"the winner is {winner}" if winner else "there is no winner"
         message = f"{why}; {found}; traffic then: {split}"

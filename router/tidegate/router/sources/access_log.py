@@ -4,6 +4,8 @@ The source watches each host that a rollout needs. `MeshService.WatchRequests` s
 every request when it ends. After a break the source watches again, and waits twice as long after
 each failure. What ended meanwhile is lost: its number is estimated from the rate before the break,
 and goes into the next window with the records that the controller dropped.
+
+Gauges of the signal ``promql`` come from a Prometheus, if the rollout has such objectives.
 """
 
 import asyncio
@@ -13,13 +15,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
+import aiohttp
 import grpc
 
 from tidegate.evidence.window import TrafficWindow
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
+from tidegate.rollout.measures import MeasureKind
 from tidegate.router.sources.epochs import RolloutCounts
+from tidegate.router.sources.gauges import read_gauges, with_gauges
+from tidegate.router.sources.prometheus_api import PrometheusApi
 from tidegate.router.sources.request import StreamingMethods, read_request
-from tidegate.router.sources.source import Epoch, Watched
+from tidegate.router.sources.source import Epoch, UnsupportedError, Watched
 from tidegate.runtime.logging import get_logger
 
 __all__ = ["AccessLogSource"]
@@ -42,12 +48,14 @@ class AccessLogSource:
         self._stub = stub
         self._rollouts: dict[str, RolloutCounts] = {}
         self._hosts: dict[str, _WatchedHost] = {}
+        self._gauge_problems: dict[str, tuple[str, ...]] = {}
         self._tasks: asyncio.TaskGroup | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Reads records while the context is open."""
-        async with asyncio.TaskGroup() as self._tasks:
+        async with aiohttp.ClientSession() as self._session, asyncio.TaskGroup() as self._tasks:
             for host in self._hosts.values():
                 host.start(self._tasks)
             try:
@@ -55,10 +63,20 @@ class AccessLogSource:
             finally:
                 for host in self._hosts.values():
                     host.stop()
-        self._tasks = None
+        self._tasks = self._session = None
 
     def watch(self, key: str, watched: Watched) -> None:
-        """Counts for a rollout from now on; replaces what was watched under its key."""
+        """Counts for a rollout from now on; replaces what was watched under its key.
+
+        Raises:
+            UnsupportedError: The rollout has gauges and no Prometheus to ask.
+        """
+        gauges = [each for each in watched.measures if each.kind is MeasureKind.GAUGE]
+        if gauges and not watched.url:
+            raise UnsupportedError(
+                f"{gauges[0].metric} needs a Prometheus; set evidence.url, or --prometheus-url of "
+                "the router"
+            )
         self.forget(key)
         counts = self._rollouts[key] = RolloutCounts(watched)
         host = self._hosts.get(watched.host)
@@ -78,10 +96,26 @@ class AccessLogSource:
 
     async def take(self, key: str, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns what was counted since the last call, one window for each epoch with traffic."""
-        return self._rollouts[key].take(now_s)
+        counts = self._rollouts[key]
+        windows = counts.take(now_s)
+        watched = counts.watched
+        if not any(each.kind is MeasureKind.GAUGE for each in watched.measures):
+            return windows
+        assert self._session is not None, "not running"  # noqa: S101 - a fault of the caller
+        gauges = await read_gauges(PrometheusApi(self._session, watched.url), watched, now_s)
+        if gauges.problems and gauges.problems != self._gauge_problems.get(key):
+            _log.warning("no gauges from Prometheus", rollout=key, problems=gauges.problems)
+        self._gauge_problems[key] = gauges.problems
+        return with_gauges(windows, gauges, counts.lasting, now_s)
+
+    def problem(self, key: str) -> str:
+        """Says why evidence is missing now; empty if nothing is known to be missing."""
+        host = self._hosts[self._rollouts[key].watched.host]
+        return "; ".join(filter(None, (host.problem, *self._gauge_problems.get(key, ()))))
 
     def forget(self, key: str) -> None:
         """Counts no longer for a rollout."""
+        self._gauge_problems.pop(key, None)
         counts = self._rollouts.pop(key, None)
         if counts is None:
             return
@@ -102,11 +136,13 @@ class _WatchedHost:
     Attributes:
         rollouts: The counts of the rollouts.
         connected: Set while records arrive.
+        problem: Why no records arrive; empty while they do.
     """
 
     def __init__(self, name: str, stub: "mesh_pb2_grpc.MeshServiceAsyncStub") -> None:
         self.rollouts: dict[str, RolloutCounts] = {}
         self.connected = asyncio.Event()
+        self.problem = "the records of requests are not watched yet"
         self._name = name
         self._stub = stub
         self._task: asyncio.Task[None] | None = None
@@ -129,6 +165,7 @@ class _WatchedHost:
                 reason = "the controller ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
+            self.problem = f"no records of requests arrive: {reason}"
             if self.connected.is_set():
                 self.connected.clear()
                 wait_s, broke_s = _FIRST_WAIT_S, time.monotonic()
@@ -143,6 +180,7 @@ class _WatchedHost:
             await call.initial_metadata()
             self._lose(self._rate.expected(time.monotonic() - broke_s))
             self.connected.set()
+            self.problem = ""
             _log.info("watches requests", host=self._name)
             lost = 0
             async for message in call:

@@ -51,7 +51,7 @@ def event_of(measure: Measure, request: FinishedRequest) -> bool | None:
         case Signal.GRPC_FAILURES:
             return _failed(measure.codes, request) if request.code else None
         case Signal.DEADLINE_EXCEEDED:
-            return request.code == "DEADLINE_EXCEEDED" if request.code else None
+            return _passed_deadline(request) if request.code else None
         case Signal.EMPTY_ANSWERS:
             return _is_empty(request)
         case Signal.TRUNCATED_ANSWERS:
@@ -193,6 +193,11 @@ def merged(parts: Iterable[VersionCounts], measures: Sequence[Measure]) -> Versi
     for each in parts:
         total.merge(each)
     return total
+
+
+def _passed_deadline(request: FinishedRequest) -> bool:
+    # To a unary call, Envoy answers its own timeout with UNAVAILABLE.
+    return request.code == "DEADLINE_EXCEEDED" or request.proxy_timeout
 
 
 def _failed(codes: frozenset[str], request: FinishedRequest) -> bool:

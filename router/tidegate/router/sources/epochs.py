@@ -113,6 +113,12 @@ class RolloutCounts:
         """What is counted."""
         return self._watched
 
+    @property
+    def lasting(self) -> Epoch | None:
+        """The epoch that lasts; None while the weights change."""
+        latest = self._epochs[-1] if self._epochs else None
+        return None if latest is None or latest.end_s is not None else latest.epoch
+
     def begin_change(self, at_s: float) -> None:
         """Ends the epoch; `at_s` may lie in the past."""
         if self._epochs:

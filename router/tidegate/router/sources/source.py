@@ -8,11 +8,16 @@ from typing import Protocol
 
 import msgspec
 
+from tidegate.errors import TidegateError
 from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.measures import Measure
 from tidegate.rollout.traffic import Sticky
 
-__all__ = ["Epoch", "TrafficSource", "Watched"]
+__all__ = ["Epoch", "TrafficSource", "UnsupportedError", "Watched"]
+
+
+class UnsupportedError(TidegateError):
+    """A source cannot count what a rollout asks for."""
 
 
 class Watched(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +63,11 @@ class TrafficSource(Protocol):
     """Counts the traffic of hosts."""
 
     def watch(self, key: str, watched: Watched) -> None:
-        """Counts for a rollout from now on; replaces what was watched under its key."""
+        """Counts for a rollout from now on; replaces what was watched under its key.
+
+        Raises:
+            UnsupportedError: The source cannot count what the rollout asks for.
+        """
         ...
 
     def begin_change(self, key: str, now_s: float) -> None:
@@ -72,8 +81,13 @@ class TrafficSource(Protocol):
     async def take(self, key: str, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns what was counted since the last call, one window for each epoch with traffic.
 
-        A request counts in the epoch in which it started, also when it ends later.
+        A request counts in the epoch in which it started, also when it ends later. No data is no
+        window, or a window without the measure; `problem` then says why.
         """
+        ...
+
+    def problem(self, key: str) -> str:
+        """Says why evidence is missing now; empty if nothing is known to be missing."""
         ...
 
     def forget(self, key: str) -> None:

@@ -261,6 +261,15 @@ def test_a_split_that_fails_is_tried_again_later_and_later():
     assert run.status.apply_failures == 0
 
 
+def test_a_split_that_never_comes_into_force_does_not_make_the_rollout_wait_for_ever():
+    run = RolloutRun(rollout_of(strategy=EVIDENCE, decide={"within": "2m", "otherwise": "abort"}))
+    run.fail_with = "v2 has no healthy endpoint"
+    run.run(130)
+    assert run.status.phase is Phase.ABORTING
+    run.fail_with = ""
+    run.run_until("aborted", seconds=100)
+
+
 def test_a_late_outcome_of_an_earlier_split_is_ignored():
     run = RolloutRun(rollout_of(strategy=APPROVAL))
     run.step()
@@ -357,6 +366,21 @@ def test_a_test_ends_at_its_horizon_and_says_who_won():
     run.run_until("completed", seconds=700)
     assert run.status.winner == "v2"
     assert run.split.weights == {"v2": 100.0, "v3": 0.0, "v1": 0.0}
+
+
+def test_a_test_that_keeps_its_split_keeps_users_where_they_are():
+    sticky = {"header": "x-user-id"}
+    run = RolloutRun(
+        rollout_of(
+            strategy={"ab": {"for": "1m", "then": "keep"}},
+            sticky=sticky,
+            testers=[{"header": "x-tester"}],
+        )
+    )
+    run.run_until("completed", seconds=100)
+    assert run.split.weights == {"v2": 50.0, "v1": 50.0}
+    assert str(run.split.sticky) == "header:x-user-id"
+    assert run.split.testers == ()
 
 
 def test_a_blue_green_switch_moves_everything_at_once_and_watches():

@@ -1,0 +1,127 @@
+"""The HTTP API of Prometheus: raw samples of counters, and numbers of queries."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from tidegate.errors import TidegateError
+
+__all__ = ["PrometheusApi", "PrometheusError", "Series"]
+
+_TIMEOUT_S: Final = 10.0
+_MOST_BYTES: Final = 64 << 20
+_PATH: Final = "/api/v1/query"
+
+
+class PrometheusError(TidegateError):
+    """Prometheus did not answer a query, and the message says why."""
+
+
+class Series(msgspec.Struct, frozen=True):
+    """The samples of a time series.
+
+    Attributes:
+        labels: The labels, without the metric's name.
+        samples: Times in seconds since the epoch and values, the oldest first. No value is NaN or
+            infinite.
+    """
+
+    labels: dict[str, str]
+    samples: tuple[tuple[float, float], ...]
+
+
+class PrometheusApi:
+    """Asks a Prometheus.
+
+    Args:
+        session: The HTTP session.
+        url: The address of Prometheus, with its path prefix if it has one.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+
+    async def samples(self, selector: str, range_s: float, at_s: float) -> list[Series]:
+        """Returns the raw samples of series in a range of time.
+
+        Args:
+            selector: A metric with label matchers.
+            range_s: How long before `at_s` the range begins.
+            at_s: The end of the range.
+
+        Raises:
+            PrometheusError: There is no answer.
+        """
+        kind, result = await self._query(f"{selector}[{max(1, round(range_s * 1000))}ms]", at_s)
+        if kind != "matrix":
+            raise PrometheusError(f"{self._url} answered {selector} with a {kind}")
+        return [Series(_labels(each), tuple(_finite(_texts(each["values"])))) for each in result]
+
+    async def number(self, query: str, at_s: float) -> float:
+        """Returns the only number of a query.
+
+        Raises:
+            PrometheusError: There is no answer, or it is not exactly one number.
+        """
+        kind, result = await self._query(query, at_s)
+        match kind:
+            case "scalar":
+                texts = [result[1]]
+            case "vector":
+                texts = [each["value"][1] for each in result if "value" in each]
+            case _:
+                raise PrometheusError(f"gives a {kind} and not a number; aggregate it over time")
+        if not texts:
+            raise PrometheusError("gives nothing; look whether its metric and labels exist")
+        if len(texts) > 1:
+            raise PrometheusError(
+                f"gives {len(texts)} numbers and not one; wrap it in sum(...) or max(...)"
+            )
+        number = float(texts[0])
+        if not math.isfinite(number):
+            raise PrometheusError(f"gives {texts[0]}, which is not a number to compare")
+        return number
+
+    async def _query(self, query: str, at_s: float) -> tuple[str, Any]:
+        form = {"query": query, "time": f"{at_s:.3f}"}
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+        try:
+            async with self._session.post(self._url + _PATH, data=form, timeout=timeout) as answer:
+                body = await answer.content.read(_MOST_BYTES)
+                if not answer.content.at_eof():
+                    raise PrometheusError(f"{self._url} answered more than {_MOST_BYTES} bytes")
+                status = answer.status
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise PrometheusError(f"{self._url} does not answer: {reason}") from error
+        return self._read(body, status)
+
+    def _read(self, body: bytes, status: int) -> tuple[str, Any]:
+        try:
+            answer = msgspec.json.decode(body)
+            if answer["status"] != "success":
+                raise PrometheusError(f"{answer.get('errorType', '')}: {answer.get('error', '')}")
+            data = answer["data"]
+            return data["resultType"], data["result"]
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+            raise PrometheusError(
+                f"{self._url} is no Prometheus: it answered with HTTP status {status} and no result"
+            ) from error
+
+
+def _labels(series: Mapping[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = series["metric"]
+    return {name: value for name, value in labels.items() if name != "__name__"}
+
+
+def _texts(values: list[tuple[float, str]]) -> Iterator[tuple[float, float]]:
+    for at_s, text in values:
+        yield float(at_s), float(text)
+
+
+def _finite(samples: Iterator[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    return (sample for sample in samples if math.isfinite(sample[1]))
