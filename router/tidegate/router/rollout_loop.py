@@ -24,6 +24,7 @@ from tidegate.rollout.traffic import HostTraffic
 from tidegate.router.acting import Actor
 from tidegate.router.commands import WaitingCommands
 from tidegate.router.counting import Counting
+from tidegate.router.errors import LeavingError
 from tidegate.router.faults import FaultPoint
 from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS, LATENESS
 from tidegate.router.registry import RolloutRecord
@@ -137,7 +138,9 @@ class RolloutLoop:
         finally:
             self._stop_counting()
             self._around.hosts.release(self.record.key)
-            self._commands.cancel()
+            self._commands.refuse_all(
+                LeavingError("the router is shutting down, or the rollout is being removed")
+            )
 
     async def flush(self) -> None:
         """Writes evidence that was not worth a write of its own. Call it when `run` has ended."""

@@ -17,7 +17,7 @@ from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.messages import event_message, rollout_message, rollout_of, sample_message
 from tidegate.rollout.spec.faults import SpecError
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
-from tidegate.router.errors import RefusedError, StoreError, UnknownRolloutError
+from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnknownRolloutError
 from tidegate.router.reconciler import Reconciler
 from tidegate.router.registry import RolloutRecord, Watcher
 
@@ -309,5 +309,7 @@ def _own_errors() -> Iterator[None]:
         raise NotFound(str(error), reason="ROLLOUT_UNKNOWN") from error
     except RefusedError as error:
         raise FailedPrecondition(str(error), reason="ROLLOUT_PHASE") from error
+    except LeavingError as error:
+        raise Unavailable(str(error), retry_after_s=1.0) from error
     except StoreError as error:
         raise Internal(str(error), reason="STORE_FILE") from error

@@ -10,7 +10,7 @@ from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.status import PauseCause, Phase
 from tidegate.rollout.traffic import TrafficSplit
-from tidegate.router.errors import RefusedError, StoreError, UnknownRolloutError
+from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnknownRolloutError
 from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS
 from tidegate.router.reconciler import spread
 from tidegate.router.store import Store
@@ -46,7 +46,8 @@ async def test_a_bad_candidate_is_rolled_back_with_the_numbers(router):
         await reconciler.apply(canary())
         record = await router.until_phase(Phase.ABORTED)
         assert weights_of(router.mesh) == [10.0, 0.0]
-        assert "v2 is worse than tolerated" in record.status.decision
+        assert record.status.reason == "HarmProven"
+        assert "grpcFailures" in record.status.decision
         (aborting,) = (
             each for each in await reconciler.history(VISION) if each.kind is EventKind.ABORTING
         )
@@ -407,6 +408,24 @@ async def test_a_router_that_stops_in_the_middle_of_a_change_does_it_again(route
     async with router.running():
         await router.until(at_stage(0))
         assert weights_of(router.mesh) == [10.0]
+
+
+async def test_a_command_that_waits_when_the_router_stops_gets_an_answer(router, monkeypatch):
+    hangs = asyncio.Event()
+
+    async def read(host):
+        hangs.set()
+        await asyncio.Event().wait()
+
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+        monkeypatch.setattr(router.mesh, "read", read)
+        await hangs.wait()
+        waiting = asyncio.create_task(reconciler.command(VISION, CommandKind.PAUSE, ""))
+        await asyncio.sleep(0)
+    with pytest.raises(LeavingError, match="the router is shutting down"):
+        await waiting
 
 
 async def test_a_store_that_another_router_has_open_ends_the_start(router):
