@@ -110,7 +110,7 @@ _NO_TRAILERS: Final = frozenset({"grpc-status", "grpc-message", LOAD_TRAILER})
 _PROTOCOL_HEADERS: Final = frozenset({"content-type", "grpc-timeout", "traceparent"})
 _OWN_HEADERS: Final = frozenset({COOKIE_HEADER, MIRRORED_HEADER, ROUTE_TIMEOUT_HEADER})
 # What an Envoy appends to the host of a copy unless it is told not to.
-_MIRROR_SUFFIX: Final = re.compile(r"-shadow(:[0-9]+)?")
+_MIRROR_SUFFIX: Final = re.compile(r"-shadow(:[0-9]+)?\Z")
 # What Envoy writes for a missing value.
 _NO_VALUE: Final = "-"
 _NANO: Final = 1e-9
