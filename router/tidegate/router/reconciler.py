@@ -20,6 +20,7 @@ from tidegate.rollout.engine.inputs import Command, CommandKind
 from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
+from tidegate.router.counting import watched_of
 from tidegate.router.errors import RefusedError, UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
@@ -92,8 +93,10 @@ class Reconciler:
             file: The file that it comes from; empty if it comes from a call.
 
         Raises:
+            UnsupportedError: Its source of evidence cannot count what it asks for.
             StoreError: It could not be written.
         """
+        self.check(rollout)
         text = to_json(rollout)
         # As a restart will read it, so that a later apply compares the same.
         rollout = from_json(text)
@@ -113,6 +116,15 @@ class Reconciler:
                 return AppliedRollout(record, changed=False)
             await running.loop.replace_by(rollout, *belongs)
             return AppliedRollout(record, changed=True)
+
+    def check(self, rollout: Rollout) -> None:
+        """Makes sure that a rollout's source of evidence can count what it asks for.
+
+        Raises:
+            UnsupportedError: It cannot; the message says what to write instead.
+        """
+        source, spec = self._around.source_of(rollout), rollout.spec
+        source.check(watched_of(spec, spec.host, self._around.settings.prometheus_url))
 
     def would_change(self, rollout: Rollout) -> bool:
         """Whether to apply a rollout would change something."""

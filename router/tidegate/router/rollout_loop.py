@@ -76,6 +76,7 @@ class RolloutLoop:
         self._actor = Actor(record.key, around, self._wake)
         self._counting: Counting | None = None
         self._host = record.rollout.spec.host
+        self._missing = ""
         self._unused = _NO_WINDOWS
         self._written_s = around.clock()
         self._is_unwritten = self._is_writing = False
@@ -186,7 +187,7 @@ class RolloutLoop:
         """Takes a step, writes it, and begins its action.
 
         Returns:
-            Why the traffic could not be read; empty if it could.
+            Why traffic could not be read or evidence is missing; empty if all is well.
         """
         EVALUATIONS.inc()
         record, around = self.record, self._around
@@ -222,7 +223,7 @@ class RolloutLoop:
         if step.events or self._commands:
             # One event often lets the next follow.
             self._wake.set()
-        return problem
+        return problem or self._missing_evidence()
 
     async def _step(self, inputs: Inputs, now_s: float) -> Step:
         """Takes a step of the engine; the new status counts once it is written."""
@@ -324,6 +325,11 @@ class RolloutLoop:
                 prometheus_url=self._around.settings.prometheus_url,
             )
         return self._counting
+
+    def _missing_evidence(self) -> str:
+        """Why evidence is missing, if that was so at the last turn too: a source needs a moment."""
+        before, self._missing = self._missing, self._counting.problem if self._counting else ""
+        return self._missing if self._missing == before else ""
 
     def _stop_counting(self) -> None:
         if self._counting is not None:

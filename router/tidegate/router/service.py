@@ -20,6 +20,7 @@ from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnknownRolloutError
 from tidegate.router.reconciler import Reconciler
 from tidegate.router.registry import RolloutRecord, Watcher
+from tidegate.router.sources.source import UnsupportedError
 
 if TYPE_CHECKING:
     from tidegate.chassis import ServicerContext
@@ -94,6 +95,8 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
                 for each in error.faults
             ]
             raise InvalidArgument(violations, reason="ROLLOUT_REFUSED") from error
+        with _own_errors():
+            reconciler.check(rollout)
         if request.dry_run:
             return rollout_pb2.ApplyResponse(
                 rollout=rollout_message(rollout), changed=reconciler.would_change(rollout)
@@ -305,6 +308,10 @@ def _own_errors() -> Iterator[None]:
     """Turns errors of the router into those of a call."""
     try:
         yield
+    except UnsupportedError as error:
+        raise InvalidArgument.of(
+            "rollout.spec.evidence", str(error), reason="EVIDENCE_UNSUPPORTED"
+        ) from error
     except UnknownRolloutError as error:
         raise NotFound(str(error), reason="ROLLOUT_UNKNOWN") from error
     except RefusedError as error:

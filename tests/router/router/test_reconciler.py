@@ -13,6 +13,7 @@ from tidegate.rollout.traffic import TrafficSplit
 from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnknownRolloutError
 from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS
 from tidegate.router.reconciler import spread
+from tidegate.router.sources.source import UnsupportedError
 from tidegate.router.store import Store
 
 VISION, LLM = "models/vision", "models/llm"
@@ -161,6 +162,37 @@ async def test_a_mesh_that_cannot_be_read_is_shown_and_waited_for(router):
             assert record.problem == "the traffic cannot be read: nothing answers at 127.0.0.1:1"
             assert record.status.phase is Phase.PENDING
         record = await router.until_phase(Phase.PROGRESSING)
+        await router.until(lambda record: not record.problem)
+
+
+async def test_a_rollout_that_its_source_cannot_count_is_refused_before_it_begins(router):
+    router.source.unsupported = "sticky needs the source accessLog"
+    async with router.running() as reconciler:
+        with pytest.raises(UnsupportedError, match="sticky needs the source accessLog"):
+            await reconciler.apply(manual())
+        assert router.record() is None
+
+
+async def test_a_rollout_that_its_source_cannot_count_any_more_can_be_aborted(router):
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+    router.source.unsupported = "prometheus has no address"
+    async with router.running() as reconciler:
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "prometheus has no address"
+        await reconciler.command(VISION, CommandKind.ABORT, "")
+        await router.until_phase(Phase.ABORTED)
+        assert weights_of(router.mesh) == [10.0, 0.0]
+
+
+async def test_missing_evidence_is_shown(router):
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        router.source.missing = "no records of requests arrive: UNAVAILABLE"
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "no records of requests arrive: UNAVAILABLE"
+        router.source.missing = ""
         await router.until(lambda record: not record.problem)
 
 

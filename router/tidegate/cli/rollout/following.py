@@ -16,10 +16,10 @@ from rich.text import Text
 
 from tidegate.cli.rollout.client import key_of
 from tidegate.cli.rollout.screen import event_line, screen
-from tidegate.cli.rollout.words import ENDED, FAILED
+from tidegate.cli.rollout.words import ENDED, FAILED, PHASES
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
-__all__ = ["NOT_ENDED", "Follower", "message_dict", "print_message", "wait_for_ends"]
+__all__ = ["NOT_ENDED", "Follower", "message_dict", "print_message", "told", "wait_for_ends"]
 
 NOT_ENDED: Final = 4
 """The exit status when a rollout has not ended in time: it is paused, waits, or goes on."""
@@ -198,6 +198,13 @@ def _wait_for_router(service: rollout_pb2_grpc.RolloutServiceStub, deadline: flo
         give_up = min(give_up, deadline)
     left_s = max(0.1, give_up - time.monotonic())
     service.List(rollout_pb2.ListRequest(), wait_for_ready=True, timeout=left_s)
+
+
+def told(rollout: rollout_pb2.Rollout) -> Text:
+    """Returns what a rollout is doing, as one line."""
+    words, style = PHASES[rollout.status.phase]
+    message = f": {rollout.status.message}" if rollout.status.message else ""
+    return Text.assemble((key_of(rollout), "bold"), " is ", (words, style), message)
 
 
 def message_dict(message: Message) -> dict[str, Any]:

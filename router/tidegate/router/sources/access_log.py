@@ -65,8 +65,8 @@ class AccessLogSource:
                     host.stop()
         self._tasks = self._session = None
 
-    def watch(self, key: str, watched: Watched) -> None:
-        """Counts for a rollout from now on; replaces what was watched under its key.
+    def check(self, watched: Watched) -> None:
+        """Makes sure that the source can count what a rollout asks for.
 
         Raises:
             UnsupportedError: The rollout has gauges and no Prometheus to ask.
@@ -77,6 +77,14 @@ class AccessLogSource:
                 f"{gauges[0].metric} needs a Prometheus; set evidence.url, or --prometheus-url of "
                 "the router"
             )
+
+    def watch(self, key: str, watched: Watched) -> None:
+        """Counts for a rollout from now on; replaces what was watched under its key.
+
+        Raises:
+            UnsupportedError: The rollout has gauges and no Prometheus to ask.
+        """
+        self.check(watched)
         self.forget(key)
         counts = self._rollouts[key] = RolloutCounts(watched)
         host = self._hosts.get(watched.host)

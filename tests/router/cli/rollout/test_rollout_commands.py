@@ -1,7 +1,9 @@
 """``tidegate rollout`` against the real service: output, and exit statuses for pipelines."""
 
+import importlib
 import io
 import json
+import subprocess
 import sys
 import threading
 
@@ -9,6 +11,7 @@ import pytest
 from rollout_examples import CANARY
 from router_harness import canary, manual
 
+from tidegate.cli.rollout.commands import app
 from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.spec.reading import dump
 
@@ -29,7 +32,7 @@ def test_apply_waits_until_a_bad_candidate_is_aborted(server, tidegate, write):
     done = tidegate("rollout", "apply", "-f", write(canary()), "--wait", "--timeout", "60s")
     assert done.code == 1, done
     assert "Aborted" in done.out
-    assert "is aborted: v2 is worse than tolerated" in done.err
+    assert "is aborted: v2 is worse: grpcFailures: " in done.err
 
 
 def test_apply_gives_up_on_a_rollout_that_waits_for_approval(server, tidegate, write):
@@ -61,13 +64,31 @@ def test_faults_of_files_are_found_before_the_router_is_asked(tidegate, write):
         (("apply", "-f", "a.yaml", "--wait", "--dry-run"), "exclude each other"),
         (("get", "a/b/c"), "write NAME, or NAMESPACE/NAME"),
         (("get", "a/b", "-n", "c"), "a/b is not in the namespace c"),
-        (("frobnicate",), "No such command"),
+        (("lst",), "There is no command 'lst'; did you mean 'list'?"),
     ],
 )
 def test_wrong_command_lines_have_an_exit_status_of_their_own(tidegate, arguments, words):
     done = tidegate("rollout", *arguments)
     assert done.code == 2
     assert words in " ".join(done.err.replace("│", " ").split())
+
+
+def test_commands_that_ask_the_router_import_little():
+    code = (
+        "import sys\nimport tidegate.cli.rollout.showing, tidegate.cli.rollout.commanding\n"
+        "heavy = {'aiohttp', 'envoy', 'matplotlib', 'prometheus_client', 'structlog'}\n"
+        "heavy &= set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_every_command_has_the_help_that_the_list_has():
+    for name, command in app.info.cls.table.items():
+        assert command.summary.endswith("."), name
+        found = getattr(importlib.import_module(command.module), command.attribute)
+        assert found.__doc__, name
 
 
 def test_a_dry_run_changes_nothing(server, tidegate, write):
