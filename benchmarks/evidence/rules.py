@@ -11,7 +11,7 @@
   window.
 - *Tidegate*: an objective with its default tolerance (1.2 times plus 0.1 %) at ``falseAbort: 1%``.
 
-No requests count as success, as they do in these tools' documented queries.
+In these scenarios every measurement has requests, so what a tool does without any never matters.
 """
 
 from __future__ import annotations

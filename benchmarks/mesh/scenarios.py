@@ -17,6 +17,7 @@ from tidegate.istio.destination_rule import Subset
 from tidegate.istio.editing.shifts import Shift, shift
 from tidegate.istio.editing.subsets import add_subset, remove_subset
 from tidegate.istio.shapes import HostName, SubsetName
+from tidegate.mesh.v1 import mesh_pb2
 
 if TYPE_CHECKING:
     import random
@@ -34,6 +35,7 @@ REPLICA: Final = "vision-v2-too"
 RESTARTED: Final = ("vision-v2", "vision-v1")
 """The servers that `tidegate restart` replaces; each successor serves before the old one ends."""
 
+_OWNER: Final = "models/bench"
 _THIRD: Final = SubsetName("v3")
 _BACK_WITHIN_S: Final = 120.0
 _SEEN_WITHIN_S: Final = 30.0
@@ -67,6 +69,31 @@ async def shifts(context: ScenarioContext, count: int) -> None:
         weights = _drawn(context.rng)
         await _shift(context, f"weight change {number + 1}", weights)
         await asyncio.sleep(context.rng.uniform(0, _LONGEST_PAUSE_S))
+
+
+async def splits(context: ScenarioContext, count: int) -> None:
+    """Sets the whole split of the host as a rollout does, and gives the host back at the end.
+
+    Each split has other weights; some have testers, mirrors, or stickiness by header or cookie.
+    """
+    for number in range(count):
+        weights = _drawn(context.rng)
+        split = _split(weights)
+        if number % 2:
+            split.testers.add(header="x-bench-tester", value=str(number), subset="v2")
+            split.testers.add(cookie="bench-tester", subset="v1")
+        if number % 3 == 1:
+            split.mirrors.add(subset="v2", percent=1)
+        if number % 4 == 1:
+            split.sticky.header = "x-user-id"
+        elif number % 4 == 2:
+            split.sticky.cookie = "user"
+        await context.runner.attempt(
+            f"split {number + 1}: {weights}", context.runner.set_split(split, _OWNER)
+        )
+        await asyncio.sleep(context.rng.uniform(0, _LONGEST_PAUSE_S))
+    back = context.runner.set_split(_split(_drawn(context.rng)), "")
+    await context.runner.attempt("the host is given back", back)
 
 
 async def subsets(context: ScenarioContext, count: int) -> None:
@@ -134,7 +161,13 @@ async def servers(context: ScenarioContext, count: int) -> None:
                 runner.time(kind, began_s)
 
 
-SCENARIOS: Final = {"shifts": shifts, "subsets": subsets, "control": control, "servers": servers}
+SCENARIOS: Final = {
+    "shifts": shifts,
+    "splits": splits,
+    "subsets": subsets,
+    "control": control,
+    "servers": servers,
+}
 """The scenarios by name, in order."""
 
 
@@ -202,6 +235,11 @@ def _drawn(rng: random.Random) -> Weights:
     """Draws weights of two versions; in half of the draws one version has all the weight."""
     first = rng.choice([0, 100, rng.randrange(1, 100), rng.randrange(1, 100)])
     return {"v1": first, "v2": 100 - first}
+
+
+def _split(weights: Weights) -> mesh_pb2.TrafficSplit:
+    named = (mesh_pb2.SubsetWeight(subset=name, weight=each) for name, each in weights.items())
+    return mesh_pb2.TrafficSplit(weights=named)
 
 
 def _drawn_with_third(rng: random.Random) -> Weights:

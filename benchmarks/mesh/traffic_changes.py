@@ -94,6 +94,16 @@ class ChangeRunner:
         self.time("weights", began_s)
         self.acknowledge(change)
 
+    async def set_split(self, split: mesh_pb2.TrafficSplit, owner: str) -> None:
+        """Divides all requests with MeshService.SetTraffic, and returns when that is in force."""
+        change = self.request_weights({each.subset: int(each.weight) for each in split.weights})
+        request = mesh_pb2.SetTrafficRequest(host=HOST, split=split, owner=owner)
+        began_s = time.perf_counter()
+        async for _ in self.mesh.SetTraffic(request):
+            pass
+        self.time("split", began_s)
+        self.acknowledge(change)
+
     async def edit(
         self, change: Callable[[IstioObjects], IstioObjects], weights: Weights | None = None
     ) -> None:

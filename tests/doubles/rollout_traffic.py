@@ -3,6 +3,7 @@
 import random
 
 from tidegate.evidence.window import Counted, MetricName, TrafficWindow, VersionName, VersionTraffic
+from tidegate.router.sources.source import UnsupportedError
 
 
 def weights_of(mesh, host="vision", version="v2"):
@@ -31,10 +32,19 @@ class SyntheticSource:
         self.watched = {}
         self.epochs = {}
         self.log = []
+        self.unsupported = self.missing = ""
         self._taken_s = {}
         self._random = random.Random(seed)
 
+    def check(self, watched):
+        if self.unsupported:
+            raise UnsupportedError(self.unsupported)
+
+    def problem(self, key):
+        return self.missing
+
     def watch(self, key, watched):
+        self.check(watched)
         self.watched[key] = watched
         self.epochs[key] = None
         self.log.append(("watch", key))

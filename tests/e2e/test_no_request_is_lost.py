@@ -24,7 +24,7 @@ pytestmark = [
 
 def test_changes_of_traffic_lose_no_request(tmp_path):
     output = tmp_path / "shifts.json"
-    counts = {"shifts": 10, "subsets": 2, "control": 1, "servers": 1}
+    counts = {"shifts": 10, "splits": 8, "subsets": 2, "control": 1, "servers": 1}
     done = subprocess.run(
         [
             *(sys.executable, ROOT / "benchmarks" / "mesh" / "shifts.py"),

@@ -8,6 +8,7 @@ The exit status:
 1     the command, or a part of it, failed; standard error says what and why
 2     the command line is wrong
 3     no server answers
+4     `rollout apply --wait`: a rollout has not ended in time
 130   the user interrupted the command
 ====  ==============================================================
 """

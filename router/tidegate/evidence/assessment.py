@@ -36,15 +36,17 @@ class ObjectiveAssessment(msgspec.Struct, frozen=True, kw_only=True):
         safe_e: The e-value against "the candidate is at or past the limit of what is tolerated".
         safe_threshold: The e-value from which the objective is met.
         effect: The best estimate of the compared quantity; None without data. For a rate or a
-            quantile the ratio candidate ÷ baseline, for a mix the total variation distance, for a
-            limit the gauge.
+            quantile the ratio candidate ÷ baseline (of a quantile of which small numbers are bad,
+            baseline ÷ candidate), for a mix the total variation distance, for a limit the gauge.
         effect_low: Lower end of the effect's confidence sequence; None if unknown.
         effect_high: Upper end of the effect's confidence sequence; None if unknown.
-        effect_limit: The effect that is tolerated.
+        effect_limit: The effect that is tolerated; for a rate with a margin, at the baseline's rate
+            so far.
         baseline_trials: Trials of the baseline so far.
-        baseline_value: The baseline's rate or quantile; None without data.
+        baseline_value: The baseline's rate or quantile, or of a mix its share of answers in the
+            categories that the candidate has more of; None without data.
         candidate_trials: Trials of the candidate so far.
-        candidate_value: The candidate's rate or quantile, or the gauge; None without data.
+        candidate_value: The same of the candidate, or its gauge; None without data.
         started_healthy: Whether the change detector, not the test from the start, has the larger
             e-value: the candidate was fine at first.
         detail: One sentence in words, with the numbers.

@@ -17,7 +17,7 @@ from tidegate.evidence.processes import HarmEvidence
 from tidegate.evidence.quantiles import QuantileState
 from tidegate.evidence.rates import RateState
 from tidegate.evidence.state import EvidenceState, ObjectiveState
-from tidegate.evidence.words import count, interval, number, percent, times
+from tidegate.evidence.words import count, interval, number, percent, share_interval, times
 
 __all__ = ["assess_objective", "harm_threshold"]
 
@@ -64,32 +64,42 @@ def _assess_rate(
 ) -> ObjectiveAssessment:
     low, high = rates.ratio_interval(plan.bad_promotion)
     candidate, baseline = rates.candidate, rates.baseline
-    tolerated = f"{times(test.ratio)} is tolerated"
-    if test.margin:
-        tolerated = f"{times(test.ratio)} plus {percent(test.margin)} is tolerated"
-    if candidate.rate is None or baseline.rate is None:
-        detail = ""
-    else:
-        compared = "no events on either" if not candidate.events and not baseline.events else ""
-        if rates.ratio is not None:
-            compared = f"{times(rates.ratio)}{interval(low, high)}"
-        elif candidate.events:
-            compared = f"events on {plan.candidate} only{interval(low, high)}"
+    limit = test.ratio + (test.margin / baseline.rate if baseline.rate else 0.0)
+    detail = ""
+    if candidate.rate is not None and baseline.rate is not None:
         detail = (
             f"{percent(candidate.rate)} of {count(candidate.trials)} on {plan.candidate},"
             f" {percent(baseline.rate)} of {count(baseline.trials)} on {plan.baseline}:"
-            f" {compared}; {tolerated}"
+            f" {_compared(plan, rates, low, high)}; {_tolerated(test)}"
         )
     return _judged(
         plan,
         objective,
         harm=rates.harm(state.clock, plan.detector_share),
         safe_e=rates.safe_e(),
-        effect=(rates.ratio, low, high, test.ratio),
+        effect=(rates.ratio, low, high, limit),
         candidate=(candidate.trials, candidate.rate),
         baseline=(baseline.trials, baseline.rate),
         detail=detail,
     )
+
+
+def _compared(plan: EvidencePlan, rates: RateState, low: float | None, high: float | None) -> str:
+    if rates.ratio is not None:
+        return f"{times(rates.ratio)}{interval(low, high)}"
+    if rates.candidate.events and not rates.baseline.events:
+        return f"events on {plan.candidate} only{interval(low, high)}"
+    if not rates.candidate.events and not rates.baseline.events:
+        return "no event on either"
+    return "too few at the same time"
+
+
+def _tolerated(test: RateTest) -> str:
+    if not test.margin:
+        return f"{times(test.ratio)} is tolerated"
+    if test.ratio == 1.0:
+        return f"{percent(test.margin)} more is tolerated"
+    return f"{times(test.ratio)} plus {percent(test.margin)} is tolerated"
 
 
 def _assess_quantile(
@@ -136,7 +146,7 @@ def _assess_mix(
     if (change := mix.largest_change()) is not None and mix.distance is not None:
         name, share_c, share_b = change
         detail = (
-            f"{percent(mix.distance)} of the answers have moved{interval_of_shares(low, high)};"
+            f"{percent(mix.distance)} of the answers have moved{share_interval(low, high)};"
             f" {percent(test.distance)} is tolerated; most of all {name!r}:"
             f" {percent(share_c)} of {count(sum(mix.candidate))} on {plan.candidate},"
             f" {percent(share_b)} of {count(sum(mix.baseline))} on {plan.baseline}"
@@ -151,15 +161,6 @@ def _assess_mix(
         baseline=(sum(mix.baseline), mix.chosen_baseline.rate),
         detail=detail,
     )
-
-
-def interval_of_shares(low: float | None, high: float | None) -> str:
-    """Returns an interval of shares: ``(3 % to 9 %)``."""
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f" (at least {percent(low or 0.0)})"
-    return f" ({percent(low or 0.0)} to {percent(high)})"
 
 
 def _assess_limit(
@@ -217,7 +218,8 @@ def _judged(
         verdict = Verdict.MISSED
     elif candidate[0] < objective.least_trials or not baseline[0]:
         verdict = Verdict.NO_DATA
-        detail = _lacking(plan, objective, candidate[0], baseline[0])
+        numbers = f" ({detail})" if detail else ""
+        detail = _lacking(plan, objective, candidate[0], baseline[0]) + numbers
     elif safe_e >= safe_threshold:
         verdict = Verdict.MET
     value, low, high, limit = effect

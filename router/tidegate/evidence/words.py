@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["count", "interval", "number", "percent", "times"]
+__all__ = ["count", "interval", "number", "percent", "share_interval", "times"]
 
 
 def percent(rate: float) -> str:
@@ -40,3 +40,12 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None:
         return f" (at most {number(high)})"
     return f" ({number(low)} to {number(high)})"
+
+
+def share_interval(low: float | None, high: float | None) -> str:
+    """Returns an interval of shares: ``(3 % to 9 %)``, or nothing if it is not known."""
+    if low is None and high is None:
+        return ""
+    if high is None:
+        return f" (at least {percent(low or 0.0)})"
+    return f" ({percent(low or 0.0)} to {percent(high)})"

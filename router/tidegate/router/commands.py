@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from tidegate.rollout.engine.inputs import Command
-from tidegate.router.errors import RefusedError
+from tidegate.router.errors import LeavingError, RefusedError
 
 __all__ = ["WaitingCommands"]
 
@@ -44,19 +44,19 @@ class WaitingCommands:
         try:
             yield command
         except asyncio.CancelledError:
-            done.cancel()
+            # Nobody knows whether it was written.
+            _fail(done, LeavingError("the router is shutting down; look at the rollout again"))
             raise
         except Exception as error:
-            if not done.done():
-                done.set_exception(error)
+            _fail(done, error)
             raise
         if not done.done():
             done.set_result(None)
 
-    def cancel(self) -> None:
-        """Answers every command with a cancellation."""
+    def refuse_all(self, error: Exception) -> None:
+        """Answers every command with an error."""
         while self._commands:
-            self._commands.popleft()[1].cancel()
+            _fail(self._commands.popleft()[1], error)
 
     def _take(
         self, refusal: Callable[[Command], str]
@@ -66,6 +66,11 @@ class WaitingCommands:
             words = refusal(command)
             if not words:
                 return command, done
-            if not done.done():
-                done.set_exception(RefusedError(words))
+            _fail(done, RefusedError(words))
         return None
+
+
+def _fail(done: "asyncio.Future[None]", error: Exception) -> None:
+    # Whoever gave the command may have left.
+    if not done.done():
+        done.set_exception(error)

@@ -10,9 +10,9 @@ from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.measures import measures_of
 from tidegate.rollout.spec.model import RolloutSpec
 from tidegate.rollout.traffic import Applied, HostTraffic, MatchKind, Sticky, TrafficSplit
-from tidegate.router.sources.source import Epoch, TrafficSource, Watched
+from tidegate.router.sources.source import Epoch, TrafficSource, UnsupportedError, Watched
 
-__all__ = ["Counting", "shares_of"]
+__all__ = ["Counting", "shares_of", "watched_of"]
 
 
 class Counting:
@@ -34,13 +34,23 @@ class Counting:
         host: str,
         prometheus_url: str = "",
     ) -> None:
-        self.source = source
+        self._source = source
         self._key = key
         self._epoch: TrafficSplit | None = None
         self._changing = False
         self._changed_s = 0.0
         self._seen_s = 0.0
-        source.watch(key, _watched(spec, host, prometheus_url))
+        self._unsupported = ""
+        try:
+            source.watch(key, watched_of(spec, host, prometheus_url))
+        except UnsupportedError as error:
+            # The rollout goes on without evidence, so that it can be aborted at least.
+            self._unsupported = str(error)
+
+    @property
+    def problem(self) -> str:
+        """Why evidence is missing; empty if nothing is known to be missing."""
+        return self._unsupported or self._source.problem(self._key)
 
     def look(self, traffic: HostTraffic, began_s: float, now_s: float) -> None:
         """Ends the epoch if the traffic is another, and begins one of what it is.
@@ -54,8 +64,7 @@ class Counting:
             # The reading may be of before the rollout's own change.
             return
         if self._epoch is not None and (traffic.problem or not self._epoch.same_as(traffic.split)):
-            self.source.begin_change(self._key, self._seen_s)
-            self._epoch = None
+            self._end(self._seen_s)
         if traffic.problem:
             return
         if self._epoch is None:
@@ -66,9 +75,8 @@ class Counting:
     def change_begins(self, now_s: float) -> None:
         """Ends the epoch: the rollout is about to change the weights."""
         self._changing = True
-        self._epoch = None
         self._changed_s = self._seen_s = now_s
-        self.source.begin_change(self._key, now_s)
+        self._end(now_s)
 
     def change_ended(self, split: TrafficSplit, applied: Applied) -> None:
         """Begins the epoch of a split that is in force."""
@@ -83,16 +91,23 @@ class Counting:
 
     async def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns what was counted since the last call."""
-        return await self.source.take(self._key, now_s)
+        return () if self._unsupported else await self._source.take(self._key, now_s)
 
     def end(self) -> None:
         """Counts no longer."""
-        self.source.forget(self._key)
+        if not self._unsupported:
+            self._source.forget(self._key)
 
     def _begin(self, split: TrafficSplit, *, requested_s: float, since_s: float) -> None:
         self._epoch = split
         epoch = Epoch(shares=shares_of(split), requested_s=requested_s, since_s=since_s)
-        self.source.begin_epoch(self._key, epoch)
+        if not self._unsupported:
+            self._source.begin_epoch(self._key, epoch)
+
+    def _end(self, at_s: float) -> None:
+        self._epoch = None
+        if not self._unsupported:
+            self._source.begin_change(self._key, at_s)
 
 
 def shares_of(split: TrafficSplit) -> dict[str, float]:
@@ -101,7 +116,14 @@ def shares_of(split: TrafficSplit) -> dict[str, float]:
     return {name: percent / 100 for name, percent in shares.items()}
 
 
-def _watched(spec: RolloutSpec, host: str, prometheus_url: str) -> Watched:
+def watched_of(spec: RolloutSpec, host: str, prometheus_url: str) -> Watched:
+    """Returns what a source counts for a rollout.
+
+    Args:
+        spec: What the rollout does.
+        host: The host's full name.
+        prometheus_url: The Prometheus to ask if the spec names none.
+    """
     return Watched(
         host=host,
         baseline=spec.baseline,

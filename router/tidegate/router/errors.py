@@ -2,7 +2,7 @@
 
 from tidegate.errors import TidegateError
 
-__all__ = ["RefusedError", "RouterError", "StoreError", "UnknownRolloutError"]
+__all__ = ["LeavingError", "RefusedError", "RouterError", "StoreError", "UnknownRolloutError"]
 
 
 class RouterError(TidegateError):
@@ -15,6 +15,10 @@ class StoreError(RouterError):
 
 class RefusedError(RouterError):
     """The rollout's phase does not allow a command, or another rollout has the host."""
+
+
+class LeavingError(RouterError):
+    """The router shuts down, or the rollout is being removed."""
 
 
 class UnknownRolloutError(RouterError):

@@ -18,6 +18,7 @@ from tidegate.rollout.spec.faults import Fault, SpecError
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.spec.reading import read_rollouts
 from tidegate.router.reconciler import Reconciler
+from tidegate.router.sources.source import UnsupportedError
 from tidegate.runtime.logging import get_logger
 
 __all__ = ["RolloutFiles"]
@@ -87,7 +88,7 @@ class RolloutFiles:
             except TidegateError as error:
                 self._faults[file] = str(error)
                 # Faults wait for an edit of the file; anything else may pass by itself.
-                self._is_stale |= not isinstance(error, SpecError)
+                self._is_stale |= not isinstance(error, SpecError | UnsupportedError)
 
     async def _apply_one(self, rollout: Rollout, file: str) -> None:
         first = self._files.setdefault(rollout.key, file)

@@ -11,6 +11,7 @@ easier to trust than a list of changes that keep the evidence.
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,7 @@ from tidegate.rollout.engine.inputs import Command, CommandKind
 from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
+from tidegate.router.counting import watched_of
 from tidegate.router.errors import RefusedError, UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
@@ -76,7 +78,8 @@ class Reconciler:
         self._tasks = tasks
         self._running: dict[str, _Running] = {}
         self._started = 0
-        self._changing = asyncio.Lock()
+        # Held while a rollout is created, replaced or removed.
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def go_on(self, records: Sequence[RolloutRecord]) -> None:
         """Goes on with the rollouts of the store."""
@@ -92,12 +95,14 @@ class Reconciler:
             file: The file that it comes from; empty if it comes from a call.
 
         Raises:
+            UnsupportedError: Its source of evidence cannot count what it asks for.
             StoreError: It could not be written.
         """
+        self.check(rollout)
         text = to_json(rollout)
         # As a restart will read it, so that a later apply compares the same.
         rollout = from_json(text)
-        async with self._changing:
+        async with self._changing[rollout.key]:
             running = self._running.get(rollout.key)
             if running is None:
                 return AppliedRollout(await self._create(rollout, file, text), changed=True)
@@ -113,6 +118,15 @@ class Reconciler:
                 return AppliedRollout(record, changed=False)
             await running.loop.replace_by(rollout, *belongs)
             return AppliedRollout(record, changed=True)
+
+    def check(self, rollout: Rollout) -> None:
+        """Makes sure that a rollout's source of evidence can count what it asks for.
+
+        Raises:
+            UnsupportedError: It cannot; the message says what to write instead.
+        """
+        source, spec = self._around.source_of(rollout), rollout.spec
+        source.check(watched_of(spec, spec.host, self._around.settings.prometheus_url))
 
     def would_change(self, rollout: Rollout) -> bool:
         """Whether to apply a rollout would change something."""
@@ -141,7 +155,7 @@ class Reconciler:
             RefusedError: It has not ended, or a file holds it.
             StoreError: It could not be written.
         """
-        async with self._changing:
+        async with self._changing[key]:
             running = self._running.get(key)
             if running is None:
                 raise UnknownRolloutError(key)
@@ -170,7 +184,7 @@ class Reconciler:
         Raises:
             StoreError: It could not be written.
         """
-        async with self._changing:
+        async with self._changing[key]:
             running = self._running.get(key)
             if running is not None:
                 await running.loop.belong_to("", "")

@@ -17,9 +17,10 @@ from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.messages import event_message, rollout_message, rollout_of, sample_message
 from tidegate.rollout.spec.faults import SpecError
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
-from tidegate.router.errors import RefusedError, StoreError, UnknownRolloutError
+from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnknownRolloutError
 from tidegate.router.reconciler import Reconciler
 from tidegate.router.registry import RolloutRecord, Watcher
+from tidegate.router.sources.source import UnsupportedError
 
 if TYPE_CHECKING:
     from tidegate.chassis import ServicerContext
@@ -94,6 +95,8 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
                 for each in error.faults
             ]
             raise InvalidArgument(violations, reason="ROLLOUT_REFUSED") from error
+        with _own_errors():
+            reconciler.check(rollout)
         if request.dry_run:
             return rollout_pb2.ApplyResponse(
                 rollout=rollout_message(rollout), changed=reconciler.would_change(rollout)
@@ -117,12 +120,14 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
     ) -> rollout_pb2.ListResponse:
         """Returns all rollouts."""
         del context
+        rollouts = []
+        for each in self._reconciler().registry:
+            if request.namespace in ("", each.rollout.metadata.namespace):
+                rollouts.append(_message(each))
+                # A thousand messages take a while, and evaluations must not wait for them.
+                await asyncio.sleep(0)
         return rollout_pb2.ListResponse(
-            rollouts=[
-                _message(each)
-                for each in self._reconciler().registry
-                if request.namespace in ("", each.rollout.metadata.namespace)
-            ],
+            rollouts=rollouts,
             file_problems=[
                 rollout_pb2.FileProblem(file=file, message=words)
                 for file, words in self._file_problems().items()
@@ -305,9 +310,15 @@ def _own_errors() -> Iterator[None]:
     """Turns errors of the router into those of a call."""
     try:
         yield
+    except UnsupportedError as error:
+        raise InvalidArgument.of(
+            "rollout.spec.evidence", str(error), reason="EVIDENCE_UNSUPPORTED"
+        ) from error
     except UnknownRolloutError as error:
         raise NotFound(str(error), reason="ROLLOUT_UNKNOWN") from error
     except RefusedError as error:
         raise FailedPrecondition(str(error), reason="ROLLOUT_PHASE") from error
+    except LeavingError as error:
+        raise Unavailable(str(error), retry_after_s=1.0) from error
     except StoreError as error:
         raise Internal(str(error), reason="STORE_FILE") from error

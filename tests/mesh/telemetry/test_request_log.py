@@ -1,6 +1,7 @@
 """Every subscriber gets every record, or knows how many it lost."""
 
 import asyncio
+import dataclasses
 
 import pytest
 from envoy.data.accesslog.v3.accesslog_pb2 import HTTPAccessLogEntry
@@ -39,6 +40,47 @@ async def test_each_subscriber_gets_all_in_order():
         await log.publish(records(2, first=3))
         assert await ids(first, 5) == await ids(second, 5) == [0, 1, 2, 3, 4]
         assert first.lost == second.lost == 0
+
+
+async def test_mirrored_copies_go_only_to_who_asks_for_them():
+    log = RequestLog()
+    requests = records(3)
+    copies = [dataclasses.replace(each, mirrored=True) for each in records(2, first=3)]
+    with (
+        log.subscribe("plain") as plain,
+        log.subscribe("all", wanted=lambda record: True) as everything,
+        log.subscribe("some", capacity=1, wanted=lambda record: record.request_id == "4") as some,
+    ):
+        await log.publish([*requests, *copies])
+        assert await ids(everything, 5) == [0, 1, 2, 3, 4]
+        assert await ids(plain, 3) == [0, 1, 2]
+        assert await ids(some, 1) == [4]
+        assert len(plain) == len(some) == plain.lost == some.lost == 0
+
+
+async def test_records_that_are_ready_come_together():
+    log = RequestLog()
+    with log.subscribe("a", capacity=5) as subscription:
+        await log.publish(records(5))
+        for expected in ([0, 1], [2, 3], [4]):
+            batch = await subscription.next_batch(2)
+            assert [int(each.request_id) for each in batch] == expected
+        waiting = asyncio.create_task(subscription.next_batch(2))
+        await all_waiting()
+        assert not waiting.done()
+        await log.publish(records(1))
+        assert len(await waiting) == 1
+
+
+async def test_a_batch_makes_room_for_publishers():
+    log = RequestLog()
+    with log.subscribe("slow", capacity=2, max_wait_s=FOREVER_S) as subscription:
+        publishing = asyncio.create_task(log.publish(records(4)))
+        await all_waiting()
+        assert len(await subscription.next_batch(10)) == 2
+        async with asyncio.timeout(10):
+            await publishing
+        assert len(await subscription.next_batch(10)) == 2
 
 
 async def test_a_subscriber_waits_for_records():

@@ -1,5 +1,6 @@
 """Parsing access log entries into request records, also entries without sense."""
 
+import base64
 import contextlib
 import math
 
@@ -20,6 +21,9 @@ from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.chassis.orca import LoadReport
+from tidegate.mesh.control.api.request_records import _message
+from tidegate.mesh.resources import MIRRORED_HEADER
 from tidegate.mesh.telemetry import lenient_parsing
 from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, TRACE_TAG
 from tidegate.mesh.telemetry.request_record import ClusterName, address_text, parse_entry
@@ -209,6 +213,132 @@ def test_only_the_end_of_a_request_is_a_record():
     assert parse_entry(call(intermediate_log_entry=True)) is None
 
 
+def copied(authority="vision", **headers):
+    entry = call(access_log_type=AccessLogType.UpstreamEnd)
+    entry.request.authority = authority
+    entry.request.request_headers.update(headers)
+    entry.request.request_body_bytes = 300
+    entry.response.response_body_bytes = 150_000
+    return entry
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        copied(**{MIRRORED_HEADER: "1"}),
+        copied("vision-shadow"),
+        copied("vision.example.com-shadow:8500"),
+    ],
+)
+def test_an_upstream_entry_of_a_copy_is_a_record(entry):
+    record = parse_entry(entry)
+    assert record.mirrored
+    assert MIRRORED_HEADER not in record.headers
+    # Envoy logs the bytes of a copy the other way round.
+    assert (record.request_bytes, record.response_bytes) == (150_000, 300)
+
+
+@pytest.mark.parametrize("authority", ["vision", "shadow", "a-shadowy", "-shadow.example.com", ""])
+def test_an_upstream_entry_of_a_request_is_no_record(authority):
+    assert parse_entry(copied(authority)) is None
+    copy = copied(**{MIRRORED_HEADER: "1"})
+    copy.common_properties.intermediate_log_entry = True
+    assert parse_entry(copy) is None
+
+
+def test_a_copy_that_envoy_ended_with_its_request_is_cancelled():
+    copy = copied(**{MIRRORED_HEADER: "1"})
+    for code in (0, 200):
+        copy.response.response_code.value = code
+        assert parse_entry(copy).grpc_status is grpc.StatusCode.CANCELLED
+    copy.common_properties.custom_tags[FLAGS_TAG] = "UF"
+    copy.response.response_code.value = 503
+    assert parse_entry(copy).grpc_status is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_request_is_no_copy_whatever_its_headers_are():
+    entry = call(access_log_type=AccessLogType.DownstreamEnd)
+    entry.request.request_headers[MIRRORED_HEADER] = "1"
+    entry.request.authority = "vision-shadow"
+    assert not parse_entry(entry).mirrored
+
+
+@pytest.mark.parametrize(
+    ("header", "cookies"),
+    [
+        ("session=s1", {"session": "s1"}),
+        ('a=b; session="s1"; secret=x', {"session": "s1"}),
+        ("session=a=b;tier=gold", {"session": "a=b", "tier": "gold"}),
+        ("Session=s1; xsession=s2", {}),
+        ("session", {"session": ""}),
+        (";;=;", {}),
+        ("", {}),
+    ],
+)
+def test_only_cookies_that_name_a_user_are_kept(header, cookies):
+    entry = call()
+    entry.request.request_headers["cookie"] = header
+    record = parse_entry(entry, user_cookies={"session", "tier"})
+    assert record.cookies == cookies
+    assert "cookie" not in record.headers
+    assert parse_entry(entry).cookies == {}
+
+
+def report(**load):
+    return base64.b64encode(LoadReport(**load).to_bytes()).decode()
+
+
+@pytest.mark.parametrize(
+    ("trailer", "utilization"),
+    [
+        (report(application_utilization=0.5, cpu_utilization=0.9), 0.5),
+        (report(cpu_utilization=0.9), 0.9),
+        (report(application_utilization=1.5), 1.5),
+        # Base64 may come without its padding.
+        (report(application_utilization=0.5).rstrip("="), 0.5),
+        ("", 0.0),
+        (report(application_utilization=-1.0), None),
+        (report(application_utilization=math.inf), None),
+        ("not base64!", None),
+        ("////", None),
+    ],
+)
+def test_the_load_of_the_server_comes_from_its_report(trailer, utilization):
+    record = parse_entry(call(trailers={"endpoint-load-metrics-bin": trailer}))
+    assert record.utilization == utilization
+    assert record.trailers == {}
+    assert parse_entry(call()).utilization is None
+
+
+def timed_out(**headers):
+    entry = call(trailers={"grpc-status": "4"})
+    entry.request.request_headers.update(headers)
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("entry", "by_proxy"),
+    [
+        # With `x-envoy-expected-rq-timeout-ms` Envoy tells the server the timeout of the route.
+        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500"}), False),
+        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500", "grpc-timeout": "500m"}), True),
+        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500", "grpc-timeout": "9S"}), True),
+        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500", "grpc-timeout": "400m"}), False),
+        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "0", "grpc-timeout": "400m"}), False),
+        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "x", "grpc-timeout": "400m"}), False),
+        (timed_out(**{"grpc-timeout": "400m"}), False),
+        (timed_out(), False),
+        (cut("UT"), True),
+        (cut("DT"), True),
+        (cut("UMSDR"), True),
+        (cut("DR", timeout="1S", seconds=1.0), False),
+        (call(trailers={"grpc-status": "0"}), False),
+    ],
+)
+def test_a_timeout_of_the_proxy_is_told_from_the_callers_deadline(entry, by_proxy):
+    assert parse_entry(entry).proxy_timeout is by_proxy
+
+
 def test_other_filter_state_is_no_message_count():
     entry = call()
     packed = entry.common_properties.filter_state_objects["envoy.filters.http.grpc_stats"]
@@ -310,6 +440,7 @@ def test_any_entry_is_parsed(entry):
     assert record.is_grpc == (record.grpc_status is not None)
     assert record.port is None or 0 <= record.port <= 99_999
     hash(record.response_flags)
+    assert _message(record).SerializeToString()
 
 
 @given(_ENTRIES, st.binary(max_size=8), st.data())

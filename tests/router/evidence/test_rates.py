@@ -214,3 +214,39 @@ def test_few_requests_in_a_window_cost_little():
     few = np.mean([requests_until_abort(3) for _ in range(20)])
     many = np.mean([requests_until_abort(100) for _ in range(20)])
     assert few < 1.5 * many
+
+
+@pytest.mark.parametrize(
+    ("test", "windows", "sentence"),
+    [
+        (
+            RateTest(ratio=1.5, margin=0.001),
+            [((4, 1), (100, 5))],
+            "25 % of 4 on v2, 5 % of 100 on v1: 5 times (at most 300); 1.5 times plus 0.1 %",
+        ),
+        (
+            RateTest(margin=0.05),
+            [((100, 0), (900, 0))],
+            "0 % of 100 on v2, 0 % of 900 on v1: no event on either; 5 % more is tolerated",
+        ),
+        (
+            RateTest(ratio=2.0),
+            [((100, 1), (900, 0))],
+            "1 % of 100 on v2, 0 % of 900 on v1: events on v2 only; 2 times is tolerated",
+        ),
+        (
+            RateTest(),
+            [((0, 0), (300, 3), 0.0), ((100, 1), (0, 0), 1.0)],
+            "1 % of 100 on v2, 1 % of 300 on v1: too few at the same time; 1 times is tolerated",
+        ),
+    ],
+)
+def test_sentences(test, windows, sentence):
+    objective = Objective(metric="failures", test=test)
+    assert sentence in judged(plan_of(objective), *windows)[1].detail
+
+
+def test_limit_of_the_effect_includes_the_margin_at_the_baselines_rate():
+    said = judged(plan_of(), ((100, 1), (1000, 1)))[1]
+    assert said.effect_limit == pytest.approx(1.2 + 0.001 / 0.001)
+    assert judged(plan_of(), ((100, 1), (1000, 0)))[1].effect_limit == 1.2

@@ -83,6 +83,17 @@ async def test_a_file_that_breaks_changes_nothing_of_its_rollout(router, folder)
         assert router.record().status.phase is Phase.PROGRESSING
 
 
+async def test_a_rollout_that_its_source_cannot_count_is_a_problem_of_its_file(router, folder):
+    router.source.unsupported = "sticky needs the source accessLog"
+    async with router.running() as reconciler:
+        files = RolloutFiles([folder], reconciler)
+        (folder / "a.yaml").write_text(text_of())
+        await files.poll()
+        await files.poll()
+        assert files.problems == {str(folder / "a.yaml"): "sticky needs the source accessLog"}
+        assert router.record() is None
+
+
 async def test_a_file_that_is_not_text_is_reported(router, folder):
     async with router.running() as reconciler:
         files = RolloutFiles([folder], reconciler)

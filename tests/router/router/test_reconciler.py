@@ -10,9 +10,10 @@ from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.status import PauseCause, Phase
 from tidegate.rollout.traffic import TrafficSplit
-from tidegate.router.errors import RefusedError, StoreError, UnknownRolloutError
+from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnknownRolloutError
 from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS
 from tidegate.router.reconciler import spread
+from tidegate.router.sources.source import UnsupportedError
 from tidegate.router.store import Store
 
 VISION, LLM = "models/vision", "models/llm"
@@ -46,7 +47,8 @@ async def test_a_bad_candidate_is_rolled_back_with_the_numbers(router):
         await reconciler.apply(canary())
         record = await router.until_phase(Phase.ABORTED)
         assert weights_of(router.mesh) == [10.0, 0.0]
-        assert "v2 is worse than tolerated" in record.status.decision
+        assert record.status.reason == "HarmProven"
+        assert "grpcFailures" in record.status.decision
         (aborting,) = (
             each for each in await reconciler.history(VISION) if each.kind is EventKind.ABORTING
         )
@@ -131,25 +133,55 @@ async def test_many_rollouts_that_begin_at_once_on_one_host_are_one(router):
 
 
 async def test_a_fault_of_one_rollout_is_shown_and_stops_no_other(router, monkeypatch):
-    take = router.source.take
+    read = router.mesh.read
 
-    async def faulty(key, now_s):
-        if key == VISION:
-            raise RuntimeError("a fault of the source")
-        return await take(key, now_s)
+    async def faulty(host):
+        if host == "vision":
+            raise RuntimeError("a fault of the mesh")
+        return await read(host)
 
-    monkeypatch.setattr(router.source, "take", faulty)
+    monkeypatch.setattr(router.mesh, "read", faulty)
     failures = EVALUATION_FAILURES._value.get()
     async with router.running() as reconciler:
         await reconciler.apply(canary())
         await reconciler.apply(canary("llm", "llm"))
         await router.until_phase(Phase.PROMOTED, key=LLM)
         record = await router.until(lambda record: record.problem)
-        assert record.problem == "it could not be evaluated: a fault of the source"
+        assert record.problem == "it could not be evaluated: a fault of the mesh"
         assert EVALUATION_FAILURES._value.get() > failures
         monkeypatch.undo()
         record = await router.until_phase(Phase.PROMOTED)
         assert record.problem == ""
+
+
+async def test_a_fault_of_the_source_is_shown_and_keeps_nobody_from_aborting(router, monkeypatch):
+    async def faulty(key, now_s):
+        raise RuntimeError("a fault of the source")
+
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+        monkeypatch.setattr(router.source, "take", faulty)
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "the evidence cannot be taken: a fault of the source"
+        await reconciler.command(VISION, CommandKind.ABORT, "")
+        await router.until_phase(Phase.ABORTED)
+        assert weights_of(router.mesh) == [10.0, 0.0]
+
+
+async def test_a_fault_of_the_evidence_is_shown_and_keeps_nobody_from_aborting(router, monkeypatch):
+    def faulty(plan, state, window):
+        raise OverflowError("too large")
+
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+        monkeypatch.setattr("tidegate.rollout.engine.advance.observe", faulty)
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "the evidence cannot be judged: too large"
+        await reconciler.command(VISION, CommandKind.ABORT, "")
+        await router.until_phase(Phase.ABORTED)
+        assert weights_of(router.mesh) == [10.0, 0.0]
 
 
 async def test_a_mesh_that_cannot_be_read_is_shown_and_waited_for(router):
@@ -160,6 +192,37 @@ async def test_a_mesh_that_cannot_be_read_is_shown_and_waited_for(router):
             assert record.problem == "the traffic cannot be read: nothing answers at 127.0.0.1:1"
             assert record.status.phase is Phase.PENDING
         record = await router.until_phase(Phase.PROGRESSING)
+        await router.until(lambda record: not record.problem)
+
+
+async def test_a_rollout_that_its_source_cannot_count_is_refused_before_it_begins(router):
+    router.source.unsupported = "sticky needs the source accessLog"
+    async with router.running() as reconciler:
+        with pytest.raises(UnsupportedError, match="sticky needs the source accessLog"):
+            await reconciler.apply(manual())
+        assert router.record() is None
+
+
+async def test_a_rollout_that_its_source_cannot_count_any_more_can_be_aborted(router):
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+    router.source.unsupported = "prometheus has no address"
+    async with router.running() as reconciler:
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "prometheus has no address"
+        await reconciler.command(VISION, CommandKind.ABORT, "")
+        await router.until_phase(Phase.ABORTED)
+        assert weights_of(router.mesh) == [10.0, 0.0]
+
+
+async def test_missing_evidence_is_shown(router):
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        router.source.missing = "no records of requests arrive: UNAVAILABLE"
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "no records of requests arrive: UNAVAILABLE"
+        router.source.missing = ""
         await router.until(lambda record: not record.problem)
 
 
@@ -407,6 +470,24 @@ async def test_a_router_that_stops_in_the_middle_of_a_change_does_it_again(route
     async with router.running():
         await router.until(at_stage(0))
         assert weights_of(router.mesh) == [10.0]
+
+
+async def test_a_command_that_waits_when_the_router_stops_gets_an_answer(router, monkeypatch):
+    hangs = asyncio.Event()
+
+    async def read(host):
+        hangs.set()
+        await asyncio.Event().wait()
+
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+        monkeypatch.setattr(router.mesh, "read", read)
+        await hangs.wait()
+        waiting = asyncio.create_task(reconciler.command(VISION, CommandKind.PAUSE, ""))
+        await asyncio.sleep(0)
+    with pytest.raises(LeavingError, match="the router is shutting down"):
+        await waiting
 
 
 async def test_a_store_that_another_router_has_open_ends_the_start(router):

@@ -104,6 +104,15 @@ async def test_a_wrong_rollout_is_refused_with_each_field(service):
     assert "rollout.spec.strategy.manual.weights[0]" in fields
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_a_rollout_that_its_source_cannot_count_is_refused(service, router, dry_run):
+    router.source.unsupported = "sticky needs the source accessLog"
+    request = rollout_pb2.ApplyRequest(rollout=spec_message(manual()), dry_run=dry_run)
+    code, reason, _, fields = await error_of(service.Apply(request))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "EVIDENCE_UNSUPPORTED")
+    assert fields == {"rollout.spec.evidence": "sticky needs the source accessLog"}
+
+
 async def test_an_empty_apply_is_refused(service):
     code, reason, _, fields = await error_of(service.Apply(rollout_pb2.ApplyRequest()))
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "ROLLOUT_REFUSED")

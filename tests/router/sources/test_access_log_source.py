@@ -14,6 +14,7 @@ from tidegate.evidence.window import Counted
 from tidegate.mesh.telemetry import RequestLog
 from tidegate.mesh.v1 import mesh_pb2_grpc
 from tidegate.router.sources.access_log import AccessLogSource
+from tidegate.router.sources.epochs import RolloutCounts
 
 WAIT_S = 20.0
 
@@ -67,6 +68,79 @@ async def test_records_become_counts_of_versions():
         assert window.versions["v2"].rates == {"grpcFailures": Counted(1, 1)}
         assert window.shares == {"v1": 0.9, "v2": 0.1}
         assert await source.take("a", time.time()) == ()
+
+
+async def test_a_burst_is_counted_whole():
+    log = RequestLog()
+    async with mesh_service(log) as port, source_of(port) as source:
+        source.watch("a", watched())
+        source.begin_epoch("a", epoch(time.time()))
+        await watching(source)
+        await log.publish([record()] * 20_000)
+        found = await windows(source, 20_000)
+        assert sum(each.lost for each in found) == 0
+
+
+async def test_records_that_the_controller_drops_are_in_lost():
+    log = RequestLog()
+    async with mesh_service(log) as port, source_of(port) as source:
+        source.watch("a", watched())
+        source.begin_epoch("a", epoch(time.time()))
+        await watching(source)
+        await log.publish([record()] * 60_000)
+        found = await windows(source, 50_000, lost=10_000)
+        # The last message was sent before records were dropped, or after.
+        assert sum(each.requests + each.lost for each in found) == 60_000
+
+
+async def test_long_texts_of_callers_do_not_break_the_stream():
+    log = RequestLog()
+    long = "x" * 60_000
+    async with mesh_service(log) as port, source_of(port) as source:
+        source.watch("a", watched())
+        source.begin_epoch("a", epoch(time.time()))
+        await watching(source)
+        hostile = record(path=long, headers={"x-user-id": long}, trailers={"tidegate-top1": long})
+        await log.publish([hostile] * 1000)
+        found = await windows(source, 1000)
+        assert sum(each.lost for each in found) == 0
+
+
+async def test_a_fault_while_counting_costs_records_and_no_more(monkeypatch):
+    log = RequestLog()
+    count = RolloutCounts.add
+
+    def fail_on_v2(counts, request):
+        assert request.version != "v2"
+        count(counts, request)
+
+    monkeypatch.setattr(RolloutCounts, "add", fail_on_v2)
+    async with mesh_service(log) as port, source_of(port) as source:
+        source.watch("a", watched())
+        source.begin_epoch("a", epoch(time.time()))
+        await watching(source)
+        await log.publish([record("v2")])
+        async with asyncio.timeout(WAIT_S):
+            while "fault while records were counted" not in source.problem("a"):
+                await asyncio.sleep(0.01)
+        await watching(source)
+        await log.publish([record()])
+        await windows(source, 1)
+
+
+async def test_a_source_says_why_nothing_arrives():
+    log = RequestLog()
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(mesh_service(log))
+        async with source_of(port) as source:
+            source.watch("a", watched())
+            assert "not watched yet" in source.problem("a")
+            await watching(source)
+            assert source.problem("a") == ""
+            await stack.aclose()
+            async with asyncio.timeout(WAIT_S):
+                while "no records of requests arrive" not in source.problem("a"):
+                    await asyncio.sleep(0.01)
 
 
 async def test_records_after_a_break_count_and_the_break_is_in_lost():

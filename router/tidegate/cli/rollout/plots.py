@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from tidegate.cli.rollout.words import effect_text, seconds_of
 from tidegate.rollout.simulation.runs import End, Point, Run
@@ -111,7 +112,7 @@ def evidence_plot(samples: Sequence[rollout_pb2.Sample], candidate: str, *, safe
         elif found[-1][1].objectives:
             threshold = max(each.safe_threshold for each in found[-1][1].objectives)
             axes.axhline(threshold, color=_GREEN, linestyle="--", label="met")
-        axes.set_yscale("log")
+        _use_log_scale(axes)
         axes.set_ylabel("e-value that it is met" if safe else "e-value of harm")
         axes.set_xlabel(name)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -144,7 +145,7 @@ def effect_plot(
             value
             for _, each in points
             for value in (each.effect, each.effect_low, each.effect_high)
-            if 0 < value < 1e3 * max(limit, 1e-9)
+            if limit / 50 < value < 50 * max(limit, 1e-9)
         ]
         bottom = min([*ends, limit]) / 1.5 if limit > 0 else 0.0
         top = max([*ends, limit]) * 1.5
@@ -160,7 +161,7 @@ def effect_plot(
         words = f"tolerated: {effect_text(objective, limit)}"
         axes.axhline(limit, color=_RED, linestyle="--", label=words)
         if bottom > 0:
-            axes.set_yscale("log")
+            _use_log_scale(axes)
         axes.set_ylim(bottom, top)
         axes.set_ylabel(points[-1][1].metric)
         axes.set_xlabel(name)
@@ -240,6 +241,13 @@ def _figure(height: float) -> "Iterator[tuple[Figure, Axes]]":
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(9, height))
         yield figure, figure.add_subplot()
+
+
+def _use_log_scale(axes: "Axes") -> None:
+    axes.set_yscale("log")
+    # The usual labels are formulas.
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _unit(longest_s: float) -> tuple[float, str]:

@@ -65,8 +65,8 @@ class AccessLogSource:
                     host.stop()
         self._tasks = self._session = None
 
-    def watch(self, key: str, watched: Watched) -> None:
-        """Counts for a rollout from now on; replaces what was watched under its key.
+    def check(self, watched: Watched) -> None:
+        """Makes sure that the source can count what a rollout asks for.
 
         Raises:
             UnsupportedError: The rollout has gauges and no Prometheus to ask.
@@ -77,6 +77,14 @@ class AccessLogSource:
                 f"{gauges[0].metric} needs a Prometheus; set evidence.url, or --prometheus-url of "
                 "the router"
             )
+
+    def watch(self, key: str, watched: Watched) -> None:
+        """Counts for a rollout from now on; replaces what was watched under its key.
+
+        Raises:
+            UnsupportedError: The rollout has gauges and no Prometheus to ask.
+        """
+        self.check(watched)
         self.forget(key)
         counts = self._rollouts[key] = RolloutCounts(watched)
         host = self._hosts.get(watched.host)
@@ -110,8 +118,10 @@ class AccessLogSource:
 
     def problem(self, key: str) -> str:
         """Says why evidence is missing now; empty if nothing is known to be missing."""
-        host = self._hosts[self._rollouts[key].watched.host]
-        return "; ".join(filter(None, (host.problem, *self._gauge_problems.get(key, ()))))
+        counts = self._rollouts[key]
+        host = self._hosts[counts.watched.host]
+        problems = (host.problem, counts.problem, *self._gauge_problems.get(key, ()))
+        return "; ".join(filter(None, problems))
 
     def forget(self, key: str) -> None:
         """Counts no longer for a rollout."""
@@ -165,6 +175,9 @@ class _WatchedHost:
                 reason = "the controller ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
+            except Exception as error:  # noqa: BLE001 - it must not end the other rollouts
+                reason = f"fault while records were counted: {error!r}"
+                _log.exception("fault while records were counted", host=self._name)
             self.problem = f"no records of requests arrive: {reason}"
             if self.connected.is_set():
                 self.connected.clear()

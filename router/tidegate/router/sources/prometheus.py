@@ -98,15 +98,23 @@ class PrometheusSource:
             yield self
         self._session = None
 
+    def check(self, watched: Watched) -> None:
+        """Makes sure that Prometheus can count what a rollout asks for.
+
+        Raises:
+            UnsupportedError: It cannot.
+        """
+        problems = list(problems_of(watched))
+        if problems:
+            raise UnsupportedError("; ".join(problems))
+
     def watch(self, key: str, watched: Watched) -> None:
         """Counts for a rollout from now on; replaces what was watched under its key.
 
         Raises:
             UnsupportedError: Prometheus cannot count what the rollout asks for.
         """
-        problems = list(problems_of(watched))
-        if problems:
-            raise UnsupportedError("; ".join(problems))
+        self.check(watched)
         self._rollouts[key] = _Rollout(watched)
 
     def begin_change(self, key: str, now_s: float) -> None:

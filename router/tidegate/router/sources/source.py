@@ -62,6 +62,14 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
 class TrafficSource(Protocol):
     """Counts the traffic of hosts."""
 
+    def check(self, watched: Watched) -> None:
+        """Makes sure that the source can count what a rollout asks for.
+
+        Raises:
+            UnsupportedError: It cannot; the message says what to write instead.
+        """
+        ...
+
     def watch(self, key: str, watched: Watched) -> None:
         """Counts for a rollout from now on; replaces what was watched under its key.
 

@@ -71,6 +71,7 @@ def test_a_report_is_written_with_plots_from_the_real_service(server, tidegate, 
     text = (tmp_path / "vision.html").read_text()
     page = assert_stands_alone(text)
     assert page.tags.count("svg") == 5
+    assert "mathdefault" not in text
     words = " ".join(page.words)
     for expected in ("Promoted", "Evidence about v2", "grpcFailures", "StageEntered", "harmBudget"):
         assert (expected in words) == (expected != "harmBudget")

@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Final
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.chassis.calls import ServicerContext
 from tidegate.mesh.telemetry import RequestLog, RequestRecord
@@ -21,6 +23,8 @@ _CAPACITY: Final = 50_000
 # Callers choose some of the texts. With these limits a message stays below gRPC's 4 MiB.
 _RECORDS_IN_A_MESSAGE: Final = 200
 _LONGEST_TEXT: Final = 512
+# The end of the year 9999.
+_LATEST_S: Final = 253402300799
 
 
 async def finished_requests(
@@ -100,11 +104,16 @@ def _message(record: RequestRecord) -> mesh_pb2.RequestRecord:
     )
     if record.grpc_status is not None:
         sent.grpc_status = record.grpc_status.value[0]
-    sent.start.FromNanoseconds(int(record.start_time_s * 1e9))
+    _set(sent.start, record.start_time_s)
     if record.time_to_first_byte_s is not None:
-        sent.time_to_first_byte.FromNanoseconds(int(record.time_to_first_byte_s * 1e9))
-    sent.duration.FromNanoseconds(int(record.duration_s * 1e9))
+        _set(sent.time_to_first_byte, record.time_to_first_byte_s)
+    _set(sent.duration, record.duration_s)
     return sent
+
+
+def _set(sent: Timestamp | Duration, seconds: float) -> None:
+    # Anyone on the machine can send an access log, with any times.
+    sent.FromNanoseconds(int(min(max(seconds, 0.0), _LATEST_S) * 1e9))
 
 
 def _short(texts: Mapping[str, str]) -> dict[str, str]:

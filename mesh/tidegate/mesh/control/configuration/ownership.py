@@ -53,7 +53,8 @@ def refuse_other_owner(
             raise _error(
                 service,
                 other,
-                f"wait until it has ended, or end it with `tidegate rollout abort {other.name}`",
+                f"wait until it has ended, or end it with `tidegate rollout abort {other.name}`; if"
+                " it does not exist any more, `tidegate mesh reset --force` frees its traffic",
             )
 
 
