@@ -12,12 +12,13 @@ from typing import Any
 
 import grpc
 import yaml
-from laptop_mesh import CLASSIFIER, LaptopMesh, free_ports, server
+from laptop_mesh import CAT, CLASSIFIER, LaptopMesh, free_ports, server
 
 from tidegate.mesh.v1 import mesh_pb2_grpc
 from tidegate.rollout.messages.spec_messages import spec_message
 from tidegate.rollout.spec.reading import rollout_of_values
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 __all__ = ["FaultyMesh", "Followed"]
 
@@ -138,6 +139,14 @@ class FaultyMesh(LaptopMesh):
         with self.rollouts() as rollouts:
             rollouts.Undo(rollout_pb2.UndoRequest(name=name))
         self.follow(name, "aborted")
+
+    def answered_by(self, *metadata: tuple[str, str]) -> set[str]:
+        """The model versions that answer a few calls with these headers."""
+        request = vision_pb2.ClassifyRequest(images=[vision_pb2.Image(encoded=CAT.read_bytes())])
+        with grpc.insecure_channel(f"127.0.0.1:{self.vision_port}") as channel:
+            stub = vision_pb2_grpc.VisionServiceStub(channel)
+            answers = (stub.Classify(request, metadata=metadata) for _ in range(10))
+            return {each.version for each in answers}
 
     @contextmanager
     def rollouts(self) -> Iterator[rollout_pb2_grpc.RolloutServiceStub]:

@@ -129,3 +129,35 @@ def test_a_shift_is_refused_unless_forced_and_a_forced_one_pauses_the_rollout(me
             rollouts.Abort(rollout_pb2.AbortRequest(name="disturbed"))
         mesh.follow("disturbed", "aborted")
     assert weights(mesh) == {"v1": 100.0}
+
+
+def test_a_shadow_compares_both_versions_before_any_user_sees_the_new_one(mesh):
+    objectives = [
+        {"signal": "grpcFailures", "margin": "5%"},
+        {"signal": "answerDisagreement", "tolerate": "20%"},
+    ]
+    with SteadyLoad(mesh.vision_port, RATE) as load:
+        mesh.apply("shadow", strategy={"shadow": {"mirror": 100}}, objectives=objectives)
+        seen = mesh.follow("shadow", "completed", "aborted", "paused", seconds=180)
+    assert seen.phase == "completed", seen.status.message
+    assert seen.status.winner == "v2"
+    # Every user was answered by the baseline, and no request was lost.
+    assert set(load.versions) == {"1-fp32"}
+    assert load.failures == 0, load.errors
+    (assessment,) = seen.status.assessments
+    assert all(each.candidate_trials for each in assessment.objectives)
+    assert weights(mesh) == {"v1": 100.0}
+
+
+def test_testers_reach_the_candidate_whatever_the_weights_are(mesh):
+    testers = [{"header": "x-tester", "value": "yes"}, {"cookie": "tester"}]
+    mesh.apply("tested", strategy={"manual": {"weights": [0, 100]}}, testers=testers)
+    mesh.follow("tested", "WaitingForApproval")
+    assert mesh.answered_by() == {"1-fp32"}
+    assert mesh.answered_by(("x-tester", "yes")) == {"1-int8"}
+    assert mesh.answered_by(("cookie", "a=b; tester=1")) == {"1-int8"}
+    assert mesh.answered_by(("x-tester", "no")) == {"1-fp32"}
+    with mesh.rollouts() as rollouts:
+        rollouts.Abort(rollout_pb2.AbortRequest(name="tested"))
+    mesh.follow("tested", "aborted")
+    assert mesh.answered_by(("x-tester", "yes")) == {"1-fp32"}
