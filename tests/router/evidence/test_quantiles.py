@@ -150,6 +150,7 @@ def test_few_requests_in_a_window_still_find_a_slow_candidate():
 
 def test_counts_of_different_shares_are_never_compared():
     # Both versions are slow while the candidate has half of the requests.
-    quick = window_of(0, timed([]), timed([0.05] * 100), 0.01)
-    slow = [window_of(i, timed([1.0] * 50), timed([1.0] * 50), 0.5) for i in range(1, 20)]
-    assert not assessed(plan_of(median()), [quick, *slow]).abort
+    quick = [window_of(i, timed([]), timed([0.05] * 100), 0.01) for i in range(3)]
+    slow = [window_of(3, timed([1.0] * 50), timed([1.0] * 50), 0.5)]
+    said = assessed(plan_of(median(), detector_share=0.0), [*quick, *slow])
+    assert said.harm_e <= 1.0
