@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from examples import examples
@@ -339,6 +340,22 @@ def test_a_wrong_annotation_is_refused(name, value):
         objects({"route": [to("v1")]}, annotations={name: value})
 
 
+def test_destinations_of_one_subset_at_two_ports_keep_their_proportion():
+    def at(subset, weight, port):
+        made = to(subset, weight)
+        made["destination"]["port"] = {"number": port}
+        return made
+
+    route = [at("v1", 3, 8500), at("v1", 1, 8501), at("v2", 4, 8500)]
+    before = objects({"route": route})
+    assert read_split(before, "vision").split.weights == {"v1": 50, "v2": 50}
+    during = with_split(before, "vision", split(v1=40, v2=60), OWNER)
+    assert shares(http(during)[0]) == [("v1", 30), ("v1", 10), ("v2", 60)]
+    assert with_split(during, "vision", split(v1=50, v2=50), None) == before
+    with pytest.raises(EditError, match="at several ports"):
+        with_split(before, "vision", split(v3=100), OWNER)
+
+
 # Properties.
 
 SUBSETS = ("v1", "v2", "v3")
@@ -487,3 +504,40 @@ def test_the_text_of_a_manifest_is_given_back_too(before, split_):
     assert parse_manifest(shifted) == during.virtual_services[VISION]
     back = edit_manifest(shifted, with_split(during, "vision", original, None)[VISION])
     assert back == manifest
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(hosts(), SPLITS, st.integers(1, 200))
+def test_routes_that_other_hosts_share_keep_the_share_of_these(before, wanted, weight):
+    service = before.virtual_services[VISION]
+    other = parse(text(virtual({"route": [to(host="llm", weight=weight)]})), "")
+    foreign = other.virtual_services[VISION].http[0].route
+
+    def shared(route):
+        if route.match and any(match.headers for match in route.match):
+            return route
+        if not any(each.destination.host == HOST and each.weight for each in route.route):
+            return route
+        return replace(route, route=(*route.route, *foreign))
+
+    before = before.with_(replace(service, http=tuple(map(shared, service.http))))
+    assume(before.virtual_services[VISION] != service)
+    original = read_split(before, "vision").split
+    during = with_split(before, "vision", wanted, OWNER)
+    assert with_split(during, "vision", wanted, OWNER) == during
+    pairs = zip(
+        [each for each in http(during) if not (each.name or "").startswith("tidegate-tester-")],
+        http(before),
+        strict=True,
+    )
+    for now, then in pairs:
+        assert share_of_llm(now) == share_of_llm(then)
+    assert with_split(during, "vision", original, None) == before
+
+
+def share_of_llm(route):
+    whole = sum(each.weight for each in route.route)
+    if not whole:
+        return None
+    mine = sum(each.weight for each in route.route if each.destination.host.startswith("llm"))
+    return Fraction(mine, whole)

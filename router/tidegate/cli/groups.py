@@ -6,8 +6,9 @@ error of such a command names the extra to install. To add a command, add a line
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -15,7 +16,7 @@ from typer.main import get_command, get_group
 
 from tidegate.errors import TidegateError
 
-__all__ = ["LazyGroup", "MissingExtraError"]
+__all__ = ["Command", "LazyGroup", "MissingExtraError"]
 
 _DISTRIBUTION = "tidegate"
 
@@ -25,7 +26,7 @@ class MissingExtraError(TidegateError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Command:
+class Command:
     """Where a command is defined.
 
     Attributes:
@@ -43,47 +44,49 @@ class _Command:
 
 # In the order of `tidegate --help`.
 _COMMANDS = {
-    "classify": _Command("tidegate.cli.serving.classify", "classify", "Label images."),
-    "chat": _Command("tidegate.cli.serving.chat", "chat", "Talk to a language model."),
-    "models": _Command("tidegate.cli.serving.models", "models", "List the models of the servers."),
-    "up": _Command(
+    "classify": Command("tidegate.cli.serving.classify", "classify", "Label images."),
+    "chat": Command("tidegate.cli.serving.chat", "chat", "Talk to a language model."),
+    "models": Command("tidegate.cli.serving.models", "models", "List the models of the servers."),
+    "up": Command(
         "tidegate.cli.servers.commands", "up", "Start the servers on this machine.", "local"
     ),
-    "down": _Command("tidegate.cli.servers.commands", "down", "Stop the servers.", "local"),
-    "status": _Command("tidegate.cli.servers.commands", "status", "Show the servers.", "local"),
-    "restart": _Command("tidegate.cli.servers.commands", "restart", "Restart one server.", "local"),
-    "mesh": _Command(
+    "down": Command("tidegate.cli.servers.commands", "down", "Stop the servers.", "local"),
+    "status": Command("tidegate.cli.servers.commands", "status", "Show the servers.", "local"),
+    "restart": Command("tidegate.cli.servers.commands", "restart", "Restart one server.", "local"),
+    "mesh": Command(
         "tidegate.cli.mesh.commands",
         "app",
         "Check and explain the mesh's Istio objects, show its state, undo shifts.",
         "local",
     ),
-    "model": _Command(
-        "tidegate.cli.build", "app", "Build models from published weights.", "models"
-    ),
-    "shift": _Command(
-        "tidegate.cli.mesh.shift", "shift", "Move traffic between versions.", "local"
-    ),
-    "rollout": _Command(
+    "model": Command("tidegate.cli.build", "app", "Build models from published weights.", "models"),
+    "shift": Command("tidegate.cli.mesh.shift", "shift", "Move traffic between versions.", "local"),
+    "rollout": Command(
         "tidegate.cli.rollout.commands",
         "app",
         "Move traffic to a new version on evidence: apply, watch, simulate.",
         "router",
     ),
-    "trace": _Command("tidegate.cli.traces.commands", "app", "Find traces and show them."),
+    "trace": Command("tidegate.cli.traces.commands", "app", "Find traces and show them."),
 }
 
 
 class LazyGroup(TyperGroup):
-    """A group of commands whose modules are imported on demand."""
+    """A group of commands whose modules are imported on demand.
+
+    Attributes:
+        table: The commands by name, in the order in which `--help` lists them.
+    """
+
+    table: ClassVar[Mapping[str, Command]] = _COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # the framework's signature
         """Lists the names of all commands, in the order of the table."""
-        return list(_COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Returns a placeholder with the help line of a command, which is not imported yet."""
-        command = _COMMANDS.get(cmd_name)
+        command = self.table.get(cmd_name)
         return None if command is None else TyperCommand(cmd_name, help=command.summary)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -95,22 +98,22 @@ class LazyGroup(TyperGroup):
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "see `tidegate --help`."
+            hint = f"did you mean '{close[0]}'?" if close else f"see `{ctx.command_path} --help`."
             ctx.fail(f"There is no command '{args[0]}'; {hint}")
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None or placeholder is None:
             return name, placeholder, rest
-        return name, _load(name, _COMMANDS[name]), rest
+        return name, _load(name, self.table[name]), rest
 
 
-def _load(name: str, source: _Command) -> Any:
+def _load(name: str, source: Command) -> Any:
     try:
         found = getattr(importlib.import_module(source.module), source.attribute)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.split(".")[0] == _DISTRIBUTION:
             raise
-        raise MissingExtraError(_advice(name, missing)) from error
+        raise MissingExtraError(_advice(name, source.extra, missing)) from error
     if isinstance(found, typer.Typer):
         command: Any = get_group(found)
     else:
@@ -125,8 +128,7 @@ def _load(name: str, source: _Command) -> Any:
     return command
 
 
-def _advice(name: str, module: str) -> str:
+def _advice(name: str, extra: str, module: str) -> str:
     top = module.partition(".")[0]
-    extra = _COMMANDS[name].extra
     what = f"tidegate[{extra}]" if extra else "tidegate"
     return f"`tidegate {name}` needs {top!r}, which is not installed: pip install '{what}'"

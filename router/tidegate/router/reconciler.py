@@ -11,6 +11,7 @@ easier to trust than a list of changes that keep the evidence.
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -77,7 +78,8 @@ class Reconciler:
         self._tasks = tasks
         self._running: dict[str, _Running] = {}
         self._started = 0
-        self._changing = asyncio.Lock()
+        # Held while a rollout is created, replaced or removed.
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def go_on(self, records: Sequence[RolloutRecord]) -> None:
         """Goes on with the rollouts of the store."""
@@ -100,7 +102,7 @@ class Reconciler:
         text = to_json(rollout)
         # As a restart will read it, so that a later apply compares the same.
         rollout = from_json(text)
-        async with self._changing:
+        async with self._changing[rollout.key]:
             running = self._running.get(rollout.key)
             if running is None:
                 return AppliedRollout(await self._create(rollout, file, text), changed=True)
@@ -153,7 +155,7 @@ class Reconciler:
             RefusedError: It has not ended, or a file holds it.
             StoreError: It could not be written.
         """
-        async with self._changing:
+        async with self._changing[key]:
             running = self._running.get(key)
             if running is None:
                 raise UnknownRolloutError(key)
@@ -182,7 +184,7 @@ class Reconciler:
         Raises:
             StoreError: It could not be written.
         """
-        async with self._changing:
+        async with self._changing[key]:
             running = self._running.get(key)
             if running is not None:
                 await running.loop.belong_to("", "")

@@ -10,23 +10,23 @@ the status and does the action again, which changes nothing if it was done.
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final
 
-from tidegate.evidence.window import TrafficWindow
+import msgspec
+
 from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.inputs import Command, CommandKind, Inputs, Step
 from tidegate.rollout.engine.samples import sample_of
-from tidegate.rollout.engine.status import ACTIVE, ENDED, RolloutStatus
+from tidegate.rollout.engine.status import ACTIVE, ENDED, Phase, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import HostTraffic
 from tidegate.router.acting import Actor
 from tidegate.router.commands import WaitingCommands
-from tidegate.router.counting import Counting
 from tidegate.router.errors import LeavingError
 from tidegate.router.faults import FaultPoint
-from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS, LATENESS
+from tidegate.router.intake import Intake, report_fault
+from tidegate.router.metrics import EVALUATIONS, LATENESS
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.store import Put, PutStatus
 from tidegate.router.surroundings import Surroundings
@@ -36,10 +36,6 @@ from tidegate.traffic.router import TrafficError
 __all__ = ["RolloutLoop", "fresh_status"]
 
 _log = get_logger(__name__)
-
-# Windows that could not be written are kept for the next turn; these are hours of a full disk.
-_MAX_UNUSED_WINDOWS: Final = 10_000
-_NO_WINDOWS: Final[tuple[TrafficWindow, ...]] = ()
 
 
 def fresh_status(earlier: RolloutStatus) -> RolloutStatus:
@@ -74,10 +70,8 @@ class RolloutLoop:
         self._turn = asyncio.Lock()
         self._commands = WaitingCommands()
         self._actor = Actor(record.key, around, self._wake)
-        self._counting: Counting | None = None
+        self._intake = Intake(record, around)
         self._host = record.rollout.spec.host
-        self._missing = ""
-        self._unused = _NO_WINDOWS
         self._written_s = around.clock()
         self._is_unwritten = self._is_writing = False
         if record.status.phase in ACTIVE:
@@ -137,7 +131,7 @@ class RolloutLoop:
             async with asyncio.TaskGroup() as tasks:
                 await self._turn_for_ever(tasks)
         finally:
-            self._stop_counting()
+            self._intake.stop()
             self._around.hosts.release(self.record.key)
             self._commands.refuse_all(
                 LeavingError("the router is shutting down, or the rollout is being removed")
@@ -170,7 +164,7 @@ class RolloutLoop:
                     problem = await self._evaluate(tasks)
             # A fault of one rollout must not end the others.
             except Exception as error:  # noqa: BLE001 - reported in its status and in the log
-                problem = self._report(error)
+                problem = report_fault(self.record, "it could not be evaluated", error)
             self._note_problem(problem)
 
     @property
@@ -198,9 +192,7 @@ class RolloutLoop:
         now_s = around.clock()
         if traffic is not None:
             self._look(traffic, began_s, now_s)
-        if self._counting is not None:
-            windows = await self._counting.take(now_s)
-            self._unused = (*self._unused, *windows)[-_MAX_UNUSED_WINDOWS:]
+        await self._intake.take(now_s)
         # Nothing else runs from here to the claim, so two rollouts cannot begin on one host.
         blocked_by = around.hosts.other(record.key, self._host)
 
@@ -209,7 +201,7 @@ class RolloutLoop:
 
         with self._commands.next(refused) as command:
             inputs = Inputs(
-                windows=self._unused,
+                windows=self._intake.windows,
                 traffic=traffic,
                 traffic_s=began_s,
                 outcome=self._actor.outcome,
@@ -219,17 +211,22 @@ class RolloutLoop:
             )
             step = await self._step(inputs, now_s)
         for action in step.actions:
-            self._actor.begin(action, self._host, self._count(), tasks)
-        if step.events or self._commands:
-            # One event often lets the next follow.
+            self._actor.begin(action, self._host, self._intake.counting(self._host), tasks)
+        if self._commands or (step.events and self._begins_anew):
             self._wake.set()
-        return problem or self._missing_evidence()
+        return problem or self._intake.problem()
+
+    @property
+    def _begins_anew(self) -> bool:
+        """Whether the rollout, or the one that replaces it, can begin now."""
+        phase = self.record.status.phase
+        return phase is Phase.PENDING or (self.record.successor is not None and phase in ENDED)
 
     async def _step(self, inputs: Inputs, now_s: float) -> Step:
         """Takes a step of the engine; the new status counts once it is written."""
         record, around = self.record, self._around
         before = record.status
-        step = advance(record.rollout, before, inputs, now_s)
+        step = self._advance(inputs, now_s)
         if step.status.phase in ACTIVE:
             around.hosts.claim(record.key, self._host)
         try:
@@ -238,7 +235,7 @@ class RolloutLoop:
             if before.phase not in ACTIVE:
                 around.hosts.release(record.key)
             raise
-        self._unused = _NO_WINDOWS
+        self._intake.used()
         if self._actor.outcome is inputs.outcome:
             self._actor.outcome = None
         record.status = step.status
@@ -246,12 +243,24 @@ class RolloutLoop:
         for event in step.events:
             _log_event(record, event)
         if step.status.phase not in ACTIVE:
-            self._stop_counting()
+            self._intake.stop()
             around.hosts.release(record.key)
         if step.events or step.status != before:
             around.registry.changed(record.key)
         around.at(FaultPoint.STEP_TAKEN)
         return step
+
+    def _advance(self, inputs: Inputs, now_s: float) -> Step:
+        record = self.record
+        try:
+            return advance(record.rollout, record.status, inputs, now_s)
+        # A fault of the evidence must keep nobody from aborting the rollout.
+        except Exception as error:
+            if not inputs.windows:
+                raise
+            self._intake.fault("the evidence cannot be judged", error)
+            without = msgspec.structs.replace(inputs, windows=())
+            return advance(record.rollout, record.status, without, now_s)
 
     def _superseding(self, refused: Callable[[Command], str]) -> Command | None:
         """The command that ends a rollout which another one replaces, once it is needed."""
@@ -276,7 +285,7 @@ class RolloutLoop:
         self._host = traffic.host
         if self.record.status.phase in ACTIVE:
             self._around.hosts.claim(self.record.key, traffic.host)
-            self._count().look(traffic, began_s, now_s)
+            self._intake.counting(self._host).look(traffic, began_s, now_s)
 
     async def _write(self, step: Step, before: RolloutStatus, now_s: float) -> None:
         """Writes a step. What decides nothing, such as evidence, is written now and then."""
@@ -316,32 +325,6 @@ class RolloutLoop:
         self._host = successor.spec.host
         self._around.registry.changed(record.key)
         _log.info("rollout begins", rollout=record.key, generation=status.generation)
-
-    def _count(self) -> Counting:
-        if self._counting is None:
-            rollout = self.record.rollout
-            self._counting = Counting(
-                *(self._around.source_of(rollout), rollout.key, rollout.spec, self._host),
-                prometheus_url=self._around.settings.prometheus_url,
-            )
-        return self._counting
-
-    def _missing_evidence(self) -> str:
-        """Why evidence is missing, if that was so at the last turn too: a source needs a moment."""
-        before, self._missing = self._missing, self._counting.problem if self._counting else ""
-        return self._missing if self._missing == before else ""
-
-    def _stop_counting(self) -> None:
-        if self._counting is not None:
-            self._counting.end()
-            self._counting = None
-
-    def _report(self, error: Exception) -> str:
-        EVALUATION_FAILURES.inc()
-        words = f"it could not be evaluated: {error or repr(error)}"
-        if words != self.record.problem:
-            _log.exception("evaluation failed", rollout=self.record.key)
-        return words
 
     def _note_problem(self, words: str) -> None:
         if words != self.record.problem:

@@ -120,12 +120,14 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
     ) -> rollout_pb2.ListResponse:
         """Returns all rollouts."""
         del context
+        rollouts = []
+        for each in self._reconciler().registry:
+            if request.namespace in ("", each.rollout.metadata.namespace):
+                rollouts.append(_message(each))
+                # A thousand messages take a while, and evaluations must not wait for them.
+                await asyncio.sleep(0)
         return rollout_pb2.ListResponse(
-            rollouts=[
-                _message(each)
-                for each in self._reconciler().registry
-                if request.namespace in ("", each.rollout.metadata.namespace)
-            ],
+            rollouts=rollouts,
             file_problems=[
                 rollout_pb2.FileProblem(file=file, message=words)
                 for file, words in self._file_problems().items()

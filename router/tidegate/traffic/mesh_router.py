@@ -12,7 +12,7 @@ from typing import Final
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidegate.client import TidegateRpcError, UnavailableError
+from tidegate.client import TidegateRpcError
 from tidegate.client._shared.errors import error_of, failure_of_call
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.rollout.traffic import (
@@ -96,18 +96,18 @@ class MeshRouter:
         if self._stage_deadline_s is not None:
             request.deadline.FromTimedelta(timedelta(seconds=self._stage_deadline_s))
         call = self._stub.SetTraffic(request, timeout=_APPLY_TIMEOUT_S)
+        applied: Applied | None = None
         try:
             async for response in call:
                 if response.HasField("in_force"):
-                    return _applied(response.in_force)
+                    applied = _applied(response.in_force)
         except grpc.aio.AioRpcError as error:
             raise self._error(error, _APPLY_TIMEOUT_S) from error
-        finally:
-            # The connection must not keep a stream that nobody reads.
-            call.cancel()
-        raise TrafficError(
-            f"the controller at {self._address} did not say that {split} is in force"
-        )
+        if applied is None:
+            raise TrafficError(
+                f"the controller at {self._address} ended before {split} is in force"
+            )
+        return applied
 
     def _error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> TrafficError:
         known = error_of(failure_of_call(error, self._address, timeout_s))
@@ -117,10 +117,7 @@ class MeshRouter:
 
 def _words(error: TidegateRpcError) -> str:
     """What went wrong, in the controller's words if it answered."""
-    answered = bool(error.reason) and not (
-        isinstance(error, UnavailableError) and error.unreachable
-    )
-    return error.failure.message if answered else str(error)
+    return error.failure.message if error.reason else str(error)
 
 
 def _message(split: TrafficSplit) -> mesh_pb2.TrafficSplit:

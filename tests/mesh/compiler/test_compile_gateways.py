@@ -166,8 +166,11 @@ async def test_a_gateway_that_names_its_domains_in_full_has_a_scope_for_each(mes
         "scoped_rds": {"scoped_rds_config_source": ads},
     }
     (early,) = made["early_header_mutation_extensions"]
-    removed, *told = early["typed_config"]["mutations"]
-    assert removed == {"remove": "x-tidegate-grpc-timeout"}
+    first, second, *told = early["typed_config"]["mutations"]
+    assert [first, second] == [
+        {"remove": "x-tidegate-grpc-timeout"},
+        {"remove": "x-tidegate-mirrored"},
+    ]
     assert told == [
         {
             "append": {

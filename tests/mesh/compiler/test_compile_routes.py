@@ -226,6 +226,15 @@ async def test_mirrors_get_copies(mesh, vision):
             },
             "trace_sampled": False,
             "disable_shadow_host_suffix_append": True,
+            # The access log tells copies by it.
+            "request_headers_mutations": [
+                {
+                    "append": {
+                        "header": {"key": "x-tidegate-mirrored", "value": "1"},
+                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                    }
+                }
+            ],
         }
     ]
     assert await mesh.share(DOMAIN, 20) == {"v1": 20}

@@ -108,6 +108,20 @@ def write(tmp_path: Path, text: str) -> Path:
             "mesh.controller.grpc_prot: unknown key; did you mean 'grpc_port'",
         ),
         (
+            (
+                "servers: {a: {kind: llm}}\n"
+                "mesh: {objects: [x], ingress: {v: 1}, controller: {user_headers: ['x user']}}"
+            ),
+            "mesh.controller.user_headers.*'x user' is not the name of a header; write one like",
+        ),
+        (
+            (
+                "servers: {a: {kind: llm}}\n"
+                "mesh: {objects: [x], ingress: {v: 1}, controller: {user_cookies: ['a=b']}}"
+            ),
+            "mesh.controller.user_cookies.*'a=b' is not the name of a cookie; write one like",
+        ),
+        (
             "servers: {a: {kind: llm}}\nmesh: {objects: [x], ingress: {v: 1}, envoy: {threads: 1}}",
             "mesh.envoy.threads: unknown key; known keys: admin_port, concurrency",
         ),

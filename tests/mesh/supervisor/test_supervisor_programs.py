@@ -162,6 +162,7 @@ def test_the_controller_knows_its_flags(tmp_path):
     assert read.grpc_port == 1
     assert read.objects == [Path("mesh/istio/base/traffic"), Path("more.yaml"), directory.workloads]
     assert read.port_file == program.port_file
+    assert (read.user_headers, read.user_cookies) == (["x-user-id", "x-user-tier"], [])
     envoy = envoy_program(file_of().mesh, directory, {})
     assert read.envoy_admin_files == [envoy.port_file]
 

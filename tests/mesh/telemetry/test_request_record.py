@@ -246,6 +246,16 @@ def test_an_upstream_entry_of_a_request_is_no_record(authority):
     assert parse_entry(copy) is None
 
 
+def test_a_copy_that_envoy_ended_with_its_request_is_cancelled():
+    copy = copied(**{MIRRORED_HEADER: "1"})
+    for code in (0, 200):
+        copy.response.response_code.value = code
+        assert parse_entry(copy).grpc_status is grpc.StatusCode.CANCELLED
+    copy.common_properties.custom_tags[FLAGS_TAG] = "UF"
+    copy.response.response_code.value = 503
+    assert parse_entry(copy).grpc_status is grpc.StatusCode.UNAVAILABLE
+
+
 def test_a_request_is_no_copy_whatever_its_headers_are():
     entry = call(access_log_type=AccessLogType.DownstreamEnd)
     entry.request.request_headers[MIRRORED_HEADER] = "1"

@@ -133,25 +133,55 @@ async def test_many_rollouts_that_begin_at_once_on_one_host_are_one(router):
 
 
 async def test_a_fault_of_one_rollout_is_shown_and_stops_no_other(router, monkeypatch):
-    take = router.source.take
+    read = router.mesh.read
 
-    async def faulty(key, now_s):
-        if key == VISION:
-            raise RuntimeError("a fault of the source")
-        return await take(key, now_s)
+    async def faulty(host):
+        if host == "vision":
+            raise RuntimeError("a fault of the mesh")
+        return await read(host)
 
-    monkeypatch.setattr(router.source, "take", faulty)
+    monkeypatch.setattr(router.mesh, "read", faulty)
     failures = EVALUATION_FAILURES._value.get()
     async with router.running() as reconciler:
         await reconciler.apply(canary())
         await reconciler.apply(canary("llm", "llm"))
         await router.until_phase(Phase.PROMOTED, key=LLM)
         record = await router.until(lambda record: record.problem)
-        assert record.problem == "it could not be evaluated: a fault of the source"
+        assert record.problem == "it could not be evaluated: a fault of the mesh"
         assert EVALUATION_FAILURES._value.get() > failures
         monkeypatch.undo()
         record = await router.until_phase(Phase.PROMOTED)
         assert record.problem == ""
+
+
+async def test_a_fault_of_the_source_is_shown_and_keeps_nobody_from_aborting(router, monkeypatch):
+    async def faulty(key, now_s):
+        raise RuntimeError("a fault of the source")
+
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+        monkeypatch.setattr(router.source, "take", faulty)
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "the evidence cannot be taken: a fault of the source"
+        await reconciler.command(VISION, CommandKind.ABORT, "")
+        await router.until_phase(Phase.ABORTED)
+        assert weights_of(router.mesh) == [10.0, 0.0]
+
+
+async def test_a_fault_of_the_evidence_is_shown_and_keeps_nobody_from_aborting(router, monkeypatch):
+    def faulty(plan, state, window):
+        raise OverflowError("too large")
+
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+        monkeypatch.setattr("tidegate.rollout.engine.advance.observe", faulty)
+        record = await router.until(lambda record: record.problem)
+        assert record.problem == "the evidence cannot be judged: too large"
+        await reconciler.command(VISION, CommandKind.ABORT, "")
+        await router.until_phase(Phase.ABORTED)
+        assert weights_of(router.mesh) == [10.0, 0.0]
 
 
 async def test_a_mesh_that_cannot_be_read_is_shown_and_waited_for(router):

@@ -14,6 +14,7 @@ from tidegate.evidence.window import Counted
 from tidegate.mesh.telemetry import RequestLog
 from tidegate.mesh.v1 import mesh_pb2_grpc
 from tidegate.router.sources.access_log import AccessLogSource
+from tidegate.router.sources.epochs import RolloutCounts
 
 WAIT_S = 20.0
 
@@ -103,6 +104,28 @@ async def test_long_texts_of_callers_do_not_break_the_stream():
         await log.publish([hostile] * 1000)
         found = await windows(source, 1000)
         assert sum(each.lost for each in found) == 0
+
+
+async def test_a_fault_while_counting_costs_records_and_no_more(monkeypatch):
+    log = RequestLog()
+    count = RolloutCounts.add
+
+    def fail_on_v2(counts, request):
+        assert request.version != "v2"
+        count(counts, request)
+
+    monkeypatch.setattr(RolloutCounts, "add", fail_on_v2)
+    async with mesh_service(log) as port, source_of(port) as source:
+        source.watch("a", watched())
+        source.begin_epoch("a", epoch(time.time()))
+        await watching(source)
+        await log.publish([record("v2")])
+        async with asyncio.timeout(WAIT_S):
+            while "fault while records were counted" not in source.problem("a"):
+                await asyncio.sleep(0.01)
+        await watching(source)
+        await log.publish([record()])
+        await windows(source, 1)
 
 
 async def test_a_source_says_why_nothing_arrives():

@@ -147,6 +147,11 @@ def test_requests_without_a_user_are_left_out_and_reported():
     counts.add(request())
     (window,) = counts.take(NOW_S + 1)
     assert (window.requests, window.left_out) == (0, {LeftOut.NO_USER: 1})
+    assert "header:x-user-id" in counts.problem
+    assert "mesh.controller.user_headers" in counts.problem
+    counts.add(request(user="ann"))
+    counts.take(NOW_S + 2)
+    assert counts.problem == ""
 
 
 def test_the_number_of_users_is_bounded(monkeypatch):

@@ -164,6 +164,20 @@ async def test_large_bodies_are_mirrored(mesh):
     assert rates(windows, "v2", DIFFERS) == Counted(1, 1)
 
 
+async def test_a_caller_that_leaves_while_it_sends_is_no_failure_of_the_candidate(mesh):
+    await direct(mesh, **MIRRORED)
+    async with counting(mesh, DIFFERS, FAILURES) as source, mesh.channel() as channel:
+        for _ in range(3):
+            call = channel.stream_unary(f"/{SERVICE}/Say")()
+            await call.wait_for_connection()
+            await channel.unary_unary(f"/{SERVICE}/Say")(b"a", timeout=WAIT_S)
+            call.cancel()
+        windows = await until_counted(source, {"v1": 6, "v2": 6})
+    for version in ("v1", "v2"):
+        assert rates(windows, version, FAILURES) == Counted(6, 0)
+    assert rates(windows, "v2", DIFFERS) == Counted(3, 0)
+
+
 async def test_requests_without_a_copy_are_reported(mesh, monkeypatch):
     """What is written as mirrored is not: as if Envoy had given up the copies."""
     monkeypatch.setattr(pairing, "WAIT_S", 0.0)
@@ -190,3 +204,18 @@ async def test_users_are_told_by_their_cookie_and_no_other_cookie_is_logged(mesh
         assert dict(record.cookies) == {"session": "s1"}
         assert "secret" not in str(record)
     watch.cancel()
+
+
+async def test_a_candidate_that_is_gone_fails_its_copies_only(mesh):
+    await direct(mesh, **MIRRORED)
+    v2 = mesh.backends["v2"]
+    async with counting(mesh, FAILURES) as source, mesh.channel() as channel:
+        await say(channel)
+        await until_counted(source, {"v1": 1, "v2": 1})
+        await v2.server.stop(None)
+        answers = [await say(channel) for _ in range(3)]
+        assert answers == [b"v1"] * 3
+        found = await until_counted(source, {"v1": 3})
+    assert rates(found, "v1", FAILURES) == Counted(3, 0)
+    copies = rates(found, "v2", FAILURES)
+    assert copies.trials == copies.events

@@ -48,6 +48,8 @@ def differs(request_answer, copy_answer):
         # The caller ended the request, so its answer is unknown.
         ({"code": "CANCELLED"}, {"label": "1"}, None),
         ({"code": "DEADLINE_EXCEEDED"}, {"label": "1"}, None),
+        # Envoy ended the copy together with the request.
+        ({"label": "1"}, {"code": "CANCELLED"}, None),
         ({"code": "DEADLINE_EXCEEDED", "proxy_timeout": True}, {"label": "1"}, True),
     ],
 )

@@ -3,16 +3,29 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tidegate.chassis.settings import ChassisSettings
+from tidegate.istio.scalars import is_cookie_name, is_header_name
 from tidegate.mesh.telemetry import DEFAULT_USER_HEADERS
 
 __all__ = ["ControlSettings"]
 
-# RFC 9110 and RFC 6265, "token"; the names of headers are in lower case in HTTP/2.
-_HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
-_CookieName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
+
+def _header_name(text: str) -> str:
+    if not is_header_name(text.lower()):
+        raise ValueError(f"{text!r} is not the name of a header; write one like x-user-id")
+    return text.lower()
+
+
+def _cookie_name(text: str) -> str:
+    if not is_cookie_name(text):
+        raise ValueError(f"{text!r} is not the name of a cookie; write one like session")
+    return text
+
+
+_HeaderName = Annotated[str, AfterValidator(_header_name)]
+_CookieName = Annotated[str, AfterValidator(_cookie_name)]
 
 
 class ControlSettings(ChassisSettings):

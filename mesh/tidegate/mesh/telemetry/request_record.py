@@ -9,7 +9,8 @@ The status of a call comes from the first of these that applies:
 1. Its trailers.
 2. Its headers, if the call ended with them.
 3. DEADLINE_EXCEEDED, if a timeout of Envoy ended it, or if its client left at its deadline.
-4. CANCELLED, if its client left earlier.
+4. CANCELLED, if its client left earlier. Envoy ends a copy whose request has ended before all of it
+   was sent, and logs neither a status nor a flag.
 5. The HTTP status, by gRPC's "HTTP to gRPC Status Code Mapping". So a stream that was cut in the
    middle is UNKNOWN.
 """
@@ -274,7 +275,7 @@ def parse_entry(
     is_grpc = _is_grpc(headers.get("content-type"), response)
     flags = _flags(common)
     duration_s = _duration_s(common)
-    code, message = _status(response, flags, grpc_timeout_s, duration_s)
+    code, message = _status(response, flags, grpc_timeout_s, duration_s, mirrored=mirrored)
     counts = _message_counts(common)
     request_bytes, response_bytes = request.request_body_bytes, response.response_body_bytes
     if mirrored:
@@ -371,6 +372,8 @@ def _status(
     flags: tuple[str, ...],
     grpc_timeout_s: float | None,
     duration_s: float,
+    *,
+    mirrored: bool,
 ) -> tuple[grpc.StatusCode, str]:
     for metadata in (response.response_trailers, response.response_headers):
         if "grpc-status" in metadata:
@@ -382,6 +385,8 @@ def _status(
     if not _CLIENT_LEFT_FLAGS.isdisjoint(flags):
         late = grpc_timeout_s is not None and deadline_has_passed(grpc_timeout_s, duration_s)
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, ""
+    if mirrored and not flags:
+        return grpc.StatusCode.CANCELLED, ""
     return _CODE_OF_HTTP.get(response.response_code.value, grpc.StatusCode.UNKNOWN), ""
 
 

@@ -1,45 +1,22 @@
-"""``tidegate rollout apply`` and the commands to a rollout: pause, resume, promote, and so on."""
+"""``tidegate rollout apply``: creates or changes rollouts, and waits for their ends."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
-from tidegate.cli.rollout.client import (
-    AddressOption,
-    NameArgument,
-    NamespaceOption,
-    find_target,
-    key_of,
-    rollout_service,
-)
-from tidegate.cli.rollout.following import Follower, print_message, wait_for_ends
-from tidegate.cli.rollout.words import PHASES
+from tidegate.cli.rollout.client import AddressOption, key_of, rollout_service
+from tidegate.cli.rollout.following import Follower, print_message, told, wait_for_ends
 from tidegate.rollout.linting import Severity, lint
 from tidegate.rollout.messages import spec_message
 from tidegate.rollout.spec.quantities import duration_seconds
 from tidegate.rollout.spec.reading import Placed, read_placed, texts_of
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
-__all__ = [
-    "ReasonOption",
-    "abort",
-    "apply",
-    "delete",
-    "pause",
-    "promote",
-    "resume",
-    "retry",
-    "undo",
-]
-
-ReasonOption = Annotated[
-    str, typer.Option("--reason", help="Why, for the history.", show_default=False)
-]
+__all__ = ["apply"]
 
 
 def apply(
@@ -107,116 +84,6 @@ def apply(
     raise typer.Exit(status)
 
 
-def pause(
-    name: NameArgument,
-    reason: ReasonOption = "",
-    namespace: NamespaceOption = "",
-    as_json: JsonOption = False,
-    address: AddressOption = None,
-) -> None:
-    """Hold the split as it is; evidence of harm still aborts the rollout."""
-    _command(name, namespace, address, as_json, lambda s: s.Pause, "Pause", reason=reason)
-
-
-def resume(
-    name: NameArgument,
-    reason: ReasonOption = "",
-    namespace: NamespaceOption = "",
-    as_json: JsonOption = False,
-    address: AddressOption = None,
-) -> None:
-    """Go on after a pause, whatever the cause was."""
-    _command(name, namespace, address, as_json, lambda s: s.Resume, "Resume", reason=reason)
-
-
-def promote(
-    name: NameArgument,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="Give the candidate all traffic, whatever the evidence says."),
-    ] = False,
-    reason: ReasonOption = "",
-    namespace: NamespaceOption = "",
-    as_json: JsonOption = False,
-    address: AddressOption = None,
-) -> None:
-    """Approve the current step; with --full, give the candidate all traffic at once."""
-    _command(
-        *(name, namespace, address, as_json),
-        *(lambda s: s.Promote, "Promote"),
-        reason=reason,
-        full=full,
-    )
-
-
-def abort(
-    name: NameArgument,
-    reason: ReasonOption = "",
-    namespace: NamespaceOption = "",
-    as_json: JsonOption = False,
-    address: AddressOption = None,
-) -> None:
-    """Give the baseline all traffic, and end the rollout."""
-    _command(name, namespace, address, as_json, lambda s: s.Abort, "Abort", reason=reason)
-
-
-def retry(
-    name: NameArgument,
-    reason: ReasonOption = "",
-    namespace: NamespaceOption = "",
-    as_json: JsonOption = False,
-    address: AddressOption = None,
-) -> None:
-    """Begin an ended rollout again, without evidence."""
-    _command(name, namespace, address, as_json, lambda s: s.Retry, "Retry", reason=reason)
-
-
-def undo(
-    name: NameArgument,
-    reason: ReasonOption = "",
-    namespace: NamespaceOption = "",
-    as_json: JsonOption = False,
-    address: AddressOption = None,
-) -> None:
-    """Put the traffic back to what it was before the rollout, and end it."""
-    _command(name, namespace, address, as_json, lambda s: s.Undo, "Undo", reason=reason)
-
-
-def delete(
-    name: NameArgument,
-    namespace: NamespaceOption = "",
-    as_json: JsonOption = False,
-    address: AddressOption = None,
-) -> None:
-    """Remove a rollout that has ended, with its history."""
-    namespace, name = find_target(name, namespace)
-    with rollout_service(address) as service:
-        service.Delete(rollout_pb2.DeleteRequest(namespace=namespace, name=name))
-    if as_json:
-        print_message(rollout_pb2.DeleteResponse(), removed=True)
-    else:
-        results().print(f"{name} is removed")
-
-
-def _command(
-    name: str,
-    namespace: str,
-    address: str | None,
-    as_json: bool,
-    method: Callable[[rollout_pb2_grpc.RolloutServiceStub], Any],
-    word: str,
-    **fields: object,
-) -> None:
-    namespace, name = find_target(name, namespace)
-    request = getattr(rollout_pb2, f"{word}Request")(namespace=namespace, name=name, **fields)
-    with rollout_service(address) as service:
-        response = method(service)(request)
-    if as_json:
-        print_message(response)
-    else:
-        results().print(_told(response.rollout))
-
-
 def _placed(files: list[str]) -> tuple[Placed, ...]:
     texts = [("-", sys.stdin.read())] if "-" in files else []
     named = [(text, source) for source, text in texts]
@@ -254,16 +121,10 @@ def _applied(response: rollout_pb2.ApplyResponse, *, dry_run: bool) -> Text:
     return Text.assemble((key_of(response.rollout), "bold"), f" {what}")
 
 
-def _told(rollout: rollout_pb2.Rollout) -> Text:
-    words, style = PHASES[rollout.status.phase]
-    message = f": {rollout.status.message}" if rollout.status.message else ""
-    return Text.assemble((key_of(rollout), "bold"), " is ", (words, style), message)
-
-
 def _say_ends(
     service: rollout_pb2_grpc.RolloutServiceStub, applied: list[rollout_pb2.ApplyResponse]
 ) -> None:
     for each in applied:
         named = each.rollout.metadata
         found = service.Get(rollout_pb2.GetRequest(namespace=named.namespace, name=named.name))
-        errors().print(_told(found.rollout))
+        errors().print(told(found.rollout))

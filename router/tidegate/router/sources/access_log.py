@@ -118,8 +118,10 @@ class AccessLogSource:
 
     def problem(self, key: str) -> str:
         """Says why evidence is missing now; empty if nothing is known to be missing."""
-        host = self._hosts[self._rollouts[key].watched.host]
-        return "; ".join(filter(None, (host.problem, *self._gauge_problems.get(key, ()))))
+        counts = self._rollouts[key]
+        host = self._hosts[counts.watched.host]
+        problems = (host.problem, counts.problem, *self._gauge_problems.get(key, ()))
+        return "; ".join(filter(None, problems))
 
     def forget(self, key: str) -> None:
         """Counts no longer for a rollout."""
@@ -173,6 +175,9 @@ class _WatchedHost:
                 reason = "the controller ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
+            except Exception as error:  # noqa: BLE001 - it must not end the other rollouts
+                reason = f"fault while records were counted: {error!r}"
+                _log.exception("fault while records were counted", host=self._name)
             self.problem = f"no records of requests arrive: {reason}"
             if self.connected.is_set():
                 self.connected.clear()

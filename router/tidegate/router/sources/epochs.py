@@ -25,6 +25,7 @@ import msgspec
 from tidegate.evidence.window import LeftOut, TrafficWindow, VersionName
 from tidegate.rollout.measures import Measure
 from tidegate.rollout.spec.objectives import Signal
+from tidegate.rollout.traffic import MatchKind
 from tidegate.router.sources.counting import VersionCounts, merged
 from tidegate.router.sources.pairing import Pair, Pairing
 from tidegate.router.sources.request import FinishedRequest
@@ -105,6 +106,7 @@ class RolloutCounts:
         # Hashes of the keys of users that have counted, and each new user's first request.
         self._counted_users: set[int] = set()
         self._first: dict[tuple[str, str], FinishedRequest] = {}
+        self._without_user = 0
         self._lost = 0
         self._left_out: dict[LeftOut, int] = {}
 
@@ -118,6 +120,18 @@ class RolloutCounts:
         """The epoch that lasts; None while the weights change."""
         latest = self._epochs[-1] if self._epochs else None
         return None if latest is None or latest.end_s is not None else latest.epoch
+
+    @property
+    def problem(self) -> str:
+        """Says why nothing can count; empty if nothing is known to prevent it."""
+        sticky = self._watched.sticky
+        if sticky is None or not self._without_user or self._counted_users:
+            return ""
+        setting = "user_headers" if sticky.kind is MatchKind.HEADER else "user_cookies"
+        return (
+            f"no request names its user by {sticky}; see that clients send it, and that "
+            f"mesh.controller.{setting} lists it"
+        )
 
     def begin_change(self, at_s: float) -> None:
         """Ends the epoch; `at_s` may lie in the past."""
@@ -178,6 +192,7 @@ class RolloutCounts:
         if self._watched.sticky is None:
             counts.of(request.version, request.start_s, self._measures).add(request)
         elif not request.user:
+            self._without_user += 1
             self._leave_out(LeftOut.NO_USER)
         else:
             self._count_user(request)

@@ -110,7 +110,7 @@ def _pair(request: FinishedRequest, copy: FinishedRequest) -> Pair:
 
 
 def _differs(request: FinishedRequest, copy: FinishedRequest) -> bool | None:
-    if request.callers_reason:
+    if request.callers_reason or copy.code == "CANCELLED":
         return None
     if request.ok != copy.ok:
         return True

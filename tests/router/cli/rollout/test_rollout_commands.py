@@ -1,16 +1,22 @@
 """``tidegate rollout`` against the real service: output, and exit statuses for pipelines."""
 
+import importlib
 import io
 import json
+import subprocess
 import sys
 import threading
 
+import grpc
 import pytest
 from rollout_examples import CANARY
+from rollout_server import RolloutServer
 from router_harness import canary, manual
 
+from tidegate.cli.rollout.commands import app
 from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.spec.reading import dump
+from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
 
 def test_apply_waits_until_the_candidate_is_promoted(server, tidegate, write):
@@ -29,7 +35,7 @@ def test_apply_waits_until_a_bad_candidate_is_aborted(server, tidegate, write):
     done = tidegate("rollout", "apply", "-f", write(canary()), "--wait", "--timeout", "60s")
     assert done.code == 1, done
     assert "Aborted" in done.out
-    assert "is aborted: v2 is worse than tolerated" in done.err
+    assert "is aborted: v2 is worse: grpcFailures: " in done.err
 
 
 def test_apply_gives_up_on_a_rollout_that_waits_for_approval(server, tidegate, write):
@@ -61,13 +67,31 @@ def test_faults_of_files_are_found_before_the_router_is_asked(tidegate, write):
         (("apply", "-f", "a.yaml", "--wait", "--dry-run"), "exclude each other"),
         (("get", "a/b/c"), "write NAME, or NAMESPACE/NAME"),
         (("get", "a/b", "-n", "c"), "a/b is not in the namespace c"),
-        (("frobnicate",), "No such command"),
+        (("lst",), "There is no command 'lst'; did you mean 'list'?"),
     ],
 )
 def test_wrong_command_lines_have_an_exit_status_of_their_own(tidegate, arguments, words):
     done = tidegate("rollout", *arguments)
     assert done.code == 2
     assert words in " ".join(done.err.replace("│", " ").split())
+
+
+def test_commands_that_ask_the_router_import_little():
+    code = (
+        "import sys\nimport tidegate.cli.rollout.showing, tidegate.cli.rollout.commanding\n"
+        "heavy = {'aiohttp', 'envoy', 'matplotlib', 'prometheus_client', 'structlog'}\n"
+        "heavy &= set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_every_command_has_the_help_that_the_list_has():
+    for name, command in app.info.cls.table.items():
+        assert command.summary.endswith("."), name
+        found = getattr(importlib.import_module(command.module), command.attribute)
+        assert found.__doc__, name
 
 
 def test_a_dry_run_changes_nothing(server, tidegate, write):
@@ -170,10 +194,6 @@ def test_watch_prints_a_line_for_each_event_and_ends_with_the_rollout(server, ti
     address = server.address
 
     def end_it():
-        import grpc
-
-        from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
-
         with grpc.insecure_channel(address) as channel:
             service = rollout_pb2_grpc.RolloutServiceStub(channel)
             service.Abort(rollout_pb2.AbortRequest(name="vision"))
@@ -202,3 +222,29 @@ def test_a_changed_rollout_is_waited_for_and_not_the_one_before(server, tidegate
     assert done.code == 0, done
     assert "Superseded" in done.out
     assert "is promoted" in done.err
+
+
+def test_a_wait_goes_on_when_the_router_has_restarted(tmp_path, write):
+    program = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
+    path = write(manual(weights=(10,)))
+    with RolloutServer(tmp_path).started() as first:
+        arguments = ["rollout", "apply", "-f", str(path), "--wait", "--address", first.address]
+        waiting = subprocess.Popen(
+            [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        first.until_reason("WaitingForApproval")
+        # The command has seen that, so it watches.
+        said = [waiting.stdout.readline()]
+        while "WaitingForApproval" not in said[-1] and "waits until" not in said[-1]:
+            said.append(waiting.stdout.readline())
+    mesh = first.router.mesh.traffic
+    port = int(first.address.rpartition(":")[2])
+    with RolloutServer(tmp_path, port, mesh).started() as second:
+        second.until_reason("WaitingForApproval")
+        with grpc.insecure_channel(second.address) as channel:
+            service = rollout_pb2_grpc.RolloutServiceStub(channel)
+            service.Promote(rollout_pb2.PromoteRequest(name="vision"))
+        out, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, out + err
+    assert "the router does not answer; it is waited for" in out
+    assert "Promoted" in out

@@ -1,11 +1,13 @@
 """Rollout files: what is accepted, and the words of every refusal."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import strategies as st
 from rollout_examples import CANARY, rollouts
 
 from tidegate.rollout.spec.model import Otherwise, Rollout
@@ -178,3 +180,59 @@ def test_texts_that_yaml_reads_as_something_else_are_written_in_quotes():
         value["metadata"]["labels"] = {"a": text}
         rollout = rollout_of_values(value)
         assert read_rollouts(dump(rollout), "f.yaml") == (rollout,), text
+
+
+_LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=30),
+    st.sampled_from(["2m", "1%", "1.2x", "-1s", "99999999d", "abort", "v1", "[", "200%", "1e400s"]),
+)
+_VALUES = st.recursive(
+    _LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def _places(value, place=()):
+    yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items if isinstance(value, dict | list) else ():
+        yield from (
+            _places(inner, (*place, key)) if isinstance(inner, dict | list) else [(*place, key)]
+        )
+
+
+@given(rollouts(), st.data())
+def test_whatever_is_written_is_read_or_refused_in_plain_words(rollout: Rollout, data):
+    value = rollout.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.sampled_from([each for each in _places(value) if each]))
+        parent = value
+        for step in place[:-1]:
+            parent = parent[step]
+        if isinstance(parent, dict) and data.draw(st.booleans()):
+            parent[data.draw(st.text(max_size=12))] = data.draw(_VALUES)
+        else:
+            parent[place[-1]] = data.draw(_VALUES)
+    text = yaml.safe_dump(value, allow_unicode=True)
+    try:
+        read_rollouts(text, "f.yaml")
+    except SpecError as error:
+        for fault in error.faults:
+            assert fault.text
+            for word in ("Input should", "Value error", "valid", "pydantic", "None", "NoneType"):
+                assert word not in fault.text.replace("invalid", ""), fault
+
+
+@given(st.text(), st.integers(0, len(CANARY)), st.integers(0, 60))
+def test_broken_text_is_read_or_refused(inserted, at, removed):
+    text = CANARY[:at] + inserted + CANARY[at + removed :]
+    # Any other error fails the test.
+    with contextlib.suppress(SpecError):
+        read_rollouts(text, "f.yaml")

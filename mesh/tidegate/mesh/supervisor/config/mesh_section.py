@@ -8,18 +8,35 @@ The traffic rules are Istio objects, which the controller reads and checks; roll
 router reads. This section only says where they are and where the programs listen.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = ["ControllerConfig", "EnvoyConfig", "MeshConfig", "RouterConfig", "StrictModel"]
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
 _PortOrFree = Annotated[int, Field(ge=0, le=65535)]
-_HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
-_CookieName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
+# RFC 9110 and RFC 6265, "token".
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _header_name(text: str) -> str:
+    if _TOKEN.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not the name of a header; write one like x-user-id")
+    return text.lower()
+
+
+def _cookie_name(text: str) -> str:
+    if _TOKEN.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not the name of a cookie; write one like session")
+    return text
+
+
+_HeaderName = Annotated[str, AfterValidator(_header_name)]
+_CookieName = Annotated[str, AfterValidator(_cookie_name)]
 
 
 class StrictModel(BaseModel):

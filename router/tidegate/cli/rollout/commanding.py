@@ -1,0 +1,133 @@
+"""The commands to a rollout: pause, resume, promote, abort, retry, undo, delete."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from tidegate.cli.console import JsonOption, results
+from tidegate.cli.rollout.client import (
+    AddressOption,
+    NameArgument,
+    NamespaceOption,
+    find_target,
+    rollout_service,
+)
+from tidegate.cli.rollout.following import print_message, told
+from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+
+__all__ = ["abort", "delete", "pause", "promote", "resume", "retry", "undo"]
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="Why, for the history.", show_default=False)
+]
+
+
+def pause(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Hold the split as it is; evidence of harm still aborts the rollout."""
+    _command(name, namespace, address, as_json, lambda s: s.Pause, "Pause", reason=reason)
+
+
+def resume(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Go on after a pause, whatever the cause was."""
+    _command(name, namespace, address, as_json, lambda s: s.Resume, "Resume", reason=reason)
+
+
+def promote(
+    name: NameArgument,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Give the candidate all traffic, whatever the evidence says."),
+    ] = False,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Approve the current step; with --full, give the candidate all traffic at once."""
+    _command(
+        *(name, namespace, address, as_json),
+        *(lambda s: s.Promote, "Promote"),
+        reason=reason,
+        full=full,
+    )
+
+
+def abort(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Give the baseline all traffic, and end the rollout."""
+    _command(name, namespace, address, as_json, lambda s: s.Abort, "Abort", reason=reason)
+
+
+def retry(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Begin an ended rollout again, without evidence."""
+    _command(name, namespace, address, as_json, lambda s: s.Retry, "Retry", reason=reason)
+
+
+def undo(
+    name: NameArgument,
+    reason: ReasonOption = "",
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Put the traffic back to what it was before the rollout, and end it."""
+    _command(name, namespace, address, as_json, lambda s: s.Undo, "Undo", reason=reason)
+
+
+def delete(
+    name: NameArgument,
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Remove a rollout that has ended, with its history."""
+    namespace, name = find_target(name, namespace)
+    with rollout_service(address) as service:
+        service.Delete(rollout_pb2.DeleteRequest(namespace=namespace, name=name))
+    if as_json:
+        print_message(rollout_pb2.DeleteResponse(), removed=True)
+    else:
+        results().print(f"{name} is removed")
+
+
+def _command(
+    name: str,
+    namespace: str,
+    address: str | None,
+    as_json: bool,
+    method: Callable[[rollout_pb2_grpc.RolloutServiceStub], Any],
+    word: str,
+    **fields: object,
+) -> None:
+    namespace, name = find_target(name, namespace)
+    request = getattr(rollout_pb2, f"{word}Request")(namespace=namespace, name=name, **fields)
+    with rollout_service(address) as service:
+        response = method(service)(request)
+    if as_json:
+        print_message(response)
+    else:
+        results().print(told(response.rollout))

@@ -1,0 +1,104 @@
+"""What comes in as evidence of one rollout: its counts, the windows that wait, and what is missing.
+
+A fault of the source or of a test must keep nobody from aborting the rollout. So it is reported
+here, and the rollout goes on without these windows.
+"""
+
+from typing import Final
+
+from tidegate.evidence.window import TrafficWindow
+from tidegate.router.counting import Counting
+from tidegate.router.metrics import EVALUATION_FAILURES
+from tidegate.router.registry import RolloutRecord
+from tidegate.router.surroundings import Surroundings
+from tidegate.runtime.logging import get_logger
+
+__all__ = ["Intake", "report_fault"]
+
+_log = get_logger(__name__)
+
+# Windows that could not be written wait for the next turn; these are hours of a full disk.
+_MAX_WAITING: Final = 10_000
+_NONE: Final[tuple[TrafficWindow, ...]] = ()
+
+
+class Intake:
+    """The evidence of one rollout.
+
+    Args:
+        record: The rollout.
+        around: What the loops share.
+
+    Attributes:
+        windows: The windows that no step has taken in.
+    """
+
+    def __init__(self, record: RolloutRecord, around: Surroundings) -> None:
+        self.windows = _NONE
+        self._record = record
+        self._around = around
+        self._counting: Counting | None = None
+        # What is wrong now, and what was missing at the last turn.
+        self._fault = self._missing = ""
+
+    def counting(self, host: str) -> Counting:
+        """Returns the counts of the rollout, which begin with the first call."""
+        if self._counting is None:
+            rollout = self._record.rollout
+            self._counting = Counting(
+                *(self._around.source_of(rollout), rollout.key, rollout.spec, host),
+                prometheus_url=self._around.settings.prometheus_url,
+            )
+        return self._counting
+
+    async def take(self, now_s: float) -> None:
+        """Takes the windows that have come together since the last turn."""
+        self._fault = ""
+        if self._counting is None:
+            return
+        try:
+            windows = await self._counting.take(now_s)
+        except Exception as error:  # noqa: BLE001 - reported as missing evidence
+            self.fault("the evidence cannot be taken", error)
+            return
+        self.windows = (*self.windows, *windows)[-_MAX_WAITING:]
+
+    def used(self) -> None:
+        """Notes that a step has taken in the windows."""
+        self.windows = _NONE
+
+    def fault(self, what: str, error: Exception) -> None:
+        """Reports a fault until the next turn."""
+        self._fault = report_fault(self._record, what, error)
+
+    def problem(self) -> str:
+        """Why evidence is missing, if it was missing at the last turn too: sources need a moment.
+
+        Call it once a turn.
+        """
+        if self._fault:
+            return self._fault
+        before, self._missing = self._missing, self._counting.problem if self._counting else ""
+        return self._missing if self._missing == before else ""
+
+    def stop(self) -> None:
+        """Counts no longer."""
+        if self._counting is not None:
+            self._counting.end()
+            self._counting = None
+        self.windows = _NONE
+
+
+def report_fault(record: RolloutRecord, what: str, error: Exception) -> str:
+    """Counts a fault, logs it once with its traceback, and returns it in words.
+
+    Args:
+        record: The rollout.
+        what: What could not be done.
+        error: Why.
+    """
+    EVALUATION_FAILURES.inc()
+    words = f"{what}: {str(error) or repr(error)}"
+    if words != record.problem:
+        _log.exception("evaluation failed", rollout=record.key)
+    return words
