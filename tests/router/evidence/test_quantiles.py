@@ -154,3 +154,13 @@ def test_counts_of_different_shares_are_never_compared():
     slow = [window_of(3, timed([1.0] * 50), timed([1.0] * 50), 0.5)]
     said = assessed(plan_of(median(), detector_share=0.0), [*quick, *slow])
     assert said.harm_e <= 1.0
+
+
+@pytest.mark.parametrize("objective", [p99(), median()], ids=["p99", "median"])
+def test_slow_candidate_is_not_promoted_after_both_versions_have_become_fast(objective):
+    # The baseline was slow while it was cold and alone, so its remembered quantile is too high.
+    rng = np.random.default_rng(9)
+    plan = plan_of(objective, false_abort=1e-300)
+    cold = simulated_latencies(rng, 20, lambda _: (1.0, 1.0), 0.001, 500)
+    warm = simulated_latencies(rng, 60, lambda _: (0.075, 0.05), 0.5, 300)
+    assert decided(plan, [*cold, *warm]) == "open"
