@@ -101,7 +101,10 @@ class RolloutCounts:
             each.metric for each in watched.measures if each.signal is Signal.ANSWER_DISAGREEMENT
         ]
         self._epochs: deque[_EpochCounts] = deque()
-        self._early: deque[FinishedRequest] = deque(maxlen=_MAX_EARLY)
+        self._early: deque[FinishedRequest] = deque()
+        # How many had no room, and the start of the latest of them.
+        self._early_dropped = 0
+        self._early_dropped_s = 0.0
         self._pairing = Pairing()
         # Hashes of the keys of users that have counted, and each new user's first request.
         self._counted_users: set[int] = set()
@@ -137,9 +140,12 @@ class RolloutCounts:
         """Begins an epoch, with the requests that started in it and have ended already."""
         self.begin_change(epoch.requested_s)
         self._epochs.append(_EpochCounts(epoch))
-        early, self._early = self._early, deque(maxlen=_MAX_EARLY)
+        early, self._early = self._early, deque()
         for request in early:
             self._count(request)
+        if self._early_dropped_s >= epoch.since_s:
+            self.lose(self._early_dropped)
+        self._early_dropped = 0
 
     def lose(self, count: int) -> None:
         """Notes requests whose records are lost."""
@@ -178,7 +184,7 @@ class RolloutCounts:
         if counts is None:
             latest = self._epochs[-1] if self._epochs else None
             if latest is None or (latest.end_s is not None and request.start_s >= latest.end_s):
-                self._early.append(request)
+                self._keep_early(request)
             return
         if self._watched.mirrored:
             self._match(request)
@@ -189,6 +195,13 @@ class RolloutCounts:
             self._leave_out(LeftOut.NO_USER)
         else:
             self._count_user(request)
+
+    def _keep_early(self, request: FinishedRequest) -> None:
+        self._early.append(request)
+        if len(self._early) > _MAX_EARLY:
+            dropped = self._early.popleft()
+            self._early_dropped += 1
+            self._early_dropped_s = max(self._early_dropped_s, dropped.start_s)
 
     def _count_user(self, request: FinishedRequest) -> None:
         # With mirroring, a user has requests to the baseline and their copies to the candidate.
