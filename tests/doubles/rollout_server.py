@@ -21,13 +21,20 @@ from tidegate.router.settings import RouterSettings
 class RolloutServer:
     """A server that a test talks to from its own thread.
 
+    Args:
+        folder: Where its store is.
+        port: Its port; 0 takes a free one.
+        traffic: The traffic of the mesh's double, as an earlier server has left it.
+
     Attributes:
         address: Its address.
         router: The router in it. Its doubles may be changed from the test's thread by `do`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int = 0, traffic=None) -> None:
         self._folder = folder
+        self._port = port
+        self._traffic = traffic
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._ready = threading.Event()
@@ -81,8 +88,10 @@ class RolloutServer:
 
     async def _serve(self) -> None:
         self.router = Router(self._folder / "rollouts.sqlite", FastClock())
+        if self._traffic is not None:
+            self.router.mesh.traffic = self._traffic
         settings = RouterSettings(
-            grpc_port=0,
+            grpc_port=self._port,
             metrics_port=0,
             host="127.0.0.1",
             drain_delay_s=0,

@@ -170,7 +170,7 @@ def _two_language_models(folder: Path) -> FaultyMesh:
     (folder / "istio" / "llm.yaml").write_text(yaml.safe_dump_all(objects, sort_keys=False))
     document = yaml.safe_load((folder / "tidegate.yaml").read_text())
     second = server("llm", "v2")
-    second["settings"] |= {"max_context_tokens": 48}
+    second["settings"] |= {"max_context_tokens": 42}
     document["servers"] = {
         "llm": document["servers"]["llm"],
         "llm-v2": second,
@@ -187,7 +187,9 @@ def _chats(port: int) -> Iterator[Counter[str]]:
     finished: Counter[str] = Counter()
     stop = threading.Event()
     request = llm_pb2.ChatRequest(
-        messages=[llm_pb2.Message(role=llm_pb2.ROLE_USER, content="Name three colours.")],
+        messages=[
+            llm_pb2.Message(role=llm_pb2.ROLE_USER, content="What is the capital of France?")
+        ],
         options=llm_pb2.GenerationOptions(sampling=llm_pb2.SamplingParameters(temperature=0)),
     )
 

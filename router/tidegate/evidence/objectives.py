@@ -17,7 +17,7 @@ from tidegate.evidence.processes import HarmEvidence
 from tidegate.evidence.quantiles import QuantileState
 from tidegate.evidence.rates import RateState
 from tidegate.evidence.state import EvidenceState, ObjectiveState
-from tidegate.evidence.words import count, interval, number, percent, share_interval, times
+from tidegate.evidence.words import amount, count, interval, number, percent, share_interval, times
 
 __all__ = ["assess_objective", "harm_threshold"]
 
@@ -119,9 +119,11 @@ def _assess_quantile(
     detail = ""
     if effect is not None and value_c is not None and value_b is not None:
         way = "" if test.large_is_bad else " lower"
+        told_c = amount(value_c, is_duration=objective.is_duration)
+        told_b = amount(value_b, is_duration=objective.is_duration)
         detail = (
-            f"the {percent(test.quantile)} quantile is {number(value_c)} of {count(trials_c)} on"
-            f" {plan.candidate}, {number(value_b)} of {count(trials_b)} on {plan.baseline}:"
+            f"the {percent(test.quantile)} quantile is {told_c} on {plan.candidate}"
+            f" ({count(trials_c)} requests) and {told_b} on {plan.baseline} ({count(trials_b)}):"
             f" {times(effect)}{way}{interval(low, high)}; {times(test.ratio)} is tolerated"
         )
         if test.ratio < _LEAST_PROVABLE_RATIO:

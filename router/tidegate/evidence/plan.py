@@ -89,12 +89,14 @@ class Objective(msgspec.Struct, frozen=True, kw_only=True):
         test: How the versions are compared.
         importance: What follows when the objective is proven to be missed.
         least_trials: Trials of the candidate below which the objective has no data.
+        is_duration: Whether the compared numbers are durations in seconds, for sentences.
     """
 
     metric: MetricName
     test: Test
     importance: Importance = Importance.ABORT
     least_trials: int = 20
+    is_duration: bool = False
 
 
 class EvidencePlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import math
 
-__all__ = ["count", "interval", "number", "percent", "share_interval", "times"]
+__all__ = ["amount", "count", "interval", "number", "percent", "share_interval", "times"]
 
 
 def percent(rate: float) -> str:
@@ -19,6 +19,13 @@ def number(value: float) -> str:
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     text = f"{value:.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def amount(value: float, *, is_duration: bool) -> str:
+    """Returns a measured number, a duration with its unit: ``46.2 ms``, ``4.7 s``."""
+    if not is_duration:
+        return number(value)
+    return f"{number(value)} s" if value >= 1 else f"{number(value * 1000)} ms"
 
 
 def count(value: float) -> str:

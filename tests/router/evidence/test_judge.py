@@ -225,6 +225,14 @@ def test_weak_evidence_of_several_objectives_adds_up():
     assert all(each.harm_e >= 100.0 for each in said.objectives)
 
 
+def test_threshold_of_one_objective_grows_with_those_of_the_same_importance():
+    plan = plan_of(rated("a"), rated("b"), GPU, rated("c", Importance.PAUSE))
+    said = assessed(plan, [])
+    assert [each.harm_threshold for each in said.objectives] == [200.0, 200.0, 200.0, 100.0]
+    assert said.harm_threshold == 100.0
+    assert [each.safe_threshold for each in said.objectives] == [20.0] * 4
+
+
 @pytest.mark.parametrize("importance", [Importance.PAUSE, Importance.REPORT])
 def test_objective_of_less_importance_does_not_abort(importance):
     plan = plan_of(FAILURES, rated("extra", importance))

@@ -117,7 +117,7 @@ def test_interval_holds_the_ratio_of_the_quantiles():
     assert objective.effect_low <= 2.0 <= objective.effect_high
     assert objective.effect_high / objective.effect_low < 1.6
     assert objective.candidate_value == pytest.approx(0.1, rel=0.1)
-    assert "the 50 % quantile is 0.0996 of 10,027 on v2" in objective.detail
+    assert "the 50 % quantile is 0.0996 on v2 (10,027 requests)" in objective.detail
 
 
 def test_ratio_that_buckets_cannot_prove_is_said():
@@ -150,6 +150,7 @@ def test_few_requests_in_a_window_still_find_a_slow_candidate():
 
 def test_counts_of_different_shares_are_never_compared():
     # Both versions are slow while the candidate has half of the requests.
-    quick = window_of(0, timed([]), timed([0.05] * 100), 0.01)
-    slow = [window_of(i, timed([1.0] * 50), timed([1.0] * 50), 0.5) for i in range(1, 20)]
-    assert not assessed(plan_of(median()), [quick, *slow]).abort
+    quick = [window_of(i, timed([]), timed([0.05] * 100), 0.01) for i in range(3)]
+    slow = [window_of(3, timed([1.0] * 50), timed([1.0] * 50), 0.5)]
+    said = assessed(plan_of(median(), detector_share=0.0), [*quick, *slow])
+    assert said.harm_e <= 1.0

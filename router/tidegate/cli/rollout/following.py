@@ -150,15 +150,22 @@ def wait_for_ends(
 
     Returns:
         The exit status: 0 if all were promoted or completed, 1 if one was not, or `NOT_ENDED`.
+
+    Raises:
+        grpc.RpcError: A call failed, or the router has gone for a minute.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     ends = [_End(each.generation) for each in applied]
     for each, end in zip(applied, ends, strict=True):
-        while not _watch_until(service, each.rollout, end, follower, deadline):
-            if deadline is not None and time.monotonic() >= deadline:
+        while (lost := _watch_until(service, each.rollout, end, follower, deadline)) is not None:
+            if lost.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return NOT_ENDED
             follower.say("the router does not answer; it is waited for")
-            _wait_for_router(service, deadline)
+            try:
+                service.List(rollout_pb2.ListRequest(), wait_for_ready=True, timeout=_RECONNECT_S)
+            except grpc.RpcError:
+                raise lost from None
+            follower.say("the router answers again")
     return 1 if any(end.phase in FAILED for end in ends) else 0
 
 
@@ -168,8 +175,8 @@ def _watch_until(
     end: _End,
     follower: Follower,
     deadline: float | None,
-) -> bool:
-    """Watches a rollout until it has ended; returns whether it has."""
+) -> grpc.RpcError | None:
+    """Watches a rollout until it has ended; returns why that was not seen, or None."""
     named = rollout.metadata
     left_s = None if deadline is None else max(0.001, deadline - time.monotonic())
     request = rollout_pb2.WatchRequest(namespace=named.namespace, name=named.name)
@@ -178,26 +185,14 @@ def _watch_until(
         for message in messages:
             follower.show(message)
             if end.take(message):
-                return True
+                break
     except grpc.RpcError as error:
         if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             raise
+        return error
     finally:
         messages.cancel()
-    return False
-
-
-def _wait_for_router(service: rollout_pb2_grpc.RolloutServiceStub, deadline: float | None) -> None:
-    """Waits until the router answers again.
-
-    Raises:
-        grpc.RpcError: It does not, for a minute.
-    """
-    give_up = time.monotonic() + _RECONNECT_S
-    if deadline is not None:
-        give_up = min(give_up, deadline)
-    left_s = max(0.1, give_up - time.monotonic())
-    service.List(rollout_pb2.ListRequest(), wait_for_ready=True, timeout=left_s)
+    return None
 
 
 def told(rollout: rollout_pb2.Rollout) -> Text:

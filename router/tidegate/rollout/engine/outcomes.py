@@ -37,8 +37,6 @@ def take_outcome(moves: Moves, outcome: Outcome) -> None:
         "in_force_id": outcome.id,
         "in_force_since_s": applied.since_s,
     }
-    if status.phase is Phase.PROGRESSING:
-        changes["reason"] = "InForce"
     if status.phase in _RUNNING and status.stage_since_s is None:
         changes["stage_since_s"] = applied.since_s
     took_s = max(0.0, applied.since_s - applied.requested_s)
@@ -52,7 +50,9 @@ def take_outcome(moves: Moves, outcome: Outcome) -> None:
         phase, kind = DECIDED[status.phase]
         if status.superseding:
             phase, kind = Phase.SUPERSEDED, EventKind.SUPERSEDED
-        moves.draft.record(kind, status.decision, phase=phase, ended_s=moves.now_s)
+        moves.draft.record(kind, phase.value, phase=phase, ended_s=moves.now_s)
+        # The history has the decision once, where it was made.
+        moves.draft.note(message=status.decision)
 
 
 def _take_failure(moves: Moves, outcome: Outcome) -> None:

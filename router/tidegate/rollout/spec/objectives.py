@@ -206,7 +206,12 @@ class Objective(StrictModel):
     @property
     def judged(self) -> JudgedObjective:
         """The objective as the evidence takes it."""
-        return JudgedObjective(metric=self.metric, test=self._test(), importance=self.followed_by)
+        return JudgedObjective(
+            metric=self.metric,
+            test=self._test(),
+            importance=self.followed_by,
+            is_duration=self.signal.is_duration,
+        )
 
     def _test(self) -> Test:
         if self.signal.kind is SignalKind.QUERY:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 
+import grpc
 import pytest
 from rollout_examples import CANARY
+from rollout_server import RolloutServer
 from router_harness import canary, manual
 
 from tidegate.cli.rollout.commands import app
 from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.spec.reading import dump
+from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
 
 def test_apply_waits_until_the_candidate_is_promoted(server, tidegate, write):
@@ -191,10 +194,6 @@ def test_watch_prints_a_line_for_each_event_and_ends_with_the_rollout(server, ti
     address = server.address
 
     def end_it():
-        import grpc
-
-        from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
-
         with grpc.insecure_channel(address) as channel:
             service = rollout_pb2_grpc.RolloutServiceStub(channel)
             service.Abort(rollout_pb2.AbortRequest(name="vision"))
@@ -223,3 +222,29 @@ def test_a_changed_rollout_is_waited_for_and_not_the_one_before(server, tidegate
     assert done.code == 0, done
     assert "Superseded" in done.out
     assert "is promoted" in done.err
+
+
+def test_a_wait_goes_on_when_the_router_has_restarted(tmp_path, write):
+    program = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
+    path = write(manual(weights=(10,)))
+    with RolloutServer(tmp_path).started() as first:
+        arguments = ["rollout", "apply", "-f", str(path), "--wait", "--address", first.address]
+        waiting = subprocess.Popen(
+            [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        first.until_reason("WaitingForApproval")
+        # The command has seen that, so it watches.
+        said = [waiting.stdout.readline()]
+        while "WaitingForApproval" not in said[-1] and "waits until" not in said[-1]:
+            said.append(waiting.stdout.readline())
+    mesh = first.router.mesh.traffic
+    port = int(first.address.rpartition(":")[2])
+    with RolloutServer(tmp_path, port, mesh).started() as second:
+        second.until_reason("WaitingForApproval")
+        with grpc.insecure_channel(second.address) as channel:
+            service = rollout_pb2_grpc.RolloutServiceStub(channel)
+            service.Promote(rollout_pb2.PromoteRequest(name="vision"))
+        out, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, out + err
+    assert "the router does not answer; it is waited for" in out
+    assert "Promoted" in out

@@ -1991,7 +1991,7 @@ class RolloutStatus(_message.Message):
     in_force: _builtins.bool
     """Whether that split is in force."""
     harm_spent: _builtins.float
-    """Extra bad requests so far, by the best estimate."""
+    """Extra bad requests so far, by the best estimate; without those before a spent budget was renewed."""
     harm_budget: _builtins.float
     """The harm budget; absent without a ramp."""
     winner: _builtins.str
