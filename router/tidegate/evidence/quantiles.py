@@ -16,6 +16,9 @@ from earlier windows only, and a stall that slows both versions alike moves both
   the same time. A baseline that was slow a while ago, and whose remembered quantile is therefore
   too large, proves nothing here.
 
+The baseline's quantile is that of its recent requests, of about 100/(1 − q) of them. When its
+numbers move, the old ones are forgotten within some hundred requests.
+
 Numbers are counted in buckets of 9 %. The edge ratio·t is rounded up for harm and down for safety,
 so both stay valid; but a ratio below 1.09 can then never be proven to be met.
 
@@ -68,6 +71,9 @@ _SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
 _SAFE_BETS: Final = one_sided_bets(1.0, 0.0, _SAFE_ODDS, is_harm=False)
 _SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
 _ZEROS: Final = (0,) * BUCKETS
+_MOVED: Final = 0.25
+_MOVED_TRIALS: Final = 100.0
+_KEPT: Final = 0.05
 
 
 class Thresholds(msgspec.Struct, frozen=True, array_like=True):
@@ -140,6 +146,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         candidate: Counts of the candidate so far, by bucket.
         baseline: Counts of the baseline so far, by bucket.
         recent: Counts of the baseline in which old windows weigh less, by bucket.
+        moved: How much more of the baseline's latest numbers than of the recent ones are above
+            the recent median. When it is much, the recent counts are forgotten.
         waiting: Counts that wait for more of the same share; None if none do.
         start: The logarithm of what each harm bet holds, by threshold and alternative.
         changed: The same for the change detector.
@@ -151,6 +159,7 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
     candidate: tuple[int, ...] = _ZEROS
     baseline: tuple[int, ...] = _ZEROS
     recent: tuple[float, ...] = (0.0,) * BUCKETS
+    moved: float = 0.0
     waiting: Thresholds | None = None
     start: tuple[float, ...] = (0.0,) * _HARM_COUNT
     changed: tuple[float, ...] = (NOTHING,) * _HARM_COUNT
@@ -189,13 +198,14 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
             state, waiting = state._bet(waiting, stake), None
         else:
             state = state._bet(None, stake)
-        recent = _remember(recent, counts_b, quantile)
+        recent, moved = _remember(recent, self.moved, counts_b, quantile)
         within = _within_growth(test.ratio, quantile, recent, counts_c)
         return msgspec.structs.replace(
             state,
             candidate=tuple(map(int.__add__, self.candidate, candidate)),
             baseline=tuple(map(int.__add__, self.baseline, baseline)),
             recent=tuple(recent.tolist()),
+            moved=moved,
             waiting=waiting,
             within=tuple((np.array(self.within) + within).tolist()),
         )
@@ -284,14 +294,22 @@ def _above(counts: Array) -> Array:
     return above
 
 
-def _remember(recent: Array, counts: Array, quantile: float) -> Array:
+def _remember(recent: Array, moved: float, counts: Array, quantile: float) -> tuple[Array, float]:
+    """Returns the recent counts after a window, and how far the numbers have moved since."""
+    trials, remembered = float(counts.sum()), float(recent.sum())
+    if trials and remembered:
+        median = int(np.searchsorted(np.cumsum(recent), 0.5 * remembered))
+        gap = _above(counts)[median + 1] / trials - _above(recent)[median + 1] / remembered
+        moved += (float(gap) - moved) * -math.expm1(-trials / _MOVED_TRIALS)
+        if abs(moved) > _MOVED:
+            recent, moved = np.multiply(recent, _KEPT), 0.0
     recent = np.add(recent, counts)
     most = min(max(100.0 / min(quantile, 1.0 - quantile), 1_000.0), 100_000.0)
     total = float(recent.sum())
     if total > most:
-        # Rounded, so that the state stays short as JSON.
-        recent = np.round(np.multiply(recent, most / total), 3)
-    return recent
+        recent = np.multiply(recent, most / total)
+    # Rounded, so that the state stays short as JSON.
+    return np.round(recent, 3), moved
 
 
 def _quantile(counts: tuple[int, ...], quantile: float) -> float | None:
