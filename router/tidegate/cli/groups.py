@@ -75,9 +75,11 @@ class LazyGroup(TyperGroup):
     """A group of commands whose modules are imported on demand.
 
     Attributes:
+        path: How the group is called.
         table: The commands by name, in the order in which `--help` lists them.
     """
 
+    path: ClassVar[str] = "tidegate"
     table: ClassVar[Mapping[str, Command]] = _COMMANDS
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # the framework's signature
@@ -98,22 +100,22 @@ class LazyGroup(TyperGroup):
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"see `{ctx.command_path} --help`."
+            hint = f"did you mean '{close[0]}'?" if close else f"see `{self.path} --help`."
             ctx.fail(f"There is no command '{args[0]}'; {hint}")
         name, placeholder, rest = super().resolve_command(ctx, args)
         if name is None or placeholder is None:
             return name, placeholder, rest
-        return name, _load(name, self.table[name]), rest
+        return name, _load(name, self.table[name], self.path), rest
 
 
-def _load(name: str, source: Command) -> Any:
+def _load(name: str, source: Command, path: str) -> Any:
     try:
         found = getattr(importlib.import_module(source.module), source.attribute)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.split(".")[0] == _DISTRIBUTION:
             raise
-        raise MissingExtraError(_advice(name, source.extra, missing)) from error
+        raise MissingExtraError(_advice(f"{path} {name}", source.extra, missing)) from error
     if isinstance(found, typer.Typer):
         command: Any = get_group(found)
     else:
@@ -128,7 +130,7 @@ def _load(name: str, source: Command) -> Any:
     return command
 
 
-def _advice(name: str, extra: str, module: str) -> str:
+def _advice(command: str, extra: str, module: str) -> str:
     top = module.partition(".")[0]
     what = f"tidegate[{extra}]" if extra else "tidegate"
-    return f"`tidegate {name}` needs {top!r}, which is not installed: pip install '{what}'"
+    return f"`{command}` needs {top!r}, which is not installed: pip install '{what}'"

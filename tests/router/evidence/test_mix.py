@@ -111,3 +111,18 @@ def test_distance_of_zero_is_never_proven_to_be_met():
     said = assessed(plan_of(exact), windows)
     assert not said.promote
     assert not said.abort
+
+
+def test_new_category_counts_in_a_group_until_its_window_is_over():
+    # Its place must not depend on the window that is tested with it.
+    windows = [
+        window_of(0, labelled({"a": 10}), labelled({"a": 10}), 0.5),
+        window_of(1, labelled({"a": 10, "new": 5}), labelled({"a": 10}), 0.5),
+        window_of(2, labelled({"a": 10, "new": 7}), labelled({"a": 10}), 0.5),
+    ]
+    second = observed(plan_of(DRIFT), windows[:2]).objectives[0]
+    assert second.names == ("a", "new")
+    assert second.candidate[1] == 0
+    assert sum(second.candidate[48:]) == 5
+    third = observed(plan_of(DRIFT), windows).objectives[0]
+    assert third.candidate[1] == 7

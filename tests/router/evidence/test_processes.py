@@ -61,6 +61,11 @@ def test_gap_between_windows_counts_and_an_overlap_does_not():
     assert clock.latest_s == 50.0
 
 
+def test_detector_sees_a_change_in_the_window_in_which_it_happens():
+    assert e_after([(0, 0), (2, 0)], 1.0).e > e_after([(0, 0), (0, 0)], 1.0).e > 0.0
+    assert e_after([(2, 0)], 1.0, within_s=5.0).e > 2.0
+
+
 def test_change_after_a_healthy_start_is_the_detectors():
     healthy, bad = [(0, 1)] * 40, [(2, 0)] * 10
     found = e_after(healthy + bad, 0.25, within_s=250.0)

@@ -59,6 +59,16 @@ def test_stall_of_both_versions_does_not_blame_the_candidate():
         assert decided(plan, stalls) == "open"
 
 
+def test_copies_of_the_same_requests_are_no_reason_to_abort():
+    # Both versions fail on the same requests, so their counts are not independent.
+    rng = np.random.default_rng(9)
+    plan = plan_of(EXACT, bad_promotion=1e-12)
+    for _ in range(10):
+        counts = rng.binomial(300, rng.beta(0.5, 5, 100))
+        windows = [rate_window(i, (300, int(n)), (300, int(n)), 0.5) for i, n in enumerate(counts)]
+        assert decided(plan, windows) == "open"
+
+
 @pytest.mark.parametrize("events", [0, 5, 20, 40])
 def test_more_failures_of_the_candidate_never_look_better(events):
     plan = plan_of()

@@ -15,7 +15,8 @@ def after(windows, share):
 
 def test_candidate_that_gets_nothing_of_ten_percent_is_found_within_500_requests():
     assert after([(0, 50)] * 10, 0.1).mismatch
-    assert not after([(0, 50)] * 2, 0.1).mismatch
+    # Sixty callers with four requests each might all have been sent to the baseline.
+    assert not after([(0, 50)] * 5, 0.1).mismatch
 
 
 def test_pinned_connections_are_found():

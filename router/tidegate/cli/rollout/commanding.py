@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from tidegate.cli.console import JsonOption, results
 from tidegate.cli.rollout.client import (
@@ -111,7 +112,7 @@ def delete(
     if as_json:
         print_message(rollout_pb2.DeleteResponse(), removed=True)
     else:
-        results().print(f"{name} is removed")
+        results().print(Text(f"{name} is removed"))
 
 
 def _command(

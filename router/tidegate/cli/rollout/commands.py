@@ -43,6 +43,7 @@ _ROWS: Final = (
 class _Group(LazyGroup):
     """The commands of rollouts."""
 
+    path: ClassVar[str] = "tidegate rollout"
     table: ClassVar[Mapping[str, Command]] = {
         name: Command(f"{_PACKAGE}.{module}", attribute, summary, "router")
         for module, attribute, name, summary in _ROWS

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from rich.text import Text
 
 from tidegate.cli.console import JsonOption, errors
 from tidegate.cli.rollout.client import (
@@ -88,7 +89,7 @@ def report(
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise typer.BadParameter(f"--output {path}: {error.strerror or error}") from error
-    errors().print(f"wrote {path}")
+    errors().print(Text(f"wrote {path}"))
 
 
 def report_page(

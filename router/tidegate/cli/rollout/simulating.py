@@ -69,7 +69,7 @@ def simulate(
     runs: Annotated[int, typer.Option("--runs", min=1, max=100_000, help="How many runs.")] = 200,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Repeats the same runs; by default new ones each time."),
+        typer.Option("--seed", min=0, help="Repeats the same runs; by default new ones each time."),
     ] = None,
     approve_after: Annotated[
         str, typer.Option("--approve-after", help="How long a person takes to approve a step.")
@@ -120,7 +120,7 @@ def simulate(
         return
     _show(summary, seed)
     if plot is not None:
-        errors().print(f"wrote {plot}")
+        errors().print(Text(f"wrote {plot}"))
 
 
 def parse_rate(text: str) -> float:

@@ -95,11 +95,8 @@ def _worded(error: Any, written: Callable[[Steps], str | None]) -> list[tuple[St
     text = _words(error, field, steps)
     value = written(steps)
     # A sentence about a value begins with the value as it was written.
-    if (
-        error["type"] != "extra_forbidden"
-        and value is not None
-        and text.startswith(("is not ", "is out ", "has too ", "is read "))
-    ):
+    is_about_value = error["type"] != "extra_forbidden" and text.startswith(_ABOUT_VALUES)
+    if is_about_value and value is not None:
         text = f"{_short(value)} {text}"
     return [(steps, text)]
 

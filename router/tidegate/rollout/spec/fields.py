@@ -5,6 +5,7 @@ and the reference of the documentation is made of them.
 """
 
 import enum
+import functools
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,7 @@ class Field:
         return f"{low} and {high}" if low and high else low or high
 
 
+@functools.cache
 def fields_of(model: type[StrictModel]) -> tuple[Field, ...]:
     """Returns the fields of a model, in order."""
     return tuple(_field(name, info) for name, info in model.model_fields.items())

@@ -85,7 +85,10 @@ class AccessLogSource:
             UnsupportedError: The rollout has gauges and no Prometheus to ask.
         """
         self.check(watched)
-        self.forget(key)
+        before = self._rollouts.get(key)
+        if before is not None and before.watched.host != watched.host:
+            self.forget(key)
+        self._gauge_problems.pop(key, None)
         counts = self._rollouts[key] = RolloutCounts(watched)
         host = self._hosts.get(watched.host)
         if host is None:
