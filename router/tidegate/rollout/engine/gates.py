@@ -49,7 +49,7 @@ def _pauses(moves: Moves) -> bool:
                 PauseCause.SAMPLE_RATIO,
                 f"{name} gets {observed:.1%} of the requests and was meant to get {intended:.1%},"
                 " so the comparison cannot be trusted: look for pinned connections, a sticky rule,"
-                " or clients that pass the proxy",
+                " clients that pass the proxy, or requests that do not end",
                 "SampleRatioMismatch",
                 numbers={"observed": observed, "intended": intended, "e": ratio.e},
             )
@@ -131,6 +131,7 @@ def _moves_ramp(moves: Moves) -> bool:
         budget_left=ramp.harm_budget - spent,
         requests_per_s=status.requests_per_s,
         excess_rate_high=1.0 if assessment is None else assessment.excess_rate_high,
+        harm_e=1.0 if assessment is None else assessment.harm_e,
         in_force_for_s=moves.now_s - since_s,
     )
     if weight == status.ramp_weight:

@@ -133,7 +133,7 @@ def plan_of(spec: RolloutSpec, original: TrafficSplit) -> StagePlan:
         watch = Gate(kind=GateKind.WATCH, seconds=blue_green.watch)
         stages = (
             *(Stage(split=before, gate=gate) for gate in gates),
-            Stage(split=splits.canary(100), gate=watch),
+            Stage(split=splits.canary(_rest(blue_green.hold_back)), gate=watch),
         )
     elif strategy.shadow is not None:
         seconds = spec.decide.within if strategy.shadow.lasting is None else strategy.shadow.lasting

@@ -205,6 +205,10 @@ class BlueGreenStrategy(StrictModel):
     watch: Wait = 600.0
     """How long the rollout watches after the switch before it ends; an abort switches back."""
 
+    hold_back: Annotated[Percent, Field(lt=100)] = 0
+    """The percentage of requests that stay with the baseline while the rollout watches. Only then
+    can both be compared after the switch, and harm be proven: 5 is enough."""
+
     @model_validator(mode="after")
     def _has_a_condition(self) -> Self:
         if not self.mirror and not self.until_approved:

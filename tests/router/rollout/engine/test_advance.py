@@ -383,6 +383,18 @@ def test_a_test_that_keeps_its_split_keeps_users_where_they_are():
     assert run.split.testers == ()
 
 
+def test_harm_after_a_switch_is_found_with_the_traffic_held_back():
+    strategy = {"blueGreen": {"untilApproved": True, "watch": "30m", "holdBack": 5}}
+    run = RolloutRun(rollout_of(strategy=strategy))
+    run.run(5)
+    run.step(0, CommandKind.PROMOTE)
+    run.run(60)
+    assert run.weight() == 95
+    run.versions = FAILING
+    run.run_until("aborted", seconds=300)
+    assert run.weight() == 0
+
+
 def test_a_blue_green_switch_moves_everything_at_once_and_watches():
     run = RolloutRun(rollout_of(strategy={"blueGreen": {"untilApproved": True, "watch": "1m"}}))
     run.run(10)

@@ -79,6 +79,11 @@ def test_a_blue_green_switch_waits_and_then_watches(blue_green, kinds):
     assert plan.stages[0].split.weights.get("v2", 0.0) == 0.0
 
 
+def test_a_blue_green_switch_can_hold_back_some_traffic_to_compare_with():
+    plan = stages({"blueGreen": {"untilApproved": True, "holdBack": 5}})
+    assert plan.stages[-1].split.weights == {"v2": 95.0, "v1": 5.0}
+
+
 def test_a_manual_rollout_waits_for_approval_of_every_weight():
     plan = stages({"manual": {"weights": [10, 100]}})
     assert words(plan) == [

@@ -1546,10 +1546,13 @@ class BlueGreenStrategy(_message.Message):
     MIRROR_FIELD_NUMBER: _builtins.int
     UNTIL_APPROVED_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
+    HOLD_BACK_FIELD_NUMBER: _builtins.int
     mirror: _builtins.float
     """The percentage of requests that are copied to the candidate before the switch."""
     until_approved: _builtins.bool
     """Waits for approval before the switch."""
+    hold_back: _builtins.float
+    """The percentage of requests that stay with the baseline meanwhile; none by default."""
     @_builtins.property
     def watch(self) -> _duration_pb2.Duration:
         """How long the rollout watches after the switch; 10 minutes by default."""
@@ -1560,15 +1563,20 @@ class BlueGreenStrategy(_message.Message):
         mirror: _builtins.float | None = ...,
         until_approved: _builtins.bool = ...,
         watch: _duration_pb2.Duration | None = ...,
+        hold_back: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mirror", b"_mirror", "_watch", b"_watch", "mirror", b"mirror", "watch", b"watch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_back", b"_hold_back", "_mirror", b"_mirror", "_watch", b"_watch", "hold_back", b"hold_back", "mirror", b"mirror", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mirror", b"_mirror", "_watch", b"_watch", "mirror", b"mirror", "until_approved", b"until_approved", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_back", b"_hold_back", "_mirror", b"_mirror", "_watch", b"_watch", "hold_back", b"hold_back", "mirror", b"mirror", "until_approved", b"until_approved", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hold_back: _TypeAlias = _typing.Literal["hold_back"]  # noqa: Y015
+    _WhichOneofArgType__hold_back: _TypeAlias = _typing.Literal["_hold_back", b"_hold_back"]  # noqa: Y015
     _WhichOneofReturnType__mirror: _TypeAlias = _typing.Literal["mirror"]  # noqa: Y015
     _WhichOneofArgType__mirror: _TypeAlias = _typing.Literal["_mirror", b"_mirror"]  # noqa: Y015
     _WhichOneofReturnType__watch: _TypeAlias = _typing.Literal["watch"]  # noqa: Y015
     _WhichOneofArgType__watch: _TypeAlias = _typing.Literal["_watch", b"_watch"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_back) -> _WhichOneofReturnType__hold_back | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mirror) -> _WhichOneofReturnType__mirror | None: ...
     @_typing.overload
