@@ -209,9 +209,9 @@ class _WatchedHost:
 
     def _count(self, message: mesh_pb2.WatchRequestsResponse) -> None:
         for counts in self.rollouts.values():
-            sticky = counts.watched.sticky
+            sticky, mirrored = counts.watched.sticky, counts.watched.mirrored
             for record in message.records:
-                counts.add(read_request(record, self._methods, sticky))
+                counts.add(read_request(record, self._methods, sticky, mirrored=mirrored))
 
     def _lose(self, count: int) -> None:
         if count:
