@@ -37,7 +37,7 @@ def mesh(tmp_path_factory) -> Iterator[LaptopMesh]:
         yield mesh
     finally:
         down = mesh.tidegate("down")
-        assert "stopped controller, envoy, vision-v1, vision-v2" in down
+        assert "stopped controller, envoy, router, vision-v1, vision-v2" in down
         assert list((mesh.folder / ".tidegate" / "workloads").iterdir()) == []
 
 

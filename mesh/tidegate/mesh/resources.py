@@ -21,6 +21,8 @@ from google.protobuf.message import Message
 
 __all__ = [
     "MIRRORED_HEADER",
+    "ROUTE_METADATA",
+    "ROUTE_TIMEOUT_MS",
     "Change",
     "ProxyKind",
     "Resource",
@@ -33,6 +35,12 @@ __all__ = [
 
 MIRRORED_HEADER: Final = "x-tidegate-mirrored"
 """The request header that Envoy sets in the mirrored copies of requests, and in nothing else."""
+
+ROUTE_METADATA: Final = "tidegate.mesh"
+"""The name under which routes have metadata for the access log."""
+
+ROUTE_TIMEOUT_MS: Final = "timeout_ms"
+"""The key of a route's timeout in its metadata."""
 
 Version = NewType("Version", str)
 """A digest of a resource's content: sixteen hexadecimal digits."""

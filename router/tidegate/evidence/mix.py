@@ -129,50 +129,51 @@ class MixState(msgspec.Struct, frozen=True, tag="mix"):
         names = self.names or later
         places = {name: place for place, name in enumerate(names)}
         counts_c, counts_b = _by_place(places, candidate), _by_place(places, baseline)
-        trials_c, trials_b = float(counts_c.sum()), float(counts_b.sum())
-        weight = trials_c * trials_b / max(trials_c + trials_b, 1.0)
-        before_c, before_b = np.array(self.candidate, float), np.array(self.baseline, float)
-        total_c, total_b = float(before_c.sum()), float(before_b.sum())
-        start, changed = np.array(self.start), np.array(self.changed)
-        distances = np.array(self.distances)
-        chosen, chosen_b, matched = Counted(0, 0), Counted(0, 0), 0.0
-        has_set = total_c > 0 and total_b > 0 and weight > 0
-        if has_set:
-            inside = before_c * total_b > before_b * total_c
-            chosen = Counted(int(trials_c), int(counts_c[inside].sum()))
-            chosen_b = Counted(int(trials_b), int(counts_b[inside].sum()))
-            guess = (
-                (float(before_c[inside].sum()) + 0.5) / (total_c + 1.0),
-                (float(before_b[inside].sum()) + 0.5) / (total_b + 1.0),
-            )
-            growth = log_growth(
-                _mix_bets(test),
-                (trials_c, float(chosen.events)),
-                (trials_b, float(chosen_b.events)),
-                guess,
-            )
-            start = start + growth[:_HARM]
-            changed = grow_changed(changed, growth[:_HARM], stake)
-            distances = distances + growth[_HARM:]
-            matched = weight * (chosen.events / trials_c - chosen_b.events / trials_b)
-        elif stake > 0.0:
-            changed = grow_changed(changed, np.zeros(_HARM), stake)
-        differences = np.array(self.differences)
-        if weight > 0:
-            differences = differences + weight * (counts_c / trials_c - counts_b / trials_b)
-        return MixState(
+        weight, differences = _weight(counts_c, counts_b), np.array(self.differences)
+        if weight:
+            shares_c, shares_b = counts_c / counts_c.sum(), counts_b / counts_b.sum()
+            differences = differences + weight * (shares_c - shares_b)
+        return msgspec.structs.replace(
+            self._bet(test, counts_c, counts_b, stake),
             names=later,
-            candidate=tuple((before_c + counts_c).astype(int).tolist()),
-            baseline=tuple((before_b + counts_b).astype(int).tolist()),
+            candidate=tuple((np.array(self.candidate) + counts_c).astype(int).tolist()),
+            baseline=tuple((np.array(self.baseline) + counts_b).astype(int).tolist()),
             differences=tuple(differences.tolist()),
             weight=self.weight + weight,
+        )
+
+    def _bet(self, test: MixTest, counts_c: Array, counts_b: Array, stake: float) -> "MixState":
+        """Returns the state after bets on the set of categories that earlier windows chose."""
+        before_c, before_b = np.array(self.candidate), np.array(self.baseline)
+        total_c, total_b = int(before_c.sum()), int(before_b.sum())
+        weight = _weight(counts_c, counts_b)
+        if not (total_c and total_b and weight):
+            changed = grow_changed(np.array(self.changed), np.zeros(_HARM), stake)
+            return msgspec.structs.replace(self, changed=tuple(changed.tolist()))
+        inside = before_c / total_c > before_b / total_b
+        chosen = Counted(int(counts_c.sum()), int(counts_c[inside].sum()))
+        chosen_b = Counted(int(counts_b.sum()), int(counts_b[inside].sum()))
+        guess = (
+            (int(before_c[inside].sum()) + 0.5) / (total_c + 1.0),
+            (int(before_b[inside].sum()) + 0.5) / (total_b + 1.0),
+        )
+        growth = log_growth(
+            _mix_bets(test),
+            (chosen.trials, chosen.events),
+            (chosen_b.trials, chosen_b.events),
+            guess,
+        )
+        difference = chosen.events / chosen.trials - chosen_b.events / chosen_b.trials
+        changed = grow_changed(np.array(self.changed), growth[:_HARM], stake)
+        return msgspec.structs.replace(
+            self,
             chosen=self.chosen + chosen,
             chosen_baseline=self.chosen_baseline + chosen_b,
-            matched=self.matched + matched,
-            matched_weight=self.matched_weight + (weight if has_set else 0.0),
-            start=tuple(start.tolist()),
+            matched=self.matched + weight * difference,
+            matched_weight=self.matched_weight + weight,
+            start=tuple((np.array(self.start) + growth[:_HARM]).tolist()),
             changed=tuple(changed.tolist()),
-            distances=tuple(distances.tolist()),
+            distances=tuple((np.array(self.distances) + growth[_HARM:]).tolist()),
         )
 
     def harm(self, clock: Clock, detector_share: float) -> HarmEvidence:
@@ -232,6 +233,12 @@ class MixState(msgspec.Struct, frozen=True, tag="mix"):
         highs: Array = (largest + needed / _SAFE_RATES) / self.weight + _SAFE_RATES / 8.0
         high = float(highs.min())
         return high if high < 1.0 else None
+
+
+def _weight(counts_c: Array, counts_b: Array) -> float:
+    """Returns N_c·N_b/(N_c + N_b), which is 0 if either version has no answer."""
+    trials_c, trials_b = float(counts_c.sum()), float(counts_b.sum())
+    return trials_c * trials_b / max(trials_c + trials_b, 1.0)
 
 
 def _with_new_names(

@@ -145,6 +145,8 @@ def _assess_mix(
 ) -> ObjectiveAssessment:
     low, high = mix.interval(plan.bad_promotion)
     detail = ""
+    if mix.weight:
+        detail = "the first answers only tell which categories to compare"
     if (change := mix.largest_change()) is not None and mix.distance is not None:
         name, share_c, share_b = change
         detail = (

@@ -6,11 +6,18 @@ t that is a comparison of two rates, so the bets of `tidegate.evidence.bets` app
 thresholds t around the baseline's quantile, and the e-value is their average. The thresholds come
 from earlier windows only, and a stall that slows both versions alike moves both rates.
 
-**Safety.** The null is "the candidate's quantile is past the limit": P(L_c > ratio·t) ≥ 1 − q,
-where t is the baseline's quantile. The bets compare the candidate's rate above ratio·t with 1 − q
-(Wald's sequential test of one rate). Here t comes from the recent windows and this window's
-baseline, which is independent of the candidate's requests in it, and it is rounded down to a
-bucket's edge and by two standard errors, so that it is not above the baseline's quantile.
+**Safety** needs two proofs, and the smaller e-value counts (an intersection-union test):
+
+- against P(L_c > ratio·t) ≥ 1 − q, where t is the baseline's quantile: the candidate's own quantile
+  is within the limit. The bets are Wald's sequential test of one rate. Here t comes from the recent
+  windows and this window's baseline, which is independent of the candidate's requests in it. It is
+  rounded down to a bucket's edge and by two standard errors, so that it is not above the quantile;
+- against P(L_c > ratio·t) ≥ P(L_b > t) in every window: the candidate is faster than the limit at
+  the same time. A baseline that was slow a while ago, and whose remembered quantile is therefore
+  too large, proves nothing here.
+
+The baseline's quantile is that of its recent requests, of about 100/(1 − q) of them. When its
+numbers move, the old ones are forgotten within some hundred requests.
 
 Numbers are counted in buckets of 9 %. The edge ratio·t is rounded up for harm and down for safety,
 so both stay valid; but a ratio below 1.09 can then never be proven to be met.
@@ -31,7 +38,6 @@ from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from tidegate.evidence.bets import (
     NOTHING,
@@ -62,26 +68,32 @@ _HARM_COUNT: Final = len(_OFFSETS) * len(_HARM_ODDS)
 _HARM_PRIOR: Final = log_prior((1,) * _HARM_COUNT)
 _HARM_BETS: Final = one_sided_bets(1.0, 0.0, _HARM_ODDS, is_harm=True)
 _SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+_SAFE_BETS: Final = one_sided_bets(1.0, 0.0, _SAFE_ODDS, is_harm=False)
 _SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
 _ZEROS: Final = (0,) * BUCKETS
+_MOVED: Final = 0.25
+_MOVED_TRIALS: Final = 100.0
+_KEPT: Final = 0.05
 
 
 class Thresholds(msgspec.Struct, frozen=True, array_like=True):
     """Counts at thresholds that wait for more of the same share.
 
+    The first thresholds are those of the harm bets; the last one is that of the safety bets.
+
     Attributes:
-        place: The bucket of the baseline's quantile when they began to wait.
-        guess: The baseline's rates above the thresholds, guessed then.
+        edges: The buckets whose upper edges are the thresholds; −1 is below all buckets.
+        guess: The baseline's rates above them, guessed when the counts began to wait.
         share: The candidate's intended share.
-        candidate: The candidate's requests, and those above each threshold.
-        baseline: The same of the baseline.
+        candidate: The candidate's requests, and those above ratio times each threshold.
+        baseline: The baseline's requests, and those above each threshold.
     """
 
-    place: int
+    edges: tuple[int, ...]
     guess: tuple[float, ...]
     share: float
-    candidate: tuple[float, ...] = (0.0,) * (1 + len(_OFFSETS))
-    baseline: tuple[float, ...] = (0.0,) * (1 + len(_OFFSETS))
+    candidate: tuple[float, ...] = (0.0,) * (2 + len(_OFFSETS))
+    baseline: tuple[float, ...] = (0.0,) * (2 + len(_OFFSETS))
 
     @classmethod
     def around(cls, quantile: float, recent: Array, share: float) -> "Thresholds | None":
@@ -90,29 +102,41 @@ class Thresholds(msgspec.Struct, frozen=True, array_like=True):
         if total <= 0.0:
             return None
         place = int(np.searchsorted(np.cumsum(recent), quantile * total))
-        guess = (_above(recent)[_edges(place)] + 0.5) / (total + 1.0)
-        return cls(place, tuple(guess.tolist()), share)
+        edges = np.clip(place + np.array(_OFFSETS), 0, BUCKETS - 2)
+        edges = np.append(edges, _surely_below(quantile, recent))
+        guess = (_above(recent)[edges + 1] + 0.5) / (total + 1.0)
+        return cls(tuple(edges.tolist()), tuple(guess.tolist()), share)
 
     def count(self, ratio: float, candidate: Array, baseline: Array) -> "Thresholds":
         """Returns the thresholds with the counts of a window."""
-        shift = math.ceil(PER_DOUBLING * math.log2(ratio) - 1e-9)
-        edges = _edges(self.place)
-        edges_c = np.clip(edges + shift, 0, BUCKETS - 1)
-        counted_c = np.concatenate(([candidate.sum()], _above(candidate)[edges_c]))
-        counted_b = np.concatenate(([baseline.sum()], _above(baseline)[edges]))
+        edges = np.array(self.edges)
+        up, down = _shifts(ratio)
+        edges_c = np.minimum(np.maximum(edges + up, 0), BUCKETS - 1)
+        edges_c[-1] = min(edges[-1] + down, BUCKETS - 2)
+        counted_c = np.append(candidate.sum(), _above(candidate)[np.maximum(edges_c, -1) + 1])
+        counted_b = np.append(baseline.sum(), _above(baseline)[edges + 1])
         return msgspec.structs.replace(
             self,
             candidate=tuple((self.candidate + counted_c).tolist()),
             baseline=tuple((self.baseline + counted_b).tolist()),
         )
 
-    def growth(self) -> Array:
-        """Returns the logarithm by which the counts multiply each harm bet."""
+    def growth(self) -> tuple[Array, Array]:
+        """Returns the logarithms by which the counts multiply the harm and the safety bets."""
         guess = np.array(self.guess)[:, None]
-        counts = [
+        (trials_c, above_c), (trials_b, above_b) = (
             (each[0], np.array(each[1:])[:, None]) for each in (self.candidate, self.baseline)
-        ]
-        return log_growth(_HARM_BETS, counts[0], counts[1], (guess, guess)).ravel()
+        )
+        harm = log_growth(
+            _HARM_BETS,
+            (trials_c, above_c[:-1]),
+            (trials_b, above_b[:-1]),
+            (guess[:-1], guess[:-1]),
+        )
+        safe = log_growth(
+            _SAFE_BETS, (trials_c, above_c[-1]), (trials_b, above_b[-1]), (guess[-1], guess[-1])
+        )
+        return harm.ravel(), safe
 
 
 class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
@@ -122,19 +146,25 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         candidate: Counts of the candidate so far, by bucket.
         baseline: Counts of the baseline so far, by bucket.
         recent: Counts of the baseline in which old windows weigh less, by bucket.
+        moved: How much more of the baseline's latest numbers than of the recent ones are above
+            the recent median. When it is much, the recent counts are forgotten.
         waiting: Counts that wait for more of the same share; None if none do.
         start: The logarithm of what each harm bet holds, by threshold and alternative.
         changed: The same for the change detector.
-        safe: The logarithm of what each safety bet holds.
+        within: The logarithm of what each bet holds that the candidate's quantile is within the
+            limit.
+        faster: The same for "faster than the limit at the same time".
     """
 
     candidate: tuple[int, ...] = _ZEROS
     baseline: tuple[int, ...] = _ZEROS
     recent: tuple[float, ...] = (0.0,) * BUCKETS
+    moved: float = 0.0
     waiting: Thresholds | None = None
     start: tuple[float, ...] = (0.0,) * _HARM_COUNT
     changed: tuple[float, ...] = (NOTHING,) * _HARM_COUNT
-    safe: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
+    within: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
+    faster: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
 
     def observe(
         self,
@@ -158,27 +188,38 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         quantile, counts_c = _oriented(test, candidate)
         _, counts_b = _oriented(test, baseline)
         recent = np.array(self.recent)
-        start, changed, waiting = np.array(self.start), np.array(self.changed), self.waiting
+        state, waiting = self, self.waiting
         if waiting is not None and waiting.share != share:
-            start, changed = _grown(start, changed, waiting.growth(), 0.0)
-            waiting = None
+            state, waiting = state._bet(waiting, 0.0), None
         waiting = waiting or Thresholds.around(quantile, recent, share)
-        growth = np.zeros(_HARM_COUNT)
         if waiting is not None:
             waiting = waiting.count(test.ratio, counts_c, counts_b)
-            if is_enough(waiting.candidate[0], waiting.baseline[0]):
-                growth, waiting = waiting.growth(), None
-        start, changed = _grown(start, changed, growth, stake)
-        recent = _remember(recent, counts_b, quantile)
-        safe = _safe_growth(test.ratio, quantile, recent, counts_c)
-        return QuantileState(
+        if waiting is not None and is_enough(waiting.candidate[0], waiting.baseline[0]):
+            state, waiting = state._bet(waiting, stake), None
+        else:
+            state = state._bet(None, stake)
+        recent, moved = _remember(recent, self.moved, counts_b, quantile)
+        within = _within_growth(test.ratio, quantile, recent, counts_c)
+        return msgspec.structs.replace(
+            state,
             candidate=tuple(map(int.__add__, self.candidate, candidate)),
             baseline=tuple(map(int.__add__, self.baseline, baseline)),
             recent=tuple(recent.tolist()),
+            moved=moved,
             waiting=waiting,
-            start=tuple(start.tolist()),
-            changed=tuple(changed.tolist()),
-            safe=tuple((np.array(self.safe) + safe).tolist()),
+            within=tuple((np.array(self.within) + within).tolist()),
+        )
+
+    def _bet(self, counted: Thresholds | None, stake: float) -> "QuantileState":
+        """Returns the state after bets on counts, or after a stake was placed without any."""
+        harm, safe = np.zeros(_HARM_COUNT), np.zeros(len(_SAFE_ODDS))
+        if counted is not None:
+            harm, safe = counted.growth()
+        return msgspec.structs.replace(
+            self,
+            start=tuple((np.array(self.start) + harm).tolist()),
+            changed=tuple(grow_changed(np.array(self.changed), harm, stake).tolist()),
+            faster=tuple((np.array(self.faster) + safe).tolist()),
         )
 
     def harm(self, clock: Clock, detector_share: float) -> HarmEvidence:
@@ -189,7 +230,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
 
     def safe_e(self) -> float:
         """Returns the e-value against "the candidate's quantile is past the limit"."""
-        return capped_exp(float(log_mean(np.array(self.safe), _SAFE_PRIOR)))
+        proofs = np.array((self.within, self.faster))
+        return capped_exp(float(log_mean(proofs, _SAFE_PRIOR).min()))
 
     def quantiles(self, test: QuantileTest) -> tuple[float | None, float | None]:
         """Returns the quantiles of candidate and baseline so far; None without data."""
@@ -215,27 +257,28 @@ def _oriented(test: QuantileTest, counts: tuple[int, ...]) -> tuple[float, Array
     return (test.quantile, array) if test.large_is_bad else (1.0 - test.quantile, array[::-1])
 
 
-def _edges(place: int) -> npt.NDArray[np.intp]:
-    """Returns the buckets whose upper edges are the thresholds around a quantile's bucket."""
-    return np.clip(place + np.array(_OFFSETS), 0, BUCKETS - 2)
+def _shifts(ratio: float) -> tuple[int, int]:
+    """Returns how many buckets a ratio is: rounded up for harm, and down for safety."""
+    buckets = PER_DOUBLING * math.log2(ratio)
+    return math.ceil(buckets - 1e-9), math.floor(buckets + 1e-9)
 
 
-def _grown(start: Array, changed: Array, growth: Array, stake: float) -> tuple[Array, Array]:
-    return start + growth, grow_changed(changed, growth, stake)
-
-
-def _safe_growth(ratio: float, quantile: float, recent: Array, candidate: Array) -> Array:
+def _surely_below(quantile: float, recent: Array) -> int:
+    """Returns a bucket whose upper edge is not above the quantile; −1 if there is none."""
     total = float(recent.sum())
-    if total <= 0.0:
-        return np.zeros(len(_SAFE_ODDS))
-    shift = math.floor(PER_DOUBLING * math.log2(ratio) + 1e-9)
     error = 2.0 * math.sqrt(quantile * (1.0 - quantile) / total) + 1.0 / total
     low = max(quantile - error, 0.0)
-    place = int(np.searchsorted(np.cumsum(recent), low * total, side="right"))
-    edge = place - 1 + shift
+    return int(np.searchsorted(np.cumsum(recent), low * total, side="right")) - 1
+
+
+def _within_growth(ratio: float, quantile: float, recent: Array, candidate: Array) -> Array:
+    """Returns the growth of the bets against "above the limit in at least 1 − q of requests"."""
+    if not recent.any():
+        return np.zeros(len(_SAFE_ODDS))
+    edge = _surely_below(quantile, recent) + _shifts(ratio)[1]
     if not 0 <= edge < BUCKETS - 1:
         return np.zeros(len(_SAFE_ODDS))
-    above = float(_above(candidate)[edge])
+    above = float(_above(candidate)[edge + 1])
     below = float(candidate.sum()) - above
     limit = 1.0 - quantile
     odds = np.array(_SAFE_ODDS) * limit / (1.0 - limit)
@@ -245,16 +288,28 @@ def _safe_growth(ratio: float, quantile: float, recent: Array, candidate: Array)
 
 
 def _above(counts: Array) -> Array:
-    """Returns how many numbers are above the upper edge of each bucket."""
-    above: Array = counts.sum() - np.cumsum(counts)
+    """Returns how many numbers are above nothing, and above the upper edge of each bucket."""
+    below = np.append(0.0, np.cumsum(counts))
+    above: Array = below[-1] - below
     return above
 
 
-def _remember(recent: Array, counts: Array, quantile: float) -> Array:
+def _remember(recent: Array, moved: float, counts: Array, quantile: float) -> tuple[Array, float]:
+    """Returns the recent counts after a window, and how far the numbers have moved since."""
+    trials, remembered = float(counts.sum()), float(recent.sum())
+    if trials and remembered:
+        median = int(np.searchsorted(np.cumsum(recent), 0.5 * remembered))
+        gap = _above(counts)[median + 1] / trials - _above(recent)[median + 1] / remembered
+        moved += (float(gap) - moved) * -math.expm1(-trials / _MOVED_TRIALS)
+        if abs(moved) > _MOVED:
+            recent, moved = np.multiply(recent, _KEPT), 0.0
     recent = np.add(recent, counts)
-    most = min(max(200.0 / min(quantile, 1.0 - quantile), 2_000.0), 200_000.0)
+    most = min(max(100.0 / min(quantile, 1.0 - quantile), 1_000.0), 100_000.0)
     total = float(recent.sum())
-    return np.multiply(recent, most / total) if total > most else recent
+    if total > most:
+        recent = np.multiply(recent, most / total)
+    # Rounded, so that the state stays short as JSON.
+    return np.round(recent, 3), moved
 
 
 def _quantile(counts: tuple[int, ...], quantile: float) -> float | None:

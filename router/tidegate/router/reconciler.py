@@ -22,13 +22,13 @@ from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.router.counting import watched_of
-from tidegate.router.errors import RefusedError, UnknownRolloutError
+from tidegate.router.errors import UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
 from tidegate.router.registry import Registry, RolloutRecord
 from tidegate.router.rollout_loop import RolloutLoop
 from tidegate.router.sources.source import TrafficSource
-from tidegate.router.store import Delete, Put, PutStatus, Store, Stored, from_json, to_json
+from tidegate.router.store import Put, PutStatus, Store, Stored, from_json, to_json
 from tidegate.router.surroundings import LoopSettings, Surroundings
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficRouter
@@ -159,23 +159,12 @@ class Reconciler:
             running = self._running.get(key)
             if running is None:
                 raise UnknownRolloutError(key)
-            record = running.loop.record
-            if not record.has_ended:
-                raise RefusedError(
-                    f"{key} is {record.status.phase.value}; abort it first, or wait until it has"
-                    " ended"
-                )
-            if record.file:
-                raise RefusedError(f"{record.file} holds {key}; remove it there first")
+            await running.loop.delete()
+            # The loop takes no turn before it is cancelled: nothing else has run since.
             running.task.cancel()
-            await asyncio.wait({running.task})
             del self._running[key]
-            try:
-                await self._around.store.commit(Delete(key=key))
-            except BaseException:
-                self._start(record)
-                raise
             self.registry.remove(key)
+            await asyncio.wait({running.task})
             _log.info("rollout deleted", rollout=key)
 
     async def left_by_file(self, key: str) -> None:

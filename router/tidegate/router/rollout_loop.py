@@ -23,12 +23,12 @@ from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import HostTraffic
 from tidegate.router.acting import Actor
 from tidegate.router.commands import WaitingCommands
-from tidegate.router.errors import LeavingError
+from tidegate.router.errors import LeavingError, RefusedError, StoreError
 from tidegate.router.faults import FaultPoint
 from tidegate.router.intake import Intake, report_fault
 from tidegate.router.metrics import EVALUATIONS, LATENESS
 from tidegate.router.registry import RolloutRecord
-from tidegate.router.store import Put, PutStatus
+from tidegate.router.store import Delete, Put, PutStatus
 from tidegate.router.surroundings import Surroundings
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficError
@@ -125,6 +125,24 @@ class RolloutLoop:
         async with self._turn:
             await self._put(self.record.successor, file, file_rollout)
 
+    async def delete(self) -> None:
+        """Removes the rollout from the store.
+
+        Raises:
+            RefusedError: It has not ended, or a file holds it.
+            StoreError: It could not be written.
+        """
+        async with self._turn:
+            record = self.record
+            if not record.has_ended:
+                raise RefusedError(
+                    f"{record.key} is {record.status.phase.value}; abort it first, or wait until it"
+                    " has ended"
+                )
+            if record.file:
+                raise RefusedError(f"{record.file} holds {record.key}; remove it there first")
+            await self._around.store.commit(Delete(key=record.key))
+
     async def run(self) -> None:
         """Evaluates the rollout until the task is cancelled."""
         try:
@@ -139,10 +157,14 @@ class RolloutLoop:
 
     async def flush(self) -> None:
         """Writes evidence that was not worth a write of its own. Call it when `run` has ended."""
-        if self._is_unwritten and not self._is_writing:
+        if not self._is_unwritten or self._is_writing:
+            return
+        try:
             await self._around.store.commit(
                 PutStatus(key=self.record.key, status=self.record.status)
             )
+        except StoreError as error:
+            _log.warning("the last evidence is lost", rollout=self.record.key, error=str(error))
 
     async def _turn_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ import pytest_asyncio
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from tidegate.mesh.resources import ROUTE_METADATA, ROUTE_TIMEOUT_MS
 from tidegate.mesh.telemetry import (
     ACCESS_LOG_CLUSTER,
     TRACES_CLUSTER,
@@ -233,7 +234,8 @@ def bootstrap(folder, control_port):
             cluster_name("v1"),
             timeout="0.05s",
             max_stream_duration={"max_stream_duration": "0.05s"},
-        ),
+        )
+        | {"metadata": {"filter_metadata": {ROUTE_METADATA: {ROUTE_TIMEOUT_MS: "50"}}}},
         _route("limited", cluster_name("v1"), max_stream_duration={"max_stream_duration": "0.05s"}),
         _route("rewritten", cluster_name("v1"), regex_rewrite=rewrite),
     ]

@@ -43,7 +43,7 @@ async def test_a_unary_call_is_logged_in_full(mesh, record_of):
     assert (record.model, record.model_version) == ("echo", "1-fp32")
     assert (record.trace_id, record.attempts) == (TRACE, 1)
     assert began_s <= record.start_time_s <= time.time()
-    assert 0 < record.time_to_first_byte_s <= record.duration_s
+    assert 0 < record.time_to_first_byte_s <= record.time_to_last_byte_s <= record.duration_s
 
 
 async def test_a_call_without_a_trace_gets_the_trace_that_envoy_starts(mesh, record_of):

@@ -25,7 +25,7 @@ from tidegate.chassis.orca import LoadReport
 from tidegate.mesh.control.api.request_records import _message
 from tidegate.mesh.resources import MIRRORED_HEADER
 from tidegate.mesh.telemetry import lenient_parsing
-from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, TRACE_TAG
+from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, TIMEOUT_TAG, TRACE_TAG
 from tidegate.mesh.telemetry.request_record import ClusterName, address_text, parse_entry
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -310,24 +310,26 @@ def test_the_load_of_the_server_comes_from_its_report(trailer, utilization):
     assert parse_entry(call()).utilization is None
 
 
-def timed_out(**headers):
+def timed_out(route_timeout_ms="-", seconds=0.5, flag="-"):
     entry = call(trailers={"grpc-status": "4"})
-    entry.request.request_headers.update(headers)
+    entry.common_properties.custom_tags.update({TIMEOUT_TAG: route_timeout_ms, FLAGS_TAG: flag})
+    entry.common_properties.duration.FromNanoseconds(int(seconds * 1e9))
     return entry
 
 
 @pytest.mark.parametrize(
     ("entry", "by_proxy"),
     [
-        # With `x-envoy-expected-rq-timeout-ms` Envoy tells the server the timeout of the route.
-        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500"}), False),
-        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500", "grpc-timeout": "500m"}), True),
-        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500", "grpc-timeout": "9S"}), True),
-        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "500", "grpc-timeout": "400m"}), False),
-        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "0", "grpc-timeout": "400m"}), False),
-        (timed_out(**{"x-envoy-expected-rq-timeout-ms": "x", "grpc-timeout": "400m"}), False),
-        (timed_out(**{"grpc-timeout": "400m"}), False),
+        # Envoy sends its timeout along, and the server was faster than Envoy.
+        (timed_out("500", 0.5), True),
+        (timed_out("500", 0.52), True),
+        (timed_out("12.5", 0.0125), True),
+        (timed_out("500", 0.3), False),
+        (timed_out("500", 0.5, flag="DR"), False),
         (timed_out(), False),
+        (timed_out("nan"), False),
+        (timed_out("1e999"), False),
+        (timed_out("-1"), False),
         (cut("UT"), True),
         (cut("DT"), True),
         (cut("UMSDR"), True),

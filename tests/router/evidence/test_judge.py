@@ -404,3 +404,30 @@ def test_every_number_stays_finite():
     said = assess(plan, state)
     numbers = [(each.harm_e, each.safe_e) for each in said.objectives]
     assert np.isfinite(numbers).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(0, 12), rate=st.sampled_from([0.0, 0.01, 0.5]))
+def test_decisions_follow_from_the_numbers(seed, count, rate):
+    rng = np.random.default_rng(seed)
+    plan = plan_of(*EVERY_TEST, rated("pausing", Importance.PAUSE))
+    windows = []
+    for index in range(count):
+        window = rich_window(index, rng)
+        trials = window.versions["v2"].requests
+        rates = {"pausing": Counted(trials, int(rng.binomial(trials, rate)))}
+        changed = msgspec.structs.replace(window.versions["v2"], rates=rates)
+        windows.append(msgspec.structs.replace(window, versions={**window.versions, "v2": changed}))
+    said = assessed(plan, windows)
+    for each in said.objectives:
+        assert (each.verdict is Verdict.MISSED) == (each.harm_e >= each.harm_threshold)
+        if each.verdict is Verdict.MET:
+            assert each.safe_e >= each.safe_threshold
+            assert each.candidate_trials
+        assert each.detail
+    missed = [each for each in said.objectives if each.verdict is Verdict.MISSED]
+    assert said.abort or not any(each.importance is Importance.ABORT for each in missed)
+    assert not (said.promote and (said.abort or said.pause or missed))
+    assert 0.0 <= said.excess_rate_high <= 1.0
+    assert said.extra_bad_requests >= 0.0
+    assert said.reason

@@ -5,6 +5,7 @@ import pytest
 from evidence_traffic import (
     assessed,
     decided,
+    observed,
     plan_of,
     simulated_latencies,
     timed,
@@ -154,3 +155,29 @@ def test_counts_of_different_shares_are_never_compared():
     slow = [window_of(3, timed([1.0] * 50), timed([1.0] * 50), 0.5)]
     said = assessed(plan_of(median(), detector_share=0.0), [*quick, *slow])
     assert said.harm_e <= 1.0
+
+
+@pytest.mark.parametrize("objective", [p99(), median()], ids=["p99", "median"])
+def test_slow_candidate_is_not_promoted_after_both_versions_have_become_fast(objective):
+    # The baseline was slow while it was cold and alone, so its remembered quantile is too high.
+    rng = np.random.default_rng(9)
+    plan = plan_of(objective, false_abort=1e-300)
+    cold = simulated_latencies(rng, 20, lambda _: (1.0, 1.0), 0.001, 500)
+    warm = simulated_latencies(rng, 60, lambda _: (0.075, 0.05), 0.5, 300)
+    assert decided(plan, [*cold, *warm]) == "open"
+
+
+@pytest.mark.parametrize("objective", [p99(), median()], ids=["p99", "median"])
+def test_slow_candidate_is_found_soon_after_both_versions_have_become_fast(objective):
+    rng = np.random.default_rng(10)
+    cold = simulated_latencies(rng, 40, lambda _: (1.0, 1.0), 0.001, 500)
+    warm = simulated_latencies(rng, 30, lambda _: (0.1, 0.05), 0.5, 300)
+    assert decided(plan_of(objective), [*cold, *warm]) == "abort"
+
+
+def test_steady_latencies_are_remembered_for_long():
+    rng = np.random.default_rng(11)
+    plan = plan_of(p99())
+    for medians in ((0.05, 0.05), (0.02, 0.02)):
+        steady = simulated_latencies(rng, 60, lambda _, medians=medians: medians, 0.1, 300, 0.02)
+        assert sum(observed(plan, steady).objectives[0].recent) > 9_000

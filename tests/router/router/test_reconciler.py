@@ -395,6 +395,8 @@ async def test_an_ended_rollout_is_not_evaluated(router):
         await router.until(at_stage(0), key="models/other")
         await reconciler.command("models/other", CommandKind.ABORT, "")
         await router.until_phase(Phase.ABORTED, key="models/other")
+        # The last turns may still end.
+        await asyncio.sleep(10 * router.settings.evaluate_interval_s)
         evaluations = EVALUATIONS._value.get()
         await asyncio.sleep(10 * router.settings.evaluate_interval_s)
         assert EVALUATIONS._value.get() == evaluations

@@ -12,7 +12,6 @@ from tidegate.rollout.engine.samples import MOST_SAMPLES, sample_of
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.router.errors import StoreError
 from tidegate.router.store import Delete, Put, PutStatus, Store, from_json, to_json
-from tidegate.runtime.sqlite_file import Durability, connect
 
 KEY = "models/vision"
 
@@ -206,12 +205,12 @@ async def test_a_full_disk_is_an_error_and_the_next_commit_succeeds(path):
         assert len(await store.load()) == 1
 
 
-def test_the_file_survives_a_crash_of_the_machine(path):
-    path.parent.mkdir()
-    database = connect(path, Durability.MACHINE)
-    assert database.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    database.close()
+async def test_the_file_survives_a_crash_of_the_machine(path):
+    async with Store.opened(path) as store:
+        found = await store._on_thread(
+            lambda: store._database.execute("PRAGMA synchronous").fetchone()
+        )
+        assert found == (2,)
 
 
 def test_a_rollout_reads_as_it_was_written():

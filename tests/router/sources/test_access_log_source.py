@@ -106,6 +106,26 @@ async def test_long_texts_of_callers_do_not_break_the_stream():
         assert sum(each.lost for each in found) == 0
 
 
+async def test_a_rollout_that_is_watched_anew_keeps_its_stream():
+    log = RequestLog()
+    async with mesh_service(log) as port, source_of(port) as source:
+        source.watch("a", watched())
+        source.begin_epoch("a", epoch(time.time()))
+        await watching(source)
+        await log.publish([record()])
+        await windows(source, 1)
+        source.watch("a", watched())
+        assert source.problem("a") == ""
+        source.begin_epoch("a", epoch(time.time()))
+        await log.publish([record()])
+        await windows(source, 1)
+        # Its host may be another.
+        source.watch("a", watched(host="llm.models.svc.cluster.local"))
+        assert "not watched yet" in source.problem("a")
+        with pytest.raises(KeyError):
+            await source.watching(HOST)
+
+
 async def test_a_fault_while_counting_costs_records_and_no_more(monkeypatch):
     log = RequestLog()
     count = RolloutCounts.add

@@ -76,6 +76,23 @@ def test_requests_that_end_before_their_epoch_is_known_count_in_it():
     assert by_version(counts.take(NOW_S + 3)) == {"v1": 1}
 
 
+def test_requests_that_no_longer_fit_before_their_epoch_is_known_are_lost(monkeypatch):
+    monkeypatch.setattr(epochs, "_MAX_EARLY", 3)
+    counts = RolloutCounts(watched())
+    for start_s in range(5):
+        counts.add(request(start_s=NOW_S + start_s))
+    counts.begin_epoch(epoch())
+    (window,) = counts.take(NOW_S + 6)
+    assert (window.requests, window.lost) == (3, 2)
+    # Those that started before the epoch are no loss.
+    counts.begin_change(NOW_S + 10)
+    for start_s in range(5):
+        counts.add(request(start_s=NOW_S + 10 + start_s))
+    counts.begin_epoch(epoch(NOW_S + 12, NOW_S + 10))
+    (window,) = counts.take(NOW_S + 16)
+    assert (window.requests, window.lost) == (3, 0)
+
+
 def test_an_epoch_that_ended_in_the_past_loses_what_was_counted_since():
     counts = counting()
     for start_s in (1.0, 2.5, 3.5, 4.5):

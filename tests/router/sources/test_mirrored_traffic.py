@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 
+import grpc
 import pytest
 import pytest_asyncio
 from mesh_objects import to
@@ -143,6 +144,9 @@ async def test_other_consumers_see_no_copies(mesh):
     assert request.response_bytes == copy.response_bytes == 7
     assert copy.endpoint == mesh.backends["v2"].address
     assert copy.trailers["tidegate-top1"] == "97"
+    for each in (request, copy):
+        last = each.time_to_last_byte.ToNanoseconds()
+        assert 0 < last <= each.duration.ToNanoseconds()
     plain.cancel()
     both.cancel()
 
@@ -190,6 +194,27 @@ async def test_requests_without_a_copy_are_reported(mesh, monkeypatch):
                 found += await source.take("a", time.time())
                 await asyncio.sleep(0.02)
     assert sum(each.requests for each in found) == 1
+
+
+async def test_a_timeout_of_a_rule_is_the_proxys_whoever_ends_the_call(mesh):
+    await direct(mesh, timeout="0.05s", retries={"attempts": 0})
+    watch = mesh.controller.stub.WatchRequests(mesh_pb2.WatchRequestsRequest())
+    await watch.initial_metadata()
+    found = []
+    async with mesh.channel() as channel:
+        for _ in range(30):
+            assert [each async for each in _until_it_ends(mesh.flow(channel))] == [b"v1"]
+        async with asyncio.timeout(WAIT_S):
+            while len(found) < 30:
+                found += (await watch.read()).records
+    assert all(each.proxy_timeout for each in found)
+    watch.cancel()
+
+
+async def _until_it_ends(stream):
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for each in stream:
+            yield each
 
 
 async def test_users_are_told_by_their_cookie_and_no_other_cookie_is_logged(mesh):

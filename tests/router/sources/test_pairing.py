@@ -141,6 +141,7 @@ def test_requests_without_a_copy_are_reported_if_all_should_have_one():
         counts.add(original())
         windows = [*counts.take(NOW_S + 1), *counts.take(NOW_S + WAIT_S + 1)]
         assert {} | windows[-1].left_out == left_out
+        assert bool(counts.problem) is bool(left_out)
 
 
 def test_copies_do_not_count_without_mirroring():

@@ -4,11 +4,12 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 
+import aiohttp
 import grpc
 import pytest
 from aiohttp import web
 from counted_mesh import counted_mesh as running
-from source_traffic import FAILURES, HOST, epoch, measure, watched
+from source_traffic import FAILURES, HOST, NOW_S, epoch, measure, watched
 
 from tidegate.evidence.buckets import upper_edge
 from tidegate.evidence.window import Counted
@@ -16,6 +17,7 @@ from tidegate.rollout.spec.objectives import Signal
 from tidegate.rollout.traffic import MatchKind, Sticky
 from tidegate.router.sources import prometheus as prometheus_source
 from tidegate.router.sources.prometheus import PrometheusSource
+from tidegate.router.sources.prometheus_api import PrometheusApi, Series
 from tidegate.router.sources.source import UnsupportedError
 
 SLOW = measure(Signal.LATENCY, above=0.25)
@@ -156,13 +158,23 @@ def test_what_prometheus_cannot_count_is_refused_by_name(more, words):
         PrometheusSource().watch("a", watched(*measures, **more))
 
 
+def success(kind, result):
+    data = b'{"status":"success","data":{"resultType":"%s","result":%s}}'
+    return data % (kind.encode(), result)
+
+
 @asynccontextmanager
 async def answering(answer):
     """An HTTP server that gives every query the same answer; yields its address."""
 
     async def say(request):
         await request.read()
-        return web.Response(body=answer[1], status=answer[0])
+        response = web.StreamResponse(status=answer[0])
+        await response.prepare(request)
+        # In parts, as a large answer comes.
+        for start in range(0, len(answer[1]), 1 << 16):
+            await response.write(answer[1][start : start + (1 << 16)])
+        return response
 
     app = web.Application()
     app.router.add_post("/api/v1/query", say)
@@ -182,6 +194,9 @@ async def answering(answer):
         ((503, b"not ready"), "503"),
         ((200, b"<html>"), "no Prometheus"),
         ((200, b"[]"), "no Prometheus"),
+        ((200, success("matrix", b'[{"metric":{},"values":[[1,"x"]]}]')), "no samples"),
+        ((200, success("matrix", b"[1]")), "no samples"),
+        ((200, success("vector", b"[]")), "with a vector"),
         ((422, b'{"status":"error","errorType":"execution","error":"too many"}'), "too many"),
     ],
 )
@@ -200,3 +215,16 @@ async def test_an_unreachable_prometheus_is_no_data_with_a_reason():
         assert "does not answer" in source.problem("a")
         source.forget("a")
         source.forget("a")
+
+
+async def test_a_large_answer_is_read_whole():
+    series = b'{"metric":{"reporter":"source","code":"%d"},"values":[[1,"1"],[2,"NaN"],[3,"2"]]}'
+    result = b"[" + b",".join(series % number for number in range(5000)) + b"]"
+    async with (
+        answering((200, success("matrix", result))) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        found = await PrometheusApi(session, url).samples("up", 60.0, NOW_S)
+    assert len(found) == 5000
+    # A sample that is no number is no sample.
+    assert found[7] == Series({"reporter": "source", "code": "7"}, ((1.0, 1.0), (3.0, 2.0)))

@@ -50,6 +50,15 @@ def test_a_whole_record_is_read():
     assert not found.is_testers
 
 
+def test_durations_that_are_compared_with_copies_leave_out_the_caller():
+    record = mesh_pb2.RequestRecord(grpc_status=0)
+    record.duration.FromMilliseconds(500)
+    assert read_request(record, StreamingMethods(), mirrored=True).duration_s == 0.5
+    record.time_to_last_byte.FromMilliseconds(20)
+    assert read_request(record, StreamingMethods(), mirrored=True).duration_s == 0.02
+    assert read_request(record, StreamingMethods()).duration_s == 0.5
+
+
 def test_an_empty_record_has_nothing():
     found = read()
     assert (found.code, found.ok, found.id, found.user) == ("", False, "", "")

@@ -9,8 +9,8 @@ them, beside every attempt of every request. A filter on the header that marks c
 others out, so a mesh that mirrors nothing sends nothing more.
 
 Custom tags of the log add what an access log entry lacks: the cluster of a request for which it had
-no endpoint, response flags for which the entry has no field, and the trace of a request that came
-without one.
+no endpoint, response flags for which the entry has no field, the timeout of the route, and the
+trace of a request that came without one.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ from envoy.type.v3.percent_pb2 import Percent
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
-from tidegate.mesh.resources import MIRRORED_HEADER
+from tidegate.mesh.resources import MIRRORED_HEADER, ROUTE_METADATA, ROUTE_TIMEOUT_MS
 
 __all__ = [
     "ACCESS_LOG_CLUSTER",
@@ -45,7 +45,7 @@ __all__ = [
     "FLAGS_TAG",
     "GRPC_STATS",
     "LOAD_TRAILER",
-    "ROUTE_TIMEOUT_HEADER",
+    "TIMEOUT_TAG",
     "TRACES_CLUSTER",
     "TRACE_TAG",
     "access_log_config",
@@ -64,6 +64,7 @@ GRPC_STATS: Final = "envoy.filters.http.grpc_stats"
 
 CLUSTER_TAG: Final = "tidegate.upstream_cluster"
 FLAGS_TAG: Final = "tidegate.response_flags"
+TIMEOUT_TAG: Final = "tidegate.route_timeout_ms"
 TRACE_TAG: Final = "tidegate.trace_id"
 
 # Short enough for decisions, long enough that many requests share a message.
@@ -75,10 +76,7 @@ _BUFFER_BYTES: Final = 1 << 20
 DEFAULT_USER_HEADERS: Final = ("x-user-id", "x-user-tier")
 """The request headers that name users, unless a setting lists others."""
 
-ROUTE_TIMEOUT_HEADER: Final = "x-envoy-expected-rq-timeout-ms"
-"""The header in which Envoy tells a server the timeout of the route."""
-
-_REQUEST_HEADERS: Final = ("content-type", "grpc-timeout", "traceparent", ROUTE_TIMEOUT_HEADER)
+_REQUEST_HEADERS: Final = ("content-type", "grpc-timeout", "traceparent")
 COOKIE_HEADER: Final = "cookie"
 
 LOAD_TRAILER: Final = "endpoint-load-metrics-bin"
@@ -102,6 +100,7 @@ _TRAILERS: Final = (
 _TAGS: Final = {
     CLUSTER_TAG: "%UPSTREAM_CLUSTER_RAW%",
     FLAGS_TAG: "%RESPONSE_FLAGS%",
+    TIMEOUT_TAG: f"%METADATA(ROUTE:{ROUTE_METADATA}:{ROUTE_TIMEOUT_MS})%",
     TRACE_TAG: "%TRACE_ID%",
 }
 

@@ -74,7 +74,8 @@ class RecordSubscription:
             self._has_records.clear()
             await self._has_records.wait()
         record = self._queue.popleft()
-        self._was_read()
+        self._is_dropping = self._max_wait_s <= 0
+        self._has_room.set()
         return record
 
     async def next_batch(self, limit: int) -> list[RequestRecord]:
@@ -127,10 +128,6 @@ class RecordSubscription:
         except TimeoutError:
             self._is_dropping = True
             self._drop(len(left))
-
-    def _was_read(self) -> None:
-        self._is_dropping = self._max_wait_s <= 0
-        self._has_room.set()
 
     def _drop(self, count: int) -> None:
         self.lost += count

@@ -45,7 +45,7 @@ from tidegate.mesh.telemetry.envoy_config import (
     FLAGS_TAG,
     GRPC_STATS,
     LOAD_TRAILER,
-    ROUTE_TIMEOUT_HEADER,
+    TIMEOUT_TAG,
     TRACE_TAG,
 )
 
@@ -106,10 +106,11 @@ _TIMEOUT_FLAGS: Final = frozenset({"UT", "DT", "UMSDR"})
 _TIMEOUT_DETAILS: Final = frozenset({"max_duration_timeout", "response_timeout"})
 # gRPC over HTTP2, "Timeout".
 _GRPC_TIMEOUT: Final = re.compile(r"(?P<value>[0-9]{1,8})(?P<unit>[HMSmun])", re.ASCII)
+_MILLISECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _NO_TRAILERS: Final = frozenset({"grpc-status", "grpc-message", LOAD_TRAILER})
 _PROTOCOL_HEADERS: Final = frozenset({"content-type", "grpc-timeout", "traceparent"})
-_OWN_HEADERS: Final = frozenset({COOKIE_HEADER, MIRRORED_HEADER, ROUTE_TIMEOUT_HEADER})
+_OWN_HEADERS: Final = frozenset({COOKIE_HEADER, MIRRORED_HEADER})
 # What an Envoy appends to the host of a copy unless it is told not to.
 _MIRROR_SUFFIX: Final = re.compile(r"-shadow(:[0-9]+)?\Z")
 # What Envoy writes for a missing value.
@@ -169,6 +170,7 @@ class RequestRecord:
         time_to_first_byte_s: Time to the first byte from the endpoint, None if there was none. If
             the server sends its headers with the first message of a stream, this is the time to
             that message.
+        time_to_last_byte_s: Time to the last byte from the endpoint, None if there was none.
         duration_s: Time until the last byte was sent to the client.
         request_bytes: Size of the request body.
         response_bytes: Size of the response body.
@@ -207,6 +209,7 @@ class RequestRecord:
     response_flags: tuple[str, ...]
     response_details: str
     time_to_first_byte_s: float | None
+    time_to_last_byte_s: float | None
     duration_s: float
     request_bytes: int
     response_bytes: int
@@ -309,6 +312,11 @@ def parse_entry(
             if common.HasField("time_to_first_upstream_rx_byte")
             else None
         ),
+        time_to_last_byte_s=(
+            _seconds(common.time_to_last_upstream_rx_byte)
+            if common.HasField("time_to_last_upstream_rx_byte")
+            else None
+        ),
         duration_s=duration_s,
         request_bytes=request_bytes,
         response_bytes=response_bytes,
@@ -318,7 +326,9 @@ def parse_entry(
         headers={key: value for key, value in headers.items() if key not in _OWN_HEADERS},
         cookies=_cookies(headers.get(COOKIE_HEADER, ""), user_cookies),
         mirrored=mirrored,
-        proxy_timeout=_is_proxy_timeout(code, response, flags, headers, grpc_timeout_s),
+        proxy_timeout=_is_proxy_timeout(
+            code, response, flags, _tag(common, TIMEOUT_TAG), duration_s
+        ),
         utilization=_utilization(metadata.get(LOAD_TRAILER)),
         trace_id=_tag(common, TRACE_TAG) or _trace_id(headers.get("traceparent", "")),
         request_id=request.request_id,
@@ -394,21 +404,17 @@ def _is_proxy_timeout(
     code: grpc.StatusCode,
     response: HTTPResponseProperties,
     flags: tuple[str, ...],
-    headers: Mapping[str, str],
-    grpc_timeout_s: float | None,
+    route_timeout_ms: str,
+    duration_s: float,
 ) -> bool:
     if response.response_code_details in _TIMEOUT_DETAILS or not _TIMEOUT_FLAGS.isdisjoint(flags):
         return True
-    if code is not grpc.StatusCode.DEADLINE_EXCEEDED or grpc_timeout_s is None:
+    if code is not grpc.StatusCode.DEADLINE_EXCEEDED or not _CLIENT_LEFT_FLAGS.isdisjoint(flags):
         return False
-    if not _CLIENT_LEFT_FLAGS.isdisjoint(flags):
+    # Envoy sends its timeout along, so the server may end the call first.
+    if _MILLISECONDS.fullmatch(route_timeout_ms) is None:
         return False
-    # The server may end the call first: Envoy sends it the shorter of the two times. If the client
-    # has a deadline, `grpc-timeout` is the client's; otherwise it is Envoy's.
-    route_timeout_ms = headers.get(ROUTE_TIMEOUT_HEADER, "")
-    if not (route_timeout_ms.isascii() and route_timeout_ms.isdigit()):
-        return False
-    return int(route_timeout_ms) > 0 and grpc_timeout_s >= int(route_timeout_ms) / 1000
+    return deadline_has_passed(float(route_timeout_ms) / 1000, duration_s)
 
 
 def _cookies(header: str, names: Collection[str]) -> dict[str, str]:

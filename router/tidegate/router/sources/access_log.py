@@ -85,7 +85,10 @@ class AccessLogSource:
             UnsupportedError: The rollout has gauges and no Prometheus to ask.
         """
         self.check(watched)
-        self.forget(key)
+        before = self._rollouts.get(key)
+        if before is not None and before.watched.host != watched.host:
+            self.forget(key)
+        self._gauge_problems.pop(key, None)
         counts = self._rollouts[key] = RolloutCounts(watched)
         host = self._hosts.get(watched.host)
         if host is None:
@@ -206,9 +209,9 @@ class _WatchedHost:
 
     def _count(self, message: mesh_pb2.WatchRequestsResponse) -> None:
         for counts in self.rollouts.values():
-            sticky = counts.watched.sticky
+            sticky, mirrored = counts.watched.sticky, counts.watched.mirrored
             for record in message.records:
-                counts.add(read_request(record, self._methods, sticky))
+                counts.add(read_request(record, self._methods, sticky, mirrored=mirrored))
 
     def _lose(self, count: int) -> None:
         if count:

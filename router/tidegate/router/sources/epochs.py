@@ -101,12 +101,15 @@ class RolloutCounts:
             each.metric for each in watched.measures if each.signal is Signal.ANSWER_DISAGREEMENT
         ]
         self._epochs: deque[_EpochCounts] = deque()
-        self._early: deque[FinishedRequest] = deque(maxlen=_MAX_EARLY)
+        self._early: deque[FinishedRequest] = deque()
+        # How many had no room, and the start of the latest of them.
+        self._early_dropped = 0
+        self._early_dropped_s = 0.0
         self._pairing = Pairing()
         # Hashes of the keys of users that have counted, and each new user's first request.
         self._counted_users: set[int] = set()
         self._first: dict[tuple[str, str], FinishedRequest] = {}
-        self._without_user = 0
+        self._without_user = self._without_copy = self._pairs = 0
         self._lost = 0
         self._left_out: dict[LeftOut, int] = {}
 
@@ -123,15 +126,8 @@ class RolloutCounts:
 
     @property
     def problem(self) -> str:
-        """Says why nothing can count; empty if nothing is known to prevent it."""
-        sticky = self._watched.sticky
-        if sticky is None or not self._without_user or self._counted_users:
-            return ""
-        setting = "user_headers" if sticky.kind is MatchKind.HEADER else "user_cookies"
-        return (
-            f"no request names its user by {sticky}; see that clients send it, and that "
-            f"mesh.controller.{setting} lists it"
-        )
+        """Says what keeps requests from counting; empty if nothing is known to."""
+        return "; ".join(filter(None, (self._problem_of_users(), self._problem_of_copies())))
 
     def begin_change(self, at_s: float) -> None:
         """Ends the epoch; `at_s` may lie in the past."""
@@ -144,9 +140,12 @@ class RolloutCounts:
         """Begins an epoch, with the requests that started in it and have ended already."""
         self.begin_change(epoch.requested_s)
         self._epochs.append(_EpochCounts(epoch))
-        early, self._early = self._early, deque(maxlen=_MAX_EARLY)
+        early, self._early = self._early, deque()
         for request in early:
             self._count(request)
+        if self._early_dropped_s >= epoch.since_s:
+            self.lose(self._early_dropped)
+        self._early_dropped = 0
 
     def lose(self, count: int) -> None:
         """Notes requests whose records are lost."""
@@ -185,7 +184,7 @@ class RolloutCounts:
         if counts is None:
             latest = self._epochs[-1] if self._epochs else None
             if latest is None or (latest.end_s is not None and request.start_s >= latest.end_s):
-                self._early.append(request)
+                self._keep_early(request)
             return
         if self._watched.mirrored:
             self._match(request)
@@ -196,6 +195,13 @@ class RolloutCounts:
             self._leave_out(LeftOut.NO_USER)
         else:
             self._count_user(request)
+
+    def _keep_early(self, request: FinishedRequest) -> None:
+        self._early.append(request)
+        if len(self._early) > _MAX_EARLY:
+            dropped = self._early.popleft()
+            self._early_dropped += 1
+            self._early_dropped_s = max(self._early_dropped_s, dropped.start_s)
 
     def _count_user(self, request: FinishedRequest) -> None:
         # With mirroring, a user has requests to the baseline and their copies to the candidate.
@@ -227,7 +233,10 @@ class RolloutCounts:
                 self._count_pair(self._pairing.add_request(request, candidate))
 
     def _count_pair(self, pair: Pair | None) -> None:
-        if pair is None or pair.differs is None:
+        if pair is None:
+            return
+        self._pairs += 1
+        if pair.differs is None:
             return
         counts = self._epoch_at(pair.start_s)
         if counts is None:
@@ -242,6 +251,7 @@ class RolloutCounts:
             shares = {} if counts is None else counts.epoch.shares
             mirrored = (shares.get(each) == 1 for each in self._watched.candidates)
             if shares.get(request.version) and any(mirrored):
+                self._without_copy += 1
                 self._leave_out(LeftOut.NO_COPY)
 
     def _epoch_of(self, request: FinishedRequest) -> _EpochCounts | None:
@@ -275,6 +285,24 @@ class RolloutCounts:
 
     def _is_over(self, counts: _EpochCounts, now_s: float) -> bool:
         return counts.end_s is not None and now_s - counts.end_s > KEPT_S
+
+    def _problem_of_users(self) -> str:
+        sticky = self._watched.sticky
+        if sticky is None or not self._without_user or self._counted_users:
+            return ""
+        setting = "user_headers" if sticky.kind is MatchKind.HEADER else "user_cookies"
+        return (
+            f"no request names its user by {sticky}; see that clients send it, and that "
+            f"mesh.controller.{setting} lists it"
+        )
+
+    def _problem_of_copies(self) -> str:
+        if not self._without_copy:
+            return ""
+        return (
+            f"{self._without_copy} requests had no mirrored copy, and {self._pairs} had one; see "
+            "that the candidate has healthy endpoints and answers"
+        )
 
     def _leave_out(self, reason: LeftOut) -> None:
         self._left_out[reason] = self._left_out.get(reason, 0) + 1

@@ -33,7 +33,7 @@ from tidegate.rollout.measures import Measure, MeasureKind
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.router.sources.counters import CounterReader, Increase
 from tidegate.router.sources.gauges import read_gauges, with_gauges
-from tidegate.router.sources.prometheus_api import PrometheusApi, PrometheusError
+from tidegate.router.sources.prometheus_api import PrometheusApi, PrometheusError, Series
 from tidegate.router.sources.source import Epoch, UnsupportedError, Watched
 from tidegate.runtime.logging import get_logger
 
@@ -202,10 +202,14 @@ class _Rollout:
         Raises:
             PrometheusError: Prometheus does not answer.
         """
-        requests = await self._read(api, _REQUESTS, self._requests, now_s)
-        durations: list[Increase] = []
+        # Both are asked before either counts as read: a failure in between costs nothing.
+        counters = await self._samples(api, _REQUESTS, self._requests, now_s)
+        buckets = []
         if self._needs_durations:
-            durations = await self._read(api, _DURATIONS, self._durations, now_s)
+            buckets = await self._samples(api, _DURATIONS, self._durations, now_s)
+        self._note_reporter({each.labels.get("reporter", "") for each in counters})
+        requests = self._requests.read(filter(self._is_reported, counters))
+        durations = self._durations.read(filter(self._is_reported, buckets))
         windows = []
         for span in self._spans:
             counted = [each for each in requests if span.has(each)]
@@ -216,18 +220,15 @@ class _Rollout:
         self._spans = [each for each in self._spans if each.end_s > now_s - _LOOKBACK_S]
         return tuple(windows)
 
-    async def _read(
+    async def _samples(
         self, api: PrometheusApi, metric: str, reader: CounterReader, now_s: float
-    ) -> list[Increase]:
-        since_s = None if reader.read_s is None else now_s - reader.read_s + _OVERLAP_S
-        found = await api.samples(
-            f'{metric}{{destination_service="{self.watched.host}"}}', since_s or _LOOKBACK_S, now_s
-        )
-        if metric == _REQUESTS:
-            self._note_reporter({each.labels.get("reporter", "") for each in found})
-        return reader.read(
-            each for each in found if each.labels.get("reporter", "") == self._reporter
-        )
+    ) -> list[Series]:
+        since_s = _LOOKBACK_S if reader.read_s is None else now_s - reader.read_s + _OVERLAP_S
+        selector = f'{metric}{{destination_service="{self.watched.host}"}}'
+        return await api.samples(selector, since_s, now_s)
+
+    def _is_reported(self, series: Series) -> bool:
+        return series.labels.get("reporter", "") == self._reporter
 
     def _note_reporter(self, reporters: set[str]) -> None:
         """Decides for one side: with sidecars, client and server both count a request."""

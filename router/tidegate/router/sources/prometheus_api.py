@@ -1,7 +1,7 @@
 """The HTTP API of Prometheus: raw samples of counters, and numbers of queries."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -59,7 +59,14 @@ class PrometheusApi:
         kind, result = await self._query(f"{selector}[{max(1, round(range_s * 1000))}ms]", at_s)
         if kind != "matrix":
             raise PrometheusError(f"{self._url} answered {selector} with a {kind}")
-        return [Series(_labels(each), tuple(_finite(_texts(each["values"])))) for each in result]
+        try:
+            return [
+                Series(_labels(each), tuple(_finite(each.get("values", ())))) for each in result
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PrometheusError(
+                f"{self._url} gives no samples for {selector}: {error}"
+            ) from error
 
     async def number(self, query: str, at_s: float) -> float:
         """Returns the only number of a query.
@@ -72,7 +79,8 @@ class PrometheusApi:
             case "scalar":
                 texts = [result[1]]
             case "vector":
-                texts = [each["value"][1] for each in result if "value" in each]
+                # A native histogram has no value.
+                texts = [each.get("value", (0, "a histogram"))[1] for each in result]
             case _:
                 raise PrometheusError(f"gives a {kind} and not a number; aggregate it over time")
         if not texts:
@@ -81,7 +89,10 @@ class PrometheusApi:
             raise PrometheusError(
                 f"gives {len(texts)} numbers and not one; wrap it in sum(...) or max(...)"
             )
-        number = float(texts[0])
+        try:
+            number = float(texts[0])
+        except ValueError:
+            number = math.nan
         if not math.isfinite(number):
             raise PrometheusError(f"gives {texts[0]}, which is not a number to compare")
         return number
@@ -91,16 +102,18 @@ class PrometheusApi:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         try:
             async with self._session.post(self._url + _PATH, data=form, timeout=timeout) as answer:
-                body = await answer.content.read(_MOST_BYTES)
-                if not answer.content.at_eof():
-                    raise PrometheusError(f"{self._url} answered more than {_MOST_BYTES} bytes")
+                body = bytearray()
+                async for part in answer.content.iter_any():
+                    body += part
+                    if len(body) > _MOST_BYTES:
+                        raise PrometheusError(f"{self._url} answers more than {_MOST_BYTES} bytes")
                 status = answer.status
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise PrometheusError(f"{self._url} does not answer: {reason}") from error
         return self._read(body, status)
 
-    def _read(self, body: bytes, status: int) -> tuple[str, Any]:
+    def _read(self, body: bytearray, status: int) -> tuple[str, Any]:
         try:
             answer = msgspec.json.decode(body)
             if answer["status"] != "success":
@@ -118,10 +131,8 @@ def _labels(series: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name, value in labels.items() if name != "__name__"}
 
 
-def _texts(values: list[tuple[float, str]]) -> Iterator[tuple[float, float]]:
+def _finite(values: Iterable[tuple[float, str]]) -> Iterator[tuple[float, float]]:
     for at_s, text in values:
-        yield float(at_s), float(text)
-
-
-def _finite(samples: Iterator[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    return (sample for sample in samples if math.isfinite(sample[1]))
+        value = float(text)
+        if math.isfinite(value):
+            yield float(at_s), value

@@ -103,7 +103,11 @@ class StreamingMethods:
 
 
 def read_request(
-    record: "mesh_pb2.RequestRecord", methods: StreamingMethods, sticky: Sticky | None = None
+    record: "mesh_pb2.RequestRecord",
+    methods: StreamingMethods,
+    sticky: Sticky | None = None,
+    *,
+    mirrored: bool = False,
 ) -> FinishedRequest:
     """Reads the record of a request.
 
@@ -111,10 +115,14 @@ def read_request(
         record: The record, with any content.
         methods: The methods that stream, which the record may add to.
         sticky: What names the user; None if users do not matter.
+        mirrored: Whether requests are compared with mirrored copies. The duration then ends with
+            the last byte of the server, because nobody waits for a caller that reads a copy.
     """
     trailers = record.trailers
     code = _CODES.get(record.grpc_status, "UNKNOWN") if record.HasField("grpc_status") else ""
     start, duration = record.start, record.duration
+    if mirrored and record.HasField("time_to_last_byte"):
+        duration = record.time_to_last_byte
     first_byte = record.time_to_first_byte if record.HasField("time_to_first_byte") else None
     ttft_ms = _number(trailers.get("tidegate-ttft-ms"))
     trace_id, request_id = record.trace_id, record.request_id

@@ -1621,6 +1621,7 @@ class RequestRecord(_message.Message):
     RESPONSE_MESSAGES_FIELD_NUMBER: _builtins.int
     UTILIZATION_FIELD_NUMBER: _builtins.int
     HTTP_STATUS_FIELD_NUMBER: _builtins.int
+    TIME_TO_LAST_BYTE_FIELD_NUMBER: _builtins.int
     proxy: _builtins.str
     """The proxy's node id."""
     host: _builtins.str
@@ -1685,6 +1686,12 @@ class RequestRecord(_message.Message):
     def cookies(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The cookies that name a user, as the controller's setting user_cookies lists them."""
 
+    @_builtins.property
+    def time_to_last_byte(self) -> _duration_pb2.Duration:
+        """Time from the start of the request to the last byte of the endpoint's answer; absent if none
+        came. It leaves out how long the caller takes to read.
+        """
+
     def __init__(
         self,
         *,
@@ -1713,10 +1720,11 @@ class RequestRecord(_message.Message):
         response_messages: _builtins.int | None = ...,
         utilization: _builtins.float | None = ...,
         http_status: _builtins.int = ...,
+        time_to_last_byte: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_utilization", b"_utilization", "duration", b"duration", "grpc_status", b"grpc_status", "response_messages", b"response_messages", "start", b"start", "time_to_first_byte", b"time_to_first_byte", "utilization", b"utilization"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_time_to_last_byte", b"_time_to_last_byte", "_utilization", b"_utilization", "duration", b"duration", "grpc_status", b"grpc_status", "response_messages", b"response_messages", "start", b"start", "time_to_first_byte", b"time_to_first_byte", "time_to_last_byte", b"time_to_last_byte", "utilization", b"utilization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_utilization", b"_utilization", "cluster", b"cluster", "cookies", b"cookies", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "headers", b"headers", "host", b"host", "http_status", b"http_status", "method", b"method", "mirrored", b"mirrored", "model_version", b"model_version", "proxy", b"proxy", "proxy_timeout", b"proxy_timeout", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "response_messages", b"response_messages", "route", b"route", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "trace_id", b"trace_id", "trailers", b"trailers", "utilization", b"utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_time_to_last_byte", b"_time_to_last_byte", "_utilization", b"_utilization", "cluster", b"cluster", "cookies", b"cookies", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "headers", b"headers", "host", b"host", "http_status", b"http_status", "method", b"method", "mirrored", b"mirrored", "model_version", b"model_version", "proxy", b"proxy", "proxy_timeout", b"proxy_timeout", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "response_messages", b"response_messages", "route", b"route", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "time_to_last_byte", b"time_to_last_byte", "trace_id", b"trace_id", "trailers", b"trailers", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__grpc_status: _TypeAlias = _typing.Literal["grpc_status"]  # noqa: Y015
     _WhichOneofArgType__grpc_status: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status"]  # noqa: Y015
@@ -1724,6 +1732,8 @@ class RequestRecord(_message.Message):
     _WhichOneofArgType__response_messages: _TypeAlias = _typing.Literal["_response_messages", b"_response_messages"]  # noqa: Y015
     _WhichOneofReturnType__time_to_first_byte: _TypeAlias = _typing.Literal["time_to_first_byte"]  # noqa: Y015
     _WhichOneofArgType__time_to_first_byte: _TypeAlias = _typing.Literal["_time_to_first_byte", b"_time_to_first_byte"]  # noqa: Y015
+    _WhichOneofReturnType__time_to_last_byte: _TypeAlias = _typing.Literal["time_to_last_byte"]  # noqa: Y015
+    _WhichOneofArgType__time_to_last_byte: _TypeAlias = _typing.Literal["_time_to_last_byte", b"_time_to_last_byte"]  # noqa: Y015
     _WhichOneofReturnType__utilization: _TypeAlias = _typing.Literal["utilization"]  # noqa: Y015
     _WhichOneofArgType__utilization: _TypeAlias = _typing.Literal["_utilization", b"_utilization"]  # noqa: Y015
     @_typing.overload
@@ -1732,6 +1742,8 @@ class RequestRecord(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__response_messages) -> _WhichOneofReturnType__response_messages | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__time_to_first_byte) -> _WhichOneofReturnType__time_to_first_byte | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_to_last_byte) -> _WhichOneofReturnType__time_to_last_byte | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization) -> _WhichOneofReturnType__utilization | None: ...
 

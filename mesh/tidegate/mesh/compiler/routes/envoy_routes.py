@@ -37,7 +37,7 @@ from tidegate.mesh.compiler.routes.rewrites import (
 )
 from tidegate.mesh.compiler.routes.route_tables import DEADLINE_HEADER
 from tidegate.mesh.compiler.routes.weights import weighted_clusters
-from tidegate.mesh.resources import MIRRORED_HEADER
+from tidegate.mesh.resources import MIRRORED_HEADER, ROUTE_METADATA, ROUTE_TIMEOUT_MS
 
 __all__ = ["routes_of"]
 
@@ -125,6 +125,10 @@ def _limit_time(route: _Route, rule: HttpRoute) -> None:
         kept = base_pb2.HeaderValue(key="grpc-timeout", value=f"%REQ({DEADLINE_HEADER})%")
         overwrite = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
         route.request_headers_to_add.add(header=kept, append_action=overwrite)
+        # The server may end the call before Envoy does; the access log tells whose time was up.
+        route.metadata.filter_metadata[ROUTE_METADATA].update(
+            {ROUTE_TIMEOUT_MS: f"{rule.timeout.total_seconds() * 1000:g}"}
+        )
 
 
 def _mirror(

@@ -107,6 +107,8 @@ def _message(record: RequestRecord) -> mesh_pb2.RequestRecord:
     _set(sent.start, record.start_time_s)
     if record.time_to_first_byte_s is not None:
         _set(sent.time_to_first_byte, record.time_to_first_byte_s)
+    if record.time_to_last_byte_s is not None:
+        _set(sent.time_to_last_byte, record.time_to_last_byte_s)
     _set(sent.duration, record.duration_s)
     return sent
 
