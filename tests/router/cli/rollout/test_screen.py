@@ -254,3 +254,23 @@ def test_a_terminal_shows_the_last_state(rollout):
         rollout.status.message = "the last message"
         follower.show(_news(rollout, 8))
     assert console.file.getvalue().count("the last message") >= 1
+
+
+def test_each_of_several_candidates_has_its_objectives(rollout):
+    rollout.spec.ClearField("candidate")
+    rollout.spec.candidates.extend(["v2", "v3"])
+    rollout.spec.strategy.ab.until_evidence = True
+    other = rollout.status.assessments.add()
+    other.CopyFrom(rollout.status.assessments[0])
+    other.candidate = "v3"
+    rollout.status.winner = "v3"
+    rollout.status.desired.weights.update({"v1": 34, "v2": 33, "v3": 33})
+    text = _drawn(screen(rollout, NOW), 150)
+    assert text.count("grpcFailures") == 2
+    assert "the winner is v3" in text
+    assert [line.split()[0] for line in text.splitlines() if line[:2] in ("v1", "v2", "v3")] == [
+        "v1",
+        "v2",
+        "v3",
+    ]
+    assert sum(each.startswith("v3, ") for each in explanation(rollout, NOW)) == 3
