@@ -147,7 +147,7 @@ def rollouts() -> st.SearchStrategy[Rollout]:
         st.fixed_dictionaries({"name": _NAMES}),
         _some(
             namespace=_NAMES,
-            labels=st.dictionaries(_NAMES, _TEXTS, max_size=2),
+            labels=st.dictionaries(_NAMES, _NAMES, max_size=2),
             annotations=st.dictionaries(_NAMES, _TEXTS, max_size=2),
         ),
     ).map(lambda each: each[0] | each[1])

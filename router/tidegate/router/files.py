@@ -11,6 +11,7 @@ saved with something else in it.
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from tidegate.errors import TidegateError
 from tidegate.mesh.control.configuration.files import FilePoller
@@ -26,6 +27,10 @@ __all__ = ["RolloutFiles"]
 _log = get_logger(__name__)
 
 
+# A file that holds less than before may be half written, and its first half may be a rollout too.
+_SETTLE_S: Final = 1.0
+
+
 class RolloutFiles:
     """The files of rollouts.
 
@@ -35,7 +40,7 @@ class RolloutFiles:
     """
 
     def __init__(self, paths: Sequence[Path], reconciler: Reconciler) -> None:
-        self._poller = FilePoller(paths)
+        self._poller = FilePoller(paths, _SETTLE_S)
         self._reconciler = reconciler
         self._problems: dict[str, str] = {}
         # What is wrong with the texts of the files, as they were last read.

@@ -94,6 +94,23 @@ async def test_a_rollout_that_its_source_cannot_count_is_a_problem_of_its_file(r
         assert router.record() is None
 
 
+async def test_a_file_that_is_half_written_changes_nothing(router, folder):
+    file = folder / "a.yaml"
+    whole = text_of().rstrip() + "\n  onForeignChange: adopt\n"
+    file.write_text(whole)
+    async with router.running() as reconciler:
+        files = RolloutFiles([folder], reconciler)
+        await files.poll()
+        file.write_text(whole.partition("  onForeign")[0])
+        await files.poll()
+        assert "holds less than before; counts once it is unchanged" in files.problems[str(file)]
+        file.write_text(whole)
+        await files.poll()
+        assert files.problems == {}
+        assert router.record().successor is None
+        assert router.record().status.generation == 1
+
+
 async def test_a_file_that_is_not_text_is_reported(router, folder):
     async with router.running() as reconciler:
         files = RolloutFiles([folder], reconciler)

@@ -18,7 +18,15 @@ from tidegate.cli.rollout.client import (
 from tidegate.cli.rollout.explaining import explanation
 from tidegate.cli.rollout.following import Follower, print_message
 from tidegate.cli.rollout.screen import screen
-from tidegate.cli.rollout.words import PHASES, VERDICTS, age, clock, seconds_of, weights_text
+from tidegate.cli.rollout.words import (
+    PHASES,
+    VERDICTS,
+    age,
+    clock,
+    moment,
+    seconds_of,
+    weights_text,
+)
 from tidegate.rollout.messages import rollout_of
 from tidegate.rollout.spec.reading import dump
 from tidegate.rollout.v1 import rollout_pb2
@@ -116,12 +124,19 @@ def history(
         for each in events:
             print_message(each)
         return
+    console = results()
+    if not console.is_terminal:
+        # A table would fill every line up to the longest one.
+        for each in events:
+            line = f"{each.number:>3}  {moment(each.time)}  {each.kind:<13}  {each.message}"
+            console.print(Text(line))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("#", "TIME", "EVENT", "WHAT AND WHY"):
         table.add_column(title, overflow="fold", justify="right" if title == "#" else "left")
     for each in events:
         table.add_row(str(each.number), clock(each.time), each.kind, Text(each.message))
-    results().print(table)
+    console.print(table)
 
 
 def explain(

@@ -144,7 +144,8 @@ def evidence_text(e: float, threshold: float) -> str:
     """Returns an e-value beside its threshold: ``12 of 133``."""
     if threshold <= 0 or not math.isfinite(threshold):
         return "–"
-    shown = f"> {number(threshold)}" if e >= threshold * 1000 else number(e)
+    most = threshold * 1000
+    shown = f"> {number(most)}" if e > most else number(e)
     return f"{shown} of {number(threshold)}"
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from tidegate.evidence.plan import EvidencePlan, Importance
 from tidegate.evidence.window import VersionName
+from tidegate.istio.scalars import is_label_name, is_label_value
 from tidegate.rollout.spec.faults import Fault, FaultsError
 from tidegate.rollout.spec.objectives import Objective, SignalKind, StrictModel
 from tidegate.rollout.spec.quantities import Fraction, Seconds
@@ -51,6 +52,26 @@ class Metadata(StrictModel):
 
     annotations: dict[str, str] = Field(default_factory=dict)
     """Annotations of the user's own."""
+
+    @model_validator(mode="after")
+    def _suits_kubernetes(self) -> Self:
+        faults = [
+            Fault(field, f"{name!r} is not a name; write it like team or example.com/team")
+            for field, texts in (("labels", self.labels), ("annotations", self.annotations))
+            for name in texts
+            if not is_label_name(name)
+        ]
+        faults += [
+            Fault(
+                "labels",
+                f"{value!r} is not a value; use letters, 0-9, -, _ and dots, at most 63",
+            )
+            for value in self.labels.values()
+            if not is_label_value(value)
+        ]
+        if faults:
+            raise FaultsError(faults)
+        return self
 
 
 class Otherwise(enum.StrEnum):

@@ -39,8 +39,12 @@ def test_apply_waits_until_a_bad_candidate_is_aborted(server, tidegate, write):
 
 
 def test_apply_gives_up_on_a_rollout_that_waits_for_approval(server, tidegate, write):
-    done = tidegate("rollout", "apply", "-f", write(manual()), "--wait", "--timeout", "1500ms")
+    path = write(manual())
+    tidegate("rollout", "apply", "-f", path)
+    server.until_reason("WaitingForApproval")
+    done = tidegate("rollout", "apply", "-f", path, "--wait", "--timeout", "300ms")
     assert done.code == 4, done
+    assert done.out.startswith("models/vision is as applied before\n")
     assert "waits until somebody promotes it" in done.err
     assert server.router.record().status.phase is Phase.PROGRESSING
 

@@ -106,7 +106,7 @@ def test_the_screen_says_everything(rollout):
         "1.5x (limit 2x)",
         "4 of 200",
         "50ms  150ms",
-        "> 200 of 200",
+        "> 200,000 of 200",
         "limit 5%",
         "3.2 of 100 to abort",
         "HARM  ██████░░░░░░░░░░░░░░░░░░  5.2 of 20 extra bad requests",
@@ -196,7 +196,7 @@ def test_ages_are_short(seconds, text):
         (0, 100, 0, "0 of 100"),
         (10, 100, 0.5, "10 of 100"),
         (100, 100, 1, "100 of 100"),
-        (float("inf"), 100, 1, "> 100 of 100"),
+        (float("inf"), 100, 1, "> 100,000 of 100"),
         (1, 0, 0, "–"),
         (5, float("inf"), 0, "–"),
     ],
@@ -254,3 +254,23 @@ def test_a_terminal_shows_the_last_state(rollout):
         rollout.status.message = "the last message"
         follower.show(_news(rollout, 8))
     assert console.file.getvalue().count("the last message") >= 1
+
+
+def test_each_of_several_candidates_has_its_objectives(rollout):
+    rollout.spec.ClearField("candidate")
+    rollout.spec.candidates.extend(["v2", "v3"])
+    rollout.spec.strategy.ab.until_evidence = True
+    other = rollout.status.assessments.add()
+    other.CopyFrom(rollout.status.assessments[0])
+    other.candidate = "v3"
+    rollout.status.winner = "v3"
+    rollout.status.desired.weights.update({"v1": 34, "v2": 33, "v3": 33})
+    text = _drawn(screen(rollout, NOW), 150)
+    assert text.count("grpcFailures") == 2
+    assert "the winner is v3" in text
+    assert [line.split()[0] for line in text.splitlines() if line[:2] in ("v1", "v2", "v3")] == [
+        "v1",
+        "v2",
+        "v3",
+    ]
+    assert sum(each.startswith("v3, ") for each in explanation(rollout, NOW)) == 3

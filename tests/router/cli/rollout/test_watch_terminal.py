@@ -91,3 +91,12 @@ def test_a_wait_shows_the_screen_and_says_how_it_ended(server, write, terminal, 
     waiting.until("is promoted: v2 gets all traffic: approved by a user")
     assert waiting.process.wait(20) == 0
     assert other.process.wait(20) == 0
+
+
+def test_all_rollouts_can_be_watched_at_once(server, tidegate, write, terminal):
+    tidegate("rollout", "apply", "-f", write(manual()))
+    tidegate("rollout", "apply", "-f", write(manual("llm", "llm"), "llm.yaml"))
+    watching = terminal("rollout", "watch")
+    watching.until("models/vision  StageEntered")
+    watching.until("models/llm  StageEntered")
+    assert watching.interrupt() == 130

@@ -177,7 +177,7 @@ def test_json_is_read_as_yaml_is(rollout: Rollout):
 def test_texts_that_yaml_reads_as_something_else_are_written_in_quotes():
     for text in ("yes", "off", "1e3", "012", "~", "null", "=", "2026-01-01", "12:30", "", "- a"):
         value = yaml.safe_load(CANARY)
-        value["metadata"]["labels"] = {"a": text}
+        value["metadata"]["annotations"] = {"a": text}
         rollout = rollout_of_values(value)
         assert read_rollouts(dump(rollout), "f.yaml") == (rollout,), text
 
