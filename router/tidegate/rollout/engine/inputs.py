@@ -22,6 +22,7 @@ class CommandKind(enum.Enum):
     ABORT = "abort"
     RETRY = "retry"
     UNDO = "undo"
+    UNDO_FORCE = "undo by force"
     SUPERSEDE = "supersede"
 
 
