@@ -26,7 +26,7 @@ from tidegate.router.commands import UserCommand, WaitingCommands, stage_refusal
 from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnwrittenError
 from tidegate.router.faults import FaultPoint
 from tidegate.router.intake import Intake, report_fault
-from tidegate.router.metrics import EVALUATIONS, LATENESS
+from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS, LATENESS
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.store import Delete, Put
 from tidegate.router.surroundings import Surroundings
@@ -200,7 +200,8 @@ class RolloutLoop:
                 async with self._turn:
                     problem = await self._evaluate(tasks)
             except StoreError as error:
-                problem = report_fault(self.record, "it could not be written", error)
+                EVALUATION_FAILURES.inc()
+                problem = f"it could not be written: {error}"
             # A fault of one rollout must not end the others.
             except Exception as error:  # noqa: BLE001 - reported in its status and in the log
                 problem = report_fault(self.record, "it could not be evaluated", error)
@@ -245,9 +246,9 @@ class RolloutLoop:
         blocked_by = around.hosts.other(record.key, self._host)
 
         def refused(given: UserCommand) -> str:
-            return refusal(
-                record.rollout, record.status, given.command.kind, blocked_by
-            ) or stage_refusal(record, given.stage)
+            kind, observed = given.command.kind, None if traffic is None else traffic.split
+            words = refusal(record.rollout, record.status, kind, blocked_by, observed)
+            return words or stage_refusal(record, given.stage)
 
         with self._commands.next(refused) as command:
             inputs = Inputs(
@@ -297,6 +298,7 @@ class RolloutLoop:
                     # The windows are not looked at again: a full disk may last for days.
                     record.status = with_evidence(before, step)
                     self._intake.used()
+                    around.registry.changed(record.key)
                 raise
             self._writer.owe(step)
             self._unwritten = error

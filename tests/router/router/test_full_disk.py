@@ -25,7 +25,8 @@ spec:
   baseline: v1
   candidate: v2
   strategy: {canary: {ramp: {harmBudget: 1, startWeight: 1}}}
-  objectives: [{signal: grpcFailures, tolerate: 100x}]
+  objectives: [{signal: grpcFailures, tolerate: 2x}]
+  decide: {falseAbort: 0.001%}
 """
 
 
@@ -104,7 +105,7 @@ async def test_a_ramp_whose_harm_budget_is_spent_takes_the_traffic_away(router, 
     async with router.running() as reconciler:
         await reconciler.apply(read_rollouts(RAMP, "test")[0])
         await router.until(is_watching)
-        router.source.failures["v2"] = 0.3
+        router.source.failures["v2"] = 0.05
         with full_disk(monkeypatch):
             record = await router.until_phase(Phase.PAUSED)
             assert record.status.pause_cause is PauseCause.HARM_BUDGET
