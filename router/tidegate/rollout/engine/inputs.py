@@ -84,11 +84,14 @@ class ApplySplit(msgspec.Struct, frozen=True, kw_only=True):
         id: The `desired_id` of the split.
         split: The split.
         release: Whether the rollout gives the host back with this split.
+        urgent: Whether it takes traffic from a bad version, so that it waits for no other action of
+            the rollout, and for no proxy that does not answer.
     """
 
     id: int
     split: TrafficSplit
     release: bool = False
+    urgent: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
