@@ -22,6 +22,7 @@ class CommandKind(enum.Enum):
     ABORT = "abort"
     RETRY = "retry"
     UNDO = "undo"
+    UNDO_FORCE = "undo by force"
     SUPERSEDE = "supersede"
 
 
@@ -84,8 +85,8 @@ class ApplySplit(msgspec.Struct, frozen=True, kw_only=True):
         id: The `desired_id` of the split.
         split: The split.
         release: Whether the rollout gives the host back with this split.
-        urgent: Whether it takes traffic from a bad version, so that it waits for no other action of
-            the rollout, and for no proxy that does not answer.
+        urgent: Whether it takes traffic from a bad version. It then takes the place of a running
+            action with another id, and waits for no proxy that does not answer.
     """
 
     id: int

@@ -1552,7 +1552,7 @@ class BlueGreenStrategy(_message.Message):
     until_approved: _builtins.bool
     """Waits for approval before the switch."""
     hold_back: _builtins.float
-    """The percentage of requests that stay with the baseline meanwhile; none by default."""
+    """The percentage of requests that stay with the baseline meanwhile; 5 by default."""
     @_builtins.property
     def watch(self) -> _duration_pb2.Duration:
         """How long the rollout watches after the switch; 10 minutes by default."""
@@ -1592,11 +1592,8 @@ class ShadowStrategy(_message.Message):
 
     MIRROR_FIELD_NUMBER: _builtins.int
     LASTING_FIELD_NUMBER: _builtins.int
-    MAX_BODY_BYTES_FIELD_NUMBER: _builtins.int
     mirror: _builtins.float
     """The percentage of requests that are copied; 100 by default."""
-    max_body_bytes: _builtins.int
-    """Requests with larger bodies are not mirrored; 1 MiB by default."""
     @_builtins.property
     def lasting(self) -> _duration_pb2.Duration:
         """How long at most. "for" in the file format."""
@@ -1606,22 +1603,17 @@ class ShadowStrategy(_message.Message):
         *,
         mirror: _builtins.float | None = ...,
         lasting: _duration_pb2.Duration | None = ...,
-        max_body_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lasting", b"_lasting", "_max_body_bytes", b"_max_body_bytes", "_mirror", b"_mirror", "lasting", b"lasting", "max_body_bytes", b"max_body_bytes", "mirror", b"mirror"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lasting", b"_lasting", "_mirror", b"_mirror", "lasting", b"lasting", "mirror", b"mirror"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lasting", b"_lasting", "_max_body_bytes", b"_max_body_bytes", "_mirror", b"_mirror", "lasting", b"lasting", "max_body_bytes", b"max_body_bytes", "mirror", b"mirror"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lasting", b"_lasting", "_mirror", b"_mirror", "lasting", b"lasting", "mirror", b"mirror"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lasting: _TypeAlias = _typing.Literal["lasting"]  # noqa: Y015
     _WhichOneofArgType__lasting: _TypeAlias = _typing.Literal["_lasting", b"_lasting"]  # noqa: Y015
-    _WhichOneofReturnType__max_body_bytes: _TypeAlias = _typing.Literal["max_body_bytes"]  # noqa: Y015
-    _WhichOneofArgType__max_body_bytes: _TypeAlias = _typing.Literal["_max_body_bytes", b"_max_body_bytes"]  # noqa: Y015
     _WhichOneofReturnType__mirror: _TypeAlias = _typing.Literal["mirror"]  # noqa: Y015
     _WhichOneofArgType__mirror: _TypeAlias = _typing.Literal["_mirror", b"_mirror"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lasting) -> _WhichOneofReturnType__lasting | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_body_bytes) -> _WhichOneofReturnType__max_body_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mirror) -> _WhichOneofReturnType__mirror | None: ...
 
