@@ -183,7 +183,7 @@ class ChangeProposer:
                 reason="FILE_NOT_IN_EFFECT",
                 metadata={"file": str(path)},
             ) from error
-        if self._shifted.text(path, file) != text:
+        if file is None or self._shifted.text(path, file) != text:
             raise FailedPrecondition(
                 f"{path} holds changes that are not in effect; see `tidegate mesh status`, mend or"
                 " undo them first",

@@ -103,9 +103,7 @@ class TransitionExecutor:
         return self._turn.locked()
 
     @asynccontextmanager
-    async def turn(
-        self, events: TransitionEvents, *, urgent: bool = False
-    ) -> AsyncIterator[str]:
+    async def turn(self, events: TransitionEvents, *, urgent: bool = False) -> AsyncIterator[str]:
         """Waits until no other transition runs; none does while the context is open.
 
         Args:
@@ -293,7 +291,7 @@ class TransitionExecutor:
         return None
 
     @asynccontextmanager
-    async def _giving_way(self, gives_way: bool) -> AsyncIterator[None]:  # noqa: FBT001
+    async def _giving_way(self, gives_way: bool) -> AsyncIterator[None]:
         """Ends the wait in it with a GateError once an urgent change has waited for a while."""
         if not gives_way:
             yield
