@@ -79,11 +79,17 @@ def _go_on(moves: Moves, inputs: Inputs) -> None:
 
 def _step(draft: Draft, inputs: Inputs) -> Step:
     status = draft.status
-    waits = inputs.applying or draft.now_s < status.next_try_s or status.phase in ENDED
+    # Traffic leaves a bad version now, whatever an action of an earlier split still waits for.
+    urgent = status.phase is Phase.ABORTING or status.pause_cause is PauseCause.HARM_BUDGET
+    applying = inputs.applying and not urgent
+    waits = applying or draft.now_s < status.next_try_s or status.phase in ENDED
     actions: tuple[ApplySplit, ...] = ()
     if status.desired is not None and not status.is_settled and not waits:
         release = status.phase in DECIDED or status.phase is Phase.PENDING
-        actions = (ApplySplit(id=status.desired_id, split=status.desired, release=release),)
+        action = ApplySplit(
+            id=status.desired_id, split=status.desired, release=release, urgent=urgent
+        )
+        actions = (action,)
     return Step(status=status, events=tuple(draft.events), actions=actions)
 
 

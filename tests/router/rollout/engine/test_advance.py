@@ -3,9 +3,10 @@
 import pytest
 from rollout_runs import RolloutRun, Version, rollout_of
 
+from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.history import EventKind
-from tidegate.rollout.engine.inputs import CommandKind
+from tidegate.rollout.engine.inputs import CommandKind, Inputs
 from tidegate.rollout.engine.status import PauseCause, Phase, RolloutStatus
 from tidegate.rollout.traffic import TrafficSplit
 
@@ -47,6 +48,20 @@ def test_a_failing_canary_is_rolled_back_with_the_numbers():
     assert "grpcFailures" in aborting.message or "failed" in aborting.message
     assert aborting.numbers["harm_e"] >= aborting.numbers["harm_threshold"]
     assert run.status.decision == aborting.message
+
+
+def test_a_split_that_takes_traffic_from_a_bad_version_is_urgent_and_waits_for_no_other():
+    run = RolloutRun(rollout_of(), FAILING)
+    run.run_until("HarmProven")
+    *earlier, abort = run.actions
+    assert abort.urgent
+    assert not any(each.urgent for each in earlier)
+    waiting = Inputs(applying=True)
+    assert advance(run.rollout, run.status, waiting, run.now_s).actions == (abort,)
+    run = started()
+    run.step(command=CommandKind.PROMOTE_FULL)
+    assert not run.actions[-1].urgent
+    assert not advance(run.rollout, run.status, waiting, run.now_s).actions
 
 
 def test_a_canary_is_rolled_back_while_it_waits_for_approval_or_is_paused():
