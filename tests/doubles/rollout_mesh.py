@@ -22,6 +22,7 @@ from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 __all__ = ["FaultyMesh", "Followed"]
 
+_ENDED = ("promoted", "aborted", "completed", "refused", "superseded")
 _CANDIDATE = "candidate.models.svc.cluster.local"
 
 
@@ -117,7 +118,7 @@ class FaultyMesh(LaptopMesh):
             seconds: How long at most.
 
         Raises:
-            AssertionError: The time is up.
+            AssertionError: The time is up, or the rollout has ended otherwise.
         """
         events: dict[int, rollout_pb2.Event] = {}
         status = rollout_pb2.RolloutStatus()
@@ -128,6 +129,8 @@ class FaultyMesh(LaptopMesh):
                     status = each.rollout.status
                     if {_phase(status), status.reason} & set(ends):
                         return Followed(status, [events[number] for number in sorted(events)])
+                    if _phase(status) in _ENDED:
+                        break
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise
