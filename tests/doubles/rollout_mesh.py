@@ -14,7 +14,7 @@ import grpc
 import yaml
 from laptop_mesh import CAT, CLASSIFIER, LaptopMesh, free_ports, server
 
-from tidegate.mesh.v1 import mesh_pb2_grpc
+from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.rollout.messages.spec_messages import spec_message
 from tidegate.rollout.spec.reading import rollout_of_values
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
@@ -142,6 +142,17 @@ class FaultyMesh(LaptopMesh):
         with self.rollouts() as rollouts:
             rollouts.Undo(rollout_pb2.UndoRequest(name=name))
         self.follow(name, "aborted")
+
+    def start_over(self) -> None:
+        """Aborts what still runs, and sends traffic as the files say."""
+        with self.rollouts() as rollouts, self.controller() as controller:
+            for each in rollouts.List(rollout_pb2.ListRequest()).rollouts:
+                name = each.metadata.name
+                if _phase(each.status) in ("progressing", "paused", "pending"):
+                    rollouts.Abort(rollout_pb2.AbortRequest(name=name))
+                if _phase(each.status) not in _ENDED:
+                    self.follow(name, *_ENDED)
+            list(controller.Reset(mesh_pb2.ResetRequest(force=True)))
 
     def answered_by(self, *metadata: tuple[str, str]) -> set[str]:
         """The model versions that answer a few calls with these headers."""

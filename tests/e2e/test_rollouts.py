@@ -9,7 +9,7 @@ import grpc
 import pytest
 from laptop_mesh import CLASSIFIER, MODELS
 from rollout_mesh import FaultyMesh
-from steady_load import SteadyLoad
+from steady_load import SteadyLoad, photographs
 
 from tidegate.mesh.v1 import mesh_pb2
 from tidegate.rollout.v1 import rollout_pb2
@@ -23,7 +23,9 @@ pytestmark = [
     ),
 ]
 
-RATE = 25.0
+# Little enough for two servers on one core, so that none of them refuses a call.
+RATE = 15.0
+PHOTOGRAPHS = photographs()
 STEPS = [
     {"weight": 5},
     {"pause": {"for": "3s"}},
@@ -48,6 +50,13 @@ def mesh(tmp_path_factory) -> Iterator[FaultyMesh]:
         mesh.tidegate("down")
 
 
+@pytest.fixture(autouse=True)
+def _traffic_as_the_files_say(mesh) -> Iterator[None]:
+    yield
+    mesh.set_fault()
+    mesh.start_over()
+
+
 def weights(mesh: FaultyMesh) -> dict[str, float]:
     with mesh.controller() as controller:
         traffic = controller.GetTraffic(mesh_pb2.GetTrafficRequest(host="vision"))
@@ -55,7 +64,7 @@ def weights(mesh: FaultyMesh) -> dict[str, float]:
 
 
 def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(mesh):
-    with SteadyLoad(mesh.vision_port, RATE) as load:
+    with SteadyLoad(mesh.vision_port, RATE, PHOTOGRAPHS) as load:
         mesh.apply("good", **CANARY)
         seen = mesh.follow("good", "promoted", "aborted", "paused")
     assert seen.phase == "promoted", seen.status.message
@@ -75,7 +84,7 @@ def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(mesh):
 def test_a_version_that_fails_is_rolled_back_with_the_reason(mesh):
     mesh.set_fault(unavailable=20)
     try:
-        with SteadyLoad(mesh.vision_port, RATE) as load:
+        with SteadyLoad(mesh.vision_port, RATE, PHOTOGRAPHS) as load:
             mesh.apply("failing", **(CANARY | {"strategy": HALF}))
             seen = mesh.follow("failing", "promoted", "aborted", "paused")
     finally:
@@ -97,7 +106,7 @@ def test_a_version_that_is_slow_is_rolled_back(mesh):
         {"signal": "latency", "quantile": "50%", "tolerate": "1.5x"},
     ]
     try:
-        with SteadyLoad(mesh.vision_port, RATE) as load:
+        with SteadyLoad(mesh.vision_port, RATE, PHOTOGRAPHS) as load:
             mesh.apply("slow", strategy=HALF, objectives=objectives)
             seen = mesh.follow("slow", "promoted", "aborted", "paused")
     finally:
@@ -110,7 +119,7 @@ def test_a_version_that_is_slow_is_rolled_back(mesh):
 def test_a_shift_is_refused_unless_forced_and_a_forced_one_pauses_the_rollout(mesh):
     request = mesh_pb2.ShiftRequest(host="vision")
     request.weights.add(subset="v2", weight=80)
-    with SteadyLoad(mesh.vision_port, 5), mesh.controller() as controller:
+    with SteadyLoad(mesh.vision_port, 5, PHOTOGRAPHS), mesh.controller() as controller:
         mesh.apply("disturbed", strategy=HALF, objectives=[{"signal": "grpcFailures"}])
         mesh.follow("disturbed", "WaitingForApproval")
         with pytest.raises(grpc.RpcError) as refused:
@@ -136,7 +145,7 @@ def test_a_shadow_compares_both_versions_before_any_user_sees_the_new_one(mesh):
         {"signal": "grpcFailures", "margin": "5%"},
         {"signal": "answerDisagreement", "tolerate": "20%"},
     ]
-    with SteadyLoad(mesh.vision_port, RATE) as load:
+    with SteadyLoad(mesh.vision_port, RATE, PHOTOGRAPHS) as load:
         mesh.apply("shadow", strategy={"shadow": {"mirror": 100}}, objectives=objectives)
         seen = mesh.follow("shadow", "completed", "aborted", "paused", seconds=180)
     assert seen.phase == "completed", seen.status.message
