@@ -109,8 +109,11 @@ class MemoryMesh:
             host, TrafficSplit(weights={"v1": 100.0}), ""
         )
 
-    async def apply(self, host: str, split: TrafficSplit, owner: str) -> Applied:
+    async def apply(
+        self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
+    ) -> Applied:
         """Puts a split in force."""
+        del urgent
         now_s = time.time()
         self._traffic[host] = self._divided(host, split, owner)
         return Applied(since_s=now_s, requested_s=now_s, known=Knowledge.ACKNOWLEDGED)

@@ -104,7 +104,7 @@ class MeshClient:
     async def read(self, host):
         return await self._call(HostTraffic, "read", host, None, "")
 
-    async def apply(self, host, split, owner):
+    async def apply(self, host, split, owner, *, urgent=False):
         return await self._call(Applied, "apply", host, msgspec.to_builtins(split), owner)
 
     async def _call(self, kind, *arguments):

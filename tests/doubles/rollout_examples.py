@@ -104,7 +104,7 @@ _STRATEGIES = _one_of_fields(
     blueGreen=st.tuples(
         _one_of_fields(mirror=_PORTIONS, untilApproved=st.just(True)), _some(watch=_DURATIONS)
     ).map(lambda each: each[0] | each[1]),
-    shadow=_some(mirror=_PORTIONS, maxBodyBytes=st.integers(1, 1 << 30), **{"for": _DURATIONS}),
+    shadow=_some(mirror=_PORTIONS, **{"for": _DURATIONS}),
     manual=st.fixed_dictionaries({"weights": st.lists(_PERCENTS, min_size=1, max_size=5)}),
 )
 _TESTERS = st.tuples(

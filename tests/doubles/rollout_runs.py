@@ -5,7 +5,7 @@ on a simulated host, and makes windows of traffic by drawing from the rates of e
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +92,15 @@ class RolloutRun:
         self.ready = tuple(self.versions)
         self.blocked_by = ""
         self.fail_with = ""
+        self.is_permanent = False
+        self.split_windows = 1
         self._pending: ApplySplit | None = None
         self._random = random.Random(seed)
 
     def step(self, seconds: float = 1.0, command: CommandKind | None = None) -> None:
         """Lets time pass, takes one step, and carries out its action by the next step."""
         outcome = self._act()
-        windows = (self._window(seconds),) if seconds else ()
+        windows = tuple(self._windows(seconds)) if seconds else ()
         self.now_s += seconds
         inputs = Inputs(
             windows=windows,
@@ -146,7 +148,8 @@ class RolloutRun:
         if action is None:
             return None
         if self.fail_with:
-            return Outcome(id=action.id, error=self.fail_with)
+            permanent = self.is_permanent
+            return Outcome(id=action.id, error=self.fail_with, permanent=permanent)
         self.split = action.split
         self.owner = "" if action.release else self.rollout.key
         applied = Applied(
@@ -154,10 +157,14 @@ class RolloutRun:
         )
         return Outcome(id=action.id, applied=applied)
 
-    def _window(self, seconds: float) -> TrafficWindow:
+    def _windows(self, seconds: float) -> Iterator[TrafficWindow]:
+        for _ in range(self.split_windows):
+            yield self._window(seconds, self.requests_per_s / self.split_windows)
+
+    def _window(self, seconds: float, requests_per_s: float) -> TrafficWindow:
         shares = {VersionName(n): w / 100 for n, w in self.split.weights.items()}
         shares |= {VersionName(n): p / 100 for n, p in self.split.mirrors.items()}
-        total = self.requests_per_s * seconds
+        total = requests_per_s * seconds
         versions = {
             name: self._traffic(str(name), self._count(total * share))
             for name, share in shares.items()

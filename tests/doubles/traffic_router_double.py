@@ -72,11 +72,14 @@ class TrafficRouterDouble:
             raise self._unreadable
         return self._host(host)
 
-    async def apply(self, host: str, split: TrafficSplit, owner: str) -> Applied:
+    async def apply(
+        self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
+    ) -> Applied:
         requested_s = self._clock()
         self.attempts += 1
         self._begun.set()
-        await self._open.wait()
+        if not urgent:
+            await self._open.wait()
         await asyncio.sleep(self._delay_s)
         if self._failures:
             raise self._failures.pop(0)
@@ -90,7 +93,7 @@ class TrafficRouterDouble:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """No `apply` ends while the context is open."""
+        """No `apply` ends while the context is open, but for an urgent one."""
         self._open.clear()
         try:
             yield

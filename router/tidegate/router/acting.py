@@ -1,6 +1,8 @@
 """The action of one rollout: puts a split in force, in a task of its own.
 
-The engine gives no other action until the outcome of this one is in the status.
+The engine gives no other action until the outcome of this one is in the status, but for an urgent
+one, which takes the place of one that runs. What that one had begun goes on in the mesh, which then
+decides the order.
 """
 
 import asyncio
@@ -36,6 +38,7 @@ class Actor:
         self._around = around
         self._wake = wake
         self._running: asyncio.Task[None] | None = None
+        self._running_id: int | None = None
 
     @property
     def is_applying(self) -> bool:
@@ -50,7 +53,7 @@ class Actor:
     def begin(
         self, action: ApplySplit, host: str, counting: Counting, tasks: asyncio.TaskGroup
     ) -> None:
-        """Begins an action.
+        """Begins an action, in place of one that runs, unless it runs already.
 
         Args:
             action: The action.
@@ -58,10 +61,23 @@ class Actor:
             counting: Learns when the weights change.
             tasks: Runs the action.
         """
-        assert self._running is None  # noqa: S101 - the engine waits for the outcome
-        self._running = tasks.create_task(self._act(action, host, counting))
+        earlier = self._running
+        if earlier is not None and self._running_id == action.id:
+            return
+        if earlier is not None:
+            earlier.cancel()
+        self._running_id = action.id
+        self._running = tasks.create_task(self._act(action, host, counting, earlier))
 
-    async def _act(self, action: ApplySplit, host: str, counting: Counting) -> None:
+    async def _act(
+        self,
+        action: ApplySplit,
+        host: str,
+        counting: Counting,
+        earlier: asyncio.Task[None] | None,
+    ) -> None:
+        if earlier is not None:
+            await asyncio.wait([earlier])
         try:
             outcome = await self._put_in_force(action, host, counting)
         # A fault of the traffic router must not end the loop; the engine tries again.
@@ -90,7 +106,9 @@ class Actor:
         owner = "" if action.release else self._key
         try:
             async with asyncio.timeout(limit_s):
-                applied = await around.traffic.apply(host, action.split, owner)
+                applied = await around.traffic.apply(
+                    host, action.split, owner, urgent=action.urgent
+                )
         except TrafficError as error:
             return Outcome(id=action.id, error=str(error), permanent=error.permanent)
         except TimeoutError:

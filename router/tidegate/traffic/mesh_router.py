@@ -31,6 +31,8 @@ __all__ = ["MeshRouter"]
 _READ_TIMEOUT_S: Final = 10.0
 # Longer than four stages with the default deadline, behind another change.
 _APPLY_TIMEOUT_S: Final = 300.0
+# A healthy proxy takes milliseconds, and one on a busy machine a second.
+_URGENT_DEADLINE_S: Final = 5.0
 _DECIMALS: Final = 3
 _PERMANENT_CODES: Final = frozenset(
     {
@@ -85,16 +87,25 @@ class MeshRouter:
             problem=found.problem,
         )
 
-    async def apply(self, host: str, split: TrafficSplit, owner: str) -> Applied:
+    async def apply(
+        self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
+    ) -> Applied:
         """Puts a split in force; returns once every proxy uses it. See `TrafficRouter`.
+
+        An urgent one returns after some seconds although a proxy does not use it, and splits that
+        are not urgent give way to it.
 
         Raises:
             TrafficError: The split is not in force. With an error that is not permanent and comes
                 from a broken connection, it may come into force later.
         """
         request = mesh_pb2.SetTrafficRequest(host=host, split=_message(split), owner=owner)
-        if self._stage_deadline_s is not None:
-            request.deadline.FromTimedelta(timedelta(seconds=self._stage_deadline_s))
+        deadline_s = self._stage_deadline_s
+        if urgent:
+            request.on_deadline = mesh_pb2.ON_DEADLINE_KEEP
+            deadline_s = min(deadline_s or _URGENT_DEADLINE_S, _URGENT_DEADLINE_S)
+        if deadline_s is not None:
+            request.deadline.FromTimedelta(timedelta(seconds=deadline_s))
         call = self._stub.SetTraffic(request, timeout=_APPLY_TIMEOUT_S)
         applied: Applied | None = None
         try:
@@ -190,6 +201,8 @@ def _applied(message: mesh_pb2.SplitInForce) -> Applied:
             f"acknowledged by {count} prox{'y' if count == 1 else 'ies'} in "
             f"{1000 * (since_s - requested_s):.0f} ms"
         )
+        if message.late_proxies:
+            detail += f"; {message.message}"
     return Applied(
         since_s=since_s, requested_s=requested_s, known=Knowledge.ACKNOWLEDGED, detail=detail
     )

@@ -35,7 +35,9 @@ class TrafficRouter(Protocol):
         """
         ...
 
-    async def apply(self, host: str, split: TrafficSplit, owner: str) -> Applied:
+    async def apply(
+        self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
+    ) -> Applied:
         """Puts a split in force; returns once it is.
 
         The call is idempotent. What earlier splits of the owner added and this one lacks, such as
@@ -46,6 +48,9 @@ class TrafficRouter(Protocol):
             split: The split.
             owner: The rollout that owns the host's traffic from now on, as ``namespace/name``;
                 empty gives the host back.
+            urgent: Whether the split takes traffic from a bad version. It then comes into force as
+                soon and as far as it can: it stays where it is in force although some proxy does
+                not take it, and `Applied.detail` names those.
 
         Raises:
             TrafficError: The split is not in force; everything is as it was before.

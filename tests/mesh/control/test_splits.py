@@ -5,70 +5,26 @@ import itertools
 
 import grpc
 import pytest
-import yaml
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from mesh_objects import VISION, to
+from mesh_splits import (
+    OWNER,
+    get,
+    pretty,
+    reason_of,
+    refused,
+    save,
+    seconds,
+    set_,
+    setting,
+    shares,
+    split,
+)
 
 from tidegate.mesh.v1 import mesh_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-OWNER = "models/vision-v2"
 BETA = mesh_pb2.Tester(header="x-user-tier", value="beta", subset="v2")
-
-
-def split(*testers, sticky=None, mirrors=None, **weights):
-    return mesh_pb2.TrafficSplit(
-        weights=[mesh_pb2.SubsetWeight(subset=n, weight=w) for n, w in weights.items()],
-        testers=testers,
-        sticky=sticky,
-        mirrors=[mesh_pb2.Mirror(subset=n, percent=p) for n, p in (mirrors or {}).items()],
-    )
-
-
-def setting(mesh, wanted, owner=OWNER, host="vision", **fields):
-    request = mesh_pb2.SetTrafficRequest(host=host, split=wanted, owner=owner, **fields)
-    return mesh.controller.stub.SetTraffic(request)
-
-
-async def set_(mesh, wanted, owner=OWNER, **fields):
-    """Sets a split; returns the kinds of the events, and the last message."""
-    *events, last = [each async for each in setting(mesh, wanted, owner, **fields)]
-    assert last.HasField("in_force")
-    names = [mesh_pb2.TransitionEvent.Kind.Name(each.event.kind) for each in events]
-    return [name.removeprefix("KIND_").lower() for name in names], last.in_force
-
-
-async def get(mesh, host="vision"):
-    return await mesh.controller.stub.GetTraffic(mesh_pb2.GetTrafficRequest(host=host))
-
-
-async def refused(call):
-    """The error of a call that fails."""
-    if not hasattr(call, "read"):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
-        return caught.value
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        [each async for each in call]
-    return caught.value
-
-
-def reason_of(error):
-    for packed in rpc_status.from_call(error).details:
-        info = error_details_pb2.ErrorInfo()
-        if packed.Unpack(info):
-            return info.reason
-    return None
-
-
-def shares(message):
-    return {each.subset: each.weight for each in message.split.weights}
-
-
-def seconds(stamp):
-    return stamp.seconds + stamp.nanos / 1e9
 
 
 async def test_a_split_is_set_read_and_given_back(shared):
@@ -246,17 +202,6 @@ async def test_a_split_that_cannot_come_into_force_is_rolled_back_with_its_owner
     assert "no healthy endpoint" in error.details()
     found = await get(shared)
     assert (shares(found), found.owner, [*found.ready_subsets]) == ({"v1": 100}, "", ["v1"])
-
-
-def pretty(mesh, *http):
-    """The objects of the mesh as people write them."""
-    return yaml.safe_dump_all(mesh.vision(*http), sort_keys=False)
-
-
-def save(mesh, content):
-    draft = mesh.objects / ".draft"
-    draft.write_text(content)
-    draft.replace(mesh.objects / "mesh.yaml")
 
 
 async def test_an_edit_of_something_else_keeps_the_split_and_one_of_the_weights_is_seen(shared):

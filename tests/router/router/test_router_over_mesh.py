@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 
 import grpc
@@ -125,6 +126,56 @@ async def test_a_killed_router_goes_on_and_no_request_is_lost(tmp_path):
         *("stage 1 of 3", "stage 2 of 3", "stage 3 of 3")
     ]
     assert history[-1].kind == EventKind.PROMOTED.value
+
+
+async def test_an_abort_takes_traffic_back_although_a_proxy_is_frozen_and_the_file_is_broken(
+    tmp_path,
+):
+    # Each stage of the second step would wait 30 s for the frozen proxy.
+    text = ROLLOUT.replace("{pause: {for: 1s}}", "{pause: {untilApproved: true}}")
+    async with made(tmp_path) as mesh, started(mesh), mesh.load() as load:
+        router = RouterProcess(mesh)
+        router.spawn()
+        try:
+            async with router.service() as service:
+                rollout = spec_message(read_rollouts(text, "test")[0])
+                await until(lambda: applied(service, rollout))
+                await mesh.status_is(lambda status: shares_of(status) == {"v1": 0.9, "v2": 0.1})
+                proxy = await mesh.attach("frozen")
+                file = mesh.objects / "mesh.yaml"
+                file.write_text(file.read_text() + "\n---\nkind: [\n")
+                await mesh.status_is(lambda status: status.problems)
+                await until(lambda: promoted(service))
+                await mesh.stage_is(mesh_pb2.STAGE_ROUTES)
+                began = time.monotonic()
+                await service.Abort(rollout_pb2.AbortRequest(**NAME))
+                await load.comes_to("v1")
+                assert time.monotonic() - began < 15
+                history = await until(lambda: history_to(service, EventKind.ABORTED))
+        finally:
+            router.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(router.process.wait, 30)
+        assert not load.failures
+        in_force = [each.message for each in history if each.kind == EventKind.SPLIT_IN_FORCE.value]
+        assert "not yet in frozen" in in_force[-1]
+        assert not any(each.kind == EventKind.SPLIT_FAILED.value for each in history)
+        proxy.call.cancel()
+
+
+def shares_of(status):
+    return {each.subset: each.share for each in status.routes[0].destinations}
+
+
+async def promoted(service):
+    try:
+        return await service.Promote(rollout_pb2.PromoteRequest(**NAME))
+    except grpc.aio.AioRpcError:
+        return None
+
+
+async def history_to(service, kind):
+    events = (await service.GetHistory(rollout_pb2.GetHistoryRequest(**NAME))).events
+    return events if events and events[-1].kind == kind.value else None
 
 
 async def applied(service, rollout):

@@ -145,3 +145,17 @@ async def test_a_cancelled_apply_ends_at_once_and_the_change_goes_on(shared):
     applied = await router.apply("vision", split(v1=50.0, v2=50.0), OWNER)
     assert applied.detail == "it was in force already"
     proxy.call.cancel()
+
+
+async def test_an_urgent_split_is_in_force_although_one_proxy_does_not_answer(shared):
+    router = router_of(shared, stage_deadline_s=0.4)
+    await router.apply("vision", split(v1=50.0, v2=50.0), OWNER)
+    proxy = await shared.attach("frozen")
+    error = await failing(router.apply("vision", split(v1=100.0), ""))
+    assert "frozen has not acknowledged" in str(error)
+    applied = await router.apply("vision", split(v1=100.0), "", urgent=True)
+    assert applied.detail.startswith("acknowledged by 1 proxy in ")
+    assert applied.detail.endswith("; not yet in frozen, which went on with what they had")
+    async with shared.load() as load:
+        await load.only("v1")
+    proxy.call.cancel()

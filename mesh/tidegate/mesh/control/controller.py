@@ -48,7 +48,7 @@ from tidegate.mesh.control.transitions.drainer import (
     RequestsInProgress,
 )
 from tidegate.mesh.control.transitions.events import TransitionEvents, in_effect
-from tidegate.mesh.control.transitions.executor import TransitionExecutor
+from tidegate.mesh.control.transitions.executor import Terms, TransitionExecutor
 from tidegate.mesh.control.transitions.gates import StageGates
 from tidegate.mesh.control.transitions.worker_sync import WorkerSync
 from tidegate.mesh.resources import ProxyKind, ResourceKey
@@ -201,7 +201,9 @@ class Controller:
             The events. Iterating them raises an error at the end if the shift was not made.
         """
         return self._shift(
-            lambda: self._proposer.propose_shift(change, force=force), description, deadline_s
+            lambda: self._proposer.propose_shift(change, force=force),
+            description,
+            self._terms(deadline_s),
         )
 
     def set_split(
@@ -211,6 +213,8 @@ class Controller:
         owner: RolloutName | None,
         description: str,
         deadline_s: float | None = None,
+        *,
+        keep: bool = False,
     ) -> TransitionEvents:
         """Begins to divide the requests of a host in a way.
 
@@ -220,12 +224,16 @@ class Controller:
             owner: The rollout that owns the split; None gives the host back.
             description: The same in words.
             deadline_s: How long each of its stages may take; that of the settings unless given.
+            keep: Whether the split stays in force where it was acknowledged by the deadline. A
+                split without this that runs meanwhile gives way to it.
 
         Returns:
             The events, as of `shift`.
         """
         return self._shift(
-            lambda: self._proposer.propose_split(host, split, owner), description, deadline_s
+            lambda: self._proposer.propose_split(host, split, owner),
+            description,
+            self._terms(deadline_s, keep=keep, gives_way=not keep),
         )
 
     def reset(self, deadline_s: float | None = None, *, force: bool = False) -> TransitionEvents:
@@ -246,7 +254,8 @@ class Controller:
                 proposed = self._proposer.propose_reset(force=force)
                 if proposed.files:
                     description = f"reset of {names_of(proposed.files)}"
-                    await self._make(id_, description, proposed, events, deadline_s)
+                    terms = self._terms(deadline_s)
+                    await self._make(id_, description, proposed, events, terms)
 
         return self._change(make)
 
@@ -355,19 +364,24 @@ class Controller:
         await asyncio.sleep(seconds)
         self._settled.set()
 
+    def _terms(
+        self, deadline_s: float | None = None, *, keep: bool = False, gives_way: bool = False
+    ) -> Terms:
+        return Terms(deadline_s or self._settings.stage_deadline_s, keep=keep, gives_way=gives_way)
+
     def _shift(
-        self, propose: Callable[[], ProposedChange], description: str, deadline_s: float | None
+        self, propose: Callable[[], ProposedChange], description: str, terms: Terms
     ) -> TransitionEvents:
         """Begins a change of the routes in effect, which is worked out when its turn has come."""
 
         async def make(events: TransitionEvents) -> None:
-            async with self.transitions.turn(events) as id_:
+            async with self.transitions.turn(events, urgent=terms.keep) as id_:
                 await self._settled.wait()
                 proposed = propose()
                 if not proposed.files:
                     events.add(in_effect(id_))
                     return
-                await self._make(id_, description, proposed, events, deadline_s)
+                await self._make(id_, description, proposed, events, terms)
 
         return self._change(make)
 
@@ -410,12 +424,9 @@ class Controller:
         description: str,
         proposed: ProposedChange,
         events: TransitionEvents,
-        deadline_s: float | None = None,
+        terms: Terms,
     ) -> None:
-        await self.transitions.execute(
-            *(id_, description, proposed, events),
-            deadline_s=deadline_s or self._settings.stage_deadline_s,
-        )
+        await self.transitions.execute(id_, description, proposed, events, terms)
         self._applied.take(proposed.files)
 
     async def _take_edits(self, events: TransitionEvents) -> None:
@@ -431,7 +442,7 @@ class Controller:
                 proposed = self._proposer.propose_edits(found.config)
                 names = names_of(proposed.files)
                 lost = ", in place of what was shifted" * self.shifted.lost_in(proposed.files)
-                await self._make(id_, f"edit of {names}{lost}", proposed, events)
+                await self._make(id_, f"edit of {names}{lost}", proposed, events, self._terms())
             except TidegateError as error:
                 if isinstance(error, StateError) or isinstance(error.__cause__, StateError):
                     # Nothing is wrong with the files: the controller tries them again.

@@ -108,6 +108,8 @@ class ShiftView:
                 stage.facts.append(f"{event.subject}: {event.message}")
             case _Event.KIND_PROXY_GONE:
                 stage.facts.append(f"{event.proxy} has gone")
+            case _Event.KIND_PROXY_LATE:
+                stage.facts.append(f"{event.proxy} is late: {event.message}")
             case _Event.KIND_STAGE_DONE:
                 stage.took_s = at - stage.began
             case _Event.KIND_ROLLING_BACK:
@@ -123,6 +125,7 @@ class ShiftView:
             _Event.KIND_STAGE_STARTED: event.message or "checked",
             _Event.KIND_PROXY_ACKNOWLEDGED: f"{event.proxy} has acknowledged",
             _Event.KIND_PROXY_GONE: f"{event.proxy} has gone",
+            _Event.KIND_PROXY_LATE: f"{event.proxy} is late: {event.message}",
             _Event.KIND_CLUSTER_HEALTHY: f"{event.subject} is healthy",
             _Event.KIND_CLUSTER_DRAINED: f"{event.subject} is drained",
             _Event.KIND_STRANDED: f"{event.subject}: {event.message}",

@@ -6,7 +6,7 @@ A step does these things, in this order:
 2. A change of the traffic by somebody else is noticed.
 3. The outcome of the last action is taken in.
 4. The windows of traffic go into the evidence. Evidence of harm aborts the rollout, also while it
-   is paused.
+   is paused or its promotion is on the way.
 5. The stage's gate is tried.
 
 The step returns the split to bring into force until that has happened, so a crash between the
@@ -55,7 +55,10 @@ def advance(rollout: Rollout, status: RolloutStatus, inputs: Inputs, now_s: floa
     if inputs.command is not None:
         _command(moves, inputs.command, inputs.blocked_by)
     if draft.status.phase is Phase.PENDING:
-        start(moves, inputs)
+        if inputs.outcome is not None:
+            take_outcome(moves, inputs.outcome)
+        if draft.status.phase is Phase.PENDING:
+            start(moves, inputs)
     elif draft.status.phase not in ENDED:
         _go_on(moves, inputs)
     return _step(draft, inputs)
@@ -65,10 +68,10 @@ def _go_on(moves: Moves, inputs: Inputs) -> None:
     changed = notice_foreign_change(moves, inputs)
     if inputs.outcome is not None:
         take_outcome(moves, inputs.outcome)
-    status = moves.status
-    if status.phase not in (Phase.PROGRESSING, Phase.PAUSED):
+    phase = moves.status.phase
+    if phase not in (Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING) or moves.status.forced:
         return
-    if not changed and status.pause_cause is not PauseCause.FOREIGN_CHANGE:
+    if not changed:
         _take_windows(moves, inputs.windows)
     if not _aborts_for_harm(moves):
         try_gate(moves)
@@ -76,16 +79,23 @@ def _go_on(moves: Moves, inputs: Inputs) -> None:
 
 def _step(draft: Draft, inputs: Inputs) -> Step:
     status = draft.status
-    waits = inputs.applying or draft.now_s < status.next_try_s or status.phase in ENDED
+    # Traffic leaves a bad version now, whatever an action of an earlier split still waits for.
+    urgent = status.phase is Phase.ABORTING or status.pause_cause is PauseCause.HARM_BUDGET
+    applying = inputs.applying and not urgent
+    waits = applying or draft.now_s < status.next_try_s or status.phase in ENDED
     actions: tuple[ApplySplit, ...] = ()
     if status.desired is not None and not status.is_settled and not waits:
-        release = status.phase in DECIDED
-        actions = (ApplySplit(id=status.desired_id, split=status.desired, release=release),)
+        release = status.phase in DECIDED or status.phase is Phase.PENDING
+        action = ApplySplit(
+            id=status.desired_id, split=status.desired, release=release, urgent=urgent
+        )
+        actions = (action,)
     return Step(status=status, events=tuple(draft.events), actions=actions)
 
 
 def _command(moves: Moves, command: Command, blocked_by: str) -> None:
-    if refusal(moves.rollout, moves.status, command.kind, blocked_by):
+    observed = moves.status.observed
+    if refusal(moves.rollout, moves.status, command.kind, blocked_by, observed):
         return
     why = f": {command.reason}" if command.reason else ""
     match command.kind:
@@ -96,14 +106,14 @@ def _command(moves: Moves, command: Command, blocked_by: str) -> None:
         case CommandKind.PROMOTE:
             moves.next_stage(f"approved by a user{why}")
         case CommandKind.PROMOTE_FULL:
-            moves.promote(f"promoted by a user{why}, whatever the evidence says")
+            moves.promote(f"promoted by a user{why}, whatever the evidence says", forced=True)
         case CommandKind.ABORT:
             moves.abort(f"aborted by a user{why}", "AbortedByUser")
         case CommandKind.SUPERSEDE:
             moves.abort("a newer rollout replaces this one", "Superseded", superseding=True)
         case CommandKind.RETRY:
             _retry(moves, why)
-        case CommandKind.UNDO:
+        case CommandKind.UNDO | CommandKind.UNDO_FORCE:
             moves.undo(why)
 
 
@@ -133,18 +143,20 @@ def _take_windows(moves: Moves, windows: tuple[TrafficWindow, ...]) -> None:
             state = observe(plan, state, window)
         evidence[name] = state
         assessments[name] = assess(plan, state)
-    rate = status.requests_per_s
-    for window in windows:
-        length_s = window.end_s - window.start_s
-        if length_s > 0:
-            kept = 0.5 ** (length_s / _RATE_HALF_LIFE_S) if rate else 0.0
-            rate = kept * rate + (1 - kept) * window.requests / length_s
+    # Windows of several epochs cover the same time, so their requests are added first.
+    latest_s = max(each.end_s for each in windows)
+    before_s = min(each.start_s for each in windows) if not status.counted_s else status.counted_s
+    rate, length_s = status.requests_per_s, latest_s - before_s
+    if length_s > 0:
+        kept = 0.5 ** (length_s / _RATE_HALF_LIFE_S) if rate else 0.0
+        rate = kept * rate + (1 - kept) * sum(each.requests for each in windows) / length_s
     harm = max(each.extra_bad_requests for each in assessments.values())
     moves.draft.note(
         evidence=evidence,
         assessments=assessments,
         harm_spent=max(0.0, harm),
         requests_per_s=rate,
+        counted_s=max(latest_s, before_s),
     )
 
 

@@ -6,12 +6,14 @@ from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.stages import GateKind, plan_of
 from tidegate.rollout.engine.status import ENDED, Phase, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
+from tidegate.rollout.traffic import TrafficSplit
 
 __all__ = ["refusal"]
 
 _DECIDED: Final = frozenset({Phase.PROMOTING, Phase.ABORTING, Phase.COMPLETING})
 _RUNNING: Final = frozenset({Phase.PROGRESSING, Phase.PAUSED})
 _ABORTABLE: Final = frozenset(Phase) - ENDED - {Phase.ABORTING}
+_UNDOABLE: Final = _RUNNING | {Phase.PROMOTED, Phase.ABORTED, Phase.COMPLETED}
 _ALLOWED: Final = {
     CommandKind.PAUSE: frozenset({Phase.PROGRESSING}),
     CommandKind.RESUME: frozenset({Phase.PAUSED}),
@@ -20,7 +22,8 @@ _ALLOWED: Final = {
     CommandKind.ABORT: _ABORTABLE,
     CommandKind.SUPERSEDE: _ABORTABLE,
     CommandKind.RETRY: ENDED - {Phase.PROMOTED},
-    CommandKind.UNDO: _RUNNING | {Phase.PROMOTED, Phase.ABORTED, Phase.COMPLETED},
+    CommandKind.UNDO: _UNDOABLE,
+    CommandKind.UNDO_FORCE: _UNDOABLE,
 }
 _HINTS: Final = {
     (CommandKind.PROMOTE, Phase.PAUSED): "; resume it first, or promote it fully (--full)",
@@ -29,7 +32,11 @@ _HINTS: Final = {
 
 
 def refusal(
-    rollout: Rollout, status: RolloutStatus, kind: CommandKind, blocked_by: str = ""
+    rollout: Rollout,
+    status: RolloutStatus,
+    kind: CommandKind,
+    blocked_by: str = "",
+    observed: TrafficSplit | None = None,
 ) -> str:
     """Returns why a rollout cannot do a command now, and what to do instead; empty if it can.
 
@@ -38,6 +45,7 @@ def refusal(
         status: Its status.
         kind: The command.
         blocked_by: The other rollout that has the host; empty if none does.
+        observed: The host's split as it is now; None if it is not known.
     """
     name, phase = rollout.metadata.name, status.phase
     if phase not in _ALLOWED[kind]:
@@ -47,12 +55,29 @@ def refusal(
             return _promote_refusal(rollout, status)
         case CommandKind.PROMOTE_FULL if len(rollout.spec.candidate_names) > 1:
             return f"{name} has several candidates; abort it and shift the traffic by hand"
-        case CommandKind.UNDO if status.original is None:
-            return f"{name} has not changed any traffic, so there is nothing to undo"
-        case CommandKind.UNDO if blocked_by:
-            return f"{blocked_by} has the traffic of {rollout.spec.host}; abort it first"
+        case CommandKind.UNDO | CommandKind.UNDO_FORCE:
+            is_forced = kind is CommandKind.UNDO_FORCE
+            return _undo_refusal(rollout, status, blocked_by, None if is_forced else observed)
         case _:
             return ""
+
+
+def _undo_refusal(
+    rollout: Rollout, status: RolloutStatus, blocked_by: str, observed: TrafficSplit | None
+) -> str:
+    name, desired = rollout.metadata.name, status.desired
+    if status.original is None:
+        return f"{name} has not changed any traffic, so there is nothing to undo"
+    if blocked_by:
+        return f"{blocked_by} has the traffic of {rollout.spec.host}; abort it first"
+    if status.phase not in ENDED or observed is None or desired is None:
+        return ""
+    if observed.same_as(desired):
+        return ""
+    return (
+        f"{name} left {desired}, and the traffic is {observed} now; --force puts {status.original}"
+        " back all the same"
+    )
 
 
 def _promote_refusal(rollout: Rollout, status: RolloutStatus) -> str:

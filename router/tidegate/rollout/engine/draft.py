@@ -17,6 +17,7 @@ VOLATILE: Final = frozenset(
     {
         "apply_failures",
         "assessments",
+        "counted_s",
         "evidence",
         "harm_spent",
         "message",

@@ -4,7 +4,7 @@ from tidegate.evidence.assessment import Assessment, Verdict
 from tidegate.evidence.plan import Importance
 from tidegate.rollout.engine.moves import SAMPLE_RATIO, Moves, numbers_of
 from tidegate.rollout.engine.ramp import next_weight
-from tidegate.rollout.engine.stages import Gate, GateKind
+from tidegate.rollout.engine.stages import End, Gate, GateKind, StagePlan
 from tidegate.rollout.engine.status import PauseCause, Phase
 from tidegate.rollout.spec.model import Otherwise
 from tidegate.rollout.spec.quantities import duration_text
@@ -18,12 +18,16 @@ def try_gate(moves: Moves) -> None:
     if status.phase is not Phase.PROGRESSING or _pauses(moves):
         return
     plan = moves.plan
+    gate = plan.stages[status.stage].gate
     # A split that cannot be put in force must not make the rollout wait for ever.
-    if status.is_settled and _opens(moves, plan.stages[status.stage].gate):
+    if status.is_settled and _opens(moves, gate):
+        return
+    if status.is_settled and gate.kind is GateKind.APPROVAL:
+        # A person's time is not the evidence's.
         return
     clock_s = moves.now_s if status.clock_s is None else status.clock_s
     if plan.time_limit_s is not None and moves.now_s - clock_s >= plan.time_limit_s:
-        _time_is_up(moves, plan.time_limit_s)
+        _time_is_up(moves, plan)
 
 
 def _pauses(moves: Moves) -> bool:
@@ -154,10 +158,13 @@ def _moves_ramp(moves: Moves) -> bool:
     return True
 
 
-def _time_is_up(moves: Moves, limit_s: float) -> None:
-    waits_for = moves.status.message
-    words = f"{duration_text(limit_s)} have passed and nothing is proven ({waits_for})"
+def _time_is_up(moves: Moves, plan: StagePlan) -> None:
+    waits_for, length = moves.status.message, duration_text(plan.time_limit_s or 0.0)
+    words = f"{length} have passed and nothing is proven ({waits_for})"
     match moves.spec.decide.otherwise:
+        case Otherwise.PROMOTE if plan.end is End.COMPLETE:
+            # A comparison has no candidate to promote; it ends with the winner that it has.
+            moves.complete(words)
         case Otherwise.PROMOTE:
             moves.promote(f"{words}; decide.otherwise is promote")
         case Otherwise.ABORT:

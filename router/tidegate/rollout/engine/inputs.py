@@ -22,6 +22,7 @@ class CommandKind(enum.Enum):
     ABORT = "abort"
     RETRY = "retry"
     UNDO = "undo"
+    UNDO_FORCE = "undo by force"
     SUPERSEDE = "supersede"
 
 
@@ -84,11 +85,14 @@ class ApplySplit(msgspec.Struct, frozen=True, kw_only=True):
         id: The `desired_id` of the split.
         split: The split.
         release: Whether the rollout gives the host back with this split.
+        urgent: Whether it takes traffic from a bad version. It then takes the place of a running
+            action with another id, and waits for no proxy that does not answer.
     """
 
     id: int
     split: TrafficSplit
     release: bool = False
+    urgent: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

@@ -97,6 +97,8 @@ class Moves:
         plan, status = self.plan, self.status
         stage = plan.stages[number]
         changes: dict[str, object] = {"stage": number, "reason": "StageEntered"}
+        if number and plan.stages[number - 1].gate.kind is GateKind.APPROVAL:
+            changes["clock_s"] = self._clock_without_this_stage()
         if stage.gate.kind is GateKind.RAMP:
             changes["ramp_weight"] = self.ramp.start_weight
         if status.is_settled and status.desired is not None and stage.split.same_as(status.desired):
@@ -112,12 +114,17 @@ class Moves:
         changes = self._wants(split) | {"ramp_weight": weight}
         self.draft.record(EventKind.SPLIT_DECIDED, f"{split}: {why}", numbers, **changes)
 
-    def promote(self, why: str, numbers: dict[str, float] | None = None) -> None:
+    def promote(
+        self, why: str, numbers: dict[str, float] | None = None, *, forced: bool = False
+    ) -> None:
         """Gives the candidate all traffic."""
         candidate = self.spec.candidate_names[0]
         split = version_split(self.spec, self.original, candidate)
         message = f"{candidate} gets all traffic: {why}"
-        self._end(Phase.PROMOTING, split, EventKind.PROMOTING, message, "Promoting", numbers)
+        self._end(
+            *(Phase.PROMOTING, split, EventKind.PROMOTING, message, "Promoting", numbers),
+            forced=forced,
+        )
 
     def abort(
         self,
@@ -211,6 +218,12 @@ class Moves:
             changes |= self._wants(ramp_split(self.spec, self.original, weight))
             changes |= {"ramp_weight": weight, "harm_forgiven": status.harm_spent}
         self.draft.record(EventKind.RESUMED, f"resumed by a user{why}", None, **changes)
+
+    def _clock_without_this_stage(self) -> float | None:
+        status = self.status
+        if status.clock_s is None or status.stage_since_s is None:
+            return status.clock_s
+        return status.clock_s + max(0.0, self.now_s - status.stage_since_s)
 
     def _wants(self, split: TrafficSplit) -> dict[str, object]:
         return {"desired": split, "desired_id": self.status.desired_id + 1}

@@ -7,6 +7,7 @@ from tidegate.rollout.engine.inputs import Inputs, Outcome
 from tidegate.rollout.engine.moves import Moves
 from tidegate.rollout.engine.status import PauseCause, Phase
 from tidegate.rollout.spec.model import ForeignChange
+from tidegate.rollout.spec.quantities import duration_text
 from tidegate.rollout.traffic import HostTraffic, TrafficSplit
 
 __all__ = ["DECIDED", "notice_foreign_change", "take_outcome"]
@@ -21,6 +22,8 @@ DECIDED: Final = {
 _RUNNING: Final = (Phase.PROGRESSING, Phase.PAUSED)
 _FIRST_RETRY_S: Final = 1.0
 _LONGEST_RETRY_S: Final = 60.0
+_MOST_REASSERTS: Final = 5
+_REASSERT_WHILE_S: Final = 600.0
 
 
 def take_outcome(moves: Moves, outcome: Outcome) -> None:
@@ -57,6 +60,9 @@ def take_outcome(moves: Moves, outcome: Outcome) -> None:
 
 def _take_failure(moves: Moves, outcome: Outcome) -> None:
     status = moves.status
+    if outcome.permanent:
+        _give_up(moves, outcome.error)
+        return
     failures = status.apply_failures + 1
     wait_s = min(_FIRST_RETRY_S * 2 ** min(failures - 1, 10), _LONGEST_RETRY_S)
     message = f"{status.desired} is not in force: {outcome.error}"
@@ -66,6 +72,27 @@ def _take_failure(moves: Moves, outcome: Outcome) -> None:
         # One event is enough for a failure that repeats.
         moves.draft.note(message=message)
     moves.draft.note(apply_failures=failures, next_try_s=moves.now_s + wait_s)
+
+
+def _give_up(moves: Moves, error: str) -> None:
+    """Answers a failure that trying again does not mend."""
+    status = moves.status
+    message = f"{status.desired} cannot be put in force: {error}"
+    moves.draft.record(EventKind.SPLIT_FAILED, message)
+    if status.phase in (Phase.ABORTING, Phase.COMPLETING):
+        decision = f"{status.decision}; the traffic was not changed: {error}"
+        moves.draft.record(
+            EventKind.ABORTED,
+            "given up: the traffic stays as it is",
+            phase=Phase.SUPERSEDED if status.superseding else Phase.ABORTED,
+            reason="GivenUp",
+            decision=decision,
+            in_force_id=status.desired_id,
+            ended_s=moves.now_s,
+        )
+        moves.draft.note(message=decision)
+    else:
+        moves.abort(message, "SplitImpossible")
 
 
 def notice_foreign_change(moves: Moves, inputs: Inputs) -> bool:
@@ -87,11 +114,15 @@ def notice_foreign_change(moves: Moves, inputs: Inputs) -> bool:
     if not words:
         return False
     match moves.spec.on_foreign_change:
-        case ForeignChange.REASSERT:
-            text = f"{words}; the rollout puts {status.desired} in force again"
-            again = status.desired_id + 1
+        case ForeignChange.REASSERT if _may_reassert(moves):
+            since_s, count = _reasserts(moves)
             moves.draft.record(
-                EventKind.FOREIGN_CHANGE, text, reason="ForeignChange", desired_id=again
+                EventKind.FOREIGN_CHANGE,
+                f"{words}; the rollout puts {status.desired} in force again",
+                reason="ForeignChange",
+                desired_id=status.desired_id + 1,
+                reasserts=count + 1,
+                reasserted_s=since_s,
             )
         case ForeignChange.ADOPT if _can_adopt(moves, traffic):
             weight = traffic.split.weights.get(moves.spec.candidate_names[0], 0.0)
@@ -104,6 +135,8 @@ def notice_foreign_change(moves: Moves, inputs: Inputs) -> bool:
                 ramp_weight=weight if status.ramp_weight else 0.0,
             )
         case _:
+            if moves.spec.on_foreign_change is ForeignChange.REASSERT:
+                words += f", {_MOST_REASSERTS} times within {duration_text(_REASSERT_WHILE_S)}"
             text = f"{words}; resume the rollout to put {status.desired} in force again"
             moves.pause(
                 PauseCause.FOREIGN_CHANGE,
@@ -112,6 +145,20 @@ def notice_foreign_change(moves: Moves, inputs: Inputs) -> bool:
                 EventKind.FOREIGN_CHANGE,
             )
     return True
+
+
+def _reasserts(moves: Moves) -> tuple[float, int]:
+    """Returns when the present while began, and how often the split was put back in it."""
+    status = moves.status
+    since_s = status.reasserted_s
+    if since_s is None or moves.now_s - since_s > _REASSERT_WHILE_S:
+        return moves.now_s, 0
+    return since_s, status.reasserts
+
+
+def _may_reassert(moves: Moves) -> bool:
+    """Whether this is no quarrel with another controller, which nobody would win."""
+    return _reasserts(moves)[1] < _MOST_REASSERTS
 
 
 def _difference(moves: Moves, traffic: HostTraffic, desired: TrafficSplit) -> str:

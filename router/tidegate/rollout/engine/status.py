@@ -80,6 +80,10 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         observed: The split that was read last.
         apply_failures: How often in a row the desired split could not be put in force.
         next_try_s: Before this time the engine does not try again.
+        reasserts: How often the rollout has put its split back within a while.
+        reasserted_s: When that while began.
+        counted_s: The end of the time that `requests_per_s` covers.
+        forced: Whether a user promoted the rollout whatever the evidence says.
         evidence: What is remembered of the traffic, by candidate.
         assessments: What the evidence says, by candidate.
         harm_spent: Extra bad requests so far, by the best estimate.
@@ -113,6 +117,10 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     observed: TrafficSplit | None = None
     apply_failures: int = 0
     next_try_s: float = 0.0
+    reasserts: int = 0
+    reasserted_s: float | None = None
+    counted_s: float | None = None
+    forced: bool = False
     evidence: dict[str, EvidenceState] = {}
     assessments: dict[str, Assessment] = {}
     harm_spent: float = 0.0

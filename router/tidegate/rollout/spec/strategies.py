@@ -205,9 +205,9 @@ class BlueGreenStrategy(StrictModel):
     watch: Wait = 600.0
     """How long the rollout watches after the switch before it ends; an abort switches back."""
 
-    hold_back: Annotated[Percent, Field(lt=100)] = 0
-    """The percentage of requests that stay with the baseline while the rollout watches. Only then
-    can both be compared after the switch, and harm be proven: 5 is enough."""
+    hold_back: Annotated[Percent, Field(lt=100)] = 5
+    """The percentage of requests that stay with the baseline while the rollout watches. Both can
+    then be compared after the switch; with 0 nothing can be proven there."""
 
     @model_validator(mode="after")
     def _has_a_condition(self) -> Self:
@@ -228,10 +228,6 @@ class ShadowStrategy(StrictModel):
     lasting: Wait | None = Field(None, alias="for")
     """How long at most; `decide.within` by default. It ends earlier when every objective is
     decided."""
-
-    max_body_bytes: Annotated[int, Strict(), Field(gt=0, le=1 << 30)] = 1 << 20
-    """Requests with larger bodies are not mirrored by proxies with this buffer; they are counted
-    and reported."""
 
 
 class ManualStrategy(StrictModel):

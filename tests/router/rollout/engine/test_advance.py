@@ -3,9 +3,11 @@
 import pytest
 from rollout_runs import RolloutRun, Version, rollout_of
 
+from tidegate.rollout.engine.advance import advance
+from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.history import EventKind
-from tidegate.rollout.engine.inputs import CommandKind
-from tidegate.rollout.engine.status import PauseCause, Phase
+from tidegate.rollout.engine.inputs import CommandKind, Inputs
+from tidegate.rollout.engine.status import PauseCause, Phase, RolloutStatus
 from tidegate.rollout.traffic import TrafficSplit
 
 HEALTHY = {"v1": Version(), "v2": Version()}
@@ -46,6 +48,20 @@ def test_a_failing_canary_is_rolled_back_with_the_numbers():
     assert "grpcFailures" in aborting.message or "failed" in aborting.message
     assert aborting.numbers["harm_e"] >= aborting.numbers["harm_threshold"]
     assert run.status.decision == aborting.message
+
+
+def test_a_split_that_takes_traffic_from_a_bad_version_is_urgent_and_waits_for_no_other():
+    run = RolloutRun(rollout_of(), FAILING)
+    run.run_until("HarmProven")
+    *earlier, abort = run.actions
+    assert abort.urgent
+    assert not any(each.urgent for each in earlier)
+    waiting = Inputs(applying=True)
+    assert advance(run.rollout, run.status, waiting, run.now_s).actions == (abort,)
+    run = started()
+    run.step(command=CommandKind.PROMOTE_FULL)
+    assert not run.actions[-1].urgent
+    assert not advance(run.rollout, run.status, waiting, run.now_s).actions
 
 
 def test_a_canary_is_rolled_back_while_it_waits_for_approval_or_is_paused():
@@ -195,14 +211,19 @@ def test_a_foreign_change_pauses_and_resuming_puts_the_split_back():
     assert run.status.pause_cause is PauseCause.FOREIGN_CHANGE
     assert "changed the traffic" in run.status.message
     assert "v2 30%" in run.status.message
-    seen = run.status.evidence
     run.run(20)
     assert run.weight() == 30
-    assert run.status.evidence == seen
     run.step(command=CommandKind.RESUME)
     run.run(2)
     assert run.weight() == 10
     assert run.status.phase is Phase.PROGRESSING
+
+
+def test_harm_aborts_a_rollout_that_a_foreign_change_has_paused():
+    run = foreign("pause")
+    run.versions = FAILING
+    run.run_until("aborted", seconds=300)
+    assert run.weight() == 0
 
 
 def test_a_foreign_change_is_reasserted():
@@ -211,6 +232,24 @@ def test_a_foreign_change_is_reasserted():
     assert run.weight() == 10
     assert run.status.phase is Phase.PROGRESSING
     assert kinds(run).count(EventKind.FOREIGN_CHANGE) == 1
+
+
+def test_a_quarrel_with_another_controller_ends_in_a_pause():
+    run = RolloutRun(rollout_of(strategy=APPROVAL, onForeignChange="reassert"))
+    run.run(3)
+    for _ in range(40):
+        run.split = TrafficSplit(weights={"v2": 30.0, "v1": 70.0})
+        run.run(3)
+    assert run.status.pause_cause is PauseCause.FOREIGN_CHANGE
+    assert "5 times within 10m" in run.status.message
+    assert len(run.events) < 30
+    # An hour later it may put its split back again.
+    run.run(3600, 10)
+    run.step(command=CommandKind.RESUME)
+    run.run(3)
+    run.split = TrafficSplit(weights={"v2": 30.0, "v1": 70.0})
+    run.run(3)
+    assert run.weight() == 10
 
 
 def test_a_foreign_change_is_adopted():
@@ -281,6 +320,118 @@ def test_a_late_outcome_of_an_earlier_split_is_ignored():
     assert run.weight() == 0
 
 
+def test_an_abort_that_is_impossible_ends_and_says_so():
+    run = started(APPROVAL)
+    run.fail_with, run.is_permanent = "vision has no subset v1", True
+    run.step(command=CommandKind.ABORT)
+    run.run_until("aborted", seconds=10)
+    assert run.status.reason == "GivenUp"
+    assert "the traffic was not changed: vision has no subset v1" in run.status.message
+
+
+def test_a_split_that_is_impossible_aborts_the_rollout():
+    run = started(APPROVAL)
+    run.fail_with, run.is_permanent = "vision has no subset v2", True
+    run.step(command=CommandKind.PROMOTE_FULL)
+    run.step()
+    assert run.status.phase is Phase.ABORTING
+    run.fail_with, run.is_permanent = "", False
+    run.run_until("aborted", seconds=300)
+    assert run.weight() == 0
+
+
+def test_harm_aborts_a_promotion_that_is_on_its_way():
+    run = started(EVIDENCE)
+    run.run_until("promoting", seconds=300)
+    run.fail_with = "a proxy does not answer"
+    run.versions = FAILING
+    run.run(120)
+    assert run.status.phase is Phase.ABORTING
+    run.fail_with = ""
+    run.run_until("aborted", seconds=100)
+
+
+def test_a_promotion_by_a_user_is_not_aborted_for_harm():
+    run = started(EVIDENCE)
+    run.versions = FAILING
+    run.step(0, CommandKind.PROMOTE_FULL)
+    run.fail_with = "a proxy does not answer"
+    run.run(60)
+    assert run.status.phase is Phase.PROMOTING
+    run.fail_with = ""
+    run.run_until("promoted", seconds=100)
+
+
+# Time
+
+
+@pytest.mark.parametrize("otherwise", ["promote", "abort", "pause"])
+def test_the_time_of_a_person_is_not_the_time_of_the_evidence(otherwise):
+    decide = {"within": "10m", "otherwise": otherwise}
+    steps = [{"weight": 10}, {"pause": {"untilApproved": True}}, {"weight": 50}]
+    run = started({"canary": {"steps": steps}}, decide=decide)
+    run.run(3600, 10)
+    assert run.status.reason == "WaitingForApproval"
+    run.requests_per_s = 0.1
+    run.step(command=CommandKind.PROMOTE)
+    run.run(300, 10)
+    assert run.status.phase is Phase.PROGRESSING or run.status.phase is Phase.PROMOTED
+
+
+def test_a_comparison_whose_time_is_up_promotes_nobody_unproven():
+    run = RolloutRun(
+        rollout_of(
+            strategy={"ab": {"untilEvidence": True}},
+            candidate=None,
+            candidates=["v2", "v3"],
+            objectives=[{"signal": "grpcFailures", "tolerate": "1x", "margin": "0%"}],
+            decide={"within": "10m", "otherwise": "promote"},
+        ),
+        {"v1": Version(), "v2": Version(), "v3": Version()},
+        requests_per_s=5,
+    )
+    run.run_until("completed", seconds=700)
+    assert run.status.winner == ""
+    assert run.weight("v1") == 100
+
+
+def test_requests_of_several_epochs_are_added_before_they_are_averaged():
+    run = RolloutRun(rollout_of(), requests_per_s=100)
+    run.split_windows = 5
+    run.run(60)
+    assert run.status.requests_per_s == pytest.approx(100, rel=0.1)
+
+
+# What a rollout finds
+
+
+def test_a_live_candidate_is_not_sent_back_to_an_idle_baseline():
+    run = RolloutRun(rollout_of())
+    run.split = TrafficSplit(weights={"v2": 100.0, "v1": 0.0})
+    run.step()
+    assert run.status.reason == "BaselineUnused"
+    assert "make v2 the baseline" in run.status.message
+    assert run.actions == []
+
+
+def test_a_rollout_gives_back_what_an_unknown_earlier_run_left():
+    testers = [{"header": "x-tester"}]
+    sticky = {"header": "x-user-id"}
+    run = RolloutRun(rollout_of(strategy=APPROVAL, testers=testers, sticky=sticky))
+    run.run(3)
+    assert run.split.testers
+    # The store is lost, and the rollout is applied again.
+    run.status, run.events, run._pending = RolloutStatus(), [], None
+    run.run(4)
+    assert run.status.phase is Phase.PROGRESSING
+    assert run.status.original.weights == {"v1": 100.0, "v2": 0.0}
+    run.step(command=CommandKind.ABORT)
+    run.run_until("aborted", seconds=10)
+    assert run.split.testers == ()
+    assert run.split.sticky is None
+    assert run.owner == ""
+
+
 # Commands
 
 
@@ -307,6 +458,23 @@ def test_undo_puts_back_what_the_rollout_found():
     assert run.split.weights == {"v1": 80.0, "v2": 20.0}
     assert run.status.reason == "Undone"
     assert run.owner == ""
+
+
+def test_undo_after_another_change_asks_for_force():
+    run = started(EVIDENCE)
+    run.step(0, CommandKind.PROMOTE_FULL)
+    run.run_until("promoted", seconds=5)
+    later = TrafficSplit(weights={"v3": 100.0})
+    run.split = later
+    run.step(0, CommandKind.UNDO)
+    run.run(5)
+    assert run.split == later
+    words = refusal(run.rollout, run.status, CommandKind.UNDO, observed=later)
+    assert "v3 100%" in words
+    assert "--force" in words
+    run.step(0, CommandKind.UNDO_FORCE)
+    run.run_until("aborted", seconds=5)
+    assert run.split.weights == {"v1": 100.0}
 
 
 def test_a_retry_begins_without_evidence():
@@ -384,7 +552,7 @@ def test_a_test_that_keeps_its_split_keeps_users_where_they_are():
 
 
 def test_harm_after_a_switch_is_found_with_the_traffic_held_back():
-    strategy = {"blueGreen": {"untilApproved": True, "watch": "30m", "holdBack": 5}}
+    strategy = {"blueGreen": {"untilApproved": True, "watch": "30m"}}
     run = RolloutRun(rollout_of(strategy=strategy))
     run.run(5)
     run.step(0, CommandKind.PROMOTE)
@@ -401,6 +569,7 @@ def test_a_blue_green_switch_moves_everything_at_once_and_watches():
     assert run.weight() == 0
     run.step(0, CommandKind.PROMOTE)
     run.run(5)
-    assert run.weight() == 100
+    assert run.weight() == 95
     assert run.status.phase is Phase.PROGRESSING
     run.run_until("promoted", seconds=120)
+    assert run.weight() == 100

@@ -75,13 +75,15 @@ def test_a_shadow_gives_the_candidate_copies_only():
 def test_a_blue_green_switch_waits_and_then_watches(blue_green, kinds):
     plan = stages({"blueGreen": blue_green})
     assert [kind for _, kind in words(plan)] == kinds
-    assert plan.stages[-1].split.weights == {"v2": 100.0, "v1": 0.0}
+    assert plan.stages[-1].split.weights == {"v2": 95.0, "v1": 5.0}
     assert plan.stages[0].split.weights.get("v2", 0.0) == 0.0
 
 
 def test_a_blue_green_switch_can_hold_back_some_traffic_to_compare_with():
-    plan = stages({"blueGreen": {"untilApproved": True, "holdBack": 5}})
-    assert plan.stages[-1].split.weights == {"v2": 95.0, "v1": 5.0}
+    plan = stages({"blueGreen": {"untilApproved": True, "holdBack": 0.5}})
+    assert plan.stages[-1].split.weights == {"v2": 99.5, "v1": 0.5}
+    plan = stages({"blueGreen": {"untilApproved": True, "holdBack": 0}})
+    assert plan.stages[-1].split.weights == {"v2": 100.0, "v1": 0.0}
 
 
 def test_a_manual_rollout_waits_for_approval_of_every_weight():

@@ -146,6 +146,46 @@ TRANSITION_STATE_ROLLED_BACK: TransitionState.ValueType  # 4
 """The change was rolled back."""
 Global___TransitionState: _TypeAlias = TransitionState  # noqa: Y015
 
+class _OnDeadline:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnDeadlineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnDeadline.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_DEADLINE_UNSPECIFIED: _OnDeadline.ValueType  # 0
+    """The same as ON_DEADLINE_ROLL_BACK."""
+    ON_DEADLINE_ROLL_BACK: _OnDeadline.ValueType  # 1
+    """The change is rolled back."""
+    ON_DEADLINE_KEEP: _OnDeadline.ValueType  # 2
+    """The change stays in force where it was acknowledged, for splits that take traffic from a bad
+    version. KIND_PROXY_LATE and SplitInForce name the other proxies; they go on with what they had
+    until they take the routes, which they are still sent. So does a proxy that refuses the routes;
+    the change is rolled back only if some proxy refuses them and none has acknowledged them. A stage
+    before the routes is rolled back all the same, such as a subset without a healthy endpoint.
+
+    A SetTraffic without this option that runs meanwhile gives way: after a second it is rolled
+    back. Changes of files and by commands do not give way; this one waits until they have ended.
+    """
+
+class OnDeadline(_OnDeadline, metaclass=_OnDeadlineEnumTypeWrapper):
+    """What becomes of a change if not every proxy has acknowledged its routes within the deadline."""
+
+ON_DEADLINE_UNSPECIFIED: OnDeadline.ValueType  # 0
+"""The same as ON_DEADLINE_ROLL_BACK."""
+ON_DEADLINE_ROLL_BACK: OnDeadline.ValueType  # 1
+"""The change is rolled back."""
+ON_DEADLINE_KEEP: OnDeadline.ValueType  # 2
+"""The change stays in force where it was acknowledged, for splits that take traffic from a bad
+version. KIND_PROXY_LATE and SplitInForce name the other proxies; they go on with what they had
+until they take the routes, which they are still sent. So does a proxy that refuses the routes;
+the change is rolled back only if some proxy refuses them and none has acknowledged them. A stage
+before the routes is rolled back all the same, such as a subset without a healthy endpoint.
+
+A SetTraffic without this option that runs meanwhile gives way: after a second it is rolled
+back. Changes of files and by commands do not give way; this one waits until they have ended.
+"""
+Global___OnDeadline: _TypeAlias = OnDeadline  # noqa: Y015
+
 @_typing.final
 class GetStatusRequest(_message.Message):
     """A request for the state of the mesh."""
@@ -1113,20 +1153,23 @@ class SetTrafficRequest(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    ON_DEADLINE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host: its full name, or the first label of it if no other host begins with that label."""
     owner: _builtins.str
     """The rollout that owns the split from now on, as "namespace/name". Refused with TRAFFIC_OWNED if
     another one owns it. Empty gives the host back: nobody owns its split any more.
     """
+    on_deadline: Global___OnDeadline.ValueType
+    """What becomes of the change if not every proxy has acknowledged the routes by then."""
     @_builtins.property
     def split(self) -> Global___TrafficSplit:
         """The split."""
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """How long each stage may take before the change is rolled back. Absent means the controller's
-        setting, 30 s by default. From 0.1 s to 1 h.
+        """How long each stage may take. Absent means the controller's setting, 30 s by default. From 0.1 s
+        to 1 h.
         """
 
     def __init__(
@@ -1136,10 +1179,11 @@ class SetTrafficRequest(_message.Message):
         split: Global___TrafficSplit | None = ...,
         owner: _builtins.str = ...,
         deadline: _duration_pb2.Duration | None = ...,
+        on_deadline: Global___OnDeadline.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "host", b"host", "owner", b"owner", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "deadline", b"deadline", "host", b"host", "on_deadline", b"on_deadline", "owner", b"owner", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
     _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
@@ -1192,6 +1236,7 @@ class SplitInForce(_message.Message):
     PROXIES_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    LATE_PROXIES_FIELD_NUMBER: _builtins.int
     changed: _builtins.bool
     """Whether anything was changed; false if the split was in force already."""
     message: _builtins.str
@@ -1212,6 +1257,12 @@ class SplitInForce(_message.Message):
     def proxies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The node ids of the proxies that have acknowledged the routes."""
 
+    @_builtins.property
+    def late_proxies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The node ids of the proxies that have not acknowledged the routes, or whose workers do not use
+        them yet; only with ON_DEADLINE_KEEP. `since` does not hold for them.
+        """
+
     def __init__(
         self,
         *,
@@ -1220,10 +1271,11 @@ class SplitInForce(_message.Message):
         proxies: _abc.Iterable[_builtins.str] | None = ...,
         changed: _builtins.bool = ...,
         message: _builtins.str = ...,
+        late_proxies: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["requested", b"requested", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "message", b"message", "proxies", b"proxies", "requested", b"requested", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "late_proxies", b"late_proxies", "message", b"message", "proxies", b"proxies", "requested", b"requested", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1291,6 +1343,10 @@ class TransitionEvent(_message.Message):
         """Everything is as it was before the change."""
         KIND_COMPLETED: TransitionEvent._Kind.ValueType  # 11
         """The change was made."""
+        KIND_PROXY_LATE: TransitionEvent._Kind.ValueType  # 12
+        """The proxy in `proxy` has not acknowledged the stage within the deadline, for the reason in
+        `message`; the change goes on without it. Only with ON_DEADLINE_KEEP.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What happened."""
@@ -1319,6 +1375,10 @@ class TransitionEvent(_message.Message):
     """Everything is as it was before the change."""
     KIND_COMPLETED: TransitionEvent.Kind.ValueType  # 11
     """The change was made."""
+    KIND_PROXY_LATE: TransitionEvent.Kind.ValueType  # 12
+    """The proxy in `proxy` has not acknowledged the stage within the deadline, for the reason in
+    `message`; the change goes on without it. Only with ON_DEADLINE_KEEP.
+    """
 
     TRANSITION_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int

@@ -117,8 +117,11 @@ class MeshServiceServicer:
     def SetTraffic(self, request, context):
         """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
         earlier call added and this one lacks is removed. The events and the end of the stream are as in
-        Shift; the last message says since when the split is in force. A split that is in force already
-        is answered without a change. A client that leaves does not stop a change that has begun.
+        Shift, except that on_deadline can ask for what was acknowledged to stay; the last message says
+        since when the split is in force. A split that is in force already is answered without a change.
+        It does not matter whether the file of the VirtualService holds edits that are not in effect,
+        such as one with errors: they stay pending. A client that leaves does not stop a change that has
+        begun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,8 +60,11 @@ class MeshServiceStub:
     SetTraffic: _grpc.UnaryStreamMultiCallable[_mesh_pb2.SetTrafficRequest, _mesh_pb2.SetTrafficResponse]
     """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
     earlier call added and this one lacks is removed. The events and the end of the stream are as in
-    Shift; the last message says since when the split is in force. A split that is in force already
-    is answered without a change. A client that leaves does not stop a change that has begun.
+    Shift, except that on_deadline can ask for what was acknowledged to stay; the last message says
+    since when the split is in force. A split that is in force already is answered without a change.
+    It does not matter whether the file of the VirtualService holds edits that are not in effect,
+    such as one with errors: they stay pending. A client that leaves does not stop a change that has
+    begun.
     """
     DrainEndpoint: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]
     """Takes an endpoint out of use: new requests go elsewhere and running requests finish. Answers
@@ -100,8 +103,11 @@ class MeshServiceAsyncStub(MeshServiceStub):
     SetTraffic: _aio.UnaryStreamMultiCallable[_mesh_pb2.SetTrafficRequest, _mesh_pb2.SetTrafficResponse]  # type: ignore[assignment]
     """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
     earlier call added and this one lacks is removed. The events and the end of the stream are as in
-    Shift; the last message says since when the split is in force. A split that is in force already
-    is answered without a change. A client that leaves does not stop a change that has begun.
+    Shift, except that on_deadline can ask for what was acknowledged to stay; the last message says
+    since when the split is in force. A split that is in force already is answered without a change.
+    It does not matter whether the file of the VirtualService holds edits that are not in effect,
+    such as one with errors: they stay pending. A client that leaves does not stop a change that has
+    begun.
     """
     DrainEndpoint: _aio.UnaryUnaryMultiCallable[_mesh_pb2.DrainEndpointRequest, _mesh_pb2.DrainEndpointResponse]  # type: ignore[assignment]
     """Takes an endpoint out of use: new requests go elsewhere and running requests finish. Answers
@@ -167,8 +173,11 @@ class MeshServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_mesh_pb2.SetTrafficResponse], _abc.AsyncIterator[_mesh_pb2.SetTrafficResponse]]:
         """Divides all requests of a host in one way: shares, testers, stickiness and mirrors. What an
         earlier call added and this one lacks is removed. The events and the end of the stream are as in
-        Shift; the last message says since when the split is in force. A split that is in force already
-        is answered without a change. A client that leaves does not stop a change that has begun.
+        Shift, except that on_deadline can ask for what was acknowledged to stay; the last message says
+        since when the split is in force. A split that is in force already is answered without a change.
+        It does not matter whether the file of the VirtualService holds edits that are not in effect,
+        such as one with errors: they stay pending. A client that leaves does not stop a change that has
+        begun.
         """
 
     @_abc_1.abstractmethod

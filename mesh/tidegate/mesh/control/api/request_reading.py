@@ -64,6 +64,13 @@ def read_set_traffic(
         violations.append(
             FieldViolation("owner", f"{request.owner!r} is not a rollout; write namespace/name")
         )
+    if request.on_deadline not in mesh_pb2.OnDeadline.values():
+        violations.append(
+            FieldViolation(
+                "on_deadline",
+                f"is {request.on_deadline}; use ON_DEADLINE_ROLL_BACK or ON_DEADLINE_KEEP",
+            )
+        )
     if violations:
         raise InvalidArgument(violations)
     return split, owner

@@ -156,6 +156,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
                 *(request.host, split, owner),
                 description_of_split(request.host, split, owner),
                 deadline_s,
+                keep=request.on_deadline == mesh_pb2.ON_DEADLINE_KEEP,
             ):
                 in_force.take(event)
                 yield mesh_pb2.SetTrafficResponse(event=event_message(event))

@@ -61,13 +61,14 @@ class InForce:
 
     The routes stage sends the split. Its first event is made before the first proxy is sent
     anything: both happen in one turn of the event loop. Its last event is made when every worker of
-    every proxy uses the routes.
+    every proxy uses the routes, but for the proxies that are late.
     """
 
     def __init__(self) -> None:
         self._requested_s: float | None = None
         self._since_s: float | None = None
         self._proxies: dict[str, None] = {}
+        self._late: dict[str, None] = {}
         self._message = ""
 
     def take(self, event: TransitionEvent) -> None:
@@ -81,6 +82,8 @@ class InForce:
                 self._requested_s = event.at
             case EventKind.PROXY_ACKNOWLEDGED:
                 self._proxies[event.proxy] = None
+            case EventKind.PROXY_LATE:
+                self._late[event.proxy] = None
             case EventKind.STAGE_DONE:
                 self._since_s = event.at
 
@@ -92,7 +95,8 @@ class InForce:
         return mesh_pb2.SplitInForce(
             since=timestamp(self._since_s),
             requested=timestamp(self._requested_s),
-            proxies=self._proxies,
+            proxies=[each for each in self._proxies if each not in self._late],
+            late_proxies=self._late,
             changed=True,
             message=self._message,
         )

@@ -21,7 +21,7 @@ from tidegate.runtime.sqlite_file import file_identity, transaction
 
 __all__ = ["Journal", "PendingTransition", "ShiftedText", "TextChange"]
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 # A change waits on the event loop while another program locks the file, so not for long.
 _LOCKED_S: Final = 0.1
 _SCHEMA: Final = """
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS pending_files (
 CREATE TABLE IF NOT EXISTS pending (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   id TEXT NOT NULL, description TEXT NOT NULL, deadline_s REAL,
-  reached TEXT, going_back INTEGER NOT NULL, reason TEXT NOT NULL
+  reached TEXT, going_back INTEGER NOT NULL, reason TEXT NOT NULL, keep INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS pending_proxies (node_id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
@@ -90,6 +90,7 @@ class PendingTransition:
         reached: The stage whose resources are served.
         going_back: Whether it is being rolled back.
         reason: Why it is rolled back; empty otherwise.
+        keep: Whether its routes stay in force where they were acknowledged by the deadline.
         proxies: Node ids of the proxies that were connected when it began.
     """
 
@@ -100,6 +101,7 @@ class PendingTransition:
     reached: Reached = None
     going_back: bool = False
     reason: str = ""
+    keep: bool = False
     proxies: frozenset[str] = frozenset()
 
 
@@ -169,7 +171,7 @@ class Journal:
 
     def _pending(self) -> PendingTransition | None:
         row = self._database.execute(
-            "SELECT id, description, deadline_s, reached, going_back, reason FROM pending"
+            "SELECT id, description, deadline_s, reached, going_back, reason, keep FROM pending"
         ).fetchone()
         if row is None:
             return None
@@ -184,6 +186,7 @@ class Journal:
             reached=StageKind(row[3]) if row[3] else None,
             going_back=bool(row[4]),
             reason=row[5],
+            keep=bool(row[6]),
             files=tuple(TextChange(Path(path), *texts) for path, *texts in files),
             proxies=frozenset(node_id for (node_id,) in proxies),
         )
@@ -201,10 +204,10 @@ class Journal:
         """Writes that a transition begins."""
         with self._transaction() as database:
             database.execute(
-                "INSERT INTO pending VALUES (1, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO pending VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(pending.id, pending.description, pending.deadline_s),
-                    *(pending.reached, pending.going_back, pending.reason),
+                    *(pending.reached, pending.going_back, pending.reason, pending.keep),
                 ),
             )
             database.executemany(

@@ -7,6 +7,7 @@ edit takes what people wrote. Nothing here is served or written.
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from tidegate.chassis.errors import FailedPrecondition
 from tidegate.errors import TidegateError
@@ -87,14 +88,13 @@ class ChangeProposer:
             owner: The rollout that owns it from then on; None gives the host back.
 
         Raises:
-            FailedPrecondition: A file that this changes holds edits that are not in effect, or
-                another rollout owns the traffic.
+            FailedPrecondition: Another rollout owns the traffic.
             TidegateError: The change cannot be made.
         """
         before = self._applied.objects_of(host, self._served.objects)
         after = with_split(before, host, split, owner)
         refuse_other_owner(before, after, owner)
-        files = self._rewritten(before, after)
+        files = self._rewritten(before, after, keep_edits=True)
         if owner is None:
             files = tuple(map(self._given_back, files))
         return self.propose(files)
@@ -142,12 +142,16 @@ class ChangeProposer:
                     return self.propose(self._edits.without_shifts(given_up).config)
             raise
 
-    def _rewritten(self, before: IstioObjects, after: IstioObjects) -> tuple[TextChange, ...]:
+    def _rewritten(
+        self, before: IstioObjects, after: IstioObjects, *, keep_edits: bool = False
+    ) -> tuple[TextChange, ...]:
         """How the texts of files change so that their objects have other values.
 
         Args:
             before: The objects of a host in effect.
             after: The same objects, some of them with other values.
+            keep_edits: Whether files may hold edits that are not in effect. They stay pending, and
+                are merged with the change once they can take effect.
 
         Raises:
             FailedPrecondition: A file holds edits that are not in effect.
@@ -155,23 +159,38 @@ class ChangeProposer:
         """
         files = []
         for each in self._applied.rewritten(before, after):
+            text = each.before.decode()
             try:
-                file, text = text_of(each.path), each.before.decode()
-            except (OSError, UnicodeDecodeError) as error:
-                raise FailedPrecondition(
-                    f"{each.path} cannot be read: {error}; mend it first",
-                    reason="FILE_NOT_IN_EFFECT",
-                    metadata={"file": str(each.path)},
-                ) from error
-            if self._shifted.text(each.path, file) != text:
-                raise FailedPrecondition(
-                    f"{each.path} holds changes that are not in effect; see `tidegate mesh"
-                    " status`, mend or undo them first",
-                    reason="FILE_NOT_IN_EFFECT",
-                    metadata={"file": str(each.path)},
-                )
+                file = self._file_in_effect(each.path, text)
+            except FailedPrecondition:
+                if not keep_edits:
+                    raise
+                file = self._shifted.file_in_effect(each.path, text)
             files.append(TextChange(each.path, text, each.after.decode(), file))
         return tuple(files)
+
+    def _file_in_effect(self, path: Path, text: str) -> str:
+        """What a file holds.
+
+        Raises:
+            FailedPrecondition: It cannot be read, or means something else than the text in effect.
+        """
+        try:
+            file = text_of(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise FailedPrecondition(
+                f"{path} cannot be read: {error}; mend it first",
+                reason="FILE_NOT_IN_EFFECT",
+                metadata={"file": str(path)},
+            ) from error
+        if file is None or self._shifted.text(path, file) != text:
+            raise FailedPrecondition(
+                f"{path} holds changes that are not in effect; see `tidegate mesh status`, mend or"
+                " undo them first",
+                reason="FILE_NOT_IN_EFFECT",
+                metadata={"file": str(path)},
+            )
+        return file
 
     def _given_back(self, change: TextChange) -> TextChange:
         """A change after which its file is not shifted any more, if the file means the same."""

@@ -70,6 +70,16 @@ class ShiftedFiles:
         shifted = self._journal.shifted().get(path)
         return file if shifted is None or file is None else self._text(path, shifted, file)
 
+    def file_in_effect(self, path: Path, text: str) -> str:
+        """The text that a file held when its text in effect came into effect.
+
+        Args:
+            path: The file.
+            text: The text in effect.
+        """
+        shifted = self._journal.shifted().get(path)
+        return text if shifted is None else shifted.file
+
     def texts(self, files: Mapping[Path, str], without: Collection[Path] = ()) -> dict[Path, str]:
         """The texts that files mean.
 

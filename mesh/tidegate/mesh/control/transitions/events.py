@@ -43,6 +43,7 @@ class EventKind(enum.Enum):
     STAGE_STARTED = "stage started"
     PROXY_ACKNOWLEDGED = "proxy acknowledged"
     PROXY_GONE = "proxy gone"
+    PROXY_LATE = "proxy late"
     CLUSTER_HEALTHY = "cluster healthy"
     CLUSTER_DRAINED = "cluster drained"
     STRANDED = "stranded"
@@ -52,7 +53,14 @@ class EventKind(enum.Enum):
     COMPLETED = "completed"
 
 
-_WARNINGS: Final = frozenset({EventKind.STRANDED, EventKind.ROLLING_BACK, EventKind.ROLLED_BACK})
+_WARNINGS: Final = frozenset(
+    {
+        EventKind.PROXY_LATE,
+        EventKind.STRANDED,
+        EventKind.ROLLING_BACK,
+        EventKind.ROLLED_BACK,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from tidegate.mesh.ads import Distribution
@@ -28,7 +29,7 @@ from tidegate.mesh.control.transitions.plan import Reached, Stage, StageKind, ke
 from tidegate.mesh.resources import ProxyKind, ResourceKey, ResourceType
 from tidegate.runtime.logging import get_logger
 
-__all__ = ["TransitionExecutor"]
+__all__ = ["Terms", "TransitionExecutor"]
 
 _log = get_logger(__name__)
 
@@ -37,6 +38,25 @@ _RETRY_WRITE_S: Final = 0.5
 
 # A rollback mostly follows a proxy that does not answer; it does not wait as long once more.
 _ROLLBACK_DEADLINE_S: Final = 5.0
+
+# How long a change that gives way goes on, and its rollback waits, while an urgent one waits.
+_GIVE_WAY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a change does about proxies that do not answer.
+
+    Attributes:
+        deadline_s: How long each stage may take.
+        keep: Whether its routes stay in force where they were acknowledged by the deadline. Such a
+            change is urgent: one that gives way makes room for it.
+        gives_way: Whether it is rolled back while an urgent change waits.
+    """
+
+    deadline_s: float
+    keep: bool = False
+    gives_way: bool = False
 
 
 class TransitionExecutor:
@@ -66,6 +86,9 @@ class TransitionExecutor:
         self._gates = gates
         self._turn = asyncio.Lock()
         self._queued = 0
+        self._urgent = 0
+        # Ends the wait for the current gate of a change that gives way.
+        self._patience: asyncio.Timeout | None = None
         self.history = TransitionHistory()
         self.unwritten = ""
 
@@ -80,11 +103,12 @@ class TransitionExecutor:
         return self._turn.locked()
 
     @asynccontextmanager
-    async def turn(self, events: TransitionEvents) -> AsyncIterator[str]:
+    async def turn(self, events: TransitionEvents, *, urgent: bool = False) -> AsyncIterator[str]:
         """Waits until no other transition runs; none does while the context is open.
 
         Args:
             events: Get an event if the transition has to wait.
+            urgent: Whether transitions that give way make room for it.
 
         Yields:
             The id for the transition.
@@ -96,12 +120,16 @@ class TransitionExecutor:
             raise StateError(f"no change can begin: {self.unwritten}")
         id_ = uuid.uuid4().hex[:8]
         self._queued += 1
+        self._urgent += urgent
         try:
             if self._turn.locked():
                 events.add(TransitionEvent(transition=id_, kind=EventKind.QUEUED))
+            if urgent:
+                self._hurry()
             await self._turn.acquire()
         finally:
             self._queued -= 1
+            self._urgent -= urgent
         try:
             yield id_
         finally:
@@ -113,8 +141,7 @@ class TransitionExecutor:
         description: str,
         change: ProposedChange,
         events: TransitionEvents,
-        *,
-        deadline_s: float,
+        terms: Terms,
     ) -> None:
         """Executes a change. Call it inside of `turn`.
 
@@ -123,7 +150,7 @@ class TransitionExecutor:
             description: What the change does.
             change: The change.
             events: Get what happens.
-            deadline_s: How long each stage may take.
+            terms: What the change does about proxies that do not answer.
 
         Raises:
             RolledBackError: The change could not be completed and was rolled back.
@@ -134,7 +161,8 @@ class TransitionExecutor:
             id=id_,
             description=description,
             files=change.files,
-            deadline_s=deadline_s,
+            deadline_s=terms.deadline_s,
+            keep=terms.keep,
             proxies=frozenset(each.proxy.node for each in self._distribution.proxies()),
         )
         self._journal.begin(pending)
@@ -145,12 +173,18 @@ class TransitionExecutor:
             self._served.leave(made=False)
             await self._end(pending, made=False)
             raise UnexpectedChangeError(_unexpected(error)) from error
-        await self.resume(pending, change, events)
+        await self.resume(pending, change, events, gives_way=terms.gives_way)
 
     async def resume(
-        self, pending: PendingTransition, change: ProposedChange, events: TransitionEvents
+        self,
+        pending: PendingTransition,
+        change: ProposedChange,
+        events: TransitionEvents,
+        *,
+        gives_way: bool = False,
     ) -> None:
         """Executes a pending transition from where it was. See `execute`."""
+        late: dict[str, None] = {}
         self.history.begin(pending.id, pending.description, pending.reached)
         _log.info(
             "change begins",
@@ -178,9 +212,11 @@ class TransitionExecutor:
             )
             self.history.take(event)
             events.add(event)
+            if kind is EventKind.PROXY_LATE:
+                late[proxy] = None
 
         try:
-            await self._run(pending, change, emit)
+            await self._run(pending, change, emit, gives_way=gives_way)
         except RolledBackError as error:
             await self._end(pending, made=False)
             emit(EventKind.ROLLED_BACK, message=error.reason)
@@ -195,9 +231,13 @@ class TransitionExecutor:
         await self._end(pending, made=True)
         attached = any(self._distribution.proxies())
         message = "" if attached else "no proxy is attached; those that come get it"
+        if late:
+            message = f"not yet in {', '.join(late)}, which went on with what they had"
         emit(EventKind.COMPLETED, message=message)
 
-    async def _run(self, pending: PendingTransition, change: ProposedChange, emit: Emit) -> None:
+    async def _run(
+        self, pending: PendingTransition, change: ProposedChange, emit: Emit, *, gives_way: bool
+    ) -> None:
         """Goes forward through the stages, and back if one fails.
 
         Raises:
@@ -208,7 +248,7 @@ class TransitionExecutor:
             cause: Exception = GateError(pending.reason)
         else:
             try:
-                failure = await self._forward(pending, change, emit)
+                failure = await self._forward(pending, change, emit, gives_way=gives_way)
             except Exception as error:
                 self._write_rollback(f"unexpected: {error!r}")
                 await self._back(pending, change, emit)
@@ -223,7 +263,7 @@ class TransitionExecutor:
         raise RolledBackError(failed, str(cause)) from cause
 
     async def _forward(
-        self, pending: PendingTransition, change: ProposedChange, emit: Emit
+        self, pending: PendingTransition, change: ProposedChange, emit: Emit, *, gives_way: bool
     ) -> tuple[StageKind, Exception] | None:
         """Goes through the stages that are left.
 
@@ -238,7 +278,8 @@ class TransitionExecutor:
                 self._journal.reach(stage.kind)
                 self._served.reach(stage.kind)
                 emit(EventKind.STAGE_STARTED, stage.kind, message=_amount(stage))
-                await self._gates.wait(stage, pending.deadline_s, emit)
+                async with self._giving_way(gives_way):
+                    await self._gates.wait(stage, pending.deadline_s, emit, keep=pending.keep)
             except (GateError, StateError) as failure:
                 reason = str(failure)
                 # Report a rollback only once the journal has it. Otherwise a restart after a crash
@@ -249,9 +290,31 @@ class TransitionExecutor:
             emit(EventKind.STAGE_DONE, stage.kind)
         return None
 
+    @asynccontextmanager
+    async def _giving_way(self, gives_way: bool) -> AsyncIterator[None]:
+        """Ends the wait in it with a GateError once an urgent change has waited for a while."""
+        if not gives_way:
+            yield
+            return
+        try:
+            async with asyncio.timeout(_GIVE_WAY_S if self._urgent else None) as self._patience:
+                try:
+                    yield
+                finally:
+                    self._patience = None
+        except TimeoutError:
+            raise GateError("it gave way to an urgent change") from None
+
+    def _hurry(self) -> None:
+        """Brings the end of the current wait forward, if the change gives way."""
+        patience = self._patience
+        if patience is not None and patience.when() is None:
+            patience.reschedule(asyncio.get_running_loop().time() + _GIVE_WAY_S)
+
     async def _back(self, pending: PendingTransition, change: ProposedChange, emit: Emit) -> None:
         """Undoes the stages that were reached, and waits for acknowledgement of each."""
-        deadline_s = min(pending.deadline_s, _ROLLBACK_DEADLINE_S)
+        longest_s = _GIVE_WAY_S if self._urgent else _ROLLBACK_DEADLINE_S
+        deadline_s = min(pending.deadline_s, longest_s)
         while (undone := self._served.reached) is not None:
             if undone is StageKind.CLUSTERS:
                 await self._gates.drained(self._new_clusters(change), None, emit)

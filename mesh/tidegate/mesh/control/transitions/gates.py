@@ -27,6 +27,9 @@ _log = get_logger(__name__)
 # How often a wait for acknowledgements emits an event for each proxy that has answered so far.
 _SLICE_S: Final = 0.2
 
+# Workers of proxies that have acknowledged get this long although others have not.
+_WORKERS_S: Final = 1.0
+
 Keys = Mapping[ProxyKind, Collection[ResourceKey]]
 
 
@@ -63,23 +66,32 @@ class StageGates:
         self._drain_deadline_s = drain_deadline_s
         self._why_unhealthy = why_unhealthy
 
-    async def wait(self, stage: Stage, deadline_s: float, emit: Emit) -> None:
+    async def wait(
+        self, stage: Stage, deadline_s: float, emit: Emit, *, keep: bool = False
+    ) -> None:
         """Waits until the gate of a stage is open.
 
         Args:
             stage: The stage; what it sends is served already.
             deadline_s: How long proxies and endpoints may take, in seconds.
             emit: Takes the events.
+            keep: Whether the gate of the routes opens at the deadline without the proxies that
+                have not acknowledged them.
 
         Raises:
             GateError: The gate is not open in time, or a proxy has rejected a resource.
         """
         began = time.monotonic()
         deadline = began + deadline_s
+        # No proxy may get a route before it has the route's clusters.
+        keep = keep and stage.kind is not StageKind.CLUSTERS
         if stage.gate.acknowledged:
-            await self._acknowledged(stage, deadline_s, deadline, emit)
+            await self._acknowledged(stage, deadline_s, deadline, emit, keep=keep)
             if stage.kind is StageKind.ROUTES:
-                await self._workers_synced(time.monotonic() - began, deadline_s, deadline)
+                acknowledged_s = time.monotonic() - began
+                if keep:
+                    deadline = max(deadline, time.monotonic() + _WORKERS_S)
+                await self._workers_synced(acknowledged_s, deadline_s, deadline, emit, keep=keep)
         await self._healthy(stage.gate.healthy, deadline_s, deadline, emit)
         if stage.gate.drained:
             await self.drained(stage.gate.drained, stage.kind, emit)
@@ -115,7 +127,7 @@ class StageGates:
             emit(EventKind.STRANDED, stage, subject=name, message=message)
 
     async def _acknowledged(
-        self, stage: Stage, deadline_s: float, deadline: float, emit: Emit
+        self, stage: Stage, deadline_s: float, deadline: float, emit: Emit, *, keep: bool
     ) -> None:
         keys = stage.gate.acknowledged
         asked = {each.proxy for each in self._distribution.proxies() if each.proxy_kind in keys}
@@ -133,17 +145,29 @@ class StageGates:
             asked = connected
             if report.done:
                 return
-            if rejected := report.of(AckOutcome.REJECTED):
+            rejected = report.of(AckOutcome.REJECTED)
+            # Routes that one proxy refuses and another takes are right for the other.
+            if rejected and not (keep and (done or report.of(AckOutcome.WAITING))):
                 raise GateError("; ".join(map(_rejection, rejected)))
-            if left_s <= 0:
+            if left_s <= 0 and not (keep and (done or not rejected)):
                 raise GateError(f"no answer within {deadline_s:g} s: {_unfinished(report)}")
+            if left_s <= 0 or not report.of(AckOutcome.WAITING):
+                _emit_late(stage, report, emit)
+                return
+            if rejected:
+                # While one rejects, the report comes at once.
+                await asyncio.sleep(min(_SLICE_S, left_s))
 
     async def _workers_synced(
-        self, acknowledged_s: float, deadline_s: float, deadline: float
+        self, acknowledged_s: float, deadline_s: float, deadline: float, emit: Emit, *, keep: bool
     ) -> None:
         """Waits until routes that were acknowledged apply to every new request."""
         late = await self._worker_sync.wait(acknowledged_s, deadline - time.monotonic())
-        if late:
+        if keep:
+            for node in late:
+                message = "not all of its workers use the routes yet"
+                emit(EventKind.PROXY_LATE, StageKind.ROUTES, proxy=node, message=message)
+        elif late:
             raise GateError(
                 f"{', '.join(late)} acknowledged, but not all of its workers use the routes within"
                 f" {deadline_s:g} s"
@@ -181,12 +205,21 @@ def _rejection(ack: ProxyAck) -> str:
 
 def _unfinished(report: AckReport) -> str:
     return "; ".join(
-        f"{each.proxy.node} has not acknowledged {_some(map(str, each.waiting))}"
-        if each.outcome is AckOutcome.WAITING
-        else _rejection(each)
-        for each in report.proxies
-        if each.outcome is not AckOutcome.DONE
+        _why_unfinished(each) for each in report.proxies if each.outcome is not AckOutcome.DONE
     )
+
+
+def _why_unfinished(ack: ProxyAck) -> str:
+    if ack.outcome is AckOutcome.WAITING:
+        return f"{ack.proxy.node} has not acknowledged {_some(map(str, ack.waiting))}"
+    return _rejection(ack)
+
+
+def _emit_late(stage: Stage, report: AckReport, emit: Emit) -> None:
+    for each in report.proxies:
+        if each.outcome is not AckOutcome.DONE:
+            message = _why_unfinished(each)
+            emit(EventKind.PROXY_LATE, stage.kind, proxy=each.proxy.node, message=message)
 
 
 def _some(names: Iterable[str]) -> str:
