@@ -8,7 +8,7 @@ The exit status:
 1     the command, or a part of it, failed; standard error says what and why
 2     the command line is wrong
 3     no server answers
-4     `rollout apply --wait`: a rollout has not ended in time
+4     `rollout apply --wait`: a rollout has not ended
 130   the user interrupted the command
 ====  ==============================================================
 """
@@ -73,9 +73,12 @@ def main() -> None:
 
 
 def _report(error: TidegateError) -> int:
+    # Errors quote what other people wrote. Most commands never need this module.
+    from tidegate.rollout.texts import escaped
+
     unreachable = bool(getattr(error, "unreachable", False))
     typer.secho("error: ", fg=typer.colors.RED, bold=True, err=True, nl=False, color=_colour())
-    typer.echo(str(error), err=True)
+    typer.echo(escaped(str(error)), err=True)
     if unreachable:
         typer.echo(getattr(error, "advice", _ADVICE), err=True)
     return EXIT_UNREACHABLE if unreachable else EXIT_FAILED

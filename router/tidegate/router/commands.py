@@ -4,30 +4,45 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from tidegate.rollout.engine.inputs import Command
 from tidegate.router.errors import LeavingError, RefusedError
+from tidegate.router.registry import RolloutRecord
 
-__all__ = ["WaitingCommands"]
+__all__ = ["UserCommand", "WaitingCommands", "stage_refusal"]
+
+
+@dataclass(frozen=True, slots=True)
+class UserCommand:
+    """A command, and what the user saw who gave it.
+
+    Attributes:
+        command: The command.
+        stage: The stage that it is for, from 1; None if it is for any.
+    """
+
+    command: Command
+    stage: int | None = None
 
 
 class WaitingCommands:
     """The commands of one rollout, in the order in which they were given."""
 
     def __init__(self) -> None:
-        self._commands: deque[tuple[Command, asyncio.Future[None]]] = deque()
+        self._commands: deque[tuple[UserCommand, asyncio.Future[None]]] = deque()
 
     def __len__(self) -> int:
         return len(self._commands)
 
-    def add(self, command: Command) -> asyncio.Future[None]:
+    def add(self, command: UserCommand) -> asyncio.Future[None]:
         """Adds a command; the future is done once it is written, or has its error."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._commands.append((command, done))
         return done
 
     @contextlib.contextmanager
-    def next(self, refusal: Callable[[Command], str]) -> Iterator[Command | None]:
+    def next(self, refusal: Callable[[UserCommand], str]) -> Iterator[Command | None]:
         """Gives the next command that is not refused, and None if there is none.
 
         Whoever gave the command gets its answer when the context closes: it is written, or the
@@ -59,15 +74,33 @@ class WaitingCommands:
             _fail(self._commands.popleft()[1], error)
 
     def _take(
-        self, refusal: Callable[[Command], str]
+        self, refusal: Callable[[UserCommand], str]
     ) -> tuple[Command, asyncio.Future[None]] | None:
         while self._commands:
             command, done = self._commands.popleft()
             words = refusal(command)
             if not words:
-                return command, done
+                return command.command, done
             _fail(done, RefusedError(words))
         return None
+
+
+def stage_refusal(record: RolloutRecord, stage: int | None) -> str:
+    """Returns why a command for a stage comes too late; empty if it does not.
+
+    Args:
+        record: The rollout.
+        stage: The stage that the user saw, from 1; None if the command is for any.
+    """
+    status = record.status
+    now = status.stage + 1 if status.started_s is not None else 0
+    if stage is None or stage == now:
+        return ""
+    return (
+        f"{record.rollout.metadata.name} is at stage {now} by now, and the command is for stage"
+        f" {stage}; look at it again (`tidegate rollout get`) and repeat the command if you still"
+        " want it"
+    )
 
 
 def _fail(done: "asyncio.Future[None]", error: Exception) -> None:

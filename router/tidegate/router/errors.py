@@ -2,7 +2,14 @@
 
 from tidegate.errors import TidegateError
 
-__all__ = ["LeavingError", "RefusedError", "RouterError", "StoreError", "UnknownRolloutError"]
+__all__ = [
+    "LeavingError",
+    "RefusedError",
+    "RouterError",
+    "StoreError",
+    "UnknownRolloutError",
+    "UnwrittenError",
+]
 
 
 class RouterError(TidegateError):
@@ -11,6 +18,22 @@ class RouterError(TidegateError):
 
 class StoreError(RouterError):
     """The file of the rollouts cannot be used."""
+
+
+class UnwrittenError(StoreError):
+    """Something counts already, and cannot be written yet.
+
+    Args:
+        key: The rollout's, ``namespace/name``.
+        phase: The phase that it is in.
+        error: Why nothing can be written.
+    """
+
+    def __init__(self, key: str, phase: str, error: StoreError) -> None:
+        super().__init__(
+            f"{key} is {phase}, and its traffic follows, but that is not written: {error}. The"
+            " router writes it as soon as it can; if it ends before that, look at the rollout again"
+        )
 
 
 class RefusedError(RouterError):

@@ -17,8 +17,8 @@ __all__ = ["Intake", "report_fault"]
 
 _log = get_logger(__name__)
 
-# Windows that could not be written wait for the next turn; these are hours of a full disk.
-_MAX_WAITING: Final = 10_000
+# Windows that no step could take in, because of a fault, wait for the next turn.
+_MAX_WAITING: Final = 1_000
 _NONE: Final[tuple[TrafficWindow, ...]] = ()
 
 

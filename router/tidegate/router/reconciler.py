@@ -3,9 +3,10 @@
     async with Store.opened(path) as store, reconciling(traffic, source_of, store) as reconciler:
         applied = await reconciler.apply(rollout)
 
-A changed rollout takes the place of the earlier one in two steps: its traffic goes back to the
-baseline, then the new one begins, without evidence. Any change counts, of a label too: one rule is
-easier to trust than a list of changes that keep the evidence.
+A rollout with a changed spec takes the place of the earlier one in two steps: its traffic goes back
+to the baseline, then the new one begins, without evidence. Any change of the spec counts: one rule
+is easier to trust than a list of changes that keep the evidence. Other labels and annotations move
+no traffic.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from tidegate.rollout.engine.inputs import Command, CommandKind
 from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
+from tidegate.router.commands import UserCommand
 from tidegate.router.counting import watched_of
 from tidegate.router.errors import UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
@@ -116,7 +118,10 @@ class Reconciler:
                 if belongs != (record.file, record.file_rollout):
                     await running.loop.belong_to(*belongs)
                 return AppliedRollout(record, changed=False)
-            await running.loop.replace_by(rollout, *belongs)
+            if rollout.spec == (record.successor or record.rollout).spec:
+                await running.loop.describe(rollout, *belongs)
+            else:
+                await running.loop.replace_by(rollout, *belongs)
             return AppliedRollout(record, changed=True)
 
     def check(self, rollout: Rollout) -> None:
@@ -135,16 +140,26 @@ class Reconciler:
             return True
         return to_json(rollout) != to_json(record.successor or record.rollout)
 
-    async def command(self, key: str, kind: CommandKind, reason: str) -> RolloutRecord:
+    async def command(
+        self, key: str, kind: CommandKind, reason: str, stage: int | None = None
+    ) -> RolloutRecord:
         """Carries out a user's command; returns once it is written.
+
+        Args:
+            key: The rollout's.
+            kind: What to do.
+            reason: Why, in the user's words.
+            stage: The stage that the command is for, from 1; None if it is for any.
 
         Raises:
             UnknownRolloutError: There is no such rollout.
-            RefusedError: The rollout's phase does not allow it, or another rollout has the host.
-            StoreError: It could not be written.
+            RefusedError: The rollout's phase or stage does not allow it, or another rollout has the
+                host.
+            UnwrittenError: It is carried out, and could not be written yet.
+            StoreError: It could not be written, and is not carried out.
         """
         loop = self._loop(key)
-        await loop.command(Command(kind=kind, reason=reason))
+        await loop.command(UserCommand(Command(kind=kind, reason=reason), stage))
         return loop.record
 
     async def delete(self, key: str) -> None:
@@ -185,8 +200,11 @@ class Reconciler:
             UnknownRolloutError: There is no such rollout.
             StoreError: The store is damaged.
         """
-        self._loop(key)
-        return await self._around.store.history(key, after)
+        record = self._loop(key).record
+        written = await self._around.store.history(key, after)
+        last = written[-1].number if written else after
+        # While nothing can be written, a few events are only here.
+        return (*written, *(each for each in record.last_events if each.number > last))
 
     async def samples(self, key: str) -> tuple[Sample, ...]:
         """Returns what the evidence about a rollout said over time.

@@ -1,10 +1,11 @@
 """The loop of one rollout: look, decide, write, then act.
 
 Each turn gathers what was seen since the last one, takes a step of the engine, writes the step, and
-only then begins its action. The action, a change of traffic, runs in a task of its own, because it
-may take minutes and harm must be noticed meanwhile. The engine repeats an action until its outcome
-is in the status, so a crash between the write and the outcome costs nothing: the next process reads
-the status and does the action again, which changes nothing if it was done.
+only then begins its action; `tidegate.router.writing` has the exceptions. The action, a change of
+traffic, runs in a task of its own, because it may take minutes and harm must be noticed meanwhile.
+The engine repeats an action until its outcome is in the status, so a crash between the write and
+the outcome costs nothing: the next process reads the status and does the action again, which
+changes nothing if it was done.
 """
 
 import asyncio
@@ -17,19 +18,19 @@ from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.inputs import Command, CommandKind, Inputs, Step
-from tidegate.rollout.engine.samples import sample_of
 from tidegate.rollout.engine.status import ACTIVE, ENDED, Phase, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import HostTraffic
 from tidegate.router.acting import Actor
-from tidegate.router.commands import WaitingCommands
-from tidegate.router.errors import LeavingError, RefusedError, StoreError
+from tidegate.router.commands import UserCommand, WaitingCommands, stage_refusal
+from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnwrittenError
 from tidegate.router.faults import FaultPoint
 from tidegate.router.intake import Intake, report_fault
-from tidegate.router.metrics import EVALUATIONS, LATENESS
+from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS, LATENESS
 from tidegate.router.registry import RolloutRecord
-from tidegate.router.store import Delete, Put, PutStatus
+from tidegate.router.store import Delete, Put
 from tidegate.router.surroundings import Surroundings
+from tidegate.router.writing import StatusWriter, counts_unwritten, with_evidence
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficError
 
@@ -72,8 +73,9 @@ class RolloutLoop:
         self._actor = Actor(record.key, around, self._wake)
         self._intake = Intake(record, around)
         self._host = record.rollout.spec.host
-        self._written_s = around.clock()
-        self._is_unwritten = self._is_writing = False
+        self._writer = StatusWriter(record, around)
+        # Why the last step, which counts, is not written.
+        self._unwritten: StoreError | None = None
         if record.status.phase in ACTIVE:
             around.hosts.claim(record.key, self._host)
 
@@ -81,12 +83,13 @@ class RolloutLoop:
         """Has the rollout evaluated at once."""
         self._wake.set()
 
-    async def command(self, command: Command) -> None:
+    async def command(self, command: UserCommand) -> None:
         """Carries out a command; returns once it is written.
 
         Raises:
-            RefusedError: The rollout's phase does not allow it.
-            StoreError: It could not be written.
+            RefusedError: The rollout's phase or stage does not allow it.
+            UnwrittenError: It is carried out, and could not be written yet.
+            StoreError: It could not be written, and is not carried out.
         """
         done = self._commands.add(command)
         self._wake.set()
@@ -106,11 +109,30 @@ class RolloutLoop:
             StoreError: It could not be written.
         """
         async with self._turn:
-            await self._put(successor, file, file_rollout)
+            await self._put(self.record.rollout, successor, file, file_rollout)
             if self.record.status.phase in ENDED:
                 await self._succeed(successor)
         self._around.registry.changed(self.record.key)
         self._wake.set()
+
+    async def describe(self, rollout: Rollout, file: str, file_rollout: str) -> None:
+        """Gives the rollout, or the one that replaces it, other metadata; nothing else changes.
+
+        Args:
+            rollout: The rollout with the new metadata, and with the same key and spec.
+            file: See `Stored`.
+            file_rollout: See `Stored`.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        async with self._turn:
+            record = self.record
+            if record.successor is None:
+                await self._put(rollout, None, file, file_rollout)
+            else:
+                await self._put(record.rollout, rollout, file, file_rollout)
+        self._around.registry.changed(record.key)
 
     async def belong_to(self, file: str, file_rollout: str) -> None:
         """Notes which file holds the rollout.
@@ -123,7 +145,7 @@ class RolloutLoop:
             StoreError: It could not be written.
         """
         async with self._turn:
-            await self._put(self.record.successor, file, file_rollout)
+            await self._put(self.record.rollout, self.record.successor, file, file_rollout)
 
     async def delete(self) -> None:
         """Removes the rollout from the store.
@@ -156,15 +178,8 @@ class RolloutLoop:
             )
 
     async def flush(self) -> None:
-        """Writes evidence that was not worth a write of its own. Call it when `run` has ended."""
-        if not self._is_unwritten or self._is_writing:
-            return
-        try:
-            await self._around.store.commit(
-                PutStatus(key=self.record.key, status=self.record.status)
-            )
-        except StoreError as error:
-            _log.warning("the last evidence is lost", rollout=self.record.key, error=str(error))
+        """Writes what was not worth a write of its own. Call it when `run` has ended."""
+        await self._writer.flush()
 
     async def _turn_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()
@@ -184,6 +199,9 @@ class RolloutLoop:
             try:
                 async with self._turn:
                     problem = await self._evaluate(tasks)
+            except StoreError as error:
+                EVALUATION_FAILURES.inc()
+                problem = f"it could not be written: {error}"
             # A fault of one rollout must not end the others.
             except Exception as error:  # noqa: BLE001 - reported in its status and in the log
                 problem = report_fault(self.record, "it could not be evaluated", error)
@@ -191,7 +209,12 @@ class RolloutLoop:
 
     @property
     def _is_idle(self) -> bool:
-        return self.record.has_ended and not self._commands and self._actor.is_idle
+        return (
+            self.record.has_ended
+            and not self._commands
+            and not self._writer.owes_events
+            and self._actor.is_idle
+        )
 
     async def _sleep_until(self, due: float) -> None:
         """Sleeps until something happens, or until a time of the event loop."""
@@ -204,6 +227,10 @@ class RolloutLoop:
 
         Returns:
             Why traffic could not be read or evidence is missing; empty if all is well.
+
+        Raises:
+            UnwrittenError: A command is carried out, and could not be written yet.
+            StoreError: The step could not be written.
         """
         EVALUATIONS.inc()
         record, around = self.record, self._around
@@ -218,8 +245,10 @@ class RolloutLoop:
         # Nothing else runs from here to the claim, so two rollouts cannot begin on one host.
         blocked_by = around.hosts.other(record.key, self._host)
 
-        def refused(command: Command) -> str:
-            return refusal(record.rollout, record.status, command.kind, blocked_by)
+        def refused(given: UserCommand) -> str:
+            kind, observed = given.command.kind, None if traffic is None else traffic.split
+            words = refusal(record.rollout, record.status, kind, blocked_by, observed)
+            return words or stage_refusal(record, given.stage)
 
         with self._commands.next(refused) as command:
             inputs = Inputs(
@@ -232,8 +261,12 @@ class RolloutLoop:
                 blocked_by=blocked_by,
             )
             step = await self._step(inputs, now_s)
-        for action in step.actions:
-            self._actor.begin(action, self._host, self._intake.counting(self._host), tasks)
+            for action in step.actions:
+                self._actor.begin(action, self._host, self._intake.counting(self._host), tasks)
+            if self._unwritten is not None:
+                if command is None:
+                    raise self._unwritten
+                raise UnwrittenError(record.key, record.status.phase.value, self._unwritten)
         if self._commands or (step.events and self._begins_anew):
             self._wake.set()
         return problem or self._intake.problem()
@@ -245,18 +278,30 @@ class RolloutLoop:
         return phase is Phase.PENDING or (self.record.successor is not None and phase in ENDED)
 
     async def _step(self, inputs: Inputs, now_s: float) -> Step:
-        """Takes a step of the engine; the new status counts once it is written."""
+        """Takes a step of the engine; the new status counts once it is written.
+
+        A step that counts without that sets `_unwritten`.
+        """
         record, around = self.record, self._around
         before = record.status
         step = self._advance(inputs, now_s)
         if step.status.phase in ACTIVE:
             around.hosts.claim(record.key, self._host)
+        self._unwritten = None
         try:
-            await self._write(step, before, now_s)
-        except BaseException:
-            if before.phase not in ACTIVE:
-                around.hosts.release(record.key)
-            raise
+            await self._writer.write(step, before, now_s)
+        except BaseException as error:
+            if not isinstance(error, StoreError) or not counts_unwritten(step):
+                if before.phase not in ACTIVE:
+                    around.hosts.release(record.key)
+                if isinstance(error, StoreError):
+                    # The windows are not looked at again: a full disk may last for days.
+                    record.status = with_evidence(before, step)
+                    self._intake.used()
+                    around.registry.changed(record.key)
+                raise
+            self._writer.owe(step)
+            self._unwritten = error
         self._intake.used()
         if self._actor.outcome is inputs.outcome:
             self._actor.outcome = None
@@ -284,11 +329,11 @@ class RolloutLoop:
             without = msgspec.structs.replace(inputs, windows=())
             return advance(record.rollout, record.status, without, now_s)
 
-    def _superseding(self, refused: Callable[[Command], str]) -> Command | None:
+    def _superseding(self, refused: Callable[[UserCommand], str]) -> Command | None:
         """The command that ends a rollout which another one replaces, once it is needed."""
         command = Command(kind=CommandKind.SUPERSEDE)
         status = self.record.status
-        if self.record.successor is None or status.superseding or refused(command):
+        if self.record.successor is None or status.superseding or refused(UserCommand(command)):
             return None
         return command
 
@@ -309,41 +354,22 @@ class RolloutLoop:
             self._around.hosts.claim(self.record.key, traffic.host)
             self._intake.counting(self._host).look(traffic, began_s, now_s)
 
-    async def _write(self, step: Step, before: RolloutStatus, now_s: float) -> None:
-        """Writes a step. What decides nothing, such as evidence, is written now and then."""
-        if not step.events:
-            if step.status == before:
-                return
-            self._is_unwritten = True
-            if now_s - self._written_s < self._around.settings.evidence_interval_s:
-                return
-        # If this is cancelled, nobody knows whether it was written.
-        self._is_writing = True
-        await self._around.store.commit(
-            PutStatus(
-                key=self.record.key,
-                status=step.status,
-                events=step.events,
-                sample=sample_of(step.status, now_s) if step.status.desired is not None else None,
-            )
-        )
-        self._is_writing = self._is_unwritten = False
-        self._written_s = now_s
-
-    async def _put(self, successor: Rollout | None, file: str, file_rollout: str) -> None:
+    async def _put(
+        self, rollout: Rollout, successor: Rollout | None, file: str, file_rollout: str
+    ) -> None:
         record = self.record
-        put = Put(rollout=record.rollout, successor=successor, file=file, file_rollout=file_rollout)
+        put = Put(rollout=rollout, successor=successor, file=file, file_rollout=file_rollout)
         await self._around.store.commit(put)
-        record.successor, record.file, record.file_rollout = successor, file, file_rollout
+        record.rollout, record.successor = rollout, successor
+        record.file, record.file_rollout = file, file_rollout
 
     async def _succeed(self, successor: Rollout) -> None:
         """Lets the rollout that replaces this one begin: this one has ended."""
         record = self.record
         status = fresh_status(record.status)
         put = Put(rollout=successor, file=record.file, file_rollout=record.file_rollout)
-        await self._around.store.commit(put, PutStatus(key=record.key, status=status))
+        await self._writer.put(put, status)
         record.rollout, record.status, record.successor = successor, status, None
-        self._is_unwritten = False
         self._host = successor.spec.host
         self._around.registry.changed(record.key)
         _log.info("rollout begins", rollout=record.key, generation=status.generation)

@@ -16,8 +16,15 @@ from tidegate.chassis.errors import (
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.messages import event_message, rollout_message, rollout_of, sample_message
 from tidegate.rollout.spec.faults import SpecError
+from tidegate.rollout.texts import escaped, one_line
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
-from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnknownRolloutError
+from tidegate.router.errors import (
+    LeavingError,
+    RefusedError,
+    StoreError,
+    UnknownRolloutError,
+    UnwrittenError,
+)
 from tidegate.router.reconciler import Reconciler
 from tidegate.router.registry import RolloutRecord, Watcher
 from tidegate.router.sources.source import UnsupportedError
@@ -129,7 +136,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         return rollout_pb2.ListResponse(
             rollouts=rollouts,
             file_problems=[
-                rollout_pb2.FileProblem(file=file, message=words)
+                rollout_pb2.FileProblem(file=escaped(file), message=escaped(words))
                 for file, words in self._file_problems().items()
             ],
         )
@@ -187,7 +194,8 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         """Approves the current step, or promotes the candidate at once."""
         del context
         kind = CommandKind.PROMOTE_FULL if request.full else CommandKind.PROMOTE
-        return rollout_pb2.PromoteResponse(rollout=await self._command(request, kind))
+        stage = request.stage if request.HasField("stage") else None
+        return rollout_pb2.PromoteResponse(rollout=await self._command(request, kind, stage))
 
     async def Abort(  # noqa: N802 - the proto's name
         self, request: rollout_pb2.AbortRequest, context: "ServicerContext"
@@ -208,7 +216,8 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
     ) -> rollout_pb2.UndoResponse:
         """Puts the traffic back to what it was before."""
         del context
-        return rollout_pb2.UndoResponse(rollout=await self._command(request, CommandKind.UNDO))
+        kind = CommandKind.UNDO_FORCE if request.force else CommandKind.UNDO
+        return rollout_pb2.UndoResponse(rollout=await self._command(request, kind))
 
     async def GetHistory(  # noqa: N802 - the proto's name
         self, request: rollout_pb2.GetHistoryRequest, context: "ServicerContext"
@@ -247,10 +256,12 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             )
         return found[0]
 
-    async def _command(self, request: _Command, kind: CommandKind) -> rollout_pb2.Rollout:
-        key = self._find(request).key
+    async def _command(
+        self, request: _Command, kind: CommandKind, stage: int | None = None
+    ) -> rollout_pb2.Rollout:
+        key, reason = self._find(request).key, one_line(request.reason)
         with _own_errors():
-            return _message(await self._reconciler().command(key, kind, request.reason))
+            return _message(await self._reconciler().command(key, kind, reason, stage))
 
     async def _take(self, watcher: Watcher) -> tuple[str, ...]:
         """Waits for changes; none if the server drains."""
@@ -258,7 +269,8 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         ending = asyncio.ensure_future(self._shutting_down.wait())
         try:
             await asyncio.wait({taking, ending}, return_when=asyncio.FIRST_COMPLETED)
-            return taking.result() if taking.done() else ()
+            # Rollouts may change all the time, and the drain must not wait for that to end.
+            return () if ending.done() else taking.result()
         finally:
             taking.cancel()
             ending.cancel()
@@ -320,5 +332,7 @@ def _own_errors() -> Iterator[None]:
         raise FailedPrecondition(str(error), reason="ROLLOUT_PHASE") from error
     except LeavingError as error:
         raise Unavailable(str(error), retry_after_s=1.0) from error
+    except UnwrittenError as error:
+        raise Internal(str(error), reason="ROLLOUT_UNWRITTEN") from error
     except StoreError as error:
         raise Internal(str(error), reason="STORE_FILE") from error

@@ -323,15 +323,54 @@ def _objectives(record):
     return [each for held in record.status.assessments.values() for each in held.objectives]
 
 
-async def test_a_label_is_a_change_too(router):
+def labelled(rollout, **labels):
+    metadata = rollout.metadata.model_copy(update={"labels": labels})
+    return rollout.model_copy(update={"metadata": metadata})
+
+
+async def test_a_label_of_a_running_rollout_moves_no_traffic(router):
     async with router.running() as reconciler:
-        rollout = manual()
-        await reconciler.apply(rollout)
+        await reconciler.apply(manual())
         await router.until(at_stage(0))
-        metadata = rollout.metadata.model_copy(update={"labels": {"team": "vision"}})
-        await reconciler.apply(rollout.model_copy(update={"metadata": metadata}))
-        await router.until(lambda record: record.status.generation == 2 and at_stage(0)(record))
-        assert weights_of(router.mesh) == [10.0, 0.0, 10.0]
+        before = await reconciler.history(VISION)
+        applied = await reconciler.apply(labelled(manual(), team="vision"))
+        assert applied.changed
+        assert applied.record.rollout.metadata.labels == {"team": "vision"}
+        assert (applied.record.successor, applied.record.status.generation) == (None, 1)
+        assert not (await reconciler.apply(labelled(manual(), team="vision"))).changed
+        assert await reconciler.history(VISION) == before
+    async with router.running():
+        assert router.record().rollout.metadata.labels == {"team": "vision"}
+        assert weights_of(router.mesh) == [10.0]
+
+
+async def test_a_label_of_a_promoted_rollout_sends_nobody_back_to_the_old_version(router):
+    async with router.running() as reconciler:
+        await reconciler.apply(canary())
+        await router.until_phase(Phase.PROMOTED)
+        attempts = router.mesh.attempts
+        applied = await reconciler.apply(labelled(canary(), team="vision"))
+        assert applied.changed
+        assert (applied.record.status.phase, applied.record.status.generation) == (
+            *(Phase.PROMOTED, 1),
+        )
+        assert router.mesh.attempts == attempts
+        assert router.mesh.traffic["vision"].split.weights == {"v1": 0.0, "v2": 100.0}
+
+
+async def test_a_label_of_a_rollout_that_waits_for_its_turn_stays(router):
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(at_stage(0))
+        with router.mesh.held():
+            await reconciler.apply(manual(weights=(20,)))
+            await reconciler.apply(labelled(manual(weights=(20,)), team="vision"))
+            assert router.record().rollout.metadata.labels == {}
+        record = await router.until(
+            lambda record: record.status.generation == 2 and at_stage(0)(record)
+        )
+        assert record.rollout.metadata.labels == {"team": "vision"}
+        assert weights_of(router.mesh) == [10.0, 0.0, 20.0]
 
 
 async def test_the_last_of_several_changes_counts(router):

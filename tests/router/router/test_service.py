@@ -4,15 +4,20 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import grpc
+import msgspec
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from router_harness import canary, manual
 
 from tidegate.chassis.server import running
 from tidegate.chassis.settings import ChassisSettings
+from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.messages import spec_message
+from tidegate.rollout.traffic import TrafficSplit
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+from tidegate.router.errors import StoreError
 from tidegate.router.service import SERVICE_NAME, RolloutServicer
+from tidegate.router.store import Store
 
 NAME = {"namespace": "models", "name": "vision"}
 PROMOTED, ABORTED = rollout_pb2.PHASE_PROMOTED, rollout_pb2.PHASE_ABORTED
@@ -201,6 +206,81 @@ async def test_a_command_that_the_phase_forbids_is_a_failed_precondition(service
     code, reason, words, _ = await error_of(service.Delete(rollout_pb2.DeleteRequest(**NAME)))
     assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ROLLOUT_PHASE")
     assert words == ("models/vision is progressing; abort it first, or wait until it has ended")
+
+
+@pytest.mark.parametrize("gone", ["host", "baseline"])
+async def test_a_rollout_whose_host_or_baseline_is_gone_can_be_aborted_and_deleted(
+    service, router, gone
+):
+    await apply(service, manual())
+    await until_settled(router)
+    if gone == "host":
+        del router.mesh.traffic["vision"]
+    else:
+        found = router.mesh.traffic["vision"]
+        router.mesh.traffic["vision"] = msgspec.structs.replace(
+            found, split=TrafficSplit(weights={"v2": 100.0}), versions=("v2",), ready=("v2",)
+        )
+    await service.Abort(rollout_pb2.AbortRequest(**NAME))
+    record = await router.until(lambda record: record.has_ended)
+    assert record.status.phase is Phase.ABORTED
+    assert "traffic was not changed: " in record.status.message
+    await service.Delete(rollout_pb2.DeleteRequest(**NAME))
+    assert router.record() is None
+
+
+async def test_an_abort_that_cannot_be_written_has_a_reason_of_its_own(
+    service, router, monkeypatch
+):
+    def full(self, writes):
+        raise StoreError("the disk is full")
+
+    await apply(service, manual())
+    await until_settled(router)
+    monkeypatch.setattr(Store, "_write", full)
+    code, reason, _, _ = await error_of(service.Pause(rollout_pb2.PauseRequest(**NAME)))
+    assert (code, reason) == (grpc.StatusCode.INTERNAL, "STORE_FILE")
+    code, reason, words, _ = await error_of(service.Abort(rollout_pb2.AbortRequest(**NAME)))
+    assert (code, reason) == (grpc.StatusCode.INTERNAL, "ROLLOUT_UNWRITTEN")
+    assert "models/vision is aborting, and its traffic follows" in words
+    await router.until(lambda record: record.has_ended)
+    monkeypatch.undo()
+    await router.until(lambda record: not record.problem)
+
+
+async def test_a_promote_given_twice_approves_one_stage(service, router):
+    await apply(service, manual(weights=(10, 20, 50)))
+    await until_settled(router)
+    promote = rollout_pb2.PromoteRequest(**NAME, stage=1)
+    approved = await service.Promote(promote)
+    assert approved.rollout.status.stage == 2
+    await until_settled(router)
+    code, reason, words, _ = await error_of(service.Promote(promote))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ROLLOUT_PHASE")
+    assert words.startswith("vision is at stage 2 by now, and the command is for stage 1; look at")
+    assert router.record().status.stage == 1
+    # Without a stage it is for any.
+    assert (await service.Promote(rollout_pb2.PromoteRequest(**NAME))).rollout.status.stage == 3
+
+
+async def test_an_undo_after_later_changes_needs_force(service, router):
+    await apply(service, canary())
+    await router.until_phase(Phase.PROMOTED)
+    router.mesh.change("vision", TrafficSplit(weights={"v2": 60.0, "v3": 40.0}))
+    code, reason, words, _ = await error_of(service.Undo(rollout_pb2.UndoRequest(**NAME)))
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "ROLLOUT_PHASE")
+    assert "--force" in words
+    await service.Undo(rollout_pb2.UndoRequest(**NAME, force=True))
+    await router.until_phase(Phase.ABORTED)
+    assert router.mesh.traffic["vision"].split.weights["v1"] == 100
+
+
+async def test_a_reason_is_one_line_without_control_characters(service, router):
+    await apply(service, manual())
+    await until_settled(router)
+    reason = "\x1b]0;owned\x07\n14:02  Promoted"
+    paused = await service.Pause(rollout_pb2.PauseRequest(**NAME, reason=reason))
+    assert paused.rollout.status.message == (r"paused by a user: \x1b]0;owned\x07 14:02 Promoted")
 
 
 async def test_the_history_can_be_read_from_a_number_on(service, router):

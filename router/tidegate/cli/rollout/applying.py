@@ -9,11 +9,12 @@ from rich.text import Text
 
 from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
 from tidegate.cli.rollout.client import AddressOption, key_of, rollout_service
-from tidegate.cli.rollout.following import Follower, print_message, told, wait_for_ends
+from tidegate.cli.rollout.following import NOT_ENDED, Follower, print_message, told, wait_for_ends
 from tidegate.rollout.linting import Severity, lint
 from tidegate.rollout.messages import spec_message
 from tidegate.rollout.spec.quantities import duration_seconds
 from tidegate.rollout.spec.reading import Placed, read_placed, texts_of
+from tidegate.rollout.texts import escaped
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
 __all__ = ["apply"]
@@ -39,7 +40,8 @@ def apply(
         str,
         typer.Option(
             "--timeout",
-            help="How long --wait waits at most, like 30m; for ever by default.",
+            help="How long --wait waits at most, like 30m. Without it, and without a terminal, the"
+            " wait ends when a rollout is paused or waits for approval.",
             show_default=False,
             metavar="TIME",
         ),
@@ -50,8 +52,8 @@ def apply(
     """Create rollouts, or change those of the same names.
 
     Exit status: 0 done (with --wait: promoted or completed), 1 refused (or aborted), 4 has not
-    ended within --timeout, so it is paused, waits for approval or goes on; 2 wrong command line, 3
-    no router.
+    ended: it is paused, waits for approval, or --timeout is over; 2 wrong command line, 3 no
+    router.
     """
     timeout_s = _timeout(timeout, wait=wait)
     if wait and dry_run:
@@ -78,9 +80,14 @@ def apply(
         with Follower(console, as_json=as_json, named=not live, live=live) as follower:
             for response in applied:
                 follower.skip(response.rollout)
-            status = wait_for_ends(service, applied, follower, timeout_s)
+            attended = console.is_terminal or timeout_s is not None
+            status = wait_for_ends(service, applied, follower, timeout_s, attended=attended)
         if not as_json:
             _say_ends(service, applied)
+        if status == NOT_ENDED and not attended:
+            errors().print(
+                "a rollout waits for a person; to wait for that here, add --timeout TIME"
+            )
     raise typer.Exit(status)
 
 
@@ -98,7 +105,7 @@ def _lint(placed: tuple[Placed, ...]) -> None:
     found = lint(placed)
     for each in found:
         colour = "red" if each.severity is Severity.ERROR else "yellow"
-        errors().print(Text(str(each), style=colour))
+        errors().print(Text(escaped(str(each)), style=colour))
     if any(each.severity is Severity.ERROR for each in found):
         raise typer.Exit(1)
 

@@ -57,13 +57,17 @@ def promote(
     as_json: JsonOption = False,
     address: AddressOption = None,
 ) -> None:
-    """Approve the current step; with --full, give the candidate all traffic at once."""
-    _command(
-        *(name, namespace, address, as_json),
-        *(lambda s: s.Promote, "Promote"),
-        reason=reason,
-        full=full,
-    )
+    """Approve the current step; with --full, give the candidate all traffic at once.
+
+    If the rollout enters another step meanwhile, the router refuses the command.
+    """
+    namespace, name = find_target(name, namespace)
+    request = rollout_pb2.PromoteRequest(namespace=namespace, name=name, reason=reason, full=full)
+    with rollout_service(address) as service:
+        if not full:
+            seen = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
+            request.stage = seen.status.stage
+        _show(service.Promote(request), as_json=as_json)
 
 
 def abort(
@@ -90,13 +94,26 @@ def retry(
 
 def undo(
     name: NameArgument,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also if somebody has changed the traffic since it ended."),
+    ] = False,
     reason: ReasonOption = "",
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
 ) -> None:
-    """Put the traffic back to what it was before the rollout, and end it."""
-    _command(name, namespace, address, as_json, lambda s: s.Undo, "Undo", reason=reason)
+    """Put the traffic back to what it was before the rollout, and end it.
+
+    A rollout that has ended is undone only while the traffic is still as the rollout left it; else
+    versions that came later would lose their users. --force does it all the same.
+    """
+    _command(
+        *(name, namespace, address, as_json),
+        *(lambda s: s.Undo, "Undo"),
+        reason=reason,
+        force=force,
+    )
 
 
 def delete(
@@ -127,7 +144,10 @@ def _command(
     namespace, name = find_target(name, namespace)
     request = getattr(rollout_pb2, f"{word}Request")(namespace=namespace, name=name, **fields)
     with rollout_service(address) as service:
-        response = method(service)(request)
+        _show(method(service)(request), as_json=as_json)
+
+
+def _show(response: Any, *, as_json: bool) -> None:
     if as_json:
         print_message(response)
     else:

@@ -2,7 +2,7 @@
 
     tidegate rollout lint vision-int8.yaml
     tidegate rollout simulate vision-int8.yaml --candidate failures=2%
-    tidegate rollout apply -f vision-int8.yaml --wait
+    tidegate rollout apply -f vision-int8.yaml --wait --timeout 2h
     tidegate rollout watch vision-int8
     tidegate rollout report vision-int8 -o report.html
 

@@ -88,7 +88,7 @@ def _state(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
     reason = f": {status.message}" if status.message else ""
     yield f"{name} is {words}{reason}."
     if status.problem:
-        yield f"It cannot be evaluated: {status.problem}."
+        yield f"Problem: {status.problem}."
     if status.HasField("desired"):
         since = ""
         if status.in_force and status.HasField("in_force_since"):

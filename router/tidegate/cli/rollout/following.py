@@ -17,14 +17,17 @@ from rich.text import Text
 from tidegate.cli.rollout.client import key_of
 from tidegate.cli.rollout.screen import event_line, screen
 from tidegate.cli.rollout.words import ENDED, FAILED, PHASES
+from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
 __all__ = ["NOT_ENDED", "Follower", "message_dict", "print_message", "told", "wait_for_ends"]
 
 NOT_ENDED: Final = 4
-"""The exit status when a rollout has not ended in time: it is paused, waits, or goes on."""
+"""The exit status when a rollout has not ended: it is paused, waits for approval, or goes on."""
 
 _RECONNECT_S: Final = 60.0
+# JSON escapes other control characters itself, and terminals obey these too.
+_JSON_ESCAPES: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 class Follower:
@@ -73,6 +76,7 @@ class Follower:
 
     def show(self, message: rollout_pb2.WatchResponse) -> None:
         """Takes the next message."""
+        message = escaped_message(message)
         key = key_of(message.rollout)
         events = self._new_events(key, message)
         self._last = message.rollout
@@ -122,20 +126,25 @@ class _End:
     Args:
         generation: The generation that was applied. Until it begins, the router brings the earlier
             rollout of the name to its end.
+        attended: Whether the wait goes on while the rollout waits for a person.
     """
 
-    def __init__(self, generation: int) -> None:
+    def __init__(self, generation: int, *, attended: bool) -> None:
         self._generation = generation
+        self._attended = attended
         self.phase: int | None = None
+        self.needs_person = False
 
     def take(self, message: rollout_pb2.WatchResponse) -> bool:
-        """Takes the next message about the rollout; returns whether it has ended."""
+        """Takes the next message about the rollout; returns whether the wait is over."""
         status = message.rollout.status
         if message.removed or status.generation > self._generation:
             self.phase = rollout_pb2.PHASE_SUPERSEDED
         elif status.generation == self._generation and status.phase in ENDED:
             self.phase = status.phase
-        return self.phase is not None
+        elif status.generation == self._generation and not self._attended:
+            self.needs_person = _needs_person(status)
+        return self.phase is not None or self.needs_person
 
 
 def wait_for_ends(
@@ -143,10 +152,20 @@ def wait_for_ends(
     applied: Sequence[rollout_pb2.ApplyResponse],
     follower: Follower,
     timeout_s: float | None,
+    *,
+    attended: bool = True,
 ) -> int:
     """Shows rollouts until all have ended, or until the time is over.
 
     A router that restarts meanwhile is waited for.
+
+    Args:
+        service: The router.
+        applied: The router's answers to what was applied.
+        follower: Shows the rollouts.
+        timeout_s: How long to wait at most, in seconds; None for ever.
+        attended: Whether to wait on while a rollout is paused or waits for approval. Without a
+            person who sees that, the wait would never end.
 
     Returns:
         The exit status: 0 if all were promoted or completed, 1 if one was not, or `NOT_ENDED`.
@@ -155,7 +174,7 @@ def wait_for_ends(
         grpc.RpcError: A call failed, or the router has gone for a minute.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    ends = [_End(each.generation) for each in applied]
+    ends = [_End(each.generation, attended=attended) for each in applied]
     for each, end in zip(applied, ends, strict=True):
         while (lost := _watch_until(service, each.rollout, end, follower, deadline)) is not None:
             if lost.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -166,7 +185,15 @@ def wait_for_ends(
             except grpc.RpcError:
                 raise lost from None
             follower.say("the router answers again")
+        if end.needs_person:
+            return NOT_ENDED
     return 1 if any(end.phase in FAILED for end in ends) else 0
+
+
+def _needs_person(status: rollout_pb2.RolloutStatus) -> bool:
+    return status.phase == rollout_pb2.PHASE_PAUSED or (
+        status.phase == rollout_pb2.PHASE_PROGRESSING and status.reason == "WaitingForApproval"
+    )
 
 
 def _watch_until(
@@ -197,6 +224,7 @@ def _watch_until(
 
 def told(rollout: rollout_pb2.Rollout) -> Text:
     """Returns what a rollout is doing, as one line."""
+    rollout = escaped_message(rollout)
     words, style = PHASES[rollout.status.phase]
     message = f": {rollout.status.message}" if rollout.status.message else ""
     return Text.assemble((key_of(rollout), "bold"), " is ", (words, style), message)
@@ -214,7 +242,7 @@ def print_message(message: Message, **more: object) -> None:
 
 def print_line(value: dict[str, Any]) -> None:
     """Writes one object as one line of JSON to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n")
     sys.stdout.flush()
 
 

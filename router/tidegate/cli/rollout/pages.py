@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from tidegate.rollout.texts import escaped
+
 __all__ = ["heading", "page", "paragraph", "preformatted", "table"]
 
 _PAGE = """\
@@ -40,33 +42,37 @@ def page(title: str, parts: Iterable[str]) -> str:
         title: The title, as text.
         parts: The parts, as HTML.
     """
-    return _PAGE.format(title=escape(title), body="\n".join(parts))
+    return _PAGE.format(title=_html(title), body="\n".join(parts))
 
 
 def heading(text: str, level: int = 2) -> str:
     """Returns a heading."""
-    return f"<h{level}>{escape(text)}</h{level}>"
+    return f"<h{level}>{_html(text)}</h{level}>"
 
 
 def paragraph(text: str, style: str = "") -> str:
     """Returns a paragraph, in one of the page's styles."""
-    return f'<p class="{style}">{escape(text)}</p>' if style else f"<p>{escape(text)}</p>"
+    return f'<p class="{style}">{_html(text)}</p>' if style else f"<p>{_html(text)}</p>"
 
 
 def preformatted(text: str) -> str:
     """Returns text whose lines and spaces stay as they are."""
-    return f"<pre>{escape(text)}</pre>"
+    return f"<pre>{_html(text)}</pre>"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> str:
     """Returns a table; a cell is text, or text and one of the page's styles."""
-    lines = ["<table>", f"<tr>{''.join(f'<th>{escape(each)}</th>' for each in titles)}</tr>"]
+    lines = ["<table>", f"<tr>{''.join(f'<th>{_html(each)}</th>' for each in titles)}</tr>"]
     lines += [f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows]
     return "\n".join([*lines, "</table>"])
 
 
 def _cell(cell: str | tuple[str, str]) -> str:
     if isinstance(cell, str):
-        return f"<td>{escape(cell)}</td>"
+        return f"<td>{_html(cell)}</td>"
     text, style = cell
-    return f'<td class="{style}">{escape(text)}</td>'
+    return f'<td class="{style}">{_html(text)}</td>'
+
+
+def _html(text: str) -> str:
+    return escape(escaped(text))

@@ -34,6 +34,7 @@ from tidegate.cli.rollout.words import (
 )
 from tidegate.rollout.messages import rollout_of
 from tidegate.rollout.spec.reading import dump
+from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["report", "report_page"]
@@ -80,7 +81,7 @@ def report(
     if as_json:
         print_message(history, rollout=key_of(rollout))
         return
-    text = report_page(rollout, history, time.time())
+    text = report_page(escaped_message(rollout), escaped_message(history), time.time())
     if str(output) == "-":
         sys.stdout.write(text)
         return
@@ -202,7 +203,15 @@ def _plots(rollout: rollout_pb2.Rollout, history: rollout_pb2.GetHistoryResponse
     yield heading("Traffic")
     yield plots.svg(plots.traffic_plot(samples, history.events), "traffic")
     yield paragraph("Solid: wanted. Dotted: observed. Dashed lines: decisions.", "dim")
-    candidates = sorted({each.candidate for sample in samples for each in sample.assessments})
+    # Without objectives there is nothing to draw.
+    candidates = sorted(
+        {
+            each.candidate
+            for sample in samples
+            for each in sample.assessments
+            if rollout.spec.objectives
+        }
+    )
     for candidate in candidates:
         yield heading(f"Evidence about {candidate}")
         yield plots.svg(plots.evidence_plot(samples, candidate, safe=False), f"{candidate} harm")

@@ -21,6 +21,7 @@ from tidegate.cli.rollout.words import (
     seconds_of,
     value_text,
 )
+from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["event_line", "screen"]
@@ -55,7 +56,7 @@ def screen(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
         rollout: The rollout with its status.
         now_s: The time, in seconds since the epoch.
     """
-    return _Screen(rollout, now_s)
+    return _Screen(escaped_message(rollout), now_s)
 
 
 class _Screen:

@@ -29,6 +29,7 @@ from tidegate.cli.rollout.words import (
 )
 from tidegate.rollout.messages import rollout_of
 from tidegate.rollout.spec.reading import dump
+from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["explain", "get", "history", "list_rollouts", "watch"]
@@ -40,13 +41,15 @@ def list_rollouts(
     """List the rollouts."""
     with rollout_service(address) as service:
         response = service.List(rollout_pb2.ListRequest(namespace=namespace))
-    found = response.rollouts
-    for problem in response.file_problems:
+    if as_json:
+        for each in response.rollouts:
+            print_message(each)
+    shown = escaped_message(response)
+    for problem in shown.file_problems:
         errors().print(Text(f"{problem.file}: {problem.message}", style="yellow"))
     if as_json:
-        for each in found:
-            print_message(each)
         return
+    found = shown.rollouts
     if not found:
         results().print("there is no rollout; create one with `tidegate rollout apply -f FILE`")
         return
@@ -119,7 +122,7 @@ def history(
     namespace, name = find_target(name, namespace)
     with rollout_service(address) as service:
         request = rollout_pb2.GetHistoryRequest(namespace=namespace, name=name)
-        events = service.GetHistory(request).events
+        events = escaped_message(service.GetHistory(request)).events
     if as_json:
         for each in events:
             print_message(each)
@@ -149,7 +152,7 @@ def explain(
     namespace, name = find_target(name, namespace)
     with rollout_service(address) as service:
         found = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
-    lines = explanation(found, time.time())
+    lines = explanation(escaped_message(found), time.time())
     if as_json:
         phase = rollout_pb2.Phase.Name(found.status.phase)
         print_message(found.metadata, phase=phase, reason=found.status.reason, lines=lines)

@@ -12,6 +12,7 @@ from tidegate.rollout.engine.stages import plan_of
 from tidegate.rollout.engine.status import Phase, RolloutStatus
 from tidegate.rollout.messages.spec_messages import IMPORTANCES, enum_number, spec_message
 from tidegate.rollout.spec.model import Rollout
+from tidegate.rollout.texts import escaped
 from tidegate.rollout.traffic import TrafficSplit
 from tidegate.rollout.v1 import rollout_pb2
 
@@ -61,7 +62,7 @@ def status_message(
         generation=status.generation,
         phase=_PHASES[status.phase],  # type: ignore[arg-type]
         reason=status.reason,
-        message=status.message,
+        message=escaped(status.message),
         stage=status.stage + 1 if has_begun else 0,
         stages=len(plan.stages),
         stage_text=str(plan.stages[status.stage]) if has_begun else "",
@@ -71,7 +72,7 @@ def status_message(
         winner=status.winner,
         last_events=map(event_message, last_events),
         requests_per_second=status.requests_per_s,
-        problem=problem,
+        problem=escaped(problem),
     )
     canary = rollout.spec.strategy.canary
     if canary is not None and canary.ramp is not None:
@@ -152,7 +153,7 @@ def event_message(event: Event) -> rollout_pb2.Event:
         number=event.number,
         time=_timestamp(event.time_s),
         kind=event.kind.value,
-        message=event.message,
+        message=escaped(event.message),
         numbers=event.numbers,
     )
 

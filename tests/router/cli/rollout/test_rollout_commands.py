@@ -16,6 +16,7 @@ from router_harness import canary, manual
 from tidegate.cli.rollout.commands import app
 from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.spec.reading import dump
+from tidegate.rollout.traffic import TrafficSplit
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
 
@@ -47,6 +48,22 @@ def test_apply_gives_up_on_a_rollout_that_waits_for_approval(server, tidegate, w
     assert done.out.startswith("models/vision is as applied before\n")
     assert "waits until somebody promotes it" in done.err
     assert server.router.record().status.phase is Phase.PROGRESSING
+
+
+@pytest.mark.parametrize("reason", ["WaitingForApproval", "PausedByUser"])
+def test_a_pipeline_without_a_timeout_ends_when_a_rollout_needs_a_person(
+    server, tidegate, write, reason
+):
+    path = write(manual())
+    tidegate("rollout", "apply", "-f", path)
+    server.until_reason("WaitingForApproval")
+    if reason == "PausedByUser":
+        tidegate("rollout", "pause", "vision", "--reason", "lunch")
+    done = tidegate("rollout", "apply", "-f", path, "--wait")
+    assert done.code == 4, done
+    assert "a rollout waits for a person" in done.err
+    assert "add --timeout TIME" in done.err
+    assert not server.router.record().has_ended
 
 
 def test_a_router_that_is_not_there_is_an_exit_status_of_its_own(tidegate, write):
@@ -184,6 +201,69 @@ def test_commands_move_a_rollout_and_are_in_its_history(server, tidegate, write)
     assert server.router.record() is None
 
 
+def test_promote_names_the_stage_that_the_user_saw(server, tidegate, write, monkeypatch):
+    tidegate("rollout", "apply", "-f", write(manual(weights=(10, 20, 50))))
+    server.until_reason("WaitingForApproval")
+    seen = []
+    command = server.router.reconciler.command
+
+    async def approved_meanwhile(key, kind, reason, stage=None):
+        seen.append(stage)
+        if len(seen) == 1:
+            await command(key, kind, "somebody else")
+        return await command(key, kind, reason, stage)
+
+    monkeypatch.setattr(server.router.reconciler, "command", approved_meanwhile)
+    done = tidegate("rollout", "promote", "vision")
+    assert done.code == 1
+    assert seen == [1]
+    assert (
+        "bringing" in done.err or "is at stage 2 by now, and the command is for stage 1" in done.err
+    )
+    server.until(
+        lambda record: record.status.stage == 1 and record.status.reason == "WaitingForApproval"
+    )
+    assert tidegate("rollout", "promote", "vision").code == 0
+    assert seen == [1, 2]
+
+
+def test_an_undo_after_later_changes_needs_force(server, tidegate, write):
+    tidegate("rollout", "apply", "-f", write(canary()))
+    server.until(lambda record: record.status.phase is Phase.PROMOTED)
+    later = TrafficSplit(weights={"v1": 0.0, "v2": 60.0, "v3": 40.0})
+    server.do(lambda: server.router.mesh.change("vision", later))
+    done = tidegate("rollout", "undo", "vision")
+    assert done.code == 1
+    assert "--force" in done.err
+    assert tidegate("rollout", "undo", "vision", "--force").code == 0
+    server.until(lambda record: record.status.phase is Phase.ABORTED)
+    assert server.router.mesh.traffic["vision"].split.weights["v1"] == 100
+
+
+def test_texts_of_other_people_cannot_command_the_terminal(server, tidegate, write):
+    tidegate("rollout", "apply", "-f", write(manual()))
+    server.until_reason("WaitingForApproval")
+    reason = "\x1b]0;owned\x07\x1b[2J\n14:02  Promoted\x9b31m"
+    outputs = [tidegate("rollout", "pause", "vision", "--reason", reason)]
+    outputs += [
+        tidegate("rollout", *arguments)
+        for arguments in (
+            ("get", "vision"),
+            ("explain", "vision"),
+            ("history", "vision"),
+            ("history", "vision", "--json"),
+            ("list",),
+            ("report", "vision", "-o", "-"),
+        )
+    ]
+    for done in outputs:
+        assert done.code == 0
+        assert not set(done.out + done.err) & set("\x1b\x07\x9b")
+    said = r"paused by a user: \x1b]0;owned\x07\x1b[2J 14:02 Promoted\x9b31m"
+    assert said in outputs[0].out
+    assert said in server.router.record().status.message
+
+
 def test_a_command_that_the_phase_forbids_says_why(server, tidegate, write):
     tidegate("rollout", "apply", "-f", write(manual()))
     server.until_reason("WaitingForApproval")
@@ -232,7 +312,8 @@ def test_a_wait_goes_on_when_the_router_has_restarted(tmp_path, write):
     program = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
     path = write(manual(weights=(10,)))
     with RolloutServer(tmp_path).started() as first:
-        arguments = ["rollout", "apply", "-f", str(path), "--wait", "--address", first.address]
+        options = ["--wait", "--timeout", "60s", "--address", first.address]
+        arguments = ["rollout", "apply", "-f", str(path), *options]
         waiting = subprocess.Popen(
             [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

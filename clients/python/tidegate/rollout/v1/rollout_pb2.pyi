@@ -6,8 +6,10 @@ Rollouts: traffic that moves between model versions on evidence.
 Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the rollout has errors; google.rpc.BadRequest names each field
   NOT_FOUND            there is no such rollout
-  FAILED_PRECONDITION  the rollout's phase does not allow the command; or another rollout has the
-                       host
+  FAILED_PRECONDITION  the rollout's phase or stage does not allow the command; or another
+                       rollout has the host
+  INTERNAL             the router cannot write its file; with the reason ROLLOUT_UNWRITTEN the
+                       command is carried out all the same
   UNAVAILABLE          the router is starting or shutting down
 """
 
@@ -740,6 +742,7 @@ class PromoteRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     FULL_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Its namespace; empty if only one rollout has the name."""
     name: _builtins.str
@@ -748,6 +751,10 @@ class PromoteRequest(_message.Message):
     """Why, for the history."""
     full: _builtins.bool
     """Whether to give the candidate all traffic at once, whatever the evidence says."""
+    stage: _builtins.int
+    """The stage that the user saw, as RolloutStatus.stage. The router refuses the command if the
+    rollout is at another stage by now, so a repeated command does not approve the next stage too.
+    """
     def __init__(
         self,
         *,
@@ -755,12 +762,15 @@ class PromoteRequest(_message.Message):
         name: _builtins.str = ...,
         reason: _builtins.str = ...,
         full: _builtins.bool = ...,
+        stage: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stage", b"_stage", "stage", b"stage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "name", b"name", "namespace", b"namespace", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stage", b"_stage", "full", b"full", "name", b"name", "namespace", b"namespace", "reason", b"reason", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__stage: _TypeAlias = _typing.Literal["stage"]  # noqa: Y015
+    _WhichOneofArgType__stage: _TypeAlias = _typing.Literal["_stage", b"_stage"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stage) -> _WhichOneofReturnType__stage | None: ...
 
 Global___PromoteRequest: _TypeAlias = PromoteRequest  # noqa: Y015
 
@@ -905,22 +915,26 @@ class UndoRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Its namespace; empty if only one rollout has the name."""
     name: _builtins.str
     """Its name."""
     reason: _builtins.str
     """Why, for the history."""
+    force: _builtins.bool
+    """Whether to put the traffic back although somebody has changed it since the rollout ended."""
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         name: _builtins.str = ...,
         reason: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name", "namespace", b"namespace", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

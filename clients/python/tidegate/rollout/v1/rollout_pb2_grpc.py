@@ -104,6 +104,7 @@ class RolloutServiceServicer:
     def Apply(self, request, context):
         """Creates a rollout, or changes the one of the same name. A changed spec replaces a running
         rollout: its traffic goes back to the baseline first, and the new one begins without evidence.
+        Changed labels and annotations move no traffic.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

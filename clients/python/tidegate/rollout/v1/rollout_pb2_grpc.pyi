@@ -6,8 +6,10 @@ Rollouts: traffic that moves between model versions on evidence.
 Errors carry a google.rpc.ErrorInfo whose domain is "tidegate":
   INVALID_ARGUMENT     the rollout has errors; google.rpc.BadRequest names each field
   NOT_FOUND            there is no such rollout
-  FAILED_PRECONDITION  the rollout's phase does not allow the command; or another rollout has the
-                       host
+  FAILED_PRECONDITION  the rollout's phase or stage does not allow the command; or another
+                       rollout has the host
+  INTERNAL             the router cannot write its file; with the reason ROLLOUT_UNWRITTEN the
+                       command is carried out all the same
   UNAVAILABLE          the router is starting or shutting down
 """
 
@@ -44,6 +46,7 @@ class RolloutServiceStub:
     Apply: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.ApplyRequest, _rollout_pb2.ApplyResponse]
     """Creates a rollout, or changes the one of the same name. A changed spec replaces a running
     rollout: its traffic goes back to the baseline first, and the new one begins without evidence.
+    Changed labels and annotations move no traffic.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.GetRequest, _rollout_pb2.GetResponse]
     """Returns one rollout."""
@@ -76,6 +79,7 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     Apply: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ApplyRequest, _rollout_pb2.ApplyResponse]  # type: ignore[assignment]
     """Creates a rollout, or changes the one of the same name. A changed spec replaces a running
     rollout: its traffic goes back to the baseline first, and the new one begins without evidence.
+    Changed labels and annotations move no traffic.
     """
     Get: _aio.UnaryUnaryMultiCallable[_rollout_pb2.GetRequest, _rollout_pb2.GetResponse]  # type: ignore[assignment]
     """Returns one rollout."""
@@ -111,6 +115,7 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_rollout_pb2.ApplyResponse, _abc.Awaitable[_rollout_pb2.ApplyResponse]]:
         """Creates a rollout, or changes the one of the same name. A changed spec replaces a running
         rollout: its traffic goes back to the baseline first, and the new one begins without evidence.
+        Changed labels and annotations move no traffic.
         """
 
     @_abc_1.abstractmethod
