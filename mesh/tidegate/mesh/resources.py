@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 __all__ = [
     "MIRRORED_HEADER",
+    "ROUTE_BY_HEADERS",
     "ROUTE_METADATA",
     "ROUTE_TIMEOUT_MS",
     "Change",
@@ -38,6 +39,9 @@ MIRRORED_HEADER: Final = "x-tidegate-mirrored"
 
 ROUTE_METADATA: Final = "tidegate.mesh"
 """The name under which routes have metadata for the access log."""
+
+ROUTE_BY_HEADERS: Final = "by_headers"
+"""The key of a mark of routes with conditions on headers."""
 
 ROUTE_TIMEOUT_MS: Final = "timeout_ms"
 """The key of a route's timeout in its metadata."""

@@ -31,6 +31,7 @@ class LeftOut(enum.Enum):
     """Why a source has counted a request nowhere."""
 
     TESTER = "requests of testers"
+    HEADER_ROUTE = "requests that a route with conditions on headers sent to a version"
     NO_USER = "requests without the header or cookie that names the user"
     TOO_MANY_USERS = "requests of users beyond those that are remembered"
     NO_COPY = "requests of which no mirrored copy was seen, such as those with a large body"

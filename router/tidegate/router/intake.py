@@ -79,7 +79,8 @@ class Intake:
         if self._fault:
             return self._fault
         before, self._missing = self._missing, self._counting.problem if self._counting else ""
-        return self._missing if self._missing == before else ""
+        # Not the same words: a problem may have numbers that grow.
+        return self._missing if before else ""
 
     def stop(self) -> None:
         """Counts no longer."""

@@ -200,8 +200,11 @@ class Reconciler:
             UnknownRolloutError: There is no such rollout.
             StoreError: The store is damaged.
         """
-        self._loop(key)
-        return await self._around.store.history(key, after)
+        record = self._loop(key).record
+        written = await self._around.store.history(key, after)
+        last = written[-1].number if written else after
+        # While nothing can be written, a few events are only here.
+        return (*written, *(each for each in record.last_events if each.number > last))
 
     async def samples(self, key: str) -> tuple[Sample, ...]:
         """Returns what the evidence about a rollout said over time.

@@ -13,6 +13,8 @@ import grpc
 import pytest
 from mesh_objects import DOMAIN, VISION, body, entry, gateway, rule, text, to, virtual
 
+from tidegate.mesh.resources import ROUTE_BY_HEADERS, ROUTE_METADATA
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 METHOD = "/tidegate.test.v1.Echo/Say"
@@ -43,6 +45,19 @@ async def test_the_first_rule_that_matches_takes_the_request(mesh, vision):
     assert (await mesh.call(DOMAIN, ("x-tier", "best"))).backend == "v3"
     assert (await mesh.call(DOMAIN, ("x-tier", "gold"))).backend == "v1"
     assert (await mesh.call(DOMAIN)).backend == "v1"
+
+
+async def test_routes_with_conditions_on_headers_are_marked_for_the_access_log(mesh, vision):
+    beta = {"match": [{"headers": {"x-tier": {"exact": "beta"}}}], "route": [to("v2")]}
+    some = {"match": [*beta["match"], {"uri": {"exact": METHOD}}], "route": [to("v3")]}
+    path = {"match": [{"uri": {"prefix": "/tidegate"}}], "route": [to("v2")]}
+    await mesh.apply(vision(virtual(beta, some, path, {"route": [to("v1")]})))
+    marks = [
+        each.get("metadata", {}).get("filter_metadata", {}).get(ROUTE_METADATA, {})
+        for each in routes(mesh)
+    ]
+    mark = {ROUTE_BY_HEADERS: "1"}
+    assert marks == [mark, mark, mark, {}, {}]
 
 
 async def test_rules_after_a_catch_all_are_left_out(mesh, vision):

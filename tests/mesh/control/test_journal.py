@@ -1,12 +1,14 @@
 """Changes whose state file cannot be written at some step."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tidegate.mesh.control.configuration.journal import Journal, PendingTransition, TextChange
 from tidegate.mesh.control.errors import StateError
+from tidegate.mesh.control.transitions.plan import StageKind
 
 FILES = (TextChange(Path("x.yaml"), "a", "b", "a"),)
 PENDING = PendingTransition(id="1", description="x", files=FILES, deadline_s=1.0)
@@ -44,3 +46,12 @@ def test_no_change_begins_once_the_state_file_is_removed(tmp_path):
         (tmp_path / "state").unlink()
         with pytest.raises(StateError, match="removed"):
             journal.begin(PENDING)
+
+
+def test_a_pending_transition_is_read_as_it_was_written(tmp_path):
+    pending = replace(PENDING, keep=True, proxies=frozenset({"a", "b"}))
+    with Journal(tmp_path / "state") as journal:
+        journal.begin(pending)
+        journal.reach(StageKind.ROUTES)
+    with Journal(tmp_path / "state") as journal:
+        assert journal.pending() == replace(pending, reached=StageKind.ROUTES)

@@ -19,7 +19,7 @@ import pytest_asyncio
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from tidegate.mesh.resources import ROUTE_METADATA, ROUTE_TIMEOUT_MS
+from tidegate.mesh.resources import ROUTE_BY_HEADERS, ROUTE_METADATA, ROUTE_TIMEOUT_MS
 from tidegate.mesh.telemetry import (
     ACCESS_LOG_CLUSTER,
     TRACES_CLUSTER,
@@ -228,14 +228,18 @@ def bootstrap(folder, control_port):
     routes = [
         *(_route(to, cluster_name(to)) for to in ("v1", "v2", "empty", "refused", "missing")),
         _route("impatient", cluster_name("v1"), timeout="0.05s"),
-        # As the compiler writes a timeout.
+        # As the compiler writes a timeout, and conditions on headers.
         _route(
             "bounded",
             cluster_name("v1"),
             timeout="0.05s",
             max_stream_duration={"max_stream_duration": "0.05s"},
         )
-        | {"metadata": {"filter_metadata": {ROUTE_METADATA: {ROUTE_TIMEOUT_MS: "50"}}}},
+        | {
+            "metadata": {
+                "filter_metadata": {ROUTE_METADATA: {ROUTE_TIMEOUT_MS: "50", ROUTE_BY_HEADERS: "1"}}
+            }
+        },
         _route("limited", cluster_name("v1"), max_stream_duration={"max_stream_duration": "0.05s"}),
         _route("rewritten", cluster_name("v1"), regex_rewrite=rewrite),
     ]

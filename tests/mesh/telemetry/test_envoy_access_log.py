@@ -167,6 +167,7 @@ async def test_a_timeout_of_envoy_is_told_from_the_callers_deadline(mesh, record
     by_envoy, own = await record_of(f"wait-{to}"), await record_of("own")
     mesh.v1.go_on.set()
     assert by_envoy.proxy_timeout
+    assert (by_envoy.by_headers, own.by_headers) == (to == "bounded", False)
     assert (own.grpc_status, own.proxy_timeout) == (grpc.StatusCode.DEADLINE_EXCEEDED, False)
     # Envoy answers a unary call with UNAVAILABLE, unless the server is faster.
     assert by_envoy.grpc_status in (

@@ -25,7 +25,13 @@ from tidegate.chassis.orca import LoadReport
 from tidegate.mesh.control.api.request_records import _message
 from tidegate.mesh.resources import MIRRORED_HEADER
 from tidegate.mesh.telemetry import lenient_parsing
-from tidegate.mesh.telemetry.envoy_config import CLUSTER_TAG, FLAGS_TAG, TIMEOUT_TAG, TRACE_TAG
+from tidegate.mesh.telemetry.envoy_config import (
+    BY_HEADERS_TAG,
+    CLUSTER_TAG,
+    FLAGS_TAG,
+    TIMEOUT_TAG,
+    TRACE_TAG,
+)
 from tidegate.mesh.telemetry.request_record import ClusterName, address_text, parse_entry
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -308,6 +314,14 @@ def test_the_load_of_the_server_comes_from_its_report(trailer, utilization):
     assert record.utilization == utilization
     assert record.trailers == {}
     assert parse_entry(call()).utilization is None
+
+
+def test_a_mark_of_the_route_tells_that_callers_chose_it():
+    entry = call()
+    for mark, by_headers in (("1", True), ("-", False)):
+        entry.common_properties.custom_tags.update({BY_HEADERS_TAG: mark})
+        assert parse_entry(entry).by_headers is by_headers
+    assert not parse_entry(call()).by_headers
 
 
 def timed_out(route_timeout_ms="-", seconds=0.5, flag="-"):

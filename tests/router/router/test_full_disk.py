@@ -1,7 +1,6 @@
 """A disk that is full, or a file that is gone, keeps nobody on a bad version and slows nothing."""
 
-import asyncio
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from rollout_traffic import weights_of
@@ -59,11 +58,13 @@ async def test_proven_harm_takes_the_traffic_away_and_is_written_later(router, m
         with full_disk(monkeypatch):
             record = await router.until_phase(Phase.ABORTED)
             assert weights_of(router.mesh) == [10.0, 0.0]
+            assert_whole(await reconciler.history(VISION))
             record = await router.until(lambda record: record.problem)
             assert record.problem == "it could not be written: the disk is full"
         await router.until(lambda record: not record.problem)
         events = await reconciler.history(VISION)
         assert_whole(events)
+        assert events == await router.store.history(VISION)
         assert [each.kind for each in events][-3:] == [
             *(EventKind.ABORTING, EventKind.SPLIT_IN_FORCE, EventKind.ABORTED)
         ]
@@ -161,15 +162,29 @@ async def test_what_is_owed_is_written_when_the_router_stops(router, monkeypatch
     async with router.running() as reconciler:
         await reconciler.apply(manual())
         await router.until(is_watching)
-        full = full_disk(monkeypatch)
-        full.__enter__()
-        with pytest.raises(UnwrittenError):
-            await reconciler.command(VISION, CommandKind.ABORT, "")
-        await router.until_phase(Phase.ABORTED)
+        with full_disk(monkeypatch):
+            with pytest.raises(UnwrittenError):
+                await reconciler.command(VISION, CommandKind.ABORT, "")
+            await router.until_phase(Phase.ABORTED)
         # No turn comes between this and the end.
-        full.__exit__(None, None, None)
     async with router.running() as reconciler:
         assert router.record().status.phase is Phase.ABORTED
+        assert_whole(await reconciler.history(VISION))
+
+
+async def test_after_a_crash_an_unwritten_abort_looks_like_a_foreign_change(router, monkeypatch):
+    with ExitStack() as disk:
+        async with router.running() as reconciler:
+            await reconciler.apply(manual())
+            await router.until(is_watching)
+            disk.enter_context(full_disk(monkeypatch))
+            with pytest.raises(UnwrittenError):
+                await reconciler.command(VISION, CommandKind.ABORT, "")
+            await router.until_phase(Phase.ABORTED)
+    async with router.running() as reconciler:
+        record = await router.until_phase(Phase.PAUSED)
+        assert record.status.pause_cause is PauseCause.FOREIGN_CHANGE
+        assert router.mesh.traffic["vision"].split.weights["v2"] == 0
         assert_whole(await reconciler.history(VISION))
 
 
@@ -185,6 +200,5 @@ async def test_a_rollout_that_ended_on_a_full_disk_can_be_deleted(router, monkey
                 await reconciler.delete(VISION)
         await reconciler.delete(VISION)
         assert router.record() is None
-        await asyncio.sleep(0)
     async with router.running():
         assert router.record() is None

@@ -15,6 +15,7 @@ from tidegate.mesh.telemetry import RequestLog
 from tidegate.mesh.v1 import mesh_pb2_grpc
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.epochs import RolloutCounts
+from tidegate.router.sources.maturity import LONGEST_WAIT_S
 
 WAIT_S = 20.0
 
@@ -45,7 +46,8 @@ async def windows(source, requests, *, lost=0, key="a"):
             sum(each.requests for each in found) < requests
             or sum(each.lost for each in found) < lost
         ):
-            found += await source.take(key, time.time())
+            # By then nothing has to wait for other requests.
+            found += await source.take(key, time.time() + LONGEST_WAIT_S + 2)
             await asyncio.sleep(0.01)
     return found
 

@@ -1,4 +1,4 @@
-"""Requests count in the epoch in which they started, users count once, and memory is bounded."""
+"""Requests count in the epoch in which they started, when they are mature; memory is bounded."""
 
 from collections import Counter
 
@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from source_traffic import FAILURES, NOW_S, epoch, request, watched
 
 from tidegate.evidence.window import LeftOut
-from tidegate.rollout.traffic import MatchKind, Sticky
 from tidegate.router.sources import epochs
 from tidegate.router.sources.epochs import KEPT_S, RolloutCounts
+from tidegate.router.sources.maturity import LONGEST_WAIT_S
 
-BY_USER = Sticky(kind=MatchKind.HEADER, name="x-user-id")
+# By then everything is mature that has started at NOW_S or in the minute after.
+LATER_S = NOW_S + 2 * LONGEST_WAIT_S
 
 
 def counting(*measures, **more):
@@ -32,13 +33,13 @@ def test_requests_count_by_version():
     counts = counting()
     for version in ("v1", "v1", "v2", "v9", ""):
         counts.add(request(version))
-    (window,) = counts.take(NOW_S + 5)
+    (window,) = counts.take(LATER_S)
     assert by_version([window]) == {"v1": 2, "v2": 1}
-    assert (window.start_s, window.end_s) == (NOW_S, NOW_S + 5)
-    assert counts.take(NOW_S + 6) == ()
+    assert (window.start_s, window.end_s) == (NOW_S, LATER_S)
+    assert counts.take(LATER_S + 1) == ()
     counts.add(request(start_s=NOW_S + 5.5))
-    (window,) = counts.take(NOW_S + 7)
-    assert (window.start_s, window.end_s) == (NOW_S + 5, NOW_S + 7)
+    (window,) = counts.take(LATER_S + 2)
+    assert (window.start_s, window.end_s) == (LATER_S, LATER_S + 2)
 
 
 def test_requests_count_in_the_epoch_in_which_they_started():
@@ -49,11 +50,11 @@ def test_requests_count_in_the_epoch_in_which_they_started():
     counts.add(request("v2", NOW_S + 2, 60.0))
     counts.add(request("v2", NOW_S + 11))
     counts.add(request("v2", NOW_S + 12))
-    first, second = counts.take(NOW_S + 70)
+    first, second = counts.take(LATER_S)
     assert (first.shares, by_version([first])) == ({"v1": 0.9, "v2": 0.1}, {"v1": 1, "v2": 1})
     assert (second.shares, by_version([second])) == ({"v1": 0.5, "v2": 0.5}, {"v2": 1})
     counts.add(request("v2", NOW_S + 3, 90.0))
-    (late,) = counts.take(NOW_S + 95)
+    (late,) = counts.take(LATER_S + 1)
     assert late.shares == {"v1": 0.9, "v2": 0.1}
 
 
@@ -63,7 +64,7 @@ def test_requests_that_start_while_a_change_is_on_its_way_count_in_no_epoch():
     for start_s in (9.9, 10.0, 11.9, 12.0):
         counts.add(request(start_s=NOW_S + start_s))
     counts.begin_epoch(epoch(NOW_S + 12, NOW_S + 10, v1=1.0))
-    first, second = counts.take(NOW_S + 20)
+    first, second = counts.take(LATER_S)
     assert by_version([first]) == by_version([second]) == {"v1": 1}
 
 
@@ -73,7 +74,7 @@ def test_requests_that_end_before_their_epoch_is_known_count_in_it():
     counts.add(request(start_s=NOW_S + 1))
     assert counts.take(NOW_S + 2) == ()
     counts.begin_epoch(epoch())
-    assert by_version(counts.take(NOW_S + 3)) == {"v1": 1}
+    assert by_version(counts.take(LATER_S)) == {"v1": 1}
 
 
 def test_requests_that_no_longer_fit_before_their_epoch_is_known_are_lost(monkeypatch):
@@ -82,14 +83,14 @@ def test_requests_that_no_longer_fit_before_their_epoch_is_known_are_lost(monkey
     for start_s in range(5):
         counts.add(request(start_s=NOW_S + start_s))
     counts.begin_epoch(epoch())
-    (window,) = counts.take(NOW_S + 6)
+    (window,) = counts.take(LATER_S)
     assert (window.requests, window.lost) == (3, 2)
     # Those that started before the epoch are no loss.
     counts.begin_change(NOW_S + 10)
     for start_s in range(5):
         counts.add(request(start_s=NOW_S + 10 + start_s))
     counts.begin_epoch(epoch(NOW_S + 12, NOW_S + 10))
-    (window,) = counts.take(NOW_S + 16)
+    (window,) = counts.take(LATER_S + 16)
     assert (window.requests, window.lost) == (3, 0)
 
 
@@ -98,14 +99,14 @@ def test_an_epoch_that_ended_in_the_past_loses_what_was_counted_since():
     for start_s in (1.0, 2.5, 3.5, 4.5):
         counts.add(request(start_s=NOW_S + start_s))
     counts.begin_change(NOW_S + 3.2)
-    assert by_version(counts.take(NOW_S + 6)) == {"v1": 2}
+    assert by_version(counts.take(LATER_S)) == {"v1": 2}
 
 
 def test_a_change_that_ends_now_keeps_everything():
     counts = counting()
     counts.add(request(start_s=NOW_S + 1.5))
     counts.begin_change(NOW_S + 1.6)
-    assert by_version(counts.take(NOW_S + 2)) == {"v1": 1}
+    assert by_version(counts.take(LATER_S)) == {"v1": 1}
 
 
 def test_late_requests_count_for_an_hour():
@@ -123,9 +124,21 @@ def test_requests_of_testers_are_left_out_and_reported():
     counts = counting()
     counts.add(request(is_testers=True))
     counts.add(request())
-    (window,) = counts.take(NOW_S + 1)
+    (window,) = counts.take(LATER_S)
     assert by_version([window]) == {"v1": 1}
     assert window.left_out == {LeftOut.TESTER: 1}
+
+
+def test_requests_of_routes_with_conditions_on_headers_are_left_out_and_reported():
+    """Their callers chose the version: all of them fail, and that says nothing."""
+    counts = counting()
+    for number in range(1000):
+        counts.add(request("v2" if number % 10 == 0 else "v1"))
+        counts.add(request("v2", code="INTERNAL", by_headers=True))
+    (window,) = counts.take(LATER_S)
+    assert by_version([window]) == {"v1": 900, "v2": 100}
+    assert window.versions["v2"].rates["grpcFailures"].events == 0
+    assert window.left_out == {LeftOut.HEADER_ROUTE: 1000}
 
 
 def test_losses_are_reported_even_without_traffic_and_once():
@@ -137,53 +150,6 @@ def test_losses_are_reported_even_without_traffic_and_once():
     assert counts.take(NOW_S + 2) == ()
 
 
-def test_a_user_counts_once_by_the_first_request():
-    counts = counting(sticky=BY_USER)
-    counts.add(request("v2", NOW_S + 2, user="ann"))
-    counts.add(request("v2", NOW_S + 1, 3.0, code="INTERNAL", user="ann"))
-    counts.add(request("v1", NOW_S + 1, user="bob"))
-    (window,) = counts.take(NOW_S + 5)
-    assert by_version([window]) == {"v1": 1, "v2": 1}
-    assert window.versions["v2"].rates["grpcFailures"].events == 1
-    counts.begin_epoch(epoch(NOW_S + 10, NOW_S + 10))
-    counts.add(request("v1", NOW_S + 11, user="ann"))
-    assert counts.take(NOW_S + 12) == ()
-
-
-def test_a_user_whose_first_request_started_during_a_change_counts_by_the_next():
-    counts = counting(sticky=BY_USER)
-    counts.begin_change(NOW_S + 1)
-    counts.begin_epoch(epoch(NOW_S + 3, NOW_S + 1))
-    counts.add(request(start_s=NOW_S + 2, user="ann"))
-    counts.add(request("v2", NOW_S + 4, user="ann"))
-    assert by_version(counts.take(NOW_S + 5)) == {"v2": 1}
-
-
-def test_requests_without_a_user_are_left_out_and_reported():
-    counts = counting(sticky=BY_USER)
-    counts.add(request())
-    (window,) = counts.take(NOW_S + 1)
-    assert (window.requests, window.left_out) == (0, {LeftOut.NO_USER: 1})
-    assert "header:x-user-id" in counts.problem
-    assert "mesh.controller.user_headers" in counts.problem
-    counts.add(request(user="ann"))
-    counts.take(NOW_S + 2)
-    assert counts.problem == ""
-
-
-def test_the_number_of_users_is_bounded(monkeypatch):
-    monkeypatch.setattr(epochs, "MAX_USERS", 3)
-    counts = counting(sticky=BY_USER)
-    for number in range(4):
-        counts.add(request(user=str(number)))
-    (window,) = counts.take(NOW_S + 1)
-    assert (window.requests, window.left_out) == (3, {LeftOut.TOO_MANY_USERS: 1})
-    for user in ("0", "9"):
-        counts.add(request(user=user))
-    (window,) = counts.take(NOW_S + 2)
-    assert (window.requests, window.left_out) == (0, {LeftOut.TOO_MANY_USERS: 1})
-
-
 # Starts of requests, and changes of weights from one time to another, in seconds.
 TIMES = st.integers(0, 40)
 CHANGES = st.lists(st.tuples(TIMES, TIMES), max_size=4)
@@ -192,7 +158,6 @@ REQUESTS = st.lists(
         st.sampled_from(["v1", "v2"]),
         TIMES,
         st.integers(0, 60),
-        st.sampled_from(["", "ann", "bob"]),
         st.booleans(),
     ),
     max_size=40,
@@ -209,8 +174,8 @@ def _changes(drawn):
     return changes
 
 
-@given(CHANGES, REQUESTS, st.sets(st.integers(0, 110)), st.sampled_from([None, BY_USER]))
-def test_counts_are_those_of_a_naive_model(drawn_changes, drawn, takes, sticky):
+@given(CHANGES, REQUESTS, st.sets(st.integers(0, 110)))
+def test_counts_are_those_of_a_naive_model(drawn_changes, drawn, takes):
     """The model sorts all requests by their epoch when everything is over."""
     changes = _changes(drawn_changes)
     spans = [
@@ -218,8 +183,8 @@ def test_counts_are_those_of_a_naive_model(drawn_changes, drawn, takes, sticky):
         for (_, end), (end_of, _) in zip([(0, 0), *changes], [*changes, (10_000, 0)], strict=True)
     ]
     requests = [
-        request(version, NOW_S + start + 0.5, length + number / 1000, user=user, code=code)
-        for number, (version, start, length, user, failed) in enumerate(drawn)
+        request(version, NOW_S + start + 0.5, length + number / 1000, code=code)
+        for number, (version, start, length, failed) in enumerate(drawn)
         for code in ["INTERNAL" if failed else "OK"]
     ]
     events = [(each.start_s + each.duration_s, 1, each) for each in requests]
@@ -228,34 +193,25 @@ def test_counts_are_those_of_a_naive_model(drawn_changes, drawn, takes, sticky):
         shares = {"v1": 1 - number / 10, "v2": number / 10}
         events.append((NOW_S + begin, 0, None))
         events.append((NOW_S + end, 0, epoch(NOW_S + end, NOW_S + begin, **shares)))
-    counts = RolloutCounts(watched(sticky=sticky))
+    counts = RolloutCounts(watched())
     counts.begin_epoch(epoch(NOW_S, v1=0.123))
-    windows, taken = [], []
+    windows = []
     for at_s, kind, what in sorted(events, key=lambda each: each[:2]):
         if kind == 1:
             counts.add(what)
-            taken.append((len(windows), what))
         elif kind == 2:
             windows.append(counts.take(at_s))
         elif what is None:
             counts.begin_change(at_s)
         else:
             counts.begin_epoch(what)
-    windows.append(counts.take(NOW_S + 200))
+    windows.append(counts.take(NOW_S + 300))
 
-    expected, seen = Counter(), set()
-    # A window decides about its users: of their requests that ended since the last, the first.
-    order = sorted(taken, key=lambda each: (each[0], each[1].start_s, each[1].duration_s))
-    for _, each in order if sticky else taken:
-        place = [
-            number
-            for number, (begin, end) in enumerate(spans)
-            if begin <= each.start_s - NOW_S < end
-        ]
-        if not place or (sticky and (not each.user or each.user in seen)):
-            continue
-        seen.add(each.user)
-        expected[place[0], each.version, each.code == "INTERNAL"] += 1
+    expected = Counter()
+    for each in requests:
+        for number, (begin, end) in enumerate(spans):
+            if begin <= each.start_s - NOW_S < end:
+                expected[number, each.version, each.code == "INTERNAL"] += 1
     found = Counter()
     shares_of = [0.123, *(1 - number / 10 for number in range(len(changes)))]
     for window in (each for some in windows for each in some):

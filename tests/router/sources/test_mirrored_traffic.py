@@ -17,6 +17,7 @@ from tidegate.rollout.spec.objectives import Signal
 from tidegate.rollout.traffic import MatchKind, Sticky
 from tidegate.router.sources import pairing
 from tidegate.router.sources.access_log import AccessLogSource
+from tidegate.router.sources.maturity import LONGEST_WAIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -81,7 +82,7 @@ async def until_counted(source, requests):
     found = []
     async with asyncio.timeout(WAIT_S):
         while True:
-            found += await source.take("a", time.time())
+            found += await source.take("a", time.time() + LONGEST_WAIT_S + 2)
             counted = {
                 name: sum(each.versions[name].requests for each in found if name in each.versions)
                 for name in requests
@@ -191,7 +192,7 @@ async def test_requests_without_a_copy_are_reported(mesh, monkeypatch):
         found = []
         async with asyncio.timeout(WAIT_S):
             while sum(each.left_out.get(LeftOut.NO_COPY, 0) for each in found) < 1:
-                found += await source.take("a", time.time())
+                found += await source.take("a", time.time() + LONGEST_WAIT_S + 2)
                 await asyncio.sleep(0.02)
     assert sum(each.requests for each in found) == 1
 

@@ -9,6 +9,7 @@ from tidegate.evidence.window import Counted, LeftOut
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.router.sources import pairing
 from tidegate.router.sources.epochs import RolloutCounts
+from tidegate.router.sources.maturity import LONGEST_WAIT_S
 from tidegate.router.sources.pairing import WAIT_S, Pairing
 
 DIFFERS = measure(Signal.ANSWER_DISAGREEMENT)
@@ -105,6 +106,10 @@ def test_a_request_without_an_id_is_not_paired():
     assert len(pairs) == 0
 
 
+# By then nothing has to wait for other requests.
+MATURE_S = NOW_S + LONGEST_WAIT_S + 2
+
+
 def mirroring(share=1.0):
     counts = RolloutCounts(watched(DIFFERS, measure(Signal.GRPC_FAILURES), mirrored=True))
     counts.begin_epoch(epoch(v1=1.0, v2=share))
@@ -116,7 +121,7 @@ def test_pairs_count_as_trials_of_both_versions():
     for number in range(4):
         counts.add(copy_of(id=str(number), label="2" if number else "1"))
         counts.add(original(id=str(number), label="1"))
-    (window,) = counts.take(NOW_S + 1)
+    (window,) = counts.take(MATURE_S)
     assert window.versions["v1"].rates[METRIC] == Counted(4, 0)
     assert window.versions["v2"].rates[METRIC] == Counted(4, 3)
     # The copies are the candidate's requests.
@@ -127,10 +132,10 @@ def test_pairs_count_as_trials_of_both_versions():
 def test_a_pair_whose_copy_ends_late_counts_later():
     counts = mirroring()
     counts.add(original(label="1"))
-    (first,) = counts.take(NOW_S + 1)
+    (first,) = counts.take(MATURE_S)
     assert first.versions["v1"].rates.get(METRIC) is None
-    counts.add(copy_of(label="2", duration_s=60.0))
-    (later,) = counts.take(NOW_S + 61)
+    counts.add(copy_of(label="2", duration_s=MATURE_S - NOW_S))
+    (later,) = counts.take(MATURE_S + 1)
     assert later.versions["v1"].rates[METRIC] == Counted(1, 0)
     assert later.versions["v2"].rates[METRIC] == Counted(1, 1)
 
@@ -139,7 +144,7 @@ def test_requests_without_a_copy_are_reported_if_all_should_have_one():
     for share, left_out in ((1.0, {LeftOut.NO_COPY: 1}), (0.5, {})):
         counts = mirroring(share)
         counts.add(original())
-        windows = [*counts.take(NOW_S + 1), *counts.take(NOW_S + WAIT_S + 1)]
+        windows = [*counts.take(MATURE_S), *counts.take(NOW_S + WAIT_S + 1)]
         assert {} | windows[-1].left_out == left_out
         assert bool(counts.problem) is bool(left_out)
 
@@ -148,4 +153,4 @@ def test_copies_do_not_count_without_mirroring():
     counts = RolloutCounts(watched())
     counts.begin_epoch(epoch())
     counts.add(copy_of())
-    assert counts.take(NOW_S + 1) == ()
+    assert counts.take(MATURE_S) == ()

@@ -35,10 +35,16 @@ from envoy.type.v3.percent_pb2 import Percent
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
-from tidegate.mesh.resources import MIRRORED_HEADER, ROUTE_METADATA, ROUTE_TIMEOUT_MS
+from tidegate.mesh.resources import (
+    MIRRORED_HEADER,
+    ROUTE_BY_HEADERS,
+    ROUTE_METADATA,
+    ROUTE_TIMEOUT_MS,
+)
 
 __all__ = [
     "ACCESS_LOG_CLUSTER",
+    "BY_HEADERS_TAG",
     "CLUSTER_TAG",
     "COOKIE_HEADER",
     "DEFAULT_USER_HEADERS",
@@ -62,6 +68,7 @@ TRACES_CLUSTER: Final = "tidegate-traces"
 GRPC_STATS: Final = "envoy.filters.http.grpc_stats"
 """Name of the filter that counts messages, and of its filter state in the access log."""
 
+BY_HEADERS_TAG: Final = "tidegate.route_by_headers"
 CLUSTER_TAG: Final = "tidegate.upstream_cluster"
 FLAGS_TAG: Final = "tidegate.response_flags"
 TIMEOUT_TAG: Final = "tidegate.route_timeout_ms"
@@ -98,6 +105,7 @@ _TRAILERS: Final = (
     "tidegate-ttft-ms",
 )
 _TAGS: Final = {
+    BY_HEADERS_TAG: f"%METADATA(ROUTE:{ROUTE_METADATA}:{ROUTE_BY_HEADERS})%",
     CLUSTER_TAG: "%UPSTREAM_CLUSTER_RAW%",
     FLAGS_TAG: "%RESPONSE_FLAGS%",
     TIMEOUT_TAG: f"%METADATA(ROUTE:{ROUTE_METADATA}:{ROUTE_TIMEOUT_MS})%",

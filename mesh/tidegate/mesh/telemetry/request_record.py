@@ -40,6 +40,7 @@ from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 from tidegate.chassis.calls import deadline_has_passed
 from tidegate.mesh.resources import MIRRORED_HEADER
 from tidegate.mesh.telemetry.envoy_config import (
+    BY_HEADERS_TAG,
     CLUSTER_TAG,
     COOKIE_HEADER,
     FLAGS_TAG,
@@ -180,6 +181,7 @@ class RequestRecord:
         headers: The logged request headers that the client sent.
         cookies: The cookies that name a user, as far as the client sent them.
         mirrored: Whether this is a copy of a request, whose answer no client gets.
+        by_headers: Whether the route has conditions on headers, so that the caller chose it.
         proxy_timeout: Whether a timeout of the proxy ended the call, and not the caller's deadline.
         utilization: The share of its capacity that the server used, as it reports; None if it does
             not.
@@ -219,6 +221,7 @@ class RequestRecord:
     headers: Mapping[str, str]
     cookies: Mapping[str, str]
     mirrored: bool
+    by_headers: bool
     proxy_timeout: bool
     utilization: float | None
     trace_id: str
@@ -326,6 +329,7 @@ def parse_entry(
         headers={key: value for key, value in headers.items() if key not in _OWN_HEADERS},
         cookies=_cookies(headers.get(COOKIE_HEADER, ""), user_cookies),
         mirrored=mirrored,
+        by_headers=_tag(common, BY_HEADERS_TAG) != "",
         proxy_timeout=_is_proxy_timeout(
             code, response, flags, _tag(common, TIMEOUT_TAG), duration_s
         ),

@@ -8,15 +8,15 @@ come before `begin_epoch` does, and the end of an epoch may lie in the past. So 
 epoch wait for one, and what was counted since the last window is kept in slices of a second, which
 a late end of the epoch drops.
 
-**Users.** With a sticky rollout a user's requests all go to one version, and they are not
-independent: a user with a slow line makes many slow requests. A test that takes them for
-independent sees a difference between versions where there is one between users. So the unit is the
-user. Each counts once, by the first of its requests that started in an epoch. Of the requests that
-end between two windows that is the one that started first. A user who has counted never counts
-again, under any weights. A restart of the router forgets who has counted.
+**Maturity.** A slice goes into a window when its requests of all versions have ended, nearly: see
+`tidegate.router.sources.maturity`. Of requests that end later, each counts when it ends.
+
+**Users.** With a sticky rollout the unit is the user: see `tidegate.router.sources.users`. A user
+counts by the request that started first of those of its period. Whatever request ends first, the
+choice is made when all that started are mature. A restart of the router forgets who has counted.
 """
 
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -27,17 +27,16 @@ from tidegate.rollout.measures import Measure
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.rollout.traffic import MatchKind
 from tidegate.router.sources.counting import VersionCounts, merged
+from tidegate.router.sources.maturity import Maturity
 from tidegate.router.sources.pairing import Pair, Pairing
 from tidegate.router.sources.request import FinishedRequest
 from tidegate.router.sources.source import Epoch, Watched
+from tidegate.router.sources.users import MAX_USERS, PERIOD_S, Users
 
-__all__ = ["KEPT_S", "MAX_USERS", "RolloutCounts"]
+__all__ = ["KEPT_S", "RolloutCounts"]
 
 KEPT_S: Final = 3600.0
 """How long an epoch that has ended takes the counts of requests that end late."""
-
-MAX_USERS: Final = 500_000
-"""Most users that are remembered; a user takes some 100 bytes."""
 
 _MAX_EARLY: Final = 50_000
 
@@ -55,7 +54,7 @@ class _Slice:
 class _EpochCounts:
     """An epoch, and what was counted in it since the last window."""
 
-    __slots__ = ("end_s", "epoch", "slices", "window_start_s")
+    __slots__ = ("end_s", "epoch", "firsts", "mature_until", "slices", "window_start_s")
 
     def __init__(self, epoch: Epoch) -> None:
         self.epoch = epoch
@@ -63,6 +62,10 @@ class _EpochCounts:
         self.window_start_s = epoch.since_s
         # By the second in which requests started.
         self.slices: dict[int, _Slice] = {}
+        # The first request of each version and user that may count, until it is mature.
+        self.firsts: dict[tuple[str, str], FinishedRequest] = {}
+        # The second before which requests are in windows, but for those that end late.
+        self.mature_until = int(epoch.since_s)
 
     def has(self, start_s: float) -> bool:
         return start_s >= self.epoch.since_s and (self.end_s is None or start_s < self.end_s)
@@ -84,6 +87,22 @@ class _EpochCounts:
             return
         self.end_s = at_s
         self.slices = {k: each for k, each in self.slices.items() if each.latest_s < at_s}
+        self.firsts = {k: each for k, each in self.firsts.items() if each.start_s < at_s}
+
+    def ended(self) -> dict[int, Counter[str]]:
+        """The requests that are in no window, by second and version, without late ones."""
+        found: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        for second, slice_ in self.slices.items():
+            for version, counts in slice_.versions.items():
+                found[second][version] += counts.requests
+        for first in self.firsts.values():
+            found[int(first.start_s)][first.version] += 1
+        return {second: each for second, each in found.items() if second >= self.mature_until}
+
+    def take_mature(self) -> list[_Slice]:
+        """Takes the slices that are to be in a window."""
+        mature = [second for second in self.slices if second < self.mature_until]
+        return [self.slices.pop(second) for second in mature]
 
 
 class RolloutCounts:
@@ -106,9 +125,10 @@ class RolloutCounts:
         self._early_dropped = 0
         self._early_dropped_s = 0.0
         self._pairing = Pairing()
-        # Hashes of the keys of users that have counted, and each new user's first request.
-        self._counted_users: set[int] = set()
-        self._first: dict[tuple[str, str], FinishedRequest] = {}
+        self._maturity = Maturity()
+        self._missing = ""
+        self._users = Users()
+        self._users_are_quiet = False
         self._without_user = self._without_copy = self._pairs = 0
         self._lost = 0
         self._left_out: dict[LeftOut, int] = {}
@@ -127,14 +147,13 @@ class RolloutCounts:
     @property
     def problem(self) -> str:
         """Says what keeps requests from counting; empty if nothing is known to."""
-        return "; ".join(filter(None, (self._problem_of_users(), self._problem_of_copies())))
+        problems = (self._problem_of_ends(), self._problem_of_users(), self._problem_of_copies())
+        return "; ".join(filter(None, problems))
 
     def begin_change(self, at_s: float) -> None:
         """Ends the epoch; `at_s` may lie in the past."""
         if self._epochs:
             self._epochs[-1].end(at_s)
-        for user in [user for user, each in self._first.items() if self._epoch_of(each) is None]:
-            del self._first[user]
 
     def begin_epoch(self, epoch: Epoch) -> None:
         """Begins an epoch, with the requests that started in it and have ended already."""
@@ -160,16 +179,27 @@ class RolloutCounts:
         if request.is_testers:
             self._leave_out(LeftOut.TESTER)
             return
+        if request.by_headers:
+            self._leave_out(LeftOut.HEADER_ROUTE)
+            return
+        self._maturity.note(request)
         self._count(request)
 
     def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
-        """Returns a window for each epoch with traffic since the last call, the oldest first."""
-        self._admit_users()
+        """Returns a window for each epoch with mature traffic, the oldest first."""
         self._note_alone(now_s)
-        windows = [self._window(each, now_s) for each in self._epochs if each.slices]
+        for each in self._epochs:
+            mature = self._maturity.mature(each.ended(), each.epoch.shares, now_s)
+            each.mature_until = max(each.mature_until, mature.until)
+            self._missing = mature.missing
+            self._admit_users(each, now_s)
+        self._users.forget(now_s)
+        self._users_are_quiet = self._users.are_quiet(now_s)
+        taken = [(each, each.take_mature()) for each in self._epochs]
+        windows = [self._window(each, slices, now_s) for each, slices in taken if slices]
         current = self._epochs[-1] if self._epochs else None
         if not windows and current is not None and (self._lost or self._left_out):
-            windows = [self._window(current, now_s)]
+            windows = [self._window(current, (), now_s)]
         if windows and (self._lost or self._left_out):
             windows[-1] = msgspec.structs.replace(
                 windows[-1], lost=self._lost, left_out=self._left_out
@@ -194,7 +224,7 @@ class RolloutCounts:
             self._without_user += 1
             self._leave_out(LeftOut.NO_USER)
         else:
-            self._count_user(request)
+            self._count_user(counts, request)
 
     def _keep_early(self, request: FinishedRequest) -> None:
         self._early.append(request)
@@ -203,27 +233,27 @@ class RolloutCounts:
             self._early_dropped += 1
             self._early_dropped_s = max(self._early_dropped_s, dropped.start_s)
 
-    def _count_user(self, request: FinishedRequest) -> None:
-        # With mirroring, a user has requests to the baseline and their copies to the candidate.
-        user = (request.version if self._watched.mirrored else "", request.user)
-        if hash(user) in self._counted_users:
+    def _count_user(self, counts: _EpochCounts, request: FinishedRequest) -> None:
+        key = (request.version, request.user)
+        if self._users.has_counted(*key, request.start_s):
+            self._users.repeat()
             return
-        first = self._first.get(user)
+        first = counts.firsts.get(key)
         if first is not None:
             if request.start_s < first.start_s:
-                self._first[user] = request
-        elif len(self._counted_users) + len(self._first) < MAX_USERS:
-            self._first[user] = request
+                counts.firsts[key] = request
+        elif len(self._users) + sum(len(each.firsts) for each in self._epochs) < MAX_USERS:
+            counts.firsts[key] = request
         else:
             self._leave_out(LeftOut.TOO_MANY_USERS)
 
-    def _admit_users(self) -> None:
-        for user, request in self._first.items():
-            counts = self._epoch_of(request)
-            if counts is not None:
-                self._counted_users.add(hash(user))
+    def _admit_users(self, counts: _EpochCounts, now_s: float) -> None:
+        mature = [k for k, each in counts.firsts.items() if each.start_s < counts.mature_until]
+        for key in mature:
+            request = counts.firsts.pop(key)
+            if not self._users.has_counted(*key, request.start_s):
+                self._users.count(*key, request.start_s, now_s)
                 counts.of(request.version, request.start_s, self._measures).add(request)
-        self._first.clear()
 
     def _match(self, request: FinishedRequest) -> None:
         if request.is_copy:
@@ -265,8 +295,10 @@ class RolloutCounts:
                 return None
         return None
 
-    def _window(self, counts: _EpochCounts, now_s: float) -> TrafficWindow:
-        slices = [each.versions for each in counts.slices.values()]
+    def _window(
+        self, counts: _EpochCounts, mature: Sequence[_Slice], now_s: float
+    ) -> TrafficWindow:
+        slices = [each.versions for each in mature]
         start_s = min(counts.window_start_s, now_s)
         traffic = {
             VersionName(name): merged(
@@ -274,7 +306,6 @@ class RolloutCounts:
             ).traffic()
             for name in dict.fromkeys(name for each in slices for name in each)
         }
-        counts.slices.clear()
         counts.window_start_s = now_s
         return TrafficWindow(
             start_s=start_s,
@@ -286,9 +317,23 @@ class RolloutCounts:
     def _is_over(self, counts: _EpochCounts, now_s: float) -> bool:
         return counts.end_s is not None and now_s - counts.end_s > KEPT_S
 
+    def _problem_of_ends(self) -> str:
+        if not self._missing:
+            return ""
+        return (
+            f"fewer requests to {self._missing} have ended than its share says: look for requests "
+            "that do not end, or that something else than the weights divides. They count as "
+            "missing from the split; their latency is not known before they end"
+        )
+
     def _problem_of_users(self) -> str:
         sticky = self._watched.sticky
-        if sticky is None or not self._without_user or self._counted_users:
+        if sticky is not None and self._users_are_quiet:
+            return (
+                "no new users: requests come, and for a minute none was by a user who may count; a "
+                f"user counts once in {PERIOD_S / 60:g} minutes, so few users take long to judge by"
+            )
+        if sticky is None or not self._without_user or self._users:
             return ""
         setting = "user_headers" if sticky.kind is MatchKind.HEADER else "user_cookies"
         return (

@@ -48,6 +48,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         utilization: The load of the server; None if it does not say.
         user: The user's key; empty if the request names no user, or users do not matter.
         is_testers: Whether a tester's route chose the version.
+        by_headers: Whether a route with conditions on headers chose it, so that callers do.
         is_copy: Whether it is a mirrored copy.
         id: What a request and its copies have in common; empty if nothing.
     """
@@ -70,6 +71,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     utilization: float | None = None
     user: str = ""
     is_testers: bool = False
+    by_headers: bool = False
     is_copy: bool = False
     id: str = ""
 
@@ -149,6 +151,7 @@ def read_request(
         utilization=_finite(record.utilization) if record.HasField("utilization") else None,
         user="" if sticky is None else _user(record, sticky),
         is_testers=record.route.startswith(TESTER_ROUTE_PREFIX),
+        by_headers=record.by_headers,
         is_copy=record.mirrored,
         id=f"{trace_id}/{request_id}" if trace_id or request_id else "",
     )

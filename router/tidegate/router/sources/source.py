@@ -28,7 +28,7 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
         baseline: The subset that is trusted.
         candidates: The subsets that are judged.
         measures: What to count of each request.
-        sticky: Whether a user counts once, and what names the user; None counts requests.
+        sticky: What names the user, if users count and not requests; None counts requests.
         mirrored: Whether the candidates get copies of requests, which only their proxy's upstream
             log has.
         url: The address of Prometheus, for a source or a measure that asks it; empty otherwise.
@@ -87,7 +87,7 @@ class TrafficSource(Protocol):
         ...
 
     async def take(self, key: str, now_s: float) -> tuple[TrafficWindow, ...]:
-        """Returns what was counted since the last call, one window for each epoch with traffic.
+        """Returns what can be compared since the last call, one window for each epoch with traffic.
 
         A request counts in the epoch in which it started, also when it ends later. No data is no
         window, or a window without the measure; `problem` then says why.

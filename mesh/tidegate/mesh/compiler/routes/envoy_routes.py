@@ -21,6 +21,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
+from tidegate.istio.editing.host_routes import header_conditions
 from tidegate.istio.virtual_service import HttpMatchRequest, HttpRoute, VirtualService
 from tidegate.mesh.compiler.protobuf import duration, share
 from tidegate.mesh.compiler.routes.destinations import RouteContext, mirrors_of
@@ -37,7 +38,12 @@ from tidegate.mesh.compiler.routes.rewrites import (
 )
 from tidegate.mesh.compiler.routes.route_tables import DEADLINE_HEADER
 from tidegate.mesh.compiler.routes.weights import weighted_clusters
-from tidegate.mesh.resources import MIRRORED_HEADER, ROUTE_METADATA, ROUTE_TIMEOUT_MS
+from tidegate.mesh.resources import (
+    MIRRORED_HEADER,
+    ROUTE_BY_HEADERS,
+    ROUTE_METADATA,
+    ROUTE_TIMEOUT_MS,
+)
 
 __all__ = ["routes_of"]
 
@@ -86,6 +92,8 @@ def _forward(
 ) -> None:
     action = route.route
     _limit_time(route, rule)
+    if header_conditions(rule) != {}:
+        route.metadata.filter_metadata[ROUTE_METADATA].update({ROUTE_BY_HEADERS: "1"})
     authority = authority_of(rule.headers)
     if rule.rewrite:
         rewrite_path(action, rule.rewrite)

@@ -93,6 +93,7 @@ def _message(record: RequestRecord) -> mesh_pb2.RequestRecord:
         trace_id=record.trace_id,
         trailers=_short(record.trailers),
         route=record.route,
+        by_headers=record.by_headers,
         request_id=record.request_id[:_LONGEST_TEXT],
         mirrored=record.mirrored,
         proxy_timeout=record.proxy_timeout,
