@@ -4,6 +4,7 @@ The subset v2 of `vision` is a port of Envoy itself. Behind it a VirtualService 
 requests on to the real second server. So the faults are Istio objects, and both servers are real.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class FaultyMesh(LaptopMesh):
         (port,) = free_ports(1)
         self._objects = folder / "istio"
         self._addresses: dict[str, str] = {}
+        self._faults: dict[str, Any] = {}
         document = yaml.safe_load((folder / "tidegate.yaml").read_text())
         v2 = server("vision", "v2", candidate)
         v2["labels"]["app"] = "candidate"
@@ -83,7 +85,7 @@ class FaultyMesh(LaptopMesh):
         self.set_fault()
 
     def set_fault(self, *, unavailable: float = 0.0, delay: str = "") -> None:
-        """Injects faults into the candidate's requests from now on.
+        """Injects faults into the candidate's requests; returns when they are in effect.
 
         Args:
             unavailable: Percentage of the requests that end with UNAVAILABLE.
@@ -95,7 +97,20 @@ class FaultyMesh(LaptopMesh):
             fault["abort"] = {"grpcStatus": "UNAVAILABLE", "percentage": percentage}
         if delay:
             fault["delay"] = {"fixedDelay": delay, "percentage": {"value": 100}}
-        self._write("candidate-faults.yaml", _route(fault))
+        route = _route(fault)
+        if route == self._faults:
+            return
+        before = self._last_edit() if self._addresses else ""
+        self._write("candidate-faults.yaml", route)
+        self._faults = route
+        while self._addresses and self._last_edit() in ("", before):
+            time.sleep(0.05)
+
+    def _last_edit(self) -> str:
+        """The id of the last change, if it was an edit of the faults; else empty."""
+        with self.controller() as controller:
+            last = controller.GetStatus(mesh_pb2.GetStatusRequest()).last_transition
+        return last.id if "candidate-faults.yaml" in last.description else ""
 
     def write_rollout(self, name: str, **spec: Any) -> Path:
         """Writes a rollout of vision from v1 to v2 into a file outside of the watched folder."""
