@@ -96,7 +96,7 @@ def _placed(files: list[str]) -> tuple[Placed, ...]:
     named = [(text, source) for source, text in texts]
     named += texts_of([Path(each) for each in files if each != "-"])
     if not named:
-        raise typer.BadParameter(f"{', '.join(files)}: there is no .yaml, .yml or .json file")
+        raise typer.BadParameter(f"{', '.join(files)}: there is no .yaml or .yml file; name files")
     return read_placed(named)
 
 

@@ -117,7 +117,10 @@ class Follower:
             self._console.print(Text(words, style="dim"), soft_wrap=True)
 
     def _screen(self) -> RenderableType:
-        return Text() if self._last is None else screen(self._last, self._clock())
+        if self._last is None:
+            return Text()
+        # The cursor stands on the line below.
+        return screen(self._last, self._clock(), self._console.height - 1)
 
 
 class _End:

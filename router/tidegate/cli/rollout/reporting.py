@@ -27,6 +27,7 @@ from tidegate.cli.rollout.words import (
     age,
     effect_text,
     evidence_text,
+    limit_text,
     moment,
     seconds_of,
     split_text,
@@ -172,7 +173,7 @@ def _verdicts(rollout: rollout_pb2.Rollout) -> Iterator[str]:
                     f"{value_text(objective, base)} of {found.baseline_trials:,}",
                     f"{value_text(objective, value)} of {found.candidate_trials:,}",
                     _effect(objective, found),
-                    effect_text(objective, found.effect_limit),
+                    limit_text(objective, found.effect_limit),
                     evidence_text(found.harm_e, found.harm_threshold),
                     evidence_text(found.safe_e, found.safe_threshold),
                 )
