@@ -207,7 +207,12 @@ def _reason(
         guilty = [each for each in assessed if each.importance is importance]
         worst = max(guilty, key=lambda each: (each.verdict is Verdict.MISSED, each.harm_e))
         since = " after a healthy start" if worst.started_healthy else ""
-        return f"{plan.candidate} is worse{since}: {worst.metric}: {worst.detail}"
+        told = f"{plan.candidate} is worse{since}: {worst.metric}: {worst.detail}"
+        limits = {each.metric for each in plan.objectives if isinstance(each.test, LimitTest)}
+        if worst.metric not in limits and worst.harm_e >= worst.harm_threshold:
+            odds, needed = number(min(worst.harm_e, 1e9)), number(worst.harm_threshold)
+            return f"{told} (evidence of harm {odds} to 1; {needed} to 1 is enough)"
+        return told
     if promote:
         return f"{plan.candidate} is proven to meet every objective"
     return "; ".join(_lacks(assessed)) or "no objective decides"

@@ -79,7 +79,7 @@ def _opens(moves: Moves, gate: Gate) -> bool:
             text = duration_text(round(left_s, 1))
             draft.explain("WaitingForTime", f"{status.desired}: {text} are left")
         case GateKind.TIME if missing := _without_data(moves):
-            draft.explain("WaitingForData", _no_data(missing))
+            draft.explain("WaitingForData", missing)
         case GateKind.TIME | GateKind.WATCH:
             moves.next_stage(f"{duration_text(length_s)} have passed")
             return True
@@ -99,7 +99,7 @@ def _evidence_opens(moves: Moves) -> bool:
         moves.next_stage(f"every objective is met: {words}", numbers_of(assessment))
         return True
     if missing := _without_data(moves):
-        moves.draft.explain("WaitingForData", _no_data(missing))
+        moves.draft.explain("WaitingForData", missing)
     elif assessment is not None:
         moves.draft.explain("WaitingForEvidence", f"waits for evidence: {assessment.reason}")
     return False
@@ -173,21 +173,14 @@ def _time_is_up(moves: Moves, plan: StagePlan) -> None:
             moves.pause(PauseCause.TIME_UP, words, "TimeUp")
 
 
-def _without_data(moves: Moves) -> list[str]:
-    """The objectives that decide and have no data."""
+def _without_data(moves: Moves) -> str:
+    """Says which of the objectives that decide have no data, and why; empty if all have some."""
     assessment = moves.assessment
     if assessment is None:
-        deciding = [e for e in moves.spec.objectives if e.followed_by is not Importance.REPORT]
-        return [each.metric for each in deciding]
-    return [
-        each.metric
+        return f"no request of {moves.spec.candidate_names[0]} has been counted yet"
+    missing = [
+        f"{each.metric}: {each.detail}" if each.detail else each.metric
         for each in assessment.objectives
         if each.verdict is Verdict.NO_DATA and each.importance is not Importance.REPORT
     ]
-
-
-def _no_data(metrics: list[str]) -> str:
-    return (
-        f"no data for {', '.join(metrics)}: does the candidate get requests, and do the servers"
-        " report what the objective needs?"
-    )
+    return f"too few data yet: {'; '.join(missing)}" if missing else ""

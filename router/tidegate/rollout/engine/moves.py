@@ -212,7 +212,8 @@ class Moves:
             again = cause is PauseCause.TIME_UP
             changes["clock_s"] = self.now_s if again else status.clock_s + self.now_s - began_s
         if cause is PauseCause.FOREIGN_CHANGE:
-            changes["desired_id"] = status.desired_id + 1
+            # The stage begins again: what happened meanwhile was not its split.
+            changes |= {"desired_id": status.desired_id + 1, "stage_since_s": None}
         elif cause is PauseCause.HARM_BUDGET:
             weight = self.ramp.start_weight
             changes |= self._wants(ramp_split(self.spec, self.original, weight))

@@ -29,6 +29,8 @@ objective ever reaches it with a probability of at most one in twenty."""
 _SPENT_AT_ONCE: Final = 0.5
 # A change of weights cuts the evidence's window, so small ones are not worth it.
 _LEAST_GROWTH: Final = 1.25
+# The first estimates of the traffic are rough, so one step does not rely on them too much.
+_MOST_GROWTH: Final = 3.0
 _DWELL_S: Final = 3.0
 
 
@@ -59,6 +61,7 @@ def next_weight(
         return weight
     worst = requests_per_s * HORIZON_S * max(excess_rate_high, 1e-6)
     allowed = 100 * _SPENT_AT_ONCE * budget_left / worst
+    allowed = min(allowed, weight * _MOST_GROWTH)
     target = _rounded(min(max(allowed, ramp.start_weight), ramp.max_weight))
     if target < weight:
         # Less only if clearly less: the bound moves a little with every window.

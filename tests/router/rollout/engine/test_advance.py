@@ -79,7 +79,7 @@ def test_a_timed_step_waits_for_data():
     run = RolloutRun(rollout_of(strategy={"canary": {"steps": steps}}), requests_per_s=0)
     run.run(600)
     assert run.status.reason == "WaitingForData"
-    assert "no data for grpcFailures" in run.status.message
+    assert "too few data yet: grpcFailures" in run.status.message
     assert run.weight() == 10
 
 
@@ -217,6 +217,20 @@ def test_a_foreign_change_pauses_and_resuming_puts_the_split_back():
     run.run(2)
     assert run.weight() == 10
     assert run.status.phase is Phase.PROGRESSING
+
+
+def test_the_time_of_a_stage_begins_again_after_a_foreign_change():
+    steps = [{"weight": 10}, {"pause": {"for": "1m"}}, {"weight": 50}]
+    steps.append({"pause": {"untilApproved": True}})
+    run = started({"canary": {"steps": steps}})
+    run.run(50)
+    run.split = TrafficSplit(weights={"v2": 30.0, "v1": 70.0})
+    run.run(100)
+    run.step(command=CommandKind.RESUME)
+    run.run(40)
+    assert run.weight() == 10
+    run.run(40)
+    assert run.weight() == 50
 
 
 def test_harm_aborts_a_rollout_that_a_foreign_change_has_paused():

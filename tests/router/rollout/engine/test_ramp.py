@@ -23,12 +23,16 @@ def weight(present=1.0, ramp=RAMP, **changes):
 
 def test_the_worst_case_costs_half_of_what_is_left():
     # 100 requests/s for the horizon, a tenth of them bad: ten per cent of the traffic cost 10.
-    assert weight() == pytest.approx(10 * 10 / HORIZON_S)
+    assert weight(5.0) == pytest.approx(10 * 10 / HORIZON_S)
+
+
+def test_one_step_at_most_triples_the_weight():
+    assert weight(1.0, excess_rate_high=0.001) == 3
 
 
 def test_less_uncertainty_allows_more_up_to_the_largest_weight():
-    assert weight(excess_rate_high=0.02) == 50
-    assert weight(excess_rate_high=0.001) == 50
+    assert weight(30.0, excess_rate_high=0.02) == 50
+    assert weight(30.0, excess_rate_high=0.001) == 50
 
 
 def test_a_spent_budget_without_evidence_of_harm_falls_back_to_the_start_weight():
