@@ -132,7 +132,7 @@ def _summary(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
         rows.append(("started", moment(status.started_at)))
         until_s = seconds_of(status.ended_at) if status.HasField("ended_at") else now_s
         rows.append(("took", age(until_s - seconds_of(status.started_at))))
-    if status.winner:
+    if status.winner and spec.strategy.WhichOneof("kind") != "shadow":
         rows.append(("winner", status.winner))
     if status.HasField("desired"):
         rows.append(("traffic", split_text(status.desired)))

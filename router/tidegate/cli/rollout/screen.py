@@ -22,6 +22,7 @@ from tidegate.cli.rollout.words import (
     limit_text,
     seconds_of,
     value_text,
+    winner_text,
 )
 from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2
@@ -149,7 +150,7 @@ def _header(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
     if status.problem:
         lines.append(Text(status.problem, style="red"))
     if status.winner:
-        lines.append(Text(f"the winner is {status.winner}", style="green"))
+        lines.append(Text(winner_text(rollout), style="green"))
     return Group(*lines)
 
 

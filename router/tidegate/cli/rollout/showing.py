@@ -19,6 +19,7 @@ from tidegate.cli.rollout.explaining import explanation
 from tidegate.cli.rollout.following import Follower, print_message
 from tidegate.cli.rollout.screen import screen
 from tidegate.cli.rollout.words import (
+    ENDED,
     PHASES,
     VERDICTS,
     age,
@@ -46,7 +47,10 @@ def list_rollouts(
             print_message(each)
     shown = escaped_message(response)
     for problem in shown.file_problems:
-        errors().print(Text(f"{problem.file}: {problem.message}", style="yellow"))
+        # Faults begin with the file and their line.
+        is_named = problem.message.startswith(f"{problem.file}:")
+        words = problem.message if is_named else f"{problem.file}: {problem.message}"
+        errors().print(Text(words, style="yellow"))
     if as_json:
         return
     found = shown.rollouts
@@ -168,6 +172,8 @@ def _row(rollout: rollout_pb2.Rollout, now_s: float) -> list[Text | str]:
     split = status.observed if status.HasField("observed") else status.desired
     candidates = list(rollout.spec.candidates) or [rollout.spec.candidate]
     shown = {name: split.weights.get(name, 0.0) for name in candidates}
+    # Of a rollout that has ended, the traffic is not its own any more.
+    is_told = bool(split.weights) and status.phase not in ENDED
     since = status.ended_at if status.HasField("ended_at") else status.started_at
     has_begun = status.HasField("started_at") or status.HasField("ended_at")
     return [
@@ -175,7 +181,7 @@ def _row(rollout: rollout_pb2.Rollout, now_s: float) -> list[Text | str]:
         rollout.spec.host,
         Text(words, style=style),
         f"{status.stage}/{status.stages}" if status.stage else "–",
-        weights_text(shown, candidates) if split.weights else "–",
+        weights_text(shown, candidates) if is_told else "–",
         _verdict(status),
         age(now_s - seconds_of(since)) if has_begun else "–",
     ]

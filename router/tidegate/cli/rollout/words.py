@@ -28,6 +28,7 @@ __all__ = [
     "split_text",
     "value_text",
     "weights_text",
+    "winner_text",
 ]
 
 _Phase = rollout_pb2.Phase
@@ -181,6 +182,13 @@ def evidence_share(e: float, threshold: float) -> float:
     if not threshold > 1 or not e > 1:
         return 0.0
     return min(1.0, math.log(e) / math.log(threshold)) if math.isfinite(e) else 1.0
+
+
+def winner_text(rollout: rollout_pb2.Rollout) -> str:
+    """Returns what it means that a rollout has found a version: only a comparison has a winner."""
+    winner = rollout.status.winner
+    is_alone = rollout.spec.strategy.WhichOneof("kind") == "shadow"
+    return f"{winner} met every objective" if is_alone else f"the winner is {winner}"
 
 
 def _seconds_text(seconds: float) -> str:

@@ -13,7 +13,16 @@ _SIMULATE = ("--candidate", "failures=5%", "--runs", "5", "--seed", "3")
 def test_a_simulation_is_a_table_that_its_seed_repeats(tidegate, write):
     done = tidegate("rollout", "simulate", write(CANARY), *_SIMULATE)
     assert done.code == 0, done
-    assert done.out.splitlines()[1].split()[:3] == ["aborted", "5", "100.0%"]
+    lines = done.out.splitlines()
+    assert lines[:5] == [
+        "requests      100/s to vision",
+        "baseline v1   failures=0.1%, latency=20ms, predictionDrift=0%",
+        "candidate v2  failures=5%; else as the baseline",
+        "runs          5 of vision-int8",
+        "",
+    ]
+    assert lines[6].split()[:3] == ["aborted", "5", "100.0%"]
+    assert lines[7] == "10% BY: a tenth of these runs had ended by then"
     assert "extra bad requests of users" in done.out
     assert "--seed 3 repeats these runs" in done.out
     assert tidegate("rollout", "simulate", write(CANARY), *_SIMULATE).out == done.out

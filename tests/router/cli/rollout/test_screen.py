@@ -320,6 +320,14 @@ def test_a_terminal_shows_the_last_state(rollout):
     assert console.file.getvalue().count("the last message") >= 1
 
 
+def test_a_shadow_has_no_winner(rollout):
+    rollout.status.winner = "v2"
+    rollout.spec.strategy.shadow.SetInParent()
+    text = _drawn(screen(rollout, NOW), 150)
+    assert "v2 met every objective" in text
+    assert "winner" not in text
+
+
 def test_each_of_several_candidates_has_its_objectives(rollout):
     rollout.spec.ClearField("candidate")
     rollout.spec.candidates.extend(["v2", "v3"])
