@@ -73,20 +73,27 @@ _FOLLOWS: Final = {
 }
 
 
-def explanation(rollout: rollout_pb2.Rollout, now_s: float) -> list[str]:
+def explanation(
+    rollout: rollout_pb2.Rollout, now_s: float, *, with_reason: bool = True
+) -> list[str]:
     """Returns the lines.
 
     Args:
         rollout: The rollout with its status.
         now_s: The time, in seconds since the epoch.
+        with_reason: Whether to tell why the rollout is as it is.
     """
-    return [*_state(rollout, now_s), *_evidence(rollout), *_outlook(rollout, now_s)]
+    return [
+        *_state(rollout, now_s, with_reason=with_reason),
+        *_evidence(rollout),
+        *_outlook(rollout, now_s),
+    ]
 
 
-def _state(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
+def _state(rollout: rollout_pb2.Rollout, now_s: float, *, with_reason: bool) -> Iterator[str]:
     status, name = rollout.status, rollout.metadata.name
     words = PHASES[status.phase][0]
-    reason = f": {status.message}" if status.message else ""
+    reason = f": {status.message}" if status.message and with_reason else ""
     yield f"{name} is {words}{reason}."
     if status.problem:
         yield f"Problem: {status.problem}."

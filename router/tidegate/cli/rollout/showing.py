@@ -1,7 +1,7 @@
 """``tidegate rollout list``, ``get``, ``watch``, ``history`` and ``explain``."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
@@ -16,7 +16,7 @@ from tidegate.cli.rollout.client import (
     rollout_service,
 )
 from tidegate.cli.rollout.explaining import explanation
-from tidegate.cli.rollout.following import Follower, print_message
+from tidegate.cli.rollout.following import Follower, print_message, told
 from tidegate.cli.rollout.screen import screen
 from tidegate.cli.rollout.words import (
     ENDED,
@@ -34,6 +34,9 @@ from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["explain", "get", "history", "list_rollouts", "watch"]
+
+# After a superseded rollout, the one that replaces it begins.
+_FINAL: Final = ENDED - {rollout_pb2.PHASE_SUPERSEDED}
 
 
 def list_rollouts(
@@ -102,7 +105,11 @@ def watch(
     as_json: JsonOption = False,
     address: AddressOption = None,
 ) -> None:
-    """Watch a rollout live, until Ctrl-C; without a terminal, one line for each event."""
+    """Watch a rollout live, until it has ended; without a terminal, one line for each event.
+
+    Without a name, watch all of them until Ctrl-C, from their present state on.
+    """
+    ended: rollout_pb2.Rollout | None = None
     if name:
         namespace, name = find_target(name, namespace)
     with (
@@ -112,8 +119,12 @@ def watch(
     ):
         for message in service.Watch(rollout_pb2.WatchRequest(namespace=namespace, name=name)):
             follower.show(message)
-            if message.removed and name:
-                return
+            if name and not message.removed and message.rollout.status.phase in _FINAL:
+                ended = message.rollout
+            if name and (message.removed or ended is not None):
+                break
+    if ended is not None and not as_json:
+        errors().print(told(ended))
 
 
 def history(

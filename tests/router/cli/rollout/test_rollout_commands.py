@@ -325,17 +325,18 @@ def test_watch_prints_a_line_for_each_event_and_ends_with_the_rollout(server, ti
         with grpc.insecure_channel(address) as channel:
             service = rollout_pb2_grpc.RolloutServiceStub(channel)
             service.Abort(rollout_pb2.AbortRequest(name="vision"))
-            server.until(lambda record: record.status.phase is Phase.ABORTED)
-            service.Delete(rollout_pb2.DeleteRequest(name="vision"))
 
     ending = threading.Thread(target=end_it)
     ending.start()
     done = tidegate("rollout", "watch", "vision")
     ending.join()
     assert done.code == 0
-    kinds = [line.split("  ")[1] for line in done.out.splitlines()[:-1]]
+    kinds = [line.split("  ")[1] for line in done.out.splitlines()]
     assert kinds[:2] == ["Started", "StageEntered"]
-    assert done.out.splitlines()[-1] == "models/vision was removed"
+    assert kinds[-1] == "Aborted"
+    assert "models/vision is aborted" in done.err
+    again = tidegate("rollout", "watch", "vision")
+    assert (again.code, again.err) == (0, done.err)
 
 
 def test_without_rollouts_the_list_says_how_to_create_one(server, tidegate):

@@ -311,6 +311,23 @@ def test_json_has_an_event_a_line(rollout, capsys):
     assert last == {"rollout": "models/vision", "removed": True}
 
 
+def test_several_rollouts_are_followed_from_their_present_state(rollout, capsys):
+    console = Console(width=200, file=io.StringIO())
+    with Follower(console, named=True, live=False) as follower:
+        follower.show(rollout_pb2.WatchResponse(rollout=rollout))
+        follower.show(_news(rollout, 8))
+    first, second = console.file.getvalue().splitlines()
+    assert first == "models/vision is progressing: waits for evidence: little is known"
+    assert second.endswith("models/vision  Waiting  event 8")
+    with Follower(console, named=True, live=False, as_json=True) as follower:
+        follower.show(rollout_pb2.WatchResponse(rollout=rollout))
+    assert json.loads(capsys.readouterr().out) == {
+        "rollout": "models/vision",
+        "phase": "PHASE_PROGRESSING",
+        "message": "waits for evidence: little is known",
+    }
+
+
 def test_a_terminal_shows_the_last_state(rollout):
     console = Console(width=120, height=50, file=io.StringIO(), force_terminal=True)
     with Follower(console, clock=lambda: NOW) as follower:
