@@ -80,8 +80,9 @@ class _Screen:
         parts += [_objectives(rollout, each, sizes) for each in rollout.status.assessments]
         if limits := list(_limits(rollout, now_s)):
             parts.append(Group(*limits))
-        upper = Group(*(each for part in parts for each in (part, Text())))
         events = list(map(event_line, rollout.status.last_events[-_EVENTS:]))
+        spaced = [each for part in parts for each in (part, Text())]
+        upper = Group(*(spaced if events else spaced[:-1]))
         if self._height is None:
             yield upper
             yield from events

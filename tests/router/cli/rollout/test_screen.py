@@ -155,6 +155,7 @@ def test_a_rollout_that_has_not_begun_has_a_screen():
     text = _drawn(screen(message, NOW), 100)
     assert "pending" in text
     assert "TRAFFIC" in text
+    assert not text.endswith("\n\n")
 
 
 def test_markup_of_users_is_text(rollout):
