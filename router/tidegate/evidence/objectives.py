@@ -180,7 +180,7 @@ def _assess_limit(
             lasted_s = limit.read_s - limit.past_since_s
             detail = (
                 f"{number(limit.value)} on {plan.candidate}, {past} {number(test.limit)} for"
-                f" {number(lasted_s)} s; {number(test.for_s)} s are tolerated"
+                f" {number(lasted_s)}s; {number(test.for_s)}s are tolerated"
             )
         if limit.is_missed(test):
             verdict = Verdict.MISSED

@@ -6,8 +6,8 @@ __all__ = ["amount", "count", "interval", "number", "percent", "share_interval",
 
 
 def percent(rate: float) -> str:
-    """Returns a share as people write it: ``5.1 %``, ``0.012 %``."""
-    return f"{number(rate * 100)} %"
+    """Returns a share as files have it: ``5.1%``, ``0.012%``."""
+    return f"{number(rate * 100)}%"
 
 
 def number(value: float) -> str:
@@ -22,10 +22,10 @@ def number(value: float) -> str:
 
 
 def amount(value: float, *, is_duration: bool) -> str:
-    """Returns a measured number, a duration with its unit: ``46.2 ms``, ``4.7 s``."""
+    """Returns a measured number, a duration with its unit: ``46.2ms``, ``4.7s``."""
     if not is_duration:
         return number(value)
-    return f"{number(value)} s" if value >= 1 else f"{number(value * 1000)} ms"
+    return f"{number(value)}s" if value >= 1 else f"{number(value * 1000)}ms"
 
 
 def count(value: float) -> str:
@@ -50,7 +50,7 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def share_interval(low: float | None, high: float | None) -> str:
-    """Returns an interval of shares: ``(3 % to 9 %)``, or nothing if it is not known."""
+    """Returns an interval of shares: ``(3% to 9%)``, or nothing if it is not known."""
     if low is None and high is None:
         return ""
     if high is None:

@@ -84,4 +84,4 @@ def test_importance_says_what_follows(importance, abort, pause):
 
 def test_sentence_says_how_long_the_gauge_is_past_its_limit():
     said = after([0.95] * 5)
-    assert said.reason == "v2 is worse: gpu: 0.95 on v2, above 0.9 for 20 s; 20 s are tolerated"
+    assert said.reason == "v2 is worse: gpu: 0.95 on v2, above 0.9 for 20s; 20s are tolerated"

@@ -91,7 +91,7 @@ def test_sentence_names_the_label_that_moved_most():
     assert objective.effect == pytest.approx(0.3, abs=0.05)
     assert objective.effect_low <= 0.3 <= objective.effect_high
     assert "label" in objective.detail
-    assert "5 % is tolerated" in objective.detail
+    assert "5% is tolerated" in objective.detail
 
 
 def test_new_category_of_the_candidate_is_found():

@@ -118,7 +118,7 @@ def test_interval_holds_the_ratio_of_the_quantiles():
     assert objective.effect_low <= 2.0 <= objective.effect_high
     assert objective.effect_high / objective.effect_low < 1.6
     assert objective.candidate_value == pytest.approx(0.1, rel=0.1)
-    assert "the 50 % quantile is 0.0996 on v2 (10,027 requests)" in objective.detail
+    assert "the 50% quantile is 0.0996 on v2 (10,027 requests)" in objective.detail
 
 
 def test_ratio_that_buckets_cannot_prove_is_said():

@@ -113,8 +113,8 @@ def test_best_estimate_and_interval_are_in_the_sentence():
     objective = said.objectives[0]
     assert objective.verdict is Verdict.MISSED
     assert objective.effect_low < objective.effect
-    assert "4.66 % of 1,975 on v2, 0.139 % of 18,025 on v1: 32.7 times (" in objective.detail
-    assert "1.2 times plus 0.1 % is tolerated" in objective.detail
+    assert "4.66% of 1,975 on v2, 0.139% of 18,025 on v1: 32.7 times (" in objective.detail
+    assert "1.2 times plus 0.1% is tolerated" in objective.detail
     assert said.reason.startswith("v2 is worse: failures: ")
 
 
@@ -232,22 +232,22 @@ def test_few_requests_in_a_window_cost_little():
         (
             RateTest(ratio=1.5, margin=0.001),
             [((4, 1), (100, 5))],
-            "25 % of 4 on v2, 5 % of 100 on v1: 5 times (at most 300); 1.5 times plus 0.1 %",
+            "25% of 4 on v2, 5% of 100 on v1: 5 times (at most 300); 1.5 times plus 0.1%",
         ),
         (
             RateTest(margin=0.05),
             [((100, 0), (900, 0))],
-            "0 % of 100 on v2, 0 % of 900 on v1: no event on either; 5 % more is tolerated",
+            "0% of 100 on v2, 0% of 900 on v1: no event on either; 5% more is tolerated",
         ),
         (
             RateTest(ratio=2.0),
             [((100, 1), (900, 0))],
-            "1 % of 100 on v2, 0 % of 900 on v1: events on v2 only; 2 times is tolerated",
+            "1% of 100 on v2, 0% of 900 on v1: events on v2 only; 2 times is tolerated",
         ),
         (
             RateTest(),
             [((0, 0), (300, 3), 0.0), ((100, 1), (0, 0), 1.0)],
-            "1 % of 100 on v2, 1 % of 300 on v1: too few at the same time; 1 times is tolerated",
+            "1% of 100 on v2, 1% of 300 on v1: too few at the same time; 1 times is tolerated",
         ),
     ],
 )

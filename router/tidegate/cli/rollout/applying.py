@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import typer
 from rich.text import Text
 
 from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
 from tidegate.cli.rollout.client import AddressOption, key_of, rollout_service
 from tidegate.cli.rollout.following import NOT_ENDED, Follower, print_message, told, wait_for_ends
+from tidegate.cli.rollout.words import ENDED, PHASES
 from tidegate.rollout.linting import Severity, lint
 from tidegate.rollout.messages import spec_message
 from tidegate.rollout.spec.quantities import duration_seconds
@@ -71,8 +73,10 @@ def apply(
             applied.append(response)
             if as_json:
                 print_message(response)
+            elif dry_run:
+                results().print(_would(response, _existing(service, response.rollout)))
             else:
-                results().print(_applied(response, dry_run=dry_run))
+                results().print(_applied(response))
         if not wait:
             return
         live = len(applied) == 1
@@ -96,7 +100,7 @@ def _placed(files: list[str]) -> tuple[Placed, ...]:
     named = [(text, source) for source, text in texts]
     named += texts_of([Path(each) for each in files if each != "-"])
     if not named:
-        raise typer.BadParameter(f"{', '.join(files)}: there is no .yaml, .yml or .json file")
+        raise typer.BadParameter(f"{', '.join(files)}: there is no .yaml or .yml file; name files")
     return read_placed(named)
 
 
@@ -121,11 +125,39 @@ def _timeout(text: str, *, wait: bool) -> float | None:
         raise typer.BadParameter(f"--timeout: {text} {error}") from error
 
 
-def _applied(response: rollout_pb2.ApplyResponse, *, dry_run: bool) -> Text:
-    what = "is as applied before" if not response.changed else "is applied"
-    if dry_run:
-        what = "would change nothing" if not response.changed else "would be applied"
+def _applied(response: rollout_pb2.ApplyResponse) -> Text:
+    what, key = "is applied", key_of(response.rollout)
+    if not response.changed:
+        what = "is as applied before"
+        phase = response.rollout.status.phase
+        if phase in ENDED:
+            what += f", and has ended before: it is {PHASES[phase][0]}."
+            what += f" `tidegate rollout retry {key}` begins it again"
+    return Text.assemble((key, "bold"), f" {what}")
+
+
+def _would(response: rollout_pb2.ApplyResponse, existing: rollout_pb2.Rollout | None) -> Text:
+    """What applying would do to the rollout of the name."""
+    what = "would be applied" if response.changed else "would change nothing"
+    if existing is not None and existing.spec != response.rollout.spec:
+        if existing.status.phase in ENDED:
+            what += "; the one of the name has ended"
+        else:
+            what += "; the running one goes back to its baseline and starts over"
     return Text.assemble((key_of(response.rollout), "bold"), f" {what}")
+
+
+def _existing(
+    service: rollout_pb2_grpc.RolloutServiceStub, rollout: rollout_pb2.Rollout
+) -> rollout_pb2.Rollout | None:
+    named = rollout.metadata
+    request = rollout_pb2.GetRequest(namespace=named.namespace, name=named.name)
+    try:
+        return service.Get(request).rollout
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.NOT_FOUND:
+            return None
+        raise
 
 
 def _say_ends(

@@ -23,7 +23,8 @@ __all__ = [
 _DEFAULT_ADDRESS: Final = "127.0.0.1:15030"
 _KIND: Final = "router"
 _ADVICE: Final = (
-    "The router does not answer. Start it with `tidegate up`, or say where it is with --address."
+    "The router does not answer. `tidegate status` shows whether it runs, and `tidegate up` starts"
+    " it; if it is elsewhere, say where with --address."
 )
 
 AddressOption = Annotated[

@@ -9,6 +9,7 @@ from tidegate.cli.rollout.words import (
     age,
     effect_text,
     evidence_text,
+    limit_text,
     seconds_of,
     split_text,
     value_text,
@@ -72,30 +73,42 @@ _FOLLOWS: Final = {
 }
 
 
-def explanation(rollout: rollout_pb2.Rollout, now_s: float) -> list[str]:
+def explanation(
+    rollout: rollout_pb2.Rollout, now_s: float, *, with_reason: bool = True
+) -> list[str]:
     """Returns the lines.
 
     Args:
         rollout: The rollout with its status.
         now_s: The time, in seconds since the epoch.
+        with_reason: Whether to tell why the rollout is as it is.
     """
-    return [*_state(rollout, now_s), *_evidence(rollout), *_outlook(rollout, now_s)]
+    return [
+        *_state(rollout, now_s, with_reason=with_reason),
+        *_evidence(rollout),
+        *_outlook(rollout, now_s),
+    ]
 
 
-def _state(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
+def _state(rollout: rollout_pb2.Rollout, now_s: float, *, with_reason: bool) -> Iterator[str]:
     status, name = rollout.status, rollout.metadata.name
     words = PHASES[status.phase][0]
-    reason = f": {status.message}" if status.message else ""
+    reason = f": {status.message}" if status.message and with_reason else ""
     yield f"{name} is {words}{reason}."
     if status.problem:
         yield f"Problem: {status.problem}."
-    if status.HasField("desired"):
+    host = rollout.spec.host
+    if status.reason == "ForeignChange" and status.HasField("observed"):
+        found = split_text(status.observed)
+        yield f"The traffic of {host} is {found}, as somebody else has set it."
+        yield f"The rollout wants {split_text(status.desired)}."
+    elif status.HasField("desired"):
         since = ""
         if status.in_force and status.HasField("in_force_since"):
             since = f", in force for {age(now_s - seconds_of(status.in_force_since))}"
         elif not status.in_force:
             since = ", not in force yet"
-        yield f"The traffic of {rollout.spec.host}: {split_text(status.desired)}{since}."
+        yield f"The traffic of {host}: {split_text(status.desired)}{since}."
 
 
 def _evidence(rollout: rollout_pb2.Rollout) -> Iterator[str]:
@@ -115,7 +128,7 @@ def _objective(
     objective: rollout_pb2.Objective,
     rollout: rollout_pb2.Rollout,
 ) -> str:
-    limit = effect_text(objective, found.effect_limit)
+    limit = limit_text(objective, found.effect_limit)
     numbers = ""
     if found.HasField("effect"):
         low = effect_text(objective, found.effect_low) if found.HasField("effect_low") else "0"

@@ -36,7 +36,7 @@ class Follower:
     Args:
         console: The console to print to.
         as_json: Whether to print JSON, one event a line.
-        named: Whether lines name the rollout.
+        named: Whether lines name the rollout. Its first line is then its present state.
         live: Whether to keep a screen up to date, if the console is a terminal.
         clock: Gives the time in seconds since the epoch.
     """
@@ -78,7 +78,11 @@ class Follower:
         """Takes the next message."""
         message = escaped_message(message)
         key = key_of(message.rollout)
+        is_first = key not in self._seen
         events = self._new_events(key, message)
+        if self._named and is_first and not message.events and not message.removed:
+            self._show_state(key, message.rollout)
+            return
         self._last = message.rollout
         if self._as_json:
             for event in events:
@@ -94,6 +98,16 @@ class Follower:
                 self._console.print(event_line(event, key if self._named else ""), soft_wrap=True)
             if message.removed:
                 self._console.print(Text(f"{key} was removed"))
+
+    def _show_state(self, key: str, rollout: rollout_pb2.Rollout) -> None:
+        """Shows where a rollout stands; `history` tells how it got there."""
+        self._seen.setdefault(key, 0)
+        if self._as_json:
+            print_line(
+                {"rollout": key, "phase": _phase(rollout), "message": rollout.status.message}
+            )
+        else:
+            self._console.print(told(rollout), soft_wrap=True)
 
     def skip(self, rollout: rollout_pb2.Rollout) -> None:
         """Takes the events that a rollout has as shown."""
@@ -117,7 +131,10 @@ class Follower:
             self._console.print(Text(words, style="dim"), soft_wrap=True)
 
     def _screen(self) -> RenderableType:
-        return Text() if self._last is None else screen(self._last, self._clock())
+        if self._last is None:
+            return Text()
+        # The cursor stands on the line below.
+        return screen(self._last, self._clock(), self._console.height - 1)
 
 
 class _End:

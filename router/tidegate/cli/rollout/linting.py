@@ -67,8 +67,12 @@ def lint(
     if objects is None and mesh is not None:
         objects = list(mesh[0])
     subsets = subsets_of_files(objects) if objects else None
+    texts = texts_of(paths)
+    if not texts:
+        where = ", ".join(map(str, paths)) or "the folders of tidegate.yaml"
+        raise typer.BadParameter(f"{where}: there is no .yaml or .yml file; name files")
     try:
-        placed = read_placed(texts_of(paths))
+        placed = read_placed(texts)
     except SpecError as error:
         found = [_fault(each) for each in error.faults]
     else:
@@ -80,7 +84,7 @@ def lint(
             _show(each)
     count = sum(each.severity is Severity.ERROR for each in found)
     if not as_json:
-        errors().print(f"{count} errors, {len(found) - count} warnings")
+        errors().print(f"{_count(count, 'error')}, {_count(len(found) - count, 'warning')}")
     if count:
         raise typer.Exit(1)
 
@@ -114,6 +118,10 @@ def _mesh() -> tuple[Sequence[Path], Sequence[Path]] | None:
     except SupervisorError:
         return None
     return None if mesh is None else (mesh.objects, mesh.rollouts)
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _fault(fault: Fault) -> Finding:

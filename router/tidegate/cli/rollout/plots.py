@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from tidegate.cli.rollout.words import effect_text, seconds_of
+from tidegate.cli.rollout.words import limit_text, seconds_of
 from tidegate.rollout.simulation.runs import End, Point, Run
 from tidegate.rollout.v1 import rollout_pb2
 
@@ -158,7 +158,7 @@ def effect_plot(
         axes.fill_between(times, low, high, color=_COLOURS[0], alpha=0.2, step="post", linewidth=0)
         effects = [min(max(each.effect, bottom), top) for _, each in points]
         axes.plot(times, effects, color=_COLOURS[0], label="effect")
-        words = f"tolerated: {effect_text(objective, limit)}"
+        words = f"tolerated: {limit_text(objective, limit)}"
         axes.axhline(limit, color=_RED, linestyle="--", label=words)
         if bottom > 0:
             _use_log_scale(axes)

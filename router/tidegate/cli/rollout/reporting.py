@@ -27,11 +27,13 @@ from tidegate.cli.rollout.words import (
     age,
     effect_text,
     evidence_text,
+    limit_text,
     moment,
     seconds_of,
     split_text,
     value_text,
 )
+from tidegate.evidence.words import number
 from tidegate.rollout.messages import rollout_of
 from tidegate.rollout.spec.reading import dump
 from tidegate.rollout.texts import escaped_message
@@ -49,6 +51,11 @@ _VERDICT_STYLES: Final = {
     rollout_pb2.VERDICT_MET: "good",
     rollout_pb2.VERDICT_MISSED: "bad",
 }
+_E_VALUES: Final = (
+    "An e-value measures evidence for a claim: were the claim false, the e-value would ever reach"
+    " 20 with a probability of at most 1 in 20."
+)
+_SHORT: Final = 80
 _DECISIONS: Final = ("Promoting", "Aborting", "Completing", "Refused", "Undone", "Paused")
 
 
@@ -107,7 +114,7 @@ def report_page(
         *_summary(rollout, now_s),
         *_verdicts(rollout),
         *_plots(rollout, history),
-        *_history(history),
+        *_history(history, rollout.status.message),
         heading("The rollout as a file"),
         preformatted(dump(rollout_of(rollout))),
     ]
@@ -131,7 +138,7 @@ def _summary(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
         rows.append(("started", moment(status.started_at)))
         until_s = seconds_of(status.ended_at) if status.HasField("ended_at") else now_s
         rows.append(("took", age(until_s - seconds_of(status.started_at))))
-    if status.winner:
+    if status.winner and spec.strategy.WhichOneof("kind") != "shadow":
         rows.append(("winner", status.winner))
     if status.HasField("desired"):
         rows.append(("traffic", split_text(status.desired)))
@@ -143,7 +150,8 @@ def _summary(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
     words += f" a bad one promoted with at most {rates.bad_promotion:.3g}"
     rows.append(("error rates", words))
     yield table(("", ""), rows)
-    lines = explanation(rollout, now_s)
+    # The reason stands above.
+    lines = explanation(rollout, now_s, with_reason=False)
     yield heading("In words")
     yield from map(paragraph, lines)
 
@@ -157,6 +165,8 @@ def _strategy(spec: rollout_pb2.RolloutSpec) -> str:
 
 def _verdicts(rollout: rollout_pb2.Rollout) -> Iterator[str]:
     baseline = rollout.spec.baseline
+    if rollout.status.assessments:
+        yield paragraph(_E_VALUES, "dim")
     for assessment in rollout.status.assessments:
         candidate = assessment.candidate
         yield heading(f"Objectives of {candidate}")
@@ -172,14 +182,14 @@ def _verdicts(rollout: rollout_pb2.Rollout) -> Iterator[str]:
                     f"{value_text(objective, base)} of {found.baseline_trials:,}",
                     f"{value_text(objective, value)} of {found.candidate_trials:,}",
                     _effect(objective, found),
-                    effect_text(objective, found.effect_limit),
+                    limit_text(objective, found.effect_limit),
                     evidence_text(found.harm_e, found.harm_threshold),
                     evidence_text(found.safe_e, found.safe_threshold),
                 )
             )
         titles = ("objective", "verdict", baseline, candidate, "effect", "tolerated")
         yield table((*titles, "e-value of harm", "e-value that it is met"), rows)
-        yield paragraph(assessment.reason, "dim")
+        yield paragraph(_shortened(assessment.reason, rollout.status.message), "dim")
 
 
 def _effect(objective: rollout_pb2.Objective, found: rollout_pb2.ObjectiveAssessment) -> str:
@@ -226,19 +236,28 @@ def _plots(rollout: rollout_pb2.Rollout, history: rollout_pb2.GetHistoryResponse
     yield plots.svg(plots.harm_plot(samples, budget), "harm")
 
 
-def _history(history: rollout_pb2.GetHistoryResponse) -> Iterator[str]:
+def _shortened(text: str, told: str) -> str:
+    """Returns a text, or its beginning if the page has told it in full."""
+    is_told = bool(told) and (text in told or told in text)
+    return f"{text[:_SHORT].rstrip()} …" if is_told and len(text) > _SHORT else text
+
+
+def _history(history: rollout_pb2.GetHistoryResponse, told: str) -> Iterator[str]:
     decisions = [each for each in history.events if each.kind in _DECISIONS]
     if decisions:
         last = decisions[-1]
         yield heading("The last decision")
-        yield paragraph(f"{last.kind}: {last.message}")
+        yield paragraph(f"{last.kind}: {_shortened(last.message, told)}")
         if last.numbers:
             yield table(
                 ("number", "value"),
-                [(name, f"{value:.6g}") for name, value in sorted(last.numbers.items())],
+                [(name, number(value)) for name, value in sorted(last.numbers.items())],
             )
     yield heading("History")
     yield table(
         ("#", "time", "event", "what and why"),
-        [(str(each.number), moment(each.time), each.kind, each.message) for each in history.events],
+        [
+            (str(each.number), moment(each.time), each.kind, _shortened(each.message, told))
+            for each in history.events
+        ],
     )

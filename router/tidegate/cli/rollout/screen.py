@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -18,8 +19,10 @@ from tidegate.cli.rollout.words import (
     effect_text,
     evidence_share,
     evidence_text,
+    limit_text,
     seconds_of,
     value_text,
+    winner_text,
 )
 from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2
@@ -36,6 +39,7 @@ _RUNNING: Final = frozenset(
 
 _BAR: Final = 24
 _EVENTS: Final = 8
+_LEAST_EVENTS: Final = 3
 _KINDS: Final = {
     "Promoted": "bold green",
     "Completed": "bold green",
@@ -49,22 +53,25 @@ _KINDS: Final = {
 }
 
 
-def screen(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
+def screen(rollout: rollout_pb2.Rollout, now_s: float, height: int | None = None) -> RenderableType:
     """Returns everything about a rollout.
 
     Args:
         rollout: The rollout with its status.
         now_s: The time, in seconds since the epoch.
+        height: The lines there are; None for as many as it takes. The newest events are always
+            among them, each cut to one line.
     """
-    return _Screen(escaped_message(rollout), now_s)
+    return _Screen(escaped_message(rollout), now_s, height)
 
 
 class _Screen:
     """The screen, which leaves out the scales where the terminal is narrow."""
 
-    def __init__(self, rollout: rollout_pb2.Rollout, now_s: float) -> None:
+    def __init__(self, rollout: rollout_pb2.Rollout, now_s: float, height: int | None) -> None:
         self._rollout = rollout
         self._now_s = now_s
+        self._height = height
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rollout, now_s = self._rollout, self._now_s
@@ -73,12 +80,22 @@ class _Screen:
         parts += [_objectives(rollout, each, sizes) for each in rollout.status.assessments]
         if limits := list(_limits(rollout, now_s)):
             parts.append(Group(*limits))
-        if events := rollout.status.last_events[-_EVENTS:]:
-            parts.append(Group(*map(event_line, events)))
-        for number, part in enumerate(parts):
-            if number:
-                yield Text()
-            yield part
+        events = list(map(event_line, rollout.status.last_events[-_EVENTS:]))
+        spaced = [each for part in parts for each in (part, Text())]
+        upper = Group(*(spaced if events else spaced[:-1]))
+        if self._height is None:
+            yield upper
+            yield from events
+            return
+        lines = console.render_lines(upper, options, pad=False)
+        # What does not fit is left out above the newest events, which nothing else tells.
+        kept = lines[: max(0, self._height - min(len(events), _LEAST_EVENTS))]
+        for line in kept:
+            yield from line
+            yield Segment.line()
+        for event in events[max(0, len(events) - (self._height - len(kept))) :]:
+            event.no_wrap, event.overflow = True, "ellipsis"
+            yield event
 
 
 class _Sizes(NamedTuple):
@@ -134,7 +151,7 @@ def _header(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
     if status.problem:
         lines.append(Text(status.problem, style="red"))
     if status.winner:
-        lines.append(Text(f"the winner is {status.winner}", style="green"))
+        lines.append(Text(winner_text(rollout), style="green"))
     return Group(*lines)
 
 
@@ -208,7 +225,9 @@ def _effect(
 ) -> Text:
     """The effect with its confidence sequence on a small scale; ``|`` is the limit."""
     limit = found.effect_limit
-    words = f"limit {effect_text(objective, limit)}"
+    words = limit_text(objective, limit)
+    is_gauge = objective.signal == rollout_pb2.SIGNAL_PROMQL
+    words = f"limit {words}" if width or is_gauge else f"≤ {words}"
     if not found.HasField("effect"):
         return Text(words, style="dim")
     words = f"{effect_text(objective, found.effect)} ({words})"

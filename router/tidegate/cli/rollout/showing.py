@@ -1,7 +1,7 @@
 """``tidegate rollout list``, ``get``, ``watch``, ``history`` and ``explain``."""
 
 import time
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
@@ -16,9 +16,10 @@ from tidegate.cli.rollout.client import (
     rollout_service,
 )
 from tidegate.cli.rollout.explaining import explanation
-from tidegate.cli.rollout.following import Follower, print_message
+from tidegate.cli.rollout.following import Follower, print_message, told
 from tidegate.cli.rollout.screen import screen
 from tidegate.cli.rollout.words import (
+    ENDED,
     PHASES,
     VERDICTS,
     age,
@@ -34,6 +35,9 @@ from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["explain", "get", "history", "list_rollouts", "watch"]
 
+# After a superseded rollout, the one that replaces it begins.
+_FINAL: Final = ENDED - {rollout_pb2.PHASE_SUPERSEDED}
+
 
 def list_rollouts(
     namespace: NamespaceOption = "", as_json: JsonOption = False, address: AddressOption = None
@@ -46,7 +50,10 @@ def list_rollouts(
             print_message(each)
     shown = escaped_message(response)
     for problem in shown.file_problems:
-        errors().print(Text(f"{problem.file}: {problem.message}", style="yellow"))
+        # Faults begin with the file and their line.
+        is_named = problem.message.startswith(f"{problem.file}:")
+        words = problem.message if is_named else f"{problem.file}: {problem.message}"
+        errors().print(Text(words, style="yellow"))
     if as_json:
         return
     found = shown.rollouts
@@ -98,7 +105,11 @@ def watch(
     as_json: JsonOption = False,
     address: AddressOption = None,
 ) -> None:
-    """Watch a rollout live, until Ctrl-C; without a terminal, one line for each event."""
+    """Watch a rollout live, until it has ended; without a terminal, one line for each event.
+
+    Without a name, watch all of them until Ctrl-C, from their present state on.
+    """
+    ended: rollout_pb2.Rollout | None = None
     if name:
         namespace, name = find_target(name, namespace)
     with (
@@ -108,8 +119,12 @@ def watch(
     ):
         for message in service.Watch(rollout_pb2.WatchRequest(namespace=namespace, name=name)):
             follower.show(message)
-            if message.removed and name:
-                return
+            if name and not message.removed and message.rollout.status.phase in _FINAL:
+                ended = message.rollout
+            if name and (message.removed or ended is not None):
+                break
+    if ended is not None and not as_json:
+        errors().print(told(ended))
 
 
 def history(
@@ -168,6 +183,8 @@ def _row(rollout: rollout_pb2.Rollout, now_s: float) -> list[Text | str]:
     split = status.observed if status.HasField("observed") else status.desired
     candidates = list(rollout.spec.candidates) or [rollout.spec.candidate]
     shown = {name: split.weights.get(name, 0.0) for name in candidates}
+    # Of a rollout that has ended, the traffic is not its own any more.
+    is_told = bool(split.weights) and status.phase not in ENDED
     since = status.ended_at if status.HasField("ended_at") else status.started_at
     has_begun = status.HasField("started_at") or status.HasField("ended_at")
     return [
@@ -175,7 +192,7 @@ def _row(rollout: rollout_pb2.Rollout, now_s: float) -> list[Text | str]:
         rollout.spec.host,
         Text(words, style=style),
         f"{status.stage}/{status.stages}" if status.stage else "–",
-        weights_text(shown, candidates) if split.weights else "–",
+        weights_text(shown, candidates) if is_told else "–",
         _verdict(status),
         age(now_s - seconds_of(since)) if has_begun else "–",
     ]

@@ -18,7 +18,7 @@ from tidegate.rollout.simulation.runs import End, Run, Scenario
 from tidegate.rollout.simulation.summary import Quantiles, Summary, run_many, summary_of
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.spec.objectives import Signal
-from tidegate.rollout.spec.quantities import duration_seconds
+from tidegate.rollout.spec.quantities import duration_seconds, duration_text
 from tidegate.rollout.spec.reading import read_files
 
 __all__ = ["parse_rate", "simulate"]
@@ -118,6 +118,7 @@ def simulate(
     if as_json:
         print_json({"seed": seed, **msgspec.to_builtins(summary)})
         return
+    _show_assumptions(scenario, rate, baseline, candidate or [], candidate_after or [], runs)
     _show(summary, seed)
     if plot is not None:
         errors().print(Text(f"wrote {plot}"))
@@ -227,6 +228,54 @@ def _write_plot(path: Path, runs: tuple[Run, ...], rollout: Rollout, rate: str) 
         raise typer.BadParameter(f"--plot {path}: {error.strerror or error}") from error
 
 
+def _show_assumptions(
+    scenario: Scenario,
+    rate: str,
+    baseline: str,
+    candidate: list[str],
+    candidate_after: list[str],
+    runs: int,
+) -> None:
+    spec = scenario.rollout.spec
+    signals = dict.fromkeys(each.signal for each in spec.objectives)
+    usual = [
+        f"{'failures' if each is Signal.GRPC_FAILURES else each}"
+        f"={_fact_text(each, scenario.baseline.fact(each))}"
+        for each in signals
+        if each is not Signal.PROMQL
+    ]
+    # What no objective looks at was given for a reason too.
+    known = {each.partition("=")[0] for each in usual}
+    given = [each.strip() for each in baseline.split(",") if each.strip()]
+    usual += [each for each in given if _fact_name(each) not in known]
+    changes = [*candidate, *(f"after {each}" for each in candidate_after)]
+    rows = (
+        ("requests", f"{rate} to {spec.host}"),
+        (f"baseline {spec.baseline}", ", ".join(usual) or "nothing that an objective looks at"),
+        (
+            f"candidate {', '.join(spec.candidate_names)}",
+            f"{'; '.join(changes)}; else as the baseline" if changes else "as the baseline",
+        ),
+        ("runs", f"{runs} of {scenario.rollout.metadata.name}"),
+    )
+    width = max(len(title) for title, _ in rows)
+    for title, words in rows:
+        results().print(Text(f"{title:<{width}}  {words}"), soft_wrap=True)
+    results().print()
+
+
+def _fact_name(fact: str) -> str:
+    name = fact.partition("=")[0].strip()
+    return "failures" if name == Signal.GRPC_FAILURES else name
+
+
+def _fact_text(signal: Signal, value: float) -> str:
+    if signal.is_duration:
+        return duration_text(value)
+    is_number = signal in (Signal.TOKENS_PER_ANSWER, Signal.CONFIDENCE, Signal.ENDPOINT_LOAD)
+    return number(value) if is_number else f"{number(value * 100)}%"
+
+
 def _show(summary: Summary, seed: int) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("END", "RUNS", "SHARE", "10% BY", "50% BY", "90% BY"):
@@ -242,6 +291,7 @@ def _show(summary: Summary, seed: int) -> None:
             )
     console = results()
     console.print(table)
+    console.print(Text("10% BY: a tenth of these runs had ended by then", style="dim"))
     console.print()
     extra = _worded(summary.extra_bad)
     console.print(f"extra bad requests of users   {extra}, mean {number(summary.extra_bad_mean)}")

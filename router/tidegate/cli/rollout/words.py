@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidegate.evidence.words import number
+from tidegate.rollout.spec.objectives import DEFAULT_MARGIN, DEFAULT_RATIO
 from tidegate.rollout.spec.quantities import duration_text
 from tidegate.rollout.v1 import rollout_pb2
 
@@ -21,11 +22,13 @@ __all__ = [
     "effect_text",
     "evidence_share",
     "evidence_text",
+    "limit_text",
     "moment",
     "seconds_of",
     "split_text",
     "value_text",
     "weights_text",
+    "winner_text",
 ]
 
 _Phase = rollout_pb2.Phase
@@ -74,6 +77,9 @@ _DURATIONS: Final = frozenset(
 _MIXES: Final = frozenset(
     {rollout_pb2.SIGNAL_PREDICTION_DRIFT, rollout_pb2.SIGNAL_FINISH_REASON_DRIFT}
 )
+
+
+_LEAST_EVIDENCE: Final = 0.001
 
 
 def seconds_of(stamp: Timestamp) -> float:
@@ -140,12 +146,34 @@ def effect_text(objective: rollout_pb2.Objective, value: float) -> str:
     return f"{number(value)}x"
 
 
+def limit_text(objective: rollout_pb2.Objective, limit: float) -> str:
+    """Returns what an objective tolerates, as its file has it: ``1.2x + 2%``, ``+10%``.
+
+    Args:
+        objective: The objective.
+        limit: The effect that it tolerates, which has no margin of rates.
+    """
+    is_gauge = objective.signal == rollout_pb2.SIGNAL_PROMQL
+    if is_gauge or objective.signal in _MIXES or objective.HasField("quantile"):
+        return effect_text(objective, limit)
+    if objective.tolerate.HasField("difference"):
+        return f"+{number(objective.tolerate.difference * 100)}%"
+    given = objective.tolerate
+    ratio = f"{number(given.ratio if given.HasField('ratio') else DEFAULT_RATIO)}x"
+    margin = objective.margin if objective.HasField("margin") else DEFAULT_MARGIN
+    return f"{ratio} + {number(margin * 100)}%" if margin else ratio
+
+
 def evidence_text(e: float, threshold: float) -> str:
-    """Returns an e-value beside its threshold: ``12 of 133``."""
+    """Returns an e-value beside its threshold: ``12 of 133``, ``< 0.001 of 20``."""
     if threshold <= 0 or not math.isfinite(threshold):
         return "–"
     most = threshold * 1000
-    shown = f"> {number(most)}" if e > most else number(e)
+    shown = number(e)
+    if e > most:
+        shown = f"> {number(most)}"
+    elif 0 < e < _LEAST_EVIDENCE:
+        shown = f"< {_LEAST_EVIDENCE}"
     return f"{shown} of {number(threshold)}"
 
 
@@ -154,6 +182,13 @@ def evidence_share(e: float, threshold: float) -> float:
     if not threshold > 1 or not e > 1:
         return 0.0
     return min(1.0, math.log(e) / math.log(threshold)) if math.isfinite(e) else 1.0
+
+
+def winner_text(rollout: rollout_pb2.Rollout) -> str:
+    """Returns what it means that a rollout has found a version: only a comparison has a winner."""
+    winner = rollout.status.winner
+    is_alone = rollout.spec.strategy.WhichOneof("kind") == "shadow"
+    return f"{winner} met every objective" if is_alone else f"the winner is {winner}"
 
 
 def _seconds_text(seconds: float) -> str:

@@ -166,7 +166,11 @@ class Moves:
             # Users stay where they are; testers are the rollout's own.
             split = msgspec.structs.replace(self.status.desired, testers=self.original.testers)
         split = split or version_split(self.spec, self.original, version)
-        found = f"the winner is {winner}" if winner else "there is no winner"
+        if ab is None:
+            names = winner or " and ".join(self.spec.candidate_names)
+            found = f"{names} {'met' if winner else 'did not meet'} every objective"
+        else:
+            found = f"the winner is {winner}" if winner else "there is no winner"
         message = f"{why}; {found}; traffic then: {split}"
         self._end(
             *(Phase.COMPLETING, split, EventKind.COMPLETING, message, "Completing"), winner=winner

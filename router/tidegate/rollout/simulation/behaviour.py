@@ -79,6 +79,10 @@ class Behaviour:
             self._epochs.append((change.after_s, self._epochs[-1][1] | dict(change.facts)))
         self._known: dict[tuple[int, str], Array] = {}
 
+    def fact(self, signal: Signal) -> float:
+        """Returns a rate, a median or a distance at the start."""
+        return self._epochs[0][1].get(signal, _DEFAULTS[signal])
+
     def rate(self, measure: Measure, time_s: float) -> float:
         """Returns the probability of a bad event."""
         return float(self._remembered(measure, time_s, _rate)[0])

@@ -113,9 +113,9 @@ _CODES: Final = (
     *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
     "UNAUTHENTICATED",
 )
-_DEFAULT_MARGIN: Final = 0.001
+DEFAULT_MARGIN: Final = 0.001
 _DEFAULT_LASTING_S: Final = 60.0
-_DEFAULT_RATIO: Final = 1.2
+DEFAULT_RATIO: Final = 1.2
 _DEFAULT_DISTANCE: Final = 0.05
 
 
@@ -230,14 +230,14 @@ class Objective(StrictModel):
         if self.quantile is not None:
             return QuantileTest(
                 quantile=self.quantile,
-                ratio=_DEFAULT_RATIO if ratio is None else ratio,
+                ratio=DEFAULT_RATIO if ratio is None else ratio,
                 large_is_bad=self.signal is not Signal.CONFIDENCE,
             )
         if difference is not None:
             return RateTest(ratio=1.0, margin=difference)
         return RateTest(
-            ratio=_DEFAULT_RATIO if ratio is None else ratio,
-            margin=_DEFAULT_MARGIN if self.margin is None else self.margin,
+            ratio=DEFAULT_RATIO if ratio is None else ratio,
+            margin=DEFAULT_MARGIN if self.margin is None else self.margin,
         )
 
     def _faults(self) -> Iterator[Fault]:

@@ -45,7 +45,8 @@ MOST_BYTES: Final = 1 << 20
 
 _MOST_NODES: Final = 20_000
 _DEEPEST: Final = 40
-_SUFFIXES: Final = (".yaml", ".yml", ".json")
+# Folders hold other JSON too: schemas, dashboards.
+_SUFFIXES: Final = (".yaml", ".yml")
 _GROUP: Final = API_VERSION.partition("/")[0]
 
 
@@ -94,7 +95,7 @@ def read_files(paths: Iterable[Path]) -> tuple[Placed, ...]:
 
 
 def texts_of(paths: Iterable[Path]) -> list[tuple[str, str]]:
-    """Returns the texts of files, and of the YAML and JSON files in folders, with their names.
+    """Returns the texts of files, and of the YAML files in folders, with their names.
 
     Raises:
         RolloutFileError: There is no such file or folder, or it cannot be read.

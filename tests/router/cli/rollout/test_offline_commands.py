@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from rollout_examples import CANARY
@@ -12,7 +13,16 @@ _SIMULATE = ("--candidate", "failures=5%", "--runs", "5", "--seed", "3")
 def test_a_simulation_is_a_table_that_its_seed_repeats(tidegate, write):
     done = tidegate("rollout", "simulate", write(CANARY), *_SIMULATE)
     assert done.code == 0, done
-    assert done.out.splitlines()[1].split()[:3] == ["aborted", "5", "100.0%"]
+    lines = done.out.splitlines()
+    assert lines[:5] == [
+        "requests      100/s to vision",
+        "baseline v1   failures=0.1%, latency=20ms, predictionDrift=0%",
+        "candidate v2  failures=5%; else as the baseline",
+        "runs          5 of vision-int8",
+        "",
+    ]
+    assert lines[6].split()[:3] == ["aborted", "5", "100.0%"]
+    assert lines[7] == "10% BY: a tenth of these runs had ended by then"
     assert "extra bad requests of users" in done.out
     assert "--seed 3 repeats these runs" in done.out
     assert tidegate("rollout", "simulate", write(CANARY), *_SIMULATE).out == done.out
@@ -134,6 +144,30 @@ def test_lint_without_files_needs_a_mesh(tidegate):
     done = tidegate("rollout", "lint")
     assert done.code == 2
     assert "name files" in done.err
+
+
+def test_lint_of_a_folder_leaves_other_json_out_and_needs_a_file(tidegate, write, tmp_path):
+    write('{"$schema": "https://json-schema.org/draft/2020-12/schema"}', "rollout.schema.json")
+    done = tidegate("rollout", "lint", tmp_path)
+    assert done.code == 2
+    assert "there is no .yaml or .yml file" in " ".join(done.err.replace("│", " ").split())
+    write(CANARY)
+    done = tidegate("rollout", "lint", tmp_path)
+    assert (done.code, done.err) == (0, "0 errors, 0 warnings\n")
+    # A file that is named itself is read, whatever its name is.
+    assert tidegate("rollout", "lint", tmp_path / "rollout.schema.json").code == 1
+
+
+def test_one_error_is_counted_as_one(tidegate, write):
+    path = write(CANARY.replace("falseAbort: 1%", "falseAbort: 150%"))
+    assert tidegate("rollout", "lint", path).err == "1 error, 0 warnings\n"
+
+
+def test_the_examples_fit_the_objects_of_the_repository(tidegate, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[4])
+    done = tidegate("rollout", "lint", "docs/rollout-examples", "--json")
+    assert done.code == 0, done
+    assert {json.loads(line)["rule"] for line in done.out.splitlines()} == {"host-shared"}
 
 
 def test_apply_refuses_what_can_never_work(tidegate, write):

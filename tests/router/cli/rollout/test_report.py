@@ -172,6 +172,20 @@ def test_a_rollout_without_samples_has_a_report():
     assert "There are no samples yet." in page.words
 
 
+def test_the_reason_is_told_in_full_once_and_e_values_are_explained():
+    reason = "every objective is met: " + "grpcFailures: 0% of 213 on v2; " * 5 + "enough"
+    assessment = msgspec.structs.replace(_assessed(2.0, 1.0), reason=reason)
+    status = RolloutStatus(
+        phase=Phase.PROMOTED, started_s=1.0, message=reason, assessments={"v2": assessment}
+    )
+    event = Event(number=1, time_s=2.0, kind=EventKind.PROMOTING, message=f"v2 wins: {reason}")
+    history = rollout_pb2.GetHistoryResponse(events=[event_message(event)])
+    text = report_page(rollout_message(canary(), status), history, 9.0)
+    assert text.count(reason) == 1
+    assert text.count("v2 wins: every objective is met") == 2
+    assert text.count("An e-value measures evidence") == 1
+
+
 def test_the_same_rollout_gives_the_same_page():
     status = RolloutStatus(
         started_s=1.0,

@@ -69,7 +69,8 @@ def test_a_pipeline_without_a_timeout_ends_when_a_rollout_needs_a_person(
 def test_a_router_that_is_not_there_is_an_exit_status_of_its_own(tidegate, write):
     done = tidegate("rollout", "apply", "-f", write(canary()), "--address", "127.0.0.1:1")
     assert done.code == 3
-    assert "Start it with `tidegate up`, or say where it is with --address" in done.err
+    assert "`tidegate status` shows whether it runs, and `tidegate up` starts it" in done.err
+    assert "say where with --address" in done.err
 
 
 def test_faults_of_files_are_found_before_the_router_is_asked(tidegate, write):
@@ -123,6 +124,49 @@ def test_a_dry_run_changes_nothing(server, tidegate, write):
     tidegate("rollout", "apply", "-f", path)
     done = tidegate("rollout", "apply", "-f", path, "--dry-run")
     assert done.out == "models/vision would change nothing\n"
+    changed = write(manual(weights=(10, 20)))
+    done = tidegate("rollout", "apply", "-f", changed, "--dry-run")
+    assert done.out == (
+        "models/vision would be applied; the running one goes back to its baseline and starts"
+        " over\n"
+    )
+
+
+def test_an_unchanged_rollout_that_has_ended_is_not_said_to_run(server, tidegate, write):
+    path = write(canary())
+    tidegate("rollout", "apply", "-f", path, "--wait", "--timeout", "60s")
+    done = tidegate("rollout", "apply", "-f", path, "--wait", "--timeout", "60s")
+    assert done.code == 0
+    assert done.out.splitlines()[0] == (
+        "models/vision is as applied before, and has ended before: it is promoted."
+        " `tidegate rollout retry models/vision` begins it again"
+    )
+    changed = write(manual())
+    done = tidegate("rollout", "apply", "-f", changed, "--dry-run")
+    assert done.out == "models/vision would be applied; the one of the name has ended\n"
+    row = tidegate("rollout", "list").out.splitlines()[1].split()
+    assert row[2] == "promoted"
+    assert row[4] == "–"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("/a.yaml:3: spec.host: is missing", "/a.yaml:3: spec.host: is missing\n"),
+        ("does not hold models/vision", "/a.yaml: does not hold models/vision\n"),
+    ],
+)
+def test_problems_of_files_name_the_file_once(server, tidegate, monkeypatch, words, said):
+    servicer_of = rollout_pb2_grpc.RolloutServiceStub
+
+    def stub(channel):
+        service = servicer_of(channel)
+        problem = rollout_pb2.FileProblem(file="/a.yaml", message=words)
+        service.List = lambda request: rollout_pb2.ListResponse(file_problems=[problem])
+        return service
+
+    monkeypatch.setattr(rollout_pb2_grpc, "RolloutServiceStub", stub)
+    assert tidegate("rollout", "list").err == said
 
 
 def test_apply_takes_folders_and_standard_input(server, tidegate, write, tmp_path, monkeypatch):
@@ -281,17 +325,18 @@ def test_watch_prints_a_line_for_each_event_and_ends_with_the_rollout(server, ti
         with grpc.insecure_channel(address) as channel:
             service = rollout_pb2_grpc.RolloutServiceStub(channel)
             service.Abort(rollout_pb2.AbortRequest(name="vision"))
-            server.until(lambda record: record.status.phase is Phase.ABORTED)
-            service.Delete(rollout_pb2.DeleteRequest(name="vision"))
 
     ending = threading.Thread(target=end_it)
     ending.start()
     done = tidegate("rollout", "watch", "vision")
     ending.join()
     assert done.code == 0
-    kinds = [line.split("  ")[1] for line in done.out.splitlines()[:-1]]
+    kinds = [line.split("  ")[1] for line in done.out.splitlines()]
     assert kinds[:2] == ["Started", "StageEntered"]
-    assert done.out.splitlines()[-1] == "models/vision was removed"
+    assert kinds[-1] == "Aborted"
+    assert "models/vision is aborted" in done.err
+    again = tidegate("rollout", "watch", "vision")
+    assert (again.code, again.err) == (0, done.err)
 
 
 def test_without_rollouts_the_list_says_how_to_create_one(server, tidegate):

@@ -10,7 +10,7 @@ from router_harness import canary
 from tidegate.cli.rollout.explaining import explanation
 from tidegate.cli.rollout.following import Follower
 from tidegate.cli.rollout.screen import screen
-from tidegate.cli.rollout.words import age, evidence_share, evidence_text
+from tidegate.cli.rollout.words import age, evidence_share, evidence_text, limit_text
 from tidegate.rollout.messages import spec_message
 from tidegate.rollout.v1 import rollout_pb2
 
@@ -103,7 +103,7 @@ def test_the_screen_says_everything(rollout):
         "██████████████████████░░  90%     90%",
         "██░░░░░░░░░░░░░░░░░░░░░░  10%     10%",
         "0.1%  0.15%",
-        "1.5x (limit 2x)",
+        "1.5x (limit 2x + 0.1%)",
         "4 of 200",
         "50ms  150ms",
         "> 200,000 of 200",
@@ -118,7 +118,7 @@ def test_the_screen_says_everything(rollout):
 
 def test_an_effect_is_on_a_scale_around_its_limit(rollout):
     (line,) = [each for each in _drawn(screen(rollout, NOW), 170).splitlines() if "1.5x" in each]
-    scale = line.split("%")[-1].split(" 1.5x")[0].strip()
+    scale = line.split(" 1.5x")[0].split()[-1]
     assert len(scale) == 25
     assert scale.count("|") == scale.count("●") == 1
     assert scale.index("●") < scale.index("|") == 12
@@ -155,6 +155,7 @@ def test_a_rollout_that_has_not_begun_has_a_screen():
     text = _drawn(screen(message, NOW), 100)
     assert "pending" in text
     assert "TRAFFIC" in text
+    assert not text.endswith("\n\n")
 
 
 def test_markup_of_users_is_text(rollout):
@@ -168,9 +169,9 @@ def test_an_explanation_says_what_has_to_happen(rollout):
     assert lines[1] == "The traffic of vision: v1 90%, v2 10%, in force for 1m30s."
     # 1,000 requests have brought e to 2; 20 is 4.32 times as far on a log scale.
     assert lines[2] == (
-        "v2, grpcFailures: 0.15% against 0.1%; the effect is 1.5x (0.5x to 4x), and 2x is"
-        " tolerated. Evidence that it is met: 2 of 20, about 3,322 more requests at this pace"
-        " (4m41s); that it is missed: 4 of 200."
+        "v2, grpcFailures: 0.15% against 0.1%; the effect is 1.5x (0.5x to 4x), and 2x +"
+        " 0.1% is tolerated. Evidence that it is met: 2 of 20, about 3,322 more requests at this"
+        " pace (4m41s); that it is missed: 4 of 200."
     )
     assert lines[3].endswith(
         "(2x to ∞), and 1.2x is tolerated. It is missed, which pauses the rollout."
@@ -197,6 +198,8 @@ def test_ages_are_short(seconds, text):
         (10, 100, 0.5, "10 of 100"),
         (100, 100, 1, "100 of 100"),
         (float("inf"), 100, 1, "> 100,000 of 100"),
+        (5.19e-10, 20, 0, "< 0.001 of 20"),
+        (0.001, 20, 0, "0.001 of 20"),
         (1, 0, 0, "–"),
         (5, float("inf"), 0, "–"),
     ],
@@ -204,6 +207,68 @@ def test_ages_are_short(seconds, text):
 def test_evidence_is_told_on_a_log_scale(e, threshold, share, text):
     assert evidence_share(e, threshold) == pytest.approx(share)
     assert evidence_text(e, threshold) == text
+
+
+@pytest.mark.parametrize(
+    ("tolerate", "margin", "text"),
+    [
+        ({"difference": 0.1}, None, "+10%"),
+        ({"ratio": 1.2}, 0.02, "1.2x + 2%"),
+        ({"ratio": 1.5}, 0, "1.5x"),
+        ({}, None, "1.2x + 0.1%"),
+    ],
+)
+def test_a_limit_of_rates_is_told_as_the_file_has_it(rollout, tolerate, margin, text):
+    objective = rollout_pb2.Objective(
+        signal=rollout_pb2.SIGNAL_GRPC_FAILURES,
+        tolerate=rollout_pb2.Tolerance(**tolerate),
+        margin=margin,
+    )
+    # The limit of the effect is the ratio alone.
+    assert limit_text(objective, 1.0) == text
+    rollout.spec.objectives[0].CopyFrom(objective)
+    assert f"(limit {text})" in _drawn(screen(rollout, NOW), 170)
+    assert f"(≤ {text})" in _drawn(screen(rollout, NOW), 80)
+    assert f", and {text} is tolerated" in explanation(rollout, NOW)[2]
+
+
+def test_limits_that_are_no_rates_are_those_of_the_effect():
+    quantile = rollout_pb2.Objective(signal=rollout_pb2.SIGNAL_LATENCY, quantile=0.99)
+    drift = rollout_pb2.Objective(signal=rollout_pb2.SIGNAL_PREDICTION_DRIFT)
+    gauge = rollout_pb2.Objective(signal=rollout_pb2.SIGNAL_PROMQL)
+    assert [limit_text(each, 0.5) for each in (quantile, drift, gauge)] == ["0.5x", "50%", "0.5"]
+
+
+def test_a_foreign_change_is_told_apart_from_what_is_wanted(rollout):
+    rollout.status.phase = rollout_pb2.PHASE_PAUSED
+    rollout.status.reason = "ForeignChange"
+    rollout.status.observed.weights.update({"v1": 50, "v2": 50})
+    lines = explanation(rollout, NOW)
+    assert lines[1] == "The traffic of vision is v1 50%, v2 50%, as somebody else has set it."
+    assert lines[2] == "The rollout wants v1 90%, v2 10%."
+
+
+@pytest.mark.parametrize("height", [24, 12, 5])
+def test_a_low_terminal_keeps_the_newest_events_each_on_one_line(rollout, height):
+    for number in range(8, 16):
+        event = rollout.status.last_events.add(number=number, kind="Waiting")
+        event.message = f"event {number} " + "waits for a long time " * 10
+        _stamp(event, "time", NOW)
+    lines = _drawn(screen(rollout, NOW, height), 80).splitlines()
+    assert len(lines) <= height
+    assert all(f"Waiting  event {number}" in "\n".join(lines[-3:]) for number in (13, 14, 15))
+    assert all(line.endswith("…") for line in lines[-3:])
+    assert lines[0].startswith("models/vision") == (height > 3)
+
+
+def test_the_live_screen_of_a_low_terminal_has_the_newest_event(rollout):
+    for number in range(8, 16):
+        event = rollout.status.last_events.add(number=number, kind="Waiting")
+        event.message = f"event {number} " + "waits for a long time " * 10
+    console = Console(width=80, height=24, file=io.StringIO(), force_terminal=True)
+    with Follower(console, clock=lambda: NOW) as follower:
+        follower.show(_news(rollout))
+        assert "event 15" in console.file.getvalue()
 
 
 def _news(rollout, *numbers):
@@ -247,6 +312,23 @@ def test_json_has_an_event_a_line(rollout, capsys):
     assert last == {"rollout": "models/vision", "removed": True}
 
 
+def test_several_rollouts_are_followed_from_their_present_state(rollout, capsys):
+    console = Console(width=200, file=io.StringIO())
+    with Follower(console, named=True, live=False) as follower:
+        follower.show(rollout_pb2.WatchResponse(rollout=rollout))
+        follower.show(_news(rollout, 8))
+    first, second = console.file.getvalue().splitlines()
+    assert first == "models/vision is progressing: waits for evidence: little is known"
+    assert second.endswith("models/vision  Waiting  event 8")
+    with Follower(console, named=True, live=False, as_json=True) as follower:
+        follower.show(rollout_pb2.WatchResponse(rollout=rollout))
+    assert json.loads(capsys.readouterr().out) == {
+        "rollout": "models/vision",
+        "phase": "PHASE_PROGRESSING",
+        "message": "waits for evidence: little is known",
+    }
+
+
 def test_a_terminal_shows_the_last_state(rollout):
     console = Console(width=120, height=50, file=io.StringIO(), force_terminal=True)
     with Follower(console, clock=lambda: NOW) as follower:
@@ -254,6 +336,14 @@ def test_a_terminal_shows_the_last_state(rollout):
         rollout.status.message = "the last message"
         follower.show(_news(rollout, 8))
     assert console.file.getvalue().count("the last message") >= 1
+
+
+def test_a_shadow_has_no_winner(rollout):
+    rollout.status.winner = "v2"
+    rollout.spec.strategy.shadow.SetInParent()
+    text = _drawn(screen(rollout, NOW), 150)
+    assert "v2 met every objective" in text
+    assert "winner" not in text
 
 
 def test_each_of_several_candidates_has_its_objectives(rollout):

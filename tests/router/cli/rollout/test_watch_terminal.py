@@ -97,6 +97,9 @@ def test_all_rollouts_can_be_watched_at_once(server, tidegate, write, terminal):
     tidegate("rollout", "apply", "-f", write(manual()))
     tidegate("rollout", "apply", "-f", write(manual("llm", "llm"), "llm.yaml"))
     watching = terminal("rollout", "watch")
-    watching.until("models/vision  StageEntered")
-    watching.until("models/llm  StageEntered")
+    watching.until("models/vision is progressing")
+    watching.until("models/llm is progressing")
+    assert "StageEntered" not in watching.text
+    tidegate("rollout", "pause", "llm", "--reason", "lunch")
+    watching.until("models/llm  Paused")
     assert watching.interrupt() == 130

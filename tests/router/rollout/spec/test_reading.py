@@ -131,14 +131,14 @@ def test_files_and_folders_are_read_with_all_their_faults(tmp_path):
     (tmp_path / "deep/a.yaml").write_text(CANARY)
     (tmp_path / "b.json").write_text(json.dumps(yaml.safe_load(CANARY.replace("int8", "b"))))
     (tmp_path / "notes.txt").write_text("no rollout")
-    assert [each.rollout.metadata.name for each in read_files([tmp_path])] == [
-        "vision-b",
-        "vision-int8",
-    ]
+    # Folders hold JSON of other things, so a rollout in JSON is named itself.
+    found = read_files([tmp_path, tmp_path / "b.json"])
+    assert [each.rollout.metadata.name for each in found] == ["vision-int8", "vision-b"]
+    assert [each.rollout.metadata.name for each in read_files([tmp_path])] == ["vision-int8"]
     (tmp_path / "b.json").write_text("{}")
     (tmp_path / "c.yml").write_text(CANARY.replace("kind: Rollout", "kind: Deployment"))
     with pytest.raises(SpecError) as refused:
-        read_files([tmp_path])
+        read_files([tmp_path, tmp_path / "b.json"])
     assert {each.source.rpartition("/")[2] for each in refused.value.faults} == {"b.json", "c.yml"}
 
 
