@@ -58,9 +58,9 @@ class Held:
         self.step = None
         wait = StageGates.wait
 
-        async def held(gates, stage, deadline_s, emit):
+        async def held(gates, stage, deadline_s, emit, **options):
             await self.at(stage.kind)
-            await wait(gates, stage, deadline_s, emit)
+            await wait(gates, stage, deadline_s, emit, **options)
 
         monkeypatch.setattr(StageGates, "wait", held)
 
