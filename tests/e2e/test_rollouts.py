@@ -75,7 +75,7 @@ def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(mesh):
         "v2 50%",
         "v2 100%",
     ]
-    assert "every objective is met: grpcFailures: 0 %" in seen.messages("Promoting")[0]
+    assert "every objective is met: grpcFailures: 0% of" in seen.messages("Promoting")[0]
     assert weights(mesh) == {"v2": 100.0}
     mesh.undo("good")
     assert weights(mesh) == {"v1": 100.0}
