@@ -6,7 +6,7 @@ Acceptable is p_c ≤ r·p_b + d in every window: ratio r, margin d. Three kinds
 - **harm**, against "acceptable", for candidates whose odds are 1.3 to 50 times the tolerated ones,
   once from the start and once in the change detector;
 - **safety**, against "p_c ≥ r·p_b + d", for candidates well below the limit. Without any event it
-  grows as exp(N_c·d·(1 − a)), so with d = 0.1 % about 3,000 requests without an event prove the
+  grows as exp(N_c·d·(1 − a)), so with d = 0.1 % about 4,000 requests without an event prove the
   candidate safe at 5 %;
 - **the size of the effect**: bets against "the ratio is at most ρ" and "at least ρ" on a grid of ρ,
   and against "the difference is at least δ" on a grid of δ. The values that are not refuted are a

@@ -216,7 +216,7 @@ class Objective(StrictModel):
     def _test(self) -> Test:
         if self.signal.kind is SignalKind.QUERY:
             bound = self.above or self.below
-            assert bound is not None  # noqa: S101 - checked by _problems
+            assert bound is not None  # noqa: S101 - checked by _query_faults
             return LimitTest(
                 limit=bound.value,
                 large_is_bad=self.above is not None,
