@@ -19,13 +19,14 @@ from tidegate.evidence.judge import assess, begin, observe
 from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.draft import VOLATILE, Draft
+from tidegate.rollout.engine.foreign_changes import notice_foreign_change
 from tidegate.rollout.engine.gates import try_gate
 from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import ApplySplit, Command, CommandKind, Inputs, Step
 from tidegate.rollout.engine.moves import Moves, numbers_of
-from tidegate.rollout.engine.outcomes import DECIDED, notice_foreign_change, take_outcome
+from tidegate.rollout.engine.outcomes import take_outcome
 from tidegate.rollout.engine.starting import start
-from tidegate.rollout.engine.status import ENDED, PauseCause, Phase, RolloutStatus
+from tidegate.rollout.engine.status import DECIDED, ENDED, PauseCause, Phase, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 
 __all__ = ["advance"]
