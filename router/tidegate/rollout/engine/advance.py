@@ -139,7 +139,7 @@ def _take_windows(moves: Moves, windows: tuple[TrafficWindow, ...]) -> None:
     evidence, assessments = dict(status.evidence), dict(status.assessments)
     for name in spec.candidate_names:
         plan = spec.evidence_plan(name)
-        state = evidence[name] if name in evidence else begin(plan)
+        state = evidence.get(name) or begin(plan)
         for window in windows:
             state = observe(plan, state, window)
         evidence[name] = state
