@@ -22,7 +22,6 @@ from tidegate.evidence.words import amount, count, interval, number, percent, sh
 
 __all__ = ["assess_objective"]
 
-_NO_HARM: Final = HarmEvidence(1.0, started_healthy=False)
 _LEAST_PROVABLE_RATIO: Final = 2 ** (1 / PER_DOUBLING)
 
 
