@@ -14,7 +14,17 @@ from tidegate.rollout.spec.quantities import duration_text
 from tidegate.rollout.spec.strategies import CanaryStrategy, Pause
 from tidegate.rollout.traffic import MatchKind, Sticky, TesterMatch, TrafficSplit
 
-__all__ = ["End", "Gate", "GateKind", "Stage", "StagePlan", "plan_of"]
+__all__ = [
+    "End",
+    "Gate",
+    "GateKind",
+    "Stage",
+    "StagePlan",
+    "baseline_split",
+    "plan_of",
+    "ramp_split",
+    "version_split",
+]
 
 
 class GateKind(enum.Enum):
@@ -152,7 +162,7 @@ def plan_of(spec: RolloutSpec, original: TrafficSplit) -> StagePlan:
 
 def baseline_split(spec: RolloutSpec, original: TrafficSplit) -> TrafficSplit:
     """Returns the split that gives the baseline everything, and nothing of the rollout's own."""
-    return _Splits(spec, original).only(spec.baseline)
+    return version_split(spec, original, spec.baseline)
 
 
 def version_split(spec: RolloutSpec, original: TrafficSplit, version: str) -> TrafficSplit:
