@@ -23,7 +23,7 @@ from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.router.commands import UserCommand
-from tidegate.router.counting import watched_of
+from tidegate.router.epoch_tracking import watched_of
 from tidegate.router.errors import UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims

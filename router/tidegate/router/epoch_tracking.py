@@ -1,4 +1,4 @@
-"""Counts the traffic of one rollout: tells the source what to watch and when the weights change.
+"""The epochs of one rollout: tells the source of evidence what to count and when weights change.
 
 An epoch is a time of unchanged weights. It begins when a split comes into force, and ends when the
 rollout begins to change it, or when the traffic turns out to be another: somebody else has changed
@@ -12,11 +12,11 @@ from tidegate.rollout.spec.model import RolloutSpec
 from tidegate.rollout.traffic import Applied, HostTraffic, MatchKind, Sticky, TrafficSplit
 from tidegate.router.sources.source import Epoch, TrafficSource, UnsupportedError, Watched
 
-__all__ = ["Counting", "shares_of", "watched_of"]
+__all__ = ["EpochTracker", "shares_of", "watched_of"]
 
 
-class Counting:
-    """The counts of one rollout, from its first change of traffic to its end.
+class EpochTracker:
+    """The epochs of one rollout, from the first look at its traffic to its end.
 
     Args:
         source: Counts.
