@@ -102,8 +102,8 @@ class RolloutLoop:
 
         Args:
             successor: The other rollout, of the same key.
-            file: See `Stored`.
-            file_rollout: See `Stored`.
+            file: See `Put`.
+            file_rollout: See `Put`.
 
         Raises:
             StoreError: It could not be written.
@@ -120,8 +120,8 @@ class RolloutLoop:
 
         Args:
             rollout: The rollout with the new metadata, and with the same key and spec.
-            file: See `Stored`.
-            file_rollout: See `Stored`.
+            file: See `Put`.
+            file_rollout: See `Put`.
 
         Raises:
             StoreError: It could not be written.
@@ -138,8 +138,8 @@ class RolloutLoop:
         """Notes which file holds the rollout.
 
         Args:
-            file: See `Stored`.
-            file_rollout: See `Stored`.
+            file: See `Put`.
+            file_rollout: See `Put`.
 
         Raises:
             StoreError: It could not be written.
