@@ -115,7 +115,7 @@ def _assess_quantile(
     if not test.large_is_bad:
         effect = 1.0 / effect if effect else None
         low, high = (1.0 / high if high else None), (1.0 / low if low else None)
-    trials_c, trials_b = sum(quantiles.candidate), sum(quantiles.baseline)
+    trials_c, trials_b = quantiles.candidate.requests, quantiles.baseline.requests
     detail = ""
     if effect is not None and value_c is not None and value_b is not None:
         way = "" if test.large_is_bad else " lower"

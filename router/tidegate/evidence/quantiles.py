@@ -22,13 +22,17 @@ numbers move, the old ones are forgotten within some hundred requests.
 Numbers are counted in buckets of 9 %. The edge ratio·t is rounded up for harm and down for safety,
 so both stay valid; but a ratio below 1.09 can then never be proven to be met.
 
-**The effect** is the ratio of the quantiles of all counts, with the confidence sequences of each
-version's quantile (Howard and Ramdas 2022, "Sequential estimation of quantiles", Bernoulli 28(3)):
-the quantile at q lies between the observed ones at q ∓ f for all n at once, where
+**The effect** is the ratio of the quantiles of weighted counts. A candidate gets its requests late
+in a ramp and the baseline early, so under a load that changes the plain counts would compare
+different times. With the candidate's intended share s of a window, its requests have the weight
+1 − s and the baseline's s: then both versions have the same weight in every window, on average.
+Each version's quantile has a confidence sequence (Howard and Ramdas 2022, "Sequential estimation of
+quantiles", Bernoulli 28(3)): it lies between the observed ones at q ∓ f for all n at once, where
 
     f = 1.5·√(q(1 − q)ℓ) + 0.8·ℓ,    ℓ = (1.4·ln ln(2.1·n) + ln(10/α)) ÷ n
 
-Unlike the tests, this interval takes the distribution of each version to be the same all the time.
+and n is the effective number of requests, (Σw)² ÷ Σw² (Kish 1965). Unlike the tests, this interval
+takes the distribution of each version to be the same all the time.
 
 If small numbers are bad, the buckets are read from the other end.
 """
@@ -69,6 +73,7 @@ _HARM_COUNT: Final = len(_OFFSETS) * len(_HARM_ODDS)
 _HARM_PRIOR: Final = log_prior((1,) * _HARM_COUNT)
 _HARM_BETS: Final = one_sided_bets(1.0, 0.0, _HARM_ODDS, is_harm=True)
 _SAFE_BETS: Final = one_sided_bets(1.0, 0.0, SAFE_ODDS, is_harm=False)
+_UNIT: Final = 1000
 _ZEROS: Final = (0,) * BUCKETS
 _MOVED: Final = 0.25
 _MOVED_TRIALS: Final = 100.0
@@ -138,12 +143,73 @@ class Thresholds(msgspec.Struct, frozen=True, array_like=True):
         return harm.ravel(), safe
 
 
+class Weighted(msgspec.Struct, frozen=True, array_like=True):
+    """Weighted counts of one version, by bucket. A weight of 1 is `_UNIT`, so sums are exact.
+
+    Attributes:
+        requests: The requests, without weights.
+        counts: The sum of their weights, by bucket.
+        squares: The sum of the squares of their weights.
+    """
+
+    requests: int = 0
+    counts: tuple[int, ...] = _ZEROS
+    squares: int = 0
+
+    def add(self, counts: tuple[int, ...], weight: float) -> "Weighted":
+        """Returns the counts with those of a window."""
+        requests = sum(counts)
+        if not requests:
+            return self
+        units = max(round(weight * _UNIT), 1)
+        weighted = np.add(self.counts, np.multiply(counts, units))
+        return Weighted(
+            self.requests + requests,
+            tuple(weighted.tolist()),
+            self.squares + requests * units * units,
+        )
+
+    def quantile(self, quantile: float) -> float | None:
+        """Returns a quantile, interpolated within its bucket; None without requests."""
+        total = sum(self.counts)
+        if not total:
+            return None
+        wanted, below = quantile * total, 0
+        for bucket, count in enumerate(self.counts):
+            if count and below + count >= wanted:
+                low, high = lower_edge(bucket), upper_edge(bucket)
+                if low <= 0.0 or math.isinf(high):
+                    return high if low <= 0.0 else low
+                part = max(wanted - below, 0.0) / count
+                return float(low * (high / low) ** part)
+            below += count
+        return None
+
+    def interval(self, quantile: float, error: float) -> tuple[float, float]:
+        """Returns the ends of a quantile's confidence sequence, 0 and infinity if unknown."""
+        total = sum(self.counts)
+        if not total:
+            return 0.0, math.inf
+        effective = total * total / self.squares
+        length = 1.4 * math.log(max(math.log(2.1 * effective), 1.0)) + math.log(10.0 / error)
+        length /= effective
+        width = 1.5 * math.sqrt(quantile * (1.0 - quantile) * length) + 0.8 * length
+        below = np.cumsum(self.counts)
+        low = 0.0
+        if quantile - width > 0.0:
+            low = lower_edge(int(np.searchsorted(below, (quantile - width) * total)))
+        high = math.inf
+        if quantile + width < 1.0:
+            high = upper_edge(int(np.searchsorted(below, (quantile + width) * total)))
+        return low, high
+
+
 class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
     """What is remembered for a quantile test.
 
     Attributes:
-        candidate: Counts of the candidate so far, by bucket.
-        baseline: Counts of the baseline so far, by bucket.
+        candidate: Weighted counts of the candidate.
+        baseline: Weighted counts of the baseline.
         recent: Counts of the baseline in which old windows weigh less, by bucket.
         moved: How much more of the baseline's latest numbers than of the recent ones are above
             the recent median. When it is much, the recent counts are forgotten.
@@ -155,8 +221,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         faster: The same for "faster than the limit at the same time".
     """
 
-    candidate: tuple[int, ...] = _ZEROS
-    baseline: tuple[int, ...] = _ZEROS
+    candidate: Weighted = Weighted()
+    baseline: Weighted = Weighted()
     recent: tuple[float, ...] = (0.0,) * BUCKETS
     moved: float = 0.0
     waiting: Thresholds | None = None
@@ -201,8 +267,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         within = _within_growth(test.ratio, quantile, recent, counts_c)
         return msgspec.structs.replace(
             state,
-            candidate=tuple(map(int.__add__, self.candidate, candidate)),
-            baseline=tuple(map(int.__add__, self.baseline, baseline)),
+            candidate=self.candidate.add(candidate, 1.0 - share),
+            baseline=self.baseline.add(baseline, share or 1.0),
             recent=tuple(recent.tolist()),
             moved=moved,
             waiting=waiting,
@@ -234,7 +300,7 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
 
     def quantiles(self, test: QuantileTest) -> tuple[float | None, float | None]:
         """Returns the quantiles of candidate and baseline so far; None without data."""
-        return _quantile(self.candidate, test.quantile), _quantile(self.baseline, test.quantile)
+        return self.candidate.quantile(test.quantile), self.baseline.quantile(test.quantile)
 
     def interval(self, test: QuantileTest, error: float) -> tuple[float | None, float | None]:
         """Returns the ends of the confidence sequence of the ratio candidate ÷ baseline.
@@ -243,8 +309,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
             test: The test.
             error: The probability that the true ratio is ever outside.
         """
-        low_c, high_c = _quantile_interval(self.candidate, test.quantile, error / 2.0)
-        low_b, high_b = _quantile_interval(self.baseline, test.quantile, error / 2.0)
+        low_c, high_c = self.candidate.interval(test.quantile, error / 2.0)
+        low_b, high_b = self.baseline.interval(test.quantile, error / 2.0)
         low = low_c / high_b if low_c and math.isfinite(high_b) else None
         high = high_c / low_b if low_b and math.isfinite(high_c) else None
         return low, high
@@ -309,39 +375,3 @@ def _remember(recent: Array, moved: float, counts: Array, quantile: float) -> tu
         recent = np.multiply(recent, most / total)
     # Rounded, so that the state stays short as JSON.
     return np.round(recent, 3), moved
-
-
-def _quantile(counts: tuple[int, ...], quantile: float) -> float | None:
-    """Returns a quantile of the counts, interpolated within its bucket."""
-    total = sum(counts)
-    if not total:
-        return None
-    wanted, below = quantile * total, 0
-    for bucket, count in enumerate(counts):
-        if count and below + count >= wanted:
-            low, high = lower_edge(bucket), upper_edge(bucket)
-            if low <= 0.0 or math.isinf(high):
-                return high if low <= 0.0 else low
-            part = max(wanted - below, 0.0) / count
-            return float(low * (high / low) ** part)
-        below += count
-    return None
-
-
-def _quantile_interval(
-    counts: tuple[int, ...], quantile: float, error: float
-) -> tuple[float, float]:
-    total = sum(counts)
-    if not total:
-        return 0.0, math.inf
-    length = 1.4 * math.log(max(math.log(2.1 * total), 1.0)) + math.log(10.0 / error)
-    length /= total
-    width = 1.5 * math.sqrt(quantile * (1.0 - quantile) * length) + 0.8 * length
-    below = np.cumsum(counts)
-    low = 0.0
-    if quantile - width > 0.0:
-        low = lower_edge(int(np.searchsorted(below, (quantile - width) * total)))
-    high = math.inf
-    if quantile + width < 1.0:
-        high = upper_edge(int(np.searchsorted(below, (quantile + width) * total)))
-    return low, high

@@ -23,6 +23,7 @@ __all__ = [
     "baseline_split",
     "plan_of",
     "ramp_split",
+    "sticky_of",
     "version_split",
 ]
 
@@ -160,6 +161,16 @@ def plan_of(spec: RolloutSpec, original: TrafficSplit) -> StagePlan:
     return StagePlan(stages=stages, end=end, time_limit_s=limit)
 
 
+def sticky_of(spec: RolloutSpec) -> Sticky | None:
+    """Returns what keeps a user on one version; None if a rollout says nothing about it."""
+    sticky = spec.sticky
+    if sticky is None:
+        return None
+    if sticky.header is not None:
+        return Sticky(kind=MatchKind.HEADER, name=sticky.header)
+    return Sticky(kind=MatchKind.COOKIE, name=sticky.cookie or "")
+
+
 def baseline_split(spec: RolloutSpec, original: TrafficSplit) -> TrafficSplit:
     """Returns the split that gives the baseline everything, and nothing of the rollout's own."""
     return version_split(spec, original, spec.baseline)
@@ -262,7 +273,7 @@ class _Splits:
         return TrafficSplit(
             weights=weights,
             testers=self._testers() or self._original.testers,
-            sticky=self._sticky() or self._original.sticky,
+            sticky=sticky_of(self._spec) or self._original.sticky,
             mirrors=self._foreign_mirrors | (mirrors or {}),
         )
 
@@ -276,14 +287,6 @@ class _Splits:
             )
             for each in self._spec.testers
         )
-
-    def _sticky(self) -> Sticky | None:
-        sticky = self._spec.sticky
-        if sticky is None:
-            return None
-        if sticky.header is not None:
-            return Sticky(kind=MatchKind.HEADER, name=sticky.header)
-        return Sticky(kind=MatchKind.COOKIE, name=sticky.cookie or "")
 
 
 def _rest(weight: float) -> float:
