@@ -47,6 +47,7 @@ class EpochTracker:
         except UnsupportedError as error:
             # The rollout goes on without evidence, so that it can be aborted at least.
             self._unsupported = str(error)
+        self._is_watching = not self._unsupported
 
     @property
     def problem(self) -> str:
@@ -92,22 +93,23 @@ class EpochTracker:
 
     async def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns what was counted since the last call."""
-        return () if self._unsupported else await self._source.take(self._key, now_s)
+        return await self._source.take(self._key, now_s) if self._is_watching else ()
 
     def end(self) -> None:
-        """Counts no longer."""
-        if not self._unsupported:
+        """Counts no longer. A change that still runs may say later that it has ended."""
+        if self._is_watching:
             self._source.forget(self._key)
+            self._is_watching = False
 
     def _begin(self, split: TrafficSplit, *, requested_s: float, since_s: float) -> None:
         self._epoch = split
         epoch = Epoch(shares=shares_of(split), requested_s=requested_s, since_s=since_s)
-        if not self._unsupported:
+        if self._is_watching:
             self._source.begin_epoch(self._key, epoch)
 
     def _end(self, at_s: float) -> None:
         self._epoch = None
-        if not self._unsupported:
+        if self._is_watching:
             self._source.begin_change(self._key, at_s)
 
 
