@@ -45,10 +45,13 @@ import numpy as np
 
 from tidegate.evidence.bets import (
     NOTHING,
+    SAFE_ODDS,
+    SAFE_PRIOR,
     Array,
     is_enough,
     log_growth,
     log_mean,
+    log_prior,
     one_sided_bets,
 )
 from tidegate.evidence.buckets import BUCKETS, PER_DOUBLING, lower_edge, upper_edge
@@ -59,9 +62,7 @@ from tidegate.evidence.processes import (
     capped_exp,
     grow_changed,
     harm_evidence,
-    log_prior,
 )
-from tidegate.evidence.rates import SAFE_ODDS, SAFE_PRIOR
 
 __all__ = ["QuantileState"]
 

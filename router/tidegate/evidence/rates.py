@@ -29,6 +29,8 @@ import numpy as np
 
 from tidegate.evidence.bets import (
     NOTHING,
+    SAFE_ODDS,
+    SAFE_PRIOR,
     Array,
     Bets,
     is_enough,
@@ -36,6 +38,7 @@ from tidegate.evidence.bets import (
     learning_bets,
     log_growth,
     log_mean,
+    log_prior,
     one_sided_bets,
 )
 from tidegate.evidence.plan import RateTest
@@ -45,7 +48,6 @@ from tidegate.evidence.processes import (
     capped_exp,
     grow_changed,
     harm_evidence,
-    log_prior,
 )
 from tidegate.evidence.window import Counted
 
@@ -54,8 +56,6 @@ __all__ = [
     "HARM_PRIOR",
     "NO_TRIALS",
     "PRIOR_TRIALS",
-    "SAFE_ODDS",
-    "SAFE_PRIOR",
     "RateState",
     "rate_bets",
 ]
@@ -65,13 +65,6 @@ HARM_ODDS: Final = (1.3, 2.0, 3.5, 7.0, 15.0, 50.0)
 
 HARM_PRIOR: Final = log_prior((1,) * len(HARM_ODDS))
 """The logarithms of the stakes of the harm bets."""
-
-SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
-"""How much smaller than tolerated the candidate's odds are, in each of the safety bets."""
-
-SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
-"""The logarithms of the stakes of the safety bets."""
-
 
 _RATIOS: Final = (
     *(0.01, 0.03, 0.1, 0.2, 0.33, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3),
