@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 START_S = 1_000_000.0
 
-CANARY = """
+# Of few requests: a wide margin, short pauses, and no approval.
+_SHORT_CANARY = """
 apiVersion: tidegate.dev/v1alpha1
 kind: Rollout
 metadata: {name: vision-int8, namespace: models}
@@ -46,7 +47,7 @@ spec:
 """
 
 
-def rollout_of(text: str = CANARY, **spec: Any) -> Rollout:
+def rollout_of(text: str = _SHORT_CANARY, **spec: Any) -> Rollout:
     """A rollout of YAML text, with fields of its spec replaced."""
     document = yaml.safe_load(text)
     document["spec"] |= spec

@@ -45,10 +45,13 @@ import numpy as np
 
 from tidegate.evidence.bets import (
     NOTHING,
+    SAFE_ODDS,
+    SAFE_PRIOR,
     Array,
     is_enough,
     log_growth,
     log_mean,
+    log_prior,
     one_sided_bets,
 )
 from tidegate.evidence.buckets import BUCKETS, PER_DOUBLING, lower_edge, upper_edge
@@ -59,7 +62,6 @@ from tidegate.evidence.processes import (
     capped_exp,
     grow_changed,
     harm_evidence,
-    log_prior,
 )
 
 __all__ = ["QuantileState"]
@@ -71,9 +73,7 @@ _HARM_ODDS: Final = (1.25, 1.6, 2.5, 5.0, 15.0, 60.0)
 _HARM_COUNT: Final = len(_OFFSETS) * len(_HARM_ODDS)
 _HARM_PRIOR: Final = log_prior((1,) * _HARM_COUNT)
 _HARM_BETS: Final = one_sided_bets(1.0, 0.0, _HARM_ODDS, is_harm=True)
-_SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
-_SAFE_BETS: Final = one_sided_bets(1.0, 0.0, _SAFE_ODDS, is_harm=False)
-_SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
+_SAFE_BETS: Final = one_sided_bets(1.0, 0.0, SAFE_ODDS, is_harm=False)
 _UNIT: Final = 1000
 _ZEROS: Final = (0,) * BUCKETS
 _MOVED: Final = 0.25
@@ -229,8 +229,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
     waiting: Thresholds | None = None
     start: tuple[float, ...] = (0.0,) * _HARM_COUNT
     changed: tuple[float, ...] = (NOTHING,) * _HARM_COUNT
-    within: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
-    faster: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
+    within: tuple[float, ...] = (0.0,) * len(SAFE_ODDS)
+    faster: tuple[float, ...] = (0.0,) * len(SAFE_ODDS)
 
     def observe(
         self,
@@ -278,7 +278,7 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
 
     def _bet(self, counted: Thresholds | None, stake: float) -> "QuantileState":
         """Returns the state after bets on counts, or after a stake was placed without any."""
-        harm, safe = np.zeros(_HARM_COUNT), np.zeros(len(_SAFE_ODDS))
+        harm, safe = np.zeros(_HARM_COUNT), np.zeros(len(SAFE_ODDS))
         if counted is not None:
             harm, safe = counted.growth()
         return msgspec.structs.replace(
@@ -297,7 +297,7 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
     def safe_e(self) -> float:
         """Returns the e-value against "the candidate's quantile is past the limit"."""
         proofs = np.array((self.within, self.faster))
-        return capped_exp(float(log_mean(proofs, _SAFE_PRIOR).min()))
+        return capped_exp(float(log_mean(proofs, SAFE_PRIOR).min()))
 
     def quantiles(self, test: QuantileTest) -> tuple[float | None, float | None]:
         """Returns the quantiles of candidate and baseline so far; None without data."""
@@ -340,14 +340,14 @@ def _surely_below(quantile: float, recent: Array) -> int:
 def _within_growth(ratio: float, quantile: float, recent: Array, candidate: Array) -> Array:
     """Returns the growth of the bets against "above the limit in at least 1 − q of requests"."""
     if not recent.any():
-        return np.zeros(len(_SAFE_ODDS))
+        return np.zeros(len(SAFE_ODDS))
     edge = _surely_below(quantile, recent) + _shifts(ratio)[1]
     if not 0 <= edge < BUCKETS - 1:
-        return np.zeros(len(_SAFE_ODDS))
+        return np.zeros(len(SAFE_ODDS))
     above = float(_above(candidate)[edge + 1])
     below = float(candidate.sum()) - above
     limit = 1.0 - quantile
-    odds = np.array(_SAFE_ODDS) * limit / (1.0 - limit)
+    odds = np.array(SAFE_ODDS) * limit / (1.0 - limit)
     rate = odds / (1.0 + odds)
     growth: Array = above * np.log(rate / limit) + below * np.log((1.0 - rate) / (1.0 - limit))
     return growth

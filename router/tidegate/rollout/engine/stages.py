@@ -14,7 +14,18 @@ from tidegate.rollout.spec.quantities import duration_text
 from tidegate.rollout.spec.strategies import CanaryStrategy, Pause
 from tidegate.rollout.traffic import MatchKind, Sticky, TesterMatch, TrafficSplit
 
-__all__ = ["End", "Gate", "GateKind", "Stage", "StagePlan", "plan_of", "sticky_of"]
+__all__ = [
+    "End",
+    "Gate",
+    "GateKind",
+    "Stage",
+    "StagePlan",
+    "baseline_split",
+    "plan_of",
+    "ramp_split",
+    "sticky_of",
+    "version_split",
+]
 
 
 class GateKind(enum.Enum):
@@ -162,7 +173,7 @@ def sticky_of(spec: RolloutSpec) -> Sticky | None:
 
 def baseline_split(spec: RolloutSpec, original: TrafficSplit) -> TrafficSplit:
     """Returns the split that gives the baseline everything, and nothing of the rollout's own."""
-    return _Splits(spec, original).only(spec.baseline)
+    return version_split(spec, original, spec.baseline)
 
 
 def version_split(spec: RolloutSpec, original: TrafficSplit, version: str) -> TrafficSplit:

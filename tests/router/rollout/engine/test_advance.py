@@ -1,5 +1,6 @@
 """A rollout goes through its stages in simulated time, with the real evidence."""
 
+import msgspec
 import pytest
 from rollout_runs import (
     APPROVAL,
@@ -12,6 +13,8 @@ from rollout_runs import (
     started,
 )
 
+from tidegate.evidence.assessment import Verdict
+from tidegate.evidence.plan import Importance
 from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import CommandKind, Inputs
@@ -122,6 +125,30 @@ def test_the_harm_of_a_paused_objective_pauses_and_resuming_accepts_it():
     assert run.status.phase is Phase.PROGRESSING
     # It is still not met, so nothing promotes it.
     assert run.weight() == 50
+
+
+def test_weak_evidence_of_several_objectives_pauses_together():
+    signals = ("emptyAnswers", "truncatedAnswers")
+    objectives = [{"signal": "grpcFailures"}]
+    objectives += [{"signal": each, "importance": "pause"} for each in signals]
+    versions = {name: Version(dict.fromkeys(signals, 0.0)) for name in ("v1", "v2")}
+    run = RolloutRun(rollout_of(strategy=EVIDENCE, objectives=objectives), versions)
+    run.run(10)
+    said = run.status.assessments["v2"]
+    weak = tuple(
+        msgspec.structs.replace(each, verdict=Verdict.OPEN, harm_e=0.9 * each.harm_threshold)
+        if each.importance is Importance.PAUSE
+        else each
+        for each in said.objectives
+    )
+    said = msgspec.structs.replace(said, objectives=weak, pause=True)
+    run.status = msgspec.structs.replace(run.status, assessments={"v2": said})
+    run.step(0.0)
+    assert run.status.pause_cause is PauseCause.OBJECTIVE
+    assert all(each in run.status.message for each in signals)
+    run.step(0.0, CommandKind.RESUME)
+    assert run.status.phase is Phase.PROGRESSING
+    assert run.status.accepted == signals
 
 
 def test_a_mismatch_of_the_split_pauses():
