@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tidegate.evidence.bets import LEAST_ALONE, LEAST_EACH, NOTHING, Bets, log_growth, log_mean
+from tidegate.evidence.bets import (
+    LEAST_ALONE,
+    LEAST_EACH,
+    NOTHING,
+    SAFE_ODDS,
+    SAFE_PRIOR,
+    Bets,
+    log_growth,
+    log_mean,
+)
 from tidegate.evidence.judge import assess, begin, observe
 from tidegate.evidence.plan import EvidencePlan, Objective, RateTest
 from tidegate.evidence.processes import Clock, grow_changed
@@ -18,8 +27,6 @@ from tidegate.evidence.rates import (
     HARM_ODDS,
     HARM_PRIOR,
     PRIOR_TRIALS,
-    SAFE_ODDS,
-    SAFE_PRIOR,
     rate_bets,
 )
 from tidegate.evidence.window import Counted, TrafficWindow, VersionTraffic

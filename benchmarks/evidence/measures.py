@@ -1,7 +1,7 @@
 """What the benchmark measures: error rates, detection, rules side by side, and cost.
 
 Each function is given a number of runs and a seed, so that a pool of processes can share the runs;
-`merged` and its like put the parts together.
+`add` of a result puts the parts together.
 """
 
 from __future__ import annotations
@@ -248,6 +248,9 @@ def _divergence(p: float, q: float) -> float:
     return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
 
 
+_STEPS_OF_RULES: Final = shares_of_steps((0.1, 0.25, 0.5, 0.75), 600)
+
+
 def _of_a_rollout(
     name: str, baseline: float, candidate: float, *, rate: float = 100.0, from_s: float = 0.0
 ) -> Scenario:
@@ -255,14 +258,12 @@ def _of_a_rollout(
         name,
         lambda _: baseline,
         lambda time_s, base: candidate if time_s >= from_s else base,
-        shares_of_steps((0.1, 0.25, 0.5, 0.75), 600),
+        _STEPS_OF_RULES,
         rate,
         600.0,
         5.0,
     )
 
-
-_STEPS_OF_RULES: Final = shares_of_steps((0.1, 0.25, 0.5, 0.75), 600)
 
 SIDE_BY_SIDE: Final = {
     scenario.name: (scenario, healthy)
@@ -352,7 +353,10 @@ def _stopped(
 
 
 def compare_with_engine(runs: int, seed: int) -> tuple[float, int]:
-    """Returns the largest relative difference between the engine's e-values and `ManyRuns`'."""
+    """Returns the largest relative difference between the e-values of the engine and of `ManyRuns`.
+
+    The second number is how many e-values were compared.
+    """
     scenario = Scenario(
         "", drifting(0.01), lambda _, base: 2 * base, shares_of_steps(_STEPS, 300), 100.0, 300.0
     )

@@ -23,6 +23,7 @@ from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
 __all__ = ["FaultyMesh", "Followed"]
 
+_EDIT_S = 60.0
 _ENDED = ("promoted", "aborted", "completed", "refused", "superseded")
 _CANDIDATE = "candidate.models.svc.cluster.local"
 
@@ -100,17 +101,22 @@ class FaultyMesh(LaptopMesh):
         route = _route(fault)
         if route == self._faults:
             return
-        before = self._last_edit() if self._addresses else ""
+        since_s = time.time()
         self._write("candidate-faults.yaml", route)
         self._faults = route
-        while self._addresses and self._last_edit() in ("", before):
-            time.sleep(0.05)
+        if self._addresses:
+            self._wait_for_a_change(since_s)
 
-    def _last_edit(self) -> str:
-        """The id of the last change, if it was an edit of the faults; else empty."""
+    def _wait_for_a_change(self, since_s: float) -> None:
+        """Waits until the controller has made a change that it began after a time."""
+        deadline_s = time.time() + _EDIT_S
         with self.controller() as controller:
-            last = controller.GetStatus(mesh_pb2.GetStatusRequest()).last_transition
-        return last.id if "candidate-faults.yaml" in last.description else ""
+            while time.time() < deadline_s:
+                last = controller.GetStatus(mesh_pb2.GetStatusRequest()).last_transition
+                if last.started_at.ToNanoseconds() >= since_s * 1e9:
+                    return
+                time.sleep(0.05)
+        raise AssertionError(f"the edit of the faults did not take effect\n{self.logs()}")
 
     def write_rollout(self, name: str, **spec: Any) -> Path:
         """Writes a rollout of vision from v1 to v2 into a file outside of the watched folder."""

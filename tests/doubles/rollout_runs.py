@@ -15,16 +15,17 @@ from tidegate.evidence.buckets import BUCKETS, bucket_of
 from tidegate.evidence.window import Counted, MetricName, TrafficWindow, VersionName, VersionTraffic
 from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.inputs import ApplySplit, Command, CommandKind, Inputs, Outcome
-from tidegate.rollout.engine.status import RolloutStatus
+from tidegate.rollout.engine.status import Phase, RolloutStatus
 from tidegate.rollout.spec import Rollout
 from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSplit
 
 if TYPE_CHECKING:
-    from tidegate.rollout.engine.history import Event
+    from tidegate.rollout.engine.history import Event, EventKind
 
 START_S = 1_000_000.0
 
-CANARY = """
+# Of few requests: a wide margin, short pauses, and no approval.
+_SHORT_CANARY = """
 apiVersion: tidegate.dev/v1alpha1
 kind: Rollout
 metadata: {name: vision-int8, namespace: models}
@@ -46,7 +47,7 @@ spec:
 """
 
 
-def rollout_of(text: str = CANARY, **spec: Any) -> Rollout:
+def rollout_of(text: str = _SHORT_CANARY, **spec: Any) -> Rollout:
     """A rollout of YAML text, with fields of its spec replaced."""
     document = yaml.safe_load(text)
     document["spec"] |= spec
@@ -60,6 +61,12 @@ class Version:
     rates: Mapping[str, float] = field(default_factory=dict)
     latency_s: Callable[[random.Random], float] | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
+
+
+HEALTHY = {"v1": Version(), "v2": Version()}
+FAILING = {"v1": Version(), "v2": Version({"grpcFailures": 0.2})}
+EVIDENCE = {"canary": {"steps": [{"weight": 50}]}}
+APPROVAL = {"canary": {"steps": [{"weight": 10}, {"pause": {"untilApproved": True}}]}}
 
 
 class RolloutRun:
@@ -81,7 +88,7 @@ class RolloutRun:
         seed: int = 1,
     ) -> None:
         self.rollout = rollout
-        self.versions = dict(versions or {"v1": Version(), "v2": Version()})
+        self.versions = dict(versions or HEALTHY)
         self.requests_per_s = requests_per_s
         self.now_s = START_S
         self.status = RolloutStatus()
@@ -201,3 +208,22 @@ class RolloutRun:
     def _count(self, expected: float) -> int:
         whole = int(expected)
         return whole + (self._random.random() < expected - whole)
+
+
+def kinds(run: RolloutRun) -> "list[EventKind]":
+    """The kinds of a run's events, in order."""
+    return [each.kind for each in run.events]
+
+
+def started(
+    strategy: Mapping[str, Any] = EVIDENCE,
+    versions: Mapping[str, Version] | None = None,
+    **spec: Any,
+) -> RolloutRun:
+    """A run whose first split is in force."""
+    run = RolloutRun(rollout_of(strategy=strategy, **spec), versions)
+    run.step()
+    run.step()
+    assert run.status.phase is Phase.PROGRESSING
+    assert run.status.is_settled
+    return run

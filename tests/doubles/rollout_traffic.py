@@ -50,10 +50,12 @@ class SyntheticSource:
         self.log.append(("watch", key))
 
     def begin_change(self, key, now_s):
+        self._check_watched(key)
         self.epochs[key] = None
         self.log.append(("change", key))
 
     def begin_epoch(self, key, epoch):
+        self._check_watched(key)
         self.epochs[key] = epoch
         self._taken_s[key] = epoch.since_s
         self.log.append(("epoch", key, dict(epoch.shares)))
@@ -74,6 +76,11 @@ class SyntheticSource:
     def forget(self, key):
         del self.watched[key]
         self.log.append(("forget", key))
+
+    def _check_watched(self, key):
+        # The sources of the product fail too.
+        if key not in self.watched:
+            raise KeyError(key)
 
     def _traffic(self, key, version, seconds):
         requests = self._poisson(self.requests_per_s * seconds)

@@ -41,6 +41,8 @@ __all__ = [
     "LEAST_ALONE",
     "LEAST_EACH",
     "NOTHING",
+    "SAFE_ODDS",
+    "SAFE_PRIOR",
     "Array",
     "Bets",
     "is_enough",
@@ -48,6 +50,7 @@ __all__ = [
     "learning_bets",
     "log_growth",
     "log_mean",
+    "log_prior",
     "one_sided_bets",
 ]
 
@@ -164,6 +167,13 @@ def log_mean(logs: Array, log_weights: Array) -> Array:
     return total
 
 
+def log_prior(weights: Sequence[float]) -> Array:
+    """Returns the logarithms of weights, made to sum to 1."""
+    array = np.asarray(weights, dtype=np.float64)
+    logs: Array = np.log(array / array.sum())
+    return logs
+
+
 def _within(value: float | Array, low: float, high: float | Array) -> Array:
     """Returns the value, or the nearer end; like `numpy.clip`, but faster on small arrays."""
     limited: Array = np.minimum(np.maximum(value, low), high)
@@ -227,3 +237,10 @@ def _log_largest_mean(
         -loss_b * q
     )
     return total
+
+
+SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
+"""How much smaller than tolerated the candidate's odds are, in each of the safety bets."""
+
+SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
+"""The logarithms of the stakes of the safety bets."""

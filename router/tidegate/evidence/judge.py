@@ -70,8 +70,6 @@ def observe(plan: EvidencePlan, state: EvidenceState, window: TrafficWindow) -> 
         ),
         sample_ratio=_split_observed(plan, state.sample_ratio, window),
         clock=clock,
-        windows=state.windows + 1,
-        lost=state.lost + window.lost,
     )
 
 

@@ -39,6 +39,7 @@ from tidegate.evidence.bets import (
     learning_bets,
     log_growth,
     log_mean,
+    log_prior,
     one_sided_bets,
 )
 from tidegate.evidence.plan import MixTest
@@ -48,7 +49,6 @@ from tidegate.evidence.processes import (
     capped_exp,
     grow_changed,
     harm_evidence,
-    log_prior,
 )
 from tidegate.evidence.window import Counted
 

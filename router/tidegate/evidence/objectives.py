@@ -3,6 +3,7 @@
 from typing import Final
 
 from tidegate.evidence.assessment import ObjectiveAssessment, Verdict
+from tidegate.evidence.buckets import PER_DOUBLING
 from tidegate.evidence.limits import LimitState
 from tidegate.evidence.mix import MixState
 from tidegate.evidence.plan import (
@@ -19,13 +20,12 @@ from tidegate.evidence.rates import RateState
 from tidegate.evidence.state import EvidenceState, ObjectiveState
 from tidegate.evidence.words import amount, count, interval, number, percent, share_interval, times
 
-__all__ = ["assess_objective", "harm_threshold"]
+__all__ = ["assess_objective"]
 
-_NO_HARM: Final = HarmEvidence(1.0, started_healthy=False)
-_LEAST_PROVABLE_RATIO: Final = 2 ** (1 / 8)
+_LEAST_PROVABLE_RATIO: Final = 2 ** (1 / PER_DOUBLING)
 
 
-def harm_threshold(plan: EvidencePlan, objective: Objective) -> float:
+def _harm_threshold(plan: EvidencePlan, objective: Objective) -> float:
     """Returns the e-value from which an objective alone proves harm.
 
     The e-values of all objectives of the same importance are averaged, so one of K needs K times
@@ -115,7 +115,7 @@ def _assess_quantile(
     if not test.large_is_bad:
         effect = 1.0 / effect if effect else None
         low, high = (1.0 / high if high else None), (1.0 / low if low else None)
-    trials_c, trials_b = sum(quantiles.candidate), sum(quantiles.baseline)
+    trials_c, trials_b = quantiles.candidate.requests, quantiles.baseline.requests
     detail = ""
     if effect is not None and value_c is not None and value_b is not None:
         way = "" if test.large_is_bad else " lower"
@@ -184,7 +184,7 @@ def _assess_limit(
             )
         if limit.is_missed(test):
             verdict = Verdict.MISSED
-    harm, safe = harm_threshold(plan, objective), 1.0 / plan.bad_promotion
+    harm, safe = _harm_threshold(plan, objective), 1.0 / plan.bad_promotion
     return ObjectiveAssessment(
         metric=objective.metric,
         importance=objective.importance,
@@ -216,7 +216,7 @@ def _judged(
     baseline: tuple[int, float | None],
     detail: str,
 ) -> ObjectiveAssessment:
-    threshold, safe_threshold = harm_threshold(plan, objective), 1.0 / plan.bad_promotion
+    threshold, safe_threshold = _harm_threshold(plan, objective), 1.0 / plan.bad_promotion
     verdict = Verdict.OPEN
     if harm.e >= threshold:
         verdict = Verdict.MISSED

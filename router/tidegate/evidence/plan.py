@@ -75,7 +75,7 @@ class LimitTest(msgspec.Struct, frozen=True, kw_only=True, tag="limit"):
 
     limit: float
     large_is_bad: bool = True
-    for_s: float = 60.0
+    for_s: float
 
 
 Test = RateTest | QuantileTest | MixTest | LimitTest

@@ -13,7 +13,6 @@ at most 1, whatever the null's rates do. Averages of e-processes are e-processes
 """
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -21,7 +20,7 @@ import numpy as np
 
 from tidegate.evidence.bets import NOTHING, Array, log_mean
 
-__all__ = ["Clock", "HarmEvidence", "capped_exp", "grow_changed", "harm_evidence", "log_prior"]
+__all__ = ["Clock", "HarmEvidence", "capped_exp", "grow_changed", "harm_evidence"]
 
 _LARGEST_LOG: Final = 690.0
 
@@ -55,13 +54,6 @@ class HarmEvidence(msgspec.Struct, frozen=True):
 
     e: float
     started_healthy: bool
-
-
-def log_prior(weights: Sequence[float]) -> Array:
-    """Returns the logarithms of weights, made to sum to 1."""
-    array = np.asarray(weights, dtype=np.float64)
-    logs: Array = np.log(array / array.sum())
-    return logs
 
 
 def grow_changed(changed: Array, growth: Array, stake: float) -> Array:

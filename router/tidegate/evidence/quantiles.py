@@ -22,13 +22,17 @@ numbers move, the old ones are forgotten within some hundred requests.
 Numbers are counted in buckets of 9 %. The edge ratio·t is rounded up for harm and down for safety,
 so both stay valid; but a ratio below 1.09 can then never be proven to be met.
 
-**The effect** is the ratio of the quantiles of all counts, with the confidence sequences of each
-version's quantile (Howard and Ramdas 2022, "Sequential estimation of quantiles", Bernoulli 28(3)):
-the quantile at q lies between the observed ones at q ∓ f for all n at once, where
+**The effect** is the ratio of the quantiles of weighted counts. A candidate gets its requests late
+in a ramp and the baseline early, so under a load that changes the plain counts would compare
+different times. With the candidate's intended share s of a window, its requests have the weight
+1 − s and the baseline's s: then both versions have the same weight in every window, on average.
+Each version's quantile has a confidence sequence (Howard and Ramdas 2022, "Sequential estimation of
+quantiles", Bernoulli 28(3)): it lies between the observed ones at q ∓ f for all n at once, where
 
     f = 1.5·√(q(1 − q)ℓ) + 0.8·ℓ,    ℓ = (1.4·ln ln(2.1·n) + ln(10/α)) ÷ n
 
-Unlike the tests, this interval takes the distribution of each version to be the same all the time.
+and n is the effective number of requests, (Σw)² ÷ Σw² (Kish 1965). Unlike the tests, this interval
+takes the distribution of each version to be the same all the time.
 
 If small numbers are bad, the buckets are read from the other end.
 """
@@ -41,10 +45,13 @@ import numpy as np
 
 from tidegate.evidence.bets import (
     NOTHING,
+    SAFE_ODDS,
+    SAFE_PRIOR,
     Array,
     is_enough,
     log_growth,
     log_mean,
+    log_prior,
     one_sided_bets,
 )
 from tidegate.evidence.buckets import BUCKETS, PER_DOUBLING, lower_edge, upper_edge
@@ -55,7 +62,6 @@ from tidegate.evidence.processes import (
     capped_exp,
     grow_changed,
     harm_evidence,
-    log_prior,
 )
 
 __all__ = ["QuantileState"]
@@ -67,9 +73,8 @@ _HARM_ODDS: Final = (1.25, 1.6, 2.5, 5.0, 15.0, 60.0)
 _HARM_COUNT: Final = len(_OFFSETS) * len(_HARM_ODDS)
 _HARM_PRIOR: Final = log_prior((1,) * _HARM_COUNT)
 _HARM_BETS: Final = one_sided_bets(1.0, 0.0, _HARM_ODDS, is_harm=True)
-_SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
-_SAFE_BETS: Final = one_sided_bets(1.0, 0.0, _SAFE_ODDS, is_harm=False)
-_SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
+_SAFE_BETS: Final = one_sided_bets(1.0, 0.0, SAFE_ODDS, is_harm=False)
+_UNIT: Final = 1000
 _ZEROS: Final = (0,) * BUCKETS
 _MOVED: Final = 0.25
 _MOVED_TRIALS: Final = 100.0
@@ -139,12 +144,73 @@ class Thresholds(msgspec.Struct, frozen=True, array_like=True):
         return harm.ravel(), safe
 
 
+class Weighted(msgspec.Struct, frozen=True, array_like=True):
+    """Weighted counts of one version, by bucket. A weight of 1 is `_UNIT`, so sums are exact.
+
+    Attributes:
+        requests: The requests, without weights.
+        counts: The sum of their weights, by bucket.
+        squares: The sum of the squares of their weights.
+    """
+
+    requests: int = 0
+    counts: tuple[int, ...] = _ZEROS
+    squares: int = 0
+
+    def add(self, counts: tuple[int, ...], weight: float) -> "Weighted":
+        """Returns the counts with those of a window."""
+        requests = sum(counts)
+        if not requests:
+            return self
+        units = max(round(weight * _UNIT), 1)
+        weighted = np.add(self.counts, np.multiply(counts, units))
+        return Weighted(
+            self.requests + requests,
+            tuple(weighted.tolist()),
+            self.squares + requests * units * units,
+        )
+
+    def quantile(self, quantile: float) -> float | None:
+        """Returns a quantile, interpolated within its bucket; None without requests."""
+        total = sum(self.counts)
+        if not total:
+            return None
+        wanted, below = quantile * total, 0
+        for bucket, count in enumerate(self.counts):
+            if count and below + count >= wanted:
+                low, high = lower_edge(bucket), upper_edge(bucket)
+                if low <= 0.0 or math.isinf(high):
+                    return high if low <= 0.0 else low
+                part = max(wanted - below, 0.0) / count
+                return float(low * (high / low) ** part)
+            below += count
+        return None
+
+    def interval(self, quantile: float, error: float) -> tuple[float, float]:
+        """Returns the ends of a quantile's confidence sequence, 0 and infinity if unknown."""
+        total = sum(self.counts)
+        if not total:
+            return 0.0, math.inf
+        effective = total * total / self.squares
+        length = 1.4 * math.log(max(math.log(2.1 * effective), 1.0)) + math.log(10.0 / error)
+        length /= effective
+        width = 1.5 * math.sqrt(quantile * (1.0 - quantile) * length) + 0.8 * length
+        below = np.cumsum(self.counts)
+        low = 0.0
+        if quantile - width > 0.0:
+            low = lower_edge(int(np.searchsorted(below, (quantile - width) * total)))
+        high = math.inf
+        if quantile + width < 1.0:
+            high = upper_edge(int(np.searchsorted(below, (quantile + width) * total)))
+        return low, high
+
+
 class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
     """What is remembered for a quantile test.
 
     Attributes:
-        candidate: Counts of the candidate so far, by bucket.
-        baseline: Counts of the baseline so far, by bucket.
+        candidate: Weighted counts of the candidate.
+        baseline: Weighted counts of the baseline.
         recent: Counts of the baseline in which old windows weigh less, by bucket.
         moved: How much more of the baseline's latest numbers than of the recent ones are above
             the recent median. When it is much, the recent counts are forgotten.
@@ -156,15 +222,15 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         faster: The same for "faster than the limit at the same time".
     """
 
-    candidate: tuple[int, ...] = _ZEROS
-    baseline: tuple[int, ...] = _ZEROS
+    candidate: Weighted = Weighted()
+    baseline: Weighted = Weighted()
     recent: tuple[float, ...] = (0.0,) * BUCKETS
     moved: float = 0.0
     waiting: Thresholds | None = None
     start: tuple[float, ...] = (0.0,) * _HARM_COUNT
     changed: tuple[float, ...] = (NOTHING,) * _HARM_COUNT
-    within: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
-    faster: tuple[float, ...] = (0.0,) * len(_SAFE_ODDS)
+    within: tuple[float, ...] = (0.0,) * len(SAFE_ODDS)
+    faster: tuple[float, ...] = (0.0,) * len(SAFE_ODDS)
 
     def observe(
         self,
@@ -202,8 +268,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
         within = _within_growth(test.ratio, quantile, recent, counts_c)
         return msgspec.structs.replace(
             state,
-            candidate=tuple(map(int.__add__, self.candidate, candidate)),
-            baseline=tuple(map(int.__add__, self.baseline, baseline)),
+            candidate=self.candidate.add(candidate, 1.0 - share),
+            baseline=self.baseline.add(baseline, share or 1.0),
             recent=tuple(recent.tolist()),
             moved=moved,
             waiting=waiting,
@@ -212,7 +278,7 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
 
     def _bet(self, counted: Thresholds | None, stake: float) -> "QuantileState":
         """Returns the state after bets on counts, or after a stake was placed without any."""
-        harm, safe = np.zeros(_HARM_COUNT), np.zeros(len(_SAFE_ODDS))
+        harm, safe = np.zeros(_HARM_COUNT), np.zeros(len(SAFE_ODDS))
         if counted is not None:
             harm, safe = counted.growth()
         return msgspec.structs.replace(
@@ -231,11 +297,11 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
     def safe_e(self) -> float:
         """Returns the e-value against "the candidate's quantile is past the limit"."""
         proofs = np.array((self.within, self.faster))
-        return capped_exp(float(log_mean(proofs, _SAFE_PRIOR).min()))
+        return capped_exp(float(log_mean(proofs, SAFE_PRIOR).min()))
 
     def quantiles(self, test: QuantileTest) -> tuple[float | None, float | None]:
         """Returns the quantiles of candidate and baseline so far; None without data."""
-        return _quantile(self.candidate, test.quantile), _quantile(self.baseline, test.quantile)
+        return self.candidate.quantile(test.quantile), self.baseline.quantile(test.quantile)
 
     def interval(self, test: QuantileTest, error: float) -> tuple[float | None, float | None]:
         """Returns the ends of the confidence sequence of the ratio candidate ÷ baseline.
@@ -244,8 +310,8 @@ class QuantileState(msgspec.Struct, frozen=True, tag="quantile"):
             test: The test.
             error: The probability that the true ratio is ever outside.
         """
-        low_c, high_c = _quantile_interval(self.candidate, test.quantile, error / 2.0)
-        low_b, high_b = _quantile_interval(self.baseline, test.quantile, error / 2.0)
+        low_c, high_c = self.candidate.interval(test.quantile, error / 2.0)
+        low_b, high_b = self.baseline.interval(test.quantile, error / 2.0)
         low = low_c / high_b if low_c and math.isfinite(high_b) else None
         high = high_c / low_b if low_b and math.isfinite(high_c) else None
         return low, high
@@ -274,14 +340,14 @@ def _surely_below(quantile: float, recent: Array) -> int:
 def _within_growth(ratio: float, quantile: float, recent: Array, candidate: Array) -> Array:
     """Returns the growth of the bets against "above the limit in at least 1 − q of requests"."""
     if not recent.any():
-        return np.zeros(len(_SAFE_ODDS))
+        return np.zeros(len(SAFE_ODDS))
     edge = _surely_below(quantile, recent) + _shifts(ratio)[1]
     if not 0 <= edge < BUCKETS - 1:
-        return np.zeros(len(_SAFE_ODDS))
+        return np.zeros(len(SAFE_ODDS))
     above = float(_above(candidate)[edge + 1])
     below = float(candidate.sum()) - above
     limit = 1.0 - quantile
-    odds = np.array(_SAFE_ODDS) * limit / (1.0 - limit)
+    odds = np.array(SAFE_ODDS) * limit / (1.0 - limit)
     rate = odds / (1.0 + odds)
     growth: Array = above * np.log(rate / limit) + below * np.log((1.0 - rate) / (1.0 - limit))
     return growth
@@ -310,39 +376,3 @@ def _remember(recent: Array, moved: float, counts: Array, quantile: float) -> tu
         recent = np.multiply(recent, most / total)
     # Rounded, so that the state stays short as JSON.
     return np.round(recent, 3), moved
-
-
-def _quantile(counts: tuple[int, ...], quantile: float) -> float | None:
-    """Returns a quantile of the counts, interpolated within its bucket."""
-    total = sum(counts)
-    if not total:
-        return None
-    wanted, below = quantile * total, 0
-    for bucket, count in enumerate(counts):
-        if count and below + count >= wanted:
-            low, high = lower_edge(bucket), upper_edge(bucket)
-            if low <= 0.0 or math.isinf(high):
-                return high if low <= 0.0 else low
-            part = max(wanted - below, 0.0) / count
-            return float(low * (high / low) ** part)
-        below += count
-    return None
-
-
-def _quantile_interval(
-    counts: tuple[int, ...], quantile: float, error: float
-) -> tuple[float, float]:
-    total = sum(counts)
-    if not total:
-        return 0.0, math.inf
-    length = 1.4 * math.log(max(math.log(2.1 * total), 1.0)) + math.log(10.0 / error)
-    length /= total
-    width = 1.5 * math.sqrt(quantile * (1.0 - quantile) * length) + 0.8 * length
-    below = np.cumsum(counts)
-    low = 0.0
-    if quantile - width > 0.0:
-        low = lower_edge(int(np.searchsorted(below, (quantile - width) * total)))
-    high = math.inf
-    if quantile + width < 1.0:
-        high = upper_edge(int(np.searchsorted(below, (quantile + width) * total)))
-    return low, high

@@ -6,7 +6,7 @@ Acceptable is p_c ≤ r·p_b + d in every window: ratio r, margin d. Three kinds
 - **harm**, against "acceptable", for candidates whose odds are 1.3 to 50 times the tolerated ones,
   once from the start and once in the change detector;
 - **safety**, against "p_c ≥ r·p_b + d", for candidates well below the limit. Without any event it
-  grows as exp(N_c·d·(1 − a)), so with d = 0.1 % about 3,000 requests without an event prove the
+  grows as exp(N_c·d·(1 − a)), so with d = 0.1 % about 4,000 requests without an event prove the
   candidate safe at 5 %;
 - **the size of the effect**: bets against "the ratio is at most ρ" and "at least ρ" on a grid of ρ,
   and against "the difference is at least δ" on a grid of δ. The values that are not refuted are a
@@ -29,6 +29,8 @@ import numpy as np
 
 from tidegate.evidence.bets import (
     NOTHING,
+    SAFE_ODDS,
+    SAFE_PRIOR,
     Array,
     Bets,
     is_enough,
@@ -36,6 +38,7 @@ from tidegate.evidence.bets import (
     learning_bets,
     log_growth,
     log_mean,
+    log_prior,
     one_sided_bets,
 )
 from tidegate.evidence.plan import RateTest
@@ -45,7 +48,6 @@ from tidegate.evidence.processes import (
     capped_exp,
     grow_changed,
     harm_evidence,
-    log_prior,
 )
 from tidegate.evidence.window import Counted
 
@@ -54,8 +56,6 @@ __all__ = [
     "HARM_PRIOR",
     "NO_TRIALS",
     "PRIOR_TRIALS",
-    "SAFE_ODDS",
-    "SAFE_PRIOR",
     "RateState",
     "rate_bets",
 ]
@@ -65,13 +65,6 @@ HARM_ODDS: Final = (1.3, 2.0, 3.5, 7.0, 15.0, 50.0)
 
 HARM_PRIOR: Final = log_prior((1,) * len(HARM_ODDS))
 """The logarithms of the stakes of the harm bets."""
-
-SAFE_ODDS: Final = (0.01, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
-"""How much smaller than tolerated the candidate's odds are, in each of the safety bets."""
-
-SAFE_PRIOR: Final = log_prior((2, 2, 2, 2, 1, 1, 1))
-"""The logarithms of the stakes of the safety bets."""
-
 
 _RATIOS: Final = (
     *(0.01, 0.03, 0.1, 0.2, 0.33, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3),

@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 
 from tidegate.evidence.assessment import SampleRatio
-from tidegate.evidence.bets import log_mean
-from tidegate.evidence.processes import capped_exp, log_prior
+from tidegate.evidence.bets import log_mean, log_prior
+from tidegate.evidence.processes import capped_exp
 
 __all__ = ["SampleRatioState"]
 

@@ -33,16 +33,12 @@ class EvidenceState(msgspec.Struct, frozen=True, kw_only=True):
         objectives: What is remembered for each objective, in the plan's order.
         sample_ratio: What is remembered of the split.
         clock: How much of the change detector's stake is placed.
-        windows: The windows so far.
-        lost: Requests of which a source has missed the records.
     """
 
     metrics: tuple[MetricName, ...] = ()
     objectives: tuple[ObjectiveState, ...] = ()
     sample_ratio: SampleRatioState = SampleRatioState()
     clock: Clock = Clock()
-    windows: int = 0
-    lost: int = 0
 
 
 def begin_objectives(plan: EvidencePlan) -> tuple[ObjectiveState, ...]:

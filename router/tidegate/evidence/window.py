@@ -6,14 +6,12 @@ read them. A window never spans a change of weights, and leaves out the time in 
 on its way to the proxies.
 """
 
-import enum
 from typing import NewType
 
 import msgspec
 
 __all__ = [
     "Counted",
-    "LeftOut",
     "MetricName",
     "TrafficWindow",
     "VersionName",
@@ -25,16 +23,6 @@ VersionName = NewType("VersionName", str)
 
 MetricName = NewType("MetricName", str)
 """The name of a measure, such as ``grpcFailures`` or ``latency above 200ms``."""
-
-
-class LeftOut(enum.Enum):
-    """Why a source has counted a request nowhere."""
-
-    TESTER = "requests of testers"
-    HEADER_ROUTE = "requests that a route with conditions on headers sent to a version"
-    NO_USER = "requests without the header or cookie that names the user"
-    TOO_MANY_USERS = "requests of users beyond those that are remembered"
-    NO_COPY = "requests of which no mirrored copy was seen, such as those with a large body"
 
 
 class Counted(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -90,7 +78,6 @@ class TrafficWindow(msgspec.Struct, frozen=True, kw_only=True):
         versions: What each version's traffic did. A version without traffic may be absent.
         lost: Requests of which the source knows that it has missed their records. An estimate for
             the time in which it had no connection.
-        left_out: Requests that count nowhere, by the reason.
     """
 
     start_s: float
@@ -98,7 +85,6 @@ class TrafficWindow(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[VersionName, float]
     versions: dict[VersionName, VersionTraffic]
     lost: int = 0
-    left_out: dict[LeftOut, int] = {}
 
     @property
     def requests(self) -> int:

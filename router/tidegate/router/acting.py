@@ -8,7 +8,7 @@ decides the order.
 import asyncio
 
 from tidegate.rollout.engine.inputs import ApplySplit, Outcome
-from tidegate.router.counting import Counting
+from tidegate.router.epoch_tracking import EpochTracker
 from tidegate.router.faults import FaultPoint
 from tidegate.router.metrics import APPLY_FAILURES, APPLY_SECONDS
 from tidegate.router.surroundings import Surroundings
@@ -51,14 +51,14 @@ class Actor:
         return self._running is None and self.outcome is None
 
     def begin(
-        self, action: ApplySplit, host: str, counting: Counting, tasks: asyncio.TaskGroup
+        self, action: ApplySplit, host: str, epochs: EpochTracker, tasks: asyncio.TaskGroup
     ) -> None:
         """Begins an action, in place of one that runs, unless it runs already.
 
         Args:
             action: The action.
             host: The rollout's host.
-            counting: Learns when the weights change.
+            epochs: Learns when the weights change.
             tasks: Runs the action.
         """
         earlier = self._running
@@ -67,26 +67,26 @@ class Actor:
         if earlier is not None:
             earlier.cancel()
         self._running_id = action.id
-        self._running = tasks.create_task(self._act(action, host, counting, earlier))
+        self._running = tasks.create_task(self._act(action, host, epochs, earlier))
 
     async def _act(
         self,
         action: ApplySplit,
         host: str,
-        counting: Counting,
+        epochs: EpochTracker,
         earlier: asyncio.Task[None] | None,
     ) -> None:
         if earlier is not None:
             await asyncio.wait([earlier])
         try:
-            outcome = await self._put_in_force(action, host, counting)
+            outcome = await self._put_in_force(action, host, epochs)
         # A fault of the traffic router must not end the loop; the engine tries again.
         except Exception as error:  # noqa: BLE001 - it is the action's outcome
             _log.exception("fault while traffic was changed", rollout=self._key)
             outcome = Outcome(id=action.id, error=f"a fault of the router, see its log: {error!r}")
         if outcome.applied is None:
             APPLY_FAILURES.inc()
-            counting.change_failed(self._around.clock())
+            epochs.change_failed(self._around.clock())
             _log.warning(
                 "split not in force",
                 rollout=self._key,
@@ -98,9 +98,9 @@ class Actor:
         self._around.at(FaultPoint.OUTCOME_NOTED)
         self._wake.set()
 
-    async def _put_in_force(self, action: ApplySplit, host: str, counting: Counting) -> Outcome:
+    async def _put_in_force(self, action: ApplySplit, host: str, epochs: EpochTracker) -> Outcome:
         around = self._around
-        counting.change_begins(around.clock())
+        epochs.change_begins(around.clock())
         around.at(FaultPoint.CHANGE_BEGUN)
         limit_s = around.settings.apply_timeout_s
         owner = "" if action.release else self._key
@@ -115,5 +115,5 @@ class Actor:
             return Outcome(id=action.id, error=f"it did not come into force within {limit_s:g} s")
         around.at(FaultPoint.SPLIT_APPLIED)
         APPLY_SECONDS.observe(max(0.0, applied.since_s - applied.requested_s))
-        counting.change_ended(action.split, applied)
+        epochs.change_ended(action.split, applied)
         return Outcome(id=action.id, applied=applied)

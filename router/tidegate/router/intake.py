@@ -1,4 +1,4 @@
-"""What comes in as evidence of one rollout: its counts, the windows that wait, and what is missing.
+"""What comes in as evidence of one rollout: its epochs, the windows that wait, and what is missing.
 
 A fault of the source or of a test must keep nobody from aborting the rollout. So it is reported
 here, and the rollout goes on without these windows.
@@ -7,7 +7,7 @@ here, and the rollout goes on without these windows.
 from typing import Final
 
 from tidegate.evidence.window import TrafficWindow
-from tidegate.router.counting import Counting
+from tidegate.router.epoch_tracking import EpochTracker
 from tidegate.router.metrics import EVALUATION_FAILURES
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.surroundings import Surroundings
@@ -37,27 +37,27 @@ class Intake:
         self.windows = _NONE
         self._record = record
         self._around = around
-        self._counting: Counting | None = None
+        self._epochs: EpochTracker | None = None
         # What is wrong now, and what was missing at the last turn.
         self._fault = self._missing = ""
 
-    def counting(self, host: str) -> Counting:
-        """Returns the counts of the rollout, which begin with the first call."""
-        if self._counting is None:
+    def epochs(self, host: str) -> EpochTracker:
+        """Returns the epochs of the rollout; its traffic counts from the first call on."""
+        if self._epochs is None:
             rollout = self._record.rollout
-            self._counting = Counting(
+            self._epochs = EpochTracker(
                 *(self._around.source_of(rollout), rollout.key, rollout.spec, host),
                 prometheus_url=self._around.settings.prometheus_url,
             )
-        return self._counting
+        return self._epochs
 
     async def take(self, now_s: float) -> None:
         """Takes the windows that have come together since the last turn."""
         self._fault = ""
-        if self._counting is None:
+        if self._epochs is None:
             return
         try:
-            windows = await self._counting.take(now_s)
+            windows = await self._epochs.take(now_s)
         except Exception as error:  # noqa: BLE001 - reported as missing evidence
             self.fault("the evidence cannot be taken", error)
             return
@@ -78,15 +78,15 @@ class Intake:
         """
         if self._fault:
             return self._fault
-        before, self._missing = self._missing, self._counting.problem if self._counting else ""
+        before, self._missing = self._missing, self._epochs.problem if self._epochs else ""
         # Not the same words: a problem may have numbers that grow.
         return self._missing if before else ""
 
     def stop(self) -> None:
         """Counts no longer."""
-        if self._counting is not None:
-            self._counting.end()
-            self._counting = None
+        if self._epochs is not None:
+            self._epochs.end()
+            self._epochs = None
         self.windows = _NONE
 
 

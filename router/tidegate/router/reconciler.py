@@ -23,14 +23,14 @@ from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.router.commands import UserCommand
-from tidegate.router.counting import watched_of
+from tidegate.router.epoch_tracking import watched_of
 from tidegate.router.errors import UnknownRolloutError
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
-from tidegate.router.registry import Registry, RolloutRecord
+from tidegate.router.registry import LAST_EVENTS, Registry, RolloutRecord
 from tidegate.router.rollout_loop import RolloutLoop
 from tidegate.router.sources.source import TrafficSource
-from tidegate.router.store import Put, PutStatus, Store, Stored, from_json, to_json
+from tidegate.router.store import PutStatus, Store, Stored, from_json, to_json
 from tidegate.router.surroundings import LoopSettings, Surroundings
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficRouter
@@ -41,7 +41,6 @@ _log = get_logger(__name__)
 
 # Multiples of the golden ratio, modulo one, are spread evenly however many there are.
 _GOLDEN: Final = 0.6180339887498949
-_LAST_EVENTS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +229,7 @@ class Reconciler:
         stored = Stored(
             rollout=rollout, status=RolloutStatus(), file=file, file_rollout=text if file else ""
         )
-        put = Put(rollout=rollout, file=stored.file, file_rollout=stored.file_rollout)
-        await self._around.store.commit(put, PutStatus(key=rollout.key, status=stored.status))
+        await self._around.store.commit(stored, PutStatus(key=rollout.key, status=stored.status))
         record = RolloutRecord(stored)
         self._start(record).wake()
         _log.info("rollout created", rollout=rollout.key, host=rollout.spec.host)
@@ -308,6 +306,6 @@ async def reconciling(
 async def _load(store: Store) -> list[RolloutRecord]:
     records = []
     for stored in await store.load():
-        after = max(0, stored.status.events - _LAST_EVENTS)
+        after = max(0, stored.status.events - LAST_EVENTS)
         records.append(RolloutRecord(stored, await store.history(stored.rollout.key, after)))
     return records

@@ -15,9 +15,10 @@ from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.status import ENDED
 from tidegate.router.store import Stored
 
-__all__ = ["Registry", "RolloutRecord", "Watcher"]
+__all__ = ["LAST_EVENTS", "Registry", "RolloutRecord", "Watcher"]
 
-_LAST_EVENTS: Final = 20
+LAST_EVENTS: Final = 20
+"""How many events a rollout is shown with; the store has all of them."""
 
 
 class RolloutRecord:
@@ -44,7 +45,7 @@ class RolloutRecord:
         self.file = stored.file
         self.file_rollout = stored.file_rollout
         self.problem = ""
-        self.last_events: deque[Event] = deque(events, maxlen=_LAST_EVENTS)
+        self.last_events: deque[Event] = deque(events, maxlen=LAST_EVENTS)
 
     @property
     def key(self) -> str:

@@ -102,8 +102,8 @@ class RolloutLoop:
 
         Args:
             successor: The other rollout, of the same key.
-            file: See `Stored`.
-            file_rollout: See `Stored`.
+            file: See `Put`.
+            file_rollout: See `Put`.
 
         Raises:
             StoreError: It could not be written.
@@ -120,8 +120,8 @@ class RolloutLoop:
 
         Args:
             rollout: The rollout with the new metadata, and with the same key and spec.
-            file: See `Stored`.
-            file_rollout: See `Stored`.
+            file: See `Put`.
+            file_rollout: See `Put`.
 
         Raises:
             StoreError: It could not be written.
@@ -138,8 +138,8 @@ class RolloutLoop:
         """Notes which file holds the rollout.
 
         Args:
-            file: See `Stored`.
-            file_rollout: See `Stored`.
+            file: See `Put`.
+            file_rollout: See `Put`.
 
         Raises:
             StoreError: It could not be written.
@@ -262,7 +262,7 @@ class RolloutLoop:
             )
             step = await self._step(inputs, now_s)
             for action in step.actions:
-                self._actor.begin(action, self._host, self._intake.counting(self._host), tasks)
+                self._actor.begin(action, self._host, self._intake.epochs(self._host), tasks)
             if self._unwritten is not None:
                 if command is None:
                     raise self._unwritten
@@ -352,7 +352,7 @@ class RolloutLoop:
         self._host = traffic.host
         if self.record.status.phase in ACTIVE:
             self._around.hosts.claim(self.record.key, traffic.host)
-            self._intake.counting(self._host).look(traffic, began_s, now_s)
+            self._intake.epochs(self._host).look(traffic, began_s, now_s)
 
     async def _put(
         self, rollout: Rollout, successor: Rollout | None, file: str, file_rollout: str

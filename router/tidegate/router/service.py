@@ -102,9 +102,9 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
                 for each in error.faults
             ]
             raise InvalidArgument(violations, reason="ROLLOUT_REFUSED") from error
-        with _own_errors():
-            reconciler.check(rollout)
         if request.dry_run:
+            with _own_errors():
+                reconciler.check(rollout)
             return rollout_pb2.ApplyResponse(
                 rollout=rollout_message(rollout), changed=reconciler.would_change(rollout)
             )

@@ -68,8 +68,10 @@ class RouterSettings(ChassisSettings):
         5.0, gt=0, le=300, description="How long the traffic of a host may take to be read."
     )
     apply_timeout_s: float = Field(
-        330.0,
+        300.0,
         gt=0,
         le=86400,
-        description="How long a split may take to come into force before that counts as failed.",
+        description="How long a split may take to come into force before that counts as failed."
+        " The default is longer than four stages of a change with their default deadline, behind"
+        " another change.",
     )

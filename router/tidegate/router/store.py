@@ -72,38 +72,30 @@ PRAGMA user_version = {_FORMAT};
 _T = TypeVar("_T")
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """A rollout as the file has it.
+class Put(msgspec.Struct, frozen=True, kw_only=True):
+    """Writes a rollout, in place of an earlier one.
 
     Attributes:
         rollout: The rollout.
-        status: Its status.
         successor: The rollout that replaces it once its traffic is back at the baseline.
         file: The file that it came from; empty if it came from a call.
         file_rollout: The rollout as that file held it, as JSON; empty if it came from a call.
     """
 
     rollout: Rollout
-    status: RolloutStatus
     successor: Rollout | None = None
     file: str = ""
     file_rollout: str = ""
 
 
-class Put(msgspec.Struct, frozen=True, kw_only=True):
-    """Writes a rollout, in place of an earlier one.
+class Stored(Put, frozen=True, kw_only=True):
+    """A rollout as the file has it.
 
     Attributes:
-        rollout: The rollout.
-        successor: See `Stored`.
-        file: See `Stored`.
-        file_rollout: See `Stored`.
+        status: Its status.
     """
 
-    rollout: Rollout
-    successor: Rollout | None = None
-    file: str = ""
-    file_rollout: str = ""
+    status: RolloutStatus
 
 
 class PutStatus(msgspec.Struct, frozen=True, kw_only=True):

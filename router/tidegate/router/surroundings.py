@@ -21,7 +21,7 @@ class LoopSettings:
     evaluate_interval_s: float = 1.0
     evidence_interval_s: float = 10.0
     read_timeout_s: float = 5.0
-    apply_timeout_s: float = 330.0
+    apply_timeout_s: float = 300.0
     prometheus_url: str = ""
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from tidegate.rollout.engine.draft import VOLATILE
 from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.inputs import Step
 from tidegate.rollout.engine.samples import Sample, sample_of
@@ -29,7 +30,7 @@ __all__ = ["StatusWriter", "counts_unwritten", "with_evidence"]
 _log = get_logger(__name__)
 
 _AWAY_FROM_CANDIDATE: Final = frozenset({Phase.ABORTING, Phase.ABORTED, Phase.SUPERSEDED})
-_EVIDENCE: Final = ("assessments", "evidence", "harm_spent", "observed", "requests_per_s")
+_EVIDENCE: Final = VOLATILE - {"apply_failures", "message", "next_try_s"}
 
 
 class StatusWriter:

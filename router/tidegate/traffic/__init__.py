@@ -1,1 +1,1 @@
-"""How rollouts change traffic: the `TrafficRouter` interface and its implementations."""
+"""How rollouts change traffic: the `TrafficRouter` interface, and how it reaches the mesh."""

@@ -28,9 +28,6 @@ from tidegate.traffic.router import TrafficError
 
 __all__ = ["MeshRouter"]
 
-_READ_TIMEOUT_S: Final = 10.0
-# Longer than four stages with the default deadline, behind another change.
-_APPLY_TIMEOUT_S: Final = 300.0
 # A healthy proxy takes milliseconds, and one on a busy machine a second.
 _URGENT_DEADLINE_S: Final = 5.0
 _DECIMALS: Final = 3
@@ -47,6 +44,8 @@ _PERMANENT_REASONS: Final = frozenset({"OBJECTS_REFUSED", "TRAFFIC_OWNED"})
 
 class MeshRouter:
     """Implements `TrafficRouter` for the mesh of ``tidegate up``.
+
+    The calls have no deadline of their own; the caller says how long it waits.
 
     An `apply` that is cancelled, or whose connection breaks, may still come into force: a change
     that has begun goes on in the controller. To apply the same split again does no harm, and `read`
@@ -73,11 +72,9 @@ class MeshRouter:
             TrafficError: The host is unknown, or the controller does not answer.
         """
         try:
-            found = await self._stub.GetTraffic(
-                mesh_pb2.GetTrafficRequest(host=host), timeout=_READ_TIMEOUT_S
-            )
+            found = await self._stub.GetTraffic(mesh_pb2.GetTrafficRequest(host=host))
         except grpc.aio.AioRpcError as error:
-            raise self._error(error, _READ_TIMEOUT_S) from error
+            raise self._error(error) from error
         return HostTraffic(
             host=found.host,
             split=_split(found.split),
@@ -106,22 +103,22 @@ class MeshRouter:
             deadline_s = min(deadline_s or _URGENT_DEADLINE_S, _URGENT_DEADLINE_S)
         if deadline_s is not None:
             request.deadline.FromTimedelta(timedelta(seconds=deadline_s))
-        call = self._stub.SetTraffic(request, timeout=_APPLY_TIMEOUT_S)
+        call = self._stub.SetTraffic(request)
         applied: Applied | None = None
         try:
             async for response in call:
                 if response.HasField("in_force"):
                     applied = _applied(response.in_force)
         except grpc.aio.AioRpcError as error:
-            raise self._error(error, _APPLY_TIMEOUT_S) from error
+            raise self._error(error) from error
         if applied is None:
             raise TrafficError(
                 f"the controller at {self._address} ended before {split} is in force"
             )
         return applied
 
-    def _error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> TrafficError:
-        known = error_of(failure_of_call(error, self._address, timeout_s))
+    def _error(self, error: grpc.aio.AioRpcError) -> TrafficError:
+        known = error_of(failure_of_call(error, self._address, None))
         permanent = known.code in _PERMANENT_CODES or known.reason in _PERMANENT_REASONS
         return TrafficError(_words(known), permanent=permanent)
 

@@ -1,7 +1,7 @@
 """The `TrafficRouter` interface: how a rollout reads and changes the traffic of a host.
 
-It has two implementations: the laptop's asks `MeshService`, which changes traffic stage by stage
-and waits for the proxies; the cluster's writes Istio objects to Kubernetes.
+`MeshRouter` asks the controller of a mesh, which changes traffic stage by stage and waits for the
+proxies. Tests have an implementation in memory.
 """
 
 from typing import Protocol
@@ -25,7 +25,7 @@ class TrafficError(TidegateError):
 
 
 class TrafficRouter(Protocol):
-    """Reads and changes the traffic of hosts."""
+    """Reads and changes the traffic of hosts. The caller limits how long a call may take."""
 
     async def read(self, host: str) -> HostTraffic:
         """Returns the traffic of a host.

@@ -39,7 +39,7 @@ from tidegate.evidence.window import Counted, TrafficWindow, VersionTraffic
 
 LATENCY = Objective(metric="latency", test=QuantileTest(quantile=0.99, ratio=1.2))
 LABELS = Objective(metric="labels", test=MixTest(distance=0.05))
-GPU = Objective(metric="gpu", test=LimitTest(limit=0.9))
+GPU = Objective(metric="gpu", test=LimitTest(limit=0.9, for_s=60.0))
 EVERY_TEST = (FAILURES, LATENCY, LABELS, GPU)
 
 
@@ -100,7 +100,7 @@ def test_plan_that_makes_no_sense_is_refused(changes, message):
         (QuantileTest(quantile=1.0), "test.quantile: 1.0 is out of range"),
         (QuantileTest(quantile=0.5, ratio=-1.0), "test.ratio: -1.0 is out of range"),
         (MixTest(distance=-0.1), "test.distance: -0.1 is out of range"),
-        (LimitTest(limit=math.nan), "test.limit: nan is no number"),
+        (LimitTest(limit=math.nan, for_s=60.0), "test.limit: nan is no number"),
         (LimitTest(limit=1.0, for_s=-1.0), "test.for_s: -1.0 is no duration"),
     ],
 )

@@ -6,13 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from tidegate.evidence.bets import NOTHING, log_growth, one_sided_bets
+from tidegate.evidence.bets import NOTHING, log_growth, log_prior, one_sided_bets
 from tidegate.evidence.processes import (
     Clock,
     capped_exp,
     grow_changed,
     harm_evidence,
-    log_prior,
 )
 
 BETS = one_sided_bets(1.0, 0.0, [2.0, 10.0], is_harm=True)

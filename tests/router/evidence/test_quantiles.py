@@ -181,3 +181,21 @@ def test_steady_latencies_are_remembered_for_long():
     for medians in ((0.05, 0.05), (0.02, 0.02)):
         steady = simulated_latencies(rng, 60, lambda _, medians=medians: medians, 0.1, 300, 0.02)
         assert sum(observed(plan, steady).objectives[0].recent) > 9_000
+
+
+def test_effect_compares_the_versions_at_the_same_times():
+    # The load grows while the candidate's share does: both versions are five times slower at the
+    # end, and the candidate is always twice as slow.
+    rng = np.random.default_rng(3)
+    windows = [
+        window_of(
+            i,
+            timed(0.02 * load * rng.lognormal(0, 0.3, round(200 * share))),
+            timed(0.01 * load * rng.lognormal(0, 0.3, round(200 * (1 - share)))),
+            share,
+        )
+        for i, (load, share) in enumerate([(1.0, 0.02)] * 50 + [(5.0, 0.5)] * 20)
+    ]
+    said = assessed(plan_of(median()), windows).objectives[0]
+    assert said.effect == pytest.approx(2.0, rel=0.15)
+    assert said.baseline_trials == sum(round(200 * (1 - s)) for s in [0.02] * 50 + [0.5] * 20)

@@ -9,8 +9,8 @@ import pytest
 from crashing_router import KEY, MeshServer, SharedClock, start
 from rollout_traffic import weights_of
 
-from tidegate.rollout.engine.draft import VOLATILE, replay
-from tidegate.rollout.engine.history import EventKind
+from tidegate.rollout.engine.draft import VOLATILE
+from tidegate.rollout.engine.history import EventKind, replay
 from tidegate.rollout.engine.status import Phase, RolloutStatus
 from tidegate.router.faults import FaultPoint
 from tidegate.router.rollout_loop import fresh_status

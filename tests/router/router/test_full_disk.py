@@ -126,6 +126,8 @@ async def test_nothing_else_moves_traffic_and_the_evidence_goes_on(router, monke
             await router.until(lambda record: _trials(record) > 20_000)
             record = router.record()
             assert (record.status.phase, record.status.stage) == (Phase.PROGRESSING, 0)
+            rate = router.source.requests_per_s
+            assert record.status.requests_per_s == pytest.approx(rate, rel=0.5)
             assert weights_of(router.mesh) == [10.0]
         # The evidence of that time was enough, so the next stages follow at once.
         await router.until_phase(Phase.PROMOTED)

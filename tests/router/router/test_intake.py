@@ -14,5 +14,5 @@ def test_missing_evidence_is_reported_at_the_second_turn_though_its_numbers_grow
         source_of=lambda rollout: source, settings=SimpleNamespace(prometheus_url="")
     )
     intake = Intake(SimpleNamespace(rollout=canary()), around)
-    intake.counting("vision.models.svc.cluster.local")
+    intake.epochs("vision.models.svc.cluster.local")
     assert [intake.problem() for _ in range(4)] == ["", "4 requests had no copy", "", ""]

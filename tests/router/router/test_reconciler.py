@@ -276,6 +276,21 @@ async def test_a_split_that_takes_too_long_counts_as_failed(router):
         await router.until(at_stage(0))
 
 
+async def test_a_host_that_an_earlier_run_left_is_given_back_however_long_that_takes(router):
+    left = TrafficSplit(weights={"v1": 90.0, "v2": 10.0})
+    router.mesh.change("vision", left, owner=VISION)
+    async with router.running() as reconciler:
+        with router.mesh.held():
+            await reconciler.apply(manual())
+            await router.until(lambda record: record.status.reason == "GivingBack")
+            begun = EVALUATIONS._value.get()
+            while EVALUATIONS._value.get() < begun + 3:
+                await asyncio.sleep(router.settings.evaluate_interval_s)
+        await router.until(at_stage(0))
+        assert weights_of(router.mesh) == [0.0, 10.0]
+        assert EventKind.SPLIT_FAILED not in await kinds_of(reconciler)
+
+
 async def test_a_foreign_change_pauses_the_rollout_and_its_requests_do_not_count(router):
     async with router.running() as reconciler:
         await reconciler.apply(canary(last="untilApproved"))

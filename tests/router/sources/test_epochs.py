@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from source_traffic import FAILURES, NOW_S, epoch, request, watched
 
-from tidegate.evidence.window import LeftOut
 from tidegate.router.sources import epochs
-from tidegate.router.sources.epochs import KEPT_S, RolloutCounts
+from tidegate.router.sources.epochs import KEPT_S, LeftOut, RolloutCounts
 from tidegate.router.sources.maturity import LONGEST_WAIT_S
 
 # By then everything is mature that has started at NOW_S or in the minute after.
@@ -126,7 +125,21 @@ def test_requests_of_testers_are_left_out_and_reported():
     counts.add(request())
     (window,) = counts.take(LATER_S)
     assert by_version([window]) == {"v1": 1}
-    assert window.left_out == {LeftOut.TESTER: 1}
+    assert counts.left_out == {LeftOut.TESTER: 1}
+    assert counts.problem == ""
+
+
+def test_that_only_requests_of_testers_and_of_header_routes_come_is_a_problem():
+    counts = counting()
+    counts.add(request("v2", is_testers=True))
+    counts.add(request("v2", by_headers=True))
+    assert counts.take(LATER_S) == ()
+    assert counts.problem == (
+        "no request counts so far: only 1 requests of testers and 1 requests of routes with"
+        " conditions on headers came"
+    )
+    counts.add(request())
+    assert counts.problem == ""
 
 
 def test_requests_of_routes_with_conditions_on_headers_are_left_out_and_reported():
@@ -138,7 +151,7 @@ def test_requests_of_routes_with_conditions_on_headers_are_left_out_and_reported
     (window,) = counts.take(LATER_S)
     assert by_version([window]) == {"v1": 900, "v2": 100}
     assert window.versions["v2"].rates["grpcFailures"].events == 0
-    assert window.left_out == {LeftOut.HEADER_ROUTE: 1000}
+    assert counts.left_out == {LeftOut.HEADER_ROUTE: 1000}
 
 
 def test_losses_are_reported_even_without_traffic_and_once():

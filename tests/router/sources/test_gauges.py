@@ -1,5 +1,6 @@
 """Queries to a real Prometheus become gauges, or no data with a reason."""
 
+import asyncio
 import time
 
 import grpc
@@ -13,8 +14,9 @@ from tidegate.mesh.telemetry import RequestLog
 from tidegate.mesh.v1 import mesh_pb2_grpc
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.router.sources.access_log import AccessLogSource
-from tidegate.router.sources.gauges import Gauges, substituted, with_gauges
+from tidegate.router.sources.gauges import Gauges, read_gauges, substituted, with_gauges
 from tidegate.router.sources.prometheus import PrometheusSource
+from tidegate.router.sources.prometheus_api import PrometheusError
 from tidegate.router.sources.source import UnsupportedError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -77,6 +79,29 @@ async def test_the_access_log_has_gauges_too(mesh):
         assert window.versions["v2"].gauges == {"gpuErrors": 7.0}
         source.begin_change("a", time.time())
         assert await source.take("a", time.time()) == ()
+
+
+class TogetherApi:
+    """Answers no query before several have come."""
+
+    def __init__(self, queries):
+        self._all = asyncio.Barrier(queries)
+
+    async def number(self, query, at_s):
+        await self._all.wait()
+        if "v3" in query:
+            raise PrometheusError("gives nothing")
+        return 1.0
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_queries_are_asked_at_once():
+    asked = watched(measure(**GAUGE, query="$version"), candidates=("v2", "v3"))
+    async with asyncio.timeout(10):
+        gauges = await read_gauges(TogetherApi(2), asked, NOW_S)
+    assert gauges == Gauges(
+        {"v2": {"gpuErrors": 1.0}}, ("gpuErrors of v3: the query v3 gives nothing",)
+    )
 
 
 @pytest.mark.asyncio(loop_scope="function")

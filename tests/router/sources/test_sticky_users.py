@@ -4,10 +4,9 @@ from rollout_runs import rollout_of
 from source_traffic import NOW_S, epoch, request, watched
 
 from tidegate.evidence.judge import assess, begin, observe
-from tidegate.evidence.window import LeftOut
 from tidegate.rollout.traffic import MatchKind, Sticky
 from tidegate.router.sources import epochs
-from tidegate.router.sources.epochs import RolloutCounts
+from tidegate.router.sources.epochs import LeftOut, RolloutCounts
 from tidegate.router.sources.maturity import LONGEST_WAIT_S
 from tidegate.router.sources.users import PERIOD_S, Users, period_of
 
@@ -83,8 +82,8 @@ def test_a_user_whose_request_is_dropped_by_a_late_end_of_the_epoch_counts_by_th
 def test_requests_without_a_user_are_left_out_and_reported():
     counts = counting()
     counts.add(request())
-    (window,) = counts.take(LATER_S)
-    assert (window.requests, window.left_out) == (0, {LeftOut.NO_USER: 1})
+    assert counts.take(LATER_S) == ()
+    assert counts.left_out == {LeftOut.NO_USER: 1}
     assert "header:x-user-id" in counts.problem
     assert "mesh.controller.user_headers" in counts.problem
     counts.add(request(user=ANN))
@@ -98,13 +97,15 @@ def test_the_number_of_users_is_bounded(monkeypatch):
     for number in range(4):
         counts.add(request(user=str(number)))
     (window,) = counts.take(LATER_S)
-    assert (window.requests, window.left_out) == (3, {LeftOut.TOO_MANY_USERS: 1})
+    assert (window.requests, counts.left_out) == (3, {LeftOut.TOO_MANY_USERS: 1})
     counts.add(request(user="9"))
-    (window,) = counts.take(LATER_S + 1)
-    assert (window.requests, window.left_out) == (0, {LeftOut.TOO_MANY_USERS: 1})
+    assert counts.take(LATER_S + 1) == ()
+    assert counts.left_out == {LeftOut.TOO_MANY_USERS: 2}
+    assert "remembers 3 users, and further ones do not count: 2 requests" in counts.problem
     # They are forgotten when they may count again.
     later_s = NOW_S + 4 * PERIOD_S
     counts.take(later_s)
+    assert counts.problem == ""
     counts.add(request(start_s=later_s, user="9"))
     assert units(counts.take(later_s + LONGEST_WAIT_S + 2)) == {"v1": 1}
 

@@ -19,13 +19,14 @@ from tidegate.evidence.judge import assess, begin, observe
 from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.engine.commands import refusal
 from tidegate.rollout.engine.draft import VOLATILE, Draft
+from tidegate.rollout.engine.foreign_changes import notice_foreign_change
 from tidegate.rollout.engine.gates import try_gate
 from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import ApplySplit, Command, CommandKind, Inputs, Step
 from tidegate.rollout.engine.moves import Moves, numbers_of
-from tidegate.rollout.engine.outcomes import DECIDED, notice_foreign_change, take_outcome
+from tidegate.rollout.engine.outcomes import take_outcome
 from tidegate.rollout.engine.starting import start
-from tidegate.rollout.engine.status import ENDED, PauseCause, Phase, RolloutStatus
+from tidegate.rollout.engine.status import DECIDED, ENDED, PauseCause, Phase, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 
 __all__ = ["advance"]
@@ -138,7 +139,7 @@ def _take_windows(moves: Moves, windows: tuple[TrafficWindow, ...]) -> None:
     evidence, assessments = dict(status.evidence), dict(status.assessments)
     for name in spec.candidate_names:
         plan = spec.evidence_plan(name)
-        state = evidence[name] if name in evidence else begin(plan)
+        state = evidence.get(name) or begin(plan)
         for window in windows:
             state = observe(plan, state, window)
         evidence[name] = state

@@ -4,21 +4,19 @@ from typing import Final
 
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.stages import GateKind, plan_of
-from tidegate.rollout.engine.status import ENDED, Phase, RolloutStatus
+from tidegate.rollout.engine.status import DECIDED, ENDED, RUNNING, Phase, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import TrafficSplit
 
 __all__ = ["refusal"]
 
-_DECIDED: Final = frozenset({Phase.PROMOTING, Phase.ABORTING, Phase.COMPLETING})
-_RUNNING: Final = frozenset({Phase.PROGRESSING, Phase.PAUSED})
 _ABORTABLE: Final = frozenset(Phase) - ENDED - {Phase.ABORTING}
-_UNDOABLE: Final = _RUNNING | {Phase.PROMOTED, Phase.ABORTED, Phase.COMPLETED}
+_UNDOABLE: Final = RUNNING | {Phase.PROMOTED, Phase.ABORTED, Phase.COMPLETED}
 _ALLOWED: Final = {
     CommandKind.PAUSE: frozenset({Phase.PROGRESSING}),
     CommandKind.RESUME: frozenset({Phase.PAUSED}),
     CommandKind.PROMOTE: frozenset({Phase.PROGRESSING}),
-    CommandKind.PROMOTE_FULL: _RUNNING,
+    CommandKind.PROMOTE_FULL: RUNNING,
     CommandKind.ABORT: _ABORTABLE,
     CommandKind.SUPERSEDE: _ABORTABLE,
     CommandKind.RETRY: ENDED - {Phase.PROMOTED},
@@ -93,7 +91,7 @@ def _promote_refusal(rollout: Rollout, status: RolloutStatus) -> str:
 def _hint(kind: CommandKind, phase: Phase) -> str:
     if hint := _HINTS.get((kind, phase)):
         return hint
-    if phase in _DECIDED:
+    if phase in DECIDED:
         return "; wait until that has ended"
     if phase in ENDED and kind is not CommandKind.RETRY and phase is not Phase.PROMOTED:
         return "; retry it to begin again"

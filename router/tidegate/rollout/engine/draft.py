@@ -11,7 +11,7 @@ import msgspec
 from tidegate.rollout.engine.history import Event, EventKind
 from tidegate.rollout.engine.status import RolloutStatus
 
-__all__ = ["VOLATILE", "Draft", "replay"]
+__all__ = ["VOLATILE", "Draft"]
 
 VOLATILE: Final = frozenset(
     {
@@ -81,17 +81,3 @@ class Draft:
             self.record(EventKind.WAITING, message, reason=reason)
         else:
             self.note(message=message)
-
-
-def replay(status: RolloutStatus, events: tuple[Event, ...]) -> RolloutStatus:
-    """Returns the status after events. Volatile fields stay as they are.
-
-    Raises:
-        ValueError: The events do not follow the status.
-    """
-    for event in events:
-        if event.number != status.events + 1:
-            raise ValueError(f"event {event.number} follows {status.events} events; one is missing")
-        plain = msgspec.to_builtins(status) | event.changes | {"events": event.number}
-        status = msgspec.convert(plain, RolloutStatus)
-    return status

@@ -2,7 +2,7 @@
 
 from tidegate.evidence.assessment import Assessment, Verdict
 from tidegate.evidence.plan import Importance
-from tidegate.rollout.engine.moves import SAMPLE_RATIO, Moves, numbers_of
+from tidegate.rollout.engine.moves import SAMPLE_RATIO, Moves, numbers_of, pausing
 from tidegate.rollout.engine.ramp import next_weight
 from tidegate.rollout.engine.stages import End, Gate, GateKind, StagePlan
 from tidegate.rollout.engine.status import PauseCause, Phase
@@ -31,14 +31,9 @@ def try_gate(moves: Moves) -> None:
 
 
 def _pauses(moves: Moves) -> bool:
+    accepted = moves.status.accepted
     for name, assessment in moves.status.assessments.items():
-        missed = [
-            each
-            for each in assessment.objectives
-            if each.importance is Importance.PAUSE
-            and each.verdict is Verdict.MISSED
-            and each.metric not in moves.status.accepted
-        ]
+        missed = [each for each in pausing(assessment) if each.metric not in accepted]
         if missed:
             words = "; ".join(f"{each.metric}: {each.detail}" for each in missed)
             numbers = numbers_of(assessment)
@@ -47,7 +42,7 @@ def _pauses(moves: Moves) -> bool:
             )
             return True
         ratio = assessment.sample_ratio
-        if ratio.mismatch and SAMPLE_RATIO not in moves.status.accepted:
+        if ratio.mismatch and SAMPLE_RATIO not in accepted:
             observed, intended = ratio.observed or 0.0, ratio.intended or 0.0
             moves.pause(
                 PauseCause.SAMPLE_RATIO,

@@ -1,15 +1,17 @@
 """The history of a rollout: what was seen, what was decided, and why.
 
-The status changes only through these events, so a replay of the history gives the same status; see
-`tidegate.rollout.engine.replay`. Evidence alone is not in the history: it changes with every
-window, and each decision has the numbers that made it.
+The status changes only through these events, so a replay of the history gives the same status.
+Evidence alone is not in the history: it changes with every window, and each decision has the
+numbers that made it.
 """
 
 import enum
 
 import msgspec
 
-__all__ = ["Event", "EventKind"]
+from tidegate.rollout.engine.status import RolloutStatus
+
+__all__ = ["Event", "EventKind", "replay"]
 
 
 class EventKind(enum.Enum):
@@ -55,3 +57,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     message: str
     numbers: dict[str, float] = {}
     changes: dict[str, object] = {}
+
+
+def replay(status: RolloutStatus, events: tuple[Event, ...]) -> RolloutStatus:
+    """Returns the status after events. Fields that change without an event stay as they are.
+
+    Raises:
+        ValueError: The events do not follow the status.
+    """
+    for event in events:
+        if event.number != status.events + 1:
+            raise ValueError(f"event {event.number} follows {status.events} events; one is missing")
+        plain = msgspec.to_builtins(status) | event.changes | {"events": event.number}
+        status = msgspec.convert(plain, RolloutStatus)
+    return status

@@ -6,7 +6,7 @@ gives the parts of the rollout that the rules of the engine look at.
 
 import msgspec
 
-from tidegate.evidence.assessment import Assessment, Verdict
+from tidegate.evidence.assessment import Assessment, ObjectiveAssessment, Verdict
 from tidegate.evidence.plan import Importance
 from tidegate.rollout.engine.draft import Draft
 from tidegate.rollout.engine.history import EventKind
@@ -24,7 +24,7 @@ from tidegate.rollout.spec.model import Rollout, RolloutSpec
 from tidegate.rollout.spec.strategies import AfterTest, Ramp
 from tidegate.rollout.traffic import TrafficSplit
 
-__all__ = ["SAMPLE_RATIO", "Moves", "numbers_of"]
+__all__ = ["SAMPLE_RATIO", "Moves", "numbers_of", "pausing"]
 
 SAMPLE_RATIO = "sampleRatio"
 """What `RolloutStatus.accepted` calls a sample-ratio mismatch."""
@@ -257,11 +257,7 @@ class Moves:
     def _concerns(self) -> list[str]:
         found: list[str] = []
         for assessment in self.status.assessments.values():
-            found += [
-                each.metric
-                for each in assessment.objectives
-                if each.importance is Importance.PAUSE and each.verdict is Verdict.MISSED
-            ]
+            found += [each.metric for each in pausing(assessment)]
             if assessment.sample_ratio.mismatch:
                 found.append(SAMPLE_RATIO)
         return found
@@ -270,6 +266,18 @@ class Moves:
         """The only candidate that meets every objective; empty if none or several do."""
         met = [name for name, each in self.status.assessments.items() if each.promote]
         return met[0] if len(met) == 1 else ""
+
+
+def pausing(assessment: Assessment) -> list[ObjectiveAssessment]:
+    """Returns the objectives of importance pause that are proven to be missed.
+
+    If only their evidence together proves it, these are all of them that have such evidence.
+    """
+    if not assessment.pause:
+        return []
+    watched = [each for each in assessment.objectives if each.importance is Importance.PAUSE]
+    missed = [each for each in watched if each.verdict is Verdict.MISSED]
+    return missed or [each for each in watched if each.harm_e > 1.0]
 
 
 def numbers_of(assessment: Assessment) -> dict[str, float]:

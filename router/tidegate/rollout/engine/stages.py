@@ -14,7 +14,18 @@ from tidegate.rollout.spec.quantities import duration_text
 from tidegate.rollout.spec.strategies import CanaryStrategy, Pause
 from tidegate.rollout.traffic import MatchKind, Sticky, TesterMatch, TrafficSplit
 
-__all__ = ["End", "Gate", "GateKind", "Stage", "StagePlan", "plan_of"]
+__all__ = [
+    "End",
+    "Gate",
+    "GateKind",
+    "Stage",
+    "StagePlan",
+    "baseline_split",
+    "plan_of",
+    "ramp_split",
+    "sticky_of",
+    "version_split",
+]
 
 
 class GateKind(enum.Enum):
@@ -150,9 +161,19 @@ def plan_of(spec: RolloutSpec, original: TrafficSplit) -> StagePlan:
     return StagePlan(stages=stages, end=end, time_limit_s=limit)
 
 
+def sticky_of(spec: RolloutSpec) -> Sticky | None:
+    """Returns what keeps a user on one version; None if a rollout says nothing about it."""
+    sticky = spec.sticky
+    if sticky is None:
+        return None
+    if sticky.header is not None:
+        return Sticky(kind=MatchKind.HEADER, name=sticky.header)
+    return Sticky(kind=MatchKind.COOKIE, name=sticky.cookie or "")
+
+
 def baseline_split(spec: RolloutSpec, original: TrafficSplit) -> TrafficSplit:
     """Returns the split that gives the baseline everything, and nothing of the rollout's own."""
-    return _Splits(spec, original).only(spec.baseline)
+    return version_split(spec, original, spec.baseline)
 
 
 def version_split(spec: RolloutSpec, original: TrafficSplit, version: str) -> TrafficSplit:
@@ -252,7 +273,7 @@ class _Splits:
         return TrafficSplit(
             weights=weights,
             testers=self._testers() or self._original.testers,
-            sticky=self._sticky() or self._original.sticky,
+            sticky=sticky_of(self._spec) or self._original.sticky,
             mirrors=self._foreign_mirrors | (mirrors or {}),
         )
 
@@ -266,14 +287,6 @@ class _Splits:
             )
             for each in self._spec.testers
         )
-
-    def _sticky(self) -> Sticky | None:
-        sticky = self._spec.sticky
-        if sticky is None:
-            return None
-        if sticky.header is not None:
-            return Sticky(kind=MatchKind.HEADER, name=sticky.header)
-        return Sticky(kind=MatchKind.COOKIE, name=sticky.cookie or "")
 
 
 def _rest(weight: float) -> float:

@@ -2,7 +2,6 @@
 
 import msgspec
 
-from tidegate.evidence.judge import begin
 from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import Inputs
 from tidegate.rollout.engine.moves import Moves
@@ -36,8 +35,6 @@ def start(moves: Moves, inputs: Inputs) -> None:
             f"waits for a healthy endpoint of {names}; `tidegate mesh status` shows the endpoints",
         )
         return
-    plans = {name: moves.spec.evidence_plan(name) for name in moves.spec.candidate_names}
-    draft.note(evidence={name: begin(plan) for name, plan in plans.items()})
     draft.record(
         EventKind.STARTED,
         f"started; the traffic of {traffic.host} was {traffic.split}",

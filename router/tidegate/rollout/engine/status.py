@@ -8,7 +8,7 @@ from tidegate.evidence.assessment import Assessment
 from tidegate.evidence.state import EvidenceState
 from tidegate.rollout.traffic import TrafficSplit
 
-__all__ = ["ACTIVE", "ENDED", "PauseCause", "Phase", "RolloutStatus"]
+__all__ = ["ACTIVE", "DECIDED", "ENDED", "RUNNING", "PauseCause", "Phase", "RolloutStatus"]
 
 
 class Phase(enum.Enum):
@@ -37,7 +37,13 @@ class Phase(enum.Enum):
 ENDED = frozenset({Phase.PROMOTED, Phase.ABORTED, Phase.COMPLETED, Phase.REFUSED, Phase.SUPERSEDED})
 """The phases in which a rollout does nothing more by itself."""
 
-ACTIVE = frozenset(Phase) - ENDED - {Phase.PENDING}
+RUNNING = frozenset({Phase.PROGRESSING, Phase.PAUSED})
+"""The phases in which nothing is decided yet."""
+
+DECIDED = frozenset({Phase.PROMOTING, Phase.ABORTING, Phase.COMPLETING})
+"""The phases that bring the last split into force."""
+
+ACTIVE = RUNNING | DECIDED
 """The phases in which a rollout owns the traffic of its host."""
 
 

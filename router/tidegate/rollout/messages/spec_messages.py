@@ -193,8 +193,8 @@ def _enums() -> dict[str, dict[str, str]]:
     def visit(model: type[StrictModel]) -> None:
         seen.add(model)
         for info, field in zip(model.model_fields.values(), fields_of(model), strict=True):
-            default = info.annotation
-            for kind in (default, *getattr(default, "__args__", ())):
+            annotation = info.annotation
+            for kind in (annotation, *getattr(annotation, "__args__", ())):
                 if isinstance(kind, type) and issubclass(kind, enum.Enum):
                     found[kind.__name__] = {each.name: str(each.value) for each in kind}
             if field.model is not None and field.model not in seen:

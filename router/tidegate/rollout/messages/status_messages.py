@@ -111,7 +111,7 @@ def sample_message(sample: Sample) -> rollout_pb2.Sample:
                 candidate=name,
                 harm_e=found.harm_e,
                 harm_threshold=found.harm_threshold,
-                objectives=map(_objective_sample_message, found.objectives),
+                objectives=map(_numbers_message, found.objectives),
             )
             for name, found in sample.candidates.items()
         ),
@@ -159,44 +159,32 @@ def event_message(event: Event) -> rollout_pb2.Event:
 
 
 def _objective_message(objective: ObjectiveAssessment) -> rollout_pb2.ObjectiveAssessment:
-    return rollout_pb2.ObjectiveAssessment(
-        metric=objective.metric,
-        importance=IMPORTANCES[objective.importance],  # type: ignore[arg-type]
-        verdict=_VERDICTS[objective.verdict],  # type: ignore[arg-type]
-        harm_e=objective.harm_e,
-        harm_threshold=objective.harm_threshold,
-        safe_e=objective.safe_e,
-        safe_threshold=objective.safe_threshold,
-        effect_limit=objective.effect_limit,
-        baseline_trials=objective.baseline_trials,
-        candidate_trials=objective.candidate_trials,
-        started_healthy=objective.started_healthy,
-        detail=objective.detail,
-        **_known(
-            effect=objective.effect,
-            effect_low=objective.effect_low,
-            effect_high=objective.effect_high,
-            baseline_value=objective.baseline_value,
-            candidate_value=objective.candidate_value,
-        ),
-    )
+    message = _numbers_message(objective)
+    message.importance = IMPORTANCES[objective.importance]  # type: ignore[assignment]
+    message.baseline_trials = objective.baseline_trials
+    message.candidate_trials = objective.candidate_trials
+    message.started_healthy = objective.started_healthy
+    message.detail = objective.detail
+    return message
 
 
-def _objective_sample_message(sample: ObjectiveSample) -> rollout_pb2.ObjectiveAssessment:
+def _numbers_message(
+    found: ObjectiveAssessment | ObjectiveSample,
+) -> rollout_pb2.ObjectiveAssessment:
     return rollout_pb2.ObjectiveAssessment(
-        metric=sample.metric,
-        verdict=_VERDICTS[sample.verdict],  # type: ignore[arg-type]
-        harm_e=sample.harm_e,
-        harm_threshold=sample.harm_threshold,
-        safe_e=sample.safe_e,
-        safe_threshold=sample.safe_threshold,
-        effect_limit=sample.effect_limit,
+        metric=found.metric,
+        verdict=_VERDICTS[found.verdict],  # type: ignore[arg-type]
+        harm_e=found.harm_e,
+        harm_threshold=found.harm_threshold,
+        safe_e=found.safe_e,
+        safe_threshold=found.safe_threshold,
+        effect_limit=found.effect_limit,
         **_known(
-            effect=sample.effect,
-            effect_low=sample.effect_low,
-            effect_high=sample.effect_high,
-            baseline_value=sample.baseline_value,
-            candidate_value=sample.candidate_value,
+            effect=found.effect,
+            effect_low=found.effect_low,
+            effect_high=found.effect_high,
+            baseline_value=found.baseline_value,
+            candidate_value=found.candidate_value,
         ),
     )
 

@@ -1,4 +1,4 @@
-"""FaultsError of a rollout: where they are, what is wrong, and what to write instead."""
+"""Faults of rollouts: where they are, what is wrong, and what to write instead."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -22,6 +22,7 @@ __all__ = [
     "API_VERSION",
     "KIND",
     "Decide",
+    "EvidenceFrom",
     "EvidenceSource",
     "ForeignChange",
     "Metadata",

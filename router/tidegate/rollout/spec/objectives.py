@@ -22,6 +22,8 @@ from tidegate.rollout.spec.faults import Fault, FaultsError
 from tidegate.rollout.spec.quantities import Bound, Fraction, Seconds, Tolerance, fraction_text
 
 __all__ = [
+    "DEFAULT_MARGIN",
+    "DEFAULT_RATIO",
     "FAILURE_CODES",
     "Objective",
     "Signal",
@@ -113,10 +115,14 @@ _CODES: Final = (
     *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
     "UNAUTHENTICATED",
 )
-DEFAULT_MARGIN: Final = 0.001
-_DEFAULT_LASTING_S: Final = 60.0
 DEFAULT_RATIO: Final = 1.2
+"""The ratio to the baseline that is tolerated, unless the objective says another."""
+
+DEFAULT_MARGIN: Final = 0.001
+"""The margin beside a tolerated ratio of rates, unless the objective says another."""
+
 _DEFAULT_DISTANCE: Final = 0.05
+_DEFAULT_LASTING_S: Final = 60.0
 
 
 class Objective(StrictModel):
@@ -216,7 +222,7 @@ class Objective(StrictModel):
     def _test(self) -> Test:
         if self.signal.kind is SignalKind.QUERY:
             bound = self.above or self.below
-            assert bound is not None  # noqa: S101 - checked by _problems
+            assert bound is not None  # noqa: S101 - checked by _query_faults
             return LimitTest(
                 limit=bound.value,
                 large_is_bad=self.above is not None,

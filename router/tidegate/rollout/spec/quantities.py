@@ -7,6 +7,7 @@ writes the same text back. The message of an error says what to write.
 import enum
 import math
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
@@ -132,6 +133,7 @@ Fraction = Annotated[
 """A share from 0 to 1: ``1%`` or ``0.01``."""
 
 
+@dataclass(frozen=True, slots=True)
 class Tolerance:
     """How much worse than the baseline is acceptable: ``1.2x``, or a difference: ``5%``, ``0.05``.
 
@@ -140,28 +142,13 @@ class Tolerance:
         difference: The tolerated difference, from 0 to 1; None if a ratio is tolerated.
     """
 
-    __slots__ = ("difference", "ratio")
-
-    def __init__(self, ratio: float | None = None, difference: float | None = None) -> None:
-        self.ratio = ratio
-        self.difference = difference
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tolerance) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
+    ratio: float | None = None
+    difference: float | None = None
 
     def __str__(self) -> str:
         if self.ratio is not None:
             return f"{number_text(self.ratio)}x"
         return fraction_text(self.difference or 0.0)
-
-    def __repr__(self) -> str:
-        return f"Tolerance({self})"
-
-    def _key(self) -> tuple[float | None, float | None]:
-        return self.ratio, self.difference
 
     @classmethod
     def parse(cls, value: object) -> "Tolerance":
@@ -210,6 +197,7 @@ class Tolerance:
         }
 
 
+@dataclass(frozen=True, slots=True)
 class Bound:
     """A bound of a number: ``200ms`` for a duration, ``50%`` or ``0.5`` for a share, ``16``.
 
@@ -218,26 +206,11 @@ class Bound:
         is_duration: Whether a duration was written.
     """
 
-    __slots__ = ("is_duration", "value")
-
-    def __init__(self, value: float, *, is_duration: bool = False) -> None:
-        self.value = value
-        self.is_duration = is_duration
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bound) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
+    value: float
+    is_duration: bool = False
 
     def __str__(self) -> str:
         return duration_text(self.value) if self.is_duration else number_text(self.value)
-
-    def __repr__(self) -> str:
-        return f"Bound({self})"
-
-    def _key(self) -> tuple[float, bool]:
-        return self.value, self.is_duration
 
     @classmethod
     def parse(cls, value: object) -> "Bound":

@@ -8,6 +8,7 @@ here and on a cluster: ``yes`` and ``off`` are booleans, ``1e3`` is a number.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
 _GROUP: Final = API_VERSION.partition("/")[0]
 
 
+@dataclass(frozen=True, slots=True)
 class Placed:
     """A rollout and where it is written.
 
@@ -59,12 +61,9 @@ class Placed:
         node: Its node, which has its lines.
     """
 
-    __slots__ = ("node", "rollout", "source")
-
-    def __init__(self, rollout: Rollout, source: str, node: Node) -> None:
-        self.rollout = rollout
-        self.source = source
-        self.node = node
+    rollout: Rollout
+    source: str
+    node: Node
 
     def line(self, steps: Steps) -> int:
         """Returns the line of a field, or of the nearest field above it that is written."""

@@ -50,10 +50,11 @@ Wait = Annotated[Seconds, Field(gt=0)]
 
 
 def _one_of(model: StrictModel, what: str) -> None:
+    # A weight of 0 is given, and equals False.
     names = [
         field.alias or name
         for name, field in type(model).model_fields.items()
-        if getattr(model, name) not in (None, False)
+        if getattr(model, name) is not None and getattr(model, name) is not False
     ]
     known = [field.alias or name for name, field in type(model).model_fields.items()]
     if len(names) != 1:
@@ -87,7 +88,7 @@ class Pause(StrictModel):
     """What a step waits for. Exactly one of the fields."""
 
     for_time: Wait | None = Field(None, alias="for")
-    """Waits so long, and then until every objective has data."""
+    """Waits so long, and then until every objective that decides has data."""
 
     until_evidence: Flag = False
     """Waits until every objective is proven to be met."""
@@ -112,10 +113,7 @@ class Step(StrictModel):
 
     @model_validator(mode="after")
     def _has_one(self) -> Self:
-        names = [n for n in ("weight", "pause") if getattr(self, n) is not None]
-        if len(names) != 1:
-            found = "has weight and pause" if names else "is empty"
-            raise ValueError(f"{found}; a step has exactly one of weight, pause")
+        _one_of(self, "a step")
         return self
 
 

@@ -139,7 +139,7 @@ class AccessLogSource:
             del self._hosts[counts.watched.host]
 
     async def watching(self, host: str) -> None:
-        """Waits until records of a watched host arrive, for tests and for a first rollout."""
+        """Waits until records of a watched host arrive; for tests, which send requests then."""
         await self._hosts[host].connected.wait()
 
 

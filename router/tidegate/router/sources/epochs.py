@@ -16,13 +16,14 @@ counts by the request that started first of those of its period. Whatever reques
 choice is made when all that started are mature. A restart of the router forgets who has counted.
 """
 
+import enum
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
-from tidegate.evidence.window import LeftOut, TrafficWindow, VersionName
+from tidegate.evidence.window import TrafficWindow, VersionName
 from tidegate.rollout.measures import Measure
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.rollout.traffic import MatchKind
@@ -33,12 +34,22 @@ from tidegate.router.sources.request import FinishedRequest
 from tidegate.router.sources.source import Epoch, Watched
 from tidegate.router.sources.users import MAX_USERS, PERIOD_S, Users
 
-__all__ = ["KEPT_S", "RolloutCounts"]
+__all__ = ["KEPT_S", "LeftOut", "RolloutCounts"]
 
 KEPT_S: Final = 3600.0
 """How long an epoch that has ended takes the counts of requests that end late."""
 
 _MAX_EARLY: Final = 50_000
+
+
+class LeftOut(enum.Enum):
+    """Why a request counts nowhere."""
+
+    TESTER = "requests of testers"
+    HEADER_ROUTE = "requests of routes with conditions on headers"
+    NO_USER = "requests without the header or cookie that names the user"
+    TOO_MANY_USERS = "requests of users beyond those that are remembered"
+    NO_COPY = "requests of which no mirrored copy was seen"
 
 
 class _Slice:
@@ -110,9 +121,13 @@ class RolloutCounts:
 
     Args:
         watched: What to count.
+
+    Attributes:
+        left_out: How many requests count nowhere, by the reason.
     """
 
     def __init__(self, watched: Watched) -> None:
+        self.left_out: Counter[LeftOut] = Counter()
         self._watched = watched
         self._versions = frozenset((watched.baseline, *watched.candidates))
         self._measures = watched.measures
@@ -129,9 +144,9 @@ class RolloutCounts:
         self._missing = ""
         self._users = Users()
         self._users_are_quiet = False
-        self._without_user = self._without_copy = self._pairs = 0
+        self._pairs = 0
         self._lost = 0
-        self._left_out: dict[LeftOut, int] = {}
+        self._has_counted = False
 
     @property
     def watched(self) -> Watched:
@@ -147,7 +162,12 @@ class RolloutCounts:
     @property
     def problem(self) -> str:
         """Says what keeps requests from counting; empty if nothing is known to."""
-        problems = (self._problem_of_ends(), self._problem_of_users(), self._problem_of_copies())
+        problems = (
+            self._problem_of_routes(),
+            self._problem_of_ends(),
+            self._problem_of_users(),
+            self._problem_of_copies(),
+        )
         return "; ".join(filter(None, problems))
 
     def begin_change(self, at_s: float) -> None:
@@ -177,10 +197,10 @@ class RolloutCounts:
         if request.is_copy and not self._watched.mirrored:
             return
         if request.is_testers:
-            self._leave_out(LeftOut.TESTER)
+            self.left_out[LeftOut.TESTER] += 1
             return
         if request.by_headers:
-            self._leave_out(LeftOut.HEADER_ROUTE)
+            self.left_out[LeftOut.HEADER_ROUTE] += 1
             return
         self._maturity.note(request)
         self._count(request)
@@ -198,13 +218,11 @@ class RolloutCounts:
         taken = [(each, each.take_mature()) for each in self._epochs]
         windows = [self._window(each, slices, now_s) for each, slices in taken if slices]
         current = self._epochs[-1] if self._epochs else None
-        if not windows and current is not None and (self._lost or self._left_out):
+        if not windows and current is not None and self._lost:
             windows = [self._window(current, (), now_s)]
-        if windows and (self._lost or self._left_out):
-            windows[-1] = msgspec.structs.replace(
-                windows[-1], lost=self._lost, left_out=self._left_out
-            )
-            self._lost, self._left_out = 0, {}
+        if windows and self._lost:
+            windows[-1] = msgspec.structs.replace(windows[-1], lost=self._lost)
+            self._lost = 0
         while len(self._epochs) > 1 and self._is_over(self._epochs[0], now_s):
             self._epochs.popleft()
         return tuple(windows)
@@ -218,11 +236,11 @@ class RolloutCounts:
             return
         if self._watched.mirrored:
             self._match(request)
+        self._has_counted = True
         if self._watched.sticky is None:
             counts.of(request.version, request.start_s, self._measures).add(request)
         elif not request.user:
-            self._without_user += 1
-            self._leave_out(LeftOut.NO_USER)
+            self.left_out[LeftOut.NO_USER] += 1
         else:
             self._count_user(counts, request)
 
@@ -242,10 +260,14 @@ class RolloutCounts:
         if first is not None:
             if request.start_s < first.start_s:
                 counts.firsts[key] = request
-        elif len(self._users) + sum(len(each.firsts) for each in self._epochs) < MAX_USERS:
+        elif self._has_room_for_users:
             counts.firsts[key] = request
         else:
-            self._leave_out(LeftOut.TOO_MANY_USERS)
+            self.left_out[LeftOut.TOO_MANY_USERS] += 1
+
+    @property
+    def _has_room_for_users(self) -> bool:
+        return len(self._users) + sum(len(each.firsts) for each in self._epochs) < MAX_USERS
 
     def _admit_users(self, counts: _EpochCounts, now_s: float) -> None:
         mature = [k for k, each in counts.firsts.items() if each.start_s < counts.mature_until]
@@ -281,8 +303,7 @@ class RolloutCounts:
             shares = {} if counts is None else counts.epoch.shares
             mirrored = (shares.get(each) == 1 for each in self._watched.candidates)
             if shares.get(request.version) and any(mirrored):
-                self._without_copy += 1
-                self._leave_out(LeftOut.NO_COPY)
+                self.left_out[LeftOut.NO_COPY] += 1
 
     def _epoch_of(self, request: FinishedRequest) -> _EpochCounts | None:
         return self._epoch_at(request.start_s)
@@ -317,6 +338,14 @@ class RolloutCounts:
     def _is_over(self, counts: _EpochCounts, now_s: float) -> bool:
         return counts.end_s is not None and now_s - counts.end_s > KEPT_S
 
+    def _problem_of_routes(self) -> str:
+        """Says that every request has another reason than the weights to be where it is."""
+        reasons = (LeftOut.TESTER, LeftOut.HEADER_ROUTE)
+        found = [f"{self.left_out[each]} {each.value}" for each in reasons if self.left_out[each]]
+        if self._has_counted or not found:
+            return ""
+        return f"no request counts so far: only {' and '.join(found)} came"
+
     def _problem_of_ends(self) -> str:
         if not self._missing:
             return ""
@@ -333,7 +362,12 @@ class RolloutCounts:
                 "no new users: requests come, and for a minute none was by a user who may count; a "
                 f"user counts once in {PERIOD_S / 60:g} minutes, so few users take long to judge by"
             )
-        if sticky is None or not self._without_user or self._users:
+        if self.left_out[LeftOut.TOO_MANY_USERS] and not self._has_room_for_users:
+            return (
+                f"the router remembers {MAX_USERS:,} users, and further ones do not count: "
+                f"{self.left_out[LeftOut.TOO_MANY_USERS]} requests so far"
+            )
+        if sticky is None or not self.left_out[LeftOut.NO_USER] or self._users:
             return ""
         setting = "user_headers" if sticky.kind is MatchKind.HEADER else "user_cookies"
         return (
@@ -342,12 +376,10 @@ class RolloutCounts:
         )
 
     def _problem_of_copies(self) -> str:
-        if not self._without_copy:
+        without_copy = self.left_out[LeftOut.NO_COPY]
+        if not without_copy:
             return ""
         return (
-            f"{self._without_copy} requests had no mirrored copy, and {self._pairs} had one; see "
+            f"{without_copy} requests had no mirrored copy, and {self._pairs} had one; see "
             "that the candidate has healthy endpoints and answers"
         )
-
-    def _leave_out(self, reason: LeftOut) -> None:
-        self._left_out[reason] = self._left_out.get(reason, 0) + 1

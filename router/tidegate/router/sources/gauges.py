@@ -4,13 +4,14 @@ In a query ``$version`` stands for the subset and ``$host`` for the host. A quer
 exactly one finite number gives no data, and its problem says why.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from tidegate.evidence.window import MetricName, TrafficWindow, VersionName, VersionTraffic
-from tidegate.rollout.measures import MeasureKind
+from tidegate.rollout.measures import Measure, MeasureKind
 from tidegate.router.sources.prometheus_api import PrometheusApi, PrometheusError
 from tidegate.router.sources.source import Epoch, Watched
 
@@ -39,20 +40,35 @@ async def read_gauges(api: PrometheusApi, watched: Watched, at_s: float) -> Gaug
         watched: What the rollout counts.
         at_s: The time for which to ask.
     """
+    asked = [
+        (VersionName(version), measure)
+        for measure in watched.measures
+        if measure.kind is MeasureKind.GAUGE
+        for version in watched.candidates
+    ]
+    # At once: the rollout takes no step meanwhile, and Prometheus may not answer.
+    answers = await asyncio.gather(
+        *(_ask(api, measure, watched.host, version, at_s) for version, measure in asked)
+    )
     found: dict[VersionName, dict[MetricName, float]] = {}
     problems = []
-    for measure in watched.measures:
-        if measure.kind is not MeasureKind.GAUGE:
-            continue
-        for version in watched.candidates:
-            query = substituted(measure.query, watched.host, version)
-            try:
-                number = await api.number(query, at_s)
-            except PrometheusError as error:
-                problems.append(f"{measure.metric} of {version}: the query {query} {error}")
-            else:
-                found.setdefault(VersionName(version), {})[measure.metric] = number
+    for (version, measure), answer in zip(asked, answers, strict=True):
+        if isinstance(answer, str):
+            problems.append(f"{measure.metric} of {version}: {answer}")
+        else:
+            found.setdefault(version, {})[measure.metric] = answer
     return Gauges(found, tuple(problems))
+
+
+async def _ask(
+    api: PrometheusApi, measure: Measure, host: str, version: str, at_s: float
+) -> float | str:
+    """Returns the number of a query, or why there is none."""
+    query = substituted(measure.query, host, version)
+    try:
+        return await api.number(query, at_s)
+    except PrometheusError as error:
+        return f"the query {query} {error}"
 
 
 def substituted(query: str, host: str, version: str) -> str:

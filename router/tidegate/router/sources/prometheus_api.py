@@ -11,7 +11,8 @@ from tidegate.errors import TidegateError
 
 __all__ = ["PrometheusApi", "PrometheusError", "Series"]
 
-_TIMEOUT_S: Final = 10.0
+# The rollout takes no step meanwhile.
+_TIMEOUT_S: Final = 5.0
 _MOST_BYTES: Final = 64 << 20
 _PATH: Final = "/api/v1/query"
 

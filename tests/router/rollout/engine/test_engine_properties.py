@@ -7,8 +7,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rollout_runs import RolloutRun, Version, rollout_of
 
 from tidegate.evidence.assessment import Verdict
-from tidegate.rollout.engine.draft import VOLATILE, replay
-from tidegate.rollout.engine.history import EventKind
+from tidegate.rollout.engine.draft import VOLATILE
+from tidegate.rollout.engine.history import EventKind, replay
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.status import ENDED, Phase, RolloutStatus
 from tidegate.rollout.traffic import TrafficSplit

@@ -1,4 +1,4 @@
-"""Counts the traffic of one rollout: tells the source what to watch and when the weights change.
+"""The epochs of one rollout: tells the source of evidence what to count and when weights change.
 
 An epoch is a time of unchanged weights. It begins when a split comes into force, and ends when the
 rollout begins to change it, or when the traffic turns out to be another: somebody else has changed
@@ -7,16 +7,17 @@ what came after counts in no epoch.
 """
 
 from tidegate.evidence.window import TrafficWindow
+from tidegate.rollout.engine.stages import sticky_of
 from tidegate.rollout.measures import measures_of
 from tidegate.rollout.spec.model import RolloutSpec
-from tidegate.rollout.traffic import Applied, HostTraffic, MatchKind, Sticky, TrafficSplit
+from tidegate.rollout.traffic import Applied, HostTraffic, TrafficSplit
 from tidegate.router.sources.source import Epoch, TrafficSource, UnsupportedError, Watched
 
-__all__ = ["Counting", "shares_of", "watched_of"]
+__all__ = ["EpochTracker", "shares_of", "watched_of"]
 
 
-class Counting:
-    """The counts of one rollout, from its first change of traffic to its end.
+class EpochTracker:
+    """The epochs of one rollout, from the first look at its traffic to its end.
 
     Args:
         source: Counts.
@@ -46,6 +47,7 @@ class Counting:
         except UnsupportedError as error:
             # The rollout goes on without evidence, so that it can be aborted at least.
             self._unsupported = str(error)
+        self._is_watching = not self._unsupported
 
     @property
     def problem(self) -> str:
@@ -91,22 +93,23 @@ class Counting:
 
     async def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns what was counted since the last call."""
-        return () if self._unsupported else await self._source.take(self._key, now_s)
+        return await self._source.take(self._key, now_s) if self._is_watching else ()
 
     def end(self) -> None:
-        """Counts no longer."""
-        if not self._unsupported:
+        """Counts no longer. A change that still runs may say later that it has ended."""
+        if self._is_watching:
             self._source.forget(self._key)
+            self._is_watching = False
 
     def _begin(self, split: TrafficSplit, *, requested_s: float, since_s: float) -> None:
         self._epoch = split
         epoch = Epoch(shares=shares_of(split), requested_s=requested_s, since_s=since_s)
-        if not self._unsupported:
+        if self._is_watching:
             self._source.begin_epoch(self._key, epoch)
 
     def _end(self, at_s: float) -> None:
         self._epoch = None
-        if not self._unsupported:
+        if self._is_watching:
             self._source.begin_change(self._key, at_s)
 
 
@@ -129,22 +132,12 @@ def watched_of(spec: RolloutSpec, host: str, prometheus_url: str) -> Watched:
         baseline=spec.baseline,
         candidates=spec.candidate_names,
         measures=measures_of(spec),
-        sticky=_sticky(spec),
-        mirrored=bool(_mirror(spec)),
+        sticky=sticky_of(spec),
+        mirrored=_is_mirrored(spec),
         url=spec.evidence.url or prometheus_url,
     )
 
 
-def _sticky(spec: RolloutSpec) -> Sticky | None:
-    if spec.sticky is None:
-        return None
-    if spec.sticky.header is not None:
-        return Sticky(kind=MatchKind.HEADER, name=spec.sticky.header)
-    return Sticky(kind=MatchKind.COOKIE, name=spec.sticky.cookie or "")
-
-
-def _mirror(spec: RolloutSpec) -> float | None:
-    strategy = spec.strategy
-    if strategy.shadow is not None:
-        return strategy.shadow.mirror
-    return None if strategy.blue_green is None else strategy.blue_green.mirror
+def _is_mirrored(spec: RolloutSpec) -> bool:
+    blue_green = spec.strategy.blue_green
+    return spec.strategy.shadow is not None or (blue_green is not None and bool(blue_green.mirror))

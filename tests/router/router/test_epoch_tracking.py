@@ -13,7 +13,7 @@ from tidegate.rollout.traffic import (
     Sticky,
     TrafficSplit,
 )
-from tidegate.router.counting import Counting, shares_of
+from tidegate.router.epoch_tracking import EpochTracker, shares_of
 
 KEY, HOST = "models/vision", "vision.models.svc.cluster.local"
 TEN, FIFTY = (TrafficSplit(weights={"v1": 100.0 - each, "v2": each}) for each in (10.0, 50.0))
@@ -45,31 +45,31 @@ def source():
 
 
 @pytest.fixture
-def counting(source):
-    counting = Counting(source, KEY, canary().spec, HOST)
+def epochs(source):
+    epochs = EpochTracker(source, KEY, canary().spec, HOST)
     source.log.clear()
-    return counting
+    return epochs
 
 
-def test_a_change_ends_the_epoch_and_its_outcome_begins_the_next(counting, source):
-    counting.change_begins(10.0)
-    counting.change_ended(TEN, applied(10.1, 11.0))
+def test_a_change_ends_the_epoch_and_its_outcome_begins_the_next(epochs, source):
+    epochs.change_begins(10.0)
+    epochs.change_ended(TEN, applied(10.1, 11.0))
     assert source.log == [("change", 10.0), ("epoch", 0.1, 10.1, 11.0)]
 
 
-def test_looks_at_the_same_traffic_leave_the_epoch_as_it_is(counting, source):
-    counting.change_begins(10.0)
-    counting.change_ended(TEN, applied(10.1, 11.0))
+def test_looks_at_the_same_traffic_leave_the_epoch_as_it_is(epochs, source):
+    epochs.change_begins(10.0)
+    epochs.change_ended(TEN, applied(10.1, 11.0))
     source.log.clear()
-    counting.look(traffic(TEN), 12.0, 12.1)
-    counting.look(traffic(TEN), 13.0, 13.1)
+    epochs.look(traffic(TEN), 12.0, 12.1)
+    epochs.look(traffic(TEN), 13.0, 13.1)
     assert source.log == []
 
 
-def test_traffic_that_somebody_else_changed_is_an_epoch_of_its_own(counting, source):
-    counting.look(traffic(TEN), 12.0, 12.1)
-    counting.look(traffic(TEN), 13.0, 13.1)
-    counting.look(traffic(FIFTY), 14.0, 14.1)
+def test_traffic_that_somebody_else_changed_is_an_epoch_of_its_own(epochs, source):
+    epochs.look(traffic(TEN), 12.0, 12.1)
+    epochs.look(traffic(TEN), 13.0, 13.1)
+    epochs.look(traffic(FIFTY), 14.0, 14.1)
     # Between the two looks nobody knows by which weights a request was divided.
     assert source.log == [
         ("epoch", 0.1, 12.0, 12.1),
@@ -78,35 +78,35 @@ def test_traffic_that_somebody_else_changed_is_an_epoch_of_its_own(counting, sou
     ]
 
 
-def test_a_look_that_began_before_the_change_was_made_says_nothing(counting, source):
-    counting.look(traffic(TEN), 9.0, 9.1)
-    counting.change_begins(10.0)
-    counting.look(traffic(TEN), 10.5, 10.6)
-    counting.change_ended(FIFTY, applied(10.1, 11.0))
+def test_a_look_that_began_before_the_change_was_made_says_nothing(epochs, source):
+    epochs.look(traffic(TEN), 9.0, 9.1)
+    epochs.change_begins(10.0)
+    epochs.look(traffic(TEN), 10.5, 10.6)
+    epochs.change_ended(FIFTY, applied(10.1, 11.0))
     source.log.clear()
-    counting.look(traffic(TEN), 10.9, 11.1)
+    epochs.look(traffic(TEN), 10.9, 11.1)
     assert source.log == []
 
 
-def test_after_a_change_that_failed_the_next_look_says_what_the_traffic_is(counting, source):
-    counting.look(traffic(TEN), 9.0, 9.1)
-    counting.change_begins(10.0)
-    counting.change_failed(20.0)
-    counting.look(traffic(TEN), 19.0, 20.5)
+def test_after_a_change_that_failed_the_next_look_says_what_the_traffic_is(epochs, source):
+    epochs.look(traffic(TEN), 9.0, 9.1)
+    epochs.change_begins(10.0)
+    epochs.change_failed(20.0)
+    epochs.look(traffic(TEN), 19.0, 20.5)
     assert source.log[-1] == ("change", 10.0)
-    counting.look(traffic(TEN), 21.0, 21.1)
+    epochs.look(traffic(TEN), 21.0, 21.1)
     assert source.log[-1] == ("epoch", 0.1, 10.0, 21.1)
 
 
-def test_traffic_that_cannot_be_told_counts_in_no_epoch(counting, source):
-    counting.look(traffic(TEN), 12.0, 12.1)
-    counting.look(traffic(TEN, problem="the routes differ"), 13.0, 13.1)
-    counting.look(traffic(TEN, problem="the routes differ"), 14.0, 14.1)
+def test_traffic_that_cannot_be_told_counts_in_no_epoch(epochs, source):
+    epochs.look(traffic(TEN), 12.0, 12.1)
+    epochs.look(traffic(TEN, problem="the routes differ"), 13.0, 13.1)
+    epochs.look(traffic(TEN, problem="the routes differ"), 14.0, 14.1)
     assert source.log == [("epoch", 0.1, 12.0, 12.1), ("change", 12.0)]
 
 
-def test_the_end_forgets_the_rollout(counting, source):
-    counting.end()
+def test_the_end_forgets_the_rollout(epochs, source):
+    epochs.end()
     assert source.watched == {}
 
 
@@ -124,7 +124,7 @@ spec:
   objectives: [{signal: grpcFailures}]
 """
     spec = read_rollouts(text, "test")[0].spec
-    Counting(source, KEY, spec, HOST, "http://prometheus:9090")
+    EpochTracker(source, KEY, spec, HOST, "http://prometheus:9090")
     watched = source.watched[KEY]
     assert (watched.host, watched.baseline, watched.candidates) == (HOST, "v1", ("v2",))
     assert watched.sticky == Sticky(kind=MatchKind.COOKIE, name="user")
