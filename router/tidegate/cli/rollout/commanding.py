@@ -87,7 +87,7 @@ def retry(
     as_json: JsonOption = False,
     address: AddressOption = None,
 ) -> None:
-    """Begin an ended rollout again, without evidence."""
+    """Begin an ended rollout again; what it saw before does not count."""
     _command("Retry", name, namespace, address, as_json, reason=reason)
 
 
