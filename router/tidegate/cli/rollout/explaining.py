@@ -7,7 +7,8 @@ from typing import Final
 from tidegate.cli.rollout.words import (
     PHASES,
     age,
-    effect_text,
+    candidates_of,
+    effect_interval,
     evidence_text,
     limit_text,
     seconds_of,
@@ -130,11 +131,8 @@ def _objective(
 ) -> str:
     limit = limit_text(objective, found.effect_limit)
     numbers = ""
-    if found.HasField("effect"):
-        low = effect_text(objective, found.effect_low) if found.HasField("effect_low") else "0"
-        high = effect_text(objective, found.effect_high) if found.HasField("effect_high") else "∞"
-        numbers = f"; the effect is {effect_text(objective, found.effect)} ({low} to {high})"
-        numbers += f", and {limit} is tolerated"
+    if effect := effect_interval(objective, found):
+        numbers = f"; the effect is {effect}, and {limit} is tolerated"
     values = ""
     if found.HasField("candidate_value"):
         base = found.baseline_value if found.HasField("baseline_value") else None
@@ -162,7 +160,7 @@ def _requests_left(found: rollout_pb2.ObjectiveAssessment, rollout: rollout_pb2.
     more = trials * (math.log(threshold) / math.log(e) - 1)
     words = f", about {more:,.0f} more requests at this pace"
     status = rollout.status
-    candidates = list(rollout.spec.candidates) or [rollout.spec.candidate]
+    candidates = candidates_of(rollout.spec)
     shares = [
         max(status.desired.weights.get(c, 0), status.desired.mirrors.get(c, 0)) for c in candidates
     ]

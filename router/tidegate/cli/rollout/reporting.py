@@ -25,7 +25,8 @@ from tidegate.cli.rollout.words import (
     PHASES,
     VERDICTS,
     age,
-    effect_text,
+    candidates_of,
+    effect_interval,
     evidence_text,
     limit_text,
     moment,
@@ -123,7 +124,7 @@ def report_page(
 
 def _summary(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
     status, spec = rollout.status, rollout.spec
-    candidates = list(spec.candidates) or [spec.candidate]
+    candidates = candidates_of(spec)
     yield heading(f"Rollout {key_of(rollout)}", 1)
     words = PHASES[status.phase][0]
     yield paragraph(words.capitalize(), _STYLES.get(status.phase, "open"))
@@ -181,7 +182,7 @@ def _verdicts(rollout: rollout_pb2.Rollout) -> Iterator[str]:
                     (verdict, _VERDICT_STYLES.get(found.verdict, "open")),
                     f"{value_text(objective, base)} of {found.baseline_trials:,}",
                     f"{value_text(objective, value)} of {found.candidate_trials:,}",
-                    _effect(objective, found),
+                    effect_interval(objective, found) or "–",
                     limit_text(objective, found.effect_limit),
                     evidence_text(found.harm_e, found.harm_threshold),
                     evidence_text(found.safe_e, found.safe_threshold),
@@ -190,14 +191,6 @@ def _verdicts(rollout: rollout_pb2.Rollout) -> Iterator[str]:
         titles = ("objective", "verdict", baseline, candidate, "effect", "tolerated")
         yield table((*titles, "e-value of harm", "e-value that it is met"), rows)
         yield paragraph(_shortened(assessment.reason, rollout.status.message), "dim")
-
-
-def _effect(objective: rollout_pb2.Objective, found: rollout_pb2.ObjectiveAssessment) -> str:
-    if not found.HasField("effect"):
-        return "–"
-    low = effect_text(objective, found.effect_low) if found.HasField("effect_low") else "0"
-    high = effect_text(objective, found.effect_high) if found.HasField("effect_high") else "∞"
-    return f"{effect_text(objective, found.effect)} ({low} to {high})"
 
 
 def _plots(rollout: rollout_pb2.Rollout, history: rollout_pb2.GetHistoryResponse) -> Iterator[str]:

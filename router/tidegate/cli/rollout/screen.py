@@ -15,6 +15,7 @@ from tidegate.cli.rollout.words import (
     PHASES,
     VERDICTS,
     age,
+    candidates_of,
     clock,
     effect_text,
     evidence_share,
@@ -158,7 +159,7 @@ def _header(rollout: rollout_pb2.Rollout, now_s: float) -> RenderableType:
 def _traffic(rollout: rollout_pb2.Rollout) -> RenderableType:
     status = rollout.status
     table = _table("TRAFFIC", "", "WANTED", "OBSERVED")
-    versions = list(dict.fromkeys([rollout.spec.baseline, *_candidates(rollout)]))
+    versions = list(dict.fromkeys([rollout.spec.baseline, *candidates_of(rollout.spec)]))
     versions += sorted({*status.desired.weights, *status.observed.weights} - set(versions))
     is_known = status.HasField("observed")
     for name in versions:
@@ -265,10 +266,6 @@ def _limits(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[Text]:
         within_s = within.seconds + within.nanos / 1e9 or 7200.0
         bar = _bar(min(1.0, max(0.0, left_s / within_s)), _BAR, "cyan")
         yield Text.assemble(("TIME  ", "bold"), bar, f"  {age(left_s)} of {age(within_s)} left")
-
-
-def _candidates(rollout: rollout_pb2.Rollout) -> list[str]:
-    return list(rollout.spec.candidates) or [rollout.spec.candidate]
 
 
 def _bar(share: float, width: int, style: str) -> Text:

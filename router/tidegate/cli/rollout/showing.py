@@ -23,6 +23,7 @@ from tidegate.cli.rollout.words import (
     PHASES,
     VERDICTS,
     age,
+    candidates_of,
     clock,
     moment,
     seconds_of,
@@ -181,7 +182,7 @@ def _row(rollout: rollout_pb2.Rollout, now_s: float) -> list[Text | str]:
     status = rollout.status
     words, style = PHASES[status.phase]
     split = status.observed if status.HasField("observed") else status.desired
-    candidates = list(rollout.spec.candidates) or [rollout.spec.candidate]
+    candidates = candidates_of(rollout.spec)
     shown = {name: split.weights.get(name, 0.0) for name in candidates}
     # Of a rollout that has ended, the traffic is not its own any more.
     is_told = bool(split.weights) and status.phase not in ENDED

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tidegate.cli.console import JsonOption, errors, print_json, results
 from tidegate.cli.rollout.words import age
-from tidegate.evidence.words import number
+from tidegate.evidence.words import number, percent
 from tidegate.rollout.simulation.behaviour import Behaviour, BehaviourError, Change, parse_facts
 from tidegate.rollout.simulation.runs import End, Run, Scenario
 from tidegate.rollout.simulation.summary import Quantiles, Summary, run_many, summary_of
@@ -273,7 +273,7 @@ def _fact_text(signal: Signal, value: float) -> str:
     if signal.is_duration:
         return duration_text(value)
     is_number = signal in (Signal.TOKENS_PER_ANSWER, Signal.CONFIDENCE, Signal.ENDPOINT_LOAD)
-    return number(value) if is_number else f"{number(value * 100)}%"
+    return number(value) if is_number else percent(value)
 
 
 def _show(summary: Summary, seed: int) -> None:

@@ -18,7 +18,9 @@ __all__ = [
     "PHASES",
     "VERDICTS",
     "age",
+    "candidates_of",
     "clock",
+    "effect_interval",
     "effect_text",
     "evidence_share",
     "evidence_text",
@@ -124,6 +126,11 @@ def split_text(split: rollout_pb2.Split) -> str:
     return ", ".join(word for word in words if word)
 
 
+def candidates_of(spec: rollout_pb2.RolloutSpec) -> list[str]:
+    """Returns the candidates of a rollout, also if it has one."""
+    return list(spec.candidates) or [spec.candidate]
+
+
 def value_text(objective: rollout_pb2.Objective, value: float | None) -> str:
     """Returns a measured rate, quantile or gauge of an objective."""
     if value is None:
@@ -142,6 +149,17 @@ def effect_text(objective: rollout_pb2.Objective, value: float) -> str:
     if objective.signal in _MIXES:
         return percent(value)
     return f"{number(value)}x"
+
+
+def effect_interval(
+    objective: rollout_pb2.Objective, found: rollout_pb2.ObjectiveAssessment
+) -> str:
+    """Returns an effect with its confidence sequence: ``0.81x (0.3x to 2.1x)``; empty without."""
+    if not found.HasField("effect"):
+        return ""
+    low = effect_text(objective, found.effect_low) if found.HasField("effect_low") else "0"
+    high = effect_text(objective, found.effect_high) if found.HasField("effect_high") else "∞"
+    return f"{effect_text(objective, found.effect)} ({low} to {high})"
 
 
 def limit_text(objective: rollout_pb2.Objective, limit: float) -> str:
