@@ -1,4 +1,4 @@
-"""Server addresses: an option or variable, or the state of `tidegate up`, or the default ports."""
+"""Addresses: an option or variable, or the state of `tidegate up`, or the default ports."""
 
 import enum
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from tidegate.mesh.supervisor import StateDirectory, SupervisorError
 
-__all__ = ["LlmOption", "ModelService", "VisionOption", "address_of"]
+__all__ = ["LlmOption", "ModelService", "VisionOption", "address_of", "running_address"]
 
 VisionOption = Annotated[
     str | None,
@@ -48,11 +48,14 @@ def address_of(service: ModelService, given: str | None) -> str:
         service: The service.
         given: The value of the option or of the environment variable, if any.
     """
-    if given:
-        return given
+    return given or running_address(service) or _DEFAULTS[service]
+
+
+def running_address(kind: str) -> str | None:
+    """Finds where `tidegate up` runs a kind of program; None if it runs none."""
     try:
         snapshot = StateDirectory().running()
     except SupervisorError:
         # `tidegate status` reports a state file that cannot be read.
-        snapshot = None
-    return (snapshot and snapshot.address_of(service)) or _DEFAULTS[service]
+        return None
+    return snapshot.address_of(kind) if snapshot else None

@@ -25,6 +25,9 @@ __all__ = [
 INTERRUPTED: Final = 130
 """The exit status after Ctrl-C, as in shells: 128 plus the number of SIGINT."""
 
+# JSON escapes other control characters itself, and terminals obey these too.
+_JSON_ESCAPES: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 
@@ -45,7 +48,7 @@ def errors() -> "Console":
 
 def print_json(value: Mapping[str, object]) -> None:
     """Writes one object as one line of JSON to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n")
     sys.stdout.flush()
 
 

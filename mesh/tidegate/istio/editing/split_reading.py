@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tidegate.istio.annotations import RolloutName
 from tidegate.istio.editing.host_routes import divides_requests, mirrors_of, unread_mirror_share
 from tidegate.istio.editing.shifts import find_host
-from tidegate.istio.editing.splits import HostSplit, mirror_percentages, percentages
+from tidegate.istio.editing.splits import HostSplit, mirror_percentages, percentages, without_zeros
 from tidegate.istio.editing.subsets import subset_names
 from tidegate.istio.editing.tester_routes import (
     SplitTester,
@@ -107,7 +107,7 @@ def _problems(
             (percentages(model, host), percentages(route, host)),
             (mirror_percentages(model, host), mirror_percentages(route, host)),
         ):
-            if {k: v for k, v in one.items() if v} != {k: v for k, v in other.items() if v}:
+            if without_zeros(one) != without_zeros(other):
                 yield (
                     f"{first} and {place} divide the requests differently ({_text(one)}, and "
                     f"{_text(other)}); make them alike"

@@ -9,7 +9,6 @@ Everything else stays value for value: routes of other hosts, routes with condit
 mirrors to other hosts, other annotations, and fields that are not read.
 """
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,7 +44,7 @@ from tidegate.istio.virtual_service import (
     VirtualService,
 )
 
-__all__ = ["HostSplit", "mirror_percentages", "percentages", "with_split"]
+__all__ = ["HostSplit", "mirror_percentages", "percentages", "with_split", "without_zeros"]
 
 _UNITS: Final = 10**MAX_DECIMALS
 
@@ -125,6 +124,11 @@ def mirror_percentages(route: HttpRoute, host: HostName) -> dict[SubsetName | No
     return dict(found)
 
 
+def without_zeros(shares: Mapping[_Name, float]) -> dict[_Name, float]:
+    """Returns shares without those that are 0, which mean the same."""
+    return {name: share for name, share in shares.items() if share}
+
+
 def _check(objects: IstioObjects, host: HostName, split: HostSplit) -> None:
     for part, named in (("weights", split.weights), ("mirrors", split.mirrors)):
         for index, (subset, percentage) in enumerate(named.items()):
@@ -188,7 +192,7 @@ def _edited(
 def _divided(route: HttpRoute, host: HostName, split: HostSplit, place: str) -> HttpRoute:
     """Returns a route with the shares and mirrors of a split; as it is where it has them."""
     present = percentages(route, host)
-    if _nonzero(present) != _nonzero(split.weights):
+    if without_zeros(present) != without_zeros(split.weights):
         shares = {name: split.weights.get(name, 0.0) for name in present if name is not None}
         shares |= {name: share for name, share in split.weights.items() if share}
         route = replace(route, route=tuple(with_shares(route.route, host, shares, place)))
@@ -197,14 +201,10 @@ def _divided(route: HttpRoute, host: HostName, split: HostSplit, place: str) -> 
         for name, percentage in mirror_percentages(route, host).items()
         if name is not None
     }
-    if _nonzero(copies) != _nonzero(split.mirrors):
-        changes = dict.fromkeys(copies, 0.0) | _nonzero(split.mirrors)
+    if without_zeros(copies) != without_zeros(split.mirrors):
+        changes = dict.fromkeys(copies, 0.0) | without_zeros(split.mirrors)
         route = with_mirrors(route, host, changes, place)
     return route
-
-
-def _nonzero(shares: Mapping[_Name, float]) -> dict[_Name, float]:
-    return {name: share for name, share in shares.items() if share}
 
 
 def _recorded(route: HttpRoute) -> RecordedRoute:
@@ -229,7 +229,7 @@ def _given_back(
     found = list(routes)
     for index, recorded in zip(own, record.routes, strict=True):
         form = _in_form(found[index], recorded)
-        if form is not None and _means_the_same(form, found[index], host):
+        if form is not None and _means_the_same(form, found[index]):
             found[index] = form
     return tuple(found)
 
@@ -267,17 +267,14 @@ def _key(each: Destination | RecordedDestination) -> tuple[str, str | None, int 
     return (each.host, each.subset, each.port)
 
 
-def _means_the_same(one: HttpRoute, other: HttpRoute, host: HostName) -> bool:
+def _means_the_same(one: HttpRoute, other: HttpRoute) -> bool:
     """Returns whether two routes with the same destinations divide their requests alike."""
     return all(
-        _nonzero(percentages(one, each)) == _nonzero(percentages(other, each))
-        and _nonzero(mirror_percentages(one, each)) == _nonzero(mirror_percentages(other, each))
-        for each in _hosts(itertools.chain((host,), _named(one), _named(other)))
+        without_zeros(percentages(one, each)) == without_zeros(percentages(other, each))
+        and without_zeros(mirror_percentages(one, each))
+        == without_zeros(mirror_percentages(other, each))
+        for each in {*_named(one), *_named(other)}
     ) and _shares_of_hosts(one) == _shares_of_hosts(other)
-
-
-def _hosts(hosts: Iterable[HostName]) -> list[HostName]:
-    return list(dict.fromkeys(hosts))
 
 
 def _named(route: HttpRoute) -> Iterable[HostName]:

@@ -7,8 +7,8 @@ from typing import Annotated, Final
 import grpc
 import typer
 
+from tidegate.cli.addresses import running_address
 from tidegate.client._shared.errors import error_of, failure_of_call
-from tidegate.mesh.supervisor import StateDirectory, SupervisorError
 from tidegate.mesh.v1 import mesh_pb2_grpc
 
 __all__ = ["AddressOption", "mesh_service"]
@@ -37,19 +37,10 @@ def mesh_service(address: str | None) -> Iterator[mesh_pb2_grpc.MeshServiceStub]
     Raises:
         TidegateRpcError: A call inside the context failed.
     """
-    target = address or _running_controller() or _DEFAULT_ADDRESS
+    target = address or running_address(_KIND) or _DEFAULT_ADDRESS
     # gRPC would wait a second before it retries a controller that has just started.
     with grpc.insecure_channel(target, [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
         try:
             yield mesh_pb2_grpc.MeshServiceStub(channel)
         except grpc.RpcError as error:
             raise error_of(failure_of_call(error, target, None)) from error
-
-
-def _running_controller() -> str | None:
-    try:
-        snapshot = StateDirectory().running()
-    except SupervisorError:
-        # `tidegate status` reports a state that cannot be read.
-        return None
-    return snapshot.address_of(_KIND) if snapshot else None

@@ -7,8 +7,8 @@ from typing import Annotated, Final
 import grpc
 import typer
 
+from tidegate.cli.addresses import running_address
 from tidegate.client._shared.errors import UnavailableError, error_of, failure_of_call
-from tidegate.mesh.supervisor import StateDirectory, SupervisorError
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
 __all__ = [
@@ -61,7 +61,7 @@ def rollout_service(address: str | None) -> Iterator[rollout_pb2_grpc.RolloutSer
     Raises:
         TidegateRpcError: A call inside the context failed.
     """
-    target = address or _running_router() or _DEFAULT_ADDRESS
+    target = address or running_address(_KIND) or _DEFAULT_ADDRESS
     # gRPC would wait a second before it retries a router that has just started.
     with grpc.insecure_channel(target, [("grpc.initial_reconnect_backoff_ms", 100)]) as channel:
         try:
@@ -87,15 +87,6 @@ def find_target(name: str, namespace: str) -> tuple[str, str]:
     if namespace not in ("", before):
         raise typer.BadParameter(f"{name} is not in the namespace {namespace}")
     return before, after
-
-
-def _running_router() -> str | None:
-    try:
-        snapshot = StateDirectory().running()
-    except SupervisorError:
-        # `tidegate status` reports a state that cannot be read.
-        return None
-    return snapshot.address_of(_KIND) if snapshot else None
 
 
 def key_of(rollout: rollout_pb2.Rollout) -> str:

@@ -1,6 +1,5 @@
 """The commands to a rollout: pause, resume, promote, abort, retry, undo, delete."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +14,7 @@ from tidegate.cli.rollout.client import (
     rollout_service,
 )
 from tidegate.cli.rollout.following import print_message, told
-from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["abort", "delete", "pause", "promote", "resume", "retry", "undo"]
 
@@ -32,7 +31,7 @@ def pause(
     address: AddressOption = None,
 ) -> None:
     """Hold the split as it is; evidence of harm still aborts the rollout."""
-    _command(name, namespace, address, as_json, lambda s: s.Pause, "Pause", reason=reason)
+    _command("Pause", name, namespace, address, as_json, reason=reason)
 
 
 def resume(
@@ -43,7 +42,7 @@ def resume(
     address: AddressOption = None,
 ) -> None:
     """Go on after a pause, whatever the cause was."""
-    _command(name, namespace, address, as_json, lambda s: s.Resume, "Resume", reason=reason)
+    _command("Resume", name, namespace, address, as_json, reason=reason)
 
 
 def promote(
@@ -78,7 +77,7 @@ def abort(
     address: AddressOption = None,
 ) -> None:
     """Give the baseline all traffic, and end the rollout."""
-    _command(name, namespace, address, as_json, lambda s: s.Abort, "Abort", reason=reason)
+    _command("Abort", name, namespace, address, as_json, reason=reason)
 
 
 def retry(
@@ -89,7 +88,7 @@ def retry(
     address: AddressOption = None,
 ) -> None:
     """Begin an ended rollout again, without evidence."""
-    _command(name, namespace, address, as_json, lambda s: s.Retry, "Retry", reason=reason)
+    _command("Retry", name, namespace, address, as_json, reason=reason)
 
 
 def undo(
@@ -108,12 +107,7 @@ def undo(
     A rollout that has ended is undone only while the traffic is still as the rollout left it; else
     versions that came later would lose their users. --force does it all the same.
     """
-    _command(
-        *(name, namespace, address, as_json),
-        *(lambda s: s.Undo, "Undo"),
-        reason=reason,
-        force=force,
-    )
+    _command("Undo", name, namespace, address, as_json, reason=reason, force=force)
 
 
 def delete(
@@ -133,18 +127,13 @@ def delete(
 
 
 def _command(
-    name: str,
-    namespace: str,
-    address: str | None,
-    as_json: bool,
-    method: Callable[[rollout_pb2_grpc.RolloutServiceStub], Any],
-    word: str,
-    **fields: object,
+    method: str, name: str, namespace: str, address: str | None, as_json: bool, **fields: object
 ) -> None:
+    """Calls a method of RolloutService, whose request has the method's name, as all have."""
     namespace, name = find_target(name, namespace)
-    request = getattr(rollout_pb2, f"{word}Request")(namespace=namespace, name=name, **fields)
+    request = getattr(rollout_pb2, f"{method}Request")(namespace=namespace, name=name, **fields)
     with rollout_service(address) as service:
-        _show(method(service)(request), as_json=as_json)
+        _show(getattr(service, method)(request), as_json=as_json)
 
 
 def _show(response: Any, *, as_json: bool) -> None:

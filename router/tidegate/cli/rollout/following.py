@@ -1,11 +1,9 @@
 """Follows rollouts: a live screen on a terminal, else one line for each event."""
 
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import grpc
 from google.protobuf import json_format
@@ -14,20 +12,19 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from tidegate.cli.console import print_json
 from tidegate.cli.rollout.client import key_of
 from tidegate.cli.rollout.screen import event_line, screen
 from tidegate.cli.rollout.words import ENDED, FAILED, PHASES
 from tidegate.rollout.texts import escaped_message
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 
-__all__ = ["NOT_ENDED", "Follower", "message_dict", "print_message", "told", "wait_for_ends"]
+__all__ = ["NOT_ENDED", "Follower", "print_message", "told", "wait_for_ends"]
 
 NOT_ENDED: Final = 4
 """The exit status when a rollout has not ended: it is paused, waits for approval, or goes on."""
 
 _RECONNECT_S: Final = 60.0
-# JSON escapes other control characters itself, and terminals obey these too.
-_JSON_ESCAPES: Final = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 
 class Follower:
@@ -88,7 +85,7 @@ class Follower:
             for event in events:
                 print_message(event, rollout=key, phase=_phase(message.rollout))
             if message.removed:
-                print_line({"rollout": key, "removed": True})
+                print_json({"rollout": key, "removed": True})
         elif self._is_live:
             if not self._live.is_started:
                 self._live.start()
@@ -103,7 +100,7 @@ class Follower:
         """Shows where a rollout stands; `history` tells how it got there."""
         self._seen.setdefault(key, 0)
         if self._as_json:
-            print_line(
+            print_json(
                 {"rollout": key, "phase": _phase(rollout), "message": rollout.status.message}
             )
         else:
@@ -247,20 +244,9 @@ def told(rollout: rollout_pb2.Rollout) -> Text:
     return Text.assemble((key_of(rollout), "bold"), " is ", (words, style), message)
 
 
-def message_dict(message: Message) -> dict[str, Any]:
-    """Returns a message as plain values, as gRPC's JSON has them."""
-    return json_format.MessageToDict(message, preserving_proto_field_name=True)
-
-
 def print_message(message: Message, **more: object) -> None:
-    """Writes a message as one line of JSON to standard output."""
-    print_line({**more, **message_dict(message)})
-
-
-def print_line(value: dict[str, Any]) -> None:
-    """Writes one object as one line of JSON to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False).translate(_JSON_ESCAPES) + "\n")
-    sys.stdout.flush()
+    """Writes a message, as gRPC's JSON has it, as one line of JSON to standard output."""
+    print_json({**more, **json_format.MessageToDict(message, preserving_proto_field_name=True)})
 
 
 def _phase(rollout: rollout_pb2.Rollout) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tidegate.evidence.words import number
+from tidegate.evidence.words import amount, number, percent
 from tidegate.rollout.spec.objectives import DEFAULT_MARGIN, DEFAULT_RATIO
 from tidegate.rollout.spec.quantities import duration_text
 from tidegate.rollout.v1 import rollout_pb2
@@ -77,8 +77,6 @@ _DURATIONS: Final = frozenset(
 _MIXES: Final = frozenset(
     {rollout_pb2.SIGNAL_PREDICTION_DRIFT, rollout_pb2.SIGNAL_FINISH_REASON_DRIFT}
 )
-
-
 _LEAST_EVIDENCE: Final = 0.001
 
 
@@ -120,7 +118,7 @@ def weights_text(weights: Mapping[str, float], first: Iterable[str] = ()) -> str
 def split_text(split: rollout_pb2.Split) -> str:
     """Returns everything of a split in one line."""
     words = [weights_text(split.weights)]
-    words += [f"copies to {name} {percent:g}%" for name, percent in sorted(split.mirrors.items())]
+    words += [f"copies to {name} {share:g}%" for name, share in sorted(split.mirrors.items())]
     words += split.testers
     words += [f"sticky by {split.sticky}"] if split.sticky else []
     return ", ".join(word for word in words if word)
@@ -133,8 +131,8 @@ def value_text(objective: rollout_pb2.Objective, value: float | None) -> str:
     if objective.signal == rollout_pb2.SIGNAL_PROMQL:
         return number(value)
     if not objective.HasField("quantile"):
-        return f"{number(value * 100)}%"
-    return _seconds_text(value) if objective.signal in _DURATIONS else number(value)
+        return percent(value)
+    return amount(value, is_duration=objective.signal in _DURATIONS)
 
 
 def effect_text(objective: rollout_pb2.Objective, value: float) -> str:
@@ -142,7 +140,7 @@ def effect_text(objective: rollout_pb2.Objective, value: float) -> str:
     if objective.signal == rollout_pb2.SIGNAL_PROMQL:
         return number(value)
     if objective.signal in _MIXES:
-        return f"{number(value * 100)}%"
+        return percent(value)
     return f"{number(value)}x"
 
 
@@ -157,11 +155,11 @@ def limit_text(objective: rollout_pb2.Objective, limit: float) -> str:
     if is_gauge or objective.signal in _MIXES or objective.HasField("quantile"):
         return effect_text(objective, limit)
     if objective.tolerate.HasField("difference"):
-        return f"+{number(objective.tolerate.difference * 100)}%"
+        return f"+{percent(objective.tolerate.difference)}"
     given = objective.tolerate
     ratio = f"{number(given.ratio if given.HasField('ratio') else DEFAULT_RATIO)}x"
     margin = objective.margin if objective.HasField("margin") else DEFAULT_MARGIN
-    return f"{ratio} + {number(margin * 100)}%" if margin else ratio
+    return f"{ratio} + {percent(margin)}" if margin else ratio
 
 
 def evidence_text(e: float, threshold: float) -> str:
@@ -189,7 +187,3 @@ def winner_text(rollout: rollout_pb2.Rollout) -> str:
     winner = rollout.status.winner
     is_alone = rollout.spec.strategy.WhichOneof("kind") == "shadow"
     return f"{winner} met every objective" if is_alone else f"the winner is {winner}"
-
-
-def _seconds_text(seconds: float) -> str:
-    return f"{number(seconds * 1000)}ms" if seconds < 1 else f"{number(seconds)}s"

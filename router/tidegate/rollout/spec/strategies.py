@@ -88,7 +88,7 @@ class Pause(StrictModel):
     """What a step waits for. Exactly one of the fields."""
 
     for_time: Wait | None = Field(None, alias="for")
-    """Waits so long, and then until every objective has data."""
+    """Waits so long, and then until every objective that decides has data."""
 
     until_evidence: Flag = False
     """Waits until every objective is proven to be met."""

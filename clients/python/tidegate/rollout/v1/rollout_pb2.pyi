@@ -1435,7 +1435,7 @@ class Pause(_message.Message):
     """Waits until somebody promotes the rollout."""
     @_builtins.property
     def for_time(self) -> _duration_pb2.Duration:
-        """Waits so long, and then until every objective has data. "for" in the file format."""
+        """Waits so long, and then until every objective that decides has data. "for" in the file format."""
 
     def __init__(
         self,
