@@ -18,6 +18,7 @@ from tidegate.mesh.control.configuration.files import FilePoller
 from tidegate.rollout.spec.faults import Fault, SpecError
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.spec.reading import read_rollouts
+from tidegate.router.errors import StoreError
 from tidegate.router.reconciler import Reconciler
 from tidegate.router.sources.source import UnsupportedError
 from tidegate.runtime.logging import get_logger
@@ -109,7 +110,10 @@ class RolloutFiles:
             if not file or file in problems or self._files.get(record.key) == file:
                 continue
             if record.has_ended:
-                await self._reconciler.left_by_file(record.key)
+                try:
+                    await self._reconciler.left_by_file(record.key)
+                except StoreError as error:
+                    problems[file] = f"does not hold {record.key} any more: {error}"
                 continue
             problems[file] = (
                 f"does not hold {record.key} any more, which is {record.status.phase.value} and"

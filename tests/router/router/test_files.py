@@ -5,8 +5,9 @@ from router_harness import CANARY, MANUAL, manual
 
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.status import Phase
-from tidegate.router.errors import RefusedError
+from tidegate.router.errors import RefusedError, StoreError
 from tidegate.router.files import RolloutFiles
+from tidegate.router.store import Store
 
 VISION, LLM = "models/vision", "models/llm"
 
@@ -234,6 +235,33 @@ async def test_a_moved_file_takes_its_rollout_along(router, folder):
         assert files.problems == {}
         assert router.record().file == str(folder / "b.yaml")
         assert router.record().status.generation == 1
+
+
+async def test_a_removed_file_of_an_ended_rollout_is_reported_while_nothing_can_be_written(
+    router, folder, monkeypatch
+):
+    file = folder / "vision.yaml"
+    file.write_text(text_of())
+    async with router.running() as reconciler:
+        files = RolloutFiles([folder], reconciler)
+        await files.poll()
+        await router.until_phase(Phase.PROGRESSING)
+        await reconciler.command(VISION, CommandKind.ABORT, "")
+        await router.until_phase(Phase.ABORTED)
+        file.unlink()
+
+        def full(self, writes):
+            raise StoreError("the disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "_write", full)
+            await files.poll()
+            await files.poll()
+            assert files.problems == {
+                str(file): "does not hold models/vision any more: the disk is full"
+            }
+        await files.poll()
+        assert files.problems == {}
 
 
 async def test_a_rollout_that_cannot_be_written_is_tried_again(router, folder, monkeypatch):
