@@ -42,7 +42,7 @@ test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
 	@echo '── test: pytest'
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-test-long: $(DEV_READY) ## Run the tests that take minutes, such as 300 kills of the router.
+test-long: $(DEV_READY) $(MODELS_READY) ## Run the tests that take minutes, such as 300 kills of the router.
 	@$(BIN)/python -m pytest -m long $(PYTEST_OPTIONS)
 
 fuzz: $(DEV_READY) ## Try fresh examples of every property test: FUZZ=PATH for some, SEED=N to repeat a run.
