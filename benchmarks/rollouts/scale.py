@@ -43,7 +43,7 @@ from tidegate.rollout.spec.reading import rollout_of_values
 from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSplit
 from tidegate.router.metrics import LATENESS
 from tidegate.router.reconciler import reconciling
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 from tidegate.router.surroundings import LoopSettings
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -223,12 +223,12 @@ def rollout_of(number: int) -> Rollout:
 async def measure(rollouts: int, seconds: float) -> Measured:
     """Runs rollouts in this process and measures them once all have begun."""
     process = psutil.Process()
-    source = SyntheticSource(rollouts)
+    mesh, source = MemoryMesh(), SyntheticSource(rollouts)
     settings = LoopSettings(evaluate_interval_s=INTERVAL_S)
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            Store.opened(Path(folder) / "rollouts.sqlite") as store,
-            reconciling(MemoryMesh(), lambda _: source, store, settings) as reconciler,
+            SqliteStore.opened(Path(folder) / "rollouts.sqlite") as store,
+            reconciling(lambda _: mesh, lambda _: source, store, settings) as reconciler,
         ):
             idle_rss = process.memory_info().rss
             for number in range(rollouts):

@@ -22,7 +22,7 @@ from tidegate.rollout.engine.status import Phase
 from tidegate.rollout.traffic import Applied, HostTraffic, TrafficSplit
 from tidegate.router.faults import FaultPoint
 from tidegate.router.reconciler import reconciling
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 from tidegate.router.surroundings import LoopSettings
 from tidegate.traffic.router import TrafficError
 
@@ -141,9 +141,9 @@ async def _script(folder, clock, at):
     settings = LoopSettings(evaluate_interval_s=0.01, evidence_interval_s=5.0)
     mesh, source = MeshClient(folder / "mesh.sock"), SyntheticSource(seed=os.getpid())
     async with (
-        Store.opened(folder / "rollouts.sqlite", at) as store,
+        SqliteStore.opened(folder / "rollouts.sqlite", at) as store,
         reconciling(
-            mesh, lambda _: source, store, settings=settings, clock=clock, at=at
+            lambda _: mesh, lambda _: source, store, settings=settings, clock=clock, at=at
         ) as reconciler,
     ):
         if reconciler.registry.get(KEY) is None:

@@ -111,6 +111,19 @@ _TESTERS = st.tuples(
     _one_of_fields(header=_HEADERS, cookie=_HEADERS),
     _some(value=_TEXTS, to=st.sampled_from(["base", "candidate"])),
 ).map(lambda each: each[0] | each[1])
+_TRAFFIC_OBJECTS = st.one_of(
+    _some(write=st.just("patch"), virtualService=_NAMES),
+    st.fixed_dictionaries({"write": st.just("delegate"), "port": st.integers(1, 65535)}),
+    st.fixed_dictionaries(
+        {
+            "write": st.just("own"),
+            "hosts": st.lists(st.sampled_from(["*", "*.example.com", "vision"]), max_size=2),
+            "gateways": st.lists(
+                st.sampled_from(["mesh", "istio-system/in", "vision"]), max_size=2
+            ),
+        }
+    ),
+)
 
 
 def rollouts() -> st.SearchStrategy[Rollout]:
@@ -131,6 +144,7 @@ def rollouts() -> st.SearchStrategy[Rollout]:
             testers=st.lists(_TESTERS, max_size=3),
             sticky=_one_of_fields(header=_HEADERS, cookie=_HEADERS),
             onForeignChange=st.sampled_from(["pause", "reassert", "adopt"]),
+            traffic=_TRAFFIC_OBJECTS,
             evidence=_some(
                 source=st.sampled_from(["accessLog", "prometheus"]),
                 url=st.just("http://127.0.0.1:9090/prometheus"),

@@ -10,7 +10,7 @@ from traffic_router_double import TrafficRouterDouble
 
 from tidegate.rollout.spec.reading import read_rollouts
 from tidegate.router.reconciler import reconciling
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 from tidegate.router.surroundings import LoopSettings
 
 CANARY = """
@@ -77,9 +77,9 @@ class Router:
     @asynccontextmanager
     async def running(self, **options):
         async with (
-            Store.opened(self.path) as self.store,
+            SqliteStore.opened(self.path) as self.store,
             reconciling(
-                *(self.mesh, lambda _: self.source, self.store),
+                *(lambda _: self.mesh, lambda _: self.source, self.store),
                 settings=self.settings,
                 clock=self.clock,
                 **options,

@@ -20,7 +20,7 @@ from tidegate.router.service import SERVICE_NAME, RolloutServicer
 from tidegate.router.settings import RouterSettings
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.prometheus import PrometheusSource
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 from tidegate.router.surroundings import LoopSettings
 from tidegate.traffic.mesh_router import MeshRouter
 
@@ -60,7 +60,7 @@ class RouterApplication:
         """Runs the rollouts while the context is open."""
         settings = self._settings
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(Store.opened(settings.store_file))
+            store = await stack.enter_async_context(SqliteStore.opened(settings.store_file))
             channel = await stack.enter_async_context(
                 # gRPC would wait up to two minutes for a controller that restarts.
                 grpc.aio.insecure_channel(
@@ -75,9 +75,10 @@ class RouterApplication:
                 counted = rollout.spec.evidence.source is EvidenceFrom.PROMETHEUS
                 return prometheus if counted else access_log
 
+            mesh = MeshRouter(channel, settings.controller)
             reconciler = await stack.enter_async_context(
                 reconciling(
-                    *(MeshRouter(channel, settings.controller), source_of, store),
+                    *(lambda _: mesh, source_of, store),
                     settings=LoopSettings(
                         evaluate_interval_s=settings.evaluate_interval_s,
                         evidence_interval_s=settings.evidence_interval_s,

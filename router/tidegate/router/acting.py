@@ -11,6 +11,7 @@ from tidegate.rollout.engine.inputs import ApplySplit, Outcome
 from tidegate.router.epoch_tracking import EpochTracker
 from tidegate.router.faults import FaultPoint
 from tidegate.router.metrics import APPLY_FAILURES, APPLY_SECONDS
+from tidegate.router.registry import RolloutRecord
 from tidegate.router.surroundings import Surroundings
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficError
@@ -24,7 +25,7 @@ class Actor:
     """Carries out the actions of one rollout, one at a time.
 
     Args:
-        key: The rollout's.
+        record: The rollout.
         around: What the loops share.
         wake: Set when an action has ended.
 
@@ -32,9 +33,9 @@ class Actor:
         outcome: What became of the last action; None if it runs or has been taken in.
     """
 
-    def __init__(self, key: str, around: Surroundings, wake: asyncio.Event) -> None:
+    def __init__(self, record: RolloutRecord, around: Surroundings, wake: asyncio.Event) -> None:
         self.outcome: Outcome | None = None
-        self._key = key
+        self._record = record
         self._around = around
         self._wake = wake
         self._running: asyncio.Task[None] | None = None
@@ -82,14 +83,14 @@ class Actor:
             outcome = await self._put_in_force(action, host, epochs)
         # A fault of the traffic router must not end the loop; the engine tries again.
         except Exception as error:  # noqa: BLE001 - it is the action's outcome
-            _log.exception("fault while traffic was changed", rollout=self._key)
+            _log.exception("fault while traffic was changed", rollout=self._record.key)
             outcome = Outcome(id=action.id, error=f"a fault of the router, see its log: {error!r}")
         if outcome.applied is None:
             APPLY_FAILURES.inc()
             epochs.change_failed(self._around.clock())
             _log.warning(
                 "split not in force",
-                rollout=self._key,
+                rollout=self._record.key,
                 split=str(action.split),
                 error=outcome.error,
             )
@@ -103,12 +104,11 @@ class Actor:
         epochs.change_begins(around.clock())
         around.at(FaultPoint.CHANGE_BEGUN)
         limit_s = around.settings.apply_timeout_s
-        owner = "" if action.release else self._key
+        owner = "" if action.release else self._record.key
         try:
             async with asyncio.timeout(limit_s):
-                applied = await around.traffic.apply(
-                    host, action.split, owner, urgent=action.urgent
-                )
+                traffic = around.traffic_of(self._record.rollout)
+                applied = await traffic.apply(host, action.split, owner, urgent=action.urgent)
         except TrafficError as error:
             return Outcome(id=action.id, error=str(error), permanent=error.permanent)
         except TimeoutError:

@@ -1,6 +1,9 @@
 """Runs the loops of all rollouts, and changes which rollouts there are.
 
-    async with Store.opened(path) as store, reconciling(traffic, source_of, store) as reconciler:
+    async with (
+        SqliteStore.opened(path) as store,
+        reconciling(traffic_of, source_of, store) as reconciler,
+    ):
         applied = await reconciler.apply(rollout)
 
 A rollout with a changed spec takes the place of the earlier one in two steps: its traffic goes back
@@ -30,7 +33,7 @@ from tidegate.router.hosts import HostClaims
 from tidegate.router.registry import LAST_EVENTS, Registry, RolloutRecord
 from tidegate.router.rollout_loop import RolloutLoop
 from tidegate.router.sources.source import TrafficSource
-from tidegate.router.store import PutStatus, Store, Stored, from_json, to_json
+from tidegate.router.store import PutStatus, RolloutStore, Stored, from_json, to_json
 from tidegate.router.surroundings import LoopSettings, Surroundings
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.router import TrafficRouter
@@ -263,9 +266,9 @@ def spread(number: int, interval_s: float) -> float:
 
 @contextlib.asynccontextmanager
 async def reconciling(
-    traffic: TrafficRouter,
+    traffic_of: Callable[[Rollout], TrafficRouter],
     source_of: Callable[[Rollout], TrafficSource],
-    store: Store,
+    store: RolloutStore,
     settings: LoopSettings | None = None,
     clock: Callable[[], float] = time.time,
     at: OnFaultPoint = pass_by,
@@ -273,7 +276,7 @@ async def reconciling(
     """Runs rollouts while the context is open, first those of the store.
 
     Args:
-        traffic: Reads and changes traffic.
+        traffic_of: Gives what reads and changes the traffic of a rollout.
         source_of: Gives the source of a rollout's evidence.
         store: Keeps the rollouts.
         settings: How the loops run.
@@ -284,7 +287,7 @@ async def reconciling(
         StoreError: The store is damaged.
     """
     around = Surroundings(
-        traffic=traffic,
+        traffic_of=traffic_of,
         source_of=source_of,
         store=store,
         registry=Registry(),
@@ -303,7 +306,7 @@ async def reconciling(
             await reconciler.flush()
 
 
-async def _load(store: Store) -> list[RolloutRecord]:
+async def _load(store: RolloutStore) -> list[RolloutRecord]:
     records = []
     for stored in await store.load():
         after = max(0, stored.status.events - LAST_EVENTS)

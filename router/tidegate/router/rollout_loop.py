@@ -70,7 +70,7 @@ class RolloutLoop:
         # Held by a turn, and by whoever else changes the record.
         self._turn = asyncio.Lock()
         self._commands = WaitingCommands()
-        self._actor = Actor(record.key, around, self._wake)
+        self._actor = Actor(record, around, self._wake)
         self._intake = Intake(record, around)
         self._host = record.rollout.spec.host
         self._writer = StatusWriter(record, around)
@@ -340,9 +340,11 @@ class RolloutLoop:
     async def _read(self) -> tuple[HostTraffic | None, str]:
         """Reads the traffic, or says why that failed."""
         limit_s = self._around.settings.read_timeout_s
+        rollout = self.record.rollout
+        traffic = self._around.traffic_of(rollout)
         try:
             async with asyncio.timeout(limit_s):
-                return await self._around.traffic.read(self.record.rollout.spec.host), ""
+                return await traffic.read(rollout.spec.host), ""
         except TrafficError as error:
             return None, f"the traffic cannot be read: {error}"
         except TimeoutError:

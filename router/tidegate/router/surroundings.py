@@ -8,7 +8,7 @@ from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
 from tidegate.router.registry import Registry
 from tidegate.router.sources.source import TrafficSource
-from tidegate.router.store import Store
+from tidegate.router.store import RolloutStore
 from tidegate.traffic.router import TrafficRouter
 
 __all__ = ["LoopSettings", "Surroundings"]
@@ -30,7 +30,7 @@ class Surroundings:
     """What the loops share.
 
     Attributes:
-        traffic: Reads and changes traffic.
+        traffic_of: Gives what reads and changes the traffic of a rollout.
         source_of: Gives the source of a rollout's evidence.
         store: Keeps the steps.
         registry: The rollouts, for watchers.
@@ -40,9 +40,9 @@ class Surroundings:
         at: Called at each fault point.
     """
 
-    traffic: TrafficRouter
+    traffic_of: Callable[[Rollout], TrafficRouter]
     source_of: Callable[[Rollout], TrafficSource]
-    store: Store
+    store: RolloutStore
     registry: Registry
     hosts: HostClaims
     settings: LoopSettings

@@ -14,7 +14,7 @@ from tidegate.rollout.engine.history import EventKind, replay
 from tidegate.rollout.engine.status import Phase, RolloutStatus
 from tidegate.router.faults import FaultPoint
 from tidegate.router.rollout_loop import fresh_status
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 
 WEIGHTS = [10.0, 50.0, 0.0, 20.0, 100.0]
 SPLITS = ["v2 10%, v1 90%", "v2 50%, v1 50%", "v1 100%, v2 0%", "v2 20%, v1 80%", "v2 100%, v1 0%"]
@@ -31,7 +31,7 @@ async def ended(process):
 
 async def check_store(folder):
     """Checks that each step is whole, and returns what the next router will find."""
-    async with Store.opened(folder / "rollouts.sqlite") as store:
+    async with SqliteStore.opened(folder / "rollouts.sqlite") as store:
         found = await store.load()
         history = await store.history(KEY)
     assert [each.number for each in history] == list(range(1, len(history) + 1))

@@ -7,7 +7,7 @@ from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.status import Phase
 from tidegate.router.errors import RefusedError, StoreError
 from tidegate.router.files import RolloutFiles
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 
 VISION, LLM = "models/vision", "models/llm"
 
@@ -254,7 +254,7 @@ async def test_a_removed_file_of_an_ended_rollout_is_reported_while_nothing_can_
             raise StoreError("the disk is full")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "_write", full)
+            patch.setattr(SqliteStore, "_write", full)
             await files.poll()
             await files.poll()
             assert files.problems == {

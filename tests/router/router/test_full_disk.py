@@ -12,7 +12,7 @@ from tidegate.rollout.engine.status import PauseCause, Phase
 from tidegate.rollout.spec.reading import read_rollouts
 from tidegate.router.errors import StoreError, UnwrittenError
 from tidegate.router.rollout_loop import RolloutLoop
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 
 VISION = "models/vision"
 RAMP = """
@@ -37,7 +37,7 @@ def full_disk(monkeypatch):
         raise StoreError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_write", full)
+        patch.setattr(SqliteStore, "_write", full)
         yield
 
 

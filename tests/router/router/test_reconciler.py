@@ -14,7 +14,7 @@ from tidegate.router.errors import LeavingError, RefusedError, StoreError, Unkno
 from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS
 from tidegate.router.reconciler import spread
 from tidegate.router.sources.source import UnsupportedError
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 
 VISION, LLM = "models/vision", "models/llm"
 
@@ -548,7 +548,7 @@ async def test_a_command_that_waits_when_the_router_stops_gets_an_answer(router,
 async def test_a_store_that_another_router_has_open_ends_the_start(router):
     async with router.running():
         with pytest.raises(StoreError, match="another process has"):
-            async with Store.opened(router.path):
+            async with SqliteStore.opened(router.path):
                 pass
 
 

@@ -17,7 +17,7 @@ from tidegate.rollout.traffic import TrafficSplit
 from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
 from tidegate.router.errors import StoreError
 from tidegate.router.service import SERVICE_NAME, RolloutServicer
-from tidegate.router.store import Store
+from tidegate.router.sqlite_store import SqliteStore
 
 NAME = {"namespace": "models", "name": "vision"}
 PROMOTED, ABORTED = rollout_pb2.PHASE_PROMOTED, rollout_pb2.PHASE_ABORTED
@@ -237,7 +237,7 @@ async def test_an_abort_that_cannot_be_written_has_a_reason_of_its_own(
 
     await apply(service, manual())
     await until_settled(router)
-    monkeypatch.setattr(Store, "_write", full)
+    monkeypatch.setattr(SqliteStore, "_write", full)
     code, reason, _, _ = await error_of(service.Pause(rollout_pb2.PauseRequest(**NAME)))
     assert (code, reason) == (grpc.StatusCode.INTERNAL, "STORE_FILE")
     code, reason, words, _ = await error_of(service.Abort(rollout_pb2.AbortRequest(**NAME)))

@@ -30,6 +30,8 @@ __all__ = [
     "Rollout",
     "RolloutSpec",
     "StickyBy",
+    "TrafficObjects",
+    "WriteMode",
 ]
 
 API_VERSION = "tidegate.dev/v1alpha1"
@@ -37,6 +39,10 @@ KIND = "Rollout"
 
 _Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 _Host = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+_CallersHost = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)$")]
+_Gateway = Annotated[
+    str, Field(pattern=r"^([a-z0-9][-a-z0-9]*/)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+]
 
 
 class Metadata(StrictModel):
@@ -141,6 +147,54 @@ class EvidenceSource(StrictModel):
     default that of the router's settings."""
 
 
+class WriteMode(enum.StrEnum):
+    """How a rollout writes traffic on a cluster."""
+
+    PATCH = "patch"
+    DELEGATE = "delegate"
+    OWN = "own"
+
+
+class TrafficObjects(StrictModel):
+    """Which Istio objects the rollout writes on a cluster. A laptop's objects are its files."""
+
+    write: WriteMode = WriteMode.PATCH
+    """`patch`: the weights in a VirtualService of somebody else. `delegate`: a VirtualService of
+    the rollout's own, to which one of somebody else delegates. `own`: all routes of the host."""
+
+    virtual_service: _Name | None = None
+    """The VirtualService to write, in the rollout's namespace. By default, with `patch` the only
+    one that routes the host; otherwise the first label of the host, with `-rollout` behind it for
+    `delegate`."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """The host's port for `delegate` and `own`; by default the only port of its Service."""
+
+    hosts: Annotated[tuple[_CallersHost, ...], Field(max_length=100)] = ()
+    """The host names of the callers, for `own`; by default the host itself."""
+
+    gateways: Annotated[tuple[_Gateway, ...], Field(max_length=100)] = ()
+    """The gateways with these routes, for `own`: NAME, NAMESPACE/NAME, or `mesh` for sidecars; by
+    default `mesh`."""
+
+    @model_validator(mode="after")
+    def _suits_the_mode(self) -> Self:
+        fixed = {"port": self.port, "hosts": self.hosts, "gateways": self.gateways}
+        allowed = {
+            WriteMode.PATCH: frozenset(),
+            WriteMode.DELEGATE: frozenset({"port"}),
+            WriteMode.OWN: frozenset(fixed),
+        }[self.write]
+        faults = [
+            Fault(name, f"has no effect with `write: {self.write}`; remove it")
+            for name, value in fixed.items()
+            if value and name not in allowed
+        ]
+        if faults:
+            raise FaultsError(faults)
+        return self
+
+
 class RolloutSpec(StrictModel):
     """What the rollout does."""
 
@@ -177,6 +231,9 @@ class RolloutSpec(StrictModel):
 
     evidence: EvidenceSource = EvidenceSource()
     """Where the evidence comes from."""
+
+    traffic: TrafficObjects = TrafficObjects()
+    """Which Istio objects the rollout writes on a cluster."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -215,6 +215,34 @@ FOREIGN_CHANGE_ADOPT: ForeignChange.ValueType  # 3
 """The rollout goes on with the other split."""
 Global___ForeignChange: _TypeAlias = ForeignChange  # noqa: Y015
 
+class _WriteMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WriteModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WriteMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WRITE_MODE_UNSPECIFIED: _WriteMode.ValueType  # 0
+    """The default."""
+    WRITE_MODE_PATCH: _WriteMode.ValueType  # 1
+    """The weights in a VirtualService of somebody else."""
+    WRITE_MODE_DELEGATE: _WriteMode.ValueType  # 2
+    """A VirtualService of the rollout's own, to which one of somebody else delegates."""
+    WRITE_MODE_OWN: _WriteMode.ValueType  # 3
+    """All routes of the host."""
+
+class WriteMode(_WriteMode, metaclass=_WriteModeEnumTypeWrapper):
+    """How a rollout writes traffic on a cluster."""
+
+WRITE_MODE_UNSPECIFIED: WriteMode.ValueType  # 0
+"""The default."""
+WRITE_MODE_PATCH: WriteMode.ValueType  # 1
+"""The weights in a VirtualService of somebody else."""
+WRITE_MODE_DELEGATE: WriteMode.ValueType  # 2
+"""A VirtualService of the rollout's own, to which one of somebody else delegates."""
+WRITE_MODE_OWN: WriteMode.ValueType  # 3
+"""All routes of the host."""
+Global___WriteMode: _TypeAlias = WriteMode  # noqa: Y015
+
 class _EvidenceFrom:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1249,6 +1277,7 @@ class RolloutSpec(_message.Message):
     DECIDE_FIELD_NUMBER: _builtins.int
     ON_FOREIGN_CHANGE_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    TRAFFIC_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The Istio host whose traffic is divided: its full name, or the first label of it."""
     baseline: _builtins.str
@@ -1285,6 +1314,10 @@ class RolloutSpec(_message.Message):
     def evidence(self) -> Global___EvidenceSource:
         """Where the evidence comes from."""
 
+    @_builtins.property
+    def traffic(self) -> Global___TrafficObjects:
+        """Which Istio objects the rollout writes on a cluster."""
+
     def __init__(
         self,
         *,
@@ -1299,10 +1332,11 @@ class RolloutSpec(_message.Message):
         decide: Global___Decide | None = ...,
         on_foreign_change: Global___ForeignChange.ValueType = ...,
         evidence: Global___EvidenceSource | None = ...,
+        traffic: Global___TrafficObjects | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidate", b"_candidate", "candidate", b"candidate", "decide", b"decide", "evidence", b"evidence", "sticky", b"sticky", "strategy", b"strategy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_candidate", b"_candidate", "candidate", b"candidate", "decide", b"decide", "evidence", b"evidence", "sticky", b"sticky", "strategy", b"strategy", "traffic", b"traffic"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidate", b"_candidate", "baseline", b"baseline", "candidate", b"candidate", "candidates", b"candidates", "decide", b"decide", "evidence", b"evidence", "host", b"host", "objectives", b"objectives", "on_foreign_change", b"on_foreign_change", "sticky", b"sticky", "strategy", b"strategy", "testers", b"testers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_candidate", b"_candidate", "baseline", b"baseline", "candidate", b"candidate", "candidates", b"candidates", "decide", b"decide", "evidence", b"evidence", "host", b"host", "objectives", b"objectives", "on_foreign_change", b"on_foreign_change", "sticky", b"sticky", "strategy", b"strategy", "testers", b"testers", "traffic", b"traffic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__candidate: _TypeAlias = _typing.Literal["candidate"]  # noqa: Y015
     _WhichOneofArgType__candidate: _TypeAlias = _typing.Literal["_candidate", b"_candidate"]  # noqa: Y015
@@ -1958,6 +1992,55 @@ class EvidenceSource(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__url) -> _WhichOneofReturnType__url | None: ...
 
 Global___EvidenceSource: _TypeAlias = EvidenceSource  # noqa: Y015
+
+@_typing.final
+class TrafficObjects(_message.Message):
+    """Which Istio objects the rollout writes on a cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITE_FIELD_NUMBER: _builtins.int
+    VIRTUAL_SERVICE_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
+    write: Global___WriteMode.ValueType
+    """How it writes them; a patch by default."""
+    virtual_service: _builtins.str
+    """The VirtualService to write, in the rollout's namespace."""
+    port: _builtins.int
+    """The host's port, for DELEGATE and OWN; by default the only port of its Service."""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The host names of the callers, for OWN; by default the host itself."""
+
+    @_builtins.property
+    def gateways(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The gateways with these routes, for OWN; by default `mesh`, the sidecars."""
+
+    def __init__(
+        self,
+        *,
+        write: Global___WriteMode.ValueType = ...,
+        virtual_service: _builtins.str | None = ...,
+        port: _builtins.int | None = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        gateways: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_port", b"_port", "_virtual_service", b"_virtual_service", "port", b"port", "virtual_service", b"virtual_service"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_port", b"_port", "_virtual_service", b"_virtual_service", "gateways", b"gateways", "hosts", b"hosts", "port", b"port", "virtual_service", b"virtual_service", "write", b"write"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__port: _TypeAlias = _typing.Literal["port"]  # noqa: Y015
+    _WhichOneofArgType__port: _TypeAlias = _typing.Literal["_port", b"_port"]  # noqa: Y015
+    _WhichOneofReturnType__virtual_service: _TypeAlias = _typing.Literal["virtual_service"]  # noqa: Y015
+    _WhichOneofArgType__virtual_service: _TypeAlias = _typing.Literal["_virtual_service", b"_virtual_service"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__port) -> _WhichOneofReturnType__port | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__virtual_service) -> _WhichOneofReturnType__virtual_service | None: ...
+
+Global___TrafficObjects: _TypeAlias = TrafficObjects  # noqa: Y015
 
 @_typing.final
 class RolloutStatus(_message.Message):

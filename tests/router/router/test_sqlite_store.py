@@ -11,7 +11,8 @@ from tidegate.rollout.engine.history import Event, EventKind
 from tidegate.rollout.engine.samples import MOST_SAMPLES, sample_of
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.router.errors import StoreError
-from tidegate.router.store import Delete, Put, PutStatus, Store, from_json, to_json
+from tidegate.router.sqlite_store import SqliteStore
+from tidegate.router.store import Delete, Put, PutStatus, from_json, to_json
 
 KEY = "models/vision"
 
@@ -27,12 +28,12 @@ def path(tmp_path):
 
 async def test_what_is_committed_is_there_at_the_next_start(path):
     rollout, status = canary(), RolloutStatus(events=1, harm_spent=math.inf)
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         await store.commit(
             Put(rollout=rollout, successor=manual(), file="a.yaml", file_rollout="text"),
             PutStatus(key=KEY, status=status, events=(event(1, numbers={"harm_e": math.inf}),)),
         )
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         (found,) = await store.load()
         assert (found.rollout, found.status, found.successor) == (rollout, status, manual())
         assert (found.file, found.file_rollout) == ("a.yaml", "text")
@@ -40,7 +41,7 @@ async def test_what_is_committed_is_there_at_the_next_start(path):
 
 
 async def test_history_can_be_read_from_a_number_on(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         events = tuple(event(number) for number in range(1, 6))
         await store.commit(
             Put(rollout=canary()), PutStatus(key=KEY, status=RolloutStatus(), events=events)
@@ -49,7 +50,7 @@ async def test_history_can_be_read_from_a_number_on(path):
 
 
 async def test_a_deleted_rollout_leaves_nothing(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         status = PutStatus(key=KEY, status=RolloutStatus(), events=(event(1),))
         await store.commit(Put(rollout=canary()), status)
         await store.commit(Delete(key=KEY))
@@ -64,14 +65,14 @@ def sampled(time_s, *events):
 
 
 async def test_samples_are_a_bounded_series_that_begins_again_with_the_rollout(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         await store.commit(Put(rollout=canary()))
         await store.commit(*(sampled(time_s) for time_s in range(1, 3000)))
         found = await store.samples(KEY)
         assert MOST_SAMPLES / 2 <= len(found) <= MOST_SAMPLES
         assert [each.time_s for each in found] == [each.requests_per_s for each in found]
         assert (found[0].time_s, found[-1].time_s > 2980) == (1, True)
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         assert await store.samples(KEY) == found
         started = Event(number=1, time_s=3001.0, kind=EventKind.STARTED, message="started")
         await store.commit(sampled(3001, started))
@@ -81,7 +82,7 @@ async def test_samples_are_a_bounded_series_that_begins_again_with_the_rollout(p
 
 
 async def test_an_event_that_is_there_is_refused_and_other_commits_are_written(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         await store.commit(
             Put(rollout=canary()),
             PutStatus(key=KEY, status=RolloutStatus(events=1), events=(event(1),)),
@@ -102,7 +103,7 @@ async def test_an_event_that_is_there_is_refused_and_other_commits_are_written(p
 
 async def test_commits_that_wait_together_share_a_transaction(path):
     passed = []
-    async with Store.opened(path, passed.append) as store:
+    async with SqliteStore.opened(path, passed.append) as store:
         writes = [
             store.commit(PutStatus(key=f"models/{number}", status=RolloutStatus()))
             for number in range(100)
@@ -113,9 +114,9 @@ async def test_commits_that_wait_together_share_a_transaction(path):
 
 
 async def test_a_second_router_is_refused(path):
-    async with Store.opened(path):
+    async with SqliteStore.opened(path):
         with pytest.raises(StoreError, match=r"another process has .*sqlite open; .*stop"):
-            async with Store.opened(path):
+            async with SqliteStore.opened(path):
                 pass
 
 
@@ -130,30 +131,30 @@ async def test_a_damaged_file_is_refused_and_left_as_it_is(path, text, message):
     path.parent.mkdir()
     path.write_bytes(text)
     with pytest.raises(StoreError, match=f"{message}.*restore a copy of it, or move it"):
-        async with Store.opened(path):
+        async with SqliteStore.opened(path):
             pass
     assert path.read_bytes() == text
 
 
 async def test_a_damaged_page_is_found_at_the_start(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         for number in range(200):
             await store.commit(Put(rollout=canary(f"r{number}")))
     content = bytearray(path.read_bytes())
     content[8192:12288] = b"\xff" * 4096
     path.write_bytes(content)
     with pytest.raises(StoreError, match="is damaged"):
-        async with Store.opened(path):
+        async with SqliteStore.opened(path):
             pass
 
 
 async def test_a_status_that_cannot_be_read_is_damage(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         await store.commit(Put(rollout=canary()), PutStatus(key=KEY, status=RolloutStatus()))
     with sqlite3.connect(path) as database:
         database.execute("UPDATE statuses SET status = x'c1'")
     database.close()
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         with pytest.raises(StoreError, match="is damaged"):
             await store.load()
 
@@ -176,19 +177,19 @@ async def test_a_file_of_something_else_is_refused(path, statement, message):
         database.executescript(statement)
     database.close()
     with pytest.raises(StoreError, match=message):
-        async with Store.opened(path):
+        async with SqliteStore.opened(path):
             pass
 
 
 async def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"cannot be used: .*make its folder writable"):
-        async with Store.opened(tmp_path / "file" / "rollouts.sqlite"):
+        async with SqliteStore.opened(tmp_path / "file" / "rollouts.sqlite"):
             pass
 
 
 async def test_a_file_that_was_removed_while_in_use_is_an_error_and_not_lost_data(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         await store.commit(Put(rollout=canary()))
         path.unlink()
         with pytest.raises(StoreError, match="was removed or replaced while in use; move it back"):
@@ -196,7 +197,7 @@ async def test_a_file_that_was_removed_while_in_use_is_an_error_and_not_lost_dat
 
 
 async def test_a_full_disk_is_an_error_and_the_next_commit_succeeds(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         await store._on_thread(lambda: store._database.execute("PRAGMA max_page_count = 1"))
         with pytest.raises(StoreError, match="cannot be used: database or disk is full; make room"):
             await store.commit(*(Put(rollout=canary(f"r{number}")) for number in range(100)))
@@ -206,7 +207,7 @@ async def test_a_full_disk_is_an_error_and_the_next_commit_succeeds(path):
 
 
 async def test_the_file_survives_a_crash_of_the_machine(path):
-    async with Store.opened(path) as store:
+    async with SqliteStore.opened(path) as store:
         found = await store._on_thread(
             lambda: store._database.execute("PRAGMA synchronous").fetchone()
         )
