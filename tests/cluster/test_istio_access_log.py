@@ -156,7 +156,11 @@ async def test_a_timeout_of_the_route_is_the_proxys_if_the_objects_tell_it(mesh)
         async with Records(mesh) as records:
             for timeout in (30, None):
                 code = await mesh.start("Wait", timeout=timeout).code()
-                assert code is grpc.StatusCode.UNAVAILABLE
+                # Envoy or the server is faster.
+                assert code in (
+                    grpc.StatusCode.UNAVAILABLE,
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                )
             found = await records.until(2, lambda each: each.method == "Wait")
         assert {(each.grpc_status, each.proxy_timeout) for each in found} == {told}
         assert {each.headers["grpc-timeout"] for each in found} == {"300m"}
@@ -216,7 +220,7 @@ async def test_a_change_is_in_force_when_the_log_shows_it_and_not_before(
     async with Load(mesh) as load:
         mesh.log.streams.listen(VISION, silent := Silent())
         await asyncio.sleep(2)
-        for number in range(1, 8):
+        for number in range(1, 6):
             before, after = splits[(number + 1) % 2], splits[number % 2]
             revision = f"f{number}"
             mesh.write(*mesh.vision(after, revision=revision))

@@ -9,7 +9,6 @@ The provider and the Telemetry object are those that the project ships.
 
 import asyncio
 import contextlib
-import os
 from pathlib import Path
 
 import grpc
@@ -19,7 +18,7 @@ from echo_server import SERVICE, Echo
 from envoy_harness import WAIT_S, free_port
 from istiod import istio_envoy, running_istiod
 from kubernetes_api import kubernetes_api
-from mesh_objects import VISION, entry, gateway, istio, rule, text, to, virtual
+from mesh_objects import entry, gateway, rule, text, to, virtual
 
 from tidegate.router.istio_log.istio_log import IstioLog
 
@@ -115,7 +114,7 @@ class IstioLogMesh:
         made = self._folder / "objects.new"
         made.write_text(text(*objects, *self._extra))
         # In one step: istiod would take half a file for the whole.
-        os.rename(made, self._folder / "objects/all.yaml")
+        made.rename(self._folder / "objects/all.yaml")
 
     async def apply(self, *objects, revision="r1"):
         """Gives istiod objects, and waits until the gateway answers by them."""
