@@ -167,6 +167,8 @@ async def _patch(client: KubeClient, view: HostView, write: SplitWrite) -> Manif
     wanted = with_split(view.istio, view.objects.host.name, split, write.owner)
     before = manifest_of(live, VIRTUAL_SERVICES)
     after = edit_manifest(before, wanted[service.name])
+    if write.owner is None:
+        _drop_needless_zeros(after["spec"], live.spec)
     _set_capacity(after["metadata"], write.annotations.get(CAPACITY_ANNOTATION))
     operations = guarded_patch(before, after)
     if not operations:
@@ -193,6 +195,19 @@ async def _apply(
         "resourceVersion": live.metadata.resource_version,
     }
     return await client.apply(resource, body | {"metadata": metadata}, manager=MANAGER, force=True)
+
+
+def _drop_needless_zeros(spec: Mapping[str, Any], live: Mapping[str, Any]) -> None:
+    """Removes the weight 0 of single destinations that an edit has given back.
+
+    A single destination gets every request, and its author wrote no weight. A parsed value cannot
+    tell that from a weight of 0.
+    """
+    for route in spec.get("http") or ():
+        destinations = route.get("route") or ()
+        is_zero = len(destinations) == 1 and destinations[0].get("weight") == 0
+        if is_zero and route not in live["http"]:
+            del destinations[0]["weight"]
 
 
 def _set_capacity(metadata: dict[str, Any], text: str | None) -> None:
