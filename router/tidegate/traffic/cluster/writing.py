@@ -204,7 +204,7 @@ def _drop_needless_zeros(spec: Mapping[str, Any], live: Mapping[str, Any]) -> No
     tell that from a weight of 0.
     """
     for route in spec.get("http") or ():
-        destinations = route.get("route") or ()
+        destinations = route.get("route") or []
         is_zero = len(destinations) == 1 and destinations[0].get("weight") == 0
         if is_zero and route not in live["http"]:
             del destinations[0]["weight"]
