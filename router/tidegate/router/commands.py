@@ -20,10 +20,13 @@ class UserCommand:
     Attributes:
         command: The command.
         stage: The stage that it is for, from 1; None if it is for any.
+        id: What names this command among all commands of the rollout, if it must not be carried out
+            twice; it is written with the step that carries it out.
     """
 
     command: Command
     stage: int | None = None
+    id: str = ""
 
 
 class WaitingCommands:
@@ -42,7 +45,7 @@ class WaitingCommands:
         return done
 
     @contextlib.contextmanager
-    def next(self, refusal: Callable[[UserCommand], str]) -> Iterator[Command | None]:
+    def next(self, refusal: Callable[[UserCommand], str]) -> Iterator[UserCommand | None]:
         """Gives the next command that is not refused, and None if there is none.
 
         Whoever gave the command gets its answer when the context closes: it is written, or the
@@ -75,12 +78,12 @@ class WaitingCommands:
 
     def _take(
         self, refusal: Callable[[UserCommand], str]
-    ) -> tuple[Command, asyncio.Future[None]] | None:
+    ) -> tuple[UserCommand, asyncio.Future[None]] | None:
         while self._commands:
             command, done = self._commands.popleft()
             words = refusal(command)
             if not words:
-                return command.command, done
+                return command, done
             _fail(done, RefusedError(words))
         return None
 

@@ -143,7 +143,12 @@ class Reconciler:
         return to_json(rollout) != to_json(record.successor or record.rollout)
 
     async def command(
-        self, key: str, kind: CommandKind, reason: str, stage: int | None = None
+        self,
+        key: str,
+        kind: CommandKind,
+        reason: str,
+        stage: int | None = None,
+        command_id: str = "",
     ) -> RolloutRecord:
         """Carries out a user's command; returns once it is written.
 
@@ -152,6 +157,7 @@ class Reconciler:
             kind: What to do.
             reason: Why, in the user's words.
             stage: The stage that the command is for, from 1; None if it is for any.
+            command_id: See `UserCommand.id`.
 
         Raises:
             UnknownRolloutError: There is no such rollout.
@@ -161,7 +167,7 @@ class Reconciler:
             StoreError: It could not be written, and is not carried out.
         """
         loop = self._loop(key)
-        await loop.command(UserCommand(Command(kind=kind, reason=reason), stage))
+        await loop.command(UserCommand(Command(kind=kind, reason=reason), stage, command_id))
         return loop.record
 
     async def delete(self, key: str) -> None:
@@ -177,12 +183,19 @@ class Reconciler:
             if running is None:
                 raise UnknownRolloutError(key)
             await running.loop.delete()
-            # The loop takes no turn before it is cancelled: nothing else has run since.
-            running.task.cancel()
-            del self._running[key]
-            self.registry.remove(key)
-            await asyncio.wait({running.task})
+            await self._stop(key, running)
             _log.info("rollout deleted", rollout=key)
+
+    async def forget(self, key: str) -> None:
+        """Stops the loop of a rollout that somebody else has removed from the store.
+
+        Nothing is written, and traffic stays as it is. An unknown rollout is no error.
+        """
+        async with self._changing[key]:
+            running = self._running.get(key)
+            if running is not None:
+                await self._stop(key, running)
+                _log.info("rollout forgotten", rollout=key)
 
     async def left_by_file(self, key: str) -> None:
         """Notes that no file holds a rollout any more; the rollout goes on.
@@ -227,6 +240,13 @@ class Reconciler:
         async with asyncio.TaskGroup() as writing:
             for each in self._running.values():
                 writing.create_task(each.loop.flush())
+
+    async def _stop(self, key: str, running: _Running) -> None:
+        # The loop takes no turn before it is cancelled: nothing else has run since.
+        running.task.cancel()
+        del self._running[key]
+        self.registry.remove(key)
+        await asyncio.wait({running.task})
 
     async def _create(self, rollout: Rollout, file: str, text: str) -> RolloutRecord:
         stored = Stored(

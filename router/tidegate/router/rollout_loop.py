@@ -250,7 +250,8 @@ class RolloutLoop:
             words = refusal(record.rollout, record.status, kind, blocked_by, observed)
             return words or stage_refusal(record, given.stage)
 
-        with self._commands.next(refused) as command:
+        with self._commands.next(refused) as given:
+            command = None if given is None else given.command
             inputs = Inputs(
                 windows=self._intake.windows,
                 traffic=traffic,
@@ -260,7 +261,7 @@ class RolloutLoop:
                 command=command or self._superseding(refused),
                 blocked_by=blocked_by,
             )
-            step = await self._step(inputs, now_s)
+            step = await self._step(inputs, now_s, "" if given is None else given.id)
             for action in step.actions:
                 self._actor.begin(action, self._host, self._intake.epochs(self._host), tasks)
             if self._unwritten is not None:
@@ -277,7 +278,7 @@ class RolloutLoop:
         phase = self.record.status.phase
         return phase is Phase.PENDING or (self.record.successor is not None and phase in ENDED)
 
-    async def _step(self, inputs: Inputs, now_s: float) -> Step:
+    async def _step(self, inputs: Inputs, now_s: float, command_id: str) -> Step:
         """Takes a step of the engine; the new status counts once it is written.
 
         A step that counts without that sets `_unwritten`.
@@ -289,7 +290,7 @@ class RolloutLoop:
             around.hosts.claim(record.key, self._host)
         self._unwritten = None
         try:
-            await self._writer.write(step, before, now_s)
+            await self._writer.write(step, before, now_s, command_id)
         except BaseException as error:
             if not isinstance(error, StoreError) or not counts_unwritten(step):
                 if before.phase not in ACTIVE:
@@ -300,7 +301,7 @@ class RolloutLoop:
                     self._intake.used()
                     around.registry.changed(record.key)
                 raise
-            self._writer.owe(step)
+            self._writer.owe(step, command_id)
             self._unwritten = error
         self._intake.used()
         if self._actor.outcome is inputs.outcome:

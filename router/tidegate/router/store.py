@@ -59,12 +59,15 @@ class PutStatus(msgspec.Struct, frozen=True, kw_only=True):
         status: The status.
         events: The events.
         sample: What the evidence said, for reports; it is kept if the series needs one.
+        command_id: The id of the command that the status carries out; empty for none. A store that
+            commands reach through its own objects keeps it, so that none is carried out twice.
     """
 
     key: str
     status: RolloutStatus
     events: tuple[Event, ...] = ()
     sample: Sample | None = None
+    command_id: str = ""
 
 
 class Delete(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,6 +46,7 @@ class StatusWriter:
         self._around = around
         # The events of steps that count and are not written.
         self._owed: tuple[Event, ...] = ()
+        self._owed_command_id = ""
         self._written_s = around.clock()
         self._is_unwritten = self._is_writing = False
 
@@ -54,30 +55,39 @@ class StatusWriter:
         """Whether events of the history are not written."""
         return bool(self._owed)
 
-    async def write(self, step: Step, before: RolloutStatus, now_s: float) -> None:
+    async def write(
+        self, step: Step, before: RolloutStatus, now_s: float, command_id: str = ""
+    ) -> None:
         """Writes a step. What decides nothing, such as evidence, is written now and then.
 
         Args:
             step: The step.
             before: The status before it.
             now_s: The time, in seconds since the epoch.
+            command_id: The id of the command that the step carries out; empty for none.
 
         Raises:
             StoreError: It could not be written.
         """
-        if not self._owed and not step.events:
+        if not self._owed and not step.events and not command_id:
             if step.status == before:
                 return
             self._is_unwritten = True
             if now_s - self._written_s < self._around.settings.evidence_interval_s:
                 return
         sample = sample_of(step.status, now_s) if step.status.desired is not None else None
-        await self._commit(step.status, step.events, sample=sample)
+        await self._commit(step.status, step.events, sample=sample, command_id=command_id)
         self._written_s = now_s
 
-    def owe(self, step: Step) -> None:
-        """Notes that a step counts which could not be written."""
+    def owe(self, step: Step, command_id: str = "") -> None:
+        """Notes that a step counts which could not be written.
+
+        Args:
+            step: The step.
+            command_id: The id of the command that the step carries out; empty for none.
+        """
         self._owed = (*self._owed, *step.events)
+        self._owed_command_id = command_id or self._owed_command_id
         self._is_unwritten = True
 
     async def put(self, put: Put, status: RolloutStatus) -> None:
@@ -105,9 +115,14 @@ class StatusWriter:
         *,
         sample: Sample | None = None,
         put: Put | None = None,
+        command_id: str = "",
     ) -> None:
         write = PutStatus(
-            key=self._record.key, status=status, events=(*self._owed, *events), sample=sample
+            key=self._record.key,
+            status=status,
+            events=(*self._owed, *events),
+            sample=sample,
+            command_id=command_id or self._owed_command_id,
         )
         # If this is cancelled, nobody knows whether it was written.
         self._is_writing = True
@@ -117,7 +132,7 @@ class StatusWriter:
             self._is_writing = False
             raise
         self._is_writing = self._is_unwritten = False
-        self._owed = ()
+        self._owed, self._owed_command_id = (), ""
 
 
 def counts_unwritten(step: Step) -> bool:
