@@ -107,9 +107,7 @@ def largest_state(candidates=1, windows=25, requests=100):
             start_s=1e9 + number,
             end_s=1e9 + number + 1.0131,
             shares={VersionName(name): 1 / len(versions) for name in versions},
-            versions={
-                VersionName(name): _traffic(rollout, requests, chance) for name in versions
-            },
+            versions={VersionName(name): _traffic(rollout, requests, chance) for name in versions},
         )
         for name, plan in plans.items():
             evidence[name] = observe(plan, evidence[name], window)

@@ -47,9 +47,9 @@ __all__ = [
 
 _OTHERS: Final = ("tidegate.dev/", "kubectl.kubernetes.io/")
 _LONGEST_MESSAGE: Final = 1024
-_HISTORY_BYTES: Final = 10 << 10
-_DETAIL_BYTES: Final = 4 << 10
-_SAMPLES_BYTES: Final = 6 << 10
+_HISTORY_BYTES: Final = 8 << 10
+_DETAIL_BYTES: Final = 3 << 10
+_SAMPLES_BYTES: Final = 4 << 10
 _FEW_SAMPLES: Final = 4
 _URGENCY: Final = (Verdict.MISSED, Verdict.OPEN, Verdict.NO_DATA, Verdict.MET)
 

@@ -128,14 +128,11 @@ def _list(field: Field, made: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(field: Field, made: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the schema of a text, a number or a flag."""
     found = {key: made[key] for key in _KEPT if key in made}
-    for limit, excluded in (
-        ("minimum", "exclusiveMinimum"),
-        ("maximum", "exclusiveMaximum"),
-    ):
-        if excluded in made:
-            found |= {limit: made[excluded], excluded: True}
-        elif limit in made:
-            found[limit] = made[limit]
+    for name, limit in (("minimum", field.minimum), ("maximum", field.maximum)):
+        if limit is not None:
+            number, excluded = limit
+            found[name] = int(number) if number.is_integer() else number
+            found |= {f"exclusive{name.capitalize()}": True} if excluded else {}
     if found["type"] == "string" and "enum" not in found and "maxLength" not in found:
         longest = _LONGEST.get(field.key)
         found |= {"maxLength": longest} if longest is not None else {}
