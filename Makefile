@@ -34,7 +34,7 @@ up: $(RUN_READY) $(MODELS_READY) ## Build the models and serve them behind Envoy
 
 models: $(MODELS_READY) ## Build the models for `make up`, the tests and the benchmarks.
 
-servers: | $(VENV)/bin/python ## Build the Kubernetes API server and the istiod that tests run.
+servers: | $(VENV)/bin/python ## Build the Kubernetes and Istio servers that the tests run.
 	@$(BIN)/python tools/build_servers.py
 
 test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
