@@ -2,18 +2,15 @@
 
 import asyncio
 import copy
-import itertools
 
 import msgspec
 import pytest
 import pytest_asyncio
-from cluster_host import ClusterHost, split
+from cluster_host import split
 from cluster_objects import destination_rule, rollout, to, virtual_service
-from istio_api import istio_api
 
-from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import ConflictError, UnreachableError
-from tidegate.kube.resources import NAMESPACES, VIRTUAL_SERVICES
+from tidegate.kube.resources import VIRTUAL_SERVICES
 from tidegate.rollout.traffic import Knowledge, MatchKind, Sticky, TesterMatch, TrafficSplit
 from tidegate.traffic.cluster import writing
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
@@ -21,9 +18,8 @@ from tidegate.traffic.cluster.objects import DirectObjects
 from tidegate.traffic.cluster.rollout_traffic import ClusterTrafficSettings
 from tidegate.traffic.router import TrafficError
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.cluster]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
-_numbers = itertools.count()
 # What other programs and newer versions of Istio may have in a VirtualService.
 GIT = virtual_service(
     annotations={"example.com/owner": "vision team", "tidegate.dev/sticky": "header:x-user"},
@@ -45,24 +41,11 @@ GIT = virtual_service(
 )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory):
-    async with (
-        istio_api(tmp_path_factory.mktemp("api")) as api,
-        KubeClient.opened(kubeconfig=api.kubeconfig) as opened,
-    ):
-        yield opened
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def host(client):
-    name = f"patch-{next(_numbers)}"
-    await client.create(NAMESPACES, {"metadata": {"name": name}})
-    found = ClusterHost(client, name)
-    await found.make(ready={"v1": 3, "v2": 3})
-    await found.apply(destination_rule("v1", "v2"))
-    await found.apply(GIT)
-    return found
+@pytest_asyncio.fixture(loop_scope="session")
+async def host(bare_host):
+    await bare_host.apply(destination_rule("v1", "v2"))
+    await bare_host.apply(GIT)
+    return bare_host
 
 
 def key(host):
