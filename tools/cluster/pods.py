@@ -106,8 +106,8 @@ class RunningPod:
         Raises:
             ClusterError: It failed; the message has its output.
         """
-        own = [each for each in self._containers if not each.spec.is_sidecar]
-        env = [f"{name}={value}" for name, value in own[0].spec.env.items()] if own else []
+        own = [each.spec.env for each in self._containers if not each.spec.is_sidecar]
+        env = [f"{name}={value}" for name, value in (own[0] if own else self._env()).items()]
         return await run_tool(*self._place.command(["env", "-i", *env, *command]))
 
     async def run(self) -> None:
@@ -137,24 +137,29 @@ class RunningPod:
             self._pod["metadata"].setdefault("labels", {}).update(istio_labels(self._pod))
         await add_pod_network(self._network, self._number, self.address)
         await self._write_files()
-        if injection is not None:
-            await self._add_proxy(injection, tasks)
-        if injection is Injection.GATEWAY:
-            return
-        specs = container_specs(self._pod, self.address, self._env(), ROOT)
+        specs = (
+            []
+            if injection is Injection.GATEWAY
+            else container_specs(self._pod, self.address, self._env(), ROOT)
+        )
+        if injection is Injection.SIDECAR:
+            self._prober_network = Network.named(self._network)
         own = [self._container(each) for each in specs]
-        self._containers.extend(own)
+        # All of them from the start: a Pod is ready when each of its containers is.
+        self._containers = own
+        if injection is not None:
+            await self._start_proxy(injection, tasks)
         for each in own:
             tasks.create_task(each.run())
 
-    async def _add_proxy(self, injection: Injection, tasks: asyncio.TaskGroup) -> None:
-        await set_up_proxy(self._pod, injection, self._folder / "proxy", self._network, self._api)
-        spec = proxy_container(
-            self._pod, injection, self.address, self._folder / "proxy", self._launch.path
-        )
+    async def _start_proxy(self, injection: Injection, tasks: asyncio.TaskGroup) -> None:
+        """Starts the proxy, and waits until it is ready."""
+        folder = self._folder / "proxy"
+        path = self._launch.path
+        spec = proxy_container(self._pod, injection, self.address, folder, path)
         proxy = self._container(spec)
-        self._prober_network = Network.named(self._network)
-        self._containers.append(proxy)
+        self._containers = [proxy, *self._containers]
+        await set_up_proxy(self._pod, injection, folder, self._network, self._api)
         tasks.create_task(proxy.run())
         ready = asyncio.create_task(proxy.is_ready.wait())
         stopped = asyncio.create_task(self._stop.wait())
