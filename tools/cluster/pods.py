@@ -20,6 +20,7 @@ from cluster.sidecars import Injection, injection_of, istio_labels, proxy_contai
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Sequence
 
     from cluster.messages import Launch
 
@@ -286,24 +287,27 @@ class RunningPod:
                 return
 
     def _status(self) -> dict[str, Any]:
-        containers = [each.status for each in self._containers]
-        ready = bool(containers) and all(each["ready"] for each in containers)
+        states = [each.status for each in self._containers]
+        waiting = [each["name"] for each in states if not each["ready"]]
+        ready = bool(states) and not waiting
         conditions = [
             self._condition("PodScheduled", met=True),
             self._condition("Initialized", met=True),
-            self._condition("ContainersReady", met=ready),
-            self._condition("Ready", met=ready),
+            self._condition("ContainersReady", met=ready, waiting=waiting),
+            self._condition("Ready", met=ready, waiting=waiting),
         ]
+        # Not the sidecar, which the Pod does not name: `kubectl` would count it as one too many.
+        named = [each.status for each in self._containers if not each.spec.is_sidecar]
         addresses = {"podIP": self.address, "podIPs": [{"ip": self.address}]}
         return {
             "phase": self._phase(),
             "reason": "Unsupported" if self._failure else None,
             "message": self._failure or None,
             "conditions": conditions,
-            "containerStatuses": containers,
+            "containerStatuses": named,
             "hostIP": BRIDGE_ADDRESS,
             "startTime": self._started_at,
-            **(addresses if containers else {}),
+            **(addresses if states else {}),
         }
 
     def _phase(self) -> str:
@@ -316,9 +320,12 @@ class RunningPod:
             return "Failed" if any(codes) else "Succeeded"
         return "Running" if any("waiting" not in each for each in states) else "Pending"
 
-    def _condition(self, kind: str, *, met: bool) -> dict[str, str]:
+    def _condition(
+        self, kind: str, *, met: bool, waiting: Sequence[str] = ()
+    ) -> dict[str, str | None]:
         before, since = self._ready_since.get(kind, (not met, ""))
         if before != met:
             since = now()
             self._ready_since[kind] = (met, since)
-        return {"type": kind, "status": str(met), "lastTransitionTime": since}
+        message = f"not ready: {', '.join(waiting)}" if waiting else None
+        return {"type": kind, "status": str(met), "lastTransitionTime": since, "message": message}
