@@ -166,26 +166,41 @@ class TwinMesh:
 
 @contextlib.asynccontextmanager
 async def running_istiod(program, folder, kubeconfig, mesh=""):
-    """An istiod that reads objects from a folder; gives the port of its discovery service."""
+    """An istiod that reads objects from a folder; gives the port of its discovery service.
+
+    `mesh` is added to its mesh configuration.
+    """
+    ads_port, http_port = free_port(), free_port()
+    command, settings = istiod_command(program, folder, kubeconfig, ads_port, http_port, mesh)
+    command = (*command, f"--configDir={folder / 'objects'}")
+    with running(
+        command, folder / "istiod.log", env={**os.environ, **settings}, cwd=folder
+    ) as process:
+        async with asyncio.timeout(START_S), aiohttp.ClientSession() as session:
+            while not await istiod_is_ready(session, http_port):
+                assert process.poll() is None, (folder / "istiod.log").read_text()[-3000:]
+                await asyncio.sleep(0.05)
+        yield ads_port
+
+
+def istiod_command(program, folder, kubeconfig, ads_port, http_port, mesh=""):
+    """The command and the environment of an istiod; writes its mesh configuration."""
     (folder / "mesh.yaml").write_text(_MESH + mesh)
     (folder / "networks.yaml").write_text("networks: {}\n")
-    ads_port, http_port = free_port(), free_port()
     command = (
         *(program, "discovery", f"--kubeconfig={kubeconfig}", "--registries=Kubernetes"),
-        f"--configDir={folder / 'objects'}",
         *(f"--meshConfig={folder / 'mesh.yaml'}", f"--networksConfig={folder / 'networks.yaml'}"),
         *(f"--grpcAddr=127.0.0.1:{ads_port}", f"--httpAddr=127.0.0.1:{http_port}"),
         *(f"--monitoringAddr=127.0.0.1:{free_port()}", f"--ctrlz_port={free_port()}"),
         *("--httpsAddr=", "--secureGRPCAddr=", "--log_output_level=default:warn"),
     )
     # By default Go would use all cores while it starts.
-    environment = {**os.environ, **_SETTINGS, "GOMAXPROCS": "1"}
-    with running(command, folder / "istiod.log", env=environment, cwd=folder) as process:
-        async with asyncio.timeout(START_S), aiohttp.ClientSession() as session:
-            while not await _is_ready(session, f"http://127.0.0.1:{http_port}/ready"):
-                assert process.poll() is None, (folder / "istiod.log").read_text()[-3000:]
-                await asyncio.sleep(0.05)
-        yield ads_port
+    return command, {**_SETTINGS, "GOMAXPROCS": "1"}
+
+
+async def istiod_is_ready(session, http_port):
+    """Whether an istiod serves proxies."""
+    return await _is_ready(session, f"http://127.0.0.1:{http_port}/ready")
 
 
 async def _is_ready(session, url):
