@@ -54,7 +54,7 @@ _CONTROLLERS: Final = (
 _ISTIOD_ENV: Final = {
     "ENABLE_LEADER_ELECTION": "false",
     "INJECTION_WEBHOOK_CONFIG_NAME": "",
-    "PILOT_CERT_PROVIDER": "istio",
+    "PILOT_CERT_PROVIDER": "istiod",
     "PILOT_ENABLE_ALPN_FILTER": "false",
     "PILOT_ENABLE_GATEWAY_API": "false",
     "PILOT_ENABLE_IP_AUTOALLOCATE": "false",

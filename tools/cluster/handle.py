@@ -193,7 +193,7 @@ class TestCluster:
             for each in deployments:
                 await self._deployed(api, namespace, each, timeout_s)
 
-    async def forward(self, namespace: str, target: str, port: int) -> str:
+    async def forward(self, namespace: str, target: str, port: int, *, local_port: int = 0) -> str:
         """Forwards a loopback port to a Service, or to a Pod (`pod/NAME`).
 
         Each new connection goes to one of the Service's ready Pods. The forwarder stays until the
@@ -203,11 +203,17 @@ class TestCluster:
             namespace: The namespace of the target.
             target: The name of a Service, or `pod/` and the name of a Pod.
             port: The port of the Service, or of the Pod.
+            local_port: The loopback port; 0 takes a free one.
 
         Returns:
             The address, such as `127.0.0.1:34567`.
+
+        Raises:
+            ClusterError: The loopback port is taken.
         """
-        address: str = await self._ask("forward", namespace=namespace, target=target, port=port)
+        address: str = await self._ask(
+            "forward", namespace=namespace, target=target, port=port, local_port=local_port
+        )
         return address
 
     async def expose(self, namespace: str, service: str, port: int, target: str) -> str:

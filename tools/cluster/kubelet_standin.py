@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import traceback
 from typing import TYPE_CHECKING
 
 from cluster.kube_api import ApiError, KubeApi, Manifest
@@ -106,6 +107,8 @@ class KubeletStandIn:
         running.update(pod)
         try:
             await running.run()
+        except Exception:  # noqa: BLE001 - one Pod ends; the log of the cluster says why
+            traceback.print_exc()
         finally:
             del self._pods[uid]
 

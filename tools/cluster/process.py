@@ -96,7 +96,7 @@ class ClusterProcess:
         """Starts a server of the control plane again, and waits until it serves."""
         await self._daemon(program).restart()
 
-    async def do_forward(self, namespace: str, target: str, port: int) -> str:
+    async def do_forward(self, namespace: str, target: str, port: int, local_port: int) -> str:
         """Forwards a loopback port to a Service (`NAME`) or a Pod (`pod/NAME`)."""
         if target.startswith("pod/"):
             pod = target.removeprefix("pod/")
@@ -111,7 +111,7 @@ class ClusterProcess:
                     raise ConnectionRefusedError(f"{namespace}/{target} has no ready endpoint")
                 return random.choice(found)
 
-        return await self._forward(choose)
+        return await self._forward(choose, local_port)
 
     async def do_expose(self, namespace: str, service: str, port: int, target: str) -> str:
         """Makes a loopback address of the starting namespace a Service of the cluster."""
@@ -191,7 +191,7 @@ class ClusterProcess:
     async def _forward_port(self, port: int) -> str:
         return await self._forward(lambda: (_LOOPBACK, port))
 
-    async def _forward(self, choose: Callable[[], tuple[str, int]]) -> str:
+    async def _forward(self, choose: Callable[[], tuple[str, int]], local_port: int = 0) -> str:
         async def connect() -> socket.socket:
             made = _new_socket()
             try:
@@ -201,7 +201,7 @@ class ClusterProcess:
                 raise
             return made
 
-        listener = await self._host.call(lambda: listening_socket(_LOOPBACK))
+        listener = await self._host.call(lambda: listening_socket(_LOOPBACK, local_port))
         self._tasks.create_task(forward(listener, connect))
         return f"{_LOOPBACK}:{listener.getsockname()[1]}"
 
