@@ -6,7 +6,8 @@ closer:
 
 - Somebody edited the object, but the status is what this store wrote: it writes again, on top.
 - Another controller wrote the status: the write fails, and so does every later one. Two controllers
-  never take turns on one rollout. The status says in `writer` which process wrote it.
+  never take turns on one rollout. The status says in `writer` which process wrote it. Wait for
+  `CrdStore.taken` to end a controller whose place another one has.
 - The object was deleted, and perhaps made anew under its name: the write fails.
 
 A write without an answer may have been done. The next one finds out by `writer`, and replaces the
@@ -18,19 +19,20 @@ import dataclasses
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from tidegate.kube.cache import ObjectCache
+from tidegate.kube.cache import ALL_NAMESPACES, ObjectCache
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import ConflictError, KubeError, NotFoundError
 from tidegate.kube.resources import ROLLOUTS, Manifest
 from tidegate.rollout.crd.command import CommandAnswer
 from tidegate.rollout.crd.mapping import (
     StoredState,
+    answer_of,
     bounded,
     status_body,
     stored_of,
@@ -84,6 +86,7 @@ class CrdStore:
         client: Calls the API server.
         rollouts: The objects, filled by a reflector.
         identity: Names this process, such as by its Pod.
+        namespaces: Where the rollouts are, as the cache has them.
         clock: Gives the time in seconds since the epoch.
 
     Attributes:
@@ -95,23 +98,38 @@ class CrdStore:
         client: KubeClient,
         rollouts: ObjectCache[Manifest],
         identity: str,
+        namespaces: Sequence[str] = (ALL_NAMESPACES,),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.writer = f"{identity}-{secrets.token_hex(4)}"
         self._client = client
         self._rollouts = rollouts
+        self._namespaces = tuple(namespaces)
         self._clock = clock
+        self._taken = asyncio.Event()
         self._kept: dict[str, _Kept] = {}
         self._writing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def load(self) -> tuple[Stored, ...]:
         """Returns the rollouts of the objects that have a status, by key.
 
-        A status that somebody damaged counts as none: its rollout begins anew.
+        It asks the API server: a cache may be behind what the last leader wrote. A status that
+        somebody damaged counts as none, and its rollout begins anew.
+
+        Raises:
+            StoreError: The API server does not answer.
         """
         self._kept.clear()
+        try:
+            listed = [
+                each
+                for namespace in self._namespaces
+                for each in (await self._client.list(ROLLOUTS, namespace)).items
+            ]
+        except KubeError as error:
+            raise StoreError(f"the rollouts cannot be read: {error}") from error
         found = []
-        for manifest in sorted(self._rollouts.all(), key=lambda each: each.key):
+        for manifest in sorted(listed, key=lambda each: each.key):
             kept = self._kept[manifest.key] = _kept_of(manifest)
             if kept.state is not None:
                 state = kept.state
@@ -178,7 +196,10 @@ class CrdStore:
             await self._write(key, kept, kept.state, answer, kept.problem)
 
     def answered(self, key: str) -> CommandAnswer | None:
-        """Returns the answer to the last command of a rollout; None if there is none."""
+        """Returns the answer to the last command of a rollout; None if there is none.
+
+        A command that is carried out is answered by the write of its step.
+        """
         kept = self._kept.get(key)
         return None if kept is None else kept.answer
 
@@ -196,6 +217,13 @@ class CrdStore:
             kept = await self._find(key)
             if kept.problem != problem:
                 await self._write(key, kept, kept.state, kept.answer, problem)
+
+    async def taken(self) -> None:
+        """Waits until it turns out that another controller writes statuses.
+
+        Only a new store, which loads them anew, may go on.
+        """
+        await self._taken.wait()
 
     def _state(self, key: str) -> StoredState | None:
         kept = self._kept.get(key)
@@ -280,6 +308,7 @@ class CrdStore:
         if fresh.metadata.uid != kept.uid:
             raise StoreError(f"the Rollout {key} was deleted, and another one has its name")
         if not self._is_ours(kept, fresh):
+            self._taken.set()
             writer = fresh.status.get("writer") or "somebody"
             raise StoreError(
                 f"another controller writes the status of {key}: {writer}. Only one may run"
@@ -325,9 +354,8 @@ def _kept_of(manifest: Manifest) -> _Kept:
             error=str(error),
         )
         state = None
-    if state is not None:
-        return _Kept(manifest, state, state.answer, state.problem, _told(manifest))
-    return _Kept(manifest, None, None, "", _told(manifest))
+    status = manifest.status
+    return _Kept(manifest, state, answer_of(status), status.get("problem", ""), _told(manifest))
 
 
 def _told(manifest: Manifest) -> tuple[object, ...]:
@@ -350,9 +378,7 @@ def _with_writes(kept: _Kept, writes: tuple[Write, ...]) -> StoredState:
             case Put():
                 if state is None:
                     state = StoredState(rollout=each.rollout, status=RolloutStatus())
-                state = dataclasses.replace(
-                    state, rollout=each.rollout, successor=each.successor
-                )
+                state = dataclasses.replace(state, rollout=each.rollout, successor=each.successor)
             case PutStatus():
                 if state is None:
                     raise StoreError(f"the rollout {each.key} is not in the store")

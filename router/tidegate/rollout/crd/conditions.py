@@ -21,12 +21,12 @@ __all__ = ["Condition", "ConditionType", "conditions_of", "merged", "verdict_of"
 class ConditionType(enum.StrEnum):
     """The questions that conditions answer.
 
-    ``ACCEPTED``: can the spec as it is now be carried out, as far as only the controller can tell? ``READY``: has the
-    rollout ended well? ``STALLED``: has it ended badly, or can it not run? ``PROGRESSING``: does it
-    do something by itself? ``PAUSED``: does it wait for somebody to resume it? ``HEALTHY``: is the
-    candidate fine so far? ``IN_FORCE``: is the desired split in force? ``FOREIGN_CHANGE``: has
-    somebody else changed the traffic, and does the rollout wait because of that? ``PROMOTED``: has
-    the candidate all traffic? ``ENDED``: does the rollout do nothing more?
+    ``ACCEPTED``: can the spec as it is now be carried out? ``READY``: has the rollout ended well?
+    ``STALLED``: has it ended badly, or can it not run? ``PROGRESSING``: does it do something by
+    itself? ``PAUSED``: does it wait for somebody to resume it? ``HEALTHY``: is the candidate fine
+    so far? ``IN_FORCE``: is the desired split in force? ``FOREIGN_CHANGE``: has somebody else
+    changed the traffic, and does the rollout wait because of that? ``PROMOTED``: has the candidate
+    all traffic? ``ENDED``: does the rollout do nothing more?
     """
 
     ACCEPTED = "Accepted"

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from tidegate.evidence.assessment import Verdict
 from tidegate.rollout.crd.command import CommandAnswer
 from tidegate.rollout.crd.conditions import ConditionType, conditions_of, merged, verdict_of
@@ -37,6 +39,7 @@ from tidegate.rollout.traffic import TrafficSplit
 
 __all__ = [
     "StoredState",
+    "answer_of",
     "bounded",
     "refusal_of",
     "rollout_of",
@@ -114,7 +117,6 @@ def stored_of(manifest: Mapping[str, Any]) -> StoredState | None:
         return None
     state = unpack_state(packed)
     samples = status.get("samples")
-    answer = status.get("lastCommand")
     try:
         return StoredState(
             rollout=Rollout.model_validate_json(state.rollout),
@@ -122,13 +124,22 @@ def stored_of(manifest: Mapping[str, Any]) -> StoredState | None:
             successor=(Rollout.model_validate_json(state.successor) if state.successor else None),
             events=tuple(map(_event_of, status.get("history", ()))),
             samples=() if samples is None else unpack_samples(samples),
-            answer=None if answer is None else _answer_of(answer),
+            answer=answer_of(status),
             problem=status.get("problem", ""),
         )
     except DamagedStateError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedStateError(f"it is damaged: {error!r}") from error
+
+
+def answer_of(status: Mapping[str, Any]) -> CommandAnswer | None:
+    """Returns the answer to the last command in a status; None if there is none."""
+    try:
+        return msgspec.convert(status.get("lastCommand"), CommandAnswer | None)
+    except msgspec.ValidationError:
+        # Somebody edited it.
+        return None
 
 
 def status_body(
@@ -187,11 +198,7 @@ def status_body(
         "writer": writer,
     }
     if state.answer is not None:
-        found["lastCommand"] = {
-            "id": state.answer.id,
-            "accepted": state.answer.accepted,
-            "message": state.answer.message,
-        }
+        found["lastCommand"] = msgspec.to_builtins(state.answer)
     if state.samples:
         found["samples"] = pack_samples(state.samples)
     return {key: value for key, value in found.items() if value not in (None, "", {}, [])}
@@ -312,14 +319,6 @@ def _event_of(values: Mapping[str, Any]) -> Event:
         kind=EventKind(values["kind"]),
         message=values["message"],
         numbers={key: float(each) for key, each in values.get("numbers", {}).items()},
-    )
-
-
-def _answer_of(values: Mapping[str, Any]) -> CommandAnswer:
-    return CommandAnswer(
-        id=values.get("id", ""),
-        accepted=bool(values.get("accepted")),
-        message=values.get("message", ""),
     )
 
 
