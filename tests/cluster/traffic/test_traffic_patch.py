@@ -219,9 +219,9 @@ async def test_a_forced_gitops_apply_is_read_and_answered(host):
     before = await host.service()
     traffic = host.traffic()
     await traffic.apply("vision", split(v1=90, v2=10), key(host))
-    # Flux and a first Argo CD sync without force meet the field manager of the patch.
+    # An apply without force meets the field manager of the patch.
     with pytest.raises(ConflictError, match="tidegate"):
-        await host.apply(GIT, manager="flux")
+        await host.apply(GIT, manager="kubectl")
     await host.apply(GIT, manager="argocd-controller", force=True)
     read = await traffic.read("vision")
     assert read.split.same_as(split(v1=100))
