@@ -177,7 +177,7 @@ async def test_a_hand_edit_and_a_forced_apply_are_read_and_undone(host, write):
     if write == "delegate":
         del git["spec"]["hosts"]
     with pytest.raises(ConflictError, match="conflict"):
-        await host.apply(git, manager="flux")
+        await host.apply(git, manager="kubectl")
     await host.apply(git, manager="argocd-controller", force=True)
     read = await traffic.read("vision")
     assert read.split.same_as(split(v1=100))

@@ -130,6 +130,15 @@ async def test_an_urgent_split_stays_although_it_is_not_served(host):
     assert (await host.weights())["v1"] == 100
 
 
+async def test_an_urgent_split_does_not_wait_for_proxies_without_end(host):
+    process = host.process(settings=ClusterTrafficSettings(subset_settle_s=0, urgent_s=0.1))
+    traffic = process.of(rollout(namespace=host.namespace))
+    with host.observer.held():
+        applied = await traffic.apply("vision", split(v1=100), key(host), urgent=True)
+    assert applied.known is Knowledge.WRITTEN
+    assert applied.detail == "proxies still follow the old routes after 0.1 s"
+
+
 async def test_a_raise_waits_for_endpoints_and_an_urgent_split_does_not(host):
     await host.scale({"v1": 3, "v2": 1}, {"v2": 2})
     traffic = host.traffic()
@@ -219,9 +228,9 @@ async def test_a_forced_gitops_apply_is_read_and_answered(host):
     before = await host.service()
     traffic = host.traffic()
     await traffic.apply("vision", split(v1=90, v2=10), key(host))
-    # Flux and a first Argo CD sync without force meet the field manager of the patch.
+    # An apply without force meets the field manager of the patch.
     with pytest.raises(ConflictError, match="tidegate"):
-        await host.apply(GIT, manager="flux")
+        await host.apply(GIT, manager="kubectl")
     await host.apply(GIT, manager="argocd-controller", force=True)
     read = await traffic.read("vision")
     assert read.split.same_as(split(v1=100))
