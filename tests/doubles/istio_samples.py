@@ -1,7 +1,8 @@
 """Istio's own samples as worlds of objects: those that the compiler reads, with hosts for them.
 
 Kubernetes Services define most of the samples' hosts. Here a ServiceEntry stands for each, with a
-DestinationRule for subsets that another sample defines. The samples' Gateways select Istio's own gateway by label; here they select the test's.
+DestinationRule for subsets that another sample defines. The samples' Gateways select Istio's own
+gateway by label; here they select the test's.
 """
 
 import json

@@ -242,7 +242,7 @@ def _matches(draw, gateways):
 
 
 def _without_empty(value):
-    """Leaves out fields that are empty lists or messages, which mean nothing in a list of fields."""
+    """Leaves out fields that are empty lists or messages."""
     spec = value.get("spec", value)
     for name in [name for name, each in spec.items() if each in ([], {})]:
         del spec[name]

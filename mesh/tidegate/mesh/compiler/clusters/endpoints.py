@@ -36,8 +36,8 @@ def assignment(
     upstream: Upstream, port: RegisteredPort, subset: SubsetName | None, states: EndpointStates
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of one cluster."""
-    # Two entries may name one endpoint. gRPC clients refuse an assignment with duplicates, and Envoy
-    # takes the first.
+    # Two entries may name one endpoint. gRPC clients refuse an assignment with duplicates, and
+    # Envoy takes the first.
     first: dict[str, Endpoint] = {}
     for each in upstream.endpoints(port, subset):
         first.setdefault(each.key, each)
