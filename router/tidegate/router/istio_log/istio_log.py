@@ -72,9 +72,10 @@ class IstioLog:
 
     Attributes:
         attribution: Which host a request without a cluster is for. Whoever reads the cluster's
-            objects, in every replica, keeps `attribution.facts` up to date: the subsets, selectors
-            and route timeouts of the hosts. Without them everything works but what
-            `tidegate.router.istio_log.attribution` says.
+            objects, in every replica, sets `attribution.facts` when they change: see
+            `tidegate.router.istio_log.host_facts.facts_of`. Without facts a timeout of a
+            VirtualService looks like the deadline of a caller, and subsets of calls without a proxy
+            are the label ``version``.
         observer: Tells since when a split is in force.
         source: Counts the traffic of rollouts.
         streams: Reads the records of all replicas.
