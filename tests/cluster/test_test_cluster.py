@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
+# Calls per second that two servers on busy cores answer while others start.
+RATE = 10
 # Says whether a gRPC server at an address is healthy, by the name of the status.
 _HEALTH = """
 import sys, grpc
@@ -72,12 +74,12 @@ def vision(shared_cluster):
 
 async def test_models_behind_the_gateway_answer_by_the_weights(vision):
     _, port = vision
-    with SteadyLoad(port, 60) as load:
-        await until(lambda: load.codes.total() >= 300)
+    with SteadyLoad(port, 3 * RATE) as load:
+        await until(lambda: load.codes.total() >= 200)
     assert load.failures == 0, load.errors
     assert set(load.versions) == {"1-fp32", "1-int8"}
-    # 10 % of 300 calls; five standard deviations are 9 %.
-    assert 0.01 < load.versions["1-int8"] / load.codes.total() < 0.19
+    # 10 % of 200 calls; five standard deviations are 11 %.
+    assert 0 < load.versions["1-int8"] / load.codes.total() < 0.21
 
 
 async def test_scaling_down_and_a_rolling_update_lose_no_request(vision):
@@ -86,7 +88,7 @@ async def test_scaling_down_and_a_rolling_update_lose_no_request(vision):
     await cluster.deployed("models", "vision-v1", timeout_s=120)
     assert len(await pod_names(cluster, "vision-v1")) == 2
     before = await pod_names(cluster, "vision-v2")
-    with SteadyLoad(port, 30) as load:
+    with SteadyLoad(port, RATE) as load:
         await until_more(load)
         await scale(cluster, "vision-v1", 1)
         await cluster.apply(*updated("vision-v2"))
@@ -99,7 +101,7 @@ async def test_scaling_down_and_a_rolling_update_lose_no_request(vision):
 
 async def test_traffic_flows_while_the_api_server_is_dead(vision):
     cluster, port = vision
-    with SteadyLoad(port, 30) as load:
+    with SteadyLoad(port, RATE) as load:
         await cluster.kill("kube-apiserver")
         with pytest.raises(ApiError, match="no answer"):
             await cluster.get("v1", "Namespace", "models")
@@ -312,8 +314,8 @@ async def until_both_answer(port):
     """Waits until the gateway knows the servers: a Pod is ready a little before that."""
     async with asyncio.timeout(WAIT_S):
         while True:
-            with SteadyLoad(port, 100) as load:
-                await until(lambda: load.codes.total() >= 60)
+            with SteadyLoad(port, 3 * RATE) as load:
+                await until(lambda: load.codes.total() >= 40)
             if not load.failures and len(load.versions) == 2:
                 return
 
@@ -321,7 +323,7 @@ async def until_both_answer(port):
 async def until_more(load):
     """Waits for some more calls."""
     begun = load.codes.total()
-    await until(lambda: load.codes.total() >= begun + 30)
+    await until(lambda: load.codes.total() >= begun + 20)
 
 
 async def until_async(look, wanted):
