@@ -298,7 +298,7 @@ async def test_kubectl_get_shows_where_rollouts_are(api):
         ("Paused", "paused"),
         ("ForeignChange", "foreign"),
         ("Healthy=false", "aborted"),
-        ("Accepted=false", "refused"),
+        ("Stalled=true", "refused"),
         ("InForce=false", "retrying"),
     ],
 )

@@ -99,6 +99,13 @@ class ClusterHost:
     async def rule(self, name="vision"):
         return await self.client.get(DESTINATION_RULES, name, self.namespace)
 
+    async def rules(self):
+        return (await self.client.list(DESTINATION_RULES, self.namespace)).items
+
+    async def subsets(self):
+        """The names of the subsets in the host's rule."""
+        return [each["name"] for each in (await self.rule()).spec["subsets"]]
+
     async def weights(self, name="vision", route=-1):
         """The weights of a route of the VirtualService, by subset."""
         found = await self.service(name)

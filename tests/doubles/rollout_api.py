@@ -34,6 +34,7 @@ class RolloutApi:
     def __init__(self, api):
         self.url = api.url
         self.kubeconfig = api.kubeconfig
+        self.certificate = api.certificate
         config = json.loads(api.kubeconfig.read_text())
         self._token = config["users"][0]["user"]["token"]
         trusted = config["clusters"][0]["cluster"]["certificate-authority"]

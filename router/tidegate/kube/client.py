@@ -11,7 +11,7 @@ what it decoded, because decoding skips fields. Where a body says what the calle
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
@@ -386,7 +386,7 @@ class KubeClient:
         field_selector: str = "",
         watch_s: float = _WATCH_S,
         silence_s: float = _SILENCE_S,
-    ) -> AsyncIterator[WatchEvent[T]]:
+    ) -> AsyncGenerator[WatchEvent[T], None]:
         """Gives the changes of objects, bookmarks among them, until the server ends the watch.
 
         Close the iterator (`contextlib.aclosing`) to close the connection.

@@ -30,6 +30,7 @@ __all__ = [
     "KubeconfigError",
     "NotFoundError",
     "ServerStatus",
+    "SilentError",
     "ThrottledError",
     "UnauthorizedError",
     "UnreachableError",
@@ -167,6 +168,10 @@ class UnreachableError(KubeError):
         error = cls(doing, said)
         error.may_be_done = False
         return error
+
+
+class SilentError(UnreachableError):
+    """A stream gave nothing for too long: the peer is gone, or has nothing to say for us."""
 
 
 _BY_STATUS: Final[dict[int, type[KubeError]]] = {

@@ -28,6 +28,7 @@ from tidegate.kube.backoff import CALL_BACKOFF
 from tidegate.kube.errors import (
     KubeconfigError,
     KubeError,
+    SilentError,
     ThrottledError,
     UnauthorizedError,
     UnreachableError,
@@ -208,7 +209,7 @@ class Transport:
             said = str(error) or "the connection timed out"
             raise UnreachableError.before_sending(doing, f"no connection: {said}") from error
         except httpx2.ReadTimeout as error:
-            raise UnreachableError(doing, silence) from error
+            raise SilentError(doing, silence) from error
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             said = str(error) or type(error).__name__
             raise UnreachableError(doing, f"the connection broke: {said}") from error

@@ -21,12 +21,12 @@ __all__ = ["Condition", "ConditionType", "conditions_of", "merged", "verdict_of"
 class ConditionType(enum.StrEnum):
     """The questions that conditions answer.
 
-    ``ACCEPTED``: is the spec right, as far as only the controller can tell? ``READY``: has the
-    rollout ended well? ``STALLED``: has it ended badly, or can it not run? ``PROGRESSING``: does it
-    do something by itself? ``PAUSED``: does it wait for somebody to resume it? ``HEALTHY``: is the
-    candidate fine so far? ``IN_FORCE``: is the desired split in force? ``FOREIGN_CHANGE``: has
-    somebody else changed the traffic, and does the rollout wait because of that? ``PROMOTED``: has
-    the candidate all traffic? ``ENDED``: does the rollout do nothing more?
+    ``ACCEPTED``: can the spec as it is now be carried out? ``READY``: has the rollout ended well?
+    ``STALLED``: has it ended badly, or can it not run? ``PROGRESSING``: does it do something by
+    itself? ``PAUSED``: does it wait for somebody to resume it? ``HEALTHY``: is the candidate fine
+    so far? ``IN_FORCE``: is the desired split in force? ``FOREIGN_CHANGE``: has somebody else
+    changed the traffic, and does the rollout wait because of that? ``PROMOTED``: has the candidate
+    all traffic? ``ENDED``: does the rollout do nothing more?
     """
 
     ACCEPTED = "Accepted"
@@ -73,7 +73,7 @@ _LONGEST: Final = 1024
 
 
 def conditions_of(status: RolloutStatus, refusal: str = "") -> tuple[Condition, ...]:
-    """Returns the conditions of a status.
+    """Returns the conditions of a status: all but ``Accepted``, which is about the spec.
 
     Args:
         status: The status.
@@ -87,15 +87,9 @@ def conditions_of(status: RolloutStatus, refusal: str = "") -> tuple[Condition, 
     is_stuck = phase in _ENDED_BADLY or bool(refusal)
     foreign = cause is PauseCause.FOREIGN_CHANGE
     return (
-        Condition(
-            ConditionType.ACCEPTED,
-            not refusal and phase is not Phase.REFUSED,
-            "InvalidSpec" if refusal else "Refused" if phase is Phase.REFUSED else "ValidSpec",
-            refusal or (message if phase is Phase.REFUSED else ""),
-        ),
         Condition(ConditionType.READY, phase in _ENDED_WELL and not refusal, word, message),
         Condition(
-            *(ConditionType.STALLED, is_stuck, "InvalidSpec" if refusal else word),
+            *(ConditionType.STALLED, is_stuck, "SpecRefused" if refusal else word),
             refusal or (message if is_stuck else ""),
         ),
         Condition(ConditionType.PROGRESSING, not has_ended and not is_paused, word),

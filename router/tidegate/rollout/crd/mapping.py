@@ -8,13 +8,15 @@ controller that starts goes on with that one, also if the spec was edited while 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from tidegate.evidence.assessment import Verdict
 from tidegate.rollout.crd.command import CommandAnswer
-from tidegate.rollout.crd.conditions import conditions_of, merged, verdict_of
+from tidegate.rollout.crd.conditions import ConditionType, conditions_of, merged, verdict_of
 from tidegate.rollout.crd.instants import instant_of, instant_text
 from tidegate.rollout.crd.packing import (
     DamagedStateError,
@@ -28,17 +30,18 @@ from tidegate.rollout.crd.status_schema import MOST_EVENTS, PHASES
 from tidegate.rollout.engine.history import Event, EventKind
 from tidegate.rollout.engine.samples import Sample, is_due, thinned
 from tidegate.rollout.engine.stages import plan_of
-from tidegate.rollout.engine.status import Phase, RolloutStatus
+from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.rollout.spec.faults import SpecError
-from tidegate.rollout.spec.model import Rollout
+from tidegate.rollout.spec.model import Rollout, RolloutSpec
 from tidegate.rollout.spec.reading import rollout_of_values
 from tidegate.rollout.texts import escaped
 from tidegate.rollout.traffic import TrafficSplit
 
 __all__ = [
     "StoredState",
+    "answer_of",
     "bounded",
-    "refused_body",
+    "refusal_of",
     "rollout_of",
     "status_body",
     "stored_of",
@@ -66,7 +69,6 @@ class StoredState:
         samples: What the evidence said over time.
         answer: The answer to the last command; None before the first.
         problem: Why the rollout cannot be evaluated now; empty if it can.
-        refusal: Why the spec, as it is now, is refused; empty if it is right.
     """
 
     rollout: Rollout
@@ -76,7 +78,6 @@ class StoredState:
     samples: tuple[Sample, ...] = ()
     answer: CommandAnswer | None = None
     problem: str = ""
-    refusal: str = ""
 
 
 def rollout_of(manifest: Mapping[str, Any]) -> Rollout:
@@ -116,7 +117,6 @@ def stored_of(manifest: Mapping[str, Any]) -> StoredState | None:
         return None
     state = unpack_state(packed)
     samples = status.get("samples")
-    answer = status.get("lastCommand")
     try:
         return StoredState(
             rollout=Rollout.model_validate_json(state.rollout),
@@ -124,9 +124,8 @@ def stored_of(manifest: Mapping[str, Any]) -> StoredState | None:
             successor=(Rollout.model_validate_json(state.successor) if state.successor else None),
             events=tuple(map(_event_of, status.get("history", ()))),
             samples=() if samples is None else unpack_samples(samples),
-            answer=None if answer is None else _answer_of(answer),
+            answer=answer_of(status),
             problem=status.get("problem", ""),
-            refusal=_refusal_of(status.get("conditions", ())),
         )
     except DamagedStateError:
         raise
@@ -134,10 +133,22 @@ def stored_of(manifest: Mapping[str, Any]) -> StoredState | None:
         raise DamagedStateError(f"it is damaged: {error!r}") from error
 
 
+def answer_of(status: Mapping[str, Any]) -> CommandAnswer | None:
+    """Returns the answer to the last command in a status; None if there is none."""
+    try:
+        return msgspec.convert(status.get("lastCommand"), CommandAnswer | None)
+    except msgspec.ValidationError:
+        # Somebody edited it.
+        return None
+
+
 def status_body(
     state: StoredState, manifest: Mapping[str, Any], now_s: float, writer: str = ""
 ) -> dict[str, Any]:
-    """Returns the status of an object.
+    """Returns the status of an object, but for the condition ``Accepted``.
+
+    That condition is about the spec as it is now, and what runs may be an earlier one. So whoever
+    reads the spec writes it, with a field manager of its own; see `refusal_of`.
 
     Args:
         state: What it keeps; see `bounded`.
@@ -147,7 +158,11 @@ def status_body(
     """
     before = manifest.get("status") or {}
     status = state.status
-    generation = _observed(state, manifest, int(before.get("observedGeneration", 0)))
+    refusal = refusal_of(manifest)
+    wanted = None if refusal else _spec_of(manifest)
+    generation = int(before.get("observedGeneration", 0))
+    if refusal or wanted == (state.successor or state.rollout).spec:
+        generation = int((manifest.get("metadata") or {}).get("generation", 0))
     begun = status.started_s is not None
     plan = plan_of(state.rollout.spec, status.original or TrafficSplit(weights={}))
     found: dict[str, Any] = {
@@ -163,10 +178,10 @@ def status_body(
         "endedAt": _instant(status.ended_s),
         "winner": status.winner,
         "conditions": merged(
-            conditions_of(status, state.refusal), before.get("conditions", ()), generation, now_s
+            conditions_of(status, refusal), before.get("conditions", ()), generation, now_s
         ),
         "split": _split(state),
-        "executing": _executing(state, manifest),
+        "executing": {} if wanted == state.rollout.spec else _executing(state),
         "evidence": {
             "objectives": _objectives(status),
             "state": pack_state(
@@ -183,38 +198,24 @@ def status_body(
         "writer": writer,
     }
     if state.answer is not None:
-        found["lastCommand"] = {
-            "id": state.answer.id,
-            "accepted": state.answer.accepted,
-            "message": state.answer.message,
-        }
+        found["lastCommand"] = msgspec.to_builtins(state.answer)
     if state.samples:
         found["samples"] = pack_samples(state.samples)
     return {key: value for key, value in found.items() if value not in (None, "", {}, [])}
 
 
-def refused_body(
-    manifest: Mapping[str, Any], refusal: str, now_s: float, writer: str = ""
-) -> dict[str, Any]:
-    """Returns the status of an object whose first spec is refused, so that nothing runs.
+def refusal_of(manifest: Mapping[str, Any]) -> str:
+    """Returns why the spec of an object, as it is now, is refused; empty if nobody has refused it.
 
     Args:
-        manifest: The object as it is.
-        refusal: Why it is refused.
-        now_s: The time, in seconds since the epoch.
-        writer: Names the process of the controller.
+        manifest: The object, as JSON has it.
     """
-    generation = int((manifest.get("metadata") or {}).get("generation", 0))
-    before = (manifest.get("status") or {}).get("conditions", ())
-    status = RolloutStatus(phase=Phase.REFUSED, reason="InvalidSpec", message=refusal)
-    return {
-        "observedGeneration": generation,
-        "phase": PHASES[status.phase],
-        "reason": status.reason,
-        "message": escaped(refusal)[:_LONGEST_MESSAGE],
-        "conditions": merged(conditions_of(status, refusal), before, generation, now_s),
-        "writer": writer,
-    }
+    generation = (manifest.get("metadata") or {}).get("generation", 0)
+    for each in (manifest.get("status") or {}).get("conditions", ()):
+        is_refused = each.get("type") == ConditionType.ACCEPTED and each.get("status") == "False"
+        if is_refused and each.get("observedGeneration") == generation:
+            return str(each.get("message", "")) or "the spec is refused"
+    return ""
 
 
 def with_events(state: StoredState, events: Sequence[Event], sample: Sample | None) -> StoredState:
@@ -243,16 +244,11 @@ def bounded(state: StoredState) -> StoredState:
     return dataclasses.replace(state, events=events, samples=samples)
 
 
-def _observed(state: StoredState, manifest: Mapping[str, Any], before: int) -> int:
-    """Returns the generation that the status is about: that of the spec, once it is known."""
-    generation = int((manifest.get("metadata") or {}).get("generation", 0))
-    if state.refusal:
-        return generation
-    wanted = (state.successor or state.rollout).spec
+def _spec_of(manifest: Mapping[str, Any]) -> RolloutSpec | None:
     try:
-        return generation if rollout_of(manifest).spec == wanted else before
+        return rollout_of(manifest).spec
     except SpecError:
-        return before
+        return None
 
 
 def _weight(state: StoredState) -> float | None:
@@ -277,12 +273,7 @@ def _split(state: StoredState) -> dict[str, Any]:
     return found
 
 
-def _executing(state: StoredState, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        if rollout_of(manifest).spec == state.rollout.spec:
-            return {}
-    except SpecError:
-        pass
+def _executing(state: StoredState) -> dict[str, Any]:
     spec = state.rollout.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return {"spec": spec}
 
@@ -329,21 +320,6 @@ def _event_of(values: Mapping[str, Any]) -> Event:
         message=values["message"],
         numbers={key: float(each) for key, each in values.get("numbers", {}).items()},
     )
-
-
-def _answer_of(values: Mapping[str, Any]) -> CommandAnswer:
-    return CommandAnswer(
-        id=values.get("id", ""),
-        accepted=bool(values.get("accepted")),
-        message=values.get("message", ""),
-    )
-
-
-def _refusal_of(conditions: Iterable[Mapping[str, Any]]) -> str:
-    for each in conditions:
-        if each.get("type") == "Accepted" and each.get("reason") == "InvalidSpec":
-            return str(each.get("message", ""))
-    return ""
 
 
 def _instant(time_s: float | None) -> str | None:

@@ -60,6 +60,8 @@ class ClusterTrafficSettings:
 
     Attributes:
         settle_s: After how many seconds without a sign a split is taken to be in force.
+        urgent_s: After how many seconds an urgent split is taken to be in force, although proxies
+            still follow the old routes.
         subset_settle_s: How many seconds istiod has for a new subset before requests go to it.
         probe_percent: The share that a version without traffic gets first.
         capacity_factor: How many endpoints of a candidate carry what one of the baseline's does. 0
@@ -67,6 +69,7 @@ class ClusterTrafficSettings:
     """
 
     settle_s: float = 5.0
+    urgent_s: float = 5.0
     subset_settle_s: float = 2.0
     probe_percent: float = 1.0
     capacity_factor: float = 1.0
@@ -286,14 +289,16 @@ class RolloutTraffic:
             settle_s=around.settings.settle_s,
         )
         try:
-            sighting = await around.observer.in_force(change)
-        except NotServedError as error:
+            async with asyncio.timeout(around.settings.urgent_s if urgent else None):
+                sighting = await around.observer.in_force(change)
+        except (NotServedError, TimeoutError) as error:
             if urgent:
+                late = f"proxies still follow the old routes after {around.settings.urgent_s:g} s"
                 return Applied(
                     since_s=around.clock(),
                     requested_s=requested_s,
                     known=Knowledge.WRITTEN,
-                    detail=str(error),
+                    detail=str(error) or late,
                 )
             await self._take_back(view.objects.host, earlier)
             raise TrafficError(f"{step} was taken back: {error}") from error

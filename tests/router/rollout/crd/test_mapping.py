@@ -15,7 +15,6 @@ from stored_rollouts import canary, largest_state, manifest_of, runs, state_of, 
 from tidegate.rollout.crd.command import CommandAnswer
 from tidegate.rollout.crd.mapping import (
     bounded,
-    refused_body,
     rollout_of,
     status_body,
     stored_of,
@@ -108,11 +107,8 @@ def test_a_spec_that_the_schema_cannot_judge_is_refused():
 
 def test_an_object_without_a_status_keeps_nothing():
     assert stored_of(manifest_of(canary())) is None
-    refused = refused_body(manifest_of(canary(), generation=3), "it is wrong", START_S)
-    assert stored_of(manifest_of(canary(), status=refused)) is None
-    assert refused["phase"] == "Refused"
-    assert refused["observedGeneration"] == 3
-    assert condition(refused, "Accepted") == ("False", "InvalidSpec", "it is wrong")
+    accepted = {"type": "Accepted", "status": "True"}
+    assert stored_of(manifest_of(canary(), status={"conditions": [accepted]})) is None
 
 
 @pytest.mark.parametrize(
@@ -183,14 +179,19 @@ def test_a_refused_change_is_told_while_the_earlier_spec_runs():
     run = started()
     manifest = manifest_of(run.rollout, generation=2)
     manifest["spec"]["objectives"] = [{"signal": "latency", "above": "1s"}] * 2
-    state = bounded(state_of(run, refusal="there twice"))
-    body = status_body(state, manifest, START_S)
+    refused = {"type": "Accepted", "status": "False", "message": "it is there twice"}
+    manifest["status"] = {"conditions": [{**refused, "observedGeneration": 2}]}
+    body = status_body(bounded(state_of(run)), manifest, START_S)
     assert body["observedGeneration"] == 2
     assert body["phase"] == "Progressing"
-    assert condition(body, "Accepted") == ("False", "InvalidSpec", "there twice")
-    assert condition(body, "Stalled")[:2] == ("True", "InvalidSpec")
+    assert condition(body, "Stalled") == ("True", "SpecRefused", "it is there twice")
     assert body["executing"]["spec"]["candidate"] == "v2"
-    assert stored_of({**manifest, "status": body}).refusal == "there twice"
+    assert "Accepted" not in [each["type"] for each in body["conditions"]]
+    # An earlier spec was refused, and nobody has judged this one yet.
+    manifest["status"] = {"conditions": [{**refused, "observedGeneration": 1}]}
+    body = status_body(bounded(state_of(run)), manifest, START_S)
+    assert "observedGeneration" not in body or body["observedGeneration"] == 0
+    assert condition(body, "Stalled")[0] == "False"
 
 
 def test_the_time_of_a_condition_changes_with_its_status_only():

@@ -2,18 +2,15 @@
 
 import asyncio
 import copy
-import itertools
 
 import msgspec
 import pytest
 import pytest_asyncio
-from cluster_host import ClusterHost, split
+from cluster_host import split
 from cluster_objects import destination_rule, rollout, to, virtual_service
-from istio_api import istio_api
 
-from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import ConflictError, UnreachableError
-from tidegate.kube.resources import NAMESPACES, VIRTUAL_SERVICES
+from tidegate.kube.resources import VIRTUAL_SERVICES
 from tidegate.rollout.traffic import Knowledge, MatchKind, Sticky, TesterMatch, TrafficSplit
 from tidegate.traffic.cluster import writing
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
@@ -21,9 +18,8 @@ from tidegate.traffic.cluster.objects import DirectObjects
 from tidegate.traffic.cluster.rollout_traffic import ClusterTrafficSettings
 from tidegate.traffic.router import TrafficError
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.cluster]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
-_numbers = itertools.count()
 # What other programs and newer versions of Istio may have in a VirtualService.
 GIT = virtual_service(
     annotations={"example.com/owner": "vision team", "tidegate.dev/sticky": "header:x-user"},
@@ -45,24 +41,11 @@ GIT = virtual_service(
 )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(tmp_path_factory):
-    async with (
-        istio_api(tmp_path_factory.mktemp("api")) as api,
-        KubeClient.opened(kubeconfig=api.kubeconfig) as opened,
-    ):
-        yield opened
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def host(client):
-    name = f"patch-{next(_numbers)}"
-    await client.create(NAMESPACES, {"metadata": {"name": name}})
-    found = ClusterHost(client, name)
-    await found.make(ready={"v1": 3, "v2": 3})
-    await found.apply(destination_rule("v1", "v2"))
-    await found.apply(GIT)
-    return found
+@pytest_asyncio.fixture(loop_scope="session")
+async def host(bare_host):
+    await bare_host.apply(destination_rule("v1", "v2"))
+    await bare_host.apply(GIT)
+    return bare_host
 
 
 def key(host):
@@ -145,6 +128,15 @@ async def test_an_urgent_split_stays_although_it_is_not_served(host):
     assert applied.known is Knowledge.WRITTEN
     assert applied.detail == "v1: no healthy upstream"
     assert (await host.weights())["v1"] == 100
+
+
+async def test_an_urgent_split_does_not_wait_for_proxies_without_end(host):
+    process = host.process(settings=ClusterTrafficSettings(subset_settle_s=0, urgent_s=0.1))
+    traffic = process.of(rollout(namespace=host.namespace))
+    with host.observer.held():
+        applied = await traffic.apply("vision", split(v1=100), key(host), urgent=True)
+    assert applied.known is Knowledge.WRITTEN
+    assert applied.detail == "proxies still follow the old routes after 0.1 s"
 
 
 async def test_a_raise_waits_for_endpoints_and_an_urgent_split_does_not(host):
@@ -236,9 +228,9 @@ async def test_a_forced_gitops_apply_is_read_and_answered(host):
     before = await host.service()
     traffic = host.traffic()
     await traffic.apply("vision", split(v1=90, v2=10), key(host))
-    # Flux and a first Argo CD sync without force meet the field manager of the patch.
+    # An apply without force meets the field manager of the patch.
     with pytest.raises(ConflictError, match="tidegate"):
-        await host.apply(GIT, manager="flux")
+        await host.apply(GIT, manager="kubectl")
     await host.apply(GIT, manager="argocd-controller", force=True)
     read = await traffic.read("vision")
     assert read.split.same_as(split(v1=100))
