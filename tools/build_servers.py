@@ -6,7 +6,8 @@
 Each server is a ``tool`` of a Go module under ``tools/servers``. The module's ``go.mod`` and
 ``go.sum`` pin the server with all its dependencies. A pinned Go from PyPI builds it, so every
 machine gets the same program. The program is in ``tidegate/servers`` in the user's cache folder, in
-a folder named for its recipe: another version is another folder, and all checkouts share it.
+a folder named for its recipe: another version is another folder, and all checkouts share it. The
+servers of one module share most of their packages, so one run compiles these once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,12 +50,14 @@ class Server:
         module: Its folder under ``tools/servers``.
         package: Its main package, a ``tool`` of the module.
         linker_flags: The flags of the linker.
+        files: Files of its source that it needs at run time; they lie beside the program.
     """
 
     program: str
     module: str
     package: str
     linker_flags: str = "-s -w"
+    files: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -69,6 +73,13 @@ class Server:
         return self.folder / self.program
 
 
+# Without these, Kubernetes reports version 0.0.0 to clients.
+_KUBERNETES_FLAGS: Final = (
+    "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3"
+    " -X k8s.io/component-base/version.gitMajor=1"
+    " -X k8s.io/component-base/version.gitMinor=36"
+)
+
 SERVERS: Final = {
     each.program: each
     for each in (
@@ -77,13 +88,28 @@ SERVERS: Final = {
             "kube-apiserver",
             "kubernetes",
             "k8s.io/kubernetes/cmd/kube-apiserver",
-            # Without these it reports version 0.0.0 to clients.
-            "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3"
-            " -X k8s.io/component-base/version.gitMajor=1"
-            " -X k8s.io/component-base/version.gitMinor=36",
+            _KUBERNETES_FLAGS,
         ),
-        # Istio's control plane, istiod.
-        Server("pilot-discovery", "istio", "istio.io/istio/pilot/cmd/pilot-discovery"),
+        Server(
+            "kube-controller-manager",
+            "kubernetes",
+            "k8s.io/kubernetes/cmd/kube-controller-manager",
+            _KUBERNETES_FLAGS,
+        ),
+        # Istio's control plane, istiod, with the definitions of its objects.
+        Server(
+            "pilot-discovery",
+            "istio",
+            "istio.io/istio/pilot/cmd/pilot-discovery",
+            files=("manifests/charts/base/files/crd-all.gen.yaml",),
+        ),
+        # Istio's agent beside each Envoy, with the configuration from which Envoy starts.
+        Server(
+            "pilot-agent",
+            "istio",
+            "istio.io/istio/pilot/cmd/pilot-agent",
+            files=("tools/packaging/common/envoy_bootstrap.json",),
+        ),
     )
 }
 
@@ -101,38 +127,51 @@ def main() -> None:
     unknown = sorted(set(arguments.server) - SERVERS.keys())
     if unknown:
         sys.exit(f"there is no server {', '.join(unknown)}; there are {', '.join(SERVERS)}")
-    for name in arguments.server:
-        server = SERVERS[name]
-        if arguments.where:
+    servers = [SERVERS[name] for name in arguments.server]
+    if arguments.where:
+        for server in servers:
             print(server.folder)
-        elif not server.path.exists():
-            build(server)
+        return
+    for module in dict.fromkeys(server.module for server in servers):
+        build([each for each in servers if each.module == module])
 
 
-def build(server: Server) -> None:
-    """Builds a server. One process builds at a time; others wait for it.
+def build(servers: list[Server]) -> None:
+    """Builds those servers of one module that are missing.
+
+    One process builds at a time; others wait for it.
 
     Raises:
-        SystemExit: It cannot be built; the message has the compiler's last lines.
+        SystemExit: One cannot be built; the message has the compiler's last lines.
     """
+    if all(each.path.exists() for each in servers):
+        return
     _cache().mkdir(parents=True, exist_ok=True)
     with _only_one(), tempfile.TemporaryDirectory(dir=_cache(), prefix=".build-") as scratch:
-        if server.path.exists():
+        missing = [each for each in servers if not each.path.exists()]
+        if not missing:
             return
-        print(f"── set-up: {server.program} (a few minutes the first time)", flush=True)
         go_root = _go(Path(scratch))
-        made = Path(scratch, "made")
-        command = (
-            *(str(go_root / "bin/go"), "build", "-ldflags", server.linker_flags),
-            *("-o", str(made / server.program), server.package),
-        )
-        _run(
-            command,
-            cwd=_MODULES / server.module,
-            # The compiler's cache is larger than all programs, and useless afterwards.
-            env={"GOROOT": str(go_root), "GOCACHE": str(Path(scratch, "go-cache"))},
-        )
-        made.rename(server.folder)
+        # The compiler's cache is larger than all programs, and useless afterwards.
+        environment = {"GOROOT": str(go_root), "GOCACHE": str(Path(scratch, "go-cache"))}
+        for server in missing:
+            print(f"── set-up: {server.program} (a few minutes the first time)", flush=True)
+            _build(server, go_root / "bin/go", environment, Path(scratch, server.program))
+
+
+def _build(server: Server, go: Path, environment: dict[str, str], made: Path) -> None:
+    module = _MODULES / server.module
+    command = (
+        *(str(go), "build", "-ldflags", server.linker_flags),
+        *("-o", str(made / server.program), server.package),
+    )
+    _run(command, cwd=module, env=environment)
+    if server.files:
+        source = (str(go), "list", "-f", "{{.Module.Dir}}", server.package)
+        folder = _run(source, cwd=module, env=environment).splitlines()[-1]
+        for name in server.files:
+            shutil.copy(Path(folder, name), made / Path(name).name)
+    made.rename(server.folder)
 
 
 def _cache() -> Path:
@@ -150,7 +189,7 @@ def _go(scratch: Path) -> Path:
     return scratch / "python/go"
 
 
-def _run(command: tuple[str, ...], *, env: dict[str, str], cwd: Path | None = None) -> None:
+def _run(command: tuple[str, ...], *, env: dict[str, str], cwd: Path | None = None) -> str:
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -163,6 +202,7 @@ def _run(command: tuple[str, ...], *, env: dict[str, str], cwd: Path | None = No
     if done.returncode:
         last = "\n".join(done.stdout.splitlines()[-15:])
         sys.exit(f"`{' '.join(command[:2])} …` failed with {done.returncode}:\n{last}")
+    return done.stdout
 
 
 @contextlib.contextmanager

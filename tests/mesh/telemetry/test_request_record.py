@@ -6,6 +6,7 @@ import math
 
 import grpc
 import pytest
+from entry_messages import messages
 from envoy.config.core.v3.address_pb2 import Address
 from envoy.data.accesslog.v3.accesslog_pb2 import (
     AccessLogType,
@@ -14,7 +15,6 @@ from envoy.data.accesslog.v3.accesslog_pb2 import (
 )
 from envoy.extensions.filters.http.grpc_stats.v3.config_pb2 import FilterObject
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
@@ -349,10 +349,28 @@ def timed_out(route_timeout_ms="-", seconds=0.5, flag="-"):
         (cut("UMSDR"), True),
         (cut("DR", timeout="1S", seconds=1.0), False),
         (call(trailers={"grpc-status": "0"}), False),
+        # Envoy ended the call at the deadline that its caller sent along.
+        (cut("UT", timeout="1S", seconds=1.0), False),
+        (cut("UT", "response_timeout", timeout="500m", seconds=0.501), False),
+        (cut("UMSDR", "max_duration_timeout", timeout="1010m", seconds=1.0), False),
+        (cut("UT", timeout="1S", seconds=0.5), True),
+        (cut("UT", timeout="٣S", seconds=9), True),
     ],
 )
 def test_a_timeout_of_the_proxy_is_told_from_the_callers_deadline(entry, by_proxy):
     assert parse_entry(entry).proxy_timeout is by_proxy
+
+
+@pytest.mark.parametrize(
+    ("route_timeout_ms", "by_proxy"), [("500", True), ("1000", True), ("2000", False), ("-", False)]
+)
+def test_a_callers_deadline_counts_unless_the_route_allows_less(route_timeout_ms, by_proxy):
+    entry = cut("UT", timeout="1S", seconds=1.0, headers={"grpc-status": "14"})
+    entry.common_properties.custom_tags[TIMEOUT_TAG] = route_timeout_ms
+    record = parse_entry(entry)
+    assert record.proxy_timeout is by_proxy
+    code = grpc.StatusCode.UNAVAILABLE if by_proxy else grpc.StatusCode.DEADLINE_EXCEEDED
+    assert record.grpc_status is code
 
 
 def test_other_filter_state_is_no_message_count():
@@ -378,66 +396,6 @@ def test_other_filter_state_is_no_message_count():
 )
 def test_an_address_is_written_in_dial_form(address, text):
     assert address_text(Address(**address)) == text
-
-
-def messages(kind, depth=4):
-    """Any message of a type, a few levels deep."""
-    fields = {}
-    for field in kind.DESCRIPTOR.fields:
-        value = _values(field, depth)
-        if value is not None:
-            fields[field.name] = value
-
-    def build(chosen):
-        message = kind()
-        for name, value in chosen.items():
-            field = kind.DESCRIPTOR.fields_by_name[name]
-            target = getattr(message, name)
-            if field.message_type is not None and field.message_type.GetOptions().map_entry:
-                for key, each in value.items():
-                    if isinstance(each, str):
-                        target[key] = each
-                    else:
-                        target[key].CopyFrom(each)
-            elif field.is_repeated:
-                target.extend(value)
-            elif field.message_type is not None:
-                target.CopyFrom(value)
-            else:
-                setattr(message, name, value)
-        return message
-
-    return st.fixed_dictionaries({}, optional=fields).map(build)
-
-
-_TEXT = st.text(max_size=20) | st.sampled_from(
-    ["outbound|1|a|b", "/a.B/C", "-", "grpc-status", "14", "application/grpc", "traceparent", "DC"]
-)
-_SCALARS = {
-    FieldDescriptor.TYPE_STRING: _TEXT,
-    FieldDescriptor.TYPE_BYTES: st.binary(max_size=20),
-    FieldDescriptor.TYPE_BOOL: st.booleans(),
-    FieldDescriptor.TYPE_DOUBLE: st.floats(),
-    FieldDescriptor.TYPE_INT32: st.integers(-(2**31), 2**31 - 1),
-    FieldDescriptor.TYPE_INT64: st.integers(-(2**63), 2**63 - 1),
-    FieldDescriptor.TYPE_UINT32: st.integers(0, 2**32 - 1),
-    FieldDescriptor.TYPE_UINT64: st.integers(0, 2**64 - 1),
-    FieldDescriptor.TYPE_ENUM: st.integers(-(2**31), 2**31 - 1),
-}
-
-
-def _values(field, depth):
-    if field.message_type is None:
-        value = _SCALARS[field.type]
-        return st.lists(value, max_size=2) if field.is_repeated else value
-    if depth == 0 or field.message_type.full_name == Struct.DESCRIPTOR.full_name:
-        return None
-    if field.message_type.GetOptions().map_entry:
-        of = field.message_type.fields_by_name["value"]
-        value = _TEXT if of.message_type is None else messages(of.message_type._concrete_class, 1)
-        return st.dictionaries(_TEXT, value, max_size=3)
-    value = messages(field.message_type._concrete_class, depth - 1)
-    return st.lists(value, max_size=2) if field.is_repeated else value
 
 
 _ENTRIES = messages(HTTPAccessLogEntry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tidegate.chassis.server import run
@@ -25,6 +26,7 @@ from tidegate.mesh.telemetry import (
     LoadReports,
     RequestLog,
     access_log_config,
+    mesh_parser,
     mirror_log_config,
     tracing_config,
 )
@@ -92,7 +94,8 @@ class ControlApplication:
     def register(self, server: grpc.aio.Server) -> None:
         """Adds discovery, access logs, load reports, spans and MeshService."""
         AdsServicer(self._distribution).register(server)
-        AccessLogServicer(self._requests, self._settings.user_cookies).register(server)
+        parser_of = partial(mesh_parser, user_cookies=frozenset(self._settings.user_cookies))
+        AccessLogServicer(self._requests, parser_of).register(server)
         LoadReportingServicer(self._reports).register(server)
         OtlpTraceServicer(self._traces).register(server)
         mesh_pb2_grpc.add_MeshServiceServicer_to_server(self._mesh, server)

@@ -1,6 +1,11 @@
 """What proxies report to the controller: finished requests, and requests in progress."""
 
-from tidegate.mesh.telemetry.access_log import AccessLogServicer
+from tidegate.mesh.telemetry.access_log import (
+    AccessLogServicer,
+    EntryParser,
+    PassedOver,
+    mesh_parser,
+)
 from tidegate.mesh.telemetry.envoy_config import (
     ACCESS_LOG_CLUSTER,
     DEFAULT_USER_HEADERS,
@@ -23,16 +28,19 @@ __all__ = [
     "DEFAULT_USER_HEADERS",
     "TRACES_CLUSTER",
     "AccessLogServicer",
+    "EntryParser",
     "IstioMetrics",
     "IstioWorkload",
     "LoadReportingServicer",
     "LoadReports",
+    "PassedOver",
     "ProxyLoad",
     "RecordSubscription",
     "RequestLog",
     "RequestRecord",
     "WorkloadLookup",
     "access_log_config",
+    "mesh_parser",
     "mirror_log_config",
     "tracing_config",
 ]

@@ -3,13 +3,19 @@
 The service reads a message of a stream only when the request log has taken the one before. After a
 restart of the controller, an Envoy opens a new stream. Entries that it sent meanwhile are lost, and
 Envoy counts them as written.
+
+How an entry becomes a record depends on who configured the Envoy. The laptop's mesh and istiod have
+a parser each.
 """
 
-from collections.abc import AsyncIterator, Collection
+import enum
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Final
 
 import grpc
 import structlog
+from envoy.config.core.v3.base_pb2 import Node
+from envoy.data.accesslog.v3.accesslog_pb2 import HTTPAccessLogEntry
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage, StreamAccessLogsResponse
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Gauge
@@ -19,7 +25,7 @@ from tidegate.mesh.telemetry import lenient_parsing
 from tidegate.mesh.telemetry.request_log import RequestLog
 from tidegate.mesh.telemetry.request_record import RequestRecord, parse_entry, proxy_name
 
-__all__ = ["SERVICE_NAME", "AccessLogServicer"]
+__all__ = ["SERVICE_NAME", "AccessLogServicer", "EntryParser", "PassedOver", "mesh_parser"]
 
 SERVICE_NAME: Final = "envoy.service.accesslog.v3.AccessLogService"
 
@@ -37,10 +43,39 @@ _SKIPPED: Final = Counter(
     "Access log entries that describe no finished HTTP request, by kind.",
     ("kind",),
 )
-for _kind in ("malformed", "intermediate", "tcp"):
-    # Start each series at 0, so that `rate()` sees the first event.
-    _SKIPPED.labels(_kind)
 _STREAMS: Final = Gauge("tidegate_mesh_access_log_streams", "Open access log streams of Envoys.")
+
+
+class PassedOver(enum.Enum):
+    """Why an entry becomes no record."""
+
+    MALFORMED = "malformed"
+    INTERMEDIATE = "intermediate"
+    TCP = "tcp"
+    DUPLICATE = "duplicate"
+
+
+for _kind in PassedOver:
+    # Start each series at 0, so that `rate()` sees the first event.
+    _SKIPPED.labels(_kind.value)
+
+EntryParser = Callable[[HTTPAccessLogEntry], RequestRecord | PassedOver]
+"""Turns the entries of one Envoy into records. No entry makes it fail."""
+
+
+def mesh_parser(node: Node, user_cookies: Collection[str] = ()) -> EntryParser:
+    """Returns the parser for an Envoy that Tidegate's mesh configured.
+
+    Args:
+        node: The Envoy's node.
+        user_cookies: Names of the cookies that name a user.
+    """
+    proxy, role = proxy_name(node)
+
+    def parse(entry: HTTPAccessLogEntry) -> RequestRecord | PassedOver:
+        return parse_entry(entry, proxy, role, user_cookies) or PassedOver.INTERMEDIATE
+
+    return parse
 
 
 class AccessLogServicer:
@@ -48,12 +83,14 @@ class AccessLogServicer:
 
     Args:
         log: The request log to publish to.
-        user_cookies: Names of the cookies that name a user.
+        parser_of: Gives the parser for the entries of an Envoy, by its node.
     """
 
-    def __init__(self, log: RequestLog, user_cookies: Collection[str] = ()) -> None:
+    def __init__(
+        self, log: RequestLog, parser_of: Callable[[Node], EntryParser] = mesh_parser
+    ) -> None:
         self._log = log
-        self._user_cookies = frozenset(user_cookies)
+        self._parser_of = parser_of
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server."""
@@ -72,37 +109,38 @@ class AccessLogServicer:
     async def _stream(
         self, messages: AsyncIterator[bytes], context: ServicerContext
     ) -> StreamAccessLogsResponse:
-        proxy, role = "", ""
+        parse = self._parser_of(Node())
         with _STREAMS.track_inprogress():
             async for data in messages:
                 try:
                     message = lenient_parsing.parse(StreamAccessLogsMessage, data)
                 except DecodeError as error:
-                    _SKIPPED.labels("malformed").inc()
+                    _SKIPPED.labels(PassedOver.MALFORMED.value).inc()
                     _log.warning(
                         "malformed access log message", peer=context.peer(), error=str(error)
                     )
                     continue
                 # Only the first message must name the sender.
                 if message.HasField("identifier"):
-                    proxy, role = proxy_name(message.identifier.node)
+                    node = message.identifier.node
+                    parse = self._parser_of(node)
+                    proxy, role = proxy_name(node)
                     _log.info(
                         "access log stream identified", proxy=proxy, role=role, peer=context.peer()
                     )
-                if records := self._records(message, proxy, role):
-                    for record in records:
-                        (_COPIES if record.mirrored else _RECORDS).inc()
+                if records := _records(message, parse):
                     await self._log.publish(records)
         return StreamAccessLogsResponse()
 
-    def _records(
-        self, message: StreamAccessLogsMessage, proxy: str, role: str
-    ) -> list[RequestRecord]:
-        entries = message.http_logs.log_entry
-        parsed = (parse_entry(entry, proxy, role, self._user_cookies) for entry in entries)
-        records = [record for record in parsed if record is not None]
-        if len(records) < len(entries):
-            _SKIPPED.labels("intermediate").inc(len(entries) - len(records))
-        if message.tcp_logs.log_entry:
-            _SKIPPED.labels("tcp").inc(len(message.tcp_logs.log_entry))
-        return records
+
+def _records(message: StreamAccessLogsMessage, parse: EntryParser) -> list[RequestRecord]:
+    records: list[RequestRecord] = []
+    for parsed in map(parse, message.http_logs.log_entry):
+        if isinstance(parsed, PassedOver):
+            _SKIPPED.labels(parsed.value).inc()
+        else:
+            (_COPIES if parsed.mirrored else _RECORDS).inc()
+            records.append(parsed)
+    if message.tcp_logs.log_entry:
+        _SKIPPED.labels(PassedOver.TCP.value).inc(len(message.tcp_logs.log_entry))
+    return records

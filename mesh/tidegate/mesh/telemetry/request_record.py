@@ -13,6 +13,11 @@ The status of a call comes from the first of these that applies:
    was sent, and logs neither a status nor a flag.
 5. The HTTP status, by gRPC's "HTTP to gRPC Status Code Mapping". So a stream that was cut in the
    middle is UNKNOWN.
+
+A caller's deadline can end a call in the proxy: Envoy takes ``grpc-timeout`` for the timeout of the
+route. The log then shows a timeout of the proxy, and UNAVAILABLE if the call had no answer yet. The
+record says DEADLINE_EXCEEDED, and not `proxy_timeout`, if the call lasted as long as its caller
+allowed and no shorter timeout of the route is known.
 """
 
 import base64
@@ -50,10 +55,19 @@ from tidegate.mesh.telemetry.envoy_config import (
     TRACE_TAG,
 )
 
-__all__ = ["ClusterName", "RequestRecord", "address_text", "parse_entry", "proxy_name"]
+__all__ = [
+    "MIRROR_SUFFIX",
+    "ClusterName",
+    "RequestRecord",
+    "address_text",
+    "grpc_timeout_s",
+    "parse_entry",
+    "proxy_name",
+]
 
 _CLUSTER_NAME: Final = re.compile(
-    r"outbound\|(?P<port>[0-9]{1,5})\|(?P<subset>[^|]*)\|(?P<host>[^|]+)"
+    # Istio's proxies may log the name with the semicolon that ends it in names of metrics.
+    r"outbound\|(?P<port>[0-9]{1,5})\|(?P<subset>[^|]*)\|(?P<host>[^|;]+);?"
 )
 
 _CODES: Final = {str(code.value[0]): code for code in grpc.StatusCode}
@@ -101,6 +115,7 @@ _FLAG_NAMES: Final = {
     "dns_resolution_failure": "DF",
     "downstream_remote_reset": "DR",
 }
+_NOT_SERVED_FLAGS: Final = frozenset({"UH", "NC"})
 _CLIENT_LEFT_FLAGS: Final = frozenset({"DC", "DR"})
 # Envoy's timeouts for a whole call: of a route, of the proxy, and of the cluster.
 _TIMEOUT_FLAGS: Final = frozenset({"UT", "DT", "UMSDR"})
@@ -112,8 +127,9 @@ _UNITS_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 
 _NO_TRAILERS: Final = frozenset({"grpc-status", "grpc-message", LOAD_TRAILER})
 _PROTOCOL_HEADERS: Final = frozenset({"content-type", "grpc-timeout", "traceparent"})
 _OWN_HEADERS: Final = frozenset({COOKIE_HEADER, MIRRORED_HEADER})
-# What an Envoy appends to the host of a copy unless it is told not to.
-_MIRROR_SUFFIX: Final = re.compile(r"-shadow(:[0-9]+)?\Z")
+MIRROR_SUFFIX: Final = re.compile(r"-shadow(:[0-9]+)?\Z")
+"""What an Envoy appends to the host of a copy unless it is told not to."""
+
 # What Envoy writes for a missing value.
 _NO_VALUE: Final = "-"
 _NANO: Final = 1e-9
@@ -183,6 +199,8 @@ class RequestRecord:
         mirrored: Whether this is a copy of a request, whose answer no client gets.
         by_headers: Whether the route has conditions on headers, so that the caller chose it.
         proxy_timeout: Whether a timeout of the proxy ended the call, and not the caller's deadline.
+        server_side: Whether the proxy beside the server logged the request, because its caller has
+            no proxy that logs.
         utilization: The share of its capacity that the server used, as it reports; None if it does
             not.
         trace_id: 32 hexadecimal digits, empty for a request without a trace.
@@ -226,6 +244,12 @@ class RequestRecord:
     utilization: float | None
     trace_id: str
     request_id: str
+    server_side: bool = False
+
+    @property
+    def not_served(self) -> bool:
+        """Whether the proxy knew no healthy server or no cluster for the request."""
+        return not _NOT_SERVED_FLAGS.isdisjoint(self.response_flags)
 
     @property
     def user_headers(self) -> Mapping[str, str]:
@@ -277,11 +301,17 @@ def parse_entry(
     path = request.original_path or request.path
     service, method = _service_and_method(path)
     headers = dict(request.request_headers)
-    grpc_timeout_s = _grpc_timeout_s(headers)
+    timeout_s = grpc_timeout_s(headers)
     is_grpc = _is_grpc(headers.get("content-type"), response)
     flags = _flags(common)
     duration_s = _duration_s(common)
-    code, message = _status(response, flags, grpc_timeout_s, duration_s, mirrored=mirrored)
+    timed_out = _ended_by_timeout(response, flags)
+    route_timeout_s = _route_timeout_s(_tag(common, TIMEOUT_TAG))
+    if timed_out and _is_callers(timeout_s, route_timeout_s, duration_s):
+        code, message, timed_out = grpc.StatusCode.DEADLINE_EXCEEDED, "", False
+    else:
+        code, message = _status(response, flags, timeout_s, duration_s, mirrored=mirrored)
+        timed_out = timed_out or _outlasted_route(code, flags, route_timeout_s, duration_s)
     counts = _message_counts(common)
     request_bytes, response_bytes = request.request_body_bytes, response.response_body_bytes
     if mirrored:
@@ -330,9 +360,7 @@ def parse_entry(
         cookies=_cookies(headers.get(COOKIE_HEADER, ""), user_cookies),
         mirrored=mirrored,
         by_headers=_tag(common, BY_HEADERS_TAG) != "",
-        proxy_timeout=_is_proxy_timeout(
-            code, response, flags, _tag(common, TIMEOUT_TAG), duration_s
-        ),
+        proxy_timeout=timed_out,
         utilization=_utilization(metadata.get(LOAD_TRAILER)),
         trace_id=_tag(common, TRACE_TAG) or _trace_id(headers.get("traceparent", "")),
         request_id=request.request_id,
@@ -352,7 +380,7 @@ def _is_copy(entry: HTTPAccessLogEntry) -> bool:
     request = entry.request
     return (
         MIRRORED_HEADER in request.request_headers
-        or _MIRROR_SUFFIX.search(request.authority) is not None
+        or MIRROR_SUFFIX.search(request.authority) is not None
     )
 
 
@@ -384,7 +412,7 @@ def _flags(common: AccessLogCommon) -> tuple[str, ...]:
 def _status(
     response: HTTPResponseProperties,
     flags: tuple[str, ...],
-    grpc_timeout_s: float | None,
+    deadline_s: float | None,
     duration_s: float,
     *,
     mirrored: bool,
@@ -393,32 +421,41 @@ def _status(
         if "grpc-status" in metadata:
             code = _CODES.get(metadata["grpc-status"].strip(), grpc.StatusCode.UNKNOWN)
             return code, metadata.get("grpc-message", "")
-    details = response.response_code_details
-    if details in _TIMEOUT_DETAILS or not _TIMEOUT_FLAGS.isdisjoint(flags):
+    if _ended_by_timeout(response, flags):
         return grpc.StatusCode.DEADLINE_EXCEEDED, ""
     if not _CLIENT_LEFT_FLAGS.isdisjoint(flags):
-        late = grpc_timeout_s is not None and deadline_has_passed(grpc_timeout_s, duration_s)
+        late = deadline_s is not None and deadline_has_passed(deadline_s, duration_s)
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, ""
     if mirrored and not flags:
         return grpc.StatusCode.CANCELLED, ""
     return _CODE_OF_HTTP.get(response.response_code.value, grpc.StatusCode.UNKNOWN), ""
 
 
-def _is_proxy_timeout(
-    code: grpc.StatusCode,
-    response: HTTPResponseProperties,
-    flags: tuple[str, ...],
-    route_timeout_ms: str,
-    duration_s: float,
+def _ended_by_timeout(response: HTTPResponseProperties, flags: tuple[str, ...]) -> bool:
+    """Whether a timeout of the proxy ended the call, whoever chose it."""
+    return response.response_code_details in _TIMEOUT_DETAILS or not _TIMEOUT_FLAGS.isdisjoint(
+        flags
+    )
+
+
+def _is_callers(deadline_s: float | None, route_timeout_s: float | None, duration_s: float) -> bool:
+    """Whether a timeout that ended the call is the caller's deadline."""
+    if deadline_s is None or not deadline_has_passed(deadline_s, duration_s):
+        return False
+    return route_timeout_s is None or deadline_s < route_timeout_s
+
+
+def _outlasted_route(
+    code: grpc.StatusCode, flags: tuple[str, ...], route_timeout_s: float | None, duration_s: float
 ) -> bool:
-    if response.response_code_details in _TIMEOUT_DETAILS or not _TIMEOUT_FLAGS.isdisjoint(flags):
-        return True
+    """Whether the server ended the call at the route's timeout, which Envoy sends along."""
     if code is not grpc.StatusCode.DEADLINE_EXCEEDED or not _CLIENT_LEFT_FLAGS.isdisjoint(flags):
         return False
-    # Envoy sends its timeout along, so the server may end the call first.
-    if _MILLISECONDS.fullmatch(route_timeout_ms) is None:
-        return False
-    return deadline_has_passed(float(route_timeout_ms) / 1000, duration_s)
+    return route_timeout_s is not None and deadline_has_passed(route_timeout_s, duration_s)
+
+
+def _route_timeout_s(milliseconds: str) -> float | None:
+    return None if _MILLISECONDS.fullmatch(milliseconds) is None else float(milliseconds) / 1000
 
 
 def _cookies(header: str, names: Collection[str]) -> dict[str, str]:
@@ -442,7 +479,8 @@ def _utilization(trailer: str | None) -> float | None:
     return used if math.isfinite(used) and used >= 0 else None
 
 
-def _grpc_timeout_s(headers: Mapping[str, str]) -> float | None:
+def grpc_timeout_s(headers: Mapping[str, str]) -> float | None:
+    """Returns the deadline that a caller sent along, in seconds; None without a valid one."""
     match = _GRPC_TIMEOUT.fullmatch(headers.get("grpc-timeout", ""))
     return None if match is None else int(match["value"]) * _UNITS_S[match["unit"]]
 

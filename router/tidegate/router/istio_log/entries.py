@@ -1,0 +1,118 @@
+"""Access log entries of Envoys that istiod configured, as records of requests.
+
+Istio's provider ``envoyHttpAls`` sends no custom tags, so `parse_entry` takes what the entry itself
+has. This module adds what is particular to Istio:
+
+- **Two logs of one request.** The caller's proxy and the server's proxy both log it. Only the
+  caller's entry counts. The server's entry counts if its caller has no proxy: Envoy puts
+  ``x-envoy-attempt-count`` on every request that it forwards, and a caller without a proxy does
+  not. It also counts for a mirrored copy, which is in no log of the caller: Envoy ends the
+  authority of a copy with ``-shadow``.
+- **Requests without a cluster**: see `tidegate.router.istio_log.attribution`.
+- **Timeouts of a VirtualService.** Envoy writes them over ``grpc-timeout``. They are told from the
+  deadline of a caller only where `HostFacts.timeouts_s` has them.
+
+Nobody knows whether a route of Istio has conditions on headers, so `by_headers` is false. Routes
+for testers are known by their names.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Final
+
+import grpc
+from envoy.config.core.v3.base_pb2 import Node
+from envoy.data.accesslog.v3.accesslog_pb2 import AccessLogType, HTTPAccessLogEntry
+
+from tidegate.mesh.telemetry import EntryParser, PassedOver, RequestRecord
+from tidegate.mesh.telemetry.request_record import MIRROR_SUFFIX, grpc_timeout_s, parse_entry
+from tidegate.router.istio_log.attribution import Attribution
+from tidegate.router.istio_log.senders import Sender, read_sender
+
+__all__ = ["ATTEMPT_HEADER", "istio_parser"]
+
+ATTEMPT_HEADER: Final = "x-envoy-attempt-count"
+"""The request header that an Envoy puts on each request that it forwards."""
+
+_INBOUND: Final = "inbound|"
+# Names of Istio that stand for no host.
+_NO_HOSTS: Final = frozenset(
+    {"BlackHoleCluster", "PassthroughCluster", "InboundPassthroughCluster"}
+)
+
+
+def istio_parser(
+    attribution: Attribution, user_cookies: Collection[str] = ()
+) -> Callable[[Node], EntryParser]:
+    """Returns what gives the parser for an Envoy of Istio, by its node.
+
+    Args:
+        attribution: Which host requests are for; the parser adds what it sees.
+        user_cookies: Names of the cookies that name a user.
+    """
+    cookies = frozenset(user_cookies)
+
+    def parser_of(node: Node) -> EntryParser:
+        sender = read_sender(node)
+
+        def parse(entry: HTTPAccessLogEntry) -> RequestRecord | PassedOver:
+            return _record(entry, sender, attribution, cookies)
+
+        return parse
+
+    return parser_of
+
+
+def _record(
+    entry: HTTPAccessLogEntry, sender: Sender, attribution: Attribution, cookies: frozenset[str]
+) -> RequestRecord | PassedOver:
+    if entry.common_properties.access_log_type == AccessLogType.UpstreamEnd:
+        # Only an upstream log that somebody else configured has such entries.
+        return PassedOver.INTERMEDIATE
+    record = parse_entry(entry, sender.id, sender.kind, cookies)
+    if record is None:
+        return PassedOver.INTERMEDIATE
+    if record.cluster.startswith(_INBOUND):
+        return _of_server(record, sender, attribution)
+    headers = {name: value for name, value in record.headers.items() if name != ATTEMPT_HEADER}
+    if record.cluster and record.host not in _NO_HOSTS:
+        attribution.learn(record.authority, record.route, record.host)
+        record = dataclasses.replace(record, headers=headers)
+    else:
+        host = attribution.host_of(record.authority, record.route, sender)
+        record = dataclasses.replace(record, headers=headers, host=host, subset="", port=None)
+    return _with_timeout(record, attribution)
+
+
+def _of_server(
+    record: RequestRecord, sender: Sender, attribution: Attribution
+) -> RequestRecord | PassedOver:
+    mirrored = MIRROR_SUFFIX.search(record.authority) is not None
+    if ATTEMPT_HEADER in record.headers and not mirrored:
+        return PassedOver.DUPLICATE
+    authority = MIRROR_SUFFIX.sub(r"\1", record.authority)
+    host = attribution.host_of_server(authority, sender)
+    code = record.grpc_status
+    if mirrored and code is grpc.StatusCode.UNKNOWN and not record.response_flags:
+        code = grpc.StatusCode.CANCELLED
+    return dataclasses.replace(
+        record,
+        authority=authority,
+        headers={name: value for name, value in record.headers.items() if name != ATTEMPT_HEADER},
+        host=host,
+        subset=attribution.version_of(host, sender),
+        route="",
+        grpc_status=code,
+        mirrored=mirrored,
+        server_side=True,
+    )
+
+
+def _with_timeout(record: RequestRecord, attribution: Attribution) -> RequestRecord:
+    """Gives a timeout of the host's routes back to the proxy."""
+    if record.grpc_status is not grpc.StatusCode.DEADLINE_EXCEEDED or record.proxy_timeout:
+        return record
+    timeout_s = grpc_timeout_s(record.headers)
+    if timeout_s is None or not attribution.has_timeout(record.host, timeout_s):
+        return record
+    return dataclasses.replace(record, proxy_timeout=True)
