@@ -127,6 +127,8 @@ class Daemon:
     async def restart(self) -> None:
         """Starts it again, after SIGTERM if it runs, and waits until it serves."""
         if self._process is not None and self._process.returncode is None:
+            # A paused server takes SIGTERM only once it continues.
+            self._process.send_signal(signal.SIGCONT)
             await self.send(signal.SIGTERM)
         await self.start()
         await self.ready()
