@@ -107,6 +107,11 @@ class HostObjects:
         others = tuple(each for each in self.virtual_services if each.metadata.name != name)
         return replace(self, virtual_services=others if manifest is None else (*others, manifest))
 
+    def with_destination_rule(self, name: str, manifest: Manifest | None) -> "HostObjects":
+        """Returns these objects with another value of one DestinationRule, or without it."""
+        others = tuple(each for each in self.destination_rules if each.metadata.name != name)
+        return replace(self, destination_rules=others if manifest is None else (*others, manifest))
+
     def routing(self) -> tuple[Manifest, ...]:
         """Returns the VirtualServices with a route to the host."""
         return tuple(each for each in self.virtual_services if routes_host(each, self.host.name))

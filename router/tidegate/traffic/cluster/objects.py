@@ -1,7 +1,7 @@
 """Where the objects of a host come from: caches in the controller, direct calls in a command."""
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import NotFoundError
@@ -11,12 +11,15 @@ from tidegate.kube.resources import (
     PODS,
     SERVICES,
     VIRTUAL_SERVICES,
+    KubeObject,
     Pod,
-    Service,
+    Resource,
 )
 from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost
 
-__all__ = ["ClusterObjects", "DirectObjects"]
+__all__ = ["ClusterObjects", "DirectObjects", "fetched"]
+
+T = TypeVar("T", bound=KubeObject)
 
 _SERVICE_NAME: Final = "kubernetes.io/service-name"
 
@@ -53,11 +56,7 @@ class DirectObjects:
         """Returns what there is for a host; see `ClusterObjects`."""
         del at_least  # the server's answer is never older than an earlier write
         client, namespace = self._client, host.namespace
-        service: Service | None = None
-        try:
-            service = await client.get(SERVICES, host.service, namespace)
-        except NotFoundError:
-            service = None
+        service = await fetched(client, SERVICES, host.service, namespace)
         selector = "" if service is None else _selector(service.spec.selector)
         services = await client.list(VIRTUAL_SERVICES, namespace)
         rules = await client.list(DESTINATION_RULES, namespace)
@@ -77,6 +76,18 @@ class DirectObjects:
             slices=tuple(slices.items),
             pods=pods,
         )
+
+
+async def fetched(client: KubeClient, resource: Resource[T], name: str, namespace: str) -> T | None:
+    """Returns an object as the API server has it; None if there is none.
+
+    Raises:
+        KubeError: The API server does not answer, or refuses.
+    """
+    try:
+        return await client.get(resource, name, namespace)
+    except NotFoundError:
+        return None
 
 
 def _selector(labels: Mapping[str, str]) -> str:

@@ -13,14 +13,14 @@ and the third:
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.istio.reading.annotations import parse_rollout_name
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import ConflictError, InvalidError, NotFoundError
-from tidegate.kube.resources import Manifest
-from tidegate.rollout.spec.model import Rollout, WriteMode
+from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
+from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSplit
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.cluster.gates import capacity_of_baseline, shortfall
@@ -31,7 +31,7 @@ from tidegate.traffic.cluster.host_objects import (
     service_host,
 )
 from tidegate.traffic.cluster.memory import InForce, RolloutMemory
-from tidegate.traffic.cluster.objects import ClusterObjects, DirectObjects
+from tidegate.traffic.cluster.objects import ClusterObjects, fetched
 from tidegate.traffic.cluster.owned_objects import ROLLOUT_ANNOTATION, revision_of
 from tidegate.traffic.cluster.reading import STICKY_PROBLEM, HostView, NotRoutedError, view_of
 from tidegate.traffic.cluster.split_values import probe_split
@@ -182,12 +182,19 @@ class RolloutTraffic:
         return view_of(self._rollout, objects, self._around.parser)
 
     async def _fresh_view(self, where: ServiceHost) -> HostView:
-        """Returns the host as the API server knows it: an edit stands on nothing older."""
-        objects = await DirectObjects(self._around.client).of_host(where)
-        if self._rollout.spec.traffic.write is WriteMode.DELEGATE:
-            # The one that delegates may be in a namespace that only the reader of objects knows.
-            known = await self._around.objects.of_host(where)
-            objects = replace(objects, delegating=(*objects.delegating, *known.delegating))
+        """Returns the host with the objects that are to be written as the API server has them.
+
+        The others may be older: a write does not stand on them.
+        """
+        client, namespace = self._around.client, where.namespace
+        known = await self._around.objects.of_host(where, at_least=self._memory.version)
+        view = self._view(known)
+        fresh = await fetched(client, VIRTUAL_SERVICES, view.name, namespace)
+        objects = view.objects.with_virtual_service(view.name, fresh)
+        if view.rule is not None:
+            name = view.rule.wanted.name.name
+            fresh = await fetched(client, DESTINATION_RULES, name, namespace)
+            objects = objects.with_destination_rule(name, fresh)
         view = self._view(objects)
         self._memory.note_subsets(view.objects.rules(), self._around.clock())
         return view
