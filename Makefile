@@ -23,7 +23,7 @@ BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts soak protos lock clean
+.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -36,6 +36,9 @@ models: $(MODELS_READY) ## Build the models for `make up`, the tests and the ben
 
 servers: | $(VENV)/bin/python ## Build the Kubernetes and Istio servers that the tests run.
 	@$(BIN)/python tools/build_servers.py
+
+cluster: $(DEV_READY) $(MODELS_READY) servers ## Run Kubernetes and Istio with the models, as root, until Ctrl-C.
+	@PYTHONPATH=tools $(BIN)/python -m cluster
 
 test: $(DEV_READY) $(MODELS_READY) ## Run every test that this machine can run.
 	@$(BIN)/python tools/build_servers.py || echo '── set-up: the tests that need these are skipped'

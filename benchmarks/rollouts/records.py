@@ -33,6 +33,7 @@ from tidegate.rollout.spec.objectives import FAILURE_CODES, Signal
 from tidegate.rollout.traffic import MatchKind, Sticky
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.epochs import RolloutCounts
+from tidegate.router.sources.record_streams import RecordStreams
 from tidegate.router.sources.request import StreamingMethods, read_request
 from tidegate.router.sources.source import Epoch, Watched
 
@@ -182,8 +183,8 @@ def _publisher(records: int, port: "multiprocessing.Queue[int]", in_a_message: i
 
 async def _receive(records: int, port: int) -> dict[str, float]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        source = AccessLogSource(mesh_pb2_grpc.MeshServiceStub(channel))
-        async with source.running():
+        streams = RecordStreams({"mesh": mesh_pb2_grpc.MeshServiceStub(channel)})
+        async with streams.running(), AccessLogSource(streams).running() as source:
             source.watch("a", _watched())
             source.begin_epoch(
                 "a", Epoch(shares={"v1": 0.9, "v2": 0.1}, requested_s=0.0, since_s=0.0)

@@ -70,9 +70,9 @@ class TwinMesh:
             ours = await stack.enter_async_context(EnvoyHarness.running(folder / "ours"))
             twin = cls(folder, ours)
             api = await stack.enter_async_context(kubernetes_api(folder))
-            istiod = _istiod(istiod_program, folder, api.kubeconfig)
+            istiod = running_istiod(istiod_program, folder, api.kubeconfig)
             ads_port = await stack.enter_async_context(istiod)
-            twin._admin = await stack.enter_async_context(_envoy(folder, ads_port))
+            twin._admin = await stack.enter_async_context(istio_envoy(folder, ads_port))
             # An open connection would stay with the listener of earlier objects.
             connector = aiohttp.TCPConnector(force_close=True)
             session = aiohttp.ClientSession(connector=connector)
@@ -165,9 +165,13 @@ class TwinMesh:
 
 
 @contextlib.asynccontextmanager
-async def _istiod(program, folder, kubeconfig):
+async def running_istiod(program, folder, kubeconfig, mesh=""):
+    """An istiod that reads objects from a folder; gives the port of its discovery service.
+
+    `mesh` is added to its mesh configuration.
+    """
     ads_port, http_port = free_port(), free_port()
-    command, settings = istiod_command(program, folder, kubeconfig, ads_port, http_port)
+    command, settings = istiod_command(program, folder, kubeconfig, ads_port, http_port, mesh)
     command = (*command, f"--configDir={folder / 'objects'}")
     with running(
         command, folder / "istiod.log", env={**os.environ, **settings}, cwd=folder
@@ -179,9 +183,9 @@ async def _istiod(program, folder, kubeconfig):
         yield ads_port
 
 
-def istiod_command(program, folder, kubeconfig, ads_port, http_port):
+def istiod_command(program, folder, kubeconfig, ads_port, http_port, mesh=""):
     """The command and the environment of an istiod; writes its mesh configuration."""
-    (folder / "mesh.yaml").write_text(_MESH)
+    (folder / "mesh.yaml").write_text(_MESH + mesh)
     (folder / "networks.yaml").write_text("networks: {}\n")
     command = (
         *(program, "discovery", f"--kubeconfig={kubeconfig}", "--registries=Kubernetes"),
@@ -208,7 +212,7 @@ async def _is_ready(session, url):
 
 
 @contextlib.asynccontextmanager
-async def _envoy(folder, ads_port):
+async def istio_envoy(folder, ads_port):
     """An Envoy as Istio's agent would start it as a gateway."""
     admin_file = folder / "admin"
     bootstrap = folder / "bootstrap.json"

@@ -9,9 +9,8 @@ There is no controller, scheduler or node: it stores objects, validates them and
 import asyncio
 import contextlib
 import json
+import shutil
 import ssl
-from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 from built_servers import built, running
@@ -23,56 +22,85 @@ START_S = 90.0
 _TOKEN = "tests-only"  # the server runs for one test, on loopback only
 
 
-@dataclass(frozen=True)
 class KubernetesApi:
     """A running API server.
 
     Attributes:
         url: Its URL.
         kubeconfig: A file for clients with its URL and an administrator's token.
+        certificate: The file of the certificate that clients trust.
     """
 
-    url: str
-    kubeconfig: Path
+    def __init__(self, folder):
+        self._folder = folder
+        etcd_url, peer_url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        port = free_port()
+        self._etcd_command = (
+            *(built("etcd"), "--data-dir", folder / "etcd", "--unsafe-no-fsync"),
+            *("--listen-client-urls", etcd_url, "--advertise-client-urls", etcd_url),
+            *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
+            *("--initial-cluster", f"default={peer_url}"),
+        )
+        self._command = (
+            *(
+                built("kube-apiserver"),
+                f"--etcd-servers={etcd_url}",
+                f"--secure-port={port}",
+                "--bind-address=127.0.0.1",
+            ),
+            # It refuses a loopback address here, and no client calls this one.
+            *("--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none"),
+            *(f"--cert-dir={folder / 'certs'}", f"--token-auth-file={folder / 'tokens.csv'}"),
+            *("--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16"),
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={folder / 'sa.pub'}",
+            f"--service-account-signing-key-file={folder / 'sa.key'}",
+        )
+        self._servers = contextlib.ExitStack()
+        self._processes = []
+        self.url = f"https://127.0.0.1:{port}"
+        self.kubeconfig = folder / "kubeconfig"
+        self.certificate = folder / "certs/apiserver.crt"
+
+    async def start(self):
+        """Starts the servers, and waits until they are ready."""
+        log = self._folder / "kube-apiserver.log"
+        etcd = running(self._etcd_command, self._folder / "etcd.log")
+        self._processes = [
+            self._servers.enter_context(etcd),
+            self._servers.enter_context(running(self._command, log)),
+        ]
+        async with asyncio.timeout(START_S):
+            while not await _is_ready(self.url, self.certificate):
+                assert self._processes[1].poll() is None, log.read_text()[-3000:]
+                await asyncio.sleep(0.1)
+
+    def kill(self):
+        """Kills the servers; what they stored stays."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self.stop()
+
+    def stop(self):
+        """Stops the servers."""
+        self._servers.close()
+
+    def wipe(self):
+        """Removes all that is stored, while the servers do not run."""
+        shutil.rmtree(self._folder / "etcd")
 
 
 @contextlib.asynccontextmanager
 async def kubernetes_api(folder):
-    etcd, server = built("etcd"), built("kube-apiserver")
     _write_keys(folder)
-    etcd_url, peer_url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    port = free_port()
-    etcd_command = (
-        *(etcd, "--data-dir", folder / "etcd", "--unsafe-no-fsync"),
-        *("--listen-client-urls", etcd_url, "--advertise-client-urls", etcd_url),
-        *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
-        *("--initial-cluster", f"default={peer_url}"),
-    )
-    command = (
-        *(
-            server,
-            f"--etcd-servers={etcd_url}",
-            f"--secure-port={port}",
-            "--bind-address=127.0.0.1",
-        ),
-        # It refuses a loopback address here, and no client calls this one.
-        *("--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none"),
-        *(f"--cert-dir={folder / 'certs'}", f"--token-auth-file={folder / 'tokens.csv'}"),
-        *("--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16"),
-        "--service-account-issuer=https://kubernetes.default.svc",
-        f"--service-account-key-file={folder / 'sa.pub'}",
-        f"--service-account-signing-key-file={folder / 'sa.key'}",
-    )
-    log = folder / "kube-apiserver.log"
-    with running(etcd_command, folder / "etcd.log"), running(command, log) as process:
-        api = KubernetesApi(f"https://127.0.0.1:{port}", folder / "kubeconfig")
-        certificate = folder / "certs/apiserver.crt"
-        async with asyncio.timeout(START_S):
-            while not await _is_ready(api.url, certificate):
-                assert process.poll() is None, log.read_text()[-3000:]
-                await asyncio.sleep(0.1)
-        api.kubeconfig.write_text(json.dumps(_kubeconfig(api.url, certificate)))
+    api = KubernetesApi(folder)
+    try:
+        await api.start()
+        api.kubeconfig.write_text(json.dumps(_kubeconfig(api.url, api.certificate)))
         yield api
+    finally:
+        api.stop()
 
 
 async def _is_ready(url, certificate):

@@ -15,7 +15,7 @@ def tool(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("generate_rollout_reference", SCRIPT)
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
-    for name in ("SCHEMA", "REFERENCE"):
+    for name in ("SCHEMA", "DEFINITION", "REFERENCE"):
         copy = tmp_path / getattr(found, name).name
         copy.write_text(getattr(found, name).read_text())
         monkeypatch.setattr(found, name, copy)
@@ -36,9 +36,10 @@ def test_stale_files_are_reported_and_then_written(tool, monkeypatch, capsys):
     fresh = tool.REFERENCE.read_text()
     tool.REFERENCE.write_text(fresh.replace("| `host` |", "| `hast` |"))
     tool.SCHEMA.write_text("{}")
+    tool.DEFINITION.write_text("")
     assert _run(tool, monkeypatch, "--check") == 1
     assert capsys.readouterr().err == (
-        "stale: rollout.schema.json, rollout-spec.md; run `make protos`\n"
+        "stale: rollout.schema.json, rollouts.yaml, rollout-spec.md; run `make protos`\n"
     )
     assert _run(tool, monkeypatch) == 0
     assert tool.REFERENCE.read_text() == fresh

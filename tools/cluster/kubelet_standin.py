@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import traceback
 from typing import TYPE_CHECKING
 
 from cluster.kube_api import ApiError, KubeApi, Manifest
@@ -61,6 +62,10 @@ class KubeletStandIn:
             else:
                 self._take(seen.manifest, uid)
 
+    def is_running(self, namespace: str, name: str) -> bool:
+        """Whether a Pod runs, or ends just now."""
+        return any((each.namespace, each.name) == (namespace, name) for each in self._pods.values())
+
     def address(self, namespace: str, name: str) -> str:
         """The address of a Pod.
 
@@ -106,6 +111,8 @@ class KubeletStandIn:
         running.update(pod)
         try:
             await running.run()
+        except Exception:  # noqa: BLE001 - one Pod ends; the log of the cluster says why
+            traceback.print_exc()
         finally:
             del self._pods[uid]
 

@@ -156,11 +156,11 @@ async def run_tool(*command: str, given: str = "") -> str:
     """
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE if given else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await process.communicate(given.encode())
+    output, _ = await process.communicate(given.encode() or None)
     if process.returncode:
         raise ClusterError(f"`{' '.join(command)}` failed: {output.decode().strip()}")
     return output.decode()

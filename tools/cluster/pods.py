@@ -20,6 +20,7 @@ from cluster.sidecars import Injection, injection_of, istio_labels, proxy_contai
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Sequence
 
     from cluster.messages import Launch
 
@@ -106,8 +107,8 @@ class RunningPod:
         Raises:
             ClusterError: It failed; the message has its output.
         """
-        own = [each for each in self._containers if not each.spec.is_sidecar]
-        env = [f"{name}={value}" for name, value in own[0].spec.env.items()] if own else []
+        own = [each.spec.env for each in self._containers if not each.spec.is_sidecar]
+        env = [f"{name}={value}" for name, value in (own[0] if own else self._env()).items()]
         return await run_tool(*self._place.command(["env", "-i", *env, *command]))
 
     async def run(self) -> None:
@@ -137,24 +138,29 @@ class RunningPod:
             self._pod["metadata"].setdefault("labels", {}).update(istio_labels(self._pod))
         await add_pod_network(self._network, self._number, self.address)
         await self._write_files()
-        if injection is not None:
-            await self._add_proxy(injection, tasks)
-        if injection is Injection.GATEWAY:
-            return
-        specs = container_specs(self._pod, self.address, self._env(), ROOT)
+        specs = (
+            []
+            if injection is Injection.GATEWAY
+            else container_specs(self._pod, self.address, self._env(), ROOT)
+        )
+        if injection is Injection.SIDECAR:
+            self._prober_network = Network.named(self._network)
         own = [self._container(each) for each in specs]
-        self._containers.extend(own)
+        # All of them from the start: a Pod is ready when each of its containers is.
+        self._containers = own
+        if injection is not None:
+            await self._start_proxy(injection, tasks)
         for each in own:
             tasks.create_task(each.run())
 
-    async def _add_proxy(self, injection: Injection, tasks: asyncio.TaskGroup) -> None:
-        await set_up_proxy(self._pod, injection, self._folder / "proxy", self._network, self._api)
-        spec = proxy_container(
-            self._pod, injection, self.address, self._folder / "proxy", self._launch.path
-        )
+    async def _start_proxy(self, injection: Injection, tasks: asyncio.TaskGroup) -> None:
+        """Starts the proxy, and waits until it is ready."""
+        folder = self._folder / "proxy"
+        path = self._launch.path
+        spec = proxy_container(self._pod, injection, self.address, folder, path)
         proxy = self._container(spec)
-        self._prober_network = Network.named(self._network)
-        self._containers.append(proxy)
+        self._containers = [proxy, *self._containers]
+        await set_up_proxy(self._pod, injection, folder, self._network, self._api)
         tasks.create_task(proxy.run())
         ready = asyncio.create_task(proxy.is_ready.wait())
         stopped = asyncio.create_task(self._stop.wait())
@@ -281,24 +287,27 @@ class RunningPod:
                 return
 
     def _status(self) -> dict[str, Any]:
-        containers = [each.status for each in self._containers]
-        ready = bool(containers) and all(each["ready"] for each in containers)
+        states = [each.status for each in self._containers]
+        waiting = [each["name"] for each in states if not each["ready"]]
+        ready = bool(states) and not waiting
         conditions = [
             self._condition("PodScheduled", met=True),
             self._condition("Initialized", met=True),
-            self._condition("ContainersReady", met=ready),
-            self._condition("Ready", met=ready),
+            self._condition("ContainersReady", met=ready, waiting=waiting),
+            self._condition("Ready", met=ready, waiting=waiting),
         ]
+        # Not the sidecar, which the Pod does not name: `kubectl` would count it as one too many.
+        named = [each.status for each in self._containers if not each.spec.is_sidecar]
         addresses = {"podIP": self.address, "podIPs": [{"ip": self.address}]}
         return {
             "phase": self._phase(),
             "reason": "Unsupported" if self._failure else None,
             "message": self._failure or None,
             "conditions": conditions,
-            "containerStatuses": containers,
+            "containerStatuses": named,
             "hostIP": BRIDGE_ADDRESS,
             "startTime": self._started_at,
-            **(addresses if containers else {}),
+            **(addresses if states else {}),
         }
 
     def _phase(self) -> str:
@@ -311,9 +320,12 @@ class RunningPod:
             return "Failed" if any(codes) else "Succeeded"
         return "Running" if any("waiting" not in each for each in states) else "Pending"
 
-    def _condition(self, kind: str, *, met: bool) -> dict[str, str]:
+    def _condition(
+        self, kind: str, *, met: bool, waiting: Sequence[str] = ()
+    ) -> dict[str, str | None]:
         before, since = self._ready_since.get(kind, (not met, ""))
         if before != met:
             since = now()
             self._ready_since[kind] = (met, since)
-        return {"type": kind, "status": str(met), "lastTransitionTime": since}
+        message = f"not ready: {', '.join(waiting)}" if waiting else None
+        return {"type": kind, "status": str(met), "lastTransitionTime": since, "message": message}

@@ -175,11 +175,12 @@ async def _root_certificate(namespace: str, api: KubeApi) -> str:
     path = f"/api/v1/namespaces/{namespace}/configmaps/istio-ca-root-cert"
     while True:
         try:
-            return str((await api.call("GET", path))["data"]["root-cert.pem"])
+            if found := (await api.call("GET", path))["data"]["root-cert.pem"]:
+                return str(found)
         except ApiError as error:
             if error.status not in (0, 404, 429, 500, 503):
                 raise
-            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(_POLL_S)
 
 
 def _workload(pod: Manifest) -> str:

@@ -39,5 +39,5 @@ class Backoff:
 CALL_BACKOFF: Final = Backoff(first_s=0.05, most_s=2.0)
 """Between the attempts of one call."""
 
-WATCH_BACKOFF: Final = Backoff(first_s=0.8, most_s=30.0)
-"""Between lists and watches that fail, as client-go waits."""
+WATCH_BACKOFF: Final = Backoff(first_s=0.5, most_s=10.0, jitter=0.5)
+"""Between lists and watches that fail. client-go waits up to 60 s, too long for live traffic."""

@@ -23,6 +23,7 @@ __all__ = [
     "AlreadyExistsError",
     "Cause",
     "ConflictError",
+    "FencedError",
     "ForbiddenError",
     "GoneError",
     "InvalidError",
@@ -30,6 +31,7 @@ __all__ = [
     "KubeconfigError",
     "NotFoundError",
     "ServerStatus",
+    "SilentError",
     "ThrottledError",
     "UnauthorizedError",
     "UnreachableError",
@@ -167,6 +169,14 @@ class UnreachableError(KubeError):
         error = cls(doing, said)
         error.may_be_done = False
         return error
+
+
+class FencedError(KubeError):
+    """The call was not sent: this process does not lead, so it must not write."""
+
+
+class SilentError(UnreachableError):
+    """A stream gave nothing for too long: the peer is gone, or has nothing to say for us."""
 
 
 _BY_STATUS: Final[dict[int, type[KubeError]]] = {

@@ -20,6 +20,7 @@ from tidegate.router.service import SERVICE_NAME, RolloutServicer
 from tidegate.router.settings import RouterSettings
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.prometheus import PrometheusSource
+from tidegate.router.sources.record_streams import RecordStreams
 from tidegate.router.sqlite_store import SqliteStore
 from tidegate.router.surroundings import LoopSettings
 from tidegate.traffic.mesh_router import MeshRouter
@@ -67,8 +68,10 @@ class RouterApplication:
                     settings.controller, [("grpc.max_reconnect_backoff_ms", 1000)]
                 )
             )
-            access_log = AccessLogSource(mesh_pb2_grpc.MeshServiceStub(channel))
-            await stack.enter_async_context(access_log.running())
+            controller = mesh_pb2_grpc.MeshServiceStub(channel)
+            streams = RecordStreams({settings.controller: controller})
+            await stack.enter_async_context(streams.running())
+            access_log = await stack.enter_async_context(AccessLogSource(streams).running())
             prometheus = await stack.enter_async_context(PrometheusSource().running())
 
             def source_of(rollout: Rollout) -> TrafficSource:

@@ -82,6 +82,8 @@ P99 = "models, annotations: {tidegate.dev/p99: TIME}}\nspec:\n  hosts: [vision.m
 ONE_TRY = "retries: {attempts: 1, perTryTimeout: 1s"
 HASH = "{useSourceIp: true}"
 POLICY = "  trafficPolicy:\n"
+KUBERNETES = "apiVersion: v1\nkind: Service\nmetadata: {name: vision, namespace: models}\n"
+STICKY = "models, annotations: {tidegate.dev/sticky: 'header:x-id'}}\nspec:\n  hosts: [vision.ex"
 SELECTING = """---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -318,6 +320,11 @@ MISTAKES = [
         {POLICY: f"{POLICY}    loadBalancer: {{consistentHash: {HASH}}}\n"},
     ),
     (
+        "sticky-on-kubernetes",
+        "spec.http[1].route",
+        {ENTRY: KUBERNETES, "models}\nspec:\n  hosts: [vision.ex": STICKY},
+    ),
+    (
         "dead-subset-policy",
         "spec.subsets[2].trafficPolicy",
         {"int8}\n---": "int8}\n    - {name: v3, trafficPolicy: {tls: {mode: DISABLE}}}\n---"},
@@ -475,9 +482,7 @@ def test_nothing_is_said_of_endpoints_that_are_made_while_servers_run(tmp_path):
 
 
 def test_service_of_kubernetes_defines_a_host(tmp_path):
-    text = changed(
-        {ENTRY: "apiVersion: v1\nkind: Service\nmetadata: {name: vision, namespace: models}\n"}
-    )
+    text = changed({ENTRY: KUBERNETES})
     assert checked(tmp_path, text) == []
 
 

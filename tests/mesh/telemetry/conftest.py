@@ -16,6 +16,7 @@ import aiohttp
 import grpc
 import pytest
 import pytest_asyncio
+from echo_server import SERVICE, Echo
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
@@ -32,68 +33,8 @@ from tidegate.mesh.telemetry import (
 )
 
 HOST = "echo.models.svc.cluster.local"
-SERVICE = "tidegate.test.v1.Echo"
 WAIT_S = 20.0
 _TYPES = "type.googleapis.com/envoy"
-
-
-class Echo:
-    """A gRPC server of one version: echoes, fails, streams and waits."""
-
-    def __init__(self, version):
-        self.version = version
-        self.go_on = asyncio.Event()
-        self.go_on.set()
-        self.metadata = []
-        self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        handlers = {
-            "Unary": grpc.unary_unary_rpc_method_handler(self.unary),
-            "Fail": grpc.unary_unary_rpc_method_handler(self.fail),
-            "Stream": grpc.unary_stream_rpc_method_handler(self.stream),
-            "Wait": grpc.unary_unary_rpc_method_handler(self.wait),
-            "Twice": grpc.stream_stream_rpc_method_handler(self.twice),
-        }
-        self.server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(SERVICE, handlers)]
-        )
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
-
-    @property
-    def address(self):
-        return f"127.0.0.1:{self.port}"
-
-    def tell(self, context, *trailers):
-        self.metadata.append(dict(context.invocation_metadata()))
-        version = ("tidegate-model-version", self.version)
-        context.set_trailing_metadata((("tidegate-model", "echo"), version, *trailers))
-
-    async def unary(self, request, context):
-        self.tell(context)
-        return request
-
-    async def fail(self, request, context):
-        self.tell(context)
-        await context.abort(grpc.StatusCode.NOT_FOUND, "no such thing", context.trailing_metadata())
-
-    async def stream(self, request, context):
-        """Sends three messages, and waits for the test after the first."""
-        self.tell(context, ("tidegate-tokens-out", "3"), ("tidegate-finish", "stop"))
-        yield b"1"
-        await self.go_on.wait()
-        yield b"2"
-        yield b"3"
-
-    async def wait(self, request, context):
-        """Answers when the test lets it."""
-        self.tell(context)
-        await self.go_on.wait()
-        return request
-
-    async def twice(self, requests, context):
-        self.tell(context)
-        async for request in requests:
-            yield request
-            yield request
 
 
 class Spans:

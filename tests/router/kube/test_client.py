@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 
-import msgspec
 import pytest
+from kube_objects import CONFIG_MAPS, config_map
 
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import (
@@ -23,24 +23,12 @@ from tidegate.kube.resources import (
     NAMESPACES,
     PODS,
     SERVICES,
-    KubeObject,
     Manifest,
     Resource,
 )
 from tidegate.kube.watching import EventType
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.cluster]
-
-
-class ConfigMap(KubeObject, frozen=True, kw_only=True):
-    data: dict[str, str] = msgspec.field(default_factory=dict)
-
-
-CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap", ConfigMap)
-
-
-def config_map(name, **data):
-    return {"metadata": {"name": name}, "data": data}
 
 
 def edited(api, folder, change):

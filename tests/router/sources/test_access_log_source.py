@@ -16,6 +16,7 @@ from tidegate.mesh.v1 import mesh_pb2_grpc
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.epochs import RolloutCounts
 from tidegate.router.sources.maturity import LONGEST_WAIT_S
+from tidegate.router.sources.record_streams import RecordStreams
 
 WAIT_S = 20.0
 
@@ -33,7 +34,8 @@ async def source_of(port):
     ]
     async with (
         grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel,
-        AccessLogSource(mesh_pb2_grpc.MeshServiceStub(channel)).running() as source,
+        RecordStreams({"mesh": mesh_pb2_grpc.MeshServiceStub(channel)}).running() as streams,
+        AccessLogSource(streams).running() as source,
     ):
         yield source
 

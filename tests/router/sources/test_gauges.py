@@ -17,6 +17,7 @@ from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.gauges import Gauges, read_gauges, substituted, with_gauges
 from tidegate.router.sources.prometheus import PrometheusSource
 from tidegate.router.sources.prometheus_api import PrometheusError
+from tidegate.router.sources.record_streams import RecordStreams
 from tidegate.router.sources.source import UnsupportedError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -68,7 +69,8 @@ async def test_the_access_log_has_gauges_too(mesh):
     async with (
         mesh_service(RequestLog()) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-        AccessLogSource(mesh_pb2_grpc.MeshServiceStub(channel)).running() as source,
+        RecordStreams({"mesh": mesh_pb2_grpc.MeshServiceStub(channel)}).running() as streams,
+        AccessLogSource(streams).running() as source,
     ):
         with pytest.raises(UnsupportedError, match=r"gpuErrors needs a Prometheus.*evidence\.url"):
             source.watch("a", watched(measure(**GAUGE, query="1")))

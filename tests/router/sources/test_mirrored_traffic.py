@@ -18,6 +18,7 @@ from tidegate.rollout.traffic import MatchKind, Sticky
 from tidegate.router.sources import pairing
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.maturity import LONGEST_WAIT_S
+from tidegate.router.sources.record_streams import RecordStreams
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -69,7 +70,10 @@ async def direct(mesh, **route):
 @contextlib.asynccontextmanager
 async def counting(mesh, *measures, share=1.0, **more):
     """A source that counts the mesh's traffic from now on."""
-    async with AccessLogSource(mesh.controller.stub).running() as source:
+    async with (
+        RecordStreams({"mesh": mesh.controller.stub}).running() as streams,
+        AccessLogSource(streams).running() as source,
+    ):
         source.watch("a", watched(*measures, mirrored=True, **more))
         async with asyncio.timeout(WAIT_S):
             await source.watching(HOST)

@@ -30,6 +30,12 @@ _PATTERNS: Final = {
     r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": (
         "is not a host; write its full name or the first label of it, in lower case"
     ),
+    r"^(\*|(\*\.)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)$": (
+        "is not a host; write its full name in lower case, or a wildcard like *.example.com"
+    ),
+    r"^([a-z0-9][-a-z0-9]*/)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$": (
+        "is not a gateway; write NAME, NAMESPACE/NAME, or mesh for sidecars"
+    ),
     r"^[A-Za-z][A-Za-z0-9_-]{0,62}$": (
         "is not a name for reports; begin with a letter, use letters, 0-9, _ and -, at most 63"
     ),

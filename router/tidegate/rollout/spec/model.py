@@ -8,7 +8,7 @@ import enum
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from tidegate.evidence.plan import EvidencePlan, Importance
 from tidegate.evidence.window import VersionName
@@ -167,7 +167,7 @@ class TrafficObjects(StrictModel):
     one that routes the host; otherwise the first label of the host, with `-rollout` behind it for
     `delegate`."""
 
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, Strict(), Field(ge=1, le=65535)] | None = None
     """The host's port for `delegate` and `own`; by default the only port of its Service."""
 
     hosts: Annotated[tuple[_CallersHost, ...], Field(max_length=100)] = ()

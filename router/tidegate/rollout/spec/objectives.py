@@ -24,6 +24,7 @@ from tidegate.rollout.spec.quantities import Bound, Fraction, Seconds, Tolerance
 __all__ = [
     "DEFAULT_MARGIN",
     "DEFAULT_RATIO",
+    "ERROR_CODES",
     "FAILURE_CODES",
     "Objective",
     "Signal",
@@ -109,12 +110,14 @@ FAILURE_CODES: Final = (
 """The gRPC codes that are the version's failure, unless the objective names others. A deadline that
 a proxy's timeout set counts too; a caller's own deadline, cancellation or bad input never does."""
 
-_CODES: Final = (
+ERROR_CODES: Final = (
     *("CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND"),
     *("ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"),
     *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
     "UNAUTHENTICATED",
 )
+"""The gRPC codes of errors."""
+
 DEFAULT_RATIO: Final = 1.2
 """The ratio to the baseline that is tolerated, unless the objective says another."""
 
@@ -177,7 +180,7 @@ class Objective(StrictModel):
         faults = [
             Fault(f"[{index}]", f"{code} is not a gRPC code of an error; {_meant(code)}")
             for index, code in enumerate(codes or ())
-            if code not in _CODES
+            if code not in ERROR_CODES
         ]
         if faults:
             raise FaultsError(faults)
@@ -313,5 +316,5 @@ class Objective(StrictModel):
 
 
 def _meant(code: str) -> str:
-    close = difflib.get_close_matches(code.upper(), _CODES, n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(_CODES)}"
+    close = difflib.get_close_matches(code.upper(), ERROR_CODES, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(ERROR_CODES)}"

@@ -59,6 +59,8 @@ def _plain(schema: Any, definitions: dict[str, Any], name: str = "") -> Any:
             found[key] = " ".join(value.split())
         elif key in _LITERAL:
             found[key] = value
+        elif key in _LIMITS:
+            found[_LIMITS[key]] = value
         elif key != "title":
             found[key] = _plain(value, definitions)
     if name in _ONE_OF:
@@ -67,6 +69,8 @@ def _plain(schema: Any, definitions: dict[str, Any], name: str = "") -> Any:
 
 
 _LITERAL: Final = ("const", "default", "enum", "examples", "required")
+_LIMITS: Final = {"gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
+"""pydantic leaves the second limit of a number in its own words."""
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ choice is made when all that started are mature. A restart of the router forgets
 """
 
 import enum
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Final
@@ -40,6 +41,8 @@ KEPT_S: Final = 3600.0
 """How long an epoch that has ended takes the counts of requests that end late."""
 
 _MAX_EARLY: Final = 50_000
+# How long a request that no version served is reported.
+_UNSERVED_S: Final = 60.0
 
 
 class LeftOut(enum.Enum):
@@ -50,6 +53,7 @@ class LeftOut(enum.Enum):
     NO_USER = "requests without the header or cookie that names the user"
     TOO_MANY_USERS = "requests of users beyond those that are remembered"
     NO_COPY = "requests of which no mirrored copy was seen"
+    NOT_SERVED = "requests that found no healthy server or no cluster"
 
 
 class _Slice:
@@ -142,6 +146,9 @@ class RolloutCounts:
         self._pairing = Pairing()
         self._maturity = Maturity()
         self._missing = ""
+        # The start of the last request that no version served.
+        self._not_served_s = -math.inf
+        self._now_s = 0.0
         self._users = Users()
         self._users_are_quiet = False
         self._pairs = 0
@@ -164,6 +171,7 @@ class RolloutCounts:
         """Says what keeps requests from counting; empty if nothing is known to."""
         problems = (
             self._problem_of_routes(),
+            self._problem_of_unserved(),
             self._problem_of_ends(),
             self._problem_of_users(),
             self._problem_of_copies(),
@@ -192,6 +200,10 @@ class RolloutCounts:
 
     def add(self, request: FinishedRequest) -> None:
         """Counts a request, or a mirrored copy of one."""
+        if request.not_served and not request.version:
+            self.left_out[LeftOut.NOT_SERVED] += 1
+            self._not_served_s = max(self._not_served_s, request.start_s)
+            return
         if request.version not in self._versions:
             return
         if request.is_copy and not self._watched.mirrored:
@@ -208,6 +220,7 @@ class RolloutCounts:
     def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns a window for each epoch with mature traffic, the oldest first."""
         self._note_alone(now_s)
+        self._now_s = now_s
         for each in self._epochs:
             mature = self._maturity.mature(each.ended(), each.epoch.shares, now_s)
             each.mature_until = max(each.mature_until, mature.until)
@@ -345,6 +358,14 @@ class RolloutCounts:
         if self._has_counted or not found:
             return ""
         return f"no request counts so far: only {' and '.join(found)} came"
+
+    def _problem_of_unserved(self) -> str:
+        if self._now_s - self._not_served_s > _UNSERVED_S:
+            return ""
+        return (
+            f"{self.left_out[LeftOut.NOT_SERVED]} {LeftOut.NOT_SERVED.value}; the access log does "
+            "not say which version they were for, so they count for none"
+        )
 
     def _problem_of_ends(self) -> str:
         if not self._missing:

@@ -16,9 +16,12 @@ from tidegate.rollout.traffic import MatchKind, Sticky
 if TYPE_CHECKING:
     from tidegate.mesh.v1 import mesh_pb2
 
-__all__ = ["FinishedRequest", "StreamingMethods", "read_request"]
+__all__ = ["NOT_SERVED_FLAGS", "FinishedRequest", "StreamingMethods", "read_request"]
 
 _CODES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
+
+NOT_SERVED_FLAGS: Final = frozenset({"UH", "NC"})
+"""Envoy's flags of a request for which it knew no healthy server, or no cluster."""
 
 _LONGEST_LABEL: Final = 64
 _MAX_METHODS: Final = 1000
@@ -50,6 +53,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         is_testers: Whether a tester's route chose the version.
         by_headers: Whether a route with conditions on headers chose it, so that callers do.
         is_copy: Whether it is a mirrored copy.
+        not_served: Whether a proxy knew no healthy server or no cluster for it.
         id: What a request and its copies have in common; empty if nothing.
     """
 
@@ -73,6 +77,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     is_testers: bool = False
     by_headers: bool = False
     is_copy: bool = False
+    not_served: bool = False
     id: str = ""
 
     @property
@@ -153,6 +158,7 @@ def read_request(
         is_testers=record.route.startswith(TESTER_ROUTE_PREFIX),
         by_headers=record.by_headers,
         is_copy=record.mirrored,
+        not_served=not NOT_SERVED_FLAGS.isdisjoint(record.response_flags),
         id=f"{trace_id}/{request_id}" if trace_id or request_id else "",
     )
 

@@ -102,6 +102,7 @@ def _message(record: RequestRecord) -> mesh_pb2.RequestRecord:
         response_messages=record.response_messages,
         utilization=record.utilization,
         http_status=record.http_status,
+        server_side=record.server_side,
     )
     if record.grpc_status is not None:
         sent.grpc_status = record.grpc_status.value[0]

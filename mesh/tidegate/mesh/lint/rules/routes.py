@@ -320,3 +320,27 @@ def hash_without_sticky(view: MeshView) -> Iterator[Finding]:
                     "annotate 'tidegate.dev/sticky: header:NAME' or cookie:NAME, as is hashed",
                 )
                 break
+
+
+@rule(
+    "sticky-on-kubernetes",
+    Severity.WARNING,
+    "an annotation keeps users on one version of a Service of Kubernetes, where istiod routes",
+)
+def sticky_on_kubernetes(view: MeshView) -> Iterator[Finding]:
+    """Sticky weights of hosts that only a cluster defines."""
+    for route in view.routes:
+        if route.virtual_service.annotations.sticky is None:
+            continue
+        for destination in dict.fromkeys(
+            each.host for _, each, share in route.shares() if 0 < share < 1
+        ):
+            host = view.hosts.get(destination)
+            if host is not None and host.entry is None:
+                yield Finding(
+                    route.virtual_service.name,
+                    f"{route.path}.route",
+                    f"istiod does not read 'tidegate.dev/sticky': users of {destination} change "
+                    "between versions at each request",
+                    "divide users by matches on a header or a cookie, or remove the annotation",
+                )

@@ -1,0 +1,264 @@
+"""The traffic of a host as its objects say it, for one rollout.
+
+Where a rollout makes its own objects, they may not be there yet. Then the view has what the first
+write will make: all traffic at the baseline, and a DestinationRule with the rollout's versions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tidegate.istio import IstioObjects, Kind, ObjectName, full_host_name
+from tidegate.istio.destination_rule import DestinationRule
+from tidegate.istio.editing.split_reading import SplitInEffect, read_split
+from tidegate.istio.shapes import HostName
+from tidegate.istio.virtual_service import VirtualService
+from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
+from tidegate.rollout.spec.model import Rollout, WriteMode
+from tidegate.rollout.traffic import HostTraffic, TrafficSplit
+from tidegate.traffic.cluster.capacity import EndpointCount, count_endpoints
+from tidegate.traffic.cluster.host_objects import HostObjects, ManifestParser, ServiceHost
+from tidegate.traffic.cluster.owned_objects import (
+    CAPACITY_ANNOTATION,
+    ROLLOUT_ANNOTATION,
+    OwnedRoutes,
+    delegation_problem,
+    foreign_problem,
+    is_ours,
+    overlap_problem,
+    owned_rule,
+    planned_subsets,
+    service_port,
+    target_name,
+)
+from tidegate.traffic.cluster.split_values import traffic_split
+from tidegate.traffic.router import TrafficError
+
+__all__ = [
+    "STICKY_PROBLEM",
+    "HostView",
+    "NotRoutedError",
+    "OwnedRule",
+    "callers_of",
+    "view_of",
+    "written_name",
+]
+
+STICKY_PROBLEM = (
+    "Istio cannot keep users on one version: it does not read `tidegate.dev/sticky`. Remove"
+    " `sticky` from the Rollout, or name the users of the candidate as `testers`"
+)
+
+
+class NotRoutedError(TrafficError):
+    """There is no VirtualService that could be patched."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedRule:
+    """The DestinationRule of Tidegate's.
+
+    Attributes:
+        wanted: What it is to say.
+        live: What there is; None if it is not made yet.
+    """
+
+    wanted: DestinationRule
+    live: Manifest | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """A host as one rollout sees it.
+
+    Attributes:
+        objects: What there is.
+        name: The VirtualService that the rollout writes.
+        live: Its value; None if it is not there.
+        istio: That VirtualService and the DestinationRules of the host, as edits take them.
+        routes: What the VirtualService says beside the split; None with the mode patch.
+        rule: The DestinationRule of Tidegate's; None if somebody else's defines the subsets.
+        obstacle: Why the rollout must not begin to write; empty if it may.
+        traffic: The traffic.
+    """
+
+    objects: HostObjects
+    name: str
+    live: Manifest | None
+    istio: IstioObjects
+    routes: OwnedRoutes | None
+    rule: OwnedRule | None
+    obstacle: str
+    traffic: HostTraffic
+
+    @property
+    def virtual_service(self) -> VirtualService | None:
+        """The VirtualService as its parsed value."""
+        wanted = ObjectName(Kind.VIRTUAL_SERVICE, self.objects.host.namespace, self.name)
+        return self.istio.virtual_services.get(wanted)
+
+    def count(self, version: str) -> EndpointCount:
+        """Counts the endpoints of a version."""
+        return count_endpoints(self.objects, _labels(self.istio).get(version, {}))
+
+    @property
+    def recorded_capacity(self) -> int | None:
+        """The Ready endpoints that the baseline had when the rollout began, if it has begun."""
+        if self.live is None:
+            return None
+        text = self.live.metadata.annotations.get(CAPACITY_ANNOTATION, "")
+        number = text.partition("=")[2]
+        return int(number) if number.isascii() and number.isdigit() else None
+
+
+def written_name(rollout: Rollout, host: ServiceHost) -> str:
+    """Returns the VirtualService that a rollout writes; empty if its objects have to tell."""
+    if rollout.spec.traffic.write is WriteMode.PATCH:
+        return rollout.spec.traffic.virtual_service or ""
+    return target_name(rollout, host)
+
+
+def callers_of(rollout: Rollout, host: ServiceHost) -> tuple[HostName, ...]:
+    """Returns the hosts of the callers whose requests a rollout routes itself."""
+    if rollout.spec.traffic.write is not WriteMode.OWN:
+        return ()
+    named = rollout.spec.traffic.hosts or (host.name,)
+    return tuple(full_host_name(each, host.namespace) for each in named)
+
+
+def view_of(rollout: Rollout, objects: HostObjects, parser: ManifestParser) -> HostView:
+    """Returns a host as a rollout sees it.
+
+    Args:
+        rollout: The rollout.
+        objects: What there is for its host.
+        parser: Parses manifests.
+
+    Raises:
+        TrafficError: An object cannot be read, or nothing routes the host that could be patched.
+    """
+    if rollout.spec.traffic.write is WriteMode.PATCH:
+        return _view_of_patched(rollout, objects, parser)
+    return _view_of_owned(rollout, objects, parser)
+
+
+def _view_of_patched(rollout: Rollout, objects: HostObjects, parser: ManifestParser) -> HostView:
+    named = rollout.spec.traffic.virtual_service
+    routing = objects.routing()
+    if named is not None:
+        live = objects.virtual_service(named)
+        missing = f"there is no VirtualService {objects.host.namespace}/{named}"
+    else:
+        owned = (each for each in routing if _is_owned(each, rollout))
+        live = next(owned, routing[0] if routing else None)
+        missing = (
+            f"no VirtualService of the namespace {objects.host.namespace} routes"
+            f" {objects.host.name}"
+        )
+    if live is None:
+        raise NotRoutedError(f"{missing}; make it, or let the rollout make one with `write: own`")
+    obstacle = ""
+    if named is None and len(routing) > 1 and not _is_owned(live, rollout):
+        names = ", ".join(sorted(each.metadata.name for each in routing))
+        obstacle = (
+            f"several VirtualServices route it ({names}); name one as spec.traffic.virtualService"
+        )
+    rules = parser.destination_rules(objects.rules())
+    istio = IstioObjects.of([parser.virtual_service(live), *rules])
+    return HostView(
+        objects=objects,
+        name=live.metadata.name,
+        live=live,
+        istio=istio,
+        routes=None,
+        rule=None,
+        obstacle=obstacle,
+        traffic=_traffic(rollout, objects, istio, live, obstacle),
+    )
+
+
+def _view_of_owned(rollout: Rollout, objects: HostObjects, parser: ManifestParser) -> HostView:
+    host, spec = objects.host, rollout.spec.traffic
+    name = target_name(rollout, host)
+    live = objects.virtual_service(name)
+    is_delegate = spec.write is WriteMode.DELEGATE
+    routes = OwnedRoutes(
+        name=name,
+        host=host,
+        port=service_port(rollout, objects),
+        hosts=callers_of(rollout, host),
+        gateways=() if is_delegate else spec.gateways or ("mesh",),
+    )
+    rule = _owned_rule(rollout, objects, parser)
+    rules = parser.destination_rules(objects.rules()) if rule is None else (rule.wanted,)
+    services = () if live is None else (parser.virtual_service(live),)
+    istio = IstioObjects.of([*services, *rules])
+    obstacle = foreign_problem(live, VIRTUAL_SERVICES) or (
+        delegation_problem(name, objects) if is_delegate else overlap_problem(routes, objects)
+    )
+    return HostView(
+        objects=objects,
+        name=name,
+        live=live,
+        istio=istio,
+        routes=routes,
+        rule=rule,
+        obstacle=obstacle,
+        traffic=_traffic(rollout, objects, istio, live, obstacle),
+    )
+
+
+def _owned_rule(rollout: Rollout, objects: HostObjects, parser: ManifestParser) -> OwnedRule | None:
+    """Returns the rule of Tidegate's, unless somebody else's is for the host."""
+    rules = objects.rules()
+    if any(not is_ours(each) for each in rules):
+        return None
+    live = rules[0] if rules else None
+    name = objects.host.service if live is None else live.metadata.name
+    if live is None:
+        same_name = (e for e in objects.destination_rules if e.metadata.name == name)
+        if problem := foreign_problem(next(same_name, None), DESTINATION_RULES):
+            raise TrafficError(problem, permanent=True)
+    parsed = None if live is None else parser.destination_rules([live])[0]
+    subsets = planned_subsets(rollout, objects, parsed)
+    return OwnedRule(owned_rule(name, objects.host, subsets), live)
+
+
+def _is_owned(item: Manifest, rollout: Rollout) -> bool:
+    return item.metadata.annotations.get(ROLLOUT_ANNOTATION) == rollout.key
+
+
+def _traffic(
+    rollout: Rollout,
+    objects: HostObjects,
+    istio: IstioObjects,
+    live: Manifest | None,
+    problem: str,
+) -> HostTraffic:
+    labels = _labels(istio)
+    found: SplitInEffect | None = None
+    if live is not None:
+        found = read_split(istio, objects.host.name)
+        problem = problem or found.problem
+    if rollout.spec.sticky is not None:
+        problem = STICKY_PROBLEM
+    split = TrafficSplit(weights={rollout.spec.baseline: 100.0})
+    owner = None if found is None else found.owner
+    return HostTraffic(
+        host=objects.host.name,
+        split=split if found is None else traffic_split(found.split),
+        versions=tuple(labels),
+        owner="" if owner is None else str(owner),
+        ready=tuple(
+            name for name, wanted in labels.items() if count_endpoints(objects, wanted).ready
+        ),
+        problem=problem,
+    )
+
+
+def _labels(istio: IstioObjects) -> Mapping[str, Mapping[str, str]]:
+    """Returns the labels of each subset."""
+    return {
+        str(subset.name): subset.labels
+        for rule in istio.destination_rules.values()
+        for subset in rule.subsets
+    }

@@ -1,0 +1,377 @@
+"""The `TrafficRouter` of one rollout on a cluster: it writes Istio's objects and sees what follows.
+
+A change of a split passes these steps; one that takes traffic from a bad version skips the second
+and the third:
+
+1. Read the objects, and refuse what is somebody else's.
+2. Check that endpoints carry it (`gates`), and that istiod has had time for new subsets.
+3. A version without traffic gets the smallest share first. If its requests find no server or no
+   cluster, the split of before is written again at once.
+4. Write the split. Wait until requests show it, or for the settle time.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from tidegate.istio.reading.annotations import parse_rollout_name
+from tidegate.kube.errors import ConflictError, InvalidError, NotFoundError
+from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
+from tidegate.rollout.spec.model import Rollout
+from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSplit
+from tidegate.runtime.logging import get_logger
+from tidegate.traffic.cluster.gates import capacity_of_baseline, shortfall
+from tidegate.traffic.cluster.host_objects import (
+    ServiceHost,
+    service_host,
+)
+from tidegate.traffic.cluster.memory import InForce, RolloutMemory
+from tidegate.traffic.cluster.objects import fetched
+from tidegate.traffic.cluster.owned_objects import ROLLOUT_ANNOTATION, revision_of
+from tidegate.traffic.cluster.reading import (
+    STICKY_PROBLEM,
+    HostView,
+    NotRoutedError,
+    callers_of,
+    view_of,
+    written_name,
+)
+from tidegate.traffic.cluster.split_values import probe_split
+from tidegate.traffic.cluster.surroundings import TrafficSurroundings
+from tidegate.traffic.cluster.writing import (
+    SplitWrite,
+    reshaped,
+    telling,
+    write_rule,
+    write_split,
+)
+from tidegate.traffic.observing import NotServedError, WrittenChange
+from tidegate.traffic.router import TrafficError
+
+__all__ = ["RolloutTraffic"]
+
+_log = get_logger(__name__)
+
+_MOST_CONFLICTS: Final = 5
+_FIRST_WAIT_S: Final = 0.05
+_IN_FORCE_ALREADY: Final = "it was in force already"
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What a change goes back to if it is not served."""
+
+    split: TrafficSplit
+    owner: str
+
+
+class RolloutTraffic:
+    """Implements `TrafficRouter` for one rollout.
+
+    Args:
+        around: What the traffic of all rollouts shares.
+        rollout: The rollout.
+        memory: What is known of its traffic.
+    """
+
+    def __init__(
+        self, around: TrafficSurroundings, rollout: Rollout, memory: RolloutMemory
+    ) -> None:
+        self._around = around
+        self._rollout = rollout
+        self._memory = memory
+
+    async def read(self, host: str) -> HostTraffic:
+        """Returns the traffic of the rollout's host; see `TrafficRouter`."""
+        where = self._service_host(host)
+        memory = self._memory
+        try:
+            with telling(f"read the traffic of {where.name}"):
+                view = await self._known_view(where)
+        except NotRoutedError as error:
+            if not memory.uid:
+                raise
+            return _gone(where, str(error))
+        self._memory.note_subsets(view.objects.rules(), self._around.clock())
+        if view.live is None and memory.uid:
+            return _gone(where, f"VirtualService {where.namespace}/{view.name} is gone")
+        if view.live is not None and view.traffic.owner == self._rollout.key:
+            memory.uid = view.live.metadata.uid
+        return view.traffic
+
+    async def apply(
+        self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
+    ) -> Applied:
+        """Puts a split in force; see `TrafficRouter`."""
+        where = self._service_host(host)
+        if split.sticky is not None:
+            raise TrafficError(STICKY_PROBLEM, permanent=True)
+        requested_s = self._around.clock()
+        with telling(f"change the traffic of {where.name}"):
+            view = await self._ready_view(where, split, owner, urgent=urgent)
+            earlier = _Earlier(self._split_of(view), view.traffic.owner)
+            probe = None
+            if not urgent:
+                percent = self._around.settings.probe_percent
+                probe = probe_split(earlier.split, split, percent)
+            if probe is not None:
+                await self._put(view, earlier, probe, self._rollout.key, requested_s, urgent=False)
+                view = await self._fresh_view(where)
+            applied = await self._put(view, earlier, split, owner, requested_s, urgent=urgent)
+        self._memory.in_force = InForce(split, owner, applied.known)
+        if not owner:
+            self._memory.uid = ""
+        return applied
+
+    async def view(self) -> HostView:
+        """Returns the host as the reader of objects knows it.
+
+        Raises:
+            TrafficError: The objects cannot be read.
+        """
+        where = self._service_host(self._rollout.spec.host)
+        with telling(f"read the traffic of {where.name}"):
+            return await self._known_view(where)
+
+    def _service_host(self, host: str) -> ServiceHost:
+        return service_host(host, self._rollout.metadata.namespace)
+
+    async def _known_view(self, where: ServiceHost) -> HostView:
+        """Returns the host as the reader of objects knows it, with the last write."""
+        memory, rollout = self._memory, self._rollout
+        objects = await self._around.objects.of_host(
+            where,
+            name=written_name(rollout, where),
+            callers=callers_of(rollout, where),
+            at_least=memory.version,
+        )
+        last = memory.view
+        if last is not None and last[0] is rollout and last[1].objects.is_same(objects):
+            return last[1]
+        view = view_of(rollout, objects, self._around.parser)
+        memory.view = (rollout, view)
+        return view
+
+    async def _fresh_view(self, where: ServiceHost) -> HostView:
+        """Returns the host with the objects that are to be written as the API server has them.
+
+        The others may be older: a write does not stand on them.
+        """
+        client, namespace = self._around.client, where.namespace
+        view = await self._known_view(where)
+        fresh = await fetched(client, VIRTUAL_SERVICES, view.name, namespace)
+        objects = view.objects.with_virtual_service(view.name, fresh)
+        if view.rule is not None:
+            name = view.rule.wanted.name.name
+            fresh = await fetched(client, DESTINATION_RULES, name, namespace)
+            objects = objects.with_destination_rule(name, fresh)
+        view = view_of(self._rollout, objects, self._around.parser)
+        self._memory.note_subsets(view.objects.rules(), self._around.clock())
+        return view
+
+    async def _ready_view(
+        self, where: ServiceHost, split: TrafficSplit, owner: str, *, urgent: bool
+    ) -> HostView:
+        """Returns the host once a split may be written to it.
+
+        Raises:
+            TrafficError: It must not, or not yet.
+        """
+        view = await self._fresh_view(where)
+        self._refuse(view, owner, urgent=urgent)
+        if view.rule is not None and await write_rule(self._around.client, view) is not None:
+            view = await self._fresh_view(where)
+        if urgent:
+            return view
+        settings = self._around.settings
+        baseline = self._rollout.spec.baseline
+        if missing := shortfall(view, split, baseline, settings.capacity_factor):
+            raise TrafficError(f"not yet: {missing}")
+        await self._let_subsets_settle(split)
+        return view
+
+    def _refuse(self, view: HostView, owner: str, *, urgent: bool) -> None:
+        """Refuses what is somebody else's.
+
+        Raises:
+            TrafficError: Another rollout owns the host, or other objects are in the way.
+        """
+        other = view.traffic.owner
+        if other and other != self._rollout.key:
+            _, _, name = other.partition("/")
+            raise TrafficError(
+                f"the traffic of VirtualService {view.objects.host.namespace}/{view.name} belongs"
+                f" to the rollout {other}; wait until it has ended, or end it with"
+                f" `tidegate rollout abort {name}`; if it does not exist any more, remove the"
+                f" annotation {ROLLOUT_ANNOTATION}",
+                permanent=True,
+            )
+        begins = bool(owner) and not urgent
+        if view.obstacle and (begins or view.routes is None):
+            raise TrafficError(view.obstacle, permanent=True)
+
+    async def _let_subsets_settle(self, split: TrafficSplit) -> None:
+        """Waits until istiod has had time for the subsets that the split names."""
+        around = self._around
+        named = [*split.weights, *split.mirrors, *(each.version for each in split.testers)]
+        wait_s = self._memory.seconds_to_settle(
+            named, around.settings.subset_settle_s, around.clock()
+        )
+        if wait_s:
+            await around.sleep(wait_s)
+
+    def _split_of(self, view: HostView) -> TrafficSplit:
+        """The split of now; the baseline has everything where it cannot be told."""
+        split = view.traffic.split
+        if round(sum(split.weights.values()), 3) == 100:
+            return split
+        return TrafficSplit(weights={self._rollout.spec.baseline: 100.0})
+
+    async def _put(
+        self,
+        view: HostView,
+        earlier: _Earlier,
+        step: TrafficSplit,
+        owner: str,
+        requested_s: float,
+        *,
+        urgent: bool,
+    ) -> Applied:
+        """Writes one split, and returns once it is in force.
+
+        Raises:
+            TrafficError: It is not; what was before is written again.
+        """
+        around, memory = self._around, self._memory
+        written = await self._write(view, step, owner, urgent=urgent)
+        now_s = around.clock()
+        known = memory.in_force
+        if (
+            written is None
+            and known is not None
+            and known.split.same_as(step)
+            and known.owner == owner
+        ):
+            return Applied(
+                since_s=now_s, requested_s=now_s, known=known.known, detail=_IN_FORCE_ALREADY
+            )
+        memory.in_force = None
+        live = written or view.live
+        change = WrittenChange(
+            host=view.objects.host.name,
+            before=_shares(step if written is None else self._split_of(view)),
+            after=_shares(step),
+            revision="" if view.routes is None or live is None else revision_of(live.spec),
+            written_s=now_s,
+            settle_s=around.settings.settle_s,
+        )
+        try:
+            async with asyncio.timeout(around.settings.urgent_s if urgent else None):
+                sighting = await around.observer.in_force(change)
+        except (NotServedError, TimeoutError) as error:
+            if urgent:
+                late = f"proxies still follow the old routes after {around.settings.urgent_s:g} s"
+                return Applied(
+                    since_s=around.clock(),
+                    requested_s=requested_s,
+                    known=Knowledge.WRITTEN,
+                    detail=str(error) or late,
+                )
+            await self._take_back(view.objects.host, earlier)
+            raise TrafficError(f"{step} was taken back: {error}") from error
+        return Applied(
+            since_s=sighting.since_s,
+            requested_s=requested_s,
+            known=sighting.known,
+            detail=sighting.detail,
+        )
+
+    async def _take_back(self, where: ServiceHost, earlier: _Earlier) -> None:
+        """Writes the split of before again, whatever its endpoints are.
+
+        Raises:
+            TrafficError: It cannot be written.
+        """
+        with telling(f"take back the traffic of {where.name}"):
+            view = await self._fresh_view(where)
+            await self._write(view, earlier.split, earlier.owner, urgent=True)
+
+    async def _write(
+        self, view: HostView, split: TrafficSplit, owner: str, *, urgent: bool
+    ) -> Manifest | None:
+        """Writes a split; makes the edit again where the object has changed meanwhile.
+
+        Returns:
+            The VirtualService as written; None if it had the split already.
+
+        Raises:
+            TrafficError: Somebody has reshaped or deleted the VirtualService, or keeps changing it.
+            KubeError: The server refuses, or does not answer.
+        """
+        around, memory, where = self._around, self._memory, view.objects.host
+        write = SplitWrite(
+            split=split,
+            owner=parse_rollout_name(owner) if owner else None,
+            baseline=self._rollout.spec.baseline,
+            capacity=capacity_of_baseline(view, self._rollout.spec.baseline),
+            revision=memory.next_revision(around.clock()),
+        )
+        what = f"VirtualService {where.namespace}/{view.name}"
+        wait_s = _FIRST_WAIT_S
+        for _ in range(_MOST_CONFLICTS):
+            try:
+                written = await write_split(around.client, view, write)
+            except (ConflictError, InvalidError, NotFoundError) as error:
+                now = await self._view_again(where, what)
+                is_reshaped = reshaped(view, now)
+                if is_reshaped and not urgent:
+                    raise TrafficError(
+                        f"somebody has changed the routes of {what} while {split} was written;"
+                        " nothing was changed"
+                    ) from error
+                if isinstance(error, InvalidError) and not is_reshaped:
+                    raise
+                self._refuse(now, owner, urgent=urgent)
+                view = now
+                await around.sleep(wait_s)
+                wait_s *= 2
+                continue
+            if written is not None:
+                memory.note_written(written)
+                _log.info(
+                    "split written",
+                    rollout=self._rollout.key,
+                    virtual_service=written.key,
+                    version=memory.version,
+                    split=str(split),
+                )
+            return written
+        raise TrafficError(
+            f"somebody keeps changing {what}: {_MOST_CONFLICTS} attempts to write {split} met"
+            " another write"
+        )
+
+    async def _view_again(self, where: ServiceHost, what: str) -> HostView:
+        """Returns the host after a refused write.
+
+        Raises:
+            TrafficError: The VirtualService is gone.
+        """
+        gone = f"{what} was deleted meanwhile; nothing was changed"
+        try:
+            view = await self._fresh_view(where)
+        except NotRoutedError as error:
+            raise TrafficError(gone) from error
+        if view.live is None:
+            raise TrafficError(gone)
+        return view
+
+
+def _shares(split: TrafficSplit) -> dict[str, float]:
+    return {name: share / 100 for name, share in split.weights.items()}
+
+
+def _gone(where: ServiceHost, problem: str) -> HostTraffic:
+    return HostTraffic(
+        host=where.name, split=TrafficSplit(weights={}), versions=(), problem=problem
+    )

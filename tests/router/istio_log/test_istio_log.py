@@ -1,0 +1,145 @@
+"""Replicas of the router receive access logs, and the leader counts the records of all."""
+
+import asyncio
+import contextlib
+import time
+
+import grpc
+from envoy.config.core.v3.base_pb2 import Node
+from envoy.data.accesslog.v3.accesslog_pb2 import HTTPAccessLogEntry
+from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
+from envoy.service.accesslog.v3.als_pb2_grpc import AccessLogServiceStub
+from source_traffic import HOST, epoch, watched
+
+from tidegate.rollout.traffic import Knowledge
+from tidegate.router.istio_log.istio_log import IstioLog
+from tidegate.router.sources.maturity import LONGEST_WAIT_S
+from tidegate.traffic.observing import WrittenChange
+
+WAIT_S = 20.0
+
+
+@contextlib.asynccontextmanager
+async def replica():
+    log = IstioLog()
+    server = grpc.aio.server()
+    log.register(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield log, f"127.0.0.1:{port}"
+    finally:
+        log.shut_down()
+        await server.stop(1)
+
+
+def entry(version="v1", route="vision@r1", start_s=None):
+    made = HTTPAccessLogEntry()
+    made.request.path = "/tidegate.vision.v1.VisionService/Classify"
+    made.request.authority = "vision.example.com"
+    made.response.response_trailers["grpc-status"] = "0"
+    common = made.common_properties
+    common.upstream_cluster = f"outbound|8500|{version}|{HOST}"
+    common.route_name = route
+    common.start_time.FromNanoseconds(int((start_s or time.time()) * 1e9))
+    return made
+
+
+@contextlib.asynccontextmanager
+async def proxy(address, number=1):
+    """A stream of an Envoy to a replica: call it with entries."""
+    node = Node(id=f"router~10.0.0.{number}~gateway-{number}.ingress~ingress.svc.cluster.local")
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = AccessLogServiceStub(channel).StreamAccessLogs()
+        first = StreamAccessLogsMessage()
+        first.identifier.node.CopyFrom(node)
+        await call.write(first)
+
+        async def send(*entries):
+            message = StreamAccessLogsMessage()
+            message.http_logs.log_entry.extend(entries)
+            await call.write(message)
+
+        yield send
+        await call.done_writing()
+        await call
+
+
+async def counted(log, requests):
+    found = []
+    async with asyncio.timeout(WAIT_S):
+        while sum(each.requests for each in found) < requests:
+            found += await log.source.take("a", time.time() + LONGEST_WAIT_S + 2)
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_the_leader_counts_what_any_replica_receives():
+    async with replica() as (leader, own), replica() as (_, other), leader.reading():
+        leader.source.watch("a", watched())
+        assert "no receiver of access logs" in leader.source.problem("a")
+        await leader.set_receivers([own, other])
+        leader.source.begin_epoch("a", epoch(time.time()))
+        async with asyncio.timeout(WAIT_S):
+            await leader.source.watching(HOST)
+        assert leader.source.problem("a") == ""
+        async with proxy(own, 1) as one, proxy(other, 2) as two:
+            await one(*[entry()] * 30)
+            await two(*[entry("v2")] * 10)
+            found = await counted(leader, 40)
+        assert sum(each.lost for each in found) == 0
+        versions = [each.versions for each in found]
+        assert sum(each["v2"].requests for each in versions if "v2" in each) == 10
+
+
+async def test_replicas_come_and_go():
+    async with replica() as (leader, own), leader.reading():
+        leader.source.watch("a", watched())
+        await leader.set_receivers([own])
+        leader.source.begin_epoch("a", epoch(time.time()))
+        async with replica() as (_, other):
+            await leader.set_receivers([own, other])
+            async with asyncio.timeout(WAIT_S):
+                await leader.source.watching(HOST)
+            async with proxy(other) as send:
+                await send(*[entry()] * 20)
+                await counted(leader, 20)
+        async with asyncio.timeout(WAIT_S):
+            while other not in leader.source.problem("a"):
+                await asyncio.sleep(0.01)
+        await leader.set_receivers([own])
+        assert leader.source.problem("a") == ""
+        async with proxy(own) as send:
+            await send(*[entry()] * 5)
+            await counted(leader, 5)
+
+
+async def test_a_change_is_in_force_when_proxies_of_all_replicas_have_it():
+    async with replica() as (leader, own), replica() as (_, other), leader.reading():
+        await leader.set_receivers([own, other])
+        leader.source.watch("a", watched())
+        async with asyncio.timeout(WAIT_S):
+            await leader.source.watching(HOST)
+        async with proxy(own, 1) as one, proxy(other, 2) as two:
+            await one(entry())
+            await two(entry())
+            written_s = time.time()
+            change = WrittenChange(
+                host=HOST,
+                before={"v1": 1.0},
+                after={"v1": 0.5, "v2": 0.5},
+                revision="r2",
+                written_s=written_s,
+                settle_s=10.0,
+            )
+            waiting = asyncio.create_task(leader.observer.in_force(change))
+            await one(entry(route="vision@r2", start_s=written_s + 0.2))
+            await two(entry(start_s=written_s + 0.3))
+            done, _ = await asyncio.wait({waiting}, timeout=0.6)
+            assert not done
+            await two(entry(route="vision@r2", start_s=written_s + 0.4))
+            async with asyncio.timeout(WAIT_S):
+                sighting = await waiting
+    assert sighting.known is Knowledge.OBSERVED
+    assert abs(sighting.since_s - written_s - 0.4) < 0.01
+    assert "through 2 proxies" in sighting.detail
