@@ -84,6 +84,7 @@ class FaultyApi:
         fault: Called for each call; gives a `Fault` or None.
         delay_s: Before each call goes on; a function without arguments.
         calls: The calls that came.
+        first_events: After how many events the next watch is cut; None for not at all.
     """
 
     def __init__(self, api, folder):
@@ -98,6 +99,7 @@ class FaultyApi:
         self.fault = lambda call: None
         self.delay_s = lambda: 0.0
         self.calls = []
+        self.first_events = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -200,6 +202,11 @@ class FaultyApi:
         relayed = web.StreamResponse(headers=headers)
         try:
             await relayed.prepare(request)
+            first_events, self.first_events = self.first_events, None
+            if first_events is not None:
+                for _ in range(first_events):
+                    await relayed.write(await answer.content.readline())
+                ending.set_result(WatchEnd.CUT)
             while chunk := await _next_chunk(answer.content, ending):
                 await relayed.write(chunk)
             if not ending.done():
@@ -234,7 +241,7 @@ async def _next_chunk(content, ending):
     reading = asyncio.ensure_future(content.readany())
     try:
         await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
-        return reading.result() if reading.done() else b""
+        return reading.result() if reading.done() and not ending.done() else b""
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)

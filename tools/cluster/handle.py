@@ -57,11 +57,14 @@ class TestCluster:
 
     __test__ = False
 
-    def __init__(self, folder: Path, token: str, started: Started) -> None:
+    def __init__(
+        self, folder: Path, token: str, started: Started, settings: ClusterSettings
+    ) -> None:
         self.folder = folder
         self.kubeconfig = folder / "kubeconfig"
         self.addresses = started.addresses
         self._token = token
+        self._settings = settings
         self._control = started.control
 
     @classmethod
@@ -104,7 +107,7 @@ class TestCluster:
             started = msgspec.json.decode(line, type=Started)
             if started.error:
                 raise ClusterError(started.error)
-            yield cls(folder, token, started)
+            yield cls(folder, token, started, settings)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -139,8 +142,10 @@ class TestCluster:
         """Creates a namespace in the mesh, and waits until Pods can run in it."""
         async with self._api() as api:
             await api.apply(namespace(name))
-            for path in ("serviceaccounts/default", "configmaps/istio-ca-root-cert"):
-                await _there(api, f"/api/v1/namespaces/{name}/{path}")
+            if self._settings.controllers:
+                await _there(api, f"/api/v1/namespaces/{name}/serviceaccounts/default")
+            if self._settings.istio:
+                await _there(api, f"/api/v1/namespaces/{name}/configmaps/istio-ca-root-cert")
 
     async def get(self, api_version: str, kind: str, name: str, namespace: str = "") -> Manifest:
         """Reads an object.
@@ -367,12 +372,9 @@ def _running(folder: Path, descriptor: int) -> Iterator[subprocess.Popen[bytes]]
 def _is_deployed(deployment: Manifest) -> bool:
     wanted = deployment["spec"].get("replicas", 1)
     status = deployment.get("status", {})
-    return (
-        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
-        and status.get("updatedReplicas", 0) == wanted
-        and status.get("availableReplicas", 0) == wanted
-        and status.get("replicas", 0) == wanted
-    )
+    counts = {status.get(each, 0) for each in ("replicas", "updatedReplicas", "availableReplicas")}
+    is_seen: bool = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    return is_seen and counts == {wanted}
 
 
 async def _there(api: KubeApi, path: str) -> None:

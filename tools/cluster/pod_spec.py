@@ -20,6 +20,7 @@ __all__ = ["ContainerSpec", "Probe", "UnsupportedPodError", "container_specs"]
 
 _FIELDS: Final = re.compile(r"^(?P<part>metadata\.labels|metadata\.annotations)\['(?P<key>.+)'\]$")
 _REFERENCE: Final = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+_TOKEN_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 _CHECKS: Final = ("httpGet", "tcpSocket", "grpc", "exec")
 
 
@@ -118,8 +119,8 @@ def _container(
 ) -> ContainerSpec:
     name = container["name"]
     for key in ("envFrom", "volumeMounts"):
-        mounts = container.get(key, [])
-        if [each for each in mounts if not str(each.get("mountPath", "")).startswith("/var/run/")]:
+        # The API server adds the volume of the token, which the stand-in mounts for every Pod.
+        if [each for each in container.get(key, []) if each.get("mountPath") != _TOKEN_FOLDER]:
             raise UnsupportedPodError(
                 f"container {name}: {key} is not supported by the kubelet stand-in;"
                 " containers share the machine's files"

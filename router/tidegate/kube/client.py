@@ -11,7 +11,7 @@ what it decoded, because decoding skips fields. Where a body says what the calle
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
@@ -69,13 +69,17 @@ class KubeClient:
     Args:
         transport: The connections.
         namespace: The client's own namespace.
+        may_write: Asked before each write is sent; without it, each is.
 
     Attributes:
         namespace: As above.
     """
 
-    def __init__(self, transport: Transport, namespace: str) -> None:
+    def __init__(
+        self, transport: Transport, namespace: str, may_write: Callable[[], bool] | None = None
+    ) -> None:
         self._transport = transport
+        self._may_write = may_write
         self.namespace = namespace
 
     @classmethod
@@ -107,6 +111,14 @@ class KubeClient:
             config, user_agent=user_agent, deadline_s=deadline_s
         ) as transport:
             yield cls(transport, namespace or config.namespace)
+
+    def fenced(self, may_write: Callable[[], bool]) -> Self:
+        """The same client, but it asks before each write, and before each retry of one.
+
+        Args:
+            may_write: Whether this process may write now, such as whether it leads.
+        """
+        return type(self)(self._transport, self.namespace, may_write)
 
     async def get(self, resource: Resource[T], name: str, namespace: str = "") -> T:
         """Reads an object.
@@ -371,9 +383,8 @@ class KubeClient:
             "preconditions": {key: value for key, value in conditions.items() if value},
         }
         where = self._namespace(resource, namespace)
-        await self._transport.call(
-            _call("delete", resource, where, name, method="DELETE", body=body)
-        )
+        call = _call("delete", resource, where, name, method="DELETE", body=body)
+        await self._transport.call(call, self._may_write)
 
     async def watch(
         self,
@@ -433,7 +444,9 @@ class KubeClient:
         return page
 
     async def _object(self, call: Call, resource: Resource[T]) -> T:
-        read: T = _decoded(_decoder(resource), await self._transport.call(call), call)
+        may_send = None if call.method == "GET" else self._may_write
+        answer = await self._transport.call(call, may_send)
+        read: T = _decoded(_decoder(resource), answer, call)
         return read
 
     def _namespace(

@@ -23,6 +23,7 @@ __all__ = [
     "AlreadyExistsError",
     "Cause",
     "ConflictError",
+    "FencedError",
     "ForbiddenError",
     "GoneError",
     "InvalidError",
@@ -168,6 +169,10 @@ class UnreachableError(KubeError):
         error = cls(doing, said)
         error.may_be_done = False
         return error
+
+
+class FencedError(KubeError):
+    """The call was not sent: this process does not lead, so it must not write."""
 
 
 class SilentError(UnreachableError):

@@ -14,11 +14,12 @@ import random
 import socket
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
+import httpcore2
 import httpx2
 from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import SingleConfig
@@ -26,6 +27,7 @@ from lightkube.core.exceptions import ConfigError
 
 from tidegate.kube.backoff import CALL_BACKOFF
 from tidegate.kube.errors import (
+    FencedError,
     KubeconfigError,
     KubeError,
     SilentError,
@@ -131,10 +133,15 @@ class Transport:
         ):
             yield cls(calls, watches, deadline_s=deadline_s, login=login)
 
-    async def call(self, call: Call) -> bytes:
+    async def call(self, call: Call, may_send: Callable[[], bool] | None = None) -> bytes:
         """Makes a call, and gives the body of the answer.
 
+        Args:
+            call: The call.
+            may_send: Asked before each attempt; without it, each is made.
+
         Raises:
+            FencedError: The call may not be sent now.
             KubeError: The server refused it, or gave no answer within the deadline.
         """
         last: KubeError | None = None
@@ -142,6 +149,8 @@ class Transport:
             async with asyncio.timeout(self._deadline_s) as limit:
                 failures = 0
                 while True:
+                    if may_send is not None and not may_send():
+                        raise FencedError(call.doing, "this replica does not lead")
                     try:
                         return await self._attempt(call)
                     except KubeError as error:
@@ -219,10 +228,48 @@ class Transport:
             ) from error
 
 
+class _ClosingStream(httpcore2.AsyncNetworkStream):
+    """A connection that closes when its TLS handshake is cancelled; httpcore2 would leave it."""
+
+    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
+        self._inner = inner
+
+    async def read(self, *args: Any, **options: Any) -> bytes:
+        return await self._inner.read(*args, **options)
+
+    async def write(self, *args: Any, **options: Any) -> None:
+        await self._inner.write(*args, **options)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        try:
+            return await self._inner.start_tls(*args, **options)
+        except asyncio.CancelledError:
+            await self._inner.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _ClosingBackend(httpcore2.AnyIOBackend):
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        return _ClosingStream(await super().connect_tcp(*args, **options))
+
+
+class _ClosingTransport(httpx2.AsyncHTTPTransport):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # httpx2 has no argument for it.
+        self._pool._network_backend = _ClosingBackend()
+
+
 def _client(params: Mapping[str, Any], limits: httpx2.Limits) -> httpx2.AsyncClient:
     transport = None
     if not _has_proxy(str(params["base_url"])):
-        transport = httpx2.AsyncHTTPTransport(
+        transport = _ClosingTransport(
             verify=params["verify"], limits=limits, socket_options=_keepalive()
         )
     return httpx2.AsyncClient(**{**params, "transport": transport}, limits=limits)

@@ -99,6 +99,16 @@ async def test_streaming_list_that_never_ends_gives_way_to_paged_lists(faulty, c
         await agree(cache, client, namespace)
 
 
+async def test_streaming_list_that_breaks_in_the_middle_loses_nothing(faulty, client, namespace):
+    """Its events come by name, not by version: the version of one says nothing about the rest."""
+    for name in ("c", "b", "a"):
+        await client.create(CONFIG_MAPS, config_map(name))
+    faulty.first_events = 1
+    async with watched(faulty, namespace) as cache:
+        await asyncio.wait_for(cache.synced(), 5)
+        await agree(cache, client, namespace)
+
+
 @ENDS
 async def test_watch_that_ends_loses_nothing(faulty, client, namespace, how):
     for name in ("kept", "changed", "deleted"):
