@@ -2,8 +2,8 @@
 
 `--context` or `--kubeconfig` means a cluster, whatever else is said. Otherwise it is the laptop:
 the router at `--address`, that of `tidegate up`, or the usual one where a `tidegate.yaml` says that
-this is a laptop's project. `KUBECONFIG` alone decides nothing: a variable that somebody set long ago
-must not move the traffic of a cluster.
+this is a laptop's project. `KUBECONFIG` alone decides nothing: a variable that somebody set long
+ago must not move the traffic of a cluster.
 """
 
 from collections.abc import Iterator
