@@ -9,7 +9,8 @@ from kube_objects import CONFIG_MAPS, config_map, eventually
 from kubernetes_api import kubernetes_api
 
 from tidegate.kube.backoff import Backoff
-from tidegate.kube.errors import KubeError
+from tidegate.kube.client import KubeClient
+from tidegate.kube.errors import KubeError, UnreachableError
 from tidegate.kube.reflector import ReflectorSettings, reflecting
 from tidegate.kube.resources import NAMESPACES, Manifest, Resource
 
@@ -62,8 +63,9 @@ async def test_cache_follows_a_server_that_is_killed_and_comes_back(api, client,
     async with reflecting(client, CONFIG_MAPS, (namespace,), settings=QUICK) as cache:
         await cache.synced()
         api.kill()
-        with pytest.raises(KubeError):
-            await client.get(CONFIG_MAPS, "kept")
+        async with KubeClient.opened(kubeconfig=api.kubeconfig, deadline_s=0.5) as impatient:
+            with pytest.raises(UnreachableError):
+                await impatient.get(CONFIG_MAPS, "kept", namespace)
         assert len(cache.all()) == 3
         await api.start()
         await client.delete(CONFIG_MAPS, "deleted")
