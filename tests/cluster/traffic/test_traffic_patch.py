@@ -15,7 +15,7 @@ from tidegate.rollout.traffic import Knowledge, MatchKind, Sticky, TesterMatch, 
 from tidegate.traffic.cluster import writing
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.objects import DirectObjects
-from tidegate.traffic.cluster.rollout_traffic import ClusterTrafficSettings
+from tidegate.traffic.cluster.surroundings import ClusterTrafficSettings
 from tidegate.traffic.router import TrafficError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
@@ -354,6 +354,29 @@ async def test_an_api_server_that_refuses_is_an_error_that_passes(host, monkeypa
     with pytest.raises(TrafficError, match="connection refused") as error:
         await host.traffic().apply("vision", split(v1=90, v2=10), key(host))
     assert not error.value.permanent
+
+
+@pytest.mark.parametrize("write", ["patch", "own"])
+async def test_a_write_of_unknown_outcome_is_found_by_the_next_try(host, write, monkeypatch):
+    name = "vision" if write == "patch" else "own"
+    spec = {} if write == "patch" else {"traffic": {"virtualService": name, "hosts": ["other"]}}
+    verb = "patch" if write == "patch" else "apply"
+    real = getattr(host.client, verb)
+
+    async def cut_off(*args, **options):
+        await real(*args, **options)
+        raise UnreachableError(f"{verb} VirtualService {name}", "the connection broke")
+
+    traffic = host.traffic(write, **spec)
+    monkeypatch.setattr(host.client, verb, cut_off)
+    with pytest.raises(TrafficError, match="the connection broke") as error:
+        await traffic.apply("vision", split(v1=99, v2=1), key(host))
+    assert not error.value.permanent
+    monkeypatch.setattr(host.client, verb, real)
+    written = await host.service(name)
+    assert await host.weights(name) == {"v2": 1, "v1": 99}
+    await traffic.apply("vision", split(v1=99, v2=1), key(host))
+    assert (await host.service(name)).metadata.generation == written.metadata.generation
 
 
 async def test_weights_that_the_server_refuses_are_permanent(host, monkeypatch):

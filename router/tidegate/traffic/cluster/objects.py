@@ -1,8 +1,9 @@
 """Where the objects of a host come from: caches in the controller, direct calls in a command."""
 
-from collections.abc import Mapping
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol, TypeVar
 
+from tidegate.istio.shapes import HostName
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import NotFoundError
 from tidegate.kube.resources import (
@@ -11,12 +12,15 @@ from tidegate.kube.resources import (
     PODS,
     SERVICES,
     VIRTUAL_SERVICES,
+    KubeObject,
     Pod,
-    Service,
+    Resource,
 )
 from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost
 
-__all__ = ["ClusterObjects", "DirectObjects"]
+__all__ = ["ClusterObjects", "DirectObjects", "fetched"]
+
+T = TypeVar("T", bound=KubeObject)
 
 _SERVICE_NAME: Final = "kubernetes.io/service-name"
 
@@ -24,11 +28,21 @@ _SERVICE_NAME: Final = "kubernetes.io/service-name"
 class ClusterObjects(Protocol):
     """Reads the objects of hosts."""
 
-    async def of_host(self, host: ServiceHost, *, at_least: str = "") -> HostObjects:
+    async def of_host(
+        self,
+        host: ServiceHost,
+        *,
+        name: str = "",
+        callers: Sequence[HostName] = (),
+        at_least: str = "",
+    ) -> HostObjects:
         """Returns what there is for a host.
 
         Args:
             host: The host.
+            name: A VirtualService that the answer must have too, with those that delegate to it;
+                empty for none.
+            callers: Hosts whose VirtualServices the answer must have too.
             at_least: A resource version of a VirtualService that the answer must have seen.
 
         Raises:
@@ -49,15 +63,19 @@ class DirectObjects:
     def __init__(self, client: KubeClient) -> None:
         self._client = client
 
-    async def of_host(self, host: ServiceHost, *, at_least: str = "") -> HostObjects:
+    async def of_host(
+        self,
+        host: ServiceHost,
+        *,
+        name: str = "",
+        callers: Sequence[HostName] = (),
+        at_least: str = "",
+    ) -> HostObjects:
         """Returns what there is for a host; see `ClusterObjects`."""
-        del at_least  # the server's answer is never older than an earlier write
+        # The answer has every VirtualService, and is never older than an earlier write.
+        del name, callers, at_least
         client, namespace = self._client, host.namespace
-        service: Service | None = None
-        try:
-            service = await client.get(SERVICES, host.service, namespace)
-        except NotFoundError:
-            service = None
+        service = await fetched(client, SERVICES, host.service, namespace)
         selector = "" if service is None else _selector(service.spec.selector)
         services = await client.list(VIRTUAL_SERVICES, namespace)
         rules = await client.list(DESTINATION_RULES, namespace)
@@ -77,6 +95,18 @@ class DirectObjects:
             slices=tuple(slices.items),
             pods=pods,
         )
+
+
+async def fetched(client: KubeClient, resource: Resource[T], name: str, namespace: str) -> T | None:
+    """Returns an object as the API server has it; None if there is none.
+
+    Raises:
+        KubeError: The API server does not answer, or refuses.
+    """
+    try:
+        return await client.get(resource, name, namespace)
+    except NotFoundError:
+        return None
 
 
 def _selector(labels: Mapping[str, str]) -> str:

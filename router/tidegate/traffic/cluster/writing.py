@@ -86,7 +86,9 @@ def telling(what: str) -> Iterator[None]:
     except (IstioError, InvalidError) as error:
         raise TrafficError(f"{what}: {error}", permanent=True) from error
     except ForbiddenError as error:
-        raise TrafficError(f"{what}: {error}; a Role lacks a rule") from error
+        leaves = any(each.reason == "NamespaceTerminating" for each in error.causes)
+        fix = "" if leaves else "; a Role of the controller lacks a rule"
+        raise TrafficError(f"{what}: {error}{fix}") from error
     except KubeError as error:
         raise TrafficError(f"{what}: {error}") from error
 

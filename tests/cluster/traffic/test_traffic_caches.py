@@ -1,0 +1,120 @@
+"""Traffic read from the caches of a controller, on a real API server."""
+
+import asyncio
+import contextlib
+
+import pytest
+import pytest_asyncio
+from cluster_host import SETTINGS, split
+from cluster_objects import destination_rule, istio, rollout, to, virtual_service
+
+from tidegate.kube.reflector import reflecting
+from tidegate.kube.resources import (
+    DESTINATION_RULES,
+    ENDPOINT_SLICES,
+    NAMESPACES,
+    PODS,
+    SERVICES,
+    VIRTUAL_SERVICES,
+)
+from tidegate.traffic.cluster.caches import (
+    DESTINATION_RULE_INDEXES,
+    ENDPOINT_SLICE_INDEXES,
+    VIRTUAL_SERVICE_INDEXES,
+    CachedObjects,
+)
+from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
+from tidegate.traffic.cluster.host_objects import service_host
+from tidegate.traffic.cluster.objects import DirectObjects
+from tidegate.traffic.router import TrafficError
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
+
+WAIT_S = 20.0
+
+
+@contextlib.asynccontextmanager
+async def caches(client, *namespaces):
+    resources = {
+        "virtual_services": (VIRTUAL_SERVICES, VIRTUAL_SERVICE_INDEXES),
+        "destination_rules": (DESTINATION_RULES, DESTINATION_RULE_INDEXES),
+        "services": (SERVICES, {}),
+        "endpoint_slices": (ENDPOINT_SLICES, ENDPOINT_SLICE_INDEXES),
+        "pods": (PODS, {}),
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        found = {
+            name: await stack.enter_async_context(
+                reflecting(client, resource, namespaces, indexes=indexes)
+            )
+            for name, (resource, indexes) in resources.items()
+        }
+        for each in found.values():
+            await each.synced()
+        yield CachedObjects(**found, timeout_s=WAIT_S)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def host(bare_host):
+    await bare_host.apply(destination_rule("v1", "v2"))
+    await bare_host.apply(virtual_service(to("v1", 100)))
+    return bare_host
+
+
+async def test_caches_and_direct_calls_tell_the_same(host):
+    async with caches(host.client, host.namespace) as cached:
+        where = service_host("vision", host.namespace)
+        one = await cached.of_host(where)
+        other = await DirectObjects(host.client).of_host(where)
+    assert one.service == other.service
+    assert one.virtual_services == other.virtual_services
+    assert one.destination_rules == other.destination_rules
+    assert one.slices == other.slices
+    assert dict(one.pods) == dict(other.pods)
+
+
+async def test_a_read_sees_the_write_before_it(host):
+    mine = rollout(namespace=host.namespace)
+    async with caches(host.client, host.namespace) as cached:
+        traffic = ClusterTraffic(host.client, cached, host.observer, SETTINGS).of(mine)
+        for weight in (1, 2, 3, 4, 5):
+            await traffic.apply("vision", split(v1=100 - weight, v2=weight), mine.key)
+            read = await traffic.read("vision")
+            assert read.split.same_as(split(v1=100 - weight, v2=weight))
+            assert read.owner == mine.key
+
+
+async def test_a_cache_that_lags_is_an_error_and_no_old_answer(host):
+    async with caches(host.client, host.namespace) as cached:
+        impatient = CachedObjects(
+            **{name: getattr(cached, name) for name in cached.__slots__ if name != "timeout_s"},
+            timeout_s=0.05,
+        )
+        where = service_host("vision", host.namespace)
+        future = str(int((await host.service()).metadata.resource_version) + 1_000_000)
+        with pytest.raises(TrafficError, match="has not shown the last write"):
+            await impatient.of_host(where, at_least=future)
+        assert (await impatient.of_host(where)).routing()
+
+
+async def test_a_delegate_may_have_its_parent_in_another_namespace(client, bare_host):
+    edge = f"{bare_host.namespace}-edge"
+    await client.create(NAMESPACES, {"metadata": {"name": edge}})
+    delegate = {"name": "vision-rollout", "namespace": bare_host.namespace}
+    mine = rollout("delegate", namespace=bare_host.namespace)
+    async with caches(client, bare_host.namespace, edge) as cached:
+        traffic = ClusterTraffic(client, cached, bare_host.observer, SETTINGS).of(mine)
+        with pytest.raises(TrafficError, match="no VirtualService delegates to"):
+            await traffic.apply("vision", split(v1=90, v2=10), mine.key)
+        made = istio(
+            "VirtualService",
+            "edge",
+            {"hosts": ["vision.example.com"], "http": [{"delegate": delegate}]},
+            namespace=edge,
+        )
+        await client.apply(VIRTUAL_SERVICES, made, manager="git")
+        async with asyncio.timeout(WAIT_S):
+            while (await traffic.read("vision")).problem:
+                await asyncio.sleep(0.02)
+        await traffic.apply("vision", split(v1=90, v2=10), mine.key)
+    assert await bare_host.weights("vision-rollout") == {"v2": 10, "v1": 90}
