@@ -40,6 +40,7 @@ class AccessLogSource:
         self._rollouts: dict[str, RolloutCounts] = {}
         self._hosts: dict[str, _WatchedHost] = {}
         self._gauge_problems: dict[str, tuple[str, ...]] = {}
+        self._resumed: dict[str, float] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -77,7 +78,7 @@ class AccessLogSource:
         host = self._hosts.get(watched.host)
         if host is None:
             host = self._hosts[watched.host] = _WatchedHost()
-            self._streams.listen(watched.host, host)
+            self._streams.listen(watched.host, host, self._resumed.pop(watched.host, None))
         host.rollouts[key] = counts
 
     def begin_change(self, key: str, now_s: float) -> None:
@@ -120,6 +121,25 @@ class AccessLogSource:
         if not host.rollouts:
             self._streams.leave(counts.watched.host, host)
             del self._hosts[counts.watched.host]
+
+    def resume(self, host: str, since_s: float) -> None:
+        """Counts also requests of a host that began from then on and have ended already.
+
+        It holds for a host that nobody watches yet, as far as the receivers keep records.
+
+        Args:
+            host: The host.
+            since_s: Before when requests are in windows that were taken; see `counted_until`.
+        """
+        self._resumed[host] = since_s
+
+    def counted_until(self, key: str) -> float | None:
+        """Says before when the requests of a rollout are in windows that were taken.
+
+        Requests that began before then and end later are the only ones that a reader from then on
+        counts neither then nor again. None while weights change, and before the first epoch.
+        """
+        return self._rollouts[key].counted_until
 
     async def watching(self, host: str) -> None:
         """Waits until records of a watched host arrive; for tests, which send requests then."""

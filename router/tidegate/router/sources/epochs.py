@@ -167,6 +167,13 @@ class RolloutCounts:
         return None if latest is None or latest.end_s is not None else latest.epoch
 
     @property
+    def counted_until(self) -> float | None:
+        """Before when the requests of the epoch that lasts are in windows; None without one."""
+        if self.lasting is None:
+            return None
+        return max(self._epochs[-1].epoch.since_s, float(self._epochs[-1].mature_until))
+
+    @property
     def problem(self) -> str:
         """Says what keeps requests from counting; empty if nothing is known to."""
         problems = (
