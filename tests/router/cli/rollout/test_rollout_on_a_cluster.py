@@ -195,6 +195,20 @@ def test_the_namespace_comes_from_the_option_the_name_or_the_context(api, rollou
     assert f"there is no rollout {other}/speech; `tidegate rollout list` shows them" in missing.err
 
 
+def test_commands_by_kubectl_are_answered(router, api, rollout, write):
+    rollout("apply", "-f", write(manual()))
+    router.until(waits, "models/vision")
+    for number, kind, accepted in ((1, "pause", True), (2, "pause", False), (3, "stop", False)):
+        command = json.dumps({"id": str(number), "kind": kind})
+        annotation = f"{COMMAND_ANNOTATION}={command}"
+        api.kubectl("annotate", "--overwrite", "rollout", "vision", annotation)
+        answered = f"--for=jsonpath={{.status.lastCommand.id}}={number}"
+        api.kubectl("wait", "rollout/vision", answered, "--timeout=20s")
+        answer = api.read("vision")["status"]["lastCommand"]
+        assert answer["accepted"] is accepted
+    assert "Invalid enum value 'stop'" in answer["message"]
+
+
 def test_a_command_to_a_rollout_that_is_not_there_is_refused(api, rollout):
     done = rollout("abort", "speech")
     assert done.code == 1
