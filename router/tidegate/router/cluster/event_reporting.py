@@ -6,9 +6,8 @@ read, becomes one too, and again when its words change.
 
 from typing import Final
 
-from tidegate.kube.events import EventRecorder, EventType
-
 from tidegate.kube.cache import ObjectCache
+from tidegate.kube.events import EventRecorder, Happening, Severity
 from tidegate.kube.resources import ROLLOUTS, Manifest
 from tidegate.rollout.engine.history import EventKind
 from tidegate.router.registry import Registry, RolloutRecord
@@ -56,20 +55,23 @@ def _report(
 ) -> None:
     for event in record.last_events:
         if event.number > number:
+            severity = Severity.WARNING if event.kind in _WARNINGS else Severity.NORMAL
             recorder.record(
-                ROLLOUTS,
-                manifest,
-                type=EventType.WARNING if event.kind in _WARNINGS else EventType.NORMAL,
-                reason=event.kind.value,
-                action="Rollout",
-                note=event.message,
+                Happening.to(
+                    *(ROLLOUTS, manifest),
+                    severity=severity,
+                    reason=event.kind.value,
+                    action="Rollout",
+                    note=event.message,
+                )
             )
     if record.problem and record.problem != problem:
         recorder.record(
-            ROLLOUTS,
-            manifest,
-            type=EventType.WARNING,
-            reason="Problem",
-            action="Evaluate",
-            note=record.problem,
+            Happening.to(
+                *(ROLLOUTS, manifest),
+                severity=Severity.WARNING,
+                reason="Problem",
+                action="Evaluate",
+                note=record.problem,
+            )
         )

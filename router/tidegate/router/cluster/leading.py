@@ -2,11 +2,10 @@
 
 import asyncio
 
-from tidegate.kube.events import EventRecorder
-
 from tidegate.errors import TidegateError
 from tidegate.kube.cache import ALL_NAMESPACES
 from tidegate.kube.client import KubeClient
+from tidegate.kube.events import EventRecorder
 from tidegate.rollout.spec.model import EvidenceFrom, Rollout
 from tidegate.router.cluster.caches import Caches
 from tidegate.router.cluster.event_reporting import report_events
@@ -70,7 +69,9 @@ async def run_rollouts(
                     prometheus_url=settings.prometheus_url,
                 ),
             ) as reconciler,
-            EventRecorder(client, "tidegate.dev/router", settings.identity) as recorder,
+            EventRecorder.opened(
+                client, controller="tidegate.dev/router", instance=settings.identity
+            ) as recorder,
         ):
             objects = RolloutObjects(client, caches.rollouts, store, reconciler, traffic.of)
             with publishing(reconciler.registry):

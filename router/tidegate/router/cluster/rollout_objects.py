@@ -15,16 +15,15 @@ should be. Differences come from Kubernetes:
 One key is handled by one worker at a time, fresh edits before the objects of a restart.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from tidegate.kube.queue import KeyedQueue, Priority
 
 from tidegate.kube.cache import ObjectCache
 from tidegate.kube.client import KubeClient
-from tidegate.kube.errors import ConflictError, InvalidError, KubeError, NotFoundError
+from tidegate.kube.errors import ConflictError, InvalidError, NotFoundError
+from tidegate.kube.queue import Priority, WorkQueue
 from tidegate.kube.resources import ROLLOUTS, Manifest
 from tidegate.rollout.crd.command import (
     COMMAND_ANNOTATION,
@@ -39,11 +38,12 @@ from tidegate.rollout.spec.faults import SpecError
 from tidegate.rollout.spec.model import Rollout
 from tidegate.router.cluster.accepting import write_accepted
 from tidegate.router.crd_store import CrdStore
-from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnwrittenError
+from tidegate.router.errors import RefusedError, UnwrittenError
 from tidegate.router.reconciler import Reconciler
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.sources.source import UnsupportedError
 from tidegate.runtime.logging import get_logger
+from tidegate.traffic.cluster.reading import NotRoutedError
 from tidegate.traffic.router import TrafficError, TrafficRouter
 
 __all__ = ["FINALIZER", "RolloutObjects"]
@@ -82,7 +82,7 @@ class RolloutObjects:
         self._store = store
         self._reconciler = reconciler
         self._traffic_of = traffic_of
-        self._queue = KeyedQueue()
+        self._queue = WorkQueue()
         # The rollouts that were told to end because their object goes.
         self._ending: set[str] = set()
         # The identity of each rollout's object: another one may have its name by now.
@@ -92,36 +92,19 @@ class RolloutObjects:
         """Follows the objects until the task is cancelled."""
         for manifest in self._rollouts.all():
             self._uids[manifest.key] = manifest.metadata.uid
-            self._queue.add(manifest.key, Priority.LOW)
+            self._queue.add(manifest.key, Priority.RESYNC)
         # What vanished while nobody led.
         for record in self._reconciler.registry:
-            self._queue.add(record.key, Priority.LOW)
+            self._queue.add(record.key, Priority.RESYNC)
         end = self._rollouts.on_change(self._note)
         try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(_WORKERS):
-                    workers.create_task(self._work())
+            await self._queue.serve(self._handle, _WORKERS)
         finally:
             end()
 
     def _note(self, key: str, old: Manifest | None, new: Manifest | None) -> None:
         if old is None or new is None or _is_edited(old, new):
             self._queue.add(key)
-
-    async def _work(self) -> None:
-        while True:
-            key = await self._queue.take()
-            try:
-                again_s = await self._handle(key)
-            except (KubeError, StoreError, LeavingError) as error:
-                _log.warning("rollout object not handled", rollout=key, error=str(error))
-                self._queue.retry(key)
-            # A fault with one object must not end the others.
-            except Exception:  # noqa: BLE001 - logged, and tried again
-                _log.exception("fault while a rollout object was handled", rollout=key)
-                self._queue.retry(key)
-            else:
-                self._queue.done(key, again_after_s=again_s)
 
     async def _handle(self, key: str) -> float | None:
         """Does what an object says; returns after how many seconds to look again, if at all."""
@@ -176,11 +159,12 @@ class RolloutObjects:
         return False
 
     async def _has_traffic(self, record: RolloutRecord) -> bool:
+        """Whether there is traffic to hand back: routes that the rollout owns."""
         try:
-            await self._traffic_of(record.rollout).read(record.rollout.spec.host)
+            found = await self._traffic_of(record.rollout).read(record.rollout.spec.host)
         except TrafficError as error:
-            return not error.permanent
-        return True
+            return not isinstance(error, NotRoutedError)
+        return found.owner == record.key
 
     async def _command(self, manifest: Manifest) -> None:
         text = manifest.metadata.annotations.get(COMMAND_ANNOTATION)
