@@ -138,6 +138,17 @@ def test_a_changed_spec_is_waited_for(router, rollout, write):
     assert "is promoted" in done.err
 
 
+def test_a_spec_in_other_words_is_not_waited_for_in_vain(router, rollout, write):
+    path = write(canary())
+    assert rollout("apply", "-f", path, "--wait", "--timeout", "60s").code == 0
+    path.write_text(path.read_text().replace("spec:", "spec:\n  decide: {within: 121m}", 1))
+    router.command("models/vision", CommandKind.UNDO_FORCE)
+    assert rollout("apply", "-f", path, "--wait", "--timeout", "60s").code == 0
+    path.write_text(path.read_text().replace("within: 121m", "within: 2h1m"))
+    again = rollout("apply", "-f", path, "--wait", "--timeout", "20s")
+    assert again.code == 0, again
+
+
 def test_what_the_api_server_cannot_judge_is_told_with_the_exit_status(
     api, rollout, write, monkeypatch
 ):
@@ -193,6 +204,20 @@ def test_the_namespace_comes_from_the_option_the_name_or_the_context(api, rollou
     missing = rollout("get", "speech", "-n", other)
     assert missing.code == 1
     assert f"there is no rollout {other}/speech; `tidegate rollout list` shows them" in missing.err
+
+
+def test_commands_by_kubectl_are_answered(router, api, rollout, write):
+    rollout("apply", "-f", write(manual()))
+    router.until(waits, "models/vision")
+    for number, kind, accepted in ((1, "pause", True), (2, "pause", False), (3, "stop", False)):
+        command = json.dumps({"id": str(number), "kind": kind})
+        annotation = f"{COMMAND_ANNOTATION}={command}"
+        api.kubectl("annotate", "--overwrite", "rollout", "vision", annotation)
+        answered = f"--for=jsonpath={{.status.lastCommand.id}}={number}"
+        api.kubectl("wait", "rollout/vision", answered, "--timeout=20s")
+        answer = api.read("vision")["status"]["lastCommand"]
+        assert answer["accepted"] is accepted
+    assert "Invalid enum value 'stop'" in answer["message"]
 
 
 def test_a_command_to_a_rollout_that_is_not_there_is_refused(api, rollout):
