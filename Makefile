@@ -23,7 +23,7 @@ BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers cluster test test-long fuzz check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts soak protos lock clean
+.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -53,6 +53,9 @@ fuzz: $(DEV_READY) ## Try fresh examples of every property test: FUZZ=PATH for s
 	echo "── fuzz: seed $$seed; \`$$again\` repeats this run"; \
 	$(BIN)/python -m pytest $(FUZZ) -m hypothesis --hypothesis-profile=fuzz --hypothesis-seed=$$seed \
 	  -o timeout=3600 || { echo "── fuzz: failed; \`$$again\` repeats this run"; exit 1; }
+
+fuzz-istiod: ## Compare the compiler with a real istiod on fresh random objects: SEED=N repeats a run.
+	@$(MAKE) --no-print-directory fuzz FUZZ='tests/cluster/test_compiler_like_istiod.py -k random'
 
 check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generated code.
 	@echo '── check: ruff'

@@ -3,6 +3,7 @@
 import contextlib
 import datetime as dt
 import ipaddress
+import json
 import math
 import socket
 
@@ -29,6 +30,7 @@ from tidegate.client import (
     Tls,
     UnavailableError,
 )
+from tidegate.client.xds import xds_bootstrap
 from tidegate.errors import TidegateError
 
 QUICK = ClientOptions(retry=Retry(initial_backoff_s=0.01, max_backoff_s=0.02))
@@ -38,6 +40,32 @@ QUICK = ClientOptions(retry=Retry(initial_backoff_s=0.01, max_backoff_s=0.02))
 def server():
     with double_server() as double:
         yield double
+
+
+@pytest.mark.parametrize("target", ["xds:///vision", "xds:///", "xds:///a b:1", "xds://x/y:1"])
+def test_an_xds_target_needs_a_host_and_a_port(target):
+    with pytest.raises(InvalidInputError, match="names no host and port; pass for example 'xds"):
+        Client(target)
+
+
+def test_an_xds_target_needs_a_bootstrap(monkeypatch):
+    monkeypatch.delenv("GRPC_XDS_BOOTSTRAP", raising=False)
+    monkeypatch.delenv("GRPC_XDS_BOOTSTRAP_CONFIG", raising=False)
+    with pytest.raises(InvalidInputError, match=r"neither GRPC_XDS_BOOTSTRAP nor .*tidegate"):
+        Client("xds:///vision.models.svc.cluster.local:8500")
+
+
+def test_a_bootstrap_names_the_client_as_istiod_wants_it():
+    made = json.loads(xds_bootstrap("[::1]:15010", namespace="shop", pod="web", address="10.0.0.1"))
+    assert made["node"]["id"] == "sidecar~10.0.0.1~web.shop~shop.svc.cluster.local"
+    assert made["node"]["metadata"]["GENERATOR"] == "grpc"
+    assert made["xds_servers"][0]["server_uri"] == "[::1]:15010"
+
+
+@pytest.mark.parametrize("server", ["istiod", "https://istiod:15010", "istiod:", "a b:1"])
+def test_a_bootstrap_needs_a_host_and_a_port(server):
+    with pytest.raises(InvalidInputError, match="is not host:port; pass for example 'istiod"):
+        xds_bootstrap(server)
 
 
 def test_unavailable_is_retried(server):

@@ -10,14 +10,21 @@ from collections import Counter
 
 import pytest
 import pytest_asyncio
-from compared_with_istiod import compared
-from istio_corpus import WORLDS
-from istiod_control_plane import IstiodControlPlane
+from compared_with_istiod import compared, compiled_here
+from hypothesis import HealthCheck, given, reject, settings
+from istio_corpus import WORLDS, gateway, server
+from istio_samples import sample_worlds
+from istiod_control_plane import IstiodControlPlane, IstiodCrashError
 from istiod_differences import DECISIONS
+from random_istio import worlds
+
+from tidegate.mesh.compiler.errors import CompileErrors
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.cluster]
 
 _SHOWN = 30
+# Fewer than of other property tests: each takes a fifth of a second. `make fuzz-istiod` tries more.
+_EXAMPLES = 40 if settings.default.max_examples < 1000 else 1000
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -55,6 +62,41 @@ async def test_both_make_the_same_of_every_case(istiod, explained, world):
     comparison = await compared(istiod, WORLDS[world])
     explained.update(comparison.explained)
     assert not comparison.faults, told(comparison.faults)
+
+
+async def test_both_make_the_same_of_istios_samples(istiod, explained, subtests):
+    for name, objects in sample_worlds().items():
+        with subtests.test(name):
+            comparison = await compared(istiod, objects)
+            explained.update(comparison.explained)
+            assert not comparison.faults, told(comparison.faults)
+
+
+@settings(max_examples=_EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(worlds())
+async def test_both_make_the_same_of_random_objects(istiod, objects):
+    """Objects that a cluster accepts; those that contradict each other are refused here."""
+    try:
+        compiled_here(objects)
+    except CompileErrors:
+        reject()
+    assert [each for each in await asyncio.gather(*map(istiod.verdict, objects)) if each] == []
+    comparison = await compared(istiod, objects)
+    assert not comparison.faults, told(comparison.faults)
+
+
+async def test_istiod_starts_again_after_a_crash(istiod):
+    """A Gateway at which istiod crashes; the compiler refuses it for that reason."""
+    hosts = ["models/z.org", "*/*", "*/*.example.com"]
+    crashing = gateway("crashing", server(8080, *hosts))
+    with pytest.raises(CompileErrors, match="istiod crashes"):
+        compiled_here([crashing])
+    assert await istiod.verdict(crashing) is None
+    await istiod.apply(crashing)
+    with pytest.raises(IstiodCrashError, match="index out of range"):
+        await istiod.router_resources()
+    await istiod.apply(*WORLDS["hosts"])
+    await istiod.router_resources()
 
 
 async def test_every_difference_that_is_listed_is_still_there(explained):

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from cluster_host import ClusterHost
 from cluster_objects import destination_rule, to, virtual_service
-from cluster_router import OWN, RouterProcess, router_api
+from router_program import OWN, RouterProcess, router_api
 
 from tidegate.kube.errors import NotFoundError
 from tidegate.kube.resources import (

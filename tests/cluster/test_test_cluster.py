@@ -181,6 +181,19 @@ async def test_a_crashing_container_is_restarted_and_counted(kubelet):
     await kubelet.delete("v1", "Pod", "crashing", "kubelet")
 
 
+async def test_kubectl_shows_the_log_of_a_container(kubelet):
+    await kubelet.apply(pod("chatty", ["sh", "-c", "seq 5; exec sleep 600"], "kubelet"))
+    await ready(kubelet, "kubelet", "chatty")
+    await until(lambda: "5" in kubelet.pod_log("kubelet", "chatty", "main"))
+    kubectl = Path(sys.executable).with_name("kubectl")
+    command = (kubectl, f"--kubeconfig={kubelet.kubeconfig}", "-n", "kubelet", "logs", "chatty")
+    shown = await asyncio.to_thread(
+        subprocess.run, (*command, "--tail=2"), capture_output=True, text=True, check=False
+    )
+    assert (shown.stdout, shown.stderr) == ("4\n5\n", "")
+    await kubelet.delete("v1", "Pod", "chatty", "kubelet")
+
+
 async def test_a_container_that_fails_its_liveness_probe_is_restarted(kubelet):
     probe = {"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1}
     container = {"livenessProbe": probe}

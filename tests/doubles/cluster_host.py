@@ -25,7 +25,7 @@ from tidegate.kube.resources import (
 from tidegate.rollout.traffic import TrafficSplit
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.objects import DirectObjects
-from tidegate.traffic.cluster.rollout_traffic import ClusterTrafficSettings
+from tidegate.traffic.cluster.surroundings import ClusterTrafficSettings
 
 RESOURCES = {"VirtualService": VIRTUAL_SERVICES, "DestinationRule": DESTINATION_RULES}
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount", Manifest)

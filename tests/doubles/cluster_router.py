@@ -1,163 +1,161 @@
-"""The router of a cluster as a process, under the Roles that are shipped, on a real API server.
+"""A router on a real API server, in a thread, over doubles of the mesh and of the traffic.
 
-async with router_api(folder) as api:
-    with RouterProcess.running(api, "a", namespaces=["models"]) as router: ...
+It does what the objects say: it applies their specs and carries out their commands.
 """
 
 import asyncio
 import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import threading
 
-import yaml
-from built_servers import running
-from cluster_host import SERVICE_ACCOUNTS
-from envoy_harness import free_port
-from istio_api import CRDS, istio_api
+from rollout_api import NAMESPACE
+from rollout_traffic import SyntheticSource
+from router_harness import FastClock
+from structlog.testing import capture_logs
+from traffic_router_double import TrafficRouterDouble
 
 from tidegate.kube.client import KubeClient
-from tidegate.kube.errors import KubeError
-from tidegate.kube.resources import LEASES, NAMESPACES, ROLLOUTS, Manifest, Resource
-
-ROOT = Path(__file__).parents[2]
-OWN = "tidegate-system"
-ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles", "Role", Manifest)
-BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding", Manifest)
-FLOW_SCHEMAS = Resource(
-    "flowcontrol.apiserver.k8s.io", "v1", "flowschemas", "FlowSchema", Manifest, namespaced=False
+from tidegate.kube.reflector import reflecting
+from tidegate.kube.resources import ROLLOUTS
+from tidegate.rollout.crd.command import (
+    COMMAND_ANNOTATION,
+    CommandAnswer,
+    CommandError,
+    read_command,
 )
-_KINDS = {each.kind: each for each in (NAMESPACES, SERVICE_ACCOUNTS, ROLES, BINDINGS, FLOW_SCHEMAS)}
-WAIT_S = 30.0
+from tidegate.rollout.crd.mapping import rollout_of
+from tidegate.router.crd_store import CrdStore
+from tidegate.router.errors import RefusedError
+from tidegate.router.reconciler import reconciling
+from tidegate.router.surroundings import LoopSettings
 
 
-class RouterApi:
-    """An API server with Istio's CRDs and the Rollout's, where the router may run.
+class ClusterRouter:
+    """The router.
 
-    Attributes:
-        kubeconfig: Of the administrator.
-        client: The administrator's.
-    """
-
-    def __init__(self, api, folder, client):
-        self.kubeconfig = api.kubeconfig
-        self.client = client
-        self.folder = folder
-
-    async def install(self):
-        """Applies the CRD, and what the router is shipped with but for its Pods."""
-        (crd,) = documents("mesh/istio/base/crds/rollouts.yaml")
-        await self.client.apply(CRDS, crd, manager="install")
-        for name in ("service-account", "rbac-own", "flow-schema"):
-            for each in documents(f"mesh/istio/router/{name}.yaml"):
-                await self._apply(each)
-        async with asyncio.timeout(WAIT_S):
-            while True:
-                with contextlib.suppress(KubeError):
-                    await self.client.list(ROLLOUTS)
-                    return
-                await asyncio.sleep(0.05)
-
-    async def allow(self, namespace, without=None):
-        """Lets the router work in a namespace; `without` is the index of a rule to leave out."""
-        for each in documents("mesh/istio/router/rbac-models.yaml"):
-            each["metadata"]["namespace"] = namespace
-            if each["kind"] == "Role" and without is not None:
-                del each["rules"][without]
-            await self._apply(each)
-
-    def routers_kubeconfig(self):
-        """A kubeconfig with a token of the router's service account."""
-        token = subprocess.run(
-            [
-                *(Path(sys.executable).with_name("kubectl"), "--kubeconfig", self.kubeconfig),
-                *("create", "token", "tidegate-router", "-n", OWN, "--duration", "1h"),
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        config = json.loads(self.kubeconfig.read_text())
-        config["users"][0]["user"] = {"token": token}
-        path = self.folder / "router-kubeconfig"
-        path.write_text(json.dumps(config))
-        return path
-
-    async def leader(self):
-        """Who holds the lease; empty if nobody does."""
-        with contextlib.suppress(KubeError):
-            return (await self.client.get(LEASES, "tidegate-router", OWN)).spec.holder_identity
-        return ""
-
-    async def until_leads(self, identity, timeout_s=WAIT_S):
-        """Waits until a replica leads; returns after how many seconds."""
-        began_s = time.monotonic()
-        async with asyncio.timeout(timeout_s):
-            while await self.leader() != identity:
-                await asyncio.sleep(0.05)
-        return time.monotonic() - began_s
-
-    async def _apply(self, body):
-        await self.client.apply(_KINDS[body["kind"]], body, manager="install", force=True)
-
-
-@contextlib.asynccontextmanager
-async def router_api(folder):
-    async with (
-        istio_api(folder) as api,
-        KubeClient.opened(kubeconfig=api.kubeconfig) as client,
-    ):
-        made = RouterApi(api, folder, client)
-        await made.install()
-        yield made
-
-
-class RouterProcess:
-    """A replica of the router.
+    Args:
+        api: The API server.
 
     Attributes:
-        identity: Its name in the lease.
-        process: The process.
-        port: The port of its gRPC server.
+        mesh: The double of the mesh, with the hosts vision and llm.
+        source: The double of the traffic.
     """
 
-    def __init__(self, identity, process, port, log):
-        self.identity = identity
-        self.process = process
-        self.port = port
-        self._log = log
+    def __init__(self, api):
+        self._api = api
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._ready = threading.Event()
+        self._error = None
+        self._clock = FastClock()
+        self.mesh = self.source = self._reconciler = None
 
-    @classmethod
     @contextlib.contextmanager
-    def running(cls, api, identity, namespaces, *options):
-        port, log = free_port(), api.folder / f"router-{identity}.log"
-        command = (
-            *(sys.executable, "-m", "tidegate.router.cluster"),
-            *("--kubeconfig", api.routers_kubeconfig(), "--identity", identity),
-            *("--namespaces", ",".join(namespaces), "--peers-service", ""),
-            *("--grpc-port", str(port), "--metrics-port", "0"),
-            *("--evaluate-interval-s", "0.1", "--settle-s", "0.3", "--lease-duration-s", "3"),
-            *("--traces-exporter", "none"),
-            *options,
+    def started(self):
+        """Runs while the context is open."""
+        thread = threading.Thread(target=self._run, daemon=True)
+        with capture_logs():
+            thread.start()
+            try:
+                assert self._ready.wait(20)
+                if self._error is not None:
+                    raise self._error
+                yield self
+            finally:
+                self._loop.call_soon_threadsafe(self._stop.set)
+                thread.join(20)
+                assert not thread.is_alive()
+
+    def until(self, holds, key):
+        """Waits until something holds of a rollout's record."""
+        waiting = self._until(holds, key)
+        return asyncio.run_coroutine_threadsafe(waiting, self._loop).result(30)
+
+    def command(self, key, kind):
+        """Carries out a command that somebody else gave."""
+        call = self._reconciler.command(key, kind, "")
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(20)
+
+    async def _until(self, holds, key):
+        registry = self._reconciler.registry
+        with registry.watching() as watcher:
+            async with asyncio.timeout(25):
+                while (record := registry.get(key)) is None or not holds(record):
+                    await watcher.take()
+        return record
+
+    def _run(self):
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:
+            self._error = error
+            self._ready.set()
+            raise
+        finally:
+            self._loop.close()
+
+    async def _serve(self):
+        self.mesh = TrafficRouterDouble(
+            {"vision": {"v1": 100}, "llm": {"v1": 100}}, versions=("v1", "v2"), clock=self._clock
         )
-        with running(command, log, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
-            yield cls(identity, process, port, log)
+        self.source = SyntheticSource()
+        async with (
+            KubeClient.opened(kubeconfig=self._api.kubeconfig) as client,
+            reflecting(client, ROLLOUTS, (NAMESPACE,)) as cache,
+        ):
+            await cache.synced()
+            store = CrdStore(client, cache, "tests", (NAMESPACE,), self._clock)
+            async with reconciling(
+                *(lambda _: self.mesh, lambda _: self.source, store),
+                settings=LoopSettings(evaluate_interval_s=0.02, evidence_interval_s=20.0),
+                clock=self._clock,
+            ) as self._reconciler:
+                changed = asyncio.Queue()
+                cache.on_change(lambda key, old, new: changed.put_nowait((key, old, new)))
+                following = asyncio.create_task(self._follow(cache, store, changed))
+                self._ready.set()
+                await self._stop.wait()
+                following.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await following
 
-    @property
-    def log(self):
-        return self._log.read_text()
+    async def _follow(self, cache, store, changed):
+        while True:
+            key, old, new = await changed.get()
+            if new is None:
+                await self._reconciler.forget(key)
+            elif old is None or _asked(old) != _asked(new):
+                await self._handle(key, new, store)
 
-    def signal(self, number):
-        self.process.send_signal(number)
+    async def _handle(self, key, manifest, store):
+        values = ROLLOUTS.body(
+            {
+                "metadata": {
+                    "name": manifest.metadata.name,
+                    "namespace": manifest.metadata.namespace,
+                    "labels": manifest.metadata.labels,
+                    "annotations": manifest.metadata.annotations,
+                },
+                "spec": manifest.spec,
+            }
+        )
+        await self._reconciler.apply(rollout_of(values))
+        await store.observe(key)
+        text = manifest.metadata.annotations.get(COMMAND_ANNOTATION)
+        answered = store.answered(key)
+        if not text or (answered is not None and answered.id in text):
+            return
+        try:
+            given = read_command(text)
+        except CommandError as error:
+            await store.answer(key, error.answer)
+            return
+        command = given.command
+        try:
+            await self._reconciler.command(key, command.kind, command.reason, given.stage, given.id)
+        except RefusedError as error:
+            await store.answer(key, CommandAnswer(id=given.id, accepted=False, message=str(error)))
 
-    def kill(self):
-        self.signal(signal.SIGKILL)
-        self.process.wait()
 
-
-def documents(path):
-    return list(yaml.safe_load_all((ROOT / path).read_text()))
+def _asked(manifest):
+    metadata = manifest.metadata
+    return metadata.generation, metadata.annotations, metadata.labels

@@ -1,6 +1,7 @@
 """A gRPC server that reports itself in trailers as Tidegate's servers do."""
 
 import asyncio
+import sys
 
 import grpc
 
@@ -68,3 +69,14 @@ class Echo:
         async for request in requests:
             yield request
             yield request
+
+
+async def _serve(port, version):
+    echo = Echo(version)
+    echo.server.add_insecure_port(f"0.0.0.0:{port}")
+    await echo.server.start()
+    await echo.server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(*sys.argv[1:]))

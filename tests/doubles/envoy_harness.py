@@ -116,10 +116,10 @@ class XdsClient:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, ads_port):
+    async def running(cls, ads_port, bootstrap=None):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, Path(__file__).with_name("xds_client.py")),
-            json.dumps(xds_bootstrap(ads_port, "client")),
+            bootstrap or json.dumps(xds_bootstrap(ads_port, "client")),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

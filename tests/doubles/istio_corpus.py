@@ -313,6 +313,11 @@ def _host_world():
     first = entry("together-a", hosts=[together], endpoints=[{"address": "10.3.0.1"}])
     second = entry("together-b", hosts=[together], endpoints=[{"address": "10.3.0.2"}])
     yield from (first, second)
+    twice = [{"address": "10.3.0.1", "weight": 2}, {"address": "10.3.0.1", "weight": 9}]
+    yield entry("twice", endpoints=twice)
+    half_hidden = service("half-hidden")
+    yield entry("half-hidden-a", hosts=[half_hidden], exportTo=["."])
+    yield entry("half-hidden-b", hosts=[half_hidden], endpoints=[{"address": "10.3.0.9"}])
     # Two rules of one host are merged.
     yield entry("merged")
     yield rule("merged-a", {"loadBalancer": {"simple": "RANDOM"}}, ["v1"], service("merged"))
@@ -619,6 +624,8 @@ def _gateway_world():
             protocol="HTTPS",
             tls=secured | {"minProtocolVersion": "TLS_AUTO", "maxProtocolVersion": "TLS_AUTO"},
         ),
+        "redirect-namespaced": server(7024, "models/a.test", tls={"httpsRedirect": True}),
+        "everything": server(7025, "b.test", "*/*", tls={"httpsRedirect": True}),
         "wildcard": server(7016, "*.a.test", "b.test"),
         "namespaced": server(7017, "models/a.test", "./b.test", "*/c.test", "zoo/d.test"),
         "redirect-named": server(7018, "a.test", tls={"httpsRedirect": True}),

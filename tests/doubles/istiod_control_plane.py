@@ -71,7 +71,7 @@ class IstiodControlPlane:
         self._folder, self._api, self._session = folder, api, session
         self._settings = settings
         self._count = 0
-        self._namespaces = {"default", "istio-system"}
+        self._namespaces = {"default"}
         self._used = set()
         self._stack = contextlib.ExitStack()
         self._process = None

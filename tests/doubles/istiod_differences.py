@@ -68,6 +68,7 @@ DECISIONS = (
         lambda each: isinstance(each.istiod, str) and isinstance(each.ours, str),
     ),
     Decision("endpoint-labels", r".*filter_metadata\.envoy\.lb(\..*)?", _only_ours),
+    Decision("endpoint-twice", r".* endpoint endpoints\..*'\..*", _only_istiod),
     Decision(
         "dns-resolution",
         r"router cluster (dns_(jitter|lookup_family|refresh_rate)|typed_dns_resolver_config\..*)",
@@ -120,6 +121,11 @@ DECISIONS = (
         "gateway-without-routes",
         r"router route (include_request_attempt_count)?",
         lambda each: each.name.endswith(" *"),
+    ),
+    Decision(
+        "redirect-of-a-namespace",
+        r"router route ",
+        lambda each: _only_istiod(each) and "/" in each.name,
     ),
     Decision(
         "shared-hash-policy",

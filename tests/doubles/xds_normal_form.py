@@ -123,7 +123,7 @@ def _compiled(resources):
 def _is_builtin(name):
     """istiod's own clusters, the API server's, and the markers of the tests."""
     builtin = ("BlackHoleCluster", "PassthroughCluster", "InboundPassthroughCluster")
-    parts = (".default.svc.cluster.local", ".istio-system.svc.", MARKER_HOST)
+    parts = ("||kubernetes.default.svc.", MARKER_HOST)
     return (
         name in builtin
         or any(each in name for each in parts)
@@ -139,6 +139,7 @@ def _normal(resources):
         for host in resource.pop("virtual_hosts", ()):
             # istiod groups domains with equal routes; each domain counts here.
             rest = {key: each for key, each in host.items() if key not in ("name", "domains")}
+            rest["routes"] = _reached(rest.get("routes", ()))
             for domain in host["domains"]:
                 found = kept(("route", f"{name} {domain}"), {})
                 found.update(_normalised("route", _leaves(rest, "")))
@@ -148,6 +149,21 @@ def _normal(resources):
             type_name = kind.name.lower()
             kept((type_name, name), {}).update(_normalised(type_name, _leaves(resource, "")))
     return made
+
+
+def _reached(routes):
+    """The routes that a request can reach.
+
+    Not those after a route for every request, and not one with the conditions of an earlier one.
+    """
+    kept, seen = [], []
+    for route in routes:
+        if route["match"] not in seen:
+            kept.append(route)
+        seen.append(route["match"])
+        if route["match"] in ({"prefix": "/"}, {"prefix": "/", "case_sensitive": True}):
+            break
+    return kept
 
 
 def _by_address(assignment):
@@ -207,7 +223,7 @@ def _without_fields_at_their_default(kind, leaves):
     """A field that is written with Envoy's default has the effect of one that is left out."""
     defaults = {
         # An empty message or text in a list of fields: nothing is set there.
-        r".*\.(common_http_protocol_options|http2_protocol_options|http_protocol_options)": {},
+        r".*\.(common_http_protocol_options|http_protocol_options)": {},
         r".*\.explicit_http_config\.http_protocol_options": {},
         r".*\.redirect": {},
         r".*\.path_redirect": "",
@@ -231,6 +247,14 @@ def _without_fields_at_their_default(kind, leaves):
             for pattern, default in defaults.items()
         )
     }
+
+
+def _without_options_of_http_1(_kind, leaves):
+    """Options of a protocol without any option are those of HTTP/1.1, Envoy's default."""
+    options = [path for path in leaves if path.startswith("typed_extension_protocol_options.")]
+    if len(options) == 1 and options[0].endswith("@type"):
+        return {path: value for path, value in leaves.items() if path != options[0]}
+    return leaves
 
 
 def _without_runtime_keys(_kind, leaves):
@@ -311,11 +335,33 @@ def _with_sorted_query_parameters(_kind, leaves):
     return result
 
 
+def _with_http_2_by_itself(_kind, leaves):
+    """That a cluster speaks HTTP/2 is a leaf of its own, beside its options."""
+    found = {re.sub(r"(\.http2_protocol_options)\..*", r"\1", path) for path in leaves}
+    return leaves | {path: {} for path in found if path.endswith(".http2_protocol_options")}
+
+
+def _with_sorted_server_names(_kind, leaves):
+    """Envoy looks up a server name in all names of a filter chain, whatever their order."""
+    groups = {}
+    for path, value in leaves.items():
+        if found := re.fullmatch(r"(.*\.server_names)\[\d+\]", path):
+            groups.setdefault(found[1], []).append(value)
+    return leaves | {
+        f"{base}[{index}]": value
+        for base, values in groups.items()
+        for index, value in enumerate(sorted(values))
+    }
+
+
 _NORMALISATIONS = (
+    _with_http_2_by_itself,
+    _with_sorted_server_names,
     _with_files_of_secrets,
     _with_sorted_query_parameters,
     _without_names_for_statistics,
     _without_fields_at_their_default,
+    _without_options_of_http_1,
     _without_runtime_keys,
     _with_shares_of_a_million,
     _without_faults_of_no_request,

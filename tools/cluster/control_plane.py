@@ -63,7 +63,8 @@ _ISTIOD_ENV: Final = {
     "VALIDATION_WEBHOOK_CONFIG_NAME": "",
 }
 _POLL_S: Final = 0.05
-_STOP_S: Final = 20.0
+# The API server would wait a minute for the clients of its watches.
+_STOP_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Daemon:
             await asyncio.sleep(_POLL_S)
 
     async def send(self, number: signal.Signals) -> None:
-        """Sends a signal. After SIGKILL and SIGTERM it waits for the end.
+        """Sends a signal. After SIGKILL it waits for the end.
 
         Raises:
             ClusterError: It does not run.
@@ -120,16 +121,23 @@ class Daemon:
         if process is None or process.returncode is not None:
             raise ClusterError(f"{self.name} does not run")
         process.send_signal(number)
-        if number in (signal.SIGKILL, signal.SIGTERM):
-            async with asyncio.timeout(_STOP_S):
-                await process.wait()
+        if number is signal.SIGKILL:
+            await process.wait()
 
     async def restart(self) -> None:
-        """Starts it again, after SIGTERM if it runs, and waits until it serves."""
+        """Starts it again, and waits until it serves. If it runs, SIGTERM ends it first.
+
+        Raises:
+            ClusterError: It has ended again.
+        """
         if self._process is not None and self._process.returncode is None:
-            # A paused server takes SIGTERM only once it continues.
-            self._process.send_signal(signal.SIGCONT)
             await self.send(signal.SIGTERM)
+            # A paused server takes SIGTERM only once it continues.
+            await self.send(signal.SIGCONT)
+            try:
+                await asyncio.wait_for(self._process.wait(), _STOP_S)
+            except TimeoutError:
+                await self.send(signal.SIGKILL)
         await self.start()
         await self.ready()
 

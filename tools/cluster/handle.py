@@ -372,12 +372,9 @@ def _running(folder: Path, descriptor: int) -> Iterator[subprocess.Popen[bytes]]
 def _is_deployed(deployment: Manifest) -> bool:
     wanted = deployment["spec"].get("replicas", 1)
     status = deployment.get("status", {})
-    return (
-        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
-        and status.get("updatedReplicas", 0) == wanted
-        and status.get("availableReplicas", 0) == wanted
-        and status.get("replicas", 0) == wanted
-    )
+    counts = {status.get(each, 0) for each in ("replicas", "updatedReplicas", "availableReplicas")}
+    is_seen: bool = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    return is_seen and counts == {wanted}
 
 
 async def _there(api: KubeApi, path: str) -> None:

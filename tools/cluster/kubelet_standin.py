@@ -62,6 +62,10 @@ class KubeletStandIn:
             else:
                 self._take(seen.manifest, uid)
 
+    def is_running(self, namespace: str, name: str) -> bool:
+        """Whether a Pod runs, or ends just now."""
+        return any((each.namespace, each.name) == (namespace, name) for each in self._pods.values())
+
     def address(self, namespace: str, name: str) -> str:
         """The address of a Pod.
 

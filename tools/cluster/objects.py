@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cluster.kubelet_api import KUBELET_PORT
 from cluster.settings import BRIDGE_ADDRESS, MESH_LABEL, NODE_NAME, ClusterSettings
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def node_status() -> dict[str, Any]:
         "capacity": room,
         "allocatable": room,
         "conditions": [condition],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": KUBELET_PORT}},
         "nodeInfo": {
             "architecture": "amd64",
             "bootID": "",

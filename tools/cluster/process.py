@@ -30,9 +30,10 @@ from cluster.control_plane import API_PORT, PORTS, ControlPlane
 from cluster.dns_standin import DNS_PORT, DnsStandIn
 from cluster.keys import kubeconfig, write_keys
 from cluster.kube_api import ApiError, KubeApi
+from cluster.kubelet_api import serve_kubelet_api
 from cluster.kubelet_standin import KubeletStandIn
 from cluster.messages import Command, Launch, Reply, Started
-from cluster.networks import Network, forward, listening_socket, run_tool, set_up_bridge
+from cluster.networks import Network, forward, listening_socket, set_up_bridge
 from cluster.objects import first_objects, istio_definitions
 from cluster.service_table import ServiceTable
 from cluster.settings import BINARIES, BRIDGE_ADDRESS, ClusterError
@@ -84,6 +85,7 @@ class ClusterProcess:
             await asyncio.get_running_loop().create_datagram_endpoint(
                 lambda: DnsStandIn(self._services), local_addr=(BRIDGE_ADDRESS, DNS_PORT)
             )
+            await serve_kubelet_api(folder, self._kubelet.is_running)
             self._tasks.create_task(self._kubelet.run())
             await self._control_plane.ready()
         return Started(control=await self._listen(), addresses=addresses)
@@ -162,8 +164,7 @@ class ClusterProcess:
 
     async def do_processes(self) -> list[str]:
         """The command lines of every process of the cluster."""
-        lines = await run_tool("ps", "-eo", "pid,args", "--no-headers")
-        return [each.strip() for each in lines.splitlines()]
+        return await asyncio.to_thread(_command_lines)
 
     def _daemon(self, program: str) -> Any:
         daemons = self._control_plane.daemons
@@ -201,7 +202,13 @@ class ClusterProcess:
                 raise
             return made
 
-        listener = await self._host.call(lambda: listening_socket(_LOOPBACK, local_port))
+        try:
+            listener = await self._host.call(lambda: listening_socket(_LOOPBACK, local_port))
+        except OSError as error:
+            raise ClusterError(
+                f"cannot listen on {_LOOPBACK}:{local_port}, which another program may use:"
+                f" {os.strerror(error.errno or 0)}"
+            ) from error
         self._tasks.create_task(forward(listener, connect))
         return f"{_LOOPBACK}:{listener.getsockname()[1]}"
 
@@ -229,6 +236,17 @@ class ClusterProcess:
             return Reply(error=str(error) or repr(error))
         except Exception:  # noqa: BLE001 - the caller gets it
             return Reply(error=traceback.format_exc())
+
+
+def _command_lines() -> list[str]:
+    found = []
+    for each in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        with contextlib.suppress(OSError):
+            words = (each / "cmdline").read_bytes().split(b"\0")
+            # A process that has ended, and that nobody has waited for, has no command line.
+            if line := b" ".join(words).decode(errors="replace").strip():
+                found.append(f"{each.name} {line}")
+    return found
 
 
 def _new_socket() -> socket.socket:

@@ -88,7 +88,7 @@ class ServiceTable:
 
 def _is_named(manifest: Manifest, namespace: str, name: str) -> bool:
     metadata: dict[str, Any] = manifest["metadata"]
-    return metadata["namespace"] == namespace and metadata["name"] == name
+    return (metadata["namespace"], metadata["name"]) == (namespace, name)
 
 
 def _ready(endpoint_slice: Manifest) -> Iterator[str]:

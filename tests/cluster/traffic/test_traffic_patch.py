@@ -15,7 +15,7 @@ from tidegate.rollout.traffic import Knowledge, MatchKind, Sticky, TesterMatch, 
 from tidegate.traffic.cluster import writing
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.objects import DirectObjects
-from tidegate.traffic.cluster.rollout_traffic import ClusterTrafficSettings
+from tidegate.traffic.cluster.surroundings import ClusterTrafficSettings
 from tidegate.traffic.router import TrafficError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]

@@ -150,6 +150,18 @@ def test_a_copy_counts_by_the_log_of_the_server_that_got_it():
     assert record.authority == f"{AUTHORITY}:80"
 
 
+def test_without_the_suffix_a_version_that_gets_only_copies_tells_a_copy():
+    attribution = Attribution()
+    attribution.learn(AUTHORITY, "", HOST)
+    for shadows, mirrored in (({"v2"}, True), ({"v3"}, None), ((), None)):
+        attribution.facts[HOST] = HostFacts(shadows=frozenset(shadows))
+        record = record_of(inbound(through_proxy=True), SERVER, attribution)
+        if mirrored is None:
+            assert record is PassedOver.DUPLICATE
+        else:
+            assert (record.subset, record.mirrored, record.server_side) == ("v2", True, True)
+
+
 def test_a_servers_subset_has_the_labels_of_its_pod():
     attribution = Attribution()
     subsets = {"stable": {"version": "v1"}, "canary": {"app": "vision", "version": "v2"}}

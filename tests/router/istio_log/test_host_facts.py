@@ -15,6 +15,9 @@ spec:
       timeout: 60s
       route: [{destination: {host: vision, subset: v2}}]
     - timeout: 0.3s
+      mirrors:
+        - {destination: {host: vision, subset: v2}, percentage: {value: 50}}
+        - {destination: {host: vision, subset: v3}}
       route:
         - {destination: {host: vision, subset: v1}, weight: 9}
         - {destination: {host: llm}, weight: 1}
@@ -39,6 +42,8 @@ def test_facts_are_the_timeouts_subsets_and_selectors_of_a_host():
         namespace="models",
         selector={"app": "vision"},
         subsets={"stable": {"version": "v1"}},
+        # A route sends requests to v2 too.
+        shadows=frozenset({"v3"}),
         timeouts_s=frozenset({60.0, 0.3}),
     )
     assert facts["llm.models.svc.cluster.local"].timeouts_s == {0.3}

@@ -39,7 +39,8 @@ class AsyncClient:
     Args:
         target: Address of the server, such as ``127.0.0.1:8500``. The client balances over all
             addresses of a name (``dns:///vision:8500``) or of a list
-            (``ipv4:10.0.0.1:8500,10.0.0.2:8500``).
+            (``ipv4:10.0.0.1:8500,10.0.0.2:8500``). ``xds:///HOST:PORT`` takes routes from a control
+            plane (see `tidegate.client.xds`); its retries and balancing replace those of `options`.
         options: All other options; :class:`ClientOptions` has the defaults.
 
     Attributes:

@@ -247,6 +247,13 @@ def _server(message: gw.Server) -> Iterator[Violation]:
     if is_https and message.tls is not None and message.tls.mode is None:
         problem = "has no mode: Istio's default PASSTHROUGH is not supported"
         yield Violation("tls", problem, "add 'tls' with mode SIMPLE and files")
+    everything = message.hosts.index("*/*") if "*/*" in message.hosts else len(message.hosts)
+    for index, host in enumerate(message.hosts):
+        if index > everything and "/" in host and host != "*/*":
+            problem = (
+                "istiod crashes on a host with a namespace after '*/*', which takes every host"
+            )
+            yield Violation(f"hosts[{index}]", problem, "leave only '*/*'")
 
 
 def _service_entry(message: se.ServiceEntry) -> Iterator[Violation]:

@@ -41,6 +41,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
         namespace: The namespace of its Service.
         selector: The labels of the Service's Pods; empty if they are not known.
         subsets: The labels of each subset, by its name.
+        shadows: The subsets that get only mirrored copies, but for requests of testers.
         timeouts_s: The timeouts of the host's routes. Envoy writes them over ``grpc-timeout``, so
             they look like deadlines of callers to whoever does not know them.
     """
@@ -48,6 +49,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     selector: Mapping[str, str] = {}
     subsets: Mapping[str, Mapping[str, str]] = {}
+    shadows: frozenset[str] = frozenset()
     timeouts_s: frozenset[float] = frozenset()
 
 
@@ -95,6 +97,16 @@ class Attribution:
                 if wanted and wanted.items() <= labels.items():
                     return name
         return next((labels[name] for name in _VERSION_LABELS if labels.get(name)), "")
+
+    @property
+    def has_shadows(self) -> bool:
+        """Whether any version gets only mirrored copies."""
+        return any(each.shadows for each in self.facts.values())
+
+    def is_shadow(self, host: str, version: str) -> bool:
+        """Whether a version gets only mirrored copies."""
+        facts = self.facts.get(host)
+        return facts is not None and version in facts.shadows
 
     def has_timeout(self, host: str, timeout_s: float) -> bool:
         """Whether a route of a host has this timeout, to the millisecond."""

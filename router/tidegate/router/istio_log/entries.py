@@ -6,8 +6,9 @@ has. This module adds what is particular to Istio:
 - **Two logs of one request.** The caller's proxy and the server's proxy both log it. Only the
   caller's entry counts. The server's entry counts if its caller has no proxy: Envoy puts
   ``x-envoy-attempt-count`` on every request that it forwards, and a caller without a proxy does
-  not. It also counts for a mirrored copy, which is in no log of the caller: Envoy ends the
-  authority of a copy with ``-shadow``.
+  not. It also counts for a mirrored copy, which is in no log of the caller. istiod lets Envoy end
+  the authority of a copy with ``-shadow`` only with ``DISABLE_SHADOW_HOST_SUFFIX=false``, its
+  default before 1.28. Otherwise a request counts as a copy if `HostFacts.shadows` has the version.
 - **Requests without a cluster**: see `tidegate.router.istio_log.attribution`.
 - **Timeouts of a VirtualService.** Envoy writes them over ``grpc-timeout``. They are told from the
   deadline of a caller only where `HostFacts.timeouts_s` has them.
@@ -87,11 +88,17 @@ def _record(
 def _of_server(
     record: RequestRecord, sender: Sender, attribution: Attribution
 ) -> RequestRecord | PassedOver:
-    mirrored = MIRROR_SUFFIX.search(record.authority) is not None
-    if ATTEMPT_HEADER in record.headers and not mirrored:
-        return PassedOver.DUPLICATE
     authority = MIRROR_SUFFIX.sub(r"\1", record.authority)
+    mirrored = authority != record.authority
+    was_forwarded = ATTEMPT_HEADER in record.headers
+    if was_forwarded and not mirrored and not attribution.has_shadows:
+        return PassedOver.DUPLICATE
     host = attribution.host_of_server(authority, sender)
+    version = attribution.version_of(host, sender)
+    if was_forwarded and not mirrored:
+        if not attribution.is_shadow(host, version):
+            return PassedOver.DUPLICATE
+        mirrored = True
     code = record.grpc_status
     if mirrored and code is grpc.StatusCode.UNKNOWN and not record.response_flags:
         code = grpc.StatusCode.CANCELLED
@@ -100,7 +107,7 @@ def _of_server(
         authority=authority,
         headers={name: value for name, value in record.headers.items() if name != ATTEMPT_HEADER},
         host=host,
-        subset=attribution.version_of(host, sender),
+        subset=version,
         route="",
         grpc_status=code,
         mirrored=mirrored,

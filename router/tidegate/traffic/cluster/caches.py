@@ -1,12 +1,14 @@
 """The objects of hosts from the caches of a controller."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tidegate.istio import full_host_name
+from tidegate.istio.shapes import HostName
 from tidegate.kube.cache import ObjectCache
-from tidegate.kube.resources import EndpointSlice, KubeObject, Manifest, Pod, Service, key_of
-from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost
+from tidegate.kube.resources import EndpointSlice, Manifest, Pod, Service, key_of
+from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost, destination_hosts
 from tidegate.traffic.router import TrafficError
 
 __all__ = [
@@ -16,19 +18,35 @@ __all__ = [
     "CachedObjects",
 ]
 
-_NAMESPACE: Final = "namespace"
-_DELEGATES_TO: Final = "namespace of a delegate"
+_ROUTES: Final = "a host that it routes"
+_CALLERS: Final = "a host of its callers"
+_DELEGATE: Final = "a delegate of it"
+_HOST: Final = "host"
 _SERVICE: Final = "service"
 
 
-def _namespace(item: KubeObject) -> Iterable[str]:
-    yield item.metadata.namespace
+def _routed(item: Manifest) -> Iterable[str]:
+    namespace = item.metadata.namespace
+    for each in dict.fromkeys(destination_hosts(item)):
+        yield key_of(each, namespace)
 
 
-def _delegates_to(item: Manifest) -> Iterable[str]:
+def _callers(item: Manifest) -> Iterable[str]:
+    namespace = item.metadata.namespace
+    for each in item.spec.get("hosts") or ():
+        yield key_of(full_host_name(str(each), namespace), namespace)
+
+
+def _delegates(item: Manifest) -> Iterable[str]:
     for route in item.spec.get("http") or ():
         if delegate := route.get("delegate"):
-            yield str(delegate.get("namespace") or item.metadata.namespace)
+            namespace = str(delegate.get("namespace") or item.metadata.namespace)
+            yield key_of(str(delegate.get("name")), namespace)
+
+
+def _ruled(item: Manifest) -> Iterable[str]:
+    namespace = item.metadata.namespace
+    yield key_of(full_host_name(str(item.spec.get("host", "")), namespace), namespace)
 
 
 def _service(item: EndpointSlice) -> Iterable[str]:
@@ -36,14 +54,13 @@ def _service(item: EndpointSlice) -> Iterable[str]:
 
 
 VIRTUAL_SERVICE_INDEXES: Final[Mapping[str, Callable[[Manifest], Iterable[str]]]] = {
-    _NAMESPACE: _namespace,
-    _DELEGATES_TO: _delegates_to,
+    _ROUTES: _routed,
+    _CALLERS: _callers,
+    _DELEGATE: _delegates,
 }
 """The indexes that the cache of VirtualServices needs."""
 
-DESTINATION_RULE_INDEXES: Final[Mapping[str, Callable[[Manifest], Iterable[str]]]] = {
-    _NAMESPACE: _namespace
-}
+DESTINATION_RULE_INDEXES: Final[Mapping[str, Callable[[Manifest], Iterable[str]]]] = {_HOST: _ruled}
 """The indexes that the cache of DestinationRules needs."""
 
 ENDPOINT_SLICE_INDEXES: Final[Mapping[str, Callable[[EndpointSlice], Iterable[str]]]] = {
@@ -72,7 +89,14 @@ class CachedObjects:
     pods: ObjectCache[Pod]
     timeout_s: float = 3.0
 
-    async def of_host(self, host: ServiceHost, *, at_least: str = "") -> HostObjects:
+    async def of_host(
+        self,
+        host: ServiceHost,
+        *,
+        name: str = "",
+        callers: Sequence[HostName] = (),
+        at_least: str = "",
+    ) -> HostObjects:
         """Returns what there is for a host; see `ClusterObjects`.
 
         Raises:
@@ -86,20 +110,34 @@ class CachedObjects:
                 f"the API server has not shown the last write to a VirtualService of {namespace}"
                 f" within {self.timeout_s:g} s"
             )
-        slices = self.endpoint_slices.by(_SERVICE, key_of(host.service, namespace))
+        services, rules = self.virtual_services, self.destination_rules
+        own = key_of(host.service, namespace)
+        slices = self.endpoint_slices.by(_SERVICE, own)
         names = {
             endpoint.target_ref.name
             for each in slices
             for endpoint in each.endpoints
             if endpoint.target_ref is not None
         }
-        pods = {name: self.pods.get(key_of(name, namespace)) for name in names}
+        pods = {each: self.pods.get(key_of(each, namespace)) for each in sorted(names)}
         return HostObjects(
             host=host,
-            service=self.services.get(key_of(host.service, namespace)),
-            virtual_services=self.virtual_services.by(_NAMESPACE, namespace),
-            delegating=self.virtual_services.by(_DELEGATES_TO, namespace),
-            destination_rules=self.destination_rules.by(_NAMESPACE, namespace),
+            service=self.services.get(own),
+            virtual_services=_distinct(
+                services.by(_ROUTES, key_of(host.name, namespace)),
+                (services.get(key_of(name, namespace)),),
+                *(services.by(_CALLERS, key_of(each, namespace)) for each in callers),
+            ),
+            delegating=services.by(_DELEGATE, key_of(name, namespace)),
+            destination_rules=_distinct(
+                rules.by(_HOST, key_of(host.name, namespace)), (rules.get(own),)
+            ),
             slices=slices,
-            pods={name: pod for name, pod in pods.items() if pod is not None},
+            pods={each: pod for each, pod in pods.items() if pod is not None},
         )
+
+
+def _distinct(*groups: Iterable[Manifest | None]) -> tuple[Manifest, ...]:
+    """Returns objects without repetitions, in the order of their names."""
+    found = {each.key: each for group in groups for each in group if each is not None}
+    return tuple(found[key] for key in sorted(found))

@@ -9,11 +9,8 @@ from tidegate.rollout.spec.model import Rollout
 from tidegate.traffic.cluster.capacity import baseline_shortfall
 from tidegate.traffic.cluster.memory import RolloutMemory
 from tidegate.traffic.cluster.objects import ClusterObjects
-from tidegate.traffic.cluster.rollout_traffic import (
-    ClusterTrafficSettings,
-    RolloutTraffic,
-    TrafficSurroundings,
-)
+from tidegate.traffic.cluster.rollout_traffic import RolloutTraffic
+from tidegate.traffic.cluster.surroundings import ClusterTrafficSettings, TrafficSurroundings
 from tidegate.traffic.observing import TrafficObserver
 
 __all__ = ["ClusterTraffic"]

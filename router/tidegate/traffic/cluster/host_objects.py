@@ -4,6 +4,7 @@ The values are as an API server or a cache gave them. Names resolve as istiod re
 without a dot is a Service of the object's own namespace.
 """
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
@@ -30,6 +31,7 @@ __all__ = [
     "HostObjects",
     "ManifestParser",
     "ServiceHost",
+    "destination_hosts",
     "manifest_of",
     "routes_host",
     "service_host",
@@ -82,10 +84,12 @@ class HostObjects:
     Attributes:
         host: The host.
         service: Its Service; None if there is none.
-        virtual_services: The VirtualServices of the namespace.
-        delegating: VirtualServices that may delegate to one of the namespace: those of the
-            namespace, and of other namespaces as far as they are read.
-        destination_rules: The DestinationRules of the namespace.
+        virtual_services: VirtualServices of the namespace: at least those that route the host, and
+            those that were asked for.
+        delegating: VirtualServices that may delegate to the one that was asked for, of all
+            namespaces that are read.
+        destination_rules: DestinationRules of the namespace: at least those of the host, and the
+            one with the name of the Service.
         slices: The EndpointSlices of the Service.
         pods: The Pods behind the endpoints, by name.
     """
@@ -111,6 +115,19 @@ class HostObjects:
         """Returns these objects with another value of one DestinationRule, or without it."""
         others = tuple(each for each in self.destination_rules if each.metadata.name != name)
         return replace(self, destination_rules=others if manifest is None else (*others, manifest))
+
+    def is_same(self, other: "HostObjects") -> bool:
+        """Returns whether everything is identical, as it is if nothing has changed in a cache."""
+        return self.service is other.service and all(
+            len(one) == len(two) and all(map(operator.is_, one, two))
+            for one, two in (
+                (self.virtual_services, other.virtual_services),
+                (self.delegating, other.delegating),
+                (self.destination_rules, other.destination_rules),
+                (self.slices, other.slices),
+                (tuple(self.pods.values()), tuple(other.pods.values())),
+            )
+        )
 
     def routing(self) -> tuple[Manifest, ...]:
         """Returns the VirtualServices with a route to the host."""
@@ -148,10 +165,17 @@ class HostObjects:
 
 def routes_host(manifest: Manifest, host: HostName) -> bool:
     """Returns whether a VirtualService has a route with the host as a destination."""
-    return any(
-        full_host_name(name, manifest.metadata.namespace) == host
-        for name in _destinations(manifest.spec)
-    )
+    return host in destination_hosts(manifest)
+
+
+def destination_hosts(manifest: Manifest) -> Iterator[HostName]:
+    """Yields the full name of each destination of a VirtualService, mirrors too."""
+    for route in manifest.spec.get("http") or ():
+        each_has = (*(route.get("route") or ()), *(route.get("mirrors") or ()))
+        destinations = [each.get("destination") or {} for each in each_has]
+        for each in (*destinations, route.get("mirror") or {}):
+            if isinstance(host := each.get("host"), str):
+                yield full_host_name(host, manifest.metadata.namespace)
 
 
 def manifest_of(item: Manifest, resource: Resource[Manifest]) -> dict[str, Any]:
@@ -212,11 +236,3 @@ class ManifestParser:
                 self._parsed.pop(next(iter(self._parsed)))
             self._parsed[uid] = (version, found)
         return found
-
-
-def _destinations(spec: Mapping[str, Any]) -> Iterator[str]:
-    for route in spec.get("http") or ():
-        for each in route.get("route") or ():
-            host = (each.get("destination") or {}).get("host")
-            if isinstance(host, str):
-                yield host

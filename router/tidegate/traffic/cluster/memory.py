@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tidegate.kube.resources import Manifest
+from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import Knowledge, TrafficSplit
+from tidegate.traffic.cluster.reading import HostView
 
 __all__ = ["InForce", "RolloutMemory"]
 
@@ -36,11 +38,13 @@ class RolloutMemory:
         uid: The VirtualService that carries the rollout's split; empty if none does.
         version: The resource version of the last write, which reads must have seen.
         in_force: The last split in force; None if it is not known.
+        view: The last view that was read, and the rollout that it was read for.
     """
 
     uid: str = ""
     version: str = ""
     in_force: InForce | None = None
+    view: tuple[Rollout, HostView] | None = None
     _subsets: dict[tuple[str, str], float] = field(default_factory=dict)
     _revision: int = 0
 

@@ -1,8 +1,9 @@
 """Where the objects of a host come from: caches in the controller, direct calls in a command."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
+from tidegate.istio.shapes import HostName
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import NotFoundError
 from tidegate.kube.resources import (
@@ -27,11 +28,21 @@ _SERVICE_NAME: Final = "kubernetes.io/service-name"
 class ClusterObjects(Protocol):
     """Reads the objects of hosts."""
 
-    async def of_host(self, host: ServiceHost, *, at_least: str = "") -> HostObjects:
+    async def of_host(
+        self,
+        host: ServiceHost,
+        *,
+        name: str = "",
+        callers: Sequence[HostName] = (),
+        at_least: str = "",
+    ) -> HostObjects:
         """Returns what there is for a host.
 
         Args:
             host: The host.
+            name: A VirtualService that the answer must have too, with those that delegate to it;
+                empty for none.
+            callers: Hosts whose VirtualServices the answer must have too.
             at_least: A resource version of a VirtualService that the answer must have seen.
 
         Raises:
@@ -52,9 +63,17 @@ class DirectObjects:
     def __init__(self, client: KubeClient) -> None:
         self._client = client
 
-    async def of_host(self, host: ServiceHost, *, at_least: str = "") -> HostObjects:
+    async def of_host(
+        self,
+        host: ServiceHost,
+        *,
+        name: str = "",
+        callers: Sequence[HostName] = (),
+        at_least: str = "",
+    ) -> HostObjects:
         """Returns what there is for a host; see `ClusterObjects`."""
-        del at_least  # the server's answer is never older than an earlier write
+        # The answer has every VirtualService, and is never older than an earlier write.
+        del name, callers, at_least
         client, namespace = self._client, host.namespace
         service = await fetched(client, SERVICES, host.service, namespace)
         selector = "" if service is None else _selector(service.spec.selector)

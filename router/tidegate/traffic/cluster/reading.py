@@ -7,15 +7,16 @@ write will make: all traffic at the baseline, and a DestinationRule with the rol
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tidegate.istio import IstioObjects, Kind, ObjectName
+from tidegate.istio import IstioObjects, Kind, ObjectName, full_host_name
 from tidegate.istio.destination_rule import DestinationRule
 from tidegate.istio.editing.split_reading import SplitInEffect, read_split
+from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
 from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
 from tidegate.rollout.spec.model import Rollout, WriteMode
 from tidegate.rollout.traffic import HostTraffic, TrafficSplit
 from tidegate.traffic.cluster.capacity import EndpointCount, count_endpoints
-from tidegate.traffic.cluster.host_objects import HostObjects, ManifestParser
+from tidegate.traffic.cluster.host_objects import HostObjects, ManifestParser, ServiceHost
 from tidegate.traffic.cluster.owned_objects import (
     CAPACITY_ANNOTATION,
     ROLLOUT_ANNOTATION,
@@ -32,7 +33,15 @@ from tidegate.traffic.cluster.owned_objects import (
 from tidegate.traffic.cluster.split_values import traffic_split
 from tidegate.traffic.router import TrafficError
 
-__all__ = ["STICKY_PROBLEM", "HostView", "NotRoutedError", "OwnedRule", "view_of"]
+__all__ = [
+    "STICKY_PROBLEM",
+    "HostView",
+    "NotRoutedError",
+    "OwnedRule",
+    "callers_of",
+    "view_of",
+    "written_name",
+]
 
 STICKY_PROBLEM = (
     "Istio cannot keep users on one version: it does not read `tidegate.dev/sticky`. Remove"
@@ -101,6 +110,21 @@ class HostView:
         return int(number) if number.isascii() and number.isdigit() else None
 
 
+def written_name(rollout: Rollout, host: ServiceHost) -> str:
+    """Returns the VirtualService that a rollout writes; empty if its objects have to tell."""
+    if rollout.spec.traffic.write is WriteMode.PATCH:
+        return rollout.spec.traffic.virtual_service or ""
+    return target_name(rollout, host)
+
+
+def callers_of(rollout: Rollout, host: ServiceHost) -> tuple[HostName, ...]:
+    """Returns the hosts of the callers whose requests a rollout routes itself."""
+    if rollout.spec.traffic.write is not WriteMode.OWN:
+        return ()
+    named = rollout.spec.traffic.hosts or (host.name,)
+    return tuple(full_host_name(each, host.namespace) for each in named)
+
+
 def view_of(rollout: Rollout, objects: HostObjects, parser: ManifestParser) -> HostView:
     """Returns a host as a rollout sees it.
 
@@ -161,7 +185,7 @@ def _view_of_owned(rollout: Rollout, objects: HostObjects, parser: ManifestParse
         name=name,
         host=host,
         port=service_port(rollout, objects),
-        hosts=() if is_delegate else spec.hosts or (host.name,),
+        hosts=callers_of(rollout, host),
         gateways=() if is_delegate else spec.gateways or ("mesh",),
     )
     rule = _owned_rule(rollout, objects, parser)

@@ -11,13 +11,10 @@ and the third:
 """
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from tidegate.istio.reading.annotations import parse_rollout_name
-from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import ConflictError, InvalidError, NotFoundError
 from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
 from tidegate.rollout.spec.model import Rollout
@@ -25,16 +22,22 @@ from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSpl
 from tidegate.runtime.logging import get_logger
 from tidegate.traffic.cluster.gates import capacity_of_baseline, shortfall
 from tidegate.traffic.cluster.host_objects import (
-    HostObjects,
-    ManifestParser,
     ServiceHost,
     service_host,
 )
 from tidegate.traffic.cluster.memory import InForce, RolloutMemory
-from tidegate.traffic.cluster.objects import ClusterObjects, fetched
+from tidegate.traffic.cluster.objects import fetched
 from tidegate.traffic.cluster.owned_objects import ROLLOUT_ANNOTATION, revision_of
-from tidegate.traffic.cluster.reading import STICKY_PROBLEM, HostView, NotRoutedError, view_of
+from tidegate.traffic.cluster.reading import (
+    STICKY_PROBLEM,
+    HostView,
+    NotRoutedError,
+    callers_of,
+    view_of,
+    written_name,
+)
 from tidegate.traffic.cluster.split_values import probe_split
+from tidegate.traffic.cluster.surroundings import TrafficSurroundings
 from tidegate.traffic.cluster.writing import (
     SplitWrite,
     reshaped,
@@ -42,60 +45,16 @@ from tidegate.traffic.cluster.writing import (
     write_rule,
     write_split,
 )
-from tidegate.traffic.observing import NotServedError, TrafficObserver, WrittenChange
+from tidegate.traffic.observing import NotServedError, WrittenChange
 from tidegate.traffic.router import TrafficError
 
-__all__ = ["ClusterTrafficSettings", "RolloutTraffic", "TrafficSurroundings"]
+__all__ = ["RolloutTraffic"]
 
 _log = get_logger(__name__)
 
 _MOST_CONFLICTS: Final = 5
 _FIRST_WAIT_S: Final = 0.05
 _IN_FORCE_ALREADY: Final = "it was in force already"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterTrafficSettings:
-    """How traffic is changed on a cluster.
-
-    Attributes:
-        settle_s: After how many seconds without a sign a split is taken to be in force.
-        urgent_s: After how many seconds an urgent split is taken to be in force, although proxies
-            still follow the old routes.
-        subset_settle_s: How many seconds istiod has for a new subset before requests go to it.
-        probe_percent: The share that a version without traffic gets first.
-        capacity_factor: How many endpoints of a candidate carry what one of the baseline's does. 0
-            asks for one Ready endpoint at any share.
-    """
-
-    settle_s: float = 5.0
-    urgent_s: float = 5.0
-    subset_settle_s: float = 2.0
-    probe_percent: float = 1.0
-    capacity_factor: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrafficSurroundings:
-    """What the traffic of all rollouts shares.
-
-    Attributes:
-        client: The API server.
-        objects: Reads the objects of hosts.
-        observer: Tells since when a split is in force.
-        settings: How traffic is changed.
-        clock: Gives the time in seconds since the epoch.
-        sleep: Waits for some seconds.
-        parser: Parses manifests.
-    """
-
-    client: KubeClient
-    objects: ClusterObjects
-    observer: TrafficObserver
-    settings: ClusterTrafficSettings = ClusterTrafficSettings()
-    clock: Callable[[], float] = time.time
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    parser: ManifestParser = field(default_factory=ManifestParser)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +87,7 @@ class RolloutTraffic:
         memory = self._memory
         try:
             with telling(f"read the traffic of {where.name}"):
-                objects = await self._around.objects.of_host(where, at_least=memory.version)
-                view = self._view(objects)
+                view = await self._known_view(where)
         except NotRoutedError as error:
             if not memory.uid:
                 raise
@@ -173,13 +131,26 @@ class RolloutTraffic:
         """
         where = self._service_host(self._rollout.spec.host)
         with telling(f"read the traffic of {where.name}"):
-            return self._view(await self._around.objects.of_host(where))
+            return await self._known_view(where)
 
     def _service_host(self, host: str) -> ServiceHost:
         return service_host(host, self._rollout.metadata.namespace)
 
-    def _view(self, objects: HostObjects) -> HostView:
-        return view_of(self._rollout, objects, self._around.parser)
+    async def _known_view(self, where: ServiceHost) -> HostView:
+        """Returns the host as the reader of objects knows it, with the last write."""
+        memory, rollout = self._memory, self._rollout
+        objects = await self._around.objects.of_host(
+            where,
+            name=written_name(rollout, where),
+            callers=callers_of(rollout, where),
+            at_least=memory.version,
+        )
+        last = memory.view
+        if last is not None and last[0] is rollout and last[1].objects.is_same(objects):
+            return last[1]
+        view = view_of(rollout, objects, self._around.parser)
+        memory.view = (rollout, view)
+        return view
 
     async def _fresh_view(self, where: ServiceHost) -> HostView:
         """Returns the host with the objects that are to be written as the API server has them.
@@ -187,15 +158,14 @@ class RolloutTraffic:
         The others may be older: a write does not stand on them.
         """
         client, namespace = self._around.client, where.namespace
-        known = await self._around.objects.of_host(where, at_least=self._memory.version)
-        view = self._view(known)
+        view = await self._known_view(where)
         fresh = await fetched(client, VIRTUAL_SERVICES, view.name, namespace)
         objects = view.objects.with_virtual_service(view.name, fresh)
         if view.rule is not None:
             name = view.rule.wanted.name.name
             fresh = await fetched(client, DESTINATION_RULES, name, namespace)
             objects = objects.with_destination_rule(name, fresh)
-        view = self._view(objects)
+        view = view_of(self._rollout, objects, self._around.parser)
         self._memory.note_subsets(view.objects.rules(), self._around.clock())
         return view
 

@@ -8,8 +8,11 @@ retries when most calls fail, so that clients do not keep a server overloaded.
 """
 
 import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc
 
@@ -32,6 +35,9 @@ _RETRIED = (
     (_VISION, ("Classify", "GetModel", "ListModels")),
     (_LLM, ("Complete", "Generate", "Chat", "Tokenize", "Detokenize", "Embed", "ListModels")),
 )
+# gRPC finds the control plane of ``xds:`` targets in one of these.
+_BOOTSTRAP_VARIABLES: Final = ("GRPC_XDS_BOOTSTRAP", "GRPC_XDS_BOOTSTRAP_CONFIG")
+_XDS_TARGET: Final = re.compile(r"xds:(///)?[^/\s:]+:\d{1,5}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,14 +186,30 @@ def checked_target(target: str) -> str:
     """Gives the target back if gRPC can call it.
 
     Raises:
-        InvalidInputError: The target is empty, or a URL of another protocol.
+        InvalidInputError: The target is empty, or a URL of another protocol; or it is an ``xds:``
+            target without a port, or without a bootstrap in the environment.
     """
     if not target.strip():
         raise InvalidInputError("the address is empty; pass for example '127.0.0.1:8500'")
     if target.startswith(("http://", "https://", "grpc://", "grpcs://")):
         bare = target.split("://", 1)[1].rstrip("/")
         raise InvalidInputError(f"{target!r} is a URL; pass {bare!r}, and tls=Tls() to secure it")
+    if target.startswith("xds:"):
+        _check_xds(target)
     return target
+
+
+def _check_xds(target: str) -> None:
+    if not _XDS_TARGET.fullmatch(target):
+        raise InvalidInputError(
+            f"{target!r} names no host and port; pass for example "
+            "'xds:///vision.models.svc.cluster.local:8500'"
+        )
+    if not any(os.environ.get(each) for each in _BOOTSTRAP_VARIABLES):
+        raise InvalidInputError(
+            f"{target!r} needs a control plane, and neither {' nor '.join(_BOOTSTRAP_VARIABLES)} "
+            "is set; `python -m tidegate.client.xds SERVER` makes the file for GRPC_XDS_BOOTSTRAP"
+        )
 
 
 def _pem(field: str, path: Path | None) -> bytes | None:

@@ -36,8 +36,12 @@ def assignment(
     upstream: Upstream, port: RegisteredPort, subset: SubsetName | None, states: EndpointStates
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of one cluster."""
-    # Two entries may name one endpoint. gRPC clients refuse an assignment with duplicates.
-    endpoints = list({each.key: each for each in upstream.endpoints(port, subset)}.values())
+    # Two entries may name one endpoint. gRPC clients refuse an assignment with duplicates, and
+    # Envoy takes the first.
+    first: dict[str, Endpoint] = {}
+    for each in upstream.endpoints(port, subset):
+        first.setdefault(each.key, each)
+    endpoints = tuple(first.values())
     result = endpoint_pb2.ClusterLoadAssignment(
         cluster_name=cluster_name(upstream.service.host, port.number, subset)
     )

@@ -12,7 +12,7 @@ of its domains.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from tidegate.istio.gateway import Gateway, GatewayProtocol, Server
 from tidegate.istio.names import ObjectName
@@ -42,8 +42,17 @@ class Domain(NamedTuple):
     name: str
 
 
+_EVERYTHING: Final = "*/*"
+
+
 def domains_of(gateway: Gateway, server: Server) -> Iterator[Domain]:
-    """The domains that a server takes, as they are written."""
+    """The domains that a server takes, as they are written.
+
+    ``*/*`` takes every domain of every namespace, so istiod forgets the hosts beside it.
+    """
+    if _EVERYTHING in server.hosts:
+        yield Domain(None, "*")
+        return
     for host in server.hosts:
         namespace, slash, domain = host.rpartition("/")
         if namespace == ".":

@@ -1,8 +1,9 @@
 """The service registry: the hosts that ServiceEntries and WorkloadEntries define.
 
 A host is a service with ports, and each port has endpoints. Several ServiceEntries of one namespace
-may define a host together: it has the ports and the endpoints of all. If several namespaces define
-a host, only the first namespace by name counts, as in istiod.
+may define a host together, as in istiod: it has the ports of those with the same ``exportTo``, and
+the endpoints of all, even of those that the proxies do not see. If several namespaces define a
+host, only one counts: that of the proxies if it keeps the host to itself, else the first by name.
 
 A service that is made of the same objects as before is the identical value. So whatever is built on
 it sees by identity that nothing changed.
@@ -151,15 +152,22 @@ class ServiceRegistryBuilder:
             for each in entries.values()
         }
         errors = list(_dns_names((entry, selected[entry.name]) for entry in entries.values()))
-        for host, group in entries_by_host(filter(self._is_visible, entries.values())).items():
-            parts = tuple((entry, selected[entry.name]) for entry in group)
+        visible = filter(self._is_visible, entries.values())
+        hidden = _by_host_and_namespace(
+            each for each in entries.values() if not self._is_visible(each)
+        )
+        for host, group in entries_by_host(visible, self._proxy_namespace).items():
+            others = hidden.get((host, group[0].name.namespace), ())
             contradiction = _contradiction(host, group)
             if contradiction is not None:
                 errors.append(contradiction)
-                parts = parts[:1]
-            inputs = tuple(each for entry, found in parts for each in (entry, *found))
+                group, others = group[:1], ()
+            parts = tuple((entry, selected[entry.name]) for entry in _by_name(group, others))
+            inputs = (*group, *(each for entry, found in parts for each in (entry, *found)))
             known = self._made.get(host)
-            made[host] = known if known and known[0] == inputs else (inputs, _service(host, parts))
+            if known is None or known[0] != inputs:
+                known = inputs, _service(host, group, parts)
+            made[host] = known
         self._made, self._inputs = made, (entries, workloads)
         by_host = {host: service for host, (_, service) in made.items()}
         self._registry = ServiceRegistry(by_host, tuple(errors))
@@ -201,10 +209,23 @@ def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return wanted.items() <= labels.items()
 
 
-def entries_by_host(entries: Iterable[ServiceEntry]) -> Mapping[HostName, list[ServiceEntry]]:
-    """The entries that define each host: those of the first namespace by name, in order."""
+def entries_by_host(
+    entries: Iterable[ServiceEntry], proxy_namespace: str = ""
+) -> Mapping[HostName, list[ServiceEntry]]:
+    """The entries that define each host: those of one namespace, in order.
+
+    Args:
+        entries: The entries that the proxies see.
+        proxy_namespace: The namespace of the proxies. What it keeps to itself comes first.
+    """
+
+    def order(entry: ServiceEntry) -> tuple[bool, str, str]:
+        namespace = entry.name.namespace
+        private = namespace == proxy_namespace and entry.export_to == OWN_NAMESPACE
+        return not private, namespace, entry.name.name
+
     by_host: dict[HostName, list[ServiceEntry]] = {}
-    for entry in sorted(entries, key=lambda each: (each.name.namespace, each.name.name)):
+    for entry in sorted(entries, key=order):
         for host in entry.hosts:
             group = by_host.setdefault(host, [])
             if not group or group[0].name.namespace == entry.name.namespace:
@@ -213,21 +234,45 @@ def entries_by_host(entries: Iterable[ServiceEntry]) -> Mapping[HostName, list[S
 
 
 def ports_of(entries: Iterable[ServiceEntry]) -> Mapping[int, ServicePort]:
-    """The ports of a host by number; the first entry that defines a port counts."""
+    """The ports of a host by number; the first entry that defines a port counts.
+
+    Entries with another ``exportTo`` than the first add none.
+    """
     ports: dict[int, ServicePort] = {}
+    exported: frozenset[str] | None = None
     for entry in entries:
-        for port in entry.ports:
-            ports.setdefault(port.number, port)
+        if exported is None:
+            exported = frozenset(entry.export_to)
+        if frozenset(entry.export_to) == exported:
+            for port in entry.ports:
+                ports.setdefault(port.number, port)
     return ports
+
+
+def _by_name(*groups: Iterable[ServiceEntry]) -> list[ServiceEntry]:
+    return sorted((each for group in groups for each in group), key=lambda each: each.name.name)
+
+
+def _by_host_and_namespace(
+    entries: Iterable[ServiceEntry],
+) -> Mapping[tuple[HostName, str], list[ServiceEntry]]:
+    found: dict[tuple[HostName, str], list[ServiceEntry]] = defaultdict(list)
+    for entry in entries:
+        for host in entry.hosts:
+            found[host, entry.name.namespace].append(entry)
+    return found
 
 
 _Part: TypeAlias = tuple[ServiceEntry, tuple[WorkloadEntry, ...]]
 """An entry, and the WorkloadEntries that it selects."""
 
 
-def _service(host: HostName, parts: Sequence[_Part]) -> RegisteredService:
-    first, _ = parts[0]
-    declared = ports_of(entry for entry, _ in parts)
+def _service(
+    host: HostName, visible: Sequence[ServiceEntry], parts: Sequence[_Part]
+) -> RegisteredService:
+    """A host with the ports of the entries that proxies see, and the endpoints of all."""
+    first = visible[0]
+    declared = ports_of(visible)
     ports = {number: _port(host, port, parts) for number, port in declared.items()}
     found = (each.key for port in ports.values() for each in port.endpoints)
     return RegisteredService(

@@ -232,7 +232,7 @@ def _in_mesh(view: MeshView) -> Iterator[Route]:
     "gRPC clients without a proxy have no LEAST_REQUEST",
 )
 def least_request_for_grpc_clients(view: MeshView) -> Iterator[Finding]:
-    """Load balancers that gRPC clients replace by another."""
+    """Load balancers that gRPC clients refuse, of hosts that routes for them name."""
     hosts = {each.host for route in _in_mesh(view) for _, each, _ in route.shares()}
     for each in view.objects.destination_rules.values():
         for path, _, policy in _policies(each):
@@ -245,9 +245,10 @@ def least_request_for_grpc_clients(view: MeshView) -> Iterator[Finding]:
                 yield Finding(
                     each.name,
                     f"{path}.loadBalancer.simple",
-                    f"gRPC clients that dial xds:///{each.host} would refuse it; they get "
-                    "ROUND_ROBIN, so that slow endpoints get as many requests as fast ones",
-                    "annotate 'tidegate.dev/load-balancer: orca', which both have",
+                    f"on a cluster, gRPC clients that dial xds:///{each.host} refuse it, and all "
+                    "their calls fail; here they get ROUND_ROBIN",
+                    "leave 'simple' out: proxies use LEAST_REQUEST by default, and gRPC clients "
+                    "ROUND_ROBIN",
                 )
 
 
