@@ -9,6 +9,7 @@ once, and then one from time to time.
 import enum
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 from tidegate.kube.queue_policy import TokenBucket
 from tidegate.kube.resources import KubeObject, Resource

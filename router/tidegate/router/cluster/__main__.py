@@ -143,6 +143,8 @@ class ClusterApplication:
             if not serving:
                 competing.cancel()
                 await asyncio.wait({competing})
+                # The next leader asks this replica for the requests that it has not counted.
+                await asyncio.sleep(self._settings.drain_delay_s)
                 self._access_log.shut_down()
                 return
 

@@ -19,7 +19,7 @@ from tidegate.router.sources.prometheus import PrometheusSource
 from tidegate.router.sources.source import TrafficSource
 from tidegate.router.surroundings import LoopSettings
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
-from tidegate.traffic.cluster.rollout_traffic import ClusterTrafficSettings
+from tidegate.traffic.cluster.surroundings import ClusterTrafficSettings
 
 __all__ = ["TakenError", "run_rollouts"]
 
