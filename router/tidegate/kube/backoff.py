@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["CALL_BACKOFF", "WATCH_BACKOFF", "Backoff"]
+__all__ = ["CALL_BACKOFF", "QUEUE_BACKOFF", "WATCH_BACKOFF", "Backoff"]
 
 _MOST_DOUBLINGS: Final = 64
 
@@ -41,3 +41,6 @@ CALL_BACKOFF: Final = Backoff(first_s=0.05, most_s=2.0)
 
 WATCH_BACKOFF: Final = Backoff(first_s=0.5, most_s=10.0, jitter=0.5)
 """Between lists and watches that fail. client-go waits up to 60 s, too long for live traffic."""
+
+QUEUE_BACKOFF: Final = Backoff(first_s=0.005, most_s=10.0, jitter=0.2)
+"""Between the attempts of one key. client-go waits up to 1,000 s, too long for live traffic."""

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.chassis.orca import LoadReport
-from tidegate.mesh.control.api.request_records import _message
+from tidegate.mesh.control.api.request_records import record_message
 from tidegate.mesh.resources import MIRRORED_HEADER
 from tidegate.mesh.telemetry import lenient_parsing
 from tidegate.mesh.telemetry.envoy_config import (
@@ -414,7 +414,7 @@ def test_any_entry_is_parsed(entry):
     assert record.is_grpc == (record.grpc_status is not None)
     assert record.port is None or 0 <= record.port <= 99_999
     hash(record.response_flags)
-    assert _message(record).SerializeToString()
+    assert record_message(record).SerializeToString()
 
 
 @given(_ENTRIES, st.binary(max_size=8), st.data())

@@ -143,3 +143,57 @@ async def test_a_change_is_in_force_when_proxies_of_all_replicas_have_it():
     assert sighting.known is Knowledge.OBSERVED
     assert abs(sighting.since_s - written_s - 0.4) < 0.01
     assert "through 2 proxies" in sighting.detail
+
+
+async def test_a_new_leader_counts_what_the_old_one_had_not():
+    async with replica() as (first, own), replica() as (second, other):
+        began_s = time.time() - 8
+        async with proxy(own, 1) as one, proxy(other, 2) as two:
+            async with first.reading():
+                await first.set_receivers([own, other])
+                first.source.watch("a", watched())
+                first.source.begin_epoch("a", epoch(began_s))
+                async with asyncio.timeout(WAIT_S):
+                    await first.source.watching(HOST)
+                for number in range(60):
+                    version = "v2" if number % 10 == 0 else "v1"
+                    await (one, two)[number % 2](entry(version, start_s=began_s + number / 10))
+                seen = first.observer._hosts
+                async with asyncio.timeout(WAIT_S):
+                    while HOST not in seen or sum(map(len, seen[HOST].by_proxy().values())) < 60:
+                        await asyncio.sleep(0.01)
+                # The requests of the last seconds may not all have ended.
+                windows = await first.source.take("a", began_s + 5)
+                counted_by_first = sum(each.requests for each in windows)
+                until_s = windows[-1].counted_until_s
+            for _ in range(20):
+                await one(entry())
+            async with second.reading():
+                await second.set_receivers([own, other])
+                assert second.source.resume(HOST, until_s)
+                second.source.watch("a", watched())
+                second.source.begin_epoch("a", epoch(until_s))
+                await two(entry())
+                found = await counted(second, 81 - counted_by_first)
+    assert 0 < counted_by_first < 60
+    assert counted_by_first + sum(each.requests for each in found) == 81
+
+
+async def test_a_replica_that_appears_later_gives_what_it_got_before_and_once():
+    async with replica() as (leader, own), replica() as (_, other), leader.reading():
+        await leader.set_receivers([own])
+        leader.source.watch("a", watched())
+        leader.source.begin_epoch("a", epoch(time.time()))
+        async with asyncio.timeout(WAIT_S):
+            await leader.source.watching(HOST)
+        async with proxy(other) as send:
+            await send(*[entry()] * 7)
+            await asyncio.sleep(0.2)
+            await leader.set_receivers([own, other])
+            await counted(leader, 7)
+            await leader.set_receivers([own])
+            await leader.set_receivers([own, other])
+            async with asyncio.timeout(WAIT_S):
+                await leader.source.watching(HOST)
+            await send(entry())
+            assert sum(each.requests for each in await counted(leader, 1)) == 1

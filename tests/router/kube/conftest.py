@@ -1,4 +1,4 @@
-"""A real API server for all tests of a module, and a namespace for each test."""
+"""A real API server for all tests of this folder, and a namespace for each test."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from tidegate.kube.resources import NAMESPACES
 _numbers = itertools.count()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def api(tmp_path_factory):
     async with kubernetes_api(tmp_path_factory.mktemp("api")) as running:
         yield running

@@ -226,7 +226,7 @@ def overlapping(spans):
 
 
 async def test_two_never_work_at_once_under_random_faults(api, tmp_path, namespace):
-    spans = await lead_under_faults(api, tmp_path, namespace, seed=1, seconds=8)
+    spans = await lead_under_faults(api, tmp_path, namespace, seed=1, seconds=6)
     assert len(spans) > 1
     assert overlapping(spans) == []
 

@@ -135,10 +135,15 @@ class RecordSubscription:
 
 
 class RequestLog:
-    """Passes every published record to every subscriber."""
+    """Passes every published record to every subscriber.
 
-    def __init__(self) -> None:
+    Args:
+        keep: Gets all records first, to keep some of them for subscribers that come later.
+    """
+
+    def __init__(self, keep: Callable[[Sequence[RequestRecord]], None] | None = None) -> None:
         self._subscriptions: list[RecordSubscription] = []
+        self._keep = keep
 
     @contextmanager
     def subscribe(
@@ -174,6 +179,8 @@ class RequestLog:
 
         A subscriber with room gets them at once, even if another one has to be waited for.
         """
+        if self._keep is not None:
+            self._keep(records)
         behind = [
             (subscription, left)
             for subscription in self._subscriptions

@@ -9,7 +9,15 @@ import typer
 from rich.text import Text
 
 from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
-from tidegate.cli.rollout.client import AddressOption, key_of, rollout_service
+from tidegate.cli.rollout.client import (
+    AddressOption,
+    ContextOption,
+    Home,
+    KubeconfigOption,
+    RolloutCalls,
+    key_of,
+    rollout_service,
+)
 from tidegate.cli.rollout.following import NOT_ENDED, Follower, print_message, told, wait_for_ends
 from tidegate.cli.rollout.words import ENDED, PHASES
 from tidegate.rollout.linting import Severity, lint
@@ -17,7 +25,7 @@ from tidegate.rollout.messages import spec_message
 from tidegate.rollout.spec.quantities import duration_seconds
 from tidegate.rollout.spec.reading import Placed, read_placed, texts_of
 from tidegate.rollout.texts import escaped
-from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["apply"]
 
@@ -48,8 +56,19 @@ def apply(
             metavar="TIME",
         ),
     ] = "",
+    namespace: Annotated[
+        str,
+        typer.Option(
+            "--namespace",
+            "-n",
+            help="The namespace of rollouts whose files name none.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Create rollouts, or change those of the same names.
 
@@ -65,10 +84,10 @@ def apply(
     applied: list[rollout_pb2.ApplyResponse] = []
     names = ", ".join(each.rollout.metadata.name for each in placed)
     goes_on = f"the router goes on with {names}; watch it with `tidegate rollout watch`"
-    with exit_on_interrupt(goes_on), rollout_service(address) as service:
+    with exit_on_interrupt(goes_on), rollout_service(Home(address, context, kubeconfig)) as service:
         for each in placed:
             response = service.Apply(
-                rollout_pb2.ApplyRequest(rollout=spec_message(each.rollout), dry_run=dry_run)
+                rollout_pb2.ApplyRequest(rollout=_message(each, namespace), dry_run=dry_run)
             )
             applied.append(response)
             if as_json:
@@ -93,6 +112,20 @@ def apply(
                 "a rollout waits for a person; to wait for that here, add --timeout TIME"
             )
     raise typer.Exit(status)
+
+
+def _message(placed: Placed, namespace: str) -> rollout_pb2.Rollout:
+    """Returns a rollout as a message; the namespace is empty if neither file nor user names one."""
+    metadata = placed.rollout.metadata
+    message = spec_message(placed.rollout)
+    if "namespace" not in metadata.model_fields_set:
+        message.metadata.namespace = namespace
+    elif namespace not in ("", metadata.namespace):
+        raise typer.BadParameter(
+            f"{placed.source}: {metadata.name} is in the namespace {metadata.namespace}, not"
+            f" {namespace}"
+        )
+    return message
 
 
 def _placed(files: list[str]) -> tuple[Placed, ...]:
@@ -147,9 +180,7 @@ def _would(response: rollout_pb2.ApplyResponse, existing: rollout_pb2.Rollout | 
     return Text.assemble((key_of(response.rollout), "bold"), f" {what}")
 
 
-def _existing(
-    service: rollout_pb2_grpc.RolloutServiceStub, rollout: rollout_pb2.Rollout
-) -> rollout_pb2.Rollout | None:
+def _existing(service: RolloutCalls, rollout: rollout_pb2.Rollout) -> rollout_pb2.Rollout | None:
     named = rollout.metadata
     request = rollout_pb2.GetRequest(namespace=named.namespace, name=named.name)
     try:
@@ -160,9 +191,7 @@ def _existing(
         raise
 
 
-def _say_ends(
-    service: rollout_pb2_grpc.RolloutServiceStub, applied: list[rollout_pb2.ApplyResponse]
-) -> None:
+def _say_ends(service: RolloutCalls, applied: list[rollout_pb2.ApplyResponse]) -> None:
     for each in applied:
         named = each.rollout.metadata
         found = service.Get(rollout_pb2.GetRequest(namespace=named.namespace, name=named.name))

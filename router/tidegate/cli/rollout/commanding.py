@@ -8,6 +8,9 @@ from rich.text import Text
 from tidegate.cli.console import JsonOption, results
 from tidegate.cli.rollout.client import (
     AddressOption,
+    ContextOption,
+    Home,
+    KubeconfigOption,
     NameArgument,
     NamespaceOption,
     find_target,
@@ -29,9 +32,11 @@ def pause(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Hold the split as it is; evidence of harm still aborts the rollout."""
-    _command("Pause", name, namespace, address, as_json, reason=reason)
+    _command("Pause", name, namespace, Home(address, context, kubeconfig), as_json, reason=reason)
 
 
 def resume(
@@ -40,9 +45,11 @@ def resume(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Go on after a pause, whatever the cause was."""
-    _command("Resume", name, namespace, address, as_json, reason=reason)
+    _command("Resume", name, namespace, Home(address, context, kubeconfig), as_json, reason=reason)
 
 
 def promote(
@@ -55,6 +62,8 @@ def promote(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Approve the current step; with --full, give the candidate all traffic at once.
 
@@ -62,7 +71,7 @@ def promote(
     """
     namespace, name = find_target(name, namespace)
     request = rollout_pb2.PromoteRequest(namespace=namespace, name=name, reason=reason, full=full)
-    with rollout_service(address) as service:
+    with rollout_service(Home(address, context, kubeconfig)) as service:
         if not full:
             seen = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
             request.stage = seen.status.stage
@@ -75,9 +84,11 @@ def abort(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Give the baseline all traffic, and end the rollout."""
-    _command("Abort", name, namespace, address, as_json, reason=reason)
+    _command("Abort", name, namespace, Home(address, context, kubeconfig), as_json, reason=reason)
 
 
 def retry(
@@ -86,9 +97,11 @@ def retry(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Begin an ended rollout again; what it saw before does not count."""
-    _command("Retry", name, namespace, address, as_json, reason=reason)
+    _command("Retry", name, namespace, Home(address, context, kubeconfig), as_json, reason=reason)
 
 
 def undo(
@@ -101,13 +114,23 @@ def undo(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Put the traffic back to what it was before the rollout, and end it.
 
     A rollout that has ended is undone only while the traffic is still as the rollout left it; else
     versions that came later would lose their users. --force does it all the same.
     """
-    _command("Undo", name, namespace, address, as_json, reason=reason, force=force)
+    _command(
+        "Undo",
+        name,
+        namespace,
+        Home(address, context, kubeconfig),
+        as_json,
+        reason=reason,
+        force=force,
+    )
 
 
 def delete(
@@ -115,10 +138,12 @@ def delete(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Remove a rollout that has ended, with its history."""
     namespace, name = find_target(name, namespace)
-    with rollout_service(address) as service:
+    with rollout_service(Home(address, context, kubeconfig)) as service:
         service.Delete(rollout_pb2.DeleteRequest(namespace=namespace, name=name))
     if as_json:
         print_message(rollout_pb2.DeleteResponse(), removed=True)
@@ -127,12 +152,12 @@ def delete(
 
 
 def _command(
-    method: str, name: str, namespace: str, address: str | None, as_json: bool, **fields: object
+    method: str, name: str, namespace: str, home: Home, as_json: bool, **fields: object
 ) -> None:
     """Calls a method of RolloutService, whose request has the method's name, as all have."""
     namespace, name = find_target(name, namespace)
     request = getattr(rollout_pb2, f"{method}Request")(namespace=namespace, name=name, **fields)
-    with rollout_service(address) as service:
+    with rollout_service(home) as service:
         _show(getattr(service, method)(request), as_json=as_json)
 
 

@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.text import Text
 
 from tidegate.cli.console import print_json
-from tidegate.cli.rollout.client import key_of
+from tidegate.cli.rollout.client import RolloutCalls, key_of
 from tidegate.cli.rollout.screen import event_line, screen
 from tidegate.cli.rollout.words import ENDED, FAILED, PHASES
 from tidegate.rollout.texts import escaped_message
-from tidegate.rollout.v1 import rollout_pb2, rollout_pb2_grpc
+from tidegate.rollout.v1 import rollout_pb2
 
 __all__ = ["NOT_ENDED", "Follower", "print_message", "told", "wait_for_ends"]
 
@@ -162,7 +162,7 @@ class _End:
 
 
 def wait_for_ends(
-    service: rollout_pb2_grpc.RolloutServiceStub,
+    service: RolloutCalls,
     applied: Sequence[rollout_pb2.ApplyResponse],
     follower: Follower,
     timeout_s: float | None,
@@ -211,7 +211,7 @@ def _needs_person(status: rollout_pb2.RolloutStatus) -> bool:
 
 
 def _watch_until(
-    service: rollout_pb2_grpc.RolloutServiceStub,
+    service: RolloutCalls,
     rollout: rollout_pb2.Rollout,
     end: _End,
     follower: Follower,

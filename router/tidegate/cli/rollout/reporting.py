@@ -12,6 +12,9 @@ from rich.text import Text
 from tidegate.cli.console import JsonOption, errors
 from tidegate.cli.rollout.client import (
     AddressOption,
+    ContextOption,
+    Home,
+    KubeconfigOption,
     NameArgument,
     NamespaceOption,
     find_target,
@@ -75,13 +78,15 @@ def report(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Write a page about a rollout: the decision, its evidence over time, its history.
 
     The page needs no network. With --json, print what the page is made of.
     """
     namespace, name = find_target(name, namespace)
-    with rollout_service(address) as service:
+    with rollout_service(Home(address, context, kubeconfig)) as service:
         rollout = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
         history = service.GetHistory(
             rollout_pb2.GetHistoryRequest(namespace=namespace, name=name, with_samples=True)

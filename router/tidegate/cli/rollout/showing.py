@@ -10,6 +10,9 @@ from rich.text import Text
 from tidegate.cli.console import JsonOption, errors, exit_on_interrupt, results
 from tidegate.cli.rollout.client import (
     AddressOption,
+    ContextOption,
+    Home,
+    KubeconfigOption,
     NameArgument,
     NamespaceOption,
     find_target,
@@ -41,10 +44,14 @@ _FINAL: Final = ENDED - {rollout_pb2.PHASE_SUPERSEDED}
 
 
 def list_rollouts(
-    namespace: NamespaceOption = "", as_json: JsonOption = False, address: AddressOption = None
+    namespace: NamespaceOption = "",
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """List the rollouts."""
-    with rollout_service(address) as service:
+    with rollout_service(Home(address, context, kubeconfig)) as service:
         response = service.List(rollout_pb2.ListRequest(namespace=namespace))
     if as_json:
         for each in response.rollouts:
@@ -80,10 +87,12 @@ def get(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Show one rollout: traffic, objectives with their evidence, harm, time, last events."""
     namespace, name = find_target(name, namespace)
-    with rollout_service(address) as service:
+    with rollout_service(Home(address, context, kubeconfig)) as service:
         found = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
     if as_json:
         print_message(found)
@@ -105,6 +114,8 @@ def watch(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Watch a rollout live, until it has ended; without a terminal, one line for each event.
 
@@ -115,7 +126,7 @@ def watch(
         namespace, name = find_target(name, namespace)
     with (
         exit_on_interrupt("the router goes on"),
-        rollout_service(address) as service,
+        rollout_service(Home(address, context, kubeconfig)) as service,
         Follower(results(), as_json=as_json, named=not name, live=bool(name)) as follower,
     ):
         for message in service.Watch(rollout_pb2.WatchRequest(namespace=namespace, name=name)):
@@ -133,10 +144,12 @@ def history(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Show what happened to a rollout, and why."""
     namespace, name = find_target(name, namespace)
-    with rollout_service(address) as service:
+    with rollout_service(Home(address, context, kubeconfig)) as service:
         request = rollout_pb2.GetHistoryRequest(namespace=namespace, name=name)
         events = escaped_message(service.GetHistory(request)).events
     if as_json:
@@ -163,10 +176,12 @@ def explain(
     namespace: NamespaceOption = "",
     as_json: JsonOption = False,
     address: AddressOption = None,
+    context: ContextOption = "",
+    kubeconfig: KubeconfigOption = None,
 ) -> None:
     """Say what a rollout waits for now and why, and what would have to happen."""
     namespace, name = find_target(name, namespace)
-    with rollout_service(address) as service:
+    with rollout_service(Home(address, context, kubeconfig)) as service:
         found = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
     lines = explanation(escaped_message(found), time.time())
     if as_json:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Self
 
 import grpc
@@ -19,6 +20,7 @@ from tidegate.mesh.telemetry.access_log import SERVICE_NAME as ALS_SERVICE
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.router.istio_log.attribution import Attribution
 from tidegate.router.istio_log.entries import istio_parser
+from tidegate.router.istio_log.kept_records import KEPT_S, KeptRecords
 from tidegate.router.istio_log.observing import ProxyObserver
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.record_streams import RecordStreams
@@ -64,6 +66,9 @@ class IstioLog:
     the endpoints of the headless Service, ready or not. `set_receivers` may be called before
     `reading`, and in replicas that do not lead.
 
+    A new leader counts what its predecessor did not: each replica keeps its last records for two
+    minutes, and the status of a rollout says until when requests are counted (`Intake`).
+
     At the drain, `shut_down` ends the calls by which a leader reads this replica.
 
     Args:
@@ -92,10 +97,11 @@ class IstioLog:
         settings = settings or IstioLogSettings()
         self.attribution = Attribution()
         self.observer = ProxyObserver()
-        self.streams = RecordStreams(tap=self.observer)
+        self.streams = RecordStreams(tap=self.observer, kept_s=KEPT_S)
         self.observer.use(self.streams)
         self.source = AccessLogSource(self.streams)
-        self._requests = RequestLog()
+        self._kept = KeptRecords()
+        self._requests = RequestLog(self._kept.add)
         self._parser_of = istio_parser(self.attribution, settings.user_cookies)
         self._end = asyncio.Event()
         self._channel_of = channel_of
@@ -147,7 +153,8 @@ class IstioLog:
     async def _watch_requests(
         self, request: mesh_pb2.WatchRequestsRequest, context: ServicerContext
     ) -> AsyncIterator[mesh_pb2.WatchRequestsResponse]:
-        sent = finished_requests(self._requests, request, context, self._end)
+        earlier = partial(self._kept.asked_for, request)
+        sent = finished_requests(self._requests, request, context, self._end, earlier)
         async with aclosing(sent) as responses:
             async for each in responses:
                 yield each

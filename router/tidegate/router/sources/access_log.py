@@ -6,6 +6,7 @@ as a number: see `tidegate.router.sources.record_streams`.
 Gauges of the signal ``promql`` come from a Prometheus, if the rollout has such objectives.
 """
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
@@ -40,6 +41,7 @@ class AccessLogSource:
         self._rollouts: dict[str, RolloutCounts] = {}
         self._hosts: dict[str, _WatchedHost] = {}
         self._gauge_problems: dict[str, tuple[str, ...]] = {}
+        self._resumed: dict[str, float] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
@@ -77,7 +79,7 @@ class AccessLogSource:
         host = self._hosts.get(watched.host)
         if host is None:
             host = self._hosts[watched.host] = _WatchedHost()
-            self._streams.listen(watched.host, host)
+            self._streams.listen(watched.host, host, self._resumed.pop(watched.host, None))
         host.rollouts[key] = counts
 
     def begin_change(self, key: str, now_s: float) -> None:
@@ -120,6 +122,16 @@ class AccessLogSource:
         if not host.rollouts:
             self._streams.leave(counts.watched.host, host)
             del self._hosts[counts.watched.host]
+
+    def resume(self, host: str, since_s: float) -> bool:
+        """Has requests counted that another process did not count; see `TrafficSource`.
+
+        It can, if the receivers keep records for so long and nobody watches the host yet.
+        """
+        if host in self._hosts or time.time() - since_s > self._streams.kept_s:
+            return False
+        self._resumed[host] = since_s
+        return True
 
     async def watching(self, host: str) -> None:
         """Waits until records of a watched host arrive; for tests, which send requests then."""

@@ -346,6 +346,7 @@ class RolloutCounts:
             end_s=now_s,
             shares={VersionName(name): share for name, share in counts.epoch.shares.items()},
             versions=traffic,
+            counted_until_s=max(counts.epoch.since_s, float(counts.mature_until)),
         )
 
     def _is_over(self, counts: _EpochCounts, now_s: float) -> bool:

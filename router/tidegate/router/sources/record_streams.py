@@ -64,13 +64,20 @@ class RecordStreams:
     Args:
         receivers: The servers that receive access logs, by their address.
         tap: Sees all records too.
+        kept_s: How long receivers keep records for streams that begin later, in seconds.
+
+    Attributes:
+        kept_s: The same.
     """
 
     def __init__(
         self,
         receivers: "Mapping[str, mesh_pb2_grpc.MeshServiceAsyncStub] | None" = None,
         tap: RecordTap | None = None,
+        *,
+        kept_s: float = 0.0,
     ) -> None:
+        self.kept_s = kept_s
         self._receivers = dict(receivers or {})
         self._tap = tap
         self._hosts: dict[str, _HostStreams] = {}
@@ -95,11 +102,18 @@ class RecordStreams:
         for host in self._hosts.values():
             host.follow(self._receivers, self._tasks)
 
-    def listen(self, host: str, listener: RecordListener) -> None:
-        """Gives a listener the records of a host from now on."""
+    def listen(self, host: str, listener: RecordListener, since_s: float | None = None) -> None:
+        """Gives a listener the records of a host from now on.
+
+        Args:
+            host: The host.
+            listener: The listener.
+            since_s: For the first listener of a host: asks each receiver also for the records of
+                requests that began from then on, as far as it keeps them.
+        """
         streams = self._hosts.get(host)
         if streams is None:
-            streams = self._hosts[host] = _HostStreams(host, self._tap)
+            streams = self._hosts[host] = _HostStreams(host, self._tap, since_s)
             streams.follow(self._receivers, self._tasks)
         streams.listeners.append(listener)
 
@@ -125,7 +139,10 @@ class RecordStreams:
 class _HostStreams:
     """The streams of one host."""
 
-    def __init__(self, host: str, tap: RecordTap | None) -> None:
+    def __init__(self, host: str, tap: RecordTap | None, since_s: float | None) -> None:
+        self._since_s = since_s
+        self._began_s = time.time()
+        self._read_before: set[str] = set()
         self.listeners: list[RecordListener] = []
         self._host = host
         self._tap = tap
@@ -149,14 +166,27 @@ class _HostStreams:
             gone = self._streams.pop(address)
             gone.stop()
             self.lose(gone.lost_for_good())
+        later = bool(self._read_before)
         for address, stub in receivers.items():
             stream = self._streams.get(address)
             if stream is None or stream.stub is not stub:
                 if stream is not None:
                     stream.stop()
-                stream = self._streams[address] = _Stream(self._host, stub, self)
+                stream = self._streams[address] = _Stream(
+                    self._host, stub, self, self._since_of(address, later=later)
+                )
+                self._read_before.add(address)
             if tasks is not None:
                 stream.start(tasks)
+
+    def _since_of(self, address: str, *, later: bool) -> float | None:
+        """Since when to ask a receiver for records that it keeps; None for later ones only."""
+        if address in self._read_before:
+            return None
+        if self._since_s is None and later:
+            # Proxies may have found the new receiver before it was known here.
+            return self._began_s
+        return self._since_s
 
     def stop(self) -> None:
         for stream in self._streams.values():
@@ -188,8 +218,13 @@ class _Stream:
     """
 
     def __init__(
-        self, host: str, stub: "mesh_pb2_grpc.MeshServiceAsyncStub", into: _HostStreams
+        self,
+        host: str,
+        stub: "mesh_pb2_grpc.MeshServiceAsyncStub",
+        into: _HostStreams,
+        since_s: float | None,
     ) -> None:
+        self._since_s = since_s
         self.stub = stub
         self.connected = asyncio.Event()
         self.problem = "the records of requests are not watched yet"
@@ -236,10 +271,14 @@ class _Stream:
 
     async def _read_stream(self) -> None:
         request = mesh_pb2.WatchRequestsRequest(host=self._host, include_mirrored=True)
+        if self._since_s is not None:
+            request.started_since.FromNanoseconds(int(self._since_s * 1e9))
         call = self.stub.WatchRequests(request)
         try:
             await call.initial_metadata()
             self._into.lose(self._rate.expected(time.monotonic() - self._broke_s))
+            # What comes now is not asked for again after a break: it would count twice.
+            self._since_s = None
             self.connected.set()
             self.problem = ""
             _log.info("watches requests", host=self._host)

@@ -1538,6 +1538,7 @@ class WatchRequestsRequest(_message.Message):
     SUBSET_FIELD_NUMBER: _builtins.int
     FAILURES_ONLY_FIELD_NUMBER: _builtins.int
     INCLUDE_MIRRORED_FIELD_NUMBER: _builtins.int
+    STARTED_SINCE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """Only requests of this host: its full name, or its first labels."""
     subset: _builtins.str
@@ -1546,6 +1547,13 @@ class WatchRequestsRequest(_message.Message):
     """Only requests that failed: with a gRPC status other than OK, or with a proxy's failure flag."""
     include_mirrored: _builtins.bool
     """Whether to send records of mirrored copies too."""
+    @_builtins.property
+    def started_since(self) -> _timestamp_pb2.Timestamp:
+        """Also sends, first of all, the records of requests that began from then on and have ended already,
+        as far as the server keeps them. Then host and include_mirrored are the only other fields that
+        may be set. Absent, and with a server that keeps no records, only later records are sent.
+        """
+
     def __init__(
         self,
         *,
@@ -1553,12 +1561,15 @@ class WatchRequestsRequest(_message.Message):
         subset: _builtins.str = ...,
         failures_only: _builtins.bool = ...,
         include_mirrored: _builtins.bool = ...,
+        started_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_started_since", b"_started_since", "started_since", b"started_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures_only", b"failures_only", "host", b"host", "include_mirrored", b"include_mirrored", "subset", b"subset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_started_since", b"_started_since", "failures_only", b"failures_only", "host", b"host", "include_mirrored", b"include_mirrored", "started_since", b"started_since", "subset", b"subset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__started_since: _TypeAlias = _typing.Literal["started_since"]  # noqa: Y015
+    _WhichOneofArgType__started_since: _TypeAlias = _typing.Literal["_started_since", b"_started_since"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__started_since) -> _WhichOneofReturnType__started_since | None: ...
 
 Global___WatchRequestsRequest: _TypeAlias = WatchRequestsRequest  # noqa: Y015
 

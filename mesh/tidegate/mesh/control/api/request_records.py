@@ -5,7 +5,7 @@ core: gRPC's share of the work is by message.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Final
 
 import grpc
@@ -16,7 +16,7 @@ from tidegate.chassis.calls import ServicerContext
 from tidegate.mesh.telemetry import RequestLog, RequestRecord
 from tidegate.mesh.v1 import mesh_pb2
 
-__all__ = ["finished_requests"]
+__all__ = ["finished_requests", "record_message"]
 
 # Ten seconds of 5,000 requests/s.
 _CAPACITY: Final = 50_000
@@ -32,6 +32,7 @@ async def finished_requests(
     request: mesh_pb2.WatchRequestsRequest,
     context: ServicerContext,
     end: asyncio.Event,
+    earlier: Callable[[], Sequence[mesh_pb2.RequestRecord]] = tuple,
 ) -> AsyncGenerator[mesh_pb2.WatchRequestsResponse]:
     """Yields the records that a client asked for, as requests finish.
 
@@ -40,10 +41,17 @@ async def finished_requests(
         request: Which records the client asked for.
         context: The call; its headers tell the client that the watch has begun.
         end: Set when the stream is to end.
+        earlier: Gives the records that are kept and that the client asked for.
     """
     wanted = _filter(request)
     with requests.subscribe("watch", capacity=_CAPACITY, wanted=wanted) as records:
+        # Whatever comes from now on is in the subscription.
+        kept = earlier()
         await context.send_initial_metadata(())
+        for first in range(0, len(kept), _RECORDS_IN_A_MESSAGE):
+            yield mesh_pb2.WatchRequestsResponse(
+                records=kept[first : first + _RECORDS_IN_A_MESSAGE], lost=records.lost
+            )
         ending = asyncio.ensure_future(end.wait())
         coming = asyncio.ensure_future(records.next_batch(_RECORDS_IN_A_MESSAGE))
         try:
@@ -53,7 +61,7 @@ async def finished_requests(
                     batch = coming.result()
                     coming = asyncio.ensure_future(records.next_batch(_RECORDS_IN_A_MESSAGE))
                     yield mesh_pb2.WatchRequestsResponse(
-                        records=map(_message, batch), lost=records.lost
+                        records=map(record_message, batch), lost=records.lost
                     )
         finally:
             ending.cancel()
@@ -78,7 +86,8 @@ def _filter(wanted: mesh_pb2.WatchRequestsRequest) -> Callable[[RequestRecord], 
     return matches
 
 
-def _message(record: RequestRecord) -> mesh_pb2.RequestRecord:
+def record_message(record: RequestRecord) -> mesh_pb2.RequestRecord:
+    """Returns a record as MeshService sends it."""
     sent = mesh_pb2.RequestRecord(
         proxy=record.proxy,
         host=record.host,
