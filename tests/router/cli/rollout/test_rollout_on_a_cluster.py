@@ -138,6 +138,17 @@ def test_a_changed_spec_is_waited_for(router, rollout, write):
     assert "is promoted" in done.err
 
 
+def test_a_spec_in_other_words_is_not_waited_for_in_vain(router, rollout, write):
+    path = write(canary())
+    assert rollout("apply", "-f", path, "--wait", "--timeout", "60s").code == 0
+    path.write_text(path.read_text().replace("spec:", "spec:\n  decide: {within: 121m}", 1))
+    router.command("models/vision", CommandKind.UNDO_FORCE)
+    assert rollout("apply", "-f", path, "--wait", "--timeout", "60s").code == 0
+    path.write_text(path.read_text().replace("within: 121m", "within: 2h1m"))
+    again = rollout("apply", "-f", path, "--wait", "--timeout", "20s")
+    assert again.code == 0, again
+
+
 def test_what_the_api_server_cannot_judge_is_told_with_the_exit_status(
     api, rollout, write, monkeypatch
 ):
