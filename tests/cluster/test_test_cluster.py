@@ -49,10 +49,13 @@ def vision(shared_cluster):
     if not (ROOT / "models/efficientnet-lite0").exists():
         pytest.skip("no model efficientnet-lite0; `make models` builds it")
 
+    objects = [
+        *manifests("ingress", "models"),
+        *read_manifests(ROOT / "mesh/istio/base/traffic"),
+    ]
+
     async def set_up():
-        await shared_cluster.apply(
-            *manifests("ingress", "models"), *read_manifests(ROOT / "mesh/istio/base/traffic")
-        )
+        await shared_cluster.apply(*objects)
         await shared_cluster.deployed("istio-ingress", "istio-ingressgateway")
         await shared_cluster.deployed("models", "vision-v1", "vision-v2", timeout_s=120)
         address = await shared_cluster.forward("istio-ingress", "istio-ingressgateway", 8500)
@@ -61,12 +64,9 @@ def vision(shared_cluster):
         return port
 
     async def tear_down():
-        for namespace, name in (
-            ("models", "vision-v1"),
-            ("models", "vision-v2"),
-            ("istio-ingress", "istio-ingressgateway"),
-        ):
-            await shared_cluster.delete("apps/v1", "Deployment", name, namespace)
+        for each in objects:
+            name, namespace = (each["metadata"][key] for key in ("name", "namespace"))
+            await shared_cluster.delete(each["apiVersion"], each["kind"], name, namespace)
 
     port = asyncio.run(set_up())
     yield shared_cluster, port
