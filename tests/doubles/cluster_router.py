@@ -139,6 +139,7 @@ class ClusterRouter:
             }
         )
         await self._reconciler.apply(rollout_of(values))
+        await store.observe(key)
         text = manifest.metadata.annotations.get(COMMAND_ANNOTATION)
         answered = store.answered(key)
         if not text or (answered is not None and answered.id in text):
