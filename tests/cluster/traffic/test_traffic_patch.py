@@ -224,14 +224,15 @@ async def test_a_hand_edit_is_read_as_it_is(host):
     assert read.owner == key(host)
 
 
-async def test_a_forced_gitops_apply_is_read_and_answered(host):
+@pytest.mark.parametrize("manager", ["argocd-controller", "kustomize-controller"])
+async def test_a_forced_gitops_apply_is_read_and_answered(host, manager):
     before = await host.service()
     traffic = host.traffic()
     await traffic.apply("vision", split(v1=90, v2=10), key(host))
     # An apply without force meets the field manager of the patch.
     with pytest.raises(ConflictError, match="tidegate"):
         await host.apply(GIT, manager="kubectl")
-    await host.apply(GIT, manager="argocd-controller", force=True)
+    await host.apply(GIT, manager=manager, force=True)
     read = await traffic.read("vision")
     assert read.split.same_as(split(v1=100))
     # Git does not know the rollout's annotations, so they stay: the owner is still known.
