@@ -143,6 +143,20 @@ async def test_lease_taken_by_another_is_lost_at_once(client, namespace):
             await asyncio.wait_for(task, 1.0)
 
 
+@pytest.mark.parametrize("year", [1970, 2400])
+async def test_wall_clocks_of_others_decide_nothing(client, year):
+    """A leader whose machine has a wrong date leads all the same, until it renews no more."""
+    renewed = f"{year}-01-01T00:00:00.000000Z"
+    spec = {"holderIdentity": "b", "leaseDurationSeconds": 1, "renewTime": renewed}
+    await client.create(LEASES, {"metadata": {"name": "tests"}, "spec": spec})
+    elector = LeaseElector(client, "tests", identity="a", settings=QUICK)
+    async with running(elector, Work()):
+        started_s = time.monotonic()
+        await eventually(lambda: elector.is_leader, 3.0)
+        assert time.monotonic() - started_s >= 1.0
+        assert (await client.get(LEASES, "tests")).spec.lease_transitions == 1
+
+
 async def test_edit_of_the_lease_by_somebody_loses_nothing(client, namespace):
     elector = LeaseElector(client, "tests", identity="a", settings=QUICK)
     async with running(elector, Work()) as task:
