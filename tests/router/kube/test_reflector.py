@@ -293,6 +293,6 @@ async def test_nothing_is_lost_or_brought_back_under_random_faults(faulty, clien
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", range(100, 130))
+@pytest.mark.parametrize("seed", range(100, 112))
 async def test_nothing_is_lost_or_brought_back_in_a_long_run(faulty, client, namespace, seed):
     await random_faults(faulty, client, namespace, seed, rounds=20)
