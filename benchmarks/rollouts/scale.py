@@ -150,6 +150,11 @@ class SyntheticSource:
         del now_s
         self._epochs.pop(key, None)
 
+    def resume(self, host: str, since_s: float) -> bool:
+        """Keeps nothing; see `TrafficSource`."""
+        del host, since_s
+        return False
+
     def begin_epoch(self, key: str, epoch: Epoch) -> None:
         """Begins an epoch."""
         self._epochs[key] = epoch

@@ -168,6 +168,14 @@ async def test_the_server_accepts_every_rollout_that_the_reader_accepts(api):
         assert rollout_of(answer).spec == rollout.spec
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/rollout-examples").glob("*.yaml")))
+async def test_the_server_accepts_the_examples_of_the_docs(api, path):
+    for document in yaml.safe_load_all(path.read_text()):
+        document["metadata"].pop("namespace", None)
+        status, answer = api.create(document, dry_run=True)
+        assert status == 201, answer
+
+
 async def test_the_server_adds_no_defaults(api):
     status, answer = api.create(CANARY.replace("vision-int8", "plain"))
     assert status == 201

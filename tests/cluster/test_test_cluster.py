@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -99,7 +100,7 @@ async def test_scaling_down_and_a_rolling_update_lose_no_request(vision):
     assert load.failures == 0, load.errors
 
 
-async def test_traffic_flows_while_the_api_server_is_dead(vision):
+async def test_traffic_flows_while_the_api_server_is_dead_or_paused(vision):
     cluster, port = vision
     with SteadyLoad(port, RATE) as load:
         await cluster.kill("kube-apiserver")
@@ -107,6 +108,10 @@ async def test_traffic_flows_while_the_api_server_is_dead(vision):
             await cluster.get("v1", "Namespace", "models")
         await until_more(load)
         await cluster.restart("kube-apiserver")
+        await cluster.stop("kube-apiserver")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(cluster.get("v1", "Namespace", "models"), 1.0)
+        await cluster.cont("kube-apiserver")
         await until_more(load)
     assert load.failures == 0, load.errors
     await cluster.apply(pod("later", ["sleep", "600"], "models"))
@@ -172,12 +177,15 @@ async def test_a_pod_ends_by_its_hook_then_sigterm_then_sigkill(kubelet):
 
 
 async def test_a_crashing_container_is_restarted_and_counted(kubelet):
-    await kubelet.apply(pod("crashing", ["sh", "-c", "exit 3"], "kubelet"))
+    await kubelet.apply(pod("crashing", ["sleep", "600"], "kubelet"))
+    await ready(kubelet, "kubelet", "crashing")
+    await kubelet.signal_pod("kubelet", "crashing", signal.SIGKILL)
     status = await until_status(
-        kubelet, "crashing", lambda status: status["containerStatuses"][0]["restartCount"] >= 1
+        kubelet, "crashing", lambda status: status["containerStatuses"][0]["restartCount"] == 1
     )
     container = status["containerStatuses"][0]
-    assert container["lastState"]["terminated"]["exitCode"] == 3
+    assert container["lastState"]["terminated"]["exitCode"] == 128 + signal.SIGKILL
+    await ready(kubelet, "kubelet", "crashing")
     await kubelet.delete("v1", "Pod", "crashing", "kubelet")
 
 

@@ -16,7 +16,12 @@ from traffic_router_double import TrafficRouterDouble
 from tidegate.kube.client import KubeClient
 from tidegate.kube.reflector import reflecting
 from tidegate.kube.resources import ROLLOUTS
-from tidegate.rollout.crd.command import COMMAND_ANNOTATION, CommandAnswer, read_command
+from tidegate.rollout.crd.command import (
+    COMMAND_ANNOTATION,
+    CommandAnswer,
+    CommandError,
+    read_command,
+)
 from tidegate.rollout.crd.mapping import rollout_of
 from tidegate.router.crd_store import CrdStore
 from tidegate.router.errors import RefusedError
@@ -134,11 +139,16 @@ class ClusterRouter:
             }
         )
         await self._reconciler.apply(rollout_of(values))
+        await store.observe(key)
         text = manifest.metadata.annotations.get(COMMAND_ANNOTATION)
         answered = store.answered(key)
         if not text or (answered is not None and answered.id in text):
             return
-        given = read_command(text)
+        try:
+            given = read_command(text)
+        except CommandError as error:
+            await store.answer(key, error.answer)
+            return
         command = given.command
         try:
             await self._reconciler.command(key, command.kind, command.reason, given.stage, given.id)

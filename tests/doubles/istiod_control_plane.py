@@ -25,7 +25,6 @@ import grpc
 import yaml
 from built_servers import built, running
 from envoy_harness import free_port
-from istio_module import istio_file
 from istiod import istiod_command, istiod_is_ready
 from istiod_markers import (
     MARKER_HOST,
@@ -48,7 +47,6 @@ INGRESS = "istio-ingress"
 START_S = 60.0
 PUSH_S = 30.0
 _GROUP = "/apis/networking.istio.io/v1"
-_CRDS = "manifests/charts/base/files/crd-all.gen.yaml"
 
 
 class RefusedError(Exception):
@@ -64,6 +62,7 @@ class IstiodControlPlane:
 
     Attributes:
         ads_port: The port of istiod's discovery service, without TLS.
+        reader: Reads its discovery service.
         crashes: How often istiod ended by itself.
     """
 
@@ -76,6 +75,7 @@ class IstiodControlPlane:
         self._stack = contextlib.ExitStack()
         self._process = None
         self.ads_port, self._http_port = free_port(), free_port()
+        self.reader = None
         self.crashes = 0
 
     @classmethod
@@ -87,8 +87,7 @@ class IstiodControlPlane:
             folder: For their files.
             settings: Environment variables of istiod.
         """
-        built("pilot-discovery")
-        crds = istio_file(_CRDS)
+        crds = built("pilot-discovery").parent / "crd-all.gen.yaml"
         async with contextlib.AsyncExitStack() as stack:
             api = await stack.enter_async_context(kubernetes_api(folder))
             context = ssl.create_default_context(cafile=folder / "certs/apiserver.crt")
@@ -103,7 +102,7 @@ class IstiodControlPlane:
             await plane._install(crds)
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{plane.ads_port}")
             await stack.enter_async_context(channel)
-            plane._reader = XdsReader(channel, INGRESS)
+            plane.reader = XdsReader(channel, INGRESS)
             stack.enter_context(plane._stack)
             await plane._start()
             yield plane
@@ -135,12 +134,12 @@ class IstiodControlPlane:
 
     async def router_resources(self):
         """The resources of a gateway's Envoy, by type and name."""
-        return await self._read(self._reader.router, router_marks(self._count))
+        return await self._read(self.reader.router, router_marks(self._count))
 
     async def client_resources(self, targets):
         """The resources of a proxyless gRPC client that dials some targets (``host:port``)."""
         return await self._read(
-            lambda: self._reader.client([*targets, f"{MARKER_HOST}:80"]), client_marks(self._count)
+            lambda: self.reader.client([*targets, f"{MARKER_HOST}:80"]), client_marks(self._count)
         )
 
     async def verdict(self, item):

@@ -49,6 +49,9 @@ class SyntheticSource:
         self.epochs[key] = None
         self.log.append(("watch", key))
 
+    def resume(self, host, since_s):
+        return False
+
     def begin_change(self, key, now_s):
         self._check_watched(key)
         self.epochs[key] = None

@@ -38,6 +38,7 @@ MESSAGES = {
     VIRTUAL_HOST: route_components_pb2.VirtualHost,
 }
 _READ_S = 10.0
+_WATCH_S = 60.0
 
 
 def as_dict(message):
@@ -107,12 +108,23 @@ class XdsReader:
             return stream.resources(clusters, endpoints, listeners, routes)
 
     @contextlib.asynccontextmanager
-    async def _stream(self, node):
+    async def watching(self, target):
+        """Subscribes to the routes of a target, as a proxyless client does.
+
+        Yields a function that waits for the first push whose JSON has a text.
+        """
+        async with self._stream(_client_node(self._namespace), within_s=_WATCH_S) as stream:
+            (listeners,) = await stream.ask({LISTENER: [target]})
+            await stream.ask({ROUTE: route_names(listeners)})
+            yield stream.pushed
+
+    @contextlib.asynccontextmanager
+    async def _stream(self, node, within_s=_READ_S):
         call = ads_pb2_grpc.AggregatedDiscoveryServiceStub(
             self._channel
         ).StreamAggregatedResources()
         try:
-            async with asyncio.timeout(_READ_S):
+            async with asyncio.timeout(within_s):
                 yield _Stream(call, node)
         except grpc.aio.AioRpcError as error:
             raise ConnectionError(error.details()) from error
@@ -146,12 +158,35 @@ class _Stream:
             # Each push has its number after the slash; endpoints may be of an earlier one.
             if kind is not ENDPOINT:
                 self._versions.add(response.version_info)
+            await self._acknowledge(response, names_by_type[kind])
             found[kind] = {}
             for each in response.resources:
                 message = MESSAGES[kind].FromString(each.value)
                 name = message.cluster_name if kind is ENDPOINT else message.name
                 found[kind][name] = as_dict(message)
         return [found[kind] for kind in names_by_type]
+
+    async def pushed(self, text):
+        """Waits for a push of routes that has a text, and acknowledges each until then."""
+        while True:
+            response = await self._call.read()
+            if response is grpc.aio.EOF:
+                raise ConnectionError("the stream has ended")
+            if response.type_url == ROUTE.url:
+                routes = [MESSAGES[ROUTE].FromString(each.value) for each in response.resources]
+                await self._acknowledge(response, [each.name for each in routes])
+                if any(text in json.dumps(as_dict(each)) for each in routes):
+                    return
+
+    async def _acknowledge(self, response, names):
+        await self._call.write(
+            discovery_pb2.DiscoveryRequest(
+                type_url=response.type_url,
+                resource_names=names,
+                version_info=response.version_info,
+                response_nonce=response.nonce,
+            )
+        )
 
     def resources(self, clusters, endpoints, listeners, routes):
         if len(self._versions) > 1:
@@ -222,6 +257,6 @@ def _client_node(namespace):
 
 
 def _node(node_id, metadata):
-    node = base_pb2.Node(id=node_id)
+    node = base_pb2.Node(id=node_id, user_agent_name="gRPC reader")
     node.metadata.update(metadata)
     return node

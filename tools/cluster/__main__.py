@@ -49,13 +49,18 @@ async def _run(*, with_llm: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     print("── cluster: etcd, API server, controller manager, istiod", flush=True)
-    async with TestCluster.running(_FOLDER) as cluster, asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(_serve(cluster, with_llm=with_llm))
-        stopping = tasks.create_task(stopped.wait())
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
+    async with TestCluster.running(_FOLDER) as cluster:
+        serving = asyncio.create_task(_serve(cluster, with_llm=with_llm))
+        stopping = asyncio.create_task(stopped.wait())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                # Raises what went wrong; not a task group, whose error would be a group.
+                await serving
+                await stopping
+        finally:
             serving.cancel()
-        await stopping
+            stopping.cancel()
         print("── cluster: stopping", flush=True)
 
 

@@ -148,9 +148,13 @@ class Container:
             deadline: A time of the monotonic clock.
         """
         self._stopping.set()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await self._pre_stop()
+        except TimeoutError:
+            self._report("FailedPreStopHook", f"{self.spec.name}: it took the whole grace period")
+        except OSError as error:
+            self._report("FailedPreStopHook", f"{self.spec.name}: {error}")
         await self._end(deadline)
 
     async def _run_once(self) -> int:
@@ -245,6 +249,8 @@ class Container:
 
     async def _restart(self, probe: str) -> None:
         """Ends the process after a failed probe; `run` starts it again."""
+        if self._stopping.is_set():
+            return
         self._report("Killing", f"the {probe} probe of {self.spec.name} failed; it is restarted")
         await self._end(time.monotonic() + 30.0)
 

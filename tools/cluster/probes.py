@@ -7,14 +7,11 @@ checks its containers from inside its network namespace, as Istio's agent does f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from typing import TYPE_CHECKING
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from cluster.networks import forward, listening_socket
+from cluster.grpc_health import health_status
+from cluster.settings import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,32 +77,15 @@ class Prober:
         return ""
 
     async def _grpc(self, probe: Probe) -> str:
-        async with contextlib.AsyncExitStack() as stack:
-            target = f"{self._address}:{probe.port}"
-            if self._network is not None:
-                listener = listening_socket("127.0.0.1")
-                target = f"127.0.0.1:{listener.getsockname()[1]}"
-                forwarding = asyncio.create_task(
-                    forward(listener, lambda: self._connected(probe.port))
-                )
-                stack.push_async_callback(_cancelled, forwarding)
-            options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
-            channel = await stack.enter_async_context(
-                grpc.aio.insecure_channel(target, options=options)
-            )
-            service = probe.detail.get("service", "")
-            request = health_pb2.HealthCheckRequest(service=service)
-            try:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(request)
-            except grpc.aio.AioRpcError as error:
-                return f"{error.code().name}: {error.details()}"
-        if answer.status == health_pb2.HealthCheckResponse.SERVING:
-            return ""
-        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        reader, writer = await asyncio.open_connection(sock=await self._connected(probe.port))
+        authority = f"{self._address}:{probe.port}"
+        try:
+            status = await health_status(reader, writer, authority, probe.detail.get("service", ""))
+        finally:
+            writer.close()
+        return "" if status == "SERVING" else status
 
     async def _command(self, probe: Probe) -> str:
-        from cluster.settings import ClusterError
-
         try:
             await self._execute(list(probe.detail["command"]))
         except ClusterError as error:
@@ -125,9 +105,3 @@ class Prober:
             made.close()
             raise
         return made
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

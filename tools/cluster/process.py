@@ -202,7 +202,13 @@ class ClusterProcess:
                 raise
             return made
 
-        listener = await self._host.call(lambda: listening_socket(_LOOPBACK, local_port))
+        try:
+            listener = await self._host.call(lambda: listening_socket(_LOOPBACK, local_port))
+        except OSError as error:
+            raise ClusterError(
+                f"cannot listen on {_LOOPBACK}:{local_port}, which another program may use:"
+                f" {os.strerror(error.errno or 0)}"
+            ) from error
         self._tasks.create_task(forward(listener, connect))
         return f"{_LOOPBACK}:{listener.getsockname()[1]}"
 
@@ -237,8 +243,9 @@ def _command_lines() -> list[str]:
     for each in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         with contextlib.suppress(OSError):
             words = (each / "cmdline").read_bytes().split(b"\0")
-            line = b" ".join(words).decode(errors="replace").strip()
-            found.append(f"{each.name} {line}")
+            # A process that has ended, and that nobody has waited for, has no command line.
+            if line := b" ".join(words).decode(errors="replace").strip():
+                found.append(f"{each.name} {line}")
     return found
 
 

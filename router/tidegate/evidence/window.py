@@ -78,6 +78,8 @@ class TrafficWindow(msgspec.Struct, frozen=True, kw_only=True):
         versions: What each version's traffic did. A version without traffic may be absent.
         lost: Requests of which the source knows that it has missed their records. An estimate for
             the time in which it had no connection.
+        counted_until_s: Before when requests of this epoch are in this window or an earlier one,
+            but for those that end late; 0 if the source cannot say.
     """
 
     start_s: float
@@ -85,6 +87,7 @@ class TrafficWindow(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[VersionName, float]
     versions: dict[VersionName, VersionTraffic]
     lost: int = 0
+    counted_until_s: float = 0.0
 
     @property
     def requests(self) -> int:

@@ -203,6 +203,25 @@ class CrdStore:
         kept = self._kept.get(key)
         return None if kept is None else kept.answer
 
+    async def observe(self, key: str) -> None:
+        """Writes that the router has seen the spec of an object, if the status does not say so.
+
+        Call it after each edit: one that changes nothing, such as ``120s`` for ``2m``, leads to no
+        other write, and whoever made it waits for `observedGeneration`.
+
+        Args:
+            key: The rollout's.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        async with self._writing[key]:
+            kept = await self._find(key)
+            manifest = self._newest(key, kept)
+            observed = manifest.status.get("observedGeneration")
+            if kept.state is not None and observed != manifest.metadata.generation:
+                await self._write(key, kept, kept.state, kept.answer, kept.problem)
+
     async def tell_problem(self, key: str, problem: str) -> None:
         """Writes why a rollout cannot be evaluated, unless the object says so already.
 

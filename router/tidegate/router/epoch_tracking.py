@@ -6,6 +6,8 @@ it, or a change failed. Then it ends with the last look at which the traffic was
 what came after counts in no epoch.
 """
 
+import msgspec
+
 from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.engine.stages import sticky_of
 from tidegate.rollout.measures import measures_of
@@ -13,7 +15,19 @@ from tidegate.rollout.spec.model import RolloutSpec
 from tidegate.rollout.traffic import Applied, HostTraffic, TrafficSplit
 from tidegate.router.sources.source import Epoch, TrafficSource, UnsupportedError, Watched
 
-__all__ = ["EpochTracker", "shares_of", "watched_of"]
+__all__ = ["EpochTracker", "Resumed", "shares_of", "watched_of"]
+
+
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """An epoch in which another process counted before.
+
+    Attributes:
+        split: The split of the epoch.
+        since_s: Before when the requests are counted, in seconds since the epoch.
+    """
+
+    split: TrafficSplit
+    since_s: float
 
 
 class EpochTracker:
@@ -25,6 +39,8 @@ class EpochTracker:
         spec: What the rollout does.
         host: The host's full name.
         prometheus_url: The Prometheus to ask if the spec names none.
+        resumed: The epoch that another process left. It goes on if the first look finds the same
+            split and the source has what ended meanwhile.
     """
 
     def __init__(
@@ -34,6 +50,7 @@ class EpochTracker:
         spec: RolloutSpec,
         host: str,
         prometheus_url: str = "",
+        resumed: Resumed | None = None,
     ) -> None:
         self._source = source
         self._key = key
@@ -42,6 +59,9 @@ class EpochTracker:
         self._changed_s = 0.0
         self._seen_s = 0.0
         self._unsupported = ""
+        if resumed is not None and not source.resume(host, resumed.since_s):
+            resumed = None
+        self._resumed = resumed
         try:
             source.watch(key, watched_of(spec, host, prometheus_url))
         except UnsupportedError as error:
@@ -69,7 +89,10 @@ class EpochTracker:
             self._end(self._seen_s)
         if traffic.problem:
             return
-        if self._epoch is None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and resumed.split.same_as(traffic.split):
+            self._begin(traffic.split, requested_s=resumed.since_s, since_s=resumed.since_s)
+        elif self._epoch is None:
             requested_s = self._seen_s or began_s
             self._begin(traffic.split, requested_s=requested_s, since_s=now_s)
         self._seen_s = began_s
@@ -77,6 +100,7 @@ class EpochTracker:
     def change_begins(self, now_s: float) -> None:
         """Ends the epoch: the rollout is about to change the weights."""
         self._changing = True
+        self._resumed = None
         self._changed_s = self._seen_s = now_s
         self._end(now_s)
 

@@ -7,7 +7,8 @@ here, and the rollout goes on without these windows.
 from typing import Final
 
 from tidegate.evidence.window import TrafficWindow
-from tidegate.router.epoch_tracking import EpochTracker
+from tidegate.rollout.engine.status import RolloutStatus
+from tidegate.router.epoch_tracking import EpochTracker, Resumed
 from tidegate.router.metrics import EVALUATION_FAILURES
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.surroundings import Surroundings
@@ -48,6 +49,7 @@ class Intake:
             self._epochs = EpochTracker(
                 *(self._around.source_of(rollout), rollout.key, rollout.spec, host),
                 prometheus_url=self._around.settings.prometheus_url,
+                resumed=_resumed(self._record.status),
             )
         return self._epochs
 
@@ -88,6 +90,14 @@ class Intake:
             self._epochs.end()
             self._epochs = None
         self.windows = _NONE
+
+
+def _resumed(status: RolloutStatus) -> Resumed | None:
+    """The epoch that a stored status is in; None while its split is not in force."""
+    if status.desired is None or status.in_force_since_s is None or not status.is_settled:
+        return None
+    since_s = max(status.counted_until_s, status.in_force_since_s)
+    return Resumed(split=status.desired, since_s=since_s)
 
 
 def report_fault(record: RolloutRecord, what: str, error: Exception) -> str:

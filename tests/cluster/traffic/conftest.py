@@ -13,11 +13,14 @@ _numbers = itertools.count()
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
-async def client(tmp_path_factory):
-    async with (
-        istio_api(tmp_path_factory.mktemp("api")) as api,
-        KubeClient.opened(kubeconfig=api.kubeconfig) as opened,
-    ):
+async def api(tmp_path_factory):
+    async with istio_api(tmp_path_factory.mktemp("api")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def client(api):
+    async with KubeClient.opened(kubeconfig=api.kubeconfig) as opened:
         yield opened
 
 

@@ -165,12 +165,12 @@ async def test_a_new_leader_counts_what_the_old_one_had_not():
                 # The requests of the last seconds may not all have ended.
                 windows = await first.source.take("a", began_s + 5)
                 counted_by_first = sum(each.requests for each in windows)
-                until_s = first.source.counted_until("a")
+                until_s = windows[-1].counted_until_s
             for _ in range(20):
                 await one(entry())
             async with second.reading():
                 await second.set_receivers([own, other])
-                second.source.resume(HOST, until_s)
+                assert second.source.resume(HOST, until_s)
                 second.source.watch("a", watched())
                 second.source.begin_epoch("a", epoch(until_s))
                 await two(entry())

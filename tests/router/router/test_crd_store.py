@@ -158,6 +158,23 @@ async def test_a_spec_that_changed_while_nobody_led_does_not_replace_what_runs(a
         assert rollout_of(api.read(name)).spec.candidate == "v3"
 
 
+async def test_an_edit_that_changes_nothing_is_observed(api):
+    async with opened(api) as store:
+        rollout = await begin(api, store)
+        name = rollout.metadata.name
+        same = '{"spec": {"decide": {"within": "120m"}}}'
+        api.kubectl("patch", "rollout", name, "--type=merge", "-p", same)
+        edited = api.read(name)["metadata"]
+        assert edited["generation"] == 2
+        assert await store.cache.reaches(edited["resourceVersion"], 5)
+        await store.observe(rollout.key)
+        found = api.read(name)
+        assert found["status"]["observedGeneration"] == 2
+        assert await store.cache.reaches(found["metadata"]["resourceVersion"], 5)
+        await store.observe(rollout.key)
+        assert api.read(name)["metadata"] == found["metadata"]
+
+
 async def test_an_edit_of_the_object_is_no_obstacle(api):
     async with opened(api) as store:
         rollout = await begin(api, store)
@@ -257,7 +274,9 @@ async def test_an_outage_fails_writes_until_it_is_over(api, faulty):
         assert api.read(rollout.metadata.name)["status"]["message"] == "step 2"
 
 
-@pytest.mark.parametrize("fault", [Fault.FAIL, Fault.THROTTLE, Fault.DROP, Fault.INVALID])
+@pytest.mark.parametrize(
+    "fault", [Fault.FAIL, Fault.THROTTLE, Fault.DROP, Fault.HANG, Fault.INVALID]
+)
 async def test_a_refused_write_keeps_nothing(api, faulty, fault):
     async with opened(faulty) as store:
         rollout = await begin(api, store)

@@ -13,7 +13,7 @@ from tidegate.rollout.traffic import (
     Sticky,
     TrafficSplit,
 )
-from tidegate.router.epoch_tracking import EpochTracker, shares_of
+from tidegate.router.epoch_tracking import EpochTracker, Resumed, shares_of
 
 KEY, HOST = "models/vision", "vision.models.svc.cluster.local"
 TEN, FIFTY = (TrafficSplit(weights={"v1": 100.0 - each, "v2": each}) for each in (10.0, 50.0))
@@ -136,3 +136,46 @@ spec:
 def test_shares_are_those_of_weights_and_of_copies():
     split = TrafficSplit(weights={"v1": 100.0, "v2": 0.0}, mirrors={"v2": 20.0})
     assert shares_of(split) == {"v1": 1.0, "v2": 0.2}
+
+
+class KeepingSource(Source):
+    """Keeps what ended while nobody counted."""
+
+    def resume(self, host, since_s):
+        self.log.append(("resume", host, since_s))
+        return True
+
+
+def test_the_epoch_that_another_process_left_goes_on():
+    source = KeepingSource()
+    resumed = Resumed(split=TEN, since_s=50.0)
+    epochs = EpochTracker(source, KEY, canary().spec, HOST, resumed=resumed)
+    # The source must know before it watches.
+    assert source.log[:2] == [("resume", HOST, 50.0), ("watch", KEY)]
+    source.log.clear()
+    epochs.look(traffic(TEN), 60.0, 60.1)
+    epochs.look(traffic(TEN), 61.0, 61.1)
+    assert source.log == [("epoch", 0.1, 50.0, 50.0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "split"), [(KeepingSource, FIFTY), (Source, TEN), (Source, FIFTY)]
+)
+def test_another_split_or_a_source_that_keeps_nothing_begins_an_epoch_now(kind, split):
+    source = kind()
+    resumed = Resumed(split=TEN, since_s=50.0)
+    epochs = EpochTracker(source, KEY, canary().spec, HOST, resumed=resumed)
+    epochs.look(traffic(split), 60.0, 60.1)
+    epochs.look(traffic(TEN), 61.0, 61.1)
+    begun = next(each for each in source.log if each[0] == "epoch")
+    assert begun[2:] == (60.0, 60.1)
+
+
+def test_a_change_forgets_the_epoch_that_another_process_left():
+    source = KeepingSource()
+    resumed = Resumed(split=TEN, since_s=50.0)
+    epochs = EpochTracker(source, KEY, canary().spec, HOST, resumed=resumed)
+    epochs.change_begins(60.0)
+    epochs.change_failed(61.0)
+    epochs.look(traffic(TEN), 62.0, 62.1)
+    assert [each[2:] for each in source.log if each[0] == "epoch"] == [(60.0, 62.1)]

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from router_harness import canary
 
+from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.router.intake import Intake
 
 
@@ -13,6 +14,6 @@ def test_missing_evidence_is_reported_at_the_second_turn_though_its_numbers_grow
     around = SimpleNamespace(
         source_of=lambda rollout: source, settings=SimpleNamespace(prometheus_url="")
     )
-    intake = Intake(SimpleNamespace(rollout=canary()), around)
+    intake = Intake(SimpleNamespace(rollout=canary(), status=RolloutStatus()), around)
     intake.epochs("vision.models.svc.cluster.local")
     assert [intake.problem() for _ in range(4)] == ["", "4 requests had no copy", "", ""]

@@ -302,14 +302,15 @@ def _objectives(status: RolloutStatus) -> list[dict[str, Any]]:
 
 
 def _event_values(event: Event) -> dict[str, Any]:
-    return {
+    found: dict[str, Any] = {
         "number": event.number,
         "time": instant_text(event.time_s),
         "kind": event.kind.value,
         "message": escaped(event.message)[:_LONGEST_MESSAGE],
-        # JSON has no infinity.
-        "numbers": {key: each for key, each in event.numbers.items() if math.isfinite(each)},
     }
+    # JSON has no infinity.
+    numbers = {key: each for key, each in event.numbers.items() if math.isfinite(each)}
+    return found | ({"numbers": numbers} if numbers else {})
 
 
 def _event_of(values: Mapping[str, Any]) -> Event:

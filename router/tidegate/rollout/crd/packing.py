@@ -27,7 +27,7 @@ __all__ = [
 _T = TypeVar("_T")
 
 _FORMAT: Final = 1
-_FILTERS: Final = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 1 << 18}]
+_DICTIONARY: Final = (1 << 12, 1 << 18)
 _MOST_BYTES: Final = 16 << 20
 _MEMORY_BYTES: Final = 64 << 20
 
@@ -88,7 +88,11 @@ def unpack_samples(text: str) -> tuple[Sample, ...]:
 
 
 def _packed(content: bytes) -> str:
-    found = lzma.compress(content, check=lzma.CHECK_CRC32, filters=_FILTERS)
+    # A dictionary that is larger than the content takes time for nothing.
+    least, most = _DICTIONARY
+    size = min(max(least, 1 << len(content).bit_length()), most)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": size}]
+    found = lzma.compress(content, check=lzma.CHECK_CRC32, filters=filters)
     return base64.b64encode(found).decode()
 
 

@@ -158,6 +158,7 @@ def _take_windows(moves: Moves, windows: tuple[TrafficWindow, ...]) -> None:
         harm_spent=max(0.0, harm),
         requests_per_s=rate,
         counted_s=max(latest_s, before_s),
+        counted_until_s=max(status.counted_until_s, *(each.counted_until_s for each in windows)),
     )
 
 

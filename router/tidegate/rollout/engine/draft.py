@@ -18,6 +18,7 @@ VOLATILE: Final = frozenset(
         "apply_failures",
         "assessments",
         "counted_s",
+        "counted_until_s",
         "evidence",
         "harm_spent",
         "message",

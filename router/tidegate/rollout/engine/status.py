@@ -89,6 +89,8 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         reasserts: How often the rollout has put its split back within a while.
         reasserted_s: When that while began.
         counted_s: The end of the time that `requests_per_s` covers.
+        counted_until_s: Before when requests are in `evidence`; 0 if nobody knows. A router that
+            goes on with the rollout counts those that began later.
         forced: Whether a user promoted the rollout whatever the evidence says.
         evidence: What is remembered of the traffic, by candidate.
         assessments: What the evidence says, by candidate.
@@ -126,6 +128,7 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     reasserts: int = 0
     reasserted_s: float | None = None
     counted_s: float | None = None
+    counted_until_s: float = 0.0
     forced: bool = False
     evidence: dict[str, EvidenceState] = {}
     assessments: dict[str, Assessment] = {}

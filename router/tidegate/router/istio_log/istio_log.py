@@ -20,7 +20,7 @@ from tidegate.mesh.telemetry.access_log import SERVICE_NAME as ALS_SERVICE
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.router.istio_log.attribution import Attribution
 from tidegate.router.istio_log.entries import istio_parser
-from tidegate.router.istio_log.kept_records import KeptRecords
+from tidegate.router.istio_log.kept_records import KEPT_S, KeptRecords
 from tidegate.router.istio_log.observing import ProxyObserver
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.record_streams import RecordStreams
@@ -66,10 +66,8 @@ class IstioLog:
     the endpoints of the headless Service, ready or not. `set_receivers` may be called before
     `reading`, and in replicas that do not lead.
 
-    A leader that goes on with a rollout calls ``log.source.resume(host, since_s)`` before the
-    rollout is watched, and begins the rollout's epoch with the same `since_s`. That is what
-    ``log.source.counted_until(key)`` said when the last evidence was stored. Then it counts what
-    ended meanwhile: each replica keeps its last records for two minutes.
+    A new leader counts what its predecessor did not: each replica keeps its last records for two
+    minutes, and the status of a rollout says until when requests are counted (`Intake`).
 
     At the drain, `shut_down` ends the calls by which a leader reads this replica.
 
@@ -99,7 +97,7 @@ class IstioLog:
         settings = settings or IstioLogSettings()
         self.attribution = Attribution()
         self.observer = ProxyObserver()
-        self.streams = RecordStreams(tap=self.observer)
+        self.streams = RecordStreams(tap=self.observer, kept_s=KEPT_S)
         self.observer.use(self.streams)
         self.source = AccessLogSource(self.streams)
         self._kept = KeptRecords()

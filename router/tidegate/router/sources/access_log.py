@@ -6,6 +6,7 @@ as a number: see `tidegate.router.sources.record_streams`.
 Gauges of the signal ``promql`` come from a Prometheus, if the rollout has such objectives.
 """
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
@@ -122,24 +123,15 @@ class AccessLogSource:
             self._streams.leave(counts.watched.host, host)
             del self._hosts[counts.watched.host]
 
-    def resume(self, host: str, since_s: float) -> None:
-        """Counts also requests of a host that began from then on and have ended already.
+    def resume(self, host: str, since_s: float) -> bool:
+        """Has requests counted that another process did not count; see `TrafficSource`.
 
-        It holds for a host that nobody watches yet, as far as the receivers keep records.
-
-        Args:
-            host: The host.
-            since_s: Before when requests are in windows that were taken; see `counted_until`.
+        It can, if the receivers keep records for so long and nobody watches the host yet.
         """
+        if host in self._hosts or time.time() - since_s > self._streams.kept_s:
+            return False
         self._resumed[host] = since_s
-
-    def counted_until(self, key: str) -> float | None:
-        """Says before when the requests of a rollout are in windows that were taken.
-
-        Requests that began before then and end later are the only ones that a reader from then on
-        counts neither then nor again. None while weights change, and before the first epoch.
-        """
-        return self._rollouts[key].counted_until
+        return True
 
     async def watching(self, host: str) -> None:
         """Waits until records of a watched host arrive; for tests, which send requests then."""

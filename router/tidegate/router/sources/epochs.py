@@ -167,13 +167,6 @@ class RolloutCounts:
         return None if latest is None or latest.end_s is not None else latest.epoch
 
     @property
-    def counted_until(self) -> float | None:
-        """Before when the requests of the epoch that lasts are in windows; None without one."""
-        if self.lasting is None:
-            return None
-        return max(self._epochs[-1].epoch.since_s, float(self._epochs[-1].mature_until))
-
-    @property
     def problem(self) -> str:
         """Says what keeps requests from counting; empty if nothing is known to."""
         problems = (
@@ -353,6 +346,7 @@ class RolloutCounts:
             end_s=now_s,
             shares={VersionName(name): share for name, share in counts.epoch.shares.items()},
             versions=traffic,
+            counted_until_s=max(counts.epoch.since_s, float(counts.mature_until)),
         )
 
     def _is_over(self, counts: _EpochCounts, now_s: float) -> bool:

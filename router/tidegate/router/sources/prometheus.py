@@ -117,6 +117,11 @@ class PrometheusSource:
         self.check(watched)
         self._rollouts[key] = _Rollout(watched)
 
+    def resume(self, host: str, since_s: float) -> bool:
+        """Counts nothing that ended before; a counter does not say when requests began."""
+        del host, since_s
+        return False
+
     def begin_change(self, key: str, now_s: float) -> None:
         """Says that the weights are about to change: the current epoch ends at `now_s`."""
         self._rollouts[key].begin_change(now_s)

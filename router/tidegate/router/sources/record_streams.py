@@ -64,13 +64,20 @@ class RecordStreams:
     Args:
         receivers: The servers that receive access logs, by their address.
         tap: Sees all records too.
+        kept_s: How long receivers keep records for streams that begin later, in seconds.
+
+    Attributes:
+        kept_s: The same.
     """
 
     def __init__(
         self,
         receivers: "Mapping[str, mesh_pb2_grpc.MeshServiceAsyncStub] | None" = None,
         tap: RecordTap | None = None,
+        *,
+        kept_s: float = 0.0,
     ) -> None:
+        self.kept_s = kept_s
         self._receivers = dict(receivers or {})
         self._tap = tap
         self._hosts: dict[str, _HostStreams] = {}

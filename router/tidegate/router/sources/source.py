@@ -78,6 +78,20 @@ class TrafficSource(Protocol):
         """
         ...
 
+    def resume(self, host: str, since_s: float) -> bool:
+        """Has requests of a host counted that another process did not count any more.
+
+        Call it before the first rollout of the host is watched, and begin the epoch then.
+
+        Args:
+            host: The host.
+            since_s: Since when requests that began are to be counted, also if they have ended.
+
+        Returns:
+            Whether the source can do that.
+        """
+        ...
+
     def begin_change(self, key: str, now_s: float) -> None:
         """Says that the weights are about to change: the current epoch ends at `now_s`."""
         ...

@@ -31,7 +31,6 @@ from tidegate.traffic.cluster.host_objects import (
 )
 from tidegate.traffic.cluster.objects import DirectObjects
 from tidegate.traffic.cluster.owned_objects import MANAGER, ROLLOUT_ANNOTATION
-from tidegate.traffic.cluster.reading import STICKY_PROBLEM
 from tidegate.traffic.cluster.writing import telling
 from tidegate.traffic.router import TrafficError
 
@@ -89,7 +88,11 @@ async def shift_traffic(
         TrafficError: The shift cannot be made.
     """
     if change.sticky is not None:
-        raise TrafficError(STICKY_PROBLEM.replace("the Rollout", "the command"), permanent=True)
+        raise TrafficError(
+            "Istio cannot keep users on one version: it does not read `tidegate.dev/sticky`; leave"
+            " out --sticky, or name users with --match",
+            permanent=True,
+        )
     where = service_host(change.host, namespace)
     with telling(f"shift the traffic of {where.name}"):
         for _ in range(_MOST_CONFLICTS):

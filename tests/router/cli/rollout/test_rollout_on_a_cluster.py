@@ -3,9 +3,11 @@
 import functools
 import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -23,6 +25,7 @@ from tidegate.rollout.spec.reading import dump, read_rollouts
 
 pytestmark = pytest.mark.cluster
 
+ROOT = Path(__file__).parents[4]
 _numbers = itertools.count()
 
 
@@ -138,6 +141,17 @@ def test_a_changed_spec_is_waited_for(router, rollout, write):
     assert "is promoted" in done.err
 
 
+def test_a_spec_in_other_words_is_not_waited_for_in_vain(router, rollout, write):
+    path = write(canary())
+    assert rollout("apply", "-f", path, "--wait", "--timeout", "60s").code == 0
+    path.write_text(path.read_text().replace("spec:", "spec:\n  decide: {within: 121m}", 1))
+    router.command("models/vision", CommandKind.UNDO_FORCE)
+    assert rollout("apply", "-f", path, "--wait", "--timeout", "60s").code == 0
+    path.write_text(path.read_text().replace("within: 121m", "within: 2h1m"))
+    again = rollout("apply", "-f", path, "--wait", "--timeout", "20s")
+    assert again.code == 0, again
+
+
 def test_what_the_api_server_cannot_judge_is_told_with_the_exit_status(
     api, rollout, write, monkeypatch
 ):
@@ -193,6 +207,20 @@ def test_the_namespace_comes_from_the_option_the_name_or_the_context(api, rollou
     missing = rollout("get", "speech", "-n", other)
     assert missing.code == 1
     assert f"there is no rollout {other}/speech; `tidegate rollout list` shows them" in missing.err
+
+
+def test_commands_by_kubectl_are_answered(router, api, rollout, write):
+    rollout("apply", "-f", write(manual()))
+    router.until(waits, "models/vision")
+    for number, kind, accepted in ((1, "pause", True), (2, "pause", False), (3, "stop", False)):
+        command = json.dumps({"id": str(number), "kind": kind})
+        annotation = f"{COMMAND_ANNOTATION}={command}"
+        api.kubectl("annotate", "--overwrite", "rollout", "vision", annotation)
+        answered = f"--for=jsonpath={{.status.lastCommand.id}}={number}"
+        api.kubectl("wait", "rollout/vision", answered, "--timeout=20s")
+        answer = api.read("vision")["status"]["lastCommand"]
+        assert answer["accepted"] is accepted
+    assert "Invalid enum value 'stop'" in answer["message"]
 
 
 def test_a_command_to_a_rollout_that_is_not_there_is_refused(api, rollout):
@@ -263,6 +291,59 @@ def test_a_cluster_without_the_crd_says_what_is_missing(api, rollout):
         api.kubectl("wait", "--for=condition=Established", "crd/rollouts.tidegate.dev")
     assert done.code == 1
     assert "the cluster has no rollouts yet: `kubectl apply --server-side -f` the CRD" in done.err
+
+
+@pytest.fixture
+def user(api, tmp_path):
+    """Gives the kubeconfig of a user with the Role of the docs, or with other verbs."""
+    text = (ROOT / "docs/rollout-resource.md").read_text()
+    (block,) = re.findall(r"```yaml\n(apiVersion: rbac.*?)```", text, flags=re.DOTALL)
+
+    def made(*verbs):
+        name = f"user-{next(_numbers)}"
+        role = yaml.safe_load(block)
+        role["metadata"]["name"] = name
+        role["rules"][0]["verbs"] = list(verbs) or role["rules"][0]["verbs"]
+        api.kubectl("apply", "-f", "-", stdin=json.dumps(role))
+        api.kubectl("create", "serviceaccount", name)
+        account = f"--serviceaccount={NAMESPACE}:{name}"
+        api.kubectl("create", "rolebinding", name, f"--role={name}", account)
+        config = json.loads(api.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": api.kubectl("create", "token", name).strip()}
+        config["contexts"][0]["context"]["namespace"] = NAMESPACE
+        path = tmp_path / name
+        path.write_text(json.dumps(config))
+        return path
+
+    return made
+
+
+def test_the_role_of_the_docs_is_enough_for_every_command(router, tidegate, write, user):
+    path = user()
+
+    def run(command, *arguments):
+        done = tidegate("rollout", command, *arguments, "--kubeconfig", path)
+        assert done.code == 0, done
+        return done
+
+    run("apply", "-f", write(manual()))
+    router.until(waits, "models/vision")
+    assert "vision" in run("list").out
+    run("get", "vision")
+    run("pause", "vision")
+    run("resume", "vision")
+    run("abort", "vision")
+    router.until(lambda each: each.status.phase is Phase.ABORTED, "models/vision")
+    run("watch", "vision")
+    run("delete", "vision")
+
+
+def test_a_user_without_a_right_is_told_which(router, tidegate, write, user):
+    path = user("get", "list", "watch")
+    done = tidegate("rollout", "apply", "-f", write(manual()), "--kubeconfig", path)
+    assert done.code == 1
+    assert 'cannot patch resource "rollouts" in API group "tidegate.dev"' in done.err
+    assert "there is no rollout" in tidegate("rollout", "list", "--kubeconfig", path).out
 
 
 def test_only_an_option_means_a_cluster(api, tidegate, tmp_path):
