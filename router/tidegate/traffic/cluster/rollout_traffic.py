@@ -123,16 +123,6 @@ class RolloutTraffic:
             self._memory.uid = ""
         return applied
 
-    async def view(self) -> HostView:
-        """Returns the host as the reader of objects knows it.
-
-        Raises:
-            TrafficError: The objects cannot be read.
-        """
-        where = self._service_host(self._rollout.spec.host)
-        with telling(f"read the traffic of {where.name}"):
-            return await self._known_view(where)
-
     def _service_host(self, host: str) -> ServiceHost:
         return service_host(host, self._rollout.metadata.namespace)
 
