@@ -162,10 +162,7 @@ class Mesh:
 async def mesh(tmp_path_factory):
     if missing := missing_parts():
         pytest.skip(missing)
-    (provider,) = shipped("access-log/mesh-config.yaml")
-    settings = ClusterSettings(
-        mesh_config=provider, istiod_env={"DISABLE_SHADOW_HOST_SUFFIX": "false"}
-    )
+    settings = ClusterSettings(istiod_env={"DISABLE_SHADOW_HOST_SUFFIX": "false"})
     log = IstioLog()
     receiver = grpc.aio.server()
     log.register(receiver)
