@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import yaml
 
 from build_servers import SERVERS
 
@@ -40,6 +41,8 @@ MESH_LABEL: Final = {"istio-discovery": "enabled"}
 """The label of the namespaces that istiod watches."""
 
 NODE_NAME: Final = "node-1"
+
+_ACCESS_LOG: Final = ROOT / "mesh/istio/components/access-log/mesh-config.yaml"
 
 BINARIES: Final = Path("/run/test-cluster/bin")
 """The programs of the sidecars, in the cluster's own /run, where their user may read them."""
@@ -139,25 +142,7 @@ def mesh_config(settings: ClusterSettings) -> dict[str, Any]:
         "trustDomain": "cluster.local",
         "enableAutoMtls": True,
         "discoverySelectors": [{"matchLabels": MESH_LABEL}],
-        "extensionProviders": [{"name": "tidegate-als", "envoyHttpAls": _access_log()}],
+        # What users are told to add.
+        **yaml.safe_load(_ACCESS_LOG.read_text()),
         **settings.mesh_config,
-    }
-
-
-def _access_log() -> dict[str, Any]:
-    """The access log of Tidegate's own Envoy, as a provider of Istio."""
-    from envoy.extensions.access_loggers.grpc.v3.als_pb2 import HttpGrpcAccessLogConfig
-
-    from tidegate.mesh.telemetry.envoy_config import access_log_config
-
-    ours = HttpGrpcAccessLogConfig()
-    access_log_config().typed_config.Unpack(ours)
-    return {
-        "service": "tidegate-router.tidegate-system.svc.cluster.local",
-        "port": 9001,
-        "logName": "tidegate",
-        "filterStateObjectsToLog": list(ours.common_config.filter_state_objects_to_log),
-        "additionalRequestHeadersToLog": list(ours.additional_request_headers_to_log),
-        "additionalResponseHeadersToLog": list(ours.additional_response_headers_to_log),
-        "additionalResponseTrailersToLog": list(ours.additional_response_trailers_to_log),
     }
