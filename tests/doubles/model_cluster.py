@@ -12,7 +12,7 @@ from pathlib import Path
 from laptop_mesh import CLASSIFIER, MODELS
 from router_program import documents
 
-from cluster.manifests import manifests, read_manifests
+from cluster.manifests import manifests, read_manifests, router_manifests
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import KubeError, NotFoundError
 from tidegate.kube.resources import (
@@ -57,26 +57,10 @@ class ModelCluster:
     @classmethod
     @contextlib.asynccontextmanager
     async def running(cls, cluster):
-        await cluster.create_namespace(OWN)
-        router = [
-            *documents("mesh/istio/base/crds/rollouts.yaml"),
-            *documents("mesh/istio/components/access-log/receiver/service.yaml"),
-            *documents("mesh/istio/components/access-log/telemetry.yaml"),
-            *documents("mesh/istio/components/grpc-deadlines/envoy-filter.yaml"),
-        ]
         await cluster.apply(
             *manifests("ingress", "models"), *read_manifests(ROOT / "mesh/istio/base/traffic")
         )
-        await cluster.apply(*router)
-        parts = ("service-account", "rbac-own", "rbac-models", "flow-schema", "service")
-        for part in parts:
-            for each in documents(f"mesh/istio/router/{part}.yaml"):
-                if each["kind"] != "Namespace":
-                    await cluster.apply(each)
-        (deployment,) = documents("mesh/istio/router/deployment.yaml")
-        (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        container["args"] += ["--settle-s=3", "--lease-duration-s=5", "--traces-exporter=none"]
-        await cluster.apply(deployment)
+        await cluster.apply(*router_manifests("--settle-s=3", "--lease-duration-s=5"))
         await cluster.deployed("istio-ingress", "istio-ingressgateway", timeout_s=_MODELS_S)
         await cluster.deployed(NAMESPACE, "vision-v1", "vision-v2", timeout_s=_MODELS_S)
         await cluster.deployed(OWN, "tidegate-router", timeout_s=_MODELS_S)
