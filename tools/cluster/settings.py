@@ -40,9 +40,9 @@ BRIDGE_ADDRESS: Final = "10.77.0.1"
 MESH_LABEL: Final = {"istio-discovery": "enabled"}
 """The label of the namespaces that istiod watches."""
 
-NODE_NAME: Final = "node-1"
-
 _ACCESS_LOG: Final = ROOT / "mesh/istio/components/access-log/mesh-config.yaml"
+
+NODE_NAME: Final = "node-1"
 
 BINARIES: Final = Path("/run/test-cluster/bin")
 """The programs of the sidecars, in the cluster's own /run, where their user may read them."""
@@ -136,13 +136,13 @@ def missing_parts() -> str:
 
 
 def mesh_config(settings: ClusterSettings) -> dict[str, Any]:
-    """Returns Istio's mesh configuration, with the access log that Tidegate reads as a provider."""
+    """Returns Istio's mesh configuration, with the provider that Tidegate ships."""
+    shipped = yaml.load(_ACCESS_LOG.read_text(), Loader=yaml.CSafeLoader)
     return {
         "rootNamespace": "istio-system",
         "trustDomain": "cluster.local",
         "enableAutoMtls": True,
         "discoverySelectors": [{"matchLabels": MESH_LABEL}],
-        # What users are told to add.
-        **yaml.safe_load(_ACCESS_LOG.read_text()),
+        **shipped,
         **settings.mesh_config,
     }
