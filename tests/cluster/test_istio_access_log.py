@@ -214,9 +214,7 @@ def change(weights, before, revision, written_s, settle_s=10.0):
 
 
 @pytest.mark.parametrize("marked", [True, False])
-async def test_a_change_is_in_force_when_the_log_shows_it_and_not_before(
-    mesh, marked, record_property
-):
+async def test_a_change_is_in_force_when_the_log_shows_it_and_not_before(mesh, marked, request):
     splits = [{"v1": 90, "v2": 10}, {"v1": 10, "v2": 90}]
     await mesh.apply(*mesh.vision(splits[0], revision="f0"), revision="f0")
     lateness, took = [], []
@@ -238,8 +236,8 @@ async def test_a_change_is_in_force_when_the_log_shows_it_and_not_before(
             lateness.append(sighting.since_s - max(old))
         mesh.log.streams.leave(VISION, silent)
     assert load.failed == 0
-    record_property("since_after_last_old_call_s", lateness)
-    record_property("told_after_s", took)
+    request.node.user_properties += [("since_after_last_old_call_s", lateness)]
+    request.node.user_properties += [("told_after_s", took)]
     assert min(lateness) > -0.005
     assert statistics.median(lateness) < (0.2 if marked else 1.5)
 

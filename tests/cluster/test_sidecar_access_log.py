@@ -3,6 +3,8 @@
 import asyncio
 import collections
 import contextlib
+import json
+import time
 
 import grpc
 import pytest
@@ -12,7 +14,9 @@ from istio_log_mesh import shipped
 from mesh_objects import VISION
 
 from cluster import ClusterSettings, TestCluster, missing_parts
+from tidegate.rollout.traffic import Knowledge
 from tidegate.router.istio_log.istio_log import IstioLog
+from tidegate.traffic.observing import WrittenChange
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -37,6 +41,21 @@ with grpc.insecure_channel(target) as channel:
         except grpc.RpcError as error:
             print(error.code(), error.details(), file=sys.stderr)
 print(ok)
+"""
+
+
+# Calls for some seconds, and prints when each call began and which revision answered.
+LOAD = f"""
+import json, sys, time, grpc
+target, end_s, calls = sys.argv[1], time.time() + float(sys.argv[2]), []
+with grpc.insecure_channel(target) as channel:
+    method = channel.unary_unary("/{SERVICE}/Unary")
+    while time.time() < end_s:
+        began_s = time.time()
+        _, call = method.with_call(b"x", timeout=10)
+        calls.append((began_s, dict(call.initial_metadata()).get("x-revision")))
+        time.sleep(0.005)
+print(json.dumps(calls))
 """
 
 
@@ -71,7 +90,8 @@ SERVICE_OBJECT = {
 }
 
 
-def routes(route):
+def routes(route, revision="r1"):
+    answer = {"response": {"set": {"x-revision": revision}}}
     return (
         {
             "apiVersion": "networking.istio.io/v1",
@@ -86,7 +106,10 @@ def routes(route):
             "apiVersion": "networking.istio.io/v1",
             "kind": "VirtualService",
             "metadata": {"name": "vision", "namespace": "models"},
-            "spec": {"hosts": ["vision"], "http": [{"name": "vision@r1", **route}]},
+            "spec": {
+                "hosts": ["vision"],
+                "http": [{"name": f"vision@{revision}", "headers": answer, **route}],
+            },
         },
     )
 
@@ -105,10 +128,12 @@ class Mesh:
 
     Attributes:
         cluster: The cluster.
+        log: The receiver.
     """
 
-    def __init__(self, cluster, queue):
+    def __init__(self, cluster, queue, log):
         self.cluster = cluster
+        self.log = log
         self._queue = queue
         self._records = []
 
@@ -137,10 +162,7 @@ class Mesh:
 async def mesh(tmp_path_factory):
     if missing := missing_parts():
         pytest.skip(missing)
-    (provider,) = shipped("access-log/mesh-config.yaml")
-    settings = ClusterSettings(
-        mesh_config=provider, istiod_env={"DISABLE_SHADOW_HOST_SUFFIX": "false"}
-    )
+    settings = ClusterSettings(istiod_env={"DISABLE_SHADOW_HOST_SUFFIX": "false"})
     log = IstioLog()
     receiver = grpc.aio.server()
     log.register(receiver)
@@ -159,16 +181,19 @@ async def mesh(tmp_path_factory):
             server("v1"),
             server("v2"),
             pod("inside", IDLE, "callers", INJECT),
+            pod("inside-2", IDLE, "callers", INJECT),
             pod("outside", IDLE, "callers", {}),
         )
         async with asyncio.timeout(WAIT_S):
             for namespace, name in (
                 *(("models", "vision-v1"), ("models", "vision-v2")),
-                *(("callers", "inside"), ("callers", "outside")),
+                *(("callers", "inside"), ("callers", "inside-2"), ("callers", "outside")),
             ):
                 while not await _is_ready(cluster, namespace, name):
                     await asyncio.sleep(0.1)
-        yield Mesh(cluster, queue)
+        async with log.reading():
+            await log.set_receivers([address])
+            yield Mesh(cluster, queue, log)
     await receiver.stop(0)
 
 
@@ -222,3 +247,46 @@ async def test_a_mirrored_copy_counts_by_the_log_of_the_shadow(mesh):
     assert told == {("v1", False, False): 20, ("v2", True, True): 20}
     assert {each.host for each in found} == {VISION}
     assert {each.grpc_status for each in found} == {grpc.StatusCode.OK}
+
+
+async def test_a_change_is_in_force_when_the_last_sidecar_has_it(mesh, request):
+    splits = [{"v1": 90, "v2": 10}, {"v1": 10, "v2": 90}]
+    lateness, took = [], []
+    for number in range(3):
+        before, after = splits[number % 2], splits[(number + 1) % 2]
+        old, new = f"s{number}", f"s{number + 1}"
+        await mesh.cluster.apply(*routes(weighted(before), old))
+        loads = [
+            asyncio.create_task(
+                mesh.cluster.execute(
+                    "callers", caller, ["python", "-c", LOAD, "vision.models:8500", "5"]
+                )
+            )
+            for caller in ("inside", "inside-2")
+        ]
+        await asyncio.sleep(2)
+        await mesh.cluster.apply(*routes(weighted(after), new))
+        change = WrittenChange(
+            host=VISION,
+            before={name: share / 100 for name, share in before.items()},
+            after={name: share / 100 for name, share in after.items()},
+            revision=new,
+            written_s=time.time(),
+            settle_s=20.0,
+        )
+        sighting = await mesh.log.observer.in_force(change)
+        took.append(time.time() - change.written_s)
+        assert sighting.known is Knowledge.OBSERVED, sighting
+        assert "through 2 proxies" in sighting.detail
+        calls = [each for load in loads for each in json.loads(await load)]
+        last_old_s = max(began_s for began_s, revision in calls if revision != new)
+        lateness.append(sighting.since_s - last_old_s)
+    request.node.user_properties += [("since_after_last_old_call_s", lateness)]
+    request.node.user_properties += [("told_after_s", took)]
+    # A call begins in its client a little before its proxy notes its start.
+    assert min(lateness) > -0.005, lateness
+    assert max(lateness) < 0.5, lateness
+
+
+def weighted(weights):
+    return {"route": [{"destination": to(name), "weight": each} for name, each in weights.items()]}

@@ -7,6 +7,7 @@ fenced client let a write to the API server through.
 """
 
 import asyncio
+import itertools
 import signal
 import sys
 import time
@@ -15,9 +16,21 @@ from pathlib import Path
 from kube_objects import CONFIG_MAPS
 
 from tidegate.kube.client import KubeClient
-from tidegate.kube.errors import KubeError
+from tidegate.kube.errors import KubeError, NotFoundError
 from tidegate.kube.lease import LeaseElector, LeaseLostError
 from tidegate.kube.lease_record import LeaseSettings
+
+
+async def write(client, data):
+    """Writes an object in the version that was read: a late write is refused."""
+    body = {"metadata": {"name": "work"}, "data": data}
+    try:
+        read = await client.get(CONFIG_MAPS, "work")
+    except NotFoundError:
+        await client.create(CONFIG_MAPS, body)
+    else:
+        body["metadata"]["resourceVersion"] = read.metadata.resource_version
+        await client.replace(CONFIG_MAPS, body)
 
 
 async def main(kubeconfig, namespace, identity, file, duration, renew, retry):
@@ -36,10 +49,9 @@ async def main(kubeconfig, namespace, identity, file, duration, renew, retry):
         async def work():
             note("start")
             try:
-                while True:
-                    body = {"metadata": {"name": "work"}, "data": {"by": identity}}
+                for number in itertools.count():
                     try:
-                        await fenced.apply(CONFIG_MAPS, body, manager=identity, force=True)
+                        await write(fenced, {"by": identity, "number": str(number)})
                     except KubeError:
                         note("refused")
                     else:

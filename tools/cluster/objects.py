@@ -25,14 +25,14 @@ def istio_definitions(file: Path) -> list[dict[str, Any]]:
 
 def first_objects(settings: ClusterSettings) -> list[dict[str, Any]]:
     """The namespaces, the Node, and the Service of istiod."""
-    system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "istio-system"}}
     node = {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": NODE_NAME, "labels": {"kubernetes.io/hostname": NODE_NAME}},
     }
     return [
-        system,
+        # In the mesh too: objects of Istio's root namespace count for all others.
+        namespace("istio-system"),
         *(namespace(each) for each in settings.namespaces),
         node,
         *_istiod_service(),

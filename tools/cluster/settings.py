@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import yaml
 
 from build_servers import SERVERS
 
@@ -38,6 +39,8 @@ BRIDGE_ADDRESS: Final = "10.77.0.1"
 
 MESH_LABEL: Final = {"istio-discovery": "enabled"}
 """The label of the namespaces that istiod watches."""
+
+_ACCESS_LOG: Final = ROOT / "mesh/istio/components/access-log/mesh-config.yaml"
 
 NODE_NAME: Final = "node-1"
 
@@ -133,31 +136,13 @@ def missing_parts() -> str:
 
 
 def mesh_config(settings: ClusterSettings) -> dict[str, Any]:
-    """Returns Istio's mesh configuration, with the access log that Tidegate reads as a provider."""
+    """Returns Istio's mesh configuration, with the provider that Tidegate ships."""
+    shipped = yaml.load(_ACCESS_LOG.read_text(), Loader=yaml.CSafeLoader)
     return {
         "rootNamespace": "istio-system",
         "trustDomain": "cluster.local",
         "enableAutoMtls": True,
         "discoverySelectors": [{"matchLabels": MESH_LABEL}],
-        "extensionProviders": [{"name": "tidegate-als", "envoyHttpAls": _access_log()}],
+        **shipped,
         **settings.mesh_config,
-    }
-
-
-def _access_log() -> dict[str, Any]:
-    """The access log of Tidegate's own Envoy, as a provider of Istio."""
-    from envoy.extensions.access_loggers.grpc.v3.als_pb2 import HttpGrpcAccessLogConfig
-
-    from tidegate.mesh.telemetry.envoy_config import access_log_config
-
-    ours = HttpGrpcAccessLogConfig()
-    access_log_config().typed_config.Unpack(ours)
-    return {
-        "service": "tidegate-router.tidegate-system.svc.cluster.local",
-        "port": 9001,
-        "logName": "tidegate",
-        "filterStateObjectsToLog": list(ours.common_config.filter_state_objects_to_log),
-        "additionalRequestHeadersToLog": list(ours.additional_request_headers_to_log),
-        "additionalResponseHeadersToLog": list(ours.additional_response_headers_to_log),
-        "additionalResponseTrailersToLog": list(ours.additional_response_trailers_to_log),
     }

@@ -85,13 +85,14 @@ class ObjectCache(Generic[T]):
         """The objects that have a value in an index."""
         return tuple(self._indexes[index].get(value, {}).values())
 
-    def on_change(self, callback: OnChange[T]) -> None:
-        """Calls a function after each change, from now on.
+    def on_change(self, callback: OnChange[T]) -> Callable[[], None]:
+        """Calls a function after each change, from now on; returns what ends that.
 
         While the cache is filled for the first time, `is_synced` is still false. An object that
         was deleted and made again is told as two changes.
         """
         self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
 
     @property
     def is_synced(self) -> bool:
@@ -190,7 +191,7 @@ class ObjectCache(Generic[T]):
             for name, function in self._functions.items():
                 for value in function(new):
                     self._indexes[name].setdefault(value, {})[key] = new
-        for callback in self._callbacks:
+        for callback in tuple(self._callbacks):
             callback(key, old, new)
 
     def _unindex(self, key: str, old: T) -> None:

@@ -9,6 +9,7 @@ once, and then one from time to time.
 import enum
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Any
 
 from tidegate.kube.queue_policy import TokenBucket
 from tidegate.kube.resources import KubeObject, Resource
@@ -52,7 +53,7 @@ class Happening:
     @classmethod
     def to(
         cls,
-        resource: Resource[KubeObject],
+        resource: Resource[Any],
         regarding: KubeObject,
         *,
         severity: Severity,

@@ -162,7 +162,7 @@ class LeaseElector:
         except (AlreadyExistsError, ConflictError):
             return False  # somebody else was faster
         except (KubeError, TimeoutError) as error:
-            _log.warning("cannot take the lease", lease=self._name, error=str(error))
+            _log.warning("cannot take the lease", lease=self._name, error=_told(error))
             return False
         return self.is_leader
 
@@ -175,7 +175,7 @@ class LeaseElector:
                 async with asyncio.timeout(min(left_s, self._settings.renew_deadline_s / 2)):
                     await self._renew()
             except (KubeError, TimeoutError) as error:
-                _log.warning("cannot renew the lease", lease=self._name, error=str(error))
+                _log.warning("cannot renew the lease", lease=self._name, error=_told(error))
         _log.warning("the lease is lost", lease=self._name, identity=self.identity)
 
     async def _renew(self) -> None:
@@ -255,10 +255,14 @@ class LeaseElector:
                 }
                 self._keep(await self._put(spec))
         except (KubeError, TimeoutError) as error:
-            _log.warning("cannot release the lease", lease=self._name, error=str(error))
+            _log.warning("cannot release the lease", lease=self._name, error=_told(error))
         else:
             self._may_hold = False
             _log.info("released the lease", lease=self._name)
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or "no answer in time"
 
 
 def _micro_time(time_at: dt.datetime | None = None) -> str:

@@ -297,6 +297,7 @@ async def reflecting(
                     each.cancel()
     except BaseExceptionGroup as group:
         # The error of the caller's own block, or of a callback: it needs no group around it.
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise
+        if len(group.exceptions) > 1:
+            raise
+        (error,) = group.exceptions
+        raise error from error.__cause__

@@ -110,6 +110,8 @@ class HostTraffic(msgspec.Struct, frozen=True, kw_only=True):
         owner: The rollout that owns the host's traffic, as ``namespace/name``; empty if none does.
         ready: The subsets that have a healthy endpoint.
         problem: Why the split cannot be told as one, such as routes that differ; empty otherwise.
+        warning: What somebody should mend although the split holds, such as a baseline that is
+            scaled down; empty otherwise.
     """
 
     host: str
@@ -118,6 +120,7 @@ class HostTraffic(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     ready: tuple[str, ...] = ()
     problem: str = ""
+    warning: str = ""
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):

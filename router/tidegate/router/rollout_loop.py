@@ -226,7 +226,8 @@ class RolloutLoop:
         """Takes a step, writes it, and begins its action.
 
         Returns:
-            Why traffic could not be read or evidence is missing; empty if all is well.
+            Why traffic could not be read, evidence is missing, or traffic is at risk; empty if all
+            is well.
 
         Raises:
             UnwrittenError: A command is carried out, and could not be written yet.
@@ -270,7 +271,8 @@ class RolloutLoop:
                 raise UnwrittenError(record.key, record.status.phase.value, self._unwritten)
         if self._commands or (step.events and self._begins_anew):
             self._wake.set()
-        return problem or self._intake.problem()
+        warning = "" if traffic is None else traffic.warning
+        return problem or self._intake.problem() or warning
 
     @property
     def _begins_anew(self) -> bool:

@@ -19,6 +19,8 @@ from tidegate.traffic.router import TrafficError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
+# A call through the proxy may also miss its short deadline on a busy machine.
+_TRIES = 6
 NAMES = {"patch": "vision", "own": "vision", "delegate": "vision-rollout"}
 MODES = pytest.mark.parametrize("write", list(NAMES))
 GIT = virtual_service(to("v2", 0), to("v1", 100))
@@ -62,7 +64,7 @@ async def test_each_write_that_fails_once_is_made_by_a_later_try(faulty, bare_ho
                 return fault if len(seen) == number + 1 else None
 
             faulty.fault = fail_one
-            await cycle(host, write)
+            await cycle(host, write, bare_host)
             if len(seen) <= number:
                 break
         faulty.fault = lambda call: None
@@ -72,27 +74,30 @@ async def test_each_write_that_fails_once_is_made_by_a_later_try(faulty, bare_ho
         assert (await bare_host.service()).spec == GIT["spec"]
 
 
-async def cycle(host, write):
-    """Takes the traffic, raises the share, and gives it back; each as often as it takes."""
+async def cycle(host, write, seen):
+    """Takes the traffic, raises the share, and gives it back; each as often as it takes.
+
+    `seen` is the same host by a client whose calls do not fail.
+    """
     key = f"{host.namespace}/vision-v2"
     traffic = host.traffic(write)
     for wanted, owner in ((split(v1=99, v2=1), key), (split(v1=50, v2=50), key)):
         await insist(traffic, wanted, owner)
-        assert await host.weights(NAMES[write]) == wanted.weights
-        read = await traffic.read("vision")
+        assert await seen.weights(NAMES[write]) == wanted.weights
+        read = await seen.traffic(write).read("vision")
         assert (read.owner, read.problem) == (key, "")
     await insist(traffic, split(v1=100), "")
-    assert (await host.weights(NAMES[write]))["v1"] == 100
+    assert (await seen.weights(NAMES[write]))["v1"] == 100
 
 
 async def insist(traffic, wanted, owner):
-    for _ in range(3):
+    for _ in range(_TRIES):
         try:
             return await traffic.apply("vision", wanted, owner)
         except TrafficError as error:
             if error.permanent:
                 raise
-    raise AssertionError(f"{wanted} is not in force after three tries")
+    raise AssertionError(f"{wanted} is not in force after {_TRIES} tries")
 
 
 def shipped_rules():
@@ -132,7 +137,7 @@ async def test_the_shipped_role_suffices(api, bare_host, tmp_path, write):
     await prepare(bare_host, write)
     kubeconfig = await as_router(api, bare_host, tmp_path, shipped_rules())
     async with KubeClient.opened(kubeconfig=kubeconfig) as client:
-        await cycle(ClusterHost(client, bare_host.namespace), write)
+        await cycle(ClusterHost(client, bare_host.namespace), write, bare_host)
 
 
 @pytest.mark.parametrize(

@@ -141,8 +141,9 @@ async def test_a_forced_gitops_apply_is_undone_at_once_with_reassert(host, tmp_p
         await forced_apply(host, write)
         event = await controller.happened(EventKind.FOREIGN_CHANGE)
         assert "the rollout puts v2 10%, v1 90% in force again" in event.message
-        await controller.settled_at(split(v1=90, v2=10))
-        assert await host.weights(NAMES[write]) == {"v2": 10, "v1": 90}
+        async with asyncio.timeout(WAIT_S):
+            while await host.weights(NAMES[write]) != {"v2": 10, "v1": 90}:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_hand_edit_is_adopted(host, tmp_path):
@@ -185,6 +186,15 @@ async def test_a_raise_goes_on_by_itself_once_endpoints_are_ready(host, tmp_path
         await host.scale({"v1": 3, "v2": 2}, {"v2": 1})
         await controller.settled_at(split(v1=50, v2=50))
     assert await host.weights() == {"v2": 50, "v1": 50}
+
+
+async def test_a_scaled_down_baseline_is_a_problem_of_the_rollout(host, tmp_path):
+    async with begun(host, tmp_path, "own") as controller:
+        await host.scale({"v1": 2, "v2": 3}, {"v1": 1})
+        await controller.until(lambda record: "scale it back to 3" in record.problem)
+        await host.scale({"v1": 3, "v2": 3})
+        status = await controller.until(lambda record: not record.problem)
+    assert status.phase is Phase.PROGRESSING
 
 
 async def test_a_restarted_controller_finds_its_traffic_and_gives_it_back(host, tmp_path):

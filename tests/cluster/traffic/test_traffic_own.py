@@ -265,6 +265,31 @@ async def test_a_crash_after_each_write_is_finished_by_the_next_process(
     assert (await host.service(NAMES[write])).metadata.annotations == {}
 
 
+@pytest.mark.parametrize("write", ["own", "patch"])
+@pytest.mark.parametrize("is_served", [True, False])
+async def test_a_crash_while_traffic_is_given_or_taken_back_is_finished(host, write, is_served):
+    if write == "patch":
+        await host.apply(destination_rule("v1", "v2"))
+        await host.apply(virtual_service(to("v1", 100)))
+    await host.traffic(write).apply("vision", split(v1=100), key(host))
+    if is_served:
+        with host.observer.held():
+            changing = asyncio.create_task(host.traffic(write).apply("vision", split(v2=100), ""))
+            await host.observer.is_asked()
+            changing.cancel()
+            await asyncio.wait([changing])
+    else:
+        host.observer.refuse_next("v2: no cluster")
+        with pytest.raises(TrafficError, match="was taken back"):
+            await host.traffic(write).apply("vision", split(v2=100), "")
+    # The rollout still has to be given back.
+    traffic = host.traffic(write)
+    assert (await traffic.read("vision")).owner == key(host)
+    await traffic.apply("vision", split(v2=100), "")
+    assert (await traffic.read("vision")).owner == ""
+    assert (await host.weights())["v2"] == 100
+
+
 async def test_the_port_is_the_services_own(host):
     await host.traffic("own", traffic={"port": 8500}).apply("vision", split(v1=100), key(host))
     with pytest.raises(TrafficError, match="has no port 9") as error:

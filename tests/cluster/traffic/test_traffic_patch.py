@@ -155,14 +155,19 @@ async def test_a_scaled_down_baseline_holds_the_rollout_and_is_told(host):
     process = host.process()
     mine = rollout(namespace=host.namespace)
     await process.of(mine).apply("vision", split(v1=90, v2=10), key(host))
-    assert await process.capacity_warning(mine) == ""
+    assert (await process.of(mine).read("vision")).warning == ""
     await host.scale({"v1": 1, "v2": 3}, {"v1": 2})
     # Also for a process that knows nothing of the beginning.
     process = host.process()
-    assert "v1 has 1 ready endpoints and had 3" in await process.capacity_warning(mine)
+    read = await process.of(mine).read("vision")
+    assert "v1 has 1 ready endpoints and had 3" in read.warning
+    # It is no change of the traffic by somebody else.
+    assert read.problem == ""
     with pytest.raises(TrafficError, match="scale it back to 3"):
         await process.of(mine).apply("vision", split(v1=50, v2=50), key(host))
     await process.of(mine).apply("vision", split(v1=100), key(host))
+    await process.of(mine).apply("vision", split(v1=100), "")
+    assert (await process.of(mine).read("vision")).warning == ""
 
 
 async def test_a_new_subset_gets_time_to_reach_the_proxies(host):
@@ -224,14 +229,15 @@ async def test_a_hand_edit_is_read_as_it_is(host):
     assert read.owner == key(host)
 
 
-async def test_a_forced_gitops_apply_is_read_and_answered(host):
+@pytest.mark.parametrize("manager", ["argocd-controller", "kustomize-controller"])
+async def test_a_forced_gitops_apply_is_read_and_answered(host, manager):
     before = await host.service()
     traffic = host.traffic()
     await traffic.apply("vision", split(v1=90, v2=10), key(host))
     # An apply without force meets the field manager of the patch.
     with pytest.raises(ConflictError, match="tidegate"):
         await host.apply(GIT, manager="kubectl")
-    await host.apply(GIT, manager="argocd-controller", force=True)
+    await host.apply(GIT, manager=manager, force=True)
     read = await traffic.read("vision")
     assert read.split.same_as(split(v1=100))
     # Git does not know the rollout's annotations, so they stay: the owner is still known.

@@ -197,3 +197,36 @@ async def test_a_replica_that_appears_later_gives_what_it_got_before_and_once():
                 await leader.source.watching(HOST)
             await send(entry())
             assert sum(each.requests for each in await counted(leader, 1)) == 1
+
+
+async def lead(log, address, count):
+    """Leads until so many requests are counted; the lead is lost then."""
+    async with log.reading():
+        await log.set_receivers([address])
+        log.source.watch("a", watched())
+        log.source.begin_epoch("a", epoch(time.time()))
+        async with asyncio.timeout(WAIT_S):
+            await log.source.watching(HOST)
+        async with proxy(address) as send:
+            await send(*[entry()] * count)
+        found = await counted(log, count)
+        assert sum(each.requests for each in found) == count
+        log.source.forget("a")
+        raise LostError
+
+
+async def test_a_replica_that_leads_again_counts_again():
+    async with replica() as (leader, own):
+        for count in (3, 4):
+            lost = False
+            try:
+                await lead(leader, own, count)
+            except* LostError:
+                lost = True
+            assert lost
+            # Between two terms nobody reads.
+            await leader.set_receivers([own])
+
+
+class LostError(Exception):
+    """The lead is lost."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import random
 
 import pytest
@@ -11,7 +12,7 @@ from kube_objects import CONFIG_MAPS, config_map, eventually
 
 from tidegate.kube.backoff import Backoff
 from tidegate.kube.client import KubeClient
-from tidegate.kube.errors import KubeError
+from tidegate.kube.errors import KubeError, UnauthorizedError
 from tidegate.kube.reflector import ReflectorSettings, reflecting
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.cluster]
@@ -130,6 +131,25 @@ async def test_refused_connections_are_survived(faulty, client, namespace):
         await faulty.refuse()
         await client.create(CONFIG_MAPS, config_map("a"))
         await faulty.accept()
+        await agree(cache, client, namespace)
+
+
+async def test_watch_goes_on_once_an_expired_token_is_replaced(api, client, namespace, tmp_path):
+    config = json.loads(api.kubeconfig.read_text())
+    token = config["users"][0]["user"].pop("token")
+    config["users"][0]["user"]["tokenFile"] = "token"
+    (tmp_path / "token").write_text("expired")
+    (tmp_path / "kubeconfig").write_text(json.dumps(config))
+    await client.create(CONFIG_MAPS, config_map("a"))
+    async with (
+        KubeClient.opened(kubeconfig=tmp_path / "kubeconfig") as late,
+        reflecting(late, CONFIG_MAPS, (namespace,), settings=QUICK) as cache,
+    ):
+        with pytest.raises(UnauthorizedError):
+            await late.list(CONFIG_MAPS, namespace)
+        assert not cache.is_synced
+        (tmp_path / "token").write_text(token)
+        await asyncio.wait_for(cache.synced(), 5)
         await agree(cache, client, namespace)
 
 
@@ -273,6 +293,6 @@ async def test_nothing_is_lost_or_brought_back_under_random_faults(faulty, clien
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", range(100, 130))
+@pytest.mark.parametrize("seed", range(100, 112))
 async def test_nothing_is_lost_or_brought_back_in_a_long_run(faulty, client, namespace, seed):
     await random_faults(faulty, client, namespace, seed, rounds=20)

@@ -15,7 +15,8 @@ from typing import Final, Protocol, Self
 import grpc
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from tidegate.cli.rollout.cluster_calls import CallError, ClusterCalls
+from tidegate.cli.rollout.cluster_calls import ClusterCalls
+from tidegate.cli.rollout.cluster_errors import CallError
 from tidegate.kube.client import KubeClient
 from tidegate.rollout.crd.command import CommandWord
 from tidegate.rollout.v1 import rollout_pb2
@@ -23,6 +24,8 @@ from tidegate.rollout.v1 import rollout_pb2
 __all__ = ["ClusterMessages", "ClusterService", "cluster_service"]
 
 _PAUSE_S: Final = 0.5
+# A person waits for each call.
+_DEADLINE_S: Final = 5.0
 
 
 class _Command(Protocol):
@@ -57,7 +60,10 @@ def cluster_service(kubeconfig: Path | None, context: str) -> Iterator["ClusterS
     """
     with start_blocking_portal() as portal:
         opening = KubeClient.opened(
-            kubeconfig=kubeconfig, context=context, user_agent="tidegate-cli"
+            kubeconfig=kubeconfig,
+            context=context,
+            user_agent="tidegate-cli",
+            deadline_s=_DEADLINE_S,
         )
         with portal.wrap_async_context_manager(opening) as client:
             service = ClusterService(portal, ClusterCalls(client), client.namespace)

@@ -62,13 +62,15 @@ class Attribution:
 
     def __init__(self) -> None:
         self.facts: dict[str, HostFacts] = {}
-        # By authority and route; the route is empty for all routes. The oldest come first.
+        # By authority and route; the route is empty for all routes. Those learned first come first.
         self._hosts: dict[tuple[str, str], str] = {}
 
     def learn(self, authority: str, route: str, host: str) -> None:
         """Notes a request whose cluster names its host."""
         for key in ((authority, base_of(route)), (authority, "")):
-            known = self._hosts.pop(key, None)
+            known = self._hosts.get(key)
+            if known == host:
+                continue
             if known is None and len(self._hosts) >= MAX_REMEMBERED:
                 del self._hosts[next(iter(self._hosts))]
             self._hosts[key] = host

@@ -18,7 +18,7 @@ for testers are known by their names.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import grpc
@@ -75,13 +75,13 @@ def _record(
         return PassedOver.INTERMEDIATE
     if record.cluster.startswith(_INBOUND):
         return _of_server(record, sender, attribution)
-    headers = {name: value for name, value in record.headers.items() if name != ATTEMPT_HEADER}
+    if ATTEMPT_HEADER in record.headers:
+        record = dataclasses.replace(record, headers=_of_caller(record.headers))
     if record.cluster and record.host not in _NO_HOSTS:
         attribution.learn(record.authority, record.route, record.host)
-        record = dataclasses.replace(record, headers=headers)
     else:
         host = attribution.host_of(record.authority, record.route, sender)
-        record = dataclasses.replace(record, headers=headers, host=host, subset="", port=None)
+        record = dataclasses.replace(record, host=host, subset="", port=None)
     return _with_timeout(record, attribution)
 
 
@@ -105,7 +105,7 @@ def _of_server(
     return dataclasses.replace(
         record,
         authority=authority,
-        headers={name: value for name, value in record.headers.items() if name != ATTEMPT_HEADER},
+        headers=_of_caller(record.headers),
         host=host,
         subset=version,
         route="",
@@ -113,6 +113,11 @@ def _of_server(
         mirrored=mirrored,
         server_side=True,
     )
+
+
+def _of_caller(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers without the one of the caller's proxy."""
+    return {name: value for name, value in headers.items() if name != ATTEMPT_HEADER}
 
 
 def _with_timeout(record: RequestRecord, attribution: Attribution) -> RequestRecord:

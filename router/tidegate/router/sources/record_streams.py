@@ -29,6 +29,7 @@ _log = get_logger(__name__)
 REROUTED_S: Final = 2.0
 """How long proxies take to send their log to another receiver, in seconds."""
 
+_NOT_YET: Final = "the records of requests are not watched yet"
 _FIRST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 10.0
 _RATE_OVER_S: Final = 30.0
@@ -86,15 +87,16 @@ class RecordStreams:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Reads records while the context is open."""
-        async with asyncio.TaskGroup() as self._tasks:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             for host in self._hosts.values():
-                host.follow(self._receivers, self._tasks)
+                host.follow(self._receivers, tasks)
             try:
                 yield self
             finally:
+                self._tasks = None
                 for host in self._hosts.values():
                     host.stop()
-        self._tasks = None
 
     def set_receivers(self, receivers: "Mapping[str, mesh_pb2_grpc.MeshServiceAsyncStub]") -> None:
         """Reads from these receivers from now on; streams to those that stay go on."""
@@ -164,8 +166,8 @@ class _HostStreams:
     ) -> None:
         for address in self._streams.keys() - receivers.keys():
             gone = self._streams.pop(address)
-            gone.stop()
             self.lose(gone.lost_for_good())
+            gone.stop()
         later = bool(self._read_before)
         for address, stub in receivers.items():
             stream = self._streams.get(address)
@@ -227,7 +229,7 @@ class _Stream:
         self._since_s = since_s
         self.stub = stub
         self.connected = asyncio.Event()
-        self.problem = "the records of requests are not watched yet"
+        self.problem = _NOT_YET
         self._host = host
         self._into = into
         self._task: asyncio.Task[None] | None = None
@@ -242,6 +244,8 @@ class _Stream:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self.connected.clear()
+        self.problem = _NOT_YET
 
     def lost_for_good(self) -> int:
         """How many records a receiver that has gone probably never sent."""

@@ -9,7 +9,7 @@ from tidegate.istio.shapes import HostName
 from tidegate.kube.cache import ObjectCache
 from tidegate.kube.resources import EndpointSlice, Manifest, Pod, Service, key_of
 from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost, destination_hosts
-from tidegate.traffic.router import TrafficError
+from tidegate.traffic.cluster.objects import LaggingError
 
 __all__ = [
     "DESTINATION_RULE_INDEXES",
@@ -100,13 +100,13 @@ class CachedObjects:
         """Returns what there is for a host; see `ClusterObjects`.
 
         Raises:
-            TrafficError: The cache does not show the last write in time.
+            LaggingError: The cache does not show the last write in time.
         """
         namespace = host.namespace
         if at_least and not await self.virtual_services.reaches(
             at_least, self.timeout_s, namespace
         ):
-            raise TrafficError(
+            raise LaggingError(
                 f"the API server has not shown the last write to a VirtualService of {namespace}"
                 f" within {self.timeout_s:g} s"
             )

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 
 from tidegate.kube.client import KubeClient
 from tidegate.rollout.spec.model import Rollout
-from tidegate.traffic.cluster.capacity import baseline_shortfall
 from tidegate.traffic.cluster.memory import RolloutMemory
 from tidegate.traffic.cluster.objects import ClusterObjects
 from tidegate.traffic.cluster.rollout_traffic import RolloutTraffic
@@ -56,19 +55,3 @@ class ClusterTraffic:
     def forget(self, key: str) -> None:
         """Drops what is known of a rollout that is gone."""
         self._memories.pop(key, None)
-
-    async def capacity_warning(self, rollout: Rollout) -> str:
-        """Says that the baseline could not take all traffic back; empty if it could.
-
-        Nothing keeps others from scaling the baseline down while a rollout runs. So the rollout
-        raises no share then, and whoever shows rollouts shows this text.
-
-        Raises:
-            TrafficError: The objects cannot be read.
-        """
-        view = await self.of(rollout).view()
-        recorded = view.recorded_capacity
-        if recorded is None or view.traffic.owner != rollout.key:
-            return ""
-        baseline = rollout.spec.baseline
-        return baseline_shortfall(baseline, view.count(baseline), recorded)

@@ -17,12 +17,17 @@ from tidegate.kube.resources import (
     Resource,
 )
 from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost
+from tidegate.traffic.router import TrafficError
 
-__all__ = ["ClusterObjects", "DirectObjects", "fetched"]
+__all__ = ["ClusterObjects", "DirectObjects", "LaggingError", "fetched"]
 
 T = TypeVar("T", bound=KubeObject)
 
 _SERVICE_NAME: Final = "kubernetes.io/service-name"
+
+
+class LaggingError(TrafficError):
+    """A cache does not show a write that this process has made."""
 
 
 class ClusterObjects(Protocol):
@@ -46,6 +51,7 @@ class ClusterObjects(Protocol):
             at_least: A resource version of a VirtualService that the answer must have seen.
 
         Raises:
+            LaggingError: The answer has not seen that version in time.
             KubeError: The API server does not answer, or refuses.
         """
         ...

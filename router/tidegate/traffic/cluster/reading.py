@@ -15,7 +15,7 @@ from tidegate.istio.virtual_service import VirtualService
 from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
 from tidegate.rollout.spec.model import Rollout, WriteMode
 from tidegate.rollout.traffic import HostTraffic, TrafficSplit
-from tidegate.traffic.cluster.capacity import EndpointCount, count_endpoints
+from tidegate.traffic.cluster.capacity import EndpointCount, baseline_shortfall, count_endpoints
 from tidegate.traffic.cluster.host_objects import HostObjects, ManifestParser, ServiceHost
 from tidegate.traffic.cluster.owned_objects import (
     CAPACITY_ANNOTATION,
@@ -103,11 +103,7 @@ class HostView:
     @property
     def recorded_capacity(self) -> int | None:
         """The Ready endpoints that the baseline had when the rollout began, if it has begun."""
-        if self.live is None:
-            return None
-        text = self.live.metadata.annotations.get(CAPACITY_ANNOTATION, "")
-        number = text.partition("=")[2]
-        return int(number) if number.isascii() and number.isdigit() else None
+        return None if self.live is None else _recorded_capacity(self.live)
 
 
 def written_name(rollout: Rollout, host: ServiceHost) -> str:
@@ -252,7 +248,27 @@ def _traffic(
             name for name, wanted in labels.items() if count_endpoints(objects, wanted).ready
         ),
         problem=problem,
+        warning=_warning(rollout, objects, labels, live),
     )
+
+
+def _warning(
+    rollout: Rollout,
+    objects: HostObjects,
+    labels: Mapping[str, Mapping[str, str]],
+    live: Manifest | None,
+) -> str:
+    """Says that the baseline could not take all traffic back; empty if it could."""
+    baseline = rollout.spec.baseline
+    recorded = _recorded_capacity(live) if live is not None and _is_owned(live, rollout) else None
+    if recorded is None or baseline not in labels:
+        return ""
+    return baseline_shortfall(baseline, count_endpoints(objects, labels[baseline]), recorded)
+
+
+def _recorded_capacity(live: Manifest) -> int | None:
+    number = live.metadata.annotations.get(CAPACITY_ANNOTATION, "").partition("=")[2]
+    return int(number) if number.isascii() and number.isdigit() else None
 
 
 def _labels(istio: IstioObjects) -> Mapping[str, Mapping[str, str]]:

@@ -26,7 +26,7 @@ from tidegate.traffic.cluster.host_objects import (
     service_host,
 )
 from tidegate.traffic.cluster.memory import InForce, RolloutMemory
-from tidegate.traffic.cluster.objects import fetched
+from tidegate.traffic.cluster.objects import LaggingError, fetched
 from tidegate.traffic.cluster.owned_objects import ROLLOUT_ANNOTATION, revision_of
 from tidegate.traffic.cluster.reading import (
     STICKY_PROBLEM,
@@ -123,34 +123,37 @@ class RolloutTraffic:
             self._memory.uid = ""
         return applied
 
-    async def view(self) -> HostView:
-        """Returns the host as the reader of objects knows it.
-
-        Raises:
-            TrafficError: The objects cannot be read.
-        """
-        where = self._service_host(self._rollout.spec.host)
-        with telling(f"read the traffic of {where.name}"):
-            return await self._known_view(where)
-
     def _service_host(self, host: str) -> ServiceHost:
         return service_host(host, self._rollout.metadata.namespace)
 
     async def _known_view(self, where: ServiceHost) -> HostView:
         """Returns the host as the reader of objects knows it, with the last write."""
         memory, rollout = self._memory, self._rollout
-        objects = await self._around.objects.of_host(
-            where,
-            name=written_name(rollout, where),
-            callers=callers_of(rollout, where),
-            at_least=memory.version,
-        )
+        name = written_name(rollout, where)
+        try:
+            objects = await self._around.objects.of_host(
+                where,
+                name=name,
+                callers=callers_of(rollout, where),
+                at_least=memory.version,
+            )
+        except LaggingError:
+            await self._look_for_lost_writes(where)
+            raise
         last = memory.view
         if last is not None and last[0] is rollout and last[1].objects.is_same(objects):
             return last[1]
         view = view_of(rollout, objects, self._around.parser)
         memory.view = (rollout, view)
         return view
+
+    async def _look_for_lost_writes(self, where: ServiceHost) -> None:
+        """Stops waiting for a write that the server has lost, as after a restore of its store."""
+        memory = self._memory
+        name = memory.view[1].name if memory.view else written_name(self._rollout, where)
+        found = await fetched(self._around.client, VIRTUAL_SERVICES, name, where.namespace)
+        if found is not None and found.version < int(memory.version):
+            memory.version = ""
 
     async def _fresh_view(self, where: ServiceHost) -> HostView:
         """Returns the host with the objects that are to be written as the API server has them.

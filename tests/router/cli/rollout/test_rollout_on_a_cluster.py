@@ -3,9 +3,11 @@
 import functools
 import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -23,6 +25,7 @@ from tidegate.rollout.spec.reading import dump, read_rollouts
 
 pytestmark = pytest.mark.cluster
 
+ROOT = Path(__file__).parents[4]
 _numbers = itertools.count()
 
 
@@ -288,6 +291,59 @@ def test_a_cluster_without_the_crd_says_what_is_missing(api, rollout):
         api.kubectl("wait", "--for=condition=Established", "crd/rollouts.tidegate.dev")
     assert done.code == 1
     assert "the cluster has no rollouts yet: `kubectl apply --server-side -f` the CRD" in done.err
+
+
+@pytest.fixture
+def user(api, tmp_path):
+    """Gives the kubeconfig of a user with the Role of the docs, or with other verbs."""
+    text = (ROOT / "docs/rollout-resource.md").read_text()
+    (block,) = re.findall(r"```yaml\n(apiVersion: rbac.*?)```", text, flags=re.DOTALL)
+
+    def made(*verbs):
+        name = f"user-{next(_numbers)}"
+        role = yaml.safe_load(block)
+        role["metadata"]["name"] = name
+        role["rules"][0]["verbs"] = list(verbs) or role["rules"][0]["verbs"]
+        api.kubectl("apply", "-f", "-", stdin=json.dumps(role))
+        api.kubectl("create", "serviceaccount", name)
+        account = f"--serviceaccount={NAMESPACE}:{name}"
+        api.kubectl("create", "rolebinding", name, f"--role={name}", account)
+        config = json.loads(api.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": api.kubectl("create", "token", name).strip()}
+        config["contexts"][0]["context"]["namespace"] = NAMESPACE
+        path = tmp_path / name
+        path.write_text(json.dumps(config))
+        return path
+
+    return made
+
+
+def test_the_role_of_the_docs_is_enough_for_every_command(router, tidegate, write, user):
+    path = user()
+
+    def run(command, *arguments):
+        done = tidegate("rollout", command, *arguments, "--kubeconfig", path)
+        assert done.code == 0, done
+        return done
+
+    run("apply", "-f", write(manual()))
+    router.until(waits, "models/vision")
+    assert "vision" in run("list").out
+    run("get", "vision")
+    run("pause", "vision")
+    run("resume", "vision")
+    run("abort", "vision")
+    router.until(lambda each: each.status.phase is Phase.ABORTED, "models/vision")
+    run("watch", "vision")
+    run("delete", "vision")
+
+
+def test_a_user_without_a_right_is_told_which(router, tidegate, write, user):
+    path = user("get", "list", "watch")
+    done = tidegate("rollout", "apply", "-f", write(manual()), "--kubeconfig", path)
+    assert done.code == 1
+    assert 'cannot patch resource "rollouts" in API group "tidegate.dev"' in done.err
+    assert "there is no rollout" in tidegate("rollout", "list", "--kubeconfig", path).out
 
 
 def test_only_an_option_means_a_cluster(api, tidegate, tmp_path):

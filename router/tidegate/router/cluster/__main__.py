@@ -1,0 +1,177 @@
+"""``python -m tidegate.router.cluster``: starts the router of a cluster.
+
+Every replica receives access logs. One leads, and runs the rollouts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from tidegate.chassis.server import run
+from tidegate.errors import TidegateError
+from tidegate.kube.client import KubeClient
+from tidegate.kube.lease import LeaseElector, LeaseLostError
+from tidegate.kube.lease_record import LeaseSettings
+from tidegate.router.cluster.caches import following, replica_addresses
+from tidegate.router.cluster.leading import run_rollouts
+from tidegate.router.cluster.log_facts import keep_facts
+from tidegate.router.cluster.settings import ClusterSettings
+from tidegate.router.istio_log.istio_log import IstioLog
+from tidegate.runtime.logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc
+
+    from tidegate.chassis.health import Health
+    from tidegate.router.cluster.caches import Caches
+
+__all__ = ["ClusterApplication", "main"]
+
+_log = get_logger(__name__)
+
+_RETRY_S: Final = 1.0
+
+
+class ClusterApplication:
+    """Everything that one replica of the router serves.
+
+    It is ready once it knows the cluster's objects. The drain ends its lead first, so that another
+    replica leads while this one still receives access logs.
+
+    Args:
+        settings: The router's settings.
+    """
+
+    service_names = IstioLog.service_names
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._settings = settings
+        self._access_log = IstioLog()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the access log service and the method that other replicas read it by."""
+        self._access_log.register(server)
+
+    @asynccontextmanager
+    async def run(self, health: Health) -> AsyncIterator[None]:
+        """Competes for the lead, and runs the rollouts while this replica leads."""
+        settings, log = self._settings, self._access_log
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(
+                KubeClient.opened(
+                    kubeconfig=settings.kubeconfig,
+                    context=settings.context,
+                    namespace=settings.own_namespace,
+                    user_agent="tidegate-router",
+                )
+            )
+            caches = await stack.enter_async_context(
+                following(
+                    client, settings.namespaces, settings.own_namespace, settings.peers_service
+                )
+            )
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            await caches.synced()
+            competing = tasks.create_task(self._compete(client, caches))
+            working = (competing, tasks.create_task(keep_facts(log, caches.traffic)))
+            for each in working:
+                stack.callback(each.cancel)
+            health.set_all(True)
+            draining = tasks.create_task(self._leave_at_drain(health, competing))
+            stack.callback(draining.cancel)
+            yield
+
+    async def _compete(self, client: KubeClient, caches: Caches) -> None:
+        """Leads whenever this replica has the lease."""
+        settings = self._settings
+        elector = LeaseElector(
+            client,
+            settings.lease,
+            identity=settings.identity,
+            namespace=settings.own_namespace,
+            settings=lease_settings(settings.lease_duration_s),
+        )
+        fenced = client.fenced(lambda: elector.is_leader)
+        while True:
+            try:
+                await elector.run(lambda: self._lead(fenced, caches))
+            except LeaseLostError as error:
+                _log.warning("leads no more", reason=str(error))
+            except TidegateError as error:
+                _log.warning("cannot lead", reason=str(error), retry_in_s=_RETRY_S)
+            except BaseExceptionGroup as errors:
+                expected, faults = errors.split(TidegateError)
+                if faults is not None:
+                    raise faults from None
+                _log.warning("cannot lead", reason=str(expected), retry_in_s=_RETRY_S)
+            await asyncio.sleep(_RETRY_S)
+
+    async def _lead(self, client: KubeClient, caches: Caches) -> None:
+        log = self._access_log
+        async with log.reading(), asyncio.TaskGroup() as tasks:
+            following_replicas = tasks.create_task(self._follow_replicas(caches))
+            try:
+                await run_rollouts(client, caches, log, self._settings)
+            finally:
+                following_replicas.cancel()
+
+    async def _follow_replicas(self, caches: Caches) -> None:
+        """Has the access logs of all replicas read."""
+        settings, log = self._settings, self._access_log
+        own = f"{_reachable(settings.host)}:{settings.grpc_port}"
+        if caches.replicas is None:
+            await log.set_receivers((own,))
+            return
+        changed = asyncio.Event()
+        end = caches.replicas.on_change(lambda *_: changed.set())
+        try:
+            while True:
+                addresses = replica_addresses(caches.replicas.all(), settings.grpc_port)
+                await log.set_receivers(addresses or (own,))
+                await changed.wait()
+                changed.clear()
+        finally:
+            end()
+
+    async def _leave_at_drain(self, health: Health, competing: asyncio.Task[None]) -> None:
+        async for serving in health.watch(self.service_names[0]):
+            if not serving:
+                competing.cancel()
+                await asyncio.wait({competing})
+                # The next leader asks this replica for the requests that it has not counted.
+                await asyncio.sleep(self._settings.drain_delay_s)
+                self._access_log.shut_down()
+                return
+
+
+def lease_settings(duration_s: float) -> LeaseSettings:
+    """Returns the times of a lease in the proportions of Kubernetes' own controllers.
+
+    Args:
+        duration_s: How long the lease lasts after a renewal.
+    """
+    return LeaseSettings(
+        duration_s=round(duration_s),
+        renew_deadline_s=duration_s * 2 / 3,
+        retry_s=min(2.0, duration_s / 7.5),
+    )
+
+
+def _reachable(host: str) -> str:
+    """An address of this machine at which a server that listens on `host` is reached."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared only
+
+
+def main() -> int:
+    """Runs the router until it is told to stop; returns the exit status."""
+    settings = ClusterSettings.from_command_line()
+    return run(ClusterApplication, settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

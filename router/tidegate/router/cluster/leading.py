@@ -1,0 +1,86 @@
+"""What the leading replica does: it runs the rollouts of the cluster."""
+
+import asyncio
+
+from tidegate.errors import TidegateError
+from tidegate.kube.cache import ALL_NAMESPACES
+from tidegate.kube.client import KubeClient
+from tidegate.kube.events import EventRecorder
+from tidegate.rollout.spec.model import EvidenceFrom, Rollout
+from tidegate.router.cluster.caches import Caches
+from tidegate.router.cluster.event_reporting import report_events
+from tidegate.router.cluster.rollout_objects import RolloutObjects
+from tidegate.router.cluster.settings import ClusterSettings
+from tidegate.router.crd_store import CrdStore
+from tidegate.router.istio_log.istio_log import IstioLog
+from tidegate.router.metrics import publishing
+from tidegate.router.reconciler import reconciling
+from tidegate.router.sources.prometheus import PrometheusSource
+from tidegate.router.sources.source import TrafficSource
+from tidegate.router.surroundings import LoopSettings
+from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
+from tidegate.traffic.cluster.surroundings import ClusterTrafficSettings
+
+__all__ = ["TakenError", "run_rollouts"]
+
+
+class TakenError(TidegateError):
+    """Another controller writes the statuses of rollouts, so this one must load them anew."""
+
+
+async def run_rollouts(
+    client: KubeClient,
+    caches: Caches,
+    log: IstioLog,
+    settings: ClusterSettings,
+) -> None:
+    """Runs the rollouts until the task is cancelled.
+
+    Args:
+        client: The API server. It refuses writes once this replica does not lead any more.
+        caches: The objects that the router follows.
+        log: The access log of the mesh, which is being read.
+        settings: The router's settings.
+
+    Raises:
+        TakenError: Another controller writes statuses too.
+        StoreError: The rollouts cannot be loaded.
+    """
+    namespaces = tuple(settings.namespaces) or (ALL_NAMESPACES,)
+    store = CrdStore(client, caches.rollouts, settings.identity, namespaces)
+    traffic = ClusterTraffic(
+        *(client, caches.traffic, log.observer),
+        ClusterTrafficSettings(settle_s=settings.settle_s),
+    )
+    async with PrometheusSource().running() as prometheus:
+
+        def source_of(rollout: Rollout) -> TrafficSource:
+            counted = rollout.spec.evidence.source is EvidenceFrom.PROMETHEUS
+            return prometheus if counted else log.source
+
+        async with (
+            reconciling(
+                *(traffic.of, source_of, store),
+                settings=LoopSettings(
+                    evaluate_interval_s=settings.evaluate_interval_s,
+                    evidence_interval_s=settings.evidence_interval_s,
+                    read_timeout_s=settings.read_timeout_s,
+                    apply_timeout_s=settings.apply_timeout_s,
+                    prometheus_url=settings.prometheus_url,
+                ),
+            ) as reconciler,
+            EventRecorder.opened(
+                client, controller="tidegate.dev/router", instance=settings.identity
+            ) as recorder,
+        ):
+            objects = RolloutObjects(client, caches.rollouts, store, reconciler, traffic.of)
+            with publishing(reconciler.registry):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(objects.follow())
+                    tasks.create_task(report_events(reconciler.registry, caches.rollouts, recorder))
+                    tasks.create_task(_end_if_taken(store))
+
+
+async def _end_if_taken(store: CrdStore) -> None:
+    await store.taken()
+    raise TakenError("another controller writes the statuses of rollouts; they are loaded anew")

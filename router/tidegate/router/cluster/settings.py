@@ -1,0 +1,92 @@
+"""The settings of the router on a cluster."""
+
+import socket
+from pathlib import Path
+
+from pydantic import Field
+
+from tidegate.chassis.settings import ChassisSettings
+
+__all__ = ["ClusterSettings"]
+
+
+class ClusterSettings(ChassisSettings):
+    """Settings of the router on a cluster, beyond those of every server."""
+
+    service_name: str = Field(
+        "tidegate-router", min_length=1, description="Name in traces and logs (service.name)."
+    )
+    grpc_port: int = Field(
+        9001,
+        ge=0,
+        le=65535,
+        description="Port for the proxies' access logs, and for the other replicas, which read them"
+        " here; 0 takes a free one (see port_file).",
+    )
+    kubeconfig: Path | None = Field(
+        None,
+        description="Kubeconfig file, for a router outside the cluster. Unset uses the service"
+        " account of its Pod.",
+    )
+    context: str = Field(
+        "", description="Context of the kubeconfig; its current context unless given."
+    )
+    namespaces: list[str] = Field(
+        default_factory=list,
+        description="Namespaces with rollouts, separated by commas. Empty means all, which needs a"
+        " ClusterRole in place of Roles.",
+    )
+    own_namespace: str = Field(
+        "tidegate-system",
+        min_length=1,
+        description="Namespace of the router's lease and of its Service.",
+    )
+    identity: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        description="Name of this replica in the lease; its Pod's name.",
+    )
+    lease: str = Field("tidegate-router", min_length=1, description="Name of the lease.")
+    lease_duration_s: float = Field(
+        15.0,
+        ge=1,
+        le=3600,
+        description="How long the lease of a leader lasts that has vanished. A leader that shuts"
+        " down gives it back at once.",
+    )
+    peers_service: str = Field(
+        "tidegate-router",
+        description="Headless Service of the router's replicas; the leader reads the access logs of"
+        " all of them. Empty if there is one replica only.",
+    )
+    prometheus_url: str = Field(
+        "",
+        description="Address of Prometheus, for rollouts that take evidence from it and name none"
+        " themselves; empty for none.",
+    )
+    evaluate_interval_s: float = Field(
+        1.0, ge=0.05, le=3600, description="How often each rollout is evaluated."
+    )
+    evidence_interval_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        description="How often evidence is written to the Rollout when it decides nothing. A crash"
+        " costs at most the evidence of this time; decisions are always written first.",
+    )
+    settle_s: float = Field(
+        5.0,
+        gt=0,
+        le=300,
+        description="After how long a written split is taken to be in force although no request"
+        " shows it, and how long a new subset exists before it gets requests.",
+    )
+    read_timeout_s: float = Field(
+        5.0, gt=0, le=300, description="How long the traffic of a host may take to be read."
+    )
+    apply_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        le=86400,
+        description="How long a split may take to come into force before that counts as failed.",
+    )
