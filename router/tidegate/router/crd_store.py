@@ -264,7 +264,7 @@ class CrdStore:
         try:
             return await self._client.get(ROLLOUTS, name, namespace)
         except NotFoundError as error:
-            raise StoreError(f"the Rollout {key} is gone, so its status cannot be kept") from error
+            raise _gone(key) from error
         except KubeError as error:
             raise StoreError(f"the status of {key} cannot be read: {error}") from error
 
@@ -294,9 +294,7 @@ class CrdStore:
                 manifest = await self._read(key)
                 self._check(key, kept, manifest)
             except NotFoundError as error:
-                raise StoreError(
-                    f"the Rollout {key} is gone, so its status cannot be kept"
-                ) from error
+                raise _gone(key) from error
             except KubeError as error:
                 raise StoreError(f"the status of {key} cannot be written: {error}") from error
             else:
@@ -361,6 +359,10 @@ class CrdStore:
             },
             "status": status,
         }
+
+
+def _gone(key: str) -> StoreError:
+    return StoreError(f"the Rollout {key} is gone, so its status cannot be kept")
 
 
 def _kept_of(manifest: Manifest) -> _Kept:

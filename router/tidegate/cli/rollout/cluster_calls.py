@@ -7,25 +7,22 @@ what. A command becomes an annotation, and the router's answer comes in the stat
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
 import msgspec
 
+from tidegate.cli.rollout.cluster_errors import (
+    CallError,
+    absent,
+    call_error,
+    is_unknown_resource,
+    own_errors,
+)
 from tidegate.cli.rollout.cluster_messages import object_message, state_of
 from tidegate.kube.client import KubeClient
-from tidegate.kube.errors import (
-    ConflictError,
-    ForbiddenError,
-    GoneError,
-    InvalidError,
-    KubeError,
-    NotFoundError,
-    ThrottledError,
-    UnauthorizedError,
-    UnreachableError,
-)
+from tidegate.kube.errors import GoneError, KubeError, NotFoundError, UnreachableError
 from tidegate.kube.resources import ROLLOUTS, Manifest
 from tidegate.kube.watching import EventType
 from tidegate.rollout.crd.command import (
@@ -42,33 +39,11 @@ from tidegate.rollout.messages import event_message, rollout_message, rollout_of
 from tidegate.rollout.spec.faults import SpecError
 from tidegate.rollout.v1 import rollout_pb2
 
-__all__ = ["CallError", "ClusterCalls"]
+__all__ = ["ClusterCalls"]
 
 _MANAGER: Final = "tidegate"
 _ANSWER_S: Final = 30.0
 _RETRY_S: Final = 1.0
-
-
-class CallError(grpc.RpcError):
-    """A call failed; it has what an error of gRPC has.
-
-    Args:
-        code: The status code that the router's service would give.
-        details: What went wrong and what to do.
-    """
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self._code = code
-        self._details = details
-
-    def code(self) -> grpc.StatusCode:
-        """Returns the status code."""
-        return self._code
-
-    def details(self) -> str:
-        """Returns what went wrong."""
-        return self._details
 
 
 class ClusterCalls:
@@ -101,7 +76,7 @@ class ClusterCalls:
         metadata |= {"annotations": named.annotations} if named.annotations else {}
         spec = rollout.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         body = {"metadata": metadata, "spec": spec}
-        with _own_errors():
+        with own_errors():
             before = await self._existing(named.name, namespace)
             after = await self._client.apply(
                 ROLLOUTS, body, manager=_MANAGER, dry_run=request.dry_run
@@ -129,7 +104,7 @@ class ClusterCalls:
         Raises:
             CallError: The API server does not give them.
         """
-        with _own_errors():
+        with own_errors():
             listed = await self._client.list(ROLLOUTS, request.namespace or self._client.namespace)
         found = sorted(listed.items, key=lambda each: each.key)
         return rollout_pb2.ListResponse(rollouts=map(_message, found))
@@ -149,7 +124,7 @@ class ClusterCalls:
                 " has ended",
             )
         metadata = manifest.metadata
-        with _own_errors():
+        with own_errors():
             await self._client.delete(ROLLOUTS, metadata.name, metadata.namespace, uid=metadata.uid)
         return rollout_pb2.DeleteResponse()
 
@@ -193,13 +168,13 @@ class ClusterCalls:
             id=str(uuid.uuid4()), kind=word, reason=reason[:MOST_WORDS], stage=stage
         )
         patch = {"metadata": {"annotations": {COMMAND_ANNOTATION: command_text(command)}}}
-        with _own_errors():
+        with own_errors():
             try:
                 given = await self._client.merge(ROLLOUTS, name, namespace, patch, manager=_MANAGER)
             except NotFoundError as error:
-                if _is_unknown_resource(error):
+                if is_unknown_resource(error):
                     raise
-                raise _absent(name, namespace) from error
+                raise absent(name, namespace) from error
         try:
             async with asyncio.timeout(self._answer_s):
                 answered, answer = await self._answered(given, command.id)
@@ -233,7 +208,7 @@ class ClusterCalls:
             await self._find(request.name, namespace)
         seen: dict[str, int] = {}
         while True:
-            with _own_errors():
+            with own_errors():
                 listed = await self._client.list(ROLLOUTS, namespace, field_selector=selector)
             found = {each.key for each in listed.items}
             for gone in seen.keys() - found:
@@ -273,7 +248,7 @@ class ClusterCalls:
             await asyncio.sleep(_RETRY_S)
             return False
         except KubeError as error:
-            raise _call_error(error) from error
+            raise call_error(error) from error
 
     async def _answered(self, given: Manifest, identity: str) -> tuple[Manifest, CommandAnswer]:
         """Waits for the answer to a command.
@@ -305,7 +280,7 @@ class ClusterCalls:
             resource_version=metadata.resource_version,
             field_selector=f"metadata.name={metadata.name}",
         )
-        with _own_errors():
+        with own_errors():
             try:
                 async with contextlib.aclosing(events):
                     async for event in events:
@@ -317,31 +292,19 @@ class ClusterCalls:
 
     async def _find(self, name: str, namespace: str) -> Manifest:
         namespace = namespace or self._client.namespace
-        with _own_errors():
+        with own_errors():
             found = await self._existing(name, namespace)
         if found is None:
-            raise _absent(name, namespace)
+            raise absent(name, namespace)
         return found
 
     async def _existing(self, name: str, namespace: str) -> Manifest | None:
         try:
             return await self._client.get(ROLLOUTS, name, namespace)
         except NotFoundError as error:
-            if _is_unknown_resource(error):
+            if is_unknown_resource(error):
                 raise
             return None
-
-
-def _is_unknown_resource(error: NotFoundError) -> bool:
-    """Whether the server knows no rollouts at all; otherwise it names the one that it lacks."""
-    return '" not found' not in error.said
-
-
-def _absent(name: str, namespace: str) -> CallError:
-    return CallError(
-        grpc.StatusCode.NOT_FOUND,
-        f"there is no rollout {namespace}/{name}; `tidegate rollout list` shows them",
-    )
 
 
 def _message(manifest: Manifest) -> rollout_pb2.Rollout:
@@ -373,38 +336,3 @@ def _removed(key: str, seen: dict[str, int]) -> rollout_pb2.WatchResponse:
     namespace, _, name = key.partition("/")
     metadata = rollout_pb2.Metadata(namespace=namespace, name=name)
     return rollout_pb2.WatchResponse(rollout=rollout_pb2.Rollout(metadata=metadata), removed=True)
-
-
-_CODES: Final[tuple[tuple[type[KubeError], grpc.StatusCode], ...]] = (
-    (NotFoundError, grpc.StatusCode.NOT_FOUND),
-    (ConflictError, grpc.StatusCode.FAILED_PRECONDITION),
-    (InvalidError, grpc.StatusCode.INVALID_ARGUMENT),
-    (UnauthorizedError, grpc.StatusCode.UNAUTHENTICATED),
-    (ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
-    (ThrottledError, grpc.StatusCode.UNAVAILABLE),
-    (UnreachableError, grpc.StatusCode.UNAVAILABLE),
-)
-
-
-@contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
-    """Turns errors of the API server into those of a call."""
-    try:
-        yield
-    except KubeError as error:
-        raise _call_error(error) from error
-
-
-def _call_error(error: KubeError) -> CallError:
-    code = next(
-        (code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL
-    )
-    words = str(error)
-    if isinstance(error, NotFoundError) and _is_unknown_resource(error):
-        words += "; the cluster has no rollouts yet: `kubectl apply --server-side -f` the CRD"
-    elif isinstance(error, ConflictError):
-        words += (
-            "; change the rollout with the tool that owns it, or take it over with `kubectl apply"
-            " --server-side --force-conflicts`"
-        )
-    return CallError(code, words)

@@ -15,7 +15,8 @@ from typing import Final, Protocol, Self
 import grpc
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from tidegate.cli.rollout.cluster_calls import CallError, ClusterCalls
+from tidegate.cli.rollout.cluster_calls import ClusterCalls
+from tidegate.cli.rollout.cluster_errors import CallError
 from tidegate.kube.client import KubeClient
 from tidegate.rollout.crd.command import CommandWord
 from tidegate.rollout.v1 import rollout_pb2

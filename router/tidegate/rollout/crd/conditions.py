@@ -5,6 +5,7 @@ rollout is ready when it has ended well, and stalled when it has ended badly or 
 other conditions answer one question each.
 """
 
+import datetime as dt
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,16 @@ from typing import Any, Final
 
 from tidegate.evidence.assessment import ObjectiveAssessment, Verdict
 from tidegate.evidence.plan import Importance
-from tidegate.rollout.crd.instants import instant_text
 from tidegate.rollout.engine.status import ENDED, PauseCause, Phase, RolloutStatus
 
-__all__ = ["Condition", "ConditionType", "conditions_of", "merged", "verdict_of"]
+__all__ = [
+    "Condition",
+    "ConditionType",
+    "conditions_of",
+    "instant_text",
+    "merged",
+    "verdict_of",
+]
 
 
 class ConditionType(enum.StrEnum):
@@ -139,6 +146,18 @@ def merged(
             }
         )
     return found
+
+
+def instant_text(time_s: float, decimals: int = 6) -> str:
+    """Returns a time as Kubernetes writes it, such as ``2026-05-01T12:00:00.250000Z``.
+
+    Args:
+        time_s: The time, in seconds since the epoch.
+        decimals: 6 for microseconds, 0 for seconds.
+    """
+    moment = dt.datetime.fromtimestamp(time_s, dt.UTC)
+    kind = "microseconds" if decimals else "seconds"
+    return moment.replace(tzinfo=None).isoformat(timespec=kind) + "Z"
 
 
 def verdict_of(status: RolloutStatus) -> str:

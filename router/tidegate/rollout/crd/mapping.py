@@ -6,6 +6,7 @@ controller that starts goes on with that one, also if the spec was edited while 
 """
 
 import dataclasses
+import datetime as dt
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,13 @@ import msgspec
 
 from tidegate.evidence.assessment import Verdict
 from tidegate.rollout.crd.command import CommandAnswer
-from tidegate.rollout.crd.conditions import ConditionType, conditions_of, merged, verdict_of
-from tidegate.rollout.crd.instants import instant_of, instant_text
+from tidegate.rollout.crd.conditions import (
+    ConditionType,
+    conditions_of,
+    instant_text,
+    merged,
+    verdict_of,
+)
 from tidegate.rollout.crd.packing import (
     DamagedStateError,
     EngineState,
@@ -316,7 +322,7 @@ def _event_values(event: Event) -> dict[str, Any]:
 def _event_of(values: Mapping[str, Any]) -> Event:
     return Event(
         number=int(values["number"]),
-        time_s=instant_of(values["time"]),
+        time_s=dt.datetime.fromisoformat(values["time"]).timestamp(),
         kind=EventKind(values["kind"]),
         message=values["message"],
         numbers={key: float(each) for key, each in values.get("numbers", {}).items()},
