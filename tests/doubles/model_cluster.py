@@ -5,6 +5,7 @@ The candidate's faults come from an EnvoyFilter on its sidecar, so both servers 
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ OWN = "tidegate-system"
 ROUTERS = 2
 ENDED = ("Promoted", "Aborted", "Completed", "Refused", "Superseded")
 ENVOY_FILTERS = Resource("networking.istio.io", "v1alpha3", "envoyfilters", "EnvoyFilter", Manifest)
+_OURS = {"app.kubernetes.io/managed-by": "tidegate"}
 _MODELS_S = 180.0
 _WAIT_S = 60.0
 _HCM = (
@@ -68,19 +70,31 @@ class ModelCluster:
         async with KubeClient.opened(kubeconfig=cluster.kubeconfig) as client:
             yield cls(cluster, client, int(address.rpartition(":")[2]))
 
-    async def set_weights(self, **weights):
-        """Gives Git's objects back their routes, with these weights."""
-        for each in documents("mesh/istio/base/traffic/vision.yaml"):
-            each["metadata"]["annotations"] = {}
-            if each["kind"] == "VirtualService":
-                for route in each["spec"]["http"][0]["route"]:
-                    route["weight"] = weights.get(route["destination"]["subset"], 0)
-                resource = VIRTUAL_SERVICES
-            else:
-                resource = DESTINATION_RULES
+    async def start_over(self, way="patch"):
+        """Gives all calls to v1, by objects that suit a way of writing traffic."""
+        for name in ("vision", "vision-rollout"):
             with contextlib.suppress(NotFoundError):
-                await self.client.delete(resource, each["metadata"]["name"], NAMESPACE)
-            await self.client.apply(resource, each, manager="git", force=True)
+                await self.client.delete(VIRTUAL_SERVICES, name, NAMESPACE)
+        service, rule = documents("mesh/istio/base/traffic/vision.yaml")
+        (route,) = service["spec"]["http"]
+        for each in route["route"]:
+            each["weight"] = 100 * (each["destination"]["subset"] == "v1")
+        if way == "delegate":
+            # First what is delegated to: istiod drops routes that delegate to nothing.
+            delegate = copy.deepcopy(service)
+            delegate["metadata"] = {"name": "vision-rollout", "labels": _OURS}
+            delegate["spec"] = {"http": [{"route": route["route"]}]}
+            await self._apply(VIRTUAL_SERVICES, delegate)
+            named = {"name": "vision-rollout", "namespace": NAMESPACE}
+            service["spec"]["http"] = [{"name": "vision", "delegate": named}]
+        elif way == "own":
+            service["metadata"]["labels"] = _OURS
+        await self._apply(VIRTUAL_SERVICES, service)
+        await self._apply(DESTINATION_RULES, rule)
+
+    async def _apply(self, resource, body):
+        body["metadata"]["namespace"] = NAMESPACE
+        await self.client.apply(resource, body, manager="git", force=True)
 
     async def weights(self, name="vision"):
         """The shares in a VirtualService, by subset, without zeros."""
