@@ -1,10 +1,14 @@
 """Shifts by hand on a real API server: what `tidegate shift` and `tidegate mesh reset` call."""
 
+import asyncio
+
 import pytest
 import pytest_asyncio
 from cluster_host import split
 from cluster_objects import destination_rule, to, virtual_service
+from typer.testing import CliRunner
 
+from tidegate.cli.main import app
 from tidegate.istio.editing.shifts import Shift, header_condition, sticky_source
 from tidegate.traffic.cluster.shifting import SHIFT_ANNOTATION, reset_shifts, shift_traffic
 from tidegate.traffic.router import TrafficError
@@ -121,6 +125,38 @@ async def test_a_sticky_shift_is_refused(host):
     change = Shift(host="vision", weights={"v2": 10}, sticky=sticky_source("header:x-user"))
     with pytest.raises(TrafficError, match="Istio cannot keep users on one version"):
         await shift_traffic(host.client, host.namespace, change)
+
+
+async def command(api, *arguments):
+    """Runs a command on the cluster; returns its status and its output."""
+    asked = (*arguments, "--kubeconfig", str(api.kubeconfig))
+    result = await asyncio.to_thread(CliRunner().invoke, app, asked)
+    return result.exit_code, result.output, result.exception
+
+
+async def test_the_commands_shift_and_reset(api, host):
+    where = ("--namespace", host.namespace)
+    shown = await command(api, "shift", "vision", "v2=10", "--dry-run", *where)
+    assert shown[0] == 0
+    assert "+    weight: 10" in shown[1]
+    assert await host.weights() == {"v1": 100}
+    done = await command(api, "shift", "vision", "v2=10", *where)
+    assert done[:2] == (0, f"shifted VirtualService {host.namespace}/vision\n")
+    assert await host.weights() == {"v2": 10, "v1": 90}
+    again = await command(api, "shift", "vision", "v2=10", *where)
+    assert again[:2] == (0, "it was in effect already\n")
+    wrong = await command(api, "shift", "vision", "v9=10", *where)
+    assert isinstance(wrong[2], TrafficError)
+    back = await command(api, "mesh", "reset", *where)
+    assert back[:2] == (0, f"reset VirtualService {host.namespace}/vision\n")
+    assert (await host.service()).spec == GIT["spec"]
+
+
+@pytest.mark.parametrize("option", [("--address", "127.0.0.1:1"), ("--deadline", "1s")])
+async def test_options_of_a_laptop_are_refused_on_a_cluster(api, option):
+    status, output, _ = await command(api, "shift", "vision", "v2=10", *option)
+    assert status == 2
+    assert f"{option[0]} has no meaning on a cluster" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(

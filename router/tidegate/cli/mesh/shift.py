@@ -1,13 +1,17 @@
 """``tidegate shift`` and ``tidegate mesh reset``: move traffic between versions, and back again.
 
 The controller makes the change. The command requests it, shows each stage as it happens, and
-returns when every live proxy has acknowledged the change.
+returns when every live proxy has acknowledged the change. With ``--context`` or ``--kubeconfig`` it
+changes the objects of a cluster at its API server instead.
 """
 
+import importlib
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Final
 
 import typer
@@ -15,6 +19,7 @@ from google.protobuf import json_format
 from rich.console import Console
 
 from tidegate.cli.console import exit_on_interrupt
+from tidegate.cli.groups import MissingExtraError
 from tidegate.cli.mesh.client import AddressOption, mesh_service
 from tidegate.cli.mesh.shift_view import ShiftView
 from tidegate.client import TidegateRpcError
@@ -47,6 +52,33 @@ _Deadline = Annotated[
         "--deadline",
         help="How long each stage may take before the change is rolled back: 500ms, 30s, 2m.",
         show_default="that of the controller, 30s",
+    ),
+]
+_Context = Annotated[
+    str,
+    typer.Option(
+        "--context",
+        help="A cluster: this context of the kubeconfig.",
+        show_default=False,
+        metavar="CONTEXT",
+    ),
+]
+_Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--kubeconfig",
+        help="A cluster: this kubeconfig, with its current context or --context.",
+        show_default=False,
+        metavar="FILE",
+    ),
+]
+_Namespace = Annotated[
+    str,
+    typer.Option(
+        "--namespace",
+        "-n",
+        help="The namespace on a cluster. Default: that of the context.",
+        show_default=False,
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, one event a line.")]
@@ -94,16 +126,23 @@ def shift(
     deadline: _Deadline = "",
     as_json: _Json = False,
     address: AddressOption = None,
+    context: _Context = "",
+    kubeconfig: _Kubeconfig = None,
+    namespace: _Namespace = "",
 ) -> None:
     """Move traffic between versions of a host; returns when every proxy has acknowledged it.
 
     The files of objects stay as they are. The shift is kept apart from them, over restarts too,
-    until `tidegate mesh reset` or an edit of the same lines.
+    until `tidegate mesh reset` or an edit of the same lines. On a cluster the VirtualServices are
+    changed, and the command returns once the API server has the change.
 
     The exit status is 1 if the shift cannot be made; everything is then as it was before.
     """
     request = _request(host, weights or [], match or [], sticky, mirror or [])
     request.dry_run, request.force = dry_run, force
+    if _is_cluster(context, kubeconfig, namespace, address, deadline):
+        _cluster_shift().shift_on_cluster(request, kubeconfig, context, namespace, as_json=as_json)
+        return
     _set_deadline(request, deadline)
     _follow(lambda mesh: mesh.Shift(request), address, _goes_on("shift", dry_run), as_json=as_json)
 
@@ -114,17 +153,52 @@ def reset(
     deadline: _Deadline = "",
     as_json: _Json = False,
     address: AddressOption = None,
+    context: _Context = "",
+    kubeconfig: _Kubeconfig = None,
+    namespace: _Namespace = "",
 ) -> None:
     """Undo every shift: traffic goes again as the files of objects say.
 
     The exit status is 1 if the reset cannot be made; everything is then as it was before.
     """
+    if _is_cluster(context, kubeconfig, namespace, address, deadline):
+        _cluster_shift().reset_on_cluster(
+            *(kubeconfig, context, namespace), force=force, dry_run=dry_run, as_json=as_json
+        )
+        return
     request = mesh_pb2.ResetRequest(dry_run=dry_run, force=force)
     _set_deadline(request, deadline)
     goes_on = _goes_on("reset", dry_run)
     count = _follow(lambda mesh: mesh.Reset(request), address, goes_on, as_json=as_json)
     if not count and not as_json:
         sys.stdout.write("nothing is shifted\n")
+
+
+def _is_cluster(
+    context: str, kubeconfig: Path | None, namespace: str, address: str | None, deadline: str
+) -> bool:
+    """Whether a cluster is meant; its options and those of a laptop exclude each other."""
+    if not context and kubeconfig is None:
+        if namespace:
+            raise typer.BadParameter("--namespace is for a cluster; name one with --context")
+        return False
+    for name, value in (("--address", address), ("--deadline", deadline)):
+        if value:
+            raise typer.BadParameter(f"{name} has no meaning on a cluster; leave it out")
+    return True
+
+
+def _cluster_shift() -> ModuleType:
+    """Returns the module for clusters, whose packages a laptop does not need."""
+    try:
+        return importlib.import_module("tidegate.cli.mesh.cluster_shift")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tidegate"):
+            raise
+        raise MissingExtraError(
+            f"--context and --kubeconfig need {error.name!r}, which is not installed: pip install"
+            " 'tidegate[cluster]'"
+        ) from error
 
 
 def _goes_on(what: str, dry_run: bool) -> str:
