@@ -83,10 +83,12 @@ class ModelCluster:
             # First what is delegated to: istiod drops routes that delegate to nothing.
             delegate = copy.deepcopy(service)
             delegate["metadata"] = {"name": "vision-rollout", "labels": _OURS}
-            delegate["spec"] = {"http": [{"route": route["route"]}]}
+            delegate["spec"] = {"http": [{"route": delegate["spec"]["http"][0]["route"]}]}
             await self._apply(VIRTUAL_SERVICES, delegate)
             named = {"name": "vision-rollout", "namespace": NAMESPACE}
-            service["spec"]["http"] = [{"name": "vision", "delegate": named}]
+            # Its retries stay: Istio's own would hide the candidate's failures.
+            del route["route"]
+            route["delegate"] = named
         elif way == "own":
             service["metadata"]["labels"] = _OURS
         await self._apply(VIRTUAL_SERVICES, service)
