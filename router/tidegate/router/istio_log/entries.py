@@ -95,7 +95,7 @@ def _is_refused_by_own_proxy(
     """
     if record.cluster or sender.kind != "sidecar" or not sender.address:
         return False
-    arrived_at = entry.common_properties.downstream_local_address.socket_address.address
+    arrived_at: str = entry.common_properties.downstream_local_address.socket_address.address
     return arrived_at == sender.address
 
 
