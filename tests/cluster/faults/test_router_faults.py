@@ -9,8 +9,10 @@ import asyncio
 import random
 
 import pytest
+from cluster_objects import to, virtual_service
 from faulted_rollouts import EVENTS, PROMOTED, decisions
 from faulty_api import Fault, WatchEnd
+from stored_changes import StoredChanges
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
@@ -132,3 +134,12 @@ async def test_half_open_connections_lose_no_step(served):
             await served.user.command("half-open", "promote")
             await served.user.until_phase("half-open", "Promoted")
     assert changes.shares == PROMOTED
+
+
+async def test_a_weight_that_nobody_decided_is_found(served):
+    """The check of all tests here can fail."""
+    async with StoredChanges.recorded(served.api.server.etcd_url) as changes:
+        await served.host.apply(virtual_service(to("v2", 37), to("v1", 63)), force=True)
+        await changes.complete()
+    (found,) = changes.unexplained("nobody")
+    assert found.startswith("37 at ")
