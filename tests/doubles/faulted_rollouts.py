@@ -9,6 +9,7 @@ async with faulted(folder) as world:
 
 import contextlib
 import itertools
+import signal
 
 from cluster_host import ClusterHost
 from cluster_objects import destination_rule, to, virtual_service
@@ -25,6 +26,7 @@ EVENTS = (
     "Started StageEntered SplitInForce Waiting StageEntered SplitInForce Waiting"
     " Promoting SplitInForce Promoted"
 )
+_SHOWN = 3000
 _names = itertools.count(1)
 
 
@@ -70,7 +72,13 @@ class FaultedRollouts:
         with RouterProcess.running(
             self.api, identity, [NAMESPACE], *quick, *options, **arguments
         ) as running:
-            yield running
+            try:
+                yield running
+                ended = running.process.poll()
+                assert ended in (None, -signal.SIGKILL), f"{identity} ended by itself: {ended}"
+            except BaseException as error:
+                error.add_note(f"The log of {identity} ends so:\n{running.log[-_SHOWN:]}")
+                raise
 
     @contextlib.asynccontextmanager
     async def recorded(self, name):
