@@ -18,7 +18,8 @@ from rollout_user import WEIGHTS, RolloutUser
 from router_program import RouterProcess, router_api
 from stored_changes import PROBE, StoredChanges
 
-from tidegate.kube.resources import NAMESPACES
+from tidegate.kube.errors import NotFoundError
+from tidegate.kube.resources import NAMESPACES, ROLLOUTS
 
 NAMESPACE = "models"
 PROMOTED = [0, PROBE, *WEIGHTS, 100]
@@ -58,8 +59,17 @@ class FaultedRollouts:
         await self.api.allow_own()
 
     async def serve(self):
-        """Gives the host all traffic at v1, in a VirtualService of somebody else."""
+        """Gives the host all traffic at v1, in a VirtualService of somebody else.
+
+        Rollouts that are there go at once: one that failed must not fail the next test too.
+        """
         self.faulty.mend()
+        for each in (await self.api.client.list(ROLLOUTS, NAMESPACE)).items:
+            with contextlib.suppress(NotFoundError):
+                await self.api.client.delete(ROLLOUTS, each.metadata.name, NAMESPACE)
+            await self.user.drop_finalizers(each.metadata.name)
+        with contextlib.suppress(NotFoundError):
+            await self.host.delete()
         await self.host.apply(destination_rule("v1", "v2"), force=True)
         await self.host.apply(virtual_service(to("v2", 0), to("v1", 100)), force=True)
 
