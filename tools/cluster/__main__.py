@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cluster.handle import TestCluster
-from cluster.manifests import manifests, read_manifests
+from cluster.manifests import (
+    ROUTER_NAMESPACE,
+    manifests,
+    read_manifests,
+    router_manifests,
+)
 from cluster.settings import ROOT, ClusterError
 
 if TYPE_CHECKING:
@@ -66,15 +71,17 @@ async def _run(*, with_llm: bool) -> None:
 
 async def _serve(cluster: TestCluster, *, with_llm: bool) -> None:
     print(_access(cluster), flush=True)
-    print("── cluster: the models and the gateway", flush=True)
+    print("── cluster: the models, the gateway and the router", flush=True)
     files = ("ingress", "models", *(("llm",) if with_llm else ()))
     await cluster.apply(*manifests(*files), *read_manifests(_TRAFFIC))
+    await cluster.apply(*router_manifests())
     await cluster.deployed("istio-ingress", "istio-ingressgateway", timeout_s=_MODELS_S)
     for name, port in _PORTS.items():
         await cluster.forward("istio-ingress", "istio-ingressgateway", port, local_port=port)
         print(f"   {name}: 127.0.0.1:{port}", flush=True)
     models = ("vision-v1", "vision-v2", *(("llm-v1",) if with_llm else ()))
     await cluster.deployed("models", *models, timeout_s=_MODELS_S)
+    await cluster.deployed(ROUTER_NAMESPACE, "tidegate-router", timeout_s=_MODELS_S)
     print("── cluster: ready; Ctrl-C ends it", flush=True)
 
 

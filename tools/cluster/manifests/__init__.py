@@ -7,9 +7,27 @@ from typing import Any, Final
 
 import yaml
 
-__all__ = ["manifests", "read_manifests"]
+from cluster.settings import ROOT
+
+__all__ = ["ROUTER_NAMESPACE", "manifests", "read_manifests", "router_manifests"]
+
+ROUTER_NAMESPACE: Final = "tidegate-system"
+"""Where the router runs."""
 
 _FOLDER: Final = Path(__file__).parent
+_ISTIO: Final = ROOT / "mesh/istio"
+_ROUTER: Final = (
+    "base/crds/rollouts",
+    "components/access-log/receiver/service",
+    "components/access-log/telemetry",
+    "components/grpc-deadlines/envoy-filter",
+    "router/rbac-own",
+    "router/rbac-models",
+    "router/flow-schema",
+    "router/service-account",
+    "router/service",
+    "router/deployment",
+)
 
 
 def manifests(*names: str) -> list[dict[str, Any]]:
@@ -19,6 +37,20 @@ def manifests(*names: str) -> list[dict[str, Any]]:
         names: Their names without the suffix: `ingress`, `models` (vision v1 and v2) or `llm`.
     """
     return read_manifests(*(_FOLDER / f"{name}.yaml" for name in names))
+
+
+def router_manifests(*options: str) -> list[dict[str, Any]]:
+    """Reads what the router is shipped with, but for its namespace.
+
+    Args:
+        options: Further options of the program.
+    """
+    found = read_manifests(*(_ISTIO / f"{each}.yaml" for each in _ROUTER))
+    for each in found:
+        if each["kind"] == "Deployment":
+            (container,) = each["spec"]["template"]["spec"]["containers"]
+            container["args"] += ["--traces-exporter=none", *options]
+    return [each for each in found if each["kind"] != "Namespace"]
 
 
 def read_manifests(*paths: Path) -> list[dict[str, Any]]:

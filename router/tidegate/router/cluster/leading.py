@@ -8,7 +8,7 @@ from tidegate.kube.client import KubeClient
 from tidegate.kube.events import EventRecorder
 from tidegate.rollout.spec.model import EvidenceFrom, Rollout
 from tidegate.router.cluster.caches import Caches
-from tidegate.router.cluster.event_reporting import report_events
+from tidegate.router.cluster.reporting import Reporter
 from tidegate.router.cluster.rollout_objects import RolloutObjects
 from tidegate.router.cluster.settings import ClusterSettings
 from tidegate.router.crd_store import CrdStore
@@ -77,7 +77,8 @@ async def run_rollouts(
             with publishing(reconciler.registry):
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(objects.follow())
-                    tasks.create_task(report_events(reconciler.registry, caches.rollouts, recorder))
+                    reporter = Reporter(reconciler.registry, caches.rollouts, recorder, store)
+                    tasks.create_task(reporter.run())
                     tasks.create_task(_end_if_taken(store))
 
 

@@ -127,6 +127,7 @@ class RolloutObjects:
             return None
         try:
             await self._reconciler.apply(rollout_of(ROLLOUTS.body(msgspec.to_builtins(manifest))))
+            await self._store.observe(key)
             problem = ""
         except (SpecError, UnsupportedError) as error:
             problem = str(error)
