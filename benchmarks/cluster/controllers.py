@@ -55,12 +55,14 @@ class Controller:
         agent: What its user agent starts with.
         namespace: Where its rollouts are.
         lease: The namespace and name of its lease.
+        waits: What its log says once it waits for the lease.
     """
 
     title = ""
     agent = ""
     namespace = ""
     lease = ("", "")
+    waits = ""
 
     def __init__(self, kubeconfig: Path, folder: Path, identity: str = "a") -> None:
         self.kubeconfig = kubeconfig
@@ -96,6 +98,10 @@ class Controller:
         self._process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(self._process.wait, _STOP_S)
         return time.monotonic() - began_s
+
+    def is_waiting(self) -> bool:
+        """Whether it waits for another replica's lease."""
+        return self.waits in self._new_log()
 
     def kill(self) -> None:
         """Ends it at once, if it runs."""
@@ -143,6 +149,7 @@ class Tidegate(Controller):
     agent = "tidegate-router"
     namespace = TIDEGATE_NAMESPACE
     lease = ("tidegate-system", "tidegate-router")
+    waits = "waits for the lease"
 
     def command(self) -> list[str]:
         """Its command line: the defaults, but for one namespace and one receiver of logs."""
@@ -172,6 +179,7 @@ class Argo(Controller):
     agent = "rollouts-controller"
     namespace = ARGO_NAMESPACE
     lease = ("argo-rollouts", "argo-rollouts-controller-lock")
+    waits = "New leader elected"
 
     def command(self) -> list[str]:
         """Its command line: the defaults, but for one namespace and its ports."""

@@ -17,9 +17,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
 from api_requests import AuditLog
-from controllers import ARGO_SERVER, Argo, Controller, Tidegate
+from controllers import Argo, Controller, Tidegate
+from installing import CRDS, install_argo_crds, until_served
 from objects import (
     ARGO_NAMESPACE,
     ARGO_ROLLOUTS,
@@ -58,11 +58,6 @@ if TYPE_CHECKING:
 __all__ = ["Handover", "Measured", "measure_scale"]
 
 CONTROLLERS: Final = (Tidegate, Argo)
-_CRDS: Final = Resource(
-    *("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition"),
-    Manifest,
-    namespaced=False,
-)
 _ACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount", Manifest)
 _RESOURCES: Final[Mapping[tuple[str, str], Resource[Any]]] = {
     (each.group, each.kind): each
@@ -268,12 +263,14 @@ class ScaleBench:
                 other = kind(self._kubeconfig, self._folder, next(names))
                 running.append(other)
                 other.start()
-                await asyncio.sleep(_CALM_S)
+                async with asyncio.timeout(_LEAD_S):
+                    while not other.is_waiting():  # noqa: ASYNC110 - nothing tells it
+                        await asyncio.sleep(_POLL_S)
                 held = await self._holder(kind)
                 began_s = time.monotonic()
                 leader.terminate()
                 async with asyncio.timeout(_LEAD_S):
-                    while await self._holder(kind) in ("", held):
+                    while await self._holder(kind) in ("", held):  # noqa: ASYNC110 - nothing tells it
                         await asyncio.sleep(_POLL_S)
                 seconds.append(time.monotonic() - began_s)
                 await leader.stop()
@@ -318,7 +315,9 @@ class ScaleBench:
         }
         await self._at_once(
             [
-                lambda name=name, patch=patch: self._merge(ARGO_ROLLOUTS, name, ARGO_NAMESPACE, patch)
+                lambda name=name, patch=patch: self._merge(
+                    ARGO_ROLLOUTS, name, ARGO_NAMESPACE, patch
+                )
                 for name, patch in patches.items()
             ]
         )
@@ -452,19 +451,10 @@ async def _install(client: KubeClient) -> None:
     """Creates the CRDs of both controllers, and waits until they are served."""
     # Pods need one, and no controller makes it here.
     await client.create(_ACCOUNTS, {"metadata": {"name": "default"}}, TIDEGATE_NAMESPACE)
-    files = sorted(ARGO_SERVER.folder.glob("*-crd.yaml"))
     for each in read_manifests(ROOT / "mesh/istio/base/crds/rollouts.yaml"):
-        await client.apply(_CRDS, each, manager="install")
-    for file in files:
-        body = yaml.load(file.read_text(), yaml.CSafeLoader)
-        await client.create(_CRDS, body)
-    async with asyncio.timeout(_EDIT_S):
-        for resource in (ROLLOUTS, ARGO_ROLLOUTS):
-            while True:
-                with contextlib.suppress(KubeError):
-                    await client.list(resource)
-                    break
-                await asyncio.sleep(_POLL_S)
+        await client.apply(CRDS, each, manager="install")
+    await until_served(client)
+    await install_argo_crds(client)
 
 
 async def _answer_for_replica_sets(client: KubeClient) -> None:
