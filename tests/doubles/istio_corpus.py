@@ -451,6 +451,8 @@ def _rules(name):
         "fault-abort-http": {"abort": {"httpStatus": 503, "percentage": {"value": 50}}},
         "fault-abort-grpc": {"abort": {"grpcStatus": "UNAVAILABLE", "percentage": {"value": 100}}},
         "fault-abort-small": {"abort": {"httpStatus": 503, "percentage": {"value": 0.01}}},
+        "fault-abort-cut": {"abort": {"httpStatus": 503, "percentage": {"value": 33.33337}}},
+        "fault-abort-inexact": {"abort": {"httpStatus": 503, "percentage": {"value": 0.57}}},
         "fault-abort-never": {"abort": {"httpStatus": 503}},
         "fault-delay": {"delay": {"fixedDelay": "3s", "percentage": {"value": 25.5}}},
         "fault-delay-never": {"delay": {"fixedDelay": "3s"}},

@@ -155,9 +155,7 @@ class _Stream:
             kind = next((kind for kind in names_by_type if kind.url == response.type_url), None)
             if kind is None:
                 raise ConnectionError("a push came between")
-            # Each push has its number after the slash; endpoints may be of an earlier one.
-            if kind is not ENDPOINT:
-                self._versions.add(response.version_info)
+            self._versions.add(response.version_info)
             await self._acknowledge(response, names_by_type[kind])
             found[kind] = {}
             for each in response.resources:

@@ -1,6 +1,7 @@
 """Rollouts on the test cluster: real models behind real Envoys that a real istiod programs.
 
-The router runs in two Pods with the rights that it is shipped with.
+The router runs in two Pods with the rights that it is shipped with. Each way of writing traffic
+sees a good version and a bad one.
 """
 
 import asyncio
@@ -21,18 +22,25 @@ pytestmark = [
 
 RATE = 15.0
 PHOTOGRAPHS = photographs()
-STEPS = [
-    {"weight": 5},
-    {"pause": {"for": "3s"}},
-    {"weight": 30},
-    {"pause": {"untilEvidence": True}},
-    {"weight": 50},
-]
-CANARY = {
+STEPS = [{"weight": 30}, {"pause": {"untilEvidence": True}}, {"weight": 50}]
+GOOD = {
     "strategy": {"canary": {"steps": STEPS}},
-    "objectives": [{"signal": "grpcFailures", "margin": "3%"}],
+    "objectives": [{"signal": "grpcFailures", "margin": "4%"}],
 }
 HALF = {"canary": {"steps": [{"weight": 50}, {"pause": {"untilApproved": True}}]}}
+BAD = {"strategy": HALF, "objectives": [{"signal": "grpcFailures"}]}
+SLOW = {
+    "strategy": HALF,
+    "objectives": [
+        {"signal": "grpcFailures"},
+        {"signal": "latency", "quantile": "50%", "tolerate": "1.5x"},
+    ],
+}
+WAYS = {
+    "patch": {"write": "patch"},
+    "delegate": {"write": "delegate"},
+    "own": {"write": "own", "hosts": ["*"], "gateways": ["vision"]},
+}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -48,44 +56,108 @@ async def models(tmp_path_factory):
         yield running
 
 
-@pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def _all_at_v1(models):
-    await models.set_weights(v1=100)
-    yield
-    await models.set_fault()
-
-
-async def until_answered(load, count=20):
-    async with asyncio.timeout(60):
-        while load.codes["OK"] < count:
-            await asyncio.sleep(0.1)
-
-
-async def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(models):
+async def run(models, way, name, spec):
+    """Runs a rollout to its end under load; returns it, and the load."""
+    await models.start_over(way)
     with SteadyLoad(models.port, RATE, PHOTOGRAPHS) as load:
-        await until_answered(load)
-        await models.apply("good", **CANARY)
-        seen = await models.follow("good")
+        async with asyncio.timeout(60):
+            while load.codes["OK"] < 20:
+                await asyncio.sleep(0.05)
+        # While istiod had no routes to give.
+        load.codes.clear()
+        load.errors.clear()
+        await models.apply(name, traffic=WAYS[way], **spec)
+        seen = await models.follow(name)
+    await models.delete(name)
+    return seen, load
+
+
+def carrier(way):
+    """The VirtualService that has the weights."""
+    return "vision-rollout" if way == "delegate" else "vision"
+
+
+def only(*ways):
+    """The ways that `make test` tries, and the others."""
+    return [
+        pytest.param(each, marks=[] if each in ways else pytest.mark.long, id=each) for each in WAYS
+    ]
+
+
+@pytest.mark.parametrize("way", only("patch"))
+async def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(models, way):
+    seen, load = await run(models, way, "good", GOOD)
     assert seen.status["phase"] == "Promoted", seen.status["message"]
     assert load.failures == 0, load.errors
     in_force = messages(seen, "SplitInForce")
-    assert [each.split(",")[0] for each in in_force] == ["v2 5%", "v2 30%", "v2 50%", "v2 100%"]
-    # Requests showed each split; none was assumed.
-    assert all("assumed" not in each for each in in_force), in_force
-    assert await models.weights() == {"v2": 100}
-    await models.delete("good")
+    assert [each.split(",")[0] for each in in_force] == ["v2 30%", "v2 50%", "v2 100%"]
+    assert "seen in" in in_force[-1]
+    assert await models.weights(carrier(way)) == {"v2": 100}
 
 
-async def test_a_version_that_fails_is_rolled_back_with_the_reason(models):
+@pytest.mark.parametrize("way", only("delegate"))
+async def test_a_version_that_fails_is_rolled_back_with_the_reason(models, way):
     await models.set_fault(unavailable=20)
-    with SteadyLoad(models.port, RATE, PHOTOGRAPHS) as load:
-        await until_answered(load)
-        await models.apply("failing", **(CANARY | {"strategy": HALF}))
-        seen = await models.follow("failing")
+    try:
+        seen, load = await run(models, way, "failing", BAD)
+    finally:
+        await models.set_fault()
     assert seen.status["phase"] == "Aborted", seen.status["message"]
     (why,) = messages(seen, "Aborting")
     assert "v2 is worse: grpcFailures" in why
+    # Only the injected faults failed: the changes of traffic lost nothing.
     assert load.failures
     assert all("fault filter abort" in error for error in load.errors), load.errors
-    assert await models.weights() == {"v1": 100}
-    await models.delete("failing")
+    assert await models.weights(carrier(way)) == {"v1": 100}
+    if way != "patch":
+        # The names of the routes tell which split each request followed.
+        assert all("seen in" in each for each in messages(seen, "SplitInForce"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_version_that_is_slow_is_rolled_back(models, way):
+    await models.set_fault(delay_s=0.1)
+    try:
+        seen, load = await run(models, way, "slow", SLOW)
+    finally:
+        await models.set_fault()
+    assert seen.status["phase"] == "Aborted", seen.status["message"]
+    assert "latency 50%" in messages(seen, "Aborting")[0]
+    assert load.failures == 0, load.errors
+    assert await models.weights(carrier(way)) == {"v1": 100}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["sidecar", "proxyless"])
+@pytest.mark.parametrize("fate", ["good", "bad"])
+async def test_callers_inside_the_mesh_are_served_and_judged(models, kind, fate):
+    """By a sidecar with mutual TLS, and by gRPC itself, which writes no access log."""
+    await models.start_over("mesh")
+    if kind == "sidecar":
+        await models.require_mtls()
+    if fate == "bad":
+        await models.set_fault(unavailable=20)
+    try:
+        async with models.caller(kind, RATE) as load:
+            await load.until_answered(30)
+            before = load.told()["codes"]
+            await models.apply(f"{fate}-{kind}", **(GOOD if fate == "good" else BAD))
+            seen = await models.follow(f"{fate}-{kind}")
+            await asyncio.sleep(2)
+            after = load.told()
+    finally:
+        await models.set_fault()
+        await models.require_mtls(off=True)
+        await models.delete(f"{fate}-{kind}")
+    failed = sum(after["codes"].values()) - after["codes"]["OK"]
+    failed -= sum(before.values()) - before["OK"]
+    if fate == "good":
+        assert seen.status["phase"] == "Promoted", seen.status["message"]
+        assert failed == 0, after["errors"]
+        assert await models.weights() == {"v2": 100}
+    else:
+        assert seen.status["phase"] == "Aborted", seen.status["message"]
+        assert "v2 is worse: grpcFailures" in messages(seen, "Aborting")[0]
+        assert all("fault filter abort" in each for each in after["errors"]), after["errors"]
+        assert await models.weights() == {"v1": 100}

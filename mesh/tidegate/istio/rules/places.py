@@ -1,7 +1,7 @@
 """Rules of gateways and hosts: Gateway, ServiceEntry, WorkloadEntry."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from tidegate.istio import gateway as gw
 from tidegate.istio import service_entry as se
@@ -10,6 +10,8 @@ from tidegate.istio.scalars import is_host_label, is_ip_address, is_subdomain
 from tidegate.istio.shapes import Message
 
 __all__ = ["PLACE_RULES"]
+
+_LONGEST_LABEL: Final = 63
 
 
 def _gateway(message: gw.Gateway) -> Iterator[Violation]:
@@ -122,6 +124,10 @@ def _selector(message: se.ServiceEntry) -> Iterator[Violation]:
         if not name or "*" in name or "*" in value:
             problem = f"{name!r} with {value!r} selects nothing: there are no wildcards"
             fix = "write the name and value of a label"
+            yield Violation("workloadSelector.labels", problem, fix)
+        elif len(value) > _LONGEST_LABEL:
+            problem = f"the value of {name!r} has {len(value)} characters"
+            fix = f"write at most {_LONGEST_LABEL}, as in a label"
             yield Violation("workloadSelector.labels", problem, fix)
 
 

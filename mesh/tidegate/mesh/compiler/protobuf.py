@@ -47,14 +47,14 @@ def packed(message: Message) -> AnyMessage:
 
 
 def share(percentage: float) -> base_pb2.RuntimeFractionalPercent:
-    """A share of requests, to a ten-thousandth of a percent as in Istio."""
+    """A share of requests, cut off at a ten-thousandth of a percent as in Istio."""
     return base_pb2.RuntimeFractionalPercent(default_value=fraction(percentage))
 
 
 def fraction(percentage: float) -> percent_pb2.FractionalPercent:
     """A share of requests, for fields of Envoy that have no runtime key."""
     return percent_pb2.FractionalPercent(
-        numerator=round(percentage * 10_000), denominator=percent_pb2.FractionalPercent.MILLION
+        numerator=int(percentage * 10_000), denominator=percent_pb2.FractionalPercent.MILLION
     )
 
 
