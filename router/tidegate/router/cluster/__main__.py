@@ -66,9 +66,9 @@ class ClusterApplication:
         """Competes for the lead, and runs the rollouts while this replica leads."""
         settings, log = self._settings, self._access_log
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(self._client("tidegate-router"))
-            # Its calls must not wait for a connection behind those of a thousand rollouts.
-            leasing = await stack.enter_async_context(self._client("tidegate-router-lease"))
+            client = await stack.enter_async_context(self._client())
+            # A renewal must not wait behind the writes of many rollouts.
+            lease_client = await stack.enter_async_context(self._client())
             caches = await stack.enter_async_context(
                 following(
                     client, settings.namespaces, settings.own_namespace, settings.peers_service
@@ -76,7 +76,7 @@ class ClusterApplication:
             )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             await caches.synced()
-            competing = tasks.create_task(self._compete(client, leasing, caches))
+            competing = tasks.create_task(self._compete(client, lease_client, caches))
             working = (competing, tasks.create_task(keep_facts(log, caches.traffic)))
             for each in working:
                 stack.callback(each.cancel)
@@ -85,20 +85,20 @@ class ClusterApplication:
             stack.callback(draining.cancel)
             yield
 
-    def _client(self, user_agent: str) -> AbstractAsyncContextManager[KubeClient]:
+    def _client(self) -> AbstractAsyncContextManager[KubeClient]:
         settings = self._settings
         return KubeClient.opened(
             kubeconfig=settings.kubeconfig,
             context=settings.context,
             namespace=settings.own_namespace,
-            user_agent=user_agent,
+            user_agent="tidegate-router",
         )
 
-    async def _compete(self, client: KubeClient, leasing: KubeClient, caches: Caches) -> None:
+    async def _compete(self, client: KubeClient, lease_client: KubeClient, caches: Caches) -> None:
         """Leads whenever this replica has the lease."""
         settings = self._settings
         elector = LeaseElector(
-            leasing,
+            lease_client,
             settings.lease,
             identity=settings.identity,
             namespace=settings.own_namespace,
