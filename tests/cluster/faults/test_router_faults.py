@@ -14,7 +14,12 @@ from faulted_rollouts import EVENTS, PROMOTED, decisions
 from faulty_api import Fault, WatchEnd
 from stored_changes import StoredChanges
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.cluster,
+    # A watch that is silent is given up after 75 s.
+    pytest.mark.timeout(400),
+]
 
 ANSWERS = (Fault.THROTTLE, Fault.FAIL, Fault.CONFLICT, Fault.GONE, Fault.DROP, Fault.LOSE_ANSWER)
 
@@ -72,7 +77,6 @@ async def test_watches_that_end_lose_no_step(served, how):
         with served.router():
             await served.user.apply(name)
             for number in (1, 2):
-                # A watch that is silent is given up after 75 s.
                 await served.user.until_step(name, f"{number}/2", timeout_s=100)
                 served.faulty.end_watches(how)
                 await served.user.command(name, "promote", timeout_s=100)
