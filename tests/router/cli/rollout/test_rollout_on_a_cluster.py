@@ -38,7 +38,7 @@ async def server(tmp_path_factory):
 @pytest.fixture
 def api(server, tmp_path, monkeypatch):
     """The API server without rollouts, and a kubeconfig whose context has the namespace models."""
-    server.kubectl("delete", "rollouts", "--all")
+    server.forget_rollouts()
     config = json.loads(server.kubeconfig.read_text())
     config["contexts"][0]["context"]["namespace"] = NAMESPACE
     path = tmp_path / "kubeconfig"
@@ -260,6 +260,17 @@ def test_a_command_that_no_router_answers_ends_with_the_status_of_an_absent_serv
     command = done.err[done.err.index("kubectl ") : done.err.index("` takes it back")]
     api.kubectl(*command.split()[1:])
     assert COMMAND_ANNOTATION not in api.read("vision")["metadata"].get("annotations", {})
+
+
+def test_a_deleted_rollout_that_no_router_lets_go_is_told(api, rollout, write, monkeypatch):
+    impatient = functools.partial(ClusterCalls, answer_s=0.3)
+    monkeypatch.setattr(cluster_client, "ClusterCalls", impatient)
+    rollout("apply", "-f", write(manual()))
+    finalizers = '{"metadata": {"finalizers": ["tidegate.dev/traffic"]}}'
+    api.kubectl("patch", "rollout", "vision", "--type=merge", "-p", finalizers)
+    done = rollout("delete", "vision")
+    assert done.code != 0
+    assert "models/vision is being deleted, and no router has let it go within 0.3 s" in done.err
 
 
 def test_a_field_that_another_tool_owns_is_not_taken(api, rollout, write):
