@@ -256,6 +256,7 @@ class RolloutLoop:
             inputs = Inputs(
                 windows=self._intake.windows,
                 traffic=traffic,
+                traffic_problem=problem,
                 traffic_s=began_s,
                 outcome=self._actor.outcome,
                 applying=self._actor.is_applying,

@@ -73,7 +73,7 @@ async def run_rollouts(
                 client, controller="tidegate.dev/router", instance=settings.identity
             ) as recorder,
         ):
-            objects = RolloutObjects(client, caches.rollouts, store, reconciler, traffic.of)
+            objects = RolloutObjects(client, caches.rollouts, store, reconciler, traffic)
             with publishing(reconciler.registry):
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(objects.follow())

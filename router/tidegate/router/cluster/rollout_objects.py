@@ -15,7 +15,6 @@ should be. Differences come from Kubernetes:
 One key is handled by one worker at a time, fresh edits before the objects of a restart.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -35,7 +34,6 @@ from tidegate.rollout.crd.mapping import rollout_of
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.status import ACTIVE, DECIDED
 from tidegate.rollout.spec.faults import SpecError
-from tidegate.rollout.spec.model import Rollout
 from tidegate.router.cluster.accepting import write_accepted
 from tidegate.router.crd_store import CrdStore
 from tidegate.router.errors import RefusedError, UnwrittenError
@@ -43,8 +41,9 @@ from tidegate.router.reconciler import Reconciler
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.sources.source import UnsupportedError
 from tidegate.runtime.logging import get_logger
+from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.reading import NotRoutedError
-from tidegate.traffic.router import TrafficError, TrafficRouter
+from tidegate.traffic.router import TrafficError
 
 __all__ = ["FINALIZER", "RolloutObjects"]
 
@@ -66,7 +65,7 @@ class RolloutObjects:
         rollouts: The objects.
         store: Keeps their statuses.
         reconciler: Runs the rollouts.
-        traffic_of: Gives what reads the traffic of a rollout.
+        traffic: The traffic of the rollouts.
     """
 
     def __init__(
@@ -75,13 +74,13 @@ class RolloutObjects:
         rollouts: ObjectCache[Manifest],
         store: CrdStore,
         reconciler: Reconciler,
-        traffic_of: Callable[[Rollout], TrafficRouter],
+        traffic: ClusterTraffic,
     ) -> None:
         self._client = client
         self._rollouts = rollouts
         self._store = store
         self._reconciler = reconciler
-        self._traffic_of = traffic_of
+        self._traffic = traffic
         self._queue = WorkQueue()
         # The rollouts that were told to end because their object goes.
         self._ending: set[str] = set()
@@ -115,6 +114,7 @@ class RolloutObjects:
             self._ending.discard(key)
             self._uids.pop(key, None)
             await self._reconciler.forget(key)
+            self._traffic.forget(key)
         if manifest is None:
             return None
         if manifest.metadata.deletion_timestamp is not None:
@@ -147,7 +147,9 @@ class RolloutObjects:
         if record is None or record.status.phase not in ACTIVE:
             return True
         if not await self._has_traffic(record):
-            _log.warning("rollout goes, and its traffic is gone", rollout=key)
+            # Of a rollout that has been told to end, it is back at the baseline.
+            if key not in self._ending:
+                _log.warning("rollout goes, and its traffic is gone", rollout=key)
             return True
         if key not in self._ending and record.status.phase not in DECIDED:
             self._ending.add(key)
@@ -162,7 +164,7 @@ class RolloutObjects:
     async def _has_traffic(self, record: RolloutRecord) -> bool:
         """Whether there is traffic to hand back: routes that the rollout owns."""
         try:
-            found = await self._traffic_of(record.rollout).read(record.rollout.spec.host)
+            found = await self._traffic.of(record.rollout).read(record.rollout.spec.host)
         except TrafficError as error:
             return not isinstance(error, NotRoutedError)
         return found.owner == record.key
