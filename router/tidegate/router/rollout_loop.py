@@ -273,7 +273,7 @@ class RolloutLoop:
         if self._commands or (step.events and self._begins_anew):
             self._wake.set()
         warning = "" if traffic is None else traffic.warning
-        return problem or self._intake.problem() or warning
+        return problem or self._intake.problem(now_s) or warning
 
     @property
     def _begins_anew(self) -> bool:

@@ -280,6 +280,9 @@ class _Stream:
         call = self.stub.WatchRequests(request)
         try:
             await call.initial_metadata()
+            if call.done():
+                # A call that has failed has metadata too, of no fields; this raises its error.
+                await call.read()
             self._into.lose(self._rate.expected(time.monotonic() - self._broke_s))
             # What comes now is not asked for again after a break: it would count twice.
             self._since_s = None
