@@ -82,6 +82,8 @@ class FaultyApi:
     Attributes:
         kubeconfig: For its clients.
         fault: Called for each call; gives a `Fault` or None.
+        carried_out: Called with each call that the server has carried out, before the answer
+            goes on.
         delay_s: Before each call goes on; a function without arguments.
         calls: The calls that came.
         first_events: After how many events the next watch is cut; None for not at all.
@@ -96,10 +98,8 @@ class FaultyApi:
         self._watches = set()
         self._lists = {}
         self.kubeconfig = folder / "faulty-kubeconfig"
-        self.fault = lambda call: None
-        self.delay_s = lambda: 0.0
         self.calls = []
-        self.first_events = None
+        self.mend()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -122,6 +122,13 @@ class FaultyApi:
                 yield faulty
             finally:
                 await faulty.refuse()
+
+    def mend(self):
+        """Lets every call pass from now on."""
+        self.fault = lambda call: None
+        self.carried_out = lambda call: None
+        self.delay_s = lambda: 0.0
+        self.first_events = None
 
     async def accept(self):
         """Takes connections (again)."""
@@ -186,6 +193,7 @@ class FaultyApi:
         except aiohttp.ClientError:
             return _broken(request)
         async with answer:
+            self.carried_out(call)
             if fault is Fault.LOSE_ANSWER:
                 return _broken(request)
             kept = {key: answer.headers[key] for key in _KEPT_HEADERS if key in answer.headers}

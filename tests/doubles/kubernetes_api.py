@@ -27,24 +27,25 @@ class KubernetesApi:
 
     Attributes:
         url: Its URL.
+        etcd_url: The URL of its etcd.
         kubeconfig: A file for clients with its URL and an administrator's token.
         certificate: The file of the certificate that clients trust.
     """
 
     def __init__(self, folder):
         self._folder = folder
-        etcd_url, peer_url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+        self.etcd_url, peer_url = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
         port = free_port()
         self._etcd_command = (
             *(built("etcd"), "--data-dir", folder / "etcd", "--unsafe-no-fsync"),
-            *("--listen-client-urls", etcd_url, "--advertise-client-urls", etcd_url),
+            *("--listen-client-urls", self.etcd_url, "--advertise-client-urls", self.etcd_url),
             *("--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url),
             *("--initial-cluster", f"default={peer_url}"),
         )
         self._command = (
             *(
                 built("kube-apiserver"),
-                f"--etcd-servers={etcd_url}",
+                f"--etcd-servers={self.etcd_url}",
                 f"--secure-port={port}",
                 "--bind-address=127.0.0.1",
             ),

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import copy
 import itertools
+import json
 import time
 from pathlib import Path
 
@@ -31,6 +32,9 @@ OWN = "tidegate-system"
 ROUTERS = 2
 ENDED = ("Promoted", "Aborted", "Completed", "Refused", "Superseded")
 ENVOY_FILTERS = Resource("networking.istio.io", "v1alpha3", "envoyfilters", "EnvoyFilter", Manifest)
+PEER_AUTHENTICATIONS = Resource(
+    "security.istio.io", "v1", "peerauthentications", "PeerAuthentication", Manifest
+)
 _OURS = {"app.kubernetes.io/managed-by": "tidegate"}
 _MODELS_S = 180.0
 _WAIT_S = 60.0
@@ -91,12 +95,55 @@ class ModelCluster:
             route["delegate"] = named
         elif way == "own":
             service["metadata"]["labels"] = _OURS
+        elif way == "mesh":
+            service["spec"] |= {"hosts": ["vision"], "gateways": ["mesh"]}
         await self._apply(VIRTUAL_SERVICES, service)
         await self._apply(DESTINATION_RULES, rule)
 
     async def _apply(self, resource, body):
         body["metadata"]["namespace"] = NAMESPACE
         await self.client.apply(resource, body, manager="git", force=True)
+
+    @contextlib.asynccontextmanager
+    async def caller(self, kind, rate):
+        """A Pod that calls `vision` at a steady rate, with a sidecar or as a proxyless client."""
+        name = f"caller-{kind}"
+        host = f"vision.{NAMESPACE}.svc.cluster.local:8500"
+        load = "exec python tests/doubles/pod_load.py"
+        if kind == "sidecar":
+            command, labels = f"{load} {host} {rate}", {"sidecar.istio.io/inject": "true"}
+        else:
+            xds = "python -m tidegate.client.xds istiod.istio-system.svc:15010"
+            command = f"{xds} --namespace {NAMESPACE} > $BOOTSTRAP && GRPC_XDS_BOOTSTRAP=$BOOTSTRAP"
+            command, labels = f"{command} {load} xds:///{host} {rate}", {}
+        file = self.cluster.folder / f"{name}.json"
+        container = {
+            "name": "load",
+            "image": "load",
+            "command": ["sh", "-c", command],
+            "env": [
+                {"name": "BOOTSTRAP", "value": str(file)},
+                {"name": "PYTHONPATH", "value": "tests/doubles"},
+            ],
+        }
+        template = {
+            "metadata": {"labels": {"app": name, **labels}},
+            "spec": {"containers": [container], "terminationGracePeriodSeconds": 30},
+        }
+        await self.cluster.apply(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"name": name, "namespace": NAMESPACE},
+                "spec": {"selector": {"matchLabels": {"app": name}}, "template": template},
+            }
+        )
+        await self.cluster.deployed(NAMESPACE, name, timeout_s=_WAIT_S)
+        (pod,) = await self.cluster.items("v1", "Pod", NAMESPACE, selector=f"app={name}")
+        try:
+            yield PodLoad(self.cluster, pod["metadata"]["name"])
+        finally:
+            await self.cluster.delete("apps/v1", "Deployment", name, NAMESPACE)
 
     async def weights(self, name="vision"):
         """The shares in a VirtualService, by subset, without zeros."""
@@ -184,12 +231,44 @@ class ModelCluster:
         body = {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
         await self.client.apply(ENVOY_FILTERS, body, manager="test", force=True)
 
+    async def require_mtls(self, *, off=False):
+        """Has servers refuse calls in plain text."""
+        name = "strict"
+        if off:
+            with contextlib.suppress(NotFoundError):
+                await self.client.delete(PEER_AUTHENTICATIONS, name, NAMESPACE)
+            return
+        body = {
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {"mtls": {"mode": "STRICT"}},
+        }
+        await self.client.apply(PEER_AUTHENTICATIONS, body, manager="test")
+
     def router_logs(self):
         """The logs of the router's Pods."""
         return {
             path.parent.name: path.read_text()
             for path in (self.cluster.folder / "pods" / OWN).glob("*/router.log")
         }
+
+
+class PodLoad:
+    """What became of the calls of a Pod, as far as it has told."""
+
+    def __init__(self, cluster, pod):
+        self._cluster = cluster
+        self._pod = pod
+
+    def told(self):
+        """The finished calls by code and by version, and the first errors."""
+        lines = self._cluster.pod_log(NAMESPACE, self._pod, "load").splitlines()
+        told = [json.loads(each) for each in lines if each.startswith("{")]
+        return told[-1] if told else {"codes": {}, "versions": {}, "errors": []}
+
+    async def until_answered(self, count):
+        async with asyncio.timeout(_WAIT_S):
+            while self.told()["codes"].get("OK", 0) < count:
+                await asyncio.sleep(0.2)
 
 
 def messages(manifest, kind):

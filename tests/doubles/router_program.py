@@ -6,6 +6,7 @@ async with router_api(folder) as api:
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -33,17 +34,21 @@ FLOW_SCHEMAS = Resource(
 )
 _KINDS = {each.kind: each for each in (NAMESPACES, SERVICE_ACCOUNTS, ROLES, BINDINGS, FLOW_SCHEMAS)}
 WAIT_S = 30.0
+PROGRAM = ("-m", "tidegate.router.cluster")
+_numbers = itertools.count(1)
 
 
 class RouterApi:
     """An API server with Istio's CRDs and the Rollout's, where the router may run.
 
     Attributes:
+        server: The server.
         kubeconfig: Of the administrator.
         client: The administrator's.
     """
 
     def __init__(self, api, folder, client):
+        self.server = api
         self.kubeconfig = api.kubeconfig
         self.client = client
         self.folder = folder
@@ -66,13 +71,16 @@ class RouterApi:
         """Lets the router work in a namespace; `without` is the index of a rule to leave out."""
         for each in documents("mesh/istio/router/rbac-models.yaml"):
             each["metadata"]["namespace"] = namespace
-            if each["kind"] == "Role" and without is not None:
-                del each["rules"][without]
-            await self._apply(each)
+            await self._apply(_without_rule(each, without))
 
-    def routers_kubeconfig(self):
-        """A kubeconfig with a token of the router's service account."""
-        token = subprocess.run(
+    async def allow_own(self, without=None):
+        """Lets the router work in its own namespace; see `allow`."""
+        for each in documents("mesh/istio/router/rbac-own.yaml"):
+            await self._apply(_without_rule(each, without))
+
+    def routers_token(self):
+        """A token of the router's service account."""
+        return subprocess.run(
             [
                 *(Path(sys.executable).with_name("kubectl"), "--kubeconfig", self.kubeconfig),
                 *("create", "token", "tidegate-router", "-n", OWN, "--duration", "1h"),
@@ -81,11 +89,30 @@ class RouterApi:
             text=True,
             check=True,
         ).stdout.strip()
-        config = json.loads(self.kubeconfig.read_text())
-        config["users"][0]["user"] = {"token": token}
-        path = self.folder / "router-kubeconfig"
+
+    def routers_kubeconfig(self, through=None, **user):
+        """A kubeconfig with a token of the router's service account.
+
+        Args:
+            through: A proxy before the API server; None for none.
+            user: The credentials instead of a token.
+        """
+        config = json.loads((through or self).kubeconfig.read_text())
+        config["users"][0]["user"] = user or {"token": self.routers_token()}
+        path = self.folder / f"router-kubeconfig-{next(_numbers)}"
         path.write_text(json.dumps(config))
         return path
+
+    async def allow_lease(self, name):
+        """Lets the router hold another lease too, as somebody may who installs it twice."""
+        for each in documents("mesh/istio/router/rbac-own.yaml"):
+            each["metadata"]["name"] = name
+            for rule in each.get("rules", ()):
+                if "resourceNames" in rule:
+                    rule["resourceNames"] = [name]
+            if "roleRef" in each:
+                each["roleRef"]["name"] = name
+            await self._apply(each)
 
     async def leader(self):
         """Who holds the lease; empty if nobody does."""
@@ -133,11 +160,21 @@ class RouterProcess:
 
     @classmethod
     @contextlib.contextmanager
-    def running(cls, api, identity, namespaces, *options):
+    def running(cls, api, identity, namespaces, *options, kubeconfig=None, program=PROGRAM):
+        """Runs a replica.
+
+        Args:
+            api: The API server.
+            identity: Its name in the lease.
+            namespaces: Where it looks for rollouts.
+            options: Further options, which count before these here.
+            kubeconfig: Its kubeconfig; None for a new one.
+            program: What Python runs.
+        """
         port, log = free_port(), api.folder / f"router-{identity}.log"
         command = (
-            *(sys.executable, "-m", "tidegate.router.cluster"),
-            *("--kubeconfig", api.routers_kubeconfig(), "--identity", identity),
+            *(sys.executable, *program, "--identity", identity),
+            *("--kubeconfig", kubeconfig or api.routers_kubeconfig()),
             *("--namespaces", ",".join(namespaces), "--peers-service", ""),
             *("--grpc-port", str(port), "--metrics-port", "0"),
             *("--evaluate-interval-s", "0.1", "--settle-s", "0.3", "--lease-duration-s", "3"),
@@ -157,6 +194,12 @@ class RouterProcess:
     def kill(self):
         self.signal(signal.SIGKILL)
         self.process.wait()
+
+
+def _without_rule(item, number):
+    if item["kind"] == "Role" and number is not None:
+        del item["rules"][number]
+    return item
 
 
 def documents(path):

@@ -36,7 +36,7 @@ class SteadyLoad:
     """Calls a vision server at a steady rate while the context is open.
 
     Args:
-        port: Envoy's port.
+        target: Envoy's port on this machine, or what else to dial.
         rate: Calls per second.
         images: The images to send in turn; the cat by default.
 
@@ -46,11 +46,14 @@ class SteadyLoad:
         errors: The first messages of failed calls.
     """
 
-    def __init__(self, port: int, rate: float, images: tuple[bytes, ...] = (_IMAGE,)) -> None:
+    def __init__(
+        self, target: int | str, rate: float, images: tuple[bytes, ...] = (_IMAGE,)
+    ) -> None:
         self.codes: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
         self.errors: list[str] = []
-        self._port, self._rate, self._images = port, rate, images
+        self._target = f"127.0.0.1:{target}" if isinstance(target, int) else target
+        self._rate, self._images = rate, images
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
@@ -70,9 +73,7 @@ class SteadyLoad:
     async def _run(self) -> None:
         # Several connections, as several clients have: Envoy divides requests, not connections.
         channels = [
-            grpc.aio.insecure_channel(
-                f"127.0.0.1:{self._port}", [("grpc.use_local_subchannel_pool", 1)]
-            )
+            grpc.aio.insecure_channel(self._target, [("grpc.use_local_subchannel_pool", 1)])
             for _ in range(4)
         ]
         stubs = [vision_pb2_grpc.VisionServiceStub(channel) for channel in channels]

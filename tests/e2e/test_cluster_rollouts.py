@@ -126,3 +126,38 @@ async def test_a_version_that_is_slow_is_rolled_back(models, way):
     assert "latency 50%" in messages(seen, "Aborting")[0]
     assert load.failures == 0, load.errors
     assert await models.weights(carrier(way)) == {"v1": 100}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["sidecar", "proxyless"])
+@pytest.mark.parametrize("fate", ["good", "bad"])
+async def test_callers_inside_the_mesh_are_served_and_judged(models, kind, fate):
+    """By a sidecar with mutual TLS, and by gRPC itself, which writes no access log."""
+    await models.start_over("mesh")
+    if kind == "sidecar":
+        await models.require_mtls()
+    if fate == "bad":
+        await models.set_fault(unavailable=20)
+    try:
+        async with models.caller(kind, RATE) as load:
+            await load.until_answered(30)
+            before = load.told()["codes"]
+            await models.apply(f"{fate}-{kind}", **(GOOD if fate == "good" else BAD))
+            seen = await models.follow(f"{fate}-{kind}")
+            await asyncio.sleep(2)
+            after = load.told()
+    finally:
+        await models.set_fault()
+        await models.require_mtls(off=True)
+        await models.delete(f"{fate}-{kind}")
+    failed = sum(after["codes"].values()) - after["codes"]["OK"]
+    failed -= sum(before.values()) - before["OK"]
+    if fate == "good":
+        assert seen.status["phase"] == "Promoted", seen.status["message"]
+        assert failed == 0, after["errors"]
+        assert await models.weights() == {"v2": 100}
+    else:
+        assert seen.status["phase"] == "Aborted", seen.status["message"]
+        assert "v2 is worse: grpcFailures" in messages(seen, "Aborting")[0]
+        assert all("fault filter abort" in each for each in after["errors"]), after["errors"]
+        assert await models.weights() == {"v1": 100}

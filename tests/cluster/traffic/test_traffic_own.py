@@ -58,6 +58,9 @@ async def test_it_makes_its_objects_and_leaves_them_to_the_next_rollout(host, wr
         {"destination": destination | {"subset": "v1"}, "weight": 90},
     ]
     assert made.spec.get("hosts") == ([host.name] if write == "own" else None)
+    # Istio's own retries would hide the failures of a bad version.
+    retries = {"attempts": 2, "retryOn": "connect-failure,refused-stream"}
+    assert made.spec["http"][0].get("retries") == (retries if write == "own" else None)
     assert "gateways" not in made.spec
     rule = await host.rule()
     assert rule.spec == {

@@ -140,6 +140,18 @@ def test_a_caller_without_a_proxy_counts_by_the_servers_log():
     assert record.proxy.startswith("sidecar~")
 
 
+@pytest.mark.parametrize(
+    ("arrived_at", "subset", "server_side"), [("10.0.0.9", "v2", True), ("10.96.0.1", "", False)]
+)
+def test_a_refusal_of_a_servers_own_proxy_counts_for_its_version(arrived_at, subset, server_side):
+    entry = failed(f"{HOST}:8500", "default", "fault_injected")
+    entry.common_properties.downstream_local_address.socket_address.address = arrived_at
+    record = record_of(entry, SERVER)
+    assert (record.host, record.subset, record.server_side) == (HOST, subset, server_side)
+    assert record.grpc_status is grpc.StatusCode.UNAVAILABLE
+    assert not record.not_served or not server_side
+
+
 def test_a_copy_counts_by_the_log_of_the_server_that_got_it():
     attribution = Attribution()
     record_of(call(), attribution=attribution)

@@ -19,8 +19,8 @@ def start(moves: Moves, inputs: Inputs) -> None:
         _refuse(moves, "HostTaken", _taken(moves, inputs.blocked_by))
         return
     if traffic is None:
-        problem = inputs.traffic_problem or "its traffic cannot be read yet"
-        draft.explain("WaitingForMesh", f"waits for the mesh: {problem}")
+        words = inputs.traffic_problem or "its traffic cannot be read yet"
+        draft.explain("WaitingForMesh", f"waits for the mesh: {words}")
         return
     if traffic.owner == moves.rollout.key:
         _give_back(moves, traffic)

@@ -6,24 +6,26 @@ Every replica receives access logs. One leads, and runs the rollouts.
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from tidegate.chassis.server import run
 from tidegate.errors import TidegateError
+from tidegate.kube.backoff import Backoff
 from tidegate.kube.client import KubeClient
 from tidegate.kube.lease import LeaseElector, LeaseLostError
 from tidegate.kube.lease_record import LeaseSettings
 from tidegate.router.cluster.caches import following, replica_addresses
-from tidegate.router.cluster.leading import run_rollouts
+from tidegate.router.cluster.leading import TakenError, run_rollouts
 from tidegate.router.cluster.log_facts import keep_facts
 from tidegate.router.cluster.settings import ClusterSettings
 from tidegate.router.istio_log.istio_log import IstioLog
 from tidegate.runtime.logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     import grpc
 
@@ -35,6 +37,8 @@ __all__ = ["ClusterApplication", "main"]
 _log = get_logger(__name__)
 
 _RETRY_S: Final = 1.0
+# Two routers that both run rollouts would take turns, so the one that is refused stays away.
+_TAKEN_BACKOFF: Final = Backoff(first_s=15.0, most_s=300.0)
 
 
 class ClusterApplication:
@@ -62,14 +66,9 @@ class ClusterApplication:
         """Competes for the lead, and runs the rollouts while this replica leads."""
         settings, log = self._settings, self._access_log
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(
-                KubeClient.opened(
-                    kubeconfig=settings.kubeconfig,
-                    context=settings.context,
-                    namespace=settings.own_namespace,
-                    user_agent="tidegate-router",
-                )
-            )
+            client = await stack.enter_async_context(self._client())
+            # A renewal must not wait behind the writes of many rollouts.
+            lease_client = await stack.enter_async_context(self._client())
             caches = await stack.enter_async_context(
                 following(
                     client, settings.namespaces, settings.own_namespace, settings.peers_service
@@ -77,7 +76,7 @@ class ClusterApplication:
             )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             await caches.synced()
-            competing = tasks.create_task(self._compete(client, caches))
+            competing = tasks.create_task(self._compete(client, lease_client, caches))
             working = (competing, tasks.create_task(keep_facts(log, caches.traffic)))
             for each in working:
                 stack.callback(each.cancel)
@@ -86,30 +85,45 @@ class ClusterApplication:
             stack.callback(draining.cancel)
             yield
 
-    async def _compete(self, client: KubeClient, caches: Caches) -> None:
+    def _client(self) -> AbstractAsyncContextManager[KubeClient]:
+        settings = self._settings
+        return KubeClient.opened(
+            kubeconfig=settings.kubeconfig,
+            context=settings.context,
+            namespace=settings.own_namespace,
+            user_agent="tidegate-router",
+        )
+
+    async def _compete(self, client: KubeClient, lease_client: KubeClient, caches: Caches) -> None:
         """Leads whenever this replica has the lease."""
         settings = self._settings
         elector = LeaseElector(
-            client,
+            lease_client,
             settings.lease,
             identity=settings.identity,
             namespace=settings.own_namespace,
             settings=lease_settings(settings.lease_duration_s),
         )
         fenced = client.fenced(lambda: elector.is_leader)
+        taken = 0
         while True:
+            wait_s = _RETRY_S
+            failures: tuple[TidegateError, ...] = ()
             try:
                 await elector.run(lambda: self._lead(fenced, caches))
             except LeaseLostError as error:
                 _log.warning("leads no more", reason=str(error))
             except TidegateError as error:
-                _log.warning("cannot lead", reason=str(error), retry_in_s=_RETRY_S)
+                failures = (error,)
             except BaseExceptionGroup as errors:
-                expected, faults = errors.split(TidegateError)
-                if faults is not None:
-                    raise faults from None
-                _log.warning("cannot lead", reason=str(expected), retry_in_s=_RETRY_S)
-            await asyncio.sleep(_RETRY_S)
+                failures = expected_of(errors)
+            if any(isinstance(each, TakenError) for each in failures):
+                taken += 1
+                wait_s = _TAKEN_BACKOFF.delay_s(taken, random.random())  # noqa: S311
+            if failures:
+                reason = "; ".join(dict.fromkeys(map(str, failures)))
+                _log.warning("cannot lead", reason=reason, retry_in_s=round(wait_s, 1))
+            await asyncio.sleep(wait_s)
 
     async def _lead(self, client: KubeClient, caches: Caches) -> None:
         log = self._access_log
@@ -147,6 +161,29 @@ class ClusterApplication:
                 await asyncio.sleep(self._settings.drain_delay_s)
                 self._access_log.shut_down()
                 return
+
+
+def expected_of(errors: BaseExceptionGroup[BaseException]) -> tuple[TidegateError, ...]:
+    """Returns the errors of a group, those of groups within it too.
+
+    Args:
+        errors: The group.
+
+    Raises:
+        BaseExceptionGroup: Some are faults of the program.
+    """
+    expected, faults = errors.split(TidegateError)
+    if faults is not None:
+        raise faults from None
+    return tuple(_leaves(expected)) if expected is not None else ()
+
+
+def _leaves(errors: BaseExceptionGroup[TidegateError]) -> Iterator[TidegateError]:
+    for each in errors.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each
 
 
 def lease_settings(duration_s: float) -> LeaseSettings:

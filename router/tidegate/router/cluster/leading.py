@@ -50,7 +50,13 @@ async def run_rollouts(
     store = CrdStore(client, caches.rollouts, settings.identity, namespaces)
     traffic = ClusterTraffic(
         *(client, caches.traffic, log.observer),
-        ClusterTrafficSettings(settle_s=settings.settle_s),
+        ClusterTrafficSettings(
+            settle_s=settings.settle_s,
+            urgent_s=settings.urgent_s,
+            subset_settle_s=settings.subset_settle_s,
+            probe_percent=settings.probe_percent,
+            capacity_factor=settings.capacity_factor,
+        ),
     )
     async with PrometheusSource().running() as prometheus:
 
@@ -84,4 +90,7 @@ async def run_rollouts(
 
 async def _end_if_taken(store: CrdStore) -> None:
     await store.taken()
-    raise TakenError("another controller writes the statuses of rollouts; they are loaded anew")
+    raise TakenError(
+        "another controller writes the statuses of rollouts; end one of the two, or give all"
+        " routers the same --lease and --own-namespace, so that one of them leads"
+    )

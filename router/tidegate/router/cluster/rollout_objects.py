@@ -65,7 +65,7 @@ class RolloutObjects:
         rollouts: The objects.
         store: Keeps their statuses.
         reconciler: Runs the rollouts.
-        traffic: The traffic of the rollouts.
+        traffic: Gives what reads the traffic of a rollout.
     """
 
     def __init__(

@@ -79,7 +79,34 @@ class ClusterSettings(ChassisSettings):
         gt=0,
         le=300,
         description="After how long a written split is taken to be in force although no request"
-        " shows it, and how long a new subset exists before it gets requests.",
+        " shows it.",
+    )
+    subset_settle_s: float = Field(
+        2.0,
+        ge=0,
+        le=300,
+        description="How long istiod has for a new subset before requests go to it.",
+    )
+    probe_percent: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="Share, in percent, that a version without traffic gets first. If its requests"
+        " find no server, it is taken back at once.",
+    )
+    urgent_s: float = Field(
+        5.0,
+        gt=0,
+        le=300,
+        description="After how long an urgent split, such as that of an abort, is taken to be in"
+        " force although proxies still follow the old routes.",
+    )
+    capacity_factor: float = Field(
+        1.0,
+        ge=0,
+        le=1000,
+        description="How many replicas of a candidate carry what one of the baseline's does: 0.5 if"
+        " one carries twice as much. 0 asks for one ready replica at any share.",
     )
     read_timeout_s: float = Field(
         5.0, gt=0, le=300, description="How long the traffic of a host may take to be read."

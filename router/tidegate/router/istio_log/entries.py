@@ -9,7 +9,8 @@ has. This module adds what is particular to Istio:
   not. It also counts for a mirrored copy, which is in no log of the caller. istiod lets Envoy end
   the authority of a copy with ``-shadow`` only with ``DISABLE_SHADOW_HOST_SUFFIX=false``, its
   default before 1.28. Otherwise a request counts as a copy if `HostFacts.shadows` has the version.
-- **Requests without a cluster**: see `tidegate.router.istio_log.attribution`.
+- **Requests without a cluster**: see `tidegate.router.istio_log.attribution`. One that arrived at
+  the Pod's own address was refused there by its proxy, so it counts for the Pod's version.
 - **Timeouts of a VirtualService.** Envoy writes them over ``grpc-timeout``. They are told from the
   deadline of a caller only where `HostFacts.timeouts_s` has them.
 
@@ -73,7 +74,7 @@ def _record(
     record = parse_entry(entry, sender.id, sender.kind, cookies)
     if record is None:
         return PassedOver.INTERMEDIATE
-    if record.cluster.startswith(_INBOUND):
+    if record.cluster.startswith(_INBOUND) or _is_refused_by_own_proxy(entry, record, sender):
         return _of_server(record, sender, attribution)
     if ATTEMPT_HEADER in record.headers:
         record = dataclasses.replace(record, headers=_of_caller(record.headers))
@@ -83,6 +84,19 @@ def _record(
         host = attribution.host_of(record.authority, record.route, sender)
         record = dataclasses.replace(record, host=host, subset="", port=None)
     return _with_timeout(record, attribution)
+
+
+def _is_refused_by_own_proxy(
+    entry: HTTPAccessLogEntry, record: RequestRecord, sender: Sender
+) -> bool:
+    """Whether a server's proxy answered a request itself, such as by a policy: no cluster got it.
+
+    The request came to the address of the Pod. A request of the Pod itself goes to another one.
+    """
+    if record.cluster or sender.kind != "sidecar" or not sender.address:
+        return False
+    arrived_at: str = entry.common_properties.downstream_local_address.socket_address.address
+    return arrived_at == sender.address
 
 
 def _of_server(

@@ -22,6 +22,7 @@ from tidegate.istio.names import MESH
 from tidegate.istio.shapes import GatewayName, HostName, SubsetName
 from tidegate.istio.virtual_service import (
     Destination,
+    HttpRetry,
     HttpRoute,
     HttpRouteDestination,
     VirtualService,
@@ -66,6 +67,11 @@ CAPACITY_ANNOTATION: Final = "tidegate.dev/rollout-capacity"
 
 _VERSION: Final = "version"
 _REVISION: Final = re.compile(r"@[^@]*$")
+
+
+# Only requests that no server has seen. By Istio's default a failed call is repeated, which begins
+# a stream twice and hides the failures of a bad version.
+_RETRIES: Final = HttpRetry(attempts=2, retry_on="connect-failure,refused-stream")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +158,8 @@ def owned_service(
             HttpRoute(
                 name=routes.host.service,
                 route=(HttpRouteDestination(destination=destination, weight=100),),
+                # A delegate leaves them out: those of the route that delegates hold.
+                retries=_RETRIES if routes.hosts else None,
             ),
         ),
     )

@@ -1,0 +1,120 @@
+"""A router of a cluster that dies at any write loses no step and repeats none.
+
+The proxy before the API server counts the writes, and kills the router before or after the server
+has one. Another replica takes over when the lease has ended.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import signal
+
+import pytest
+from faulted_rollouts import EVENTS, PROMOTED, decisions
+from faulty_api import Fault
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
+
+LEASE = ("--lease-duration-s", "2")
+_numbers = itertools.count(1)
+
+
+def is_write(call):
+    return call.method != "GET" and not call.path.endswith("/events") and "/leases" not in call.path
+
+
+class Deaths:
+    """Kills the router that leads at the n-th write."""
+
+    def __init__(self, faulty, number, *, before):
+        self._faulty = faulty
+        self._number = number
+        self._before = before
+        self._victim = None
+        self._write = None
+        self.writes = []
+
+    def watch(self, victim):
+        self._victim = victim
+        self._faulty.fault = self._fault
+        self._faulty.carried_out = self._carried_out
+
+    def _fault(self, call):
+        if not is_write(call):
+            return None
+        self.writes.append(call)
+        if len(self.writes) != self._number:
+            return None
+        self._write = call
+        if self._before:
+            self._victim.kill()
+            return Fault.DROP
+        return None
+
+    def _carried_out(self, call):
+        if call is self._write and not self._before:
+            self._victim.kill()
+
+
+async def die_at(world, writes):
+    """Runs a rollout for each of some writes, whose leader dies at it."""
+    with contextlib.ExitStack() as stack:
+        leader = stack.enter_context(world.router(*LEASE))
+        await world.api.until_leads(leader.identity)
+        for number, before in writes:
+            standby = stack.enter_context(world.router(*LEASE))
+            await world.serve()
+            name = f"dies-{next(_numbers)}"
+            deaths = Deaths(world.faulty, number, before=before)
+            deaths.watch(leader)
+            where = f"write {number}, {'before' if before else 'after'} the server had it"
+            async with world.recorded(name) as changes:
+                await world.user.apply(name)
+                await world.user.promote(name, timeout_s=60)
+            assert changes.shares == PROMOTED, where
+            assert decisions(changes, name) == EVENTS, where
+            if leader.process.poll() is None:
+                return number
+            leader = standby
+    return None
+
+
+async def test_a_router_that_dies_at_a_write_loses_and_repeats_no_step(served):
+    """At one that chance names; the long test tries all of them."""
+    draw = random.Random()
+    assert await die_at(served, [(draw.randint(1, 12), draw.random() < 0.5)]) is None
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+async def test_a_router_that_dies_at_any_write_loses_and_repeats_no_step(served, before):
+    last = await die_at(served, ((number, before) for number in itertools.count(1)))
+    assert last > 12
+
+
+@pytest.mark.long
+async def test_a_leader_that_was_paused_writes_nothing_when_it_wakes_up(served):
+    with served.router() as paused:
+        await served.api.until_leads(paused.identity)
+        async with served.recorded("paused") as changes:
+            await served.user.apply("paused")
+            await served.user.until_step("paused", "1/2")
+            await served.user.give("paused", "promote", stage=1)
+            paused.signal(signal.SIGSTOP)
+            with served.router() as second:
+                await served.api.until_leads(second.identity)
+                await served.user.until_step("paused", "2/2")
+                calls = len(served.faulty.calls)
+                paused.signal(signal.SIGCONT)
+                async with asyncio.timeout(20):
+                    while "leads no more" not in paused.log:
+                        await asyncio.sleep(0.05)
+                await served.user.command("paused", "promote", stage=2)
+                await served.user.until_phase("paused", "Promoted")
+                assert await served.api.leader() == second.identity
+                assert len(served.faulty.calls) > calls
+        assert changes.shares == PROMOTED
+        writers = changes.writers("paused")
+        assert writers in ([paused.identity, second.identity], [second.identity]), writers
