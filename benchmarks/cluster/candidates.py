@@ -76,12 +76,14 @@ class Run:
         scenario: The candidate.
         controller: Who should roll it back.
         aborted: Whether that happened in time.
+        why: What the controller said about it.
         harm: What it did to its callers.
     """
 
     scenario: str
     controller: str
     aborted: bool
+    why: str
     harm: Harm
 
 
@@ -149,6 +151,8 @@ async def _run_all(
     console: Console,
 ) -> list[Run]:
     found: list[Run] = []
+    # A host that comes up loses calls, which no controller has lost.
+    early = {each.name: len(callers.errors(each.authority)) for each in rivals}
     for repeat in range(repeats):
         for number, scenario in enumerate(scenarios):
             candidate = f"c{repeat}-{number}"
@@ -158,7 +162,7 @@ async def _run_all(
                 console.print(f"   {each.scenario}: {each.controller}: {asdict(each)}")
             found += runs
     for each in rivals:
-        for error in dict.fromkeys(callers.errors(each.authority)):
+        for error in dict.fromkeys(callers.errors(each.authority)[early[each.name] :]):
             console.print(f"   lost by {each.title}: {error}")
     return found
 
@@ -178,6 +182,7 @@ async def _run(
             if await rival.aborted():
                 del waiting[name]
         await asyncio.sleep(_POLL_S)
+    why = {each.name: await each.why() for each in rivals}
     await asyncio.gather(*(each.reset() for each in rivals))
     await asyncio.sleep(_TAIL_S)
     return [
@@ -185,6 +190,7 @@ async def _run(
             scenario=scenario.title,
             controller=each.title,
             aborted=each.name not in waiting,
+            why=why[each.name],
             harm=harm_of(
                 callers.calls(each.authority, marks[each.authority]),
                 candidate,

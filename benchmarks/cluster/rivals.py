@@ -96,6 +96,14 @@ class Rival:
         """Whether the controller has rolled the candidate back."""
         raise NotImplementedError
 
+    async def why(self) -> str:
+        """What the controller says about the candidate."""
+        return str((await self.status()).get("message", ""))
+
+    async def status(self) -> Mapping[str, Any]:
+        """The status of its Rollout."""
+        raise NotImplementedError
+
     async def reset(self) -> None:
         """Takes all traffic back to the baseline, for the next canary."""
         raise NotImplementedError
@@ -183,11 +191,10 @@ class TidegateHost(Rival):
 
     async def aborted(self) -> bool:
         """Whether the Rollout is aborted."""
-        found = await self._client.get(ROLLOUTS, self._rollout, NAMESPACE)
-        return found.status.get("phase") == "Aborted"
+        return (await self.status()).get("phase") == "Aborted"
 
     async def status(self) -> Mapping[str, Any]:
-        """The Rollout's status."""
+        """The status of its Rollout."""
         return (await self._client.get(ROLLOUTS, self._rollout, NAMESPACE)).status
 
     async def reset(self) -> None:
@@ -284,7 +291,7 @@ class ArgoHost(Rival):
         return bool(status.get("abort")) and weight == 0
 
     async def status(self) -> Mapping[str, Any]:
-        """The Rollout's status."""
+        """The status of its Rollout."""
         return (await self._client.get(ARGO_ROLLOUTS, self.name, NAMESPACE)).status
 
     async def reset(self) -> None:

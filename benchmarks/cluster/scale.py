@@ -68,9 +68,10 @@ _RESOURCES: Final[Mapping[tuple[str, str], Resource[Any]]] = {
 }
 _AT_ONCE: Final = 16
 _POLL_S: Final = 0.05
-_SETTLE_S: Final = 900.0
+_SETTLE_S: Final = 1800.0
 _EDIT_S: Final = 60.0
 _CALM_S: Final = 5.0
+_CALM_REQUESTS: Final = 5
 _LEAD_S: Final = 90.0
 
 
@@ -213,7 +214,7 @@ class ScaleBench:
         began = controller.usage()
         await self._add(controller, before, count)
         added = controller.usage()
-        await asyncio.sleep(_CALM_S)
+        await self._until_calm(controller)
         first = controller.usage()
         await asyncio.sleep(self._quiet_s)
         last = controller.usage()
@@ -279,6 +280,16 @@ class ScaleBench:
             for each in running:
                 each.kill()
         return Handover(controller=kind.title, seconds=tuple(seconds))
+
+    async def _until_calm(self, controller: Controller) -> None:
+        """Waits until it has no more to say about the set-up: both write Events at a low rate."""
+        async with asyncio.timeout(_SETTLE_S):
+            while True:
+                since_s = time.time()
+                await asyncio.sleep(_CALM_S)
+                requests = self._audit.count(controller.agent, since_s, time.time())
+                if requests.total() <= _CALM_REQUESTS:
+                    return
 
     async def _until_leads(self, controller: Controller) -> None:
         """Waits until its process leads, which a lease of an earlier one may delay."""

@@ -191,6 +191,7 @@ class RolloutLoop:
                 due = loop.time()
             else:
                 await self._sleep_until(due)
+            await self._around.pace.wait()
             self._wake.clear()
             now = loop.time()
             if now >= due:
