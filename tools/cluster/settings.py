@@ -70,6 +70,7 @@ class ClusterSettings:
         mesh_config: Fields of Istio's mesh configuration that replace the defaults.
         controllers: Whether the controller manager runs: Deployments, EndpointSlices and so on.
         istio: Whether istiod runs. Istio's CRDs are there in any case.
+        api_server_options: Further options of the API server.
         start_timeout_s: Seconds within which every server must be ready.
     """
 
@@ -78,6 +79,7 @@ class ClusterSettings:
     mesh_config: dict[str, Any] = field(default_factory=dict)
     controllers: bool = True
     istio: bool = True
+    api_server_options: tuple[str, ...] = ()
     start_timeout_s: float = 120.0
 
 

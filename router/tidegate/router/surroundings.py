@@ -1,11 +1,12 @@
 """What the loops of all rollouts share, and how they run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tidegate.rollout.spec.model import Rollout
 from tidegate.router.faults import OnFaultPoint, pass_by
 from tidegate.router.hosts import HostClaims
+from tidegate.router.pacing import Pace
 from tidegate.router.registry import Registry
 from tidegate.router.sources.source import TrafficSource
 from tidegate.router.store import RolloutStore
@@ -38,6 +39,7 @@ class Surroundings:
         settings: How the loops run.
         clock: Gives the time in seconds since the epoch.
         at: Called at each fault point.
+        pace: Spreads their turns over the event loop.
     """
 
     traffic_of: Callable[[Rollout], TrafficRouter]
@@ -48,3 +50,4 @@ class Surroundings:
     settings: LoopSettings
     clock: Callable[[], float]
     at: OnFaultPoint = pass_by
+    pace: Pace = field(default_factory=Pace)

@@ -9,8 +9,10 @@ import asyncio
 import random
 
 import pytest
+from cluster_objects import to, virtual_service
 from faulted_rollouts import EVENTS, PROMOTED, decisions
 from faulty_api import Fault, WatchEnd
+from stored_changes import StoredChanges
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
@@ -18,11 +20,11 @@ ANSWERS = (Fault.THROTTLE, Fault.FAIL, Fault.CONFLICT, Fault.GONE, Fault.DROP, F
 
 
 def some(faults, share=0.3, seed=0):
-    """Has a share of the calls fail, in turn in each of some ways; the lease stays as it is."""
+    """Has a share of the calls fail, each in one of some ways; leases and watches go on."""
     draw = random.Random(seed)
 
     def fault(call):
-        is_spared = "/leases" in call.path or draw.random() > share
+        is_spared = "/leases" in call.path or call.is_watch or draw.random() > share
         return None if is_spared else draw.choice(faults)
 
     return fault
@@ -56,7 +58,8 @@ async def test_calls_that_fail_in_one_way_lose_no_step(served, fault):
     name = f"one-{fault.name.lower().replace('_', '-')}"
     async with served.recorded(name) as changes:
         with served.router():
-            served.faulty.fault = some((fault,))
+            # Each call that hangs takes 10 s.
+            served.faulty.fault = some((fault,), share=0.1 if fault is Fault.HANG else 0.3)
             await promote(served, name, timeout_s=100)
     assert changes.shares == PROMOTED
 
@@ -132,3 +135,12 @@ async def test_half_open_connections_lose_no_step(served):
             await served.user.command("half-open", "promote")
             await served.user.until_phase("half-open", "Promoted")
     assert changes.shares == PROMOTED
+
+
+async def test_a_weight_that_nobody_decided_is_found(served):
+    """The check of all tests here can fail."""
+    async with StoredChanges.recorded(served.api.server.etcd_url) as changes:
+        await served.host.apply(virtual_service(to("v2", 37), to("v1", 63)), force=True)
+        await changes.complete()
+    (found,) = changes.unexplained("nobody")
+    assert found.startswith("37 at ")

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import random
 import signal
+from pathlib import Path
 
 import pytest
 from faulted_rollouts import EVENTS, PROMOTED, decisions
@@ -16,6 +17,7 @@ from faulty_api import Fault
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
+JUMPING = Path(__file__).parents[2] / "doubles/jumping_router.py"
 LEASE = ("--lease-duration-s", "2")
 _numbers = itertools.count(1)
 
@@ -118,3 +120,21 @@ async def test_a_leader_that_was_paused_writes_nothing_when_it_wakes_up(served):
         assert changes.shares == PROMOTED
         writers = changes.writers("paused")
         assert writers in ([paused.identity, second.identity], [second.identity]), writers
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ahead_s", [3600, -3600], ids=["forward", "back"])
+async def test_a_leaders_wall_clock_that_jumps_loses_no_step_and_no_lead(served, ahead_s):
+    name = f"jumps-{'forward' if ahead_s > 0 else 'back'}"
+    file = served.api.folder / name
+    file.write_text("0")
+    async with served.recorded(name) as changes:
+        with served.router(program=(JUMPING, file)) as router:
+            await served.api.until_leads(router.identity)
+            await served.user.apply(name)
+            await served.user.until_step(name, "1/2")
+            file.write_text(str(ahead_s))
+            await served.user.promote(name)
+            assert "leads no more" not in router.log
+    assert changes.shares == PROMOTED
+    assert changes.writers(name) == [router.identity]

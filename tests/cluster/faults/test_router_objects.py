@@ -63,6 +63,18 @@ async def test_a_rollout_that_is_wiped_from_etcd_hands_its_traffic_back(router, 
 
 
 @pytest.mark.long
+async def test_a_rollout_that_is_wiped_while_nobody_leads_hands_its_traffic_back(served):
+    with served.router() as first:
+        await served.api.until_leads(first.identity)
+        await served.user.apply("orphaned")
+        await served.user.until_step("orphaned", "1/2")
+        first.kill()
+    await wipe(served, "orphaned")
+    with served.router():
+        await weights_are(served, v2=0, v1=100)
+
+
+@pytest.mark.long
 async def test_a_rollout_that_is_made_anew_at_once_begins_at_the_baseline(router, served):
     await served.user.apply("anew")
     before = await served.user.until_step("anew", "1/2")

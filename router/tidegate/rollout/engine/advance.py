@@ -24,7 +24,7 @@ from tidegate.rollout.engine.gates import try_gate
 from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import ApplySplit, Command, CommandKind, Inputs, Step
 from tidegate.rollout.engine.moves import Moves, numbers_of
-from tidegate.rollout.engine.outcomes import take_outcome
+from tidegate.rollout.engine.outcomes import LONGEST_RETRY_S, take_outcome
 from tidegate.rollout.engine.starting import start
 from tidegate.rollout.engine.status import DECIDED, ENDED, PauseCause, Phase, RolloutStatus
 from tidegate.rollout.spec.model import Rollout
@@ -83,7 +83,9 @@ def _step(draft: Draft, inputs: Inputs) -> Step:
     # Traffic leaves a bad version now, whatever an action of an earlier split still waits for.
     urgent = status.phase is Phase.ABORTING or status.pause_cause is PauseCause.HARM_BUDGET
     applying = inputs.applying and not urgent
-    waits = applying or draft.now_s < status.next_try_s or status.phase in ENDED
+    # A longer wait comes from a clock that was set back.
+    retries_later = 0 < status.next_try_s - draft.now_s <= LONGEST_RETRY_S
+    waits = applying or retries_later or status.phase in ENDED
     actions: tuple[ApplySplit, ...] = ()
     if status.desired is not None and not status.is_settled and not waits:
         release = status.phase in DECIDED or status.phase is Phase.PENDING

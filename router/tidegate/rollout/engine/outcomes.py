@@ -7,7 +7,7 @@ from tidegate.rollout.engine.inputs import Outcome
 from tidegate.rollout.engine.moves import Moves
 from tidegate.rollout.engine.status import RUNNING, Phase
 
-__all__ = ["take_outcome"]
+__all__ = ["LONGEST_RETRY_S", "take_outcome"]
 
 _ENDS: Final = {
     Phase.PROMOTING: (Phase.PROMOTED, EventKind.PROMOTED),
@@ -15,7 +15,8 @@ _ENDS: Final = {
     Phase.COMPLETING: (Phase.COMPLETED, EventKind.COMPLETED),
 }
 _FIRST_RETRY_S: Final = 1.0
-_LONGEST_RETRY_S: Final = 60.0
+LONGEST_RETRY_S: Final = 60.0
+"""How long the engine waits at most before it tries to put a split in force again."""
 
 
 def take_outcome(moves: Moves, outcome: Outcome) -> None:
@@ -56,7 +57,7 @@ def _take_failure(moves: Moves, outcome: Outcome) -> None:
         _give_up(moves, outcome.error)
         return
     failures = status.apply_failures + 1
-    wait_s = min(_FIRST_RETRY_S * 2 ** min(failures - 1, 10), _LONGEST_RETRY_S)
+    wait_s = min(_FIRST_RETRY_S * 2 ** min(failures - 1, 10), LONGEST_RETRY_S)
     message = f"{status.desired} is not in force: {outcome.error}"
     if failures == 1:
         moves.draft.record(EventKind.SPLIT_FAILED, message)

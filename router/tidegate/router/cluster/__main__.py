@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from tidegate.chassis.server import run
@@ -66,14 +66,9 @@ class ClusterApplication:
         """Competes for the lead, and runs the rollouts while this replica leads."""
         settings, log = self._settings, self._access_log
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(
-                KubeClient.opened(
-                    kubeconfig=settings.kubeconfig,
-                    context=settings.context,
-                    namespace=settings.own_namespace,
-                    user_agent="tidegate-router",
-                )
-            )
+            client = await stack.enter_async_context(self._client())
+            # A renewal must not wait behind the writes of many rollouts.
+            lease_client = await stack.enter_async_context(self._client())
             caches = await stack.enter_async_context(
                 following(
                     client, settings.namespaces, settings.own_namespace, settings.peers_service
@@ -81,7 +76,7 @@ class ClusterApplication:
             )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             await caches.synced()
-            competing = tasks.create_task(self._compete(client, caches))
+            competing = tasks.create_task(self._compete(client, lease_client, caches))
             working = (competing, tasks.create_task(keep_facts(log, caches.traffic)))
             for each in working:
                 stack.callback(each.cancel)
@@ -90,11 +85,20 @@ class ClusterApplication:
             stack.callback(draining.cancel)
             yield
 
-    async def _compete(self, client: KubeClient, caches: Caches) -> None:
+    def _client(self) -> AbstractAsyncContextManager[KubeClient]:
+        settings = self._settings
+        return KubeClient.opened(
+            kubeconfig=settings.kubeconfig,
+            context=settings.context,
+            namespace=settings.own_namespace,
+            user_agent="tidegate-router",
+        )
+
+    async def _compete(self, client: KubeClient, lease_client: KubeClient, caches: Caches) -> None:
         """Leads whenever this replica has the lease."""
         settings = self._settings
         elector = LeaseElector(
-            client,
+            lease_client,
             settings.lease,
             identity=settings.identity,
             namespace=settings.own_namespace,

@@ -8,6 +8,7 @@ from tidegate.kube.client import KubeClient
 from tidegate.kube.events import EventRecorder
 from tidegate.rollout.spec.model import EvidenceFrom, Rollout
 from tidegate.router.cluster.caches import Caches
+from tidegate.router.cluster.orphans import hand_back_orphans
 from tidegate.router.cluster.reporting import Reporter
 from tidegate.router.cluster.rollout_objects import RolloutObjects
 from tidegate.router.cluster.settings import ClusterSettings
@@ -86,6 +87,8 @@ async def run_rollouts(
                     reporter = Reporter(reconciler.registry, caches.rollouts, recorder, store)
                     tasks.create_task(reporter.run())
                     tasks.create_task(_end_if_taken(store))
+                    services = caches.traffic.virtual_services.all()
+                    tasks.create_task(hand_back_orphans(client, services, traffic.of))
 
 
 async def _end_if_taken(store: CrdStore) -> None:

@@ -56,7 +56,8 @@ class RolloutMemory:
     def note_subsets(self, rules: Iterable[Manifest], now_s: float) -> None:
         """Notes when each subset was first seen.
 
-        A subset of a rule that has not changed since it was made is as old as the rule.
+        A subset of a rule that has not changed since it was made is as old as the rule. None is
+        younger than now: the clock may have been set back.
 
         Args:
             rules: The DestinationRules of the host.
@@ -70,7 +71,7 @@ class RolloutMemory:
                 first_s = min(made.timestamp(), now_s)
             for each in rule.spec.get("subsets") or ():
                 key = (rule.metadata.uid, str(each.get("name")))
-                found[key] = self._subsets.get(key, first_s)
+                found[key] = min(self._subsets.get(key, first_s), now_s)
         self._subsets = found
 
     def seconds_to_settle(self, versions: Iterable[str], settle_s: float, now_s: float) -> float:

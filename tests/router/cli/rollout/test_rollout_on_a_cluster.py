@@ -96,7 +96,8 @@ def test_a_whole_session_has_the_words_of_the_laptop(router, rollout, write, api
     assert shown[0].split() == ["NAME", "HOST", "PHASE", "STEP", "WEIGHTS", "VERDICT", "AGE"]
     assert shown[1].split()[:6] == ["vision", "vision", "progressing", "1/2", "v2", "10%"]
     assert "waits until somebody promotes it" in rollout("get", "vision").out
-    assert "promote" in rollout("explain", "vision").out
+    explained = rollout("explain", "vision").out
+    assert "`tidegate rollout promote models/vision --context tests`" in explained
     paused = rollout("pause", "vision", "--reason", "lunch")
     assert paused.code == 0, paused
     assert paused.out == "models/vision is paused: paused by a user: lunch\n"
@@ -125,7 +126,7 @@ def test_a_whole_session_has_the_words_of_the_laptop(router, rollout, write, api
     router.until(lambda each: each.status.phase is Phase.PROMOTED, "models/vision")
     removed = rollout("delete", "vision")
     assert (removed.code, removed.out) == (0, "vision is removed\n")
-    assert "there is no rollout; create one" in rollout("list").out
+    assert "in the namespace of the context; name another one with" in rollout("list").out
     assert api.kubectl("get", "rollouts", "-o", "name") == ""
 
 
@@ -206,7 +207,7 @@ def test_the_namespace_comes_from_the_option_the_name_or_the_context(api, rollou
     assert len(rollout("list", "--json").out.splitlines()) == 1
     missing = rollout("get", "speech", "-n", other)
     assert missing.code == 1
-    assert f"there is no rollout {other}/speech; `tidegate rollout list` shows them" in missing.err
+    assert f"there is no rollout speech in the namespace {other}; name another" in missing.err
 
 
 def test_commands_by_kubectl_are_answered(router, api, rollout, write):
@@ -226,7 +227,7 @@ def test_commands_by_kubectl_are_answered(router, api, rollout, write):
 def test_a_command_to_a_rollout_that_is_not_there_is_refused(api, rollout):
     done = rollout("abort", "speech")
     assert done.code == 1
-    assert "there is no rollout models/speech; `tidegate rollout list` shows them" in done.err
+    assert "there is no rollout speech in the namespace models; name another" in done.err
 
 
 def test_watch_shows_events_until_the_end(router, rollout, write):
@@ -354,6 +355,7 @@ def test_a_user_without_a_right_is_told_which(router, tidegate, write, user):
     done = tidegate("rollout", "apply", "-f", write(manual()), "--kubeconfig", path)
     assert done.code == 1
     assert 'cannot patch resource "rollouts" in API group "tidegate.dev"' in done.err
+    assert "the Role that a user needs" in done.err
     assert "there is no rollout" in tidegate("rollout", "list", "--kubeconfig", path).out
 
 

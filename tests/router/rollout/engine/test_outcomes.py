@@ -21,6 +21,16 @@ def test_a_split_that_fails_is_tried_again_later_and_later():
     assert run.status.apply_failures == 0
 
 
+def test_a_clock_that_is_set_back_does_not_keep_a_split_from_being_tried_again():
+    run = RolloutRun(rollout_of(strategy=APPROVAL))
+    run.fail_with = "v2 has no healthy endpoint"
+    run.run(30)
+    run.fail_with = ""
+    run.now_s -= 3600
+    run.run_until("WaitingForApproval", seconds=120)
+    assert run.weight() == 10
+
+
 def test_a_split_that_never_comes_into_force_does_not_make_the_rollout_wait_for_ever():
     run = RolloutRun(rollout_of(strategy=EVIDENCE, decide={"within": "2m", "otherwise": "abort"}))
     run.fail_with = "v2 has no healthy endpoint"
