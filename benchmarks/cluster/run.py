@@ -126,15 +126,13 @@ def print_candidates(console: Console, runs: list[Run]) -> list[Bound]:
             continue
         words = f"{scenario.title}: {aborted} of {len(found)} rolled back, at least all"
         bounds.append(Bound(words, aborted == len(found)))
-        expert = _of(runs, scenario, others[0])
-        share = 0.5 if scenario is SCENARIOS[0] else 1.0
-        ratio = _exposed_s(found) / _exposed_s(expert)
-        bounds.append(
-            Bound(
-                f"{scenario.title}: {ratio:.2f} of the expert's time, at most {share:g}",
-                ratio <= share,
-            )
-        )
+        # A candidate that is rolled back before it is bad is no detection.
+        expert = [each for each in _of(runs, scenario, others[0]) if each.harm.exposed_s > 0]
+        if expert:
+            share = 0.5 if scenario is SCENARIOS[0] else 1.0
+            ratio = _exposed_s(found) / _exposed_s(expert)
+            words = f"{scenario.title}: {ratio:.2f} of the expert's time, at most {share:g}"
+            bounds.append(Bound(words, ratio <= share))
     return bounds
 
 
@@ -202,12 +200,15 @@ def main() -> int:
         "load_before": load,
         "versions": versions,
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.folder or Path(scratch)
-        bounds = _run(console, arguments, folder, report)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = arguments.folder or Path(scratch)
+            bounds = _run(console, arguments, folder, report)
+    finally:
+        # An hour of measurements is worth keeping, also if a later part fails.
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     print_bounds(console, bounds)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written: {arguments.output}")
     return int(not all(each.met for each in bounds))
 
@@ -230,10 +231,10 @@ def _run(
                 console=console,
             )
         )
-        print_scale(console, measured)
-        bounds += print_handovers(console, handovers)
         report["scale"] = [asdict(each) for each in measured]
         report["handovers"] = [asdict(each) for each in handovers]
+        print_scale(console, measured)
+        bounds += print_handovers(console, handovers)
     if arguments.only in (None, "candidates"):
         runs = asyncio.run(
             measure_candidates(
@@ -245,8 +246,8 @@ def _run(
                 console=console,
             )
         )
-        bounds += print_candidates(console, runs)
         report["candidates"] = [asdict(each) for each in runs]
+        bounds += print_candidates(console, runs)
     return bounds
 
 

@@ -186,6 +186,30 @@ async def test_a_rollout_without_traffic_any_more_can_be_deleted(api, router, se
     await until_gone(api, "orphan")
 
 
+async def test_a_rollout_made_again_knows_nothing_of_the_deleted_one(api, router, served):
+    await apply(api, "again")
+    await until_step(api, "again", "1/2")
+    await served.delete()
+    await api.client.delete(ROLLOUTS, "again", NAMESPACE)
+    await until_gone(api, "again")
+    await apply(api, "again")
+    seen = await until(api, "again", lambda each: "message" in each.status)
+    assert seen.status["phase"] == "Pending"
+    assert "no VirtualService of the namespace" in seen.status["message"]
+    await served.apply(virtual_service(to("v2", 0), to("v1", 100)))
+    await until_step(api, "again", "1/2")
+    await api.client.delete(ROLLOUTS, "again", NAMESPACE)
+    await until_gone(api, "again")
+
+
+async def test_a_host_of_another_namespace_is_refused(api, router, served):
+    await apply(api, "elsewhere", host="vision.other.svc.cluster.local")
+    seen = await until_phase(api, "elsewhere", "Refused")
+    assert "is not a Service of the namespace" in seen.status["message"]
+    await api.client.delete(ROLLOUTS, "elsewhere", NAMESPACE)
+    await until_gone(api, "elsewhere")
+
+
 async def test_a_command_that_is_none_is_answered(api, router, served):
     await apply(api, "mistyped")
     await until_step(api, "mistyped", "1/2")
@@ -207,6 +231,11 @@ async def test_a_spec_that_cannot_be_carried_out_is_refused_in_a_condition(api, 
         api, "refused", lambda each: condition(each, "Accepted").get("status") == "False"
     )
     assert "Prometheus" in condition(seen, "Accepted")["message"]
+    # Tools that judge health by it, such as Flux, then wait no longer.
+    assert condition(seen, "Stalled")["reason"] == "SpecRefused"
+    await apply(api, "refused")
+    seen = await until_step(api, "refused", "1/2")
+    assert condition(seen, "Stalled")["status"] == "False"
     await api.client.delete(ROLLOUTS, "refused", NAMESPACE)
     await until_gone(api, "refused")
 

@@ -1,11 +1,12 @@
 """A router on a real API server, in a thread, over doubles of the mesh and of the traffic.
 
-It does what the objects say: it applies their specs and carries out their commands.
+It follows the objects as the program does.
 """
 
 import asyncio
 import contextlib
 import threading
+from types import SimpleNamespace
 
 from rollout_api import NAMESPACE
 from rollout_traffic import SyntheticSource
@@ -16,15 +17,8 @@ from traffic_router_double import TrafficRouterDouble
 from tidegate.kube.client import KubeClient
 from tidegate.kube.reflector import reflecting
 from tidegate.kube.resources import ROLLOUTS
-from tidegate.rollout.crd.command import (
-    COMMAND_ANNOTATION,
-    CommandAnswer,
-    CommandError,
-    read_command,
-)
-from tidegate.rollout.crd.mapping import rollout_of
+from tidegate.router.cluster.rollout_objects import RolloutObjects
 from tidegate.router.crd_store import CrdStore
-from tidegate.router.errors import RefusedError
 from tidegate.router.reconciler import reconciling
 from tidegate.router.surroundings import LoopSettings
 
@@ -109,53 +103,11 @@ class ClusterRouter:
                 settings=LoopSettings(evaluate_interval_s=0.02, evidence_interval_s=20.0),
                 clock=self._clock,
             ) as self._reconciler:
-                changed = asyncio.Queue()
-                cache.on_change(lambda key, old, new: changed.put_nowait((key, old, new)))
-                following = asyncio.create_task(self._follow(cache, store, changed))
+                traffic = SimpleNamespace(of=lambda _: self.mesh, forget=lambda _: None)
+                objects = RolloutObjects(*(client, cache, store, self._reconciler, traffic))
+                following = asyncio.create_task(objects.follow())
                 self._ready.set()
                 await self._stop.wait()
                 following.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await following
-
-    async def _follow(self, cache, store, changed):
-        while True:
-            key, old, new = await changed.get()
-            if new is None:
-                await self._reconciler.forget(key)
-            elif old is None or _asked(old) != _asked(new):
-                await self._handle(key, new, store)
-
-    async def _handle(self, key, manifest, store):
-        values = ROLLOUTS.body(
-            {
-                "metadata": {
-                    "name": manifest.metadata.name,
-                    "namespace": manifest.metadata.namespace,
-                    "labels": manifest.metadata.labels,
-                    "annotations": manifest.metadata.annotations,
-                },
-                "spec": manifest.spec,
-            }
-        )
-        await self._reconciler.apply(rollout_of(values))
-        await store.observe(key)
-        text = manifest.metadata.annotations.get(COMMAND_ANNOTATION)
-        answered = store.answered(key)
-        if not text or (answered is not None and answered.id in text):
-            return
-        try:
-            given = read_command(text)
-        except CommandError as error:
-            await store.answer(key, error.answer)
-            return
-        command = given.command
-        try:
-            await self._reconciler.command(key, command.kind, command.reason, given.stage, given.id)
-        except RefusedError as error:
-            await store.answer(key, CommandAnswer(id=given.id, accepted=False, message=str(error)))
-
-
-def _asked(manifest):
-    metadata = manifest.metadata
-    return metadata.generation, metadata.annotations, metadata.labels

@@ -86,6 +86,12 @@ class RolloutApi:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def forget_rollouts(self):
+        """Removes all Rollouts without a router, which would hand their traffic back."""
+        for name in self.kubectl("get", "rollouts", "-o", "name").split():
+            self.kubectl("patch", name, "--type=merge", "-p", '{"metadata": {"finalizers": null}}')
+        self.kubectl("delete", "rollouts", "--all")
+
     def kubectl_result(self, *arguments, stdin=None):
         return subprocess.run(
             self.kubectl_command(*arguments),

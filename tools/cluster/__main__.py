@@ -77,6 +77,8 @@ async def _serve(cluster: TestCluster, *, with_llm: bool) -> None:
     await cluster.apply(*router_manifests())
     await cluster.deployed("istio-ingress", "istio-ingressgateway", timeout_s=_MODELS_S)
     for name, port in _PORTS.items():
+        if name == "llm" and not with_llm:
+            continue
         await cluster.forward("istio-ingress", "istio-ingressgateway", port, local_port=port)
         print(f"   {name}: 127.0.0.1:{port}", flush=True)
     models = ("vision-v1", "vision-v2", *(("llm-v1",) if with_llm else ()))

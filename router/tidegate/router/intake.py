@@ -39,8 +39,9 @@ class Intake:
         self._record = record
         self._around = around
         self._epochs: EpochTracker | None = None
-        # What is wrong now, and what was missing at the last turn.
-        self._fault = self._missing = ""
+        # What is wrong now, and since when evidence has been missing.
+        self._fault = ""
+        self._missing_since_s: float | None = None
 
     def epochs(self, host: str) -> EpochTracker:
         """Returns the epochs of the rollout; its traffic counts from the first call on."""
@@ -73,16 +74,25 @@ class Intake:
         """Reports a fault until the next turn."""
         self._fault = report_fault(self._record, what, error)
 
-    def problem(self) -> str:
-        """Why evidence is missing, if it was missing at the last turn too: sources need a moment.
+    def problem(self, now_s: float) -> str:
+        """Why evidence is missing, if it was missing at an earlier turn too.
 
-        Call it once a turn.
+        Sources need a moment, and turns may follow each other at once: those do not count.
+
+        Args:
+            now_s: The time, in seconds since the epoch.
         """
         if self._fault:
             return self._fault
-        before, self._missing = self._missing, self._epochs.problem if self._epochs else ""
+        missing = self._epochs.problem if self._epochs else ""
+        if not missing:
+            self._missing_since_s = None
+            return ""
         # Not the same words: a problem may have numbers that grow.
-        return self._missing if before else ""
+        if self._missing_since_s is None:
+            self._missing_since_s = now_s
+        moment_s = self._around.settings.evaluate_interval_s / 2
+        return missing if now_s - self._missing_since_s >= moment_s else ""
 
     def stop(self) -> None:
         """Counts no longer."""

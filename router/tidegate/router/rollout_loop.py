@@ -257,6 +257,7 @@ class RolloutLoop:
             inputs = Inputs(
                 windows=self._intake.windows,
                 traffic=traffic,
+                traffic_problem=problem,
                 traffic_s=began_s,
                 outcome=self._actor.outcome,
                 applying=self._actor.is_applying,
@@ -273,7 +274,7 @@ class RolloutLoop:
         if self._commands or (step.events and self._begins_anew):
             self._wake.set()
         warning = "" if traffic is None else traffic.warning
-        return problem or self._intake.problem() or warning
+        return problem or self._intake.problem(now_s) or warning
 
     @property
     def _begins_anew(self) -> bool:

@@ -163,7 +163,7 @@ async def test_options_of_a_laptop_are_refused_on_a_cluster(api, option):
     ("named", "weights", "words"),
     [
         ("vision.other.svc.cluster.local", {"v2": 10}, "is not a Service of the namespace"),
-        ("shop", {"v2": 10}, "there is no host shop"),
+        ("shop", {"v2": 10}, "has no Service shop; correct the name, or name another namespace"),
         ("vision", {"v9": 10}, "has no subset v9"),
         ("vision", {"v2": 60, "v3": 60}, "add up to 120 %"),
     ],

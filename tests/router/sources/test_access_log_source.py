@@ -152,6 +152,18 @@ async def test_a_fault_while_counting_costs_records_and_no_more(monkeypatch):
         await windows(source, 1)
 
 
+async def test_a_receiver_that_does_not_answer_does_not_count_as_watched():
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(mesh_service(RequestLog()))
+        await stack.aclose()
+        async with source_of(port) as source:
+            source.watch("a", watched())
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await source.watching(HOST)
+            assert "no records of requests arrive: UNAVAILABLE" in source.problem("a")
+
+
 async def test_a_source_says_why_nothing_arrives():
     log = RequestLog()
     async with contextlib.AsyncExitStack() as stack:

@@ -84,7 +84,8 @@ def apply(
     applied: list[rollout_pb2.ApplyResponse] = []
     names = ", ".join(each.rollout.metadata.name for each in placed)
     goes_on = f"the router goes on with {names}; watch it with `tidegate rollout watch`"
-    with exit_on_interrupt(goes_on), rollout_service(Home(address, context, kubeconfig)) as service:
+    home = Home(address, context, kubeconfig)
+    with exit_on_interrupt(goes_on), rollout_service(home) as service:
         for each in placed:
             response = service.Apply(
                 rollout_pb2.ApplyRequest(rollout=_message(each, namespace), dry_run=dry_run)
@@ -95,7 +96,7 @@ def apply(
             elif dry_run:
                 results().print(_would(response, _existing(service, response.rollout)))
             else:
-                results().print(_applied(response))
+                results().print(_applied(response, home.options))
         if not wait:
             return
         live = len(applied) == 1
@@ -158,14 +159,15 @@ def _timeout(text: str, *, wait: bool) -> float | None:
         raise typer.BadParameter(f"--timeout: {text} {error}") from error
 
 
-def _applied(response: rollout_pb2.ApplyResponse) -> Text:
+def _applied(response: rollout_pb2.ApplyResponse, cluster: str) -> Text:
     what, key = "is applied", key_of(response.rollout)
+    named = f"{key} {cluster}" if cluster else key
     if not response.changed:
         what = "is as applied before"
         phase = response.rollout.status.phase
         if phase in ENDED:
             what += f", and has ended before: it is {PHASES[phase][0]}."
-            what += f" `tidegate rollout retry {key}` begins it again"
+            what += f" `tidegate rollout retry {named}` begins it again"
     return Text.assemble((key, "bold"), f" {what}")
 
 

@@ -6,6 +6,7 @@ this is a laptop's project. `KUBECONFIG` alone decides nothing: a variable that 
 ago must not move the traffic of a cluster.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ _DEFAULT_ADDRESS: Final = "127.0.0.1:15030"
 _KIND: Final = "router"
 _ADVICE: Final = (
     "The router does not answer. `tidegate status` shows whether it runs, and `tidegate up` starts"
-    " it; if it is elsewhere, say where with --address."
+    " it. If it is elsewhere, say where with --address; rollouts on a cluster need --context or"
+    " --kubeconfig."
 )
 
 AddressOption = Annotated[
@@ -60,7 +62,8 @@ NamespaceOption = Annotated[
     typer.Option(
         "--namespace",
         "-n",
-        help="The rollout's namespace. Not needed if only one rollout has the name.",
+        help="The rollout's namespace. On a cluster, by default that of the context; on a laptop"
+        " it is not needed if only one rollout has the name.",
         show_default=False,
     ),
 ]
@@ -118,6 +121,16 @@ class Home:
     def is_cluster(self) -> bool:
         """Whether a cluster is meant."""
         return bool(self.context) or self.kubeconfig is not None
+
+    @property
+    def options(self) -> str:
+        """The options that name a cluster again in another command; empty for a laptop."""
+        words: list[str] = []
+        if self.kubeconfig is not None:
+            words += ["--kubeconfig", str(self.kubeconfig)]
+        if self.context:
+            words += ["--context", self.context]
+        return shlex.join(words)
 
 
 class RolloutMessages(Iterator[rollout_pb2.WatchResponse], Protocol):

@@ -23,7 +23,7 @@ from tidegate.cli.rollout.cluster_errors import (
 from tidegate.cli.rollout.cluster_messages import object_message, state_of
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import GoneError, KubeError, NotFoundError, UnreachableError
-from tidegate.kube.resources import ROLLOUTS, Manifest
+from tidegate.kube.resources import ROLLOUTS, Manifest, ObjectMeta
 from tidegate.kube.watching import EventType
 from tidegate.rollout.crd.command import (
     COMMAND_ANNOTATION,
@@ -44,6 +44,7 @@ __all__ = ["ClusterCalls"]
 _MANAGER: Final = "tidegate"
 _ANSWER_S: Final = 30.0
 _RETRY_S: Final = 1.0
+_GONE_POLL_S: Final = 0.1
 
 
 class ClusterCalls:
@@ -51,7 +52,8 @@ class ClusterCalls:
 
     Args:
         client: The API server.
-        answer_s: How long the router may take to answer a command, in seconds.
+        answer_s: How long the router may take to answer a command, or to let a deleted rollout go,
+            in seconds.
     """
 
     def __init__(self, client: KubeClient, answer_s: float = _ANSWER_S) -> None:
@@ -110,10 +112,11 @@ class ClusterCalls:
         return rollout_pb2.ListResponse(rollouts=map(_message, found))
 
     async def delete(self, request: rollout_pb2.DeleteRequest) -> rollout_pb2.DeleteResponse:
-        """Deletes a rollout that has ended.
+        """Deletes a rollout that has ended; returns once it is gone.
 
         Raises:
-            CallError: There is none, it has not ended, or the API server refuses.
+            CallError: There is none, it has not ended, or the API server refuses. DEADLINE_EXCEEDED
+                if no router lets it go.
         """
         manifest = await self._find(request.name, request.namespace)
         state = state_of(_values(manifest))
@@ -126,7 +129,27 @@ class ClusterCalls:
         metadata = manifest.metadata
         with own_errors():
             await self._client.delete(ROLLOUTS, metadata.name, metadata.namespace, uid=metadata.uid)
+            await self._until_gone(metadata)
         return rollout_pb2.DeleteResponse()
+
+    async def _until_gone(self, metadata: ObjectMeta) -> None:
+        """Waits until the router has removed its finalizer."""
+        try:
+            async with asyncio.timeout(self._answer_s):
+                while True:
+                    found = await self._client.get(ROLLOUTS, metadata.name, metadata.namespace)
+                    if found.metadata.uid != metadata.uid:
+                        return
+                    await asyncio.sleep(_GONE_POLL_S)
+        except NotFoundError:
+            return
+        except TimeoutError as error:
+            raise CallError(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"{metadata.namespace}/{metadata.name} is being deleted, and no router has let it"
+                f" go within {self._answer_s:g} s; look whether one runs, or remove the finalizer"
+                " tidegate.dev/traffic by hand",
+            ) from error
 
     async def history(
         self, request: rollout_pb2.GetHistoryRequest

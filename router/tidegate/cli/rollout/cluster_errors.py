@@ -54,7 +54,9 @@ def absent(name: str, namespace: str) -> CallError:
     """Returns the error that a rollout does not exist."""
     return CallError(
         grpc.StatusCode.NOT_FOUND,
-        f"there is no rollout {namespace}/{name}; `tidegate rollout list` shows them",
+        f"there is no rollout {name} in the namespace {namespace}; name another namespace with"
+        " --namespace. `tidegate rollout list` shows the rollouts of one namespace, and `kubectl"
+        " get rollouts --all-namespaces` all of them",
     )
 
 
@@ -86,6 +88,8 @@ def call_error(error: KubeError) -> CallError:
     words = str(error)
     if isinstance(error, NotFoundError) and is_unknown_resource(error):
         words += "; the cluster has no rollouts yet: `kubectl apply --server-side -f` the CRD"
+    elif isinstance(error, ForbiddenError):
+        words += "; the Role that a user needs is in docs/rollout-resource.md"
     elif isinstance(error, ConflictError):
         words += (
             "; change the rollout with the tool that owns it, or take it over with `kubectl apply"

@@ -29,12 +29,14 @@ _WAITS: Final = {
     "WaitingForApproval": "It goes on when somebody runs `tidegate rollout promote {name}`.",
     "WaitingForEvidence": "It goes on by itself once every objective that decides is met.",
     "WaitingForData": (
-        "It goes on once the candidate gets requests and the source counts them. `tidegate mesh"
-        " status` shows whether they arrive."
+        "It goes on once the candidate gets requests and the source counts them."
+        " {requests_are_shown}"
     ),
     "WaitingForTime": "It goes on by itself when the time is over.",
-    "WaitingForMesh": "It begins once the mesh's controller answers.",
-    "WaitingForEndpoints": "It begins once each version has a healthy endpoint.",
+    "WaitingForMesh": "It begins by itself once the traffic can be read.",
+    "WaitingForEndpoints": (
+        "It begins by itself once each version has a healthy endpoint. {endpoints_are_shown}"
+    ),
     "Testing": "It ends by itself.",
     "PausedByUser": "`tidegate rollout resume {name}` lets it go on.",
     "TimeUp": (
@@ -60,6 +62,19 @@ _WAITS: Final = {
     "SubsetUnknown": "Correct it and run `tidegate rollout retry {name}`.",
     "HostTaken": "Run `tidegate rollout retry {name}` when the other one has ended.",
     "OtherVersions": "Shift those away and run `tidegate rollout retry {name}`.",
+    "BaselineUnused": "Correct it and run `tidegate rollout retry {name}`.",
+    "TrafficUnclear": "Correct it and run `tidegate rollout retry {name}`.",
+}
+_SHOWN_ON_A_LAPTOP: Final = {
+    "requests_are_shown": "`tidegate mesh status` shows whether they arrive.",
+    "endpoints_are_shown": "`tidegate mesh status` shows the endpoints.",
+}
+_SHOWN_ON_A_CLUSTER: Final = {
+    "requests_are_shown": (
+        "If it gets some, look at whether the proxies log to the router: a Telemetry object and a"
+        " provider in Istio's mesh configuration."
+    ),
+    "endpoints_are_shown": "`kubectl get pods,endpointslices` shows the endpoints.",
 }
 _DECIDES: Final = (
     rollout_pb2.IMPORTANCE_UNSPECIFIED,
@@ -75,7 +90,7 @@ _FOLLOWS: Final = {
 
 
 def explanation(
-    rollout: rollout_pb2.Rollout, now_s: float, *, with_reason: bool = True
+    rollout: rollout_pb2.Rollout, now_s: float, *, with_reason: bool = True, cluster: str = ""
 ) -> list[str]:
     """Returns the lines.
 
@@ -83,11 +98,12 @@ def explanation(
         rollout: The rollout with its status.
         now_s: The time, in seconds since the epoch.
         with_reason: Whether to tell why the rollout is as it is.
+        cluster: The options that name the rollout's cluster in a command; empty for a laptop.
     """
     return [
         *_state(rollout, now_s, with_reason=with_reason),
         *_evidence(rollout),
-        *_outlook(rollout, now_s),
+        *_outlook(rollout, now_s, cluster),
     ]
 
 
@@ -168,10 +184,14 @@ def _requests_left(found: rollout_pb2.ObjectiveAssessment, rollout: rollout_pb2.
     return f"{words} ({age(more / rate)})" if rate > 0 else words
 
 
-def _outlook(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
+def _outlook(rollout: rollout_pb2.Rollout, now_s: float, cluster: str) -> Iterator[str]:
     status, name = rollout.status, rollout.metadata.name
+    shown = _SHOWN_ON_A_LAPTOP
+    if cluster:
+        shown = _SHOWN_ON_A_CLUSTER
+        name = f"{rollout.metadata.namespace}/{name} {cluster}"
     if (waits := _WAITS.get(status.reason)) is not None:
-        yield waits.format(name=name)
+        yield waits.format(name=name, **shown)
     if status.HasField("harm_budget"):
         yield (
             f"It has cost {status.harm_spent:.1f} extra bad requests of a budget of"

@@ -86,7 +86,8 @@ def report(
     The page needs no network. With --json, print what the page is made of.
     """
     namespace, name = find_target(name, namespace)
-    with rollout_service(Home(address, context, kubeconfig)) as service:
+    home = Home(address, context, kubeconfig)
+    with rollout_service(home) as service:
         rollout = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
         history = service.GetHistory(
             rollout_pb2.GetHistoryRequest(namespace=namespace, name=name, with_samples=True)
@@ -94,7 +95,8 @@ def report(
     if as_json:
         print_message(history, rollout=key_of(rollout))
         return
-    text = report_page(escaped_message(rollout), escaped_message(history), time.time())
+    rollout, history = escaped_message(rollout), escaped_message(history)
+    text = report_page(rollout, history, time.time(), cluster=home.options)
     if str(output) == "-":
         sys.stdout.write(text)
         return
@@ -107,7 +109,11 @@ def report(
 
 
 def report_page(
-    rollout: rollout_pb2.Rollout, history: rollout_pb2.GetHistoryResponse, now_s: float
+    rollout: rollout_pb2.Rollout,
+    history: rollout_pb2.GetHistoryResponse,
+    now_s: float,
+    *,
+    cluster: str = "",
 ) -> str:
     """Returns the page.
 
@@ -115,9 +121,10 @@ def report_page(
         rollout: The rollout with its status.
         history: Its events and samples.
         now_s: The time, in seconds since the epoch.
+        cluster: The options that name the rollout's cluster in a command; empty for a laptop.
     """
     parts = [
-        *_summary(rollout, now_s),
+        *_summary(rollout, now_s, cluster),
         *_verdicts(rollout),
         *_plots(rollout, history),
         *_history(history, rollout.status.message),
@@ -127,7 +134,7 @@ def report_page(
     return page(f"Rollout {key_of(rollout)}", parts)
 
 
-def _summary(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
+def _summary(rollout: rollout_pb2.Rollout, now_s: float, cluster: str) -> Iterator[str]:
     status, spec = rollout.status, rollout.spec
     candidates = candidates_of(spec)
     yield heading(f"Rollout {key_of(rollout)}", 1)
@@ -157,7 +164,7 @@ def _summary(rollout: rollout_pb2.Rollout, now_s: float) -> Iterator[str]:
     rows.append(("error rates", words))
     yield table(("", ""), rows)
     # The reason stands above.
-    lines = explanation(rollout, now_s, with_reason=False)
+    lines = explanation(rollout, now_s, with_reason=False, cluster=cluster)
     yield heading("In words")
     yield from map(paragraph, lines)
 

@@ -51,7 +51,8 @@ def list_rollouts(
     kubeconfig: KubeconfigOption = None,
 ) -> None:
     """List the rollouts."""
-    with rollout_service(Home(address, context, kubeconfig)) as service:
+    home = Home(address, context, kubeconfig)
+    with rollout_service(home) as service:
         response = service.List(rollout_pb2.ListRequest(namespace=namespace))
     if as_json:
         for each in response.rollouts:
@@ -66,7 +67,7 @@ def list_rollouts(
         return
     found = shown.rollouts
     if not found:
-        results().print("there is no rollout; create one with `tidegate rollout apply -f FILE`")
+        results().print(Text(_none(namespace, home)))
         return
     namespaces = len({each.metadata.namespace for each in found}) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -181,9 +182,10 @@ def explain(
 ) -> None:
     """Say what a rollout waits for now and why, and what would have to happen."""
     namespace, name = find_target(name, namespace)
-    with rollout_service(Home(address, context, kubeconfig)) as service:
+    home = Home(address, context, kubeconfig)
+    with rollout_service(home) as service:
         found = service.Get(rollout_pb2.GetRequest(namespace=namespace, name=name)).rollout
-    lines = explanation(escaped_message(found), time.time())
+    lines = explanation(escaped_message(found), time.time(), cluster=home.options)
     if as_json:
         phase = rollout_pb2.Phase.Name(found.status.phase)
         print_message(found.metadata, phase=phase, reason=found.status.reason, lines=lines)
@@ -191,6 +193,16 @@ def explain(
     console = results()
     for line in lines:
         console.print(Text(line))
+
+
+def _none(namespace: str, home: Home) -> str:
+    if not home.is_cluster:
+        return "there is no rollout; create one with `tidegate rollout apply -f FILE`"
+    where = f"the namespace {namespace}" if namespace else "the namespace of the context"
+    return (
+        f"there is no rollout in {where}; name another one with --namespace, or create a rollout"
+        f" with `tidegate rollout apply -f FILE {home.options}`"
+    )
 
 
 def _row(rollout: rollout_pb2.Rollout, now_s: float) -> list[Text | str]:

@@ -61,6 +61,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         windows: What the traffic did, in the order of time.
         traffic: The host's traffic as it is now; None if it could not be read, and the engine then
             changes nothing.
+        traffic_problem: Why it could not be read; empty if it was, or if that is not known.
         traffic_s: When that reading began, in seconds since the epoch. A reading that began before
             the last split came into force says nothing about foreign changes.
         outcome: What became of the last action; None if it has not ended.
@@ -71,6 +72,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
 
     windows: tuple[TrafficWindow, ...] = ()
     traffic: HostTraffic | None = None
+    traffic_problem: str = ""
     traffic_s: float = 0.0
     outcome: Outcome | None = None
     applying: bool = False

@@ -19,7 +19,8 @@ def start(moves: Moves, inputs: Inputs) -> None:
         _refuse(moves, "HostTaken", _taken(moves, inputs.blocked_by))
         return
     if traffic is None:
-        draft.explain("WaitingForMesh", "waits for the mesh: its traffic cannot be read yet")
+        words = inputs.traffic_problem or "its traffic cannot be read yet"
+        draft.explain("WaitingForMesh", f"waits for the mesh: {words}")
         return
     if traffic.owner == moves.rollout.key:
         _give_back(moves, traffic)
@@ -32,7 +33,7 @@ def start(moves: Moves, inputs: Inputs) -> None:
         names = " and ".join(missing)
         draft.explain(
             "WaitingForEndpoints",
-            f"waits for a healthy endpoint of {names}; `tidegate mesh status` shows the endpoints",
+            f"waits for a healthy endpoint of {names}",
         )
         return
     draft.record(

@@ -147,7 +147,9 @@ class RolloutObjects:
         if record is None or record.status.phase not in ACTIVE:
             return True
         if not await self._has_traffic(record):
-            _log.warning("rollout goes, and its traffic is gone", rollout=key)
+            # Of a rollout that has been told to end, it is back at the baseline.
+            if key not in self._ending:
+                _log.warning("rollout goes, and its traffic is gone", rollout=key)
             return True
         if key not in self._ending and record.status.phase not in DECIDED:
             self._ending.add(key)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tidegate.istio.reading.annotations import parse_rollout_name
+from tidegate.istio.shapes import HostName
 from tidegate.kube.errors import ConflictError, InvalidError, NotFoundError
 from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
 from tidegate.rollout.spec.model import Rollout
@@ -83,7 +84,11 @@ class RolloutTraffic:
 
     async def read(self, host: str) -> HostTraffic:
         """Returns the traffic of the rollout's host; see `TrafficRouter`."""
-        where = self._service_host(host)
+        try:
+            where = self._service_host(host)
+        except TrafficError as error:
+            # Waiting would not help: the rollout is refused.
+            return _gone(HostName(host), str(error))
         memory = self._memory
         try:
             with telling(f"read the traffic of {where.name}"):
@@ -91,10 +96,10 @@ class RolloutTraffic:
         except NotRoutedError as error:
             if not memory.uid:
                 raise
-            return _gone(where, str(error))
+            return _gone(where.name, str(error))
         self._memory.note_subsets(view.objects.rules(), self._around.clock())
         if view.live is None and memory.uid:
-            return _gone(where, f"VirtualService {where.namespace}/{view.name} is gone")
+            return _gone(where.name, f"VirtualService {where.namespace}/{view.name} is gone")
         if view.live is not None and view.traffic.owner == self._rollout.key:
             memory.uid = view.live.metadata.uid
         return view.traffic
@@ -201,11 +206,10 @@ class RolloutTraffic:
         """
         other = view.traffic.owner
         if other and other != self._rollout.key:
-            _, _, name = other.partition("/")
             raise TrafficError(
                 f"the traffic of VirtualService {view.objects.host.namespace}/{view.name} belongs"
                 f" to the rollout {other}; wait until it has ended, or end it with"
-                f" `tidegate rollout abort {name}`; if it does not exist any more, remove the"
+                f" `tidegate rollout abort {other}`; if it does not exist any more, remove the"
                 f" annotation {ROLLOUT_ANNOTATION}",
                 permanent=True,
             )
@@ -374,7 +378,5 @@ def _shares(split: TrafficSplit) -> dict[str, float]:
     return {name: share / 100 for name, share in split.weights.items()}
 
 
-def _gone(where: ServiceHost, problem: str) -> HostTraffic:
-    return HostTraffic(
-        host=where.name, split=TrafficSplit(weights={}), versions=(), problem=problem
-    )
+def _gone(host: HostName, problem: str) -> HostTraffic:
+    return HostTraffic(host=host, split=TrafficSplit(weights={}), versions=(), problem=problem)

@@ -40,6 +40,8 @@ SHIFT_ANNOTATION: Final = "tidegate.dev/shift-before"
 """How the routes were before the first shift, and a digest of what the last shift made of them."""
 
 _MOST_CONFLICTS: Final = 3
+# The caller's own, with the rules that the docs name.
+_ROLE: Final = "your Role (see docs/kubernetes-traffic.md)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ async def shift_traffic(
             permanent=True,
         )
     where = service_host(change.host, namespace)
-    with telling(f"shift the traffic of {where.name}"):
+    with telling(f"shift the traffic of {where.name}", _ROLE):
         for _ in range(_MOST_CONFLICTS):
             objects = await DirectObjects(client).of_host(where)
             changes = _shifts(objects, replace(change, host=where.name), force=force)
@@ -123,7 +125,7 @@ async def reset_shifts(
     Raises:
         TrafficError: The shifts cannot be undone.
     """
-    with telling(f"reset the traffic of the namespace {namespace}"):
+    with telling(f"reset the traffic of the namespace {namespace}", _ROLE):
         for _ in range(_MOST_CONFLICTS):
             services = await client.list(VIRTUAL_SERVICES, namespace)
             changes = _resets(services.items, force=force)
@@ -138,6 +140,12 @@ def _shifts(objects: HostObjects, change: Shift, *, force: bool) -> tuple[Object
     """Returns the changes that a shift makes."""
     parser = ManifestParser()
     routing = objects.routing()
+    if objects.service is None and not routing:
+        raise TrafficError(
+            f"the namespace {objects.host.namespace} has no Service {objects.host.service}; correct"
+            " the name, or name another namespace with --namespace",
+            permanent=True,
+        )
     parsed = {each.key: parser.virtual_service(each) for each in routing}
     rules = parser.destination_rules(objects.rules())
     before = IstioObjects.of([*parsed.values(), *rules])
@@ -209,11 +217,11 @@ def _refuse_owned(item: Manifest, what: str) -> None:
     owner = item.metadata.annotations.get(ROLLOUT_ANNOTATION)
     if owner is None:
         return
-    name = owner.partition("/")[2]
     raise TrafficError(
         f"the traffic of VirtualService {item.key} belongs to the rollout {owner}; hold it with"
-        f" `tidegate rollout pause {name}`, end it with `tidegate rollout abort {name}`, or {what}"
-        " all the same with --force, which the rollout takes for a foreign change",
+        f" `tidegate rollout pause {owner} --context CONTEXT`, end it with `tidegate rollout abort"
+        f" {owner} --context CONTEXT`, or {what} all the same with --force, which the rollout takes"
+        " for a foreign change",
         permanent=True,
     )
 

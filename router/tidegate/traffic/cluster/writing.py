@@ -72,11 +72,12 @@ class SplitWrite:
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
+def telling(what: str, whose_role: str = "a Role of the controller") -> Iterator[None]:
     """Raises errors of the API server and of edits as `TrafficError`.
 
     Args:
         what: What is being done, for messages.
+        whose_role: Which Role lacks a rule if the server does not allow it, for messages.
 
     Raises:
         TrafficError: It failed. Refused objects are permanent; what passes by itself is not.
@@ -87,7 +88,7 @@ def telling(what: str) -> Iterator[None]:
         raise TrafficError(f"{what}: {error}", permanent=True) from error
     except ForbiddenError as error:
         leaves = any(each.reason == "NamespaceTerminating" for each in error.causes)
-        fix = "" if leaves else "; a Role of the controller lacks a rule"
+        fix = "" if leaves else f"; {whose_role} lacks a rule"
         raise TrafficError(f"{what}: {error}{fix}") from error
     except KubeError as error:
         raise TrafficError(f"{what}: {error}") from error

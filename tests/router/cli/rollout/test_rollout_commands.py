@@ -71,6 +71,7 @@ def test_a_router_that_is_not_there_is_an_exit_status_of_its_own(tidegate, write
     assert done.code == 3
     assert "`tidegate status` shows whether it runs, and `tidegate up` starts it" in done.err
     assert "say where with --address" in done.err
+    assert "need --context" in done.err
 
 
 def test_faults_of_files_are_found_before_the_router_is_asked(tidegate, write):

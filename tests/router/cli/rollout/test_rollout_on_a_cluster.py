@@ -38,7 +38,7 @@ async def server(tmp_path_factory):
 @pytest.fixture
 def api(server, tmp_path, monkeypatch):
     """The API server without rollouts, and a kubeconfig whose context has the namespace models."""
-    server.kubectl("delete", "rollouts", "--all")
+    server.forget_rollouts()
     config = json.loads(server.kubeconfig.read_text())
     config["contexts"][0]["context"]["namespace"] = NAMESPACE
     path = tmp_path / "kubeconfig"
@@ -96,7 +96,8 @@ def test_a_whole_session_has_the_words_of_the_laptop(router, rollout, write, api
     assert shown[0].split() == ["NAME", "HOST", "PHASE", "STEP", "WEIGHTS", "VERDICT", "AGE"]
     assert shown[1].split()[:6] == ["vision", "vision", "progressing", "1/2", "v2", "10%"]
     assert "waits until somebody promotes it" in rollout("get", "vision").out
-    assert "promote" in rollout("explain", "vision").out
+    explained = rollout("explain", "vision").out
+    assert "`tidegate rollout promote models/vision --context tests`" in explained
     paused = rollout("pause", "vision", "--reason", "lunch")
     assert paused.code == 0, paused
     assert paused.out == "models/vision is paused: paused by a user: lunch\n"
@@ -125,7 +126,7 @@ def test_a_whole_session_has_the_words_of_the_laptop(router, rollout, write, api
     router.until(lambda each: each.status.phase is Phase.PROMOTED, "models/vision")
     removed = rollout("delete", "vision")
     assert (removed.code, removed.out) == (0, "vision is removed\n")
-    assert "there is no rollout; create one" in rollout("list").out
+    assert "in the namespace of the context; name another one with" in rollout("list").out
     assert api.kubectl("get", "rollouts", "-o", "name") == ""
 
 
@@ -206,7 +207,7 @@ def test_the_namespace_comes_from_the_option_the_name_or_the_context(api, rollou
     assert len(rollout("list", "--json").out.splitlines()) == 1
     missing = rollout("get", "speech", "-n", other)
     assert missing.code == 1
-    assert f"there is no rollout {other}/speech; `tidegate rollout list` shows them" in missing.err
+    assert f"there is no rollout speech in the namespace {other}; name another" in missing.err
 
 
 def test_commands_by_kubectl_are_answered(router, api, rollout, write):
@@ -226,7 +227,7 @@ def test_commands_by_kubectl_are_answered(router, api, rollout, write):
 def test_a_command_to_a_rollout_that_is_not_there_is_refused(api, rollout):
     done = rollout("abort", "speech")
     assert done.code == 1
-    assert "there is no rollout models/speech; `tidegate rollout list` shows them" in done.err
+    assert "there is no rollout speech in the namespace models; name another" in done.err
 
 
 def test_watch_shows_events_until_the_end(router, rollout, write):
@@ -260,6 +261,17 @@ def test_a_command_that_no_router_answers_ends_with_the_status_of_an_absent_serv
     command = done.err[done.err.index("kubectl ") : done.err.index("` takes it back")]
     api.kubectl(*command.split()[1:])
     assert COMMAND_ANNOTATION not in api.read("vision")["metadata"].get("annotations", {})
+
+
+def test_a_deleted_rollout_that_no_router_lets_go_is_told(api, rollout, write, monkeypatch):
+    impatient = functools.partial(ClusterCalls, answer_s=0.3)
+    monkeypatch.setattr(cluster_client, "ClusterCalls", impatient)
+    rollout("apply", "-f", write(manual()))
+    finalizers = '{"metadata": {"finalizers": ["tidegate.dev/traffic"]}}'
+    api.kubectl("patch", "rollout", "vision", "--type=merge", "-p", finalizers)
+    done = rollout("delete", "vision")
+    assert done.code != 0
+    assert "models/vision is being deleted, and no router has let it go within 0.3 s" in done.err
 
 
 def test_a_field_that_another_tool_owns_is_not_taken(api, rollout, write):
@@ -343,6 +355,7 @@ def test_a_user_without_a_right_is_told_which(router, tidegate, write, user):
     done = tidegate("rollout", "apply", "-f", write(manual()), "--kubeconfig", path)
     assert done.code == 1
     assert 'cannot patch resource "rollouts" in API group "tidegate.dev"' in done.err
+    assert "the Role that a user needs" in done.err
     assert "there is no rollout" in tidegate("rollout", "list", "--kubeconfig", path).out
 
 

@@ -182,6 +182,16 @@ def test_an_explanation_says_what_has_to_happen(rollout):
     assert lines[7] == "If nothing is decided within 1h30m, it pauses (decide.otherwise)."
 
 
+def test_an_explanation_names_commands_that_reach_the_cluster(rollout):
+    rollout.status.reason = "ForeignChange"
+    lines = "\n".join(explanation(rollout, NOW, cluster="--context prod"))
+    assert "`tidegate rollout resume models/vision --context prod` puts its split" in lines
+    rollout.status.reason = "WaitingForEndpoints"
+    lines = "\n".join(explanation(rollout, NOW, cluster="--context prod"))
+    assert "`kubectl get pods,endpointslices` shows the endpoints" in lines
+    assert "tidegate mesh status" not in lines
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(-1, "0s"), (45.4, "45s"), (90, "1m30s"), (900, "15m"), (5400, "1h30m"), (3600 * 30, "30h"),

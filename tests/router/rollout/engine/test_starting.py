@@ -3,7 +3,8 @@
 import pytest
 from rollout_runs import APPROVAL, RolloutRun, Version, rollout_of
 
-from tidegate.rollout.engine.inputs import CommandKind
+from tidegate.rollout.engine.advance import advance
+from tidegate.rollout.engine.inputs import CommandKind, Inputs
 from tidegate.rollout.engine.status import Phase, RolloutStatus
 from tidegate.rollout.traffic import TrafficSplit
 
@@ -18,6 +19,12 @@ def test_a_rollout_waits_for_a_healthy_endpoint_of_the_candidate():
     run.ready = ("v1", "v2")
     run.run(2)
     assert run.status.phase is Phase.PROGRESSING
+
+
+def test_a_rollout_whose_traffic_cannot_be_read_says_why():
+    step = advance(rollout_of(), RolloutStatus(), Inputs(traffic_problem="nothing routes it"), 9.0)
+    assert step.status.phase is Phase.PENDING
+    assert step.status.message == "waits for the mesh: nothing routes it"
 
 
 @pytest.mark.parametrize(
