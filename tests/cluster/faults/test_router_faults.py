@@ -136,8 +136,8 @@ async def test_half_open_connections_lose_no_step(served):
             await asyncio.sleep(20)
             served.faulty.mend()
             await served.user.until_step("half-open", "2/2", timeout_s=100)
-            await served.user.command("half-open", "promote")
-            await served.user.until_phase("half-open", "Promoted")
+            await served.user.command("half-open", "promote", timeout_s=100)
+            await served.user.until_phase("half-open", "Promoted", timeout_s=100)
     assert changes.shares == PROMOTED
 
 
