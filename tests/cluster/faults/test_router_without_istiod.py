@@ -1,16 +1,13 @@
-"""istiod is away for minutes in the middle of a rollout, and a whole namespace is deleted."""
+"""istiod is away for minutes in the middle of a rollout."""
 
 import asyncio
-import contextlib
 
 import pytest
 import pytest_asyncio
-from model_cluster import NAMESPACE, ModelCluster, has_models
+from model_cluster import ModelCluster, has_models
 from steady_load import SteadyLoad, photographs
 
 from cluster import TestCluster, missing_parts
-from tidegate.kube.errors import NotFoundError
-from tidegate.kube.resources import LEASES, NAMESPACES
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -88,22 +85,3 @@ async def test_a_rollout_stands_still_while_istiod_is_away_and_loses_no_request(
     assert load.failures == 0, load.errors
     assert await models.weights() == {"v2": 100}
     await models.delete("islanded")
-
-
-async def test_a_namespace_is_deleted_in_the_middle_of_a_rollout(models):
-    """The last test here: it takes the models away."""
-    await models.start_over("patch")
-    await models.apply("doomed", strategy=MANUAL)
-    await until(models, "doomed", at("1/2"))
-    await models.client.delete(NAMESPACES, NAMESPACE)
-    async with asyncio.timeout(180):
-        with contextlib.suppress(NotFoundError):
-            while True:
-                await models.client.get(NAMESPACES, NAMESPACE)
-                await asyncio.sleep(0.5)
-    lease = await models.client.get(LEASES, "tidegate-router", "tidegate-system")
-    renewed = lease.spec.renew_time
-    async with asyncio.timeout(30):
-        while lease.spec.renew_time == renewed:
-            await asyncio.sleep(0.2)
-            lease = await models.client.get(LEASES, "tidegate-router", "tidegate-system")
