@@ -45,8 +45,10 @@ _log = get_logger(__name__)
 DEADLINE_S: Final = 10.0
 _CONNECT_S: Final = 3.0
 # Idle connections close early: one whose peer is gone would cost the next call its deadline.
+# So many calls run at a time. All connections are kept: a handshake costs more than a call.
+_AT_ONCE: Final = 32
 _CALLS: Final = httpx2.Limits(
-    max_connections=64, max_keepalive_connections=16, keepalive_expiry=20.0
+    max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE, keepalive_expiry=20.0
 )
 _WATCHES: Final = httpx2.Limits(
     max_connections=None, max_keepalive_connections=0, keepalive_expiry=0.0
@@ -99,6 +101,8 @@ class Transport:
         self._watches = watches
         self._deadline_s = deadline_s
         self._login = login
+        # The pool's own queue costs time for each call that waits in it.
+        self._slots = asyncio.Semaphore(_AT_ONCE)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -149,14 +153,15 @@ class Transport:
             async with asyncio.timeout(self._deadline_s) as limit:
                 failures = 0
                 while True:
-                    if may_send is not None and not may_send():
-                        raise FencedError(call.doing, "this replica does not lead")
-                    try:
-                        return await self._attempt(call)
-                    except KubeError as error:
-                        if not _may_repeat(call, error):
-                            raise
-                        last, failures = error, failures + 1
+                    async with self._slots:
+                        if may_send is not None and not may_send():
+                            raise FencedError(call.doing, "this replica does not lead")
+                        try:
+                            return await self._attempt(call)
+                        except KubeError as error:
+                            if not _may_repeat(call, error):
+                                raise
+                            last, failures = error, failures + 1
                     draw = random.random()  # noqa: S311  (spreads clients, hides nothing)
                     delay_s = max(CALL_BACKOFF.delay_s(failures, draw), last.retry_after_s)
                     end_s = limit.when()
