@@ -12,6 +12,8 @@ from model_cluster import ModelCluster, has_models, messages
 from steady_load import SteadyLoad, photographs
 
 from cluster import TestCluster, missing_parts
+from tidegate.kube.errors import NotFoundError
+from tidegate.kube.resources import NAMESPACES
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -161,3 +163,19 @@ async def test_callers_inside_the_mesh_are_served_and_judged(models, kind, fate)
         assert "v2 is worse: grpcFailures" in messages(seen, "Aborting")[0]
         assert all("fault filter abort" in each for each in after["errors"]), after["errors"]
         assert await models.weights() == {"v1": 100}
+
+
+# The last test: the models go with their namespace.
+@pytest.mark.long
+async def test_a_namespace_with_a_running_rollout_can_be_deleted(models):
+    await models.start_over("patch")
+    await models.apply("doomed", strategy={"manual": {"weights": [10]}})
+    await models.follow("doomed", "Progressing")
+    await models.client.delete(NAMESPACES, "models")
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                await models.client.get(NAMESPACES, "models")
+            except NotFoundError:
+                return
+            await asyncio.sleep(0.5)

@@ -23,6 +23,7 @@ _ROUTER: Final = (
     "components/grpc-deadlines/envoy-filter",
     "router/rbac-own",
     "router/rbac-models",
+    "router/rbac-finalizers",
     "router/flow-schema",
     "router/service-account",
     "router/service",
