@@ -231,6 +231,7 @@ async def test_a_spec_that_cannot_be_carried_out_is_refused_in_a_condition(api, 
         api, "refused", lambda each: condition(each, "Accepted").get("status") == "False"
     )
     assert "Prometheus" in condition(seen, "Accepted")["message"]
+    assert (seen.status["phase"], condition(seen, "Ended")["status"]) == ("Refused", "True")
     # Tools that judge health by it, such as Flux, then wait no longer.
     assert condition(seen, "Stalled")["reason"] == "SpecRefused"
     await apply(api, "refused")

@@ -3,7 +3,8 @@
 The API server refuses most faults itself, by the schema. What only the router sees, such as an
 objective that the source of evidence cannot count, it says here. The condition has a field manager
 of its own: the status of the rollout that runs, under an earlier spec perhaps, stays as it is. If
-nothing has ever run, ``Stalled`` says it too, for tools that judge health by it.
+nothing has ever run, the phase, ``Stalled`` and ``Ended`` say it too, for columns, for tools that
+judge health, and for those who wait.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Any, Final
 from tidegate.kube.client import KubeClient
 from tidegate.kube.resources import ROLLOUTS, Manifest
 from tidegate.rollout.crd.conditions import ConditionType
+from tidegate.rollout.crd.status_schema import PHASES
+from tidegate.rollout.engine.status import Phase
 
 __all__ = ["ACCEPTED", "accepted_condition", "write_accepted"]
 
@@ -59,13 +62,15 @@ async def write_accepted(client: KubeClient, manifest: Manifest, problem: str) -
     condition = accepted_condition(manifest, problem, datetime.now(UTC))
     if condition is None:
         return
-    conditions = [condition]
-    if problem and "phase" not in manifest.status:
-        conditions.append({**condition, "type": ConditionType.STALLED.value, "status": "True"})
+    status: dict[str, Any] = {"conditions": [condition]}
+    if problem and "evidence" not in manifest.status:
+        also = (ConditionType.STALLED, ConditionType.ENDED)
+        status["conditions"] += [{**condition, "type": e.value, "status": "True"} for e in also]
+        status |= {"phase": PHASES[Phase.REFUSED], "message": condition["message"]}
     metadata = manifest.metadata
     body = {
         # With its uid, an object that is gone is not made anew.
         "metadata": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
-        "status": {"conditions": conditions},
+        "status": status,
     }
     await client.apply(ROLLOUTS, body, manager=_MANAGER, force=True, subresource="status")
