@@ -44,7 +44,7 @@ async def test_refusals_and_failures_are_counted_from_zero(metrics_port, tmp_pat
             *("batch too large", "trace full"),
         }
         assert await at_zero("tidegate_mesh_access_log_entries_passed_over_total", "kind") == {
-            *("malformed", "intermediate", "tcp"),
+            *("malformed", "intermediate", "tcp", "duplicate"),
         }
         assert await at_zero("tidegate_mesh_transitions_total", "state") == {"done", "rolled back"}
         assert await at_zero("tidegate_xds_refused_streams_total", "reason") == {

@@ -237,6 +237,10 @@ async def lead_under_faults(api, tmp_path, namespace, seed, seconds):
             stack.push_async_callback(asyncio.wait, {task})
             stack.callback(task.cancel)
         await asyncio.sleep(seconds)
+        # On a busy machine a second lead takes longer; without one, the run shows nothing.
+        async with asyncio.timeout(60):
+            while sum(len(work.spans) for work in works) < 2:
+                await asyncio.sleep(0.1)
     return sorted(span for work in works for span in work.spans)
 
 
