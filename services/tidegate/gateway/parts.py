@@ -1,0 +1,32 @@
+"""The parts that every handler uses; `parts_of` finds them from a request."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from tidegate.gateway.backends import Backends
+from tidegate.gateway.interruptions import InFlight
+from tidegate.gateway.settings import GatewaySettings
+
+__all__ = ["Parts", "parts_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What handlers share.
+
+    Attributes:
+        settings: The gateway's settings.
+        backends: The servers behind it.
+        in_flight: The requests that it is answering.
+    """
+
+    settings: GatewaySettings
+    backends: Backends
+    in_flight: InFlight
+
+
+def parts_of(request: Request) -> Parts:
+    """Returns the parts of the application that answers a request."""
+    parts: Parts = request.app.state.parts
+    return parts
