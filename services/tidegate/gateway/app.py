@@ -4,11 +4,12 @@ from http import HTTPStatus
 from typing import cast
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tidegate.gateway.errors import ApiError, ErrorType
+from tidegate.gateway.errors import ApiError, ErrorType, internal_error, shortened
 from tidegate.gateway.interruptions import ClientGoneError
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.responses import error_response
@@ -27,6 +28,8 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
     return app
 
 
@@ -49,6 +52,19 @@ async def _http_error(request: Request, raised: Exception) -> Response:
         ),
     }.get(HTTPStatus(error.status_code))
     return error_response(request, told or ApiError(error.status_code, str(error.detail)))
+
+
+async def _invalid(request: Request, raised: Exception) -> Response:
+    """Tells the first problem that FastAPI found in a path or a query, never its own 422."""
+    problem = cast("RequestValidationError", raised).errors()[0]
+    param = ".".join(str(each) for each in problem["loc"][1:]) or None
+    return error_response(request, ApiError.invalid(param, shortened(problem["msg"])))
+
+
+async def _unexpected(request: Request, raised: Exception) -> Response:
+    """Makes the response; Starlette raises the error again, and the middleware logs it."""
+    del raised
+    return error_response(request, internal_error())
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
