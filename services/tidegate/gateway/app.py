@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from tidegate.gateway.errors import ApiError, ErrorType
 from tidegate.gateway.interruptions import ClientGoneError
+from tidegate.gateway.openai.router import router as openai_router
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.responses import error_response
 
@@ -27,6 +28,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
+    app.include_router(openai_router)
     return app
 
 
