@@ -1,7 +1,7 @@
 """Puts the gateway's parts together: routes, middleware and the handlers of errors."""
 
 from http import HTTPStatus
-from typing import cast
+from typing import Final, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +11,13 @@ from starlette.responses import Response
 
 from tidegate.gateway.errors import ApiError, ErrorType, internal_error, shortened
 from tidegate.gateway.interruptions import ClientGoneError
+from tidegate.gateway.openai.router import router as openai_router
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.responses import error_response
 
 __all__ = ["create_app"]
+
+_MAX_PATH: Final = 120
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -30,6 +33,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(ClientGoneError, _client_gone)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unexpected)
+    app.include_router(openai_router)
     return app
 
 
@@ -39,7 +43,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, raised: Exception) -> Response:
     error = cast("HTTPException", raised)
-    path = request.url.path
+    path = shortened(request.scope["path"], _MAX_PATH)
     told = {
         HTTPStatus.NOT_FOUND: ApiError(
             404, f"no such path: {path}; /docs lists them", ErrorType.NOT_FOUND, "unknown_url"
