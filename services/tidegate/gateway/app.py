@@ -1,6 +1,7 @@
 """Puts the gateway's parts together: routes, middleware and the handlers of errors."""
 
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Final, cast
 
 from fastapi import FastAPI
@@ -9,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tidegate.gateway import pages
 from tidegate.gateway.errors import ApiError, ErrorType, internal_error, shortened
 from tidegate.gateway.interruptions import ClientGoneError
 from tidegate.gateway.openai.router import router as openai_router
@@ -26,14 +28,22 @@ def create_app(parts: Parts) -> FastAPI:
     Args:
         parts: What the handlers share.
     """
-    app = FastAPI(title="Tidegate", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Tidegate",
+        version=version("tidegate"),
+        summary="OpenAI's API, images and the Open Inference Protocol, in front of gRPC servers.",
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.parts = parts
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _unexpected)
+    app.include_router(pages.router)
     app.include_router(openai_router)
+    pages.describe(app)
     return app
 
 

@@ -125,11 +125,7 @@ async def running(
         )
         parts = Parts(settings, backends, in_flight)
         metrics_port = stack.enter_context(
-            monitoring(
-                settings.host,
-                settings.metrics_port,
-                lambda: backends.is_ready and not in_flight.draining,
-            )
+            monitoring(settings.host, settings.metrics_port, lambda: parts.is_ready)
         )
         certificate = RotatingCertificate.from_settings(settings)
         context = None if certificate is None else rotating_context(certificate)
