@@ -25,6 +25,7 @@ from tidegate.gateway.backends import opened
 from tidegate.gateway.http_server.certificates import rotating_context
 from tidegate.gateway.http_server.listener import Listener, listening
 from tidegate.gateway.interruptions import InFlight
+from tidegate.gateway.keys.authentication import ApiKeys
 from tidegate.gateway.middleware import with_middleware
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.settings import GatewaySettings
@@ -127,16 +128,19 @@ async def running(
         metrics_port = stack.enter_context(
             monitoring(settings.host, settings.metrics_port, lambda: parts.is_ready)
         )
+        keys = None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
         certificate = RotatingCertificate.from_settings(settings)
         context = None if certificate is None else rotating_context(certificate)
         app = create_app(parts)
         listener = await stack.enter_async_context(
-            listening(with_middleware(app, settings, None), settings, context)
+            listening(with_middleware(app, settings, keys), settings, context)
         )
         if certificate is not None:
             await stack.enter_async_context(
                 _background(certificate.follow(settings.tls_reload_interval_s))
             )
+        if keys is not None:
+            await stack.enter_async_context(_background(keys.follow()))
         gateway = RunningGateway(app, parts, listener, metrics_port, shutdown or Shutdown())
         stack.push_async_callback(gateway.drain)
         if settings.port_file is not None:
@@ -148,6 +152,7 @@ async def running(
             http_port=gateway.http_port,
             metrics_port=metrics_port,
             tls=certificate is not None,
+            api_keys=keys is not None,
         )
         yield gateway
 
