@@ -1,0 +1,158 @@
+"""The life of the gateway: open its ports, learn the models, serve, drain.
+
+SIGTERM or SIGINT starts the drain, in which no request ends without a word:
+
+1. ``/readyz`` says 503 for `drain_delay_s`, while the gateway still accepts connections. Each
+   response closes its connection, so that clients come back to another gateway.
+2. The port closes, and with it the connections that are idle.
+3. Running requests have `drain_deadline_s` to finish.
+4. The gateway ends the others: a stream with an error event, another request with 503 and a hint
+   to retry.
+
+A second signal goes on to the last step at once.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+from tidegate.gateway.app import create_app
+from tidegate.gateway.backends import opened
+from tidegate.gateway.http_server.listener import Listener, listening
+from tidegate.gateway.interruptions import InFlight
+from tidegate.gateway.middleware import RequestMiddleware
+from tidegate.gateway.parts import Parts
+from tidegate.gateway.settings import GatewaySettings
+from tidegate.runtime.logging import get_logger
+from tidegate.runtime.monitoring import monitoring
+from tidegate.runtime.process import (
+    Shutdown,
+    port_file,
+    settle_garbage_collection,
+    shutdown_on_signals,
+)
+
+__all__ = ["RunningGateway", "running", "serve"]
+
+_log = get_logger(__name__)
+
+# Interrupted requests need a moment to send their last words.
+_LAST_WORDS_S: Final = 1.0
+
+
+class RunningGateway:
+    """A gateway whose ports are open.
+
+    Attributes:
+        parts: What its handlers share.
+        http_port: Port of HTTP.
+        metrics_port: Port for metrics and probes.
+    """
+
+    def __init__(
+        self, parts: Parts, listener: Listener, metrics_port: int, shutdown: Shutdown
+    ) -> None:
+        self.parts = parts
+        self.http_port = listener.port
+        self.metrics_port = metrics_port
+        self._listener = listener
+        self._shutdown = shutdown
+        self._draining: asyncio.Task[None] | None = None
+
+    def request_shutdown(self) -> None:
+        """Begins the drain, as SIGTERM does; a second request ends the requests still running."""
+        self._shutdown.request()
+
+    async def drain(self) -> None:
+        """Stops serving without losing a request; returns when every request has ended."""
+        self._shutdown.requested.set()
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        await asyncio.shield(self._draining)
+
+    async def _drain(self) -> None:
+        settings, in_flight = self.parts.settings, self.parts.in_flight
+        began_s = time.monotonic()
+        in_flight.draining = True
+        self._listener.drain()
+        _log.info("draining", in_flight=len(in_flight))
+        if settings.drain_delay_s:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._shutdown.forced.wait(), settings.drain_delay_s)
+        self._listener.stop()
+        finishing = asyncio.create_task(self._listener.finished(), name="finish")
+        forced = asyncio.create_task(self._shutdown.forced.wait(), name="wait-for-force")
+        await asyncio.wait(
+            {finishing, forced},
+            timeout=settings.drain_deadline_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        forced.cancel()
+        interrupted = in_flight.interrupt_all() + self._listener.refuse_unanswered()
+        if interrupted:
+            _log.warning("requests interrupted", total=interrupted)
+        await asyncio.wait({finishing}, timeout=_LAST_WORDS_S)
+        finishing.cancel()
+        await self._listener.close()
+        _log.info("drained", interrupted=interrupted, seconds=round(time.monotonic() - began_s, 3))
+
+
+@asynccontextmanager
+async def running(
+    settings: GatewaySettings, shutdown: Shutdown | None = None
+) -> AsyncIterator[RunningGateway]:
+    """Serves while the context is open, and drains on leaving.
+
+    Args:
+        settings: Settings of the gateway.
+        shutdown: Receives requests to end.
+
+    Raises:
+        StartupError: A port cannot be opened, or a file that the settings name is invalid.
+    """
+    in_flight = InFlight()
+    async with AsyncExitStack() as stack:
+        backends = await stack.enter_async_context(
+            opened(settings.llm, settings.vision, settings.models_interval_s)
+        )
+        parts = Parts(settings, backends, in_flight)
+        metrics_port = stack.enter_context(
+            monitoring(
+                settings.host,
+                settings.metrics_port,
+                lambda: backends.is_ready and not in_flight.draining,
+            )
+        )
+        listener = await stack.enter_async_context(
+            listening(RequestMiddleware(create_app(parts)), settings, None)
+        )
+        gateway = RunningGateway(parts, listener, metrics_port, shutdown or Shutdown())
+        stack.push_async_callback(gateway.drain)
+        if settings.port_file is not None:
+            ports = {"http": gateway.http_port, "metrics": metrics_port}
+            stack.enter_context(port_file(settings.port_file, ports))
+        _log.info(
+            "listening",
+            host=settings.host,
+            http_port=gateway.http_port,
+            metrics_port=metrics_port,
+        )
+        yield gateway
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    Args:
+        settings: Settings of the gateway.
+
+    Raises:
+        StartupError: A port cannot be opened, or a file that the settings name is invalid.
+    """
+    shutdown = Shutdown()
+    with shutdown_on_signals(shutdown):
+        async with running(settings, shutdown):
+            settle_garbage_collection()
+            await shutdown.requested.wait()
