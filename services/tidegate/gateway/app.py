@@ -9,7 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidegate.gateway.errors import ApiError, ErrorType
+from tidegate.gateway.images import routes as image_routes
 from tidegate.gateway.interruptions import ClientGoneError
+from tidegate.gateway.open_inference import routes as open_inference_routes
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.responses import error_response
 
@@ -27,6 +29,8 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
+    app.include_router(image_routes.router)
+    app.include_router(open_inference_routes.router)
     return app
 
 
