@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidegate.gateway.errors import ApiError, ErrorType
-from tidegate.gateway.images import routes as image_routes
+from tidegate.gateway.images.routes import router as images_router
 from tidegate.gateway.interruptions import ClientGoneError
-from tidegate.gateway.open_inference import routes as open_inference_routes
+from tidegate.gateway.open_inference.routes import router as open_inference_router
+from tidegate.gateway.openai.router import router as openai_router
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.responses import error_response
 
@@ -29,8 +30,9 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
-    app.include_router(image_routes.router)
-    app.include_router(open_inference_routes.router)
+    app.include_router(openai_router)
+    app.include_router(images_router)
+    app.include_router(open_inference_router)
     return app
 
 
