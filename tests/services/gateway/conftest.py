@@ -11,7 +11,7 @@ from vision_server import NETWORK, VisionServer, built_models, serving, written_
 
 VERSION = "1-int8"
 MAX_IMAGES = 4
-MAX_BODY_BYTES = 4 << 20
+MAX_BODY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)

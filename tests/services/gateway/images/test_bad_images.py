@@ -97,7 +97,7 @@ BAD = {
         *(JPEG, PIXEL, "?version=7", 404, "version_not_found", None),
         "has no version '7'",
     ),
-    "too large a body": (JPEG, bytes((4 << 20) + 1), "", 413, "body_too_large", None, "is larger"),
+    "too large a body": (JPEG, bytes((16 << 20) + 1), "", 413, "body_too_large", None, "is larger"),
     "no JSON": (JSON, b"{", "", 400, "invalid_json", None, "the body is not valid JSON"),
     "a list": (JSON, b"[]", "", 400, "invalid_value", None, "expected `object`, got `array`"),
     "no images": (JSON, b"{}", "", 400, "invalid_value", None, "required field `images`"),

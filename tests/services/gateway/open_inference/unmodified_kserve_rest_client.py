@@ -37,11 +37,7 @@ def request(*inputs, model=MODEL, **options):
 
 def logits(response):
     (output,) = response.outputs
-    return {
-        "id": response.id,
-        "version": response.model_version,
-        "values": output.as_numpy().tolist(),
-    }
+    return {"id": response.id, "values": output.as_numpy().tolist()}
 
 
 async def main(url, path):
