@@ -202,8 +202,8 @@ _ANSWER_EXAMPLE: Final = {
     "results": [
         {
             "classifications": [
-                {"class_id": 285, "label": "Egyptian cat", "score": 0.5},
-                {"class_id": 281, "label": "tabby, tabby cat", "score": 0.25},
+                {"class_id": 282, "label": "tiger cat", "score": 0.42283183336257935},
+                {"class_id": 285, "label": "Egyptian cat", "score": 0.2991403043270111},
             ]
         }
     ],
@@ -218,22 +218,7 @@ _ANSWER_EXAMPLE: Final = {
 
 _ERROR: Final = {
     "application/json": {
-        "schema": {
-            "type": "object",
-            "required": ["error"],
-            "properties": {
-                "error": {
-                    "type": "object",
-                    "required": ["message", "type", "param", "code"],
-                    "properties": {
-                        "message": {"type": "string"},
-                        "type": {"type": "string"},
-                        "param": {"type": ["string", "null"]},
-                        "code": {"type": ["string", "null"]},
-                    },
-                }
-            },
-        },
+        "schema": {"$ref": "#/components/schemas/Error"},
         "example": {
             "error": {
                 "message": "images[1]: is not a JPEG, PNG or WebP file; convert it to one",

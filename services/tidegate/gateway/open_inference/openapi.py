@@ -65,7 +65,7 @@ _BODY_FAILURES: Final[dict[int, str]] = {
     413: "The body is too large, also once it is decompressed.",
     415: "The body's content-encoding is unknown.",
 }
-_ERROR: Final = _object({"error": _STRING})
+_ERROR: Final = {"$ref": "#/components/schemas/OpenInferenceError"}
 _ERROR_EXAMPLE: Final = {"error": "inputs[0].datatype: is 'FP31'; there is: BOOL, UINT8, …"}
 
 
