@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from tidegate.gateway import pages
 from tidegate.gateway.errors import ApiError, ErrorType, internal_error, shortened
+from tidegate.gateway.images.routes import router as images_router
 from tidegate.gateway.interruptions import ClientGoneError
+from tidegate.gateway.open_inference.routes import router as open_inference_router
 from tidegate.gateway.openai.router import router as openai_router
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.responses import error_response
@@ -43,6 +45,8 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(Exception, _unexpected)
     app.include_router(pages.router)
     app.include_router(openai_router)
+    app.include_router(images_router)
+    app.include_router(open_inference_router)
     pages.describe(app)
     return app
 

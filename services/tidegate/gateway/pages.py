@@ -88,7 +88,7 @@ def _complete(document: dict[str, Any]) -> None:
     schemas["OpenInferenceError"] = _OPEN_INFERENCE_ERROR
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in document["paths"].items():
-        form = "OpenInferenceError" if path.startswith("/v2/") else "Error"
+        form = "OpenInferenceError" if f"{path}/".startswith("/v2/") else "Error"
         for operation in operations.values():
             responses = operation.setdefault("responses", {})
             responses.pop("422", None)

@@ -33,8 +33,7 @@ def openai_error(error: ApiError) -> dict[str, object]:
 
 def open_inference_error(error: ApiError) -> dict[str, object]:
     """Writes an error as the Open Inference Protocol does: one text."""
-    param = f"{error.param}: " if error.param else ""
-    return {"error": f"{param}{error.message}"}
+    return {"error": error.message}
 
 
 def error_body(path: str, error: ApiError) -> bytes:

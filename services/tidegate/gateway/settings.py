@@ -104,6 +104,11 @@ class GatewaySettings(RuntimeSettings):
     max_images: int = Field(
         32, ge=1, le=1024, description="Images in one request to classify images."
     )
+    model_control: bool = Field(
+        False,
+        description="Whether clients may load and unload models over HTTP (/v2/repository). The"
+        " vision servers must allow it, too.",
+    )
     max_image_pixels: int = Field(
         64_000_000, ge=1, le=2**31 - 1, description="Pixels of one image, by its own header."
     )
