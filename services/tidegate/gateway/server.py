@@ -13,6 +13,7 @@ A second signal goes on to the last step at once.
 """
 
 import asyncio
+import resource
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -45,6 +46,8 @@ _log = get_logger(__name__)
 
 # Interrupted requests need a moment to send their last words.
 _LAST_WORDS_S: Final = 1.0
+# Channels, logs, and connections of the metrics port.
+_OTHER_FILES: Final = 256
 
 
 class RunningGateway:
@@ -168,9 +171,26 @@ async def serve(settings: GatewaySettings) -> None:
     """
     shutdown = Shutdown()
     with shutdown_on_signals(shutdown):
+        _raise_open_files(settings.max_connections)
         async with running(settings, shutdown):
             settle_garbage_collection()
             await shutdown.requested.wait()
+
+
+def _raise_open_files(connections: int) -> None:
+    """Raises the process's limit of open files, which is often 1024, to what connections need."""
+    needed = connections + _OTHER_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    allowed = needed if most == resource.RLIM_INFINITY else min(needed, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    if allowed < needed:
+        _log.warning(
+            "fewer connections than max_connections are possible: raise the limit of open files",
+            open_files=allowed,
+            max_connections=connections,
+        )
 
 
 @asynccontextmanager

@@ -152,7 +152,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._output = cast("asyncio.Transport", _Output(self))
         limits = self.server_state.limits
         self.expires_s = self.loop.time() + limits.idle_timeout_s
-        if len(self.server_state.connections) > limits.max_connections:
+        if self.server_state.made() > limits.max_connections:
             self._phase = _Phase.HEAD
             self._refuse(
                 ApiError(
@@ -168,8 +168,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells every request of the connection that its client has left."""
         del exc
-        self.server_state.connections.discard(self)
-        self.server_state.lost()
+        self.server_state.lost(self)
         for exchange in self._unanswered():
             exchange.leave()
         self.pipeline.clear()
