@@ -1,20 +1,27 @@
 """Puts the gateway's parts together: routes, middleware and the handlers of errors."""
 
 from http import HTTPStatus
-from typing import cast
+from importlib.metadata import version
+from typing import Final, cast
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tidegate.gateway.errors import ApiError, ErrorType
+from tidegate.gateway import pages
+from tidegate.gateway.errors import ApiError, ErrorType, internal_error, shortened
+from tidegate.gateway.images.routes import router as images_router
 from tidegate.gateway.interruptions import ClientGoneError
+from tidegate.gateway.open_inference.routes import router as open_inference_router
 from tidegate.gateway.openai.router import router as openai_router
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.responses import error_response
 
 __all__ = ["create_app"]
+
+_MAX_PATH: Final = 120
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -23,12 +30,24 @@ def create_app(parts: Parts) -> FastAPI:
     Args:
         parts: What the handlers share.
     """
-    app = FastAPI(title="Tidegate", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Tidegate",
+        version=version("tidegate"),
+        summary="OpenAI's API, images and the Open Inference Protocol, in front of gRPC servers.",
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.parts = parts
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _unexpected)
+    app.include_router(pages.router)
     app.include_router(openai_router)
+    app.include_router(images_router)
+    app.include_router(open_inference_router)
+    pages.describe(app)
     return app
 
 
@@ -38,7 +57,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, raised: Exception) -> Response:
     error = cast("HTTPException", raised)
-    path = request.url.path
+    path = shortened(request.scope["path"], _MAX_PATH)
     told = {
         HTTPStatus.NOT_FOUND: ApiError(
             404, f"no such path: {path}; /docs lists them", ErrorType.NOT_FOUND, "unknown_url"
@@ -51,6 +70,19 @@ async def _http_error(request: Request, raised: Exception) -> Response:
         ),
     }.get(HTTPStatus(error.status_code))
     return error_response(request, told or ApiError(error.status_code, str(error.detail)))
+
+
+async def _invalid(request: Request, raised: Exception) -> Response:
+    """Tells the first problem that FastAPI found in a path or a query, never its own 422."""
+    problem = cast("RequestValidationError", raised).errors()[0]
+    param = ".".join(str(each) for each in problem["loc"][1:]) or None
+    return error_response(request, ApiError.invalid(param, shortened(problem["msg"])))
+
+
+async def _unexpected(request: Request, raised: Exception) -> Response:
+    """Makes the response; Starlette raises the error again, and the middleware logs it."""
+    del raised
+    return error_response(request, internal_error())
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 from http import HTTPStatus
+from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -9,6 +10,8 @@ from tidegate.gateway.errors import ApiError
 from tidegate.gateway.interruptions import ClientGoneError
 
 __all__ = ["read_body"]
+
+_MAX_DIGITS: Final = 20
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
@@ -23,8 +26,9 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
         ApiError: It is too large, or took too long.
         ClientGoneError: The client left before its end.
     """
-    # Servers before this have checked that the header is a number.
-    if int(request.headers.get("content-length", 0)) > max_bytes:
+    length = request.headers.get("content-length", "0")
+    # The connection has checked it; a number with more digits than Python reads is too large too.
+    if len(length) > _MAX_DIGITS or int(length) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
     size = 0

@@ -19,7 +19,7 @@ import grpc
 from tidegate.client import RpcFailure
 from tidegate.errors import TidegateError
 
-__all__ = ["ApiError", "ErrorType", "api_error", "shortened"]
+__all__ = ["ApiError", "ErrorType", "api_error", "internal_error", "shortened"]
 
 _MAX_TEXT: Final = 500
 
@@ -133,6 +133,16 @@ def api_error(failure: RpcFailure, params: Mapping[str, str] | None = None) -> A
     code = _CODES.get(failure.reason) or (failure.reason.lower() or None)
     return ApiError(
         int(status), shortened(message), kind, code, param, retry_after_s=failure.retry_after_s
+    )
+
+
+def internal_error() -> ApiError:
+    """Makes the error of a fault of the gateway, which tells nothing of its inside."""
+    return ApiError(
+        int(HTTPStatus.INTERNAL_SERVER_ERROR),
+        "the gateway failed; its log says why, below the x-request-id of this response",
+        ErrorType.SERVER,
+        "internal_error",
     )
 
 

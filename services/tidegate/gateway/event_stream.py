@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidegate.gateway.context import context_of
-from tidegate.gateway.errors import ApiError, ErrorType
+from tidegate.gateway.errors import ApiError, internal_error
 from tidegate.gateway.interruptions import Cause, ClientGoneError, Receive, interruptible
 from tidegate.gateway.parts import parts_of
 from tidegate.gateway.responses import error_response
@@ -99,10 +99,7 @@ class EventStream(Response):
             if not self._has_begun:
                 raise
             _log.exception("a stream failed")
-            message = "the gateway failed; its log says why"
-            await self._fail(
-                send, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message, ErrorType.SERVER)
-            )
+            await self._fail(send, internal_error())
         await self._send(send, self._end, more=False)
 
     async def _fail(self, send: Send, error: ApiError) -> None:

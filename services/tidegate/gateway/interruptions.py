@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from tidegate.errors import TidegateError
 from tidegate.gateway.errors import ApiError, ErrorType
 
-__all__ = ["Cause", "ClientGoneError", "InFlight", "Receive", "interruptible"]
+__all__ = ["Cause", "ClientGoneError", "InFlight", "Receive", "interruptible", "shutdown_error"]
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -120,6 +120,11 @@ async def interruptible(
 def _error_of(cause: Cause) -> TidegateError:
     if cause is Cause.CLIENT_GONE:
         return ClientGoneError("the client has left")
+    return shutdown_error()
+
+
+def shutdown_error() -> ApiError:
+    """Makes the error of requests that the end of a drain ends."""
     return ApiError(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "the gateway is shutting down; ask again, another one answers",

@@ -25,6 +25,11 @@ class Parts:
     backends: Backends
     in_flight: InFlight
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the gateway takes requests: it knows its models, and does not drain."""
+        return self.backends.is_ready and not self.in_flight.draining
+
 
 def parts_of(request: Request) -> Parts:
     """Returns the parts of the application that answers a request."""

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from tidegate.gateway.errors import ApiError
 
-__all__ = ["error_response", "json_response", "open_inference_error", "openai_error"]
+__all__ = ["error_body", "error_response", "json_response", "open_inference_error", "openai_error"]
 
 
 def json_response(
@@ -33,12 +33,17 @@ def openai_error(error: ApiError) -> dict[str, object]:
 
 def open_inference_error(error: ApiError) -> dict[str, object]:
     """Writes an error as the Open Inference Protocol does: one text."""
-    param = f"{error.param}: " if error.param else ""
-    return {"error": f"{param}{error.message}"}
+    return {"error": error.message}
+
+
+def error_body(path: str, error: ApiError) -> bytes:
+    """Encodes an error in the form of the part of the API that the path names."""
+    is_open_inference = path == "/v2" or path.startswith("/v2/")
+    body = open_inference_error(error) if is_open_inference else openai_error(error)
+    return msgspec.json.encode(body)
 
 
 def error_response(request: Request, error: ApiError) -> Response:
     """Makes the response of an error, in the form of the part of the API that the path names."""
-    is_open_inference = request.url.path.startswith("/v2")
-    body = open_inference_error(error) if is_open_inference else openai_error(error)
+    body = error_body(request.scope["path"], error)
     return json_response(body, error.status, {**error.retry_headers, **error.headers})

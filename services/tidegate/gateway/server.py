@@ -14,15 +14,18 @@ A second signal goes on to the last step at once.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
+
+from fastapi import FastAPI
 
 from tidegate.gateway.app import create_app
 from tidegate.gateway.backends import opened
+from tidegate.gateway.http_server.certificates import rotating_context
 from tidegate.gateway.http_server.listener import Listener, listening
 from tidegate.gateway.interruptions import InFlight
-from tidegate.gateway.middleware import RequestMiddleware
+from tidegate.gateway.middleware import with_middleware
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.settings import GatewaySettings
 from tidegate.runtime.logging import get_logger
@@ -33,6 +36,7 @@ from tidegate.runtime.process import (
     settle_garbage_collection,
     shutdown_on_signals,
 )
+from tidegate.runtime.tls import RotatingCertificate
 
 __all__ = ["RunningGateway", "running", "serve"]
 
@@ -46,14 +50,16 @@ class RunningGateway:
     """A gateway whose ports are open.
 
     Attributes:
+        app: Its application.
         parts: What its handlers share.
         http_port: Port of HTTP.
         metrics_port: Port for metrics and probes.
     """
 
     def __init__(
-        self, parts: Parts, listener: Listener, metrics_port: int, shutdown: Shutdown
+        self, app: FastAPI, parts: Parts, listener: Listener, metrics_port: int, shutdown: Shutdown
     ) -> None:
+        self.app = app
         self.parts = parts
         self.http_port = listener.port
         self.metrics_port = metrics_port
@@ -90,7 +96,7 @@ class RunningGateway:
             return_when=asyncio.FIRST_COMPLETED,
         )
         forced.cancel()
-        interrupted = in_flight.interrupt_all() + self._listener.refuse_unanswered()
+        interrupted = in_flight.interrupt_all() + self._listener.refuse_incomplete()
         if interrupted:
             _log.warning("requests interrupted", total=interrupted)
         await asyncio.wait({finishing}, timeout=_LAST_WORDS_S)
@@ -119,16 +125,19 @@ async def running(
         )
         parts = Parts(settings, backends, in_flight)
         metrics_port = stack.enter_context(
-            monitoring(
-                settings.host,
-                settings.metrics_port,
-                lambda: backends.is_ready and not in_flight.draining,
-            )
+            monitoring(settings.host, settings.metrics_port, lambda: parts.is_ready)
         )
+        certificate = RotatingCertificate.from_settings(settings)
+        context = None if certificate is None else rotating_context(certificate)
+        app = create_app(parts)
         listener = await stack.enter_async_context(
-            listening(RequestMiddleware(create_app(parts)), settings, None)
+            listening(with_middleware(app, settings, None), settings, context)
         )
-        gateway = RunningGateway(parts, listener, metrics_port, shutdown or Shutdown())
+        if certificate is not None:
+            await stack.enter_async_context(
+                _background(certificate.follow(settings.tls_reload_interval_s))
+            )
+        gateway = RunningGateway(app, parts, listener, metrics_port, shutdown or Shutdown())
         stack.push_async_callback(gateway.drain)
         if settings.port_file is not None:
             ports = {"http": gateway.http_port, "metrics": metrics_port}
@@ -138,6 +147,7 @@ async def running(
             host=settings.host,
             http_port=gateway.http_port,
             metrics_port=metrics_port,
+            tls=certificate is not None,
         )
         yield gateway
 
@@ -156,3 +166,13 @@ async def serve(settings: GatewaySettings) -> None:
         async with running(settings, shutdown):
             settle_garbage_collection()
             await shutdown.requested.wait()
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

@@ -1,12 +1,24 @@
 """The settings of the gateway."""
 
+import re
 from pathlib import Path
+from typing import Final
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tidegate.runtime.settings import RuntimeSettings
 
 __all__ = ["GatewaySettings"]
+
+
+_HEADER: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+# gRPC sets these itself, or takes them for something else.
+_NOT_FORWARDED: Final = frozenset(
+    {
+        *("connection", "content-length", "content-type", "host", "te", "transfer-encoding"),
+        *("baggage", "traceparent", "tracestate", "user-agent", "x-request-id"),
+    }
+)
 
 
 class GatewaySettings(RuntimeSettings):
@@ -92,6 +104,21 @@ class GatewaySettings(RuntimeSettings):
     max_images: int = Field(
         32, ge=1, le=1024, description="Images in one request to classify images."
     )
+    model_control: bool = Field(
+        False,
+        description="Whether clients may load and unload models over HTTP (/v2/repository). The"
+        " vision servers must allow it, too.",
+    )
     max_image_pixels: int = Field(
         64_000_000, ge=1, le=2**31 - 1, description="Pixels of one image, by its own header."
     )
+
+    @field_validator("forward_headers")
+    @classmethod
+    def _can_be_forwarded(cls, names: list[str]) -> list[str]:
+        for name in (each.lower() for each in names):
+            if not _HEADER.fullmatch(name) or name in _NOT_FORWARDED:
+                raise ValueError(f"{name!r} cannot be forwarded as metadata of gRPC")
+            if name.startswith("grpc-") or name.endswith("-bin"):
+                raise ValueError(f"{name!r} has a meaning of its own in gRPC; use another name")
+        return [each.lower() for each in names]

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import uvicorn
 
-from tidegate.gateway.http_server.protocol import ConnectionLimits, Connections, GatewayProtocol
+from tidegate.gateway.http_server.connections import ConnectionLimits, Connections
+from tidegate.gateway.http_server.protocol import GatewayProtocol
 from tidegate.gateway.settings import GatewaySettings
 from tidegate.runtime.errors import StartupError
 
@@ -25,6 +26,7 @@ __all__ = ["Listener", "listening"]
 
 _BACKLOG: Final = 2048
 _DATE_S: Final = 1.0
+_CLOSE_S: Final = 1.0
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -43,27 +45,27 @@ class Listener:
 
     def drain(self) -> None:
         """Closes each connection after the response to come; new ones are still accepted."""
-        self._connections.drain()
+        self._connections.draining = True
 
     def stop(self) -> None:
         """Closes the port and all idle connections."""
         self._server.close()
-        self._connections.close_idle()
+        self._connections.stop()
 
     async def finished(self) -> None:
         """Waits until every connection has ended; call it after `stop`."""
         await self._connections.emptied()
 
-    def refuse_unanswered(self) -> int:
-        """Ends requests without a response so far with 503; returns how many there were."""
-        return self._connections.refuse_unanswered()
+    def refuse_incomplete(self) -> int:
+        """Ends requests that are still on their way with 503; returns how many there were."""
+        return self._connections.refuse_incomplete()
 
     async def close(self) -> None:
-        """Ends everything that is left, at once."""
+        """Ends everything that is left: with 503 where no response has begun, else by a reset."""
         self._server.close()
-        await self._connections.abort()
+        await self._connections.close()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._server.wait_closed(), 1.0)
+            await asyncio.wait_for(self._server.wait_closed(), _CLOSE_S)
 
 
 @asynccontextmanager
@@ -111,12 +113,16 @@ async def listening(
             f"http_port: cannot listen on {settings.host}:{settings.http_port}:"
             f" {error.strerror or error}; choose another port, or 0 for a free one"
         ) from error
-    dating = asyncio.create_task(_date(connections), name="date-header")
+    tasks = [
+        asyncio.create_task(_date(connections), name="date-header"),
+        asyncio.create_task(_expire(connections), name="slow-clients"),
+    ]
     listener = Listener(server, connections)
     try:
         yield listener
     finally:
-        dating.cancel()
+        for task in tasks:
+            task.cancel()
         await listener.close()
 
 
@@ -125,3 +131,10 @@ async def _date(connections: Connections) -> None:
         now = formatdate(time.time(), usegmt=True).encode()
         connections.default_headers = [(b"date", now)]
         await asyncio.sleep(_DATE_S)
+
+
+async def _expire(connections: Connections) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(connections.limits.check_interval_s)
+        connections.expire(loop.time())
