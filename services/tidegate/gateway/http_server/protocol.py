@@ -33,6 +33,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from tidegate.gateway.errors import ApiError, ErrorType
 from tidegate.gateway.interruptions import shutdown_error
+from tidegate.gateway.observing.metrics import count_refusal
 from tidegate.gateway.responses import error_body
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _foreign_bytes = 0
     _silent_bytes = 0
+    _unsent_bytes = 0
     _queued_bytes = 0
     _seen = 0
 
@@ -402,7 +404,12 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def expire(self) -> None:
         """Ends the connection, whose client took too long."""
-        if self._is_lingering:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent_bytes:
+            # The client is slow to read a response, but it does read.
+            self._unsent_bytes = unsent
+            self.expires_s = self.loop.time() + self.server_state.limits.stalled_limit_s
+        elif self._is_lingering or unsent:
             self.transport.abort()
         elif self._phase is _Phase.HEAD:
             limit_s = self.server_state.limits.header_timeout_s
@@ -493,6 +500,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.close()
 
     def _encoded(self, error: ApiError) -> bytes:
+        count_refusal(error.status)
         body = error_body(getattr(self, "url", b"").decode("latin-1"), error)
         headers = {
             "content-type": "application/json",
