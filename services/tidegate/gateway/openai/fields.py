@@ -5,8 +5,10 @@ A field is one of four kinds:
 - *enforced*: the answer follows it;
 - *ignored*: it cannot change the answer, and every value of its type is accepted;
 - *unsupported*: it would change the answer, and the gateway cannot honour it. Models list these in
-  `unsupported` with the reason; only null is accepted;
+  `unsupported` with the reason;
 - *unknown*: an error that names it.
+
+Null is no value: it is accepted for each of them.
 """
 
 from collections.abc import Mapping
@@ -68,9 +70,9 @@ class RequestModel(BaseModel):
         if extra := self.__pydantic_extra__:
             wrong: list[tuple[str, str | None]] = []
             for name, value in extra.items():
-                reason = self.unsupported.get(name)
-                if value is not None or reason is None:
-                    wrong.append((name, reason))
+                # Null asks for nothing, and SDKs write it for fields that nobody has set.
+                if value is not None:
+                    wrong.append((name, self.unsupported.get(name)))
                     if len(wrong) == MAX_REPORTED:
                         break
             if wrong:
