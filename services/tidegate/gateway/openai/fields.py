@@ -34,6 +34,7 @@ __all__ = [
     "TokenId",
     "TokenIds",
     "ignored",
+    "only",
 ]
 
 FAIL_FAST: Final = Field(fail_fast=True)
@@ -83,6 +84,14 @@ class RequestModel(BaseModel):
 def ignored(meaning: str = "") -> Any:
     """Declares a field that has no effect; `meaning` says what it is for elsewhere."""
     return Field(None, description=f"{meaning} Accepted and ignored.".lstrip())
+
+
+def only(*values: Any, description: str) -> Any:
+    """Declares a field of which the gateway allows only some values, and null.
+
+    The request's own check says why.
+    """
+    return Field(None, description=description, json_schema_extra={"enum": [*values, None]})
 
 
 class StreamOptions(RequestModel):
