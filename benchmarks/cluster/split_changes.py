@@ -19,7 +19,8 @@ class Change:
 
     Attributes:
         last_old_s: From the API server's answer to the arrival of the last call by the old split.
-        late_s: By how much the router's answer is later than that arrival; negative if earlier.
+        late_s: From the beginning of the last call by the old split, at its caller, to the time
+            since when the router says that the new one is in force.
         known_s: From the API server's answer until the router knew.
         too_early: Calls by the old split that began after the time that the router gave.
         observed: Whether the access log showed the change.
@@ -74,9 +75,10 @@ def compared(noted: Noted, calls: Sequence[TimedCall]) -> Change:
         )
     ]
     last_old_s = max((each.received_s for each in followed_old), default=noted.written_s)
+    last_begun_s = max((each.began_s for each in followed_old), default=noted.written_s)
     return Change(
         last_old_s=last_old_s - noted.written_s,
-        late_s=noted.since_s - last_old_s,
+        late_s=noted.since_s - last_begun_s,
         known_s=noted.known_s - noted.written_s,
         too_early=sum(each.began_s > noted.since_s for each in followed_old),
         observed=noted.observed,

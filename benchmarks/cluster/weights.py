@@ -262,7 +262,7 @@ def print_measured(console: Console, found: Sequence[Measured]) -> list[Bound]:
     table = Table(title="From the write of a split to the last call by the old one")
     for title in ("callers", "calls", "lost", "changes", "last old call, p50 / p95"):
         table.add_column(title, justify="right")
-    for title in ("in force - that, p50 / worst", "known after, p50 / p95", "too early"):
+    for title in ("in force later by, p50 / worst", "known after, p50 / p95", "too early"):
         table.add_column(title, justify="right")
     bounds = []
     for each in found:

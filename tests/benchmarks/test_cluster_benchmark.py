@@ -83,7 +83,7 @@ def test_the_last_call_by_the_old_split_is_compared_with_what_the_router_said():
     said = {"written_s": 10.0, "known_s": 11.0, "until_s": 12.0, "observed": True}
     for truth in ({"old": "v1"}, {"revision": "v2"}):
         late = compared(Noted(since_s=10.11, **said, **truth), calls)
-        assert (late.last_old_s, late.late_s) == pytest.approx((0.1, 0.01))
+        assert (late.last_old_s, late.late_s) == pytest.approx((0.1, 0.02))
         assert (late.known_s, late.too_early) == (1.0, 0)
         early = compared(Noted(since_s=10.06, **said, **truth), calls)
         assert early.too_early == 1

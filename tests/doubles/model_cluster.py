@@ -174,11 +174,15 @@ class ModelCluster:
         made = caller_deployment(name, NAMESPACE, target, rate, bootstrap)
         await self.cluster.apply(made)
         await self.cluster.deployed(NAMESPACE, name, timeout_s=_WAIT_S)
-        (pod,) = await self.cluster.items("v1", "Pod", NAMESPACE, selector=f"app={name}")
+        selector = f"app={name}"
+        (pod,) = await self.cluster.items("v1", "Pod", NAMESPACE, selector=selector)
         try:
             yield PodLoad(self.cluster, NAMESPACE, pod["metadata"]["name"])
         finally:
             await self.cluster.delete("apps/v1", "Deployment", name, NAMESPACE)
+            async with asyncio.timeout(_WAIT_S):
+                while await self.cluster.items("v1", "Pod", NAMESPACE, selector=selector):
+                    await asyncio.sleep(0.2)
 
     async def weights(self, way="patch"):
         """The shares in the VirtualService that has them, by subset, without zeros."""

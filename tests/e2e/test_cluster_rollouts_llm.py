@@ -25,10 +25,7 @@ HALF = {"canary": {"steps": [{"weight": 50}, {"pause": {"untilApproved": True}}]
 STEPS = [{"weight": 30}, {"pause": {"untilEvidence": True}}, {"weight": 50}]
 GOOD = {
     "strategy": {"canary": {"steps": STEPS}},
-    "objectives": [
-        {"signal": "grpcFailures", "margin": "8%"},
-        {"signal": "truncatedAnswers", "tolerate": "10%", "margin": "8%"},
-    ],
+    "objectives": [{"signal": "grpcFailures", "margin": "12%"}],
 }
 SLOW = {
     "strategy": HALF,
@@ -117,7 +114,7 @@ async def test_a_model_whose_answers_break_off_is_rolled_back(models, capsys, wa
 
 async def test_a_split_that_no_chat_shows_in_time_is_assumed_and_the_status_says_so(models, capsys):
     load = ChatLoad(models.port, STORY, max_tokens=2 * LONG_ANSWER)
-    spec = {**GOOD, "objectives": [{"signal": "grpcFailures", "margin": "20%"}]}
+    spec = {**GOOD, "objectives": [{"signal": "grpcFailures", "margin": "30%"}]}
     shown = await run(models, "long answers", "own", spec, load)
     shown.tell(capsys)
     assert shown.phase == "Promoted", shown.message
