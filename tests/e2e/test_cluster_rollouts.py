@@ -138,7 +138,6 @@ async def test_a_version_that_is_slow_is_rolled_back(models, capsys, way):
     shown = await show(models, "slow", way, SLOW, load_of(models))
     shown.tell(capsys)
     bad(shown, "latency 50%")
-    assert shown.failed == 0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
