@@ -1,7 +1,8 @@
 """The objects of hosts from the caches of a controller."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.istio import full_host_name
@@ -23,6 +24,7 @@ _CALLERS: Final = "a host of its callers"
 _DELEGATE: Final = "a delegate of it"
 _HOST: Final = "host"
 _SERVICE: Final = "service"
+_ALL: Final = ""
 
 
 def _routed(item: Manifest) -> Iterable[str]:
@@ -88,6 +90,21 @@ class CachedObjects:
     endpoint_slices: ObjectCache[EndpointSlice]
     pods: ObjectCache[Pod]
     timeout_s: float = 3.0
+    _changes: Counter[str] = field(default_factory=Counter, init=False)
+
+    def __post_init__(self) -> None:
+        """Counts changes from now on, as long as the caches last."""
+        # A VirtualService of any namespace may delegate to one of another.
+        self.virtual_services.on_change(lambda *_: self._changes.update((_ALL,)))
+        for cache in (self.destination_rules, self.services, self.endpoint_slices, self.pods):
+            cache.on_change(self._count)
+
+    def _count(self, key: str, *_: object) -> None:
+        self._changes[key.partition("/")[0]] += 1
+
+    def changes(self, namespace: str) -> int | None:
+        """Returns how many changes there were that may be about hosts of a namespace."""
+        return self._changes[_ALL] + self._changes[namespace]
 
     async def of_host(
         self,

@@ -39,12 +39,14 @@ class RolloutMemory:
         version: The resource version of the last write, which reads must have seen.
         in_force: The last split in force; None if it is not known.
         view: The last view that was read, and the rollout that it was read for.
+        changes: `ClusterObjects.changes` before the last reading; None if the next one may differ.
     """
 
     uid: str = ""
     version: str = ""
     in_force: InForce | None = None
     view: tuple[Rollout, HostView] | None = None
+    changes: int | None = None
     _subsets: dict[tuple[str, str], float] = field(default_factory=dict)
     _revision: int = 0
 
