@@ -258,7 +258,7 @@ async def test_a_state_comes_back_exactly(api):
         assert again.samples == state.samples
 
 
-@pytest.mark.parametrize(("candidates", "most_kib"), [(2, 64), (10, 256)])
+@pytest.mark.parametrize(("candidates", "most_kib"), [(2, 72), (10, 256)])
 async def test_the_largest_objects_are_far_from_what_a_server_takes(api, candidates, most_kib):
     """The schema permits 20 objectives and 10 candidates; etcd takes objects of 1.5 MB."""
     state = largest_state(candidates, windows=60, requests=300)
