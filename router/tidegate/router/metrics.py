@@ -20,7 +20,6 @@ __all__ = [
     "EVALUATIONS",
     "EVALUATION_FAILURES",
     "LATENESS",
-    "LOST_RECORDS",
     "RolloutCollector",
     "publishing",
 ]
@@ -38,10 +37,6 @@ LATENESS = Histogram(
     "tidegate_rollout_evaluation_lateness_seconds",
     "Time from when an evaluation was due to its start.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-)
-LOST_RECORDS = Counter(
-    "tidegate_rollout_records_lost",
-    "Records of requests that were lost before a rollout counted them, by the best estimate.",
 )
 APPLY_SECONDS = Histogram(
     "tidegate_rollout_apply_seconds",

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import aiohttp
+from prometheus_client import Counter
 
 from tidegate.evidence.window import TrafficWindow
 from tidegate.mesh.v1 import mesh_pb2
 from tidegate.rollout.measures import MeasureKind
-from tidegate.router.metrics import LOST_RECORDS
 from tidegate.router.sources.epochs import RolloutCounts
 from tidegate.router.sources.gauges import read_gauges, with_gauges
 from tidegate.router.sources.prometheus_api import PrometheusApi
@@ -33,6 +33,11 @@ from tidegate.runtime.logging import get_logger
 __all__ = ["AccessLogSource"]
 
 _log = get_logger(__name__)
+
+_LOST = Counter(
+    "tidegate_rollout_records_lost",
+    "Records of requests that were lost before a rollout counted them, by the best estimate.",
+)
 
 # How long receivers and proxies have after a crash to send the records of requests before it.
 _GAP_CLOSES_S: Final = 5.0
@@ -225,6 +230,6 @@ class _WatchedHost:
                 counts.add(read_request(record, self._methods, sticky, mirrored=mirrored))
 
     def lose(self, count: int) -> None:
-        LOST_RECORDS.inc(count)
+        _LOST.inc(count)
         for counts in self.rollouts.values():
             counts.lose(count)
