@@ -42,6 +42,8 @@ class RawConnection:
     async def send(self, *parts: bytes | str) -> None:
         """Sends bytes; text has its line ends made CRLF."""
         for part in parts:
+            if self.writer.is_closing():
+                raise ConnectionResetError("the server has closed the connection")
             self.writer.write(
                 part.replace("\n", "\r\n").encode() if isinstance(part, str) else part
             )

@@ -27,13 +27,11 @@ class Reservation(Protocol):
 
 
 class Caller(Protocol):
-    """Whoever sent a request.
+    """Whoever sent a request."""
 
-    Attributes:
-        name: Their name in logs; empty if nobody is known by name. No label of a metric.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Their name in logs; empty if nobody is known by name. No label of a metric."""
 
     def check_model(self, model: str) -> None:
         """Checks that the caller may use a model.

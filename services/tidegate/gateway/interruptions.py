@@ -97,6 +97,7 @@ async def interruptible(
             pass
         interrupt(Cause.CLIENT_GONE)
 
+    cancelled_before = owner.cancelling()
     watcher = asyncio.create_task(watch(), name="disconnect-watch")
     in_flight.add(interrupt)
     was_cancelled = False
@@ -104,7 +105,7 @@ async def interruptible(
         yield interrupt
     except asyncio.CancelledError as error:
         was_cancelled = True
-        if cause is not None and owner.uncancel() == 0:
+        if cause is not None and owner.uncancel() <= cancelled_before:
             raise _error_of(cause) from error
         raise
     finally:
@@ -114,7 +115,8 @@ async def interruptible(
             # The block ended in the same turn of the loop; its next wait would be cancelled.
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
-            owner.uncancel()
+            if owner.uncancel() > cancelled_before:
+                raise asyncio.CancelledError
 
 
 def _error_of(cause: Cause) -> TidegateError:

@@ -19,6 +19,7 @@ _ASCII: Final = re.compile(rb"[\x20-\x7e]*")
 # The W3C's limits where there is one; gRPC's servers take about 8 KiB of metadata in all.
 _MAX_TRACE_BYTES: Final = {b"traceparent": 128, b"tracestate": 512, b"baggage": 4096}
 _MAX_FORWARDED_BYTES: Final = 4096
+_API_KEYS: Final = (b"x-api-key", b"api-key")
 
 
 @dataclass(slots=True)
@@ -29,14 +30,16 @@ class ReadHeaders:
         request_id: The client's id of the request, or a new one.
         trace: Trace context and baggage, as pairs of metadata.
         forwarded: The headers that go on to the servers.
-        key: The API key that the client sent; None without one.
+        authorization: The header ``authorization``; None without one.
+        api_key: The header ``x-api-key`` or ``api-key``; None without one.
         error: What is wrong with them; None if nothing is.
     """
 
     request_id: str
     trace: tuple[tuple[str, str], ...] = ()
     forwarded: tuple[tuple[str, str], ...] = ()
-    key: bytes | None = None
+    authorization: bytes | None = None
+    api_key: bytes | None = None
     error: ApiError | None = None
 
 
@@ -49,7 +52,9 @@ class HeaderReader:
 
     def __init__(self, forward: Iterable[str]) -> None:
         self._forwarded: Mapping[bytes, str] = {name.encode(): name for name in forward}
-        self._known = frozenset({b"x-request-id", *_MAX_TRACE_BYTES, *self._forwarded, *_KEYS})
+        self._known = frozenset(
+            {b"x-request-id", *_MAX_TRACE_BYTES, *self._forwarded, *_API_KEYS, b"authorization"}
+        )
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> ReadHeaders:
         """Reads the headers of a request, whose names are in lower case."""
@@ -60,8 +65,10 @@ class HeaderReader:
         for name, value in found:
             if name == b"x-request-id":
                 request_id = request_id or value
-            if name in _KEYS:
-                read.key = read.key or value
+            elif name == b"authorization":
+                read.authorization = value
+            elif name in _API_KEYS:
+                read.api_key = value
             limit = _MAX_TRACE_BYTES.get(name)
             if limit and len(value) <= limit and _ASCII.fullmatch(value):
                 read.trace = (*read.trace, (name.decode(), value.decode()))
@@ -83,6 +90,3 @@ class HeaderReader:
             )
             return
         read.forwarded = (*read.forwarded, (text, value.decode()))
-
-
-_KEYS: Final = (b"authorization", b"x-api-key", b"api-key")

@@ -13,6 +13,7 @@ A second signal goes on to the last step at once.
 """
 
 import asyncio
+import resource
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from tidegate.gateway.backends import opened
 from tidegate.gateway.http_server.certificates import rotating_context
 from tidegate.gateway.http_server.listener import Listener, listening
 from tidegate.gateway.interruptions import InFlight
+from tidegate.gateway.keys.authentication import ApiKeys
 from tidegate.gateway.middleware import with_middleware
 from tidegate.gateway.parts import Parts
 from tidegate.gateway.settings import GatewaySettings
@@ -44,6 +46,8 @@ _log = get_logger(__name__)
 
 # Interrupted requests need a moment to send their last words.
 _LAST_WORDS_S: Final = 1.0
+# Channels, logs, and connections of the metrics port.
+_OTHER_FILES: Final = 256
 
 
 class RunningGateway:
@@ -127,16 +131,19 @@ async def running(
         metrics_port = stack.enter_context(
             monitoring(settings.host, settings.metrics_port, lambda: parts.is_ready)
         )
+        keys = None if settings.api_keys_file is None else ApiKeys(settings.api_keys_file)
         certificate = RotatingCertificate.from_settings(settings)
         context = None if certificate is None else rotating_context(certificate)
         app = create_app(parts)
         listener = await stack.enter_async_context(
-            listening(with_middleware(app, settings, None), settings, context)
+            listening(with_middleware(app, settings, keys), settings, context)
         )
         if certificate is not None:
             await stack.enter_async_context(
                 _background(certificate.follow(settings.tls_reload_interval_s))
             )
+        if keys is not None:
+            await stack.enter_async_context(_background(keys.follow()))
         gateway = RunningGateway(app, parts, listener, metrics_port, shutdown or Shutdown())
         stack.push_async_callback(gateway.drain)
         if settings.port_file is not None:
@@ -148,6 +155,7 @@ async def running(
             http_port=gateway.http_port,
             metrics_port=metrics_port,
             tls=certificate is not None,
+            api_keys=keys is not None,
         )
         yield gateway
 
@@ -163,9 +171,26 @@ async def serve(settings: GatewaySettings) -> None:
     """
     shutdown = Shutdown()
     with shutdown_on_signals(shutdown):
+        _raise_open_files(settings.max_connections)
         async with running(settings, shutdown):
             settle_garbage_collection()
             await shutdown.requested.wait()
+
+
+def _raise_open_files(connections: int) -> None:
+    """Raises the process's limit of open files, which is often 1024, to what connections need."""
+    needed = connections + _OTHER_FILES
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    allowed = needed if most == resource.RLIM_INFINITY else min(needed, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    if allowed < needed:
+        _log.warning(
+            "fewer connections than max_connections are possible: raise the limit of open files",
+            open_files=allowed,
+            max_connections=connections,
+        )
 
 
 @asynccontextmanager

@@ -6,12 +6,18 @@ from dataclasses import dataclass
 import httpx
 import pytest
 import pytest_asyncio
+import uvloop
 from gateway_server import ServedGateway, gateway
 from vision_server import NETWORK, VisionServer, built_models, serving, written_photographs
 
 VERSION = "1-int8"
 MAX_IMAGES = 4
 MAX_BODY_BYTES = 16 << 20
+
+
+def pytest_asyncio_loop_factories(config, item):
+    """Runs the tests on the event loop that the gateway itself runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,10 @@ def _context(certificate: Certificate) -> ssl.SSLContext:
             context.load_cert_chain(chain, key)
             if certificate.client_ca is not None:
                 context.verify_mode = ssl.CERT_REQUIRED
+                # A resumed session is not verified again, so it would outlive its authority. TLS
+                # 1.2 resumes without tickets too, which the `ssl` module cannot turn off.
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.num_tickets = 0
                 context.load_verify_locations(cadata=certificate.client_ca.decode())
         except (ssl.SSLError, UnicodeDecodeError) as error:
             raise TlsError(f"OpenSSL refuses the TLS files: {error}") from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from uvicorn.server import ServerState
 
+from tidegate.gateway.observing.metrics import CONNECTIONS
 from tidegate.gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -65,11 +66,19 @@ class Connections(ServerState):
         self.stopped = False
         self._emptied = asyncio.Event()
 
+    def made(self) -> int:
+        """Takes note of a connection that has begun; returns how many there are."""
+        count = len(self.connections)
+        CONNECTIONS.set(count)
+        return count
+
     def _all(self) -> "Iterator[GatewayProtocol]":
         return iter(cast("list[GatewayProtocol]", list(self.connections)))
 
-    def lost(self) -> None:
+    def lost(self, connection: "GatewayProtocol") -> None:
         """Takes note of a connection that has ended."""
+        self.connections.discard(connection)
+        CONNECTIONS.set(len(self.connections))
         if not self.connections:
             self._emptied.set()
 

@@ -33,6 +33,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from tidegate.gateway.errors import ApiError, ErrorType
 from tidegate.gateway.interruptions import shutdown_error
+from tidegate.gateway.observing.metrics import count_refusal
 from tidegate.gateway.responses import error_body
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ class _Phase(Enum):
     BODY = "in a body"
 
 
+# Looking up the members of an enum costs as much as the rest of a callback.
+_IDLE, _HEAD, _BODY = _Phase
+
+_send_part: Final = RequestResponseCycle.send
+
+
 class _RefusedError(Exception):
     """Stops the parser; the connection knows why."""
 
@@ -85,7 +92,7 @@ class Exchange(RequestResponseCycle):
             self._begin(message)
         elif self._has_no_framing and not message.get("more_body", False):
             self.expected_content_length = len(message.get("body", b""))
-        return super().send(message)
+        return _send_part(self, message)
 
     def _begin(self, message: "MutableMapping[str, Any]") -> None:
         connection = self.connection
@@ -130,7 +137,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     server_state: "Connections"
     expires_s = _NEVER
-    _phase = _Phase.IDLE
+    _phase = _IDLE
     _running: Exchange | None = None
     _refusal: ApiError | None = None
     _last_response = b""
@@ -143,6 +150,7 @@ class GatewayProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _foreign_bytes = 0
     _silent_bytes = 0
+    _unsent_bytes = 0
     _queued_bytes = 0
     _seen = 0
 
@@ -152,8 +160,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._output = cast("asyncio.Transport", _Output(self))
         limits = self.server_state.limits
         self.expires_s = self.loop.time() + limits.idle_timeout_s
-        if len(self.server_state.connections) > limits.max_connections:
-            self._phase = _Phase.HEAD
+        if self.server_state.made() > limits.max_connections:
+            self._phase = _HEAD
             self._refuse(
                 ApiError(
                     HTTPStatus.SERVICE_UNAVAILABLE,
@@ -168,8 +176,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells every request of the connection that its client has left."""
         del exc
-        self.server_state.connections.discard(self)
-        self.server_state.lost()
+        self.server_state.lost(self)
         for exchange in self._unanswered():
             exchange.leave()
         self.pipeline.clear()
@@ -191,13 +198,13 @@ class GatewayProtocol(HttpToolsProtocol):
             if not self._is_deaf:
                 self._refuse(self._refusal or _parse_error(error))
         else:
-            if self._phase is not _Phase.IDLE:
+            if self._phase is not _IDLE:
                 self._await_rest()
 
     def _await_rest(self) -> None:
         """Checks a request of which this was not the last part."""
         limits = self.server_state.limits
-        if self._phase is _Phase.BODY:
+        if self._phase is _BODY:
             # What is neither header nor body is a trailer or an extension of a chunk.
             self._silent_bytes += 0 if self._has_new_body else self._chunk_bytes
             if self._silent_bytes > limits.max_header_bytes:
@@ -235,7 +242,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._is_deaf:
             raise _RefusedError
         super().on_message_begin()
-        self._phase = _Phase.HEAD
+        self._phase = _HEAD
         self._is_new_head = True
         self._head_bytes = self._silent_bytes = self._seen = 0
 
@@ -246,7 +253,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Takes a header; ignores trailers."""
-        if self._phase is not _Phase.HEAD or self._is_replaying:
+        if self._phase is not _HEAD or self._is_replaying:
             return
         name = name.lower()
         if bit := _ONCE.get(name):
@@ -288,7 +295,7 @@ class GatewayProtocol(HttpToolsProtocol):
         exchange.connection = self
         self.scope["state"]["exchange"] = exchange
         self.cycle = exchange
-        self._phase = _Phase.BODY
+        self._phase = _BODY
         self.expires_s = _NEVER
         if self._running is None:
             self._run(exchange)
@@ -356,7 +363,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """Ends a request."""
         if self.parser.should_upgrade() or self._is_deaf:
             return
-        self._phase = _Phase.IDLE
+        self._phase = _IDLE
         exchange = self.cycle
         exchange.more_body = False
         exchange.message_event.set()
@@ -379,7 +386,7 @@ class GatewayProtocol(HttpToolsProtocol):
             if self._last_response:
                 self.transport.write(self._last_response)
             self.close()
-        elif self._phase is _Phase.IDLE:
+        elif self._phase is _IDLE:
             if self.server_state.stopped:
                 self.close()
             else:
@@ -389,7 +396,7 @@ class GatewayProtocol(HttpToolsProtocol):
         """Closes the connection once its client could read the last response."""
         if self.transport.is_closing() or self._is_lingering:
             return
-        is_read = self._phase is _Phase.IDLE and not self._last_response
+        is_read = self._phase is _IDLE and not self._last_response
         self._is_deaf = self._is_lingering = True
         self.flow.resume_reading()
         limit_s = _LINGER_S
@@ -403,9 +410,14 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def expire(self) -> None:
         """Ends the connection, whose client took too long."""
-        if self._is_lingering:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent_bytes:
+            # The client is slow to read a response, but it does read.
+            self._unsent_bytes = unsent
+            self.expires_s = self.loop.time() + self.server_state.limits.stalled_limit_s
+        elif self._is_lingering or unsent:
             self.transport.abort()
-        elif self._phase is _Phase.HEAD:
+        elif self._phase is _HEAD:
             limit_s = self.server_state.limits.header_timeout_s
             self._refuse(
                 ApiError(
@@ -419,14 +431,14 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Closes the connection if it is idle."""
-        if self._phase is _Phase.IDLE and self._running is None:
+        if self._phase is _IDLE and self._running is None:
             self.close()
 
     def refuse_incomplete(self) -> bool:
         """Ends a request that is still on its way with 503; returns whether there was one."""
         running = self._running
         is_reading = running is not None and running.more_body and not running.response_started
-        if self._is_deaf or not (is_reading or (running is None and self._phase is _Phase.HEAD)):
+        if self._is_deaf or not (is_reading or (running is None and self._phase is _HEAD)):
             return False
         self._refuse(shutdown_error())
         return True
@@ -471,13 +483,13 @@ class GatewayProtocol(HttpToolsProtocol):
         self.expires_s = _NEVER
         if running is None:
             self._write_last(error)
-        elif phase is _Phase.BODY and self.cycle is running:
+        elif phase is _BODY and self.cycle is running:
             if running.response_started:
                 running.keep_alive = False
             else:
                 self._answer_instead(running, error)
         else:
-            if phase is _Phase.BODY:
+            if phase is _BODY:
                 self.pipeline.popleft()
             self._last_response = self._encoded(error)
 
@@ -485,7 +497,7 @@ class GatewayProtocol(HttpToolsProtocol):
         exchange.leave()
         self._running = None
         self.pipeline.clear()
-        self._phase = _Phase.BODY
+        self._phase = _BODY
         self._write_last(error)
 
     def _write_last(self, error: ApiError) -> None:
@@ -494,6 +506,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.close()
 
     def _encoded(self, error: ApiError) -> bytes:
+        count_refusal(error.status)
         body = error_body(getattr(self, "url", b"").decode("latin-1"), error)
         headers = {
             "content-type": "application/json",

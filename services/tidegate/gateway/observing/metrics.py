@@ -11,7 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from tidegate.gateway.context import RequestContext
 
-__all__ = ["CONNECTIONS", "IN_FLIGHT", "KEY_RELOADS", "observe_request"]
+__all__ = ["CONNECTIONS", "IN_FLIGHT", "KEY_RELOADS", "count_refusal", "observe_request"]
 
 # From a list of models to a long generation.
 _SECONDS: Final = (
@@ -115,6 +115,11 @@ def observe_request(
         _CUT_OFF.labels(route, context.model).inc()
     if context.prompt_tokens or context.completion_tokens:
         _observe_tokens(context)
+
+
+def count_refusal(status: int) -> None:
+    """Counts what a connection refused: no request that a route could answer."""
+    _REQUESTS.labels("", "other", f"{status // 100}xx", "").inc()
 
 
 def _observe_tokens(context: RequestContext) -> None:

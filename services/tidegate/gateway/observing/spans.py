@@ -9,14 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry.semconv._incubating.attributes.gen_ai_attributes import (
-    GEN_AI_OPERATION_NAME,
-    GEN_AI_REQUEST_MODEL,
-    GEN_AI_REQUEST_STREAM,
-    GEN_AI_RESPONSE_FINISH_REASONS,
-    GEN_AI_USAGE_INPUT_TOKENS,
-    GEN_AI_USAGE_OUTPUT_TOKENS,
-)
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.http_attributes import (
     HTTP_REQUEST_METHOD,
@@ -102,13 +94,15 @@ def _describe(span: Span, route: str, status: int, context: RequestContext) -> N
         method = getattr(span, "name", "")
         span.update_name(f"{method} {route}")
     if context.operation:
-        attributes[GEN_AI_OPERATION_NAME] = context.operation
-        attributes[GEN_AI_REQUEST_MODEL] = context.model
-        attributes[GEN_AI_REQUEST_STREAM] = context.streams
-        attributes[GEN_AI_USAGE_INPUT_TOKENS] = context.prompt_tokens
-        attributes[GEN_AI_USAGE_OUTPUT_TOKENS] = context.completion_tokens
+        attributes |= {
+            "gen_ai.operation.name": context.operation,
+            "gen_ai.request.model": context.model,
+            "gen_ai.request.stream": context.streams,
+            "gen_ai.usage.input_tokens": context.prompt_tokens,
+            "gen_ai.usage.output_tokens": context.completion_tokens,
+        }
         if context.finish_reasons:
-            attributes[GEN_AI_RESPONSE_FINISH_REASONS] = context.finish_reasons
+            attributes["gen_ai.response.finish_reasons"] = context.finish_reasons
     if status >= _SERVER_FAULT:
         attributes[ERROR_TYPE] = str(status)
         span.set_status(Status(StatusCode.ERROR))

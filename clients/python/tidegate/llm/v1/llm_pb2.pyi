@@ -89,7 +89,9 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_ABORT: _FinishReason.ValueType  # 3
     """The request was stopped."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 4
-    """The model ended the answer with calls of tools."""
+    """The model ended the answer with calls of tools, by its own choice or on demand. An answer that
+    reached max_tokens during a call has FINISH_REASON_LENGTH.
+    """
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -103,7 +105,9 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 FINISH_REASON_ABORT: FinishReason.ValueType  # 3
 """The request was stopped."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 4
-"""The model ended the answer with calls of tools."""
+"""The model ended the answer with calls of tools, by its own choice or on demand. An answer that
+reached max_tokens during a call has FINISH_REASON_LENGTH.
+"""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _ModelKind:
@@ -321,10 +325,14 @@ class Tool(_message.Message):
     description: _builtins.str
     """What the tool does, and when to call it."""
     parameters_json_schema: _builtins.str
-    """The JSON Schema of its arguments, as JSON text: an object. Empty means no arguments."""
+    """The JSON Schema of its arguments, as JSON text: an object. Empty means no arguments. At most 64 KiB,
+    also of all schemas together that the server enforces. Where it enforces the schema, the arguments
+    have only the names in `properties`, unless the schema itself says something about others.
+    """
     strict: _builtins.bool
-    """Enforce the schema on the arguments, token by token, whenever the model calls this tool. Without it
-    the arguments of a call that the request does not demand are what the model makes of the schema.
+    """Enforce the schema on the arguments, token by token, if the model decides to call this tool. Without
+    it the arguments of such a call are what the model makes of the schema; those of a demanded call
+    always follow the schema. Some tool parsers cannot enforce it; the server then refuses the request.
     """
     def __init__(
         self,
@@ -359,9 +367,9 @@ class ToolChoice(_message.Message):
         MODE_AUTO: ToolChoice._Mode.ValueType  # 1
         """The model decides."""
         MODE_NONE: ToolChoice._Mode.ValueType  # 2
-        """It calls none."""
+        """It calls none. The chat template does not describe the tools to it."""
         MODE_REQUIRED: ToolChoice._Mode.ValueType  # 3
-        """It calls at least one; the server enforces it, and the arguments' schemas."""
+        """It calls at least one; the server enforces it, and the arguments' schemas. The answer has no text."""
 
     class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
         """Whether it calls any."""
@@ -371,16 +379,18 @@ class ToolChoice(_message.Message):
     MODE_AUTO: ToolChoice.Mode.ValueType  # 1
     """The model decides."""
     MODE_NONE: ToolChoice.Mode.ValueType  # 2
-    """It calls none."""
+    """It calls none. The chat template does not describe the tools to it."""
     MODE_REQUIRED: ToolChoice.Mode.ValueType  # 3
-    """It calls at least one; the server enforces it, and the arguments' schemas."""
+    """It calls at least one; the server enforces it, and the arguments' schemas. The answer has no text."""
 
     MODE_FIELD_NUMBER: _builtins.int
     TOOL_FIELD_NUMBER: _builtins.int
     mode: Global___ToolChoice.Mode.ValueType
     """Any tool, by this rule."""
     tool: _builtins.str
-    """The name of the one tool that it calls; the server enforces it, and the arguments' schema."""
+    """The name of the one tool that it calls, once; the server enforces it, and the arguments' schema. The
+    answer has no text.
+    """
     def __init__(
         self,
         *,
@@ -495,13 +505,16 @@ class SamplingParameters(_message.Message):
     """
     answers: _builtins.int
     """How many answers to generate to the same prompt; from 1 to 16. Default 1. Each answer takes as much
-    room in the engine as a request of its own. With a seed, answer i has the seed plus i. Not more than
-    1 at temperature 0, where all answers are the same.
+    room in the engine as a request of its own. With a seed, answer i has the seed plus i, and none of
+    these seeds may be -1 or above 2^63-1. Not more than 1 at temperature 0, where all answers are the
+    same.
     """
     prompt_logprobs: _builtins.int
     """Return the log probability of each token of the prompt, and of this many likeliest tokens at its
     position; from 0 to 20. Default: none. The engine then computes the whole prompt and uses no cache
-    for it. Only for Generate and its form of Complete.
+    for it. Only for Generate and its form of Complete. The message that returns them can be larger than
+    the 4 MiB that a gRPC client accepts by default: a token with 20 others takes about 700
+    bytes.
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -520,7 +533,9 @@ class SamplingParameters(_message.Message):
 
     @_builtins.property
     def constraint(self) -> Global___Constraint:
-        """The form that the answer must have. Default: any form."""
+        """The form that the answer must have. Default: any form. A model that reasons first reasons freely; the
+        form is that of the answer after it. Not together with tools, unless the tool choice is MODE_NONE.
+        """
 
     def __init__(
         self,
@@ -758,7 +773,7 @@ class ChatRequest(_message.Message):
     contains only the new text.
     """
     single_tool_call: _builtins.bool
-    """Let the model call at most one tool. Only with `tools`."""
+    """Let the model call at most one tool; further calls are left out of the answer. Only with `tools`."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation so far, oldest first. At least one message; the last is not the assistant's
@@ -777,7 +792,9 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
-        """The tools that the model may call; at most 128. See Model.tool_parser."""
+        """The tools that the model may call; at most 128. A server without Model.tool_parser refuses them
+        unless tool_choice demands a call or is MODE_NONE.
+        """
 
     @_builtins.property
     def tool_choice(self) -> Global___ToolChoice:
@@ -1084,7 +1101,8 @@ class Delta(_message.Message):
     token of the answer. So a character that the prompt begins and the answer completes belongs to the
     answer; no other character of the prompt does. Bytes that are not UTF-8 become the replacement
     character U+FFFD. Special tokens give no text, and neither does a character that is incomplete at
-    the end of the answer.
+    the end of the answer. Some of vLLM's parsers of tools and reasoning read the names of special
+    tokens; with them, special tokens that the parser leaves in the text give their names.
     """
     reasoning: _builtins.str
     """The new text of the model's reasoning, which is not part of `text`. Only in answers to a

@@ -86,6 +86,7 @@ class Conversation:
     def add_text(self, role: "llm_pb2.Role.ValueType", text: str, at: str) -> None:
         """Adds a message of one text."""
         self._add(role, at).content = text
+        self.params[f"messages[{len(self.chat.messages) - 1}].content"] = at
         self.characters += len(text)
 
     def add_items(self, items: Sequence[InputItem]) -> None:
@@ -108,7 +109,8 @@ class Conversation:
                 case "item_reference":
                     raise ApiError.invalid(
                         f"{at}.type",
-                        f"{at}: item_reference is not supported: nothing is stored; send the item",
+                        f"{at}.type: item_reference is not supported: nothing is stored; send the"
+                        " item",
                         code="unsupported_parameter",
                     )
                 case other:
