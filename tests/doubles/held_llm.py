@@ -34,6 +34,7 @@ class HeldLlm(llm_pb2_grpc.LlmServiceServicer):
         self.cancelled = 0
         self.metadata: dict[str, str] = {}
         self.go_on = asyncio.Event()
+        self._unfinished: set[grpc.aio.ServicerContext] = set()
 
     async def until(self, *, begun: int = 0, cancelled: int = 0) -> None:
         """Waits until that many calls have begun, or were cancelled."""
@@ -41,16 +42,17 @@ class HeldLlm(llm_pb2_grpc.LlmServiceServicer):
             while self.begun < begun or self.cancelled < cancelled:
                 await asyncio.sleep(0.001)
 
-    async def _wait(self) -> None:
-        try:
-            await self.go_on.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-
     def _begin(self, context: grpc.aio.ServicerContext) -> None:
         self.begun += 1
         self.metadata = dict(context.invocation_metadata())
+        self._unfinished.add(context)
+        # A handler that is cancelled while it sends a message does not hear of it itself.
+        context.add_done_callback(self._end)
+
+    def _end(self, context: grpc.aio.ServicerContext) -> None:
+        if context in self._unfinished:
+            self._unfinished.remove(context)
+            self.cancelled += 1
 
     async def ListModels(self, request, context):
         return llm_pb2.ListModelsResponse(
@@ -66,7 +68,8 @@ class HeldLlm(llm_pb2_grpc.LlmServiceServicer):
 
     async def Complete(self, request, context):
         self._begin(context)
-        await self._wait()
+        await self.go_on.wait()
+        self._unfinished.discard(context)
         return llm_pb2.CompleteResponse(
             output=llm_pb2.Delta(text="x" * self.tokens, token_ids=range(self.tokens)),
             finish=self._finish(),
@@ -76,7 +79,8 @@ class HeldLlm(llm_pb2_grpc.LlmServiceServicer):
         self._begin(context)
         for _ in range(self.tokens):
             yield llm_pb2.ChatResponse(delta=llm_pb2.Delta(text="x", token_ids=[1]))
-        await self._wait()
+        await self.go_on.wait()
+        self._unfinished.discard(context)
         yield llm_pb2.ChatResponse(finish=self._finish())
 
     def _finish(self) -> llm_pb2.Finish:

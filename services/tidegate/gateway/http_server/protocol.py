@@ -181,8 +181,10 @@ class GatewayProtocol(HttpToolsProtocol):
             exchange.leave()
         self.pipeline.clear()
         self.flow.resume_writing()
-        self.parser = None  # type: ignore[assignment]
         self._is_deaf = True
+        # Cycles would keep the connection and its requests until the garbage collector runs.
+        self.parser = self.cycle = self._output = None  # type: ignore[assignment]
+        self._running = None
 
     def data_received(self, data: bytes) -> None:
         """Parses what the client sent."""

@@ -1,10 +1,14 @@
 """Reasoning apart from the text, on vLLM: a copy of SmolLM2 whose tokenizer has marks of reasoning.
 
+The server has no LoRA adapters, so it also returns log probabilities of prompts.
+
 The model was not trained to reason. A bias makes it think "Well" until penalties outweigh the bias;
 then another bias makes it write the mark that ends the reasoning.
 """
 
+import asyncio
 import json
+import math
 import os
 import shutil
 
@@ -121,3 +125,57 @@ async def test_a_prompt_without_a_conversation_is_continued_without_reasoning(cl
 async def test_the_model_reports_its_parsers(client):
     (model,) = (await client.stub.ListModels(llm_pb2.ListModelsRequest())).models
     assert (model.tool_parser, model.reasoning_parser) == ("hermes", "deepseek_r1")
+
+
+async def test_the_prompt_has_log_probabilities(client):
+    ids = (await client.stub.Tokenize(llm_pb2.TokenizeRequest(text="Paris is in France"))).token_ids
+    request = llm_pb2.GenerateRequest(
+        prompt={"token_ids": {"ids": ids}},
+        options={"sampling": {"temperature": 0, "max_tokens": 3, "prompt_logprobs": 2}},
+    )
+    pieces = [piece async for piece in client.stub.Generate(request)]
+    first, *others = (piece.prompt_logprobs for piece in pieces)
+    assert len(first) == len(ids)
+    assert not any(others)
+    assert not first[0].HasField("logprobs")
+    for token_id, place in zip(ids[1:], first[1:], strict=True):
+        assert place.logprobs.chosen.token_id == token_id
+        assert [each.rank for each in place.logprobs.top] == [1, 2]
+        assert sum(math.exp(each.logprob) for each in place.logprobs.top) <= 1.001
+    whole = await client.stub.Complete(llm_pb2.CompleteRequest(generate=request))
+    assert len(whole.prompt_logprobs) == len(ids)
+    # The last token has the probability that the model gives it as an answer.
+    shorter = llm_pb2.GenerateRequest(
+        prompt={"token_ids": {"ids": ids[:-1]}},
+        options={"sampling": {"max_tokens": 1, "logprobs": 0, "logit_bias": {ids[-1]: 100}}},
+    )
+    forced = await client.stub.Complete(llm_pb2.CompleteRequest(generate=shorter))
+    (place,) = forced.output.logprobs
+    assert place.chosen.token_id == ids[-1]
+    assert first[-1].logprobs.chosen.logprob == pytest.approx(place.chosen.logprob, abs=0.05)
+
+
+async def test_a_prompt_of_many_steps_has_log_probabilities_once(client):
+    request = llm_pb2.GenerateRequest(
+        prompt={"token_ids": {"ids": [504, 28, 260] * 300}},
+        options={
+            "sampling": {
+                "temperature": 1,
+                "max_tokens": 2,
+                "answers": 2,
+                "prompt_logprobs": 0,
+                "ignore_end_of_text": True,
+            }
+        },
+    )
+    streamed, whole = await asyncio.gather(
+        _read(client.stub.Generate(request)),
+        client.stub.Complete(llm_pb2.CompleteRequest(generate=request)),
+    )
+    assert [len(each.prompt_logprobs) for each in streamed] == [900] + [0] * (len(streamed) - 1)
+    assert len(whole.prompt_logprobs) == 900
+    assert not whole.prompt_logprobs[5].logprobs.top
+
+
+async def _read(call):
+    return [piece async for piece in call]

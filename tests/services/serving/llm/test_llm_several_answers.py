@@ -1,7 +1,4 @@
-"""Several answers to one prompt, and log probabilities of the prompt, on the real model."""
-
-import asyncio
-import math
+"""Several answers to one prompt, on the real model."""
 
 import grpc
 import pytest
@@ -106,58 +103,13 @@ async def test_only_sampled_answers_can_be_several(client):
     assert fields(details) == ["options.sampling.answers"]
 
 
-async def test_the_prompt_has_log_probabilities(client):
-    ids = (await client.stub.Tokenize(llm_pb2.TokenizeRequest(text="Paris is in France"))).token_ids
+async def test_a_server_with_adapters_has_no_log_probabilities_of_prompts(client):
     request = llm_pb2.GenerateRequest(
-        prompt={"token_ids": {"ids": ids}},
-        options={"sampling": {"temperature": 0, "max_tokens": 3, "prompt_logprobs": 2}},
+        prompt={"text": "Hi"}, options={"sampling": {"prompt_logprobs": 0}}
     )
-    pieces = [piece async for piece in client.stub.Generate(request)]
-    first, *others = (piece.prompt_logprobs for piece in pieces)
-    assert len(first) == len(ids)
-    assert not any(others)
-    assert not first[0].HasField("logprobs")
-    for token_id, place in zip(ids[1:], first[1:], strict=True):
-        assert place.logprobs.chosen.token_id == token_id
-        assert [each.rank for each in place.logprobs.top] == [1, 2]
-        assert sum(math.exp(each.logprob) for each in place.logprobs.top) <= 1.001
-    whole = await client.stub.Complete(llm_pb2.CompleteRequest(generate=request))
-    assert len(whole.prompt_logprobs) == len(ids)
-    # The last token has the probability that the model gives it as an answer.
-    shorter = llm_pb2.GenerateRequest(
-        prompt={"token_ids": {"ids": ids[:-1]}},
-        options={"sampling": {"max_tokens": 1, "logprobs": 0, "logit_bias": {ids[-1]: 100}}},
-    )
-    forced = await client.stub.Complete(llm_pb2.CompleteRequest(generate=shorter))
-    (place,) = forced.output.logprobs
-    assert place.chosen.token_id == ids[-1]
-    assert first[-1].logprobs.chosen.logprob == pytest.approx(place.chosen.logprob, abs=0.05)
-
-
-async def test_a_prompt_of_many_steps_has_log_probabilities_once(client):
-    request = llm_pb2.GenerateRequest(
-        prompt={"token_ids": {"ids": [504, 28, 260] * 300}},
-        options={
-            "sampling": {
-                "temperature": 1,
-                "max_tokens": 2,
-                "answers": 2,
-                "prompt_logprobs": 0,
-                "ignore_end_of_text": True,
-            }
-        },
-    )
-    streamed, whole = await asyncio.gather(
-        _read(client.stub.Generate(request)),
-        client.stub.Complete(llm_pb2.CompleteRequest(generate=request)),
-    )
-    assert [len(each.prompt_logprobs) for each in streamed] == [900] + [0] * (len(streamed) - 1)
-    assert len(whole.prompt_logprobs) == 900
-    assert not whole.prompt_logprobs[5].logprobs.top
-
-
-async def _read(call):
-    return [piece async for piece in call]
+    code, details = await refusal(client.stub.Generate(request))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert fields(details) == ["options.sampling.prompt_logprobs"]
 
 
 async def _read_to_the_end(call):

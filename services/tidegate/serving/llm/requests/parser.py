@@ -328,6 +328,15 @@ def _read_options(
     sampling = read_sampling(
         options.sampling, facts.vocabulary_size, facts.defaults, f"{at}.sampling", violations
     )
+    if sampling.prompt_logprobs is not None and facts.lora_adapters:
+        # vLLM 0.32 applies adapters to the prompt's logits as if they were those of one step. On a
+        # CPU its engine dies.
+        violations.append(
+            FieldViolation(
+                f"{at}.sampling.prompt_logprobs",
+                "is not possible on a server with LoRA adapters; ask one without",
+            )
+        )
     constraints: tuple[tuple[Constraint, str], ...] = ()
     if sampling.constraint is not None:
         _check_logprobs(sampling, facts, at, violations)
