@@ -14,6 +14,7 @@ from tidegate.gateway import pages
 from tidegate.gateway.errors import ApiError, ErrorType, internal_error, shortened
 from tidegate.gateway.images.routes import router as images_router
 from tidegate.gateway.interruptions import ClientGoneError
+from tidegate.gateway.open_inference.repository_routes import router as repository_router
 from tidegate.gateway.open_inference.routes import router as open_inference_router
 from tidegate.gateway.openai.router import router as openai_router
 from tidegate.gateway.parts import Parts
@@ -47,6 +48,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.include_router(openai_router)
     app.include_router(images_router)
     app.include_router(open_inference_router)
+    app.include_router(repository_router)
     pages.describe(app)
     return app
 

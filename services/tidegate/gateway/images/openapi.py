@@ -54,7 +54,7 @@ REQUEST: Final[dict[str, Any]] = {
             "in": "query",
             "required": False,
             "schema": schema,
-            "description": f"{text} Not beside a JSON document, which has its own.",
+            "description": f"{text} The same option in the body counts first.",
         }
         for name, (schema, text) in _OPTIONS.items()
     ],

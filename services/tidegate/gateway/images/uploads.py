@@ -4,16 +4,18 @@
 - A multipart form holds any number of files; each other field is an option.
 - A JSON document holds the files in base64, or in ``data:`` URLs, beside the options.
 
+The query may hold options in every form; those of the body count first.
+
 Everything stays in memory, as the limit on the body bounds it. Nothing is fetched from other URLs:
 the gateway would otherwise reach addresses for strangers that they cannot reach themselves.
 """
 
 import binascii
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -31,6 +33,7 @@ __all__ = ["FILE_TYPES", "Options", "Upload", "UploadedImage", "read_upload"]
 FILE_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
 """The media types of a body that is an image file."""
 
+_OPTIONS: Final = ("model", "version", "top_k", "include_logits")
 _MAX_FIELDS: Final = 8
 _MAX_FIELD_BYTES: Final = 1024
 _LARGEST_UINT32: Final = 2**32 - 1
@@ -89,10 +92,12 @@ class _ImageDocument(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
     images: list[_ImageDocument]
-    model: str = ""
-    version: str = ""
-    top_k: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_UINT32)] = 0
-    include_logits: bool = False
+    model: str | msgspec.UnsetType = msgspec.UNSET
+    version: str | msgspec.UnsetType = msgspec.UNSET
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_UINT32)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    include_logits: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 _DOCUMENTS: Final = msgspec.json.Decoder(_Document)
@@ -117,16 +122,11 @@ async def read_upload(request: Request) -> Upload:
         )
     query = request.query_params.multi_items()
     if is_json:
-        if query:
-            raise ApiError.invalid(
-                shortened(query[0][0], _SHOWN),
-                "the URL has options beside a JSON document; put them into the document",
-            )
-        upload = _from_json(body, settings.max_images)
+        upload = _from_json(body, query, settings.max_images)
     elif kind == "multipart/form-data":
         upload = await _from_form(request, body, query, settings.max_images)
     else:
-        upload = Upload([UploadedImage("body", body)], _options(query))
+        upload = Upload([UploadedImage("body", body)], Options(**_options(query)))
     _check_count(len(upload.images), settings.max_images)
     return upload
 
@@ -150,31 +150,25 @@ def _check_count(count: int, most: int) -> None:
         )
 
 
-def _options(given: Iterable[tuple[str, str]]) -> Options:
-    """Reads options that are texts: those of a query and those of a form."""
-    known = ("model", "version", "top_k", "include_logits")
+def _options(given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Reads options that are texts: those of a query or those of a form."""
     texts: dict[str, str] = {}
     for name, text in given:
         short = shortened(name, _SHOWN)
-        if name not in known:
+        if name not in _OPTIONS:
             raise ApiError.invalid(
                 short,
-                f"{short} is not an option; there is: {', '.join(known)}",
+                f"{short} is not an option; there is: {', '.join(_OPTIONS)}",
                 code="unknown_parameter",
             )
         if name in texts:
             raise ApiError.invalid(short, f"{short} is given twice; give it once")
         texts[name] = text
-    return Options(
-        texts.get("model", ""),
-        texts.get("version", ""),
-        _integer("top_k", texts),
-        _boolean("include_logits", texts),
-    )
+    read = {"top_k": _integer, "include_logits": _boolean}
+    return {name: read[name](name, text) if name in read else text for name, text in texts.items()}
 
 
-def _integer(name: str, texts: Mapping[str, str]) -> int:
-    text = texts.get(name, "0")
+def _integer(name: str, text: str) -> int:
     # Ten digits hold every value that is allowed.
     if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > _LARGEST_UINT32:
         raise ApiError.invalid(
@@ -185,26 +179,25 @@ def _integer(name: str, texts: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _boolean(name: str, texts: Mapping[str, str]) -> bool:
-    text = texts.get(name, "false").lower()
-    if text not in {"true", "false", "1", "0"}:
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in {"true", "false", "1", "0"}:
         raise ApiError.invalid(
             name,
             f"{name}: is {shortened(text, _SHOWN)!r}; it must be true or false",
             code="invalid_value",
         )
-    return text in {"true", "1"}
+    return text.lower() in {"true", "1"}
 
 
-def _from_json(body: bytes, max_images: int) -> Upload:
+def _from_json(body: bytes, query: Iterable[tuple[str, str]], max_images: int) -> Upload:
     document = read_json(body, _DOCUMENTS)
     # Before base64 is decoded.
     _check_count(len(document.images), max_images)
-    options = Options(
-        document.model, document.version, document.top_k, include_logits=document.include_logits
-    )
+    own = {
+        name: value for name in _OPTIONS if (value := getattr(document, name)) is not msgspec.UNSET
+    }
     images = [_from_text(each, f"images[{at}]") for at, each in enumerate(document.images)]
-    return Upload(images, options)
+    return Upload(images, Options(**{**_options(query), **own}))
 
 
 def _from_text(image: _ImageDocument, at: str) -> UploadedImage:
@@ -284,7 +277,7 @@ async def _from_form(
         ) from error
     try:
         images: list[UploadedImage] = []
-        fields = list(query)
+        fields: list[tuple[str, str]] = []
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 images.append(UploadedImage(f"images[{len(images)}]", await value.read()))
@@ -298,4 +291,4 @@ async def _from_form(
                 fields.append((name, value))
     finally:
         await form.close()
-    return Upload(images, _options(fields))
+    return Upload(images, Options(**{**_options(query), **_options(fields)}))

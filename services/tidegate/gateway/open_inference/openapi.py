@@ -1,6 +1,8 @@
 """How OpenAPI describes the routes below ``/v2``, with examples."""
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from fastapi import Path
 
 from tidegate.gateway.open_inference.tensors import DATATYPES
 
@@ -20,7 +22,12 @@ __all__ = [
     "READY",
     "SERVER",
     "STATS",
+    "Identifier",
 ]
+
+_IDENTIFIER: Final = "^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+Identifier = Annotated[str, Path(json_schema_extra={"pattern": _IDENTIFIER})]
+"""The name of a model or a version in a path."""
 
 Schema = dict[str, Any]
 Responses = dict[int | str, dict[str, Any]]
@@ -119,14 +126,14 @@ LIVE: Final = _responses(
 _READY: Final = _object({"ready": _BOOLEAN}, name=_STRING)
 READY: Final[Responses] = {
     200: {"description": "A model is ready.", "content": _json(_READY, {"ready": True})},
-    400: {"description": "None is ready.", "content": _json(_READY, {"ready": False})},
+    503: {"description": "None is ready.", "content": _json(_READY, {"ready": False})},
 }
 MODEL_READY: Final[Responses] = {
     **_responses(
         "It is ready.", _json(_READY, {"name": "efficientnet-lite0", "ready": True}), _FAILURES
     ),
-    400: {
-        "description": "It is not ready.",
+    503: {
+        "description": "It is not ready, or no server answers.",
         "content": _json(
             {"anyOf": [_READY, _ERROR]}, {"name": "efficientnet-lite0", "ready": False}
         ),
@@ -257,7 +264,7 @@ _OUTPUT: Final = {
 }
 _INFER: Final = {
     **_object(
-        {"inputs": {**_list(_INPUT), "maxItems": 64}},
+        {"inputs": {**_list(_INPUT), "minItems": 1, "maxItems": 64}},
         id={**_STRING, "description": "The answer repeats it."},
         parameters=_parameters(
             "Parameters of the request.",

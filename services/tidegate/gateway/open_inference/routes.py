@@ -1,21 +1,19 @@
 """The routes below ``/v2``."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib.metadata import version as version_of
 from typing import Any, Final
 
 import grpc
-import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tidegate.gateway.backends import VisionBackend
 from tidegate.gateway.context import context_of
-from tidegate.gateway.errors import ApiError, ErrorType
-from tidegate.gateway.json_documents import read_json
+from tidegate.gateway.errors import ApiError
 from tidegate.gateway.open_inference import openapi
 from tidegate.gateway.open_inference.answers import message_as_json, write_infer
 from tidegate.gateway.open_inference.infer_bodies import (
@@ -23,7 +21,7 @@ from tidegate.gateway.open_inference.infer_bodies import (
     header_length_of,
     read_infer_body,
 )
-from tidegate.gateway.open_inference.infer_requests import Parameter, fill, read_infer
+from tidegate.gateway.open_inference.infer_requests import read_infer
 from tidegate.gateway.parts import parts_of
 from tidegate.gateway.responses import json_response
 from tidegate.gateway.vision_calls import admitted, call, find_model
@@ -93,11 +91,37 @@ async def all_statistics(request: Request) -> Response:
     return json_response({"model_stats": statistics})
 
 
-@router.get(
-    "/models/{model}/versions/{version}", summary="Describe a version", responses=openapi.METADATA
-)
-@router.get("/models/{model}", summary="Describe a model", responses=openapi.METADATA)
-async def model_metadata(request: Request, model: str, version: str = "") -> Response:
+Handler = Callable[[Request, str, str], Awaitable[Response]]
+
+
+def _of_model(method: str, suffix: str, **described: Any) -> Callable[[Handler], Handler]:
+    """Registers a handler for a model, and for one of its versions."""
+
+    def register(handler: Handler) -> Handler:
+        async def of_model(request: Request, model: openapi.Identifier) -> Response:
+            return await handler(request, model, "")
+
+        async def of_version(
+            request: Request, model: openapi.Identifier, version: openapi.Identifier
+        ) -> Response:
+            return await handler(request, model, version)
+
+        name = handler.__name__
+        for path, route in (
+            (f"/models/{{model}}{suffix}", of_model),
+            (f"/models/{{model}}/versions/{{version}}{suffix}", of_version),
+        ):
+            route.__doc__ = handler.__doc__
+            router.add_api_route(
+                path, route, methods=[method], name=f"{name}_{route.__name__}", **described
+            )
+        return handler
+
+    return register
+
+
+@_of_model("GET", "", summary="Describe a model", responses=openapi.METADATA)
+async def model_metadata(request: Request, model: str, version: str) -> Response:
     """Returns the versions, inputs and outputs of a model."""
     found = find_model(request, model)
     answer = await call(
@@ -109,17 +133,8 @@ async def model_metadata(request: Request, model: str, version: str = "") -> Res
     return json_response(message_as_json(answer))
 
 
-@router.get(
-    "/models/{model}/versions/{version}/ready",
-    summary="Tell whether a version is ready",
-    responses=openapi.MODEL_READY,
-)
-@router.get(
-    "/models/{model}/ready",
-    summary="Tell whether a model is ready",
-    responses=openapi.MODEL_READY,
-)
-async def model_ready(request: Request, model: str, version: str = "") -> Response:
+@_of_model("GET", "/ready", summary="Tell whether a model is ready", responses=openapi.MODEL_READY)
+async def model_ready(request: Request, model: str, version: str) -> Response:
     """Tells whether a model accepts requests."""
     found = find_model(request, model)
     answer = await call(
@@ -131,17 +146,8 @@ async def model_ready(request: Request, model: str, version: str = "") -> Respon
     return _readiness({"name": model}, is_ready=answer.ready)
 
 
-@router.get(
-    "/models/{model}/versions/{version}/config",
-    summary="Return the configuration of a version",
-    responses=openapi.CONFIG,
-)
-@router.get(
-    "/models/{model}/config",
-    summary="Return the configuration of a model",
-    responses=openapi.CONFIG,
-)
-async def model_config(request: Request, model: str, version: str = "") -> Response:
+@_of_model("GET", "/config", summary="Configuration of a model", responses=openapi.CONFIG)
+async def model_config(request: Request, model: str, version: str) -> Response:
     """Returns a model's configuration, in the form of Triton's."""
     found = find_model(request, model)
     answer = await call(
@@ -153,13 +159,8 @@ async def model_config(request: Request, model: str, version: str = "") -> Respo
     return json_response(message_as_json(answer.config))
 
 
-@router.get(
-    "/models/{model}/versions/{version}/stats",
-    summary="Statistics of a version",
-    responses=openapi.STATS,
-)
-@router.get("/models/{model}/stats", summary="Statistics of a model", responses=openapi.STATS)
-async def statistics(request: Request, model: str, version: str = "") -> Response:
+@_of_model("GET", "/stats", summary="Statistics of a model", responses=openapi.STATS)
+async def statistics(request: Request, model: str, version: str) -> Response:
     """Returns counts and durations of a model."""
     found = find_model(request, model)
     answer = await call(
@@ -171,21 +172,15 @@ async def statistics(request: Request, model: str, version: str = "") -> Respons
     return json_response(message_as_json(answer))
 
 
-@router.post(
-    "/models/{model}/versions/{version}/infer",
-    summary="Run a version of a model",
-    description=openapi.INFER_DESCRIPTION,
-    openapi_extra=openapi.INFER_REQUEST,
-    responses=openapi.INFER,
-)
-@router.post(
-    "/models/{model}/infer",
+@_of_model(
+    "POST",
+    "/infer",
     summary="Run a model",
     description=openapi.INFER_DESCRIPTION,
     openapi_extra=openapi.INFER_REQUEST,
     responses=openapi.INFER,
 )
-async def infer(request: Request, model: str, version: str = "") -> Response:
+async def infer(request: Request, model: str, version: str) -> Response:
     """Runs a model on tensors."""
     header_length = header_length_of(request)
     body = await read_infer_body(request)
@@ -208,75 +203,6 @@ async def infer(request: Request, model: str, version: str = "") -> Response:
         headers={**headers, LENGTH_HEADER: str(length)},
         media_type="application/octet-stream",
     )
-
-
-class _Index(msgspec.Struct, forbid_unknown_fields=True):
-    ready: bool = False
-
-
-class _Control(msgspec.Struct, forbid_unknown_fields=True):
-    parameters: dict[str, Parameter] = {}
-
-
-_INDEXES: Final = msgspec.json.Decoder(_Index)
-_CONTROLS: Final = msgspec.json.Decoder(_Control)
-
-
-@router.post(
-    "/repository/index",
-    summary="List the repository",
-    openapi_extra=openapi.INDEX_REQUEST,
-    responses=openapi.INDEX,
-)
-async def repository_index(request: Request) -> Response:
-    """Lists the models of the repository and their states."""
-    body = await read_infer_body(request)
-    wanted = read_json(body, _INDEXES) if body else _Index()
-    caller = context_of(request).caller
-    listed: list[dict[str, Any]] = []
-    for backend in parts_of(request).backends.vision:
-        answer = await call(
-            request,
-            backend,
-            backend.inference.RepositoryIndex,
-            oip.RepositoryIndexRequest(ready=wanted.ready),
-        )
-        listed += [message_as_json(each) for each in answer.models if caller.may_see(each.name)]
-    return json_response(listed)
-
-
-@router.post(
-    "/repository/models/{model}/load",
-    summary="Load a model",
-    openapi_extra=openapi.CONTROL_REQUEST,
-    responses=openapi.CONTROL,
-)
-async def load(request: Request, model: str) -> Response:
-    """Loads a model, or loads it again."""
-    parameters = await _control(request)
-    backend = _controlled(request, model)
-    message = oip.RepositoryModelLoadRequest(model_name=model)
-    fill(message.parameters, parameters, "parameters")
-    await call(request, backend, backend.inference.RepositoryModelLoad, message)
-    await parts_of(request).backends.refresh()
-    return json_response({})
-
-
-@router.post(
-    "/repository/models/{model}/unload",
-    summary="Unload a model",
-    openapi_extra=openapi.CONTROL_REQUEST,
-    responses=openapi.CONTROL,
-)
-async def unload(request: Request, model: str) -> Response:
-    """Unloads a model once it has finished the requests that it accepted."""
-    parameters = await _control(request)
-    backend = _controlled(request, model)
-    message = oip.RepositoryModelUnloadRequest(model_name=model)
-    fill(message.parameters, parameters, "parameters")
-    await call(request, backend, backend.inference.RepositoryModelUnload, message)
-    await parts_of(request).backends.refresh()
-    return json_response({})
 
 
 _METHODS: Final = ["GET", "POST"]
@@ -304,37 +230,6 @@ def _unsupported(message: str) -> ApiError:
 
 
 def _readiness(told: dict[str, Any], *, is_ready: bool) -> Response:
-    # The protocol wants 200 or any 4xx.
-    status = HTTPStatus.OK if is_ready else HTTPStatus.BAD_REQUEST
+    # As in KServe. The protocol says 4xx, which clients take for a fault of theirs.
+    status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
     return json_response({**told, "ready": is_ready}, status)
-
-
-async def _control(request: Request) -> Mapping[str, Parameter]:
-    """Reads a request to load or to unload.
-
-    Raises:
-        ApiError: Clients may not do so, or the body is wrong.
-    """
-    if not parts_of(request).settings.model_control:
-        raise ApiError(
-            HTTPStatus.FORBIDDEN,
-            "clients may not load or unload models through the gateway; it was started without"
-            " --model-control",
-            ErrorType.PERMISSION,
-            "model_control_disabled",
-        )
-    body = await read_infer_body(request)
-    return read_json(body, _CONTROLS).parameters if body else {}
-
-
-def _controlled(request: Request, name: str) -> VisionBackend:
-    """Finds the server of a model, which need not know it yet if there is only one server.
-
-    Raises:
-        ApiError: There is no such model, or the caller may not use it.
-    """
-    backends = parts_of(request).backends
-    if name not in backends.vision_models and len(backends.vision) == 1:
-        context_of(request).caller.check_model(name)
-        return backends.vision[0]
-    return find_model(request, name).backend

@@ -126,10 +126,6 @@ BAD = {
         *(JSON, document(data(PIXEL), top_k=10**30), "", 400, "invalid_value", "top_k"),
         "top_k: ",
     ),
-    "options beside JSON": (
-        *(JSON, document(data(PIXEL)), "?top_k=3", 400, None, "top_k"),
-        "put them into the document",
-    ),
     "neither data nor url": (
         *(JSON, document(data(PIXEL), {}), "", 400, "invalid_value", "images[1]"),
         "neither data nor url",
@@ -230,8 +226,8 @@ BAD = {
         *(FORM, part(PIXEL) + part(b"3", "topk", None) + END, "", 400, "unknown_parameter"),
         *("topk", "is not an option"),
     ),
-    "an option in form and query": (
-        *(FORM, part(PIXEL) + part(b"3", "top_k", None) + END, "?top_k=3", 400, None, "top_k"),
+    "an option twice in a form": (
+        *(FORM, part(PIXEL) + part(b"3", "top_k", None) * 2 + END, "", 400, None, "top_k"),
         "given twice",
     ),
     "the second file is no image": (

@@ -103,8 +103,6 @@ async def test_curl_sends_a_form_of_several_files(vision_front, run, folder, fil
     assert without_timings(answer) == await over_grpc(
         vision_front, *(files[name] for name in names), top_k=2
     )
-    # The options may also be in the query.
-    assert await curl(run, vision_front, *forms, query="?top_k=1&version=1-int8")
 
 
 async def test_curl_sends_json_with_base64(vision_front, run, files):
@@ -150,3 +148,15 @@ async def test_the_example_of_the_documentation_works(vision_front):
         answer = await vision_front.http.post(PATH, json=example["value"])
         assert answer.status_code == 200, answer.text
         assert answer.json().keys() == {"model", "version", "precision", "results", "timings"}
+
+
+async def test_options_of_the_body_count_before_those_of_the_query(vision_front, files):
+    query = "?top_k=2&version=1-int8"
+    file = files["cat.jpg"]
+    for given, count in (({}, 2), ({"top_k": 1}, 1)):
+        document = as_json(file, **given)
+        headers = {"content-type": "application/json"}
+        by_json = await vision_front.http.post(PATH + query, content=document, headers=headers)
+        by_form = await vision_front.http.post(PATH + query, data=given, files={"image": file})
+        for answer in (by_json, by_form):
+            assert len(answer.json()["results"][0]["classifications"]) == count

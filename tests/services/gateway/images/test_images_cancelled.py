@@ -77,6 +77,6 @@ async def test_a_server_that_is_gone_gets_503_with_a_hint_to_retry():
                 {"error": "no server of this model answers now; try again"},
             )
             ready = await client.get("/v2/health/ready")
-            assert (ready.status_code, ready.json()) == (400, {"ready": False})
+            assert (ready.status_code, ready.json()) == (503, {"ready": False})
     finally:
         await served.__aexit__(None, None, None)

@@ -111,8 +111,8 @@ async def test_the_repository_is_listed_and_controlled(vision_front):
     unloaded = await http.post(f"{control}/unload", json={"parameters": {"version": VERSION}})
     assert (unloaded.status_code, unloaded.json()) == (200, {})
     ready = await http.get(f"/v2/models/{NETWORK}/ready")
-    assert (ready.status_code, ready.json()) == (400, {"name": NETWORK, "ready": False})
-    assert (await http.get("/v2/health/ready")).status_code == 400
+    assert (ready.status_code, ready.json()) == (503, {"name": NETWORK, "ready": False})
+    assert (await http.get("/v2/health/ready")).status_code == 503
     assert (await http.post("/v2/repository/index", json={"ready": True})).json() == []
     loaded = await http.post(f"{control}/load", json={"parameters": {"version": VERSION}})
     assert (loaded.status_code, loaded.json()) == (200, {})
@@ -155,6 +155,6 @@ async def test_a_gateway_without_vision_servers_is_alive_and_not_ready():
         httpx.AsyncClient(base_url=served.base_url) as http,
     ):
         assert (await http.get("/v2/health/live")).json() == {"live": True}
-        assert (await http.get("/v2/health/ready")).status_code == 400
+        assert (await http.get("/v2/health/ready")).status_code == 503
         assert (await http.get("/v2/models")).json() == {"models": []}
         assert (await http.post("/v2/repository/index")).json() == []
