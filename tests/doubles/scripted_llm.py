@@ -17,7 +17,7 @@ class Scripted(llm_pb2_grpc.LlmServiceServicer):
         requests: What it was asked.
         metadata: The metadata of the last call.
         fail: Fails each call instead, if set.
-        cancelled: Set when a call is cancelled.
+        ended: Set when a call has ended, in whichever way.
         target: The address.
     """
 
@@ -26,41 +26,35 @@ class Scripted(llm_pb2_grpc.LlmServiceServicer):
     requests: list = field(default_factory=list)
     metadata: dict = field(default_factory=dict)
     fail: object = None
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     target: str = ""
 
-    async def _stream(self, request, context):
+    async def _enter(self, request, context):
         if self.fail is not None:
             await self.fail(request, context)
         self.requests.append(request)
         self.metadata = dict(context.invocation_metadata())
-        try:
-            for message in self.messages:
-                match message:
-                    case asyncio.Event():
-                        await message.wait()
-                    case (code, text):
-                        await context.abort(code, text)
-                    case _:
-                        yield message
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
+        context.add_done_callback(lambda _: self.ended.set())
+
+    async def _stream(self, request, context):
+        await self._enter(request, context)
+        for message in self.messages:
+            match message:
+                case asyncio.Event():
+                    await message.wait()
+                case (code, text):
+                    await context.abort(code, text)
+                case _:
+                    yield message
 
     Chat = Generate = _stream
 
     async def Complete(self, request, context):
-        if self.fail is not None:
-            await self.fail(request, context)
-        self.requests.append(request)
+        await self._enter(request, context)
         for message in self.messages:
             match message:
                 case asyncio.Event():
-                    try:
-                        await message.wait()
-                    except asyncio.CancelledError:
-                        self.cancelled.set()
-                        raise
+                    await message.wait()
                 case (code, text):
                     await context.abort(code, text)
         return self.complete

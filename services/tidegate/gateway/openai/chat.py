@@ -22,7 +22,7 @@ from tidegate.gateway.openai.calls import (
 )
 from tidegate.gateway.openai.chat_stream import chat_frames
 from tidegate.gateway.openai.encoding import chat_logprobs, data_frame
-from tidegate.gateway.openai.fields import FAIL_FAST, ignored
+from tidegate.gateway.openai.fields import FAIL_FAST, ignored, only
 from tidegate.gateway.openai.messages import ChatMessage, fill_message, message_params
 from tidegate.gateway.openai.reading import read_request
 from tidegate.gateway.openai.sampling import (
@@ -79,8 +79,8 @@ class ChatCompletionRequest(SamplingFields):
     reasoning_effort: str | None = Field(
         None, description="Given to the chat template; `none` turns thinking off where it can."
     )
-    modalities: list[str] | None = Field(None, description='Only ["text"].')
-    verbosity: str | None = Field(None, description="Only medium; ask for length in a message.")
+    modalities: list[str] | None = only(["text"], description="The model only writes.")
+    verbosity: str | None = only("medium", description="Ask for length in a message.")
     metadata: dict[str, Any] | None = ignored()
     store: bool | None = ignored("Nothing is stored.")
     service_tier: str | None = ignored()
@@ -97,7 +97,7 @@ class ChatCompletionRequest(SamplingFields):
     add_generation_prompt: bool | None = Field(
         None, description="The opposite of continue_final_message; only that."
     )
-    include_reasoning: bool | None = Field(None, description="Only true.")
+    include_reasoning: bool | None = only(True, description="Leave out the field `reasoning`.")
 
     def message(self) -> llm_pb2.ChatRequest:
         """Makes the message of the call.

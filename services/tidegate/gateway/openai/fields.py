@@ -5,8 +5,10 @@ A field is one of four kinds:
 - *enforced*: the answer follows it;
 - *ignored*: it cannot change the answer, and every value of its type is accepted;
 - *unsupported*: it would change the answer, and the gateway cannot honour it. Models list these in
-  `unsupported` with the reason; only null is accepted;
+  `unsupported` with the reason;
 - *unknown*: an error that names it.
+
+Null is no value: it is accepted for each of them.
 """
 
 from collections.abc import Mapping
@@ -32,6 +34,7 @@ __all__ = [
     "TokenId",
     "TokenIds",
     "ignored",
+    "only",
 ]
 
 FAIL_FAST: Final = Field(fail_fast=True)
@@ -68,9 +71,9 @@ class RequestModel(BaseModel):
         if extra := self.__pydantic_extra__:
             wrong: list[tuple[str, str | None]] = []
             for name, value in extra.items():
-                reason = self.unsupported.get(name)
-                if value is not None or reason is None:
-                    wrong.append((name, reason))
+                # Null asks for nothing, and SDKs write it for fields that nobody has set.
+                if value is not None:
+                    wrong.append((name, self.unsupported.get(name)))
                     if len(wrong) == MAX_REPORTED:
                         break
             if wrong:
@@ -81,6 +84,14 @@ class RequestModel(BaseModel):
 def ignored(meaning: str = "") -> Any:
     """Declares a field that has no effect; `meaning` says what it is for elsewhere."""
     return Field(None, description=f"{meaning} Accepted and ignored.".lstrip())
+
+
+def only(*values: Any, description: str) -> Any:
+    """Declares a field of which the gateway allows only some values, and null.
+
+    The request's own check says why.
+    """
+    return Field(None, description=description, json_schema_extra={"enum": [*values, None]})
 
 
 class StreamOptions(RequestModel):

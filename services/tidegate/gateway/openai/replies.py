@@ -26,7 +26,7 @@ class Reply(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class Error(Reply):
+class ErrorFacts(Reply):
     """What is wrong."""
 
     message: str = Field(description="What is wrong and what to do.")
@@ -38,7 +38,7 @@ class Error(Reply):
 class ErrorReply(Reply):
     """An error."""
 
-    error: Error
+    error: ErrorFacts
 
 
 class PromptDetails(Reply):

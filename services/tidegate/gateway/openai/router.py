@@ -57,8 +57,7 @@ def _described(
     """
     success: dict[str, Any] = {"model": reply, "description": "The reply."}
     if events is not None:
-        schema = events if isinstance(events, dict) else _schema(events)
-        success["content"] = {"text/event-stream": {"schema": schema}}
+        success["content"] = {"text/event-stream": {"schema": _event_schema(events)}}
     described = {
         name.lower().replace(" ", "-"): {"summary": name, "value": value}
         for name, value in examples.items()
@@ -74,6 +73,24 @@ def _described(
                 },
             }
         },
+    }
+
+
+def _event_schema(events: type[BaseModel] | dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema of a server-sent event; OpenAPI 3.1 has no other place for it."""
+    schema = events if isinstance(events, dict) else _schema(events)
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [schema, _schema(ErrorReply)]},
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"anyOf": [{"type": "string", "const": "[DONE]"}, data]},
+        },
+        "required": ["data"],
     }
 
 

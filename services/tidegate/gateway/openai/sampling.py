@@ -51,9 +51,7 @@ class StructuredOutputs(RequestModel):
         "structural_tag": "use json or regex",
     }
 
-    json_: dict[str, Any] | str | None = Field(
-        None, alias="json", description="A JSON Schema: an object, or its text."
-    )
+    json_: Any = Field(None, alias="json", description="A JSON Schema: an object, or its text.")
     regex: str | None = Field(None, description="A regular expression for the whole answer.")
     choice: list[str] | None = Field(None, description="The answer is one of these texts.")
 
@@ -288,9 +286,13 @@ def _fill_structured(asked: StructuredOutputs, sampling: llm_pb2.SamplingParamet
         )
     constraint = sampling.constraint
     if asked.json_ is not None:
-        text = asked.json_
+        at = "structured_outputs.json"
+        if not isinstance(asked.json_, str | dict):
+            raise ApiError.invalid(
+                at, f"{at}: must be an object or the text of one", code="invalid_type"
+            )
         constraint.json_schema = (
-            text if isinstance(text, str) else json_text(text, "structured_outputs.json")
+            asked.json_ if isinstance(asked.json_, str) else json_text(asked.json_, at)
         )
     elif asked.regex is not None:
         constraint.regex = asked.regex

@@ -136,6 +136,11 @@ WRONG_FIELDS = [
         "invalid_value",
     ),
     (
+        {**CHAT, "structured_outputs": {"json": 3}},
+        "structured_outputs.json",
+        "invalid_type",
+    ),
+    (
         {**CHAT, "chat_template_kwargs": json.loads('{"a":' * 30 + "1" + "}" * 30)},
         "chat_template_kwargs",
         "invalid_value",
@@ -306,6 +311,33 @@ async def test_a_conversation_keeps_its_roles_parts_and_calls(clients, scripted)
         {"role": "ROLE_ASSISTANT", "content": "No."},
         {"role": "ROLE_USER", "name": "Ann"},
     ]
+
+
+async def test_a_message_of_the_sdk_goes_back_as_it_came(clients, scripted):
+    call = llm_pb2.ToolCallDelta(id="c", name="time", arguments="{}")
+    scripted.complete.output.CopyFrom(llm_pb2.Delta(reasoning="Hm.", tool_calls=[call]))
+    scripted.complete.finish.reason = llm_pb2.FINISH_REASON_TOOL_CALLS
+    completion = await clients.sdk.chat.completions.create(**CHAT, tools=[TOOL])
+    message = completion.choices[0].message
+    assert message.content is None
+    result = {"role": "tool", "tool_call_id": "c", "content": "12:00"}
+    asked = {"model": "scripted", "tools": [TOOL]}
+    for sent in (message, message.model_dump()):
+        await clients.sdk.chat.completions.create(
+            **asked, messages=[*CHAT["messages"], sent, result]
+        )
+        assert scripted.requests[-1].chat.messages[1].tool_calls[0].name == "time"
+        assert scripted.requests[-1].chat.messages[1].reasoning == "Hm."
+    response = await clients.sdk.responses.create(
+        model="scripted", input="hi", tools=[{"type": "function", "name": "time"}]
+    )
+    output = {"type": "function_call_output", "call_id": "c", "output": "12:00"}
+    items = [each.model_dump() for each in response.output]
+    await clients.sdk.responses.create(
+        model="scripted", input=[{"role": "user", "content": "hi"}, *items, output]
+    )
+    assert scripted.requests[-1].chat.messages[1].reasoning == "Hm."
+    assert scripted.requests[-1].chat.messages[1].tool_calls[0].id == "c"
 
 
 async def test_items_of_a_response_become_the_same_conversation(clients, scripted):

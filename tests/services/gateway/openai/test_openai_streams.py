@@ -329,7 +329,60 @@ async def test_a_client_that_leaves_ends_the_call(clients, scripted, kind):
     writer.close()
     left_s = time.monotonic()
     async with asyncio.timeout(1):
-        await scripted.cancelled.wait()
+        await scripted.ended.wait()
     took_ms = (time.monotonic() - left_s) * 1000
     sys.stdout.write(f"{kind}: {took_ms:.1f} ms from close to the end of the call\n")
     assert took_ms < 50
+
+
+async def test_a_client_that_does_not_read_stops_the_stream_of_the_server(clients, scripted):
+    sent = 0
+
+    def endless():
+        nonlocal sent
+        while True:
+            sent += 1
+            yield delta("x" * 1000)
+
+    scripted.messages = endless()
+    body = json.dumps({**ASKED, "stream": True}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", clients.served.port, limit=1024)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    before, quiet = -1, 0
+    async with asyncio.timeout(30):
+        while quiet < 3:
+            before, quiet = sent, quiet + 1 if sent == before and sent else 0
+            await asyncio.sleep(0.2)
+    assert sent < 20_000  # kilobytes, in the buffers of four sockets and of gRPC
+    await reader.readexactly(5_000_000)
+    async with asyncio.timeout(10):
+        while sent == before:
+            await asyncio.sleep(0.01)
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        await scripted.ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "requests"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, openai.InternalServerError, 3),
+        (grpc.StatusCode.UNAUTHENTICATED, openai.AuthenticationError, 1),
+        (grpc.StatusCode.PERMISSION_DENIED, openai.PermissionDeniedError, 1),
+        (grpc.StatusCode.NOT_FOUND, openai.NotFoundError, 1),
+        (grpc.StatusCode.INVALID_ARGUMENT, openai.BadRequestError, 1),
+    ],
+)
+async def test_the_sdk_raises_the_class_of_the_status_and_retries_what_it_should(
+    clients, scripted, code, kind, requests
+):
+    scripted.messages = [(code, "no")]
+    sdk = clients.sdk.with_options(max_retries=2)
+    with pytest.raises(kind) as raised:
+        await sdk.chat.completions.create(**ASKED)
+    assert raised.value.request_id
+    assert raised.value.body.keys() == {"message", "type", "param", "code"}
+    assert len(scripted.requests) == requests

@@ -60,6 +60,14 @@ def test_a_span_has_the_attributes_of_generative_ai(spans):
     }
 
 
+def test_a_span_of_several_answers_has_the_reason_of_each(spans):
+    with inference_span(FACTS, "chat", Sampling(answers=2)):
+        trace_response(3, 9, finish_reasons=("tool_calls", "length"))
+    (span,) = spans.get_finished_spans()
+    assert span.attributes["gen_ai.request.choice.count"] == 2
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("tool_calls", "length")
+
+
 def test_a_span_that_is_not_recorded_gets_no_attributes():
     with inference_span(FACTS, "embeddings"):
         trace_response(3, 0)

@@ -513,7 +513,8 @@ class SamplingParameters(_message.Message):
     """Return the log probability of each token of the prompt, and of this many likeliest tokens at its
     position; from 0 to 20. Default: none. The engine then computes the whole prompt and uses no cache
     for it. Only for Generate and its form of Complete. The message that returns them can be larger than
-    the 4 MiB that a gRPC client accepts by default: a token with 20 others takes about 1 KB.
+    the 4 MiB that a gRPC client accepts by default: a token with 20 others takes about 700
+    bytes.
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

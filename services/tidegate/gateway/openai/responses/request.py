@@ -1,13 +1,13 @@
 """The request for a response, and the message of its call."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
 from tidegate.gateway.errors import ApiError, shortened
 from tidegate.gateway.openai.chat import fill_reasoning_effort
-from tidegate.gateway.openai.fields import FAIL_FAST, RequestModel, StreamOptions, ignored
+from tidegate.gateway.openai.fields import FAIL_FAST, RequestModel, StreamOptions, ignored, only
 from tidegate.gateway.openai.responses.items import Conversation, ResponseInput
 from tidegate.gateway.openai.sampling import fill_format
 from tidegate.gateway.openai.tools import Function, fill_choice, fill_tool
@@ -57,7 +57,7 @@ class TextOptions(RequestModel):
     """How the answer is written."""
 
     format: TextFormat | None = Field(None, description="The form of the answer.")
-    verbosity: str | None = Field(None, description="Only medium; ask for length in the input.")
+    verbosity: str | None = only("medium", description="Ask for length in the input.")
 
 
 class ReasoningOptions(RequestModel):
@@ -137,11 +137,9 @@ class ResponseRequest(RequestModel):
     reasoning: ReasoningOptions | None = Field(None, description="How much the model thinks.")
     stream: bool | None = Field(None, description="Send the answer as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
-    store: bool | None = Field(None, description="Only false: nothing is stored.")
-    background: bool | None = Field(None, description="Only false: nothing is stored.")
-    truncation: Literal["auto", "disabled"] | None = Field(
-        None, description="Only disabled: an input that is too long is an error."
-    )
+    store: bool | None = only(False, description="Nothing is stored.")
+    background: bool | None = only(False, description="Nothing is stored.")
+    truncation: str | None = only("disabled", description="An input that is too long is an error.")
     metadata: dict[str, str] | None = Field(None, description="Comes back in the response.")
     user: str | None = ignored()
     safety_identifier: str | None = ignored()
@@ -233,7 +231,7 @@ class ResponseRequest(RequestModel):
             raise _unsupported("store", "must be false or left out: the gateway stores nothing")
         if self.background:
             raise _unsupported("background", "must be false: nothing is stored to be fetched later")
-        if self.truncation == "auto":
+        if self.truncation not in (None, "disabled"):
             raise _unsupported("truncation", "must be disabled: shorten the input yourself")
         if self.text and self.text.verbosity not in (None, "medium"):
             raise _unsupported("text.verbosity", "must be medium: ask for length in the input")

@@ -7,6 +7,7 @@ reason uses none of this module.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tidegate.runtime.errors import StartupError
@@ -277,9 +278,15 @@ def _reader(use: ToolUse | None) -> CallReader | None:
 
 def _request(**fields: Any) -> Any:
     """Returns a request in vLLM's form. Its fields were checked before, so vLLM does not check."""
+    return _empty_request().model_copy(update=fields)
+
+
+@cache
+def _empty_request() -> Any:
+    # Making one takes half a millisecond, and copying it a few microseconds.
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    return ChatCompletionRequest.model_construct(**({"messages": []} | fields))
+    return ChatCompletionRequest.model_construct(messages=[])
 
 
 def _vllm_tool(tool: Tool, *, strict: bool) -> Any:

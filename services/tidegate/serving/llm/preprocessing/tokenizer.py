@@ -146,6 +146,7 @@ class PromptTokenizer:
             ) from error
         text: str = rendered["prompt"]
         text = escaper.unquoted(text)
+        self._check_characters(len(text) - text.count(escaper.escape_character), prompt.at)
         if len(text) <= _INLINE_CHARACTERS:
             return self._encode_rendered(text, escaper.escape_character)
         return await asyncio.to_thread(self._encode_rendered, text, escaper.escape_character)

@@ -173,6 +173,14 @@ async def test_harmless_tools_and_calls_keep_their_token_ids(tokenizer, tokenize
     assert '"arguments": {"a café": ["a café"' in shown or '{"a café": ["a café"' in shown
 
 
+async def test_tools_that_are_too_long_for_the_context_are_refused(tokenizer_with_template):
+    use = ToolUse((Tool("look", "x" * 100_000, None, False),), ToolMode.AUTO, "", False, "tools")
+    prompt = dataclasses.replace(chat("Hi"), tool_use=use)
+    with pytest.raises(InvalidArgument) as caught:
+        await tokenizer_with_template(SHOWING).encode_chat(prompt)
+    assert caught.value.reason == "PROMPT_TOO_LONG"
+
+
 async def test_a_model_that_may_call_no_tool_is_told_of_none(tokenizer, tokenizer_with_template):
     prompt = conversation_with("x")
     none = dataclasses.replace(
