@@ -276,6 +276,7 @@ class HttpClient:
     def __init__(self, target: str) -> None:
         self._host, _, self._port = target.partition(":")
         self._idle: list[_HttpConnection] = []
+        self._all: list[_HttpConnection] = []
         image = _IMAGE.read_bytes()
         self._classify = self._request("/v1/images:classify", image, "image/jpeg")
 
@@ -294,6 +295,11 @@ class HttpClient:
     async def classify(self) -> None:
         """Classifies an image."""
         await self._exchange(self._classify, None)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for each in self._all:
+            each.close()
 
     def _request(self, path: str, body: bytes, content_type: str = "application/json") -> bytes:
         head = (
@@ -335,6 +341,10 @@ class _HttpConnection(asyncio.Protocol):
         self.is_closed = True
         if self._done is not None and not self._done.done():
             self._done.set_exception(error or ConnectionError("the server closed the connection"))
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Reads a part of the response."""
