@@ -28,7 +28,21 @@ from tidegate.serving.llm.settings import Precision
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["ROOT", "SystemUnderTest", "running_systems", "running_tidegate_servers"]
+__all__ = [
+    "KERNELS",
+    "ROOT",
+    "TIDEGATE_ENGINE",
+    "SystemUnderTest",
+    "answers",
+    "cpu_s",
+    "generator",
+    "openai_server",
+    "process",
+    "running_systems",
+    "running_tidegate_servers",
+    "tidegate_server",
+    "wait_for",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOAD_GENERATORS = Path(__file__).resolve().parent / "load_generators.py"
@@ -228,6 +242,11 @@ def _read(child: subprocess.Popen[str], start: str) -> str:
 
 
 def wait_for(condition: Callable[[], bool], child: subprocess.Popen[str], log: Path) -> None:
+    """Waits for what a process does when it is ready.
+
+    Raises:
+        RuntimeError: The process ended first.
+    """
     while not condition():
         if child.poll() is not None:
             raise RuntimeError(f"{log.stem} ended")
@@ -235,6 +254,7 @@ def wait_for(condition: Callable[[], bool], child: subprocess.Popen[str], log: P
 
 
 def answers(url: str) -> bool:
+    """Tells whether a server answers at a URL, with a status below 400."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True

@@ -2,6 +2,9 @@
 
 import sys
 
+import tidegate.runtime.event_engine  # noqa: F401 - it must run before anything imports grpc
+
+# isort: split
 from tidegate.gateway.server import serve
 from tidegate.gateway.settings import GatewaySettings
 from tidegate.runtime.process import run_process
