@@ -117,3 +117,14 @@ class ClusterSettings(ChassisSettings):
         le=86400,
         description="How long a split may take to come into force before that counts as failed.",
     )
+    sticky_namespaces: list[str] = Field(
+        default_factory=list,
+        description="Namespaces whose proxies may keep users on one version, separated by commas:"
+        " the router writes EnvoyFilters there for rollouts with `sticky`. Istio's root namespace"
+        " stands for all. Empty refuses such rollouts.",
+    )
+    user_cookies: list[str] = Field(
+        default_factory=list,
+        description="Names of the cookies that name users, separated by commas, for rollouts that"
+        " are sticky by a cookie. The proxies' access log must have the header cookie then.",
+    )
