@@ -109,6 +109,10 @@ class MemoryMesh:
             host, TrafficSplit(weights={"v1": 100.0}), ""
         )
 
+    def may_have_changed(self) -> bool:
+        """Nobody else changes it, and nothing is cached."""
+        return True
+
     async def apply(
         self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
     ) -> Applied:
@@ -140,6 +144,11 @@ class SyntheticSource:
         """Misses nothing."""
         del key
         return ""
+
+    def has_news(self, key: str) -> bool:
+        """Has requests at every moment."""
+        del key
+        return True
 
     def watch(self, key: str, watched: Watched) -> None:
         """Counts for a rollout."""

@@ -34,7 +34,7 @@ def client(server):
 
 
 def test_chat_streams_deltas_and_ends_with_a_finish(client):
-    stream = client.llm.chat("What is the capital of France?")
+    stream = client.llm.chat("What is the capital of Japan?")
     deltas = list(stream)
     assert [delta.text for delta in deltas] == ["Par", "is", ".", ""]
     assert [delta.finish is not None for delta in deltas] == [False, False, False, True]
@@ -46,7 +46,7 @@ def test_chat_streams_deltas_and_ends_with_a_finish(client):
 
 
 def test_stream_can_be_read_whole(client):
-    answer = client.llm.generate("The capital of France is").read()
+    answer = client.llm.generate("The capital of Japan is").read()
     assert (answer.text, answer.token_ids) == ("Paris.", (0, 1, 2))
 
 

@@ -5,16 +5,15 @@ nothing more. Nobody calls the models here, so splits are assumed to be in force
 """
 
 import asyncio
-import itertools
 import signal
 
 import pytest
 import pytest_asyncio
 from cluster_host import ClusterHost
 from cluster_objects import destination_rule, to, virtual_service
+from rollout_user import RolloutUser, condition
 from router_program import OWN, RouterProcess, router_api
 
-from tidegate.kube.errors import NotFoundError
 from tidegate.kube.resources import (
     EVENTS,
     NAMESPACES,
@@ -24,7 +23,6 @@ from tidegate.kube.resources import (
     ObjectReference,
     Resource,
 )
-from tidegate.rollout.crd.command import RolloutCommand, command_text
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.cluster]
 
@@ -43,7 +41,6 @@ ACCESS_REVIEWS = Resource(
     *("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", Manifest),
     namespaced=False,
 )
-_numbers = itertools.count(1)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -69,181 +66,112 @@ async def served(host):
     return host
 
 
+@pytest.fixture
+def user(api):
+    return RolloutUser(api.client, NAMESPACE)
+
+
 @pytest.fixture(scope="module")
 def router(api, host):
     with RouterProcess.running(api, "first", [NAMESPACE]) as running:
         yield running
 
 
-async def apply(api, name, **spec):
-    body = {
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "host": "vision",
-            "baseline": "v1",
-            "candidate": "v2",
-            "strategy": {"manual": {"weights": [10, 50]}},
-            **spec,
-        },
-    }
-    return await api.client.apply(ROLLOUTS, body, manager="user")
-
-
-async def until(api, name, holds, timeout_s=20):
-    """Waits until something holds of a Rollout, and returns it."""
-    seen = None
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                seen = await api.client.get(ROLLOUTS, name, NAMESPACE)
-                if holds(seen):
-                    return seen
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"{name} is {seen and seen.status}") from None
-
-
-async def until_phase(api, name, phase):
-    return await until(api, name, lambda each: each.status.get("phase") == phase)
-
-
-async def until_step(api, name, step):
-    return await until(
-        api,
-        name,
-        lambda each: (
-            each.status.get("step") == step and condition(each, "InForce").get("status") == "True"
-        ),
-    )
-
-
-async def until_gone(api, name):
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                await api.client.get(ROLLOUTS, name, NAMESPACE)
-            except NotFoundError:
-                return
-            await asyncio.sleep(0.05)
-
-
-async def command(api, name, kind, **fields):
-    """Gives a command as the CLI does, and returns the answer to it."""
-    given = RolloutCommand(id=f"test-{next(_numbers)}", kind=kind, **fields)
-    patch = {"metadata": {"annotations": {"tidegate.dev/command": command_text(given)}}}
-    await api.client.merge(ROLLOUTS, name, NAMESPACE, patch, manager="user")
-    seen = await until(
-        api, name, lambda each: each.status.get("lastCommand", {}).get("id") == given.id
-    )
-    return seen.status["lastCommand"]
-
-
-def condition(manifest, kind):
-    found = [each for each in manifest.status.get("conditions", ()) if each["type"] == kind]
-    return found[0] if found else {}
-
-
-async def test_a_rollout_moves_traffic_by_commands_and_is_promoted(api, router, served):
-    await apply(api, "manual")
-    seen = await until_step(api, "manual", "1/2")
+async def test_a_rollout_moves_traffic_by_commands_and_is_promoted(user, router, served):
+    await user.apply("manual")
+    seen = await user.until_step("manual", "1/2")
     assert await served.weights() == {"v2": 10, "v1": 90}
     assert condition(seen, "Accepted")["status"] == "True"
-    assert (await command(api, "manual", "promote"))["accepted"]
-    await until_step(api, "manual", "2/2")
+    assert (await user.command("manual", "promote"))["accepted"]
+    await user.until_step("manual", "2/2")
     assert await served.weights() == {"v2": 50, "v1": 50}
-    refused = await command(api, "manual", "resume")
+    refused = await user.command("manual", "resume")
     assert not refused["accepted"]
     assert "cannot resume" in refused["message"]
-    assert (await command(api, "manual", "promote"))["accepted"]
-    await until_phase(api, "manual", "Promoted")
+    assert (await user.command("manual", "promote"))["accepted"]
+    await user.until_phase("manual", "Promoted")
     assert await served.weights() == {"v2": 100, "v1": 0}
     async with asyncio.timeout(10):
-        while {"Started", "SplitInForce", "Promoted"} - await reasons(api, "manual"):
+        while {"Started", "SplitInForce", "Promoted"} - await reasons(user.client, "manual"):
             await asyncio.sleep(0.05)
 
 
-async def reasons(api, name):
+async def reasons(client, name):
     """The reasons of a Rollout's Events."""
-    listed = await api.client.list(TOLD, NAMESPACE)
+    listed = await client.list(TOLD, NAMESPACE)
     return {each.reason for each in listed.items if each.regarding.name == name}
 
 
-async def test_a_deleted_rollout_hands_its_traffic_back_first(api, router, served):
-    await apply(api, "deleted")
-    await until_step(api, "deleted", "1/2")
-    await api.client.delete(ROLLOUTS, "deleted", NAMESPACE)
-    await until_gone(api, "deleted")
+async def test_a_deleted_rollout_hands_its_traffic_back_first(user, router, served):
+    await user.apply("deleted")
+    await user.until_step("deleted", "1/2")
+    await user.delete("deleted")
     assert await served.weights() == {"v2": 0, "v1": 100}
     owner = (await served.service()).metadata.annotations
     assert "tidegate.dev/rollout" not in owner
 
 
-async def test_a_rollout_without_traffic_any_more_can_be_deleted(api, router, served):
-    await apply(api, "orphan")
-    await until_step(api, "orphan", "1/2")
+async def test_a_rollout_without_traffic_any_more_can_be_deleted(user, router, served):
+    await user.apply("orphan")
+    await user.until_step("orphan", "1/2")
     await served.delete()
-    await api.client.delete(ROLLOUTS, "orphan", NAMESPACE)
-    await until_gone(api, "orphan")
+    await user.delete("orphan")
 
 
-async def test_a_rollout_made_again_knows_nothing_of_the_deleted_one(api, router, served):
-    await apply(api, "again")
-    await until_step(api, "again", "1/2")
+async def test_a_rollout_made_again_knows_nothing_of_the_deleted_one(user, router, served):
+    await user.apply("again")
+    await user.until_step("again", "1/2")
     await served.delete()
-    await api.client.delete(ROLLOUTS, "again", NAMESPACE)
-    await until_gone(api, "again")
-    await apply(api, "again")
-    seen = await until(api, "again", lambda each: "message" in each.status)
+    await user.delete("again")
+    await user.apply("again")
+    seen = await user.until("again", lambda each: "message" in each.status)
     assert seen.status["phase"] == "Pending"
     assert "no VirtualService of the namespace" in seen.status["message"]
     await served.apply(virtual_service(to("v2", 0), to("v1", 100)))
-    await until_step(api, "again", "1/2")
-    await api.client.delete(ROLLOUTS, "again", NAMESPACE)
-    await until_gone(api, "again")
+    await user.until_step("again", "1/2")
+    await user.delete("again")
 
 
-async def test_a_host_of_another_namespace_is_refused(api, router, served):
-    await apply(api, "elsewhere", host="vision.other.svc.cluster.local")
-    seen = await until_phase(api, "elsewhere", "Refused")
+async def test_a_host_of_another_namespace_is_refused(user, router, served):
+    await user.apply("elsewhere", host="vision.other.svc.cluster.local")
+    seen = await user.until_phase("elsewhere", "Refused")
     assert "is not a Service of the namespace" in seen.status["message"]
-    await api.client.delete(ROLLOUTS, "elsewhere", NAMESPACE)
-    await until_gone(api, "elsewhere")
+    await user.delete("elsewhere")
 
 
-async def test_a_command_that_is_none_is_answered(api, router, served):
-    await apply(api, "mistyped")
-    await until_step(api, "mistyped", "1/2")
+async def test_a_command_that_is_none_is_answered(user, router, served):
+    await user.apply("mistyped")
+    await user.until_step("mistyped", "1/2")
     patch = {"metadata": {"annotations": {"tidegate.dev/command": '{"id": "7", "kind": "go"}'}}}
-    await api.client.merge(ROLLOUTS, "mistyped", NAMESPACE, patch, manager="user")
-    seen = await until(
-        api, "mistyped", lambda each: each.status.get("lastCommand", {}).get("id") == "7"
+    await user.client.merge(ROLLOUTS, "mistyped", NAMESPACE, patch, manager="user")
+    seen = await user.until(
+        "mistyped", lambda each: each.status.get("lastCommand", {}).get("id") == "7"
     )
     assert not seen.status["lastCommand"]["accepted"]
     assert "promote" in seen.status["lastCommand"]["message"]
-    assert (await command(api, "mistyped", "abort", reason="a test"))["accepted"]
-    await until_phase(api, "mistyped", "Aborted")
+    assert (await user.command("mistyped", "abort", reason="a test"))["accepted"]
+    await user.until_phase("mistyped", "Aborted")
 
 
-async def test_a_spec_that_cannot_be_carried_out_is_refused_in_a_condition(api, router, served):
+async def test_a_spec_that_cannot_be_carried_out_is_refused_in_a_condition(user, router, served):
     objective = {"signal": "promql", "query": "up", "name": "up", "above": 1}
-    await apply(api, "refused", objectives=[objective])
-    seen = await until(
-        api, "refused", lambda each: condition(each, "Accepted").get("status") == "False"
+    await user.apply("refused", objectives=[objective])
+    seen = await user.until(
+        "refused", lambda each: condition(each, "Accepted").get("status") == "False"
     )
     assert "Prometheus" in condition(seen, "Accepted")["message"]
     assert (seen.status["phase"], condition(seen, "Ended")["status"]) == ("Refused", "True")
     # Tools that judge health by it, such as Flux, then wait no longer.
     assert condition(seen, "Stalled")["reason"] == "SpecRefused"
-    await apply(api, "refused")
-    seen = await until_step(api, "refused", "1/2")
+    await user.apply("refused")
+    seen = await user.until_step("refused", "1/2")
     assert condition(seen, "Stalled")["status"] == "False"
-    await api.client.delete(ROLLOUTS, "refused", NAMESPACE)
-    await until_gone(api, "refused")
+    await user.delete("refused")
 
 
-async def test_another_replica_leads_within_seconds_and_goes_on(api, router, served):
-    await apply(api, "handed")
-    await until_step(api, "handed", "1/2")
+async def test_another_replica_leads_within_seconds_and_goes_on(api, user, router, served):
+    await user.apply("handed")
+    await user.until_step("handed", "1/2")
     await api.until_leads("first")
     with RouterProcess.running(api, "second", [NAMESPACE]) as second:
         async with asyncio.timeout(20):
@@ -253,14 +181,14 @@ async def test_another_replica_leads_within_seconds_and_goes_on(api, router, ser
         took_s = await api.until_leads("second", timeout_s=10)
         assert took_s < 3
         assert router.process.wait(20) == 0
-        assert (await command(api, "handed", "promote"))["accepted"]
-        await until_step(api, "handed", "2/2")
+        assert (await user.command("handed", "promote"))["accepted"]
+        await user.until_step("handed", "2/2")
         assert await served.weights() == {"v2": 50, "v1": 50}
         second.kill()
         with RouterProcess.running(api, "third", [NAMESPACE]):
             await api.until_leads("third")
-            assert (await command(api, "handed", "abort"))["accepted"]
-            await until_phase(api, "handed", "Aborted")
+            assert (await user.command("handed", "abort"))["accepted"]
+            await user.until_phase("handed", "Aborted")
             assert await served.weights() == {"v2": 0, "v1": 100}
 
 

@@ -359,7 +359,9 @@ async def test_a_port_without_a_protocol_is_http_1(twin):
     for each in host["spec"]["endpoints"]:
         each["ports"] = {"grpc": each["ports"]["main"]}
     await twin.apply(gate, host, subsets, everywhere())
-    assert (await same_call(twin)).code is not grpc.StatusCode.OK
+    # How the connection breaks is chance, and so are the details.
+    ours, istios = await twin.call(DOMAIN)
+    assert ours.code is istios.code is not grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize("protocol", ["GRPC-WEB", "HTTP", "HTTP2", "GRPC"])

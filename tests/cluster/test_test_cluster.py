@@ -88,6 +88,7 @@ async def test_models_behind_the_gateway_answer_by_the_weights(vision):
     assert 0 < versions["1-int8"] / versions.total() < 0.21
 
 
+@pytest.mark.long
 async def test_scaling_down_and_a_rolling_update_lose_no_request(vision):
     cluster, port = vision
     await scale(cluster, "vision-v1", 2)

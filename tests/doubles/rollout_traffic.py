@@ -43,6 +43,9 @@ class SyntheticSource:
     def problem(self, key):
         return self.missing
 
+    def has_news(self, key):
+        return bool(self.missing) or (self.epochs[key] is not None and self.requests_per_s > 0)
+
     def watch(self, key, watched):
         self.check(watched)
         self.watched[key] = watched

@@ -308,13 +308,7 @@ class KubeClient:
             KubeError: The server refuses, or cannot be reached.
         """
         where = self._namespace(resource, namespace)
-        call = _call(
-            *("patch", resource, where, name, subresource),
-            method="PATCH",
-            params={"fieldManager": manager},
-            body=operations,
-            content_type=_JSON_PATCH,
-        )
+        call = _patch_call(resource, where, name, subresource, operations, _JSON_PATCH, manager)
         return await self._object(call, resource)
 
     async def merge(
@@ -344,13 +338,7 @@ class KubeClient:
             KubeError: The server refuses, or cannot be reached.
         """
         where = self._namespace(resource, namespace)
-        call = _call(
-            *("patch", resource, where, name, subresource),
-            method="PATCH",
-            params={"fieldManager": manager},
-            body=patch,
-            content_type=_MERGE_PATCH,
-        )
+        call = _patch_call(resource, where, name, subresource, patch, _MERGE_PATCH, manager)
         return await self._object(call, resource)
 
     async def delete(
@@ -483,6 +471,24 @@ def _call(
         body=None if body is None else msgspec.json.encode(body),
         content_type=content_type,
         repeatable=repeatable,
+    )
+
+
+def _patch_call(
+    resource: Resource[T],
+    namespace: str,
+    name: str,
+    subresource: str,
+    body: object,
+    content_type: str,
+    manager: str,
+) -> Call:
+    return _call(
+        *("patch", resource, namespace, name, subresource),
+        method="PATCH",
+        params={"fieldManager": manager},
+        body=body,
+        content_type=content_type,
     )
 
 

@@ -74,6 +74,21 @@ class EpochTracker:
         """Why evidence is missing; empty if nothing is known to be missing."""
         return self._unsupported or self._source.problem(self._key)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether another look at the same traffic would change nothing."""
+        return not self._changing and self._epoch is not None and self._seen_s >= self._changed_s
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there may be something to take, or evidence is missing."""
+        return bool(self._unsupported) or (self._is_watching and self._source.has_news(self._key))
+
+    def saw_the_same(self, now_s: float) -> None:
+        """Notes that the traffic is what the last look found."""
+        if self.is_settled:
+            self._seen_s = max(self._seen_s, now_s)
+
     def look(self, traffic: HostTraffic, began_s: float, now_s: float) -> None:
         """Ends the epoch if the traffic is another, and begins one of what it is.
 

@@ -54,6 +54,21 @@ class Intake:
             )
         return self._epochs
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether another look at the same traffic would change nothing."""
+        return self._epochs is None or self._epochs.is_settled
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there may be windows to take, or evidence is missing."""
+        return bool(self.windows) or (self._epochs is not None and self._epochs.has_news)
+
+    def saw_the_same(self, now_s: float) -> None:
+        """Notes that the traffic is what the last turn found."""
+        if self._epochs is not None:
+            self._epochs.saw_the_same(now_s)
+
     async def take(self, now_s: float) -> None:
         """Takes the windows that have come together since the last turn."""
         self._fault = ""

@@ -26,7 +26,10 @@ __all__ = [
 
 _ROLLOUT: Final = ("namespace", "name")
 
-EVALUATIONS = Counter("tidegate_rollout_evaluations", "Evaluations of rollouts.")
+EVALUATIONS = Counter(
+    "tidegate_rollout_evaluations",
+    "Evaluations of rollouts. One to which nothing is new is not evaluated.",
+)
 EVALUATION_FAILURES = Counter(
     "tidegate_rollout_evaluation_failures", "Evaluations that ended with an error, which is logged."
 )

@@ -7,8 +7,13 @@ one turn, and all other tasks run in between.
 """
 
 import asyncio
+import math
+from typing import Final
 
-__all__ = ["Pace"]
+__all__ = ["MOMENTS", "Pace", "next_turn"]
+
+MOMENTS: Final = 10
+"""At how many moments of an interval rollouts are looked at."""
 
 
 class Pace:
@@ -21,3 +26,21 @@ class Pace:
         """Waits until this turn may begin; returns in a round in which no other one begins."""
         async with self._first:
             await asyncio.sleep(0)
+
+
+def next_turn(due: float, interval_s: float, now: float) -> float:
+    """Returns when the next turn after now is due, by the clock of the event loop.
+
+    Many rollouts share the moments at which they are looked at. Mostly there is nothing to do, and
+    to wake up for each of them takes longer than to see that.
+
+    Args:
+        due: When the last turn was due.
+        interval_s: The time from one turn to the next.
+        now: The time.
+    """
+    if now >= due:
+        due += interval_s * (1 + (now - due) // interval_s)
+    moment_s = interval_s / MOMENTS
+    # What is at a moment already stays there, whatever its last bits are.
+    return math.ceil(due / moment_s - 1e-6) * moment_s

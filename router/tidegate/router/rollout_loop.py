@@ -27,7 +27,9 @@ from tidegate.router.errors import LeavingError, RefusedError, StoreError, Unwri
 from tidegate.router.faults import FaultPoint
 from tidegate.router.intake import Intake, report_fault
 from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS, LATENESS
+from tidegate.router.pacing import next_turn
 from tidegate.router.registry import RolloutRecord
+from tidegate.router.standstill import Standstill
 from tidegate.router.store import Delete, Put
 from tidegate.router.surroundings import Surroundings
 from tidegate.router.writing import StatusWriter, counts_unwritten, with_evidence
@@ -74,6 +76,7 @@ class RolloutLoop:
         self._intake = Intake(record, around)
         self._host = record.rollout.spec.host
         self._writer = StatusWriter(record, around)
+        self._standstill = Standstill(record, around, self._intake, self._writer, self._read)
         # Why the last step, which counts, is not written.
         self._unwritten: StoreError | None = None
         if record.status.phase in ACTIVE:
@@ -191,12 +194,16 @@ class RolloutLoop:
                 due = loop.time()
             else:
                 await self._sleep_until(due)
+                if not self._wake.is_set() and await self._standstill.lasts():
+                    due = next_turn(due, interval_s, loop.time())
+                    continue
+            self._standstill.forget()
             await self._around.pace.wait()
             self._wake.clear()
             now = loop.time()
             if now >= due:
                 LATENESS.observe(now - due)
-                due += interval_s * (1 + (now - due) // interval_s)
+                due = next_turn(due, interval_s, now)
             try:
                 async with self._turn:
                     problem = await self._evaluate(tasks)
@@ -264,6 +271,7 @@ class RolloutLoop:
                 command=command or self._superseding(refused),
                 blocked_by=blocked_by,
             )
+            before = record.status
             step = await self._step(inputs, now_s, "" if given is None else given.id)
             for action in step.actions:
                 self._actor.begin(action, self._host, self._intake.epochs(self._host), tasks)
@@ -274,7 +282,9 @@ class RolloutLoop:
         if self._commands or (step.events and self._begins_anew):
             self._wake.set()
         warning = "" if traffic is None else traffic.warning
-        return problem or self._intake.problem(now_s) or warning
+        problem = problem or self._intake.problem(now_s) or warning
+        self._standstill.note(before, inputs, step, problem, now_s)
+        return problem
 
     @property
     def _begins_anew(self) -> bool:

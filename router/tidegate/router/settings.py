@@ -6,49 +6,19 @@ from pydantic import Field
 
 from tidegate.chassis.settings import ChassisSettings
 
-__all__ = ["RouterSettings"]
+__all__ = ["RolloutSettings", "RouterSettings"]
 
 
-class RouterSettings(ChassisSettings):
-    """Settings of the router, beyond those of every server."""
+class RolloutSettings(ChassisSettings):
+    """Settings of the router in both of its homes, beyond those of every server."""
 
     service_name: str = Field(
         "tidegate-router", min_length=1, description="Name in traces and logs (service.name)."
-    )
-    grpc_port: int = Field(
-        15030,
-        ge=0,
-        le=65535,
-        description="Port for RolloutService; 0 takes a free one (see port_file).",
-    )
-    metrics_port: int = Field(
-        15034,
-        ge=0,
-        le=65535,
-        description="Port for HTTP /metrics, /healthz and /readyz; 0 takes a free one.",
-    )
-    controller: str = Field(
-        "127.0.0.1:15010",
-        min_length=1,
-        description="Address of the mesh's controller, which changes the traffic and sends the"
-        " access log.",
     )
     prometheus_url: str = Field(
         "",
         description="Address of Prometheus, for rollouts that take evidence from it and name none"
         " themselves; empty for none.",
-    )
-    store_file: Path = Field(
-        Path(".tidegate/rollouts.sqlite"),
-        description="SQLite file of the rollouts, their statuses and their histories.",
-    )
-    rollouts: list[Path] = Field(
-        default_factory=list,
-        description="Files and folders of rollouts, separated by commas. A saved file takes effect"
-        " at once.",
-    )
-    file_interval_s: float = Field(
-        1.0, ge=0.02, le=60, description="How often the files are polled."
     )
     evaluate_interval_s: float = Field(
         1.0,
@@ -72,6 +42,41 @@ class RouterSettings(ChassisSettings):
         gt=0,
         le=86400,
         description="How long a split may take to come into force before that counts as failed."
-        " The default is longer than four stages of a change with their default deadline, behind"
-        " another change.",
+        " The default is longer than four stages of a change on a laptop with their default"
+        " deadline, behind another change.",
+    )
+
+
+class RouterSettings(RolloutSettings):
+    """Settings of the router on a laptop."""
+
+    grpc_port: int = Field(
+        15030,
+        ge=0,
+        le=65535,
+        description="Port for RolloutService; 0 takes a free one (see port_file).",
+    )
+    metrics_port: int = Field(
+        15034,
+        ge=0,
+        le=65535,
+        description="Port for HTTP /metrics, /healthz and /readyz; 0 takes a free one.",
+    )
+    controller: str = Field(
+        "127.0.0.1:15010",
+        min_length=1,
+        description="Address of the mesh's controller, which changes the traffic and sends the"
+        " access log.",
+    )
+    store_file: Path = Field(
+        Path(".tidegate/rollouts.sqlite"),
+        description="SQLite file of the rollouts, their statuses and their histories.",
+    )
+    rollouts: list[Path] = Field(
+        default_factory=list,
+        description="Files and folders of rollouts, separated by commas. A saved file takes effect"
+        " at once.",
+    )
+    file_interval_s: float = Field(
+        1.0, ge=0.02, le=60, description="How often the files are polled."
     )

@@ -10,6 +10,7 @@ this one has begun. There are two exceptions for a disk that is full, or a file 
 - Evidence counts at once, as always: most of it is never written by itself.
 """
 
+import math
 from typing import Final
 
 import msgspec
@@ -55,6 +56,13 @@ class StatusWriter:
         """Whether events of the history are not written."""
         return bool(self._owed)
 
+    @property
+    def due_s(self) -> float:
+        """When something is to be written although nothing happens; infinity if nothing is."""
+        if not self._is_unwritten:
+            return math.inf
+        return self._written_s + self._around.settings.evidence_interval_s
+
     async def write(
         self, step: Step, before: RolloutStatus, now_s: float, command_id: str = ""
     ) -> None:
@@ -70,7 +78,7 @@ class StatusWriter:
             StoreError: It could not be written.
         """
         if not self._owed and not step.events and not command_id:
-            if step.status == before:
+            if step.status == before and not self._is_unwritten:
                 return
             self._is_unwritten = True
             if now_s - self._written_s < self._around.settings.evidence_interval_s:

@@ -84,6 +84,10 @@ class MeshRouter:
             problem=found.problem,
         )
 
+    def may_have_changed(self) -> bool:
+        """Whether the next reading may differ from the last one: only the controller knows."""
+        return True
+
     async def apply(
         self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
     ) -> Applied:

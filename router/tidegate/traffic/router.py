@@ -35,6 +35,13 @@ class TrafficRouter(Protocol):
         """
         ...
 
+    def may_have_changed(self) -> bool:
+        """Whether the next reading may differ from the last one.
+
+        Whoever cannot tell without a reading answers yes.
+        """
+        ...
+
     async def apply(
         self, host: str, split: TrafficSplit, owner: str, *, urgent: bool = False
     ) -> Applied:

@@ -1,6 +1,7 @@
 """Traffic read from the caches of a controller, on a real API server."""
 
 import asyncio
+import dataclasses
 
 import pytest
 import pytest_asyncio
@@ -8,7 +9,6 @@ from cluster_host import SETTINGS, WAIT_S, caches, split
 from cluster_objects import destination_rule, istio, rollout, to, virtual_service
 
 from tidegate.kube.resources import NAMESPACES, VIRTUAL_SERVICES
-from tidegate.traffic.cluster.caches import CachedObjects
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.host_objects import service_host
 from tidegate.traffic.cluster.objects import DirectObjects
@@ -49,10 +49,7 @@ async def test_a_read_sees_the_write_before_it(host):
 
 async def test_a_cache_that_lags_is_an_error_and_no_old_answer(host):
     async with caches(host.client, host.namespace) as cached:
-        impatient = CachedObjects(
-            **{name: getattr(cached, name) for name in cached.__slots__ if name != "timeout_s"},
-            timeout_s=0.05,
-        )
+        impatient = dataclasses.replace(cached, timeout_s=0.05)
         where = service_host("vision", host.namespace)
         future = str(int((await host.service()).metadata.resource_version) + 1_000_000)
         with pytest.raises(TrafficError, match="has not shown the last write"):
@@ -63,10 +60,7 @@ async def test_a_cache_that_lags_is_an_error_and_no_old_answer(host):
 async def test_a_write_that_the_server_has_lost_is_not_waited_for(host):
     mine = rollout(namespace=host.namespace)
     async with caches(host.client, host.namespace) as cached:
-        impatient = CachedObjects(
-            **{name: getattr(cached, name) for name in cached.__slots__ if name != "timeout_s"},
-            timeout_s=0.05,
-        )
+        impatient = dataclasses.replace(cached, timeout_s=0.05)
         traffic = ClusterTraffic(host.client, impatient, host.observer, SETTINGS).of(mine)
         await traffic.read("vision")
         # As after a restore of the server's store from a backup.

@@ -299,7 +299,10 @@ async def test_caches_show_filters_as_direct_calls_do_and_see_ones_own(host):
             assert (await traffic.read("vision")).split.same_as(wanted)
             for namespace, made in (await host.filters()).items():
                 await host.client.delete(ENVOY_FILTERS, made.metadata.name, namespace)
+            # A reader that asks only after a change hears of it.
             async with asyncio.timeout(20):
+                while not traffic.may_have_changed():
+                    await asyncio.sleep(0.02)
                 while (await traffic.read("vision")).split.sticky is not None:
                     await asyncio.sleep(0.02)
             await traffic.apply("vision", wanted, key(host))

@@ -21,7 +21,7 @@ console.log("label:", results[0].classifications[0].label);
 const llm = createClient(LlmService, createGrpcTransport({ baseUrl: llmUrl }));
 const stream = llm.chat(
   {
-    messages: [{ role: Role.USER, content: "What is the capital of France?" }],
+    messages: [{ role: Role.USER, content: "What is the capital of Japan?" }],
     options: { sampling: { temperature: 0, maxTokens: 32 } },
   },
   { timeoutMs },

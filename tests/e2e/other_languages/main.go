@@ -62,7 +62,7 @@ func chat(ctx context.Context, address string) error {
 	defer connection.Close()
 	temperature, tokens := float32(0), uint32(32)
 	stream, err := llm.NewLlmServiceClient(connection).Chat(ctx, &llm.ChatRequest{
-		Messages: []*llm.Message{{Role: llm.Role_ROLE_USER, Content: "What is the capital of France?"}},
+		Messages: []*llm.Message{{Role: llm.Role_ROLE_USER, Content: "What is the capital of Japan?"}},
 		Options: &llm.GenerationOptions{
 			Sampling: &llm.SamplingParameters{Temperature: &temperature, MaxTokens: &tokens},
 		},

@@ -31,3 +31,15 @@ def test_a_released_host_is_free():
     hosts.release("models/a")
     hosts.release("models/a")
     assert hosts.other("models/b", "llm") == ""
+
+
+def test_changes_count_only_what_changes():
+    hosts = HostClaims()
+    hosts.claim("models/a", "vision")
+    hosts.claim("models/a", "vision")
+    assert hosts.changes == 1
+    hosts.claim("models/a", FULL)
+    hosts.release("models/b")
+    before = hosts.changes
+    hosts.release("models/a")
+    assert hosts.changes == before + 1

@@ -163,6 +163,27 @@ def test_losses_are_reported_even_without_traffic_and_once():
     assert counts.take(NOW_S + 2) == ()
 
 
+def test_counts_have_news_while_something_may_come_of_them():
+    counts = counting()
+    assert counts.has_news
+    counts.take(NOW_S)
+    assert not counts.has_news
+    counts.add(request("v1", NOW_S + 1))
+    assert counts.take(NOW_S + 1) == ()
+    # The request is not mature yet.
+    assert counts.has_news
+    assert counts.take(LATER_S)
+    assert not counts.has_news
+    counts.lose(1)
+    assert counts.has_news
+    counts.take(LATER_S)
+    for change in (lambda: counts.begin_change(LATER_S), lambda: counts.begin_epoch(epoch())):
+        change()
+        assert counts.has_news
+        counts.take(LATER_S)
+        assert not counts.has_news
+
+
 # Starts of requests, and changes of weights from one time to another, in seconds.
 TIMES = st.integers(0, 40)
 CHANGES = st.lists(st.tuples(TIMES, TIMES), max_size=4)
@@ -213,7 +234,9 @@ def test_counts_are_those_of_a_naive_model(drawn_changes, drawn, takes):
         if kind == 1:
             counts.add(what)
         elif kind == 2:
+            had_news = counts.has_news
             windows.append(counts.take(at_s))
+            assert had_news or not windows[-1]
         elif what is None:
             counts.begin_change(at_s)
         else:

@@ -86,6 +86,22 @@ def test_durations_of_long_ago_are_forgotten():
     assert last == 1
 
 
+@pytest.mark.parametrize("minutes", [1, 5, 500])
+def test_durations_are_forgotten_as_fast_while_nobody_asks(minutes):
+    asked, alone = (learned(v1=0.02, v2=20.0) for _ in range(2))
+    for minute in range(minutes + 1):
+        waited_s(asked, now_s=NOW_S + 61 * minute, v1=90, v2=10)
+    waited_s(alone, v1=90, v2=10)
+    waited_s(alone, now_s=NOW_S + 61 * minutes, v1=90, v2=10)
+    for each in (asked, alone):
+        each.note(request("v1", duration_s=0.02))
+        for _ in range(3):
+            each.note(request("v2", duration_s=0.02))
+    ages = [waited_s(each, now_s=NOW_S + 61 * minutes, v1=90, v2=10) for each in (asked, alone)]
+    assert ages[0] == ages[1]
+    assert (ages[0] == 1) == (minutes > 10)
+
+
 def run(seed, v1_s, v2_s, per_s, share, fail, *, fail_v2=None, seconds=60):
     """Streams of two versions, of which some fail at once; how the rollout ends, and when."""
     draw = random.Random(seed)

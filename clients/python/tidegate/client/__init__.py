@@ -7,7 +7,7 @@
         print(client.vision.classify(Path("cat.jpg")).top.label)
 
     with Client("127.0.0.1:8600") as client:
-        for delta in client.llm.chat("What is the capital of France?"):
+        for delta in client.llm.chat("What is the capital of Japan?"):
             print(delta.text, end="", flush=True)
 
 :class:`AsyncClient` has the same methods with ``await``. Every error is a

@@ -5,17 +5,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tidegate.chassis.settings import ChassisSettings
+from tidegate.router.settings import RolloutSettings
 
 __all__ = ["ClusterSettings"]
 
 
-class ClusterSettings(ChassisSettings):
-    """Settings of the router on a cluster, beyond those of every server."""
+class ClusterSettings(RolloutSettings):
+    """Settings of the router on a cluster."""
 
-    service_name: str = Field(
-        "tidegate-router", min_length=1, description="Name in traces and logs (service.name)."
-    )
     grpc_port: int = Field(
         9001,
         ge=0,
@@ -59,20 +56,12 @@ class ClusterSettings(ChassisSettings):
         description="Headless Service of the router's replicas; the leader reads the access logs of"
         " all of them. Empty if there is one replica only.",
     )
-    prometheus_url: str = Field(
-        "",
-        description="Address of Prometheus, for rollouts that take evidence from it and name none"
-        " themselves; empty for none.",
-    )
-    evaluate_interval_s: float = Field(
-        1.0, ge=0.05, le=3600, description="How often each rollout is evaluated."
-    )
     evidence_interval_s: float = Field(
         30.0,
         ge=0,
         le=3600,
-        description="How often evidence is written to the Rollout when it decides nothing. A crash"
-        " costs at most the evidence of this time; decisions are always written first.",
+        description="How often evidence is written to the Rollout when it decides nothing; less"
+        " often than on a laptop, for each write is one of the API server's.",
     )
     settle_s: float = Field(
         5.0,
@@ -107,15 +96,6 @@ class ClusterSettings(ChassisSettings):
         le=1000,
         description="How many replicas of a candidate carry what one of the baseline's does: 0.5 if"
         " one carries twice as much. 0 asks for one ready replica at any share.",
-    )
-    read_timeout_s: float = Field(
-        5.0, gt=0, le=300, description="How long the traffic of a host may take to be read."
-    )
-    apply_timeout_s: float = Field(
-        300.0,
-        gt=0,
-        le=86400,
-        description="How long a split may take to come into force before that counts as failed.",
     )
     sticky_namespaces: list[str] = Field(
         default_factory=list,

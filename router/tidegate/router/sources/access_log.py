@@ -95,7 +95,7 @@ class AccessLogSource:
         counts = self._rollouts[key]
         windows = counts.take(now_s)
         watched = counts.watched
-        if not any(each.kind is MeasureKind.GAUGE for each in watched.measures):
+        if not counts.has_gauges:
             return windows
         assert self._session is not None, "not running"  # noqa: S101 - a fault of the caller
         gauges = await read_gauges(PrometheusApi(self._session, watched.url), watched, now_s)
@@ -103,6 +103,11 @@ class AccessLogSource:
             _log.warning("no gauges from Prometheus", rollout=key, problems=gauges.problems)
         self._gauge_problems[key] = gauges.problems
         return with_gauges(windows, gauges, counts.lasting, now_s)
+
+    def has_news(self, key: str) -> bool:
+        """Whether `take` may return a window, or `problem` another answer than an empty one."""
+        counts = self._rollouts[key]
+        return counts.has_news or counts.has_gauges or bool(self.problem(key))
 
     def problem(self, key: str) -> str:
         """Says why evidence is missing now; empty if nothing is known to be missing."""

@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from tidegate.evidence.window import TrafficWindow, VersionName
-from tidegate.rollout.measures import Measure
+from tidegate.rollout.measures import Measure, MeasureKind
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.rollout.traffic import MatchKind
 from tidegate.router.sources.counting import VersionCounts, merged
@@ -136,6 +136,7 @@ class RolloutCounts:
         self._watched = watched
         self._versions = frozenset((watched.baseline, *watched.candidates))
         self._measures = watched.measures
+        self._has_gauges = any(each.kind is MeasureKind.GAUGE for each in watched.measures)
         self._pair_metrics = [
             each.metric for each in watched.measures if each.signal is Signal.ANSWER_DISAGREEMENT
         ]
@@ -156,11 +157,28 @@ class RolloutCounts:
         self._pairs = 0
         self._lost = 0
         self._has_counted = False
+        # Whether something came since the last windows were taken.
+        self._is_touched = False
 
     @property
     def watched(self) -> Watched:
         """What is counted."""
         return self._watched
+
+    @property
+    def has_gauges(self) -> bool:
+        """Whether Prometheus has to be asked for some measures."""
+        return self._has_gauges
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `take` may return a window, or change why requests do not count."""
+        return (
+            self._is_touched
+            or self._lost > 0
+            or len(self._pairing) > 0
+            or any(each.slices or each.firsts for each in self._epochs)
+        )
 
     @property
     def lasting(self) -> Epoch | None:
@@ -183,6 +201,7 @@ class RolloutCounts:
 
     def begin_change(self, at_s: float) -> None:
         """Ends the epoch; `at_s` may lie in the past."""
+        self._is_touched = True
         if self._epochs:
             self._epochs[-1].end(at_s)
 
@@ -204,6 +223,7 @@ class RolloutCounts:
 
     def add(self, request: FinishedRequest) -> None:
         """Counts a request, or a mirrored copy of one."""
+        self._is_touched = True
         if request.not_served and not request.version:
             self.left_out[LeftOut.NOT_SERVED] += 1
             self._not_served_s = max(self._not_served_s, request.start_s)
@@ -223,6 +243,7 @@ class RolloutCounts:
 
     def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns a window for each epoch with mature traffic, the oldest first."""
+        self._is_touched = False
         self._note_alone(now_s)
         self._now_s = now_s
         for each in self._epochs:

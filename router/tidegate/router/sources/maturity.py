@@ -44,6 +44,7 @@ _TAIL: Final = 0.01
 _FAST_FAILURE_S: Final = 1.0
 _HALVED_AFTER_S: Final = 60.0
 _FORGOTTEN: Final = 0.05
+_MOST_HALVINGS: Final = 64
 # An unknown version fails fast if half of at least so many expected requests have ended.
 _LEAST_EXPECTED: Final = 8.0
 _FAILED_FAST: Final = 0.5
@@ -79,10 +80,11 @@ class _Durations:
         self.total += 1.0
         self.answers += request.ok
 
-    def halve(self) -> None:
-        self.buckets = [each / 2 for each in self.buckets]
-        self.total /= 2
-        self.answers = self.answers / 2 if self.answers > _FORGOTTEN else 0.0
+    def halve(self, times: int) -> None:
+        part = 0.5**times
+        self.buckets = [each * part for each in self.buckets]
+        self.total *= part
+        self.answers = self.answers * part if 2 * self.answers * part > _FORGOTTEN else 0.0
 
     def needed_s(self) -> float:
         """How long a request needs to end; 0 if no request has said so."""
@@ -155,8 +157,11 @@ class Maturity:
     def _forget(self, now_s: float) -> None:
         if now_s < self._halved_s + _HALVED_AFTER_S:
             return
-        for each in self._durations.values() if self._halved_s > -math.inf else ():
-            each.halve()
+        if self._halved_s > -math.inf:
+            # Nobody asks while no requests come.
+            times = min(int((now_s - self._halved_s) // _HALVED_AFTER_S), _MOST_HALVINGS)
+            for each in self._durations.values():
+                each.halve(times)
         self._halved_s = now_s
 
 

@@ -108,6 +108,13 @@ class TrafficSource(Protocol):
         """
         ...
 
+    def has_news(self, key: str) -> bool:
+        """Whether `take` may return a window, or `problem` another answer than an empty one.
+
+        Whoever cannot tell without looking answers yes.
+        """
+        ...
+
     def problem(self, key: str) -> str:
         """Says why evidence is missing now; empty if nothing is known to be missing."""
         ...

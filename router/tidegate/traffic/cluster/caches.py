@@ -1,7 +1,8 @@
 """The objects of hosts from the caches of a controller."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tidegate.istio import full_host_name
@@ -10,7 +11,7 @@ from tidegate.kube.cache import ObjectCache
 from tidegate.kube.resources import EndpointSlice, Manifest, Pod, Service, key_of
 from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost, destination_hosts
 from tidegate.traffic.cluster.objects import LaggingError
-from tidegate.traffic.cluster.sticky import filter_name
+from tidegate.traffic.cluster.sticky import filter_name, namespace_of_filter
 
 __all__ = [
     "DESTINATION_RULE_INDEXES",
@@ -25,6 +26,7 @@ _DELEGATE: Final = "a delegate of it"
 _HOST: Final = "host"
 _SERVICE: Final = "service"
 _NOTHING: Final[Mapping[str, str]] = {}
+_ALL: Final = ""
 
 
 def _routed(item: Manifest) -> Iterable[str]:
@@ -94,6 +96,27 @@ class CachedObjects:
     envoy_filters: ObjectCache[Manifest] | None = None
     filter_namespaces: tuple[str, ...] = ()
     timeout_s: float = 3.0
+    _changes: Counter[str] = field(default_factory=Counter, init=False)
+
+    def __post_init__(self) -> None:
+        """Counts changes from now on, as long as the caches last."""
+        # A VirtualService of any namespace may delegate to one of another.
+        self.virtual_services.on_change(lambda *_: self._changes.update((_ALL,)))
+        for cache in (self.destination_rules, self.services, self.endpoint_slices, self.pods):
+            cache.on_change(self._count)
+        if self.envoy_filters is not None:
+            self.envoy_filters.on_change(self._count_filter)
+
+    def _count(self, key: str, *_: object) -> None:
+        self._changes[key.partition("/")[0]] += 1
+
+    def _count_filter(self, key: str, *_: object) -> None:
+        if namespace := namespace_of_filter(key.partition("/")[2]):
+            self._changes[namespace] += 1
+
+    def changes(self, namespace: str) -> int | None:
+        """Returns how many changes there were that may be about hosts of a namespace."""
+        return self._changes[_ALL] + self._changes[namespace]
 
     async def of_host(
         self,

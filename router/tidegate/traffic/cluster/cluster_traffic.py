@@ -49,7 +49,9 @@ class ClusterTraffic:
 
     def of(self, rollout: Rollout) -> RolloutTraffic:
         """Returns what reads and changes the traffic of a rollout."""
-        memory = self._memories.setdefault(rollout.key, RolloutMemory())
+        memory = self._memories.get(rollout.key)
+        if memory is None:
+            memory = self._memories[rollout.key] = RolloutMemory()
         return RolloutTraffic(self._around, rollout, memory)
 
     def forget(self, key: str) -> None:

@@ -42,6 +42,7 @@ class RolloutMemory:
         view: The last view that was read, and the rollout that it was read for.
         filter_versions: By namespace, the resource version of the last write of an EnvoyFilter,
             which reads must have seen.
+        changes: `ClusterObjects.changes` before the last reading; None if the next one may differ.
     """
 
     uid: str = ""
@@ -49,6 +50,7 @@ class RolloutMemory:
     in_force: InForce | None = None
     view: tuple[Rollout, HostView] | None = None
     filter_versions: dict[str, str] = field(default_factory=dict)
+    changes: int | None = None
     _subsets: dict[tuple[str, str], float] = field(default_factory=dict)
     _filters: dict[tuple[str, int], float] = field(default_factory=dict)
     _revision: int = 0

@@ -36,6 +36,13 @@ class LaggingError(TrafficError):
 class ClusterObjects(Protocol):
     """Reads the objects of hosts."""
 
+    def changes(self, namespace: str) -> int | None:
+        """Returns a number that another answer to `of_host` comes with; None if nobody knows.
+
+        While it stays the same, so do the answers for the hosts of a namespace.
+        """
+        ...
+
     async def of_host(
         self,
         host: ServiceHost,
@@ -76,6 +83,11 @@ class DirectObjects:
     def __init__(self, client: KubeClient, filter_namespaces: Sequence[str] = ()) -> None:
         self._client = client
         self._filter_namespaces = tuple(filter_namespaces)
+
+    def changes(self, namespace: str) -> int | None:
+        """Knows no number: the API server has to be asked."""
+        del namespace
+        return None
 
     async def of_host(
         self,

@@ -94,6 +94,20 @@ class RolloutTraffic:
 
     async def read(self, host: str) -> HostTraffic:
         """Returns the traffic of the rollout's host; see `TrafficRouter`."""
+        changes, self._memory.changes = self._changes(), None
+        found = await self._read(host)
+        self._memory.changes = changes
+        return found
+
+    def may_have_changed(self) -> bool:
+        """Whether an object of the namespace has changed since the last reading."""
+        changes = self._changes()
+        return changes is None or changes != self._memory.changes
+
+    def _changes(self) -> int | None:
+        return self._around.objects.changes(self._rollout.metadata.namespace)
+
+    async def _read(self, host: str) -> HostTraffic:
         try:
             where = self._service_host(host)
         except TrafficError as error:

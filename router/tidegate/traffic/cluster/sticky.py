@@ -41,6 +41,7 @@ __all__ = [
     "filter_spec",
     "filters_hold",
     "foreign_filter_problem",
+    "namespace_of_filter",
     "sticky_annotation",
     "sticky_of_annotation",
     "sticky_problem",
@@ -50,6 +51,7 @@ STICKY_ANNOTATION: Final = "tidegate.dev/sticky"
 """``header:NAME`` or ``cookie:NAME``: what names the users that stay on one version."""
 
 _INSTEAD: Final = "or name the users of the candidate as `testers` instead of `sticky`"
+_PREFIX: Final = "tidegate-sticky."
 _GUARD_WEIGHT: Final = 1
 
 
@@ -61,7 +63,12 @@ def filter_name(namespace: str, service: str) -> str:
         service: The name of the VirtualService.
     """
     # A namespace has no dot, so no other VirtualService gets the same name.
-    return f"tidegate-sticky.{namespace}.{service}"
+    return f"{_PREFIX}{namespace}.{service}"
+
+
+def namespace_of_filter(name: str) -> str:
+    """Returns the namespace of the VirtualService of an EnvoyFilter; empty for another's name."""
+    return name.removeprefix(_PREFIX).partition(".")[0] if name.startswith(_PREFIX) else ""
 
 
 def filter_spec(

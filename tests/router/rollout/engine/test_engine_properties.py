@@ -7,11 +7,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rollout_runs import RolloutRun, Version, rollout_of
 
 from tidegate.evidence.assessment import Verdict
+from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.draft import VOLATILE
+from tidegate.rollout.engine.due import next_due_s
 from tidegate.rollout.engine.history import EventKind, replay
-from tidegate.rollout.engine.inputs import CommandKind
+from tidegate.rollout.engine.inputs import CommandKind, Inputs
 from tidegate.rollout.engine.status import ENDED, Phase, RolloutStatus
-from tidegate.rollout.traffic import TrafficSplit
+from tidegate.rollout.traffic import HostTraffic, TrafficSplit
 
 STRATEGIES = (
     {"canary": {"steps": [{"weight": 1}, {"pause": {"for": "10s"}}, {"weight": 25}]}},
@@ -125,6 +127,38 @@ class RolloutMachine(RuleBasedStateMachine):
     def an_ended_rollout_acts_no_more(self):
         if self.run.status.phase in ENDED:
             assert self.run._pending is None
+
+    @invariant()
+    def a_step_before_its_time_does_what_the_last_one_did(self):
+        run, status = self.run, self.run.status
+        if run._pending is not None:
+            return
+        traffic = HostTraffic(
+            host="vision.models.svc.cluster.local",
+            split=run.split,
+            versions=tuple(run.versions),
+            ready=run.ready,
+            owner=run.owner,
+        )
+
+        def step_at(now_s):
+            # The reading is of after the last change.
+            inputs = Inputs(traffic=traffic, traffic_s=now_s)
+            return advance(run.rollout, status, inputs, now_s)
+
+        now_s = run.now_s + 0.1
+        first = step_at(now_s)
+        if first.status != status or first.events or first.actions:
+            return
+        due_s = next_due_s(run.rollout, status, now_s)
+        assert due_s >= now_s
+        last_s = min(due_s, now_s + 100 * 86400)
+        for part in (0.001, 0.5, 0.999):
+            later = step_at(now_s + part * (last_s - now_s))
+            assert not later.events
+            assert not later.actions
+            # The time that is left may be in the message.
+            assert msgspec.structs.replace(later.status, message=status.message) == status
 
     def teardown(self):
         """An abort always reaches 0, from wherever the rollout is."""

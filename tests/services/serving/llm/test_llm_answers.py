@@ -15,7 +15,7 @@ from tidegate.serving.llm.settings import Precision
 
 pytestmark = [pytest.mark.llm, pytest.mark.e2e, pytest.mark.timeout(300)]
 
-PARIS = "What is the capital of France?"
+TOKYO = "What is the capital of Japan?"
 
 
 def text_of(pieces):
@@ -27,8 +27,8 @@ def ids_of(pieces):
 
 
 async def test_an_answer_is_streamed(client):
-    pieces = await client.stream(PARIS, temperature=0)
-    assert "Paris" in text_of(pieces)
+    pieces = await client.stream(TOKYO, temperature=0)
+    assert "Tokyo" in text_of(pieces)
     assert len(pieces) > 1
     assert [each.HasField("finish") for each in pieces] == [False] * (len(pieces) - 1) + [True]
     finish = pieces[-1].finish
@@ -37,7 +37,7 @@ async def test_an_answer_is_streamed(client):
 
 
 async def test_the_messages_of_a_stream_make_the_whole_answer(client):
-    for question in (PARIS, "Say something with emoji: 🙂🎉"):
+    for question in (TOKYO, "Say something with emoji: 🙂🎉"):
         pieces = await client.stream(question, temperature=0)
         whole = await client.answer(question, temperature=0)
         assert text_of(pieces) == whole.output.text
@@ -63,13 +63,13 @@ async def test_trailers_tell_an_empty_and_a_truncated_answer(client):
         names = ("finish", "tokens-out", "chars-out", "ttft-ms")
         return [found.get(f"tidegate-{name}") for name in names]
 
-    first, *_ = ids_of(await client.stream(PARIS, temperature=0))
-    empty = client.stub.Chat(chat(PARIS, temperature=0, stop_token_ids=[first]))
+    first, *_ = ids_of(await client.stream(TOKYO, temperature=0))
+    empty = client.stub.Chat(chat(TOKYO, temperature=0, stop_token_ids=[first]))
     finish, tokens, characters, first_token_ms = await trailers(empty)
     # The token that ends the answer counts as one of its tokens.
     assert (finish, tokens, characters) == ("stop", "1", "0")
     assert float(first_token_ms) > 0
-    truncated = client.stub.Chat(chat(PARIS, temperature=0, max_tokens=2))
+    truncated = client.stub.Chat(chat(TOKYO, temperature=0, max_tokens=2))
     finish, tokens, characters, _ = await trailers(truncated)
     assert (finish, tokens) == ("length", "2")
     assert int(characters) > 0
@@ -77,7 +77,7 @@ async def test_trailers_tell_an_empty_and_a_truncated_answer(client):
 
 async def test_timings_trailers_and_metrics_agree(server, client):
     before = await server.metric("tidegate_llm_tokens_total", kind="completion")
-    call = client.stub.Chat(chat(PARIS, temperature=0))
+    call = client.stub.Chat(chat(TOKYO, temperature=0))
     pieces = [piece async for piece in call]
     finish, trailers = pieces[-1].finish, dict(await call.trailing_metadata())
     timings = finish.timings
@@ -111,34 +111,34 @@ async def test_the_same_seed_gives_the_same_text_and_another_seed_another(client
 
 
 async def test_a_stop_string_ends_the_answer_and_is_left_out_unless_included(client):
-    whole = (await client.answer(PARIS, temperature=0)).output.text
-    stopped = await client.answer(PARIS, temperature=0, stop=["zzz", " Paris"])
-    assert stopped.output.text == whole.partition(" Paris")[0]
+    whole = (await client.answer(TOKYO, temperature=0)).output.text
+    stopped = await client.answer(TOKYO, temperature=0, stop=["zzz", " Tokyo"])
+    assert stopped.output.text == whole.partition(" Tokyo")[0]
     assert stopped.finish.reason == llm_pb2.FINISH_REASON_STOP
-    assert stopped.finish.stop_string == " Paris"
-    kept = await client.stream(PARIS, temperature=0, stop=[" Paris"], include_stop_string=True)
-    assert text_of(kept) == whole.partition(" Paris")[0] + " Paris"
+    assert stopped.finish.stop_string == " Tokyo"
+    kept = await client.stream(TOKYO, temperature=0, stop=[" Tokyo"], include_stop_string=True)
+    assert text_of(kept) == whole.partition(" Tokyo")[0] + " Tokyo"
 
 
 async def test_a_stop_token_ends_the_answer(client):
-    token_id = (await client.answer(PARIS, temperature=0)).output.token_ids[3]
-    stopped = await client.answer(PARIS, temperature=0, stop_token_ids=[token_id])
+    token_id = (await client.answer(TOKYO, temperature=0)).output.token_ids[3]
+    stopped = await client.answer(TOKYO, temperature=0, stop_token_ids=[token_id])
     assert len(stopped.output.token_ids) == 4
     assert stopped.finish.stop_token_id == token_id
 
 
 async def test_max_min_and_ignored_end_bound_the_answer(client):
-    short = await client.answer(PARIS, temperature=0, max_tokens=3)
+    short = await client.answer(TOKYO, temperature=0, max_tokens=3)
     assert len(short.output.token_ids) == 3
     assert short.finish.reason == llm_pb2.FINISH_REASON_LENGTH
-    long = await client.answer(PARIS, temperature=0, min_tokens=20, max_tokens=24)
+    long = await client.answer(TOKYO, temperature=0, min_tokens=20, max_tokens=24)
     assert len(long.output.token_ids) >= 20
-    full = await client.answer(PARIS, temperature=0, ignore_end_of_text=True, max_tokens=24)
+    full = await client.answer(TOKYO, temperature=0, ignore_end_of_text=True, max_tokens=24)
     assert len(full.output.token_ids) == 24
 
 
 async def test_logprobs_are_those_of_a_distribution(client):
-    pieces = await client.stream(PARIS, temperature=0, logprobs=5, max_tokens=8)
+    pieces = await client.stream(TOKYO, temperature=0, logprobs=5, max_tokens=8)
     places = [place for each in pieces for place in each.delta.logprobs]
     assert [place.chosen.token_id for place in places] == ids_of(pieces)
     for place in places:
@@ -148,14 +148,14 @@ async def test_logprobs_are_those_of_a_distribution(client):
         assert values == sorted(values, reverse=True)
         assert sum(map(math.exp, values)) <= 1.001
         assert place.top[0] == place.chosen
-    only_chosen = await client.answer(PARIS, temperature=1.8, logprobs=0, max_tokens=4)
+    only_chosen = await client.answer(TOKYO, temperature=1.8, logprobs=0, max_tokens=4)
     assert [len(place.top) for place in only_chosen.output.logprobs] == [0] * 4
 
 
 async def test_logit_bias_forces_a_token(client):
     word = await client.stub.Tokenize(llm_pb2.TokenizeRequest(text=" cat"))
     (token_id,) = word.token_ids
-    forced = await client.answer(PARIS, temperature=0, logit_bias={token_id: 100}, max_tokens=3)
+    forced = await client.answer(TOKYO, temperature=0, logit_bias={token_id: 100}, max_tokens=3)
     assert list(forced.output.token_ids) == [token_id] * 3
 
 
@@ -172,7 +172,7 @@ async def test_a_json_schema_is_kept(client):
     }
     for seed in range(3):
         pieces = await client.stream(
-            PARIS, seed=seed, constraint={"json_schema": json.dumps(schema)}, max_tokens=80
+            TOKYO, seed=seed, constraint={"json_schema": json.dumps(schema)}, max_tokens=80
         )
         value = json.loads(text_of(pieces))
         assert set(value) == {"city", "size", "kind"}
@@ -185,14 +185,14 @@ async def test_a_json_schema_is_kept(client):
 async def test_a_regex_is_matched_and_a_choice_is_made(client):
     pattern = r"[A-Z][a-z]{2,8} is [0-9]{3}"
     answers = await asyncio.gather(
-        *(client.answer(PARIS, seed=seed, constraint={"regex": pattern}) for seed in range(4))
+        *(client.answer(TOKYO, seed=seed, constraint={"regex": pattern}) for seed in range(4))
     )
     for answer in answers:
         assert re.fullmatch(pattern, answer.output.text)
     options = ["red", "green 🙂", 'a "quoted" one']
     answers = await asyncio.gather(
         *(
-            client.answer(PARIS, seed=seed, constraint={"choice": {"options": options}})
+            client.answer(TOKYO, seed=seed, constraint={"choice": {"options": options}})
             for seed in range(4)
         )
     )
@@ -213,7 +213,7 @@ async def test_a_bad_constraint_is_refused_and_harms_no_other_request(client, co
     other = asyncio.create_task(
         client.answer("Count.", max_tokens=32, ignore_end_of_text=True, temperature=0)
     )
-    code, details = await refusal(client.stub.Chat(chat(PARIS, constraint=constraint)))
+    code, details = await refusal(client.stub.Chat(chat(TOKYO, constraint=constraint)))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert fields(details) == [f"options.sampling.constraint.{field}"]
     assert len((await other).output.token_ids) == 32
@@ -223,7 +223,7 @@ async def test_a_constraint_that_explodes_later_fails_only_its_own_request(clien
     other = asyncio.create_task(
         client.answer("Count.", max_tokens=32, ignore_end_of_text=True, temperature=0)
     )
-    request = chat(PARIS, constraint={"regex": "((a{1000}){1000}){1000}"}, max_tokens=16)
+    request = chat(TOKYO, constraint={"regex": "((a{1000}){1000}){1000}"}, max_tokens=16)
     code, details = await refusal(client.stub.Chat(request))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert details["ErrorInfo"].reason == "BAD_CONSTRAINT"
@@ -260,7 +260,7 @@ async def test_the_context_bounds_an_answer_without_max_tokens(client):
 
 
 async def test_wrong_requests_name_every_field(client):
-    request = llm_pb2.CompleteRequest(chat=chat(PARIS, temperature=3, top_p=0))
+    request = llm_pb2.CompleteRequest(chat=chat(TOKYO, temperature=3, top_p=0))
     code, details = await refusal(client.stub.Complete(request))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert fields(details) == [
@@ -278,9 +278,9 @@ async def test_an_unknown_model_or_adapter_is_not_found(client):
 
 
 async def test_a_lora_adapter_changes_the_answer(client):
-    plain = await client.answer(PARIS, temperature=0)
-    noisy = await client.answer(PARIS, temperature=0, adapter="noise")
-    assert "Paris" in plain.output.text
+    plain = await client.answer(TOKYO, temperature=0)
+    noisy = await client.answer(TOKYO, temperature=0, adapter="noise")
+    assert "Tokyo" in plain.output.text
     assert noisy.output.text != plain.output.text
 
 
@@ -309,11 +309,11 @@ async def test_tokenizing_and_detokenizing_are_inverse(client):
 
 
 async def test_a_conversation_is_tokenized_as_chat_counts_it(client):
-    messages = chat(PARIS).messages
+    messages = chat(TOKYO).messages
     tokenized = await client.stub.Tokenize(
         llm_pb2.TokenizeRequest(conversation={"messages": messages})
     )
-    answer = await client.answer(PARIS, max_tokens=1)
+    answer = await client.answer(TOKYO, max_tokens=1)
     assert len(tokenized.token_ids) == answer.finish.usage.prompt_tokens
     assert tokenized.tokens[0] == "<|im_start|>"
 
