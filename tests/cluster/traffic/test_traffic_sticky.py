@@ -13,10 +13,10 @@ import pytest_asyncio
 from cluster_host import SETTINGS, caches, split
 from cluster_objects import destination_rule, istio, rollout, to, virtual_service
 
-from tidegate.kube.errors import ForbiddenError
+from tidegate.kube.errors import ForbiddenError, NotFoundError
 from tidegate.kube.resources import ENVOY_FILTERS, NAMESPACES
 from tidegate.rollout.traffic import MatchKind, Sticky
-from tidegate.router.cluster.orphans import stand_ins
+from tidegate.router.cluster.orphans import remove_unused_filters, stand_ins
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.host_objects import service_host
 from tidegate.traffic.cluster.objects import DirectObjects
@@ -286,6 +286,36 @@ async def test_traffic_of_a_sticky_rollout_that_has_vanished_is_handed_back(host
         "v1"
     }
     assert set((await host.filters()).values()) == {None}
+
+
+async def test_a_filter_that_no_rollout_and_no_route_needs_is_removed(host):
+    await host.traffic("own", **SPEC).apply("vision", sticky(v1=90, v2=10), key(host))
+    made = list((await host.filters()).values())
+    # As if the process had ended before it wrote the VirtualService, and the Rollout were lost.
+    client = Rollouts(host.client, {})
+    await remove_unused_filters(client, made, [await host.service()])
+    assert None not in (await host.filters()).values()
+    await remove_unused_filters(Rollouts(host.client, {"vision-v2"}), made, [])
+    assert None not in (await host.filters()).values()
+    theirs = msgspec.structs.replace(
+        made[0], metadata=msgspec.structs.replace(made[0].metadata, labels={})
+    )
+    await remove_unused_filters(client, [theirs], [])
+    assert None not in (await host.filters()).values()
+    await remove_unused_filters(client, made, [])
+    assert set((await host.filters()).values()) == {None}
+
+
+class Rollouts:
+    """A client of a server that has some Rollouts, although it has no CRD for them."""
+
+    def __init__(self, client, names):
+        self._client, self._names = client, names
+        self.delete = client.delete
+
+    async def get(self, resource, name, namespace):
+        if name not in self._names:
+            raise NotFoundError(f"get {resource.kind} {name}", "not found")
 
 
 async def test_caches_show_filters_as_direct_calls_do_and_see_ones_own(host):
