@@ -32,7 +32,7 @@ def test_namespaces_and_cookies_are_lists_and_empty_at_first():
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--sticky-namespaces=models,*", r"'\*' is not the name of a namespace; write one like"),
+        ("--sticky-namespaces=models,*", "'*' is not the name of a namespace; write one like"),
         ("--sticky-namespaces=Models", "'Models' is not the name of a namespace"),
         ("--user-cookies=a=b", "'a=b' is not the name of a cookie; write one like session"),
     ],
