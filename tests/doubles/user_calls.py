@@ -69,7 +69,9 @@ class UserCalls:
 
     async def _called(self, method, name):
         began_s = time.time()
-        call = method(b"x", metadata=(("x-user-id", name),), timeout=10, wait_for_ready=True)
+        cookies = ("cookie", f"theme=dark; session={name}")
+        metadata = (("x-user-id", name), cookies)
+        call = method(b"x", metadata=metadata, timeout=10, wait_for_ready=True)
         code = await call.code()
         if code is not grpc.StatusCode.OK:
             return UserCall(name, f"{code.name}: {await call.details()}", began_s, failed=True)
