@@ -217,7 +217,7 @@ async def test_an_abort_waits_for_no_filter(host):
     aborting = process.of(rollout("own", namespace=host.namespace, **SPEC))
     applied = await aborting.apply("vision", split(v1=100), key(host), urgent=True)
     assert applied.detail
-    assert await host.weights() == {"v1": 100, "v2": 0}
+    assert await host.weights() == {"v1": 100}
     assert (await aborting.read("vision")).split.same_as(split(v1=100))
     # The end of the rollout is not told before they are gone.
     with pytest.raises(TrafficError, match="lacks a rule"):
@@ -246,32 +246,36 @@ class Refusing:
 
 
 @MODES
-async def test_a_process_that_ends_between_two_writes_is_followed_by_one_that_finishes(host, write):
-    name = NAMES[write]
+async def test_a_process_that_ends_after_any_write_is_followed_by_one_that_finishes(host, write):
     mine = rollout(write, namespace=host.namespace, **SPEC)
-    steps = [(sticky(v1=90, v2=10), key(host)), (sticky(v1=50, v2=50), key(host))]
-    steps += [(split(v2=100), key(host)), (split(v2=100), "")]
-    ended = 0
-    for wanted, owner in steps:
-        for allowed in range(20):
-            left = iter(range(allowed))
-            fenced = host.client.fenced(lambda left=left: next(left, None) is not None)
+    steps = [
+        # The rule, both filters, the smallest share, and the split.
+        (sticky(v1=90, v2=10), key(host), 5),
+        (sticky(v1=50, v2=50), key(host), 1),
+        # The split, and both filters.
+        (split(v2=100), key(host), 3),
+        (split(v2=100), "", 1),
+    ]
+    for wanted, owner, writes in steps:
+        for number in range(1, writes + 1):
+            allowed = iter([True])
+            fenced = host.client.fenced(lambda allowed=allowed: next(allowed, False))
             objects = DirectObjects(host.client, host.filter_namespaces)
             traffic = ClusterTraffic(fenced, objects, host.observer, SETTINGS).of(mine)
-            try:
+            if number < writes:
+                with pytest.raises(TrafficError):
+                    await traffic.apply("vision", wanted, owner)
+            else:
                 await traffic.apply("vision", wanted, owner)
-            except TrafficError:
-                ended += 1
-                continue
-            break
+            service = await host.service(NAMES[write])
+            if "tidegate-sticky." in str(service and service.spec):
+                assert None not in (await host.filters()).values()
         read = await host.traffic(write, **SPEC).read("vision")
         assert (read.problem, read.owner) == ("", owner)
         assert read.split.same_as(wanted)
         filters = (await host.filters()).values()
         assert all((each is not None) == (wanted.sticky is not None) for each in filters)
-    # The rule, both filters, the smallest share and the split; the split; the split, both filters.
-    assert ended == 5 + 1 + 3 + 1
-    assert (await host.service(name)).metadata.annotations == {}
+    assert (await host.service(NAMES[write])).metadata.annotations == {}
 
 
 async def test_traffic_of_a_sticky_rollout_that_has_vanished_is_handed_back(host):

@@ -2,7 +2,6 @@
 
 import socket
 from pathlib import Path
-
 from typing import Annotated
 
 from pydantic import AfterValidator, Field

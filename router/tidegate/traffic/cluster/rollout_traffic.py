@@ -14,7 +14,7 @@ removed after step 4 of a split that keeps nobody.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.istio.reading.annotations import parse_rollout_name
@@ -205,6 +205,13 @@ class RolloutTraffic:
             name = view.rule.wanted.name.name
             fresh = await fetched(client, DESTINATION_RULES, name, namespace)
             objects = objects.with_destination_rule(name, fresh)
+        filters = objects.filters
+        if self._rollout.spec.sticky is not None or any(filters.values()):
+            name = filter_name(namespace, view.name)
+            fresh_filters = {
+                each: await fetched(client, ENVOY_FILTERS, name, each) for each in filters
+            }
+            objects = replace(objects, filters=fresh_filters)
         view = view_of(self._rollout, objects, self._around.parser)
         self._note_objects(view)
         return view
