@@ -23,7 +23,7 @@ BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts bench-cluster soak protos lock clean
+.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts bench-cluster bench-weights soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -102,6 +102,9 @@ bench-rollouts: $(DEV_READY) ## Run 10, 100 and 1,000 rollouts in one router: pr
 bench-cluster: $(DEV_READY) servers ## Run the router beside Argo Rollouts on real Kubernetes and Istio, as root. An hour.
 	@$(BIN)/python tools/build_servers.py rollouts-controller
 	@$(BIN)/python benchmarks/cluster/run.py
+
+bench-weights: $(DEV_READY) servers ## Measure how soon a written split is in force on a cluster, as root. Minutes.
+	@$(BIN)/python benchmarks/cluster/weights.py
 
 soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes; check memory and statuses.
 	@$(BIN)/python benchmarks/soak.py

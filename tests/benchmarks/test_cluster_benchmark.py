@@ -68,3 +68,25 @@ def test_a_candidate_that_nobody_called_did_no_harm():
 
     harm = harm_of([], "v2", base=0.001, slow_s=0.05)
     assert (harm.calls, harm.exposed_s, harm.extra_failed) == (0, 0.0, 0.0)
+
+
+def test_the_last_call_by_the_old_split_is_compared_with_what_the_router_said():
+    from split_changes import Noted, compared
+    from timed_calls import TimedCall
+
+    times = [(9.0, "v1"), (10.05, "v1"), (10.1, "v1"), (10.11, "v2"), (10.2, "v2"), (12.5, "v1")]
+    calls = [
+        TimedCall(began_s=at_s - 0.01, received_s=at_s, version=version, route=f"r@{version}")
+        for at_s, version in times
+    ]
+    calls.append(TimedCall(began_s=11.0, error="UNAVAILABLE: lost"))
+    said = {"written_s": 10.0, "known_s": 11.0, "until_s": 12.0, "observed": True}
+    for truth in ({"old": "v1"}, {"revision": "v2"}):
+        late = compared(Noted(since_s=10.11, **said, **truth), calls)
+        assert (late.last_old_s, late.late_s) == pytest.approx((0.1, 0.02))
+        assert (late.known_s, late.too_early) == (1.0, 0)
+        early = compared(Noted(since_s=10.06, **said, **truth), calls)
+        assert early.too_early == 1
+    # No call followed the old split.
+    none = compared(Noted(since_s=10.11, **said, old="v3"), calls)
+    assert none.last_old_s == 0.0

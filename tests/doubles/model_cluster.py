@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import copy
 import itertools
-import json
 import time
 from pathlib import Path
 
-from laptop_mesh import CLASSIFIER, MODELS
+from candidate_faults import FAULT_NAME, fault_filter
+from laptop_mesh import CLASSIFIER, LANGUAGE_MODEL, MODELS
+from pod_callers import PodLoad, caller_deployment
 from router_program import documents
 
 from cluster.manifests import manifests, read_manifests, router_manifests
@@ -35,70 +36,130 @@ ENVOY_FILTERS = Resource("networking.istio.io", "v1alpha3", "envoyfilters", "Env
 PEER_AUTHENTICATIONS = Resource(
     "security.istio.io", "v1", "peerauthentications", "PeerAuthentication", Manifest
 )
+PORTS = {"vision": 8500, "llm": 8600}
+_FILES = {"vision": "models", "llm": "llm"}
 _OURS = {"app.kubernetes.io/managed-by": "tidegate"}
-_MODELS_S = 180.0
+_MODELS_S = {"vision": 180.0, "llm": 480.0}
 _WAIT_S = 60.0
-_HCM = (
-    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
-    ".HttpConnectionManager"
-)
-_FAULT = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
 
 
 class ModelCluster:
-    """The cluster with models, gateway and router.
+    """The cluster with the models of one host, gateway and router.
 
     Attributes:
         cluster: The test cluster.
         client: The administrator's.
+        host: The host: `vision` or `llm`.
         port: The loopback port of the gateway.
     """
 
-    def __init__(self, cluster, client, port):
+    def __init__(self, cluster, client, host, port):
         self.cluster = cluster
         self.client = client
+        self.host = host
         self.port = port
         self._numbers = itertools.count(1)
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def running(cls, cluster):
+    async def running(cls, cluster, host="vision"):
+        """Runs two versions: of `vision` the classifier's precisions, of `llm` the same model."""
         await cluster.apply(
-            *manifests("ingress", "models"), *read_manifests(ROOT / "mesh/istio/base/traffic")
+            *manifests("ingress", _FILES[host]), *read_manifests(ROOT / "mesh/istio/base/traffic")
         )
         await cluster.apply(*router_manifests("--settle-s=3", "--lease-duration-s=5"))
-        await cluster.deployed("istio-ingress", "istio-ingressgateway", timeout_s=_MODELS_S)
-        await cluster.deployed(NAMESPACE, "vision-v1", "vision-v2", timeout_s=_MODELS_S)
-        await cluster.deployed(OWN, "tidegate-router", timeout_s=_MODELS_S)
-        address = await cluster.forward("istio-ingress", "istio-ingressgateway", 8500)
+        await cluster.deployed("istio-ingress", "istio-ingressgateway", timeout_s=_WAIT_S)
+        await cluster.deployed(OWN, "tidegate-router", timeout_s=_WAIT_S)
+        address = await cluster.forward("istio-ingress", "istio-ingressgateway", PORTS[host])
         async with KubeClient.opened(kubeconfig=cluster.kubeconfig) as client:
-            yield cls(cluster, client, int(address.rpartition(":")[2]))
+            models = cls(cluster, client, host, int(address.rpartition(":")[2]))
+            if host == "llm":
+                # One after another: each takes all the processors while it starts.
+                await models.deployed("v1")
+                await models.deploy("v2")
+            await models.deployed("v1", "v2")
+            yield models
 
-    async def start_over(self, way="patch"):
-        """Gives all calls to v1, by objects that suit a way of writing traffic."""
-        for name in ("vision", "vision-rollout"):
+    async def deployed(self, *versions):
+        """Waits until versions run."""
+        names = [f"{self.host}-{each}" for each in versions]
+        await self.cluster.deployed(NAMESPACE, *names, timeout_s=_MODELS_S[self.host])
+
+    async def deploy(self, version, **settings):
+        """Runs a version like v1, but for some settings of its server; replaces what runs of it."""
+        (made,) = (
+            each
+            for each in manifests(_FILES[self.host])
+            if each["metadata"]["name"] == f"{self.host}-v1" and each["kind"] == "Deployment"
+        )
+        made["metadata"]["name"] = f"{self.host}-{version}"
+        template = made["spec"]["template"]
+        for labels in (
+            made["metadata"]["labels"],
+            made["spec"]["selector"]["matchLabels"],
+            template["metadata"]["labels"],
+        ):
+            labels["version"] = version
+        # Two of a language model at once would not fit.
+        made["spec"]["strategy"] = {"type": "Recreate"}
+        (container,) = template["spec"]["containers"]
+        options = {name.replace("_", "-"): value for name, value in settings.items()}
+        kept = [each for each in container["args"] if each[2:].partition("=")[0] not in options]
+        container["args"] = kept + [f"--{name}={value}" for name, value in options.items()]
+        await self.cluster.apply(made)
+        await self.deployed(version)
+
+    async def remove(self, version):
+        """Ends a version."""
+        await self.cluster.delete("apps/v1", "Deployment", f"{self.host}-{version}", NAMESPACE)
+
+    async def start_over(self, way="patch", *, callers="gateway", candidate="v2"):
+        """Gives all calls to v1, by objects that suit a way of writing traffic.
+
+        Args:
+            way: How the next rollout writes.
+            callers: Who calls: `gateway` for those outside, `mesh` for Pods.
+            candidate: The version that has no calls.
+        """
+        host = self.host
+        for name in (host, f"{host}-rollout"):
             with contextlib.suppress(NotFoundError):
                 await self.client.delete(VIRTUAL_SERVICES, name, NAMESPACE)
-        service, rule = documents("mesh/istio/base/traffic/vision.yaml")
+        service, rule = documents(f"mesh/istio/base/traffic/{host}.yaml")
+        rule["spec"]["subsets"] = [
+            {"name": each, "labels": {"version": each}} for each in ("v1", candidate)
+        ]
         (route,) = service["spec"]["http"]
-        for each in route["route"]:
-            each["weight"] = 100 * (each["destination"]["subset"] == "v1")
+        port = {"number": PORTS[host]}
+        route["route"] = [
+            {"destination": {"host": host, "subset": each, "port": port}, "weight": weight}
+            for each, weight in ((candidate, 0), ("v1", 100))
+        ]
+        if callers == "mesh":
+            service["spec"] |= {"hosts": [host], "gateways": ["mesh"]}
         if way == "delegate":
             # First what is delegated to: istiod drops routes that delegate to nothing.
             delegate = copy.deepcopy(service)
-            delegate["metadata"] = {"name": "vision-rollout", "labels": _OURS}
-            delegate["spec"] = {"http": [{"route": delegate["spec"]["http"][0]["route"]}]}
+            delegate["metadata"] = {"name": f"{host}-rollout", "labels": _OURS}
+            delegate["spec"] = {"http": [{"route": route.pop("route")}]}
             await self._apply(VIRTUAL_SERVICES, delegate)
-            named = {"name": "vision-rollout", "namespace": NAMESPACE}
             # Its retries stay: Istio's own would hide the candidate's failures.
-            del route["route"]
-            route["delegate"] = named
+            route["delegate"] = {"name": f"{host}-rollout", "namespace": NAMESPACE}
         elif way == "own":
             service["metadata"]["labels"] = _OURS
-        elif way == "mesh":
-            service["spec"] |= {"hosts": ["vision"], "gateways": ["mesh"]}
         await self._apply(VIRTUAL_SERVICES, service)
         await self._apply(DESTINATION_RULES, rule)
+
+    def traffic(self, way, callers="gateway"):
+        """The section `traffic` of a rollout that writes in a way."""
+        if way != "own" or callers == "mesh":
+            return {"write": way}
+        return {"write": "own", "hosts": ["*"], "gateways": [self.host]}
+
+    async def carrier(self, way):
+        """The VirtualService that has the weights."""
+        name = f"{self.host}-rollout" if way == "delegate" else self.host
+        return await self.client.get(VIRTUAL_SERVICES, name, NAMESPACE)
 
     async def _apply(self, resource, body):
         body["metadata"]["namespace"] = NAMESPACE
@@ -106,49 +167,26 @@ class ModelCluster:
 
     @contextlib.asynccontextmanager
     async def caller(self, kind, rate):
-        """A Pod that calls `vision` at a steady rate, with a sidecar or as a proxyless client."""
+        """A Pod that calls the host at a steady rate, with a sidecar or as a proxyless client."""
         name = f"caller-{kind}"
-        host = f"vision.{NAMESPACE}.svc.cluster.local:8500"
-        load = "exec python tests/doubles/pod_load.py"
-        if kind == "sidecar":
-            command, labels = f"{load} {host} {rate}", {"sidecar.istio.io/inject": "true"}
-        else:
-            xds = "python -m tidegate.client.xds istiod.istio-system.svc:15010"
-            command = f"{xds} --namespace {NAMESPACE} > $BOOTSTRAP && GRPC_XDS_BOOTSTRAP=$BOOTSTRAP"
-            command, labels = f"{command} {load} xds:///{host} {rate}", {}
-        file = self.cluster.folder / f"{name}.json"
-        container = {
-            "name": "load",
-            "image": "load",
-            "command": ["sh", "-c", command],
-            "env": [
-                {"name": "BOOTSTRAP", "value": str(file)},
-                {"name": "PYTHONPATH", "value": "tests/doubles"},
-            ],
-        }
-        template = {
-            "metadata": {"labels": {"app": name, **labels}},
-            "spec": {"containers": [container], "terminationGracePeriodSeconds": 30},
-        }
-        await self.cluster.apply(
-            {
-                "apiVersion": "apps/v1",
-                "kind": "Deployment",
-                "metadata": {"name": name, "namespace": NAMESPACE},
-                "spec": {"selector": {"matchLabels": {"app": name}}, "template": template},
-            }
-        )
+        target = f"{self.host}.{NAMESPACE}.svc.cluster.local:{PORTS[self.host]}"
+        bootstrap = self.cluster.folder / f"{name}.json" if kind == "proxyless" else None
+        made = caller_deployment(name, NAMESPACE, target, rate, bootstrap)
+        await self.cluster.apply(made)
         await self.cluster.deployed(NAMESPACE, name, timeout_s=_WAIT_S)
-        (pod,) = await self.cluster.items("v1", "Pod", NAMESPACE, selector=f"app={name}")
+        selector = f"app={name}"
+        (pod,) = await self.cluster.items("v1", "Pod", NAMESPACE, selector=selector)
         try:
-            yield PodLoad(self.cluster, pod["metadata"]["name"])
+            yield PodLoad(self.cluster, NAMESPACE, pod["metadata"]["name"])
         finally:
             await self.cluster.delete("apps/v1", "Deployment", name, NAMESPACE)
+            async with asyncio.timeout(_WAIT_S):
+                while await self.cluster.items("v1", "Pod", NAMESPACE, selector=selector):
+                    await asyncio.sleep(0.2)
 
-    async def weights(self, name="vision"):
-        """The shares in a VirtualService, by subset, without zeros."""
-        service = await self.client.get(VIRTUAL_SERVICES, name, NAMESPACE)
-        routes = service.spec["http"][-1]["route"]
+    async def weights(self, way="patch"):
+        """The shares in the VirtualService that has them, by subset, without zeros."""
+        routes = (await self.carrier(way)).spec["http"][-1]["route"]
         return {
             each["destination"]["subset"]: each.get("weight", 100)
             for each in routes
@@ -156,10 +194,11 @@ class ModelCluster:
         }
 
     async def apply(self, name, **spec):
-        """Applies a Rollout of `vision` from v1 to v2."""
+        """Applies a Rollout from v1 to v2."""
+        versions = {"baseline": "v1", "candidate": "v2"}
         body = {
             "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"host": "vision", "baseline": "v1", "candidate": "v2", **spec},
+            "spec": {"host": self.host, **versions, **spec},
         }
         return await self.client.apply(ROLLOUTS, body, manager="user")
 
@@ -197,39 +236,15 @@ class ModelCluster:
                     await self.client.get(ROLLOUTS, name, NAMESPACE)
                     await asyncio.sleep(0.05)
 
-    async def set_fault(self, *, unavailable=0, delay_s=0.0):
-        """Has the candidate's sidecar fail calls, in percent, and delay all of them."""
-        name = "candidate-fault"
-        if not unavailable and not delay_s:
-            with contextlib.suppress(NotFoundError):
-                await self.client.delete(ENVOY_FILTERS, name, NAMESPACE)
+    async def set_fault(self, version="v2", **fault):
+        """Has a version's sidecar fail, delay or cut calls; see `fault_filter`; else none."""
+        if fault:
+            body = fault_filter(self.host, version, **fault)
+            body["metadata"]["namespace"] = NAMESPACE
+            await self.client.apply(ENVOY_FILTERS, body, manager="test", force=True)
             return
-        fault = {"@type": _FAULT}
-        if unavailable:
-            fault["abort"] = {"grpc_status": 14, "percentage": {"numerator": unavailable}}
-        if delay_s:
-            fault["delay"] = {"fixed_delay": f"{delay_s}s", "percentage": {"numerator": 100}}
-        inbound = {
-            "context": "SIDECAR_INBOUND",
-            "listener": {
-                "filterChain": {
-                    "filter": {
-                        "name": "envoy.filters.network.http_connection_manager",
-                        "subFilter": {"name": "envoy.filters.http.router"},
-                    }
-                }
-            },
-        }
-        patch = {
-            "operation": "INSERT_BEFORE",
-            "value": {"name": "candidate-fault", "typed_config": fault},
-        }
-        spec = {
-            "workloadSelector": {"labels": {"app": "vision", "version": "v2"}},
-            "configPatches": [{"applyTo": "HTTP_FILTER", "match": inbound, "patch": patch}],
-        }
-        body = {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
-        await self.client.apply(ENVOY_FILTERS, body, manager="test", force=True)
+        with contextlib.suppress(NotFoundError):
+            await self.client.delete(ENVOY_FILTERS, FAULT_NAME, NAMESPACE)
 
     async def require_mtls(self, *, off=False):
         """Has servers refuse calls in plain text."""
@@ -252,32 +267,15 @@ class ModelCluster:
         }
 
 
-class PodLoad:
-    """What became of the calls of a Pod, as far as it has told."""
-
-    def __init__(self, cluster, pod):
-        self._cluster = cluster
-        self._pod = pod
-
-    def told(self):
-        """The finished calls by code and by version, and the first errors."""
-        lines = self._cluster.pod_log(NAMESPACE, self._pod, "load").splitlines()
-        told = [json.loads(each) for each in lines if each.startswith("{")]
-        return told[-1] if told else {"codes": {}, "versions": {}, "errors": []}
-
-    async def until_answered(self, count):
-        async with asyncio.timeout(_WAIT_S):
-            while self.told()["codes"].get("OK", 0) < count:
-                await asyncio.sleep(0.2)
-
-
 def messages(manifest, kind):
     """The messages of the events of a kind in the history of a Rollout."""
     return [each["message"] for each in manifest.status["history"] if each["kind"] == kind]
 
 
-def has_models():
-    """Whether both versions of the classifier are built."""
+def has_models(host="vision"):
+    """Whether the models of a host are built."""
+    if host == "llm":
+        return (MODELS / LANGUAGE_MODEL).exists()
     return all((MODELS / CLASSIFIER / version).exists() for version in ("1-fp32", "1-int8"))
 
 

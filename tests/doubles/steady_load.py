@@ -43,7 +43,7 @@ class SteadyLoad:
     Attributes:
         codes: Finished calls by status code.
         versions: Answered calls by model version.
-        errors: The first messages of failed calls.
+        errors: Failed calls by code and message.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SteadyLoad:
     ) -> None:
         self.codes: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
-        self.errors: list[str] = []
+        self.errors: Counter[str] = Counter()
         self._target = f"127.0.0.1:{target}" if isinstance(target, int) else target
         self._rate, self._images = rate, images
         self._stop = threading.Event()
@@ -64,6 +64,12 @@ class SteadyLoad:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
+
+    def clear(self) -> None:
+        """Counts from zero."""
+        self.codes.clear()
+        self.versions.clear()
+        self.errors.clear()
 
     @property
     def failures(self) -> int:
@@ -96,8 +102,7 @@ class SteadyLoad:
             answer = await stub.Classify(request, timeout=_DEADLINE_S)
         except grpc.aio.AioRpcError as error:
             self.codes[error.code().name] += 1
-            if len(self.errors) < 20:
-                self.errors.append(f"{error.code().name}: {error.details()}")
+            self.errors[f"{error.code().name}: {error.details()}"] += 1
         else:
             self.codes["OK"] += 1
             self.versions[answer.version] += 1

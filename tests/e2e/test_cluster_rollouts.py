@@ -1,14 +1,17 @@
 """Rollouts on the test cluster: real models behind real Envoys that a real istiod programs.
 
 The router runs in two Pods with the rights that it is shipped with. Each way of writing traffic
-sees a good version and a bad one.
+sees a good version and bad ones. Each test prints its calls, changes of traffic and lost calls.
 """
 
 import asyncio
+import contextlib
 
 import pytest
 import pytest_asyncio
-from model_cluster import ModelCluster, has_models, messages
+from cluster_shows import show
+from model_cluster import ModelCluster, has_models
+from permuted_model import permuted_classifier
 from steady_load import SteadyLoad, photographs
 
 from cluster import TestCluster, missing_parts
@@ -38,11 +41,24 @@ SLOW = {
         {"signal": "latency", "quantile": "50%", "tolerate": "1.5x"},
     ],
 }
-WAYS = {
-    "patch": {"write": "patch"},
-    "delegate": {"write": "delegate"},
-    "own": {"write": "own", "hosts": ["*"], "gateways": ["vision"]},
+DRIFTING = {
+    "candidate": "v3",
+    "strategy": HALF,
+    "objectives": [
+        {"signal": "grpcFailures"},
+        {"signal": "predictionDrift", "tolerate": "5%"},
+    ],
 }
+QUARTER = {"canary": {"steps": [{"weight": 25}, {"pause": {"untilApproved": True}}]}}
+LATE = {"strategy": QUARTER, "objectives": [{"signal": "grpcFailures", "tolerate": "1.2x"}]}
+RAMP = {
+    "strategy": {"canary": {"ramp": {"harmBudget": 20, "maxWeight": 50}}},
+    "objectives": [
+        {"signal": "grpcFailures", "tolerate": "1.2x", "margin": "0.5%"},
+        {"signal": "latency", "quantile": "50%", "tolerate": "1.5x"},
+    ],
+}
+WAYS = ("patch", "delegate", "own")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -58,111 +74,148 @@ async def models(tmp_path_factory):
         yield running
 
 
-async def run(models, way, name, spec):
-    """Runs a rollout to its end under load; returns it, and the load."""
-    await models.start_over(way)
-    with SteadyLoad(models.port, RATE, PHOTOGRAPHS) as load:
-        async with asyncio.timeout(60):
-            while load.codes["OK"] < 20:
-                await asyncio.sleep(0.05)
-        # While istiod had no routes to give.
-        load.codes.clear()
-        load.errors.clear()
-        await models.apply(name, traffic=WAYS[way], **spec)
-        seen = await models.follow(name)
-    await models.delete(name)
-    return seen, load
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def _without_faults(models):
+    yield
+    await models.set_fault()
+    await models.require_mtls(off=True)
 
 
-def carrier(way):
-    """The VirtualService that has the weights."""
-    return "vision-rollout" if way == "delegate" else "vision"
+def load_of(models):
+    return SteadyLoad(models.port, RATE, PHOTOGRAPHS)
 
 
-def only(*ways):
-    """The ways that `make test` tries, and the others."""
-    return [
-        pytest.param(each, marks=[] if each in ways else pytest.mark.long, id=each) for each in WAYS
-    ]
+def only(way):
+    """The way that `make test` tries, and the others."""
+    return [pytest.param(each, marks=() if each == way else pytest.mark.long) for each in WAYS]
+
+
+def good(shown):
+    """What a good version shows: nothing is lost, and each change was seen."""
+    assert shown.phase == "Promoted", shown.message
+    assert shown.failed == 0, shown.errors
+    assert shown.weights == {"v2": 100}
+    in_force = shown.messages("SplitInForce")
+    assert [each.split(",")[0] for each in in_force] == ["v2 30%", "v2 50%", "v2 100%"]
+    assert "seen in" in in_force[-1]
+
+
+def bad(shown, why):
+    """What a bad version shows: it is rolled back for its fault, and only that failed calls."""
+    assert shown.phase == "Aborted", shown.message
+    (told,) = shown.messages("Aborting")
+    assert why in told
+    assert shown.lost == 0, shown.errors
+    assert shown.weights == {"v1": 100}
 
 
 @pytest.mark.parametrize("way", only("patch"))
-async def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(models, way):
-    seen, load = await run(models, way, "good", GOOD)
-    assert seen.status["phase"] == "Promoted", seen.status["message"]
-    assert load.failures == 0, load.errors
-    in_force = messages(seen, "SplitInForce")
-    assert [each.split(",")[0] for each in in_force] == ["v2 30%", "v2 50%", "v2 100%"]
-    assert "seen in" in in_force[-1]
-    assert await models.weights(carrier(way)) == {"v2": 100}
+async def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(models, capsys, way):
+    await models.start_over(way)
+    shown = await show(models, "good", way, GOOD, load_of(models))
+    shown.tell(capsys)
+    good(shown)
 
 
 @pytest.mark.parametrize("way", only("delegate"))
-async def test_a_version_that_fails_is_rolled_back_with_the_reason(models, way):
+async def test_a_version_that_fails_is_rolled_back_with_the_reason(models, capsys, way):
+    await models.start_over(way)
     await models.set_fault(unavailable=20)
-    try:
-        seen, load = await run(models, way, "failing", BAD)
-    finally:
-        await models.set_fault()
-    assert seen.status["phase"] == "Aborted", seen.status["message"]
-    (why,) = messages(seen, "Aborting")
-    assert "v2 is worse: grpcFailures" in why
-    # Only the injected faults failed: the changes of traffic lost nothing.
-    assert load.failures
-    assert all("fault filter abort" in error for error in load.errors), load.errors
-    assert await models.weights(carrier(way)) == {"v1": 100}
+    shown = await show(models, "failing", way, BAD, load_of(models))
+    shown.tell(capsys)
+    bad(shown, "v2 is worse: grpcFailures")
+    assert shown.failed
     if way != "patch":
         # The names of the routes tell which split each request followed.
-        assert all("seen in" in each for each in messages(seen, "SplitInForce"))
+        assert all("seen in" in each for each in shown.messages("SplitInForce"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_version_that_is_slow_is_rolled_back(models, way):
+async def test_a_version_that_is_slow_is_rolled_back(models, capsys, way):
+    await models.start_over(way)
     await models.set_fault(delay_s=0.1)
-    try:
-        seen, load = await run(models, way, "slow", SLOW)
-    finally:
-        await models.set_fault()
-    assert seen.status["phase"] == "Aborted", seen.status["message"]
-    assert "latency 50%" in messages(seen, "Aborting")[0]
-    assert load.failures == 0, load.errors
-    assert await models.weights(carrier(way)) == {"v1": 100}
+    shown = await show(models, "slow", way, SLOW, load_of(models))
+    shown.tell(capsys)
+    bad(shown, "latency 50%")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def permuted(models, tmp_path_factory):
+    """A version v3 that is as fast as v1, and whose labels are permuted."""
+    repository = tmp_path_factory.mktemp("models")
+    model = permuted_classifier(repository)
+    await models.deploy("v3", model_repository=repository, load=model)
+    yield
+    await models.remove("v3")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["sidecar", "proxyless"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_version_with_permuted_labels_is_rolled_back(models, permuted, capsys, way):
+    await models.start_over(way, candidate="v3")
+    shown = await show(models, "permuted", way, DRIFTING, load_of(models))
+    shown.tell(capsys)
+    bad(shown, "v3 is worse: predictionDrift")
+    assert shown.failed == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_version_that_is_fine_for_a_minute_and_then_fails_is_rolled_back(
+    models, capsys, way
+):
+    async def fail_later(name):
+        await models.follow(name, "Progressing")
+        with pytest.raises(AssertionError, match="'phase': 'Progressing'"):
+            await models.follow(name, timeout_s=60)
+        await models.set_fault(unavailable=5)
+
+    await models.start_over(way)
+    shown = await show(
+        models, "late", way, LATE, load_of(models), meanwhile=fail_later, timeout_s=240
+    )
+    shown.tell(capsys)
+    bad(shown, "v2 is worse: grpcFailures")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [{"unavailable": 5}, {"delay_s": 0.1}], ids=["fails", "slow"])
+async def test_a_bad_version_costs_less_than_the_harm_budget(models, capsys, fault):
+    await models.start_over("own")
+    await models.set_fault(**fault)
+    shown = await show(models, "ramp", "own", RAMP, load_of(models), timeout_s=360)
+    shown.tell(capsys)
+    bad(shown, "v2 is worse")
+    assert shown.failed <= 20
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("fate", ["good", "bad"])
-async def test_callers_inside_the_mesh_are_served_and_judged(models, kind, fate):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["sidecar", "proxyless"])
+async def test_callers_inside_the_mesh_are_served_and_judged(models, capsys, kind, way, fate):
     """By a sidecar with mutual TLS, and by gRPC itself, which writes no access log."""
-    await models.start_over("mesh")
+    await models.start_over(way, callers="mesh")
     if kind == "sidecar":
         await models.require_mtls()
     if fate == "bad":
         await models.set_fault(unavailable=20)
-    try:
-        async with models.caller(kind, RATE) as load:
-            await load.until_answered(30)
-            before = load.told()["codes"]
-            await models.apply(f"{fate}-{kind}", **(GOOD if fate == "good" else BAD))
-            seen = await models.follow(f"{fate}-{kind}")
-            await asyncio.sleep(2)
-            after = load.told()
-    finally:
-        await models.set_fault()
-        await models.require_mtls(off=True)
-        await models.delete(f"{fate}-{kind}")
-    failed = sum(after["codes"].values()) - after["codes"]["OK"]
-    failed -= sum(before.values()) - before["OK"]
+    async with models.caller(kind, RATE) as load:
+        shown = await show(
+            models,
+            f"{fate} {kind}",
+            way,
+            GOOD if fate == "good" else BAD,
+            contextlib.nullcontext(load),
+            callers="mesh",
+            warm=30,
+        )
+    shown.tell(capsys)
     if fate == "good":
-        assert seen.status["phase"] == "Promoted", seen.status["message"]
-        assert failed == 0, after["errors"]
-        assert await models.weights() == {"v2": 100}
+        good(shown)
     else:
-        assert seen.status["phase"] == "Aborted", seen.status["message"]
-        assert "v2 is worse: grpcFailures" in messages(seen, "Aborting")[0]
-        assert all("fault filter abort" in each for each in after["errors"]), after["errors"]
-        assert await models.weights() == {"v1": 100}
+        bad(shown, "v2 is worse: grpcFailures")
 
 
 # The last test: the models go with their namespace.

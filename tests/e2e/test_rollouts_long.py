@@ -3,24 +3,19 @@
 Each test prints what it measured; `pytest -rP` shows it.
 """
 
-import asyncio
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
 import yaml
+from chat_load import ChatLoad
 from laptop_mesh import CLASSIFIER, LANGUAGE_MODEL, MODELS, server
 from permuted_model import permuted_classifier
 from rollout_mesh import FaultyMesh
 from steady_load import SteadyLoad, photographs
-
-from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
 
 pytestmark = [
     pytest.mark.e2e,
@@ -155,7 +150,7 @@ def test_a_language_model_that_truncates_its_answers_is_found(tmp_path):
         {"signal": "truncatedAnswers", "tolerate": "10%"},
         {"signal": "finishReasonDrift", "tolerate": "10%"},
     ]
-    with running(_two_language_models(tmp_path)) as mesh, _chats(mesh.llm_port) as finished:
+    with running(_two_language_models(tmp_path)) as mesh, ChatLoad(mesh.llm_port) as load:
         mesh.apply(
             "truncating",
             host="llm",
@@ -165,8 +160,8 @@ def test_a_language_model_that_truncates_its_answers_is_found(tmp_path):
         seen = mesh.follow("truncating", "promoted", "aborted", "paused", seconds=900)
     assert seen.phase == "aborted", seen.status.message
     assert "runcated" in seen.messages("Aborting")[0] or "finish" in seen.messages("Aborting")[0]
-    assert not [code for code in finished if code.startswith("failed")], finished
-    tell(f"{seen.messages('Aborting')[0]}; {dict(finished)}")
+    assert load.failures == 0, load.errors
+    tell(f"{seen.messages('Aborting')[0]}; {dict(load.finished)}")
 
 
 def _two_language_models(folder: Path) -> FaultyMesh:
@@ -188,43 +183,3 @@ def _two_language_models(folder: Path) -> FaultyMesh:
     }
     (folder / "tidegate.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     return mesh
-
-
-@contextmanager
-def _chats(port: int) -> Iterator[Counter[str]]:
-    """Chats, two at a time, while the context is open; counts the finish reasons."""
-    finished: Counter[str] = Counter()
-    stop = threading.Event()
-    request = llm_pb2.ChatRequest(
-        messages=[
-            llm_pb2.Message(role=llm_pb2.ROLE_USER, content="What is the capital of France?")
-        ],
-        options=llm_pb2.GenerationOptions(sampling=llm_pb2.SamplingParameters(temperature=0)),
-    )
-
-    async def chat(stub: llm_pb2_grpc.LlmServiceStub) -> None:
-        while not stop.is_set():
-            try:
-                last = None
-                async for message in stub.Chat(request, timeout=120):
-                    last = message
-            except grpc.aio.AioRpcError as error:
-                finished[f"failed: {error.code().name}: {error.details()}"] += 1
-            else:
-                assert last is not None
-                finished[llm_pb2.FinishReason.Name(last.finish.reason)] += 1
-
-    async def run() -> None:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub = llm_pb2_grpc.LlmServiceStub(channel)
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(2):
-                    tasks.create_task(chat(stub))
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        yield finished
-    finally:
-        stop.set()
-        thread.join()

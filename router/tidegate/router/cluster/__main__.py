@@ -6,8 +6,10 @@ Every replica receives access logs. One leads, and runs the rollouts.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
+import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -107,12 +109,18 @@ class ClusterApplication:
             settings=lease_settings(settings.lease_duration_s),
         )
         fenced = client.fenced(lambda: elector.is_leader)
-        taken = 0
+        taken, led_s = 0, math.inf
+
+        async def lead() -> None:
+            nonlocal led_s
+            led_s = time.monotonic()
+            await self._lead(fenced, caches, after_crash=bool(elector.predecessor))
+
         while True:
             wait_s = _RETRY_S
             failures: tuple[TidegateError, ...] = ()
             try:
-                await elector.run(lambda: self._lead(fenced, caches))
+                await elector.run(lead)
             except LeaseLostError as error:
                 _log.warning("leads no more", reason=str(error))
             except TidegateError as error:
@@ -120,16 +128,17 @@ class ClusterApplication:
             except BaseExceptionGroup as errors:
                 failures = expected_of(errors)
             if any(isinstance(each, TakenError) for each in failures):
-                taken += 1
+                # The other router of a while ago is another story.
+                taken = 1 if time.monotonic() - led_s > _TAKEN_BACKOFF.most_s else taken + 1
                 wait_s = _TAKEN_BACKOFF.delay_s(taken, random.random())  # noqa: S311
             if failures:
                 reason = "; ".join(dict.fromkeys(map(str, failures)))
                 _log.warning("cannot lead", reason=reason, retry_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
 
-    async def _lead(self, client: KubeClient, caches: Caches) -> None:
+    async def _lead(self, client: KubeClient, caches: Caches, *, after_crash: bool) -> None:
         log = self._access_log
-        async with log.reading(), asyncio.TaskGroup() as tasks:
+        async with log.reading(after_crash=after_crash), asyncio.TaskGroup() as tasks:
             following_replicas = tasks.create_task(self._follow_replicas(caches))
             try:
                 await run_rollouts(client, caches, log, self._settings)

@@ -46,7 +46,10 @@ async def run_rollouts(
     Raises:
         TakenError: Another controller writes statuses too.
         StoreError: The rollouts cannot be loaded.
+        BehindError: The caches do not show what the API server has.
+        KubeError: The API server does not answer.
     """
+    await caches.show_all(client, settings.namespaces)
     namespaces = tuple(settings.namespaces) or (ALL_NAMESPACES,)
     store = CrdStore(client, caches.rollouts, settings.identity, namespaces)
     traffic = ClusterTraffic(

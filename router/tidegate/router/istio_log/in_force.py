@@ -96,7 +96,7 @@ def sighting_of(
     return Sighting(
         since_s=max([change.written_s + change.settle_s, *known]),
         known=Knowledge.WRITTEN,
-        detail=_assumed(change, seen, len(known)),
+        detail=_assumed(change, seen, len(known), calls),
     )
 
 
@@ -221,8 +221,17 @@ def _observed(change: WrittenChange, seen: Mapping[str, _Seen], since_s: float) 
     return text
 
 
-def _assumed(change: WrittenChange, seen: Mapping[str, _Seen], known: int) -> str:
+def _assumed(
+    change: WrittenChange,
+    seen: Mapping[str, _Seen],
+    known: int,
+    calls: Mapping[str, Sequence[Call]],
+) -> str:
     after = f"assumed {change.settle_s:g} s after it was written"
+    ended = [each for own in calls.values() for each in own if each.seen_s >= change.written_s]
+    if ended and max(each.start_s for each in ended) < change.written_s:
+        # Requests are logged when they end.
+        return f"{after}: no request that began since has ended"
     if not seen:
         return f"{after}: no request came"
     if known:
