@@ -23,7 +23,7 @@ from tidegate.router.cluster.caches import following, replica_addresses
 from tidegate.router.cluster.leading import TakenError, run_rollouts
 from tidegate.router.cluster.log_facts import keep_facts
 from tidegate.router.cluster.settings import ClusterSettings
-from tidegate.router.istio_log.istio_log import IstioLog
+from tidegate.router.istio_log.istio_log import IstioLog, IstioLogSettings
 from tidegate.runtime.logging import get_logger
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class ClusterApplication:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
-        self._access_log = IstioLog()
+        cookies = tuple(settings.user_cookies)
+        self._access_log = IstioLog(IstioLogSettings(user_cookies=cookies))
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the access log service and the method that other replicas read it by."""
@@ -73,7 +74,8 @@ class ClusterApplication:
             lease_client = await stack.enter_async_context(self._client())
             caches = await stack.enter_async_context(
                 following(
-                    client, settings.namespaces, settings.own_namespace, settings.peers_service
+                    *(client, settings.namespaces, settings.own_namespace, settings.peers_service),
+                    settings.sticky_namespaces,
                 )
             )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())

@@ -13,6 +13,7 @@ from tidegate.kube.reflector import reflecting
 from tidegate.kube.resources import (
     DESTINATION_RULES,
     ENDPOINT_SLICES,
+    ENVOY_FILTERS,
     PODS,
     ROLLOUTS,
     SERVICES,
@@ -61,6 +62,7 @@ class Caches:
             traffic.services.synced(),
             traffic.endpoint_slices.synced(),
             traffic.pods.synced(),
+            *(() if traffic.envoy_filters is None else (traffic.envoy_filters.synced(),)),
             *(() if self.replicas is None else (self.replicas.synced(),)),
         )
 
@@ -96,7 +98,11 @@ class Caches:
 
 @contextlib.asynccontextmanager
 async def following(
-    client: KubeClient, namespaces: Sequence[str], own_namespace: str, service: str
+    client: KubeClient,
+    namespaces: Sequence[str],
+    own_namespace: str,
+    service: str,
+    sticky_namespaces: Sequence[str] = (),
 ) -> AsyncIterator[Caches]:
     """Follows the objects while the context is open.
 
@@ -105,8 +111,10 @@ async def following(
         namespaces: Where the rollouts and their traffic are; all namespaces if there is none.
         own_namespace: Where the router's own Service is.
         service: The router's own Service; empty if it has none.
+        sticky_namespaces: Where EnvoyFilters that keep users on a version may be written.
     """
     where = tuple(namespaces) or (ALL_NAMESPACES,)
+    filter_namespaces = tuple(dict.fromkeys(sticky_namespaces))
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         traffic = CachedObjects(
@@ -121,6 +129,10 @@ async def following(
                 reflecting(client, ENDPOINT_SLICES, where, indexes=ENDPOINT_SLICE_INDEXES)
             ),
             pods=await enter(reflecting(client, PODS, where)),
+            envoy_filters=await enter(reflecting(client, ENVOY_FILTERS, filter_namespaces))
+            if filter_namespaces
+            else None,
+            filter_namespaces=filter_namespaces,
         )
         replicas = None
         if service:
