@@ -8,8 +8,9 @@ to one reading, which the result names.
 There are two gauges. ``tidegate_llm_in_flight_requests`` falls when the LLM server has told the
 engine to drop the request, and gives its place to the next one. ``vllm:num_requests_running`` is
 the engine's own; vLLM brings it up to date at the end of a step, so a stream runs in the background
-to keep the engine stepping, and the gauge shows a free place up to a step late. A step that
-computes a prompt cannot be interrupted. vLLM's server has only the second one.
+to keep the engine stepping, and the gauge shows a free place up to a step late. It does not show a
+request before its first token, as a prompt is one step. vLLM's server has only the second gauge, so
+that path cannot be measured there.
 """
 
 from __future__ import annotations
@@ -71,8 +72,9 @@ class Freed:
         path: A key of `PATHS`.
         kind: The system.
         slot_ms: Until the server's gauge fell, for each try; empty where there is none.
-        engine_ms: Until the engine's gauge fell.
-        never: Tries in which it did not fall in time; the first one ends the measurement.
+        engine_ms: Until both had fallen; without tries that the engine's gauge did not show.
+        tries: Number of tries.
+        never: Tries in which they did not fall in time; the first one ends the measurement.
         reading_ms: How long a reading took, median.
     """
 
@@ -80,6 +82,7 @@ class Freed:
     kind: str
     slot_ms: list[float]
     engine_ms: list[float]
+    tries: int
     never: int
     reading_ms: float
 
@@ -177,56 +180,60 @@ def measure(kind: str, address: str, background: str, metrics: str, tries: int) 
 def _path(
     kind: str, path: str, address: str, gauges: _Gauges, load: _Background, tries: int
 ) -> Freed:
-    slot_ms: list[float] = []
-    engine_ms: list[float] = []
-    never = 0
+    counted: list[_Outcome] = []
     gauges.readings_s.clear()
-    attempts = tries * _MOST_ATTEMPTS
-    while len(engine_ms) < tries and not never and attempts:
-        attempts -= 1
+    for attempt in range(tries * _MOST_ATTEMPTS):
         if not gauges.wait_for(1, _SETTLES_WITHIN_S):
             raise RuntimeError(f"{kind}: the requests before never ended")
         number = load.number
-        freed = _try(path, address, gauges, len(engine_ms))
-        if freed is None or number != load.number:
-            # The background has begun again, or the first token came too soon.
+        outcome = _try(path, address, gauges, attempt)
+        if outcome is None or number != load.number:
+            # The first token came too soon, or the background has begun again.
             continue
-        slot, engine = freed
-        if slot is not None:
-            slot_ms.append(1000 * slot)
-        if engine is None:
-            never += 1
-        else:
-            engine_ms.append(1000 * engine)
-    reading_ms = 1000 * statistics.median(gauges.readings_s)
-    return Freed(path, kind, slot_ms, engine_ms, never, reading_ms)
+        counted.append(outcome)
+        if len(counted) == tries or not outcome.is_free:
+            break
+    return Freed(
+        path,
+        kind,
+        [1000 * each.slot_s for each in counted if each.slot_s is not None],
+        [1000 * each.engine_s for each in counted if each.engine_s is not None],
+        len(counted),
+        sum(not each.is_free for each in counted),
+        1000 * statistics.median(gauges.readings_s),
+    )
 
 
-def _try(
-    path: str, address: str, gauges: _Gauges, number: int
-) -> tuple[float | None, float | None] | None:
-    """Makes one request and leaves it; returns the seconds until each gauge fell.
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What came of one try: whether all gauges fell in time, and the seconds until each fell."""
 
-    Returns:
-        None if the try does not count. A gauge that did not fall in time has None.
-    """
+    is_free: bool
+    slot_s: float | None
+    engine_s: float | None
+
+
+def _try(path: str, address: str, gauges: _Gauges, number: int) -> _Outcome | None:
+    """Makes one request and leaves it; None if the try does not count."""
     streams, before_first = "streamed" in path, path.endswith("first token")
     body = _request_body(path, f"{number}{time.time_ns()}", streams=streams)
     with _sent(address, PATHS[path], body) as sock:
         if streams and not before_first:
             _read_frames(sock, 5)
-        else:
-            until_s = time.perf_counter() + _STARTS_WITHIN_S
-            while True:
-                slot, engine = gauges.read()
-                if (slot or engine) >= 2:
-                    break
-                if time.perf_counter() > until_s:
-                    raise RuntimeError(f"{path}: the engine never ran the request")
-            if not before_first:
-                time.sleep(random.uniform(0.05, 0.15))
-            elif _has_content(sock):
+        began_s = time.perf_counter()
+        while True:
+            slot, engine = gauges.read()
+            # A prompt shows in the engine's gauge only when its first token has come.
+            if (engine if slot is None or not before_first else slot) >= 2:
+                break
+            if time.perf_counter() - began_s > _STARTS_WITHIN_S:
+                raise RuntimeError(f"{path}: the engine never ran the request")
+        if before_first:
+            if _has_content(sock):
                 return None
+        elif not streams:
+            time.sleep(random.uniform(0.05, 0.15))
+        was_in_engine = engine >= 2
         closed_s = time.perf_counter()
         sock.close()
     slot_s: float | None = None
@@ -236,9 +243,9 @@ def _try(
         if slot is not None and slot < 2 and slot_s is None:
             slot_s = after_s
         if engine < 2 and (slot is None or slot_s is not None):
-            return slot_s, after_s
+            return _Outcome(True, slot_s, after_s if was_in_engine else None)
         if after_s > _FREE_WITHIN_S:
-            return slot_s, None
+            return _Outcome(False, slot_s, None)
 
 
 def _request_body(path: str, salt: str, *, streams: bool) -> bytes:

@@ -254,7 +254,7 @@ def cancellation_table(freed: Sequence[Freed]) -> Table:
             LABELS[each.kind],
             *_times(each.slot_ms, 0),
             *_times(each.engine_ms, each.never),
-            str(len(each.engine_ms) + each.never),
+            str(each.tries),
             f"{each.reading_ms:.1f} ms",
         )
     return shown
