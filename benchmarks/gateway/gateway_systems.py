@@ -240,6 +240,8 @@ def _litellm(vllm: str, folder: Path) -> Iterator[tuple[str, int]]:
             {
                 "model_list": [{"model_name": MODEL_NAME, "litellm_params": parameters}],
                 "litellm_settings": {"set_verbose": False, "num_retries": 0},
+                # No system here asks for keys. Without this the proxy does not start.
+                "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
             }
         )
     )

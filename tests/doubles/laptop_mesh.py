@@ -31,11 +31,13 @@ class LaptopMesh:
         vision_port: Envoy's port for vision.
         llm_port: Envoy's port for the language model.
         gateway_port: Envoy's port for the gateway.
+        traces_url: Where the controller shows traces.
     """
 
     def __init__(self, folder: Path, *, llm: bool = False, gateway: bool = False) -> None:
         self.folder = folder
         self.vision_port, self.llm_port, self.gateway_port, *controller = free_ports(6)
+        self.traces_url = f"http://127.0.0.1:{controller[2]}"
         objects = folder / "istio"
         objects.mkdir()
         optional = {"llm.yaml": llm, "http.yaml": gateway}

@@ -354,6 +354,6 @@ async def test_caches_show_filters_as_direct_calls_do_and_see_ones_own(host):
         impatient = dataclasses.replace(cached, timeout_s=0.05)
         again = ClusterTraffic(host.client, impatient, host.observer, SETTINGS)
         again._memories[mine.key] = memory
-        with pytest.raises(TrafficError, match="last write to a EnvoyFilter"):
+        with pytest.raises(TrafficError, match="last write to an EnvoyFilter"):
             await again.of(mine).read("vision")
         assert (await again.of(mine).read("vision")).split.same_as(wanted)

@@ -134,10 +134,10 @@ class CachedObjects:
         """
         namespace = host.namespace
         if at_least:
-            await self._reach("VirtualService", self.virtual_services, at_least, namespace)
+            await self._reach("a VirtualService", self.virtual_services, at_least, namespace)
         if self.envoy_filters is not None:
             for where, version in filters_at_least.items():
-                await self._reach("EnvoyFilter", self.envoy_filters, version, where)
+                await self._reach("an EnvoyFilter", self.envoy_filters, version, where)
         services, rules = self.virtual_services, self.destination_rules
         own = key_of(host.service, namespace)
         slices = self.endpoint_slices.by(_SERVICE, own)
@@ -170,7 +170,7 @@ class CachedObjects:
     ) -> None:
         if not await cache.reaches(version, self.timeout_s, namespace):
             raise LaggingError(
-                f"the API server has not shown the last write to a {kind} of {namespace} within"
+                f"the API server has not shown the last write to {kind} of {namespace} within"
                 f" {self.timeout_s:g} s"
             )
 

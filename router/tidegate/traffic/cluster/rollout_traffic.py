@@ -133,7 +133,8 @@ class RolloutTraffic:
     ) -> Applied:
         """Puts a split in force; see `TrafficRouter`."""
         where = self._service_host(host)
-        split = ordered_split(split, self._rollout.spec.candidate_names)
+        if split.sticky is not None:
+            split = ordered_split(split, self._rollout.spec.candidate_names)
         requested_s = self._around.clock()
         with telling(f"change the traffic of {where.name}"):
             view = await self._ready_view(where, split, owner, urgent=urgent)
