@@ -1,10 +1,12 @@
 """The LLM client: streams, options and unary calls."""
 
+import json
 import threading
 
 import pytest
 from double_server import double_server, status
 from grpc import StatusCode
+from pydantic import BaseModel
 
 from tidegate.client import (
     AsyncClient,
@@ -15,9 +17,17 @@ from tidegate.client import (
     Role,
     ServerFaultError,
     TokenLogprob,
+    Tool,
+    ToolCall,
     UnavailableError,
 )
-from tidegate.client._shared.llm import delta, embed_request, tokenize_request
+from tidegate.client._shared.llm import (
+    PartialAnswer,
+    completion,
+    delta,
+    embed_request,
+    tokenize_request,
+)
 from tidegate.llm.v1 import llm_pb2
 
 
@@ -138,6 +148,68 @@ def test_log_probabilities_have_the_bytes_of_their_tokens():
     (place,) = delta(response).logprobs
     assert place.chosen == TokenLogprob(7, "\ufffd", -1.0, 2, b"\xf0")
     assert place.top == (place.chosen,)
+
+
+def test_tools_and_their_results_reach_the_request(client, server):
+    class Arguments(BaseModel):
+        city: str
+
+    call = ToolCall("c1", "weather", '{"city": "Tokyo"}')
+    client.llm.chat(
+        [
+            Message(Role.DEVELOPER, "be brief"),
+            Message(Role.ASSISTANT, tool_calls=(call,), reasoning="hm"),
+            {"role": "tool", "content": "Sun", "tool_call_id": "c1"},
+        ],
+        tools=[
+            Tool("weather", "Tells.", Arguments, strict=True),
+            Tool("time"),
+            Tool("look", parameters={"type": "object"}),
+        ],
+        tool_choice="weather",
+        single_tool_call=True,
+    ).read()
+    client.llm.chat("a", tools=[Tool("time")], tool_choice="required").read()
+    client.llm.chat("a", tools=[Tool("time")]).read()
+    named, required, free = server.script.requests
+    developer, assistant, result = named.messages
+    assert developer.role == llm_pb2.ROLE_DEVELOPER
+    assert (assistant.tool_calls[0].id, assistant.reasoning) == ("c1", "hm")
+    assert (result.role, result.tool_call_id) == (llm_pb2.ROLE_TOOL, "c1")
+    weather, time, look = named.tools
+    assert json.loads(weather.parameters_json_schema)["required"] == ["city"]
+    assert (weather.strict, time.parameters_json_schema) == (True, "")
+    assert look.parameters_json_schema == '{"type": "object"}'
+    assert (named.tool_choice.tool, named.single_tool_call) == ("weather", True)
+    assert required.tool_choice.mode == llm_pb2.ToolChoice.MODE_REQUIRED
+    assert not free.HasField("tool_choice")
+
+
+def test_a_streamed_answer_has_the_reasoning_and_the_calls_of_its_deltas():
+    parts = (
+        {"reasoning": "Hm"},
+        {"reasoning": "m.", "tool_calls": [{"index": 0, "id": "x", "name": "f"}]},
+        {"tool_calls": [{"index": 0, "arguments": "{"}, {"index": 0, "arguments": "}"}]},
+        {"tool_calls": [{"index": 1, "id": "y", "name": "g", "arguments": "{}"}]},
+    )
+    finish = {"reason": "FINISH_REASON_TOOL_CALLS", "usage": {"reasoning_tokens": 2}}
+    answer = PartialAnswer("target")
+    for part in parts:
+        answer.add(delta(llm_pb2.ChatResponse(delta=part)))
+    answer.add(delta(llm_pb2.ChatResponse(finish=finish)))
+    whole = answer.whole()
+    assert (whole.reasoning, whole.text) == ("Hmm.", "")
+    assert whole.tool_calls == (ToolCall("x", "f", "{}"), ToolCall("y", "g", "{}"))
+    assert whole.finish.reason is FinishReason.TOOL_CALLS
+    assert whole.finish.usage.reasoning_tokens == 2
+    in_one = llm_pb2.CompleteResponse(
+        output={
+            "reasoning": "Hmm.",
+            "tool_calls": [{"id": "x", "name": "f", "arguments": "{}"}],
+        },
+        finish=finish,
+    )
+    assert completion(in_one).tool_calls == (ToolCall("x", "f", "{}"),)
 
 
 def test_schema_may_be_a_mapping(client, server):

@@ -53,6 +53,9 @@ from tidegate.client._shared.llm_types import (
     Role,
     Tokenization,
     TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from tidegate.client._shared.vision import (
@@ -116,6 +119,9 @@ __all__ = [
     "Tls",
     "TokenLogprob",
     "Tokenization",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedError",

@@ -31,6 +31,7 @@ from tidegate.client._shared.llm_types import (
     GenerateOptions,
     LlmModel,
     Tokenization,
+    Tool,
 )
 from tidegate.client._shared.spans import CallSpan
 from tidegate.client._sync_calls import call_unary
@@ -145,6 +146,9 @@ class LlmClient:
         *,
         continue_last_message: bool = False,
         template_arguments: Mapping[str, Any] | None = None,
+        tools: Iterable[Tool] = (),
+        tool_choice: str | None = None,
+        single_tool_call: bool = False,
         timeout_s: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> GenerationStream:
@@ -154,6 +158,10 @@ class LlmClient:
             messages: The conversation so far, oldest first; a text is one message of the user.
             continue_last_message: Continue the last message, which is the assistant's.
             template_arguments: Further variables for the model's chat template.
+            tools: Tools that the model may call; see :attr:`Delta.tool_calls`.
+            tool_choice: ``auto`` (the default), ``none``, ``required``, or the name of the tool
+                that the model must call.
+            single_tool_call: Let the model call at most one tool.
             timeout_s: Deadline of the whole stream in seconds; the client's default unless given.
             **options: Model and sampling options; see :class:`GenerateOptions`.
 
@@ -165,6 +173,9 @@ class LlmClient:
             options,
             continue_last_message=continue_last_message,
             template_arguments=template_arguments,
+            tools=tools,
+            tool_choice=tool_choice,
+            single_tool_call=single_tool_call,
         )
         self._context.checked(request)
         deadline_s = self._context.stream_deadline_s(timeout_s)

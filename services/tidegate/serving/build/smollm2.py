@@ -8,8 +8,12 @@ bfloat16: the answers are those of the four-bit model, at the speed of a bfloat1
 GGUF names its tokenizer's splitting rule (``smollm``), a Hugging Face tokenizer spells it out, and
 the conversion leaves GPT-2's rule in place. This module restores the rule: every digit is a token
 of its own, and white space before a digit stays whole.
+
+The package's chat template knows no tools. This module adds them in the form of Hermes models,
+which vLLM's parser ``hermes`` reads. A conversation without tools renders as before.
 """
 
+import hashlib
 import importlib.util
 from importlib import metadata
 from pathlib import Path
@@ -24,12 +28,18 @@ from tidegate.serving.repository import (
     Source,
 )
 
-__all__ = ["DEFAULT_VERSION", "NAME", "RECIPE", "find_weights", "write_language_model"]
+__all__ = ["DEFAULT_VERSION", "NAME", "RECIPE", "TEMPLATE", "find_weights", "write_language_model"]
 
 NAME = "smollm2"
 DEFAULT_VERSION = "1"
-RECIPE = 2
-"""Recipe 2: the model samples as its authors do."""
+RECIPE = 3
+"""Recipe 2: the model samples as its authors do. Recipe 3: the chat template describes tools."""
+
+TEMPLATE = Path(__file__).with_name("smollm2.jinja")
+"""The chat template; without tools it renders what the template of the package renders."""
+
+_TEMPLATE_OF_PACKAGE = "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"
+_TOOL_PARSER = "hermes"
 
 # The sampling parameters of the authors' model card. Without any, vLLM samples at temperature 1,
 # and a model as small as this one then drifts into other subjects and languages.
@@ -103,6 +113,10 @@ def write_language_model(folder: Path) -> LanguageModel:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
+        digest = hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+        if digest != _TEMPLATE_OF_PACKAGE:
+            raise BuildError(f"{weights} has another chat template than SmolLM2's")
+        tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8").rstrip("\n")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return LanguageModel(
@@ -122,5 +136,6 @@ def write_language_model(folder: Path) -> LanguageModel:
         architecture=model.config.architectures[0],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         context_length=context_length,
-        chat_template=bool(tokenizer.chat_template),
+        chat_template=True,
+        tool_parser=_TOOL_PARSER,
     )

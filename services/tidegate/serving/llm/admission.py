@@ -1,5 +1,7 @@
 """Limits the requests that the server holds: those that the engine runs, and a bounded queue.
 
+Each answer that a request asks for is a request of its own to the engine, so it counts as one here.
+
 The server refuses a request beyond the limit at once. So memory is bounded, and accepted requests
 do not wait behind requests whose clients will have given up. A request counts from the start of its
 work to the end, whether it runs or waits, because only the engine knows which.
@@ -35,28 +37,33 @@ class Admission:
         self._held = 0
         self._mean_s = 0.0
 
+    @property
+    def capacity(self) -> int:
+        """The requests that the server holds at most."""
+        return self._running + self._waiting
+
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Counts one request while the context is open.
+    def slots(self, count: int = 1) -> Iterator[None]:
+        """Counts a request with this many answers while the context is open.
 
         Raises:
             ResourceExhausted: The queue is full; the error says when to try again.
         """
-        if self._held >= self._running + self._waiting:
+        if self._held + count > self.capacity:
             telemetry.REFUSED.inc()
             raise ResourceExhausted(
                 f"the queue is full: {self._waiting} requests wait",
                 retry_after_s=self._retry_after_s(),
                 reason="QUEUE_FULL",
             )
-        self._held += 1
-        telemetry.IN_FLIGHT.inc()
+        self._held += count
+        telemetry.IN_FLIGHT.inc(count)
         began_s = time.monotonic()
         try:
             yield
         finally:
-            self._held -= 1
-            telemetry.IN_FLIGHT.dec()
+            self._held -= count
+            telemetry.IN_FLIGHT.dec(count)
             took_s = time.monotonic() - began_s
             self._mean_s += (took_s - self._mean_s) * (_WEIGHT_OF_NEWEST if self._mean_s else 1)
 

@@ -19,7 +19,13 @@ from tidegate.runtime.process import schedule_in_batches
 from tidegate.serving.llm.admission import Admission
 from tidegate.serving.llm.api.generation import InferencePipeline
 from tidegate.serving.llm.api.service import LlmServicer, ModelCard
-from tidegate.serving.llm.engine.vllm_engine import EngineDiedError, VllmEngine, loaded_engine
+from tidegate.serving.llm.engine.vllm_engine import (
+    EngineDiedError,
+    OutputForm,
+    VllmEngine,
+    loaded_engine,
+)
+from tidegate.serving.llm.postprocessing.parsers import ParserNames
 from tidegate.serving.llm.preprocessing.grammar_checker import running_grammar_checker
 from tidegate.serving.llm.preprocessing.tokenizer import PromptTokenizer
 from tidegate.serving.llm.requests.parser import ChatPrompt, Options
@@ -32,6 +38,7 @@ __all__ = ["LlmApplication"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_NO_PARSER: Final = "none"
 _SERVICE: Final = llm_pb2.DESCRIPTOR.services_by_name["LlmService"].full_name
 
 
@@ -74,7 +81,9 @@ class LlmApplication:
         self._servicer.health = health
         if settings.model_path is None:
             await asyncio.to_thread(_verify, settings, card)
-        async with loaded_engine(settings, self._path, card.name, card.version) as engine:
+        async with loaded_engine(
+            settings, self._path, card.name, card.version, card.parsers
+        ) as engine:
             adopt_library_loggers()
             if settings.batch_scheduling:
                 # Only now: the engine's processes run already and must not inherit the policy.
@@ -117,7 +126,8 @@ async def _warm_up(pipeline: InferencePipeline) -> None:
         await engine.embed(ids)
         return
     options = Options(Sampling(max_tokens=2), "", 0, "options")
-    async with aclosing(engine.generate(ids, options, time.time(), streams=True)) as outputs:
+    outputs = engine.generate(ids, options, time.time(), OutputForm(streams=True))
+    async with aclosing(outputs):
         async for _ in outputs:
             pass
 
@@ -153,14 +163,30 @@ def _find(settings: LlmSettings) -> tuple[Path, ModelCard]:
     name = settings.model_name
     if settings.model_path is not None:
         version = settings.model_version or "1"
-        return settings.model_path, ModelCard(name, version, embeds, str(settings.model_path))
+        parsers = _parsers(settings, ParserNames())
+        card = ModelCard(name, version, embeds, str(settings.model_path), parsers)
+        return settings.model_path, card
     repository = Repository(settings.model_repository)
     try:
         entry = repository.find(name, settings.model_version, verify=False)
-        description = entry.language_model().description
+        model = entry.language_model()
     except RepositoryError as error:
         raise StartupError(f"model_repository, model_name: {error}") from error
-    return entry.model_path, ModelCard(name, entry.version, embeds, description)
+    parsers = _parsers(settings, ParserNames(model.tool_parser, model.reasoning_parser))
+    return entry.model_path, ModelCard(name, entry.version, embeds, model.description, parsers)
+
+
+def _parsers(settings: LlmSettings, of_model: ParserNames) -> ParserNames:
+    """Returns the parsers that the settings name, or else those of the model."""
+    if settings.runner is Runner.POOLING:
+        return ParserNames()
+    names = (
+        each if asked is None else ("" if asked == _NO_PARSER else asked)
+        for asked, each in zip(
+            (settings.tool_parser, settings.reasoning_parser), of_model, strict=True
+        )
+    )
+    return ParserNames(*names)
 
 
 def _verify(settings: LlmSettings, card: ModelCard) -> None:

@@ -73,6 +73,21 @@ class LlmSettings(ChassisSettings):
         " as model_name and model_version ('1' if that is unset).",
     )
 
+    tool_parser: str | None = Field(
+        None,
+        min_length=1,
+        description="Parser of vLLM that finds calls of tools in the model's answers, for example"
+        " hermes. none lets the model call tools only where a request demands it. Unset takes the"
+        " parser that the repository names for the model.",
+    )
+    reasoning_parser: str | None = Field(
+        None,
+        min_length=1,
+        description="Parser of vLLM that separates the model's reasoning from its answer, for"
+        " example deepseek_r1. none leaves reasoning in the text. Unset takes the parser that the"
+        " repository names for the model.",
+    )
+
     runner: Runner = Field(
         Runner.GENERATE, description="generate answers prompts; pooling makes embeddings."
     )

@@ -80,7 +80,7 @@ TOKENS: Final = Counter(
 )
 IN_FLIGHT: Final = Gauge(
     "tidegate_llm_in_flight_requests",
-    "Requests in the server, running or waiting.",
+    "Requests in the server, running or waiting; each answer of a request counts.",
     registry=_METRICS,
 )
 REFUSED: Final = Counter(
@@ -111,7 +111,7 @@ class CancelCause(StrEnum):
 # Series start at 0: `rate()` cannot see the first value of a new series.
 for _kind in ("prompt", "completion"):
     TOKENS.labels(_kind)
-for _reason in ("stop", "length", "abort", "repetition"):
+for _reason in ("stop", "length", "abort", "repetition", "tool_calls"):
     FINISHED.labels(_reason)
 for _cause in CancelCause:
     CANCELLED.labels(_cause)
@@ -220,6 +220,8 @@ def _request_attributes(
     }
     if sampling.max_tokens is not None:
         attributes["gen_ai.request.max_tokens"] = sampling.max_tokens
+    if sampling.answers > 1:
+        attributes["gen_ai.request.choice.count"] = sampling.answers
     if sampling.seed is not None:
         attributes["gen_ai.request.seed"] = sampling.seed
     return attributes
@@ -229,15 +231,15 @@ def trace_response(
     input_tokens: int,
     output_tokens: int,
     *,
-    finish_reason: str | None = None,
+    finish_reasons: tuple[str, ...] = (),
     time_to_first_token_s: float | None = None,
 ) -> None:
     """Sets the attributes of the response on the current span.
 
     Args:
         input_tokens: Tokens of the prompt.
-        output_tokens: Tokens of the answer.
-        finish_reason: Why the answer ended.
+        output_tokens: Tokens of the answers.
+        finish_reasons: Why each answer ended.
         time_to_first_token_s: Time from receipt to the first token.
     """
     span = trace.get_current_span()
@@ -247,8 +249,8 @@ def trace_response(
         "gen_ai.usage.input_tokens": input_tokens,
         "gen_ai.usage.output_tokens": output_tokens,
     }
-    if finish_reason is not None:
-        attributes["gen_ai.response.finish_reasons"] = (finish_reason,)
+    if finish_reasons:
+        attributes["gen_ai.response.finish_reasons"] = finish_reasons
     if time_to_first_token_s is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = time_to_first_token_s
     span.set_attributes(attributes)

@@ -312,6 +312,8 @@ class LanguageModel(_Described):
         parameters: The number of its weights.
         context_length: Tokens of prompt and answer together.
         chat_template: Whether the tokenizer has a template for chat messages.
+        tool_parser: vLLM's parser for the calls of tools that the model writes; empty for none.
+        reasoning_parser: vLLM's parser for the reasoning that the model writes; empty for none.
     """
 
     kind: Literal["language-model"]
@@ -319,6 +321,8 @@ class LanguageModel(_Described):
     parameters: int | None = Field(default=None, ge=1)
     context_length: int | None = Field(default=None, ge=1)
     chat_template: bool = False
+    tool_parser: str = ""
+    reasoning_parser: str = ""
 
 
 Metadata = ImageClassifier | LanguageModel

@@ -10,6 +10,7 @@ from llm_server import LlmServer
 from tidegate.llm.v1 import llm_pb2
 from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm.engine import launch
+from tidegate.serving.llm.postprocessing.parsers import ParserNames
 from tidegate.serving.llm.settings import LlmSettings
 
 INVARIANT = "VLLM_BATCH_INVARIANT"
@@ -72,7 +73,7 @@ def test_on_a_cpu_the_engine_runs_one_request_at_a_time(environment, monkeypatch
     )
     given = settings(tmp_path, batch_invariant=asked, max_running_requests=8)
     launch._set_batch_invariance(given, on_cpu=True)
-    arguments = launch._engine_arguments(given, tmp_path, "model", on_cpu=True)
+    arguments = launch._engine_arguments(given, tmp_path, "model", ParserNames(), on_cpu=True)
     assert arguments.max_num_seqs == (1 if asked else 8)
     assert getattr(arguments, "enable_prefix_caching", None) is (False if asked else None)
     assert INVARIANT not in environment

@@ -153,11 +153,14 @@ async def test_log_probabilities_mean_the_same_with_and_without_constraints_in_a
 SPECIAL = {0, 1, 2}
 
 
-@pytest.mark.parametrize("role", ["SYSTEM", "USER", "ASSISTANT", "TOOL"])
+@pytest.mark.parametrize("role", ["SYSTEM", "USER", "ASSISTANT", "TOOL", "DEVELOPER"])
 async def test_a_message_cannot_spell_special_tokens(client, role):
     def conversation(text):
         role_id = llm_pb2.Role.Value(f"ROLE_{role}")
-        messages = [{"role": role_id, "content": text}, {"role": "ROLE_USER", "content": "Hm?"}]
+        message = {"role": role_id, "content": text}
+        if role == "TOOL":
+            message["tool_call_id"] = "call_1"
+        messages = [message, {"role": "ROLE_USER", "content": "Hm?"}]
         return llm_pb2.TokenizeRequest(conversation={"messages": messages})
 
     told = await client.stub.Tokenize(conversation(INJECTION))

@@ -13,6 +13,7 @@ from tidegate.chassis.errors import NotFound, ResourceExhausted, ServiceError
 from tidegate.llm.v1 import llm_pb2
 from tidegate.runtime import tracing
 from tidegate.serving.llm.api.service import LlmServicer, ModelCard
+from tidegate.serving.llm.postprocessing.parsers import ParserNames
 from tidegate.serving.llm.requests.parser import ModelFacts
 from tidegate.serving.llm.requests.sampling import Sampling
 from tidegate.serving.llm.telemetry import inference_span, served_model, trace_response
@@ -34,7 +35,7 @@ def spans():
 def test_a_span_has_the_attributes_of_generative_ai(spans):
     sampling = Sampling(max_tokens=5, temperature=0.5, top_p=0.9, seed=7, stop=("x",))
     with inference_span(FACTS, "chat", sampling, streams=True):
-        trace_response(3, 5, finish_reason="length", time_to_first_token_s=0.25)
+        trace_response(3, 5, finish_reasons=("length",), time_to_first_token_s=0.25)
     (span,) = spans.get_finished_spans()
     assert span.name == "chat small"
     assert span.kind is SpanKind.INTERNAL
@@ -57,6 +58,14 @@ def test_a_span_has_the_attributes_of_generative_ai(spans):
         "gen_ai.response.finish_reasons": ("length",),
         "gen_ai.response.time_to_first_chunk": 0.25,
     }
+
+
+def test_a_span_of_several_answers_has_the_reason_of_each(spans):
+    with inference_span(FACTS, "chat", Sampling(answers=2)):
+        trace_response(3, 9, finish_reasons=("tool_calls", "length"))
+    (span,) = spans.get_finished_spans()
+    assert span.attributes["gen_ai.request.choice.count"] == 2
+    assert span.attributes["gen_ai.response.finish_reasons"] == ("tool_calls", "length")
 
 
 def test_a_span_that_is_not_recorded_gets_no_attributes():
@@ -95,7 +104,7 @@ def request_of(method, model):
     "method", ["Generate", "Chat", "Complete", "Tokenize", "Detokenize", "Embed"]
 )
 async def test_a_request_for_an_unknown_model_counts_for_no_model(method):
-    servicer = LlmServicer(ModelCard("small", "2", method == "Embed", "A model."))
+    servicer = LlmServicer(ModelCard("small", "2", method == "Embed", "A model.", ParserNames()))
     # The engine needs vLLM; these requests never reach it.
     engine = SimpleNamespace(facts=FACTS, embeds=method == "Embed")
     servicer.pipeline = SimpleNamespace(engine=engine)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import grpc
@@ -27,6 +28,9 @@ from tidegate.client._shared.llm_types import (
     Role,
     Tokenization,
     TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
     Usage,
 )
 from tidegate.client._shared.vision import duration_s, timestamp
@@ -48,14 +52,19 @@ __all__ = [
     "tokenize_request",
 ]
 
-MessageInput = Message | Mapping[str, str]
-"""A message: a :class:`Message`, or a mapping with the keys ``role`` and ``content``."""
+MessageInput = Message | Mapping[str, Any]
+"""A message: a :class:`Message`, or a mapping with the keys ``role`` and ``content``, and with
+other fields of :class:`Message`."""
 
 PromptInput = str | Sequence[int]
 """A prompt: a text, or token ids."""
 
 _ROLES = {role: llm_pb2.Role.Value(f"ROLE_{role.name}") for role in Role}
 _FORMS = ("json_schema", "regex", "choice")
+_MODES = {
+    name: llm_pb2.ToolChoice.Mode.Value(f"MODE_{name.upper()}")
+    for name in ("auto", "none", "required")
+}
 _OPTIONS = ("model", "version", "lora_adapter", "priority")
 
 
@@ -78,6 +87,9 @@ def chat_request(
     *,
     continue_last_message: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
+    tools: Iterable[Tool] = (),
+    tool_choice: str | None = None,
+    single_tool_call: bool = False,
 ) -> llm_pb2.ChatRequest:
     """Makes the request to answer a conversation, or a single message of the user.
 
@@ -88,7 +100,13 @@ def chat_request(
         messages=_messages(messages),
         options=_generation_options(options),
         continue_last_message=continue_last_message,
+        tools=[_tool(each) for each in tools],
+        single_tool_call=single_tool_call,
     )
+    if tool_choice in _MODES:
+        request.tool_choice.mode = _MODES[tool_choice]
+    elif tool_choice is not None:
+        request.tool_choice.tool = tool_choice
     if template_arguments is not None:
         try:
             request.template_arguments.update(dict(template_arguments))
@@ -154,6 +172,11 @@ def delta(response: llm_pb2.GenerateResponse | llm_pb2.ChatResponse) -> Delta:
         token_ids=tuple(response.delta.token_ids),
         logprobs=_logprobs(response.delta.logprobs),
         finish=_finish(response.finish) if response.HasField("finish") else None,
+        reasoning=response.delta.reasoning,
+        tool_calls=tuple(
+            ToolCallDelta(call.index, call.id, call.name, call.arguments)
+            for call in response.delta.tool_calls
+        ),
     )
 
 
@@ -164,6 +187,10 @@ def completion(response: llm_pb2.CompleteResponse) -> Completion:
         token_ids=tuple(response.output.token_ids),
         logprobs=_logprobs(response.output.logprobs),
         finish=_finish(response.finish),
+        reasoning=response.output.reasoning,
+        tool_calls=tuple(
+            ToolCall(call.id, call.name, call.arguments) for call in response.output.tool_calls
+        ),
     )
 
 
@@ -197,6 +224,8 @@ def llm_model(model: llm_pb2.Model) -> LlmModel:
         description=model.description,
         loaded_at=timestamp(model.loaded_at) if model.HasField("loaded_at") else None,
         batch_invariant=model.batch_invariant,
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
     )
 
 
@@ -235,7 +264,16 @@ class PartialAnswer:
             token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
             logprobs=tuple(item for delta in self._deltas for item in delta.logprobs),
             finish=finish,
+            reasoning="".join(delta.reasoning for delta in self._deltas),
+            tool_calls=self._tool_calls(),
         )
+
+    def _tool_calls(self) -> tuple[ToolCall, ...]:
+        calls: dict[int, ToolCall] = {}
+        for part in (part for delta in self._deltas for part in delta.tool_calls):
+            begun = calls.get(part.index, ToolCall(part.id, part.name, ""))
+            calls[part.index] = replace(begun, arguments=begun.arguments + part.arguments)
+        return tuple(calls.values())
 
     def truncated(self) -> TidegateRpcError:
         """Makes the error for a stream that ended without a ``finish``."""
@@ -264,15 +302,37 @@ def _messages(messages: str | Iterable[MessageInput]) -> list[llm_pb2.Message]:
 
 
 def _message(index: int, message: MessageInput) -> llm_pb2.Message:
-    if isinstance(message, Message):
-        return llm_pb2.Message(role=_ROLES[message.role], content=message.content)
     try:
-        return llm_pb2.Message(role=_ROLES[Role(message["role"])], content=message["content"])
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(message, Message):
+            message = Message(**{**message, "role": Role(message["role"])})
+        return llm_pb2.Message(
+            role=_ROLES[message.role],
+            content=message.content,
+            tool_calls=[
+                llm_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments)
+                for call in message.tool_calls
+            ],
+            tool_call_id=message.tool_call_id,
+            reasoning=message.reasoning,
+            name=message.name,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         roles = ", ".join(Role)
         raise InvalidInputError(
-            f"messages[{index}] must have 'role' (one of {roles}) and 'content' (text)"
+            f"messages[{index}] must have 'role' (one of {roles}) and 'content' (text), and only"
+            f" fields of Message: {error}"
         ) from error
+
+
+def _tool(tool: Tool) -> llm_pb2.Tool:
+    return llm_pb2.Tool(
+        name=tool.name,
+        description=tool.description,
+        parameters_json_schema=(
+            "" if tool.parameters is None else _schema(tool.parameters, f"tool {tool.name}")
+        ),
+        strict=tool.strict,
+    )
 
 
 def _is_conversation(value: PromptInput | Sequence[MessageInput]) -> bool:
@@ -308,12 +368,15 @@ def _constraint(forms: Mapping[str, object]) -> llm_pb2.Constraint:
     if name == "choice":
         options = cast("Sequence[str]", form)
         return llm_pb2.Constraint(choice=llm_pb2.Choices(options=options))
+    return llm_pb2.Constraint(json_schema=_schema(form, "json_schema"))
+
+
+def _schema(form: object, name: str) -> str:
     if isinstance(form, type):
         if not hasattr(form, "model_json_schema"):
-            raise InvalidInputError(f"json_schema: {form.__name__} is not a pydantic model")
+            raise InvalidInputError(f"{name}: {form.__name__} is not a pydantic model")
         form = form.model_json_schema()
-    text = form if isinstance(form, str) else json.dumps(form)
-    return llm_pb2.Constraint(json_schema=text)
+    return form if isinstance(form, str) else json.dumps(form)
 
 
 def _finish(finish: llm_pb2.Finish) -> Finish:
@@ -343,7 +406,12 @@ def _finish(finish: llm_pb2.Finish) -> Finish:
 
 
 def _usage(usage: llm_pb2.Usage) -> Usage:
-    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
+    return Usage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_prompt_tokens,
+        usage.reasoning_tokens,
+    )
 
 
 def _logprobs(values: Iterable[llm_pb2.Logprobs]) -> tuple[PositionLogprobs, ...]:

@@ -21,6 +21,9 @@ __all__ = [
     "Role",
     "TokenLogprob",
     "Tokenization",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "Usage",
 ]
 
@@ -32,6 +35,23 @@ class Role(StrEnum):
     USER = "user"
     ASSISTANT = "assistant"
     TOOL = "tool"
+    DEVELOPER = "developer"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool, as the model made it.
+
+    Attributes:
+        id: Id of the call; the message with the result repeats it.
+        name: Name of the tool.
+        arguments: The arguments as JSON text. It is only the beginning of an object if the answer
+            reached ``max_tokens``.
+    """
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +61,36 @@ class Message:
     Attributes:
         role: Author of the message.
         content: Text of the message.
+        tool_calls: Calls that the assistant made in this message.
+        tool_call_id: Id of the call that a message of a tool answers.
+        reasoning: What the assistant thought before it answered.
+        name: Name of the author, for chat templates that use it.
     """
 
     role: Role
-    content: str
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    reasoning: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that the model may call.
+
+    Attributes:
+        name: Name of the tool: up to 64 letters, digits, underscores and hyphens.
+        description: What the tool does, and when to call it.
+        parameters: JSON Schema of the arguments: text, a mapping, or a pydantic model class;
+            ``None`` for a tool without arguments.
+        strict: Enforce the schema even if the model decides itself to call the tool.
+    """
+
+    name: str
+    description: str = ""
+    parameters: str | Mapping[str, object] | type | None = None
+    strict: bool = False
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -113,6 +159,7 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +170,13 @@ class Usage:
         prompt_tokens: Tokens of the prompt, including those of the chat template.
         completion_tokens: Tokens of the answer.
         cached_prompt_tokens: Tokens of the prompt that the server had in its cache.
+        reasoning_tokens: Tokens of the answer that were reasoning.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +254,23 @@ class PositionLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next part of a call of a tool.
+
+    Attributes:
+        index: Number of the call in the answer, from 0.
+        id: Id of the call; only its first part has it.
+        name: Name of the tool; only the first part has it.
+        arguments: Text of the arguments since the last part.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """The next part of a streamed answer.
 
@@ -213,12 +279,16 @@ class Delta:
         token_ids: Token ids since the last delta.
         logprobs: One entry for each new token, if the request asked for them.
         finish: How the answer ended; only the last delta has it.
+        reasoning: Text of the model's reasoning since the last delta; not part of ``text``.
+        tool_calls: New parts of calls of tools.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[PositionLogprobs, ...] = ()
     finish: Finish | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +300,16 @@ class Completion:
         token_ids: Token ids of the answer.
         logprobs: One entry for each token, if the request asked for them.
         finish: How the answer ended.
+        reasoning: The model's reasoning; not part of ``text``.
+        tool_calls: The tools that the model called.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...]
     finish: Finish
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +368,9 @@ class LlmModel:
         description: What the model is and where its weights come from.
         loaded_at: When the model became ready; ``None`` if it is not ready.
         batch_invariant: Whether the same request and seed give the same text whatever else runs.
+        tool_parser: vLLM's parser for calls of tools; empty if the model calls tools only on
+            demand.
+        reasoning_parser: vLLM's parser for reasoning; empty if the model does not reason.
     """
 
     name: str
@@ -308,3 +385,5 @@ class LlmModel:
     description: str
     loaded_at: datetime | None
     batch_invariant: bool = False
+    tool_parser: str = ""
+    reasoning_parser: str = ""

@@ -1,22 +1,22 @@
 """Runs a generating call from its prompt to its last token.
 
-A call takes a slot of the admission, turns its prompt into token ids, runs on the engine and writes
-the messages. It writes with `context.write` instead of yielding, because only a writer can see that
-a client does not read. A call ends if a message stays unread past the limit. Meanwhile vLLM merges
-the new tokens into the next message. A message is at most as long as the context, so memory is
-bounded.
+A call takes a slot of the admission for each of its answers, turns its prompt into token ids, runs
+on the engine and writes the messages. It writes with `context.write` instead of yielding, because
+only a writer can see that a client does not read. A call ends if a message stays unread past the
+limit. Meanwhile vLLM merges the new tokens into the next message. A message is at most as long as
+the context, so memory is bounded.
 
 A call ends at its last token, with its client, at its deadline or when the engine dies. In every
-case, leaving the loop closes the engine's iterator. That frees the sequence in the engine before
-the server sends a status.
+case, leaving the loop closes the engine's iterator. That frees all its sequences in the engine
+before the server sends a status.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import grpc
 
@@ -28,17 +28,20 @@ from tidegate.chassis.calls import (
     report_load,
     set_trailers,
 )
-from tidegate.chassis.errors import Internal, Unavailable
+from tidegate.chassis.errors import Internal, InvalidArgument, Unavailable
 from tidegate.llm.v1 import llm_pb2
 from tidegate.serving.llm import telemetry
 from tidegate.serving.llm.admission import Admission
-from tidegate.serving.llm.api.responses import ResponseBuilder
+from tidegate.serving.llm.api.responses import AnswerBuilder, AnswerCollector, ResponseBuilder
 from tidegate.serving.llm.api.time_limits import CallTimeLimits, StalledClientWatch
-from tidegate.serving.llm.engine.vllm_engine import VllmEngine
+from tidegate.serving.llm.engine.vllm_engine import OutputForm, VllmEngine
 from tidegate.serving.llm.preprocessing.grammar_checker import GrammarChecker
 from tidegate.serving.llm.preprocessing.tokenizer import PromptTokenizer
 from tidegate.serving.llm.requests.parser import ChatPrompt, Options, TextPrompt, TokenPrompt
 from tidegate.serving.llm.telemetry import CancelCause
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
 
 __all__ = ["InferencePipeline", "Prompt", "complete", "stream"]
 
@@ -79,7 +82,7 @@ async def stream(
     received_s: float,
     response_type: type[llm_pb2.GenerateResponse] | type[llm_pb2.ChatResponse],
 ) -> None:
-    """Streams an answer, one message for each output of the engine.
+    """Streams the answers, one message for each output of the engine and answer.
 
     Args:
         pipeline: The loaded model.
@@ -100,26 +103,30 @@ async def stream(
     with limits.explaining_timeout():
         async with limits.timer as timer:
             _name_model(pipeline, context)
-            with pipeline.admission.slot(), closing(StalledClientWatch(timer, limit_s)) as watch:
-                ids = await _token_ids(pipeline, prompt, options)
-                builder = ResponseBuilder(
-                    received_s, len(ids), options.sampling.logprobs, pipeline.engine.token_bytes
-                )
+            with (
+                _admitted(pipeline, options),
+                closing(StalledClientWatch(timer, limit_s)) as watch,
+            ):
+                prepared = await _prepare(pipeline, prompt, options, received_s, streams=True)
+                builder = prepared.builder
                 with _accounted(pipeline, context, builder, limits):
-                    outputs = pipeline.engine.generate(
-                        ids, options, _wall_clock_s(received_s), streams=True
-                    )
                     writer = ResponseWriter(context)
-                    async with aclosing(outputs):
+                    has_prompt_logprobs = options.sampling.prompt_logprobs is not None
+                    async with aclosing(prepared.generate(pipeline.engine)) as outputs:
                         async for output in outputs:
-                            if builder.completion_tokens:
+                            if builder.has_begun:
                                 # Calls whose first token came in the same step write first.
                                 await asyncio.sleep(0)
-                            message = response_type()
-                            builder.fill(output, message.delta, message.finish)
-                            watch.writing()
-                            await writer.write(message)
-                            watch.written()
+                            for place, completion in enumerate(output.outputs):
+                                message = response_type(answer=completion.index)
+                                if has_prompt_logprobs and isinstance(
+                                    message, llm_pb2.GenerateResponse
+                                ):
+                                    builder.fill_prompt_logprobs(output, message.prompt_logprobs)
+                                builder.fill(output, place, message.delta, message.finish)
+                                watch.writing()
+                                await writer.write(message)
+                                watch.written()
 
 
 async def complete(
@@ -134,21 +141,113 @@ async def complete(
     with limits.explaining_timeout():
         async with limits.timer:
             _name_model(pipeline, context)
-            with pipeline.admission.slot():
-                ids = await _token_ids(pipeline, prompt, options)
-                builder = ResponseBuilder(
-                    received_s, len(ids), options.sampling.logprobs, pipeline.engine.token_bytes
-                )
-                with _accounted(pipeline, context, builder, limits):
-                    outputs = pipeline.engine.generate(
-                        ids, options, _wall_clock_s(received_s), streams=False
-                    )
-                    async with aclosing(outputs):
+            with _admitted(pipeline, options):
+                prepared = await _prepare(pipeline, prompt, options, received_s, streams=False)
+                with _accounted(pipeline, context, prepared.builder, limits):
+                    async with aclosing(prepared.generate(pipeline.engine)) as outputs:
+                        if prepared.form.streams:
+                            return await _collect(prepared.builder, outputs)
                         async for output in outputs:
                             message = llm_pb2.CompleteResponse()
-                            if builder.fill(output, message.output, message.finish):
+                            prepared.builder.fill_prompt_logprobs(output, message.prompt_logprobs)
+                            if prepared.builder.fill(output, 0, message.output, message.finish):
                                 return message
     raise Internal("the engine gave no answer")
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedRequest:
+    """A request that is ready for the engine."""
+
+    token_ids: list[int]
+    options: Options
+    form: OutputForm
+    builder: ResponseBuilder
+    arrival_s: float
+
+    def generate(self, engine: VllmEngine) -> "AsyncGenerator[RequestOutput, None]":
+        return engine.generate(self.token_ids, self.options, self.arrival_s, self.form)
+
+
+async def _prepare(
+    pipeline: InferencePipeline,
+    prompt: Prompt,
+    options: Options,
+    received_s: float,
+    *,
+    streams: bool,
+) -> _PreparedRequest:
+    engine, parsers = pipeline.engine, pipeline.engine.parsers
+    plan = None
+    if isinstance(prompt, ChatPrompt):
+        options = parsers.constrained(prompt, options, pipeline.tokenizer.is_special)
+    for constraint, at in options.constraints:
+        pipeline.tokenizer.check_constraint(constraint, at)
+        await pipeline.grammar_checker.check(constraint, at)
+    ids = await pipeline.tokenizer.token_ids(prompt, options)
+    if isinstance(prompt, ChatPrompt):
+        plan = parsers.plan(prompt, ids)
+    count = options.sampling.answers
+    if plan is None:
+        # The answer to a plain prompt has no reasoning.
+        ended = True if parsers.names.reasoning else None
+        form = OutputForm(streams=streams or count > 1, reasoning_ended=ended)
+    else:
+        # vLLM's parsers read the outputs of a stream.
+        form = OutputForm(
+            streams=True,
+            special_tokens_as_text=plan.special_tokens_as_text,
+            reasoning_ended=plan.reasoning_ended,
+            reasoning_arguments=plan.reasoning_arguments,
+        )
+    sampling = options.sampling
+    builder = ResponseBuilder(
+        ids,
+        sampling.logprobs,
+        sampling.prompt_logprobs,
+        engine.token_bytes,
+        [
+            AnswerBuilder(received_s, None if plan is None else plan.new_parser())
+            for _ in range(count)
+        ],
+    )
+    return _PreparedRequest(ids, options, form, builder, _wall_clock_s(received_s))
+
+
+async def _collect(
+    builder: ResponseBuilder, outputs: "AsyncIterator[RequestOutput]"
+) -> llm_pb2.CompleteResponse:
+    """Reads streamed answers to their ends, and joins each to a whole one."""
+    message = llm_pb2.CompleteResponse()
+    answers: list[llm_pb2.CompleteResponse | llm_pb2.Answer] = [message]
+    answers += [message.further_answers.add() for _ in builder.answers[1:]]
+    collectors = [AnswerCollector() for _ in answers]
+    async for output in outputs:
+        builder.fill_prompt_logprobs(output, message.prompt_logprobs)
+        for place, completion in enumerate(output.outputs):
+            delta = llm_pb2.Delta()
+            builder.fill(output, place, delta, answers[completion.index].finish)
+            collectors[completion.index].add(delta)
+    for answer, collector in zip(answers, collectors, strict=True):
+        if not answer.HasField("finish"):
+            raise Internal("the engine gave no answer")
+        collector.fill(answer.output)
+        # The client got one message.
+        answer.finish.timings.ClearField("max_inter_message")
+    return message
+
+
+@contextmanager
+def _admitted(pipeline: InferencePipeline, options: Options) -> Iterator[None]:
+    """Takes a slot for each answer."""
+    answers, capacity = options.sampling.answers, pipeline.admission.capacity
+    if answers > capacity:
+        raise InvalidArgument.of(
+            f"{options.at}.sampling.answers",
+            f"must be at most {capacity}, the requests that this server holds",
+        )
+    with pipeline.admission.slots(answers):
+        yield
 
 
 def _name_model(pipeline: InferencePipeline, context: ServicerContext) -> None:
@@ -158,14 +257,6 @@ def _name_model(pipeline: InferencePipeline, context: ServicerContext) -> None:
     set_trailers(context, trailers)
 
 
-async def _token_ids(pipeline: InferencePipeline, prompt: Prompt, options: Options) -> list[int]:
-    constraint = options.sampling.constraint
-    if constraint is not None:
-        pipeline.tokenizer.check_constraint(constraint, f"{options.at}.sampling.constraint")
-        await pipeline.grammar_checker.check(constraint, f"{options.at}.sampling.constraint")
-    return await pipeline.tokenizer.token_ids(prompt, options)
-
-
 @contextmanager
 def _accounted(
     pipeline: InferencePipeline,
@@ -173,22 +264,28 @@ def _accounted(
     builder: ResponseBuilder,
     limits: CallTimeLimits,
 ) -> Iterator[None]:
-    """Records an answer in metrics, span and trailers when it ends, for whatever reason."""
+    """Records answers in metrics, span and trailers when they end, for whatever reason."""
     try:
         yield
     except BaseException as error:
         builder.record_cut_off()
-        telemetry.CANCELLED.labels(_cause(error, limits)).inc()
+        ended = [each for each in builder.answers if each.has_ended]
+        # A call that fails at its last message has cut an answer too.
+        cut = (len(builder.answers) - len(ended)) or 1
+        telemetry.CANCELLED.labels(_cause(error, limits)).inc(cut)
+        for each in ended[: len(builder.answers) - cut]:
+            telemetry.FINISHED.labels(each.finish_reason).inc()
         raise
     else:
-        telemetry.FINISHED.labels(builder.finish_reason).inc()
+        for each in builder.answers:
+            telemetry.FINISHED.labels(each.finish_reason).inc()
     finally:
-        telemetry.TOKENS.labels("prompt").inc(builder.prompt_tokens)
+        telemetry.TOKENS.labels("prompt").inc(len(builder.prompt))
         telemetry.TOKENS.labels("completion").inc(builder.completion_tokens)
         telemetry.trace_response(
-            builder.prompt_tokens,
+            len(builder.prompt),
             builder.completion_tokens,
-            finish_reason=builder.finish_reason,
+            finish_reasons=builder.finish_reasons,
             time_to_first_token_s=builder.time_to_first_token_s,
         )
         set_trailers(context, builder.trailers())

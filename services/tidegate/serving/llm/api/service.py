@@ -15,13 +15,13 @@ from tidegate.chassis.errors import FieldViolation, InvalidArgument, Unavailable
 from tidegate.llm.v1 import llm_pb2, llm_pb2_grpc
 from tidegate.serving.llm import telemetry
 from tidegate.serving.llm.api.generation import InferencePipeline, Prompt, complete, stream
+from tidegate.serving.llm.postprocessing.parsers import ParserNames
 from tidegate.serving.llm.requests.parser import (
-    ChatPrompt,
     check_model,
     check_token_ids,
     read_chat,
+    read_conversation,
     read_generate,
-    read_messages,
     read_prompt,
 )
 from tidegate.serving.llm.telemetry import inference_span
@@ -44,12 +44,14 @@ class ModelCard:
         version: The model's version.
         embeds: Whether the model makes embeddings.
         description: What the model is and where its weights come from.
+        parsers: The parsers of the model's answers.
     """
 
     name: str
     version: str
     embeds: bool
     description: str
+    parsers: ParserNames
 
 
 class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
@@ -126,12 +128,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
                     request.text, special=special, plain=request.special_tokens_as_text
                 )
             case "conversation":
-                violations: list[FieldViolation] = []
-                at = "conversation.messages"
-                messages = read_messages(request.conversation.messages, at, violations)
-                if violations:
-                    raise InvalidArgument(violations)
-                ids = await pipeline.tokenizer.encode_chat(ChatPrompt(messages, {}, False, at))
+                prompt = read_conversation(request.conversation, "conversation")
+                ids = await pipeline.tokenizer.encode_chat(prompt)
             case _:
                 raise InvalidArgument.of("input", "set text or conversation")
         return llm_pb2.TokenizeResponse(
@@ -179,7 +177,7 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
         ]
         if violations:
             raise InvalidArgument(violations)
-        with inference_span(engine.facts, "embeddings"), pipeline.admission.slot():
+        with inference_span(engine.facts, "embeddings"), pipeline.admission.slots():
             ids = [await pipeline.tokenizer.token_ids(prompt) for prompt in prompts]
             async with asyncio.TaskGroup() as group:
                 vectors = [group.create_task(engine.embed(each)) for each in ids]
@@ -206,6 +204,8 @@ class LlmServicer(llm_pb2_grpc.LlmServiceServicer):
             version=card.version,
             kind=llm_pb2.MODEL_KIND_EMBED if card.embeds else llm_pb2.MODEL_KIND_GENERATE,
             description=card.description,
+            tool_parser=card.parsers.tool,
+            reasoning_parser=card.parsers.reasoning,
         )
         if self.pipeline is not None:
             engine = self.pipeline.engine

@@ -40,7 +40,9 @@ class ByteDetokenizer(BaseIncrementalDetokenizer):
 
     def __init__(self, request: EngineCoreRequest, vocabulary: Vocabulary) -> None:
         super().__init__(request)
-        self._text = IncrementalTextDecoder(vocabulary, request.prompt_token_ids or ())
+        self._text = IncrementalTextDecoder(
+            vocabulary, request.prompt_token_ids or (), special=_shows_special_tokens(request)
+        )
 
     def decode_next(self, next_token_id: int) -> str:
         """Returns the characters that a token completes."""
@@ -60,6 +62,7 @@ class TextDetokenizer(BaseIncrementalDetokenizer):
     def __init__(self, request: EngineCoreRequest, tokenizer: Any) -> None:
         super().__init__(request)
         self._tokenizer = tokenizer
+        self._skips_special_tokens = not _shows_special_tokens(request)
         self._window = list(request.prompt_token_ids or ())[-_CONTEXT_TOKENS:]
         self._context_tokens = len(self._window)
         self._context_text = self._decode()
@@ -78,8 +81,15 @@ class TextDetokenizer(BaseIncrementalDetokenizer):
         return new
 
     def _decode(self) -> str:
-        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(
+            self._window, skip_special_tokens=self._skips_special_tokens
+        )
         return text
+
+
+def _shows_special_tokens(request: EngineCoreRequest) -> bool:
+    params = request.sampling_params
+    return params is not None and not params.skip_special_tokens
 
 
 def _common_prefix_length(one: str, other: str) -> int:

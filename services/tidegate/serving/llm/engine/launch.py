@@ -20,6 +20,7 @@ from tidegate.runtime.errors import StartupError
 from tidegate.serving.llm.engine.environment import engine_libraries, has_few_cores, preloaded
 from tidegate.serving.llm.engine_process import norm_kernels
 from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS, HAS_RAW_LOGPROBS, PLUGIN
+from tidegate.serving.llm.postprocessing.parsers import ParserNames, check_names
 from tidegate.serving.llm.settings import LlmSettings, Precision, Runner
 
 if TYPE_CHECKING:
@@ -41,22 +42,25 @@ _WITHOUT_16_BITS: Final = frozenset({"DEFAULT", "AVX2"})
 _SHARE_OF_MEMORY: Final = 0.5
 
 
-def launch(settings: LlmSettings, path: Path, name: str) -> "AsyncLLM":
+def launch(settings: LlmSettings, path: Path, name: str, parsers: ParserNames) -> "AsyncLLM":
     """Loads a model. Call `prepare_environment` before. Errors of vLLM pass through.
 
     Args:
         settings: The settings of the server.
         path: The model's folder.
         name: The model's name for clients.
+        parsers: The parsers of the model's answers.
     """
     import vllm
     from vllm.envs import enable_envs_cache
     from vllm.platforms import current_platform
 
     check_vllm(vllm.__version__)
+    check_names(parsers)
     on_cpu = current_platform.is_cpu()
     _set_batch_invariance(settings, on_cpu=on_cpu)
-    llm = _start(_engine_arguments(settings, path, name, on_cpu=on_cpu), on_cpu=on_cpu)
+    arguments = _engine_arguments(settings, path, name, parsers, on_cpu=on_cpu)
+    llm = _start(arguments, on_cpu=on_cpu)
     # vLLM reads its settings for each token, from the environment unless the cache is on. In the
     # engine's process vLLM turns the cache on by itself.
     enable_envs_cache()
@@ -108,7 +112,7 @@ def compute_dtype(requested: Precision, model: Path) -> Precision:
 
 
 def _engine_arguments(
-    settings: LlmSettings, path: Path, name: str, *, on_cpu: bool
+    settings: LlmSettings, path: Path, name: str, parsers: ParserNames, *, on_cpu: bool
 ) -> "AsyncEngineArgs":
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -140,6 +144,8 @@ def _engine_arguments(
         structured_outputs_config=StructuredOutputsConfig(
             backend="guidance", disable_any_whitespace=True
         ),
+        # A constraint begins after the reasoning.
+        reasoning_parser=parsers.reasoning,
         enable_log_requests=False,
     )
     if settings.batch_invariant and on_cpu:

@@ -27,6 +27,7 @@ from tidegate.serving.llm.engine.environment import prepare_environment
 from tidegate.serving.llm.engine.launch import launch
 from tidegate.serving.llm.engine.vocabulary import Vocabulary
 from tidegate.serving.llm.engine_process.plugin import HAS_RAW_LOGPROBS
+from tidegate.serving.llm.postprocessing.parsers import ModelParsers, ParserNames
 from tidegate.serving.llm.requests.parser import ModelFacts, Options
 from tidegate.serving.llm.requests.sampling import (
     Constraint,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["EngineDiedError", "VllmEngine", "loaded_engine", "sampling_params"]
+__all__ = ["EngineDiedError", "OutputForm", "VllmEngine", "loaded_engine", "sampling_params"]
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -52,6 +53,24 @@ _SHUTDOWN_S: Final = 3.0
 
 class EngineDiedError(TidegateError):
     """The engine's process died; the server cannot continue."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """The form in which the engine returns an answer.
+
+    Attributes:
+        streams: Whether it returns every output as it comes, or the whole answers once.
+        special_tokens_as_text: Whether special tokens give their names as text, for a parser.
+        reasoning_ended: Whether a constraint holds from the first token, and not only after the
+            reasoning; None if the model does not reason.
+        reasoning_arguments: Arguments of the engine's reasoning parser.
+    """
+
+    streams: bool
+    special_tokens_as_text: bool = False
+    reasoning_ended: bool | None = None
+    reasoning_arguments: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,7 @@ class VllmEngine:
         max_running: Requests that the engine runs at once.
         batch_invariant: Whether an answer is independent of the other requests of a batch.
         embeds: Whether the model makes embeddings; otherwise it generates text.
+        parsers: The parsers of the model's answers.
     """
 
     facts: ModelFacts
@@ -73,6 +93,7 @@ class VllmEngine:
     max_running: int
     batch_invariant: bool
     embeds: bool
+    parsers: ModelParsers
     _llm: "AsyncLLM"
     _vocabulary: Vocabulary | None
     _adapters: "dict[str, LoRARequest]"
@@ -91,7 +112,7 @@ class VllmEngine:
         return text.encode()
 
     async def generate(
-        self, token_ids: list[int], options: Options, arrival_s: float, *, streams: bool
+        self, token_ids: list[int], options: Options, arrival_s: float, form: OutputForm
     ) -> "AsyncGenerator[RequestOutput, None]":
         """Runs a request. Close the iterator to end it early.
 
@@ -99,10 +120,11 @@ class VllmEngine:
             token_ids: The prompt.
             options: The generation options.
             arrival_s: Time of the request, in seconds of `time.time`; vLLM's timings begin there.
-            streams: Whether to yield every output as it comes, or the whole answer once.
+            form: The form of the outputs.
 
         Yields:
-            The new output; vLLM merges outputs if the caller is slower than the engine.
+            The new output; vLLM merges outputs if the caller is slower than the engine. It holds
+            parts of one or more answers.
 
         Raises:
             Unavailable: The engine died.
@@ -114,15 +136,18 @@ class VllmEngine:
         room = self.facts.max_context_tokens - len(token_ids)
         outputs = self._llm.generate(
             {"type": "token", "prompt_token_ids": token_ids, "arrival_time": arrival_s},
-            sampling_params(options.sampling, room, streams=streams),
+            sampling_params(options.sampling, room, form),
             f"tidegate-{next(self._ids)}",
             lora_request=self._adapters.get(options.lora_adapter),
             priority=options.priority,
+            reasoning_ended=form.reasoning_ended,
+            reasoning_parser_kwargs=form.reasoning_arguments,
         )
         try:
             async for output in outputs:
-                if output.finished and output.outputs[0].finish_reason == "error":
-                    raise _failed(options)
+                for each in output.outputs:
+                    if each.finish_reason == "error":
+                        raise _failed(options)
                 yield output
         except EngineDeadError as error:
             raise _dead() from error
@@ -171,7 +196,7 @@ class VllmEngine:
 
 @asynccontextmanager
 async def loaded_engine(
-    settings: LlmSettings, path: Path, name: str, version: str
+    settings: LlmSettings, path: Path, name: str, version: str, parsers: ParserNames
 ) -> AsyncIterator[VllmEngine]:
     """Loads a model; leaving the context ends the engine's processes.
 
@@ -180,37 +205,41 @@ async def loaded_engine(
         path: The model's folder.
         name: The model's name for clients.
         version: The model's version for clients.
+        parsers: The parsers of the model's answers.
 
     Raises:
-        StartupError: vLLM cannot load the model.
+        StartupError: vLLM cannot load the model, or a parser does not fit it.
     """
     prepare_environment(settings.kv_cache_gib)
-    loading = asyncio.create_task(asyncio.to_thread(launch, settings, path, name))
+    loading = asyncio.create_task(asyncio.to_thread(launch, settings, path, name, parsers))
     try:
         llm = await asyncio.shield(loading)
     except asyncio.CancelledError:
         # The thread cannot be cancelled, but the engine that it starts must stop.
         _shut_down(await loading)
         raise
+    except StartupError:
+        raise
     except Exception as error:
         raise StartupError(f"vLLM cannot load {path}: {error}") from error
     try:
-        yield await _describe(llm, settings, name, version)
+        yield await _describe(llm, settings, name, version, parsers)
     finally:
         await asyncio.to_thread(_shut_down, llm)
 
 
-def sampling_params(sampling: Sampling, room: int, *, streams: bool) -> "SamplingParams":
+def sampling_params(sampling: Sampling, room: int, form: OutputForm) -> "SamplingParams":
     """Returns vLLM's form of the sampling parameters.
 
     Args:
         sampling: The checked parameters.
         room: Tokens that the context leaves for the answer.
-        streams: Whether vLLM returns every output as it comes, or the whole answer once.
+        form: The form of the outputs.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(
+        n=sampling.answers,
         max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
         min_tokens=sampling.min_tokens,
         temperature=sampling.temperature,
@@ -227,9 +256,11 @@ def sampling_params(sampling: Sampling, room: int, *, streams: bool) -> "Samplin
         include_stop_str_in_output=sampling.include_stop_string,
         ignore_eos=sampling.ignore_end_of_text,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
         logit_bias=dict(sampling.logit_bias) or None,
         structured_outputs=_structured(sampling.constraint),
-        output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
+        skip_special_tokens=not form.special_tokens_as_text,
+        output_kind=RequestOutputKind.DELTA if form.streams else RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
 
@@ -246,12 +277,15 @@ def _structured(constraint: Constraint | None) -> Any:
             return StructuredOutputsParams(regex=constraint.texts[0])
         case ConstraintKind.CHOICE:
             return StructuredOutputsParams(choice=list(constraint.texts))
+        case ConstraintKind.GRAMMAR:
+            return StructuredOutputsParams(grammar=constraint.texts[0])
 
 
 def _failed(options: Options) -> InvalidArgument | Internal:
-    if options.sampling.constraint is not None:
+    if options.constraints:
+        _, at = options.constraints[-1]
         return InvalidArgument.of(
-            f"{options.at}.sampling.constraint",
+            at,
             "became too complex during the answer, or requires the name of a special token",
             reason="BAD_CONSTRAINT",
         )
@@ -262,7 +296,9 @@ def _dead() -> Unavailable:
     return Unavailable("the engine died; another replica may answer", reason="ENGINE_DIED")
 
 
-async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: str) -> VllmEngine:
+async def _describe(
+    llm: "AsyncLLM", settings: LlmSettings, name: str, version: str, names: ParserNames
+) -> VllmEngine:
     import vllm
     from vllm.lora.request import LoRARequest
 
@@ -276,7 +312,9 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
     for adapter in adapters.values():
         # Loaded now, so that a damaged adapter fails the start and not a request.
         await llm.add_lora(adapter)
-    vocabulary = await asyncio.to_thread(Vocabulary.of, llm.renderer.get_tokenizer())
+    tokenizer = llm.renderer.get_tokenizer()
+    vocabulary = await asyncio.to_thread(Vocabulary.of, tokenizer)
+    parsers = await asyncio.to_thread(ModelParsers, names, tokenizer, config)
     install_detokenizer(llm.output_processor, vocabulary)
     defaults = config.get_diff_sampling_param() or {}
     known = {field: defaults[field] for field in SamplingDefaults.__slots__ if field in defaults}
@@ -290,6 +328,9 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
         # vLLM's second model runner, which runs on a GPU, applies the mask elsewhere.
         has_raw_logprobs=HAS_RAW_LOGPROBS in os.environ and not llm.vllm_config.use_v2_model_runner,
         defaults=SamplingDefaults(**known),
+        tool_parser=names.tool,
+        reasoning_parser=names.reasoning,
+        enforces_strict_tools=parsers.enforces_strict,
     )
     _log.info(
         "engine loaded",
@@ -305,6 +346,7 @@ async def _describe(llm: "AsyncLLM", settings: LlmSettings, name: str, version: 
         max_running=llm.vllm_config.scheduler_config.max_num_seqs,
         batch_invariant=settings.batch_invariant,
         embeds=settings.runner is Runner.POOLING,
+        parsers=parsers,
         _llm=llm,
         _vocabulary=vocabulary,
         _adapters=adapters,

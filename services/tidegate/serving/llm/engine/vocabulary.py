@@ -83,12 +83,15 @@ class IncrementalTextDecoder:
     Args:
         vocabulary: The model's vocabulary.
         prompt: Token ids of the prompt.
+        special: Whether a special token of the answer gives its name as text.
     """
 
-    __slots__ = ("_decoder", "_incomplete", "_strip", "_vocabulary")
+    __slots__ = ("_bytes_of", "_decoder", "_incomplete", "_strip")
 
-    def __init__(self, vocabulary: Vocabulary, prompt: Sequence[int]) -> None:
-        self._vocabulary = vocabulary
+    def __init__(
+        self, vocabulary: Vocabulary, prompt: Sequence[int], *, special: bool = False
+    ) -> None:
+        self._bytes_of = vocabulary.bytes_of if special else vocabulary.output_bytes
         self._decoder = _new_decoder("replace")
         tail = b""
         for token_id in reversed(prompt):
@@ -100,7 +103,7 @@ class IncrementalTextDecoder:
 
     def add(self, token_id: int) -> str:
         """Decodes the next token; returns the characters that it completes."""
-        data = self._vocabulary.output_bytes(token_id)
+        data = self._bytes_of(token_id)
         if not data:
             return ""
         if self._incomplete:

@@ -60,7 +60,7 @@ class GrammarChecker:
 
         Args:
             constraint: The constraint to check.
-            at: Path of the constraint in the request.
+            at: Path of the field with the constraint.
 
         Raises:
             InvalidArgument: It is malformed, unsupported, impossible to meet, or too complex.
@@ -72,7 +72,7 @@ class GrammarChecker:
                 if problem is None:
                     problem = await self._compile(constraint)
         if problem:
-            raise InvalidArgument.of(f"{at}.{constraint.kind}", problem, reason="BAD_CONSTRAINT")
+            raise InvalidArgument.of(at, problem, reason="BAD_CONSTRAINT")
 
     def _cache(self, constraint: Constraint, problem: str) -> None:
         self._results[constraint] = problem

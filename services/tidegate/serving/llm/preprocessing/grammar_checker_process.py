@@ -44,8 +44,8 @@ def problem_of(kind: str, texts: list[str], tokenizer: Any) -> str:
     """Compiles a constraint and takes its first decoding step.
 
     Args:
-        kind: ``json_schema``, ``regex`` or ``choice``.
-        texts: The schema, the expression, or the choices.
+        kind: ``json_schema``, ``regex``, ``choice`` or ``grammar``.
+        texts: The schema, the expression, the choices, or the grammar.
         tokenizer: llguidance's tokenizer of the model.
 
     Returns:
@@ -78,8 +78,8 @@ def _grammar(kind: str, texts: list[str]) -> str:
             return llguidance.LLMatcher.grammar_from_json_schema(
                 texts[0], defaults={"whitespace_flexible": False}
             )
-        case "regex":
-            return llguidance.grammar_from("regex", texts[0])
+        case "regex" | "grammar":
+            return llguidance.grammar_from(kind, texts[0])
         case _:
             return llguidance.grammar_from("choice", json.dumps(texts))
 

@@ -20,6 +20,7 @@ token ids. Only tokens that the tokenizer marks as special are protected. Other 
 as "<think>" in some models, are text that happens to be one token.
 """
 
+import json
 import re
 import secrets
 from collections.abc import Iterable
@@ -106,6 +107,10 @@ def _holds_in_order(text: str, characters: str) -> bool:
     return True
 
 
+def _quoted(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
 class NameEscaper:
     """Escapes the names of special tokens in texts.
 
@@ -121,9 +126,13 @@ class NameEscaper:
     def __init__(self, names: SpecialTokenNames, texts: Iterable[str], template: str = "") -> None:
         self._names = names
         self._is_edited = _edits(template)
-        seen = frozenset(template).union(*texts)
-        candidates = map(chr, range(_FIRST_NONCHARACTER, _LAST + 1))
-        self.escape_character: Final = next(each for each in candidates if each not in seen)
+        texts = (template, *texts)
+        seen = frozenset().union(*texts)
+        self.escape_character: Final = next(
+            character
+            for character in map(chr, range(_FIRST_NONCHARACTER, _LAST + 1))
+            if character not in seen and not any(_quoted(character) in text for text in texts)
+        )
 
     def escape(self, text: str) -> str:
         """Returns the text with escape characters; unchanged if no name could begin in it."""
@@ -135,6 +144,10 @@ class NameEscaper:
             return text
         bounds = zip([0, *positions], [*positions, len(text)], strict=True)
         return self.escape_character.join(text[start:end] for start, end in bounds)
+
+    def unquoted(self, rendered: str) -> str:
+        """Restores escape characters that a template wrote as escapes of JSON or Python."""
+        return rendered.replace(_quoted(self.escape_character), self.escape_character)
 
     def escape_all(self, value: Any) -> Any:
         """Escapes all texts in a JSON value, with the keys of objects."""

@@ -17,6 +17,7 @@ from tidegate.serving.llm.preprocessing.special_tokens import (
     NameEscaper,
     SpecialTokenNames,
 )
+from tidegate.serving.llm.requests.messages import ChatMessage, client_texts
 from tidegate.serving.llm.requests.parser import (
     ChatPrompt,
     ModelFacts,
@@ -25,6 +26,7 @@ from tidegate.serving.llm.requests.parser import (
     TokenPrompt,
 )
 from tidegate.serving.llm.requests.sampling import Constraint, ConstraintKind
+from tidegate.serving.llm.requests.tools import Tool, ToolMode
 
 __all__ = ["PromptTokenizer"]
 
@@ -75,7 +77,7 @@ class PromptTokenizer:
                     prompt.text, plain=prompt.special_tokens_as_text, at=prompt.at
                 )
             case ChatPrompt():
-                self._check_characters(sum(len(m["content"]) for m in prompt.messages), prompt.at)
+                self._check_characters(_characters(prompt), prompt.at)
                 ids = await self.encode_chat(prompt)
         if not ids:
             raise InvalidArgument.of(prompt.at, "has no tokens")
@@ -117,25 +119,18 @@ class PromptTokenizer:
             raise Unimplemented(
                 f"{self._facts.name} has no chat template; use Generate", reason="NO_CHAT_TEMPLATE"
             )
-        arguments = {
-            name: _whole_numbers(value) for name, value in prompt.template_arguments.items()
-        }
-        contents = [message["content"] for message in prompt.messages]
+        arguments, tools = prompt.template_arguments, _shown_tools(prompt)
+        texts = [text for message in prompt.messages for _, text in client_texts(message)]
+        texts += _texts(arguments)
+        texts += (text for tool in tools for _, text in _tool_texts(tool))
         if self._literal_tokenizer is None:
-            self._refuse_special_token_names(
-                (f"{prompt.at}[{index}].content", each) for index, each in enumerate(contents)
-            )
-            at = f"{prompt.at.removesuffix('messages')}template_arguments"
-            self._refuse_special_token_names(
-                (f"{at}.{name}", text)
-                for name, value in arguments.items()
-                for text in (name, *_texts(value))
-            )
+            self._refuse_special_token_names(_paths_and_texts(prompt))
         template = str(self._tokenizer.chat_template)
-        escaper = NameEscaper(self._names, [*contents, *_texts(arguments)], template)
+        escaper = NameEscaper(self._names, texts, template)
         params = ChatParams(
             chat_template_kwargs={
                 **{name: escaper.escape_all(value) for name, value in arguments.items()},
+                **({"tools": [_template_tool(each, escaper) for each in tools]} if tools else {}),
                 "add_generation_prompt": not prompt.continues_last,
                 "continue_final_message": prompt.continues_last,
                 "tokenize": False,
@@ -143,20 +138,22 @@ class PromptTokenizer:
         )
         try:
             _, rendered = await self._renderer.render_messages_async(
-                [
-                    {"role": message["role"], "content": escaper.escape(message["content"])}
-                    for message in prompt.messages
-                ],
-                params,
+                [_template_message(each, escaper) for each in prompt.messages], params
             )
         except (VLLMClientError, ValueError, TypeError, TimeoutError) as error:
             raise InvalidArgument.of(
                 prompt.at, f"refused by the chat template: {error}", reason="TEMPLATE_REFUSED"
             ) from error
         text: str = rendered["prompt"]
+        text = escaper.unquoted(text)
+        self._check_characters(len(text) - text.count(escaper.escape_character), prompt.at)
         if len(text) <= _INLINE_CHARACTERS:
             return self._encode_rendered(text, escaper.escape_character)
         return await asyncio.to_thread(self._encode_rendered, text, escaper.escape_character)
+
+    def is_special(self, text: str) -> bool:
+        """Returns whether a text is the name of a special token."""
+        return self._names.find(text) == text
 
     def check_constraint(self, constraint: Constraint, at: str) -> None:
         """Refuses choices that contain the name of a special token.
@@ -175,7 +172,7 @@ class PromptTokenizer:
             for index, text in enumerate(constraint.texts):
                 if name := self._names.find(text):
                     raise InvalidArgument.of(
-                        f"{at}.choice.options[{index}]",
+                        f"{at}.options[{index}]",
                         f"contains {name!r}, the name of a special token, which the engine cannot"
                         " generate as text; leave it out",
                         reason="BAD_CONSTRAINT",
@@ -268,14 +265,85 @@ def _texts(value: Any) -> Iterator[str]:
                 yield from _texts(each)
 
 
-def _whole_numbers(value: Any) -> Any:
-    """Turns whole floats back into integers: ``google.protobuf.Struct`` has only doubles."""
-    match value:
-        case float() if value.is_integer():
-            return int(value)
-        case dict():
-            return {key: _whole_numbers(each) for key, each in value.items()}
-        case list():
-            return [_whole_numbers(each) for each in value]
-        case _:
-            return value
+def _shown_tools(prompt: ChatPrompt) -> tuple[Tool, ...]:
+    """Returns the tools that the template describes: none if the model may call none."""
+    tool_use = prompt.tool_use
+    if tool_use is None or tool_use.mode is ToolMode.NONE:
+        return ()
+    return tool_use.tools
+
+
+def _tool_texts(tool: Tool) -> Iterator[tuple[str, str]]:
+    """Returns the texts of a tool that its client wrote, each with its path in the tool."""
+    yield "name", tool.name
+    yield "description", tool.description
+    for text in _texts(tool.parameters):
+        yield "parameters_json_schema", text
+
+
+def _paths_and_texts(prompt: ChatPrompt) -> Iterator[tuple[str, str]]:
+    """Returns all texts of a conversation that its client wrote, each with its path."""
+    for index, message in enumerate(prompt.messages):
+        for path, text in client_texts(message):
+            yield f"{prompt.at}[{index}].{path}", text
+    at = f"{prompt.at.removesuffix('messages')}template_arguments"
+    for name, value in prompt.template_arguments.items():
+        for text in (name, *_texts(value)):
+            yield f"{at}.{name}", text
+    if prompt.tool_use is not None:
+        for index, tool in enumerate(_shown_tools(prompt)):
+            for path, text in _tool_texts(tool):
+                yield f"{prompt.tool_use.at}[{index}].{path}", text
+
+
+def _characters(prompt: ChatPrompt) -> int:
+    """Returns the number of characters that the template shows for certain."""
+    contents = (message["content"] for message in prompt.messages)
+    return sum(
+        len(content) if isinstance(content, str) else sum(len(each["text"]) for each in content)
+        for content in contents
+        if content is not None
+    )
+
+
+def _template_message(message: ChatMessage, escaper: NameEscaper) -> ChatMessage:
+    """Returns a message for the template, with escaped texts."""
+    content = message["content"]
+    if isinstance(content, str):
+        escaped: ChatMessage = {"role": message["role"], "content": escaper.escape(content)}
+    elif content is None:
+        escaped = {"role": message["role"], "content": None}
+    else:
+        parts = [{"type": "text", "text": escaper.escape(each["text"])} for each in content]
+        escaped = {"role": message["role"], "content": parts}
+    if len(message) == len(escaped):
+        return escaped
+    for name in ("reasoning", "name", "tool_call_id"):
+        if name in message:
+            escaped[name] = escaper.escape(message[name])
+    if "tool_calls" in message:
+        escaped["tool_calls"] = [
+            {
+                "id": escaper.escape(call["id"]),
+                "type": "function",
+                "function": {
+                    "name": escaper.escape(call["function"]["name"]),
+                    "arguments": escaper.escape_all(call["function"]["arguments"]),
+                },
+            }
+            for call in message["tool_calls"]
+        ]
+    return escaped
+
+
+def _template_tool(tool: Tool, escaper: NameEscaper) -> dict[str, Any]:
+    """Returns a tool for the template, in OpenAI's form, with escaped texts."""
+    parameters = tool.parameters or {"type": "object", "properties": {}}
+    return {
+        "type": "function",
+        "function": {
+            "name": escaper.escape(tool.name),
+            "description": escaper.escape(tool.description),
+            "parameters": escaper.escape_all(parameters),
+        },
+    }

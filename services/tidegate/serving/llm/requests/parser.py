@@ -7,15 +7,26 @@ path of its field in the message of the client. The parameter `at` is that path.
 The module depends on neither vLLM nor a clock nor the event loop.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict
 
 from tidegate.chassis.errors import FieldViolation, InvalidArgument, NotFound
 from tidegate.llm.v1 import llm_pb2
-from tidegate.serving.llm.requests.sampling import Sampling, SamplingDefaults, read_sampling
+from tidegate.serving.llm.requests.messages import ChatMessage, read_messages
+from tidegate.serving.llm.requests.sampling import (
+    Constraint,
+    Sampling,
+    SamplingDefaults,
+    read_sampling,
+)
+from tidegate.serving.llm.requests.tools import (
+    ToolMode,
+    ToolUse,
+    read_tool_use,
+    read_tools,
+)
 
 __all__ = [
     "ChatPrompt",
@@ -26,17 +37,10 @@ __all__ = [
     "check_model",
     "check_token_ids",
     "read_chat",
+    "read_conversation",
     "read_generate",
-    "read_messages",
     "read_prompt",
 ]
-
-_ROLES: Final = {
-    llm_pb2.ROLE_SYSTEM: "system",
-    llm_pb2.ROLE_USER: "user",
-    llm_pb2.ROLE_ASSISTANT: "assistant",
-    llm_pb2.ROLE_TOOL: "tool",
-}
 
 # Arguments of transformers' apply_chat_template that only the server may set. With the first one a
 # client could replace the template itself.
@@ -45,6 +49,7 @@ _RESERVED_ARGUMENTS: Final = frozenset(
         "chat_template",
         "conversation",
         "messages",
+        "tools",
         "add_generation_prompt",
         "continue_final_message",
         "tokenize",
@@ -72,6 +77,10 @@ class ModelFacts:
         schedules_by_priority: Whether the engine uses a request's priority.
         has_raw_logprobs: Whether log probabilities are the model's own under a constraint, too.
         defaults: Sampling defaults of the model's generation configuration.
+        tool_parser: Name of vLLM's parser for calls of tools; empty for none.
+        reasoning_parser: Name of vLLM's parser for reasoning; empty for none.
+        enforces_strict_tools: Whether the engine can enforce a tool's schema if the model decides
+            to call the tool.
     """
 
     name: str
@@ -82,6 +91,9 @@ class ModelFacts:
     schedules_by_priority: bool = False
     has_raw_logprobs: bool = True
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    enforces_strict_tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +124,18 @@ class ChatPrompt:
     """A conversation to answer.
 
     Attributes:
-        messages: Role and content of each message, in the form of chat templates.
+        messages: The messages, in the form of chat templates.
         template_arguments: Further variables of the template.
         continues_last: Whether the answer continues the last message.
         at: Path of the messages in the request.
+        tool_use: The tools and how the model uses them; None without tools.
     """
 
-    messages: list[dict[str, str]]
-    template_arguments: dict[str, object]
+    messages: list[ChatMessage]
+    template_arguments: dict[str, Any]
     continues_last: bool
     at: str
+    tool_use: ToolUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +147,20 @@ class Options:
         lora_adapter: Name of the LoRA adapter; empty for none.
         priority: A request with a smaller number runs first.
         at: Path of the options in the request.
+        constraints: The constraints to check before the engine gets the last one of them, each with
+            the path of its field.
     """
 
     sampling: Sampling
     lora_adapter: str
     priority: int
     at: str
+    constraints: tuple[tuple[Constraint, str], ...] = ()
+
+    def constrained(self, constraints: tuple[tuple[Constraint, str], ...]) -> "Options":
+        """Returns the options with other constraints."""
+        sampling = replace(self.sampling, constraint=constraints[-1][0] if constraints else None)
+        return replace(self, sampling=sampling, constraints=constraints)
 
 
 def read_generate(
@@ -184,13 +206,51 @@ def read_chat(
                     "the last message is the assistant's; set continue_last_message to continue it",
                 )
             )
+        if request.continue_last_message and request.messages[-1].tool_calls:
+            violations.append(
+                FieldViolation(
+                    f"{at}continue_last_message",
+                    "cannot continue a message with tool calls; the results of the calls come next",
+                )
+            )
     arguments = _read_template_arguments(request, at, violations)
+    tool_use = read_tool_use(
+        request,
+        at,
+        violations,
+        tool_parser=facts.tool_parser,
+        enforces_strict=facts.enforces_strict_tools,
+    )
     options = _read_options(request.options, facts, f"{at}options", violations)
+    if options.sampling.prompt_logprobs is not None:
+        violations.append(
+            FieldViolation(
+                f"{at}options.sampling.prompt_logprobs", "is only for Generate; leave it out"
+            )
+        )
+    if tool_use is not None and tool_use.mode is not ToolMode.NONE:
+        _check_options_with_tools(tool_use, options, facts, violations)
     _raise_if_any(violations)
+    if tool_use is not None and tool_use.is_enforced:
+        options = options.constrained(tool_use.constraints())
     return (
-        ChatPrompt(messages, arguments, request.continue_last_message, f"{at}messages"),
+        ChatPrompt(messages, arguments, request.continue_last_message, f"{at}messages", tool_use),
         options,
     )
+
+
+def read_conversation(conversation: llm_pb2.Conversation, at: str) -> ChatPrompt:
+    """Reads a conversation that is only tokenized.
+
+    Raises:
+        InvalidArgument: Fields are wrong; the error names all of them.
+    """
+    violations: list[FieldViolation] = []
+    messages = read_messages(conversation.messages, f"{at}.messages", violations)
+    tools = tuple(read_tools(conversation.tools, f"{at}.tools", violations))
+    _raise_if_any(violations)
+    tool_use = ToolUse(tools, ToolMode.AUTO, "", single=False, at=f"{at}.tools") if tools else None
+    return ChatPrompt(messages, {}, False, f"{at}.messages", tool_use)
 
 
 def read_prompt(
@@ -217,25 +277,6 @@ def read_prompt(
         case _:
             violations.append(FieldViolation(at, "set text or token_ids"))
             return TextPrompt("", at)
-
-
-def read_messages(
-    messages: Iterable[llm_pb2.Message], at: str, violations: list[FieldViolation]
-) -> list[dict[str, str]]:
-    """Reads the messages of a conversation and adds their errors to `violations`."""
-    read: list[dict[str, str]] = []
-    for index, message in enumerate(messages):
-        role = _ROLES.get(message.role)
-        if role is None:
-            violations.append(
-                FieldViolation(
-                    f"{at}[{index}].role", "must be ROLE_SYSTEM, _USER, _ASSISTANT or _TOOL"
-                )
-            )
-        read.append({"role": role or "user", "content": message.content})
-    if not read:
-        violations.append(FieldViolation(at, "must hold at least one message"))
-    return read
 
 
 def check_token_ids(
@@ -287,26 +328,94 @@ def _read_options(
     sampling = read_sampling(
         options.sampling, facts.vocabulary_size, facts.defaults, f"{at}.sampling", violations
     )
-    if sampling.logprobs is not None and sampling.constraint and not facts.has_raw_logprobs:
+    if sampling.prompt_logprobs is not None and facts.lora_adapters:
+        # vLLM 0.32 applies adapters to the prompt's logits as if they were those of one step. On a
+        # CPU its engine dies.
+        violations.append(
+            FieldViolation(
+                f"{at}.sampling.prompt_logprobs",
+                "is not possible on a server with LoRA adapters; ask one without",
+            )
+        )
+    constraints: tuple[tuple[Constraint, str], ...] = ()
+    if sampling.constraint is not None:
+        _check_logprobs(sampling, facts, at, violations)
+        path = f"{at}.sampling.constraint.{sampling.constraint.kind}"
+        constraints = ((sampling.constraint, path),)
+    return Options(sampling, options.lora_adapter, options.priority, at, constraints)
+
+
+def _check_logprobs(
+    sampling: Sampling, facts: ModelFacts, at: str, violations: list[FieldViolation]
+) -> None:
+    """Refuses log probabilities of a constrained answer on an engine that masks them."""
+    if sampling.logprobs is not None and not facts.has_raw_logprobs:
         violations.append(
             FieldViolation(
                 f"{at}.sampling.logprobs",
-                "cannot be combined with a constraint on this server: its engine has log"
-                " probabilities only of tokens that the constraint allows; leave one of them out",
+                "cannot be combined with a constraint on this server, and a demanded or strict tool"
+                " call is one: its engine has log probabilities only of tokens that the constraint"
+                " allows; leave one of them out",
             )
         )
-    return Options(sampling, options.lora_adapter, options.priority, at)
+
+
+def _check_options_with_tools(
+    tool_use: ToolUse, options: Options, facts: ModelFacts, violations: list[FieldViolation]
+) -> None:
+    at, sampling = options.at, options.sampling
+    if sampling.constraint is not None:
+        violations.append(
+            FieldViolation(
+                f"{at}.sampling.constraint",
+                "cannot be combined with tools: an answer of its form could not call one; leave it"
+                " out, or set the tool_choice MODE_NONE",
+            )
+        )
+        return
+    is_strict = any(each.strict for each in tool_use.tools)
+    if not tool_use.is_enforced and not is_strict:
+        return
+    _check_logprobs(sampling, facts, at, violations)
+    if sampling.ignore_end_of_text:
+        violations.append(
+            FieldViolation(
+                f"{at}.sampling.ignore_end_of_text",
+                "cannot be combined with enforced tool calls: the answer ends with the last one",
+            )
+        )
 
 
 def _read_template_arguments(
     request: llm_pb2.ChatRequest, at: str, violations: list[FieldViolation]
-) -> dict[str, object]:
-    arguments: dict[str, object] = MessageToDict(request.template_arguments)
+) -> dict[str, Any]:
+    if not request.HasField("template_arguments"):
+        return {}
+    # A Struct has no whole numbers, only doubles.
+    arguments: dict[str, Any] = _whole_numbers(MessageToDict(request.template_arguments))
     violations.extend(
-        FieldViolation(f"{at}template_arguments.{name}", "is reserved for the server; leave it out")
+        FieldViolation(
+            f"{at}template_arguments.{name}",
+            "has a field of its own in the request; set that instead"
+            if name == "tools"
+            else "is reserved for the server; leave it out",
+        )
         for name in sorted(arguments.keys() & _RESERVED_ARGUMENTS)
     )
     return arguments
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Turns whole floats into integers."""
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case dict():
+            return {key: _whole_numbers(each) for key, each in value.items()}
+        case list():
+            return [_whole_numbers(each) for each in value]
+        case _:
+            return value
 
 
 def _raise_if_any(violations: list[FieldViolation]) -> None:

@@ -16,15 +16,18 @@ __all__ = ["Constraint", "ConstraintKind", "Sampling", "SamplingDefaults", "read
 MAX_STOP_STRINGS: Final = 16
 MAX_LOGPROBS: Final = 20
 MAX_CHOICES: Final = 256
+MAX_ANSWERS: Final = 16
 MAX_CONSTRAINT_BYTES: Final = 64 * 1024
+_LARGEST_SEED: Final = 2**63 - 1
 
 
 class ConstraintKind(StrEnum):
-    """The form of a constraint."""
+    """The form of a constraint. Only the server makes grammars, from tools."""
 
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
     CHOICE = "choice"
+    GRAMMAR = "grammar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Constraint:
 
     Attributes:
         kind: The form of the constraint.
-        texts: The schema, the expression, or the choices.
+        texts: The schema, the expression, the choices, or the grammar.
     """
 
     kind: ConstraintKind
@@ -60,6 +63,7 @@ class Sampling:
         max_tokens: Most tokens of the answer; None for all that the context leaves room for.
         top_k: Number of likeliest tokens to choose from; 0 for all.
         logprobs: Log probabilities to return; None for none, 0 for those of the chosen tokens only.
+        prompt_logprobs: The same for the tokens of the prompt.
     """
 
     max_tokens: int | None = None
@@ -79,6 +83,8 @@ class Sampling:
     logprobs: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     constraint: Constraint | None = None
+    answers: int = 1
+    prompt_logprobs: int | None = None
 
 
 def read_sampling(
@@ -122,7 +128,10 @@ def read_sampling(
         logprobs=reader.whole("logprobs", None, high=MAX_LOGPROBS),
         logit_bias=tuple(message.logit_bias.items()),
         constraint=_read_constraint(message, at, violations),
+        answers=reader.whole("answers", 1, low=1, high=MAX_ANSWERS) or 1,
+        prompt_logprobs=reader.whole("prompt_logprobs", None, high=MAX_LOGPROBS),
     )
+    _check_answers(sampling, reader)
     _check_stop(sampling, vocabulary_size, reader)
     _check_logit_bias(sampling, vocabulary_size, reader)
     return sampling
@@ -176,6 +185,25 @@ def _top_k(
 ) -> int:
     top_k = message.top_k if message.HasField("top_k") else defaults.top_k
     return top_k if 0 < top_k < vocabulary_size else 0
+
+
+def _check_answers(sampling: Sampling, reader: _FieldReader) -> None:
+    if sampling.answers == 1:
+        return
+    if sampling.temperature == 0:
+        reader.refuse(
+            "answers", f"must be 1 at temperature 0, where all {sampling.answers} would be the same"
+        )
+    if sampling.seed is None:
+        return
+    last = sampling.seed + sampling.answers - 1
+    # For vLLM -1 means no seed.
+    if last > _LARGEST_SEED or sampling.seed <= -1 <= last:
+        reader.refuse(
+            "seed",
+            f"gives {sampling.answers} answers the seeds {sampling.seed} to {last}, of which none"
+            f" may be -1 or above {_LARGEST_SEED}",
+        )
 
 
 def _check_stop(sampling: Sampling, vocabulary_size: int, reader: _FieldReader) -> None:

@@ -21,8 +21,8 @@ TEXTS = st.text(alphabet=st.sampled_from("aé€😀👍🏽\ufffd \n"), max_siz
 ANY_BYTES = st.one_of(st.binary(max_size=8), TEXTS.map(str.encode))
 
 
-def answer(prompt, generated, vocabulary=BYTES):
-    text = IncrementalTextDecoder(vocabulary, prompt)
+def answer(prompt, generated, vocabulary=BYTES, *, special=False):
+    text = IncrementalTextDecoder(vocabulary, prompt, special=special)
     return "".join(text.add(each) for each in generated)
 
 
@@ -198,3 +198,9 @@ def test_tokens_that_are_not_bytes_have_no_vocabulary(decoder):
 
 def test_a_tokenizer_of_another_library_has_no_vocabulary():
     assert Vocabulary.of(object()) is None
+
+
+def test_special_tokens_give_their_names_only_to_a_parser():
+    generated = [*b"a", 256, *"é".encode()]
+    assert answer([256], generated) == "aé"
+    assert answer([256], generated, special=True) == "a<end>é"

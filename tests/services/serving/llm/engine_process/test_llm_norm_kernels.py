@@ -8,6 +8,7 @@ import pytest
 from tidegate.serving.llm.engine import launch
 from tidegate.serving.llm.engine_process.norm_kernels import PRIORITIES, PROVIDER, register
 from tidegate.serving.llm.engine_process.plugin import HAS_KERNELS
+from tidegate.serving.llm.postprocessing.parsers import ParserNames
 from tidegate.serving.llm.settings import LlmSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
@@ -125,7 +126,7 @@ def arguments(monkeypatch, tmp_path):
 
     def make(*, on_cpu=True, **settings):
         given = LlmSettings(model_path=tmp_path, **settings)
-        return launch._engine_arguments(given, tmp_path, "model", on_cpu=on_cpu)
+        return launch._engine_arguments(given, tmp_path, "model", ParserNames(), on_cpu=on_cpu)
 
     return make
 

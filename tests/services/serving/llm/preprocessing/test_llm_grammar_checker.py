@@ -16,7 +16,7 @@ from tidegate.serving.llm.engine.environment import intel_openmp
 from tidegate.serving.llm.preprocessing.grammar_checker import running_grammar_checker
 from tidegate.serving.llm.requests.sampling import Constraint, ConstraintKind
 
-JSON_SCHEMA, REGEX, CHOICE = ConstraintKind
+JSON_SCHEMA, REGEX, CHOICE, GRAMMAR = ConstraintKind
 
 BESIDE_OPENMP = """
 import asyncio
@@ -65,6 +65,7 @@ async def checker():
         (REGEX, ("(a|b)*",)),
         (REGEX, ("é🙂+",)),
         (CHOICE, ("yes", "no")),
+        (GRAMMAR, ('start: "[" any "]"\nany: %json {"type": "object"}\n',)),
         (CHOICE, ('quote " backslash \\ line\nend', "🙂")),
     ],
 )
@@ -94,7 +95,7 @@ async def test_invalid_constraints_are_refused_with_the_reason(checker, kind, te
     with pytest.raises(InvalidArgument) as caught:
         await checker.check(Constraint(kind, (text,)), "constraint")
     (violation,) = caught.value.violations
-    assert violation.field == f"constraint.{kind}"
+    assert violation.field == "constraint"
     assert says in violation.description
 
 

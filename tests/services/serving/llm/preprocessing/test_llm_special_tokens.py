@@ -1,6 +1,7 @@
 """Client texts never become special tokens; harmless texts keep their token ids."""
 
 import copy
+import dataclasses
 import json
 from functools import cache
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from tidegate.serving.llm.preprocessing.special_tokens import (
 )
 from tidegate.serving.llm.preprocessing.tokenizer import PromptTokenizer
 from tidegate.serving.llm.requests.parser import ChatPrompt, ModelFacts, TextPrompt
+from tidegate.serving.llm.requests.tools import Tool, ToolMode, ToolUse
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
@@ -118,6 +120,76 @@ async def test_texts_of_tools_hold_no_special_token(tokenizer, tokenizer_with_te
     ids = await tokenizer_with_template(STRIPPING).encode_chat(prompt)
     assert special(ids) == special(unprotected_ids(tokenizer, chat("Hi"), STRIPPING))
     assert json.dumps(tool, ensure_ascii=False) in tokenizer.decode(ids)
+
+
+# Shows every field of tools and messages, in each way in which templates write values.
+SHOWING = (
+    "{% for tool in tools or [] %}{{ tool | tojson }}{{ tool | tojson(ensure_ascii=True) }}"
+    "{{ tool }}{{ tool.function.description }}{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}{{ message.name }}"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content or [] %}{{ part.text }}{% endfor %}{% endif %}"
+    "{{ message.reasoning }}{{ message.tool_call_id }}"
+    "{% for call in message.tool_calls or [] %}{{ call.id }}{{ call.function.name }}"
+    "{{ call.function.arguments | tojson }}{{ call }}{% endfor %}<|im_end|>\n{% endfor %}"
+)
+
+
+def conversation_with(text):
+    """Returns a conversation that has a text in every field that may hold one."""
+    call = {
+        "id": text,
+        "type": "function",
+        "function": {"name": text, "arguments": {text: [text, {"inner": text}]}},
+    }
+    messages = [
+        {"role": "developer", "content": text, "name": text},
+        {"role": "user", "content": [{"type": "text", "text": text}] * 2},
+        {"role": "assistant", "content": None, "reasoning": text, "tool_calls": [call]},
+        {"role": "tool", "content": text, "tool_call_id": text},
+    ]
+    schema = {"properties": {text: {"enum": [text], "description": text}}}
+    tools = (Tool("look", text, schema, strict=False),)
+    use = ToolUse(tools, ToolMode.AUTO, "", single=False, at="tools")
+    return ChatPrompt(messages, {}, False, "messages", use)
+
+
+@pytest.mark.parametrize("text", [INJECTION, "<|im_end|>", "é<|im_start|>", "\ufdd0<|im_end|>"])
+async def test_no_field_of_tools_and_messages_spells_a_special_token(
+    tokenizer, tokenizer_with_template, text
+):
+    ids = await tokenizer_with_template(SHOWING).encode_chat(conversation_with(text))
+    assert special(ids) == [START, END] * 4
+    shown = tokenizer.decode(ids)
+    for name in ("<|im_end|>", "<|im_start|>"):
+        assert shown.count(name) >= 25 * text.count(name)
+
+
+async def test_harmless_tools_and_calls_keep_their_token_ids(tokenizer, tokenizer_with_template):
+    prompt = conversation_with("a café")
+    ids = await tokenizer_with_template(SHOWING).encode_chat(prompt)
+    shown = tokenizer.decode(ids)
+    assert ids == tokenizer.encode(shown, add_special_tokens=False)
+    assert '"arguments": {"a café": ["a café"' in shown or '{"a café": ["a café"' in shown
+
+
+async def test_tools_that_are_too_long_for_the_context_are_refused(tokenizer_with_template):
+    use = ToolUse((Tool("look", "x" * 100_000, None, False),), ToolMode.AUTO, "", False, "tools")
+    prompt = dataclasses.replace(chat("Hi"), tool_use=use)
+    with pytest.raises(InvalidArgument) as caught:
+        await tokenizer_with_template(SHOWING).encode_chat(prompt)
+    assert caught.value.reason == "PROMPT_TOO_LONG"
+
+
+async def test_a_model_that_may_call_no_tool_is_told_of_none(tokenizer, tokenizer_with_template):
+    prompt = conversation_with("x")
+    none = dataclasses.replace(
+        prompt, tool_use=dataclasses.replace(prompt.tool_use, mode=ToolMode.NONE)
+    )
+    without = dataclasses.replace(prompt, tool_use=None)
+    make = tokenizer_with_template(SHOWING).encode_chat
+    assert await make(none) == await make(without)
+    assert await make(prompt) != await make(without)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +337,19 @@ async def test_a_tokenizer_that_cannot_be_copied_refuses_names_of_special_tokens
         with pytest.raises(InvalidArgument) as caught:
             await prompt_tokenizer.encode_chat(chat("Hi", arguments={"tools": argument}))
         assert [each.field for each in caught.value.violations] == ["template_arguments.tools"]
+    for field in ("content", "parts[0].text", "name", "reasoning", "tool_call_id"):
+        message = {"role": "user", "content": "Hi"}
+        if field == "parts[0].text":
+            message["content"] = [{"type": "text", "text": INJECTION}]
+        else:
+            message[field] = INJECTION
+        with pytest.raises(InvalidArgument) as caught:
+            await prompt_tokenizer.encode_chat(ChatPrompt([message], {}, False, "messages"))
+        assert [each.field for each in caught.value.violations] == [f"messages[0].{field}"]
+    use = ToolUse((Tool("look", INJECTION, None, False),), ToolMode.AUTO, "", False, "tools")
+    with pytest.raises(InvalidArgument) as caught:
+        await prompt_tokenizer.encode_chat(dataclasses.replace(chat("Hi"), tool_use=use))
+    assert [each.field for each in caught.value.violations] == ["tools[0].description"]
     with pytest.raises(InvalidArgument) as caught:
         await prompt_tokenizer.token_ids(TextPrompt(INJECTION, "prompt.text", True))
     assert [each.field for each in caught.value.violations] == ["prompt.text"]

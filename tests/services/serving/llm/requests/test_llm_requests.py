@@ -65,6 +65,7 @@ def test_special_tokens_are_text_if_a_text_prompt_says_so():
         ("logprobs", [0, 20], [21]),
         ("top_k", [0, 5, 2**32 - 1], []),
         ("seed", [-(2**63), -1, 0, 2**63 - 1], []),
+        ("answers", [1, 16], [0, 17]),
     ],
 )
 def test_ranges_of_sampling_parameters(field, allowed, refused):
@@ -94,10 +95,25 @@ def test_ranges_of_sampling_parameters(field, allowed, refused):
         ({"constraint": {"choice": {"options": ["a"] * 257}}}, "constraint.choice.options"),
         ({"constraint": {"choice": {"options": ["a", ""]}}}, "constraint.choice.options[1]"),
         ({"constraint": {"regex": "a"}, "ignore_end_of_text": True}, "ignore_end_of_text"),
+        ({"answers": 2, "temperature": 0}, "answers"),
+        ({"answers": 3, "seed": -3}, "seed"),
+        ({"answers": 2, "seed": -1}, "seed"),
+        ({"answers": 2, "seed": 2**63 - 1}, "seed"),
     ],
 )
 def test_other_rules_of_sampling_parameters(sampling, field):
     assert wrong_fields(read_generate, generate(**sampling)) == [f"options.sampling.{field}"]
+
+
+def test_log_probabilities_of_the_prompt_need_a_server_without_adapters():
+    asked = generate(prompt_logprobs=1)
+    assert wrong_fields(read_generate, asked) == ["options.sampling.prompt_logprobs"]
+    facts = ModelFacts("small", "2", 1000, 128)
+    for value in (0, 1, 20):
+        found = read_generate(generate(prompt_logprobs=value), facts)[1].sampling
+        assert found.prompt_logprobs == value
+    field = ["options.sampling.prompt_logprobs"]
+    assert wrong_fields(read_generate, generate(prompt_logprobs=21), facts) == field
 
 
 def test_all_violations_are_reported_at_once():
@@ -144,10 +160,20 @@ def test_rules_of_prompts(prompt, field):
             chat((llm_pb2.ROLE_USER, "Hi"), template_arguments={"chat_template": "evil"}),
             "template_arguments.chat_template",
         ),
+        (
+            chat((llm_pb2.ROLE_USER, "Hi"), template_arguments={"tools": []}),
+            "template_arguments.tools",
+        ),
     ],
 )
 def test_rules_of_conversations(request_, field):
     assert wrong_fields(read_chat, request_) == [field]
+
+
+def test_a_conversation_has_no_log_probabilities_of_its_prompt():
+    asked = chat((llm_pb2.ROLE_USER, "Hi"), options={"sampling": {"prompt_logprobs": 0}})
+    facts = ModelFacts("small", "2", 1000, 128)
+    assert wrong_fields(read_chat, asked, facts) == ["options.sampling.prompt_logprobs"]
 
 
 def test_a_conversation_keeps_roles_order_and_arguments():
@@ -157,13 +183,14 @@ def test_a_conversation_keeps_roles_order_and_arguments():
             (llm_pb2.ROLE_USER, "2+2?"),
             (llm_pb2.ROLE_ASSISTANT, "4, be"),
             continue_last_message=True,
-            template_arguments={"enable_thinking": False},
+            template_arguments={"enable_thinking": False, "budget": 5},
         ),
         FACTS,
     )
     assert [each["role"] for each in prompt.messages] == ["system", "user", "assistant"]
     assert prompt.continues_last
-    assert prompt.template_arguments == {"enable_thinking": False}
+    assert prompt.template_arguments == {"enable_thinking": False, "budget": 5}
+    assert isinstance(prompt.template_arguments["budget"], int)
 
 
 @pytest.mark.parametrize(
