@@ -21,9 +21,10 @@ MODELS_READY := $(CLASSIFIERS) models/.smollm2
 # A change of the builder's code runs it again; it rebuilds only models whose recipe has changed.
 BUILDERS := $(wildcard services/tidegate/serving/build/*.py)
 PEERS_READY := .venv-peers/.ready
+LITELLM_READY := .venv-litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-shifts bench-hop bench-evidence bench-rollouts bench-cluster bench-weights soak protos lock clean
+.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-gateway bench-shifts bench-hop bench-evidence bench-rollouts bench-cluster bench-weights soak protos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -79,13 +80,16 @@ format: $(DEV_READY) ## Format the code and the protos.
 	@$(BIN)/ruff check --quiet --fix $(SOURCES)
 	@$(BIN)/buf format --write
 
-bench: bench-vision bench-llm bench-hop bench-shifts bench-evidence bench-rollouts ## Run every benchmark.
+bench: bench-vision bench-llm bench-gateway bench-hop bench-shifts bench-evidence bench-rollouts ## Run every benchmark.
 
 bench-vision: $(DEV_READY) $(MODELS_READY) $(PEERS_READY) ## Measure the CNN server beside its baseline and its peers.
 	@$(BIN)/python benchmarks/vision/run.py
 
 bench-llm: $(DEV_READY) $(MODELS_READY) ## Measure the LLM server beside its baseline, `AsyncLLM` alone, and vLLM's OpenAI server.
 	@$(BIN)/python benchmarks/llm/run.py
+
+bench-gateway: $(DEV_READY) $(MODELS_READY) $(LITELLM_READY) ## Measure the gateway beside gRPC, vLLM's OpenAI server and LiteLLM's proxy.
+	@$(BIN)/python benchmarks/gateway/run.py
 
 bench-shifts: $(DEV_READY) $(MODELS_READY) ## Change traffic in every way under load; fail if a request is lost. Twenty minutes.
 	@$(BIN)/python benchmarks/mesh/shifts.py
@@ -117,7 +121,7 @@ lock: $(DEV_READY) ## Pin every package.
 	@$(BIN)/python tools/lock_requirements.py
 
 clean: ## Remove environments, models, results and caches.
-	rm -rf .venv .venv-peers models bench-results .tidegate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-litellm models bench-results .tidegate dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -153,4 +157,10 @@ $(PEERS_READY): requirements/peers.txt
 	@echo '── set-up: the peers, in .venv-peers'
 	@$(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/python $(INSTALL) requirements/peers.txt
+	@touch $@
+
+$(LITELLM_READY): requirements/litellm.txt
+	@echo '── set-up: LiteLLM, in .venv-litellm'
+	@$(PYTHON) -m venv .venv-litellm
+	@.venv-litellm/bin/python $(INSTALL) requirements/litellm.txt
 	@touch $@

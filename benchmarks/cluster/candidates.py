@@ -51,12 +51,14 @@ class Scenario:
         faults: The options of its server.
         after_s: How long it is good.
         is_bad: Whether it should be rolled back.
+        incident_s: From when to when both versions fail more calls; None for never.
     """
 
     title: str
     faults: tuple[str, ...] = ()
     after_s: float = 0.0
     is_bad: bool = True
+    incident_s: tuple[float, float] | None = None
 
 
 SCENARIOS: Final = (
@@ -65,6 +67,9 @@ SCENARIOS: Final = (
     Scenario(title="+100 ms", faults=("--delay-s=0.1",)),
     Scenario(title="5 % fail, after 40 s", faults=("--fail=0.05", "--after-s=40"), after_s=40.0),
     Scenario(title="healthy", is_bad=False),
+    Scenario(
+        title="healthy, 5 % of both versions fail for 30 s", is_bad=False, incident_s=(15.0, 45.0)
+    ),
 )
 
 
@@ -119,9 +124,10 @@ async def measure_candidates(
         await gateway(client)
         address = await _stats_address(cluster)
         async with _prometheus(folder, address) as prometheus:
+            incident = folder / "incident"
             rivals: list[Rival] = [
-                TidegateHost(cluster, client, "ours"),
-                *argo_hosts(cluster, client, prometheus),
+                TidegateHost(cluster, client, "ours", incident),
+                *argo_hosts(cluster, client, prometheus, incident),
             ]
             argo = ArgoEverywhere(cluster.kubeconfig, folder)
             argo.start()
@@ -131,7 +137,8 @@ async def measure_candidates(
                         await each.install()
                 with Callers(port, [each.authority for each in rivals], rate) as callers:
                     await _until_served(callers)
-                    return await _run_all(rivals, callers, scenarios, repeats, hold_s, console)
+                    bench = CandidateBench(rivals, callers, incident, hold_s, console)
+                    return await bench.run_all(scenarios, repeats)
             finally:
                 argo.kill()
 
@@ -142,65 +149,98 @@ class ArgoEverywhere(Argo):
     namespace = NAMESPACE
 
 
-async def _run_all(
-    rivals: list[Rival],
-    callers: Callers,
-    scenarios: tuple[Scenario, ...],
-    repeats: int,
-    hold_s: float,
-    console: Console,
-) -> list[Run]:
-    found: list[Run] = []
-    # A host that comes up loses calls, which no controller has lost.
-    early = {each.name: len(callers.errors(each.authority)) for each in rivals}
-    for repeat in range(repeats):
-        for number, scenario in enumerate(scenarios):
-            candidate = f"c{repeat}-{number}"
-            with console.status(f"{scenario.title}, {repeat + 1} of {repeats}"):
-                runs = await _run(rivals, callers, scenario, candidate, hold_s)
-            for each in runs:
-                console.print(f"   {each.scenario}: {each.controller}: {asdict(each)}")
-            found += runs
-    for each in rivals:
-        for error in dict.fromkeys(callers.errors(each.authority)[early[each.name] :]):
-            console.print(f"   lost by {each.title}: {error}")
-    return found
+class CandidateBench:
+    """Runs candidates on the hosts of all rivals.
 
+    Args:
+        rivals: The rivals.
+        callers: The load on their hosts.
+        incident: The file that makes all servers fail more calls.
+        hold_s: After how long a candidate that nobody rolls back is taken back.
+        console: Shows what happens.
+    """
 
-async def _run(
-    rivals: list[Rival], callers: Callers, scenario: Scenario, candidate: str, hold_s: float
-) -> list[Run]:
-    """Runs one candidate on all hosts at the same time."""
-    await asyncio.gather(*(each.prepare(candidate, scenario.faults) for each in rivals))
-    await asyncio.sleep(_CALM_S)
-    marks = callers.marks()
-    await asyncio.gather(*(each.begin(candidate, scenario.faults) for each in rivals))
-    deadline_s = time.monotonic() + hold_s + scenario.after_s
-    waiting = {each.name: each for each in rivals}
-    while waiting and time.monotonic() < deadline_s:
-        for name, rival in list(waiting.items()):
-            if await rival.aborted():
-                del waiting[name]
-        await asyncio.sleep(_POLL_S)
-    why = {each.name: await each.why() for each in rivals}
-    await asyncio.gather(*(each.reset() for each in rivals))
-    await asyncio.sleep(_TAIL_S)
-    return [
-        Run(
-            scenario=scenario.title,
-            controller=each.title,
-            aborted=each.name not in waiting,
-            why=why[each.name],
-            harm=harm_of(
-                callers.calls(each.authority, marks[each.authority]),
-                candidate,
-                base=BASE,
-                slow_s=SLOW_S,
-                bad_after_s=scenario.after_s,
-            ),
-        )
-        for each in rivals
-    ]
+    def __init__(
+        self,
+        rivals: list[Rival],
+        callers: Callers,
+        incident: Path,
+        hold_s: float,
+        console: Console,
+    ) -> None:
+        self._rivals = rivals
+        self._callers = callers
+        self._incident = incident
+        self._hold_s = hold_s
+        self._console = console
+
+    async def run_all(self, scenarios: tuple[Scenario, ...], repeats: int) -> list[Run]:
+        """Runs each candidate so often."""
+        found: list[Run] = []
+        callers = self._callers
+        # A host that comes up loses calls, which no controller has lost.
+        early = {each.name: len(callers.errors(each.authority)) for each in self._rivals}
+        for repeat in range(repeats):
+            for number, scenario in enumerate(scenarios):
+                with self._console.status(f"{scenario.title}, {repeat + 1} of {repeats}"):
+                    runs = await self._run(scenario, f"c{repeat}-{number}")
+                for each in runs:
+                    self._console.print(f"   {each.scenario}: {each.controller}: {asdict(each)}")
+                found += runs
+        for rival in self._rivals:
+            for error in dict.fromkeys(callers.errors(rival.authority)[early[rival.name] :]):
+                self._console.print(f"   lost by {rival.title}: {error}")
+        return found
+
+    async def _run(self, scenario: Scenario, candidate: str) -> list[Run]:
+        """Runs one candidate on all hosts at the same time."""
+        rivals, callers = self._rivals, self._callers
+        await asyncio.gather(*(each.prepare(candidate, scenario.faults) for each in rivals))
+        await asyncio.sleep(_CALM_S)
+        marks = callers.marks()
+        await asyncio.gather(*(each.begin(candidate, scenario.faults) for each in rivals))
+        incident = asyncio.create_task(self._fail_for_a_while(scenario))
+        waiting = await self._until_aborted(self._hold_s + scenario.after_s)
+        await incident
+        why = {each.name: await each.why() for each in rivals}
+        await asyncio.gather(*(each.reset() for each in rivals))
+        await asyncio.sleep(_TAIL_S)
+        return [
+            Run(
+                scenario=scenario.title,
+                controller=each.title,
+                aborted=each.name not in waiting,
+                why=why[each.name],
+                harm=harm_of(
+                    callers.calls(each.authority, marks[each.authority]),
+                    candidate,
+                    base=BASE,
+                    slow_s=SLOW_S,
+                    bad_after_s=scenario.after_s,
+                ),
+            )
+            for each in rivals
+        ]
+
+    async def _until_aborted(self, hold_s: float) -> set[str]:
+        """Waits until all have rolled back, or for so long; returns who has not."""
+        deadline_s = time.monotonic() + hold_s
+        waiting = {each.name: each for each in self._rivals}
+        while waiting and time.monotonic() < deadline_s:
+            for name, rival in list(waiting.items()):
+                if await rival.aborted():
+                    del waiting[name]
+            await asyncio.sleep(_POLL_S)
+        return set(waiting)
+
+    async def _fail_for_a_while(self, scenario: Scenario) -> None:
+        if scenario.incident_s is None:
+            return
+        from_s, to_s = scenario.incident_s
+        await asyncio.sleep(from_s)
+        self._incident.touch()
+        await asyncio.sleep(to_s - from_s)
+        self._incident.unlink()
 
 
 async def _start(cluster: TestCluster) -> int:

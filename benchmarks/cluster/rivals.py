@@ -25,6 +25,7 @@ from tidegate.kube.resources import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from cluster import TestCluster
     from tidegate.kube.client import KubeClient
@@ -67,9 +68,13 @@ class Rival:
         client: The administrator's.
         name: The host.
         title: The name in the report.
+        incident: While this file exists, all servers fail more calls.
     """
 
-    def __init__(self, cluster: TestCluster, client: KubeClient, name: str, title: str) -> None:
+    def __init__(
+        self, cluster: TestCluster, client: KubeClient, name: str, title: str, incident: Path
+    ) -> None:
+        self._options = (f"--incident={incident}",)
         self._cluster = cluster
         self._client = client
         self.name = name
@@ -156,8 +161,8 @@ class Rival:
 class TidegateHost(Rival):
     """A host with Deployments of both versions, and Rollouts with Tidegate's defaults."""
 
-    def __init__(self, cluster: TestCluster, client: KubeClient, name: str) -> None:
-        super().__init__(cluster, client, name, "Tidegate")
+    def __init__(self, cluster: TestCluster, client: KubeClient, name: str, incident: Path) -> None:
+        super().__init__(cluster, client, name, "Tidegate", incident)
         self._rollout = ""
 
     async def install(self) -> None:
@@ -218,7 +223,7 @@ class TidegateHost(Rival):
             "spec": {
                 "replicas": 1,
                 "selector": {"matchLabels": labels},
-                "template": _template(labels, name, faults),
+                "template": _template(labels, name, (*self._options, *faults)),
             },
         }
         await self._client.apply(_DEPLOYMENTS, body, manager=_MANAGER, force=True)
@@ -233,6 +238,7 @@ class ArgoHost(Rival):
         client: The administrator's.
         name: The host.
         title: The name in the report.
+        incident: While this file exists, all servers fail more calls.
         metrics: The metrics of its AnalysisTemplate.
     """
 
@@ -242,9 +248,10 @@ class ArgoHost(Rival):
         client: KubeClient,
         name: str,
         title: str,
+        incident: Path,
         metrics: Sequence[Mapping[str, Any]],
     ) -> None:
-        super().__init__(cluster, client, name, title)
+        super().__init__(cluster, client, name, title, incident)
         self._metrics = metrics
 
     async def install(self) -> None:
@@ -270,7 +277,7 @@ class ArgoHost(Rival):
             "spec": {
                 "replicas": 1,
                 "selector": {"matchLabels": labels},
-                "template": _template(labels, "v1", ()),
+                "template": _template(labels, "v1", self._options),
                 "strategy": {"canary": canary},
             },
         }
@@ -300,7 +307,9 @@ class ArgoHost(Rival):
         await self._until("Healthy")
 
     async def _set(self, name: str, faults: Sequence[str]) -> None:
-        patch = {"spec": {"template": _template({"app": self.name}, name, faults)}}
+        patch = {
+            "spec": {"template": _template({"app": self.name}, name, (*self._options, *faults))}
+        }
         while True:
             with contextlib.suppress(ConflictError):
                 await self._client.merge(
@@ -319,7 +328,9 @@ class ArgoHost(Rival):
         raise RuntimeError(f"{self.name} is not {phase}: {found.status}")
 
 
-def argo_hosts(cluster: TestCluster, client: KubeClient, prometheus: str) -> list[ArgoHost]:
+def argo_hosts(
+    cluster: TestCluster, client: KubeClient, prometheus: str, incident: Path
+) -> list[ArgoHost]:
     """A host with an expert's analysis, and one with that of the documentation.
 
     The documented analysis has five minutes in place of each 30 s here.
@@ -328,6 +339,7 @@ def argo_hosts(cluster: TestCluster, client: KubeClient, prometheus: str) -> lis
         cluster: The cluster.
         client: The administrator's.
         prometheus: The address of Prometheus, as the controller reaches it.
+        incident: While this file exists, all servers fail more calls.
     """
 
     def metric(name: str, query: str, condition: str, limit: int, interval: str) -> dict[str, Any]:
@@ -352,8 +364,8 @@ def argo_hosts(cluster: TestCluster, client: KubeClient, prometheus: str) -> lis
     whole = _success(rf'=~"outbound\\|{PORT}\\|.*\\|docs\\.{NAMESPACE}\\..*"')
     docs = [metric("success-rate", whole, f"{no_data}result[0] >= 0.95", 3, "30s")]
     return [
-        ArgoHost(cluster, client, "expert", "Argo Rollouts, expert", expert),
-        ArgoHost(cluster, client, "docs", "Argo Rollouts, docs÷10", docs),
+        ArgoHost(cluster, client, "expert", "Argo Rollouts, expert", incident, expert),
+        ArgoHost(cluster, client, "docs", "Argo Rollouts, docs÷10", incident, docs),
     ]
 
 

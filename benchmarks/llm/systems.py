@@ -28,7 +28,21 @@ from tidegate.serving.llm.settings import Precision
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["ROOT", "SystemUnderTest", "running_systems", "running_tidegate_servers"]
+__all__ = [
+    "KERNELS",
+    "ROOT",
+    "TIDEGATE_ENGINE",
+    "SystemUnderTest",
+    "answers",
+    "cpu_s",
+    "generator",
+    "openai_server",
+    "process",
+    "running_systems",
+    "running_tidegate_servers",
+    "tidegate_server",
+    "wait_for",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOAD_GENERATORS = Path(__file__).resolve().parent / "load_generators.py"
@@ -43,11 +57,11 @@ _ENVIRONMENT = {
 }
 _ON_CPU = not Path("/dev/nvidia0").exists()
 # For engines with the cores and libraries of Tidegate's: all but vLLM's server with its defaults.
-_TIDEGATE_ENGINE = engine_environment(1, len(os.sched_getaffinity(0))) | (
+TIDEGATE_ENGINE = engine_environment(1, len(os.sched_getaffinity(0))) | (
     engine_libraries() if _ON_CPU else {}
 )
 # For engines that also run its kernels.
-_KERNELS = {HAS_KERNELS: "1"} if _ON_CPU else {}
+KERNELS = {HAS_KERNELS: "1"} if _ON_CPU else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +85,12 @@ class SystemUnderTest:
             RuntimeError: The load generator has ended.
         """
         client = psutil.Process(self.generator.pid)
-        front_before_s, client_before_s = _cpu_s(self.front), _cpu_s(client)
+        front_before_s, client_before_s = cpu_s(self.front), cpu_s(client)
         assert self.generator.stdin is not None
         self.generator.stdin.write(json.dumps(asdict(workload)) + "\n")
         self.generator.stdin.flush()
         measurement = Measurement(**json.loads(_read(self.generator, "{")))
-        front_s, client_s = _cpu_s(self.front), _cpu_s(client)
+        front_s, client_s = cpu_s(self.front), cpu_s(client)
         return measurement, front_s - front_before_s, client_s - client_before_s
 
 
@@ -95,14 +109,14 @@ def running_systems(model: Path, folder: Path) -> Iterator[list[SystemUnderTest]
     baseline_arguments = ["baseline", str(model), dtype]
     with (
         _tidegate(model, folder, "tidegate") as tidegate,
-        _openai_server(model, folder / "openai.log", {}, "auto") as openai,
-        _openai_server(model, folder / "tuned.log", _TIDEGATE_ENGINE | _KERNELS, dtype) as tuned,
-        _generator("baseline", baseline_arguments, None, folder) as baseline,
-        _generator(
-            "baseline-kernels", baseline_arguments, None, folder, _TIDEGATE_ENGINE | _KERNELS
+        openai_server(model, folder / "openai.log", {}, "auto") as openai,
+        openai_server(model, folder / "tuned.log", TIDEGATE_ENGINE | KERNELS, dtype) as tuned,
+        generator("baseline", baseline_arguments, None, folder) as baseline,
+        generator(
+            "baseline-kernels", baseline_arguments, None, folder, TIDEGATE_ENGINE | KERNELS
         ) as baseline_kernels,
-        _generator("openai", ["openai", openai[0]], openai[1], folder) as openai_client,
-        _generator("tuned", ["openai", tuned[0]], tuned[1], folder) as tuned_client,
+        generator("openai", ["openai", openai[0]], openai[1], folder) as openai_client,
+        generator("tuned", ["openai", tuned[0]], tuned[1], folder) as tuned_client,
     ):
         yield [baseline, baseline_kernels, tidegate, openai_client, tuned_client]
 
@@ -132,30 +146,30 @@ def running_tidegate_servers(
 def _tidegate(model: Path, folder: Path, kind: str, *options: str) -> Iterator[SystemUnderTest]:
     """Starts a Tidegate server with options, and its load generator."""
     with (
-        _tidegate_server(model, folder, kind, *options) as (address, pid),
-        _generator(kind, ["tidegate", address], pid, folder) as found,
+        tidegate_server(model, folder, kind, *options) as (address, pid),
+        generator(kind, ["tidegate", address], pid, folder) as found,
     ):
         yield found
 
 
 @contextmanager
-def _generator(
+def generator(
     kind: str,
     arguments: list[str],
     pid: int | None,
     folder: Path,
-    environment: dict[str, str] = _TIDEGATE_ENGINE,
+    environment: dict[str, str] = TIDEGATE_ENGINE,
 ) -> Iterator[SystemUnderTest]:
     """Starts a load generator for the server of process ``pid``, or with an engine of its own."""
     command = [sys.executable, str(_LOAD_GENERATORS), *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with _process(command, folder / f"{kind}-generator.log", environment, **pipes) as child:
+    with process(command, folder / f"{kind}-generator.log", environment, **pipes) as child:
         _read(child, "ready")
         yield SystemUnderTest(kind, child, psutil.Process(pid or child.pid))
 
 
 @contextmanager
-def _tidegate_server(
+def tidegate_server(
     model: Path, folder: Path, kind: str, *options: str
 ) -> Iterator[tuple[str, int]]:
     """Starts a Tidegate server; yields its address and process id."""
@@ -164,15 +178,15 @@ def _tidegate_server(
     command += ["--grpc-port", "0", "--metrics-port", "0", "--port-file", str(ports)]
     command += ["--max-context-tokens", str(CONTEXT_TOKENS)]
     command += ["--max-running-requests", str(MAX_RUNNING), *options]
-    with _process(command, log, {}) as child:
-        _wait_for(ports.exists, child, log)
+    with process(command, log, {}) as child:
+        wait_for(ports.exists, child, log)
         found = json.loads(ports.read_text())
-        _wait_for(lambda: _answers(f"http://127.0.0.1:{found['metrics']}/readyz"), child, log)
+        wait_for(lambda: answers(f"http://127.0.0.1:{found['metrics']}/readyz"), child, log)
         yield f"127.0.0.1:{found['grpc']}", child.pid
 
 
 @contextmanager
-def _openai_server(
+def openai_server(
     model: Path, log: Path, environment: dict[str, str], dtype: str
 ) -> Iterator[tuple[str, int]]:
     """Starts vLLM's OpenAI server; yields its address and process id."""
@@ -187,13 +201,13 @@ def _openai_server(
         command.append("--enforce-eager")
     if HAS_KERNELS in environment:
         command += ["--ir-op-priority", json.dumps(PRIORITIES)]
-    with _process(command, log, environment, stdout=subprocess.DEVNULL) as child:
-        _wait_for(lambda: _answers(f"http://127.0.0.1:{port}/health"), child, log)
+    with process(command, log, environment, stdout=subprocess.DEVNULL) as child:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/health"), child, log)
         yield f"127.0.0.1:{port}", child.pid
 
 
 @contextmanager
-def _process(
+def process(
     command: list[str], log: Path, environment: dict[str, str], **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """Runs a child process that ends with the context."""
@@ -227,14 +241,20 @@ def _read(child: subprocess.Popen[str], start: str) -> str:
     raise RuntimeError(f"a load generator ended with status {child.wait(_STOP_S)}")
 
 
-def _wait_for(condition: Callable[[], bool], child: subprocess.Popen[str], log: Path) -> None:
+def wait_for(condition: Callable[[], bool], child: subprocess.Popen[str], log: Path) -> None:
+    """Waits for what a process does when it is ready.
+
+    Raises:
+        RuntimeError: The process ended first.
+    """
     while not condition():
         if child.poll() is not None:
             raise RuntimeError(f"{log.stem} ended")
         time.sleep(0.2)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Tells whether a server answers at a URL, with a status below 400."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
@@ -242,7 +262,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
     """Returns the CPU time of a process without its children, which are the engine."""
     times = process.cpu_times()
     return float(times.user + times.system)

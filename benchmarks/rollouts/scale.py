@@ -159,9 +159,9 @@ class SyntheticSource:
         del now_s
         self._epochs.pop(key, None)
 
-    def resume(self, host: str, since_s: float) -> bool:
+    def resume(self, host: str, since_s: float, requests_per_s: float) -> bool:
         """Keeps nothing; see `TrafficSource`."""
-        del host, since_s
+        del host, since_s, requests_per_s
         return False
 
     def begin_epoch(self, key: str, epoch: Epoch) -> None:

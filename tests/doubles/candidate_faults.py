@@ -4,10 +4,7 @@ __all__ = ["FAULT_NAME", "fault_filter"]
 
 FAULT_NAME = "candidate-fault"
 _HCM = "envoy.filters.network.http_connection_manager"
-_HCM_TYPE = (
-    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
-    ".HttpConnectionManager"
-)
+_ROUTER = "envoy.filters.http.router"
 _FAULT_TYPE = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"
 
 
@@ -43,7 +40,10 @@ def _fault(unavailable, delay_s):
         fault["delay"] = {"fixed_delay": f"{delay_s}s", "percentage": {"numerator": 100}}
     return {
         "applyTo": "HTTP_FILTER",
-        "match": _inbound({"subFilter": {"name": "envoy.filters.http.router"}}),
+        "match": {
+            "context": "SIDECAR_INBOUND",
+            "listener": {"filterChain": {"filter": {"name": _HCM, "subFilter": {"name": _ROUTER}}}},
+        },
         "patch": {
             "operation": "INSERT_BEFORE",
             "value": {"name": FAULT_NAME, "typed_config": fault},
@@ -52,15 +52,13 @@ def _fault(unavailable, delay_s):
 
 
 def _cut(cut_s):
-    options = {"max_stream_duration": f"{cut_s}s"}
-    config = {"@type": _HCM_TYPE, "common_http_protocol_options": options}
+    # Also for calls with a deadline of their own.
+    limits = {"max_stream_duration": f"{cut_s}s", "grpc_timeout_header_max": f"{cut_s}s"}
     return {
-        "applyTo": "NETWORK_FILTER",
-        "match": _inbound({}),
-        "patch": {"operation": "MERGE", "value": {"name": _HCM, "typed_config": config}},
+        "applyTo": "HTTP_ROUTE",
+        "match": {"context": "SIDECAR_INBOUND"},
+        "patch": {
+            "operation": "MERGE",
+            "value": {"route": {"max_stream_duration": limits}},
+        },
     }
-
-
-def _inbound(more):
-    chain = {"filter": {"name": _HCM, **more}}
-    return {"context": "SIDECAR_INBOUND", "listener": {"filterChain": chain}}

@@ -22,7 +22,7 @@ class ChatLoad:
         port: Envoy's port on this machine.
         question: What is asked.
         at_once: How many chats run at a time.
-        max_tokens: The most tokens of an answer; None for the server's own limit.
+        tokens: How many tokens each answer has; None for as many as the model likes.
 
     Attributes:
         codes: Finished calls by status code.
@@ -37,7 +37,7 @@ class ChatLoad:
         question: str = _QUESTION,
         *,
         at_once: int = 2,
-        max_tokens: int | None = None,
+        tokens: int | None = None,
     ) -> None:
         self.codes: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
@@ -45,8 +45,8 @@ class ChatLoad:
         self.errors: Counter[str] = Counter()
         self._port, self._at_once = port, at_once
         options = llm_pb2.GenerationOptions(sampling=llm_pb2.SamplingParameters(temperature=0))
-        if max_tokens is not None:
-            options.max_tokens = max_tokens
+        if tokens is not None:
+            options.sampling.min_tokens = options.sampling.max_tokens = tokens
         message = llm_pb2.Message(role=llm_pb2.ROLE_USER, content=question)
         self._request = llm_pb2.ChatRequest(messages=[message], options=options)
         self._stop = threading.Event()

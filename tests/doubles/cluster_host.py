@@ -6,6 +6,7 @@ await host.apply(virtual_service(…), manager="git")
 traffic = host.traffic()  # a TrafficRouter of a rollout, as a new process has it
 """
 
+import contextlib
 import copy
 
 import cluster_objects
@@ -13,9 +14,11 @@ import msgspec
 from traffic_observer_double import TrafficObserverDouble
 
 from tidegate.kube.errors import NotFoundError
+from tidegate.kube.reflector import reflecting
 from tidegate.kube.resources import (
     DESTINATION_RULES,
     ENDPOINT_SLICES,
+    ENVOY_FILTERS,
     PODS,
     SERVICES,
     VIRTUAL_SERVICES,
@@ -23,11 +26,18 @@ from tidegate.kube.resources import (
     Resource,
 )
 from tidegate.rollout.traffic import TrafficSplit
+from tidegate.traffic.cluster.caches import (
+    DESTINATION_RULE_INDEXES,
+    ENDPOINT_SLICE_INDEXES,
+    VIRTUAL_SERVICE_INDEXES,
+    CachedObjects,
+)
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.objects import DirectObjects
 from tidegate.traffic.cluster.surroundings import ClusterTrafficSettings
 
 RESOURCES = {"VirtualService": VIRTUAL_SERVICES, "DestinationRule": DESTINATION_RULES}
+WAIT_S = 20.0
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount", Manifest)
 SETTINGS = ClusterTrafficSettings(settle_s=1.0, subset_settle_s=0.0)
 
@@ -39,12 +49,14 @@ class ClusterHost:
         client: The API server.
         namespace: The namespace.
         observer: Tells when changes are in force.
+        filter_namespaces: Where EnvoyFilters may be written that keep users on a version.
     """
 
     def __init__(self, client, namespace):
         self.client = client
         self.namespace = namespace
         self.observer = TrafficObserverDouble()
+        self.filter_namespaces = ()
 
     @property
     def name(self):
@@ -86,7 +98,7 @@ class ClusterHost:
 
     def process(self, observer=None, settings=SETTINGS):
         """The traffic of all rollouts, as a new process would have it."""
-        objects = DirectObjects(self.client)
+        objects = DirectObjects(self.client, self.filter_namespaces)
         return ClusterTraffic(self.client, objects, observer or self.observer, settings)
 
     async def service(self, name="vision"):
@@ -106,6 +118,14 @@ class ClusterHost:
         """The names of the subsets in the host's rule."""
         return [each["name"] for each in (await self.rule()).spec["subsets"]]
 
+    async def filters(self):
+        """The EnvoyFilters of Tidegate's, by namespace; None where there is none."""
+        found = {}
+        for namespace in self.filter_namespaces:
+            listed = await self.client.list(ENVOY_FILTERS, namespace)
+            (found[namespace],) = listed.items or (None,)
+        return found
+
     async def weights(self, name="vision", route=-1):
         """The weights of a route of the VirtualService, by subset."""
         found = await self.service(name)
@@ -124,6 +144,30 @@ class ClusterHost:
 
     async def delete(self, name="vision"):
         await self.client.delete(VIRTUAL_SERVICES, name, self.namespace)
+
+
+@contextlib.asynccontextmanager
+async def caches(client, *namespaces, filters=()):
+    """What a controller's caches know of namespaces, with EnvoyFilters of some others."""
+    resources = {
+        "virtual_services": (VIRTUAL_SERVICES, VIRTUAL_SERVICE_INDEXES, namespaces),
+        "destination_rules": (DESTINATION_RULES, DESTINATION_RULE_INDEXES, namespaces),
+        "services": (SERVICES, {}, namespaces),
+        "endpoint_slices": (ENDPOINT_SLICES, ENDPOINT_SLICE_INDEXES, namespaces),
+        "pods": (PODS, {}, namespaces),
+    }
+    if filters:
+        resources["envoy_filters"] = (ENVOY_FILTERS, {}, filters)
+    async with contextlib.AsyncExitStack() as stack:
+        found = {
+            name: await stack.enter_async_context(
+                reflecting(client, resource, where, indexes=indexes)
+            )
+            for name, (resource, indexes, where) in resources.items()
+        }
+        for each in found.values():
+            await each.synced()
+        yield CachedObjects(**found, filter_namespaces=tuple(filters), timeout_s=WAIT_S)
 
 
 def split(**weights):

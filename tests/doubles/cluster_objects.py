@@ -116,7 +116,7 @@ def endpoint_slice(namespace="models", name="vision-a", ready=None, waiting=None
     }
 
 
-def host_objects(*objects, ready=None, waiting=None, ports=(PORT,), delegating=()):
+def host_objects(*objects, ready=None, waiting=None, ports=(PORT,), delegating=(), filters=None):
     """What there is for the host: Istio objects, a Service, and endpoints of some versions."""
     read = [
         (each["kind"], _decoded(Manifest, _stored(each, number)))
@@ -136,11 +136,15 @@ def host_objects(*objects, ready=None, waiting=None, ports=(PORT,), delegating=(
         destination_rules=tuple(item for kind, item in read if kind == "DestinationRule"),
         slices=(_decoded(EndpointSlice, endpoint_slice(ready=ready, waiting=waiting)),),
         pods={each.metadata.name: each for each in found},
+        filters={
+            namespace: None if each is None else _decoded(Manifest, _stored(each, 0))
+            for namespace, each in (filters or {}).items()
+        },
     )
 
 
 def _stored(item, number):
-    stored = {"uid": f"uid-{item['kind']}-{number}", "resourceVersion": "7", "generation": 1}
+    stored = {"uid": f"uid-{item.get('kind')}-{number}", "resourceVersion": "7", "generation": 1}
     return item | {"metadata": stored | item["metadata"]}
 
 

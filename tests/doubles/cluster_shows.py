@@ -12,7 +12,7 @@ from tidegate.kube.resources import Manifest
 __all__ = ["Show", "show"]
 
 _WAIT_S = 120.0
-_INJECTED = "fault filter abort"
+_INJECTED = ("fault filter abort",)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ async def show(
         callers: Who calls: `gateway` for those outside, `mesh` for Pods.
         warm: How many calls are answered before the rollout begins.
         meanwhile: Called with the rollout's name once it has begun; what it does is awaited.
-        injected: What the message of a failed call has if an injected fault failed it.
+        injected: Of what the message of a failed call has one if an injected fault failed it.
         timeout_s: How long the rollout may take, in seconds.
 
     Returns:
@@ -128,7 +128,7 @@ async def show(
         took_s=took_s,
         calls=codes.total(),
         failed=codes.total() - codes["OK"],
-        lost=sum(count for text, count in errors.items() if injected not in text),
+        lost=sum(n for text, n in errors.items() if not any(each in text for each in injected)),
         errors=errors,
         changes=after - before,
         weights=weights,

@@ -19,7 +19,7 @@ from router_program import RouterProcess, router_api
 from stored_changes import PROBE, StoredChanges
 
 from tidegate.kube.errors import NotFoundError
-from tidegate.kube.resources import NAMESPACES, ROLLOUTS
+from tidegate.kube.resources import NAMESPACES, ROLLOUTS, VIRTUAL_SERVICES
 
 NAMESPACE = "models"
 PROMOTED = [0, PROBE, *WEIGHTS, 100]
@@ -91,9 +91,15 @@ class FaultedRollouts:
                 raise
 
     @contextlib.asynccontextmanager
-    async def recorded(self, name):
-        """Records a Rollout, and checks that each weight had a decision and no event is lost."""
-        async with StoredChanges.recorded(self.api.server.etcd_url) as changes:
+    async def recorded(self, name, *more):
+        """Records a Rollout, and checks that each weight had a decision and no event is lost.
+
+        Args:
+            name: The Rollout.
+            more: Resources to record too.
+        """
+        resources = (ROLLOUTS, VIRTUAL_SERVICES, *more)
+        async with StoredChanges.recorded(self.api.server.etcd_url, resources) as changes:
             yield changes
             await changes.complete()
         assert changes.unexplained(name) == []

@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 
+from tidegate.image_files import InvalidImageError
 from tidegate.serving.repository import Interpolation
-from tidegate.serving.vision.errors import InvalidImageError
 from tidegate.serving.vision.images.decode import Geometry, decode
 
 SMALL = Geometry(48, 64, None, Interpolation.BILINEAR, True, (255, 255, 255), 1 << 24)

@@ -1,4 +1,4 @@
-"""A real API server that knows Istio's VirtualServices and DestinationRules.
+"""A real API server that knows Istio's VirtualServices, DestinationRules and EnvoyFilters.
 
 async with istio_api(folder) as api:
     kubeconfig = api.kubeconfig
@@ -14,14 +14,20 @@ from kubernetes_api import kubernetes_api
 
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import KubeError
-from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest, Resource
+from tidegate.kube.resources import (
+    DESTINATION_RULES,
+    ENVOY_FILTERS,
+    VIRTUAL_SERVICES,
+    Manifest,
+    Resource,
+)
 
 CRDS = Resource(
     *("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition"),
     Manifest,
     namespaced=False,
 )
-_KINDS = ("virtualservices", "destinationrules")
+_KINDS = ("virtualservices", "destinationrules", "envoyfilters")
 _READY_S = 30.0
 
 
@@ -42,7 +48,7 @@ async def istio_api(folder):
             for each in istio_crds(*_KINDS):
                 await client.create(CRDS, json.loads(json.dumps(each)))
             async with asyncio.timeout(_READY_S):
-                for resource in (VIRTUAL_SERVICES, DESTINATION_RULES):
+                for resource in (VIRTUAL_SERVICES, DESTINATION_RULES, ENVOY_FILTERS):
                     await _served(client, resource)
         yield api
 

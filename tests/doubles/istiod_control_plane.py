@@ -6,8 +6,8 @@
 
 `apply` replaces all objects. The API server validates them and adds defaults; istiod watches them.
 Each kind of object has its own watch, so a marker of each kind follows the objects: resources that
-show all markers are of a state with all objects. A push of istiod has one version for all resource
-types, so resources of one version belong together.
+show all markers are of a state with all objects. EnvoyFilters have no marker. A push of istiod has
+one version for all resource types, so resources of one version belong together.
 
 istiod can crash (the objects of a test may hit one of its faults). `apply` then raises
 `IstiodCrashError`, and the next `apply` starts it again.
@@ -42,11 +42,13 @@ PLURALS = {
     "WorkloadEntry": "workloadentries",
     "DestinationRule": "destinationrules",
     "VirtualService": "virtualservices",
+    "EnvoyFilter": "envoyfilters",
 }
 INGRESS = "istio-ingress"
 START_S = 60.0
 PUSH_S = 30.0
 _GROUP = "/apis/networking.istio.io/v1"
+_ALPHA = "/apis/networking.istio.io/v1alpha3"
 
 
 class RefusedError(Exception):
@@ -221,8 +223,8 @@ class IstiodControlPlane:
             for each in documents:
                 tasks.create_task(self._expect("POST", path, each))
         async with asyncio.timeout(START_S):
-            for plural in PLURALS.values():
-                while (await self._call("GET", f"{_GROUP}/{plural}"))[0] != 200:
+            for kind, plural in PLURALS.items():
+                while (await self._call("GET", f"{_group(kind)}/{plural}"))[0] != 200:
                     await asyncio.sleep(0.05)
         await self._create_namespace(MARKER_NAMESPACE)
 
@@ -234,7 +236,7 @@ class IstiodControlPlane:
     async def _remove_all(self):
         async with asyncio.TaskGroup() as tasks:
             for kind, namespace in self._used:
-                path = f"{_GROUP}/namespaces/{namespace}/{PLURALS[kind]}"
+                path = f"{_group(kind)}/namespaces/{namespace}/{PLURALS[kind]}"
                 tasks.create_task(self._expect("DELETE", path))
         self._used.clear()
 
@@ -275,4 +277,10 @@ def _namespace(item):
 
 
 def _path(item):
-    return f"{_GROUP}/namespaces/{_namespace(item)}/{PLURALS[item['kind']]}"
+    kind = item["kind"]
+    return f"{_group(kind)}/namespaces/{_namespace(item)}/{PLURALS[kind]}"
+
+
+def _group(kind):
+    # Istio serves EnvoyFilters in this version only.
+    return _ALPHA if kind == "EnvoyFilter" else _GROUP

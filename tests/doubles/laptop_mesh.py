@@ -24,24 +24,29 @@ _PROGRAM = [sys.executable, "-c", "from tidegate.cli.main import main; main()"]
 
 
 class LaptopMesh:
-    """A mesh of two classifiers and, if asked for, a language model behind one Envoy.
+    """A mesh of two classifiers and, if asked for, a language model and a gateway behind one Envoy.
 
     Attributes:
         folder: Where `tidegate` runs.
         vision_port: Envoy's port for vision.
         llm_port: Envoy's port for the language model.
+        gateway_port: Envoy's port for the gateway.
+        traces_url: Where the controller shows traces.
     """
 
-    def __init__(self, folder: Path, *, llm: bool = False) -> None:
+    def __init__(self, folder: Path, *, llm: bool = False, gateway: bool = False) -> None:
         self.folder = folder
-        self.vision_port, self.llm_port, *controller = free_ports(5)
+        self.vision_port, self.llm_port, self.gateway_port, *controller = free_ports(6)
+        self.traces_url = f"http://127.0.0.1:{controller[2]}"
         objects = folder / "istio"
         objects.mkdir()
-        for name in ("gateway.yaml", "vision.yaml", "llm.yaml")[: 3 if llm else 2]:
+        optional = {"llm.yaml": llm, "http.yaml": gateway}
+        for name in ("gateway.yaml", "vision.yaml", *(each for each in optional if optional[each])):
             text = (OBJECTS / name).read_text()
             if name == "gateway.yaml":
                 text = text.replace("8500", str(self.vision_port))
                 text = text.replace("8600", str(self.llm_port))
+                text = text.replace("8000", str(self.gateway_port))
             elif name == "vision.yaml":
                 text = _weighted(text, v1=90, v2=10)
             (objects / name).write_text(text)
@@ -49,7 +54,9 @@ class LaptopMesh:
         config = {
             "mesh": {
                 "objects": ["istio"],
-                "ingress": {"vision": self.vision_port} | ({"llm": self.llm_port} if llm else {}),
+                "ingress": {"vision": self.vision_port}
+                | ({"llm": self.llm_port} if llm else {})
+                | ({"gateway": self.gateway_port} if gateway else {}),
                 "controller": dict(
                     zip(("grpc_port", "metrics_port", "traces_port"), controller, strict=True)
                 ),
@@ -60,9 +67,20 @@ class LaptopMesh:
                 "vision-v1": server("vision", "v1", f"{CLASSIFIER}/1-fp32"),
                 "vision-v2": server("vision", "v2", f"{CLASSIFIER}/1-int8"),
             }
-            | ({"llm": server("llm", "v1")} if llm else {}),
+            | ({"llm": server("llm", "v1")} if llm else {})
+            | ({"gateway": self._gateway(llm=llm)} if gateway else {}),
         }
         (folder / "tidegate.yaml").write_text(yaml.safe_dump(config))
+
+    def _gateway(self, *, llm: bool) -> dict[str, Any]:
+        return {
+            "kind": "gateway",
+            "labels": {"app": "gateway", "version": "v1"},
+            "settings": {
+                "vision": f"127.0.0.1:{self.vision_port}",
+                "llm": f"127.0.0.1:{self.llm_port}" if llm else "",
+            },
+        }
 
     def tidegate(self, *arguments: str) -> str:
         """Runs the command line; returns what it printed."""

@@ -52,7 +52,7 @@ class SyntheticSource:
         self.epochs[key] = None
         self.log.append(("watch", key))
 
-    def resume(self, host, since_s):
+    def resume(self, host, since_s, requests_per_s):
         return False
 
     def begin_change(self, key, now_s):

@@ -73,6 +73,14 @@ class RouterApi:
             each["metadata"]["namespace"] = namespace
             await self._apply(_without_rule(each, without))
 
+    async def allow_sticky(self, *namespaces):
+        """Lets the router write EnvoyFilters in some namespaces, as the shipped component does."""
+        role, binding, *_ = documents("mesh/istio/components/sticky/rbac.yaml")
+        for namespace in namespaces:
+            for each in (role, binding):
+                each["metadata"]["namespace"] = namespace
+                await self._apply(each)
+
     async def allow_own(self, without=None):
         """Lets the router work in its own namespace; see `allow`."""
         for each in documents("mesh/istio/router/rbac-own.yaml"):

@@ -209,7 +209,8 @@ def _share(change):
         return None
     route = change.body["spec"]["http"][-1]["route"]
     weights = {each["destination"].get("subset"): each.get("weight", 100) for each in route}
-    return weights.get("v2", 0)
+    # Weights of routes that keep users do not add up to 100.
+    return 100 * weights.get("v2", 0) / (sum(weights.values()) or 100)
 
 
 def _decided(status):

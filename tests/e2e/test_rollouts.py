@@ -99,6 +99,7 @@ def test_a_version_that_fails_is_rolled_back_with_the_reason(mesh):
     assert weights(mesh) == {"v1": 100.0}
 
 
+@pytest.mark.long
 def test_a_version_that_is_slow_is_rolled_back(mesh):
     mesh.set_fault(delay="300ms")
     objectives = [

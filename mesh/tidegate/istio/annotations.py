@@ -9,12 +9,14 @@ from tidegate.istio.shapes import HeaderName
 
 __all__ = [
     "DestinationRuleAnnotations",
+    "HttpPath",
     "LoadBalancerOption",
     "NoAnnotations",
     "RolloutName",
     "ServiceEntryAnnotations",
     "Sticky",
     "VirtualServiceAnnotations",
+    "WorkloadEntryAnnotations",
 ]
 
 
@@ -104,6 +106,33 @@ class ServiceEntryAnnotations:
     p99: dt.timedelta | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HttpPath:
+    """A path of a server.
+
+    Attributes:
+        path: The path, with its slash.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadEntryAnnotations:
+    """Annotations of a WorkloadEntry.
+
+    Attributes:
+        readiness: The path of an HTTP server that answers with a status below 400 while the server
+            takes requests, such as ``/readyz``. The laptop's controller gets it periodically; on a
+            cluster the readiness probe of the Pod does. Without it, the controller connects by TCP.
+    """
+
+    readiness: HttpPath | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoAnnotations:
-    """Gateways and WorkloadEntries have none."""
+    """Gateways have none."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from tidegate.istio.annotations import NoAnnotations, ServiceEntryAnnotations
+from tidegate.istio.annotations import ServiceEntryAnnotations, WorkloadEntryAnnotations
 from tidegate.istio.names import ObjectName
 from tidegate.istio.shapes import AnyCase, HostName, Inside, Label, Message, Range
 
@@ -146,8 +146,8 @@ class WorkloadEntry(Workload):
 
     Attributes:
         name: The name of the object.
-        annotations: A WorkloadEntry has no ``tidegate.dev/*`` annotations.
+        annotations: Its ``tidegate.dev/*`` annotations.
     """
 
     name: ObjectName
-    annotations: NoAnnotations = field(default_factory=NoAnnotations)
+    annotations: WorkloadEntryAnnotations = field(default_factory=WorkloadEntryAnnotations)

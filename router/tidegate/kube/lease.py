@@ -65,6 +65,8 @@ class LeaseElector:
 
     Attributes:
         identity: As above.
+        predecessor: Who held the lease when this process took it, and had not given it back; empty
+            if nobody.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class LeaseElector:
         clock: Callable[[], float] = uptime_s,
     ) -> None:
         self.identity = identity
+        self.predecessor = ""
         self._client = client
         self._name = name
         self._namespace = namespace or client.namespace
@@ -158,7 +161,11 @@ class LeaseElector:
                 await self._read()
                 if next_move(self._observed, self.identity, self._clock()) is Move.WAIT:
                     return False
+                # A name of ours that this process wrote is no predecessor.
+                was_own = self._may_hold and self.holder == self.identity
+                predecessor = "" if was_own else self.holder
                 await self._write()
+                self.predecessor = predecessor
         except (AlreadyExistsError, ConflictError):
             return False  # somebody else was faster
         except (KubeError, TimeoutError) as error:

@@ -15,6 +15,7 @@ import msgspec
 __all__ = [
     "DESTINATION_RULES",
     "ENDPOINT_SLICES",
+    "ENVOY_FILTERS",
     "EVENTS",
     "GATEWAYS",
     "LEASES",
@@ -414,6 +415,9 @@ VIRTUAL_SERVICES: Final = Resource(
 )
 DESTINATION_RULES: Final = Resource(
     "networking.istio.io", "v1", "destinationrules", "DestinationRule", Manifest
+)
+ENVOY_FILTERS: Final = Resource(
+    "networking.istio.io", "v1alpha3", "envoyfilters", "EnvoyFilter", Manifest
 )
 GATEWAYS: Final = Resource("networking.istio.io", "v1", "gateways", "Gateway", Manifest)
 SERVICES: Final = Resource("", "v1", "services", "Service", Service)

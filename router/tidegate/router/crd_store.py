@@ -46,12 +46,15 @@ from tidegate.router.errors import StoreError
 from tidegate.router.store import Delete, Put, PutStatus, Stored, Write
 from tidegate.runtime.logging import get_logger
 
-__all__ = ["MANAGER", "CrdStore"]
+__all__ = ["CATCH_UP_S", "MANAGER", "CrdStore"]
 
 _log = get_logger(__name__)
 
 MANAGER: Final = "tidegate-router"
 """The field manager of the status."""
+
+CATCH_UP_S: Final = 10.0
+"""How long whoever begins to lead waits for its watches, in seconds."""
 
 _ATTEMPTS: Final = 5
 
@@ -113,21 +116,27 @@ class CrdStore:
     async def load(self) -> tuple[Stored, ...]:
         """Returns the rollouts of the objects that have a status, by key.
 
-        It asks the API server: a cache may be behind what the last leader wrote. A status that
-        somebody damaged counts as none, and its rollout begins anew.
+        It asks the API server: a cache may be behind what the last leader wrote. Then it waits for
+        the cache: a Rollout that the cache does not show looks deleted. A status that somebody
+        damaged counts as none, and its rollout begins anew.
 
         Raises:
-            StoreError: The API server does not answer.
+            StoreError: The API server does not answer, or the cache stays behind.
         """
         self._kept.clear()
-        try:
-            listed = [
-                each
-                for namespace in self._namespaces
-                for each in (await self._client.list(ROLLOUTS, namespace)).items
-            ]
-        except KubeError as error:
-            raise StoreError(f"the rollouts cannot be read: {error}") from error
+        listed: list[Manifest] = []
+        for namespace in self._namespaces:
+            try:
+                items = (await self._client.list(ROLLOUTS, namespace)).items
+            except KubeError as error:
+                raise StoreError(f"the rollouts cannot be read: {error}") from error
+            newest = max((each.version for each in items), default=0)
+            if not await self._rollouts.reaches(str(newest), CATCH_UP_S, namespace):
+                raise StoreError(
+                    f"the watch of Rollouts has not shown the last changes for {CATCH_UP_S:g} s;"
+                    " it is opened again once it has been silent for long enough"
+                )
+            listed += items
         found = []
         for manifest in sorted(listed, key=lambda each: each.key):
             kept = self._kept[manifest.key] = _kept_of(manifest)

@@ -24,10 +24,12 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         split: The split of the epoch.
         since_s: Before when the requests are counted, in seconds since the epoch.
+        requests_per_s: The host's requests per second.
     """
 
     split: TrafficSplit
     since_s: float
+    requests_per_s: float = 0.0
 
 
 class EpochTracker:
@@ -59,7 +61,7 @@ class EpochTracker:
         self._changed_s = 0.0
         self._seen_s = 0.0
         self._unsupported = ""
-        if resumed is not None and not source.resume(host, resumed.since_s):
+        if resumed is not None and not source.resume(host, resumed.since_s, resumed.requests_per_s):
             resumed = None
         self._resumed = resumed
         try:

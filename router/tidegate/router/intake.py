@@ -122,7 +122,7 @@ def _resumed(status: RolloutStatus) -> Resumed | None:
     if status.desired is None or status.in_force_since_s is None or not status.is_settled:
         return None
     since_s = max(status.counted_until_s, status.in_force_since_s)
-    return Resumed(split=status.desired, since_s=since_s)
+    return Resumed(split=status.desired, since_s=since_s, requests_per_s=status.requests_per_s)
 
 
 def report_fault(record: RolloutRecord, what: str, error: Exception) -> str:

@@ -254,6 +254,27 @@ class RolloutLoop:
         # Nothing else runs from here to the claim, so two rollouts cannot begin on one host.
         blocked_by = around.hosts.other(record.key, self._host)
 
+        def inputs_of(command: Command | None) -> Inputs:
+            return Inputs(
+                windows=self._intake.windows,
+                traffic=traffic,
+                traffic_problem=problem,
+                traffic_s=began_s,
+                outcome=self._actor.outcome,
+                applying=self._actor.is_applying,
+                command=command,
+                blocked_by=blocked_by,
+            )
+
+        def begin(step: Step) -> None:
+            for action in step.actions:
+                self._actor.begin(action, self._host, self._intake.epochs(self._host), tasks)
+
+        if self._commands and self._actor.outcome is not None:
+            # A write whose answer was lost may have shown it, and users act on what they see.
+            with contextlib.suppress(StoreError):
+                begin(await self._step(inputs_of(None), now_s, ""))
+
         def refused(given: UserCommand) -> str:
             kind, observed = given.command.kind, None if traffic is None else traffic.split
             words = refusal(record.rollout, record.status, kind, blocked_by, observed)
@@ -261,20 +282,10 @@ class RolloutLoop:
 
         with self._commands.next(refused) as given:
             command = None if given is None else given.command
-            inputs = Inputs(
-                windows=self._intake.windows,
-                traffic=traffic,
-                traffic_problem=problem,
-                traffic_s=began_s,
-                outcome=self._actor.outcome,
-                applying=self._actor.is_applying,
-                command=command or self._superseding(refused),
-                blocked_by=blocked_by,
-            )
+            inputs = inputs_of(command or self._superseding(refused))
             before = record.status
             step = await self._step(inputs, now_s, "" if given is None else given.id)
-            for action in step.actions:
-                self._actor.begin(action, self._host, self._intake.epochs(self._host), tasks)
+            begin(step)
             if self._unwritten is not None:
                 if command is None:
                     raise self._unwritten

@@ -17,7 +17,9 @@ Logs, traces, metrics, TLS and settings come from `tidegate.runtime`, which also
 without gRPC.
 """
 
-from tidegate.chassis import _event_engine  # noqa: F401 - it must run before anything imports grpc
+import tidegate.runtime.event_engine  # noqa: F401 - it must run before anything imports grpc
+
+# isort: split
 from tidegate.chassis.calls import (
     ResponseWriter,
     ServicerContext,

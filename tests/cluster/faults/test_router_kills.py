@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from faulted_rollouts import EVENTS, PROMOTED, decisions
-from faulty_api import Fault
+from faulty_api import Fault, WatchEnd
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
@@ -120,6 +120,34 @@ async def test_a_leader_that_was_paused_writes_nothing_when_it_wakes_up(served):
         assert changes.shares == PROMOTED
         writers = changes.writers("paused")
         assert writers in ([paused.identity, second.identity], [second.identity]), writers
+
+
+@pytest.mark.long
+# A watch that is silent is given up after 75 s.
+@pytest.mark.timeout(400)
+async def test_a_next_leader_whose_watches_are_silent_waits_for_them(served):
+    """Its caches are of before the last step, which is no change by somebody else."""
+    kubeconfig = served.api.routers_kubeconfig()
+    async with served.recorded("silent") as changes:
+        with served.router(*LEASE, kubeconfig=kubeconfig) as first:
+            await served.api.until_leads(first.identity)
+            with served.router(*LEASE) as second:
+                await served.user.apply("silent")
+                await served.user.until_step("silent", "1/2")
+                async with asyncio.timeout(30):
+                    while "waits for the lease" not in second.log:
+                        await asyncio.sleep(0.05)
+                served.faulty.end_watches(WatchEnd.SILENCE)
+                await served.user.command("silent", "promote", stage=1)
+                await served.user.until_step("silent", "2/2")
+                first.kill()
+                async with asyncio.timeout(60):
+                    while "has not shown the last changes" not in second.log:
+                        await asyncio.sleep(0.1)
+                await served.user.command("silent", "promote", stage=2, timeout_s=150)
+                await served.user.until_phase("silent", "Promoted")
+    assert changes.shares == PROMOTED
+    assert decisions(changes, "silent") == EVENTS
 
 
 @pytest.mark.long

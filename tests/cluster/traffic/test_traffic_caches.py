@@ -1,58 +1,20 @@
 """Traffic read from the caches of a controller, on a real API server."""
 
 import asyncio
-import contextlib
 import dataclasses
 
 import pytest
 import pytest_asyncio
-from cluster_host import SETTINGS, split
+from cluster_host import SETTINGS, WAIT_S, caches, split
 from cluster_objects import destination_rule, istio, rollout, to, virtual_service
 
-from tidegate.kube.reflector import reflecting
-from tidegate.kube.resources import (
-    DESTINATION_RULES,
-    ENDPOINT_SLICES,
-    NAMESPACES,
-    PODS,
-    SERVICES,
-    VIRTUAL_SERVICES,
-)
-from tidegate.traffic.cluster.caches import (
-    DESTINATION_RULE_INDEXES,
-    ENDPOINT_SLICE_INDEXES,
-    VIRTUAL_SERVICE_INDEXES,
-    CachedObjects,
-)
+from tidegate.kube.resources import NAMESPACES, VIRTUAL_SERVICES
 from tidegate.traffic.cluster.cluster_traffic import ClusterTraffic
 from tidegate.traffic.cluster.host_objects import service_host
 from tidegate.traffic.cluster.objects import DirectObjects
 from tidegate.traffic.router import TrafficError
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
-
-WAIT_S = 20.0
-
-
-@contextlib.asynccontextmanager
-async def caches(client, *namespaces):
-    resources = {
-        "virtual_services": (VIRTUAL_SERVICES, VIRTUAL_SERVICE_INDEXES),
-        "destination_rules": (DESTINATION_RULES, DESTINATION_RULE_INDEXES),
-        "services": (SERVICES, {}),
-        "endpoint_slices": (ENDPOINT_SLICES, ENDPOINT_SLICE_INDEXES),
-        "pods": (PODS, {}),
-    }
-    async with contextlib.AsyncExitStack() as stack:
-        found = {
-            name: await stack.enter_async_context(
-                reflecting(client, resource, namespaces, indexes=indexes)
-            )
-            for name, (resource, indexes) in resources.items()
-        }
-        for each in found.values():
-            await each.synced()
-        yield CachedObjects(**found, timeout_s=WAIT_S)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

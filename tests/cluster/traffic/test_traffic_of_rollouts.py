@@ -216,5 +216,5 @@ async def test_what_cannot_be_done_is_refused_before_traffic_moves(host, tmp_pat
     async with controller.running():
         await controller.reconciler.apply(mine)
         status = await controller.until(lambda record: record.status.phase is Phase.REFUSED)
-    assert "Istio cannot keep users on one version" in status.message
+    assert "--sticky-namespaces" in status.message
     assert await host.service(NAMES[write]) is None

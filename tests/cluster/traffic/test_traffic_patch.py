@@ -203,7 +203,9 @@ async def test_a_sticky_split_is_refused(host):
     sticky = msgspec.structs.replace(
         split(v1=90, v2=10), sticky=Sticky(kind=MatchKind.HEADER, name="x-user")
     )
-    with pytest.raises(TrafficError, match="Istio cannot keep users on one version") as error:
+    with pytest.raises(
+        TrafficError, match="with `write: patch` your routes keep their names"
+    ) as error:
         await host.traffic().apply("vision", sticky, key(host))
     assert error.value.permanent
 

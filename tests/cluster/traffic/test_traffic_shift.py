@@ -123,8 +123,9 @@ async def test_a_forced_gitops_apply_ends_a_shift(host):
 
 async def test_a_sticky_shift_is_refused(host):
     change = Shift(host="vision", weights={"v2": 10}, sticky=sticky_source("header:x-user"))
-    with pytest.raises(TrafficError, match="Istio cannot keep users on one version"):
+    with pytest.raises(TrafficError, match="use a Rollout with `sticky`") as error:
         await shift_traffic(host.client, host.namespace, change)
+    assert error.value.permanent
 
 
 async def command(api, *arguments):

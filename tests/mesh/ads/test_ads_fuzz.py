@@ -270,7 +270,7 @@ class Discovery(RuleBasedStateMachine):
 # and takes many times as long.
 TestDiscovery = pytest.mark.timeout(3600 if FUZZING else 600)(Discovery.TestCase)
 TestDiscovery.settings = settings(
-    max_examples=examples(500),
+    max_examples=examples(250),
     stateful_step_count=80,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

@@ -192,3 +192,48 @@ async def test_servers_found_by_dns_are_not_said_to_be_unhealthy(mesh):
     await mesh.controller.start()
     status = await mesh.controller.status()
     assert healthy(status) == {"one": (1, 1)}
+
+
+async def test_an_http_workload_is_asked_at_the_path_that_it_names(mesh):
+    statuses = [b"200 OK"]
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + statuses[0] + b"\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        service = entry({}, host=ONE, location=INSIDE, protocol="HTTP")
+        del service["spec"]["endpoints"]
+        service["spec"]["workloadSelector"] = {"labels": {"app": "one"}}
+        workload = {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "WorkloadEntry",
+            "metadata": {
+                "name": "one-1",
+                "namespace": "models",
+                "annotations": {"tidegate.dev/readiness": "/readyz"},
+            },
+            "spec": {
+                "address": "127.0.0.1",
+                "ports": {service["spec"]["ports"][0]["name"]: port},
+                "labels": {"app": "one"},
+            },
+        }
+        mesh.write(service, workload)
+        await mesh.controller.start()
+
+        def has(state, reason):
+            return lambda status: (
+                [(each.address, each.state, each.reason) for each in status.endpoints]
+                == [(f"127.0.0.1:{port}", state, reason)]
+            )
+
+        await mesh.status_is(has(HEALTHY, ""))
+        statuses[0] = b"503 Service Unavailable"
+        await mesh.status_is(has(UNHEALTHY, "it answers /readyz with 503"))
+        # As with any check, another protocol of the host gets another check.
+        service["spec"]["ports"][0]["protocol"] = "TCP"
+        mesh.write(service, workload)
+        await mesh.status_is(has(HEALTHY, ""))

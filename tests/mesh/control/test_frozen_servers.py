@@ -11,11 +11,15 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mesh_objects import entry, everywhere, gateway, rule
 
-from tidegate.mesh.control.endpoints.health_checks import HealthCheck, HealthCheckTiming
+from tidegate.mesh.control.endpoints.health_checks import (
+    CheckKind,
+    HealthCheck,
+    HealthCheckTiming,
+)
 from tidegate.mesh.control.endpoints.health_watch import HealthWatch
 
 SCRIPT = Path(__file__).with_name("frozen_backend.py")
-GRPC = HealthCheck.GRPC
+GRPC = HealthCheck(CheckKind.GRPC)
 NO_ANSWER = "it did not answer 3 health checks in a row within 0.5 s"
 
 

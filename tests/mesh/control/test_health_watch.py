@@ -9,10 +9,14 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 
 from tidegate.chassis.health import Health, HealthServicer
-from tidegate.mesh.control.endpoints.health_checks import HealthCheck, HealthCheckTiming
+from tidegate.mesh.control.endpoints.health_checks import (
+    CheckKind,
+    HealthCheck,
+    HealthCheckTiming,
+)
 from tidegate.mesh.control.endpoints.health_watch import HealthWatch, ObservedHealth
 
-GRPC, TCP, NONE = HealthCheck.GRPC, HealthCheck.TCP, HealthCheck.NONE
+GRPC, TCP, NONE = map(HealthCheck, (CheckKind.GRPC, CheckKind.TCP, CheckKind.NONE))
 QUICK = HealthCheckTiming(interval_s=0.05, timeout_s=1.0, failures=3)
 
 
@@ -125,6 +129,50 @@ async def test_an_endpoint_that_is_not_grpc_is_connected_to_by_tcp(watcher):
         assert watcher.watch.seen[address].reason == "it refuses TCP connections"
         async with await asyncio.start_server(close, "127.0.0.1", port):
             await watcher.until(lambda seen: seen[address].serving)
+
+
+@contextlib.asynccontextmanager
+async def web_server(answer):
+    """A server that answers whatever comes with some bytes."""
+    asked = []
+
+    async def serve(reader, writer):
+        asked.append((await reader.readuntil(b"\r\n")).decode())
+        writer.write(answer[0])
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        host, port = listener.sockets[0].getsockname()
+        yield f"{host}:{port}", asked
+
+
+async def test_an_http_endpoint_says_by_its_status_whether_it_is_ready(watcher):
+    answer = [b"HTTP/1.1 200 OK\r\n\r\n"]
+    async with watcher.watch, web_server(answer) as (address, asked):
+        watcher.watch.watch({address: HealthCheck(CheckKind.HTTP, "/readyz")})
+        await watcher.until(lambda seen: seen[address].serving)
+        assert asked[0] == "GET /readyz HTTP/1.1\r\n"
+        answer[0] = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+        await watcher.until(lambda seen: not seen[address].serving)
+        assert watcher.watch.seen[address].reason == "it answers /readyz with 503"
+        answer[0] = b"HTTP/1.0 302 Found\r\n\r\n"
+        await watcher.until(lambda seen: seen[address].serving)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"SSH-2.0-OpenSSH\r\n", "does not answer /readyz over HTTP"),
+        (b"x" * 100_000, "does not answer /readyz over HTTP"),
+        (b"", "cannot be connected to by TCP: it closed the connection"),
+    ],
+)
+async def test_what_does_not_speak_http_is_not_ready(watcher, answer, words):
+    async with watcher.watch, web_server([answer]) as (address, _):
+        watcher.watch.watch({address: HealthCheck(CheckKind.HTTP, "/readyz")})
+        await watcher.until(lambda seen: words in seen[address].reason)
+        assert not watcher.watch.seen[address].serving
 
 
 async def test_a_listener_that_accepts_no_more_connections_is_unhealthy():

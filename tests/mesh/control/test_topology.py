@@ -96,6 +96,7 @@ def test_a_request_from_before_the_first_objects_belongs_to_the_present_server(t
     assert version_at(topology, 1.0) == "v1"
 
 
+@pytest.mark.long
 def test_the_memory_of_addresses_is_bounded(topology, clock):
     for index in range(50):
         clock.now_s += 1

@@ -462,6 +462,22 @@ def test_sticky_annotation_goes_with_a_hash(tmp_path):
     assert checked(tmp_path, text) == []
 
 
+def test_routes_that_the_router_keeps_sticky_on_a_cluster_are_sound(tmp_path):
+    destination = (
+        "      route:\n        - destination: {host: vision, subset: v2}\n          weight"
+    )
+    by_hand = destination.replace("      route", "    - route", 1)
+    kept = f"    - name: tidegate-sticky.models.vision@s3\n{destination}"
+    sticky = {ENTRY: KUBERNETES, "models}\nspec:\n  hosts: [vision.ex": STICKY}
+    (report,) = rules_of(tmp_path, changed(sticky), "sticky-on-kubernetes")
+    assert "'write: own' or 'write: delegate'" in report.fix
+    assert rules_of(tmp_path, changed(sticky | {by_hand: kept}), "sticky-on-kubernetes") == []
+
+
+def rules_of(tmp_path, text, name):
+    return [each for each in checked(tmp_path, text) if each.rule == name]
+
+
 def test_p99_that_is_given_counts_before_the_annotation(tmp_path):
     (report,) = checked(tmp_path, SOUND, p99={HOST: dt.timedelta(seconds=2.5)})
     assert (report.rule, report.path) == ("timeout-under-p99", "spec.http[1].timeout")

@@ -102,6 +102,8 @@ def test_registered_kind_brings_its_labels_and_port_to_the_mesh(tmp_path, web):
 
     assert workload(kind="web").labels == {"app": "web"}
     assert workload(kind="web").port_name == "http"
+    assert workload(kind="web").readiness == "/readyz"
+    assert workload(kind="vision", labels={"app": "a"}).readiness == ""
     assert workload(kind="web", labels={"app": "a"}).labels == {"app": "a"}
     assert workload(kind="web", labels={}) is None
     assert workload(kind="vision") is None
@@ -113,7 +115,10 @@ def test_ports_of_a_kind_are_checked_by_name(tmp_path, web):
         ({"kind": "web", "grpc_port": 1}, "kind 'web' has no 'grpc_port'; it has 'http_port'"),
         ({"kind": "web", "settings": {"http_port": 1}}, "'http_port' is set by the supervisor"),
         ({"kind": "web", "command": ["x"]}, "kind 'web' has its own command; remove 'command'"),
-        ({"kind": "wed"}, r"did you mean 'web'\? registered kinds: vision, llm, program, web"),
+        (
+            {"kind": "wed"},
+            r"did you mean 'web'\? registered kinds: vision, llm, gateway, program, web",
+        ),
     ):
         path.write_text(json.dumps({"servers": {"one": server}}))
         with pytest.raises(ConfigError, match=message):
@@ -168,5 +173,7 @@ def test_a_kind_without_the_port_of_its_probe_is_rejected(probe, ports, message)
         ServerKind(name="x", command=None, ports=ports, probe=probe)
 
 
-def test_builtin_kinds_have_grpc_probes():
-    assert {kind.probe for kind in KINDS.values()} == {GrpcHealth()}
+def test_builtin_kinds_have_the_probe_of_their_protocol():
+    probes_of = {kind.name: kind.probe for kind in KINDS.values()}
+    assert probes_of.pop("gateway") == HttpReadiness("/readyz")
+    assert set(probes_of.values()) == {GrpcHealth()}

@@ -37,7 +37,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("servers: {a: {grpc_port: 1}}", "servers.a.kind: is missing; add it"),
         (
             "servers: {a: {kind: cnn}}",
-            r"servers.a.kind: unknown kind; registered kinds: vision, llm, program \(got 'cnn'\)",
+            r"servers.a.kind: unknown kind; registered kinds: vision, llm, gateway, program.*'cnn'",
         ),
         (
             "servers: {a: {kind: visoin}}",
@@ -171,9 +171,9 @@ def test_packaged_file_is_used_without_a_tidegate_yaml(tmp_path):
 
 def test_documented_example_is_right():
     config = load_config(ROOT / "tidegate.yaml")
-    assert set(config.servers) == {"vision-v1", "vision-v2", "llm"}
+    assert set(config.servers) == {"vision-v1", "vision-v2", "llm", "gateway"}
     assert config.mesh is not None
-    assert config.mesh.ingress == {"vision": 8500, "llm": 8600}
+    assert config.mesh.ingress == {"vision": 8500, "llm": 8600, "gateway": 8000}
     for path in config.mesh.objects:
         assert (ROOT / path).exists()
 

@@ -133,9 +133,9 @@ def test_without_calls_it_is_assumed_after_the_settle_time():
 @pytest.mark.parametrize("revision", ["r2", ""])
 def test_while_calls_last_longer_than_the_settle_time_it_is_assumed_and_says_why(revision):
     asked = change(settle_s=5.0, revision=revision)
-    # Of a proxy whose calls of before are recent, and of one whose calls began long ago.
-    for began_s in (WRITTEN_S - 6, WRITTEN_S - 20):
-        calls = {"a": [call(began_s, late_s=WRITTEN_S + 2 - began_s)]}
+    # The last call that has ended began recently, or long ago; it ended since, or before.
+    for began_s, late_s in ((-6, 8), (-20, 22), (-20, 15)):
+        calls = {"a": [call(WRITTEN_S + began_s, late_s=late_s)]}
         found = sighting_of(asked, calls, WRITTEN_S + 5)
         assert (found.known, found.since_s) == (Knowledge.WRITTEN, WRITTEN_S + 5)
         assert found.detail.endswith("no request that began since has ended")

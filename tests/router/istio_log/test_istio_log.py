@@ -5,6 +5,7 @@ import contextlib
 import time
 
 import grpc
+import pytest
 from envoy.config.core.v3.base_pb2 import Node
 from envoy.data.accesslog.v3.accesslog_pb2 import HTTPAccessLogEntry
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
@@ -170,7 +171,7 @@ async def test_a_new_leader_counts_what_the_old_one_had_not():
                 await one(entry())
             async with second.reading():
                 await second.set_receivers([own, other])
-                assert second.source.resume(HOST, until_s)
+                assert second.source.resume(HOST, until_s, 0.0)
                 second.source.watch("a", watched())
                 second.source.begin_epoch("a", epoch(until_s))
                 await two(entry())
@@ -230,3 +231,58 @@ async def test_a_replica_that_leads_again_counts_again():
 
 class LostError(Exception):
     """The lead is lost."""
+
+
+@pytest.mark.parametrize(
+    ("vanished", "lost"), [(True, 260), (False, 0)], ids=["vanished", "handed over"]
+)
+async def test_what_a_leader_that_vanished_had_received_counts_as_lost(vanished, lost):
+    now_s = time.time()
+    async with replica() as (leader, own), proxy(own) as send:
+        for version in ("v1", "v2"):
+            recent, counted_before = (entry(version, start_s=now_s - age) for age in (5, 60))
+            await send(*[recent] * 20, *[counted_before] * 7)
+        async with leader.reading(after_crash=vanished):
+            # The last leader counted until ten seconds ago, at 30 requests a second.
+            assert leader.source.resume(HOST, now_s - 10, 30.0)
+            leader.source.watch("a", watched())
+            leader.source.begin_epoch("a", epoch(now_s - 60, v1=0.5, v2=0.5))
+            await leader.set_receivers([own])
+            found, until_s = [], time.time()
+            async with asyncio.timeout(WAIT_S):
+                while sum(each.requests for each in found) < 40:
+                    found += await leader.source.take("a", until_s + 4)
+                    await asyncio.sleep(0.01)
+            assert sum(each.lost for each in found) == 0
+            found += await leader.source.take("a", until_s + 6)
+    assert sum(each.requests for each in found) == 40
+    assert sum(each.lost for each in found) == pytest.approx(lost, abs=15)
+
+
+async def test_what_a_replica_that_vanished_had_not_sent_counts_as_lost():
+    async with replica() as (leader, own), leader.reading():
+        leader.source.watch("a", watched())
+        leader.source.begin_epoch("a", epoch(time.time()))
+        server = grpc.aio.server()
+        other = IstioLog()
+        other.register(server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        await leader.set_receivers([own, address])
+        async with asyncio.timeout(WAIT_S):
+            await leader.source.watching(HOST)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async with proxy(address) as send:
+                for _ in range(13):
+                    await send(*[entry()] * 10)
+                    await asyncio.sleep(0.1)
+                await asyncio.sleep(0.5)
+                # It ends without a word to those who read it.
+                await server.stop(None)
+        async with asyncio.timeout(WAIT_S):
+            while address not in leader.source.problem("a"):
+                await asyncio.sleep(0.01)
+        await leader.set_receivers([own])
+        found = await counted(leader, 130)
+    # About 100 requests a second, of the half second of silence and until the replica was gone.
+    assert 40 <= sum(each.lost for each in found) <= 300

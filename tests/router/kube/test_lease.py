@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import pytest_asyncio
@@ -85,6 +86,23 @@ async def test_shutdown_stops_the_work_and_then_empties_the_lease(client):
         await eventually(lambda: elector.is_leader)
     assert holder_at_stop == ["a"]
     assert (await client.get(LEASES, "tests")).spec.holder_identity == ""
+
+
+async def test_a_leader_knows_whether_the_last_one_gave_the_lease_back(client):
+    first, second, third = (
+        LeaseElector(client, "tests", identity=name, settings=QUICK) for name in ("a", "b", "c")
+    )
+    async with running(first, Work()):
+        await eventually(lambda: first.is_leader)
+    async with running(second, Work()) as vanishing:
+        await eventually(lambda: second.is_leader)
+        assert second.predecessor == ""
+        with patch.object(second, "_release", lambda: asyncio.sleep(0)):
+            vanishing.cancel()
+            await asyncio.wait({vanishing})
+    async with running(third, Work()):
+        await eventually(lambda: third.is_leader)
+        assert third.predecessor == "b"
 
 
 async def test_lease_is_renewed_while_the_work_stops(client):

@@ -14,6 +14,7 @@ from router_harness import FastClock, canary, manual
 from stored_rollouts import manifest_of, varied_run
 from traffic_router_double import TrafficRouterDouble
 
+from tidegate.kube.cache import ObjectCache
 from tidegate.kube.client import KubeClient
 from tidegate.kube.reflector import reflecting
 from tidegate.kube.resources import ROLLOUTS
@@ -23,6 +24,7 @@ from tidegate.rollout.engine.history import Event, EventKind
 from tidegate.rollout.engine.inputs import CommandKind
 from tidegate.rollout.engine.samples import sample_of
 from tidegate.rollout.engine.status import Phase, RolloutStatus
+from tidegate.router import crd_store
 from tidegate.router.crd_store import CrdStore
 from tidegate.router.errors import StoreError
 from tidegate.router.reconciler import reconciling
@@ -102,6 +104,19 @@ def annotate(api, rollout, value):
     api.kubectl(
         "annotate", "--overwrite", "rollout", rollout.metadata.name, f"example.com/a={value}"
     )
+
+
+async def test_a_store_whose_cache_stays_behind_loads_nothing(api, monkeypatch):
+    monkeypatch.setattr(crd_store, "CATCH_UP_S", 0.2)
+    async with opened(api) as store:
+        await begin(api, store)
+        behind = ObjectCache(namespaces=(NAMESPACE,))
+        behind.replace(NAMESPACE, (), 1)
+        late = CrdStore(store.client, behind, "router-1", (NAMESPACE,))
+        with pytest.raises(StoreError, match="watch of Rollouts has not shown the last changes"):
+            await late.load()
+        behind.replace(NAMESPACE, store.cache.all(), store.cache.resource_version)
+        assert len(await late.load()) == len(await store.load())
 
 
 async def test_a_restart_reads_what_was_written(api):

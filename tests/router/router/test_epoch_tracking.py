@@ -141,7 +141,7 @@ def test_shares_are_those_of_weights_and_of_copies():
 class KeepingSource(Source):
     """Keeps what ended while nobody counted."""
 
-    def resume(self, host, since_s):
+    def resume(self, host, since_s, requests_per_s):
         self.log.append(("resume", host, since_s))
         return True
 

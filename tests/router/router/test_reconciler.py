@@ -515,6 +515,27 @@ async def test_a_step_that_cannot_be_written_is_not_taken(router, monkeypatch):
         assert weights_of(router.mesh) == [10.0, 50.0]
 
 
+async def test_a_command_is_judged_by_an_outcome_whose_write_failed(router, monkeypatch):
+    """Its answer may be lost, and the user sees that the split is in force."""
+    router.settings = router.settings_with(evaluate_interval_s=3600.0)
+    commit, failed = SqliteStore.commit, []
+
+    async def commit_once_without_an_answer(store, *writes):
+        kinds = [event.kind for each in writes for event in getattr(each, "events", ())]
+        if EventKind.SPLIT_IN_FORCE in kinds and not failed:
+            failed.append(kinds)
+            raise StoreError("the connection broke")
+        await commit(store, *writes)
+
+    monkeypatch.setattr(SqliteStore, "commit", commit_once_without_an_answer)
+    async with router.running() as reconciler:
+        await reconciler.apply(manual())
+        await router.until(lambda record: "the connection broke" in record.problem)
+        assert not router.record().status.is_settled
+        await reconciler.command(VISION, CommandKind.PROMOTE, "", stage=1)
+        assert router.record().status.stage == 1
+
+
 async def test_a_router_that_stops_in_the_middle_of_a_change_does_it_again(router):
     async with router.running() as reconciler:
         with router.mesh.held():

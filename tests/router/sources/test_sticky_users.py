@@ -5,7 +5,7 @@ from source_traffic import NOW_S, epoch, request, watched
 
 from tidegate.evidence.judge import assess, begin, observe
 from tidegate.rollout.traffic import MatchKind, Sticky
-from tidegate.router.sources import epochs
+from tidegate.router.sources import epochs, users
 from tidegate.router.sources.epochs import LeftOut, RolloutCounts
 from tidegate.router.sources.maturity import LONGEST_WAIT_S
 from tidegate.router.sources.users import PERIOD_S, Users, period_of
@@ -85,7 +85,8 @@ def test_requests_without_a_user_are_left_out_and_reported():
     assert counts.take(LATER_S) == ()
     assert counts.left_out == {LeftOut.NO_USER: 1}
     assert "header:x-user-id" in counts.problem
-    assert "mesh.controller.user_headers" in counts.problem
+    assert "mesh.controller.user_headers lists it on a laptop" in counts.problem
+    assert "additionalRequestHeadersToLog of Istio's provider lists x-user-id" in counts.problem
     counts.add(request(user=ANN))
     counts.take(LATER_S + 1)
     assert counts.problem == ""
@@ -180,3 +181,32 @@ def test_a_healthy_version_with_regular_users_is_promoted():
         for window in counts.take(NOW_S + second + 19):
             state = observe(plan, state, window)
     assert assess(plan, state).promote
+
+
+def test_users_who_change_versions_under_one_split_are_a_problem():
+    counts = counting()
+    for number, version in enumerate(("v1", "v2", "v2", "v1")):
+        counts.add(request(version, NOW_S + number, user=ANN))
+        counts.add(request("v2", NOW_S + number, user=BOB))
+    assert "1 of 2 users had two versions under the present split" in counts.problem
+    assert "--sticky-namespaces" in counts.problem
+    counts.begin_epoch(epoch(NOW_S + 10, NOW_S + 10))
+    assert counts.problem == ""
+
+
+def test_a_new_split_may_give_a_user_another_version():
+    counts = counting()
+    counts.add(request("v1", user=ANN))
+    counts.begin_epoch(epoch(NOW_S + 10, NOW_S + 10))
+    counts.add(request("v2", NOW_S + 11, user=ANN))
+    counts.add(request("v1", NOW_S + 9, user=ANN))
+    assert counts.problem == ""
+
+
+def test_of_how_many_users_the_version_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(users, "MAX_PLACES", 1)
+    counts = counting()
+    for version in ("v1", "v2"):
+        counts.add(request(version, user=ANN))
+        counts.add(request(version, user=BOB))
+    assert "1 of 1 users" in counts.problem

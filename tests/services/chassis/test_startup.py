@@ -53,20 +53,20 @@ async def test_failure_to_start_is_one_log_line_and_exit_code_1(run_to_end, take
     ("given", "expected"),
     [({}, "-event_engine_listener,-event_engine_client"), ({"GRPC_EXPERIMENTS": ""}, "")],
 )
-@pytest.mark.parametrize("server", ["vision", "llm"])
-def test_model_server_turns_the_event_engine_off_before_it_imports_grpc(server, given, expected):
-    program = f"""
+@pytest.mark.parametrize("program", ["serving.vision", "serving.llm", "gateway"])
+def test_program_turns_the_event_engine_off_before_it_imports_grpc(program, given, expected):
+    code = f"""
 import os, sys
 class Watch:
     def find_spec(self, name, path, target=None):
         if name == "grpc":
             print("at import:", os.environ.get("GRPC_EXPERIMENTS"))
 sys.meta_path.insert(0, Watch())
-import tidegate.serving.{server}.__main__
+import tidegate.{program}.__main__
 """
     own = {name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"}
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", code],
         env={**own, **given},
         capture_output=True,
         text=True,

@@ -1,6 +1,7 @@
 """Reads ``tidegate.dev/*`` annotations; an unknown one is an error and never ignored."""
 
 import datetime as dt
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -8,7 +9,7 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node
 
-from tidegate.istio.annotations import LoadBalancerOption, RolloutName, Sticky
+from tidegate.istio.annotations import HttpPath, LoadBalancerOption, RolloutName, Sticky
 from tidegate.istio.reading.nodes import entries
 from tidegate.istio.reading.scalar_readers import (
     NOTHING,
@@ -32,12 +33,15 @@ __all__ = [
     "PREFIX",
     "annotation_names",
     "annotation_text",
+    "parse_http_path",
     "parse_rollout_name",
     "parse_sticky",
     "read_annotations",
 ]
 
 PREFIX = "tidegate.dev/"
+# Printable ASCII without white space, so that it cannot end the request's first line.
+_HTTP_PATH = re.compile(r"/[!-~]{0,255}")
 
 
 def annotation_names(annotations: type) -> Mapping[str, str]:
@@ -61,6 +65,11 @@ def parse_rollout_name(text: str) -> RolloutName | None:
     if not (is_object_name(namespace) and is_object_name(name)):
         return None
     return RolloutName(namespace, name)
+
+
+def parse_http_path(text: str) -> HttpPath | None:
+    """Parses ``/readyz``; returns None for any other text."""
+    return HttpPath(text) if _HTTP_PATH.fullmatch(text) else None
 
 
 def read_annotations(node: Node | None, annotations: type, path: str, reading: Reading) -> Any:
@@ -122,6 +131,7 @@ def _load_balancer(text: str) -> LoadBalancerOption | None:
 
 
 _PARSERS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
+    HttpPath: (parse_http_path, "a path, as /readyz"),
     bool: ({"true": True, "false": False}.get, "'true' or 'false', in quotes"),
     dt.timedelta: (parse_duration, "a duration such as 1.5s"),
     LoadBalancerOption: (_load_balancer, "orca or full-scan"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tidegate.mesh.supervisor.config.mesh_section import MeshConfig
+from tidegate.mesh.supervisor.config.server_kinds import HttpReadiness
 from tidegate.mesh.supervisor.config.servers_file import (
     CONTROLLER_NAME,
     ENVOY_NAME,
@@ -115,7 +116,7 @@ def server_program(
     """
     port_file = directory.port_file(instance).resolve()
     env = dict(config.env)
-    workload = None
+    workload, probe = None, config.kind.probe
     if mesh is not None:
         if config.mesh_labels:
             env.setdefault(_DRAIN_DELAY_VARIABLE, f"{_DRAIN_DELAY_S:g}")
@@ -125,6 +126,7 @@ def server_program(
                 labels=config.mesh_labels,
                 port_name=config.kind.ports[0].value,
                 file=directory.workload_file(instance),
+                readiness=probe.path if isinstance(probe, HttpReadiness) else "",
             )
         export = _span_export({**environment, **env})
         if "otlp_endpoint" not in export:

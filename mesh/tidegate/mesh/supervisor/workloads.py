@@ -26,6 +26,7 @@ class WorkloadEntryFile:
         labels: The labels by which services and subsets select it.
         port_name: The name of the port, as in the ServiceEntry.
         file: The path of the file.
+        readiness: The HTTP path that tells whether the process takes requests; empty if gRPC does.
     """
 
     name: str
@@ -33,14 +34,18 @@ class WorkloadEntryFile:
     labels: Mapping[str, str]
     port_name: str
     file: Path
+    readiness: str = ""
 
     def write(self, address: str) -> None:
         """Adds the process to the mesh, at ``HOST:PORT``."""
         host, _, port = address.rpartition(":")
+        metadata: dict[str, object] = {"name": self.name, "namespace": self.namespace}
+        if self.readiness:
+            metadata["annotations"] = {"tidegate.dev/readiness": self.readiness}
         entry = {
             "apiVersion": "networking.istio.io/v1",
             "kind": "WorkloadEntry",
-            "metadata": {"name": self.name, "namespace": self.namespace},
+            "metadata": metadata,
             "spec": {
                 "address": host.strip("[]"),
                 "ports": {self.port_name: int(port)},

@@ -190,6 +190,7 @@ def status_body(
         "executing": {} if wanted == state.rollout.spec else _executing(state),
         "evidence": {
             "objectives": _objectives(status),
+            **({"lostRequests": status.lost_requests} if status.lost_requests else {}),
             "state": pack_state(
                 EngineState(
                     rollout=state.rollout.model_dump_json(by_alias=True),

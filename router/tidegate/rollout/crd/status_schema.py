@@ -84,6 +84,10 @@ def status_schema() -> dict[str, Any]:
                         detail=_text("The numbers, in words."),
                     ),
                 },
+                lostRequests=_whole(
+                    "About how many requests are not in the evidence because their records were"
+                    " lost; absent if none is known."
+                ),
                 state=_text(
                     "The controller's exact state: MessagePack, compressed, in Base64. Do not edit."
                 ),

@@ -161,6 +161,7 @@ def _take_windows(moves: Moves, windows: tuple[TrafficWindow, ...]) -> None:
         requests_per_s=rate,
         counted_s=max(latest_s, before_s),
         counted_until_s=max(status.counted_until_s, *(each.counted_until_s for each in windows)),
+        lost_requests=status.lost_requests + sum(each.lost for each in windows),
     )
 
 

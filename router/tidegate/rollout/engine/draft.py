@@ -21,6 +21,7 @@ VOLATILE: Final = frozenset(
         "counted_until_s",
         "evidence",
         "harm_spent",
+        "lost_requests",
         "message",
         "next_try_s",
         "observed",

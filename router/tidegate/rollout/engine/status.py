@@ -91,6 +91,8 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         counted_s: The end of the time that `requests_per_s` covers.
         counted_until_s: Before when requests are in `evidence`; 0 if nobody knows. A router that
             goes on with the rollout counts those that began later.
+        lost_requests: About how many requests are not in `evidence` because their records were
+            lost.
         forced: Whether a user promoted the rollout whatever the evidence says.
         evidence: What is remembered of the traffic, by candidate.
         assessments: What the evidence says, by candidate.
@@ -129,6 +131,7 @@ class RolloutStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     reasserted_s: float | None = None
     counted_s: float | None = None
     counted_until_s: float = 0.0
+    lost_requests: int = 0
     forced: bool = False
     evidence: dict[str, EvidenceState] = {}
     assessments: dict[str, Assessment] = {}

@@ -6,8 +6,10 @@ Every replica receives access logs. One leads, and runs the rollouts.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import sys
+import time
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +23,7 @@ from tidegate.router.cluster.caches import following, replica_addresses
 from tidegate.router.cluster.leading import TakenError, run_rollouts
 from tidegate.router.cluster.log_facts import keep_facts
 from tidegate.router.cluster.settings import ClusterSettings
-from tidegate.router.istio_log.istio_log import IstioLog
+from tidegate.router.istio_log.istio_log import IstioLog, IstioLogSettings
 from tidegate.runtime.logging import get_logger
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ class ClusterApplication:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
-        self._access_log = IstioLog()
+        cookies = tuple(settings.user_cookies)
+        self._access_log = IstioLog(IstioLogSettings(user_cookies=cookies))
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the access log service and the method that other replicas read it by."""
@@ -71,7 +74,8 @@ class ClusterApplication:
             lease_client = await stack.enter_async_context(self._client())
             caches = await stack.enter_async_context(
                 following(
-                    client, settings.namespaces, settings.own_namespace, settings.peers_service
+                    *(client, settings.namespaces, settings.own_namespace, settings.peers_service),
+                    settings.sticky_namespaces,
                 )
             )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -105,12 +109,18 @@ class ClusterApplication:
             settings=lease_settings(settings.lease_duration_s),
         )
         fenced = client.fenced(lambda: elector.is_leader)
-        taken = 0
+        taken, led_s = 0, math.inf
+
+        async def lead() -> None:
+            nonlocal led_s
+            led_s = time.monotonic()
+            await self._lead(fenced, caches, after_crash=bool(elector.predecessor))
+
         while True:
             wait_s = _RETRY_S
             failures: tuple[TidegateError, ...] = ()
             try:
-                await elector.run(lambda: self._lead(fenced, caches))
+                await elector.run(lead)
             except LeaseLostError as error:
                 _log.warning("leads no more", reason=str(error))
             except TidegateError as error:
@@ -118,16 +128,17 @@ class ClusterApplication:
             except BaseExceptionGroup as errors:
                 failures = expected_of(errors)
             if any(isinstance(each, TakenError) for each in failures):
-                taken += 1
+                # The other router of a while ago is another story.
+                taken = 1 if time.monotonic() - led_s > _TAKEN_BACKOFF.most_s else taken + 1
                 wait_s = _TAKEN_BACKOFF.delay_s(taken, random.random())  # noqa: S311
             if failures:
                 reason = "; ".join(dict.fromkeys(map(str, failures)))
                 _log.warning("cannot lead", reason=reason, retry_in_s=round(wait_s, 1))
             await asyncio.sleep(wait_s)
 
-    async def _lead(self, client: KubeClient, caches: Caches) -> None:
+    async def _lead(self, client: KubeClient, caches: Caches, *, after_crash: bool) -> None:
         log = self._access_log
-        async with log.reading(), asyncio.TaskGroup() as tasks:
+        async with log.reading(after_crash=after_crash), asyncio.TaskGroup() as tasks:
             following_replicas = tasks.create_task(self._follow_replicas(caches))
             try:
                 await run_rollouts(client, caches, log, self._settings)

@@ -8,7 +8,7 @@ from tidegate.kube.client import KubeClient
 from tidegate.kube.events import EventRecorder
 from tidegate.rollout.spec.model import EvidenceFrom, Rollout
 from tidegate.router.cluster.caches import Caches
-from tidegate.router.cluster.orphans import hand_back_orphans
+from tidegate.router.cluster.orphans import hand_back_orphans, remove_unused_filters
 from tidegate.router.cluster.reporting import Reporter
 from tidegate.router.cluster.rollout_objects import RolloutObjects
 from tidegate.router.cluster.settings import ClusterSettings
@@ -46,7 +46,10 @@ async def run_rollouts(
     Raises:
         TakenError: Another controller writes statuses too.
         StoreError: The rollouts cannot be loaded.
+        BehindError: The caches do not show what the API server has.
+        KubeError: The API server does not answer.
     """
+    await caches.show_all(client, settings.namespaces)
     namespaces = tuple(settings.namespaces) or (ALL_NAMESPACES,)
     store = CrdStore(client, caches.rollouts, settings.identity, namespaces)
     traffic = ClusterTraffic(
@@ -89,6 +92,8 @@ async def run_rollouts(
                     tasks.create_task(_end_if_taken(store))
                     services = caches.traffic.virtual_services.all()
                     tasks.create_task(hand_back_orphans(client, services, traffic.of))
+                    if (filters := caches.traffic.envoy_filters) is not None:
+                        tasks.create_task(remove_unused_filters(client, filters.all(), services))
 
 
 async def _end_if_taken(store: CrdStore) -> None:

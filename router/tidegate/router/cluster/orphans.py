@@ -4,6 +4,9 @@ A finalizer holds a deleted Rollout until its traffic is handed back. Only an ob
 otherwise, because etcd was restored or somebody removed the finalizer, leaves its split behind. A
 leader that sees it vanish hands the traffic back; for what vanished before, a new leader looks at
 the VirtualServices: each names the rollout that owns it, and the baseline that carried all traffic.
+
+An EnvoyFilter is written before the VirtualService names its rollout. If both the router and the
+Rollout are gone then, no VirtualService leads to it, so the new leader looks at EnvoyFilters too.
 """
 
 import asyncio
@@ -13,15 +16,19 @@ from typing import Final
 from tidegate.istio import full_host_name
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import KubeError, NotFoundError
-from tidegate.kube.resources import ROLLOUTS, Manifest
+from tidegate.kube.resources import ENVOY_FILTERS, ROLLOUTS, Manifest
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.spec.reading import rollout_of_values
 from tidegate.rollout.traffic import TrafficSplit
 from tidegate.runtime.logging import get_logger
-from tidegate.traffic.cluster.owned_objects import CAPACITY_ANNOTATION, ROLLOUT_ANNOTATION
+from tidegate.traffic.cluster.owned_objects import (
+    CAPACITY_ANNOTATION,
+    ROLLOUT_ANNOTATION,
+    is_ours,
+)
 from tidegate.traffic.router import TrafficError, TrafficRouter
 
-__all__ = ["hand_back_orphans", "stand_ins"]
+__all__ = ["hand_back_orphans", "remove_unused_filters", "stand_ins"]
 
 _log = get_logger(__name__)
 
@@ -45,6 +52,37 @@ async def hand_back_orphans(
         left = [each for each in left if not await _is_done(client, *each, traffic_of)]
         if left:
             await asyncio.sleep(_AGAIN_S)
+
+
+async def remove_unused_filters(
+    client: KubeClient, filters: Iterable[Manifest], services: Iterable[Manifest]
+) -> None:
+    """Deletes the EnvoyFilters of rollouts that do not exist any more and own no traffic.
+
+    Args:
+        client: The API server.
+        filters: The EnvoyFilters.
+        services: The VirtualServices; those that a rollout owns are handed back with their filters.
+    """
+    owners = {each.metadata.annotations.get(ROLLOUT_ANNOTATION) for each in services}
+    for each in filters:
+        metadata = each.metadata
+        owner = metadata.annotations.get(ROLLOUT_ANNOTATION, "")
+        namespace, _, name = owner.partition("/")
+        if not is_ours(each) or not name or owner in owners:
+            continue
+        try:
+            if await _exists(client, name, namespace):
+                continue
+            await client.delete(ENVOY_FILTERS, metadata.name, metadata.namespace, uid=metadata.uid)
+        except KubeError as error:
+            _log.warning("envoy filter not removed", envoy_filter=each.key, error=str(error))
+        else:
+            _log.warning(
+                "envoy filter of a rollout that does not exist is removed",
+                envoy_filter=each.key,
+                rollout=owner,
+            )
 
 
 def stand_ins(service: Manifest) -> Iterator[Rollout]:
@@ -95,14 +133,11 @@ async def _is_done(
     """Hands the traffic of one rollout back if it does not exist; returns whether all is well."""
     namespace, name = rollout.metadata.namespace, rollout.metadata.name
     try:
-        await client.get(ROLLOUTS, name, namespace)
-    except NotFoundError:
-        pass
+        if await _exists(client, name, namespace):
+            return True
     except KubeError as error:
         _log.warning("owner of traffic not found out", rollout=rollout.key, error=str(error))
         return False
-    else:
-        return True
     _log.warning(
         "traffic of a rollout that does not exist is handed back",
         rollout=rollout.key,
@@ -115,4 +150,17 @@ async def _is_done(
     except TrafficError as error:
         _log.warning("traffic not handed back", rollout=rollout.key, error=str(error))
         return error.permanent
+    return True
+
+
+async def _exists(client: KubeClient, name: str, namespace: str) -> bool:
+    """Returns whether there is a Rollout.
+
+    Raises:
+        KubeError: The API server does not say.
+    """
+    try:
+        await client.get(ROLLOUTS, name, namespace)
+    except NotFoundError:
+        return False
     return True

@@ -2,12 +2,26 @@
 
 import socket
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from tidegate.istio.scalars import is_cookie_name, is_label
 from tidegate.router.settings import RolloutSettings
 
 __all__ = ["ClusterSettings"]
+
+
+def _namespace(text: str) -> str:
+    if not is_label(text):
+        raise ValueError(f"{text!r} is not the name of a namespace; write one like istio-ingress")
+    return text
+
+
+def _cookie_name(text: str) -> str:
+    if not is_cookie_name(text):
+        raise ValueError(f"{text!r} is not the name of a cookie; write one like session")
+    return text
 
 
 class ClusterSettings(RolloutSettings):
@@ -96,4 +110,15 @@ class ClusterSettings(RolloutSettings):
         le=1000,
         description="How many replicas of a candidate carry what one of the baseline's does: 0.5 if"
         " one carries twice as much. 0 asks for one ready replica at any share.",
+    )
+    sticky_namespaces: list[Annotated[str, AfterValidator(_namespace)]] = Field(
+        default_factory=list,
+        description="Namespaces whose proxies may keep users on one version, separated by commas:"
+        " the router writes EnvoyFilters there for rollouts with `sticky`. Istio's root namespace"
+        " stands for all. Empty refuses such rollouts.",
+    )
+    user_cookies: list[Annotated[str, AfterValidator(_cookie_name)]] = Field(
+        default_factory=list,
+        description="Names of the cookies that name users, separated by commas, for rollouts that"
+        " are sticky by a cookie. The proxies' access log must have the header cookie then.",
     )

@@ -63,6 +63,8 @@ class HostCalls:
         if record.mirrored or record.by_headers or record.route.startswith(TESTER_ROUTE_PREFIX):
             return
         route, marked, revision = record.route.partition("@")
+        # istiod ends the name of a route with that of its match, if the match has one.
+        revision = revision.partition(".")[0]
         proxy = NO_PROXY if record.server_side else record.proxy
         calls = self._proxies.get(proxy)
         if calls is None:

@@ -228,9 +228,9 @@ def _assumed(
     calls: Mapping[str, Sequence[Call]],
 ) -> str:
     after = f"assumed {change.settle_s:g} s after it was written"
-    ended = [each for own in calls.values() for each in own if each.seen_s >= change.written_s]
-    if ended and max(each.start_s for each in ended) < change.written_s:
-        # Requests are logged when they end.
+    starts = [each.start_s for own in calls.values() for each in own]
+    if starts and max(starts) < change.written_s:
+        # Requests are logged when they end, so some may be under way.
         return f"{after}: no request that began since has ended"
     if not seen:
         return f"{after}: no request came"

@@ -67,7 +67,8 @@ class IstioLog:
     `reading`, and in replicas that do not lead.
 
     A new leader counts what its predecessor did not: each replica keeps its last records for two
-    minutes, and the status of a rollout says until when requests are counted (`Intake`).
+    minutes, and the status of a rollout says until when requests are counted (`Intake`). What a
+    predecessor that vanished had received itself is gone with it, and counts as lost.
 
     At the drain, `shut_down` ends the calls by which a leader reads this replica.
 
@@ -125,9 +126,14 @@ class IstioLog:
         server.add_registered_method_handlers(_MESH_SERVICE, methods)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Self]:
-        """Reads the records of all replicas while the context is open."""
-        async with self.streams.running(), self.source.running():
+    async def reading(self, *, after_crash: bool = False) -> AsyncIterator[Self]:
+        """Reads the records of all replicas while the context is open.
+
+        Args:
+            after_crash: Whether the replica that led before has vanished. What it had received and
+                not counted then counts as lost, by an estimate.
+        """
+        async with self.streams.running(), self.source.running(after_crash=after_crash):
             try:
                 yield self
             finally:

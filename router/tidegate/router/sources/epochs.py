@@ -14,6 +14,7 @@ a late end of the epoch drops.
 **Users.** With a sticky rollout the unit is the user: see `tidegate.router.sources.users`. A user
 counts by the request that started first of those of its period. Whatever request ends first, the
 choice is made when all that started are mature. A restart of the router forgets who has counted.
+A user with two versions in one epoch is a problem that is told: something keeps nobody.
 """
 
 import enum
@@ -33,7 +34,7 @@ from tidegate.router.sources.maturity import Maturity
 from tidegate.router.sources.pairing import Pair, Pairing
 from tidegate.router.sources.request import FinishedRequest
 from tidegate.router.sources.source import Epoch, Watched
-from tidegate.router.sources.users import MAX_USERS, PERIOD_S, Users
+from tidegate.router.sources.users import MAX_USERS, PERIOD_S, Places, Users
 
 __all__ = ["KEPT_S", "LeftOut", "RolloutCounts"]
 
@@ -152,6 +153,7 @@ class RolloutCounts:
         self._now_s = 0.0
         self._users = Users()
         self._users_are_quiet = False
+        self._places = Places()
         self._pairs = 0
         self._lost = 0
         self._has_counted = False
@@ -192,6 +194,7 @@ class RolloutCounts:
             self._problem_of_unserved(),
             self._problem_of_ends(),
             self._problem_of_users(),
+            self._problem_of_movers(),
             self._problem_of_copies(),
         )
         return "; ".join(filter(None, problems))
@@ -206,6 +209,7 @@ class RolloutCounts:
         """Begins an epoch, with the requests that started in it and have ended already."""
         self.begin_change(epoch.requested_s)
         self._epochs.append(_EpochCounts(epoch))
+        self._places = Places()
         early, self._early = self._early, deque()
         for request in early:
             self._count(request)
@@ -287,6 +291,8 @@ class RolloutCounts:
 
     def _count_user(self, counts: _EpochCounts, request: FinishedRequest) -> None:
         key = (request.version, request.user)
+        if counts is self._epochs[-1] and sum(map(bool, counts.epoch.shares.values())) > 1:
+            self._places.note(request.version, request.user)
         if self._users.has_counted(*key, request.start_s):
             self._users.repeat()
             return
@@ -412,10 +418,23 @@ class RolloutCounts:
             )
         if sticky is None or not self.left_out[LeftOut.NO_USER] or self._users:
             return ""
-        setting = "user_headers" if sticky.kind is MatchKind.HEADER else "user_cookies"
+        header, setting = sticky.name, "user_headers"
+        if sticky.kind is MatchKind.COOKIE:
+            header, setting = "cookie", "user_cookies"
         return (
-            f"no request names its user by {sticky}; see that clients send it, and that "
-            f"mesh.controller.{setting} lists it"
+            f"no request names its user by {sticky}; see that clients send it, and that the access "
+            f"log has it: mesh.controller.{setting} lists it on a laptop, and "
+            f"additionalRequestHeadersToLog of Istio's provider lists {header} on a cluster"
+        )
+
+    def _problem_of_movers(self) -> str:
+        moved, users = len(self._places.moved), len(self._places)
+        if not moved:
+            return ""
+        return (
+            f"{moved} of {users} users had two versions under the present split: something on the "
+            "way does not keep users on a version, such as a proxy in a namespace that the "
+            "router's --sticky-namespaces does not have, or a client without a proxy"
         )
 
     def _problem_of_copies(self) -> str:

@@ -117,9 +117,9 @@ class PrometheusSource:
         self.check(watched)
         self._rollouts[key] = _Rollout(watched)
 
-    def resume(self, host: str, since_s: float) -> bool:
+    def resume(self, host: str, since_s: float, requests_per_s: float) -> bool:
         """Counts nothing that ended before; a counter does not say when requests began."""
-        del host, since_s
+        del host, since_s, requests_per_s
         return False
 
     def begin_change(self, key: str, now_s: float) -> None:

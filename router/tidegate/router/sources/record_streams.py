@@ -6,8 +6,10 @@ replicas come and go. For each host that somebody listens to, there is one call 
 
 After a break a stream begins again, and waits twice as long after each failure. What ended
 meanwhile is lost: its number is estimated from the rate before the break, and goes to the
-listeners with the records that the receiver dropped. The proxies of a receiver that has gone send
-their log to another one after about `REROUTED_S`; so no more than that counts as lost.
+listeners with the records that the receiver dropped. So are the records that the receiver may have
+had and not sent before it broke: those of the time since its last message, up to `UNSENT_S`. The
+proxies of a receiver that has gone send their log to another one after about `REROUTED_S`; so no
+more than that counts as lost.
 """
 
 import asyncio
@@ -22,12 +24,15 @@ import grpc
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.runtime.logging import get_logger
 
-__all__ = ["REROUTED_S", "RecordListener", "RecordStreams", "RecordTap"]
+__all__ = ["REROUTED_S", "UNSENT_S", "RecordListener", "RecordStreams", "RecordTap"]
 
 _log = get_logger(__name__)
 
 REROUTED_S: Final = 2.0
 """How long proxies take to send their log to another receiver, in seconds."""
+
+UNSENT_S: Final = 2.0
+"""How long records take from a proxy to here, at most, in seconds; it sends them each second."""
 
 _NOT_YET: Final = "the records of requests are not watched yet"
 _FIRST_WAIT_S: Final = 0.2
@@ -236,6 +241,9 @@ class _Stream:
         self._task: asyncio.Task[None] | None = None
         self._rate = _Rate()
         self._broke_s = 0.0
+        # When the last message came, and of how much time records were on their way at the break.
+        self._heard_s = 0.0
+        self._unsent_s = 0.0
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         if self._task is None:
@@ -250,17 +258,22 @@ class _Stream:
 
     def lost_for_good(self) -> int:
         """How many records a receiver that has gone probably never sent."""
-        if self.connected.is_set() or not self._broke_s:
+        now_s = time.monotonic()
+        if self.connected.is_set():
+            # It went without a word, as with its machine.
+            return self._rate.expected(min(now_s - self._heard_s, UNSENT_S + REROUTED_S))
+        if not self._broke_s:
             return 0
-        return self._rate.expected(min(time.monotonic() - self._broke_s, REROUTED_S))
+        return self._rate.expected(self._unsent_s + min(now_s - self._broke_s, REROUTED_S))
 
     async def _read(self) -> None:
         wait_s = _FIRST_WAIT_S
         self._broke_s = time.monotonic()
         while True:
+            ended = False
             try:
                 await self._read_stream()
-                reason = "the controller ended the stream"
+                reason, ended = "the controller ended the stream", True
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
             except Exception as error:  # noqa: BLE001 - it must not end the other rollouts
@@ -270,6 +283,9 @@ class _Stream:
             if self.connected.is_set():
                 self.connected.clear()
                 wait_s, self._broke_s = _FIRST_WAIT_S, time.monotonic()
+                # A receiver that ends a stream by itself has sent what it had.
+                unsent_s = 0.0 if ended else min(self._broke_s - self._heard_s, UNSENT_S)
+                self._unsent_s = unsent_s
             _log.warning("watches no requests", host=self._host, reason=reason, retry_in_s=wait_s)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -284,7 +300,9 @@ class _Stream:
             if call.done():
                 # A call that has failed has metadata too, of no fields; this raises its error.
                 await call.read()
-            self._into.lose(self._rate.expected(time.monotonic() - self._broke_s))
+            self._heard_s = time.monotonic()
+            away_s = self._heard_s - self._broke_s
+            self._into.lose(self._rate.expected(self._unsent_s + away_s))
             # What comes now is not asked for again after a break: it would count twice.
             self._since_s = None
             self.connected.set()
@@ -294,7 +312,8 @@ class _Stream:
             async for message in call:
                 self._into.lose(message.lost - lost)
                 lost = message.lost
-                self._rate.add(len(message.records), time.monotonic())
+                self._heard_s = time.monotonic()
+                self._rate.add(len(message.records), self._heard_s)
                 self._into.receive(message.records)
         finally:
             call.cancel()

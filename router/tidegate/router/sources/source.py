@@ -78,7 +78,7 @@ class TrafficSource(Protocol):
         """
         ...
 
-    def resume(self, host: str, since_s: float) -> bool:
+    def resume(self, host: str, since_s: float, requests_per_s: float) -> bool:
         """Has requests of a host counted that another process did not count any more.
 
         Call it before the first rollout of the host is watched, and begin the epoch then.
@@ -86,6 +86,8 @@ class TrafficSource(Protocol):
         Args:
             host: The host.
             since_s: Since when requests that began are to be counted, also if they have ended.
+            requests_per_s: How many there were, as far as the other process knew. If it vanished,
+                those that are missing count as lost.
 
         Returns:
             Whether the source can do that.

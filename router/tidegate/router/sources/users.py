@@ -20,13 +20,16 @@ import math
 import zlib
 from typing import Final
 
-__all__ = ["MAX_USERS", "PERIOD_S", "Users"]
+__all__ = ["MAX_PLACES", "MAX_USERS", "PERIOD_S", "Places", "Users"]
 
 MAX_USERS: Final = 500_000
 """Most users that are remembered; a user takes some 100 bytes."""
 
 PERIOD_S: Final = 600.0
 """How long a user who has counted does not count again."""
+
+MAX_PLACES: Final = 1000
+"""Of how many users of an epoch it is known which version they have."""
 
 _QUIET_S: Final = 60.0
 _MIX: Final = 2654435761
@@ -74,6 +77,31 @@ class Users:
         """Whether requests come, and for a minute nobody has counted by one."""
         last_s = self._counted_s
         return self._repeats > 0 and last_s is not None and now_s - last_s >= _QUIET_S
+
+
+class Places:
+    """Remembers which version the first users of an epoch have, and who had another one too.
+
+    Attributes:
+        moved: Hashes of the users who had two versions.
+    """
+
+    def __init__(self) -> None:
+        self.moved: set[int] = set()
+        self._versions: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+    def note(self, version: str, user: str) -> None:
+        """Notes the version of a request, and its user."""
+        key = hash(user)
+        known = self._versions.get(key)
+        if known is None:
+            if len(self._versions) < MAX_PLACES:
+                self._versions[key] = version
+        elif known != version:
+            self.moved.add(key)
 
 
 def period_of(user: str, start_s: float) -> int:

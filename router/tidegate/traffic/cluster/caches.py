@@ -11,6 +11,7 @@ from tidegate.kube.cache import ObjectCache
 from tidegate.kube.resources import EndpointSlice, Manifest, Pod, Service, key_of
 from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost, destination_hosts
 from tidegate.traffic.cluster.objects import LaggingError
+from tidegate.traffic.cluster.sticky import filter_name, namespace_of_filter
 
 __all__ = [
     "DESTINATION_RULE_INDEXES",
@@ -24,6 +25,7 @@ _CALLERS: Final = "a host of its callers"
 _DELEGATE: Final = "a delegate of it"
 _HOST: Final = "host"
 _SERVICE: Final = "service"
+_NOTHING: Final[Mapping[str, str]] = {}
 _ALL: Final = ""
 
 
@@ -81,7 +83,9 @@ class CachedObjects:
         services: The Services.
         endpoint_slices: The EndpointSlices, with `ENDPOINT_SLICE_INDEXES`.
         pods: The Pods.
-        timeout_s: How long an answer waits for the last write of a VirtualService.
+        envoy_filters: The EnvoyFilters of `filter_namespaces`; None if there is no such namespace.
+        filter_namespaces: Where EnvoyFilters that keep users on a version may be written.
+        timeout_s: How long an answer waits for the last write of an object.
     """
 
     virtual_services: ObjectCache[Manifest]
@@ -89,6 +93,8 @@ class CachedObjects:
     services: ObjectCache[Service]
     endpoint_slices: ObjectCache[EndpointSlice]
     pods: ObjectCache[Pod]
+    envoy_filters: ObjectCache[Manifest] | None = None
+    filter_namespaces: tuple[str, ...] = ()
     timeout_s: float = 3.0
     _changes: Counter[str] = field(default_factory=Counter, init=False)
 
@@ -98,9 +104,15 @@ class CachedObjects:
         self.virtual_services.on_change(lambda *_: self._changes.update((_ALL,)))
         for cache in (self.destination_rules, self.services, self.endpoint_slices, self.pods):
             cache.on_change(self._count)
+        if self.envoy_filters is not None:
+            self.envoy_filters.on_change(self._count_filter)
 
     def _count(self, key: str, *_: object) -> None:
         self._changes[key.partition("/")[0]] += 1
+
+    def _count_filter(self, key: str, *_: object) -> None:
+        if namespace := namespace_of_filter(key.partition("/")[2]):
+            self._changes[namespace] += 1
 
     def changes(self, namespace: str) -> int | None:
         """Returns how many changes there were that may be about hosts of a namespace."""
@@ -113,6 +125,7 @@ class CachedObjects:
         name: str = "",
         callers: Sequence[HostName] = (),
         at_least: str = "",
+        filters_at_least: Mapping[str, str] = _NOTHING,
     ) -> HostObjects:
         """Returns what there is for a host; see `ClusterObjects`.
 
@@ -120,13 +133,11 @@ class CachedObjects:
             LaggingError: The cache does not show the last write in time.
         """
         namespace = host.namespace
-        if at_least and not await self.virtual_services.reaches(
-            at_least, self.timeout_s, namespace
-        ):
-            raise LaggingError(
-                f"the API server has not shown the last write to a VirtualService of {namespace}"
-                f" within {self.timeout_s:g} s"
-            )
+        if at_least:
+            await self._reach("a VirtualService", self.virtual_services, at_least, namespace)
+        if self.envoy_filters is not None:
+            for where, version in filters_at_least.items():
+                await self._reach("an EnvoyFilter", self.envoy_filters, version, where)
         services, rules = self.virtual_services, self.destination_rules
         own = key_of(host.service, namespace)
         slices = self.endpoint_slices.by(_SERVICE, own)
@@ -151,7 +162,24 @@ class CachedObjects:
             ),
             slices=slices,
             pods={each: pod for each, pod in pods.items() if pod is not None},
+            filters=self._filters(namespace, name),
         )
+
+    async def _reach(
+        self, kind: str, cache: ObjectCache[Manifest], version: str, namespace: str
+    ) -> None:
+        if not await cache.reaches(version, self.timeout_s, namespace):
+            raise LaggingError(
+                f"the API server has not shown the last write to {kind} of {namespace} within"
+                f" {self.timeout_s:g} s"
+            )
+
+    def _filters(self, namespace: str, service: str) -> dict[str, Manifest | None]:
+        """The EnvoyFilters for the routes of a VirtualService, by namespace."""
+        if self.envoy_filters is None or not service:
+            return {}
+        name = filter_name(namespace, service)
+        return {each: self.envoy_filters.get(key_of(name, each)) for each in self.filter_namespaces}
 
 
 def _distinct(*groups: Iterable[Manifest | None]) -> tuple[Manifest, ...]:

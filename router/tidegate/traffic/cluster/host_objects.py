@@ -92,6 +92,9 @@ class HostObjects:
             one with the name of the Service.
         slices: The EndpointSlices of the Service.
         pods: The Pods behind the endpoints, by name.
+        filters: The EnvoyFilters that keep users on a version in the routes of the VirtualService
+            that was asked for, by the namespaces in which the router may write them; None where
+            there is none.
     """
 
     host: ServiceHost
@@ -101,6 +104,7 @@ class HostObjects:
     destination_rules: tuple[Manifest, ...] = ()
     slices: tuple[EndpointSlice, ...] = ()
     pods: Mapping[str, Pod] = field(default_factory=dict)
+    filters: Mapping[str, Manifest | None] = field(default_factory=dict)
 
     def virtual_service(self, name: str) -> Manifest | None:
         """Returns the VirtualService of a name in the namespace, if there is one."""
@@ -126,6 +130,7 @@ class HostObjects:
                 (self.destination_rules, other.destination_rules),
                 (self.slices, other.slices),
                 (tuple(self.pods.values()), tuple(other.pods.values())),
+                (tuple(self.filters.values()), tuple(other.filters.values())),
             )
         )
 

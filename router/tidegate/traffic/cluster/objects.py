@@ -9,6 +9,7 @@ from tidegate.kube.errors import NotFoundError
 from tidegate.kube.resources import (
     DESTINATION_RULES,
     ENDPOINT_SLICES,
+    ENVOY_FILTERS,
     PODS,
     SERVICES,
     VIRTUAL_SERVICES,
@@ -17,6 +18,7 @@ from tidegate.kube.resources import (
     Resource,
 )
 from tidegate.traffic.cluster.host_objects import HostObjects, ServiceHost
+from tidegate.traffic.cluster.sticky import filter_name
 from tidegate.traffic.router import TrafficError
 
 __all__ = ["ClusterObjects", "DirectObjects", "LaggingError", "fetched"]
@@ -24,6 +26,7 @@ __all__ = ["ClusterObjects", "DirectObjects", "LaggingError", "fetched"]
 T = TypeVar("T", bound=KubeObject)
 
 _SERVICE_NAME: Final = "kubernetes.io/service-name"
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 class LaggingError(TrafficError):
@@ -47,15 +50,18 @@ class ClusterObjects(Protocol):
         name: str = "",
         callers: Sequence[HostName] = (),
         at_least: str = "",
+        filters_at_least: Mapping[str, str] = _NOTHING,
     ) -> HostObjects:
         """Returns what there is for a host.
 
         Args:
             host: The host.
-            name: A VirtualService that the answer must have too, with those that delegate to it;
-                empty for none.
+            name: A VirtualService that the answer must have too, with those that delegate to it
+                and its EnvoyFilters; empty for none.
             callers: Hosts whose VirtualServices the answer must have too.
             at_least: A resource version of a VirtualService that the answer must have seen.
+            filters_at_least: By namespace, a resource version of an EnvoyFilter that the answer
+                must have seen.
 
         Raises:
             LaggingError: The answer has not seen that version in time.
@@ -67,14 +73,16 @@ class ClusterObjects(Protocol):
 class DirectObjects:
     """Implements `ClusterObjects` by calls to the API server.
 
-    It reads the host's own namespace only.
+    It reads the host's own namespace only, and EnvoyFilters where it is told.
 
     Args:
         client: The API server.
+        filter_namespaces: Where EnvoyFilters that keep users on a version may be written.
     """
 
-    def __init__(self, client: KubeClient) -> None:
+    def __init__(self, client: KubeClient, filter_namespaces: Sequence[str] = ()) -> None:
         self._client = client
+        self._filter_namespaces = tuple(filter_namespaces)
 
     def changes(self, namespace: str) -> int | None:
         """Knows no number: the API server has to be asked."""
@@ -88,10 +96,11 @@ class DirectObjects:
         name: str = "",
         callers: Sequence[HostName] = (),
         at_least: str = "",
+        filters_at_least: Mapping[str, str] = _NOTHING,
     ) -> HostObjects:
         """Returns what there is for a host; see `ClusterObjects`."""
         # The answer has every VirtualService, and is never older than an earlier write.
-        del name, callers, at_least
+        del callers, at_least, filters_at_least
         client, namespace = self._client, host.namespace
         service = await fetched(client, SERVICES, host.service, namespace)
         selector = "" if service is None else _selector(service.spec.selector)
@@ -104,6 +113,10 @@ class DirectObjects:
         if selector:
             found = await client.list(PODS, namespace, label_selector=selector)
             pods = {each.metadata.name: each for each in found.items}
+        filters = {
+            each: await fetched(client, ENVOY_FILTERS, filter_name(namespace, name), each)
+            for each in (self._filter_namespaces if name else ())
+        }
         return HostObjects(
             host=host,
             service=service,
@@ -112,6 +125,7 @@ class DirectObjects:
             destination_rules=tuple(rules.items),
             slices=tuple(slices.items),
             pods=pods,
+            filters=filters,
         )
 
 

@@ -18,6 +18,11 @@ from tidegate.istio.annotations import RolloutName
 from tidegate.istio.destination_rule import DestinationRule, Subset
 from tidegate.istio.editing.plain_values import plain
 from tidegate.istio.editing.splits import HostSplit, with_split
+from tidegate.istio.editing.sticky_routes import (
+    divides_users,
+    sticky_route_name,
+    with_sticky_total,
+)
 from tidegate.istio.names import MESH
 from tidegate.istio.shapes import GatewayName, HostName, SubsetName
 from tidegate.istio.virtual_service import (
@@ -143,7 +148,8 @@ def owned_service(
         rule: The rule that defines the subsets.
         baseline: The version that comes last in its routes.
         owner: The rollout that owns the split; None gives it back.
-        revision: What the names of its routes end with.
+        revision: What the names of its routes end with. A route that keeps users has one of
+            `STICKY_REVISIONS`.
 
     Raises:
         EditError: The split is impossible.
@@ -165,12 +171,22 @@ def owned_service(
     )
     edited = with_split(IstioObjects.of([bare, rule]), host, split, owner)
     made = edited.virtual_services[bare.name]
+    http = [
+        _keeping_users(each, routes) if split.sticky is not None and divides_users(each) else each
+        for each in made.http
+    ]
     named = replace(
         made,
-        http=tuple(replace(each, name=f"{each.name}@{revision}") for each in made.http),
+        http=tuple(replace(each, name=f"{each.name}@{revision}") for each in http),
         annotations=replace(made.annotations, rollout_before=None),
     )
     return _body(plain(named))
+
+
+def _keeping_users(route: HttpRoute, routes: OwnedRoutes) -> HttpRoute:
+    """Returns a route with the name by which an EnvoyFilter finds it."""
+    name = sticky_route_name(routes.host.namespace, routes.name)
+    return replace(with_sticky_total(route), name=name)
 
 
 def owned_rule(name: str, host: ServiceHost, subsets: Sequence[str]) -> DestinationRule:

@@ -4,17 +4,21 @@ Where a rollout makes its own objects, they may not be there yet. Then the view 
 write will make: all traffic at the baseline, and a DestinationRule with the rollout's versions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tidegate.istio import IstioObjects, Kind, ObjectName, full_host_name
 from tidegate.istio.destination_rule import DestinationRule
+from tidegate.istio.editing.host_routes import divides_requests
 from tidegate.istio.editing.split_reading import SplitInEffect, read_split
+from tidegate.istio.editing.sticky_routes import divides_users, is_sticky_route
 from tidegate.istio.shapes import HostName
 from tidegate.istio.virtual_service import VirtualService
 from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
+from tidegate.rollout.engine.stages import sticky_of
 from tidegate.rollout.spec.model import Rollout, WriteMode
-from tidegate.rollout.traffic import HostTraffic, TrafficSplit
+from tidegate.rollout.traffic import HostTraffic, Sticky, TrafficSplit
 from tidegate.traffic.cluster.capacity import EndpointCount, baseline_shortfall, count_endpoints
 from tidegate.traffic.cluster.host_objects import HostObjects, ManifestParser, ServiceHost
 from tidegate.traffic.cluster.owned_objects import (
@@ -31,10 +35,16 @@ from tidegate.traffic.cluster.owned_objects import (
     target_name,
 )
 from tidegate.traffic.cluster.split_values import traffic_split
+from tidegate.traffic.cluster.sticky import (
+    filter_spec,
+    filters_hold,
+    foreign_filter_problem,
+    sticky_of_annotation,
+    sticky_problem,
+)
 from tidegate.traffic.router import TrafficError
 
 __all__ = [
-    "STICKY_PROBLEM",
     "HostView",
     "NotRoutedError",
     "OwnedRule",
@@ -42,11 +52,6 @@ __all__ = [
     "view_of",
     "written_name",
 ]
-
-STICKY_PROBLEM = (
-    "Istio cannot keep users on one version: it does not read `tidegate.dev/sticky`. Remove"
-    " `sticky` from the Rollout, or name the users of the candidate as `testers`"
-)
 
 
 class NotRoutedError(TrafficError):
@@ -77,6 +82,7 @@ class HostView:
         istio: That VirtualService and the DestinationRules of the host, as edits take them.
         routes: What the VirtualService says beside the split; None with the mode patch.
         rule: The DestinationRule of Tidegate's; None if somebody else's defines the subsets.
+        baseline: The baseline of the rollout.
         obstacle: Why the rollout must not begin to write; empty if it may.
         traffic: The traffic.
     """
@@ -87,6 +93,7 @@ class HostView:
     istio: IstioObjects
     routes: OwnedRoutes | None
     rule: OwnedRule | None
+    baseline: str
     obstacle: str
     traffic: HostTraffic
 
@@ -99,6 +106,20 @@ class HostView:
     def count(self, version: str) -> EndpointCount:
         """Counts the endpoints of a version."""
         return count_endpoints(self.objects, _labels(self.istio).get(version, {}))
+
+    def filter_spec(self, sticky: Sticky) -> dict[str, Any]:
+        """Returns what the EnvoyFilters say that keep users on one version.
+
+        Args:
+            sticky: What names the users; only the modes own and delegate have it.
+        """
+        assert self.routes is not None  # noqa: S101 - a sticky split of others' routes is refused
+        return filter_spec(self.routes, self.objects, self.baseline, sticky)
+
+    def sticky_problem(self, rollout: Rollout, sticky: Sticky) -> str:
+        """Says why the rollout cannot keep users on one version here; empty if it can."""
+        rules = self.istio.destination_rules.values()
+        return _sticky_problem(rollout, sticky, self.objects, rules)
 
     @property
     def recorded_capacity(self) -> int | None:
@@ -167,8 +188,9 @@ def _view_of_patched(rollout: Rollout, objects: HostObjects, parser: ManifestPar
         istio=istio,
         routes=None,
         rule=None,
+        baseline=rollout.spec.baseline,
         obstacle=obstacle,
-        traffic=_traffic(rollout, objects, istio, live, obstacle),
+        traffic=_traffic(rollout, objects, istio, live, obstacle, None),
     )
 
 
@@ -198,8 +220,9 @@ def _view_of_owned(rollout: Rollout, objects: HostObjects, parser: ManifestParse
         istio=istio,
         routes=routes,
         rule=rule,
+        baseline=rollout.spec.baseline,
         obstacle=obstacle,
-        traffic=_traffic(rollout, objects, istio, live, obstacle),
+        traffic=_traffic(rollout, objects, istio, live, obstacle, routes),
     )
 
 
@@ -229,19 +252,22 @@ def _traffic(
     istio: IstioObjects,
     live: Manifest | None,
     problem: str,
+    routes: OwnedRoutes | None,
 ) -> HostTraffic:
     labels = _labels(istio)
     found: SplitInEffect | None = None
+    split = TrafficSplit(weights={rollout.spec.baseline: 100.0})
     if live is not None:
         found = read_split(istio, objects.host.name)
-        problem = problem or found.problem
-    if rollout.spec.sticky is not None:
-        problem = STICKY_PROBLEM
-    split = TrafficSplit(weights={rollout.spec.baseline: 100.0})
+        problem = problem or found.problem or _undivided_problem(rollout, objects, istio)
+        split = traffic_split(found.split, _sticky_in_force(rollout, objects, found, live, routes))
+    if (sticky := sticky_of(rollout.spec)) is not None:
+        rules = istio.destination_rules.values()
+        problem = _sticky_problem(rollout, sticky, objects, rules) or problem
     owner = None if found is None else found.owner
     return HostTraffic(
         host=objects.host.name,
-        split=split if found is None else traffic_split(found.split),
+        split=split,
         versions=tuple(labels),
         owner="" if owner is None else str(owner),
         ready=tuple(
@@ -250,6 +276,49 @@ def _traffic(
         problem=problem,
         warning=_warning(rollout, objects, labels, live),
     )
+
+
+def _sticky_problem(
+    rollout: Rollout, sticky: Sticky, objects: HostObjects, rules: Iterable[DestinationRule]
+) -> str:
+    return sticky_problem(rollout, sticky, objects.filters, rules) or foreign_filter_problem(
+        objects.filters
+    )
+
+
+def _sticky_in_force(
+    rollout: Rollout,
+    objects: HostObjects,
+    found: SplitInEffect,
+    live: Manifest,
+    routes: OwnedRoutes | None,
+) -> Sticky | None:
+    """Returns what keeps users on a version: what the annotation says, if EnvoyFilters do it."""
+    annotation = found.split.sticky
+    if annotation is None or routes is None or not is_ours(live):
+        # Istio does not read the annotation of an object that others made.
+        return None
+    sticky = sticky_of_annotation(annotation)
+    spec = filter_spec(routes, objects, rollout.spec.baseline, sticky)
+    return sticky if filters_hold(objects.filters, spec) else None
+
+
+def _undivided_problem(rollout: Rollout, objects: HostObjects, istio: IstioObjects) -> str:
+    """Says that somebody left one version in a route that keeps users; empty if nobody did."""
+    for service in istio.virtual_services.values():
+        for route in service.http:
+            if (
+                is_sticky_route(route)
+                and divides_requests(route, objects.host.name)
+                and not divides_users(route)
+            ):
+                return (
+                    f"the route {route.name} of {service.name} keeps users on a version, and only"
+                    " one version has weight in it: proxies may send its requests to"
+                    f" {rollout.spec.baseline} all the same; give two versions weight, or remove"
+                    " the name"
+                )
+    return ""
 
 
 def _warning(

@@ -8,16 +8,24 @@ and the third:
 3. A version without traffic gets the smallest share first. If its requests find no server or no
    cluster, the split of before is written again at once.
 4. Write the split. Wait until requests show it, or for the settle time.
+
+A split that keeps users on a version needs EnvoyFilters (`sticky`). They are written in step 2, and
+removed after step 4 of a split that keeps nobody.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tidegate.istio.reading.annotations import parse_rollout_name
 from tidegate.istio.shapes import HostName
-from tidegate.kube.errors import ConflictError, InvalidError, NotFoundError
-from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest
+from tidegate.kube.errors import ConflictError, InvalidError, KubeError, NotFoundError
+from tidegate.kube.resources import (
+    DESTINATION_RULES,
+    ENVOY_FILTERS,
+    VIRTUAL_SERVICES,
+    Manifest,
+)
 from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import Applied, HostTraffic, Knowledge, TrafficSplit
 from tidegate.runtime.logging import get_logger
@@ -30,19 +38,21 @@ from tidegate.traffic.cluster.memory import InForce, RolloutMemory
 from tidegate.traffic.cluster.objects import LaggingError, fetched
 from tidegate.traffic.cluster.owned_objects import ROLLOUT_ANNOTATION, revision_of
 from tidegate.traffic.cluster.reading import (
-    STICKY_PROBLEM,
     HostView,
     NotRoutedError,
     callers_of,
     view_of,
     written_name,
 )
-from tidegate.traffic.cluster.split_values import probe_split
+from tidegate.traffic.cluster.split_values import ordered_split, probe_split
+from tidegate.traffic.cluster.sticky import filter_name
 from tidegate.traffic.cluster.surroundings import TrafficSurroundings
 from tidegate.traffic.cluster.writing import (
     SplitWrite,
+    remove_filters,
     reshaped,
     telling,
+    write_filters,
     write_rule,
     write_split,
 )
@@ -111,7 +121,7 @@ class RolloutTraffic:
             if not memory.uid:
                 raise
             return _gone(where.name, str(error))
-        self._memory.note_subsets(view.objects.rules(), self._around.clock())
+        self._note_objects(view)
         if view.live is None and memory.uid:
             return _gone(where.name, f"VirtualService {where.namespace}/{view.name} is gone")
         if view.live is not None and view.traffic.owner == self._rollout.key:
@@ -124,7 +134,7 @@ class RolloutTraffic:
         """Puts a split in force; see `TrafficRouter`."""
         where = self._service_host(host)
         if split.sticky is not None:
-            raise TrafficError(STICKY_PROBLEM, permanent=True)
+            split = ordered_split(split, self._rollout.spec.candidate_names)
         requested_s = self._around.clock()
         with telling(f"change the traffic of {where.name}"):
             view = await self._ready_view(where, split, owner, urgent=urgent)
@@ -137,7 +147,9 @@ class RolloutTraffic:
                 await self._put(view, earlier, probe, self._rollout.key, requested_s, urgent=False)
                 view = await self._fresh_view(where)
             applied = await self._put(view, earlier, split, owner, requested_s, urgent=urgent)
-        self._memory.in_force = InForce(split, owner, applied.known)
+            self._memory.in_force = InForce(split, owner, applied.known)
+            if split.sticky is None:
+                await self._remove_filters(view, urgent=urgent)
         if not owner:
             self._memory.uid = ""
         return applied
@@ -155,6 +167,7 @@ class RolloutTraffic:
                 name=name,
                 callers=callers_of(rollout, where),
                 at_least=memory.version,
+                filters_at_least=memory.filter_versions,
             )
         except LaggingError:
             await self._look_for_lost_writes(where)
@@ -170,9 +183,15 @@ class RolloutTraffic:
         """Stops waiting for a write that the server has lost, as after a restore of its store."""
         memory = self._memory
         name = memory.view[1].name if memory.view else written_name(self._rollout, where)
-        found = await fetched(self._around.client, VIRTUAL_SERVICES, name, where.namespace)
-        if found is not None and found.version < int(memory.version):
+        client = self._around.client
+        found = await fetched(client, VIRTUAL_SERVICES, name, where.namespace)
+        if found is not None and found.version < int(memory.version or 0):
             memory.version = ""
+        name = filter_name(where.namespace, name)
+        for namespace, version in list(memory.filter_versions.items()):
+            found = await fetched(client, ENVOY_FILTERS, name, namespace)
+            if found is None or found.version < int(version):
+                del memory.filter_versions[namespace]
 
     async def _fresh_view(self, where: ServiceHost) -> HostView:
         """Returns the host with the objects that are to be written as the API server has them.
@@ -187,9 +206,21 @@ class RolloutTraffic:
             name = view.rule.wanted.name.name
             fresh = await fetched(client, DESTINATION_RULES, name, namespace)
             objects = objects.with_destination_rule(name, fresh)
+        filters = objects.filters
+        if self._rollout.spec.sticky is not None or any(filters.values()):
+            name = filter_name(namespace, view.name)
+            fresh_filters = {
+                each: await fetched(client, ENVOY_FILTERS, name, each) for each in filters
+            }
+            objects = replace(objects, filters=fresh_filters)
         view = view_of(self._rollout, objects, self._around.parser)
-        self._memory.note_subsets(view.objects.rules(), self._around.clock())
+        self._note_objects(view)
         return view
+
+    def _note_objects(self, view: HostView) -> None:
+        now_s = self._around.clock()
+        self._memory.note_subsets(view.objects.rules(), now_s)
+        self._memory.note_filters(view.objects.filters.values(), now_s)
 
     async def _ready_view(
         self, where: ServiceHost, split: TrafficSplit, owner: str, *, urgent: bool
@@ -203,14 +234,61 @@ class RolloutTraffic:
         self._refuse(view, owner, urgent=urgent)
         if view.rule is not None and await write_rule(self._around.client, view) is not None:
             view = await self._fresh_view(where)
+        if split.sticky is not None and await self._write_filters(view, split, urgent=urgent):
+            view = await self._fresh_view(where)
         if urgent:
             return view
         settings = self._around.settings
         baseline = self._rollout.spec.baseline
         if missing := shortfall(view, split, baseline, settings.capacity_factor):
             raise TrafficError(f"not yet: {missing}")
-        await self._let_subsets_settle(split)
+        await self._let_objects_settle(split)
         return view
+
+    async def _write_filters(self, view: HostView, split: TrafficSplit, *, urgent: bool) -> bool:
+        """Writes the EnvoyFilters that a split needs; returns whether there was one to write.
+
+        An urgent split does not wait for them: its users may change versions until they are there.
+
+        Raises:
+            TrafficError: This router, or this way of writing, cannot keep users on a version.
+            KubeError: The server refuses, or does not answer.
+        """
+        rollout, sticky = self._rollout, split.sticky
+        assert sticky is not None  # noqa: S101 - the caller looks
+        if (problem := view.sticky_problem(rollout, sticky)) and not urgent:
+            raise TrafficError(problem, permanent=True)
+        written: list[Manifest] = []
+        try:
+            if not problem:
+                written = await write_filters(self._around.client, view, sticky, rollout.key)
+        except KubeError as error:
+            if not urgent:
+                raise
+            problem = str(error)
+        if problem:
+            _log.warning("users may change versions", rollout=rollout.key, reason=problem)
+        self._memory.note_filters_written(written)
+        for each in written:
+            _log.info("envoy filter written", rollout=rollout.key, envoy_filter=each.key)
+        return bool(written)
+
+    async def _remove_filters(self, view: HostView, *, urgent: bool) -> None:
+        """Removes the EnvoyFilters that no split needs any more.
+
+        A route keeps nobody without its name, so an urgent split is in force with them too.
+
+        Raises:
+            KubeError: The server refuses, or does not answer.
+        """
+        try:
+            await remove_filters(self._around.client, view)
+        except KubeError as error:
+            if not urgent:
+                raise
+            _log.warning(
+                "envoy filter not removed yet", rollout=self._rollout.key, reason=str(error)
+            )
 
     def _refuse(self, view: HostView, owner: str, *, urgent: bool) -> None:
         """Refuses what is somebody else's.
@@ -231,13 +309,14 @@ class RolloutTraffic:
         if view.obstacle and (begins or view.routes is None):
             raise TrafficError(view.obstacle, permanent=True)
 
-    async def _let_subsets_settle(self, split: TrafficSplit) -> None:
-        """Waits until istiod has had time for the subsets that the split names."""
-        around = self._around
+    async def _let_objects_settle(self, split: TrafficSplit) -> None:
+        """Waits until istiod has had time for the subsets and EnvoyFilters of the split."""
+        around, memory = self._around, self._memory
         named = [*split.weights, *split.mirrors, *(each.version for each in split.testers)]
-        wait_s = self._memory.seconds_to_settle(
-            named, around.settings.subset_settle_s, around.clock()
-        )
+        settle_s, now_s = around.settings.subset_settle_s, around.clock()
+        wait_s = memory.seconds_to_settle(named, settle_s, now_s)
+        if split.sticky is not None:
+            wait_s = max(wait_s, memory.filters_to_settle(settle_s, now_s))
         if wait_s:
             await around.sleep(wait_s)
 
@@ -335,7 +414,7 @@ class RolloutTraffic:
             owner=parse_rollout_name(owner) if owner else None,
             baseline=self._rollout.spec.baseline,
             capacity=capacity_of_baseline(view, self._rollout.spec.baseline),
-            revision=memory.next_revision(around.clock()),
+            revision=self._next_revision(view, split),
         )
         what = f"VirtualService {where.namespace}/{view.name}"
         wait_s = _FIRST_WAIT_S
@@ -371,6 +450,14 @@ class RolloutTraffic:
             f"somebody keeps changing {what}: {_MOST_CONFLICTS} attempts to write {split} met"
             " another write"
         )
+
+    def _next_revision(self, view: HostView, split: TrafficSplit) -> str:
+        """Returns a revision for the routes that the last few splits did not have."""
+        memory = self._memory
+        shared = sum(1 for share in split.weights.values() if share) > 1
+        if split.sticky is None or not shared:
+            return memory.next_revision(self._around.clock())
+        return memory.next_sticky_revision("" if view.live is None else revision_of(view.live.spec))
 
     async def _view_again(self, where: ServiceHost, what: str) -> HostView:
         """Returns the host after a refused write.

@@ -91,8 +91,9 @@ async def shift_traffic(
     """
     if change.sticky is not None:
         raise TrafficError(
-            "Istio cannot keep users on one version: it does not read `tidegate.dev/sticky`; leave"
-            " out --sticky, or name users with --match",
+            "a shift cannot keep users on one version here: Istio does that only in routes that"
+            " Tidegate names, and these keep their names; leave out --sticky, name users with"
+            " --match, or use a Rollout with `sticky` and `write: delegate` or `write: own`",
             permanent=True,
         )
     where = service_host(change.host, namespace)

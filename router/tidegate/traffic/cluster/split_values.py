@@ -1,15 +1,17 @@
 """Converts between the splits that the engine decides and those that edits of objects take."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from tidegate.istio.annotations import Sticky as StickyAnnotation
 from tidegate.istio.editing.splits import HostSplit
 from tidegate.istio.editing.tester_routes import SplitTester
 from tidegate.istio.shapes import HeaderName, SubsetName
-from tidegate.rollout.traffic import MatchKind, TesterMatch, TrafficSplit
+from tidegate.rollout.traffic import MatchKind, Sticky, TesterMatch, TrafficSplit
 
-__all__ = ["host_split", "probe_split", "traffic_split"]
+__all__ = ["host_split", "ordered_split", "probe_split", "traffic_split"]
 
 _DECIMALS: Final = 3
 
@@ -19,8 +21,8 @@ def host_split(split: TrafficSplit, sticky: StickyAnnotation | None) -> HostSpli
 
     Args:
         split: The split; its stickiness is not used.
-        sticky: The value of ``tidegate.dev/sticky`` that the VirtualService has and keeps: istiod
-            does not read it, and it belongs to the object's author.
+        sticky: The value of ``tidegate.dev/sticky`` that the VirtualService is to have. In an
+            object of others it is what they wrote.
     """
     return HostSplit(
         weights={SubsetName(name): each for name, each in _rounded(split.weights).items()},
@@ -30,11 +32,17 @@ def host_split(split: TrafficSplit, sticky: StickyAnnotation | None) -> HostSpli
     )
 
 
-def traffic_split(split: HostSplit) -> TrafficSplit:
-    """Returns the split as the engine takes it, without stickiness, which istiod does not have."""
+def traffic_split(split: HostSplit, sticky: Sticky | None) -> TrafficSplit:
+    """Returns the split as the engine takes it.
+
+    Args:
+        split: The split; its annotation alone keeps no user on a version.
+        sticky: What does, if anything does.
+    """
     return TrafficSplit(
         weights={str(name): each for name, each in split.weights.items()},
         testers=tuple(map(_tester_match, split.testers)),
+        sticky=sticky,
         mirrors={str(name): each for name, each in split.mirrors.items()},
     )
 
@@ -64,7 +72,29 @@ def probe_split(before: TrafficSplit, after: TrafficSplit, percent: float) -> Tr
     if rest <= 0:
         return None
     weights = {**present, largest: rest, **dict.fromkeys(fresh, percent)}
-    return TrafficSplit(weights=_rounded(weights), testers=before.testers, mirrors=before.mirrors)
+    # Its users are among those of the split that follows.
+    return TrafficSplit(
+        weights=_rounded(weights),
+        testers=before.testers,
+        sticky=after.sticky,
+        mirrors=before.mirrors,
+    )
+
+
+def ordered_split(split: TrafficSplit, candidates: Sequence[str]) -> TrafficSplit:
+    """Returns the split with its versions in the order in which routes name them.
+
+    Users stay on a version while its place and the shares before it stay. A split that was stored
+    may have another order.
+
+    Args:
+        split: The split.
+        candidates: The versions that come first.
+    """
+    first = [name for name in candidates if name in split.weights]
+    others = sorted(split.weights.keys() - set(first))
+    weights = {name: split.weights[name] for name in (*first, *others)}
+    return msgspec.structs.replace(split, weights=weights)
 
 
 def _rounded(shares: Mapping[str, float]) -> dict[str, float]:

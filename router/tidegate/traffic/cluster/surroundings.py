@@ -21,7 +21,8 @@ class ClusterTrafficSettings:
         settle_s: After how many seconds without a sign a split is taken to be in force.
         urgent_s: After how many seconds an urgent split is taken to be in force, although proxies
             still follow the old routes.
-        subset_settle_s: How many seconds istiod has for a new subset before requests go to it.
+        subset_settle_s: How many seconds istiod has for a new subset before requests go to it, and
+            for a new EnvoyFilter before routes need it.
         probe_percent: The share that a version without traffic gets first.
         capacity_factor: How many endpoints of a candidate carry what one of the baseline's does. 0
             asks for one Ready endpoint at any share.

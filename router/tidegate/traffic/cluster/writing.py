@@ -6,13 +6,15 @@ been deleted since is not created again by the same write.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from tidegate.istio import IstioError, edit_manifest
 from tidegate.istio.annotations import RolloutName
 from tidegate.istio.editing.splits import with_split
+from tidegate.istio.editing.sticky_routes import is_sticky_route
+from tidegate.istio.virtual_service import VirtualService
 from tidegate.kube.client import KubeClient
 from tidegate.kube.errors import (
     ForbiddenError,
@@ -20,8 +22,14 @@ from tidegate.kube.errors import (
     KubeError,
     NotFoundError,
 )
-from tidegate.kube.resources import DESTINATION_RULES, VIRTUAL_SERVICES, Manifest, Resource
-from tidegate.rollout.traffic import TrafficSplit
+from tidegate.kube.resources import (
+    DESTINATION_RULES,
+    ENVOY_FILTERS,
+    VIRTUAL_SERVICES,
+    Manifest,
+    Resource,
+)
+from tidegate.rollout.traffic import Sticky, TrafficSplit
 from tidegate.traffic.cluster.guarded_patch import guarded_patch, shape_of
 from tidegate.traffic.cluster.host_objects import manifest_of
 from tidegate.traffic.cluster.owned_objects import (
@@ -29,17 +37,32 @@ from tidegate.traffic.cluster.owned_objects import (
     MANAGER,
     ROLLOUT_ANNOTATION,
     foreign_problem,
+    is_ours,
     owned_service,
     rule_body,
     same_routes,
 )
 from tidegate.traffic.cluster.reading import HostView
 from tidegate.traffic.cluster.split_values import host_split
+from tidegate.traffic.cluster.sticky import (
+    STICKY_ANNOTATION,
+    filter_body,
+    filter_name,
+    sticky_annotation,
+)
 from tidegate.traffic.router import TrafficError
 
-__all__ = ["SplitWrite", "reshaped", "telling", "write_rule", "write_split"]
+__all__ = [
+    "SplitWrite",
+    "remove_filters",
+    "reshaped",
+    "telling",
+    "write_filters",
+    "write_rule",
+    "write_split",
+]
 
-_OWN_ANNOTATIONS: Final = (ROLLOUT_ANNOTATION, CAPACITY_ANNOTATION)
+_OWN_ANNOTATIONS: Final = (ROLLOUT_ANNOTATION, CAPACITY_ANNOTATION, STICKY_ANNOTATION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +85,13 @@ class SplitWrite:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """What Tidegate's annotations say beside how the routes were before."""
-        if self.owner is None:
-            return {}
-        return {
-            ROLLOUT_ANNOTATION: str(self.owner),
-            CAPACITY_ANNOTATION: f"{self.baseline}={self.capacity}",
-        }
+        """What the annotations of Tidegate's own VirtualService say."""
+        sticky = self.split.sticky
+        found = {} if sticky is None else {STICKY_ANNOTATION: str(sticky_annotation(sticky))}
+        if self.owner is not None:
+            found[ROLLOUT_ANNOTATION] = str(self.owner)
+            found[CAPACITY_ANNOTATION] = f"{self.baseline}={self.capacity}"
+        return found
 
 
 @contextmanager
@@ -116,6 +139,50 @@ async def write_rule(client: KubeClient, view: HostView) -> Manifest | None:
     return await _apply(client, DESTINATION_RULES, body, rule.live)
 
 
+async def write_filters(
+    client: KubeClient, view: HostView, sticky: Sticky, owner: str
+) -> list[Manifest]:
+    """Applies the EnvoyFilters that keep users on one version, where they are missing or differ.
+
+    Args:
+        client: The API server.
+        view: The host as it was read.
+        sticky: What names the users.
+        owner: The rollout, as ``namespace/name``.
+
+    Returns:
+        Those that were written.
+
+    Raises:
+        KubeError: The server refuses, or one has changed or gone.
+    """
+    spec = view.filter_spec(sticky)
+    name = filter_name(view.objects.host.namespace, view.name)
+    return [
+        await _apply(client, ENVOY_FILTERS, filter_body(name, namespace, owner, spec), live)
+        for namespace, live in view.objects.filters.items()
+        if live is None or live.spec != spec
+    ]
+
+
+async def remove_filters(client: KubeClient, view: HostView) -> None:
+    """Deletes the EnvoyFilters of Tidegate's for the routes of the VirtualService.
+
+    Args:
+        client: The API server.
+        view: The host as it was read.
+
+    Raises:
+        KubeError: The server refuses, or one is another object by now.
+    """
+    for each in view.objects.filters.values():
+        if each is None or not is_ours(each):
+            continue
+        metadata = each.metadata
+        with suppress(NotFoundError):
+            await client.delete(ENVOY_FILTERS, metadata.name, metadata.namespace, uid=metadata.uid)
+
+
 async def write_split(client: KubeClient, view: HostView, write: SplitWrite) -> Manifest | None:
     """Writes a split, once.
 
@@ -136,9 +203,10 @@ async def write_split(client: KubeClient, view: HostView, write: SplitWrite) -> 
     if problem := foreign_problem(view.live, VIRTUAL_SERVICES):
         raise TrafficError(problem, permanent=True)
     (rule, *_) = view.istio.destination_rules.values()
+    sticky = None if write.split.sticky is None else sticky_annotation(write.split.sticky)
     body = owned_service(
         view.routes,
-        host_split(write.split, None),
+        host_split(write.split, sticky),
         rule,
         write.baseline,
         write.owner,
@@ -166,10 +234,15 @@ async def _patch(client: KubeClient, view: HostView, write: SplitWrite) -> Manif
     live, service = view.live, view.virtual_service
     if live is None or service is None:
         raise NotFoundError(f"patch VirtualService {view.name}", "it is gone")
-    split = host_split(write.split, service.annotations.sticky)
+    # What others wrote stays, although Istio does not read it.
+    sticky = None if is_ours(live) else service.annotations.sticky
+    split = host_split(write.split, sticky)
     wanted = with_split(view.istio, view.objects.host.name, split, write.owner)
     before = manifest_of(live, VIRTUAL_SERVICES)
-    after = edit_manifest(before, wanted[service.name])
+    edited = wanted.virtual_services[service.name]
+    if is_ours(live):
+        edited = _keeping_nobody(edited, view.objects.host.service)
+    after = edit_manifest(before, edited)
     if write.owner is None:
         _drop_needless_zeros(after["spec"], live.spec)
     _set_capacity(after["metadata"], write.annotations.get(CAPACITY_ANNOTATION))
@@ -198,6 +271,24 @@ async def _apply(
         "resourceVersion": live.metadata.resource_version,
     }
     return await client.apply(resource, body | {"metadata": metadata}, manager=MANAGER, force=True)
+
+
+def _keeping_nobody(service: VirtualService, name: str) -> VirtualService:
+    """Returns a VirtualService of Tidegate's without the names by which EnvoyFilters find routes.
+
+    The traffic of a rollout that has vanished is handed back by a patch of such an object.
+
+    Args:
+        service: The VirtualService.
+        name: The name of its routes without the revision.
+    """
+    renamed = (
+        replace(each, name=f"{name}@{(each.name or '').partition('@')[2]}")
+        if is_sticky_route(each)
+        else each
+        for each in service.http
+    )
+    return replace(service, http=tuple(renamed))
 
 
 def _drop_needless_zeros(spec: Mapping[str, Any], live: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from tidegate.errors import TidegateError
 
-__all__ = ["EngineError", "InvalidImageError", "RejectedImageError", "VisionError"]
+__all__ = ["EngineError", "RejectedImageError", "VisionError"]
 
 
 class VisionError(TidegateError):
@@ -11,10 +11,6 @@ class VisionError(TidegateError):
 
 class EngineError(VisionError):
     """An engine could not load a model or run a batch."""
-
-
-class InvalidImageError(VisionError):
-    """An image cannot be used; the message names the cause and the fix."""
 
 
 class RejectedImageError(VisionError):

@@ -15,6 +15,7 @@ from rollout_runs import (
 
 from tidegate.evidence.assessment import Verdict
 from tidegate.evidence.plan import Importance
+from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.engine.advance import advance
 from tidegate.rollout.engine.history import EventKind
 from tidegate.rollout.engine.inputs import CommandKind, Inputs
@@ -206,6 +207,20 @@ def test_requests_of_several_epochs_are_added_before_they_are_averaged():
     run.split_windows = 5
     run.run(60)
     assert run.status.requests_per_s == pytest.approx(100, rel=0.1)
+
+
+def test_requests_whose_records_are_lost_are_counted():
+    run = started()
+    inputs = Inputs(windows=tuple(window(lost) for lost in (3, 0, 4)))
+    status = advance(run.rollout, run.status, inputs, run.now_s).status
+    assert status.lost_requests == 7
+    assert advance(run.rollout, status, inputs, run.now_s).status.lost_requests == 14
+
+
+def window(lost):
+    return TrafficWindow(
+        start_s=1.0, end_s=2.0, shares={"v1": 0.9, "v2": 0.1}, versions={}, lost=lost
+    )
 
 
 # Comparisons

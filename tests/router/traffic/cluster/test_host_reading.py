@@ -85,13 +85,6 @@ def test_a_foreign_sticky_annotation_divides_nothing_on_istio():
     assert view("patch", sticky, RULE).traffic.split.sticky is None
 
 
-@pytest.mark.parametrize("write", ["patch", "own", "delegate"])
-def test_a_sticky_rollout_is_refused(write):
-    objects = [virtual_service(to("v1"), **OURS)] if write != "delegate" else []
-    words = problem(write, *objects, RULE, spec={"sticky": {"header": "x-user"}})
-    assert words.startswith("Istio cannot keep users on one version")
-
-
 def test_own_reads_what_it_will_make():
     found = view("own")
     assert found.live is None

@@ -32,6 +32,7 @@ def invariant_server(models, tmp_path_factory):
 @pytest.mark.llm
 @pytest.mark.e2e
 @pytest.mark.timeout(300)
+@pytest.mark.long
 async def test_texts_are_the_same_alone_and_beside_others(invariant_server):
     poem = "Write a poem about the sea. " * 8
     asked = [

@@ -98,6 +98,7 @@ async def test_streams_end_as_unavailable_when_the_engine_is_killed(slow_to_go):
         await asyncio.to_thread(child.wait)
 
 
+@pytest.mark.long
 async def test_a_draining_server_is_nowhere_reported_as_ready(slow_to_go):
     server = slow_to_go
     async with server.client() as client:

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -16,8 +15,8 @@ from engine_double import EngineDouble
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from PIL import Image
+from vision_server import NETWORK, built_models, channel_to, serving, written_photographs
 
-from tidegate.chassis.server import running
 from tidegate.serving.vision.batching.inference_request import InferenceRequest, PixelImage
 from tidegate.serving.vision.batching.model_queue import ModelQueue, QueueLimits
 from tidegate.serving.vision.batching.planning import BatchPlan, ServiceTimeEstimate
@@ -25,9 +24,7 @@ from tidegate.serving.vision.batching.worker_pool import WorkerPool
 from tidegate.serving.vision.metrics import ModelMetrics
 from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 
-ROOT = Path(__file__).parents[4]
 FAR = 1e9
-NETWORK = "efficientnet-lite0"
 
 
 class Clock:
@@ -145,67 +142,13 @@ def write_model(tmp_path):
 @pytest.fixture(scope="session")
 def models_root():
     """The repository that `make models` builds."""
-    root = Path(os.environ.get("TIDEGATE_MODELS", ROOT / "models"))
-    if not (root / NETWORK).is_dir():
-        pytest.skip(f"no {NETWORK} in {root}; run `make models`, or set TIDEGATE_MODELS")
-    return root
+    return built_models()
 
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory):
     """Photographs as JPEG files by name, with the correct classes of each."""
-    pytest.importorskip("skimage", reason="scikit-image has the photographs; install .[models]")
-    from tidegate.serving.build.photographs import SAMPLES, write_samples
-
-    paths = write_samples(tmp_path_factory.mktemp("photographs"))
-    return {
-        sample.name: (path.read_bytes(), sample.classes)
-        for sample, path in zip(SAMPLES, paths, strict=True)
-    }
-
-
-class VisionServer:
-    """A vision server's address, stubs and ports."""
-
-    def __init__(self, grpc_port, metrics_port, channel):
-        self.address = f"127.0.0.1:{grpc_port}"
-        self.metrics_port = metrics_port
-        self.channel = channel
-        self.vision = vision_pb2_grpc.VisionServiceStub(channel)
-
-
-def channel_to(address, **options):
-    """A channel with a connection of its own."""
-    own = {
-        "grpc.use_local_subchannel_pool": 1,
-        "grpc.max_receive_message_length": 1 << 27,
-        "grpc.enable_retries": 0,
-    }
-    return grpc.aio.insecure_channel(address, options=[*own.items(), *options.items()])
-
-
-@asynccontextmanager
-async def serving(models_root, **values):
-    """Serves the real models in this process."""
-    from tidegate.serving.vision.__main__ import VisionApplication
-    from tidegate.serving.vision.settings import VisionSettings
-
-    settings = VisionSettings(
-        **{
-            "grpc_port": 0,
-            "metrics_port": 0,
-            "drain_hold_s": 0.0,
-            "model_repository": models_root,
-            "cores": 2,
-            "verify_checksums": False,
-            **values,
-        }
-    )
-    async with (
-        running(VisionApplication(settings), settings) as server,
-        channel_to(f"127.0.0.1:{server.grpc_port}") as channel,
-    ):
-        yield VisionServer(server.grpc_port, server.metrics_port, channel)
+    return written_photographs(tmp_path_factory.mktemp("photographs"))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

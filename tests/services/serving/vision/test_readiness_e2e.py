@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidegate.chassis.server import running
 from tidegate.inference.v2 import open_inference_pb2 as oip
 from tidegate.inference.v2 import open_inference_pb2_grpc
-from tidegate.mesh.control.endpoints.health_checks import HealthCheck
+from tidegate.mesh.control.endpoints.health_checks import CheckKind, HealthCheck
 from tidegate.mesh.control.endpoints.health_watch import HealthWatch
 from tidegate.serving.vision.__main__ import VisionApplication
 from tidegate.serving.vision.settings import VisionSettings
@@ -108,7 +108,7 @@ async def asked(port, metrics_port, channel_to):
         channel_to(address) as channel,
         HealthWatch(1, lambda _: None) as mesh,
     ):
-        mesh.watch({address: HealthCheck.GRPC})
+        mesh.watch({address: HealthCheck(CheckKind.GRPC)})
         watch = health_pb2_grpc.HealthStub(channel).Watch
         watches = {
             service: watch(health_pb2.HealthCheckRequest(service=service)) for service in SERVICES

@@ -56,6 +56,7 @@ class Endpoint:
         namespace: The namespace of its workload.
         labels: The labels by which subsets select it.
         weight: Its share among the endpoints.
+        readiness: The HTTP path that tells whether it takes requests; empty if none does.
     """
 
     address: str
@@ -64,6 +65,7 @@ class Endpoint:
     namespace: str
     labels: Mapping[str, str]
     weight: int
+    readiness: str = ""
 
     @property
     def key(self) -> str:
@@ -317,7 +319,13 @@ def _endpoint(name: str, workload: Workload, entry: ServiceEntry, port: ServiceP
         namespace=entry.name.namespace,
         labels=workload.labels,
         weight=workload.weight or 1,
+        readiness=_readiness(workload),
     )
+
+
+def _readiness(workload: Workload) -> str:
+    path = workload.annotations.readiness if isinstance(workload, WorkloadEntry) else None
+    return "" if path is None else path.path
 
 
 def _dns_names(parts: Iterable[_Part]) -> Iterator[CompileError]:

@@ -7,6 +7,8 @@ and out of the mesh, change their protocol and share an address.
   as in istiod. The same holds for endpoints that proxies find by DNS.
 - A gRPC port is checked over ``grpc.health.v1``, unless a DestinationRule has proxies call it with
   TLS: the controller has no certificates.
+- An HTTP port of a workload that names a path for it (`tidegate.dev/readiness`) is checked by
+  getting the path, as with an ``httpGet`` probe of Kubernetes.
 - Any other port is checked by a TCP connection, as with a ``tcpSocket`` probe of Kubernetes.
 
 A server at one address has one state. If several hosts use an address, it gets the strictest check
@@ -22,6 +24,7 @@ from tidegate.istio.destination_rule import ClientTlsMode
 from tidegate.istio.objects import IstioObjects
 from tidegate.istio.service_entry import PortProtocol, Resolution
 from tidegate.mesh.compiler.hosts.services import (
+    Endpoint,
     RegisteredPort,
     RegisteredService,
     ServiceRegistryBuilder,
@@ -29,17 +32,38 @@ from tidegate.mesh.compiler.hosts.services import (
 from tidegate.mesh.compiler.hosts.upstreams import Upstream, Upstreams, UpstreamsBuilder
 from tidegate.mesh.compiler.settings import MeshSettings
 
-__all__ = ["EndpointChecks", "HealthCheck", "HealthCheckTiming", "is_checked"]
+__all__ = ["CheckKind", "EndpointChecks", "HealthCheck", "HealthCheckTiming", "is_checked"]
 
 _GRPC: Final = (PortProtocol.GRPC, PortProtocol.GRPC_WEB)
+# With HTTP/2 without TLS, or unknown, a GET over HTTP/1.1 may fail although the server serves.
+_HTTP: Final = (PortProtocol.HTTP,)
 
 
-class HealthCheck(enum.IntEnum):
+class CheckKind(enum.IntEnum):
     """How the controller checks an endpoint; the stricter check is the greater."""
 
     NONE = 0
     TCP = 1
-    GRPC = 2
+    HTTP = 2
+    GRPC = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HealthCheck:
+    """The check of an endpoint.
+
+    Attributes:
+        kind: How the controller checks it.
+        path: The path to get, for a check over HTTP.
+    """
+
+    kind: CheckKind
+    path: str = ""
+
+
+_NONE: Final = HealthCheck(CheckKind.NONE)
+_TCP: Final = HealthCheck(CheckKind.TCP)
+_GRPC_HEALTH: Final = HealthCheck(CheckKind.GRPC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,19 +123,22 @@ def _checks(targets: Iterable[Upstreams]) -> dict[str, HealthCheck]:
     for each in targets:
         for target in each.by_host.values():
             for port in target.service.ports.values():
-                check = _check(target.service, port)
-                with_tls = _with_tls(target, port) if check is HealthCheck.GRPC else frozenset()
+                with_tls = _with_tls(target, port) if is_checked(target.service) else frozenset()
                 for endpoint in port.endpoints:
                     address = endpoint.key
-                    own = HealthCheck.TCP if address in with_tls else check
-                    checks[address] = max(own, checks.get(address, HealthCheck.NONE))
+                    own = _TCP if address in with_tls else _check(target.service, port, endpoint)
+                    checks[address] = max(own, checks.get(address, _NONE))
     return checks
 
 
-def _check(service: RegisteredService, port: RegisteredPort) -> HealthCheck:
+def _check(service: RegisteredService, port: RegisteredPort, endpoint: Endpoint) -> HealthCheck:
     if not is_checked(service):
-        return HealthCheck.NONE
-    return HealthCheck.GRPC if port.protocol in _GRPC else HealthCheck.TCP
+        return _NONE
+    if port.protocol in _GRPC:
+        return _GRPC_HEALTH
+    if port.protocol in _HTTP and endpoint.readiness:
+        return HealthCheck(CheckKind.HTTP, endpoint.readiness)
+    return _TCP
 
 
 def _with_tls(target: Upstream, port: RegisteredPort) -> frozenset[str]:

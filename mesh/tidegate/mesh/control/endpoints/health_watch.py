@@ -6,7 +6,8 @@ process stays open and silent. So the controller also calls each endpoint period
 the same connection. An endpoint is unhealthy after some calls in a row without an answer, as with a
 readiness probe of Kubernetes. Any answer counts, an error too: it shows that the server runs.
 
-The controller connects to an endpoint of another protocol periodically by TCP.
+The controller gets the readiness path of an HTTP endpoint periodically, and connects to an endpoint
+of another protocol by TCP.
 
 Every check costs a task and a connection, so a limit holds for checked endpoints. The controller
 assumes that the others serve, and leaves it to the proxies (outlier detection) to find those that
@@ -15,6 +16,7 @@ fail.
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
@@ -22,12 +24,18 @@ from typing import Final, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tidegate.mesh.control.endpoints.health_checks import HealthCheck, HealthCheckTiming
+from tidegate.mesh.control.endpoints.health_checks import (
+    CheckKind,
+    HealthCheck,
+    HealthCheckTiming,
+)
 
 __all__ = ["HealthWatch", "ObservedHealth"]
 
 _Response: Final = health_pb2.HealthCheckResponse
 _REQUEST: Final = health_pb2.HealthCheckRequest()
+_PERIODIC: Final = (CheckKind.TCP, CheckKind.HTTP)
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 2.0
 _OPTIONS: Final = (
@@ -121,10 +129,10 @@ class HealthWatch:
             del self._checks[address]
             self._stop(address)
         for address, check in checks.items():
-            if self._checks.get(address) is not check:
+            if self._checks.get(address) != check:
                 self._stop(address)
         for address, check in checks.items():
-            if self._checks.get(address) is not check or self._seen[address] is _BEYOND:
+            if self._checks.get(address) != check or self._seen[address] is _BEYOND:
                 self._checks[address] = check
                 self._begin(address, check)
 
@@ -137,9 +145,9 @@ class HealthWatch:
             return
 
     def _begin(self, address: str, check: HealthCheck) -> None:
-        if check is HealthCheck.NONE:
+        if check.kind is CheckKind.NONE:
             self._seen[address] = _NOT_CHECKED
-        elif check is HealthCheck.TCP and not self._timing.interval_s:
+        elif check.kind in _PERIODIC and not self._timing.interval_s:
             self._seen[address] = _NO_INTERVAL
         elif len(self._tasks) >= self._limit:
             self._seen[address] = _BEYOND
@@ -155,8 +163,10 @@ class HealthWatch:
             following = (
                 # An endpoint that gets requests already must lose them if no server runs there.
                 _follow_grpc(address, self._timing, report, patient=not before.serving)
-                if check is HealthCheck.GRPC
-                else _follow_tcp(address, self._timing, report, serving=before.serving)
+                if check.kind is CheckKind.GRPC
+                else _follow_periodically(
+                    address, check.path, self._timing, report, serving=before.serving
+                )
             )
             self._tasks[address] = asyncio.create_task(following, name=f"health-{address}")
 
@@ -291,25 +301,27 @@ class _GrpcHealth:
             self._changed.set()
 
 
-async def _follow_tcp(
-    address: str, timing: HealthCheckTiming, report: _Report, *, serving: bool
+async def _follow_periodically(
+    address: str, path: str, timing: HealthCheckTiming, report: _Report, *, serving: bool
 ) -> None:
-    """Reports whether an endpoint takes TCP connections, for ever.
+    """Reports whether an endpoint takes TCP connections, or says that it is ready, for ever.
 
     Args:
         address: The endpoint.
+        path: The path to get over HTTP; empty only connects.
         timing: How often to connect.
         report: Takes its health.
         serving: Whether it gets requests already; it keeps them until it fails often enough.
     """
-    host, _, port = address.rpartition(":")
     misses, answered = 0, serving
     loop = asyncio.get_running_loop()
     while True:
         started = loop.time()
         try:
             async with asyncio.timeout(timing.timeout_s):
-                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+                reason = await _asked(address, path)
+            # What it says of itself counts at once.
+            misses = timing.failures if reason else 0
         except ConnectionRefusedError:
             # No server listens there, which is as certain as an answer.
             misses = timing.failures
@@ -320,13 +332,43 @@ async def _follow_tcp(
         except OSError as error:
             misses += 1
             reason = f"it cannot be connected to by TCP: {error.strerror or error}"
-        else:
-            writer.close()
-            misses, reason = 0, ""
         if not reason or misses >= timing.failures or not answered:
             answered = True
             report(ObservedHealth(serving=not reason, reason=reason))
         await _until_next(started, timing)
+
+
+async def _asked(address: str, path: str) -> str:
+    """Connects to an endpoint, and gets its readiness path if it has one.
+
+    Returns:
+        Why it takes no requests; empty if it does.
+
+    Raises:
+        OSError: It cannot be connected to, or ends the connection without an answer.
+    """
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        if not path:
+            return ""
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: tidegate-health\r\n"
+            "Connection: close\r\n\r\n".encode()
+        )
+        line = await reader.readline()
+    except ValueError:
+        # The first line is longer than any that HTTP has.
+        return f"it does not answer {path} over HTTP"
+    finally:
+        writer.close()
+    if not line:
+        raise ConnectionResetError("it closed the connection")
+    answer = _STATUS_LINE.match(line)
+    if answer is None:
+        return f"it does not answer {path} over HTTP"
+    status = int(answer[1])
+    return "" if 200 <= status < 400 else f"it answers {path} with {status}"
 
 
 async def _until_next(started: float, timing: HealthCheckTiming) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from tidegate.istio.editing.sticky_routes import is_sticky_route
 from tidegate.istio.scalars import duration_text
 from tidegate.istio.service_entry import PortProtocol
 from tidegate.istio.shapes import StringMatchKind
@@ -330,7 +331,8 @@ def hash_without_sticky(view: MeshView) -> Iterator[Finding]:
 def sticky_on_kubernetes(view: MeshView) -> Iterator[Finding]:
     """Sticky weights of hosts that only a cluster defines."""
     for route in view.routes:
-        if route.virtual_service.annotations.sticky is None:
+        # The router has an EnvoyFilter for routes with such names.
+        if route.virtual_service.annotations.sticky is None or is_sticky_route(route.rule):
             continue
         for destination in dict.fromkeys(
             each.host for _, each, share in route.shares() if 0 < share < 1
@@ -342,5 +344,6 @@ def sticky_on_kubernetes(view: MeshView) -> Iterator[Finding]:
                     f"{route.path}.route",
                     f"istiod does not read 'tidegate.dev/sticky': users of {destination} change "
                     "between versions at each request",
+                    "let a Rollout with 'write: own' or 'write: delegate' keep them on a version, "
                     "divide users by matches on a header or a cookie, or remove the annotation",
                 )

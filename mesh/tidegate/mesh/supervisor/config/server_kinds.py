@@ -4,10 +4,10 @@ To add a kind, add a value to `KINDS`. The supervisor starts servers as programs
 their code, so a value names a command line, the ports, and the readiness probe:
 
     ServerKind(
-        name="gateway",
-        command=(sys.executable, "-m", "tidegate.gateway"),
+        name="web",
+        command=(sys.executable, "-m", "web_server"),
         ports=(Port.HTTP, Port.METRICS),
-        probe=HttpReadiness("/readyz"),
+        probe=HttpReadiness("/ready"),
     )
 
 The program takes a flag for each port (``--http-port``, where 0 means a free one) and
@@ -91,6 +91,12 @@ KINDS: Final[dict[str, ServerKind]] = {
     for kind in (
         ServerKind(name="vision", command=(sys.executable, "-m", "tidegate.serving.vision")),
         ServerKind(name="llm", command=(sys.executable, "-m", "tidegate.serving.llm")),
+        ServerKind(
+            name="gateway",
+            command=(sys.executable, "-m", "tidegate.gateway"),
+            ports=(Port.HTTP, Port.METRICS),
+            probe=HttpReadiness(),
+        ),
         ServerKind(name="program", command=None),
     )
 }

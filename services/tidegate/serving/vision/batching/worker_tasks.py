@@ -10,8 +10,9 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from tidegate.chassis.errors import Internal
+from tidegate.image_files import InvalidImageError
 from tidegate.serving.vision.batching.classification import find_top_classes
-from tidegate.serving.vision.errors import InvalidImageError, RejectedImageError
+from tidegate.serving.vision.errors import RejectedImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

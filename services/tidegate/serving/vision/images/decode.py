@@ -22,7 +22,13 @@ import numpy.typing as npt
 # Imported at start, so that the first image of each format does not wait for the import.
 from PIL import Image, PngImagePlugin, WebPImagePlugin
 
-from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.image_files import InvalidImageError
+from tidegate.image_files.headers import (
+    JPEG_START,
+    PNG_SIGNATURE,
+    is_webp,
+    read_jpeg_header,
+)
 from tidegate.serving.vision.images import jpeg, png, webp
 from tidegate.serving.vision.images.resize import Geometry, fit, reduction
 
@@ -62,11 +68,11 @@ def decode(data: bytes, geometry: Geometry) -> Pixels:
     if not data:
         raise InvalidImageError("is empty; send the bytes of a JPEG, PNG or WebP file")
     try:
-        if data.startswith(jpeg.START):
+        if data.startswith(JPEG_START):
             return _jpeg(data, geometry)
-        if data.startswith(png.SIGNATURE):
+        if data.startswith(PNG_SIGNATURE):
             return _png(data, geometry)
-        if webp.is_webp(data):
+        if is_webp(data):
             return _webp(data, geometry)
     except _DECODER_ERRORS as error:
         raise InvalidImageError(
@@ -76,7 +82,7 @@ def decode(data: bytes, geometry: Geometry) -> Pixels:
 
 
 def _jpeg(data: bytes, geometry: Geometry) -> Pixels:
-    header = jpeg.read_header(data)
+    header = read_jpeg_header(data)
     width, height, orientation = header.width, header.height, header.orientation
     _refuse_large(height, width, geometry)
     largest = reduction(width, height, orientation, geometry)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import simplejpeg
 
-from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.image_files.headers import MOST_SEGMENTS, InvalidImageError, too_many_segments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,14 +26,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["MOST_SCANS", "MOST_SEGMENTS", "decode", "refuse_many_scans", "too_many_segments"]
+__all__ = ["MOST_SCANS", "decode", "refuse_many_scans"]
 
 MOST_SCANS = 100
 """A file with more is refused: even a scan of a few bytes takes a pass over the whole picture."""
-
-MOST_SEGMENTS = 1 << 16
-"""A file with more is refused. The largest metadata, in segments of 64 KiB, are about a thousand;
-bytes that belong to no segment may look like many more."""
 
 _HARMLESS_AT_THE_END = re.compile(r"(\d+) extraneous bytes before marker")
 _CUT_SHORT = re.compile(r"premature end of", re.IGNORECASE)
@@ -151,13 +147,6 @@ def refuse_many_scans(data: bytes) -> None:
         InvalidImageError: The file has more.
     """
     _parsed(data, _TRANSFORMS["RGB"])
-
-
-def too_many_segments() -> InvalidImageError:
-    """The error for a file of more than :data:`MOST_SEGMENTS` segments."""
-    return InvalidImageError(
-        f"has more than {MOST_SEGMENTS} segments; send the file as the camera or program wrote it"
-    )
 
 
 def _refusal(warning: str, *, ended: bool) -> InvalidImageError:

@@ -11,12 +11,10 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from tidegate.serving.vision.errors import InvalidImageError
-from tidegate.serving.vision.images import exif
+from tidegate.image_files import InvalidImageError, exif
+from tidegate.image_files.headers import PNG_SIGNATURE, read_png_header
 
-__all__ = ["SIGNATURE", "Png", "read_png"]
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+__all__ = ["Png", "read_png"]
 
 _GREY, _COLOUR, _PALETTE = 0, 2, 3
 _FRAMING_BYTES = 12
@@ -49,26 +47,22 @@ def read_png(data: bytes) -> Png:
     """Reduces a PNG to the chunks that make the picture.
 
     Args:
-        data: A file that begins with :data:`SIGNATURE`.
+        data: A file that begins with :data:`~tidegate.image_files.headers.PNG_SIGNATURE`.
 
     Raises:
         InvalidImageError: Its header or its palette is missing.
     """
-    header = data[8:33]
-    if len(header) < 25 or header[4:8] != b"IHDR":
-        raise InvalidImageError(
-            "is cut short or damaged: the PNG has no header; send the whole file"
-        )
-    width, height, depth, colour = struct.unpack_from(">IIBB", header, 8)
+    header = read_png_header(data)
+    colour = header.colour
     orientation = 1
     transparent: tuple[int, ...] | None = None
-    parts = [SIGNATURE]
-    at, size = len(SIGNATURE), len(data)
+    parts = [PNG_SIGNATURE]
+    at, size = len(PNG_SIGNATURE), len(data)
     while at < size:
         length = int.from_bytes(data[at : at + 4])
         kind = data[at + 4 : at + 8]
         end = at + _FRAMING_BYTES + length
-        if kind == b"IHDR" and at > len(SIGNATURE):
+        if kind == b"IHDR" and at > len(PNG_SIGNATURE):
             # Omitted: Pillow would use the size of the last header, which is not checked.
             pass
         elif kind in _PICTURE:
@@ -92,7 +86,7 @@ def read_png(data: bytes) -> Png:
         raise InvalidImageError(
             "is damaged: the PNG has no palette; send the file as it was written"
         )
-    return Png(width, height, depth, orientation, transparent, b"".join(parts))
+    return Png(header.width, header.height, header.depth, orientation, transparent, b"".join(parts))
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

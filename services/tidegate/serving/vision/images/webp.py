@@ -7,10 +7,9 @@ profile or EXIF data. Such chunks do not change the picture, so they are omitted
 
 from dataclasses import dataclass
 
-from tidegate.serving.vision.errors import InvalidImageError
-from tidegate.serving.vision.images import exif
+from tidegate.image_files import InvalidImageError, exif
 
-__all__ = ["WebP", "is_webp", "read_webp"]
+__all__ = ["WebP", "read_webp"]
 
 _RIFF_BYTES, _CHUNK_BYTES = 12, 8
 _PICTURE = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF"})
@@ -31,16 +30,11 @@ class WebP:
     data: bytes
 
 
-def is_webp(data: bytes) -> bool:
-    """Whether a file has the signature of a WebP."""
-    return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
-
-
 def read_webp(data: bytes) -> WebP:
     """Reduces a WebP to the chunks that make the picture.
 
     Args:
-        data: A file for which :func:`is_webp` holds.
+        data: A file for which :func:`~tidegate.image_files.headers.is_webp` holds.
 
     Raises:
         InvalidImageError: The file is shorter than its header states.

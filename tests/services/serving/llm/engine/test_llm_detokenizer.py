@@ -79,6 +79,7 @@ def ids(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+@pytest.mark.long
 async def test_vllms_own_detokenizer_leaks_the_prompt(tokenizer, answer):
     """The bug that this module works around; if this test fails, vLLM has fixed it."""
     prompt, generated = ids(tokenizer, "The secret caf\ufffd"), ids(tokenizer, " opens at nine.")

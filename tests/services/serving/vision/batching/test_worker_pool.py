@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tidegate.chassis.errors import DeadlineExceeded, Internal, Unavailable
+from tidegate.image_files import InvalidImageError
 from tidegate.serving.vision.batching.worker_pool import WorkerPool
-from tidegate.serving.vision.errors import InvalidImageError, RejectedImageError
+from tidegate.serving.vision.errors import RejectedImageError
 
 
 async def answered(*requests):

@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from tidegate.image_files import InvalidImageError
 from tidegate.serving.repository import ImageClassifier, Interpolation
-from tidegate.serving.vision.errors import InvalidImageError
 from tidegate.serving.vision.images.decode import Geometry, decode, fit
 
 # As `decode` sets it in a server; pytest replaces the filters.

@@ -287,7 +287,7 @@ def test_no_file_makes_a_running_server_import_anything(tmp_path, jpegs, picture
 import pathlib, sys
 from tidegate.serving.repository import Interpolation
 from tidegate.serving.vision.images.decode import Geometry, decode
-from tidegate.serving.vision.errors import InvalidImageError
+from tidegate.image_files import InvalidImageError
 geometry = Geometry(48, 64, None, Interpolation.BILINEAR, True, (255, 255, 255), 1 << 24)
 before = set(sys.modules)
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tidegate.serving.vision.images import exif
+from tidegate.image_files import exif
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,0 +1,1 @@
+"""``POST /v1/images:classify``: image files in, labels out, without gRPC."""
