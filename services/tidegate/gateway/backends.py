@@ -8,7 +8,7 @@ tells what is wrong.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +27,8 @@ from tidegate.vision.v1 import vision_pb2, vision_pb2_grpc
 __all__ = ["Backends", "LanguageModel", "LlmBackend", "VisionBackend", "VisionModel", "opened"]
 
 _log = get_logger(__name__)
+
+MaySee = Callable[[str], bool]
 
 _LIST_TIMEOUT_S: Final = 3.0
 _RETRY_S: Final = 0.5
@@ -128,18 +130,27 @@ class Backends:
         servers: tuple[LlmBackend | VisionBackend, ...] = (*self.llm, *self.vision)
         return {each.target for each in servers} <= self._answered
 
-    def language_model(self, name: str) -> LanguageModel:
+    def language_model(self, name: str, may_see: MaySee = lambda _: True) -> LanguageModel:
         """Finds a language model by the name that a client gave.
+
+        Args:
+            name: The name.
+            may_see: Tells of which models an error may speak.
 
         Raises:
             ApiError: There is none of that name, or its server has not answered yet.
         """
         if found := self.language_models.get(name):
             return found
-        raise self._not_found(name, self.language_models, self.llm, self.vision_models)
+        known = filter(may_see, self.language_models)
+        raise self._not_found(name, known, self.llm, filter(may_see, self.vision_models))
 
-    def vision_model(self, name: str) -> VisionModel:
+    def vision_model(self, name: str, may_see: MaySee = lambda _: True) -> VisionModel:
         """Finds a vision model by the name that a client gave; without one, the only one.
+
+        Args:
+            name: The name.
+            may_see: Tells of which models an error may speak.
 
         Raises:
             ApiError: There is none of that name, or its server has not answered yet.
@@ -148,7 +159,8 @@ class Backends:
             return next(iter(self.vision_models.values()))
         if found := self.vision_models.get(name):
             return found
-        raise self._not_found(name, self.vision_models, self.vision, self.language_models)
+        known = filter(may_see, self.vision_models)
+        raise self._not_found(name, known, self.vision, filter(may_see, self.language_models))
 
     def _not_found(
         self,

@@ -36,7 +36,7 @@ def find_model(request: Request, name: str) -> VisionModel:
         ApiError: There is no such model, or the caller may not use it.
     """
     context = context_of(request)
-    model = parts_of(request).backends.vision_model(name)
+    model = parts_of(request).backends.vision_model(name, context.caller.may_see)
     context.caller.check_model(model.name)
     context.model = model.name
     return model

@@ -147,4 +147,4 @@ async def test_a_weight_that_nobody_decided_is_found(served):
         await served.host.apply(virtual_service(to("v2", 37), to("v1", 63)), force=True)
         await changes.complete()
     (found,) = changes.unexplained("nobody")
-    assert found.startswith("37 at ")
+    assert found.startswith("37.0 at ")

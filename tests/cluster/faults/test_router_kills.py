@@ -13,50 +13,13 @@ from pathlib import Path
 
 import pytest
 from faulted_rollouts import EVENTS, PROMOTED, decisions
-from faulty_api import Fault, WatchEnd
+from faulty_api import WatchEnd
+from router_deaths import LEASE, Deaths
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
 
 JUMPING = Path(__file__).parents[2] / "doubles/jumping_router.py"
-LEASE = ("--lease-duration-s", "2")
 _numbers = itertools.count(1)
-
-
-def is_write(call):
-    return call.method != "GET" and not call.path.endswith("/events") and "/leases" not in call.path
-
-
-class Deaths:
-    """Kills the router that leads at the n-th write."""
-
-    def __init__(self, faulty, number, *, before):
-        self._faulty = faulty
-        self._number = number
-        self._before = before
-        self._victim = None
-        self._write = None
-        self.writes = []
-
-    def watch(self, victim):
-        self._victim = victim
-        self._faulty.fault = self._fault
-        self._faulty.carried_out = self._carried_out
-
-    def _fault(self, call):
-        if not is_write(call):
-            return None
-        self.writes.append(call)
-        if len(self.writes) != self._number:
-            return None
-        self._write = call
-        if self._before:
-            self._victim.kill()
-            return Fault.DROP
-        return None
-
-    def _carried_out(self, call):
-        if call is self._write and not self._before:
-            self._victim.kill()
 
 
 async def die_at(world, writes):

@@ -5,21 +5,19 @@ import base64
 import json
 import time
 
-import aiohttp
 import pytest
 from cluster_objects import to, virtual_service
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 from faulted_rollouts import PROMOTED
 from istio_api import CRDS
+from router_deaths import WAIT_S, wipe
 from router_program import documents
 
 from tidegate.kube.errors import ConflictError, KubeError
 from tidegate.kube.resources import ROLLOUTS
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster]
-
-WAIT_S = 40.0
 
 
 @pytest.fixture
@@ -41,17 +39,6 @@ async def weights_are(world, **wanted):
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(f"{found and (found.spec, found.metadata.annotations)}") from None
-
-
-async def wipe(world, name):
-    """Removes a Rollout from etcd, past the API server and the finalizer."""
-    key = f"/registry/{ROLLOUTS.group}/{ROLLOUTS.plural}/models/{name}".encode()
-    body = {"key": base64.b64encode(key).decode()}
-    async with (
-        aiohttp.ClientSession(world.api.server.etcd_url) as etcd,
-        etcd.post("/v3/kv/deleterange", json=body) as answer,
-    ):
-        assert (await answer.json())["deleted"] == "1"
 
 
 async def test_a_rollout_that_is_wiped_from_etcd_hands_its_traffic_back(router, served):

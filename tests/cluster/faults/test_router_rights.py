@@ -1,10 +1,10 @@
 """Without one of its rights, the router of a cluster says which one, and goes on once it has it."""
 
-import asyncio
 import contextlib
 
 import pytest
 from faulted_rollouts import NAMESPACE, PROMOTED
+from router_deaths import says
 from router_program import OWN, documents
 
 from tidegate.kube.errors import NotFoundError
@@ -12,23 +12,10 @@ from tidegate.kube.resources import LEASES
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.cluster, pytest.mark.long]
 
-WAIT_S = 40.0
 # The rules of rbac-models.yaml in their order, and what the API server refuses without each.
 MODELS = ("rollouts", "rollouts/status", "virtualservices", "services", "endpointslices", "events")
 # The same of rbac-own.yaml.
 OWN_RULES = ("leases", "leases", "endpointslices")
-
-
-async def says(router, resource):
-    """Waits until the log names what the router must not do."""
-    words = rf"resource \"{resource}\""
-    try:
-        async with asyncio.timeout(WAIT_S):
-            while words not in router.log:
-                assert router.process.poll() is None, router.log[-3000:]
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"{words}: {router.log[-5000:]}") from None
 
 
 @pytest.mark.parametrize(("rule", "resource"), [*enumerate(MODELS)], ids=MODELS)

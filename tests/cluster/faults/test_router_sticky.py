@@ -7,9 +7,7 @@ import itertools
 import pytest
 import pytest_asyncio
 from faulted_rollouts import EVENTS, NAMESPACE, PROMOTED, decisions
-from test_router_kills import LEASE, Deaths
-from test_router_objects import WAIT_S, wipe
-from test_router_rights import says
+from router_deaths import LEASE, WAIT_S, Deaths, says, wipe
 
 from tidegate.kube.resources import (
     ENVOY_FILTERS,

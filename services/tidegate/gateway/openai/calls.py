@@ -198,7 +198,7 @@ def find_model(request: Request, name: str) -> LanguageModel:
         ApiError: There is none, or the caller may not.
     """
     context = context_of(request)
-    model = parts_of(request).backends.language_model(name)
+    model = parts_of(request).backends.language_model(name, context.caller.may_see)
     context.caller.check_model(model.name)
     context.model = model.name
     return model

@@ -69,9 +69,9 @@ def _load_llm_server():
     return sys.modules["llm_server"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    """The real LLM server with the real model, one for all tests."""
+    """The real LLM server with the real model; it ends before other tests start theirs."""
     models = _ROOT / "models"
     if not (models / "smollm2").is_dir():
         pytest.skip("needs the language model: run `make models`")

@@ -79,6 +79,8 @@ async def test_a_key_sees_and_uses_only_its_models(http):
     ):
         assert answer.status_code == 403
         assert answer.json()["error"]["type"] == "permission_error"
+    unknown = await http.post("/chat/completions", json={"model": "?", **ASKED})
+    assert unknown.json()["error"]["message"] == "the model '?' does not exist; there is: pirate"
 
 
 async def test_a_used_up_budget_raises_the_error_of_the_sdk(http):

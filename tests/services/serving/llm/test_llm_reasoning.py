@@ -6,7 +6,6 @@ The model was not trained to reason. A bias makes it think "Well" until penaltie
 then another bias makes it write the mark that ends the reasoning.
 """
 
-import asyncio
 import json
 import math
 import os
@@ -153,29 +152,3 @@ async def test_the_prompt_has_log_probabilities(client):
     (place,) = forced.output.logprobs
     assert place.chosen.token_id == ids[-1]
     assert first[-1].logprobs.chosen.logprob == pytest.approx(place.chosen.logprob, abs=0.05)
-
-
-async def test_a_prompt_of_many_steps_has_log_probabilities_once(client):
-    request = llm_pb2.GenerateRequest(
-        prompt={"token_ids": {"ids": [504, 28, 260] * 300}},
-        options={
-            "sampling": {
-                "temperature": 1,
-                "max_tokens": 2,
-                "answers": 2,
-                "prompt_logprobs": 0,
-                "ignore_end_of_text": True,
-            }
-        },
-    )
-    streamed, whole = await asyncio.gather(
-        _read(client.stub.Generate(request)),
-        client.stub.Complete(llm_pb2.CompleteRequest(generate=request)),
-    )
-    assert [len(each.prompt_logprobs) for each in streamed] == [900] + [0] * (len(streamed) - 1)
-    assert len(whole.prompt_logprobs) == 900
-    assert not whole.prompt_logprobs[5].logprobs.top
-
-
-async def _read(call):
-    return [piece async for piece in call]

@@ -111,8 +111,8 @@ async def test_a_call_that_is_cut_has_the_reason_length(client):
     whole = await client.stub.Complete(llm_pb2.CompleteRequest(chat=after_examples(asking())))
     tokens = whole.finish.usage.completion_tokens
     for request in (
-        after_examples(asking(max_tokens=tokens - 11)),
-        asking(choice=REQUIRED, max_tokens=16),
+        after_examples(asking(max_tokens=tokens - 10)),
+        asking(choice=REQUIRED, max_tokens=13),
         asking(choice={"tool": "get_weather"}, max_tokens=3),
     ):
         text, calls, finish, trailers = await answers(client, request)
