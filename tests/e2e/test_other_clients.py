@@ -170,14 +170,14 @@ def test_a_call_of_the_gateway_is_one_trace_up_to_the_model(mesh):
         )
     services = set()
     until_s = time.monotonic() + 30
-    while not {"gateway", "llm"} <= services and time.monotonic() < until_s:
+    while not {"tidegate-gateway", "tidegate-llm"} <= services and time.monotonic() < until_s:
         time.sleep(1)
         # Until its first span has come, there is no such trace.
         with contextlib.suppress(AssertionError):
             command = ("trace", "show", trace_id, "--json", "--url", mesh.traces_url)
             shown = json.loads(mesh.tidegate(*command))
             services = {each["serviceName"] for each in shown["processes"].values()}
-    assert {"gateway", "llm"} <= services
+    assert {"tidegate-gateway", "tidegate-llm"} <= services
 
 
 def test_a_restart_of_the_gateway_loses_no_request(mesh):

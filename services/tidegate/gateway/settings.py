@@ -25,7 +25,7 @@ class GatewaySettings(RuntimeSettings):
     """Settings of the gateway, beyond those of every server."""
 
     service_name: str = Field(
-        "gateway", min_length=1, description="Name in traces and logs (service.name)."
+        "tidegate-gateway", min_length=1, description="Name in traces and logs (service.name)."
     )
     http_port: int = Field(
         8000, ge=0, le=65535, description="Port for HTTP; 0 takes a free one (see port_file)."
