@@ -132,8 +132,7 @@ async def http_server():
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield server.sockets[0].getsockname()[1]
     # A health check that has just been accepted is not in the set before its task has run.
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
     for each in tuple(open_):
         await close(each)
 
@@ -237,3 +236,5 @@ async def test_an_http_workload_is_asked_at_the_path_that_it_names(mesh):
         service["spec"]["ports"][0]["protocol"] = "TCP"
         mesh.write(service, workload)
         await mesh.status_is(has(HEALTHY, ""))
+    await mesh.controller.stop()
+    await asyncio.sleep(0.1)
