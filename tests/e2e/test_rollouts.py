@@ -63,6 +63,7 @@ def weights(mesh: FaultyMesh) -> dict[str, float]:
     return {each.subset: each.weight for each in traffic.split.weights if each.weight}
 
 
+@pytest.mark.long
 def test_a_good_version_is_promoted_by_itself_and_no_request_is_lost(mesh):
     with SteadyLoad(mesh.vision_port, RATE, PHOTOGRAPHS) as load:
         mesh.apply("good", **CANARY)

@@ -113,6 +113,7 @@ async def away(world, name, seconds):
     assert decisions(changes, name) == EVENTS
 
 
+@pytest.mark.long
 async def test_an_api_server_that_is_killed_loses_no_step(served):
     await away(served, "killed", seconds=5)
 
