@@ -41,7 +41,7 @@ _TOKENS: Final = 400
 _LONG: Final = "one two three four five six seven eight nine ten " * 40
 _FREE_WITHIN_S: Final = 3.0
 _STARTS_WITHIN_S: Final = 20.0
-_SETTLES_WITHIN_S: Final = 60.0
+_SETTLES_WITHIN_S: Final = 120.0
 _MOST_ATTEMPTS: Final = 3
 
 
@@ -168,12 +168,18 @@ def measure(kind: str, address: str, background: str, metrics: str, tries: int) 
         metrics: The address of the metrics of the engine's server.
         tries: Tries of each path.
 
+    Yields:
+        The paths in order, until one leaves the engine busy for two minutes.
+
     Raises:
-        RuntimeError: The engine never ran a request, or never became free of one.
+        RuntimeError: The engine never ran a request.
     """
     gauges, load = _Gauges(metrics), _Background(background)
     with load.running():
         for path in PATHS:
+            if not gauges.wait_for(1, _SETTLES_WITHIN_S):
+                # The engine still computes what a client before has left.
+                return
             yield _path(kind, path, address, gauges, load, tries)
 
 
@@ -184,7 +190,7 @@ def _path(
     gauges.readings_s.clear()
     for attempt in range(tries * _MOST_ATTEMPTS):
         if not gauges.wait_for(1, _SETTLES_WITHIN_S):
-            raise RuntimeError(f"{kind}: the requests before never ended")
+            break
         number = load.number
         outcome = _try(path, address, gauges, attempt)
         if outcome is None or number != load.number:

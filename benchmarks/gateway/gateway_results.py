@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from cancellation import PATHS
 from gateway_systems import GATEWAY, GRPC, LABELS, LITELLM, VLLM
 from rich.table import Table
 
@@ -190,12 +191,16 @@ def bounds(results: Results, freed: Sequence[Freed]) -> list[Bound]:
                 ratio = results.compared(load, streams, (GATEWAY, LITELLM), _ratio(value))
                 says = f"{streams} in flight: {ratio.shown('.3f')} of the {unit} of LiteLLM"
                 found.append(Bound(f"{says}, above 1", ratio.value > 1))
-    for each in freed:
-        if each.kind == GATEWAY:
-            slowest = max(each.slot_ms) if each.slot_ms and not each.never else float("inf")
-            says = f"{each.path}: the slot is free {slowest:.0f} ms after the close, slowest of"
-            says += f" {len(each.slot_ms)}, at most {_MOST_MS_TO_FREE:g}"
-            found.append(Bound(says, slowest <= _MOST_MS_TO_FREE))
+    measured = {each.path: each for each in freed if each.kind == GATEWAY}
+    for path in PATHS:
+        one = measured.get(path)
+        if one is None or one.never or not one.slot_ms:
+            found.append(Bound(f"{path}: the slot did not become free", met=False))
+            continue
+        slowest = max(one.slot_ms)
+        says = f"{path}: the slot is free {slowest:.0f} ms after the close, slowest of"
+        says += f" {len(one.slot_ms)}, at most {_MOST_MS_TO_FREE:g}"
+        found.append(Bound(says, slowest <= _MOST_MS_TO_FREE))
     return found
 
 
