@@ -19,7 +19,7 @@ class CountedMesh:
         self.prometheus = server
         self.url = url
         self.registry = CollectorRegistry()
-        self.metrics = IstioMetrics(self._workload, IstioWorkload(), self.registry)
+        self.metrics = IstioMetrics(self._workload, lambda _: IstioWorkload(), self.registry)
 
     def _workload(self, address, at_s):
         return IstioWorkload(name=address, version=address)

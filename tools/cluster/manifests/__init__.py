@@ -50,7 +50,7 @@ def router_manifests(*options: str) -> list[dict[str, Any]]:
     for each in found:
         if each["kind"] == "Deployment":
             (container,) = each["spec"]["template"]["spec"]["containers"]
-            container["args"] += ["--traces-exporter=none", *options]
+            container["args"] += ["--traces-exporter=none", "--istio-metrics", *options]
     return [each for each in found if each["kind"] != "Namespace"]
 
 

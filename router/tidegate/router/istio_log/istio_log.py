@@ -12,16 +12,18 @@ from functools import partial
 from typing import Final, Self
 
 import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from tidegate.chassis.calls import ServicerContext
 from tidegate.mesh.control.api.request_records import finished_requests
-from tidegate.mesh.telemetry import AccessLogServicer, RequestLog
+from tidegate.mesh.telemetry import AccessLogServicer, IstioMetrics, RequestLog
 from tidegate.mesh.telemetry.access_log import SERVICE_NAME as ALS_SERVICE
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.router.istio_log.attribution import Attribution
 from tidegate.router.istio_log.entries import istio_parser
 from tidegate.router.istio_log.kept_records import KEPT_S, KeptRecords
 from tidegate.router.istio_log.observing import ProxyObserver
+from tidegate.router.istio_log.workloads import ClusterWorkloads
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.record_streams import RecordStreams
 
@@ -37,9 +39,12 @@ class IstioLogSettings:
     Attributes:
         user_cookies: Names of the cookies that name a user, for sticky rollouts. Istio's provider
             has to log the header ``cookie`` then.
+        istio_metrics: Whether to compute Istio's metrics of the requests that this replica
+            receives.
     """
 
     user_cookies: tuple[str, ...] = ()
+    istio_metrics: bool = False
 
 
 def _plain_channel(address: str) -> grpc.aio.Channel:
@@ -75,6 +80,7 @@ class IstioLog:
     Args:
         settings: How the access log is received.
         channel_of: Opens a channel to a replica.
+        registry: Where Istio's metrics are registered, if the settings ask for them.
 
     Attributes:
         attribution: Which host a request without a cluster is for. Whoever reads the cluster's
@@ -85,6 +91,7 @@ class IstioLog:
         observer: Tells since when a split is in force.
         source: Counts the traffic of rollouts.
         streams: Reads the records of all replicas.
+        workloads: Whose requests they are, for Istio's metrics.
     """
 
     service_names = (ALS_SERVICE, _MESH_SERVICE)
@@ -94,6 +101,7 @@ class IstioLog:
         settings: IstioLogSettings | None = None,
         *,
         channel_of: Callable[[str], grpc.aio.Channel] = _plain_channel,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
         settings = settings or IstioLogSettings()
         self.attribution = Attribution()
@@ -103,7 +111,15 @@ class IstioLog:
         self.source = AccessLogSource(self.streams)
         self._kept = KeptRecords()
         self._requests = RequestLog(self._kept.add)
-        self._parser_of = istio_parser(self.attribution, settings.user_cookies)
+        self.workloads = ClusterWorkloads()
+        self._metrics: IstioMetrics | None = None
+        if settings.istio_metrics:
+            self._metrics = IstioMetrics(
+                self.workloads.workload_at, self.workloads.source_of, registry
+            )
+        self._parser_of = istio_parser(
+            self.attribution, settings.user_cookies, self.workloads.note_sender
+        )
         self._end = asyncio.Event()
         self._channel_of = channel_of
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -124,6 +140,15 @@ class IstioLog:
             [grpc.method_handlers_generic_handler(_MESH_SERVICE, methods)]
         )
         server.add_registered_method_handlers(_MESH_SERVICE, methods)
+
+    async def count_requests(self) -> None:
+        """Computes Istio's metrics until the task is cancelled, if the settings ask for them.
+
+        Each replica counts the requests that it receives itself, so a sum over the replicas counts
+        each request once.
+        """
+        if self._metrics is not None:
+            await self._metrics.follow(self._requests)
 
     @asynccontextmanager
     async def reading(self, *, after_crash: bool = False) -> AsyncIterator[Self]:
