@@ -44,7 +44,7 @@ async def counted_mesh(folder):
     server, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         async with prometheus(folder, {"mesh": server.server_port}) as client:
-            mesh = CountedMesh(client, client._url)
+            mesh = CountedMesh(client, client.url)
             registry.register(mesh.registry)
             yield mesh
     finally:

@@ -37,6 +37,7 @@ from tidegate.mesh.supervisor.programs import (
 from tidegate.mesh.supervisor.server import SupervisedServer
 from tidegate.mesh.supervisor.state.command_files import COMMAND_SIGNAL, take_commands
 from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.prometheus_files import PrometheusFiles
 from tidegate.mesh.supervisor.state.snapshot import (
     IngressSnapshot,
     RestartSnapshot,
@@ -77,6 +78,9 @@ class Supervisor:
         self._gave_up: set[str] = set()
         self._restarts: dict[str, RestartSnapshot] = {}
         self._routing = EnvoyRouting(directory.port_file(ENVOY_NAME))
+        self._prometheus = PrometheusFiles(
+            directory, {name: each.mesh_labels for name, each in config.servers.items()}
+        )
         self._warnings = _warnings(config)
         self._servers = tuple(self._server(*each) for each in config.servers.items())
         self._mesh = () if config.mesh is None else self._mesh_servers(config.mesh)
@@ -96,6 +100,7 @@ class Supervisor:
         with self._directory.lock():
             check_packages()
             check_ports(self._config)
+            self._prometheus.write_configuration()
             for number in _STOP_SIGNALS:
                 loop.add_signal_handler(number, self.stop)
             loop.add_signal_handler(COMMAND_SIGNAL, self._take_commands)
@@ -212,6 +217,7 @@ class Supervisor:
                 self._gave_up.discard(server.name)
         snapshot = self.snapshot()
         self._directory.write(snapshot)
+        self._prometheus.write_targets(snapshot)
         self._on_change(snapshot)
         if not self._stopping and len(self._gave_up) == len(self._servers):
             self.stop()
