@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from grafana_foundation_sdk.cog.builder import Builder
+    from grafana_foundation_sdk.cog.variants import Dataquery
 
 __all__ = [
     "DASHED",
@@ -315,7 +316,7 @@ def latest_table(
     )
 
 
-def _named(queries: Sequence[prometheus.Dataquery]) -> list[prometheus.Dataquery]:
+def _named(queries: Sequence[prometheus.Dataquery]) -> list[Builder[Dataquery]]:
     """Names the queries of a panel A, B, C."""
     return [each.ref_id(chr(ord("A") + at)) for at, each in enumerate(queries)]
 
