@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from grafana_foundation_sdk.builders import table, timeseries
     from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-__all__ = ["cnn"]
+__all__ = ["GPU_ROW", "cnn"]
+
+GPU_ROW: Final = "GPU (with NVIDIA's exporter)"
+"""The heading of the panels that have no data without GPUs."""
 
 _MODEL: Final = 'model=~"$model"'
 _BY: Final = "model, model_version"
@@ -43,7 +46,7 @@ def cnn() -> Dashboard:
             *_stages(),
             row("Answers"),
             *_answers(),
-            row("GPU"),
+            row(GPU_ROW),
             *_gpu(),
         ],
     )

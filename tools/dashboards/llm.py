@@ -125,7 +125,7 @@ def _tokens() -> list[timeseries.Panel]:
         ),
         over_time(
             "Length of prompts",
-            "Tokens of a prompt.",
+            "Tokens of a prompt. Longer prompts take longer to their first token.",
             [
                 query(
                     _engine_quantile("request_prompt_tokens", quantile), f"{_ENGINE_LEGEND} {name}"
