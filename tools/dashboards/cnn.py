@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dashboards.parts import (
+    QUANTILES,
+    Shape,
     dashboard_of,
     label_variable,
     latest_table,
@@ -109,6 +111,7 @@ def _stages() -> list[timeseries.Panel]:
                 unit="s",
                 span=8,
                 least=0,
+                shapes=QUANTILES,
             )
             for title, stage, words in (
                 (
@@ -121,8 +124,8 @@ def _stages() -> list[timeseries.Panel]:
             )
         ),
         over_time(
-            "Where the time of an image goes",
-            "The mean time of each stage, added up. The run is that of the image's whole batch.",
+            "Mean time of each stage",
+            "Where the time of an image goes. The run is that of the image's whole batch.",
             [
                 query(_mean(f"{stage}_seconds"), f"{_LEGEND} {words}")
                 for stage, words in (
@@ -132,8 +135,8 @@ def _stages() -> list[timeseries.Panel]:
                 )
             ],
             unit="s",
-            stacked=True,
             least=0,
+            shapes=(Shape("queue", dash=(2, 3)), Shape("decoding", dash=(6, 4))),
         ),
         over_time(
             "Images in the server",
@@ -161,6 +164,7 @@ def _answers() -> list[timeseries.Panel]:
             unit="percentunit",
             least=0,
             most=1,
+            shapes=(Shape("p10", dash=(6, 4)),),
         ),
         over_time(
             "How answers divide",
@@ -171,7 +175,7 @@ def _answers() -> list[timeseries.Panel]:
                 query(
                     f"sum by ({_BY}, classes) (rate({classes}))"
                     f" / on (model, model_version) group_left ()"
-                    f" (sum by ({_BY}) (rate({classes})) > 0)",
+                    f" (sum by ({_BY}) (rate({classes})) > 0) > 0",
                     f"{_LEGEND} {{{{classes}}}}",
                 )
             ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dashboards.parts import (
+    QUANTILES,
     dashboard_of,
     label_variable,
     over_time,
@@ -70,6 +71,7 @@ def _waiting() -> list[timeseries.Panel]:
             unit="s",
             span=8,
             least=0,
+            shapes=QUANTILES,
             link=link,
         )
         for title, metric, words in (
@@ -122,6 +124,7 @@ def _tokens() -> list[timeseries.Panel]:
             unit="none",
             span=8,
             least=0,
+            shapes=QUANTILES,
         ),
         over_time(
             "Length of prompts",
@@ -135,6 +138,7 @@ def _tokens() -> list[timeseries.Panel]:
             unit="none",
             span=8,
             least=0,
+            shapes=QUANTILES,
         ),
     ]
 

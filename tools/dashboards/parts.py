@@ -32,6 +32,7 @@ __all__ = [
     "DASHED",
     "DOTTED",
     "LIMIT",
+    "QUANTILES",
     "STEPPED",
     "Shape",
     "annotation",
@@ -105,6 +106,9 @@ DASHED: Final = Shape("written", dash=(8, 4), stepped=True)
 
 DOTTED: Final = Shape("observed|ends", dash=(2, 3), width=1)
 """What was counted."""
+
+QUANTILES: Final = (Shape("p95", dash=(6, 4)), Shape("p99", dash=(2, 3)))
+"""The higher quantiles beside the median."""
 
 
 def query(expression: str, legend: str = "") -> prometheus.Dataquery:

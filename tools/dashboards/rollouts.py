@@ -8,6 +8,7 @@ from dashboards.parts import (
     DASHED,
     DOTTED,
     LIMIT,
+    QUANTILES,
     STEPPED,
     Shape,
     annotation,
@@ -290,6 +291,7 @@ def _evidence() -> list[timeseries.Panel]:
             ],
             unit="none",
             height=9,
+            least=0,
             shapes=(LIMIT,),
         ),
     ]
@@ -337,6 +339,7 @@ def _versions() -> list[timeseries.Panel]:
             unit="s",
             span=8,
             least=0,
+            shapes=QUANTILES,
         ),
     ]
 
@@ -346,14 +349,10 @@ def _history() -> list[timeseries.Panel | stat.Panel]:
     return [
         over_time(
             "Events",
-            "Events in the histories of all rollouts, by kind. ForeignChange is a change of the"
-            " traffic by somebody else; SplitFailed is one of the rollout's own that failed.",
-            [
-                query(
-                    "sum by (kind) (increase(tidegate_rollout_events_total[$__rate_interval])) > 0",
-                    "{{kind}}",
-                )
-            ],
+            "Events in the histories of all rollouts since the router started, by kind."
+            " ForeignChange"
+            " is a change of the traffic by somebody else, SplitFailed one of the rollout's own.",
+            [query("sum by (kind) (tidegate_rollout_events_total) > 0", "{{kind}}")],
             unit="none",
             span=14,
             least=0,
@@ -402,4 +401,5 @@ def _e_value(metric: str, labels: str) -> str:
 
 
 def _of_limit(metric: str) -> str:
-    return f"{_max(metric, _BY_OBJECTIVE)} / {_max('objective_effect_limit', _BY_OBJECTIVE)}"
+    share = f"{_max(metric, _BY_OBJECTIVE)} / {_max('objective_effect_limit', _BY_OBJECTIVE)}"
+    return f"clamp({share}, 0.001, 1000)"

@@ -17,7 +17,7 @@ from tidegate.cli.dashboard.definitions import (
     Query,
     Variable,
 )
-from tidegate.router.sources.prometheus_api import PrometheusApi, PrometheusError, Series
+from tidegate.prometheus import PrometheusApi, PrometheusError, Series
 
 __all__ = ["Line", "Mark", "PanelData", "TimeRange", "ask", "filled"]
 
@@ -195,7 +195,7 @@ async def _ask_marks(
         # The plots say all that they say without them.
         return []
     return [
-        Mark(time_s, _legend(marks.text, series.labels) or marks.name, marks.colour)
+        Mark(time_s, _legend(marks.text or marks.name, series.labels), marks.colour)
         for series in found
         for time_s in _beginnings(series, span)
     ]

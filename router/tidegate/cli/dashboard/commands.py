@@ -115,7 +115,7 @@ def _tell(drawn: Sequence[DrawnDashboard], output: Path) -> None:
     errors().print(Text(f"{wrote}{panels} panels, {empty} of them without data"))
     problems = [each for one in drawn for each in one.problems]
     if problems:
-        raise DashboardError(f"{len(problems)} queries failed, such as {problems[0]}")
+        raise DashboardError(f"failed queries: {len(problems)}, such as {problems[0]}")
 
 
 def _seconds(text: str) -> float:

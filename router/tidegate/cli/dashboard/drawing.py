@@ -208,9 +208,9 @@ def _set_axes(axes: "Axes", data: PanelData, custom: Mapping[str, Any]) -> None:
         top = max(top, float(soft) * 1.02)
     highest = max((value for line in data.lines for _, value in line.samples), default=0.0)
     if least is not None and highest <= bottom:
-        # A line of zeros lies on the axis; the axis needs a height all the same.
         top = bottom + 1.0
-    axes.set_ylim(bottom, top)
+    # A line of zeros lies above the axis, where people see it.
+    axes.set_ylim(bottom - (top - bottom) / 40 if least is not None else bottom, top)
 
 
 def _set_times(axes: "Axes", span: TimeRange) -> None:
