@@ -87,7 +87,7 @@ def _of_binary(node, of, need):
     left, right = of(node.lhs), of(node.rhs)
     modifier = node.modifier
     matching = None if modifier is None else modifier.matching
-    if matching is not None and "On" in str(matching.type):
+    if matching is not None and "Include" in str(matching.type):
         for side in (left, right):
             need(matching.labels, side, node.prettify())
     if modifier is not None and modifier.group_labels:
