@@ -27,7 +27,7 @@ from tidegate.gateway.openai.calls import (
 from tidegate.gateway.openai.completion_logprobs import LogprobsWriter
 from tidegate.gateway.openai.completion_stream import completion_frames, echoed_texts
 from tidegate.gateway.openai.encoding import data_frame
-from tidegate.gateway.openai.fields import FAIL_FAST, TokenId, TokenIds, ignored
+from tidegate.gateway.openai.fields import FAIL_FAST, TokenId, TokenIds, ignored, whole_numbers
 from tidegate.gateway.openai.reading import read_request
 from tidegate.gateway.openai.sampling import (
     SAMPLING_UNSUPPORTED,
@@ -94,6 +94,8 @@ class CompletionRequest(SamplingFields):
     metadata: dict[str, Any] | None = ignored()
     store: bool | None = ignored("Nothing is stored.")
     service_tier: str | None = ignored()
+
+    _limits = whole_numbers("max_tokens", "logprobs", "best_of")
 
     def messages(self) -> list[llm_pb2.GenerateRequest]:
         """Makes the message of the call for each prompt.
