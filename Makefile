@@ -73,6 +73,7 @@ check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generat
 	@$(BIN)/buf breaking $(VENV)/protos.binpb --against protos/released.binpb
 	@$(BIN)/python tools/generate_protos.py --check
 	@$(BIN)/python tools/generate_rollout_reference.py --check
+	@$(BIN)/python tools/generate_prometheus_rules.py --check
 	@echo '── check: clean'
 
 format: $(DEV_READY) ## Format the code and the protos.
@@ -113,9 +114,10 @@ bench-weights: $(DEV_READY) servers ## Measure how soon a written split is in fo
 soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes; check memory and statuses.
 	@$(BIN)/python benchmarks/soak.py
 
-protos: $(DEV_READY) ## Make the Python stubs from the protos, and the schema and tables of rollouts.
+protos: $(DEV_READY) ## Make all that is generated: stubs, the schema and tables of rollouts, Prometheus' rules.
 	@$(BIN)/python tools/generate_protos.py
 	@$(BIN)/python tools/generate_rollout_reference.py
+	@$(BIN)/python tools/generate_prometheus_rules.py
 
 lock: $(DEV_READY) ## Pin every package.
 	@$(BIN)/python tools/lock_requirements.py
