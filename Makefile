@@ -75,6 +75,7 @@ check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generat
 	@$(BIN)/buf breaking $(VENV)/protos.binpb --against protos/released.binpb
 	@$(BIN)/python tools/generate_protos.py --check
 	@$(BIN)/python tools/generate_rollout_reference.py --check
+	@$(BIN)/python tools/generate_prometheus_rules.py --check
 	@echo '── check: clean'
 
 format: $(DEV_READY) ## Format the code and the protos.
@@ -115,9 +116,10 @@ bench-weights: $(DEV_READY) servers ## Measure how soon a written split is in fo
 soak: $(DEV_READY) $(MODELS_READY) ## Load both servers for ten minutes; check memory and statuses.
 	@$(BIN)/python benchmarks/soak.py
 
-protos: $(DEV_READY) ## Make the Python stubs from the protos, and the schema and tables of rollouts.
+protos: $(DEV_READY) ## Make all that is generated: stubs, the schema and tables of rollouts, Prometheus' rules.
 	@$(BIN)/python tools/generate_protos.py
 	@$(BIN)/python tools/generate_rollout_reference.py
+	@$(BIN)/python tools/generate_prometheus_rules.py
 
 dashboards: $(DEV_READY) ## Make the Grafana dashboards from tools/dashboards.
 	@$(BIN)/python tools/generate_dashboards.py

@@ -36,7 +36,8 @@ from tidegate.istio.shapes import (
     SubsetName,
 )
 from tidegate.mesh.compiler.unsupported import UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
-from tidegate.mesh.lint.checking import ALL_RULES
+from tidegate.mesh.lint.checking import ALL_KUBERNETES_RULES, ALL_RULES
+from tidegate.mesh.lint.findings import Rule
 
 DOCS = Path(__file__).parents[1] / "docs"
 WORDS: dict[Any, str] = {
@@ -198,10 +199,21 @@ def documented(owner: type) -> dict[str, str]:
 
 
 def lint_tables() -> dict[str, list[str]]:
-    """The table of rules."""
+    """The tables of rules: about Istio's traffic objects, and about objects of Kubernetes."""
     rows = ["| rule | severity | found where |", "|---|---|---|"]
     rows += [f"| `{each.name}` | {each.severity.value} | {each.summary} |" for each in ALL_RULES]
-    return {"rules": rows}
+    kubernetes = ["| rule | severity | found where | why |", "|---|---|---|---|"]
+    kubernetes += [
+        f"| `{each.name}` | {severity_of(each)} | {each.summary} | {each.why} |"
+        for each in ALL_KUBERNETES_RULES
+    ]
+    return {"rules": rows, "kubernetes-rules": kubernetes}
+
+
+def severity_of(rule: Rule) -> str:
+    """The severity of a rule, or both of them."""
+    lesser = f" or {rule.lesser.value}" if rule.lesser is not None else ""
+    return f"{rule.severity.value}{lesser}"
 
 
 if __name__ == "__main__":

@@ -309,8 +309,14 @@ def mutated(item, chance):
     return item
 
 
-@pytest.mark.parametrize("style", ["block", "flow", "indented", "mixed"])
-@settings(max_examples=examples(150), deadline=None)
+@pytest.mark.parametrize(
+    "style",
+    [
+        "mixed",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("block", "flow", "indented")),
+    ],
+)
+@settings(max_examples=examples(100), deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_any_change_of_an_object_reads_back_as_it_was_meant(style, seed):
     text = {

@@ -392,7 +392,7 @@ def mappings(value):
             yield from mappings(each)
 
 
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(extra=st.lists(st.tuples(st.integers(0, 30), JSON), max_size=8), share=st.integers(0, 100))
 def test_no_extra_field_is_changed_by_an_edit(extra, share):
     service = copy.deepcopy(SERVICE)
@@ -456,7 +456,7 @@ def places_in(value):
         yield from places_in(value[key])
 
 
-@settings(max_examples=examples(300), deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     manifest=st.sampled_from([SERVICE, RULE]),
     replaced=st.lists(st.tuples(st.integers(0, 200), JSON), min_size=1, max_size=3),

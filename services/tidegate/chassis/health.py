@@ -5,21 +5,32 @@ and clears when the engine is lost. The empty name stands for the whole server, 
 all its services do. ``Check`` returns the state once; ``Watch`` returns the state, then every
 change.
 
+Three more names are for the probes of Kubernetes, which ask for one health service by name:
+
+- ``startup`` serves once the application has loaded: weights are there, and the warm-up has run.
+- ``readiness`` serves while the whole server does: not while it loads, nor once it drains.
+- ``liveness`` always serves. The answer itself proves that the event loop runs. It depends on no
+  queue, or Kubernetes would restart servers for being busy.
+
 The servicer of `grpcio-health-checking` is not used. When one of two watchers of a service leaves,
 it forgets the condition that the other awaits, and that watcher receives no further change.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from tidegate.chassis.errors import NotFound
 
-__all__ = ["OVERALL", "Health", "HealthServicer"]
+__all__ = ["LIVENESS", "OVERALL", "READINESS", "STARTUP", "Health", "HealthServicer"]
 
-OVERALL = ""
+OVERALL: Final = ""
+STARTUP: Final = "startup"
+READINESS: Final = "readiness"
+LIVENESS: Final = "liveness"
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -33,6 +44,7 @@ class Health:
 
     def __init__(self, services: Iterable[str]) -> None:
         self._serving = dict.fromkeys(services, False)
+        self._started = False
         self._shut_down = False
         self._changed = asyncio.Event()
 
@@ -61,10 +73,27 @@ class Health:
         self._serving = dict.fromkeys(self._serving, serving)
         self._announce()
 
+    def start_up(self) -> None:
+        """Notes that the application has loaded, for good: a later drain does not undo it."""
+        if not self._started:
+            self._started = True
+            self._announce()
+
     def is_serving(self, service: str = OVERALL) -> bool | None:
-        """Tells whether a service serves; None for an unknown service."""
-        if service == OVERALL:
+        """Tells whether a service, or what a name for probes stands for, serves.
+
+        Args:
+            service: Full name of a service, the empty name, or one of the names for probes.
+
+        Returns:
+            None for an unknown service.
+        """
+        if service in (OVERALL, READINESS):
             return not self._shut_down and all(self._serving.values())
+        if service == STARTUP:
+            return self._started
+        if service == LIVENESS:
+            return True
         return self._serving.get(service)
 
     @property

@@ -274,6 +274,7 @@ async def _loaded(
 
     async def live() -> None:
         async with application.run(server.health):
+            server.health.start_up()
             loaded.set()
             _log.info("loaded", seconds=round(time.monotonic() - began_s, 3))
             await shutdown.requested.wait()

@@ -23,7 +23,13 @@ from starlette.responses import Response
 
 from tidegate.gateway.context import context_of
 from tidegate.gateway.errors import ApiError, internal_error
-from tidegate.gateway.interruptions import Cause, ClientGoneError, Receive, interruptible
+from tidegate.gateway.interruptions import (
+    Cause,
+    ClientGoneError,
+    Interruption,
+    Receive,
+    interruptible,
+)
 from tidegate.gateway.parts import parts_of
 from tidegate.gateway.responses import error_response
 from tidegate.runtime.logging import get_logger
@@ -85,8 +91,8 @@ class EventStream(Response):
         """Sends the response."""
         in_flight = self._parts.in_flight
         try:
-            async with aclosing(self._frames), interruptible(receive, in_flight) as interrupt:
-                await self._stream(send, interrupt)
+            async with aclosing(self._frames), interruptible(receive, in_flight) as interruption:
+                await self._stream(send, interruption)
         except ClientGoneError:
             context_of(self._request).was_cut_off = True
             return
@@ -106,12 +112,14 @@ class EventStream(Response):
         context_of(self._request).was_cut_off = True
         await self._send(send, self._error_frame(error.without_retry()))
 
-    async def _stream(self, send: Send, interrupt: Callable[[Cause], None]) -> None:
+    async def _stream(self, send: Send, interruption: Interruption) -> None:
         self._sent_at = time.monotonic()
-        keeping_alive = asyncio.create_task(self._keep_alive(send, interrupt), name="keep-alive")
+        keeping_alive = asyncio.create_task(self._keep_alive(send, interruption), name="keep-alive")
         try:
             async for frame in self._frames:
+                interruption.is_sending = True
                 await self._send(send, frame)
+                interruption.is_sending = False
         finally:
             keeping_alive.cancel()
 
@@ -130,13 +138,13 @@ class EventStream(Response):
         self._is_sending = False
         self._sent_at = time.monotonic()
 
-    async def _keep_alive(self, send: Send, interrupt: Callable[[Cause], None]) -> None:
+    async def _keep_alive(self, send: Send, interruption: Interruption) -> None:
         """Sends a comment in each silence, and ends the stream of a client that does not read."""
         settings = self._parts.settings
         while True:
             silent_s = time.monotonic() - self._sent_at
             if self._is_sending and silent_s > settings.stalled_limit_s:
-                interrupt(Cause.CLIENT_GONE)
+                interruption(Cause.CLIENT_GONE)
                 return
             if self._is_sending:
                 await asyncio.sleep(settings.keep_alive_s)

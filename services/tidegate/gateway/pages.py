@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from tidegate.gateway.parts import parts_of
 
@@ -26,7 +26,11 @@ _DOCS_POLICY: Final = (
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
-@router.get("/healthz", summary="Tell whether the gateway's event loop runs")
+@router.get(
+    "/healthz",
+    response_class=PlainTextResponse,
+    summary="Tell whether the gateway's event loop runs",
+)
 async def healthz() -> Response:
     """Answers 200 whenever it answers."""
     return Response("OK\n", media_type=_TEXT)
@@ -34,6 +38,7 @@ async def healthz() -> Response:
 
 @router.get(
     "/readyz",
+    response_class=PlainTextResponse,
     summary="Tell whether the gateway takes requests",
     responses={503: {"description": "A server has not told its models yet, or a drain has begun."}},
 )
@@ -44,7 +49,11 @@ async def readyz(request: Request) -> Response:
     return Response("Service Unavailable\n", 503, media_type=_TEXT)
 
 
-@router.get("/metrics", summary="Render the metrics for Prometheus")
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    summary="Render the metrics for Prometheus",
+)
 async def metrics() -> Response:
     """Renders Prometheus' text format, on a thread: it may be thousands of lines."""
     page = await asyncio.to_thread(generate_latest, REGISTRY)
@@ -97,6 +106,27 @@ def _complete(document: dict[str, Any]) -> None:
             operation["security"] = [{"key": []}, {}]
             responses.setdefault("4XX", _response("The request is wrong; see `error`.", form))
             responses.setdefault("5XX", _response("No model can answer now; see `error`.", form))
+    _make_bounds_whole(document)
+
+
+_BOUNDS: Final = ("minimum", "maximum")
+_LARGEST_INT64: Final = 2**63 - 1
+
+
+def _make_bounds_whole(node: Any) -> None:
+    """Writes the bounds of integers as integers.
+
+    FastAPI makes floating-point numbers of them, and the one next to 2**63 - 1 is 2**63.
+    """
+    if isinstance(node, list):
+        for each in node:
+            _make_bounds_whole(each)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name in _BOUNDS and isinstance(value, float) and node.get("type") == "integer":
+                node[name] = min(int(value), _LARGEST_INT64)
+            else:
+                _make_bounds_whole(value)
 
 
 def _response(description: str, form: str) -> dict[str, Any]:

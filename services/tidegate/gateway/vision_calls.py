@@ -1,7 +1,7 @@
 """Calls of the vision servers: admission before, and an end as soon as the client leaves.
 
 A unary call that nobody awaits any more would still take its place in a batch. So every call here
-runs under `interruptible`, which cancels it when the client leaves or a drain ends.
+runs under `interruptible`, which ends it when the client leaves or a drain ends.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from tidegate.gateway.backends import VisionBackend, VisionModel
 from tidegate.gateway.context import context_of
-from tidegate.gateway.interruptions import interruptible
+from tidegate.gateway.interruptions import ending, interruptible
 from tidegate.gateway.parts import parts_of
 
 if TYPE_CHECKING:
@@ -82,11 +82,13 @@ async def call(
     parts = parts_of(request)
     async with interruptible(request.receive, parts.in_flight):
         try:
-            answer = await method(
+            running = method(
                 message,
                 timeout=parts.settings.request_timeout_s,
                 metadata=context_of(request).metadata,
             )
+            with ending(running):
+                answer = await running
         except grpc.RpcError as error:
             raise backend.error(error, params) from error
     return answer

@@ -106,7 +106,8 @@ def _help(model: "type[RuntimeSettings]", name: str, field: FieldInfo) -> str:
     if field.is_required():
         parts.append("Required.")
     else:
-        parts.append(f"Default: {_text(field.get_default(call_default_factory=True))}.")
+        default = field.get_default(call_default_factory=True, validated_data={})
+        parts.append(f"Default: {_text(default)}.")
     return " ".join(parts) + f" [{', '.join(_variables(model, name))}]"
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self, get_origin
+from typing import Any, Final, Self, get_origin
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -32,12 +32,29 @@ from tidegate.runtime import command_line
 from tidegate.runtime.otlp import environment
 
 __all__ = [
+    "LAST_WORDS_S",
     "LogFormat",
     "LogLevel",
     "OtlpProtocol",
     "RuntimeSettings",
     "TraceSampler",
 ]
+
+
+LAST_WORDS_S: Final = 6.0
+"""Seconds at the end of a drain for cancelled calls, the engine and the spans."""
+
+_DRAIN_DEADLINE_S: Final = 30.0
+
+
+def _drain_deadline_s(decided: dict[str, Any]) -> float:
+    """Gives the time for running calls that the Pod's grace period leaves."""
+    grace_s: float | None = decided.get("termination_grace_s")
+    if grace_s is None:
+        return _DRAIN_DEADLINE_S
+    parts = ("pre_stop_s", "drain_delay_s", "drain_hold_s")
+    spent_s: float = LAST_WORDS_S + sum(decided.get(each, 0.0) for each in parts)
+    return max(0.0, round(grace_s - spent_s, 3))
 
 
 class LogLevel(StrEnum):
@@ -118,6 +135,20 @@ class RuntimeSettings(BaseSettings):
         description="File to write once the ports are open: JSON with each port by name, and pid.",
     )
 
+    termination_grace_s: float | None = Field(
+        None,
+        gt=0,
+        le=172_800,
+        description="The terminationGracePeriodSeconds of the server's Pod: from the begin of its"
+        " preStop hook to SIGKILL. It sets drain_deadline_s to what the rest of the drain leaves.",
+    )
+    pre_stop_s: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="The seconds of the Pod's preStop hook, which passes before SIGTERM and counts"
+        " for termination_grace_s.",
+    )
     drain_delay_s: float = Field(
         0.0,
         ge=0,
@@ -134,11 +165,11 @@ class RuntimeSettings(BaseSettings):
         " hold.",
     )
     drain_deadline_s: float = Field(
-        30.0,
+        default_factory=_drain_deadline_s,
         ge=0,
         le=86400,
         description="How long running RPCs may take to finish during a drain before the server"
-        " cancels them.",
+        " cancels them; what termination_grace_s leaves, where that is set.",
     )
 
     tls_cert_file: Path | None = Field(
@@ -249,6 +280,22 @@ class RuntimeSettings(BaseSettings):
         if names != {"none"} and not names <= {"otlp", "console"}:
             raise ValueError("name otlp, console, both with a comma between, or none alone")
         return exporters
+
+    @model_validator(mode="after")
+    def _drain_fits_grace(self) -> Self:
+        if self.termination_grace_s is None:
+            return self
+        parts = ("pre_stop_s", "drain_delay_s", "drain_hold_s", "drain_deadline_s")
+        needed_s = round(LAST_WORDS_S + sum(getattr(self, each) for each in parts), 3)
+        if needed_s > self.termination_grace_s:
+            listed = ", ".join(f"{each} {getattr(self, each):g}" for each in parts)
+            raise ValueError(
+                f"termination_grace_s: {self.termination_grace_s:g} is too short for the drain,"
+                f" which takes up to {needed_s:g}: {listed}, and {LAST_WORDS_S:g} for cancelled"
+                " calls and spans; raise the Pod's terminationGracePeriodSeconds and this setting"
+                " together, or lower one of these"
+            )
+        return self
 
     @model_validator(mode="after")
     def _endpoint_fits_protocol(self) -> Self:

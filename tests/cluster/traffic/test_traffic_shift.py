@@ -82,6 +82,11 @@ async def test_traffic_that_a_rollout_owns_is_refused_unless_forced(host):
     for call in (shift(host, v2=50), reset(host)):
         with pytest.raises(TrafficError, match=f"belongs to the rollout {key}; hold it with"):
             await call
+    # Both commands that the message names can be pasted.
+    named = f"{key} --context prod`"
+    for words in (f"`tidegate rollout pause {named}", f"`tidegate rollout abort {named}"):
+        with pytest.raises(TrafficError, match=words):
+            await shift(host, {"cluster": "--context prod"}, v2=50)
     await shift(host, {"force": True}, v2=50)
     read = await traffic.read("vision")
     assert (read.split.same_as(split(v1=50, v2=50)), read.owner) == (True, key)
@@ -148,6 +153,12 @@ async def test_the_commands_shift_and_reset(api, host):
     assert again[:2] == (0, "it was in effect already\n")
     wrong = await command(api, "shift", "vision", "v9=10", *where)
     assert isinstance(wrong[2], TrafficError)
+    key = f"{host.namespace}/vision-v2"
+    await host.traffic().apply("vision", split(v1=90, v2=10), key)
+    for asked in (("shift", "vision", "v2=50"), ("mesh", "reset")):
+        _, _, refused = await command(api, *asked, *where)
+        assert f"`tidegate rollout pause {key} --kubeconfig {api.kubeconfig}`" in str(refused)
+    await host.traffic().apply("vision", split(v1=90, v2=10), "")
     back = await command(api, "mesh", "reset", *where)
     assert back[:2] == (0, f"reset VirtualService {host.namespace}/vision\n")
     assert (await host.service()).spec == GIT["spec"]

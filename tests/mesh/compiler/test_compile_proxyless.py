@@ -136,6 +136,34 @@ async def test_parts_that_grpc_does_not_support_are_left_out_and_the_rest_holds(
     assert rejections(mesh) == []
 
 
+async def test_conditions_that_grpc_cannot_see_never_match(mesh, vision, client):
+    """The docs say so: a client passes these routes over, and no update is rejected."""
+    conditions = [
+        {"queryParams": {"x-tier": {"exact": "beta"}}},
+        {"scheme": {"exact": "http"}},
+        {"method": {"exact": "POST"}},
+        {"authority": {"exact": TARGET}},
+        {"headers": {"te": {"exact": "trailers"}}},
+        {"headers": {"user-agent": {"prefix": "grpc"}}},
+    ]
+    seen = {"match": [{"headers": {"content-type": {"exact": "application/grpc"}}}]}
+    await mesh.apply(
+        vision(
+            inside({"match": conditions, "route": [to("v1")]}, {**seen, "route": [to("v2")]}),
+        )
+    )
+    assert await client.calls(TARGET, 5, ("x-tier", "beta")) == {"v2": 5}
+    assert rejections(mesh) == []
+
+
+async def test_routes_without_a_server_fail_calls(mesh, vision, client):
+    for answer in ({"redirect": {"uri": "/elsewhere"}}, {"directResponse": {"status": 503}}):
+        asked = {"match": [{"headers": {"x-a": {}}}], **answer}
+        await mesh.apply(vision(inside(asked, {"route": [to("v1")]})))
+        assert await client.calls(TARGET, 2, ("x-a", "b")) == {"UNAVAILABLE": 2}
+        assert await client.calls(TARGET, 2) == {"v1": 2}
+
+
 async def test_health_decides_for_clients_too(mesh, vision, client):
     states = {
         f"127.0.0.1:{mesh.backends['v1'].port}": EndpointState.UNHEALTHY,

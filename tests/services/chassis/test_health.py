@@ -32,6 +32,56 @@ async def test_check_answers_for_each_service_and_for_all(serving, echo):
         assert (await stub.Check(asked(""))).status == NOT_SERVING
 
 
+async def test_names_for_probes_follow_the_life_of_the_server(echo, make_settings, tmp_path):
+    application = echo.EchoApplication()
+    application.may_load.clear()
+    settings = make_settings(port_file=tmp_path / "ports.json")
+    names = ("startup", "readiness", "liveness")
+
+    async def statuses(stub):
+        return [(await stub.Check(asked(name))).status for name in names]
+
+    async def ask_then_load():
+        await application.entered.wait()
+        port = json.loads(settings.port_file.read_text())["grpc"]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            loading = await statuses(stub)
+            started = stub.Watch(asked("startup"))
+            assert (await started.read()).status == NOT_SERVING
+            application.may_load.set()
+            assert (await started.read()).status == SERVING
+            return loading
+
+    asking = asyncio.create_task(ask_then_load())
+    async with running(application, settings) as server:
+        assert await asking == [NOT_SERVING, NOT_SERVING, SERVING]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            assert await statuses(stub) == [SERVING, SERVING, SERVING]
+            # The engine is lost: no new requests, but a restart is up to the process itself.
+            server.health.set_all(False)
+            assert await statuses(stub) == [SERVING, NOT_SERVING, SERVING]
+            server.health.set_all(True)
+            readiness = stub.Watch(asked("readiness"))
+            assert (await readiness.read()).status == SERVING
+            server.health.shut_down()
+            assert (await readiness.read()).status == NOT_SERVING
+            assert await statuses(stub) == [SERVING, NOT_SERVING, SERVING]
+
+
+async def test_liveness_answers_although_the_server_refuses_every_call_for_overload(serving):
+    async with serving(max_concurrent_rpcs=1) as (application, _, client):
+        held = client.echo("wait")
+        await application.waiting.acquire()
+        refused = await client.failure("echo", "hi")
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for name in ("liveness", "readiness"):
+            assert (await stub_of(client).Check(asked(name))).status == SERVING
+        application.go_on.set()
+        await held
+
+
 async def test_check_of_unknown_service_is_not_found(serving):
     async with serving() as (_, _, client):
         with pytest.raises(grpc.aio.AioRpcError) as caught:

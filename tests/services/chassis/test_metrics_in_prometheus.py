@@ -36,6 +36,7 @@ async def test_failure_ratio_of_a_new_server_includes_its_first_failures(server)
     assert await scraper.value(f"{failed} / sum(rate({HANDLED}}}[5m]))") == pytest.approx(0.5)
 
 
+@pytest.mark.long
 async def test_names_with_colons_reach_prometheus_unchanged(tmp_path):
     registry = CollectorRegistry()
     usage = Gauge("vllm:kv_cache_usage_perc", "Used.", ("model_name",), registry=registry)
@@ -51,6 +52,7 @@ async def test_names_with_colons_reach_prometheus_unchanged(tmp_path):
             assert (target["health"], target["lastError"]) == ("up", "")
 
 
+@pytest.mark.long
 async def test_server_without_tls_has_no_certificate_series(server):
     _, scraper = server
     await scraper.until("up == 1")

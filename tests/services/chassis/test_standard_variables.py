@@ -63,8 +63,8 @@ async def test_flags_beat_the_variables(run):
     ("variable", "path"),
     [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "/v1/traces"),
-        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "/"),
-        ("TIDEGATE_OTLP_ENDPOINT", "/v1/traces"),
+        pytest.param("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "/", marks=pytest.mark.long),
+        pytest.param("TIDEGATE_OTLP_ENDPOINT", "/v1/traces", marks=pytest.mark.long),
     ],
 )
 async def test_spans_are_exported_over_http(run, variable, path):
@@ -93,8 +93,8 @@ async def test_disabled_spans_are_not_exported(run, off):
     ("sampler", "share", "expected"),
     [
         ("always_off", "", {0}),
-        ("parentbased_always_off", "", {0}),
-        ("always_on", "", {CALLS}),
+        pytest.param("parentbased_always_off", "", {0}, marks=pytest.mark.long),
+        pytest.param("always_on", "", {CALLS}, marks=pytest.mark.long),
         ("traceidratio", "0.5", set(range(1, CALLS))),
     ],
 )

@@ -53,7 +53,13 @@ async def test_failure_to_start_is_one_log_line_and_exit_code_1(run_to_end, take
     ("given", "expected"),
     [({}, "-event_engine_listener,-event_engine_client"), ({"GRPC_EXPERIMENTS": ""}, "")],
 )
-@pytest.mark.parametrize("program", ["serving.vision", "serving.llm", "gateway"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "serving.vision",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("serving.llm", "gateway")),
+    ],
+)
 def test_program_turns_the_event_engine_off_before_it_imports_grpc(program, given, expected):
     code = f"""
 import os, sys

@@ -13,7 +13,8 @@ from gateway_server import gateway
 from raw_http import ask, connected
 from starlette.responses import Response
 
-from tidegate.gateway.http_server.protocol import Exchange, GatewayProtocol
+from tidegate.gateway.http_server.exchanges import Exchange
+from tidegate.gateway.http_server.protocol import GatewayProtocol
 
 GET = "GET /test/echo HTTP/1.1\nHost: a\n\n"
 HOLD = "POST /test/hold HTTP/1.1\nHost: a\nContent-Length: 0\n\n"
@@ -250,7 +251,8 @@ async def test_no_request_waits_for_the_garbage_collector(served, held):
                     await connection.send(sent)
                     await connection.response()
         held.go_on.clear()
-        for begun, sent in enumerate((HOLD, STREAM.format(frames=2, size=10)), held.begun + 1):
+        left = (HOLD, STREAM.format(frames=2, size=10), HOLD + GET)
+        for begun, sent in enumerate(left, held.begun + 1):
             async with connected(served.port) as connection:
                 await connection.send(sent)
                 await held.until(begun=begun)

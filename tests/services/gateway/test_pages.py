@@ -68,3 +68,17 @@ async def test_references_lead_somewhere_and_errors_fit_their_schema(client, doc
     for path, form in (("/v1/none", "Error"), ("/v2/none", "OpenInferenceError")):
         schema = document["components"]["schemas"][form]
         Draft202012Validator(schema).validate((await client.get(path)).json())
+
+
+async def test_no_bound_is_beyond_what_is_accepted(document):
+    """A floating-point number would say 2**63 where 2**63 - 1 is the most."""
+    chat = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    seed = chat["application/json"]["schema"]["properties"]["seed"]["anyOf"][0]
+    assert (seed["minimum"], seed["maximum"]) == (-(2**63), 2**63 - 1)
+
+
+async def test_what_is_no_json_is_not_described_as_json(client, document):
+    for path in ("/healthz", "/metrics"):
+        described = document["paths"][path]["get"]["responses"]["200"]["content"]
+        kind = (await client.get(path)).headers["content-type"]
+        assert list(described) == ["text/plain"] == [kind.partition(";")[0]]

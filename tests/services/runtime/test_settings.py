@@ -113,6 +113,27 @@ def test_all_problems_are_reported_at_once(capsys):
     assert "--drain-deadline-s" in message
 
 
+def test_the_grace_period_of_the_pod_sets_the_time_for_running_calls(capsys):
+    flags = ["--termination-grace-s=45", "--pre-stop-s=10", "--drain-delay-s=1"]
+    settings = ModelSettings.from_command_line(flags)
+    # 45 - 10 - 1 - 0.1 of drain_hold_s - 6 for cancelled calls and spans
+    assert settings.drain_deadline_s == 27.9
+    assert ModelSettings.from_command_line([]).drain_deadline_s == 30
+    assert "drain_deadline_s: 27.9" in printed(capsys, *flags, "--print-config")
+    shorter = ModelSettings.from_command_line([*flags, "--drain-deadline-s=5"])
+    assert shorter.drain_deadline_s == 5
+
+
+def test_a_grace_period_shorter_than_the_drain_is_refused(capsys):
+    message = refused(capsys, "--termination-grace-s=45", "--drain-deadline-s=40")
+    assert "termination_grace_s: 45 is too short for the drain, which takes up to 46.1" in message
+    assert "raise the Pod's terminationGracePeriodSeconds" in message
+    message = refused(capsys, "--termination-grace-s=12", "--pre-stop-s=10")
+    assert "takes up to 16.1: pre_stop_s 10" in message
+    message = refused(capsys, "--termination-grace-s=0")
+    assert "range: more than 0" in message
+
+
 def test_unknown_and_shortened_flags_are_refused(capsys):
     assert "--nonsense" in refused(capsys, "--nonsense=1")
     assert "--grpc-por" in refused(capsys, "--grpc-por=1")

@@ -30,6 +30,7 @@ from tidegate.istio.scalars import (
 from tidegate.istio.shapes import HeaderName
 
 __all__ = [
+    "ENVIRONMENT",
     "PREFIX",
     "annotation_names",
     "annotation_text",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 PREFIX = "tidegate.dev/"
+ENVIRONMENT = f"{PREFIX}environment"
+"""Every object may have it, since a kustomization gives it to all; lint alone reads it."""
 # Printable ASCII without white space, so that it cannot end the request's first line.
 _HTTP_PATH = re.compile(r"/[!-~]{0,255}")
 
@@ -90,7 +93,7 @@ def read_annotations(node: Node | None, annotations: type, path: str, reading: R
     known = annotation_names(annotations)
     values: dict[str, object] = {}
     for key, (key_node, value_node) in entries(node)[0].items():
-        if not key.startswith(PREFIX):
+        if not key.startswith(PREFIX) or key == ENVIRONMENT:
             continue
         place = join(path, key)
         if key not in known and reading.validated:

@@ -2,7 +2,7 @@
 
 Documents of other API groups (a Service, a Telemetry) are skipped and listed, since folders of
 manifests hold them. A kind of ``networking.istio.io`` that Tidegate does not compile is an error,
-because on a cluster traffic would depend on it.
+because on a cluster traffic would depend on it. Lint skips it in the manifests of a cluster.
 """
 
 import enum
@@ -45,6 +45,7 @@ __all__ = [
     "ObjectCheck",
     "Parsed",
     "ParsedObject",
+    "flat",
     "named_twice",
     "parse",
     "parse_manifest",
@@ -72,10 +73,13 @@ class ObjectCheck:
     Attributes:
         violations: Yields what an object asks for and the program does not support.
         refused_values: Values of enums that the program refuses.
+        skips_other_kinds: Whether kinds of Istio that Tidegate does not compile are skipped, as
+            documents of other groups are.
     """
 
     violations: Callable[[IstioObject], Iterable[rules.Violation]]
     refused_values: Mapping[type[enum.Enum], Collection[str]]
+    skips_other_kinds: bool = False
 
     def __call__(self, item: IstioObject) -> Iterable[rules.Violation]:
         """Yields the violations of an object, by paths from its root."""
@@ -232,7 +236,7 @@ def parse_part(
         return parsed
     for document in documents:
         try:
-            for node in _flat(document):
+            for node in flat(document):
                 _read_document(node, parsed)
         except YamlSyntaxError as error:
             parsed.refuse(error.line, "", "", error.problem, error.fix)
@@ -255,7 +259,7 @@ def named_twice(placed: Iterable[tuple[ObjectName, str]]) -> Iterator[ObjectProb
         first.setdefault(name, place)
 
 
-def _flat(document: Node) -> Iterator[Node]:
+def flat(document: Node) -> Iterator[Node]:
     """Yields the document, or the items of a ``kind: List``."""
     if isinstance(document, MappingNode):
         found, _ = entries(document)
@@ -278,7 +282,9 @@ def _read_document(node: Node, parsed: Parsed) -> None:
     if not version or not kind:
         missing = "kind" if version else "apiVersion"
         parsed.refuse(line, kind, missing, "is missing", "every object has apiVersion and kind")
-    elif version.partition("/")[0] != _GROUP:
+    elif version.partition("/")[0] != _GROUP or (
+        kind not in _KINDS and parsed.check is not None and parsed.check.skips_other_kinds
+    ):
         metadata = found.get("metadata", (node, node))[1]
         parsed.ignored.append(
             Ignored(parsed.source, parsed.lines_before + line, kind, _name_in(metadata))

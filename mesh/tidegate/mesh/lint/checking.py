@@ -1,8 +1,9 @@
 """Runs all rules on all objects, and finds the file and line of each finding.
 
 Objects that cannot be read are findings of the rule ``invalid``. Then no other rule runs: a part of
-a mesh has mistakes that the whole mesh does not have. Compile errors that no other rule has found
-are findings of the rule ``not-compiled``, so that a mesh without errors here can be served.
+a mesh has mistakes that the whole mesh does not have. If objects of Kubernetes cannot be read, the
+rules about Istio's traffic objects still run. Compile errors that no other rule has found are
+findings of the rule ``not-compiled``, so that a mesh without errors here can be served.
 """
 
 import datetime as dt
@@ -16,10 +17,21 @@ from tidegate.istio.reading.files import Loaded
 from tidegate.istio.reading.nodes import find, line_of
 from tidegate.istio.shapes import HostName
 from tidegate.mesh.compiler import CompileError, CompileErrors, Compiler, MeshSettings
-from tidegate.mesh.lint.findings import RULES, Finding, Rule, Severity
+from tidegate.mesh.lint.findings import KUBERNETES_RULES, RULES, Finding, Rule, Severity
+from tidegate.mesh.lint.kubernetes.manifests import Manifests, PlacedManifest
+from tidegate.mesh.lint.kubernetes.view import KubernetesView
 from tidegate.mesh.lint.view import MeshView
 
-__all__ = ["ALL_RULES", "INVALID", "LocatedFinding", "check", "findings_of_problems"]
+__all__ = [
+    "ALL_KUBERNETES_RULES",
+    "ALL_RULES",
+    "INVALID",
+    "KUSTOMIZATION_BELOW",
+    "NOT_RENDERED",
+    "LocatedFinding",
+    "check",
+    "findings_of_problems",
+]
 
 INVALID = Rule(
     "invalid", Severity.ERROR, "an object cannot be read, or asks for something unsupported"
@@ -29,7 +41,27 @@ INVALID = Rule(
 NOT_COMPILED = Rule("not-compiled", Severity.ERROR, "objects contradict each other")
 """The rule of compile errors that no other rule has found."""
 
+NOT_RENDERED = Rule(
+    "not-rendered",
+    Severity.ERROR,
+    "a folder is a kustomization, and kubectl is missing or cannot render it",
+    "no rule looked at its objects",
+)
+"""The rule of kustomizations that cannot be rendered."""
+
+KUSTOMIZATION_BELOW = Rule(
+    "kustomization-below",
+    Severity.NOTE,
+    "a folder holds kustomizations and is none itself",
+    "their files are parts of objects, so lint leaves them out until one is named",
+)
+"""The rule of kustomizations that are linted only by themselves."""
+
 ALL_RULES: tuple[Rule, ...] = (INVALID, NOT_COMPILED, *RULES)
+"""Every rule about Istio's traffic objects."""
+
+ALL_KUBERNETES_RULES: tuple[Rule, ...] = (NOT_RENDERED, KUSTOMIZATION_BELOW, *KUBERNETES_RULES)
+"""Every rule about objects of Kubernetes, and about kustomizations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +90,33 @@ class LocatedFinding:
 
 
 def check(
-    loaded: Loaded, p99: Mapping[HostName, dt.timedelta] | None = None
+    loaded: Loaded,
+    p99: Mapping[HostName, dt.timedelta] | None = None,
+    manifests: Manifests | None = None,
+    *,
+    compiles: bool = True,
 ) -> list[LocatedFinding]:
     """Finds what is wrong with objects, in the order of files and lines.
 
     Args:
         loaded: The objects and their files.
         p99: The 99th percentile of hosts' response times, in addition to annotations.
+        manifests: Objects of Kubernetes in the same files; None leaves them out.
+        compiles: Whether Tidegate's compiler can read the objects, so that its errors count.
     """
-    view = MeshView(loaded.objects, loaded.ignored, p99 or {})
+    manifests = manifests or Manifests()
+    view = MeshView(loaded.objects, loaded.ignored, p99 or {}, KubernetesView(manifests))
     places = _Places(loaded)
+    rules = RULES if manifests.problems else {**RULES, **KUBERNETES_RULES}
     reports = [
         _report(rule, finding, places)
-        for rule, findings in RULES.items()
+        for rule, findings in rules.items()
         for finding in dict.fromkeys(findings(view))
     ]
+    reports += findings_of_problems(manifests.problems)
     reports += [
         _report(NOT_COMPILED, _refused(error), places)
-        for error in _compile_errors(view)
+        for error in (_compile_errors(view) if compiles else ())
         if not any(_same(report, error) for report in reports)
     ]
     order = {str(path): index for index, path in enumerate(loaded.files)}
@@ -134,6 +175,8 @@ class _Places:
     def of(self, finding: Finding) -> tuple[str, int]:
         """The file and line of a finding."""
         name = finding.object
+        if isinstance(name, PlacedManifest):
+            return name.source, name.line(finding.path)
         if isinstance(name, Ignored):
             return name.source, name.line
         place = self._loaded.place_of(name)
@@ -150,8 +193,9 @@ def _report(rule: Rule, finding: Finding, places: _Places) -> LocatedFinding:
     source, line = places.of(finding)
     name = finding.object
     label = f"{name.kind} {name.name}" if isinstance(name, Ignored) else str(name)
+    lesser = rule.lesser if finding.is_lesser else None
     return LocatedFinding(
-        *(rule.name, rule.severity, label, finding.path, source, line),
+        *(rule.name, lesser or rule.severity, label, finding.path, source, line),
         finding.traffic,
         finding.fix,
     )

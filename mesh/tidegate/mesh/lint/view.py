@@ -39,6 +39,7 @@ from tidegate.mesh.compiler.routes.destinations import (
     hosts_of_rule,
     mirrors_of,
 )
+from tidegate.mesh.lint.kubernetes.view import KubernetesView
 
 __all__ = ["DefinedHost", "MeshView", "Route"]
 
@@ -118,11 +119,13 @@ class MeshView:
         objects: Its objects.
         ignored: Other documents in the files, which are not compiled.
         p99: The 99th percentile of hosts' response times, where it was given.
+        kubernetes: Objects of Kubernetes in the files.
     """
 
     objects: IstioObjects
     ignored: tuple[Ignored, ...] = ()
     p99: Mapping[HostName, dt.timedelta] = field(default_factory=dict)
+    kubernetes: KubernetesView = field(default_factory=KubernetesView)
 
     @functools.cached_property
     def hosts(self) -> Mapping[HostName, DefinedHost]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tidegate.cli.console import exit_on_interrupt
+from tidegate.cli.rollout.client import Home
 from tidegate.kube.client import KubeClient
 from tidegate.mesh.control.api.request_reading import read_shift
 from tidegate.mesh.v1 import mesh_pb2
@@ -45,10 +46,14 @@ def shift_on_cluster(
         TrafficError: The shift cannot be made.
     """
     change = read_shift(request)
+    cluster = Home(context=context, kubeconfig=kubeconfig).options
 
     async def shift(client: KubeClient) -> Sequence[ObjectChange]:
         return await shift_traffic(
-            *(client, client.namespace, change), force=request.force, dry_run=request.dry_run
+            *(client, client.namespace, change),
+            force=request.force,
+            dry_run=request.dry_run,
+            cluster=cluster,
         )
 
     changes = _run(shift, kubeconfig, context, namespace)
@@ -78,9 +83,12 @@ def reset_on_cluster(
         KubeconfigError: The kubeconfig or its credentials cannot be used.
         TrafficError: The shifts cannot be undone.
     """
+    cluster = Home(context=context, kubeconfig=kubeconfig).options
 
     async def reset(client: KubeClient) -> Sequence[ObjectChange]:
-        return await reset_shifts(client, client.namespace, force=force, dry_run=dry_run)
+        return await reset_shifts(
+            *(client, client.namespace), force=force, dry_run=dry_run, cluster=cluster
+        )
 
     changes = _run(reset, kubeconfig, context, namespace)
     _show(changes, "reset", "nothing is shifted", dry_run, as_json=as_json)

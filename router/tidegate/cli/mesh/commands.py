@@ -1,6 +1,7 @@
-"""``tidegate mesh``: check and explain the mesh's Istio objects, show its status, reset it.
+"""``tidegate mesh``: check and explain the mesh's objects, show its status, reset it.
 
     tidegate mesh lint mesh/istio/base/traffic
+    tidegate mesh lint mesh/istio/overlays/dev
     tidegate mesh explain vision
     tidegate mesh explain vision tidegate.vision.v1.VisionService/Classify
     tidegate mesh status
@@ -13,6 +14,7 @@ here.
 import datetime as dt
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +25,7 @@ from rich.text import Text
 
 from tidegate.cli.mesh.shift import reset
 from tidegate.cli.mesh.status import status
-from tidegate.istio import EditError, IstioError, IstioObjectErrors, read_files
+from tidegate.istio import EditError, IstioError, read_files
 from tidegate.istio.editing.shifts import find_host
 from tidegate.istio.scalars import parse_duration
 from tidegate.istio.shapes import HostName
@@ -36,8 +38,8 @@ from tidegate.mesh.lint import (
     check,
     explain,
     explain_request,
-    findings_of_problems,
     reached,
+    read_sources,
 )
 from tidegate.mesh.lint.view import MeshView, Route
 from tidegate.mesh.supervisor.config.servers_file import find_config, load_config
@@ -73,19 +75,16 @@ def lint(
     p99: _P99 = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Find mistakes in Istio objects, each with what it does to traffic and the fix.
+    """Find mistakes in Istio and Kubernetes objects, each with what it does and the fix.
 
-    Exits with 1 when one of them is an error.
+    A folder with a kustomization file is rendered by kubectl first. Exits with 1 when a finding is
+    an error.
     """
-    ignored: list[str] = []
     limits = [_limit(text) for text in p99 or []]
-    try:
-        loaded = read_files(paths or _default_paths(), unsupported)
-    except IstioObjectErrors as error:
-        reports = findings_of_problems(error.problems)
-    else:
-        reports = check(loaded, {find_host(loaded.objects, name): limit for name, limit in limits})
-        ignored = [str(each) for each in loaded.ignored]
+    sources = read_sources(paths or _default_paths(), renders=bool(paths))
+    objects = sources.loaded.objects
+    hosts = {find_host(objects, name): limit for name, limit in limits} if sources.was_read else {}
+    reports, ignored = sources.check(hosts), sources.ignored
     if as_json:
         findings = [{**asdict(each), "severity": each.severity.value} for each in reports]
         document = {"findings": findings, "ignored": ignored}
@@ -197,7 +196,7 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 
 def _show(reports: list[LocatedFinding], ignored: list[str]) -> None:
     output = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    colours = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+    colours = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
     for each in reports:
         where = ": ".join(part for part in (each.object, each.path) if part)
         output.print(
@@ -207,11 +206,12 @@ def _show(reports: list[LocatedFinding], ignored: list[str]) -> None:
                 f" [{each.rule}] {where}\n    {each.traffic}\n    fix: {each.fix}",
             )
         )
-    errors = sum(each.severity is Severity.ERROR for each in reports)
+    counts = Counter(each.severity for each in reports)
     summary = Console(stderr=True, highlight=False, soft_wrap=True)
     for each_ignored in ignored:
         summary.print(Text(f"not looked at: {each_ignored}", style="dim"))
-    summary.print(f"{errors} errors, {len(reports) - errors} warnings")
+    notes = f", {counts[Severity.NOTE]} notes" if counts[Severity.NOTE] else ""
+    summary.print(f"{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings{notes}")
 
 
 def _default_paths() -> list[Path]:

@@ -130,6 +130,11 @@ def _state(rollout: rollout_pb2.Rollout, now_s: float, *, with_reason: bool) -> 
 
 def _evidence(rollout: rollout_pb2.Rollout) -> Iterator[str]:
     status = rollout.status
+    if status.lost_requests:
+        yield (
+            f"About {status.lost_requests:,} requests are not in the evidence, because their"
+            " records were lost."
+        )
     for assessment in status.assessments:
         if assessment.sample_ratio.mismatch:
             yield (

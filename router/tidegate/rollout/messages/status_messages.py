@@ -73,6 +73,7 @@ def status_message(
         last_events=map(event_message, last_events),
         requests_per_second=status.requests_per_s,
         problem=escaped(problem),
+        lost_requests=status.lost_requests,
     )
     canary = rollout.spec.strategy.canary
     if canary is not None and canary.ramp is not None:

@@ -57,9 +57,13 @@ class ClusterApplication:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
-        cookies = tuple(settings.user_cookies)
+        service, namespace = settings.peers_service, settings.own_namespace
         self._access_log = IstioLog(
-            IstioLogSettings(user_cookies=cookies, istio_metrics=settings.istio_metrics)
+            IstioLogSettings(
+                user_cookies=tuple(settings.user_cookies),
+                authority=f"{service}.{namespace}.svc:{settings.grpc_port}" if service else "",
+                istio_metrics=settings.istio_metrics,
+            )
         )
 
     def register(self, server: grpc.aio.Server) -> None:

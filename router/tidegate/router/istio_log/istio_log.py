@@ -39,17 +39,24 @@ class IstioLogSettings:
     Attributes:
         user_cookies: Names of the cookies that name a user, for sticky rollouts. Istio's provider
             has to log the header ``cookie`` then.
+        authority: Host and port of the Service of the replicas, under which they call each other at
+            their addresses; empty for the address itself. A sidecar finds the route by it, and with
+            the route the mesh's mutual TLS.
         istio_metrics: Whether to compute Istio's metrics of the requests that this replica
             receives.
     """
 
     user_cookies: tuple[str, ...] = ()
+    authority: str = ""
     istio_metrics: bool = False
 
 
-def _plain_channel(address: str) -> grpc.aio.Channel:
+def _plain_channel(authority: str) -> Callable[[str], grpc.aio.Channel]:
     # gRPC would wait up to two minutes for a replica that restarts.
-    return grpc.aio.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 1000)])
+    options: list[tuple[str, str | int]] = [("grpc.max_reconnect_backoff_ms", 1000)]
+    if authority:
+        options.append(("grpc.default_authority", authority))
+    return lambda address: grpc.aio.insecure_channel(address, options)
 
 
 class IstioLog:
@@ -79,7 +86,7 @@ class IstioLog:
 
     Args:
         settings: How the access log is received.
-        channel_of: Opens a channel to a replica.
+        channel_of: Opens a channel to a replica; by default one without encryption of its own.
         registry: Where Istio's metrics are registered, if the settings ask for them.
 
     Attributes:
@@ -100,7 +107,7 @@ class IstioLog:
         self,
         settings: IstioLogSettings | None = None,
         *,
-        channel_of: Callable[[str], grpc.aio.Channel] = _plain_channel,
+        channel_of: Callable[[str], grpc.aio.Channel] | None = None,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         settings = settings or IstioLogSettings()
@@ -121,7 +128,7 @@ class IstioLog:
             self.attribution, settings.user_cookies, self.workloads.note_sender
         )
         self._end = asyncio.Event()
-        self._channel_of = channel_of
+        self._channel_of = channel_of or _plain_channel(settings.authority)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[str, mesh_pb2_grpc.MeshServiceAsyncStub] = {}
 

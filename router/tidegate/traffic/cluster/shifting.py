@@ -72,6 +72,7 @@ async def shift_traffic(
     *,
     force: bool = False,
     dry_run: bool = False,
+    cluster: str = "",
 ) -> tuple[ObjectChange, ...]:
     """Shifts the traffic of a host.
 
@@ -82,6 +83,7 @@ async def shift_traffic(
         force: Whether to change traffic that a rollout owns, or to send requests to a version
             without a Ready endpoint.
         dry_run: Whether to change nothing.
+        cluster: The options that name the cluster in a command, for messages.
 
     Returns:
         The changes; none if the host's traffic is divided so already.
@@ -100,7 +102,8 @@ async def shift_traffic(
     with telling(f"shift the traffic of {where.name}", _ROLE):
         for _ in range(_MOST_CONFLICTS):
             objects = await DirectObjects(client).of_host(where)
-            changes = _shifts(objects, replace(change, host=where.name), force=force)
+            named = replace(change, host=where.name)
+            changes = _shifts(objects, named, force=force, cluster=cluster)
             try:
                 return await _write(client, changes, dry_run=dry_run)
             except ConflictError:
@@ -109,7 +112,12 @@ async def shift_traffic(
 
 
 async def reset_shifts(
-    client: KubeClient, namespace: str, *, force: bool = False, dry_run: bool = False
+    client: KubeClient,
+    namespace: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    cluster: str = "",
 ) -> tuple[ObjectChange, ...]:
     """Undoes every shift of a namespace.
 
@@ -119,6 +127,7 @@ async def reset_shifts(
         force: Whether to change traffic that a rollout owns, and routes that somebody has changed
             since they were shifted.
         dry_run: Whether to change nothing.
+        cluster: The options that name the cluster in a command, for messages.
 
     Returns:
         The changes; none if nothing is shifted.
@@ -129,7 +138,7 @@ async def reset_shifts(
     with telling(f"reset the traffic of the namespace {namespace}", _ROLE):
         for _ in range(_MOST_CONFLICTS):
             services = await client.list(VIRTUAL_SERVICES, namespace)
-            changes = _resets(services.items, force=force)
+            changes = _resets(services.items, force=force, cluster=cluster)
             try:
                 return await _write(client, changes, dry_run=dry_run)
             except ConflictError:
@@ -137,7 +146,9 @@ async def reset_shifts(
     raise _busy(f"the namespace {namespace}")
 
 
-def _shifts(objects: HostObjects, change: Shift, *, force: bool) -> tuple[ObjectChange, ...]:
+def _shifts(
+    objects: HostObjects, change: Shift, *, force: bool, cluster: str
+) -> tuple[ObjectChange, ...]:
     """Returns the changes that a shift makes."""
     parser = ManifestParser()
     routing = objects.routing()
@@ -157,7 +168,7 @@ def _shifts(objects: HostObjects, change: Shift, *, force: bool) -> tuple[Object
         if wanted == parsed[each.key]:
             continue
         if not force:
-            _refuse_owned(each, "shift")
+            _refuse_owned(each, "shift", cluster)
         live = manifest_of(each, VIRTUAL_SERVICES)
         edited = edit_manifest(live, wanted)
         edited["metadata"]["annotations"] = {
@@ -170,7 +181,7 @@ def _shifts(objects: HostObjects, change: Shift, *, force: bool) -> tuple[Object
     return tuple(found)
 
 
-def _resets(services: Sequence[Manifest], *, force: bool) -> tuple[ObjectChange, ...]:
+def _resets(services: Sequence[Manifest], *, force: bool, cluster: str) -> tuple[ObjectChange, ...]:
     """Returns the changes that undo the shifts of VirtualServices."""
     found: list[ObjectChange] = []
     for each in services:
@@ -178,7 +189,7 @@ def _resets(services: Sequence[Manifest], *, force: bool) -> tuple[ObjectChange,
         if record is None:
             continue
         if not force:
-            _refuse_owned(each, "reset")
+            _refuse_owned(each, "reset", cluster)
         live = manifest_of(each, VIRTUAL_SERVICES)
         http = each.spec.get("http") or []
         if not force and http != record["http"] and _digest(http) != record["after"]:
@@ -214,15 +225,15 @@ async def _write(
     return tuple(changes)
 
 
-def _refuse_owned(item: Manifest, what: str) -> None:
+def _refuse_owned(item: Manifest, what: str, cluster: str) -> None:
     owner = item.metadata.annotations.get(ROLLOUT_ANNOTATION)
     if owner is None:
         return
+    named = f"{owner} {cluster}".rstrip()
     raise TrafficError(
         f"the traffic of VirtualService {item.key} belongs to the rollout {owner}; hold it with"
-        f" `tidegate rollout pause {owner} --context CONTEXT`, end it with `tidegate rollout abort"
-        f" {owner} --context CONTEXT`, or {what} all the same with --force, which the rollout takes"
-        " for a foreign change",
+        f" `tidegate rollout pause {named}`, end it with `tidegate rollout abort {named}`, or"
+        f" {what} all the same with --force, which the rollout takes for a foreign change",
         permanent=True,
     )
 

@@ -17,35 +17,33 @@ Rules of framing are those of RFC 9112, sections 3, 6, 7 and 9.
 
 import asyncio
 import re
-import uuid
 from enum import Enum
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Final, NoReturn, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tidegate.gateway.errors import ApiError, ErrorType
+from tidegate.gateway.errors import ApiError
+from tidegate.gateway.http_server.exchanges import Exchange, Output
+from tidegate.gateway.http_server.refusals import (
+    encoded_refusal,
+    header_block_too_large,
+    header_block_too_late,
+    not_http,
+    too_many_connections,
+)
 from tidegate.gateway.interruptions import shutdown_error
 from tidegate.gateway.observing.metrics import count_refusal
-from tidegate.gateway.responses import error_body
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, MutableMapping
-
     from tidegate.gateway.http_server.connections import Connections
 
-__all__ = ["Exchange", "GatewayProtocol"]
+__all__ = ["GatewayProtocol"]
 
 _NEVER: Final = float("inf")
 _LINGER_S: Final = 1.0
-_BUSY_RETRY_S: Final = 1.0
 _MAX_PIPELINED_BYTES: Final = 1 << 20
 _MAX_PIPELINED: Final = 64
 
@@ -73,59 +71,9 @@ class _Phase(Enum):
 # Looking up the members of an enum costs as much as the rest of a callback.
 _IDLE, _HEAD, _BODY = _Phase
 
-_send_part: Final = RequestResponseCycle.send
-
 
 class _RefusedError(Exception):
     """Stops the parser; the connection knows why."""
-
-
-class Exchange(RequestResponseCycle):
-    """A request and its response; ``scope["state"]["exchange"]``."""
-
-    connection: "GatewayProtocol"
-    _has_no_framing = False
-
-    def send(self, message: Any) -> "Awaitable[None]":  # type: ignore[override]
-        """Sends a part of the response."""
-        if not self.response_started:
-            self._begin(message)
-        elif self._has_no_framing and not message.get("more_body", False):
-            self.expected_content_length = len(message.get("body", b""))
-        return _send_part(self, message)
-
-    def _begin(self, message: "MutableMapping[str, Any]") -> None:
-        connection = self.connection
-        if self.more_body or (connection.server_state.draining and not connection.pipeline):
-            self.keep_alive = False
-        if self.scope["http_version"] == "1.0" and not any(
-            name == b"content-length" for name, _ in message.get("headers", ())
-        ):
-            # HTTP/1.0 knows no chunks: the end of the connection is the end of the body.
-            self._has_no_framing, self.chunked_encoding = True, False
-            self.expected_content_length = cast("int", _NEVER)
-            self.keep_alive = False
-
-    def leave(self) -> None:
-        """Tells the application that the client has left."""
-        self.disconnected = True
-        self.message_event.set()
-
-    def abort(self) -> None:
-        """Resets the connection, so that the client sees that the response is incomplete."""
-        self.leave()
-        self.connection.transport.abort()
-
-
-class _Output:
-    """The transport as exchanges see it: the end of a response does not close it too early."""
-
-    __slots__ = ("close", "is_closing", "write")
-
-    def __init__(self, connection: "GatewayProtocol") -> None:
-        self.write = connection.transport.write
-        self.is_closing = connection.transport.is_closing
-        self.close = connection.close
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -157,21 +105,12 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accepts a connection, or refuses it when there are too many."""
         super().connection_made(transport)
-        self._output = cast("asyncio.Transport", _Output(self))
+        self._output = cast("asyncio.Transport", Output(self))
         limits = self.server_state.limits
         self.expires_s = self.loop.time() + limits.idle_timeout_s
         if self.server_state.made() > limits.max_connections:
             self._phase = _HEAD
-            self._refuse(
-                ApiError(
-                    HTTPStatus.SERVICE_UNAVAILABLE,
-                    f"the gateway has {limits.max_connections} connections, which is its limit"
-                    " (max_connections); try again",
-                    ErrorType.SERVER,
-                    "too_many_connections",
-                    retry_after_s=_BUSY_RETRY_S,
-                )
-            )
+            self._refuse(too_many_connections(limits.max_connections))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tells every request of the connection that its client has left."""
@@ -198,7 +137,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if not self._is_deaf:
-                self._refuse(self._refusal or _parse_error(error))
+                self._refuse(self._refusal or not_http(error))
         else:
             if self._phase is not _IDLE:
                 self._await_rest()
@@ -210,7 +149,7 @@ class GatewayProtocol(HttpToolsProtocol):
             # What is neither header nor body is a trailer or an extension of a chunk.
             self._silent_bytes += 0 if self._has_new_body else self._chunk_bytes
             if self._silent_bytes > limits.max_header_bytes:
-                self._refuse(self._too_large())
+                self._refuse(header_block_too_large(limits.max_header_bytes))
             return
         self._head_bytes += self._chunk_bytes
         if self._is_new_head:
@@ -218,7 +157,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._foreign_bytes = self._chunk_bytes
             self.expires_s = self.loop.time() + limits.header_timeout_s
         elif self._head_bytes - self._foreign_bytes > limits.max_header_bytes:
-            self._refuse(self._too_large())
+            self._refuse(header_block_too_large(limits.max_header_bytes))
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Goes on after a header block with ``Upgrade``, at which the parser has stopped."""
@@ -278,7 +217,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._head_bytes + self._chunk_bytes > limits.max_header_bytes:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limits.max_header_bytes:
-                self._stop_with(self._too_large())
+                self._stop_with(header_block_too_large(limits.max_header_bytes))
         version = self.parser.get_http_version()
         self._fill_scope(version)
         exchange = Exchange(
@@ -295,7 +234,6 @@ class GatewayProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         exchange.connection = self
-        self.scope["state"]["exchange"] = exchange
         self.cycle = exchange
         self._phase = _BODY
         self.expires_s = _NEVER
@@ -341,6 +279,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _run(self, exchange: Exchange) -> None:
         self._running = exchange
+        # The middleware takes it out at the end: it is a cycle, as the exchange has the scope too.
+        exchange.scope["state"]["exchange"] = exchange
         self._start_asgi_task(exchange, self.app)
 
     def on_body(self, body: bytes) -> None:
@@ -420,14 +360,7 @@ class GatewayProtocol(HttpToolsProtocol):
         elif self._is_lingering or unsent:
             self.transport.abort()
         elif self._phase is _HEAD:
-            limit_s = self.server_state.limits.header_timeout_s
-            self._refuse(
-                ApiError(
-                    HTTPStatus.REQUEST_TIMEOUT,
-                    f"the header block did not come within {limit_s:g} s",
-                    code="request_timeout",
-                )
-            )
+            self._refuse(header_block_too_late(self.server_state.limits.header_timeout_s))
         else:
             self.close()
 
@@ -458,14 +391,6 @@ class GatewayProtocol(HttpToolsProtocol):
     def _unanswered(self) -> list[Exchange]:
         running = [self._running] if self._running is not None else []
         return [*running, *(cast("Exchange", exchange) for exchange, _ in self.pipeline)]
-
-    def _too_large(self) -> ApiError:
-        limit = self.server_state.limits.max_header_bytes
-        return ApiError(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-            f"the header block has more than {limit} bytes",
-            code="headers_too_large",
-        )
 
     def _stop(self, status: int, message: str) -> NoReturn:
         self._stop_with(ApiError(status, message))
@@ -509,32 +434,5 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _encoded(self, error: ApiError) -> bytes:
         count_refusal(error.status)
-        body = error_body(getattr(self, "url", b"").decode("latin-1"), error)
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            "x-request-id": uuid.uuid4().hex,
-            "connection": "close",
-            **error.retry_headers,
-        }
-        encoded = [f"{name}: {value}\r\n".encode() for name, value in headers.items()]
-        dated = [
-            name + b": " + value + b"\r\n" for name, value in self.server_state.default_headers
-        ]
-        return b"".join((STATUS_LINE[error.status], *dated, *encoded, b"\r\n", body))
-
-
-def _parse_error(error: httptools.HttpParserError) -> ApiError:
-    if isinstance(error, httptools.HttpParserInvalidMethodError):
-        return ApiError(
-            HTTPStatus.NOT_IMPLEMENTED,
-            "the request does not begin with a method that the gateway knows; speak HTTP/1.1",
-            code="unknown_method",
-        )
-    if "PRI" in str(error):
-        return ApiError(
-            HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
-            "the gateway does not speak HTTP/2; use HTTP/1.1, or a proxy in front",
-        )
-    problem = "its target is not a URL" if error.__context__ else str(error)
-    return ApiError(HTTPStatus.BAD_REQUEST, f"this is no HTTP/1.1 request: {problem}")
+        target = getattr(self, "url", b"").decode("latin-1")
+        return encoded_refusal(error, target, self.server_state.default_headers)

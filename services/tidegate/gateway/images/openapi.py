@@ -45,6 +45,15 @@ _OPTIONS: Final[dict[str, tuple[dict[str, Any], str]]] = {
 _OPTION_SCHEMAS: Final = {
     name: {**schema, "description": text} for name, (schema, text) in _OPTIONS.items()
 }
+# A form has only texts.
+_FORM_SCHEMAS: Final = _OPTION_SCHEMAS | {
+    "include_logits": {
+        "type": "string",
+        "enum": ["true", "false", "1", "0"],
+        "default": "false",
+        "description": _OPTIONS["include_logits"][1],
+    }
+}
 _FILE: Final = {"schema": {"type": "string", "format": "binary"}}
 
 REQUEST: Final[dict[str, Any]] = {
@@ -76,7 +85,7 @@ REQUEST: Final[dict[str, Any]] = {
                             "items": {"type": "string", "format": "binary"},
                             "description": "The files. Their field may have any name.",
                         },
-                        **_OPTION_SCHEMAS,
+                        **_FORM_SCHEMAS,
                     },
                 }
             },

@@ -1,16 +1,17 @@
 """Calls of the LLM server: admission before, errors between, and the account of tokens after.
 
-Every call ends with its client. Unary calls run under `interruptible`; a stream's call is closed
-with the stream. Both cancel the call, and that frees its place in the engine.
+Every call ends with its client, and that frees its place in the engine: unary calls run under
+`ModelCall.unary`, and the response of a stream interrupts its calls itself.
 """
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -20,18 +21,21 @@ from tidegate.gateway.backends import LanguageModel
 from tidegate.gateway.callers import Reservation
 from tidegate.gateway.context import RequestContext, context_of
 from tidegate.gateway.errors import ApiError, ErrorType
-from tidegate.gateway.interruptions import interruptible
+from tidegate.gateway.interruptions import ending, interruptible
 from tidegate.gateway.parts import parts_of
 from tidegate.gateway.responses import openai_error
 from tidegate.llm.v1 import llm_pb2
 
 if TYPE_CHECKING:
+    from grpc.aio import UnaryUnaryMultiCallable
+
     from tidegate.llm.v1 import llm_pb2_grpc
 
 __all__ = [
     "ModelCall",
     "aborted",
     "begin_call",
+    "begun",
     "find_model",
     "finish_reason",
     "in_stream",
@@ -39,6 +43,9 @@ __all__ = [
     "prompt_estimate",
     "usage_of",
 ]
+
+Asked = TypeVar("Asked", bound=Message)
+Answer = TypeVar("Answer", bound=Message)
 
 _CHARACTERS_PER_TOKEN: Final = 4
 """What OpenAI tells its users to reckon with for English text."""
@@ -109,9 +116,26 @@ class ModelCall:
 
     async def complete(self, message: llm_pb2.CompleteRequest) -> llm_pb2.CompleteResponse:
         """Calls ``Complete``; within `unary`."""
-        return await self.stub.Complete(
-            message, timeout=self.timeout_s, metadata=self.context.metadata
-        )
+        return await self.answer(self.stub.Complete, message)
+
+    async def answer(
+        self, method: "UnaryUnaryMultiCallable[Asked, Answer]", message: Asked
+    ) -> Answer:
+        """Makes a unary call of any method of the stub."""
+        call = method(message, timeout=self.timeout_s, metadata=self.context.metadata)
+        with ending(call):
+            return await call
+
+    async def answers(
+        self, method: "UnaryUnaryMultiCallable[Asked, Answer]", messages: Sequence[Asked]
+    ) -> Sequence[Answer]:
+        """Makes unary calls at once; the first that fails ends all."""
+        calls = [
+            method(each, timeout=self.timeout_s, metadata=self.context.metadata)
+            for each in messages
+        ]
+        with ending(*calls):
+            return await asyncio.gather(*calls)
 
     @asynccontextmanager
     async def streamed(
@@ -134,11 +158,8 @@ class ModelCall:
                 method(each, timeout=self.timeout_s, metadata=self.context.metadata)
                 for each in messages
             ]
-            try:
+            with ending(*streams):
                 yield streams
-            finally:
-                for stream in streams:
-                    stream.cancel()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -189,6 +210,16 @@ def begin_call(
     context.streams = streams
     reservation = context.caller.reserve(prompt_tokens + answer_tokens)
     return ModelCall(request, context, model, reservation, params, prompt_tokens)
+
+
+async def begun(stream: Any) -> Any:
+    """Waits until the server begins to answer, and returns the stream.
+
+    gRPC does this before the first read as well. But there it goes on to read even if the call was
+    cancelled meanwhile, and loses memory by that (grpc/grpc#43360).
+    """
+    await stream.wait_for_connection()
+    return stream
 
 
 def find_model(request: Request, name: str) -> LanguageModel:

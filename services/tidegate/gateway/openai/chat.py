@@ -22,7 +22,7 @@ from tidegate.gateway.openai.calls import (
 )
 from tidegate.gateway.openai.chat_stream import chat_frames
 from tidegate.gateway.openai.encoding import chat_logprobs, data_frame
-from tidegate.gateway.openai.fields import FAIL_FAST, ignored, only
+from tidegate.gateway.openai.fields import FAIL_FAST, ignored, only, whole_numbers
 from tidegate.gateway.openai.messages import ChatMessage, fill_message, message_params
 from tidegate.gateway.openai.reading import read_request
 from tidegate.gateway.openai.sampling import (
@@ -98,6 +98,8 @@ class ChatCompletionRequest(SamplingFields):
         None, description="The opposite of continue_final_message; only that."
     )
     include_reasoning: bool | None = only(True, description="Leave out the field `reasoning`.")
+
+    _limits = whole_numbers("max_completion_tokens", "max_tokens", "top_logprobs")
 
     def message(self) -> llm_pb2.ChatRequest:
         """Makes the message of the call.

@@ -7,7 +7,14 @@ each answer.
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from tidegate.gateway.openai.calls import ModelCall, aborted, finish_reason, new_id, usage_of
+from tidegate.gateway.openai.calls import (
+    ModelCall,
+    aborted,
+    begun,
+    finish_reason,
+    new_id,
+    usage_of,
+)
 from tidegate.gateway.openai.encoding import chat_logprobs, encode, encode_line
 from tidegate.gateway.openai.tools import named_tool
 from tidegate.llm.v1 import llm_pb2
@@ -38,7 +45,7 @@ async def chat_frames(
     reasons = [""] * answers
     frame = chunks.roles
     async with call.streamed(call.stub.Chat, [chat]) as (stream,):
-        async for message in stream:
+        async for message in await begun(stream):
             delta, answer = message.delta, message.answer
             context.tokens(len(delta.token_ids))
             if with_logprobs and delta.logprobs:

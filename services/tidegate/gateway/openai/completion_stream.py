@@ -1,11 +1,19 @@
 """Completions as a stream: chunks from a template, of one call or of several at once."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from tidegate.gateway.openai.calls import ModelCall, aborted, finish_reason, new_id, usage_of
+from tidegate.gateway.interruptions import ending
+from tidegate.gateway.openai.calls import (
+    ModelCall,
+    aborted,
+    begun,
+    finish_reason,
+    new_id,
+    usage_of,
+)
 from tidegate.gateway.openai.completion_logprobs import LogprobsWriter
 from tidegate.gateway.openai.encoding import encode, encode_line
 from tidegate.llm.v1 import llm_pb2
@@ -86,9 +94,9 @@ async def echoed_texts(call: ModelCall, messages: Sequence[llm_pb2.GenerateReque
             texts.append(each.prompt.text)
         else:
             ids = each.prompt.token_ids.ids
-            told = await call.stub.Detokenize(
+            told = await call.answer(
+                call.stub.Detokenize,
                 llm_pb2.DetokenizeRequest(model=call.model.facts.name, token_ids=ids),
-                metadata=call.context.metadata,
             )
             texts.append(told.text)
     return texts
@@ -117,35 +125,41 @@ async def _merged(streams: Sequence[Any]) -> AsyncGenerator[tuple[int, Any], Non
     Nothing is read ahead but one message of each stream.
     """
     if len(streams) == 1:
-        async for message in streams[0]:
+        async for message in await begun(streams[0]):
             yield 0, message
         return
     messages: asyncio.Queue[tuple[int, Any]] = asyncio.Queue(maxsize=1)
 
-    async def read(index: int, stream: AsyncIterator[Any]) -> None:
+    async def read(index: int, stream: Any) -> None:
+        end: BaseException = StopAsyncIteration()
         try:
-            async for message in stream:
+            async for message in await begun(stream):
                 await messages.put((index, message))
-        except Exception as error:  # noqa: BLE001 - the reader raises it
-            await messages.put((index, error))
-        else:
-            await messages.put((index, None))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised below
+            end = error
+        await messages.put((index, end))
 
     readers = [asyncio.create_task(read(*each)) for each in enumerate(streams)]
+    open_streams = len(streams)
     try:
-        open_streams = len(streams)
-        while open_streams:
-            index, message = await messages.get()
-            if isinstance(message, Exception):
-                raise message
-            if message is None:
+        with ending(*streams):
+            while open_streams:
+                index, message = await messages.get()
+                if not isinstance(message, BaseException):
+                    yield index, message
+                    continue
                 open_streams -= 1
-            else:
-                yield index, message
+                if not isinstance(message, StopAsyncIteration):
+                    raise message
     finally:
-        for each in readers:
-            each.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        try:
+            # The calls have ended, and now their readers end by themselves.
+            while open_streams:
+                _, message = await messages.get()
+                open_streams -= isinstance(message, BaseException)
+        finally:
+            for each in readers:
+                each.cancel()
 
 
 class _Chunks:

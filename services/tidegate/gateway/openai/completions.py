@@ -4,7 +4,6 @@ Each prompt is a call of its own, and its choices have the indexes that follow t
 before. A streamed request reads all of its calls at once.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final
 
@@ -27,7 +26,7 @@ from tidegate.gateway.openai.calls import (
 from tidegate.gateway.openai.completion_logprobs import LogprobsWriter
 from tidegate.gateway.openai.completion_stream import completion_frames, echoed_texts
 from tidegate.gateway.openai.encoding import data_frame
-from tidegate.gateway.openai.fields import FAIL_FAST, TokenId, TokenIds, ignored
+from tidegate.gateway.openai.fields import FAIL_FAST, TokenId, TokenIds, ignored, whole_numbers
 from tidegate.gateway.openai.reading import read_request
 from tidegate.gateway.openai.sampling import (
     SAMPLING_UNSUPPORTED,
@@ -94,6 +93,8 @@ class CompletionRequest(SamplingFields):
     metadata: dict[str, Any] | None = ignored()
     store: bool | None = ignored("Nothing is stored.")
     service_tier: str | None = ignored()
+
+    _limits = whole_numbers("max_tokens", "logprobs", "best_of")
 
     def messages(self) -> list[llm_pb2.GenerateRequest]:
         """Makes the message of the call for each prompt.
@@ -199,26 +200,12 @@ async def create_completion(request: Request) -> Response:
             headers=call.reservation.headers,
         )
     async with call.unary():
-        completes = await _complete_all(call, messages)
+        completes = await call.answers(
+            call.stub.Complete, [llm_pb2.CompleteRequest(generate=each) for each in messages]
+        )
         echoes = await echoed_texts(call, messages) if asked.echo else [""] * len(messages)
         reply = _completion(call, completes, echoes, only_echoes=asked.only_echoes)
     return json_response(reply, headers=call.reservation.headers)
-
-
-async def _complete_all(
-    call: ModelCall, messages: Sequence[llm_pb2.GenerateRequest]
-) -> list[llm_pb2.CompleteResponse]:
-    """Runs the calls at once; the first that fails ends all."""
-    tasks = [
-        asyncio.ensure_future(call.complete(llm_pb2.CompleteRequest(generate=each)))
-        for each in messages
-    ]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for each in tasks:
-            each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _completion(

@@ -73,9 +73,7 @@ async def create_embeddings(request: Request) -> Response:
             message = llm_pb2.EmbedRequest(model=model.facts.name)
             for each in inputs[first : first + _BATCH]:
                 fill_prompt(each, message.inputs.add())
-            response = await call.stub.Embed(
-                message, timeout=call.timeout_s, metadata=call.context.metadata
-            )
+            response = await call.answer(call.stub.Embed, message)
             vectors += [_vector(each, as_base64=as_base64) for each in response.embeddings]
             call.context.prompt_tokens += response.usage.prompt_tokens
     tokens = call.context.prompt_tokens

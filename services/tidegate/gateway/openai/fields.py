@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -33,8 +34,10 @@ __all__ = [
     "Texts",
     "TokenId",
     "TokenIds",
+    "described",
     "ignored",
     "only",
+    "whole_numbers",
 ]
 
 FAIL_FAST: Final = Field(fail_fast=True)
@@ -92,6 +95,32 @@ def only(*values: Any, description: str) -> Any:
     The request's own check says why.
     """
     return Field(None, description=description, json_schema_extra={"enum": [*values, None]})
+
+
+def described(*values: Any, **facts: Any) -> Any:
+    """Declares the values of a field in the description only; the request's own check tells more.
+
+    Args:
+        values: The values.
+        facts: Other arguments of Pydantic's `Field`.
+    """
+    return Field(json_schema_extra={"enum": [*values]}, **facts)
+
+
+def whole_numbers(*names: str) -> Any:
+    """Lets fields have whole numbers with a fraction of zero, such as 24.0.
+
+    They are integers for JSON Schema, and languages without integers write them so. Pydantic's
+    strict types refuse them.
+
+    Args:
+        names: The fields of the model; assign the result to a name of its own there.
+    """
+    return field_validator(*names, mode="before")(_as_integer)
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class StreamOptions(RequestModel):

@@ -6,7 +6,13 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import Discriminator, Field, Tag
 
 from tidegate.gateway.errors import ApiError, shortened
-from tidegate.gateway.openai.fields import FAIL_FAST, RequestModel, ignored
+from tidegate.gateway.openai.fields import (
+    FAIL_FAST,
+    RequestModel,
+    described,
+    ignored,
+    whole_numbers,
+)
 from tidegate.llm.v1 import llm_pb2
 
 __all__ = ["ROLES", "ChatMessage", "Content", "Part", "fill_message", "message_params", "part_text"]
@@ -18,6 +24,9 @@ ROLES: Final = {
     "assistant": llm_pb2.ROLE_ASSISTANT,
     "tool": llm_pb2.ROLE_TOOL,
 }
+
+TEXT_PARTS: Final = ("text", "refusal", "input_text", "output_text", "reasoning_text")
+"""The types of parts that are texts: that of chat completions, and those of responses."""
 
 _REFUSED_PARTS: Final = {
     "image_url": "the model reads text only, and the gateway fetches nothing; describe the image,"
@@ -35,7 +44,9 @@ _REFUSED_PARTS: Final = {
 class Part(RequestModel):
     """A part of a message's content."""
 
-    type: str = Field(description="text; refusal too, in messages of the assistant.")
+    type: str = described(
+        *TEXT_PARTS, description="text; refusal too, in messages of the assistant."
+    )
     text: str | None = Field(None, description="The text.")
     refusal: str | None = Field(None, description="The text of a refusal.")
     # Read only to say why they are refused.
@@ -59,15 +70,19 @@ class FunctionCall(RequestModel):
 
     name: str = Field(description="The function's name.")
     arguments: str = Field(description="The arguments: a JSON object as text.")
+    provider_specific_fields: Any = ignored("What LiteLLM's client adds to an answer.")
 
 
 class ToolCall(RequestModel):
     """A call of a tool, as the model made it."""
 
     id: str = Field(description="The id that the result's message repeats.")
-    type: str = Field("function", description="function.")
+    type: str = described("function", default="function", description="function.")
     function: FunctionCall = Field(description="The call.")
     index: int | None = ignored("The call's place in a stream.")
+    provider_specific_fields: Any = ignored("What LiteLLM's client adds to an answer.")
+
+    _index = whole_numbers("index")
 
 
 def _kind_of_content(value: Any) -> str | None:
@@ -98,7 +113,7 @@ class ChatMessage(RequestModel):
         "function_call": "use tool_calls",
     }
 
-    role: str = Field(description="system, developer, user, assistant or tool.")
+    role: str = described(*ROLES, description="system, developer, user, assistant or tool.")
     content: Content | None = Field(
         None, description="A text, or parts of text. The assistant may call tools instead."
     )
@@ -113,6 +128,7 @@ class ChatMessage(RequestModel):
     reasoning_content: str | None = Field(None, description="Another name of `reasoning`.")
     refusal: str | None = Field(None, description="The text of the assistant's refusal.")
     annotations: Any = ignored()
+    provider_specific_fields: Any = ignored("What LiteLLM's client adds to an answer.")
 
 
 def fill_message(asked: ChatMessage, message: llm_pb2.Message, at: str) -> None:
@@ -175,7 +191,7 @@ def part_text(part: Part, at: str) -> str:
         ApiError: It is no text; the error says why others are refused.
     """
     text = part.refusal if part.type == "refusal" else part.text
-    if part.type in ("text", "refusal", "input_text", "output_text", "reasoning_text"):
+    if part.type in TEXT_PARTS:
         if text is None:
             raise ApiError.invalid(
                 f"{at}.text", f"{at}.text is missing", code="missing_required_parameter"

@@ -6,11 +6,20 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from tidegate.gateway.errors import ApiError, shortened
-from tidegate.gateway.openai.fields import RequestModel, StreamOptions, Texts, TokenIds, ignored
+from tidegate.gateway.openai.fields import (
+    RequestModel,
+    StreamOptions,
+    Texts,
+    TokenIds,
+    described,
+    ignored,
+    whole_numbers,
+)
 from tidegate.gateway.openai.reading import json_text
 from tidegate.llm.v1 import llm_pb2
 
 __all__ = [
+    "FORMATS",
     "SAMPLING_UNSUPPORTED",
     "JsonSchema",
     "ResponseFormat",
@@ -19,6 +28,9 @@ __all__ = [
     "fill_format",
     "sampling_params",
 ]
+
+FORMATS: Final = ("text", "json_object", "json_schema")
+"""The forms of an answer."""
 
 _ANY_OBJECT: Final = '{"type":"object"}'
 _MAX_TOKENS: Final = 2**32 - 1
@@ -70,7 +82,7 @@ class JsonSchema(RequestModel):
 class ResponseFormat(RequestModel):
     """The form of the answer, as OpenAI has it."""
 
-    type: str = Field(description="text, json_object or json_schema.")
+    type: str = described(*FORMATS, description="text, json_object or json_schema.")
     json_schema: JsonSchema | None = Field(None, description="The schema, for json_schema.")
 
 
@@ -99,7 +111,14 @@ class SamplingFields(RequestModel):
         Annotated[
             dict[str, float],
             BeforeValidator(_bias),
-            WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}}),
+            WithJsonSchema(
+                {
+                    "type": "object",
+                    "maxProperties": _MAX_BIASES,
+                    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+                    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+                }
+            ),
         ]
         | None
     ) = Field(None, description="Added to the logits of these token ids, -100 to 100.")
@@ -155,6 +174,8 @@ class SamplingFields(RequestModel):
     request_id: str | None = ignored("Send the header x-request-id instead.")
     session_id: str | None = ignored()
     stream_interval: int | None = ignored()
+
+    _integers = whole_numbers("n", "seed", "top_k", "min_tokens", "priority", "stream_interval")
 
     @property
     def wants_usage(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import Discriminator, Field, Tag
 
 from tidegate.gateway.errors import ApiError, shortened
-from tidegate.gateway.openai.fields import RequestModel
+from tidegate.gateway.openai.fields import RequestModel, described
 from tidegate.gateway.openai.reading import json_text
 from tidegate.llm.v1 import llm_pb2
 
@@ -42,7 +42,7 @@ class ChatTool(RequestModel):
         "custom": "declare a function, with a text as its argument"
     }
 
-    type: str = Field(description="function.")
+    type: str = described("function", description="function.")
     function: Function | None = Field(None, description="The function.")
 
 
@@ -60,7 +60,7 @@ class NamedTool(RequestModel):
         "custom": "name a function",
     }
 
-    type: str = Field(description="function.")
+    type: str = described("function", description="function.")
     function: FunctionName | None = Field(None, description="The function that the model calls.")
 
 

@@ -121,6 +121,67 @@ def test_json_has_every_part_of_a_finding(mesh):
     assert document["ignored"] == [f"{mesh}:55: ConfigMap notes"]
 
 
+WORKLOAD = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: vision, namespace: models}
+spec:
+  template:
+    metadata: {labels: {app: vision, version: v1}}
+    spec:
+      automountServiceAccountToken: false
+      terminationGracePeriodSeconds: GRACE
+      securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+      containers:
+        - name: vision
+          image: tidegate-vision
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            capabilities: {drop: [ALL]}
+"""
+
+
+def test_objects_of_kubernetes_are_linted_and_notes_do_not_fail(mesh):
+    mesh.write_text(WORKLOAD.replace("GRACE", "60"))
+    done = run("lint", mesh)
+    assert done.exit_code == 0
+    assert (
+        f"{mesh}:13: note [image-without-digest] Deployment models/vision: spec.temp" in done.stdout
+    )
+    assert done.stderr == "0 errors, 0 warnings, 1 notes\n"
+    (finding,) = json.loads(run("lint", "--json", mesh).stdout)["findings"]
+    assert finding["severity"] == "note"
+
+
+def test_kustomization_is_rendered(mesh):
+    mesh.write_text(WORKLOAD.replace("GRACE", "60"))
+    kustomization = mesh.with_name("kustomization.yaml")
+    kustomization.write_text(
+        "resources: [mesh.yaml]\n"
+        "patches:\n"
+        "  - target: {kind: Deployment}\n"
+        "    patch: |\n"
+        "      - op: replace\n"
+        "        path: /spec/template/spec/terminationGracePeriodSeconds\n"
+        "        value: 20\n"
+    )
+    done = run("lint", mesh.parent)
+    assert done.exit_code == 1
+    # Where the patched object is, and not in the rendered text.
+    assert "mesh.yaml:9: error [grace-under-drain] Deployment models/vision" in done.stdout
+    kustomization.write_text("resources: [nothing.yaml]\n")
+    done = run("lint", mesh.parent)
+    assert done.exit_code == 1
+    assert f"{kustomization}:1: error [not-rendered] Kustomization {mesh.parent}" in done.stdout
+
+
+def test_explain_says_nothing_of_kubernetes(mesh):
+    mesh.write_text(f"{MESH}---\n{WORKLOAD}".replace("GRACE", "20"))
+    assert "grace-under-drain" in run("lint", mesh).stdout
+    assert "grace-under-drain" not in run("explain", mesh).stdout
+
+
 def test_p99_is_taken_for_a_host_by_its_short_name(mesh):
     assert "timeout-under-p99" not in run("lint", mesh, "--p99", "vision=1.5s").stdout
     assert "timeout-under-p99" in run("lint", mesh, "--p99", "vision=1.6s").stdout

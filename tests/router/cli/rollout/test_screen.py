@@ -182,6 +182,13 @@ def test_an_explanation_says_what_has_to_happen(rollout):
     assert lines[7] == "If nothing is decided within 1h30m, it pauses (decide.otherwise)."
 
 
+def test_an_explanation_says_how_many_requests_are_not_in_the_evidence(rollout):
+    words = "requests are not in the evidence"
+    assert words not in "\n".join(explanation(rollout, NOW))
+    rollout.status.lost_requests = 1234
+    assert f"About 1,234 {words}, because their records were lost." in explanation(rollout, NOW)
+
+
 def test_an_explanation_names_commands_that_reach_the_cluster(rollout):
     rollout.status.reason = "ForeignChange"
     lines = "\n".join(explanation(rollout, NOW, cluster="--context prod"))

@@ -82,6 +82,7 @@ _STATUS = RolloutStatus(
     harm_spent=4.0,
     harm_forgiven=1.0,
     requests_per_s=12.5,
+    lost_requests=7,
 )
 
 
@@ -101,6 +102,7 @@ def test_a_status_has_its_stage_in_words_and_its_times(rollout):
     assert not found.HasField("ended_at")
     assert not found.in_force
     assert (found.harm_spent, found.requests_per_second) == (3.0, 12.5)
+    assert found.lost_requests == 7
     assert not found.HasField("harm_budget")
 
 

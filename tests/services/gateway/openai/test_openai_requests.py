@@ -121,6 +121,12 @@ WRONG_FIELDS = [
     ({**CHAT, "logit_bias": {"1": 101}}, "logit_bias", "invalid_value"),
     ({**CHAT, "stop": 3}, "stop", "invalid_type"),
     ({**CHAT, "stream_options": {}}, "stream_options", "invalid_value"),
+    ({**RESPONSE, "stream_options": {}}, "stream_options", "invalid_value"),
+    (
+        {**RESPONSE, "text": {"format": {"type": "json_schema", "name": "a"}}},
+        "text.format.schema",
+        "missing_required_parameter",
+    ),
     ({**CHAT, "response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
     ({**CHAT, "tool_choice": "required"}, "tool_choice", "invalid_value"),
     ({**CHAT, "tools": [{"type": "custom"}]}, "tools[0].type", "unsupported_parameter"),
@@ -284,13 +290,36 @@ async def test_every_field_of_sampling_reaches_the_server(clients, scripted):
     }
 
 
+async def test_a_whole_number_may_be_written_with_a_fraction_of_zero(clients, scripted):
+    numbers = {"n": 2, "seed": 7, "top_k": 40, "min_tokens": 1, "max_tokens": 24, "priority": 3}
+    for written in (numbers, {name: float(value) for name, value in numbers.items()}):
+        await post(clients, {**CHAT, **written, "logprobs": True, "top_logprobs": 2.0})
+    chats = [each.chat for each in scripted.requests]
+    assert chats[0] == chats[1]
+    assert chats[0].options.sampling.max_tokens == 24
+    await post(clients, {**COMPLETION, "max_tokens": 3.0, "logprobs": 1.0, "best_of": 1.0})
+    await post(clients, {**RESPONSE, "max_output_tokens": 4.0, "top_logprobs": 1.0})
+    limits = [
+        getattr(each, each.WhichOneof("input")).options.sampling.max_tokens
+        for each in scripted.requests[2:]
+    ]
+    assert limits == [3, 4]
+    assert (await refusal(clients, {**CHAT, "max_tokens": 2.5})).param == "max_tokens"
+
+
 async def test_a_conversation_keeps_its_roles_parts_and_calls(clients, scripted):
     scripted.complete.finish.reason = llm_pb2.FINISH_REASON_STOP
     call = {"id": "c", "type": "function", "function": {"name": "time", "arguments": "{}"}}
     messages = [
         {"role": "developer", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "Hm."},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{**call, "provider_specific_fields": {}}],
+            "reasoning": "Hm.",
+            "provider_specific_fields": {"reasoning": "Hm."},
+        },
         {"role": "tool", "tool_call_id": "c", "content": "12:00"},
         {"role": "assistant", "content": None, "refusal": "No."},
         {"role": "user", "content": "", "name": "Ann"},

@@ -101,10 +101,10 @@ async def test_timings_trailers_and_metrics_agree(server, client):
 
 async def test_the_same_seed_gives_the_same_text_and_another_seed_another(client):
     async def write(seed):
-        answer = await client.answer("Write a poem.", seed=seed, temperature=1.5, max_tokens=16)
+        answer = await client.answer("Write a poem.", seed=seed, temperature=1.5, max_tokens=8)
         return answer.output.text
 
-    texts = {seed: await write(seed) for seed in (-(2**63), -1, 7, 2**63 - 2)}
+    texts = {seed: await write(seed) for seed in (-(2**63), 7, 2**63 - 2)}
     for seed, text in texts.items():
         assert await write(seed) == text
     assert len(set(texts.values())) == len(texts)
@@ -203,9 +203,13 @@ async def test_a_regex_is_matched_and_a_choice_is_made(client):
     ("constraint", "field"),
     [
         ({"regex": "("}, "regex"),
-        ({"regex": r"[^\s\S]"}, "regex"),
-        ({"json_schema": "5"}, "json_schema"),
-        ({"json_schema": '{"type": "array", "uniqueItems": true}'}, "json_schema"),
+        pytest.param({"regex": r"[^\s\S]"}, "regex", marks=pytest.mark.long),
+        pytest.param({"json_schema": "5"}, "json_schema", marks=pytest.mark.long),
+        pytest.param(
+            {"json_schema": '{"type": "array", "uniqueItems": true}'},
+            "json_schema",
+            marks=pytest.mark.long,
+        ),
         ({"json_schema": '{"type": "array", "minItems": 1000000000}'}, "json_schema"),
     ],
 )

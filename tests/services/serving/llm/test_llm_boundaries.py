@@ -37,14 +37,20 @@ async def detokenize(client, ids):
     return (await client.stub.Detokenize(llm_pb2.DetokenizeRequest(token_ids=ids))).text
 
 
-@pytest.mark.parametrize("end", ["caf\ufffd", "caf\ufffd\ufffd", "café"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "caf\ufffd",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("caf\ufffd\ufffd", "café")),
+    ],
+)
 async def test_a_text_prompt_stays_out_of_the_answer(client, end):
     found, whole = await generate(client, text=f"The secret {end}")
     assert "secret" not in found
     assert found == await detokenize(client, whole.output.token_ids)
 
 
-@pytest.mark.parametrize("cut", [1, 2])
+@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.long), 2])
 async def test_a_prompt_that_ends_inside_a_character_stays_out_of_the_answer(client, cut):
     emoji = await tokenize(client, "😀")
     assert len(emoji) == 3
@@ -78,7 +84,9 @@ async def test_a_continued_message_stays_out_of_the_answer(client):
     assert pieces[-1].finish.stop_string == ""
 
 
-@pytest.mark.parametrize(("stop", "include"), [("secret", False), ("caf", True)])
+@pytest.mark.parametrize(
+    ("stop", "include"), [pytest.param("secret", False, marks=pytest.mark.long), ("caf", True)]
+)
 async def test_a_stop_string_does_not_match_in_the_prompt(client, stop, include):
     text = "The secret caf\ufffd"
     free, _ = await generate(client, text=text)
@@ -110,7 +118,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        each if each in ("logit_bias", "regex") else pytest.param(each, marks=pytest.mark.long)
+        for each in CHANGES
+    ],
+)
 async def test_log_probabilities_are_the_models_own_for_all_sampling_parameters(client, change):
     asked = {"temperature": 0, "max_tokens": 6, "logprobs": 5, **CHANGES[change]}
     answer = await client.answer("Name an animal.", **asked)

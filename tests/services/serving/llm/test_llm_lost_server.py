@@ -33,8 +33,11 @@ def watch_of(client):
 
 async def told(server, client):
     """Returns whether health, the probe and ListModels report the server as ready."""
-    asked = health_pb2.HealthCheckRequest(service=SERVICE)
-    checked = await health_pb2_grpc.HealthStub(client.channel).Check(asked)
+    stub = health_pb2_grpc.HealthStub(client.channel)
+    checked = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+    for name, wanted in (("readiness", checked.status), ("liveness", SERVING)):
+        probed = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+        assert probed.status == wanted, name
     (model,) = (await client.stub.ListModels(llm_pb2.ListModelsRequest())).models
     assert model.HasField("loaded_at") == model.ready
     return checked.status == SERVING, await server.is_ready(), model.ready

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 
 NETWORK = "efficientnet-lite0"
 FP32, INT8, BROKEN = "1-fp32", "1-int8", "9-broken"
-SERVICES = ("", "inference.GRPCInferenceService", "tidegate.vision.v1.VisionService")
+SERVICES = ("", "readiness", "inference.GRPCInferenceService", "tidegate.vision.v1.VisionService")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 

@@ -2071,6 +2071,7 @@ class RolloutStatus(_message.Message):
     DECIDE_BY_FIELD_NUMBER: _builtins.int
     REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
+    LOST_REQUESTS_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """The generation of the spec that this status is about."""
     phase: Global___Phase.ValueType
@@ -2097,6 +2098,8 @@ class RolloutStatus(_message.Message):
     """The host's requests per second, by a moving average."""
     problem: _builtins.str
     """Why the rollout could not be evaluated; empty if it could."""
+    lost_requests: _builtins.int
+    """About how many requests are not in the evidence because their records were lost."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it first changed traffic."""
@@ -2163,10 +2166,11 @@ class RolloutStatus(_message.Message):
         decide_by: _timestamp_pb2.Timestamp | None = ...,
         requests_per_second: _builtins.float = ...,
         problem: _builtins.str = ...,
+        lost_requests: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget", "decide_by", b"decide_by", "desired", b"desired", "ended_at", b"ended_at", "harm_budget", b"harm_budget", "in_force_since", b"in_force_since", "observed", b"observed", "original", b"original", "stage_since", b"stage_since", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget", "assessments", b"assessments", "decide_by", b"decide_by", "desired", b"desired", "ended_at", b"ended_at", "generation", b"generation", "harm_budget", b"harm_budget", "harm_spent", b"harm_spent", "in_force", b"in_force", "in_force_since", b"in_force_since", "last_events", b"last_events", "message", b"message", "observed", b"observed", "original", b"original", "phase", b"phase", "problem", b"problem", "reason", b"reason", "requests_per_second", b"requests_per_second", "stage", b"stage", "stage_since", b"stage_since", "stage_text", b"stage_text", "stages", b"stages", "started_at", b"started_at", "winner", b"winner"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget", "assessments", b"assessments", "decide_by", b"decide_by", "desired", b"desired", "ended_at", b"ended_at", "generation", b"generation", "harm_budget", b"harm_budget", "harm_spent", b"harm_spent", "in_force", b"in_force", "in_force_since", b"in_force_since", "last_events", b"last_events", "lost_requests", b"lost_requests", "message", b"message", "observed", b"observed", "original", b"original", "phase", b"phase", "problem", b"problem", "reason", b"reason", "requests_per_second", b"requests_per_second", "stage", b"stage", "stage_since", b"stage_since", "stage_text", b"stage_text", "stages", b"stages", "started_at", b"started_at", "winner", b"winner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__harm_budget: _TypeAlias = _typing.Literal["harm_budget"]  # noqa: Y015
     _WhichOneofArgType__harm_budget: _TypeAlias = _typing.Literal["_harm_budget", b"_harm_budget"]  # noqa: Y015

@@ -1,5 +1,8 @@
-"""The rules of lint: each module declares those about one part of the mesh."""
+"""The rules of lint: each module declares those about one part of the mesh.
 
-from tidegate.mesh.lint.rules import gateways, hosts, matches, policies, routes
+Rules about objects of Kubernetes are in `kubernetes`.
+"""
 
-__all__ = ["gateways", "hosts", "matches", "policies", "routes"]
+from tidegate.mesh.lint.rules import gateways, hosts, kubernetes, matches, policies, routes
+
+__all__ = ["gateways", "hosts", "kubernetes", "matches", "policies", "routes"]

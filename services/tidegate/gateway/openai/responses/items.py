@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import Discriminator, Field, Tag
 
 from tidegate.gateway.errors import ApiError, shortened
-from tidegate.gateway.openai.fields import FAIL_FAST, RequestModel, ignored
+from tidegate.gateway.openai.fields import FAIL_FAST, RequestModel, described, ignored
 from tidegate.gateway.openai.messages import ROLES, Content, Part, part_text
 from tidegate.llm.v1 import llm_pb2
 
@@ -30,12 +30,19 @@ class ReasoningPart(RequestModel):
 class InputItem(RequestModel):
     """An item of the input."""
 
-    type: str | None = Field(
-        None, description="message (default), function_call, function_call_output or reasoning."
+    type: str | None = described(
+        *("message", "function_call", "function_call_output", "reasoning", None),
+        default=None,
+        description="message (default), function_call, function_call_output or reasoning.",
     )
     id: str | None = ignored()
     status: str | None = ignored()
-    role: str | None = Field(None, description="Of a message: the author.")
+    role: str | None = described(
+        *(role for role in ROLES if role != "tool"),
+        None,
+        default=None,
+        description="Of a message: the author.",
+    )
     content: Content | None = Field(None, description="Of a message: a text, or parts of text.")
     phase: str | None = ignored()
     call_id: str | None = Field(None, description="Of a call and its output: the call's id.")

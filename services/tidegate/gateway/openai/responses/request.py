@@ -7,9 +7,17 @@ from pydantic import Discriminator, Field, Tag
 
 from tidegate.gateway.errors import ApiError, shortened
 from tidegate.gateway.openai.chat import fill_reasoning_effort
-from tidegate.gateway.openai.fields import FAIL_FAST, RequestModel, StreamOptions, ignored, only
+from tidegate.gateway.openai.fields import (
+    FAIL_FAST,
+    RequestModel,
+    StreamOptions,
+    described,
+    ignored,
+    only,
+    whole_numbers,
+)
 from tidegate.gateway.openai.responses.items import Conversation, ResponseInput
-from tidegate.gateway.openai.sampling import fill_format
+from tidegate.gateway.openai.sampling import FORMATS, fill_format
 from tidegate.gateway.openai.tools import Function, fill_choice, fill_tool
 from tidegate.llm.v1 import llm_pb2
 
@@ -27,7 +35,7 @@ class ResponseTool(Function):
         "output_schema": "describe the output in the description",
     }
 
-    type: str = Field(description="function.")
+    type: str = described("function", description="function.")
     name: str = Field("", description="Up to 64 letters, digits, _ and -.")
 
 
@@ -39,14 +47,14 @@ class NamedFunction(RequestModel):
         "tools": "name one function",
     }
 
-    type: str = Field(description="function.")
+    type: str = described("function", description="function.")
     name: str | None = Field(None, description="The function that the model calls.")
 
 
 class TextFormat(RequestModel):
     """The form of the answer."""
 
-    type: str = Field("text", description="text, json_object or json_schema.")
+    type: str = described(*FORMATS, default="text", description="text, json_object or json_schema.")
     name: str | None = Field(None, description="A name of the schema, for readers.")
     description: str | None = ignored("What the schema is for.")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="The schema.")
@@ -148,6 +156,8 @@ class ResponseRequest(RequestModel):
     prompt_cache_retention: str | None = ignored()
     prompt_cache_options: dict[str, Any] | None = ignored()
 
+    _limits = whole_numbers("max_output_tokens", "top_logprobs", "max_tool_calls")
+
     def conversation(self) -> Conversation:
         """Makes the message of the call.
 
@@ -167,6 +177,13 @@ class ResponseRequest(RequestModel):
             sampling.logprobs = self.top_logprobs or 0
         if self.text and self.text.format:
             asked = self.text.format
+            if asked.type == "json_schema" and asked.schema_ is None:
+                # json_object asks for any object.
+                raise ApiError.invalid(
+                    "text.format.schema",
+                    "text.format.schema is missing; for any JSON object, use json_object",
+                    code="missing_required_parameter",
+                )
             fill_format(asked.type, asked.schema_, "text.format", "text.format", sampling)
         conversation = Conversation(chat)
         if self.instructions:
@@ -226,7 +243,11 @@ class ResponseRequest(RequestModel):
 
     def _check_neutral(self) -> None:
         if self.stream_options is not None and not self.stream:
-            raise _unsupported("stream_options", "only with stream: true; leave it out")
+            raise ApiError.invalid(
+                "stream_options",
+                "stream_options: only with stream: true; leave it out",
+                code="invalid_value",
+            )
         if self.store:
             raise _unsupported("store", "must be false or left out: the gateway stores nothing")
         if self.background:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from tidegate.gateway.errors import ApiError
-from tidegate.gateway.openai.calls import aborted, finish_reason
+from tidegate.gateway.openai.calls import aborted, begun, finish_reason
 from tidegate.gateway.openai.encoding import chat_logprobs, event_frame
 from tidegate.gateway.openai.responses.growing_items import (
     CallItem,
@@ -47,7 +47,7 @@ class ResponseEvents:
         with_logprobs = self._chat.options.sampling.HasField("logprobs")
         frame = self._response("response.created") + self._response("response.in_progress")
         async with call.streamed(call.stub.Chat, [self._chat]) as (stream,):
-            async for message in stream:
+            async for message in await begun(stream):
                 delta = message.delta
                 context.tokens(len(delta.token_ids))
                 if delta.reasoning:
