@@ -19,5 +19,6 @@ if [ "$server" = router ]; then
   "$target/bin/python" tools/restore_packages.py
 fi
 # The image's root is read only, so Python could not keep what it compiles.
-"$target/bin/python" -m compileall -q "$target/lib" || true
+# Some packages have files for newer Pythons, which do not compile.
+"$target/bin/python" -m compileall -qq "$target/lib" || true
 "$target/bin/python" -m pip --disable-pip-version-check uninstall --quiet --yes pip

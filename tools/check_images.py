@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/check_images.py vision gateway    # or router, llm; prints the sizes
 
-It runs `deploy/install.sh` into a temporary folder, starts the server with nothing but that
-folder's programs, and asks its health. The router is asked for its settings only: it needs a
+It runs `deploy/install.sh` into a temporary folder, starts the server with that folder's packages
+and Debian's programs, and asks its health. The router is asked for its settings only: it needs a
 cluster.
 """
 
@@ -53,7 +53,9 @@ def main() -> None:
 
 def _started_s(server: str, target: Path, folder: Path) -> float:
     """Starts a server, waits until it is up, and ends it."""
-    env = {"PATH": f"{target}/bin", "HOME": str(folder), "LANG": "C.UTF-8"}
+    # vLLM runs `lscpu`, which every Debian image has.
+    path = f"{target}/bin:/usr/bin:/bin"
+    env = {"PATH": path, "HOME": str(folder), "LANG": "C.UTF-8"}
     began = time.monotonic()
     if server == "router":
         command = (target / "bin/python", "-m", "tidegate.router.cluster", "--print-config")
