@@ -191,7 +191,7 @@ async def test_a_prometheus_with_the_written_file_scrapes_everything_also_after_
         async with prometheus_with(mesh.directory.prometheus, tmp_path) as scraper:
             # The server of this test has no metrics.
             await scraper.until('count(up{job=~"controller|envoy|router"} == 1) == 3')
-            assert await scraper.query('up{job="program",server="one",app="one"}')
+            await scraper.until('up{job="program",server="one",app="one"}')
             (before,) = await scraper.query('up{job="router"}')
             await mesh.restart("router")
             await scraper.until(
