@@ -67,7 +67,9 @@ _COMMANDS = {
         "Move traffic to a new version on evidence: apply, watch, simulate.",
         "router",
     ),
-    "trace": Command("tidegate.cli.traces.commands", "app", "Find traces and show them."),
+    "trace": Command(
+        "tidegate.cli.traces.commands", "app", "Find traces, show them, and say where time goes."
+    ),
 }
 
 
