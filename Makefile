@@ -24,7 +24,7 @@ PEERS_READY := .venv-peers/.ready
 LITELLM_READY := .venv-litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-gateway bench-shifts bench-hop bench-evidence bench-rollouts bench-traces bench-cluster bench-weights soak protos lock clean
+.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-gateway bench-shifts bench-hop bench-evidence bench-rollouts bench-traces bench-cluster bench-weights soak protos dashboards lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -59,6 +59,8 @@ fuzz-istiod: ## Compare the compiler with a real istiod on fresh random objects:
 	@$(MAKE) --no-print-directory fuzz FUZZ='tests/cluster/test_compiler_like_istiod.py -k random'
 
 check: $(DEV_READY) ## Check formatting, lint, types, layers, protos and generated code.
+	@echo '── check: dashboards'
+	@$(BIN)/python tools/generate_dashboards.py --check
 	@echo '── check: ruff'
 	@$(BIN)/ruff format --check --quiet $(SOURCES) || { echo 'run `make format`'; exit 1; }
 	@$(BIN)/ruff check --quiet $(SOURCES)
@@ -121,6 +123,9 @@ protos: $(DEV_READY) ## Make all that is generated: stubs, the schema and tables
 	@$(BIN)/python tools/generate_protos.py
 	@$(BIN)/python tools/generate_rollout_reference.py
 	@$(BIN)/python tools/generate_prometheus_rules.py
+
+dashboards: $(DEV_READY) ## Make the Grafana dashboards from tools/dashboards.
+	@$(BIN)/python tools/generate_dashboards.py
 
 lock: $(DEV_READY) ## Pin every package.
 	@$(BIN)/python tools/lock_requirements.py

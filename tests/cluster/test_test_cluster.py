@@ -72,8 +72,9 @@ def vision(shared_cluster):
 
     async def tear_down():
         for each in objects:
-            name, namespace = (each["metadata"][key] for key in ("name", "namespace"))
-            await shared_cluster.delete(each["apiVersion"], each["kind"], name, namespace)
+            if namespace := each["metadata"].get("namespace"):
+                name = each["metadata"]["name"]
+                await shared_cluster.delete(each["apiVersion"], each["kind"], name, namespace)
 
     port = asyncio.run(set_up())
     yield shared_cluster, port
@@ -219,11 +220,66 @@ async def test_a_container_that_fails_its_liveness_probe_is_restarted(kubelet):
 
 
 async def test_a_pod_that_the_stand_in_cannot_run_fails_and_says_why(kubelet):
-    first = [{"name": "first", "image": "x", "command": ["true"]}]
-    await kubelet.apply(pod("complex", ["true"], "kubelet", initContainers=first))
+    volumes = [{"name": "data", "hostPath": {"path": "/"}}]
+    container = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
+    await kubelet.apply(pod("complex", ["true"], "kubelet", container=container, volumes=volumes))
     status = await until_status(kubelet, "complex", lambda status: status["phase"] == "Failed")
-    assert "initContainers are not supported" in status["message"]
+    assert "the volume data is hostPath" in status["message"]
     await kubelet.delete("v1", "Pod", "complex", "kubelet")
+
+
+async def test_a_restricted_pod_sees_its_volumes_and_can_write_nowhere_else(kubelet):
+    await kubelet.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "words", "namespace": "kubelet"},
+            "data": {"word": "hello", "other": "x"},
+        }
+    )
+    restricted = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    first = {
+        "name": "first",
+        "image": "none",
+        "command": ["sh", "-c", "echo made > /mnt/data/file"],
+        "securityContext": restricted,
+        "volumeMounts": [{"name": "data", "mountPath": "/mnt/data"}],
+    }
+    script = (
+        "id -u; cat /data/file /words/word /one; ls /words;"
+        " for each in / /usr /data /words /tmp; do"
+        " touch $each/new 2> /dev/null && echo wrote $each; done; exec sleep 600"
+    )
+    mounts = [
+        {"name": "data", "mountPath": "/data", "readOnly": True},
+        {"name": "words", "mountPath": "/words"},
+        {"name": "words", "mountPath": "/one", "subPath": "other"},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    await kubelet.apply(
+        pod(
+            "restricted",
+            ["sh", "-c", script],
+            "kubelet",
+            container={"securityContext": restricted, "volumeMounts": mounts},
+            initContainers=[first],
+            securityContext={"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532},
+            volumes=[
+                {"name": "data", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {}},
+                {"name": "words", "configMap": {"name": "words"}},
+            ],
+        )
+    )
+    await ready(kubelet, "kubelet", "restricted")
+    await until(lambda: "wrote" in kubelet.pod_log("kubelet", "restricted", "main"))
+    said = kubelet.pod_log("kubelet", "restricted", "main").split()
+    assert said == ["65532", "made", "helloxother", "word", "wrote", "/tmp"]
+    await kubelet.delete("v1", "Pod", "restricted", "kubelet")
 
 
 async def test_a_pod_reaches_the_api_server_services_and_exposed_servers(kubelet):

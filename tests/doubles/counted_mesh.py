@@ -19,7 +19,7 @@ class CountedMesh:
         self.prometheus = server
         self.url = url
         self.registry = CollectorRegistry()
-        self.metrics = IstioMetrics(self._workload, IstioWorkload(), self.registry)
+        self.metrics = IstioMetrics(self._workload, lambda _: IstioWorkload(), self.registry)
 
     def _workload(self, address, at_s):
         return IstioWorkload(name=address, version=address)
@@ -44,7 +44,7 @@ async def counted_mesh(folder):
     server, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         async with prometheus(folder, {"mesh": server.server_port}) as client:
-            mesh = CountedMesh(client, client._url)
+            mesh = CountedMesh(client, client.url)
             registry.register(mesh.registry)
             yield mesh
     finally:

@@ -103,6 +103,13 @@ class ModelCluster:
         # Two of a language model at once would not fit.
         made["spec"]["strategy"] = {"type": "Recreate"}
         (container,) = template["spec"]["containers"]
+        if "model_repository" in settings:
+            # It lies somewhere on this machine, and not in a volume.
+            for part in (container, template["spec"]):
+                part.pop("securityContext")
+            for part in ("initContainers", "volumes"):
+                template["spec"].pop(part)
+            container.pop("volumeMounts")
         options = {name.replace("_", "-"): value for name, value in settings.items()}
         kept = [each for each in container["args"] if each[2:].partition("=")[0] not in options]
         container["args"] = kept + [f"--{name}={value}" for name, value in options.items()]

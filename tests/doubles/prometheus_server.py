@@ -28,10 +28,13 @@ class PrometheusServer:
 
     Args:
         port: The port that it listens on.
+
+    Attributes:
+        url: Its address.
     """
 
     def __init__(self, port):
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
 
     async def query(self, promql):
         """Returns the result of an instant query: pairs of labels and value, as text."""
@@ -66,7 +69,7 @@ class PrometheusServer:
 
     async def _get(self, path):
         def ask():
-            with urllib.request.urlopen(self._url + path, timeout=WAIT_S) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=WAIT_S) as answer:
                 return json.loads(answer.read())
 
         return await asyncio.to_thread(ask)
@@ -89,7 +92,7 @@ async def prometheus(folder, jobs, *, labels=None):
         jobs: Ports of ``/metrics`` on this host, by job name.
         labels: Labels of every target, like those that service discovery adds for a pod.
     """
-    binary = program()
+    program()
     folder = Path(folder) / "prometheus"
     folder.mkdir()
     config = {
@@ -103,8 +106,21 @@ async def prometheus(folder, jobs, *, labels=None):
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    async with prometheus_with(folder / "prometheus.yml", folder) as server:
+        yield server
+
+
+@asynccontextmanager
+async def prometheus_with(config, folder):
+    """Runs a Prometheus while the context is open.
+
+    Args:
+        config: Its configuration.
+        folder: A folder for its data and its log.
+    """
+    binary = program()
     with (folder / "log").open("wb") as log:
-        process, server = await _started(binary, folder, log)
+        process, server = await _started(binary, config, folder, log)
     try:
         yield server
     finally:
@@ -112,13 +128,13 @@ async def prometheus(folder, jobs, *, labels=None):
         await process.wait()
 
 
-async def _started(binary, folder, log):
+async def _started(binary, config, folder, log):
     # With port 0 it does not report its port, and another process may take a free port first.
     for _ in range(5):
         port = _free_port()
         process = await asyncio.create_subprocess_exec(
             binary,
-            f"--config.file={folder / 'prometheus.yml'}",
+            f"--config.file={config}",
             f"--storage.tsdb.path={folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{port}",
             stdout=log,

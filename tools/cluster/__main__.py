@@ -16,20 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cluster.handle import TestCluster
-from cluster.manifests import (
-    ROUTER_NAMESPACE,
-    manifests,
-    read_manifests,
-    router_manifests,
-)
-from cluster.settings import ROOT, ClusterError
+from cluster.manifests import ROUTER_NAMESPACE, manifests, overlay_manifests
+from cluster.settings import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 _FOLDER: Final = Path(".tidegate/cluster")
-_TRAFFIC: Final = ROOT / "mesh/istio/base/traffic"
-_PORTS: Final = {"vision": 8500, "llm": 8600}
+_PORTS: Final = {"vision": 8500, "llm": 8600, "gateway": 8000}
 _MODELS_S: Final = 600.0
 
 
@@ -72,19 +67,33 @@ async def _run(*, with_llm: bool) -> None:
 async def _serve(cluster: TestCluster, *, with_llm: bool) -> None:
     print(_access(cluster), flush=True)
     print("── cluster: the models, the gateway and the router", flush=True)
-    files = ("ingress", "models", *(("llm",) if with_llm else ()))
-    await cluster.apply(*manifests(*files), *read_manifests(_TRAFFIC))
-    await cluster.apply(*router_manifests())
+    shipped = overlay_manifests()
+    await cluster.apply(
+        *manifests("ingress"), *(shipped if with_llm else map(_without_llm, shipped))
+    )
     await cluster.deployed("istio-ingress", "istio-ingressgateway", timeout_s=_MODELS_S)
     for name, port in _PORTS.items():
         if name == "llm" and not with_llm:
             continue
         await cluster.forward("istio-ingress", "istio-ingressgateway", port, local_port=port)
         print(f"   {name}: 127.0.0.1:{port}", flush=True)
-    models = ("vision-v1", "vision-v2", *(("llm-v1",) if with_llm else ()))
-    await cluster.deployed("models", *models, timeout_s=_MODELS_S)
+    servers = ("vision-v1", "vision-v2", "gateway-v1", *(("llm-v1",) if with_llm else ()))
+    await cluster.deployed("models", *servers, timeout_s=_MODELS_S)
     await cluster.deployed(ROUTER_NAMESPACE, "tidegate-router", timeout_s=_MODELS_S)
     print("── cluster: ready; Ctrl-C ends it", flush=True)
+
+
+def _without_llm(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns an object as it is where no language model runs."""
+    if manifest["kind"] == "Deployment":
+        if manifest["metadata"]["name"] == "llm-v1":
+            manifest["spec"]["replicas"] = 0
+        for container in manifest["spec"]["template"]["spec"]["containers"]:
+            # The gateway waits for the models of every server that it has.
+            container["args"] = [
+                "--llm=" if "--llm=" in each else each for each in container["args"]
+            ]
+    return manifest
 
 
 def _access(cluster: TestCluster) -> str:

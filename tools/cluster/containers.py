@@ -8,17 +8,19 @@ import datetime as dt
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cluster.container_view import ContainerUser, view_arguments
 from cluster.networks import NETWORKS
 from cluster.settings import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from cluster.pod_spec import ContainerSpec, Probe
     from cluster.probes import Prober
+    from cluster.volumes import PodVolumes
 
 __all__ = ["Container", "PodPlace", "now"]
 
@@ -26,8 +28,6 @@ _FIRST_BACKOFF_S: Final = 1.0
 _MAX_BACKOFF_S: Final = 30.0
 # The exit code that Kubernetes gives to a container that cannot start.
 _CANNOT_START: Final = 128
-# The mounts are those of the process alone: its token, and its DNS server.
-_MOUNTS: Final = 'mount --bind "$1" /run/secrets && mount --bind "$2" "$3" && shift 3 && exec "$@"'
 
 
 class PodPlace:
@@ -35,23 +35,41 @@ class PodPlace:
 
     Args:
         network: The name of its network namespace.
-        secrets: The folder that they see as `/run/secrets`.
-        resolver: The file that they see as `/etc/resolv.conf`.
+        folder: The folder with what they see at fixed places: `secrets`, as `/run/secrets`, and
+            `resolv.conf`; and with an empty folder `root`.
+        volumes: The Pod's volumes.
         logs: The folder for their output.
     """
 
-    def __init__(self, network: str, secrets: Path, resolver: Path, logs: Path) -> None:
+    def __init__(self, network: str, folder: Path, volumes: PodVolumes, logs: Path) -> None:
         self.network = network
         self.logs = logs
-        self._secrets = secrets
-        self._resolver = resolver
+        self.volumes = volumes
+        self._folder = folder
 
-    def command(self, command: Sequence[str]) -> list[str]:
-        """The command line that runs a command in the Pod."""
+    def command(self, command: Sequence[str], spec: ContainerSpec | None = None) -> list[str]:
+        """The command line that runs a command in the Pod.
+
+        Args:
+            command: The command.
+            spec: The container whose files the command sees, and as whose user it runs; `None` for
+                the machine's files and root.
+        """
+        mounts = [
+            (each.path, self.volumes.path(each.volume, each.sub_path), each.is_read_only)
+            for each in (spec.mounts if spec else ())
+        ]
         return [
             *("nsenter", f"--net={NETWORKS / self.network}", "--", "unshare", "--mount", "--"),
-            *("sh", "-c", _MOUNTS, "sh", str(self._secrets), str(self._resolver)),
-            os.path.realpath("/etc/resolv.conf"),
+            *view_arguments(
+                mounts=mounts,
+                is_read_only=bool(spec and spec.is_read_only),
+                user=spec.user if spec else ContainerUser(),
+                folder=spec.folder if spec else Path.cwd(),
+                root=self._folder / "root",
+                secrets=self._folder / "secrets",
+                resolver=self._folder / "resolv.conf",
+            ),
             *command,
         ]
 
@@ -190,7 +208,7 @@ class Container:
     async def _start(self) -> asyncio.subprocess.Process:
         with (self._place.logs / f"{self.spec.name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *self._place.command(self.spec.command),
+                *self._place.command(self.spec.command, self.spec),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -260,7 +278,7 @@ class Container:
             await asyncio.sleep(hook["sleep"]["seconds"])
         elif "exec" in hook:
             process = await asyncio.create_subprocess_exec(
-                *self._place.command(hook["exec"]["command"]),
+                *self._place.command(hook["exec"]["command"], self.spec),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
                 env=dict(self.spec.env),

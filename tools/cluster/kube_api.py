@@ -128,13 +128,17 @@ class KubeApi:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def apply(self, manifest: Mapping[str, Any]) -> Manifest:
+    async def apply(self, manifest: Mapping[str, Any], manager: str = _MANAGER) -> Manifest:
         """Applies an object by server-side apply, with force.
+
+        Args:
+            manifest: The object.
+            manager: The field manager. Fields that it has applied before, and leaves out now, go.
 
         Raises:
             ApiError: The server refuses it.
         """
-        query = {"fieldManager": _MANAGER, "force": "true"}
+        query = {"fieldManager": manager, "force": "true"}
         content = "application/apply-patch+yaml"
         return await self.call(
             "PATCH", path_of(manifest), body=manifest, query=query, content=content

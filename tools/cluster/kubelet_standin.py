@@ -1,9 +1,9 @@
 """A stand-in for the kubelet, and for the scheduler: Pods become processes of this machine.
 
 It binds Pods to its one Node, gives each a network namespace and an address, and runs the commands
-of their containers there, with probes, restarts, `preStop`, SIGTERM and the grace period. It knows
-no images: containers share the machine's files. It does not run init containers or volumes; a Pod
-that has them fails, and its status says so.
+of their containers there, with init containers, volumes, users, probes, restarts, `preStop`,
+SIGTERM and the grace period. It knows no images: containers see the machine's files. A Pod that
+asks for more fails, and its status says so.
 """
 
 from __future__ import annotations

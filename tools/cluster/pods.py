@@ -13,10 +13,11 @@ from cluster.containers import Container, PodPlace, now
 from cluster.control_plane import API_PORT
 from cluster.kube_api import ApiError, KubeApi, Manifest
 from cluster.networks import Network, add_pod_network, remove_pod_network, run_tool
-from cluster.pod_spec import ContainerSpec, UnsupportedPodError, container_specs
+from cluster.pod_spec import ContainerSpec, UnsupportedPodError, container_specs, init_specs
 from cluster.probes import Prober
 from cluster.settings import BRIDGE_ADDRESS, ROOT, ClusterError
 from cluster.sidecars import Injection, injection_of, istio_labels, proxy_container, set_up_proxy
+from cluster.volumes import PodVolumes
 
 if TYPE_CHECKING:
     import signal
@@ -57,6 +58,7 @@ class RunningPod:
         self._folder = _PODS / metadata["uid"]
         self._logs = launch.folder / "pods" / self.namespace / self.name
         self._containers: list[Container] = []
+        self._first: list[Container] = []
         self._failure = ""
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
@@ -65,9 +67,8 @@ class RunningPod:
         self._ready_since: dict[str, tuple[bool, str]] = {}
         self._events: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._prober_network: Network | None = None
-        self._place = PodPlace(
-            self._network, self._folder / "secrets", self._folder / "resolv.conf", self._logs
-        )
+        self._volumes = PodVolumes(launch.folder / "volumes" / metadata["uid"])
+        self._place = PodPlace(self._network, self._folder, self._volumes, self._logs)
 
     @property
     def _path(self) -> str:
@@ -134,24 +135,42 @@ class RunningPod:
         injection = injection_of(self._pod)
         if injection is not None:
             # Before it has an address: istiod then never takes it for one without a sidecar.
-            await self._merge(self._path, {"metadata": {"labels": istio_labels(self._pod)}})
-            self._pod["metadata"].setdefault("labels", {}).update(istio_labels(self._pod))
+            labels = istio_labels(self._pod, injection)
+            await self._merge(self._path, {"metadata": {"labels": labels}})
+            self._pod["metadata"].setdefault("labels", {}).update(labels)
         await add_pod_network(self._network, self._number, self.address)
         await self._write_files()
-        specs = (
-            []
-            if injection is Injection.GATEWAY
-            else container_specs(self._pod, self.address, self._env(), ROOT)
-        )
+        first, specs = [], []
+        if injection is not Injection.GATEWAY:
+            facts = (self._pod, self.address, self._env(), ROOT)
+            first, specs = init_specs(*facts), container_specs(*facts)
+        mounts = [mount for each in (*first, *specs) for mount in each.mounts]
+        await self._volumes.make(self._pod, (each.volume for each in mounts), self._api)
         if injection is Injection.SIDECAR:
             self._prober_network = Network.named(self._network)
+        self._first = [self._container(each, restarts="OnFailure") for each in first]
         own = [self._container(each) for each in specs]
         # All of them from the start: a Pod is ready when each of its containers is.
         self._containers = own
         if injection is not None:
             await self._start_proxy(injection, tasks)
+        for each in self._first:
+            await self._run_first(each, tasks)
         for each in own:
             tasks.create_task(each.run())
+
+    async def _run_first(self, container: Container, tasks: asyncio.TaskGroup) -> None:
+        """Runs an init container to its end.
+
+        Raises:
+            ClusterError: The Pod is deleted before it has succeeded.
+        """
+        running = tasks.create_task(container.run())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not running.done() or container.exit_code != 0:
+            raise ClusterError(f"init container {container.spec.name} has not succeeded")
 
     async def _start_proxy(self, injection: Injection, tasks: asyncio.TaskGroup) -> None:
         """Starts the proxy, and waits until it is ready."""
@@ -170,11 +189,12 @@ class RunningPod:
         if self._stop.is_set():
             raise ClusterError("deleted before its sidecar was ready")
 
-    def _container(self, spec: ContainerSpec) -> Container:
+    def _container(self, spec: ContainerSpec, restarts: str = "") -> Container:
+        policy = self._pod["spec"].get("restartPolicy", "Always")
         return Container(
             spec,
             self._place,
-            self._pod["spec"].get("restartPolicy", "Always"),
+            restarts if restarts and policy != "Never" else policy,
             Prober(self.address, self._prober_network, self.execute),
             self._changed.set,
             self._report,
@@ -182,7 +202,7 @@ class RunningPod:
 
     async def _terminate(self) -> None:
         """Ends the containers, and then the sidecar."""
-        own = [each for each in self._containers if not each.spec.is_sidecar]
+        own = [each for each in self._containers if not each.spec.is_sidecar] + self._first
         sidecars = [each for each in self._containers if each.spec.is_sidecar]
         for group, more_s in ((own, 0.0), (sidecars, _LAST_WORDS_S if own else 0.0)):
             async with asyncio.TaskGroup() as tasks:
@@ -209,6 +229,7 @@ class RunningPod:
         with contextlib.suppress(ClusterError):
             await remove_pod_network(self._network)
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await asyncio.to_thread(self._volumes.remove)
 
     def _env(self) -> dict[str, str]:
         return {
@@ -224,6 +245,7 @@ class RunningPod:
         """Writes what the containers find at fixed paths: token, certificate, DNS server."""
         account = self._folder / "secrets/kubernetes.io/serviceaccount"
         account.mkdir(parents=True)
+        (self._folder / "root").mkdir()
         search = f"{self.namespace}.svc.cluster.local svc.cluster.local cluster.local"
         (self._folder / "resolv.conf").write_text(
             f"nameserver {BRIDGE_ADDRESS}\nsearch {search}\noptions ndots:5\n"
@@ -290,9 +312,10 @@ class RunningPod:
         states = [each.status for each in self._containers]
         waiting = [each["name"] for each in states if not each["ready"]]
         ready = bool(states) and not waiting
+        pending = [each.spec.name for each in self._first if each.exit_code != 0]
         conditions = [
             self._condition("PodScheduled", met=True),
-            self._condition("Initialized", met=True),
+            self._condition("Initialized", met=not pending, waiting=pending),
             self._condition("ContainersReady", met=ready, waiting=waiting),
             self._condition("Ready", met=ready, waiting=waiting),
         ]
@@ -305,6 +328,7 @@ class RunningPod:
             "message": self._failure or None,
             "conditions": conditions,
             "containerStatuses": named,
+            "initContainerStatuses": [each.status for each in self._first],
             "hostIP": BRIDGE_ADDRESS,
             "startTime": self._started_at,
             **(addresses if states else {}),

@@ -40,7 +40,8 @@ BRIDGE_ADDRESS: Final = "10.77.0.1"
 MESH_LABEL: Final = {"istio-discovery": "enabled"}
 """The label of the namespaces that istiod watches."""
 
-_ACCESS_LOG: Final = ROOT / "mesh/istio/components/access-log/mesh-config.yaml"
+_COMPONENTS: Final = ROOT / "mesh/istio/components"
+_PROVIDERS: Final = ("access-log", "tracing")
 
 NODE_NAME: Final = "node-1"
 
@@ -138,13 +139,18 @@ def missing_parts() -> str:
 
 
 def mesh_config(settings: ClusterSettings) -> dict[str, Any]:
-    """Returns Istio's mesh configuration, with the provider that Tidegate ships."""
-    shipped = yaml.load(_ACCESS_LOG.read_text(), Loader=yaml.CSafeLoader)
+    """Returns Istio's mesh configuration, with the providers that Tidegate ships."""
+    shipped = [
+        yaml.load((_COMPONENTS / each / "mesh-config.yaml").read_text(), Loader=yaml.CSafeLoader)
+        for each in _PROVIDERS
+    ]
     return {
         "rootNamespace": "istio-system",
         "trustDomain": "cluster.local",
         "enableAutoMtls": True,
         "discoverySelectors": [{"matchLabels": MESH_LABEL}],
-        **shipped,
+        "extensionProviders": [
+            provider for each in shipped for provider in each["extensionProviders"]
+        ],
         **settings.mesh_config,
     }

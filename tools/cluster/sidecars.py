@@ -29,11 +29,12 @@ _TEMPLATES: Final = "inject.istio.io/templates"
 _PROXY_USER: Final = 1337
 _POLL_S: Final = 0.1
 _TOKEN_S: Final = 12 * 3600
-# All ports are intercepted but those of the agent itself.
+_EXCLUDED: Final = "traffic.sidecar.istio.io/exclude{}boundPorts"
+# All ports are intercepted but those of the agent itself, and those that annotations name.
+_OWN_PORTS: Final = "15090,15021,15020"
 _INTERCEPTION: Final = (
     *("-p", "15001", "-z", "15006", "-u", str(_PROXY_USER), "-g", str(_PROXY_USER)),
-    *("-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*", "-d", "15090,15021,15020"),
-    "--redirect-dns",
+    *("-m", "REDIRECT", "-i", "*", "-x", "", "-b", "*", "--redirect-dns"),
 )
 _READINESS: Final = Probe(
     check="httpGet",
@@ -64,12 +65,18 @@ def injection_of(pod: Manifest) -> Injection | None:
     return Injection.GATEWAY if is_gateway else Injection.SIDECAR
 
 
-def istio_labels(pod: Manifest) -> dict[str, str]:
-    """The labels that Istio's injector gives a Pod."""
+def istio_labels(pod: Manifest, injection: Injection) -> dict[str, str]:
+    """The labels that Istio's injector gives a Pod.
+
+    Args:
+        pod: The Pod.
+        injection: What it asks for. A gateway does not say that it takes mutual TLS.
+    """
     labels = pod["metadata"].get("labels", {})
     name = labels.get("app.kubernetes.io/name", labels.get("app", _workload(pod)))
+    takes_mutual_tls = {"security.istio.io/tlsMode": "istio"}
     return {
-        "security.istio.io/tlsMode": "istio",
+        **(takes_mutual_tls if injection is Injection.SIDECAR else {}),
         "service.istio.io/canonical-name": name,
         "service.istio.io/canonical-revision": labels.get("version", "latest"),
     }
@@ -105,7 +112,15 @@ async def set_up_proxy(
     if injection is Injection.SIDECAR:
         agent = str(BINARIES / "pilot-agent")
         enter = ("nsenter", f"--net={NETWORKS / network}", "--")
-        await run_tool(*enter, agent, "istio-iptables", *_INTERCEPTION)
+        await run_tool(*enter, agent, "istio-iptables", *_interception(pod))
+
+
+def _interception(pod: Manifest) -> tuple[str, ...]:
+    """The flags of Istio's program that sets the interception up."""
+    annotations = pod["metadata"].get("annotations", {})
+    inbound, outbound = (annotations.get(_EXCLUDED.format(each), "") for each in ("In", "Out"))
+    excluded = ",".join(filter(None, (_OWN_PORTS, inbound)))
+    return (*_INTERCEPTION, "-d", excluded, *(("-o", outbound) if outbound else ()))
 
 
 def proxy_container(

@@ -67,6 +67,12 @@ _COMMANDS = {
         "Move traffic to a new version on evidence: apply, watch, simulate.",
         "router",
     ),
+    "dashboard": Command(
+        "tidegate.cli.dashboard.commands",
+        "app",
+        "Draw the dashboards of a Prometheus, without Grafana.",
+        "router",
+    ),
     "trace": Command(
         "tidegate.cli.traces.commands", "app", "Find traces, show them, and say where time goes."
     ),

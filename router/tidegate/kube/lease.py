@@ -30,6 +30,7 @@ from tidegate.kube.lease_record import (
     next_move,
     observe,
 )
+from tidegate.kube.metrics import lead_status
 from tidegate.kube.resources import LEASES, Lease
 from tidegate.runtime.logging import get_logger
 
@@ -114,6 +115,7 @@ class LeaseElector:
         Raises:
             LeaseLostError: The lease was lost; the work has ended. Run it again to compete again.
         """
+        lead_status(self._name, lambda: self.is_leader)
         try:
             await self._acquire()
             _log.info("leads", lease=self._name, identity=self.identity)

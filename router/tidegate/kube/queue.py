@@ -1,6 +1,6 @@
 """A queue of keys, and workers that reconcile them.
 
-    queue = WorkQueue()
+    queue = WorkQueue("rollouts")
     cache.on_change(lambda key, old, new: queue.add(key))
     await queue.serve(reconcile, workers=4)
 
@@ -9,9 +9,11 @@ Which key comes when is decided in `tidegate.kube.queue_policy`.
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 from tidegate.errors import TidegateError
+from tidegate.kube.metrics import QueueMetrics
 from tidegate.kube.queue_policy import Priority, QueuePolicy, QueueSettings
 from tidegate.runtime.logging import get_logger
 
@@ -27,10 +29,12 @@ class WorkQueue:
     """Keys that wait for a worker.
 
     Args:
+        name: Its name in metrics.
         settings: How it retries.
     """
 
-    def __init__(self, settings: QueueSettings | None = None) -> None:
+    def __init__(self, name: str, settings: QueueSettings | None = None) -> None:
+        self._metrics = QueueMetrics(name, time.monotonic)
         self._policy = QueuePolicy(settings)
         self._changed = asyncio.Event()
 
@@ -51,11 +55,13 @@ class WorkQueue:
             self._policy.add_after(key, priority, _now_s() + after_s)
         else:
             self._policy.add(key, priority)
+        self._metrics.added(key, after_s, self._policy.ready)
         self._changed.set()
 
     def forget(self, key: str) -> None:
         """Drops a key whose object is gone."""
         self._policy.forget(key)
+        self._metrics.forgot(key, self._policy.ready)
 
     async def take(self) -> str:
         """Waits for the next key. Give it back with `done` or `failed`."""
@@ -63,6 +69,7 @@ class WorkQueue:
             self._changed.clear()
             key = self._policy.take(_now_s())
             if key is not None:
+                self._metrics.taken(key, self._policy.ready)
                 # Another worker may find another one.
                 self._changed.set()
                 return key
@@ -76,11 +83,13 @@ class WorkQueue:
     def done(self, key: str) -> None:
         """Gives a key back that has been reconciled."""
         self._policy.done(key)
+        self._metrics.gave_back(key, None, self._policy.ready)
         self._changed.set()
 
     def failed(self, key: str) -> float:
         """Gives a key back that comes again, and tells after how many seconds."""
         delay_s = self._policy.failed(key, _now_s(), random.random())  # noqa: S311
+        self._metrics.gave_back(key, delay_s, self._policy.ready)
         self._changed.set()
         return delay_s
 

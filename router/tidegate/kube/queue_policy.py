@@ -100,8 +100,12 @@ class QueuePolicy:
 
     def __len__(self) -> int:
         """How many keys wait, delayed ones included."""
-        ready = sum(len(keys) for keys in self._ready.values())
-        return ready + len(self._due_s) + len(self._again)
+        return self.ready + len(self._due_s) + len(self._again)
+
+    @property
+    def ready(self) -> int:
+        """How many keys a worker could take now, but for delayed ones that have become due."""
+        return sum(len(keys) for keys in self._ready.values())
 
     def add(self, key: str, priority: Priority) -> None:
         """Adds a key; it is merged with what waits under the same key."""

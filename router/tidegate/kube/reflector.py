@@ -20,6 +20,7 @@ The rules are those of client-go's reflector:
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -34,6 +35,7 @@ from tidegate.kube.errors import (
     ThrottledError,
     UnreachableError,
 )
+from tidegate.kube.metrics import WatchMetrics
 from tidegate.kube.resources import KubeObject, Resource
 from tidegate.kube.watching import EventType, WatchEvent
 from tidegate.runtime.logging import get_logger
@@ -102,15 +104,21 @@ class Reflector(Generic[T]):
         # The version to continue from; empty before a list, and when one is needed.
         self._version = ""
         self._older_lists = 0
+        self._metrics = WatchMetrics(resource.plural, namespace, time.monotonic)
 
     async def run(self) -> None:
         """Keeps the cache like the server until it is cancelled."""
+        with self._metrics.shown():
+            await self._keep()
+
+    async def _keep(self) -> None:
         failures, failed_s = 0, 0.0
         loop = asyncio.get_running_loop()
         while True:
             try:
                 await self._turn()
             except KubeError as error:
+                self._metrics.failed()
                 if loop.time() - failed_s > self._settings.healthy_s:
                     failures = 0
                 failures, failed_s = failures + 1, loop.time()
@@ -215,7 +223,13 @@ class Reflector(Generic[T]):
             silence_s=self._settings.silence_s,
         )
         async with contextlib.aclosing(watch) as events:
-            yield events
+            yield self._heard(events)
+
+    async def _heard(self, events: AsyncIterator[WatchEvent[T]]) -> AsyncIterator[WatchEvent[T]]:
+        self._metrics.heard()
+        async for event in events:
+            self._metrics.heard()
+            yield event
 
     def _take(self, event: WatchEvent[T]) -> None:
         """Takes an event that came in order."""
@@ -253,6 +267,7 @@ class Reflector(Generic[T]):
             )
         self._older_lists = 0
         self._cache.replace(self._namespace, objects, version)
+        self._metrics.listed()
         self._version = resource_version
 
 

@@ -13,6 +13,7 @@ import logging
 import random
 import socket
 import ssl
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from tidegate.kube.errors import (
     UnreachableError,
     error_of_body,
 )
+from tidegate.kube.metrics import count_answer, time_answer
 from tidegate.runtime.logging import get_logger
 
 __all__ = ["DEADLINE_S", "Call", "Transport"]
@@ -191,6 +193,7 @@ class Transport:
             async with self._watches.stream(
                 call.method, call.path, params=_given(call.params), timeout=timeout
             ) as answer:
+                count_answer(call.method, answer.status_code)
                 if answer.status_code >= 400:
                     raise _refusal(answer, await answer.aread(), call.doing)
                 yield answer.aiter_bytes()
@@ -199,15 +202,23 @@ class Transport:
         headers = {} if call.body is None else {"Content-Type": call.content_type}
         # The deadline of the call limits everything but the connection, which may be retried.
         timeout = httpx2.Timeout(connect=_CONNECT_S, read=None, write=None, pool=None)
+        began_s = time.monotonic()
         with self._errors_told(call.doing, "no answer"):
-            answer = await self._calls.request(
-                call.method,
-                call.path,
-                params=_given(call.params),
-                content=call.body,
-                headers=headers,
-                timeout=timeout,
-            )
+            try:
+                answer = await self._calls.request(
+                    call.method,
+                    call.path,
+                    params=_given(call.params),
+                    content=call.body,
+                    headers=headers,
+                    timeout=timeout,
+                )
+            except BaseException:
+                # A cancellation too: the deadline of a call that has no answer cancels it.
+                count_answer(call.method, None)
+                raise
+        count_answer(call.method, answer.status_code)
+        time_answer(call.method, time.monotonic() - began_s)
         for warning in answer.headers.get_list("warning"):
             _log.warning("the API server warns", call=call.doing, warning=warning)
         if answer.status_code >= 400:

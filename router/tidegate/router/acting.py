@@ -10,7 +10,7 @@ import asyncio
 from tidegate.rollout.engine.inputs import ApplySplit, Outcome
 from tidegate.router.epoch_tracking import EpochTracker
 from tidegate.router.faults import FaultPoint
-from tidegate.router.metrics import APPLY_FAILURES, APPLY_SECONDS
+from tidegate.router.metrics.counters import APPLY_FAILURES, APPLY_SECONDS
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.surroundings import Surroundings
 from tidegate.runtime.logging import get_logger

@@ -43,6 +43,7 @@ from tidegate.rollout.engine.history import Event
 from tidegate.rollout.engine.samples import Sample
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.router.errors import StoreError
+from tidegate.router.metrics.counters import STATUS_WRITES
 from tidegate.router.store import Delete, Put, PutStatus, Stored, Write
 from tidegate.runtime.logging import get_logger
 
@@ -300,13 +301,17 @@ class CrdStore:
                     ROLLOUTS, body, manager=MANAGER, force=True, subresource="status"
                 )
             except ConflictError:
+                STATUS_WRITES.labels("conflict").inc()
                 manifest = await self._read(key)
                 self._check(key, kept, manifest)
             except NotFoundError as error:
+                STATUS_WRITES.labels("failed").inc()
                 raise _gone(key) from error
             except KubeError as error:
+                STATUS_WRITES.labels("failed").inc()
                 raise StoreError(f"the status of {key} cannot be written: {error}") from error
             else:
+                STATUS_WRITES.labels("written").inc()
                 kept.manifest, kept.state = written, state
                 kept.answer, kept.problem = answer, problem
                 kept.seen = _told(written)

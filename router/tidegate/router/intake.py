@@ -9,7 +9,7 @@ from typing import Final
 from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.router.epoch_tracking import EpochTracker, Resumed
-from tidegate.router.metrics import EVALUATION_FAILURES
+from tidegate.router.metrics.counters import EVALUATION_FAILURES
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.sources.source import Exemplar
 from tidegate.router.surroundings import Surroundings
@@ -86,6 +86,9 @@ class Intake:
             self.fault("the evidence cannot be taken", error)
             return
         self.windows = (*self.windows, *windows)[-_MAX_WAITING:]
+        for window in windows:
+            for version, traffic in window.versions.items():
+                self._record.counted[version] += traffic.requests
 
     def used(self) -> None:
         """Notes that a step has taken in the windows."""

@@ -7,7 +7,7 @@ than one entry for each rollout.
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -36,6 +36,9 @@ class RolloutRecord:
         file_rollout: The rollout as that file held it, as JSON.
         problem: Why it could not be evaluated; empty if it could.
         last_events: Its last events, in order.
+        host: The full name of its host, as the traffic says; before that, as its spec does.
+        counted: The requests of each version that were counted as evidence since this process runs
+            it.
     """
 
     def __init__(self, stored: Stored, events: tuple[Event, ...] = ()) -> None:
@@ -46,6 +49,8 @@ class RolloutRecord:
         self.file_rollout = stored.file_rollout
         self.problem = ""
         self.last_events: deque[Event] = deque(events, maxlen=LAST_EVENTS)
+        self.host = stored.rollout.spec.host
+        self.counted: Counter[str] = Counter()
 
     @property
     def key(self) -> str:

@@ -27,7 +27,13 @@ from tidegate.router.decision_spans import record_decisions
 from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnwrittenError
 from tidegate.router.faults import FaultPoint
 from tidegate.router.intake import Intake, report_fault
-from tidegate.router.metrics import EVALUATION_FAILURES, EVALUATIONS, LATENESS
+from tidegate.router.metrics.counters import (
+    EVALUATION_FAILURES,
+    EVALUATION_SECONDS,
+    EVALUATIONS,
+    LATENESS,
+    count_events,
+)
 from tidegate.router.pacing import next_turn
 from tidegate.router.registry import RolloutRecord
 from tidegate.router.standstill import Standstill
@@ -207,7 +213,8 @@ class RolloutLoop:
                 due = next_turn(due, interval_s, now)
             try:
                 async with self._turn:
-                    problem = await self._evaluate(tasks)
+                    with EVALUATION_SECONDS.time():
+                        problem = await self._evaluate(tasks)
             except StoreError as error:
                 EVALUATION_FAILURES.inc()
                 problem = f"it could not be written: {error}"
@@ -335,6 +342,7 @@ class RolloutLoop:
             self._actor.outcome = None
         record.status = step.status
         record.last_events.extend(step.events)
+        count_events(step.events, before.phase, step.status)
         for event in step.events:
             _log_event(record, event)
         if step.status.phase not in ACTIVE:
@@ -379,7 +387,7 @@ class RolloutLoop:
             return None, f"the traffic cannot be read: no answer within {limit_s:g} s"
 
     def _look(self, traffic: HostTraffic, began_s: float, now_s: float) -> None:
-        self._host = traffic.host
+        self._host = self.record.host = traffic.host
         if self.record.status.phase in ACTIVE:
             self._around.hosts.claim(self.record.key, traffic.host)
             self._intake.epochs(self._host).look(traffic, began_s, now_s)
@@ -400,7 +408,7 @@ class RolloutLoop:
         put = Put(rollout=successor, file=record.file, file_rollout=record.file_rollout)
         await self._writer.put(put, status)
         record.rollout, record.status, record.successor = successor, status, None
-        self._host = successor.spec.host
+        self._host = record.host = successor.spec.host
         self._around.registry.changed(record.key)
         _log.info("rollout begins", rollout=record.key, generation=status.generation)
 

@@ -75,7 +75,7 @@ def edge():
     """A gateway of these tests' own."""
     for each in manifests("ingress"):
         each["metadata"]["namespace"] = EDGE
-        selector = each["spec"]["selector"]
+        selector = each.get("spec", {}).get("selector", {})
         for labels in (selector, selector.get("matchLabels", {})):
             if "istio" in labels:
                 labels["istio"] = EDGE

@@ -132,6 +132,9 @@ async def test_envoy_is_live_once_it_has_a_configuration_and_reports_listeners_a
             }
             (proxy,) = distribution.proxies()
             assert proxy.proxy.node == "ingress"
+            # The label has the name that Istio's proxies give it.
+            found = await asyncio.to_thread(admin._get, "/stats/prometheus")
+            assert ',cluster_name="tidegate-ads"} 1' in found[1].decode()
             assert proxy.proxy_kind is ProxyKind.ENVOY
 
 

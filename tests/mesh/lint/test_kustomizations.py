@@ -174,9 +174,14 @@ def test_missing_kubectl_says_how(overlays, monkeypatch, tmp_path):
     assert "kustomize build" in report.fix
 
 
-def test_kubectl_of_the_environment_is_found(overlays, monkeypatch, tmp_path):
+def test_kubectl_of_the_environment_comes_before_that_of_the_path(monkeypatch, tmp_path):
+    other = tmp_path / "kubectl"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert kustomize.kubectl() == str(Path(sys.executable).parent / "kubectl")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert kustomize.kubectl() == str(other)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +227,18 @@ def test_folder_is_left_as_it_is(overlays):
 def test_laptop_reads_files_as_they_are(overlays):
     sources = read_sources([overlays / "../base"], renders=False)
     assert sources.renderings == {}
+
+
+def test_rules_of_an_adapter_lie_beside_the_objects(overlays):
+    write(
+        Path("base"),
+        adapter="rules: [{seriesQuery: tidegate_llm_tokens_total, name: {as: tidegate_wait}}]\n",
+        kustomization="namespace: models\nresources: [server.yaml, autoscaler.yaml]\n",
+        autoscaler="apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\n"
+        "metadata: {name: vision}\nspec:\n  maxReplicas: 1\n"
+        "  scaleTargetRef: {kind: Deployment, name: vision}\n"
+        "  metrics: [{type: Pods, pods: {metric: {name: tidegate_wait}}}]\n",
+    )
+    assert {each.rule for each in linted(overlays / "dev")} == {"image-without-digest"}
+    Path("base/adapter.yaml").unlink()
+    assert "unknown-metric" in {each.rule for each in linted(overlays / "dev")}

@@ -1,6 +1,8 @@
 """Rotated logs, the state file, and the command files."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from tidegate.mesh.supervisor.process.server_log import ServerLog
 from tidegate.mesh.supervisor.process.state_machine import Phase
 from tidegate.mesh.supervisor.state.command_files import COMMAND_SIGNAL, send_restart, take_commands
 from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.prometheus_files import PrometheusFiles
 from tidegate.mesh.supervisor.state.snapshot import (
     IngressSnapshot,
     RestartSnapshot,
@@ -206,3 +209,46 @@ def test_last_log_message_is_readable(line, words):
 def test_durations_have_two_units():
     texts = [duration_text(seconds) for seconds in (-1, 59.9, 61, 3_700, 90_000)]
     assert texts == ["0s", "59s", "1m 1s", "1h 1m", "1d 1h"]
+
+
+def targets_in(directory):
+    return json.loads(directory.prometheus_targets.read_text())
+
+
+def test_targets_of_prometheus_follow_the_processes(tmp_path):
+    directory = StateDirectory(tmp_path)
+    labels = {"llm": {"app": "llm", "version": "v1", "my-label.x": "y"}}
+    files = PrometheusFiles(directory, labels)
+    files.write_targets(snapshot_of(metrics_address=None))
+    assert targets_in(directory) == []
+    files.write_targets(snapshot_of())
+    (target,) = targets_in(directory)
+    assert target == {
+        "targets": ["127.0.0.1:2"],
+        "labels": {
+            "app": "llm",
+            "version": "v1",
+            "my_label_x": "y",
+            "job": "llm",
+            "server": "llm",
+        },
+    }
+    files.write_targets(snapshot_of(name="envoy", kind="envoy", metrics_address="127.0.0.1:3"))
+    (target,) = targets_in(directory)
+    assert target["labels"]["__metrics_path__"] == "/stats/prometheus"
+    files.write_targets(snapshot_of(phase=Phase.FAILED))
+    assert targets_in(directory) == []
+
+
+def test_promtool_accepts_the_configuration_of_prometheus(tmp_path):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool; `apt-get install prometheus` brings it")
+    directory = StateDirectory(tmp_path)
+    files = PrometheusFiles(directory, {})
+    files.write_configuration()
+    files.write_targets(snapshot_of())
+    command = [promtool, "check", "config", str(directory.prometheus)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"prometheus --config.file={directory.prometheus}" in directory.prometheus.read_text()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from prometheus_server import prometheus_with
 
 from tidegate.client import AsyncClient, HealthStatus
 from tidegate.mesh.supervisor.config.servers_file import ServersFile
@@ -181,6 +182,22 @@ async def test_a_restart_whose_new_process_fails_keeps_the_old_one(tmp_path):
         assert of_the_server(after).pid == before.pid
         assert of_the_server(after).phase is Phase.SERVING
         assert [file.stem for file in mesh.directory.workloads.iterdir()] == ["one"]
+
+
+async def test_a_prometheus_with_the_written_file_scrapes_everything_also_after_a_restart(tmp_path):
+    mesh = Mesh(tmp_path)
+    async with mesh.run():
+        await mesh.ready()
+        async with prometheus_with(mesh.directory.prometheus, tmp_path) as scraper:
+            # The server of this test has no metrics.
+            await scraper.until('count(up{job=~"controller|envoy|router"} == 1) == 3')
+            assert await scraper.query('up{job="program",server="one",app="one"}')
+            (before,) = await scraper.query('up{job="router"}')
+            await mesh.restart("router")
+            await scraper.until(
+                f'up{{job="router",instance!="{before[0]["instance"]}"}} == 1'
+                f' unless on (job) up{{instance="{before[0]["instance"]}"}}'
+            )
 
 
 async def test_the_programs_of_the_mesh_can_be_restarted(tmp_path):

@@ -20,7 +20,7 @@ def registry():
 
 @pytest.fixture
 def metrics(registry):
-    return IstioMetrics(at({"127.0.0.1:8501": VISION}), GATEWAY, registry)
+    return IstioMetrics(at({"127.0.0.1:8501": VISION}), lambda _: GATEWAY, registry)
 
 
 def samples(registry, name):
@@ -191,7 +191,7 @@ async def test_buckets_are_those_of_the_real_proxy(mesh):
     """Istio's proxies use Envoy's buckets, which Envoy shows once it has measured something."""
     await mesh.call("Unary", "v1")
     registry = CollectorRegistry()
-    metrics = IstioMetrics(at({}), GATEWAY, registry)
+    metrics = IstioMetrics(at({}), lambda _: GATEWAY, registry)
     metrics.observe(RECORD)
     ours = samples(registry, "istio_request_duration_milliseconds_bucket")
     text = await mesh.admin_text("/stats/prometheus?filter=http.ingress.downstream_rq_time")

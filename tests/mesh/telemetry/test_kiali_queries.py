@@ -53,7 +53,7 @@ async def scraped(tmp_path):
     """A Prometheus and the metrics that it scrapes."""
     registry = CollectorRegistry()
     workloads = {f"127.0.0.1:850{each}": at_version(f"v{each}") for each in (1, 2)}
-    metrics = IstioMetrics(at(workloads), GATEWAY, registry)
+    metrics = IstioMetrics(at(workloads), lambda _: GATEWAY, registry)
 
     async def answer(request):
         return web.Response(body=generate_latest(registry))

@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 from kube_objects import eventually
+from prometheus_client import REGISTRY
 
 from tidegate.errors import TidegateError
 from tidegate.kube.backoff import Backoff
@@ -24,7 +25,7 @@ async def serving(queue, reconcile, workers=2):
 
 
 async def test_as_many_keys_as_workers_are_reconciled_at_once():
-    queue, running, most, done = WorkQueue(), set(), 0, []
+    queue, running, most, done = WorkQueue("test"), set(), 0, []
 
     async def reconcile(key):
         nonlocal most
@@ -43,7 +44,7 @@ async def test_as_many_keys_as_workers_are_reconciled_at_once():
 
 
 async def test_key_that_fails_comes_again_until_it_succeeds():
-    queue, tries = WorkQueue(SETTINGS), 0
+    queue, tries = WorkQueue("test", SETTINGS), 0
 
     async def reconcile(key):
         nonlocal tries
@@ -59,7 +60,7 @@ async def test_key_that_fails_comes_again_until_it_succeeds():
 
 
 async def test_reconciler_may_ask_for_its_key_again():
-    queue, times = WorkQueue(), []
+    queue, times = WorkQueue("test"), []
 
     async def reconcile(key):
         times.append(asyncio.get_running_loop().time())
@@ -72,7 +73,7 @@ async def test_reconciler_may_ask_for_its_key_again():
 
 
 async def test_fault_in_the_reconciler_ends_the_workers():
-    queue = WorkQueue()
+    queue = WorkQueue("test")
 
     async def reconcile(key):
         raise ValueError(key)
@@ -84,9 +85,38 @@ async def test_fault_in_the_reconciler_ends_the_workers():
 
 
 async def test_edit_wakes_a_worker_that_waits_for_a_delayed_key():
-    queue = WorkQueue()
+    queue = WorkQueue("test")
     queue.add("late", after_s=60.0)
     waiting = asyncio.create_task(queue.take())
     await asyncio.sleep(0)
     queue.add("now")
     assert await asyncio.wait_for(waiting, 1.0) == "now"
+
+
+async def test_metrics_of_a_queue_have_the_names_of_client_go():
+    queue, held = WorkQueue("measured", SETTINGS), asyncio.Event()
+
+    def value(name):
+        return REGISTRY.get_sample_value(f"workqueue_{name}", {"name": "measured"})
+
+    tries = 0
+
+    async def reconcile(key):
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise TidegateError("not yet")
+        await held.wait()
+
+    queue.add("a")
+    queue.add("b")
+    assert (value("adds_total"), value("depth")) == (2, 2)
+    async with serving(queue, reconcile, workers=1):
+        await eventually(lambda: tries == 2)
+        assert value("retries_total") == 1
+        assert value("longest_running_processor_seconds") > 0
+        assert value("work_duration_seconds_count") == 1
+        held.set()
+        await eventually(lambda: value("work_duration_seconds_count") == 3)
+        assert value("queue_duration_seconds_count") == 3
+        assert value("unfinished_work_seconds") == value("depth") == 0

@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidegate.prometheus import Series
 from tidegate.router.sources.counters import CounterReader
-from tidegate.router.sources.prometheus_api import Series
 
 
 def series(*samples, code="0", instance="a"):

@@ -12,11 +12,11 @@ from source_traffic import NOW_S, epoch, measure, mesh_service, watched
 from tidegate.evidence.window import TrafficWindow, VersionTraffic
 from tidegate.mesh.telemetry import RequestLog
 from tidegate.mesh.v1 import mesh_pb2_grpc
+from tidegate.prometheus import PrometheusError
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.gauges import Gauges, read_gauges, substituted, with_gauges
 from tidegate.router.sources.prometheus import PrometheusSource
-from tidegate.router.sources.prometheus_api import PrometheusError
 from tidegate.router.sources.record_streams import RecordStreams
 from tidegate.router.sources.source import UnsupportedError
 

@@ -13,11 +13,11 @@ from source_traffic import FAILURES, HOST, NOW_S, epoch, measure, watched
 
 from tidegate.evidence.buckets import upper_edge
 from tidegate.evidence.window import Counted
+from tidegate.prometheus import PrometheusApi, Series
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.rollout.traffic import MatchKind, Sticky
 from tidegate.router.sources import prometheus as prometheus_source
 from tidegate.router.sources.prometheus import PrometheusSource
-from tidegate.router.sources.prometheus_api import PrometheusApi, Series
 from tidegate.router.sources.source import UnsupportedError
 
 SLOW = measure(Signal.LATENCY, above=0.25)

@@ -31,9 +31,11 @@ def test_another_user_is_told_that_the_cluster_needs_root(monkeypatch):
 
 
 def test_the_access_log_of_the_mesh_has_the_trailers_of_tidegate():
-    (provider,) = mesh_config(ClusterSettings())["extensionProviders"]
-    log = provider["envoyHttpAls"]
-    assert (provider["name"], log["logName"], log["port"]) == ("tidegate-als", "tidegate", 9001)
+    found = mesh_config(ClusterSettings())["extensionProviders"]
+    providers = {each["name"]: each for each in found}
+    assert providers.keys() == {"tidegate-als", "tidegate-traces"}
+    log = providers["tidegate-als"]["envoyHttpAls"]
+    assert (log["logName"], log["port"]) == ("tidegate", 9001)
     wanted = {"grpc-status", "tidegate-model", "tidegate-model-version", "tidegate-queue-ms"}
     assert wanted <= set(log["additionalResponseTrailersToLog"])
     # A call that fails at once has its trailers among the headers.

@@ -82,13 +82,11 @@ class ControlApplication:
         self._controller = Controller(
             settings, self._distribution, Compiler(mesh), self._in_progress, self._journal
         )
-        gateway = {"app": settings.gateway_workload}
-        self._metrics = IstioMetrics(
-            self._topology.workload_at,
-            IstioWorkload.from_labels(
-                settings.gateway_workload, settings.gateway_namespace, gateway
-            ),
+        gateway = IstioWorkload.from_labels(
+            *(settings.gateway_workload, settings.gateway_namespace),
+            {"app": settings.gateway_workload},
         )
+        self._metrics = IstioMetrics(self._topology.workload_at, lambda _: gateway)
         self._mesh = MeshServicer(
             self._controller, self._distribution, self._topology, self._in_progress, self._requests
         )

@@ -101,6 +101,13 @@ _STAT_SUFFIXES: Final = (
     *(f".upstream_rq_{status}xx" for status in range(2, 6)),
 )
 
+# As in Istio's bootstrap, so that the same queries find the clusters of a laptop and of a cluster.
+# Without it Envoy ends the name of a cluster at its first dot, and the rest becomes a part of the
+# metric's name.
+_CLUSTER_TAG: Final = stats_pb2.TagSpecifier(
+    tag_name="cluster_name", regex=r"^cluster\.((.+?(\..+?\.svc\.cluster\.local)?)\.)"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvoySettings:
@@ -152,7 +159,7 @@ def bootstrap(settings: EnvoySettings) -> bootstrap_pb2.Bootstrap:
         overload_manager=overload_pb2.OverloadManager(
             resource_monitors=[_connection_limit(settings.max_connections)]
         ),
-        stats_config=stats_pb2.StatsConfig(stats_matcher=_kept_stats()),
+        stats_config=stats_pb2.StatsConfig(stats_matcher=_kept_stats(), stats_tags=[_CLUSTER_TAG]),
         # No sink takes statistics. `Admin.workers_caught_up` relies on a read of them to start a
         # flush, and periodic flushes would disturb it.
         stats_flush_on_admin=True,

@@ -114,6 +114,12 @@ class Rendering:
         return Place(_shown(origin), line)
 
     @functools.cached_property
+    def folders(self) -> frozenset[Path]:
+        """The folders of the files that objects are from."""
+        origins = (self._origin(node) for _, node in self._rendered)
+        return frozenset(each.parent for each in origins if each is not None)
+
+    @functools.cached_property
     def _rendered(self) -> list[tuple[int, Node]]:
         """The documents with the number of lines before the part that each is in."""
         return [(before, node) for before, part in parts(self.text) for node in _composed(part)]
@@ -241,9 +247,13 @@ def _build(program: str, folder: Path, file: Path) -> str:
 
 
 def kubectl() -> str | None:
-    """The path of kubectl: on the path, or in the environment that runs this."""
+    """The path of kubectl: that of the environment which runs this, else that on the path.
+
+    What an overlay becomes depends on the release. kubectl 1.32 leaves the images of image volumes
+    as they are, and 1.37 replaces them.
+    """
     beside = Path(sys.executable).parent / "kubectl"
-    return shutil.which("kubectl") or (str(beside) if beside.is_file() else None)
+    return str(beside) if beside.is_file() else shutil.which("kubectl")
 
 
 def _composed(text: str) -> list[Node]:

@@ -26,6 +26,7 @@ from tidegate.mesh.lint.checking import (
     findings_of_problems,
 )
 from tidegate.mesh.lint.findings import Rule
+from tidegate.mesh.lint.knowledge.metric_declarations import names_of_adapter
 from tidegate.mesh.lint.kubernetes.manifests import KINDS, Manifests, read_manifests
 from tidegate.mesh.lint.kustomize import (
     Place,
@@ -132,6 +133,7 @@ def read_sources(paths: Sequence[Path], *, renders: bool = True) -> Sources:
         loaded,
         frozenset(str(file) for found in below.values() for file in found),
         read.environments,
+        frozenset(_adapted_metrics(read.folders)),
     )
     findings = (*read.findings, *_told_of_parts(below, loaded))
     return Sources(loaded, manifests, read.renderings, findings, on_cluster=on_cluster)
@@ -151,6 +153,7 @@ class _Reading:
         self._check = check
         self.renderings: dict[str, Rendering] = {**(renderings or {})}
         self.environments: dict[str, str] = {}
+        self.folders: set[Path] = set()
         self.files: dict[Path, ObjectFile] = {}
         self.findings: list[LocatedFinding] = []
         self.problems: list[ObjectProblem] = []
@@ -181,12 +184,14 @@ class _Reading:
         listed = plain_files(file)
         if listed is not None:
             self.environments |= {str(each): environment for each in listed}
+            self.folders |= {each.parent for each in listed}
             self.files.update(read_files(listed, self._check).files)
             return
         source = str(file)
         self.environments[source] = environment
         rendering = self.renderings.get(source) or render(file)
         self.renderings[source] = rendering
+        self.folders |= rendering.folders
         self.files[file] = parse_file(file, rendering.text, check=self._check)
 
 
@@ -219,6 +224,16 @@ def _below(paths: Iterable[Path], files: Iterable[Path]) -> Mapping[Path, list[P
         if nearest is not None:
             found.setdefault(nearest, []).append(file)
     return found
+
+
+def _adapted_metrics(folders: Iterable[Path]) -> Iterator[str]:
+    """Yields the names that prometheus-adapter's rules give, which are files beside the objects.
+
+    They are no objects, so no kustomization has them.
+    """
+    for folder in sorted(folders):
+        for file in sorted(folder.glob("*.yaml")):
+            yield from names_of_adapter(file.read_text(errors="replace"))
 
 
 def _told_of_parts(below: Mapping[Path, list[Path]], loaded: Loaded) -> Iterator[LocatedFinding]:

@@ -38,6 +38,7 @@ from tidegate.mesh.supervisor.server import SupervisedServer
 from tidegate.mesh.supervisor.span_export import users_collector
 from tidegate.mesh.supervisor.state.command_files import COMMAND_SIGNAL, take_commands
 from tidegate.mesh.supervisor.state.directory import StateDirectory
+from tidegate.mesh.supervisor.state.prometheus_files import PrometheusFiles
 from tidegate.mesh.supervisor.state.snapshot import (
     IngressSnapshot,
     RestartSnapshot,
@@ -78,6 +79,9 @@ class Supervisor:
         self._gave_up: set[str] = set()
         self._restarts: dict[str, RestartSnapshot] = {}
         self._routing = EnvoyRouting(directory.port_file(ENVOY_NAME))
+        self._prometheus = PrometheusFiles(
+            directory, {name: each.mesh_labels for name, each in config.servers.items()}
+        )
         self._warnings = _warnings(config)
         self._servers = tuple(self._server(*each) for each in config.servers.items())
         self._mesh = () if config.mesh is None else self._mesh_servers(config.mesh)
@@ -97,6 +101,7 @@ class Supervisor:
         with self._directory.lock():
             check_packages()
             check_ports(self._config)
+            self._prometheus.write_configuration()
             for number in _STOP_SIGNALS:
                 loop.add_signal_handler(number, self.stop)
             loop.add_signal_handler(COMMAND_SIGNAL, self._take_commands)
@@ -214,6 +219,7 @@ class Supervisor:
                 self._gave_up.discard(server.name)
         snapshot = self.snapshot()
         self._directory.write(snapshot)
+        self._prometheus.write_targets(snapshot)
         self._on_change(snapshot)
         if not self._stopping and len(self._gave_up) == len(self._servers):
             self.stop()

@@ -149,21 +149,18 @@ class IstioMetrics:
 
     Args:
         workload_at: Returns the workload that ran at an endpoint when a request began.
-        gateway: The workload that the proxies count as.
+        source_of: Returns the workload whose proxy logged a request.
         registry: Where the collectors are registered. By default beside those of the chassis.
     """
 
     def __init__(
         self,
         workload_at: WorkloadLookup,
-        gateway: IstioWorkload,
+        source_of: Callable[[RequestRecord], IstioWorkload],
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         self._workload_at = workload_at
-        self._source = (
-            *(gateway.name, gateway.namespace, _UNKNOWN, gateway.app, gateway.version),
-            *(_CLUSTER, gateway.canonical_service, gateway.canonical_revision),
-        )
+        self._source_of = source_of
         self._series: dict[tuple[str, ...], _Series] = {}
         self._methods: dict[tuple[str, str, str], Histogram] = {}
 
@@ -233,9 +230,8 @@ class IstioMetrics:
         status = "" if record.grpc_status is None else str(record.grpc_status.value[0])
         return (
             "source",
-            *self._source,
-            *(workload.name, workload.namespace, _UNKNOWN, workload.app, workload.version),
-            *(_CLUSTER, workload.canonical_service, workload.canonical_revision),
+            *_values_of(self._source_of(record)),
+            *_values_of(workload),
             *(record.host or _UNKNOWN, service_name, namespace),
             "grpc" if record.is_grpc else "http",
             str(record.http_status),
@@ -244,6 +240,13 @@ class IstioMetrics:
             # connection_security_policy: a client-side proxy does not know it (Istio's rule).
             _UNKNOWN,
         )
+
+
+def _values_of(workload: IstioWorkload) -> tuple[str, ...]:
+    return (
+        *(workload.name, workload.namespace, _UNKNOWN, workload.app, workload.version),
+        *(_CLUSTER, workload.canonical_service, workload.canonical_revision),
+    )
 
 
 def _service_of(host: str, endpoints_namespace: str) -> tuple[str, str]:

@@ -1,16 +1,15 @@
 """Plots of rollouts and of simulations as SVG: one place decides how they look."""
 
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from tidegate.cli.figures import COLOURS, GREEN, RED, STYLE, svg, use_log_scale
 from tidegate.cli.rollout.words import limit_text, seconds_of
 from tidegate.rollout.simulation.runs import End, Point, Run
 from tidegate.rollout.v1 import rollout_pb2
@@ -20,44 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["effect_plot", "evidence_plot", "harm_plot", "simulation_plot", "svg", "traffic_plot"]
 
-_COLOURS: Final = ("#1f6feb", "#d1672a", "#2da44e", "#8250df", "#bf3989", "#57606a", "#9a6700")
-_RED: Final = "#cf222e"
-_GREEN: Final = "#2da44e"
 _ENDS: Final = {
-    End.PROMOTED: _GREEN,
+    End.PROMOTED: GREEN,
     End.COMPLETED: "#1f6feb",
-    End.ABORTED: _RED,
+    End.ABORTED: RED,
     End.PAUSED: "#bf8700",
     End.OPEN: "#57606a",
 }
-_STYLE: Final[dict[Any, Any]] = {
-    "axes.edgecolor": "#8c959f",
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 9,
-    "grid.color": "#d0d7de",
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    # Names of users may have dollar signs, which are no formulas.
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-}
-
-
-def svg(figure: Figure, salt: str = "") -> str:
-    """Returns a figure as an SVG element that may stand in a page.
-
-    Args:
-        figure: The figure.
-        salt: Makes the ids in it differ from those of other figures of the page.
-    """
-    out = io.StringIO()
-    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": f"tidegate{salt}"}):
-        figure.savefig(out, format="svg", bbox_inches="tight", metadata=nothing)
-    text = out.getvalue()
-    return text[text.index("<svg") :]
 
 
 def traffic_plot(
@@ -68,7 +36,7 @@ def traffic_plot(
         unit, name = _time_unit(samples)
         times = _times(samples, unit)
         versions = sorted({each for sample in samples for each in sample.weights})
-        for version, colour in zip(versions, itertools.cycle(_COLOURS), strict=False):
+        for version, colour in zip(versions, itertools.cycle(COLOURS), strict=False):
             wanted = [sample.weights.get(version, 0.0) for sample in samples]
             observed = [sample.observed_weights.get(version, 0.0) for sample in samples]
             axes.step(times, wanted, where="post", color=colour, label=version)
@@ -103,16 +71,16 @@ def evidence_plot(samples: Sequence[rollout_pb2.Sample], candidate: str, *, safe
                 for each in assessment.objectives
                 if each.metric == metric
             ]
-            colour = _COLOURS[at % len(_COLOURS)]
+            colour = COLOURS[at % len(COLOURS)]
             axes.plot(*_columns((t, _bounded(e)) for t, e in points), color=colour, label=metric)
         if not safe:
             points = [(time, _bounded(each.harm_e)) for time, each in found]
             axes.plot(*_columns(points), color="black", linewidth=1.6, label="all together")
-            axes.axhline(found[-1][1].harm_threshold, color=_RED, linestyle="--", label="abort")
+            axes.axhline(found[-1][1].harm_threshold, color=RED, linestyle="--", label="abort")
         elif found[-1][1].objectives:
             threshold = max(each.safe_threshold for each in found[-1][1].objectives)
-            axes.axhline(threshold, color=_GREEN, linestyle="--", label="met")
-        _use_log_scale(axes)
+            axes.axhline(threshold, color=GREEN, linestyle="--", label="met")
+        use_log_scale(axes)
         axes.set_ylabel("e-value that it is met" if safe else "e-value of harm")
         axes.set_xlabel(name)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -155,13 +123,13 @@ def effect_plot(
             min(each.effect_high, top) if each.HasField("effect_high") else top
             for _, each in points
         ]
-        axes.fill_between(times, low, high, color=_COLOURS[0], alpha=0.2, step="post", linewidth=0)
+        axes.fill_between(times, low, high, color=COLOURS[0], alpha=0.2, step="post", linewidth=0)
         effects = [min(max(each.effect, bottom), top) for _, each in points]
-        axes.plot(times, effects, color=_COLOURS[0], label="effect")
+        axes.plot(times, effects, color=COLOURS[0], label="effect")
         words = f"tolerated: {limit_text(objective, limit)}"
-        axes.axhline(limit, color=_RED, linestyle="--", label=words)
+        axes.axhline(limit, color=RED, linestyle="--", label=words)
         if bottom > 0:
-            _use_log_scale(axes)
+            use_log_scale(axes)
         axes.set_ylim(bottom, top)
         axes.set_ylabel(points[-1][1].metric)
         axes.set_xlabel(name)
@@ -173,9 +141,9 @@ def harm_plot(samples: Sequence[rollout_pb2.Sample], budget: float | None) -> Fi
     """Extra bad requests over time, by the best estimate."""
     with _figure(1.8) as (figure, axes):
         unit, name = _time_unit(samples)
-        axes.plot(_times(samples, unit), [each.harm_spent for each in samples], color=_COLOURS[1])
+        axes.plot(_times(samples, unit), [each.harm_spent for each in samples], color=COLOURS[1])
         if budget is not None:
-            axes.axhline(budget, color=_RED, linestyle="--", label=f"budget: {budget:g}")
+            axes.axhline(budget, color=RED, linestyle="--", label=f"budget: {budget:g}")
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         axes.set_ylabel("extra bad requests")
         axes.set_xlabel(name)
@@ -184,7 +152,7 @@ def harm_plot(samples: Sequence[rollout_pb2.Sample], budget: float | None) -> Fi
 
 def simulation_plot(runs: Sequence[Run], title: str) -> Figure:
     """When runs end and how, the candidate's weight, and what it costs users."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 7), layout="constrained")
         ends, weights, harm = figure.subplots(3, 1, sharex=True)
         longest_s = max(each.time_s for each in runs)
@@ -231,23 +199,16 @@ def _band(
         return [row[min(len(row) - 1, math.floor(share * len(row)))] for row in rows]
 
     ends = quantile(0.1), quantile(0.9)
-    axes.fill_between(times, *ends, color=_COLOURS[0], alpha=0.2, linewidth=0)
-    axes.plot(times, quantile(0.5), color=_COLOURS[0], label="median, 10% to 90%")
+    axes.fill_between(times, *ends, color=COLOURS[0], alpha=0.2, linewidth=0)
+    axes.plot(times, quantile(0.5), color=COLOURS[0], label="median, 10% to 90%")
     axes.legend(loc="best")
 
 
 @contextmanager
 def _figure(height: float) -> "Iterator[tuple[Figure, Axes]]":
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, height))
         yield figure, figure.add_subplot()
-
-
-def _use_log_scale(axes: "Axes") -> None:
-    axes.set_yscale("log")
-    # The usual labels are formulas.
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _unit(longest_s: float) -> tuple[float, str]:

@@ -257,3 +257,12 @@ class Strategy(StrictModel):
     def _has_one(self) -> Self:
         _one_of(self, "a strategy")
         return self
+
+    @property
+    def kind(self) -> str:
+        """Which strategy it is, as files name it: ``canary``, ``blueGreen``."""
+        return next(
+            field.alias or name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) is not None
+        )

@@ -57,8 +57,14 @@ class ClusterApplication:
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings = settings
-        cookies = tuple(settings.user_cookies)
-        self._access_log = IstioLog(IstioLogSettings(user_cookies=cookies))
+        service, namespace = settings.peers_service, settings.own_namespace
+        self._access_log = IstioLog(
+            IstioLogSettings(
+                user_cookies=tuple(settings.user_cookies),
+                authority=f"{service}.{namespace}.svc:{settings.grpc_port}" if service else "",
+                istio_metrics=settings.istio_metrics,
+            )
+        )
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the access log service and the method that other replicas read it by."""
@@ -81,7 +87,12 @@ class ClusterApplication:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             await caches.synced()
             competing = tasks.create_task(self._compete(client, lease_client, caches))
-            working = (competing, tasks.create_task(keep_facts(log, caches.traffic)))
+            log.workloads.follow(caches.traffic.pods)
+            working = (
+                competing,
+                tasks.create_task(keep_facts(log, caches.traffic)),
+                tasks.create_task(log.count_requests()),
+            )
             for each in working:
                 stack.callback(each.cancel)
             health.set_all(True)

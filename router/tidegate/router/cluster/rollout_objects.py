@@ -81,7 +81,7 @@ class RolloutObjects:
         self._store = store
         self._reconciler = reconciler
         self._traffic = traffic
-        self._queue = WorkQueue()
+        self._queue = WorkQueue("rollouts")
         # The rollouts that were told to end because their object goes.
         self._ending: set[str] = set()
         # The identity of each rollout's object: another one may have its name by now.

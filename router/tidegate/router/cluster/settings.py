@@ -117,6 +117,12 @@ class ClusterSettings(RolloutSettings):
         " the router writes EnvoyFilters there for rollouts with `sticky`. Istio's root namespace"
         " stands for all. Empty refuses such rollouts.",
     )
+    istio_metrics: bool = Field(
+        False,
+        description="Compute Istio's metrics (istio_requests_total and so on, reporter=source) from"
+        " the access log, for a mesh whose proxies have none. Where they have them, every request"
+        " would count twice.",
+    )
     user_cookies: list[Annotated[str, AfterValidator(_cookie_name)]] = Field(
         default_factory=list,
         description="Names of the cookies that name users, separated by commas, for rollouts that"

@@ -44,18 +44,22 @@ _NO_HOSTS: Final = frozenset(
 
 
 def istio_parser(
-    attribution: Attribution, user_cookies: Collection[str] = ()
+    attribution: Attribution,
+    user_cookies: Collection[str] = (),
+    on_sender: Callable[[Sender], None] = lambda _: None,
 ) -> Callable[[Node], EntryParser]:
     """Returns what gives the parser for an Envoy of Istio, by its node.
 
     Args:
         attribution: Which host requests are for; the parser adds what it sees.
         user_cookies: Names of the cookies that name a user.
+        on_sender: Called with each Envoy that begins to send.
     """
     cookies = frozenset(user_cookies)
 
     def parser_of(node: Node) -> EntryParser:
         sender = read_sender(node)
+        on_sender(sender)
 
         def parse(entry: HTTPAccessLogEntry) -> RequestRecord | PassedOver:
             return _record(entry, sender, attribution, cookies)

@@ -12,16 +12,18 @@ from functools import partial
 from typing import Final, Self
 
 import grpc
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from tidegate.chassis.calls import ServicerContext
 from tidegate.mesh.control.api.request_records import finished_requests
-from tidegate.mesh.telemetry import AccessLogServicer, RequestLog
+from tidegate.mesh.telemetry import AccessLogServicer, IstioMetrics, RequestLog
 from tidegate.mesh.telemetry.access_log import SERVICE_NAME as ALS_SERVICE
 from tidegate.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tidegate.router.istio_log.attribution import Attribution
 from tidegate.router.istio_log.entries import istio_parser
 from tidegate.router.istio_log.kept_records import KEPT_S, KeptRecords
 from tidegate.router.istio_log.observing import ProxyObserver
+from tidegate.router.istio_log.workloads import ClusterWorkloads
 from tidegate.router.sources.access_log import AccessLogSource
 from tidegate.router.sources.record_streams import RecordStreams
 
@@ -37,14 +39,24 @@ class IstioLogSettings:
     Attributes:
         user_cookies: Names of the cookies that name a user, for sticky rollouts. Istio's provider
             has to log the header ``cookie`` then.
+        authority: Host and port of the Service of the replicas, under which they call each other at
+            their addresses; empty for the address itself. A sidecar finds the route by it, and with
+            the route the mesh's mutual TLS.
+        istio_metrics: Whether to compute Istio's metrics of the requests that this replica
+            receives.
     """
 
     user_cookies: tuple[str, ...] = ()
+    authority: str = ""
+    istio_metrics: bool = False
 
 
-def _plain_channel(address: str) -> grpc.aio.Channel:
+def _plain_channel(authority: str) -> Callable[[str], grpc.aio.Channel]:
     # gRPC would wait up to two minutes for a replica that restarts.
-    return grpc.aio.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 1000)])
+    options: list[tuple[str, str | int]] = [("grpc.max_reconnect_backoff_ms", 1000)]
+    if authority:
+        options.append(("grpc.default_authority", authority))
+    return lambda address: grpc.aio.insecure_channel(address, options)
 
 
 class IstioLog:
@@ -74,7 +86,8 @@ class IstioLog:
 
     Args:
         settings: How the access log is received.
-        channel_of: Opens a channel to a replica.
+        channel_of: Opens a channel to a replica; by default one without encryption of its own.
+        registry: Where Istio's metrics are registered, if the settings ask for them.
 
     Attributes:
         attribution: Which host a request without a cluster is for. Whoever reads the cluster's
@@ -85,6 +98,7 @@ class IstioLog:
         observer: Tells since when a split is in force.
         source: Counts the traffic of rollouts.
         streams: Reads the records of all replicas.
+        workloads: Whose requests they are, for Istio's metrics.
     """
 
     service_names = (ALS_SERVICE, _MESH_SERVICE)
@@ -93,7 +107,8 @@ class IstioLog:
         self,
         settings: IstioLogSettings | None = None,
         *,
-        channel_of: Callable[[str], grpc.aio.Channel] = _plain_channel,
+        channel_of: Callable[[str], grpc.aio.Channel] | None = None,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
         settings = settings or IstioLogSettings()
         self.attribution = Attribution()
@@ -103,9 +118,17 @@ class IstioLog:
         self.source = AccessLogSource(self.streams)
         self._kept = KeptRecords()
         self._requests = RequestLog(self._kept.add)
-        self._parser_of = istio_parser(self.attribution, settings.user_cookies)
+        self.workloads = ClusterWorkloads()
+        self._metrics: IstioMetrics | None = None
+        if settings.istio_metrics:
+            self._metrics = IstioMetrics(
+                self.workloads.workload_at, self.workloads.source_of, registry
+            )
+        self._parser_of = istio_parser(
+            self.attribution, settings.user_cookies, self.workloads.note_sender
+        )
         self._end = asyncio.Event()
-        self._channel_of = channel_of
+        self._channel_of = channel_of or _plain_channel(settings.authority)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._stubs: dict[str, mesh_pb2_grpc.MeshServiceAsyncStub] = {}
 
@@ -124,6 +147,15 @@ class IstioLog:
             [grpc.method_handlers_generic_handler(_MESH_SERVICE, methods)]
         )
         server.add_registered_method_handlers(_MESH_SERVICE, methods)
+
+    async def count_requests(self) -> None:
+        """Computes Istio's metrics until the task is cancelled, if the settings ask for them.
+
+        Each replica counts the requests that it receives itself, so a sum over the replicas counts
+        each request once.
+        """
+        if self._metrics is not None:
+            await self._metrics.follow(self._requests)
 
     @asynccontextmanager
     async def reading(self, *, after_crash: bool = False) -> AsyncIterator[Self]:

@@ -26,6 +26,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
         namespace: The Pod's namespace.
         domain: The domain of the cluster.
         labels: The Pod's labels.
+        workload: The workload of the Pod, such as its Deployment.
     """
 
     id: str = ""
@@ -35,6 +36,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     domain: str = _DOMAIN
     labels: Mapping[str, str] = {}
+    workload: str = ""
 
 
 def read_sender(node: Node) -> Sender:
@@ -54,6 +56,7 @@ def read_sender(node: Node) -> Sender:
         namespace=_text(node, "NAMESPACE") or namespace,
         domain=domain,
         labels={key: value.string_value for key, value in labels.items()},
+        workload=_text(node, "WORKLOAD_NAME"),
     )
 
 

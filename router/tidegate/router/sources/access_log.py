@@ -21,11 +21,11 @@ from prometheus_client import Counter
 
 from tidegate.evidence.window import TrafficWindow
 from tidegate.mesh.v1 import mesh_pb2
+from tidegate.prometheus import PrometheusApi
 from tidegate.rollout.measures import MeasureKind
 from tidegate.router.sources.epochs import RolloutCounts
 from tidegate.router.sources.exemplars import Exemplars
 from tidegate.router.sources.gauges import read_gauges, with_gauges
-from tidegate.router.sources.prometheus_api import PrometheusApi
 from tidegate.router.sources.record_streams import RecordStreams
 from tidegate.router.sources.request import StreamingMethods, read_request
 from tidegate.router.sources.source import Epoch, Exemplar, UnsupportedError, Watched

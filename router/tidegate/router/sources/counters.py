@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from tidegate.router.sources.prometheus_api import Series
+from tidegate.prometheus import Series
 
 __all__ = ["CounterReader", "Increase"]
 

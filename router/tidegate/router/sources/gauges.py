@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from tidegate.evidence.window import MetricName, TrafficWindow, VersionName, VersionTraffic
+from tidegate.prometheus import PrometheusApi, PrometheusError
 from tidegate.rollout.measures import Measure, MeasureKind
-from tidegate.router.sources.prometheus_api import PrometheusApi, PrometheusError
 from tidegate.router.sources.source import Epoch, Watched
 
 __all__ = ["Gauges", "read_gauges", "with_gauges"]

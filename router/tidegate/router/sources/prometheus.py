@@ -29,11 +29,11 @@ from tidegate.evidence.window import (
     VersionName,
     VersionTraffic,
 )
+from tidegate.prometheus import PrometheusApi, PrometheusError, Series
 from tidegate.rollout.measures import Measure, MeasureKind
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.router.sources.counters import CounterReader, Increase
 from tidegate.router.sources.gauges import read_gauges, with_gauges
-from tidegate.router.sources.prometheus_api import PrometheusApi, PrometheusError, Series
 from tidegate.router.sources.source import Epoch, Exemplar, UnsupportedError, Watched
 from tidegate.runtime.logging import get_logger
 

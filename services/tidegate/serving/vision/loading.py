@@ -263,7 +263,7 @@ def _model_queue(
     prepare = partial(_prepare, geometry)
     # Created last, when nothing can fail any more: the series of a version that never served would
     # stay.
-    metrics = ModelMetrics(model, version)
+    metrics = ModelMetrics(model, version, engine.tensors.classes)
     return ModelQueue(f"{model} {version}", engine, prepare, plan, service_time, limits, metrics)
 
 

@@ -61,7 +61,7 @@ class PoolHarness:
             BatchPlan.measured({size: 1.0 + 0.01 * size for size in sizes}),
             ServiceTimeEstimate(prepare_s=0.001, run_s=0.001),
             limits or QueueLimits(1000, 1 << 20),
-            ModelMetrics(name, "1"),
+            ModelMetrics(name, "1", double.tensors.classes),
         )
         self.pool.add(queue)
         return queue

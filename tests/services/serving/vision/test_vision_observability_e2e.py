@@ -121,6 +121,7 @@ async def test_metrics_count_requests_images_and_stages(vision, photographs):
     assert grew(f"tidegate_vision_queue_seconds_count{of}") == 7
     assert grew(f"tidegate_vision_batch_images_sum{of}") == 7
     assert 2 <= grew(f"tidegate_vision_run_seconds_count{of}") <= 7
+    assert grew(f"tidegate_vision_confidence_count{of}") == 7
     assert after[f"tidegate_vision_held_images{of}"] == 0
     assert grew(f"grpc_server_started_total{method}") == 1
     assert grew(f"grpc_server_handling_seconds_count{method}") == 1

@@ -1,5 +1,6 @@
-"""Finds the metrics that source code declares, without running it, and those that queries read.
+"""Finds the metrics that source code and adapters declare, and those that queries read.
 
+Source code is parsed and not run.
 A declaration is a call of a class of `prometheus_client`, or of a variable that holds one, with the
 metric's name as a literal: ``Counter("tidegate_gateway_requests", …)`` or vLLM's
 ``self._gauge_cls(name="vllm:num_requests_running", …)``.
@@ -10,7 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["declared_samples", "metrics_in_query", "possible_samples"]
+import yaml
+
+__all__ = ["declared_samples", "metrics_in_query", "names_of_adapter", "possible_samples"]
 
 _SUFFIXES: Final = {
     "Counter": ("_total",),
@@ -19,6 +22,7 @@ _SUFFIXES: Final = {
     "Summary": ("_sum", "_count"),
     "Info": ("_info",),
 }
+_ADAPTERS_KEY: Final = "seriesQuery"
 _NAME: Final = re.compile(r"[a-zA-Z_:][\w:]*")
 _HOLDER: Final = re.compile(r"_?(counter|gauge|histogram|summary)_cls")
 _QUOTED: Final = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|`[^`]*`")
@@ -67,6 +71,28 @@ def metrics_in_query(query: str) -> set[str]:
         if match[2] is None and match[1].lower() not in _KEYWORDS:
             found.add(match[1])
     return found
+
+
+def names_of_adapter(text: str) -> Iterator[str]:
+    """Yields the names that a configuration of prometheus-adapter gives to metrics.
+
+    Args:
+        text: The configuration, or any other text, which gives none.
+    """
+    if _ADAPTERS_KEY not in text:
+        return
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return
+    for section in ("rules", "externalRules"):
+        rules = read.get(section) if isinstance(read, dict) else None
+        for rule in rules if isinstance(rules, list) else ():
+            named = rule.get("name") if isinstance(rule, dict) else None
+            given = named.get("as") if isinstance(named, dict) else None
+            # A name with a group is that of the series, for each series.
+            if isinstance(given, str) and "$" not in given:
+                yield given
 
 
 def _samples(name: str, suffixes: tuple[str, ...]) -> Iterator[str]:

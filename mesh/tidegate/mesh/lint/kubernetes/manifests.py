@@ -123,11 +123,13 @@ class Manifests:
         placed: The objects, in the order of files and lines.
         environments: The environment that a kustomization names, by the file of its objects.
         problems: Why objects could not be read.
+        adapted_metrics: Names that prometheus-adapter's rules, in files beside the objects, give.
         places: File and line of every document that rules judge.
     """
 
     placed: tuple[PlacedManifest[KubernetesObject], ...] = ()
     environments: Mapping[str, str] = field(default_factory=dict)
+    adapted_metrics: frozenset[str] = frozenset()
     problems: tuple[ObjectProblem, ...] = ()
     places: frozenset[tuple[str, int]] = frozenset()
 
@@ -142,6 +144,7 @@ def read_manifests(
     loaded: Loaded,
     parts_of_kustomizations: frozenset[str] = frozenset(),
     environments: Mapping[str, str] | None = None,
+    adapted_metrics: frozenset[str] = frozenset(),
 ) -> Manifests:
     """Reads the documents that are no objects of the mesh.
 
@@ -149,6 +152,7 @@ def read_manifests(
         loaded: The files.
         parts_of_kustomizations: Files that hold parts of kustomizations, which are not read.
         environments: The environment that a kustomization names, by the file of its objects.
+        adapted_metrics: Names that prometheus-adapter's rules, in files beside the objects, give.
     """
     placed: list[PlacedManifest[KubernetesObject]] = []
     problems: list[ObjectProblem] = []
@@ -171,7 +175,13 @@ def read_manifests(
                 if not isinstance(read.object, _NEVER_JUDGED):
                     places.add((source, lines_before + line_of(node)))
     problems += _named_twice(placed)
-    return Manifests(tuple(placed), environments or {}, tuple(problems), frozenset(places))
+    return Manifests(
+        tuple(placed),
+        environments or {},
+        adapted_metrics,
+        tuple(problems),
+        frozenset(places),
+    )
 
 
 def _documents(text: str) -> Iterator[Node]:

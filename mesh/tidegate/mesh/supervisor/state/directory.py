@@ -36,6 +36,8 @@ class StateDirectory:
         self.mesh_state = root / "mesh.sqlite"
         self.traces = root / "traces.sqlite"
         self.rollouts = root / "rollouts.sqlite"
+        self.prometheus = root / "prometheus.yml"
+        self.prometheus_targets = root / "prometheus-targets.json"
         self.lock_file = root / "lock"
         self.logs = root / "logs"
         self.run = root / "run"

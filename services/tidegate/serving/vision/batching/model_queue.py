@@ -21,11 +21,12 @@ from tidegate.serving.vision.batching.planning import (
 from tidegate.serving.vision.engines.engine import InputForm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
+    from tidegate.serving.vision.batching.classification import TopClasses
     from tidegate.serving.vision.batching.inference_request import (
         ImageContent,
         InferenceRequest,
@@ -272,11 +273,14 @@ class ModelQueue:
             image.timestamps.run_end_s = now_s
             image.prepared = None
 
-    def record_run(self, batch: list[RequestImage], ended_ms: int) -> None:
+    def record_run(
+        self, batch: list[RequestImage], answers: Sequence[TopClasses], ended_ms: int
+    ) -> None:
         """Updates statistics, metrics and the service-time estimate after a run.
 
         Args:
             batch: The images of the run.
+            answers: The best classes of each image; empty if the run failed.
             ended_ms: Wall-clock time of its end, in milliseconds since 1970.
         """
         run_s = batch[0].timestamps.run_end_s - batch[0].timestamps.run_start_s
@@ -294,6 +298,8 @@ class ModelQueue:
             self.metrics.observe_image(queue_s, prepare_s)
             if image.form is InputForm.PIXELS:
                 self.service_time.prepared(prepare_s)
+        for answer in answers:
+            self.metrics.observe_answer(answer.classes[0], answer.scores[0])
 
     def settled(self, request: InferenceRequest, now_s: float, *, succeeded: bool) -> None:
         """Frees the space of a settled request, and counts it."""

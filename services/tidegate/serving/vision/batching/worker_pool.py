@@ -27,9 +27,10 @@ from tidegate.serving.vision.batching.worker_tasks import (
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from tidegate.serving.vision.batching.classification import TopClasses
     from tidegate.serving.vision.batching.inference_request import InferenceRequest
     from tidegate.serving.vision.batching.model_queue import ModelQueue
     from tidegate.serving.vision.batching.worker_tasks import PreparedImage
@@ -228,12 +229,13 @@ class WorkerPool:
         settled = report_run(task, result, self._clock())
         ended_ms = time.time_ns() // 1_000_000
         # Results go first: no client waits for the statistics.
-        if not _deliver(settled, then=partial(self._record_run, task, ended_ms)):
-            task.queue.record_run(task.batch, ended_ms)
+        answers = () if isinstance(result, Exception) else result[1]
+        if not _deliver(settled, then=partial(self._record_run, task, answers, ended_ms)):
+            task.queue.record_run(task.batch, answers, ended_ms)
 
-    def _record_run(self, task: RunBatch, ended_ms: int) -> None:
+    def _record_run(self, task: RunBatch, answers: Sequence[TopClasses], ended_ms: int) -> None:
         with self._lock:
-            task.queue.record_run(task.batch, ended_ms)
+            task.queue.record_run(task.batch, answers, ended_ms)
 
     def _claim(self) -> WorkerTask | None:
         """Chooses the next task; models take turns. Wakes another worker if there is more work."""

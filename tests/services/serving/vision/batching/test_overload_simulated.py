@@ -42,7 +42,7 @@ class Simulation:
         engine = EngineDouble(slots=WORKERS, batch_sizes=tuple(RUN_S), shares_host=True)
         plan = BatchPlan.measured(RUN_S)
         service_time = ServiceTimeEstimate(prepare_s=PREPARE_S, run_s=RUN_S[4] / 4)
-        metrics = ModelMetrics("simulated", "1")
+        metrics = ModelMetrics("simulated", "1", 10)
         room = QueueLimits(limits, 1 << 30)
         self.queue = ModelQueue("simulated 1", engine, None, plan, service_time, room, metrics)
         self.clients, self.images, self.deadline_s = clients, images, deadline_s
@@ -127,7 +127,7 @@ class Simulation:
     def ran(self, batch):
         self.free += 1
         self.queue.ran(batch, self.now_s)
-        self.queue.record_run(batch, ended_ms=0)
+        self.queue.record_run(batch, (), ended_ms=0)
         for image in batch:
             if image.request.finish_image(image, SCORES, TopClasses([0], [1.0]), len(batch)):
                 self.queue.settled(image.request, self.now_s, succeeded=True)

@@ -107,9 +107,13 @@ def unknown_principal(view: MeshView) -> Iterator[Finding]:
 )
 def principal_from_elsewhere(view: MeshView) -> Iterator[Finding]:
     """Principals that lint cannot judge."""
+    told: set[str] = set()
     for policy, path, pattern in _principals(view.kubernetes):
         well_formed = "*" in pattern or _PRINCIPAL.fullmatch(pattern) is not None
-        if well_formed and pattern != "*" and _is_elsewhere(pattern, view.kubernetes):
+        if pattern in told or pattern == "*" or not well_formed:
+            continue
+        if _is_elsewhere(pattern, view.kubernetes):
+            told.add(pattern)
             yield Finding(
                 policy,
                 path,

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Final
 
-import yaml
-
 from tidegate.mesh.lint.findings import Finding, Severity, kubernetes_rule
-from tidegate.mesh.lint.knowledge.metric_declarations import metrics_in_query
+from tidegate.mesh.lint.knowledge.metric_declarations import metrics_in_query, names_of_adapter
 from tidegate.mesh.lint.knowledge.metric_names import JudgedMetric, MetricVerdict, judge_metric
 from tidegate.mesh.lint.kubernetes.services import ConfigMap, PrometheusRule
 from tidegate.mesh.lint.kubernetes.view import Autoscaler, KubernetesView, PodTemplate
@@ -208,24 +206,8 @@ def _defined(view: KubernetesView) -> set[str]:
     }
     for config in view.manifests.of(ConfigMap):
         for text in config.object.data.values():
-            if "seriesQuery" in text:
-                found.update(_adapted(text))
-    return found
-
-
-def _adapted(text: str) -> Iterator[str]:
-    """Yields the names that a configuration of prometheus-adapter gives to series."""
-    try:
-        read = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return
-    for section in ("rules", "externalRules"):
-        rules = read.get(section) if isinstance(read, dict) else None
-        for rule in rules if isinstance(rules, list) else ():
-            named = rule.get("name") if isinstance(rule, dict) else None
-            given = named.get("as") if isinstance(named, dict) else None
-            if isinstance(given, str) and "$" not in given:
-                yield given
+            found.update(names_of_adapter(text))
+    return found | view.manifests.adapted_metrics
 
 
 def _behavior(autoscaler: Autoscaler) -> tuple[str, ScalingBehavior]:

@@ -1,7 +1,7 @@
 """The HTTP API of Prometheus: raw samples of counters, and numbers of queries."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -15,6 +15,7 @@ __all__ = ["PrometheusApi", "PrometheusError", "Series"]
 _TIMEOUT_S: Final = 5.0
 _MOST_BYTES: Final = 64 << 20
 _PATH: Final = "/api/v1/query"
+_RANGE_PATH: Final = "/api/v1/query_range"
 
 
 class PrometheusError(TidegateError):
@@ -40,11 +41,15 @@ class PrometheusApi:
     Args:
         session: The HTTP session.
         url: The address of Prometheus, with its path prefix if it has one.
+        timeout_s: How long an answer may take.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, timeout_s: float = _TIMEOUT_S
+    ) -> None:
         self._session = session
         self._url = url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def samples(self, selector: str, range_s: float, at_s: float) -> list[Series]:
         """Returns the raw samples of series in a range of time.
@@ -60,14 +65,7 @@ class PrometheusApi:
         kind, result = await self._query(f"{selector}[{max(1, round(range_s * 1000))}ms]", at_s)
         if kind != "matrix":
             raise PrometheusError(f"{self._url} answered {selector} with a {kind}")
-        try:
-            return [
-                Series(_labels(each), tuple(_finite(each.get("values", ())))) for each in result
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PrometheusError(
-                f"{self._url} gives no samples for {selector}: {error}"
-            ) from error
+        return self._series(selector, result, lambda each: each.get("values", ()))
 
     async def number(self, query: str, at_s: float) -> float:
         """Returns the only number of a query.
@@ -98,11 +96,53 @@ class PrometheusApi:
             raise PrometheusError(f"gives {texts[0]}, which is not a number to compare")
         return number
 
-    async def _query(self, query: str, at_s: float) -> tuple[str, Any]:
-        form = {"query": query, "time": f"{at_s:.3f}"}
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    async def latest(self, query: str, at_s: float) -> list[Series]:
+        """Returns the value of a query at a time, one sample for each series.
+
+        Raises:
+            PrometheusError: There is no answer.
+        """
+        kind, result = await self._query(query, at_s)
+        if kind == "scalar":
+            result = [{"metric": {}, "value": result}]
+        return self._series(query, result, lambda each: (each["value"],))
+
+    async def over_time(
+        self, query: str, start_s: float, end_s: float, step_s: float
+    ) -> list[Series]:
+        """Returns the values of a query over time.
+
+        Args:
+            query: The query.
+            start_s: The first time, in seconds since the epoch.
+            end_s: The last time.
+            step_s: Seconds from one value to the next.
+
+        Raises:
+            PrometheusError: There is no answer.
+        """
+        times = {"start": f"{start_s:.3f}", "end": f"{end_s:.3f}", "step": f"{step_s:.3f}"}
+        _, result = await self._post(_RANGE_PATH, {"query": query, **times})
+        return self._series(query, result, lambda each: each["values"])
+
+    def _series(
+        self,
+        query: str,
+        result: Iterable[Mapping[str, Any]],
+        values_of: Callable[[Mapping[str, Any]], Iterable[tuple[float, str]]],
+    ) -> list[Series]:
         try:
-            async with self._session.post(self._url + _PATH, data=form, timeout=timeout) as answer:
+            return [Series(_labels(each), tuple(_finite(values_of(each)))) for each in result]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PrometheusError(f"{self._url} gives no samples for {query}: {error}") from error
+
+    async def _query(self, query: str, at_s: float) -> tuple[str, Any]:
+        return await self._post(_PATH, {"query": query, "time": f"{at_s:.3f}"})
+
+    async def _post(self, path: str, form: Mapping[str, str]) -> tuple[str, Any]:
+        url = self._url + path
+        try:
+            async with self._session.post(url, data=form, timeout=self._timeout) as answer:
                 body = bytearray()
                 async for part in answer.content.iter_any():
                     body += part

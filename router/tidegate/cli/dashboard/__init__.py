@@ -1,0 +1,1 @@
+"""``tidegate dashboard``: draws Grafana's dashboards without Grafana."""
