@@ -136,7 +136,11 @@ def _stages() -> list[timeseries.Panel]:
             ],
             unit="s",
             least=0,
-            shapes=(Shape("queue", dash=(2, 3)), Shape("decoding", dash=(6, 4))),
+            shapes=(
+                Shape("inference"),
+                Shape("queue", dash=(2, 3)),
+                Shape("decoding", dash=(6, 4)),
+            ),
         ),
         over_time(
             "Images in the server",
@@ -164,7 +168,7 @@ def _answers() -> list[timeseries.Panel]:
             unit="percentunit",
             least=0,
             most=1,
-            shapes=(Shape("p10", dash=(6, 4)),),
+            shapes=(Shape("median"), Shape("p10", dash=(6, 4))),
         ),
         over_time(
             "How answers divide",

@@ -107,8 +107,8 @@ DASHED: Final = Shape("written", dash=(8, 4), stepped=True)
 DOTTED: Final = Shape("observed|ends", dash=(2, 3), width=1)
 """What was counted."""
 
-QUANTILES: Final = (Shape("p95", dash=(6, 4)), Shape("p99", dash=(2, 3)))
-"""The higher quantiles beside the median."""
+QUANTILES: Final = (Shape("p50"), Shape("p95", dash=(6, 4)), Shape("p99", dash=(2, 3)))
+"""The quantiles of one version: the higher ones have broken lines."""
 
 
 def query(expression: str, legend: str = "") -> prometheus.Dataquery:
