@@ -7,7 +7,7 @@ from tidegate.trace_analysis.spans import Span, Trace
 START_US = 1_764_000_000_000_000
 CLASSIFY = "tidegate.vision.v1.VisionService/Classify"
 STAGES = ("queue", "decode", "batch", "inference")
-SUBSETS = {"1-fp32": "v1", "1-int8": "v2"}
+SUBSETS = {"1-fp32": "v1", "1-int8": "v2", "": "v1"}
 
 
 def span(number, parent, service, operation, start_us, duration_us, kind="", host="", **tags):

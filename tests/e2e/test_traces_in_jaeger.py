@@ -145,7 +145,8 @@ def test_the_rollouts_decisions_are_one_trace_linked_to_calls(found):
     root, *events = (row.span for row in rows(run))
     assert root.operation == "rollout models/int8"
     names = [span.operation for span in events]
-    assert names[0] == "Started"
+    # Both happen at the same moment.
+    assert {"Started", "StageEntered"} == set(names[:2])
     assert names[-1] == "Aborted"
     assert names.count("StageEntered") == 2
     calls = {trace.trace_id for trace in found.traces("tidegate-cli")}
@@ -157,14 +158,16 @@ def test_the_rollouts_decisions_are_one_trace_linked_to_calls(found):
 def test_the_calls_are_analysed(found):
     (report,) = found.analysed["services"]
     assert report["service"] == "tidegate-vision"
-    assert report["calls"] == CALLS + 1
     left_out = report["left_out"]
     assert [left_out[name] for name in ("incomplete", "cyclic", "skewed")] == [0, 0, 0]
-    assert {(each["version"], each["subset"]) for each in report["versions"]} == {
+    # The gateway now and then asks which models there are; no model answers that.
+    versions = [each for each in report["versions"] if each["version"]]
+    assert sum(each["calls"] for each in versions) == CALLS + 1
+    assert {(each["version"], each["subset"]) for each in versions} == {
         ("1-fp32", "v1"),
         ("1-int8", "v2"),
     }
-    for version in report["versions"]:
+    for version in versions:
         kinds = version["kinds"]
         assert sum(each["mean_us"] for each in kinds.values()) == pytest.approx(
             version["time"]["mean_us"]

@@ -153,7 +153,8 @@ class Analysis:
         """Returns the version of a name: the version itself, or that which a subset serves."""
         if name in by_version:
             return name
-        served = {each for each, calls in by_version.items() if _subset(calls) == name}
+        # Calls that no model answers, such as ListModels, tell their subset but no version.
+        served = {each for each, calls in by_version.items() if each and _subset(calls) == name}
         if len(served) == 1:
             return served.pop()
         known = ", ".join(

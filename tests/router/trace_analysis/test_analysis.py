@@ -68,6 +68,12 @@ def test_versions_may_be_named_by_their_subsets():
     assert (compared.first, compared.second) == ("1-fp32", "1-int8")
 
 
+def test_calls_without_a_version_do_not_take_the_name_of_a_subset():
+    calls = [*many_calls(200), vision_call(999, (1, 1, 1, 1), version="")]
+    found = report(calls, versions=("v1",))
+    assert [each.version for each in found.versions] == ["1-fp32"]
+
+
 def test_the_report_has_every_version_with_most_calls_first():
     calls = [vision_call(number, (100, 200, 300, 400)) for number in range(1, 4)]
     calls.append(vision_call(9, (1, 1, 1, 1), version="1-int8", status="RESOURCE_EXHAUSTED"))
