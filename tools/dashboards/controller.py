@@ -355,7 +355,7 @@ def _rate(metric: str) -> str:
 
 
 def _increase(series: str) -> str:
-    return f"sum(increase({series}[$__range]))"
+    return f"round(sum(increase({series}[$__range])))"
 
 
 def _by_rollout(how: str, metric: str) -> str:

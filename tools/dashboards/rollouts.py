@@ -107,7 +107,7 @@ def rollouts() -> Dashboard:
 
 
 def _now() -> list[stat.Panel | statetimeline.Panel | table.Panel]:
-    counted = "sum(increase(tidegate_rollout_ended_after_seconds_count"
+    counted = "round(sum(increase(tidegate_rollout_ended_after_seconds_count"
     return [
         latest_numbers(
             "Rollouts",
@@ -123,8 +123,8 @@ def _now() -> list[stat.Panel | statetimeline.Panel | table.Panel]:
                     " or vector(0)",
                     "with a problem",
                 ),
-                latest(f'{counted}{{phase="promoted"}}[$__range])) or vector(0)', "promoted"),
-                latest(f'{counted}{{phase="aborted"}}[$__range])) or vector(0)', "aborted"),
+                latest(f'{counted}{{phase="promoted"}}[$__range]))) or vector(0)', "promoted"),
+                latest(f'{counted}{{phase="aborted"}}[$__range]))) or vector(0)', "aborted"),
             ],
         ),
         states_over_time(

@@ -5,10 +5,10 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import matplotlib as mpl
-from matplotlib.dates import AutoDateLocator, DateFormatter, date2num
+from matplotlib.dates import MINUTELY, AutoDateLocator, DateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -26,6 +26,7 @@ _COLUMN_PIXELS: Final = 62
 _ROW_PIXELS: Final = 26
 # A line is broken where samples are missing.
 _GAP_STEPS: Final = 4
+_LONGEST_DOT: Final = 1.0
 _GREY: Final = "#8c959f"
 # Grafana's names of colours. The palette of lines has other tones.
 _NAMED: Final = {
@@ -44,10 +45,20 @@ _NAMED: Final = {
 _MORE_COLOURS: Final = ("#0a7ea4", "#e3a008", "#a40e5c", "#4b8b3b", "#6e40c9", "#c2410c", "#374151")
 
 
-class Entry(tuple[str, str, str]):
-    """A line of a legend: the name, its colour, and its last value as text."""
+class Entry(NamedTuple):
+    """A line of a legend.
 
-    __slots__ = ()
+    Attributes:
+        name: The name of the series.
+        colour: Its colour.
+        value: Its last value as text; empty if it has none.
+        line: How its line looks, in the words of CSS.
+    """
+
+    name: str
+    colour: str
+    value: str = ""
+    line: str = "solid"
 
 
 def draw_lines(
@@ -77,7 +88,12 @@ def draw_lines(
         _set_times(axes, span)
         _mark(axes, marks)
     legend = [
-        Entry((line.name, str(shape["color"]), text_of(line.samples[-1][1], panel.unit)))
+        Entry(
+            line.name,
+            str(shape["color"]),
+            text_of(line.samples[-1][1], panel.unit),
+            _line_of(shape),
+        )
         for line, shape in zip(data.lines, shapes, strict=True)
     ]
     return figure, legend
@@ -111,7 +127,7 @@ def draw_states(
         axes.grid(visible=False, axis="y")
         _set_times(axes, span)
         _mark(axes, marks)
-    return figure, [Entry((text, colour, "")) for text, colour in seen.items()]
+    return figure, [Entry(text, colour) for text, colour in seen.items()]
 
 
 def _figure(place: tuple[int, int, int, int]) -> "tuple[Figure, Axes]":
@@ -157,6 +173,13 @@ def _shape(data: PanelData, line: Line, colour: str) -> dict[str, Any]:
     if len(line.samples) == 1:
         shape["marker"] = "."
     return shape
+
+
+def _line_of(shape: Mapping[str, Any]) -> str:
+    """How a line looks, in the words of CSS: short dashes are dots there."""
+    if "linestyle" not in shape:
+        return "solid"
+    return "dotted" if shape["linestyle"][1][0] <= _LONGEST_DOT else "dashed"
 
 
 def _broken(line: Line, span: TimeRange) -> tuple[list[float], list[float]]:
@@ -215,8 +238,11 @@ def _set_axes(axes: "Axes", data: PanelData, custom: Mapping[str, Any]) -> None:
 
 def _set_times(axes: "Axes", span: TimeRange) -> None:
     axes.set_xlim(_date(span.start_s), _date(span.end_s))
-    axes.xaxis.set_major_locator(AutoDateLocator(maxticks=7))  # type: ignore[no-untyped-call]
-    shape = "%H:%M:%S" if span.end_s - span.start_s < 600 else "%H:%M"
+    locator = AutoDateLocator(minticks=3, maxticks=7)  # type: ignore[no-untyped-call]
+    # By default two minutes are no interval, and ten of them have two ticks.
+    locator.intervald[MINUTELY] = [1, 2, 5, 10, 15, 30]
+    axes.xaxis.set_major_locator(locator)
+    shape = "%H:%M:%S" if span.end_s - span.start_s < 180 else "%H:%M"
     if span.end_s - span.start_s > 86_400:
         shape = "%d %b %H:%M"
     formatter = DateFormatter(shape, tz=_zone())  # type: ignore[no-untyped-call]

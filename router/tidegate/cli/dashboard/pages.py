@@ -31,7 +31,7 @@ h2 {{ font-size: 1rem; margin: 1rem 0 0; grid-column: 1 / -1; }}
 .panel h3 {{ font-size: .85rem; margin: 0 0 .3rem; }}
 .panel svg {{ width: 100%; height: auto; display: block; }}
 .legend {{ font-size: 11px; color: #424a53; display: flex; flex-wrap: wrap; gap: 0 .9rem; }}
-.legend i {{ display: inline-block; width: 12px; height: 3px; margin: 0 4px 3px 0; }}
+.legend i {{ display: inline-block; width: 14px; border-top: 3px solid; margin: 0 4px 3px 0; }}
 .legend b {{ font-weight: 600; }}
 .numbers {{ display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; }}
 .numbers b {{ display: block; font-size: 1.7rem; font-weight: 600; line-height: 1.2; }}
@@ -142,11 +142,12 @@ def _content(data: PanelData, span: TimeRange, marks: Sequence[Mark], salt: str)
             yield _legend(legend)
 
 
-def _legend(entries: Sequence[tuple[str, str, str]]) -> str:
+def _legend(entries: Sequence[tuple[str, str, str, str]]) -> str:
     shown = dict.fromkeys(entries)
     items = [
-        f'<span><i style="background: {colour}"></i>{_html(name)} <b>{_html(value)}</b></span>'
-        for name, colour, value in list(shown)[:_MOST_IN_LEGEND]
+        f'<span><i style="border-top: 3px {line} {colour}"></i>{_html(name)}'
+        f" <b>{_html(value)}</b></span>"
+        for name, colour, value, line in list(shown)[:_MOST_IN_LEGEND]
     ]
     if len(shown) > _MOST_IN_LEGEND:
         items.append(f"<span>and {len(shown) - _MOST_IN_LEGEND} more</span>")
