@@ -24,7 +24,7 @@ PEERS_READY := .venv-peers/.ready
 LITELLM_READY := .venv-litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-gateway bench-shifts bench-hop bench-evidence bench-rollouts bench-cluster bench-weights soak protos dashboards lock clean
+.PHONY: help up models servers cluster test test-long fuzz fuzz-istiod check format bench bench-vision bench-llm bench-gateway bench-shifts bench-hop bench-evidence bench-rollouts bench-traces bench-cluster bench-weights soak protos dashboards lock clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets.
@@ -105,6 +105,9 @@ bench-evidence: $(DEV_READY) ## Simulate rollouts: false aborts, detection, and 
 
 bench-rollouts: $(DEV_READY) ## Run 10, 100 and 1,000 rollouts in one router: processor, memory, lateness.
 	@$(BIN)/python benchmarks/rollouts/scale.py
+
+bench-traces: $(DEV_READY) ## Analyse 100,000 spans; fail if that takes 10 s of the processor.
+	@$(BIN)/python benchmarks/traces/run.py
 
 bench-cluster: $(DEV_READY) servers ## Run the router beside Argo Rollouts on real Kubernetes and Istio, as root. An hour.
 	@$(BIN)/python tools/build_servers.py rollouts-controller

@@ -113,6 +113,8 @@ SERVERS: Final = {
             "istio.io/istio/pilot/cmd/pilot-agent",
             files=("tools/packaging/common/envoy_bootstrap.json",),
         ),
+        # Jaeger 2, whose page is empty: its module has no UI.
+        Server("jaeger", "jaeger", "github.com/jaegertracing/jaeger/cmd/jaeger"),
     )
 }
 

@@ -38,11 +38,12 @@ _TORCH: Final = "torch"
 
 def installed() -> dict[str, Package]:
     """Returns the packages of this environment, by canonical name."""
-    found = {}
+    found: dict[str, Package] = {}
     for each in distributions():
         requires = tuple(Requirement(text) for text in each.requires or ())
         name = canonicalize_name(each.metadata["Name"])
-        found[name] = Package(each.version.partition("+")[0], requires)
+        # An import finds the first on the path; setuptools appends copies of its own.
+        found.setdefault(name, Package(each.version.partition("+")[0], requires))
     return found
 
 

@@ -5,6 +5,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from tidegate.trace_analysis.spans import Trace
+
 START_NS = 1_764_000_000_000_000_000
 MS = 1_000_000
 
@@ -69,3 +71,25 @@ def request(*spans: Span, service: str = "vision", **resource: object) -> Export
     scope.scope.name = "test"
     scope.spans.extend(spans)
     return made
+
+
+def exported(made: Trace) -> list[ExportTraceServiceRequest]:
+    """The export requests of a trace, one for each service."""
+    requests = {}
+    for each in made.spans:
+        sent = requests.setdefault(each.service, [])
+        tags = {key: value for key, value in each.tags.items() if key not in ("span.kind", "error")}
+        sent.append(
+            Span(
+                trace_id=bytes.fromhex(made.trace_id),
+                span_id=bytes.fromhex(each.span_id),
+                parent_span_id=bytes.fromhex(each.parent_id),
+                name=each.operation,
+                kind=Span.SpanKind.Value(f"SPAN_KIND_{each.kind or 'internal'}".upper()),
+                start_time_unix_nano=each.start_us * 1000,
+                end_time_unix_nano=(each.start_us + each.duration_us) * 1000,
+                attributes=attributes(**tags),
+                status=Status(code=Status.STATUS_CODE_ERROR if each.is_error else 0),
+            )
+        )
+    return [request(*spans, service=service) for service, spans in requests.items()]

@@ -79,6 +79,9 @@ class SyntheticSource:
         window = TrafficWindow(start_s=start_s, end_s=now_s, shares=shares, versions=versions)
         return (window,) if window.requests else ()
 
+    def exemplars(self, key):
+        return ()
+
     def forget(self, key):
         del self.watched[key]
         self.log.append(("forget", key))

@@ -73,7 +73,9 @@ _COMMANDS = {
         "Draw the dashboards of a Prometheus, without Grafana.",
         "router",
     ),
-    "trace": Command("tidegate.cli.traces.commands", "app", "Find traces and show them."),
+    "trace": Command(
+        "tidegate.cli.traces.commands", "app", "Find traces, show them, and say where time goes."
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """The exporter of a command's spans. Only this module needs OpenTelemetry's packages."""
 
 import logging
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -57,7 +58,8 @@ def exporting(endpoint: str | None, protocol: str = "grpc") -> Iterator[None]:
     # The exporter logs each failed try; the message below reports the loss once.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     # OpenTelemetry's variables win over our name for the process.
-    resource = Resource.create({"service.name": _SERVICE}).merge(OTELResourceDetector().detect())
+    own = {"service.name": _SERVICE, "host.name": socket.gethostname()}
+    resource = Resource.create(own).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = _CountingExporter(otlp_exporter(endpoint, protocol, _TIMEOUT_S))
     provider.add_span_processor(BatchSpanProcessor(exporter))

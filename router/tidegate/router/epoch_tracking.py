@@ -13,7 +13,13 @@ from tidegate.rollout.engine.stages import sticky_of
 from tidegate.rollout.measures import measures_of
 from tidegate.rollout.spec.model import RolloutSpec
 from tidegate.rollout.traffic import Applied, HostTraffic, TrafficSplit
-from tidegate.router.sources.source import Epoch, TrafficSource, UnsupportedError, Watched
+from tidegate.router.sources.source import (
+    Epoch,
+    Exemplar,
+    TrafficSource,
+    UnsupportedError,
+    Watched,
+)
 
 __all__ = ["EpochTracker", "Resumed", "shares_of", "watched_of"]
 
@@ -131,6 +137,11 @@ class EpochTracker:
         """Lets the next look say what the traffic is."""
         self._changing = False
         self._changed_s = now_s
+
+    @property
+    def exemplars(self) -> tuple[Exemplar, ...]:
+        """Some traced calls that stand for what was counted."""
+        return self._source.exemplars(self._key) if self._is_watching else ()
 
     async def take(self, now_s: float) -> tuple[TrafficWindow, ...]:
         """Returns what was counted since the last call."""

@@ -11,6 +11,7 @@ from tidegate.rollout.engine.status import RolloutStatus
 from tidegate.router.epoch_tracking import EpochTracker, Resumed
 from tidegate.router.metrics.counters import EVALUATION_FAILURES
 from tidegate.router.registry import RolloutRecord
+from tidegate.router.sources.source import Exemplar
 from tidegate.router.surroundings import Surroundings
 from tidegate.runtime.logging import get_logger
 
@@ -58,6 +59,11 @@ class Intake:
     def is_settled(self) -> bool:
         """Whether another look at the same traffic would change nothing."""
         return self._epochs is None or self._epochs.is_settled
+
+    @property
+    def exemplars(self) -> tuple[Exemplar, ...]:
+        """Some traced calls that stand for what was counted."""
+        return () if self._epochs is None else self._epochs.exemplars
 
     @property
     def has_news(self) -> bool:

@@ -23,6 +23,7 @@ from tidegate.rollout.spec.model import Rollout
 from tidegate.rollout.traffic import HostTraffic
 from tidegate.router.acting import Actor
 from tidegate.router.commands import UserCommand, WaitingCommands, stage_refusal
+from tidegate.router.decision_spans import record_decisions
 from tidegate.router.errors import LeavingError, RefusedError, StoreError, UnwrittenError
 from tidegate.router.faults import FaultPoint
 from tidegate.router.intake import Intake, report_fault
@@ -335,6 +336,7 @@ class RolloutLoop:
                 raise
             self._writer.owe(step, command_id)
             self._unwritten = error
+        record_decisions(record, step, self._intake.exemplars)
         self._intake.used()
         if self._actor.outcome is inputs.outcome:
             self._actor.outcome = None

@@ -11,6 +11,9 @@ lines carry the trace id. Inside a request:
 
 `record_span` records a stage that ran on a worker thread, afterwards and with its own times.
 
+Each span's resource names the service, its instance and the host. Only `describe_model` and the
+attribute ``tidegate.stage`` are ours: `tidegate trace analyse` reads them.
+
 The interceptor of `opentelemetry-instrumentation-grpc` is not used. For each call it wraps the
 context in a proxy. It runs a server stream inside an asynchronous generator, whose span leaks when
 the client leaves between two messages. And it marks refusals such as NOT_FOUND as exceptions.
@@ -19,43 +22,53 @@ the client leaves between two messages. And it marks refusals such as NOT_FOUND 
 import functools
 import inspect
 import threading
-import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.sdk.trace.sampling import (
-    ALWAYS_OFF,
-    ALWAYS_ON,
-    ParentBased,
-    Sampler,
-    TraceIdRatioBased,
-)
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.semconv.schemas import Schemas
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Tracer
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from tidegate.runtime.otlp.exporters import otlp_exporter
+from tidegate.runtime.span_ids import SpanIds, choosing
+from tidegate.runtime.span_provider import span_provider
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.sampling import Sampler
     from opentelemetry.util.types import AttributeValue
 
     from tidegate.runtime.settings import RuntimeSettings
 
 __all__ = [
+    "LinkedSpan",
     "current_context",
+    "describe_model",
     "extract",
     "install",
+    "is_on",
     "is_recording",
+    "no_parent",
+    "parent_of",
     "record_span",
+    "request_span",
     "server_span",
     "span",
     "start",
@@ -70,11 +83,26 @@ _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _BAGGAGE: Final = W3CBaggagePropagator()
 _CARRIED: Final = frozenset({"traceparent", "tracestate", "baggage"})
 _NO_SPAN: Final[AbstractContextManager[Span]] = nullcontext(INVALID_SPAN)
+_NO_CHOICE: Final[AbstractContextManager[None]] = nullcontext()
 
 # The version of OpenTelemetry's semantic conventions that names and attributes here follow.
 _CONVENTIONS: Final = Schemas.V1_44_0
 
 _tracer: Tracer | None = None
+_sampler_in_use: "Sampler | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedSpan:
+    """A span of another trace, to link a span to.
+
+    Attributes:
+        ids: The span.
+        attributes: What the link says about it.
+    """
+
+    ids: SpanIds
+    attributes: "Mapping[str, AttributeValue]" = field(default_factory=dict)
 
 
 def start(settings: "RuntimeSettings") -> TracerProvider | None:
@@ -86,56 +114,19 @@ def start(settings: "RuntimeSettings") -> TracerProvider | None:
     Returns:
         The provider to pass to `stop`; None when there is no exporter.
     """
-    exporters = _exporters(settings)
-    if not exporters:
-        return None
-    attributes: dict[str, AttributeValue] = {
-        "service.name": settings.service_name,
-        "service.version": settings.service_version,
-        "deployment.environment.name": settings.deployment_environment,
-    }
-    if "service.instance.id" not in OTELResourceDetector().detect().attributes:
-        attributes["service.instance.id"] = str(uuid.uuid4())
-    provider = TracerProvider(
-        # `create` adds the other attributes of OTEL_RESOURCE_ATTRIBUTES.
-        resource=Resource.create(attributes),
-        sampler=_sampler(settings),
-        shutdown_on_exit=False,
-    )
-    for exporter in exporters:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    install(provider)
+    provider = span_provider(settings)
+    if provider is not None:
+        trace.set_tracer_provider(provider)
+        install(provider)
     return provider
-
-
-def _exporters(settings: "RuntimeSettings") -> list[SpanExporter]:
-    named = settings.traces_exporter or ("none" if settings.otlp_endpoint is None else "otlp")
-    wanted = {each.strip() for each in named.split(",")}
-    exporters: list[SpanExporter] = []
-    if "otlp" in wanted:
-        exporters.append(otlp_exporter(settings.otlp_endpoint, settings.otlp_protocol))
-    if "console" in wanted:
-        exporters.append(ConsoleSpanExporter())
-    return exporters
-
-
-def _sampler(settings: "RuntimeSettings") -> Sampler:
-    kind, ratio = str(settings.trace_sampler), settings.trace_sample_ratio
-    roots: dict[str, Sampler] = {
-        "always_on": ALWAYS_ON,
-        "always_off": ALWAYS_OFF,
-        "traceidratio": TraceIdRatioBased(ratio),
-    }
-    root = roots[kind.removeprefix("parentbased_")]
-    return ParentBased(root) if kind.startswith("parentbased_") else root
 
 
 def install(provider: TracerProvider | None) -> None:
     """Makes this module record with a provider; None turns recording off."""
-    global _tracer
-    _tracer = None
+    global _tracer, _sampler_in_use
+    _tracer = _sampler_in_use = None
     if provider is not None:
+        _sampler_in_use = provider.sampler
         _tracer = provider.get_tracer(
             "tidegate.chassis", version("tidegate"), schema_url=_CONVENTIONS.value
         )
@@ -182,6 +173,53 @@ def server_span(
     )
 
 
+@contextmanager
+def request_span(
+    name: str,
+    metadata: Iterable[tuple[str, str | bytes]] | None = None,
+    **attributes: "AttributeValue",
+) -> Iterator[Span]:
+    """Opens the span of a request around the code that serves it; an exception marks it as failed.
+
+    A server on `tidegate.chassis` needs no such call: the chassis makes these spans.
+
+    Args:
+        name: Name of the span: ``package.Service/Method``, or ``POST /path``.
+        metadata: The request's metadata or headers, with lower-case names. The span joins the trace
+            of the caller's ``traceparent``; without one, it begins a trace.
+        attributes: Attributes of the span.
+    """
+    parent = extract(metadata or ())
+    started = server_span(name, attributes, parent)
+    if started is None:
+        token = None if parent is None else otel_context.attach(parent)
+        try:
+            yield INVALID_SPAN
+        finally:
+            if token is not None:
+                otel_context.detach(token)
+        return
+    with trace.use_span(started, end_on_exit=True):
+        yield started
+
+
+def is_on() -> bool:
+    """Tells whether the process records spans at all."""
+    return _tracer is not None
+
+
+def describe_model(name: str, version: str) -> None:
+    """Says in the current span which model serves the request, and which version of it.
+
+    Args:
+        name: The model.
+        version: Its version.
+    """
+    current = trace.get_current_span()
+    if current.is_recording():
+        current.set_attributes({"tidegate.model": name, "tidegate.model.version": version})
+
+
 def is_recording() -> bool:
     """Tells whether the spans of the current request are recorded."""
     return _tracer is not None and trace.get_current_span().is_recording()
@@ -190,6 +228,27 @@ def is_recording() -> bool:
 def current_context() -> "Context":
     """Gives the current context, as the parent of spans recorded later or on other threads."""
     return otel_context.get_current()
+
+
+def no_parent() -> "Context":
+    """Gives the parent of the root of a trace."""
+    return otel_context.Context()
+
+
+def parent_of(root: SpanIds, name: str) -> "Context":
+    """Gives a span with chosen ids as the parent of spans, which are sampled as it is.
+
+    Args:
+        root: The span, which is the root of its trace.
+        name: Its name.
+    """
+    sampled = False
+    if _sampler_in_use is not None:
+        decided = _sampler_in_use.should_sample(otel_context.Context(), root.trace_id, name)
+        sampled = decided.decision is Decision.RECORD_AND_SAMPLE
+    flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+    context = SpanContext(root.trace_id, root.span_id, is_remote=True, trace_flags=flags)
+    return trace.set_span_in_context(NonRecordingSpan(context), otel_context.Context())
 
 
 def span(name: str, **attributes: "AttributeValue") -> AbstractContextManager[Span]:
@@ -249,6 +308,10 @@ def record_span(
     end_ns: int,
     parent_context: "Context | None" = None,
     attributes: Mapping[str, "AttributeValue"] | None = None,
+    *,
+    links: Sequence[LinkedSpan] = (),
+    error: str = "",
+    ids: SpanIds | None = None,
 ) -> None:
     """Records a stage that has ended, from any thread.
 
@@ -259,13 +322,31 @@ def record_span(
         parent_context: Context of the request, from `current_context`; the current one unless
             given.
         attributes: Attributes of the span.
+        links: Spans of other traces that it has to do with.
+        error: Why it failed; empty if it did not.
+        ids: Its ids; by chance unless given.
     """
     if _tracer is None:
         return
     parent = otel_context.get_current() if parent_context is None else parent_context
     if _is_unsampled(trace.get_current_span(parent)):
         return
-    _tracer.start_span(name, context=parent, attributes=attributes, start_time=start_ns).end(end_ns)
+    with _NO_CHOICE if ids is None else choosing(ids):
+        recorded = _tracer.start_span(
+            name,
+            context=parent,
+            attributes=attributes,
+            links=[_link(each) for each in links],
+            start_time=start_ns,
+        )
+    if error:
+        recorded.set_status(StatusCode.ERROR, error)
+    recorded.end(end_ns)
+
+
+def _link(linked: LinkedSpan) -> Link:
+    context = SpanContext(linked.ids.trace_id, linked.ids.span_id, is_remote=True)
+    return Link(context, linked.attributes)
 
 
 def _is_unsampled(parent: Span) -> bool:

@@ -130,6 +130,10 @@ def test_mesh_lines_name_the_addresses_and_the_servers_without_requests():
     )
     places = "call vision 127.0.0.1:8500, llm 127.0.0.1:8600 (not listening yet)"
     assert mesh_lines(snapshot, 101.0) == (places, "traces http://127.0.0.1:16686")
+    elsewhere = replace(snapshot, collector="http://127.0.0.1:4317")
+    assert mesh_lines(elsewhere, 101.0)[1] == "spans go to http://127.0.0.1:4317"
+    off = replace(snapshot, collector="none")
+    assert mesh_lines(off, 101.0)[1] == "no traces: OpenTelemetry's variables turn them off"
     *_, warning = mesh_lines(snapshot, 120.0)
     assert warning.startswith("llm serves but Envoy sends it nothing")
     assert mesh_lines(snapshot_of(), 120.0) == ()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from prometheus_server import prometheus_with
 
@@ -184,6 +185,8 @@ async def test_a_restart_whose_new_process_fails_keeps_the_old_one(tmp_path):
         assert [file.stem for file in mesh.directory.workloads.iterdir()] == ["one"]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
 async def test_a_prometheus_with_the_written_file_scrapes_everything_also_after_a_restart(tmp_path):
     mesh = Mesh(tmp_path)
     async with mesh.run():

@@ -11,6 +11,7 @@ import yaml
 
 from tidegate.cli.servers.display import mesh_lines
 from tidegate.mesh.supervisor.config.servers_file import ServersFile
+from tidegate.mesh.supervisor.errors import CollectorError
 from tidegate.mesh.supervisor.process import parent_death_guard
 from tidegate.mesh.supervisor.programs import (
     Program,
@@ -20,6 +21,7 @@ from tidegate.mesh.supervisor.programs import (
     router_program,
     server_program,
 )
+from tidegate.mesh.supervisor.span_export import check_collector
 from tidegate.mesh.supervisor.state.directory import StateDirectory
 from tidegate.mesh.supervisor.supervisor import Supervisor
 from tidegate.mesh.supervisor.workloads import EnvoyRouting, WorkloadEntryFile
@@ -102,6 +104,42 @@ def test_the_users_own_collector_is_kept(tmp_path, name):
 def test_envoy_follows_the_variables_as_the_servers_do(tmp_path, environment, traces):
     program = envoy_program(file_of().mesh, StateDirectory(tmp_path), environment)
     assert f"--traces={traces}" in program.command
+
+
+def test_the_router_sends_its_spans_where_the_servers_do(tmp_path):
+    directory = StateDirectory(tmp_path)
+    program = router_program(file_of().mesh, directory, {})
+    assert program.env == {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+    }
+    users = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://jaeger:4317"}
+    assert router_program(file_of().mesh, directory, users).env == {}
+
+
+@pytest.mark.parametrize("url", ["jaeger", "ftp://jaeger:4317", "http://", "http://jaeger:port"])
+def test_a_malformed_collector_is_refused_before_anything_starts(url):
+    environment = {"TIDEGATE_OTLP_ENDPOINT": url if "://" in url else f"x://{url}"}
+    with pytest.raises(CollectorError) as raised:
+        check_collector(environment)
+    assert " is no OTLP collector that Envoy can send spans to; " in str(raised.value)
+    assert "set --otlp-endpoint, TIDEGATE_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT" in str(
+        raised.value
+    )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "jaeger:4317"},
+        {"TIDEGATE_OTLP_ENDPOINT": "http://[::1]:4317"},
+    ],
+    ids=str,
+)
+def test_a_well_formed_collector_is_accepted(environment):
+    check_collector(environment)
 
 
 def test_spans_go_to_the_controller_over_grpc_whatever_the_users_protocol(tmp_path):
@@ -206,7 +244,7 @@ async def test_an_unreachable_envoy_routes_nothing(tmp_path):
 
 def test_the_router_knows_its_flags(tmp_path):
     directory = StateDirectory(tmp_path / "state")
-    program = router_program(file_of().mesh, directory)
+    program = router_program(file_of().mesh, directory, {})
     settings = RouterSettings.from_command_line(program.command[3:])
     assert settings.controller == "127.0.0.1:1"
     assert settings.rollouts == [Path("mesh/rollouts")]

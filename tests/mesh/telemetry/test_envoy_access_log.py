@@ -51,6 +51,8 @@ async def test_a_call_without_a_trace_gets_the_trace_that_envoy_starts(mesh, rec
     record = await record_of("bob")
     version, trace_id, _, _ = mesh.v1.metadata[-1]["traceparent"].split("-")
     assert (version, record.trace_id) == ("00", trace_id)
+    spans = await mesh.spans.of_trace(trace_id, 2)
+    assert record.span_id in {each.span_id.hex() for each in spans}
 
 
 async def test_a_failed_call_without_trailers_has_a_status_and_trailers(mesh, record_of):

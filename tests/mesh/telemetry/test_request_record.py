@@ -29,6 +29,7 @@ from tidegate.mesh.telemetry.envoy_config import (
     BY_HEADERS_TAG,
     CLUSTER_TAG,
     FLAGS_TAG,
+    SPAN_TAG,
     TIMEOUT_TAG,
     TRACE_TAG,
 )
@@ -167,6 +168,20 @@ def test_empty_tags_are_ignored():
     entry.common_properties.custom_tags.update({CLUSTER_TAG: "-", FLAGS_TAG: "-", TRACE_TAG: "-"})
     record = parse_entry(entry)
     assert (record.cluster, record.response_flags, record.trace_id) == ("outbound|1|s|h", (), "")
+
+
+def test_the_span_is_the_proxys_own_or_that_of_its_caller():
+    entry = call()
+    entry.request.request_headers["traceparent"] = f"00-{TRACE}-b7ad6b7169203331-01"
+    assert parse_entry(entry).span_id == "b7ad6b7169203331"
+    tags = entry.common_properties.custom_tags
+    tags[TRACE_TAG] = TRACE
+    assert parse_entry(entry).span_id == "b7ad6b7169203331"
+    tags[SPAN_TAG] = "1" * 16
+    assert (parse_entry(entry).trace_id, parse_entry(entry).span_id) == (TRACE, "1" * 16)
+    # Envoy's own trace is another one than that of a header that it does not trust.
+    tags[TRACE_TAG], tags[SPAN_TAG] = "f" * 32, "-"
+    assert (parse_entry(entry).trace_id, parse_entry(entry).span_id) == ("f" * 32, "")
 
 
 @pytest.mark.parametrize(

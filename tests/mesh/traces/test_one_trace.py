@@ -12,13 +12,14 @@ import pytest
 from google.protobuf import json_format
 from otlp_spans import START_NS
 
-from tidegate.cli.traces.span_tree import read_trace, rows
+from tidegate.cli.traces.span_tree import rows
 from tidegate.mesh.envoy.addresses import Address
 from tidegate.mesh.envoy.binary import find_envoy
 from tidegate.mesh.envoy.bootstrap import EnvoySettings
 from tidegate.mesh.envoy.bootstrap import bootstrap as envoy_bootstrap
 from tidegate.mesh.telemetry import tracing_config
 from tidegate.mesh.traces.query import TraceQuery
+from tidegate.trace_analysis.spans import read_trace
 
 ROOT = Path(__file__).parents[3]
 ECHO = ROOT / "tests/services/chassis/echo_server.py"

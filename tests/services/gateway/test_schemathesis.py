@@ -19,7 +19,7 @@ What Schemathesis would check but does not:
   them as optional; test_keys.py tests them.
 - ``not_a_server_error`` of 503 at ``/ready``: that is how readiness is told.
 - ``positive_data_acceptance`` of the description as it is allows 400 (and 403 for load and unload,
-  which clients may not do): see the narrower one.
+  which clients may not do): see the narrower one, and the long test of load and unload.
 - Data of answers for further requests, and feedback from errors: they have ids and times, and
   the same requests are wanted in each run.
 """
@@ -36,7 +36,7 @@ import pytest
 import pytest_asyncio
 from answering_llm import ADAPTER, MODEL, answering_llm
 from gateway_server import gateway
-from vision_server import NETWORK
+from vision_server import NETWORK, built_models, serving
 
 pytestmark = [
     pytest.mark.e2e,
@@ -374,3 +374,21 @@ async def test_random_requests_are_answered_as_described(url, tmp_path):
         folder.mkdir()
         fresh = ("--generation-database", "none", "--max-examples", "200")
         _check(await _run(url, folder, document, config, *options, *fresh), document)
+
+
+@pytest.mark.long
+async def test_models_are_loaded_and_unloaded_as_described(tmp_path):
+    """Needs a server of its own: others would find no model."""
+    models = tmp_path / "models" / NETWORK
+    models.mkdir(parents=True)
+    (models / _VERSION).symlink_to(built_models() / NETWORK / _VERSION)
+    async with (
+        serving(models.parent, batch_sizes=[1]) as vision,
+        gateway(vision=[vision.address], model_control=True) as served,
+    ):
+        document = await _description(served.base_url)
+        paths = document["paths"]
+        document["paths"] = {each: paths[each] for each in paths if each.endswith("load")}
+        config = '[checks.positive_data_acceptance]\nexpected-statuses = ["2xx", "400", "404"]'
+        options = ("--phases", "examples,coverage", "--generation-deterministic")
+        _check(await _run(served.base_url, tmp_path, document, config, *options), document)

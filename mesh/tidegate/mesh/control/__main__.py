@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -74,7 +75,8 @@ class ControlApplication:
             listen_address=settings.listen_address,
             access_log=access_log_config(settings.user_headers, cookies=cookies),
             mirror_log=mirror_log_config(settings.user_headers, cookies=cookies),
-            tracing=tracing_config(),
+            # On a laptop Envoy runs beside the controller.
+            tracing=tracing_config(host_name=socket.gethostname()),
         )
         self._topology = Topology(mesh)
         self._controller = Controller(

@@ -6,6 +6,7 @@ from tidegate.errors import TidegateError
 
 __all__ = [
     "AlreadyRunningError",
+    "CollectorError",
     "ConfigError",
     "NotRunningError",
     "PortInUseError",
@@ -31,6 +32,10 @@ class ConfigError(SupervisorError):
         super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
         self.path = path
         self.problems = problems
+
+
+class CollectorError(SupervisorError):
+    """The collector of spans that a flag or a variable names is malformed."""
 
 
 class PortInUseError(SupervisorError):

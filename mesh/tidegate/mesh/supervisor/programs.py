@@ -25,9 +25,13 @@ from tidegate.mesh.supervisor.config.servers_file import (
 )
 from tidegate.mesh.supervisor.process.probes import EnvoyProbe, GrpcProbe, Probe, probe_of
 from tidegate.mesh.supervisor.process.state_machine import RestartPolicy
+from tidegate.mesh.supervisor.span_export import (
+    controller_url,
+    envoy_collector,
+    spans_to_controller,
+)
 from tidegate.mesh.supervisor.state.directory import StateDirectory
 from tidegate.mesh.supervisor.workloads import WorkloadEntryFile
-from tidegate.runtime.otlp.environment import read
 
 __all__ = [
     "Program",
@@ -40,16 +44,6 @@ __all__ = [
 
 # What the router imports beyond the mesh's packages.
 _ROUTER_PACKAGES = ("msgspec", "numpy")
-_COLLECTOR_VARIABLE = "OTEL_EXPORTER_OTLP_ENDPOINT"
-# The chassis's own variables, which win over OpenTelemetry's.
-_OWN_VARIABLES = {
-    "otlp_endpoint": "TIDEGATE_OTLP_ENDPOINT",
-    "otlp_protocol": "TIDEGATE_OTLP_PROTOCOL",
-    "traces_exporter": "TIDEGATE_TRACES_EXPORTER",
-}
-# Milliseconds, as often as Envoy sends its spans. OpenTelemetry's default of five seconds is too
-# late for a user who makes a call and then asks for the last trace.
-_SPAN_INTERVAL = ("OTEL_BSP_SCHEDULE_DELAY", "500")
 _DRAIN_DELAY_VARIABLE = "TIDEGATE_DRAIN_DELAY_S"
 # After a server says NOT_SERVING, every proxy knows within milliseconds, or later on busy cores.
 _DRAIN_DELAY_S = 2.0
@@ -128,13 +122,7 @@ def server_program(
                 file=directory.workload_file(instance),
                 readiness=probe.path if isinstance(probe, HttpReadiness) else "",
             )
-        export = _span_export({**environment, **env})
-        if "otlp_endpoint" not in export:
-            env[_COLLECTOR_VARIABLE] = _controller_url(mesh)
-            env.setdefault(*_SPAN_INTERVAL)
-            if export.get("otlp_protocol", "grpc") != "grpc":
-                # The user's protocol is for the user's own collector; the controller takes gRPC.
-                env[_OWN_VARIABLES["otlp_protocol"]] = "grpc"
+        env |= spans_to_controller(mesh, environment, env)
     return Program(
         name=name,
         instance=instance,
@@ -184,7 +172,7 @@ def envoy_program(
     admin_file = directory.port_file(ENVOY_NAME).resolve()
     flags = {
         "controller": f"127.0.0.1:{mesh.controller.grpc_port}",
-        "traces": _envoy_collector(environment) or _controller_url(mesh),
+        "traces": envoy_collector(environment) or controller_url(mesh),
         "admin_port": mesh.envoy.admin_port,
         "concurrency": mesh.envoy.concurrency,
         "bootstrap_file": directory.run / "envoy-bootstrap.json",
@@ -205,7 +193,9 @@ def envoy_program(
     )
 
 
-def router_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
+def router_program(
+    mesh: MeshConfig, directory: StateDirectory, environment: Mapping[str, str]
+) -> Program:
     """Builds the program of the router."""
     port_file = directory.port_file(ROUTER_NAME).resolve()
     flags = {
@@ -223,7 +213,7 @@ def router_program(mesh: MeshConfig, directory: StateDirectory) -> Program:
             *(sys.executable, "-m", "tidegate.router"),
             *(flag(name, value) for name, value in flags.items()),
         ],
-        env={},
+        env=spans_to_controller(mesh, environment, {}),
         policy=_MESH_POLICY,
         port_file=port_file,
         probe=GrpcProbe(port_file, "127.0.0.1"),
@@ -239,32 +229,3 @@ def router_missing() -> str:
         f"rollouts are off: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not"
         " installed: pip install 'tidegate[router]'"
     )
-
-
-def _span_export(environment: Mapping[str, str]) -> dict[str, str]:
-    """Reads where the user's variables send spans, by the names of the servers' settings."""
-    own = {name: environment.get(variable, "") for name, variable in _OWN_VARIABLES.items()}
-    own = {name: value for name, value in own.items() if value}
-    return own | {name: each.value for name, each in read(environment, own).items()}
-
-
-def _envoy_collector(environment: Mapping[str, str]) -> str | None:
-    """Where Envoy's spans go: ``none``, the user's collector, or ``None`` for the controller.
-
-    Envoy speaks OTLP over gRPC only. If the user's collector takes OTLP over HTTP, Envoy's spans go
-    to the controller.
-    """
-    export = _span_export(environment)
-    if export.get("traces_exporter") == "none":
-        return "none"
-    endpoint = export.get("otlp_endpoint")
-    if endpoint is None or export.get("otlp_protocol", "grpc") != "grpc":
-        return None
-    if "://" in endpoint:
-        return endpoint
-    plain = environment.get("OTEL_EXPORTER_OTLP_INSECURE", "").lower() == "true"
-    return f"{'http' if plain else 'https'}://{endpoint}"
-
-
-def _controller_url(mesh: MeshConfig) -> str:
-    return f"http://127.0.0.1:{mesh.controller.grpc_port}"

@@ -35,6 +35,7 @@ from tidegate.mesh.supervisor.programs import (
     server_program,
 )
 from tidegate.mesh.supervisor.server import SupervisedServer
+from tidegate.mesh.supervisor.span_export import users_collector
 from tidegate.mesh.supervisor.state.command_files import COMMAND_SIGNAL, take_commands
 from tidegate.mesh.supervisor.state.directory import StateDirectory
 from tidegate.mesh.supervisor.state.prometheus_files import PrometheusFiles
@@ -142,6 +143,7 @@ class Supervisor:
             servers=tuple(process.snapshot() for process in self._processes()),
             ingress=() if mesh is None else self._ingress(mesh),
             traces_address=None if mesh is None else f"127.0.0.1:{mesh.controller.traces_port}",
+            collector=users_collector(os.environ),
             restarts=tuple(self._restarts.values()),
             warnings=self._warnings,
         )
@@ -162,7 +164,7 @@ class Supervisor:
             if instance == ENVOY_NAME:
                 return self._process(envoy_program(mesh, self._directory, os.environ))
             if instance == ROUTER_NAME:
-                return self._process(router_program(mesh, self._directory))
+                return self._process(router_program(mesh, self._directory, os.environ))
             return self._process(controller_program(mesh, self._directory))
 
         names = [CONTROLLER_NAME, ENVOY_NAME]

@@ -19,6 +19,7 @@ from typing import Final
 
 from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog, AccessLogFilter, HeaderFilter
 from envoy.config.core.v3.config_source_pb2 import ApiVersion
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.config.core.v3.grpc_service_pb2 import GrpcService
 from envoy.config.route.v3.route_components_pb2 import HeaderMatcher
 from envoy.config.trace.v3.http_tracer_pb2 import Tracing as Tracer
@@ -29,6 +30,9 @@ from envoy.extensions.access_loggers.grpc.v3.als_pb2 import (
 )
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (  # noqa: E501 - a generated name
     HttpConnectionManager,
+)
+from envoy.extensions.tracers.opentelemetry.resource_detectors.v3.static_config_resource_detector_pb2 import (  # noqa: E501 - a generated name
+    StaticConfigResourceDetectorConfig,
 )
 from envoy.type.tracing.v3.custom_tag_pb2 import CustomTag
 from envoy.type.v3.percent_pb2 import Percent
@@ -51,6 +55,7 @@ __all__ = [
     "FLAGS_TAG",
     "GRPC_STATS",
     "LOAD_TRAILER",
+    "SPAN_TAG",
     "TIMEOUT_TAG",
     "TRACES_CLUSTER",
     "TRACE_TAG",
@@ -71,6 +76,7 @@ GRPC_STATS: Final = "envoy.filters.http.grpc_stats"
 BY_HEADERS_TAG: Final = "tidegate.route_by_headers"
 CLUSTER_TAG: Final = "tidegate.upstream_cluster"
 FLAGS_TAG: Final = "tidegate.response_flags"
+SPAN_TAG: Final = "tidegate.span_id"
 TIMEOUT_TAG: Final = "tidegate.route_timeout_ms"
 TRACE_TAG: Final = "tidegate.trace_id"
 
@@ -109,6 +115,7 @@ _TAGS: Final = {
     CLUSTER_TAG: "%UPSTREAM_CLUSTER_RAW%",
     FLAGS_TAG: "%RESPONSE_FLAGS%",
     TIMEOUT_TAG: f"%METADATA(ROUTE:{ROUTE_METADATA}:{ROUTE_TIMEOUT_MS})%",
+    SPAN_TAG: "%SPAN_ID%",
     TRACE_TAG: "%TRACE_ID%",
 }
 
@@ -141,7 +148,7 @@ def mirror_log_config(
 
 
 def tracing_config(
-    service_name: str = "ingress", sampled_percent: float = 100.0
+    service_name: str = "ingress", sampled_percent: float = 100.0, host_name: str = ""
 ) -> HttpConnectionManager.Tracing:
     """Returns the tracing of Envoy: one span for a request and one for each upstream attempt.
 
@@ -151,10 +158,15 @@ def tracing_config(
         service_name: The ``service.name`` of the spans' resource.
         sampled_percent: Percentage of the requests without a ``traceparent`` that are traced, 0 to
             100.
+        host_name: The ``host.name`` of the spans' resource; empty for none.
     """
     tracer = Tracer.Http(name="envoy.tracers.opentelemetry")
     tracer.typed_config.Pack(
-        OpenTelemetryConfig(grpc_service=_grpc_service(TRACES_CLUSTER), service_name=service_name)
+        OpenTelemetryConfig(
+            grpc_service=_grpc_service(TRACES_CLUSTER),
+            service_name=service_name,
+            resource_detectors=[_host_detector(host_name)] if host_name else [],
+        )
     )
     return HttpConnectionManager.Tracing(
         provider=tracer,
@@ -162,6 +174,17 @@ def tracing_config(
         operation="%REQ(:PATH)%",
         spawn_upstream_span=BoolValue(value=True),
     )
+
+
+def _host_detector(host_name: str) -> TypedExtensionConfig:
+    """Returns what adds the host's name to the resource of Envoy's spans."""
+    detector = TypedExtensionConfig(
+        name="envoy.tracers.opentelemetry.resource_detectors.static_config"
+    )
+    detector.typed_config.Pack(
+        StaticConfigResourceDetectorConfig(attributes={"host.name": host_name})
+    )
+    return detector
 
 
 def _access_log(name: str, user_headers: Iterable[str], *, cookies: bool) -> AccessLog:

@@ -51,6 +51,7 @@ from tidegate.mesh.telemetry.envoy_config import (
     FLAGS_TAG,
     GRPC_STATS,
     LOAD_TRAILER,
+    SPAN_TAG,
     TIMEOUT_TAG,
     TRACE_TAG,
 )
@@ -132,6 +133,8 @@ MIRROR_SUFFIX: Final = re.compile(r"-shadow(:[0-9]+)?\Z")
 
 # What Envoy writes for a missing value.
 _NO_VALUE: Final = "-"
+_TRACE_DIGITS: Final = 32
+_SPAN_DIGITS: Final = 16
 _NANO: Final = 1e-9
 
 
@@ -204,6 +207,8 @@ class RequestRecord:
         utilization: The share of its capacity that the server used, as it reports; None if it does
             not.
         trace_id: 32 hexadecimal digits, empty for a request without a trace.
+        span_id: 16 hexadecimal digits of the proxy's span, or of its caller's; empty if neither is
+            known.
         request_id: Envoy's ``x-request-id``.
     """
 
@@ -244,6 +249,7 @@ class RequestRecord:
     utilization: float | None
     trace_id: str
     request_id: str
+    span_id: str = ""
     server_side: bool = False
 
     @property
@@ -318,6 +324,7 @@ def parse_entry(
         # Envoy (1.40) logs the bytes of a copy the other way round.
         request_bytes, response_bytes = response_bytes, request_bytes
     metadata = dict(response.response_headers) | dict(response.response_trailers)
+    trace_id, span_id = _trace_and_span(common, headers.get("traceparent", ""))
     return RequestRecord(
         proxy=proxy,
         proxy_role=proxy_role,
@@ -362,7 +369,8 @@ def parse_entry(
         by_headers=_tag(common, BY_HEADERS_TAG) != "",
         proxy_timeout=timed_out,
         utilization=_utilization(metadata.get(LOAD_TRAILER)),
-        trace_id=_tag(common, TRACE_TAG) or _trace_id(headers.get("traceparent", "")),
+        trace_id=trace_id,
+        span_id=span_id,
         request_id=request.request_id,
     )
 
@@ -519,7 +527,18 @@ def address_text(address: Address) -> str:
             return ""
 
 
-def _trace_id(traceparent: str) -> str:
+def _trace_and_span(common: AccessLogCommon, traceparent: str) -> tuple[str, str]:
+    """Returns the ids of the request's trace and span.
+
+    Args:
+        common: The entry, whose tags have the proxy's own if the proxy says them.
+        traceparent: The header, which has those of the caller.
+    """
     # https://www.w3.org/TR/trace-context/: version, trace id, parent id, flags.
     parts = traceparent.split("-")
-    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
+    is_valid = len(parts) >= 4 and len(parts[1]) == _TRACE_DIGITS and len(parts[2]) == _SPAN_DIGITS
+    trace_id, span_id = (parts[1], parts[2]) if is_valid else ("", "")
+    tagged_trace, tagged_span = _tag(common, TRACE_TAG), _tag(common, SPAN_TAG)
+    if tagged_trace and (tagged_span or tagged_trace != trace_id):
+        return tagged_trace, tagged_span
+    return trace_id, span_id

@@ -27,6 +27,7 @@ from tidegate.mesh.supervisor.errors import (
     SupervisorError,
 )
 from tidegate.mesh.supervisor.process.state_machine import Phase
+from tidegate.mesh.supervisor.span_export import COLLECTOR_VARIABLE, check_collector
 from tidegate.mesh.supervisor.state.command_files import send_restart
 from tidegate.mesh.supervisor.state.directory import DIRECTORY, StateDirectory
 from tidegate.mesh.supervisor.state.snapshot import RestartSnapshot, RestartStage, Snapshot
@@ -58,14 +59,28 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return once the servers serve.")
     ] = False,
     directory: _Directory = DIRECTORY,
+    otlp_endpoint: Annotated[
+        str,
+        typer.Option(
+            envvar=COLLECTOR_VARIABLE,
+            help="OTLP collector for the spans of all servers and of Envoy, such as"
+            " http://127.0.0.1:4317. Default: OpenTelemetry's variables, or the controller.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
     """Start the servers and keep them running until Ctrl-C.
 
     With --detach, exits with 1 when a server fails; without --detach, when all servers have failed.
     """
+    if otlp_endpoint:
+        # Every program that the supervisor starts reads this variable.
+        os.environ[COLLECTOR_VARIABLE] = otlp_endpoint
     state = StateDirectory(directory)
     path = find_config(file, Path.cwd())
     config = load_config(path)
+    check_collector(os.environ)
     console = Console(stderr=True, highlight=False)
     if detach:
         _detach(state, config, path, console)

@@ -71,7 +71,7 @@ def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
         f"{ingress.name} {ingress.address}{'' if ingress.listening else ' (not listening yet)'}"
         for ingress in snapshot.ingress
     )
-    lines = [f"call {', '.join(places)}", f"traces http://{snapshot.traces_address}"]
+    lines = [f"call {', '.join(places)}", _traces(snapshot)]
     lines += [
         f"{server.name} serves but Envoy sends it nothing: see `tidegate mesh status` for the "
         "configuration in force; do its labels fit a ServiceEntry's workloadSelector?"
@@ -80,6 +80,14 @@ def mesh_lines(snapshot: Snapshot, now: float) -> tuple[str, ...]:
     ]
     lines += snapshot.warnings
     return tuple(lines)
+
+
+def _traces(snapshot: Snapshot) -> str:
+    if snapshot.collector == "none":
+        return "no traces: OpenTelemetry's variables turn them off"
+    if snapshot.collector:
+        return f"spans go to {snapshot.collector}"
+    return f"traces http://{snapshot.traces_address}"
 
 
 def server_line(server: ServerSnapshot) -> str:

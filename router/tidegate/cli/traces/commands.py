@@ -1,4 +1,4 @@
-"""``tidegate trace``: shows a call hop by hop.
+"""``tidegate trace``: shows a call hop by hop, and says where the time of many calls goes.
 
 The traces come from the controller that `tidegate up` runs, or from any Jaeger.
 """
@@ -15,29 +15,30 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from tidegate.cli.traces.jaeger_client import DEFAULT_URL, JaegerClient, TraceLine, TraceSearch
+from tidegate.cli.traces.analysing import analyse
+from tidegate.cli.traces.jaeger_client import (
+    DEFAULT_URL,
+    JaegerClient,
+    TraceLine,
+    TraceSearch,
+    UrlOption,
+)
 from tidegate.cli.traces.waterfall import duration_text, printable, time_text, waterfall
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Show traces of calls, from the client through Envoy to the model.", no_args_is_help=True
+    help="Show traces of calls, from the client through Envoy to the model, and analyse them.",
+    no_args_is_help=True,
 )
+
+app.command()(analyse)
 
 # Envoy and the servers that `tidegate up` starts send their spans every half second.
 _SPAN_DELAY_S: Final = 1.0
 _PIPED_WIDTH = 80
 _MAX_WIDTH = 160
 
-_Url = Annotated[
-    str,
-    typer.Option(
-        "--url",
-        envvar="TIDEGATE_TRACES_URL",
-        help="URL of the query API of the controller or of a Jaeger.",
-        metavar="URL",
-    ),
-]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 
@@ -58,7 +59,7 @@ def list_traces(
     ] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="Most traces.")] = 20,
     as_json: _Json = False,
-    url: _Url = DEFAULT_URL,
+    url: UrlOption = DEFAULT_URL,
 ) -> None:
     """List the newest traces."""
     wanted = TraceSearch(
@@ -85,7 +86,7 @@ def show(
         ),
     ],
     as_json: _Json = False,
-    url: _Url = DEFAULT_URL,
+    url: UrlOption = DEFAULT_URL,
 ) -> None:
     """Show a trace as a waterfall."""
     client = JaegerClient(url)

@@ -10,20 +10,36 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from tidegate.cli.traces.span_tree import TraceView, read_trace
+import typer
+
 from tidegate.mesh.traces.errors import TraceNotFoundError, TracesError, TracesUnreachableError
+from tidegate.trace_analysis.spans import Trace, read_trace
 
-__all__ = ["DEFAULT_URL", "JaegerClient", "TraceLine", "TraceSearch"]
+__all__ = ["DEFAULT_URL", "JaegerClient", "TraceLine", "TraceSearch", "UrlOption", "now_us"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:16686"
 """The URL of a controller or a Jaeger on this machine."""
 
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="TIDEGATE_TRACES_URL",
+        help="URL of the query API of the controller or of a Jaeger.",
+        metavar="URL",
+    ),
+]
+
 _TIMEOUT_S: Final = 10.0
+# Whole traces of many calls are megabytes.
+_WHOLE_TIMEOUT_S: Final = 60.0
+_CONNECTIONS: Final = 8
 _TRACE_ID_DIGITS: Final = 32
 # How many of the newest traces are searched for the beginning of an id.
 _ID_SEARCH_LIMIT: Final = 1_000
@@ -103,6 +119,33 @@ class JaegerClient:
         newest_first = sorted(lines, key=lambda line: line.start_us, reverse=True)
         return tuple(newest_first[: wanted.limit])
 
+    def services(self) -> tuple[str, ...]:
+        """Returns the services that have sent spans, sorted. Raises as `search` does."""
+        return tuple(sorted(map(str, self._data("/api/services"))))
+
+    def whole_traces(
+        self, service: str, start_us: int, end_us: int, limit: int
+    ) -> tuple[Trace, ...]:
+        """Returns traces in which a span of a service began in a period. Raises as `search` does.
+
+        Args:
+            service: The service.
+            start_us: Start of the period, in microseconds since 1970.
+            end_us: Its end, which belongs to it.
+            limit: Most traces to return. Which of more are returned depends on the server.
+        """
+        query = {
+            "service": service,
+            "start": str(start_us),
+            "end": str(end_us),
+            "limit": str(limit),
+        }
+        try:
+            answer = self._get("/api/traces", query, _WHOLE_TIMEOUT_S)
+        except _NoEndpointError:
+            return self._traces_by_summaries(service, start_us, end_us, limit)
+        return tuple(self.read(each) for each in answer.get("data") or ())
+
     def trace_object(self, trace_id: str) -> dict[str, Any]:
         """Returns a trace in Jaeger's JSON.
 
@@ -122,7 +165,7 @@ class JaegerClient:
             raise TraceNotFoundError(f"there is no trace {full_id} at {self._url}")
         return found[0]
 
-    def read(self, trace: Mapping[str, Any]) -> TraceView:
+    def read(self, trace: Mapping[str, Any]) -> Trace:
         """Parses a trace from `trace_object`.
 
         Raises:
@@ -154,14 +197,33 @@ class JaegerClient:
         # Jaeger also finds ids without their leading zeros.
         return matches[0] if matches else trace_id
 
-    def _summaries(self, search: TraceSearch) -> list[TraceLine]:
+    def _traces_by_summaries(
+        self, service: str, start_us: int, end_us: int, limit: int
+    ) -> tuple[Trace, ...]:
+        period = _rfc_3339(start_us), _rfc_3339(end_us)
+        lines = self._summaries(TraceSearch(service=service, limit=limit), period)
+
+        def whole(line: TraceLine) -> tuple[Trace, ...]:
+            # A trace may have been evicted meanwhile.
+            try:
+                return (self.read(self.trace_object(line.trace_id)),)
+            except TraceNotFoundError:
+                return ()
+
+        with ThreadPoolExecutor(_CONNECTIONS) as threads:
+            return tuple(trace for found in threads.map(whole, lines) for trace in found)
+
+    def _summaries(
+        self, search: TraceSearch, period: tuple[str, str] | None = None
+    ) -> list[TraceLine]:
+        start, end = period or ("1970-01-01T00:00:00Z", _rfc_3339(now_us()))
         query = {
             "query.serviceName": search.service,
             "query.operationName": search.operation,
             "query.durationMin": search.min_duration,
             "query.searchDepth": str(search.limit),
-            "query.startTimeMin": "1970-01-01T00:00:00Z",
-            "query.startTimeMax": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "query.startTimeMin": start,
+            "query.startTimeMax": end,
         }
         answer = self._get("/api/v3/trace-summaries", query)
         try:
@@ -177,7 +239,7 @@ class JaegerClient:
             "minDuration": search.min_duration,
             "limit": str(search.limit),
             "start": "0",
-            "end": str(int(datetime.now(UTC).timestamp() * 1e6)),
+            "end": str(now_us()),
         }
         lines = {}
         for service in services:
@@ -198,11 +260,13 @@ class JaegerClient:
         data = answer.get("data")
         return data if isinstance(data, list) else []
 
-    def _get(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+    def _get(
+        self, path: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S
+    ) -> dict[str, Any]:
         given = urllib.parse.urlencode({key: value for key, value in query.items() if value})
         url = f"{self._url}{path}{'?' if given else ''}{given}"
         try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # checked
+            with urllib.request.urlopen(url, timeout=timeout_s) as answer:  # noqa: S310  # checked
                 body = answer.read(_MAX_RESPONSE_BYTES)
         except urllib.error.HTTPError as error:
             with error:
@@ -226,6 +290,16 @@ class JaegerClient:
         return TracesError(f"the response of {self._url} does not have Jaeger's form")
 
 
+def now_us() -> int:
+    """Returns the time, in microseconds since 1970."""
+    return int(datetime.now(UTC).timestamp() * 1e6)
+
+
+def _rfc_3339(time_us: int) -> str:
+    instant = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)
+    return instant.isoformat().replace("+00:00", "Z")
+
+
 def _line_of_summary(summary: Mapping[str, Any]) -> TraceLine:
     start_us = int(summary["minStartTimeUnixNano"]) // 1000
     return TraceLine(
@@ -239,7 +313,7 @@ def _line_of_summary(summary: Mapping[str, Any]) -> TraceLine:
     )
 
 
-def _line_of_trace(trace: TraceView) -> TraceLine:
+def _line_of_trace(trace: Trace) -> TraceLine:
     root = next((span for span in trace.spans if not span.parent_id), None)
     root = root or (trace.spans[0] if trace.spans else None)
     return TraceLine(

@@ -1,69 +1,19 @@
-"""Arranges a trace as a tree of spans, read from the JSON of Jaeger's query API.
+"""Arranges a trace as a tree of spans.
 
-The JSON may come from any Jaeger, and a trace may lack spans or contradict itself. A span whose
+A trace may come from any Jaeger, may lack spans and may contradict itself. A span whose
 parent is missing stands beside the root. A cycle of parents starts at its earliest span. Every span
 is shown exactly once.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-__all__ = ["Row", "SpanView", "TraceView", "read_trace", "rows"]
+from tidegate.trace_analysis.spans import Span, Trace
+
+__all__ = ["Row", "rows"]
 
 _MAX_DEPTH: Final = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpanView:
-    """A span.
-
-    Attributes:
-        span_id: The span's id, in hexadecimal digits.
-        parent_id: The id of its parent, empty for a root.
-        service: The service.
-        operation: The name of the span.
-        start_us: Start time, in microseconds since 1970.
-        duration_us: Duration, in microseconds.
-        tags: Tag values, by key.
-    """
-
-    span_id: str
-    parent_id: str
-    service: str
-    operation: str
-    start_us: int
-    duration_us: int
-    tags: Mapping[str, object]
-
-    @property
-    def is_error(self) -> bool:
-        """Whether the span failed."""
-        return self.tags.get("error") in (True, "true")
-
-
-@dataclass(frozen=True, slots=True)
-class TraceView:
-    """A trace.
-
-    Attributes:
-        trace_id: The trace's id, in hexadecimal digits.
-        spans: All spans, in the order of their start times.
-    """
-
-    trace_id: str
-    spans: tuple[SpanView, ...]
-
-    @property
-    def start_us(self) -> int:
-        """Start of the first span, in microseconds since 1970."""
-        return min((span.start_us for span in self.spans), default=0)
-
-    @property
-    def duration_us(self) -> int:
-        """Time from the start of the first span to the end of the last, in microseconds."""
-        ends = (span.start_us + span.duration_us for span in self.spans)
-        return max(ends, default=0) - self.start_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +29,19 @@ class Row:
         has_children: Whether rows of its children follow.
     """
 
-    span: SpanView
+    span: Span
     last: tuple[bool, ...]
-    parent: SpanView | None
+    parent: Span | None
     has_children: bool
 
 
-def read_trace(trace: Mapping[str, Any]) -> TraceView:
-    """Parses an element of ``data`` in a response of Jaeger's API.
-
-    Args:
-        trace: The element.
-
-    Raises:
-        KeyError: A required field is missing.
-        TypeError: A field has another type.
-        ValueError: A number is malformed.
-    """
-    services = {
-        name: str(process.get("serviceName", "")) for name, process in trace["processes"].items()
-    }
-    spans = [_read_span(span, services) for span in trace["spans"]]
-    spans.sort(key=lambda span: span.start_us)
-    return TraceView(str(trace["traceID"]), tuple(spans))
-
-
-def rows(trace: TraceView) -> tuple[Row, ...]:
+def rows(trace: Trace) -> tuple[Row, ...]:
     """Returns the rows of the tree: each parent before its children, these by start time."""
     # Spans of different processes may share an id, as in Zipkin. The first one is the parent.
-    by_id: dict[str, SpanView] = {}
+    by_id: dict[str, Span] = {}
     for span in trace.spans:
         by_id.setdefault(span.span_id, span)
-    children: dict[str, list[SpanView]] = {}
+    children: dict[str, list[Span]] = {}
     roots = []
     for span in trace.spans:
         if span.parent_id in by_id and by_id[span.parent_id] is not span:
@@ -126,14 +57,14 @@ def rows(trace: TraceView) -> tuple[Row, ...]:
 
 
 def _append_rows(
-    root: SpanView,
-    children: Mapping[str, Sequence[SpanView]],
-    by_id: Mapping[str, SpanView],
+    root: Span,
+    children: Mapping[str, Sequence[Span]],
+    by_id: Mapping[str, Span],
     seen: set[int],
     tree_rows: list[Row],
 ) -> None:
     # Not recursive: a trace may be deeper than Python's stack.
-    stack: list[tuple[SpanView, tuple[bool, ...], SpanView | None]] = [(root, (), None)]
+    stack: list[tuple[Span, tuple[bool, ...], Span | None]] = [(root, (), None)]
     while stack:
         span, last, parent = stack.pop()
         if id(span) in seen:
@@ -148,18 +79,3 @@ def _append_rows(
         for place, child in reversed(tuple(enumerate(unseen_children, start=1))):
             lines = last if len(last) == _MAX_DEPTH else (*last, place == len(unseen_children))
             stack.append((child, lines, span))
-
-
-def _read_span(span: Mapping[str, Any], services: Mapping[str, str]) -> SpanView:
-    parent = next(
-        (each["spanID"] for each in span["references"] if each.get("refType") == "CHILD_OF"), ""
-    )
-    return SpanView(
-        span_id=str(span["spanID"]),
-        parent_id=str(parent),
-        service=services.get(span["processID"], ""),
-        operation=str(span["operationName"]),
-        start_us=int(span["startTime"]),
-        duration_us=max(0, int(span["duration"])),
-        tags={str(tag["key"]): tag["value"] for tag in span["tags"]},
-    )

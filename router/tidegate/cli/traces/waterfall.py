@@ -14,7 +14,8 @@ from typing import Final
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from tidegate.cli.traces.span_tree import Row, SpanView, TraceView, rows
+from tidegate.cli.traces.span_tree import Row, rows
+from tidegate.trace_analysis.spans import GRPC_CODES, Span, Trace
 
 __all__ = ["duration_text", "printable", "time_text", "waterfall"]
 
@@ -42,12 +43,6 @@ The status is in one of three attributes: by the conventions that our spans foll
 1.38, which many senders still use, or by Envoy.
 """
 
-_CODES: Final = (
-    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND"),
-    *("ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"),
-    *("ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
-    "UNAUTHENTICATED",
-)
 _GRPC_STATUS: Final = frozenset({"rpc.grpc.status_code", "grpc.status_code"})
 _EMPTY_VALUES: Final = frozenset({"", "-"})
 _SECONDS_ATTRIBUTES: Final = frozenset({"gen_ai.response.time_to_first_chunk"})
@@ -58,6 +53,9 @@ _MAX_VALUE_CELLS: Final = 60
 _MIN_WIDTH: Final = 64
 _HOURS_FROM_US: Final = 36_000_000_000
 _TRACE_ID_CELLS: Final = 32
+# Sixteen digits identify a trace, and are enough for `show`.
+_LINK_DIGITS: Final = 16
+_MOST_LINKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class _Layout:
     duration_us: int
 
 
-def waterfall(trace: TraceView, width: int = 80) -> Text:
+def waterfall(trace: Trace, width: int = 80) -> Text:
     """Draws a trace. Colours repeat what the text shows.
 
     Args:
@@ -117,7 +115,7 @@ def printable(text: object) -> str:
     return "".join(character if character.isprintable() else "�" for character in str(text))
 
 
-def _lines(trace: TraceView, width: int) -> Iterator[Text]:
+def _lines(trace: Trace, width: int) -> Iterator[Text]:
     name = width * 46 // 100
     layout = _Layout(name, width - name - 2 * _TIME_CELLS - 4, trace.start_us, trace.duration_us)
     errors = sum(span.is_error for span in trace.spans)
@@ -174,7 +172,7 @@ def _title(row: Row) -> str:
     return " ".join(parts)
 
 
-def _bar(span: SpanView, layout: _Layout) -> str:
+def _bar(span: Span, layout: _Layout) -> str:
     scale = layout.bar_cells / max(layout.duration_us, 1)
     offset_us = span.start_us - layout.start_us
     begin = min(int(offset_us * scale), layout.bar_cells - 1)
@@ -182,7 +180,7 @@ def _bar(span: SpanView, layout: _Layout) -> str:
     return " " * begin + "█" * (end - begin)
 
 
-def _facts(span: SpanView) -> list[str]:
+def _facts(span: Span) -> list[str]:
     facts = []
     for key, name in _ATTRIBUTES.items():
         value = span.tags.get(key)
@@ -191,13 +189,17 @@ def _facts(span: SpanView) -> list[str]:
         fact = f"{name}={_shortened(_value_text(key, value), _MAX_VALUE_CELLS)}"
         if fact not in facts:
             facts.append(fact)
+    links = dict.fromkeys(printable(link.trace_id)[:_LINK_DIGITS] for link in span.links)
+    facts += [f"trace={each}" for each in tuple(links)[:_MOST_LINKS]]
+    if len(links) > _MOST_LINKS:
+        facts.append(f"and {len(links) - _MOST_LINKS} traces more")
     return facts
 
 
 def _value_text(key: str, value: object) -> str:
     if key in _GRPC_STATUS:
         code = str(value)
-        return _CODES[int(code)] if code.isdecimal() and int(code) < len(_CODES) else code
+        return GRPC_CODES[int(code)] if code.isdecimal() and int(code) < len(GRPC_CODES) else code
     if key in _SECONDS_ATTRIBUTES and isinstance(value, int | float):
         return duration_text(value * 1e6)
     return printable(value)

@@ -24,10 +24,12 @@ from tidegate.mesh.v1 import mesh_pb2
 from tidegate.prometheus import PrometheusApi
 from tidegate.rollout.measures import MeasureKind
 from tidegate.router.sources.epochs import RolloutCounts
+from tidegate.router.sources.exemplars import Exemplars
 from tidegate.router.sources.gauges import read_gauges, with_gauges
 from tidegate.router.sources.record_streams import RecordStreams
 from tidegate.router.sources.request import StreamingMethods, read_request
-from tidegate.router.sources.source import Epoch, UnsupportedError, Watched
+from tidegate.router.sources.source import Epoch, Exemplar, UnsupportedError, Watched
+from tidegate.runtime import tracing
 from tidegate.runtime.logging import get_logger
 
 __all__ = ["AccessLogSource"]
@@ -95,7 +97,9 @@ class AccessLogSource:
         if before is not None and before.watched.host != watched.host:
             self.forget(key)
         self._gauge_problems.pop(key, None)
-        counts = self._rollouts[key] = RolloutCounts(watched)
+        # Without tracing of its own the router has no use for them.
+        exemplars = Exemplars(watched.measures) if tracing.is_on() else None
+        counts = self._rollouts[key] = RolloutCounts(watched, exemplars)
         host = self._hosts.get(watched.host)
         if host is None:
             gap = self._resumed.pop(watched.host, None)
@@ -138,6 +142,11 @@ class AccessLogSource:
         of_streams = self._streams.problem(counts.watched.host)
         problems = (of_streams, counts.problem, *self._gauge_problems.get(key, ()))
         return "; ".join(filter(None, problems))
+
+    def exemplars(self, key: str) -> tuple[Exemplar, ...]:
+        """Returns some traced calls that stand for what was counted; none without tracing."""
+        exemplars = self._rollouts[key].exemplars
+        return () if exemplars is None else exemplars.all()
 
     def forget(self, key: str) -> None:
         """Counts no longer for a rollout."""

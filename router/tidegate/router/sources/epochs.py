@@ -30,6 +30,7 @@ from tidegate.rollout.measures import Measure, MeasureKind
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.rollout.traffic import MatchKind
 from tidegate.router.sources.counting import VersionCounts, merged
+from tidegate.router.sources.exemplars import Exemplars
 from tidegate.router.sources.maturity import Maturity
 from tidegate.router.sources.pairing import Pair, Pairing
 from tidegate.router.sources.request import FinishedRequest
@@ -126,12 +127,15 @@ class RolloutCounts:
 
     Args:
         watched: What to count.
+        exemplars: Keeps some of the calls that count; None to keep none.
 
     Attributes:
         left_out: How many requests count nowhere, by the reason.
+        exemplars: The same.
     """
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: Watched, exemplars: Exemplars | None = None) -> None:
+        self.exemplars = exemplars
         self.left_out: Counter[LeftOut] = Counter()
         self._watched = watched
         self._versions = frozenset((watched.baseline, *watched.candidates))
@@ -208,6 +212,8 @@ class RolloutCounts:
     def begin_epoch(self, epoch: Epoch) -> None:
         """Begins an epoch, with the requests that started in it and have ended already."""
         self.begin_change(epoch.requested_s)
+        if self.exemplars is not None:
+            self.exemplars.begin_epoch()
         self._epochs.append(_EpochCounts(epoch))
         self._places = Places()
         early, self._early = self._early, deque()
@@ -274,6 +280,8 @@ class RolloutCounts:
             return
         if self._watched.mirrored:
             self._match(request)
+        if self.exemplars is not None:
+            self.exemplars.add(request)
         self._has_counted = True
         if self._watched.sticky is None:
             counts.of(request.version, request.start_s, self._measures).add(request)

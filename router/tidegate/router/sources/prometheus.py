@@ -34,7 +34,7 @@ from tidegate.rollout.measures import Measure, MeasureKind
 from tidegate.rollout.spec.objectives import Signal
 from tidegate.router.sources.counters import CounterReader, Increase
 from tidegate.router.sources.gauges import read_gauges, with_gauges
-from tidegate.router.sources.source import Epoch, UnsupportedError, Watched
+from tidegate.router.sources.source import Epoch, Exemplar, UnsupportedError, Watched
 from tidegate.runtime.logging import get_logger
 
 __all__ = ["EDGES_S", "SETTLE_S", "PrometheusSource", "problems_of"]
@@ -155,6 +155,11 @@ class PrometheusSource:
         """Whether there is something to take: only Prometheus knows."""
         del key
         return True
+
+    def exemplars(self, key: str) -> tuple[Exemplar, ...]:
+        """Returns none: Prometheus has counts, and no calls."""
+        del key
+        return ()
 
     def forget(self, key: str) -> None:
         """Counts no longer for a rollout."""

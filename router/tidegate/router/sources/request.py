@@ -55,6 +55,8 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         is_copy: Whether it is a mirrored copy.
         not_served: Whether a proxy knew no healthy server or no cluster for it.
         id: What a request and its copies have in common; empty if nothing.
+        trace_id: The trace that it belongs to; empty if it is not traced.
+        span_id: A span of it; empty if none is known.
     """
 
     version: str
@@ -79,6 +81,8 @@ class FinishedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     is_copy: bool = False
     not_served: bool = False
     id: str = ""
+    trace_id: str = ""
+    span_id: str = ""
 
     @property
     def callers_reason(self) -> bool:
@@ -160,6 +164,8 @@ def read_request(
         is_copy=record.mirrored,
         not_served=not NOT_SERVED_FLAGS.isdisjoint(record.response_flags),
         id=f"{trace_id}/{request_id}" if trace_id or request_id else "",
+        trace_id=trace_id,
+        span_id=record.span_id,
     )
 
 

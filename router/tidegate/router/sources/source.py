@@ -13,7 +13,7 @@ from tidegate.evidence.window import TrafficWindow
 from tidegate.rollout.measures import Measure
 from tidegate.rollout.traffic import Sticky
 
-__all__ = ["Epoch", "TrafficSource", "UnsupportedError", "Watched"]
+__all__ = ["Epoch", "Exemplar", "TrafficSource", "UnsupportedError", "Watched"]
 
 
 class UnsupportedError(TidegateError):
@@ -57,6 +57,24 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     shares: dict[str, float]
     requested_s: float
     since_s: float
+
+
+class Exemplar(msgspec.Struct, frozen=True, kw_only=True):
+    """A traced call that stands for others: one that failed an objective, or a slow one.
+
+    Attributes:
+        version: The subset that it went to.
+        trace_id: Its trace, in hexadecimal digits.
+        span_id: A span of it; empty if none is known.
+        start_s: When it began, in seconds since the epoch.
+        why: Why it was chosen: ``UNAVAILABLE``, ``latency 1.20 s``.
+    """
+
+    version: str
+    trace_id: str
+    span_id: str
+    start_s: float
+    why: str
 
 
 class TrafficSource(Protocol):
@@ -119,6 +137,10 @@ class TrafficSource(Protocol):
 
     def problem(self, key: str) -> str:
         """Says why evidence is missing now; empty if nothing is known to be missing."""
+        ...
+
+    def exemplars(self, key: str) -> "tuple[Exemplar, ...]":
+        """Returns some traced calls that stand for what was counted; none without tracing."""
         ...
 
     def forget(self, key: str) -> None:

@@ -233,6 +233,7 @@ def trace_response(
     *,
     finish_reasons: tuple[str, ...] = (),
     time_to_first_token_s: float | None = None,
+    queue_s: float | None = None,
 ) -> None:
     """Sets the attributes of the response on the current span.
 
@@ -241,6 +242,7 @@ def trace_response(
         output_tokens: Tokens of the answers.
         finish_reasons: Why each answer ended.
         time_to_first_token_s: Time from receipt to the first token.
+        queue_s: Time in the engine's queue.
     """
     span = trace.get_current_span()
     if not span.is_recording():
@@ -253,4 +255,6 @@ def trace_response(
         attributes["gen_ai.response.finish_reasons"] = finish_reasons
     if time_to_first_token_s is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = time_to_first_token_s
+    if queue_s is not None:
+        attributes["tidegate.queue_s"] = queue_s
     span.set_attributes(attributes)

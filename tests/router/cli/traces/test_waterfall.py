@@ -1,12 +1,15 @@
 """The waterfall in the terminal: golden text, and properties of any trace."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from rich.cells import cell_len
 
-from tidegate.cli.traces.span_tree import SpanView, TraceView, read_trace, rows
+from tidegate.cli.traces.span_tree import rows
 from tidegate.cli.traces.waterfall import duration_text, printable, time_text, waterfall
+from tidegate.trace_analysis.spans import Link, Span, Trace, read_trace
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 START_US = 1_764_000_000_000_000
@@ -20,7 +23,7 @@ MODEL = {
 
 
 def view(number, parent, service, operation, start_us, duration_us, **tags):
-    return SpanView(
+    return Span(
         span_id=f"{number:016x}",
         parent_id=f"{parent:016x}" if parent else "",
         service=service,
@@ -32,7 +35,7 @@ def view(number, parent, service, operation, start_us, duration_us, **tags):
 
 
 def drawn(*spans, width=80):
-    return waterfall(TraceView(TRACE_ID, spans), width).plain
+    return waterfall(Trace(TRACE_ID, spans), width).plain
 
 
 def test_call_of_the_vision_server_through_envoy():
@@ -88,6 +91,17 @@ SPAN                                    START     TIME  0                 2.40 s
   first token=52.3 ms  error=the engine died
 other orphan (its parent has not co…   1.20 s  50.0 ms              █"""
     )
+
+
+def test_traces_that_a_span_is_linked_to_are_named():
+    decided = view(1, 0, "tidegate-router", "Aborting", 0, 5)
+    links = [Link(f"{number:x}" * 32, "1" * 16) for number in (1, 1, 2)]
+    text = drawn(replace(decided, links=tuple(links)))
+    assert text.splitlines()[-1] == "  trace=1111111111111111  trace=2222222222222222"
+    many = replace(
+        decided, links=tuple(Link(f"{number:016}{0:016}", "1") for number in range(10, 20))
+    )
+    assert "and 2 traces more" in drawn(many)
 
 
 def test_wider_terminals_have_longer_bars_and_names():
@@ -161,14 +175,14 @@ def test_trace_of_jaeger_is_read():
 def test_children_stand_under_their_parents_in_their_order():
     spans = [view(4, 2, "s", "d", 3, 1), view(3, 1, "s", "c", 2, 1), view(2, 1, "s", "b", 1, 3)]
     spans.append(view(1, 0, "s", "a", 0, 9))
-    trace = TraceView(TRACE_ID, tuple(sorted(spans, key=lambda span: span.start_us)))
+    trace = Trace(TRACE_ID, tuple(sorted(spans, key=lambda span: span.start_us)))
     assert [(row.span.operation, row.last) for row in rows(trace)] == [
         *[("a", ()), ("b", (False,)), ("d", (False, True)), ("c", (True,))]
     ]
 
 
 def test_a_cycle_of_parents_is_opened():
-    trace = TraceView(TRACE_ID, (view(1, 2, "s", "a", 0, 1), view(2, 1, "s", "b", 1, 1)))
+    trace = Trace(TRACE_ID, (view(1, 2, "s", "a", 0, 1), view(2, 1, "s", "b", 1, 1)))
     assert [(row.span.operation, row.last) for row in rows(trace)] == [("a", ()), ("b", (True,))]
 
 
@@ -197,7 +211,7 @@ views = st.builds(
 @given(st.lists(views, max_size=12), st.integers(64, 200))
 def test_any_trace_is_drawn_whole_in_its_width(spans, width):
     ordered = tuple(sorted(spans, key=lambda span: span.start_us))
-    trace = TraceView(TRACE_ID, ordered)
+    trace = Trace(TRACE_ID, ordered)
     placed = rows(trace)
     assert sorted(id(row.span) for row in placed) == sorted(map(id, ordered))
     text = waterfall(trace, width).plain

@@ -35,7 +35,7 @@ def spans():
 def test_a_span_has_the_attributes_of_generative_ai(spans):
     sampling = Sampling(max_tokens=5, temperature=0.5, top_p=0.9, seed=7, stop=("x",))
     with inference_span(FACTS, "chat", sampling, streams=True):
-        trace_response(3, 5, finish_reasons=("length",), time_to_first_token_s=0.25)
+        trace_response(3, 5, finish_reasons=("length",), time_to_first_token_s=0.25, queue_s=0.125)
     (span,) = spans.get_finished_spans()
     assert span.name == "chat small"
     assert span.kind is SpanKind.INTERNAL
@@ -57,6 +57,7 @@ def test_a_span_has_the_attributes_of_generative_ai(spans):
         "gen_ai.usage.output_tokens": 5,
         "gen_ai.response.finish_reasons": ("length",),
         "gen_ai.response.time_to_first_chunk": 0.25,
+        "tidegate.queue_s": 0.125,
     }
 
 

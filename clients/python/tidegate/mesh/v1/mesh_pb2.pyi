@@ -1695,6 +1695,7 @@ class RequestRecord(_message.Message):
     TIME_TO_LAST_BYTE_FIELD_NUMBER: _builtins.int
     BY_HEADERS_FIELD_NUMBER: _builtins.int
     SERVER_SIDE_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
     proxy: _builtins.str
     """The proxy's node id."""
     host: _builtins.str
@@ -1738,6 +1739,10 @@ class RequestRecord(_message.Message):
     server_side: _builtins.bool
     """Whether the proxy beside the server logged the request, because its caller has no proxy that
     logs. The field proxy then names the server's proxy.
+    """
+    span_id: _builtins.str
+    """The id of the span of the proxy's last attempt, in hexadecimal; empty if the request is not
+    traced, or if the proxy does not log the header traceparent.
     """
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp:
@@ -1804,10 +1809,11 @@ class RequestRecord(_message.Message):
         time_to_last_byte: _duration_pb2.Duration | None = ...,
         by_headers: _builtins.bool = ...,
         server_side: _builtins.bool = ...,
+        span_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_time_to_last_byte", b"_time_to_last_byte", "_utilization", b"_utilization", "duration", b"duration", "grpc_status", b"grpc_status", "response_messages", b"response_messages", "start", b"start", "time_to_first_byte", b"time_to_first_byte", "time_to_last_byte", b"time_to_last_byte", "utilization", b"utilization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_time_to_last_byte", b"_time_to_last_byte", "_utilization", b"_utilization", "by_headers", b"by_headers", "cluster", b"cluster", "cookies", b"cookies", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "headers", b"headers", "host", b"host", "http_status", b"http_status", "method", b"method", "mirrored", b"mirrored", "model_version", b"model_version", "proxy", b"proxy", "proxy_timeout", b"proxy_timeout", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "response_messages", b"response_messages", "route", b"route", "server_side", b"server_side", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "time_to_last_byte", b"time_to_last_byte", "trace_id", b"trace_id", "trailers", b"trailers", "utilization", b"utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status", "_response_messages", b"_response_messages", "_time_to_first_byte", b"_time_to_first_byte", "_time_to_last_byte", b"_time_to_last_byte", "_utilization", b"_utilization", "by_headers", b"by_headers", "cluster", b"cluster", "cookies", b"cookies", "duration", b"duration", "endpoint", b"endpoint", "grpc_status", b"grpc_status", "headers", b"headers", "host", b"host", "http_status", b"http_status", "method", b"method", "mirrored", b"mirrored", "model_version", b"model_version", "proxy", b"proxy", "proxy_timeout", b"proxy_timeout", "request_bytes", b"request_bytes", "request_id", b"request_id", "response_bytes", b"response_bytes", "response_flags", b"response_flags", "response_messages", b"response_messages", "route", b"route", "server_side", b"server_side", "span_id", b"span_id", "start", b"start", "subset", b"subset", "time_to_first_byte", b"time_to_first_byte", "time_to_last_byte", b"time_to_last_byte", "trace_id", b"trace_id", "trailers", b"trailers", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__grpc_status: _TypeAlias = _typing.Literal["grpc_status"]  # noqa: Y015
     _WhichOneofArgType__grpc_status: _TypeAlias = _typing.Literal["_grpc_status", b"_grpc_status"]  # noqa: Y015

@@ -100,6 +100,7 @@ def record_message(record: RequestRecord) -> mesh_pb2.RequestRecord:
         response_bytes=record.response_bytes,
         model_version=record.model_version or "",
         trace_id=record.trace_id,
+        span_id=record.span_id,
         trailers=_short(record.trailers),
         route=record.route,
         by_headers=record.by_headers,

@@ -139,6 +139,8 @@ class Snapshot:
         servers: The processes of the servers and of the mesh. A server that restarts has two.
         ingress: The ports at which clients find the servers behind Envoy.
         traces_address: The HTTP address of the trace queries; ``None`` without a mesh.
+        collector: Where spans go instead, as the user's variables say: a URL, or ``none``; empty if
+            they go to the controller.
         restarts: The last restarts that somebody asked for.
         warnings: What is left out, and how to have it.
     """
@@ -150,6 +152,7 @@ class Snapshot:
     servers: tuple[ServerSnapshot, ...]
     ingress: tuple[IngressSnapshot, ...] = ()
     traces_address: str | None = None
+    collector: str = ""
     restarts: tuple[RestartSnapshot, ...] = ()
     warnings: tuple[str, ...] = ()
 

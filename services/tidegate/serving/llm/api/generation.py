@@ -287,6 +287,7 @@ def _accounted(
             builder.completion_tokens,
             finish_reasons=builder.finish_reasons,
             time_to_first_token_s=builder.time_to_first_token_s,
+            queue_s=builder.queue_s,
         )
         set_trailers(context, builder.trailers())
         report_load(context, pipeline.admission.load())

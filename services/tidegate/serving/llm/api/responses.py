@@ -204,6 +204,11 @@ class ResponseBuilder:
         return min(times, default=None)
 
     @property
+    def queue_s(self) -> float | None:
+        """Time of the first answer in the engine's queue; None until the engine tells one."""
+        return next((each.queue_s for each in self.answers if each.queue_s is not None), None)
+
+    @property
     def finish_reasons(self) -> tuple[str, ...]:
         """The finish reason of each answer."""
         return tuple(each.finish_reason for each in self.answers)
@@ -284,9 +289,8 @@ class ResponseBuilder:
         first_token_s = self.time_to_first_token_s
         if first_token_s is not None:
             trailers["tidegate-ttft-ms"] = f"{first_token_s * 1000:.3f}"
-        queues_s = [each.queue_s for each in self.answers if each.queue_s is not None]
-        if queues_s:
-            trailers["tidegate-queue-ms"] = f"{queues_s[0] * 1000:.3f}"
+        if self.queue_s is not None:
+            trailers["tidegate-queue-ms"] = f"{self.queue_s * 1000:.3f}"
         return trailers
 
     def _fill_logprobs(

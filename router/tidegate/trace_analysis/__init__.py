@@ -1,0 +1,1 @@
+"""Where the time of calls goes: traces in, a report out. Functions of values, without I/O."""
