@@ -23,7 +23,7 @@ SPAN = TimeRange(0.0, 900.0)
 LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 # What other programs export: Prometheus' client, Envoy with the tag of Istio's bootstrap, vLLM.
 PROCESS = {"process_cpu_seconds_total": (), "process_resident_memory_bytes": ()}
-# NVIDIA's exporter is not here; its names are those of its documentation.
+# NVIDIA's exporter is not here; its names are from memory, and no one has checked them.
 GPU_ROW = "GPU (with NVIDIA's exporter)"
 ENVOY_LABELS = ("cluster_name",)
 VLLM_LABELS = ("model_name", "engine")
